@@ -1,0 +1,49 @@
+"""Measure the energy, latency and memory of LLM inference as pytest tests.
+
+The public names are imported when they are first used, so that loading the plugin costs an ordinary pytest run
+nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_llem.api import run_experiment as run_experiment
+    from pytest_llem.api import run_study as run_study
+    from pytest_llem.measurement.orchestrator import ExperimentOrchestrator as ExperimentOrchestrator
+    from pytest_llem.results.models import ExperimentResult as ExperimentResult
+    from pytest_llem.results.models import StudyResult as StudyResult
+    from pytest_llem.study.config import ExperimentConfig as ExperimentConfig
+    from pytest_llem.study.loading import StudyConfig as StudyConfig
+    from pytest_llem.study.loading import load_study as load_study
+    from pytest_llem.study.problems import StudyError as StudyError
+
+_HOMES = {
+    "ExperimentConfig": "pytest_llem.study.config",
+    "ExperimentOrchestrator": "pytest_llem.measurement.orchestrator",
+    "ExperimentResult": "pytest_llem.results.models",
+    "StudyConfig": "pytest_llem.study.loading",
+    "StudyError": "pytest_llem.study.problems",
+    "StudyResult": "pytest_llem.results.models",
+    "load_study": "pytest_llem.study.loading",
+    "run_experiment": "pytest_llem.api",
+    "run_study": "pytest_llem.api",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pytest-llem")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

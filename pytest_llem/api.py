@@ -1,0 +1,95 @@
+"""The library: studies and experiments without a pytest command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.results.models import ExperimentResult, StudyResult
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.loading import load_study
+
+
+class StudyRunError(RuntimeError):
+    """pytest ended without a StudyResult; the message ends with what it said."""
+
+
+def run_study(
+    path: str | Path,
+    *,
+    select: str | None = None,
+    results_dir: str | Path = "results",
+    model_path: Sequence[str | Path] = (),
+    pytest_args: Sequence[str] = (),
+    quiet: bool = False,
+) -> StudyResult:
+    """Run a study as ``pytest PATH -p llem`` would, in a pytest process of its own, and return its result.
+
+    A failed experiment raises nothing: look at ``result.summary.failed`` and ``result.experiments``.
+
+    Args:
+        path: The study file.
+        select: A ``-k`` expression, such as ``"batch_size=8"``.
+        results_dir: Where the study's results folder goes, relative to the current directory.
+        model_path: Folders that hold models by name, looked in before the Hugging Face hub; empty leaves it to
+            the ini option ``llem_model_path``.
+        pytest_args: Further arguments for pytest.
+        quiet: Keep pytest's output to itself.
+
+    Raises:
+        StudyError: The study file is wrong.
+        StudyRunError: pytest ended before there was a result.
+    """
+    path = Path(path).resolve()
+    study = load_study(path)
+    results = Path(results_dir).resolve()
+    run_id = uuid.uuid4().hex[:12]
+    command = [sys.executable, "-m", "pytest", str(path), "-p", "llem"]
+    command += ["--llem-results-dir", str(results), "--llem-run-id", run_id]
+    if select is not None:
+        command += ["-k", select]
+    if model_path:
+        # ini lists of paths are split as a shell splits words.
+        folders = " ".join(f"'{Path(folder).resolve()}'" for folder in model_path)
+        command += ["-o", f"llem_model_path={folders}"]
+    done = subprocess.run(
+        [*command, *pytest_args],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if quiet else None,
+        stderr=subprocess.STDOUT if quiet else None,
+        text=True,
+        check=False,
+    )
+    file = results / f"{study.name}_{run_id}" / "study_result.json"
+    if not file.is_file():
+        said = f":\n{done.stdout}" if done.stdout else ", see its output above"
+        raise StudyRunError(f"pytest ended with status {done.returncode} and left no result{said}")
+    return StudyResult.load(file)
+
+
+def run_experiment(
+    config: ExperimentConfig | Mapping[str, Any], *, model_path: Sequence[str | Path] = ()
+) -> ExperimentResult:
+    """Run one experiment in this process and return its result.
+
+    Nothing isolates it: what ran here before can show in its figures. ``run_study`` isolates.
+
+    Args:
+        config: The experiment, or its fields.
+        model_path: Folders that hold models by name, looked in before the Hugging Face hub.
+
+    Raises:
+        pydantic.ValidationError: *config* is no valid experiment.
+        PreflightError: Something it needs is not there; the message says what.
+    """
+    from pytest_llem.backends.protocol import EngineContext
+    from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+
+    if not isinstance(config, ExperimentConfig):
+        config = ExperimentConfig.model_validate(config)
+    context = EngineContext(model_path=tuple(map(Path, model_path)))
+    return ExperimentOrchestrator(config, context=context).run().result

@@ -1,0 +1,92 @@
+"""Where a model comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.backends.protocol import ModelNotFoundError
+from pytest_llem.backends.tiny_llama import NAME, tiny_llama
+
+BUILTIN = "builtin:"
+
+#: What is downloaded of a hub model: weights in the format transformers prefers, and all that is small.
+DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        location: What to hand to ``from_pretrained``: a folder, or a hub id.
+        kind: ``local``, ``builtin``, ``model_path`` or ``hub``.
+        random_weights: The weights are no trained model's.
+    """
+
+    location: str
+    kind: str
+    random_weights: bool = False
+
+
+def resolve_model(name: str, model_path: Sequence[Path], revision: str | None = None) -> ModelSource:
+    """Find *name*: an existing local folder, a builtin, a folder of that name under *model_path*, the hub.
+
+    A hub model is downloaded here. Its configuration comes first, so that a name that leads nowhere is known
+    before anything else is done.
+
+    Raises:
+        ModelNotFoundError: It is nowhere to be had; the message says where it was looked for.
+    """
+    if name.startswith(BUILTIN):
+        if name != BUILTIN + NAME:
+            raise ModelNotFoundError(f"model {name!r} not found: the only builtin is {BUILTIN}{NAME}")
+        return ModelSource(str(tiny_llama()), "builtin", random_weights=True)
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return ModelSource(str(local), "local")
+    for directory in model_path:
+        if (directory / name).is_dir():
+            return ModelSource(str(directory / name), "model_path")
+    searched = [f"no folder {local}"]
+    searched.append(
+        "none of that name under llem_model_path (" + ", ".join(map(str, model_path)) + ")"
+        if model_path
+        else "llem_model_path is not set"
+    )
+    refusal = _hub_refusal(name, revision)
+    if refusal:
+        raise ModelNotFoundError(f"model {name!r} not found: {'; '.join([*searched, refusal])}")
+    return ModelSource(name, "hub")
+
+
+def _hub_refusal(name: str, revision: str | None) -> str | None:
+    """Return why the Hugging Face hub does not have *name*, or None if it, or its cache, does."""
+    from huggingface_hub import constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+                return None
+            return "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
+        hf_hub_download(name, "config.json", revision=revision)
+        snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED)
+    except HFValidationError:
+        return "no name of a hub model either (expected owner/name)"
+    except GatedRepoError:
+        return "gated on the Hugging Face hub (accept its terms there and set HF_TOKEN)"
+    except RevisionNotFoundError:
+        return f"the Hugging Face hub has it, but no revision {revision!r}"
+    except RepositoryNotFoundError:
+        return "not on the Hugging Face hub, or private (then set HF_TOKEN)"
+    except Exception as error:  # what is left is the network's: a dozen types over as many libraries
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return f"the Hugging Face hub could not be asked ({type(error).__name__}: {reason[0][:200]})"
+    return None

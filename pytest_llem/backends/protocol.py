@@ -1,0 +1,125 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pytest_llem.results.models import EngineRecord
+from pytest_llem.study.config import ExperimentConfig
+
+
+class PreflightError(Exception):
+    """Something the experiment needs is not there. The message says what, in one line, and what to do."""
+
+
+class ModelNotFoundError(PreflightError):
+    """A model that cannot be had; the message says where it was looked for."""
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What an engine may know beside its configuration.
+
+    Attributes:
+        model_path: Folders that hold models by name (the ini option ``llem_model_path``).
+    """
+
+    model_path: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """What became of one prompt.
+
+    Attributes:
+        input_tokens: Without padding.
+        output_ids: Up to and including the end of the sequence, without padding.
+        ttft_s: From the generate call to the first token, in seconds; null where the engine cannot tell.
+        itl_s: Between each token and the next, in seconds; one fewer than ``output_ids``, or empty where the
+            engine cannot tell.
+        e2e_s: From the generate call to the last token, in seconds; null where the engine cannot tell.
+    """
+
+    input_tokens: int
+    output_ids: Sequence[int]
+    ttft_s: float | None = None
+    itl_s: Sequence[float] = field(default_factory=tuple)
+    e2e_s: float | None = None
+
+
+class Engine(Protocol):
+    """Runs a model. Found by name under the entry-point group ``pytest_llem.backends``, and made as
+    ``Engine(config, context)`` in the experiment's own process, where alone it may import what it needs.
+
+    The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
+    ``requests`` it does nothing but generate; everything else happens outside the measured window.
+    """
+
+    #: UUIDs of the GPUs it runs on, empty on a CPU. Known from the start.
+    gpus: Sequence[str]
+
+    #: Why its requests have no latencies; null where they do.
+    no_latency: str | None
+
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        """Import what is needed and choose the device.
+
+        Raises:
+            PreflightError: It cannot run here.
+        """
+
+    def fetch(self) -> None:
+        """Find the model and bring its files to this machine. Neither timed nor metered.
+
+        Raises:
+            PreflightError: The model cannot be had.
+        """
+
+    def load(self) -> None:
+        """Load the model.
+
+        Raises:
+            PreflightError: Something that loading it needs is not installed.
+        """
+
+    def describe(self) -> EngineRecord:
+        """Return what runs, as it is after ``load``."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a prompt, special tokens included."""
+
+    def vocabulary(self) -> Sequence[int]:
+        """Return the token ids a synthetic prompt may hold: no special ones."""
+
+    def prepare(self, prompts: Sequence[Sequence[int]]) -> Sequence[Any]:
+        """Return the batches of a pass, ready on the device."""
+
+    def positions(self, batch: Any) -> int:
+        """Return the input positions of *batch*, padding included."""
+
+    def seed(self, seed: int) -> None:
+        """Seed everything random in the engine."""
+
+    def generate(self, batch: Any) -> Any:
+        """Generate for one batch and return what :meth:`requests` needs. May return before the device is done."""
+
+    def synchronize(self) -> None:
+        """Return when the device has nothing left to do."""
+
+    def requests(self, batch: Any, generated: Any) -> list[RequestRecord]:
+        """Return what became of each prompt of *batch*; called outside the window."""
+
+    def model_memory_bytes(self) -> int | None:
+        """Return the size of weights and buffers."""
+
+    def reset_peak_memory(self) -> None:
+        """Start watching for the largest memory use."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the largest memory use since ``reset_peak_memory``."""
+
+    def close(self) -> None:
+        """Let go of the model."""

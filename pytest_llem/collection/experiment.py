@@ -1,0 +1,93 @@
+"""What a study's test items do: run one experiment in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
+from pytest_llem.options import STUDIES, Settings
+from pytest_llem.results.models import ErrorRecord, Identity
+from pytest_llem.study.loading import Experiment, StudyConfig
+
+#: What an item's experiment came to: plain data that rides on the report to the recorder.
+PAYLOAD = pytest.StashKey[dict[str, Any]]()
+
+#: Where on the report it rides.
+REPORT_ATTRIBUTE = "llem"
+
+#: Figures that go into the report's user properties, and so into JUnit XML.
+PROPERTIES = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms", "seconds", "energy_j")
+
+
+def run_experiment_item(planned: Experiment, request: pytest.FixtureRequest) -> None:
+    # The body of every study item; it bears the name ``experiment`` and the study's place (collection.items).
+    run_item(planned, request.node)
+
+
+def run_item(planned: Experiment, item: pytest.Item) -> None:
+    """Run *planned*, keep what came of it for the report, and fail the item where it failed."""
+    assert item.parent is not None
+    study = item.config.stash[STUDIES][item.parent.nodeid]
+    outcome = run_isolated(_job(study, planned, item.config), timeout=study.execution.experiment_timeout_seconds)
+    item.stash[PAYLOAD] = payload(planned, outcome)
+    if outcome.output.strip():
+        item.add_report_section("call", "experiment output", outcome.output)
+    if outcome.error is not None:
+        pytest.fail(explain(outcome.error), pytrace=False)
+
+
+def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
+    point = planned.point
+    identity = Identity(
+        experiment_id=planned.id,
+        config_hash=point.config_hash,
+        study_design_hash=study.design_hash,
+        axes=point.axes,
+        cycle=planned.cycle,
+    )
+    return Job(
+        identity=identity.model_dump(mode="json"),
+        config=point.config.model_dump(mode="json"),
+        directory=str(study.path.parent),
+        model_path=[str(folder) for folder in Settings.from_config(config).model_path],
+    )
+
+
+def payload(planned: Experiment, outcome: Outcome) -> dict[str, Any]:
+    """Return *outcome* as what may cross from an xdist worker to the controller."""
+    return {
+        "experiment_id": planned.id,
+        "result": outcome.result,
+        "files": outcome.files,
+        "error": outcome.error.model_dump(mode="json") if outcome.error else None,
+        "worker": os.environ.get("PYTEST_XDIST_WORKER"),
+    }
+
+
+def explain(error: ErrorRecord) -> str:
+    """Return what a person is told about a failed experiment."""
+    phase = f" while {error.phase}" if error.phase and error.kind != "preflight" else ""
+    text = f"{error.kind}{phase}: {error.message}"
+    if error.kind in ("exception", "oom"):
+        text = f"{error.kind}{phase}: {error.type}: {error.message}"
+    return f"{text}\n\n{error.traceback}" if error.traceback else text
+
+
+def attach_payload(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Put what came of *item*'s experiment on its report, as plain JSON, with its main figures as properties."""
+    found = item.stash.get(PAYLOAD, None)
+    if found is None:
+        return
+    del item.stash[PAYLOAD]
+    setattr(report, REPORT_ATTRIBUTE, found)
+    if found["result"]:
+        metrics = json.loads(found["result"])["metrics"]
+        report.user_properties += [
+            (f"llem_{name}", metrics[name]["value"]) for name in PROPERTIES if metrics[name]["value"] is not None
+        ]
+        method = metrics["energy_j"]["method"]
+        report.user_properties.append(("llem_energy_method", method))

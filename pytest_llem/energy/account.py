@@ -1,0 +1,117 @@
+"""The meters of one experiment, and the one figure they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pytest_llem import registry
+from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, Reading
+from pytest_llem.results.metrics import Method, weakest
+
+
+@dataclass(frozen=True)
+class Total:
+    """Energy over one boundary. ``energy_j`` is null, with a reason, where any part of it could not be had."""
+
+    energy_j: float | None
+    method: Method
+    source: str | None = None
+    boundary: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """What all meters saw over one window.
+
+    Attributes:
+        devices: Every device of every meter.
+        total: The sum over the boundary that ``energy_j`` stands for: GPU boards where the engine runs on
+            GPUs and they can be read, else CPU packages with their memory.
+        seconds: What the meter of that boundary covers.
+        tick_seconds: Of its counter, where it moves in ticks.
+    """
+
+    devices: tuple[DeviceReading, ...]
+    total: Total
+    seconds: float | None = None
+    tick_seconds: float | None = None
+
+    def over(self, boundary: str) -> Total:
+        """Return the sum over the devices of one boundary."""
+        parts = [device for device in self.devices if device.boundary == boundary]
+        if not parts:
+            return Total(None, "unavailable", boundary=boundary, reason=f"no meter read {boundary}")
+        return _sum(parts)
+
+
+@dataclass
+class Meters:
+    """The open meters of one experiment.
+
+    Attributes:
+        refusals: Why the others could not be opened, by name.
+    """
+
+    meters: list[Meter] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, backend: str | None, gpus: Sequence[str]) -> Meters:
+        """Open what ``energy.backend`` asks for.
+
+        Args:
+            backend: ``auto`` (all that can measure, an estimate only where none can), a meter's name, or None.
+            gpus: UUIDs of the GPUs the engine runs on.
+        """
+        opened = cls()
+        if backend is None:
+            opened.refusals["energy"] = "switched off by energy.backend"
+        elif backend == "auto":
+            for name in ("nvml", "rapl") if gpus else ("rapl",):  # a GPU's board before the CPU that feeds it
+                opened._try(name, gpus)
+            if not opened.meters:
+                opened._try("estimate", gpus)
+        else:
+            opened._try(backend, gpus)
+        return opened
+
+    def _try(self, name: str, gpus: Sequence[str]) -> None:
+        try:
+            meter: Meter = registry.load(registry.METERS, name)()
+            meter.open(gpus)
+        except (MeterUnavailableError, LookupError, ImportError) as error:
+            self.refusals[name] = str(error)
+        else:
+            self.meters.append(meter)
+
+    def begin(self) -> None:
+        """Start a window on every meter; the one that decides starts last, closest to the work."""
+        for meter in reversed(self.meters):
+            meter.begin()
+
+    def end(self) -> Account:
+        """End the window on every meter, the one that decides first."""
+        readings = [meter.end() for meter in self.meters]
+        devices = tuple(device for reading in readings for device in reading.devices)
+        if not readings:
+            reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items())
+            return Account(devices, Total(None, "unavailable", reason=reason))
+        deciding: Reading = readings[0]
+        return Account(devices, _sum(deciding.devices), deciding.seconds, deciding.tick_seconds)
+
+    def close(self) -> None:
+        """Close every meter."""
+        while self.meters:
+            self.meters.pop().close()
+
+
+def _sum(parts: Sequence[DeviceReading]) -> Total:
+    boundary = "+".join(dict.fromkeys(part.boundary for part in parts))
+    source = "+".join(dict.fromkeys(part.source for part in parts))
+    missing = [f"{part.device}: {part.reason}" for part in parts if part.energy_j is None]
+    if missing:
+        return Total(None, "unavailable", source, boundary, "; ".join(missing))
+    total = sum(part.energy_j for part in parts if part.energy_j is not None)
+    return Total(total, weakest(part.method for part in parts) or "unavailable", source, boundary)

@@ -1,0 +1,48 @@
+"""CPU energy where nothing can be measured: a model, and labelled as one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Reading
+
+#: Power of one busy hardware thread, in W: the average maximum per vCPU over a cloud provider's x86 servers
+#: in the methodology of Cloud Carbon Footprint.
+WATTS_PER_BUSY_THREAD = 3.5
+
+
+class EstimateMeter:
+    """CPU seconds of this process × :data:`WATTS_PER_BUSY_THREAD`.
+
+    Good to a factor of two or three, blind to memory, idle power and everything but this process. It can tell
+    that one setup keeps the CPU busier than another, and nothing finer.
+    """
+
+    def __init__(self) -> None:
+        self._cpu_s = 0.0
+        self._began = 0.0
+
+    def open(self, gpus: Sequence[str]) -> None:
+        if gpus:
+            raise MeterUnavailableError("the estimate knows CPUs only, and the engine runs on a GPU")
+
+    def begin(self) -> None:
+        self._cpu_s = _cpu_seconds()
+        self._began = time.monotonic()
+
+    def end(self) -> Reading:
+        energy_j = (_cpu_seconds() - self._cpu_s) * WATTS_PER_BUSY_THREAD
+        seconds = time.monotonic() - self._began
+        return Reading(
+            (DeviceReading("process", "cpu_package", energy_j, "estimated", "cpu_time_model"),), seconds
+        )
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -1,0 +1,17 @@
+"""Hooks that pytest-llem calls. Implement them in a ``conftest.py`` or a plugin, as any pytest hook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llem.results.models import ExperimentResult, StudyResult
+
+
+def pytest_llem_experiment_finished(result: ExperimentResult) -> None:
+    """An experiment has a result, and it is saved. Called in the controller, never in an xdist worker."""
+
+
+def pytest_llem_study_finished(study_result: StudyResult, directory: Path) -> None:
+    """A study has ended, and ``study_result.json`` is in *directory*. Called in the controller."""

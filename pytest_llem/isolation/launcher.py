@@ -1,0 +1,208 @@
+"""One experiment, one freshly spawned process: started, waited for, ended whole, and its outcome collected."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pytest_llem.isolation import worker
+from pytest_llem.isolation.output import CappedOutput
+from pytest_llem.results.models import ErrorRecord
+
+#: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.
+REAP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an experiment's process is told.
+
+    Attributes:
+        identity: An Identity, as plain data.
+        config: An ExperimentConfig, as plain data.
+        directory: What a dataset's path is relative to.
+        model_path: Folders that hold models by name.
+    """
+
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    directory: str
+    model_path: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back: a result, or an error.
+
+    Attributes:
+        result: An ExperimentResult as JSON text, or None.
+        files: What goes beside the result, text by suffix (``requests.csv``).
+        error: Why there is no result, or None.
+        output: What the process wrote to standard output and standard error, head and tail.
+    """
+
+    result: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    error: ErrorRecord | None = None
+    output: str = ""
+
+
+def run_isolated(
+    job: Job, *, timeout: float | None = None, on_phase: Callable[[str], None] = lambda phase: None
+) -> Outcome:
+    """Run *job* in a process of its own and return what came of it. Sleeps meanwhile.
+
+    Whatever happens, here or there, no process of the job's group is left when this returns or raises.
+
+    Args:
+        job: The experiment.
+        timeout: End it after this many seconds; None for never.
+        on_phase: Called with each phase as it begins there.
+    """
+    attempt = Path(tempfile.mkdtemp(prefix="llem-"))
+    try:
+        (attempt / worker.JOB).write_text(json.dumps(vars(job)), encoding="utf-8")
+        child = _Child(attempt)
+        try:
+            timed_out = child.wait(timeout, on_phase)
+        finally:
+            exit_code = child.end()
+        return _collect(attempt, child, exit_code, timeout if timed_out else None)
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
+
+
+class _Child:
+    """A running worker and the reading ends of its pipes."""
+
+    def __init__(self, attempt: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._events, events = context.Pipe(duplex=False)
+        self._output, output = context.Pipe(duplex=False)
+        self.phase = "starting"
+        self.output = CappedOutput()
+        self._process: SpawnProcess = context.Process(
+            target=worker.main, args=(str(attempt), events, output, os.getpid()), name="llem-experiment"
+        )
+        with _bare_main():
+            self._process.start()
+        # Ours to close, or their ends would never be seen.
+        events.close()
+        output.close()
+        os.set_blocking(self._output.fileno(), False)
+        self._ended = _exit_handle(self._process)
+
+    def wait(self, timeout: float | None, on_phase: Callable[[str], None]) -> bool:
+        """Sleep until the process has ended, reading what it says. Return whether the time was up first."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        sources: list[int | Connection] = [self._ended, self._events, self._output]
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = wait(sources, left)
+            if self._output in ready and not self._drain():
+                sources.remove(self._output)
+            if self._events in ready and not self._hear(on_phase):
+                sources.remove(self._events)
+            if self._ended in ready:
+                return False
+            if not ready and left == 0:
+                return True
+
+    def end(self) -> int | None:
+        """Kill the whole group, reap the process and return its exit code."""
+        pid = self._process.pid
+        assert pid is not None
+        # Before reaping: until then the id cannot be anybody else's.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
+        self._process.join(REAP_SECONDS)
+        self._drain()
+        for connection in (self._events, self._output):
+            connection.close()
+        if self._ended != self._process.sentinel:
+            os.close(self._ended)
+        return self._process.exitcode
+
+    def _drain(self) -> bool:
+        """Take what output there is. Return whether more may come."""
+        with suppress(BlockingIOError):
+            while chunk := os.read(self._output.fileno(), 1 << 16):
+                self.output.write(chunk)
+            return False
+        return True
+
+    def _hear(self, on_phase: Callable[[str], None]) -> bool:
+        """Take one event. Return whether more may come."""
+        try:
+            self.phase = str(json.loads(self._events.recv_bytes(1 << 16))["phase"])
+        except (EOFError, OSError):
+            return False
+        except (ValueError, TypeError, KeyError):  # not one of ours: the result will tell
+            return True
+        on_phase(self.phase)
+        return True
+
+
+def _exit_handle(process: SpawnProcess) -> int:
+    """Return what becomes readable when the process ends.
+
+    multiprocessing's sentinel is a pipe that a forked grandchild keeps open, so a pidfd where there is one.
+    """
+    assert process.pid is not None
+    with suppress(AttributeError, OSError):
+        return os.pidfd_open(process.pid)
+    return process.sentinel
+
+
+@contextmanager
+def _bare_main() -> Iterator[None]:
+    """Hide ``__main__`` for a moment: spawn would run it again in the child, and ours is pytest."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _collect(attempt: Path, child: _Child, exit_code: int | None, timeout: float | None) -> Outcome:
+    output = child.output.text()
+    result, error = attempt / worker.RESULT, attempt / worker.ERROR
+    if result.is_file():  # whole, or it would not bear that name: it counts, however the process ended
+        files = {worker.REQUESTS: (attempt / worker.REQUESTS).read_text(encoding="utf-8")}
+        return Outcome(result.read_text(encoding="utf-8"), files, output=output)
+    if error.is_file():
+        record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))
+    elif timeout is not None:
+        record = ErrorRecord(
+            kind="timeout", type="Timeout", message=f"not done after {timeout:g} s", phase=child.phase
+        )
+    else:
+        name, message = _ending(exit_code)
+        record = ErrorRecord(kind="crash", type=name, message=message, phase=child.phase)
+    return Outcome(error=record, output=output)
+
+
+def _ending(exit_code: int | None) -> tuple[str, str]:
+    if exit_code is None:
+        return "Unkillable", f"the process did not go within {REAP_SECONDS:g} s of SIGKILL"
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        return name, f"the process was ended by {name}"
+    return "Exit", f"the process ended with status {exit_code} and left no result"

@@ -1,0 +1,80 @@
+"""Per-request records: latencies, token counts, and the file that keeps them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.results.metrics import PERCENTILES, Metric, metric
+from pytest_llem.results.statistics import percentile
+
+COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests of a window.
+
+    Attributes:
+        passes: For each pass, a record for each prompt, in the prompts' order.
+        no_latency: Why they have no latencies; null where they do.
+    """
+
+    passes: Sequence[Sequence[RequestRecord]]
+    no_latency: str | None = None
+
+    @property
+    def input_tokens(self) -> int:
+        """Input tokens of a pass."""
+        return sum(request.input_tokens for request in self.passes[0])
+
+    @property
+    def output_tokens(self) -> float:
+        """Output tokens of a pass; their mean where passes differ."""
+        return statistics.fmean(sum(len(request.output_ids) for request in one) for one in self.passes)
+
+    def output_digest(self) -> str:
+        """Return the SHA-256 of the first pass's output ids."""
+        text = ";".join(",".join(map(str, request.output_ids)) for request in self.passes[0])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def latency_metrics(self) -> dict[str, Metric]:
+        """Return TTFT, ITL and E2E percentiles over all requests of the window, in ms."""
+        everyone = [request for one in self.passes for request in one]
+        samples = {
+            "ttft": [request.ttft_s for request in everyone if request.ttft_s is not None],
+            "itl": [gap for request in everyone for gap in request.itl_s],
+            "e2e": [request.e2e_s for request in everyone if request.e2e_s is not None],
+        }
+        return {
+            (name := f"{kind}_p{p}_ms"): metric(name, percentile(values, p) * 1000)
+            if values
+            else metric(name, None, reason=self.no_latency or "no request has a second token")
+            for kind, values in samples.items()
+            for p in PERCENTILES
+        }
+
+    def to_csv(self) -> str:
+        """Return one line a request; an absent figure is an empty cell."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(self._rows())
+        return text.getvalue()
+
+    def _rows(self) -> Iterator[Sequence[object]]:
+        for number, one in enumerate(self.passes, 1):
+            for index, request in enumerate(one):
+                itl = statistics.fmean(request.itl_s) if request.itl_s else None
+                yield (
+                    number,
+                    index,
+                    request.input_tokens,
+                    len(request.output_ids),
+                    *("" if s is None else f"{s * 1000:.4f}" for s in (request.ttft_s, itl, request.e2e_s)),
+                )

@@ -1,0 +1,139 @@
+"""pytest's hooks; each calls into a room of its own.
+
+This module is loaded in every pytest run of its environment, so it imports nothing but pytest and the standard
+library until a study is collected.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llem.options import STUDIES, Settings, add_options
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
+YAML_SUFFIXES = (".yaml", ".yml")
+
+#: Name under which the recorder is registered.
+_RECORDER = "llem-recorder"
+
+#: The axes that the -k expression names.
+_SELECTED_AXES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_llem import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    Settings.from_config(config)  # a wrong option is told before anything is collected
+    if "=" in (expression := config.getoption("keyword", "") or ""):
+        from pytest_llem.collection.selection import rewrite
+
+        config.option.keyword, config.stash[_SELECTED_AXES] = rewrite(expression)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(
+    file_path: Path, parent: pytest.Collector
+) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    collected = yield
+    if file_path.suffix not in YAML_SUFFIXES or any(collected):
+        return collected  # not ours, or already another plugin's
+    named = parent.session.isinitpath(file_path)
+    if named or any(fnmatch.fnmatch(file_path.name, one) for one in Settings.from_config(parent.config).files):
+        from pytest_llem.collection.items import StudyFile
+
+        study_file: StudyFile = StudyFile.from_parent(parent, path=file_path)
+        study_file.named = named
+        collected.append(study_file)
+    return collected
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    from_studies = _studies(config)
+    named = config.stash.get(_SELECTED_AXES, [])
+    if named and not session.testsfailed:
+        from pytest_llem.collection.selection import unknown_axes
+
+        if unknown := unknown_axes(named, from_studies.values()):
+            raise pytest.UsageError(f"-k: no collected study has an axis {', '.join(unknown)}")
+    yield
+    if from_studies:
+        from pytest_llem.collection.items import restore_run_order
+
+        restore_run_order(items)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    if config.get_verbosity() < 0:
+        return []
+    return _plan_lines(_studies(config).values())
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    if _studies(config) and not hasattr(config, "workerinput"):
+        _record(config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
+    config = node.config
+    if any("::experiment[" in one for one in ids) and not config.pluginmanager.has_plugin(_RECORDER):
+        recorder = _record(config, ids)
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if recorder and reporter and config.get_verbosity() >= 0:
+            reporter.ensure_newline()
+            for line in _plan_lines(recorder.studies):
+                reporter.write_line(line)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.when == "call" and _studies(item.config):
+        from pytest_llem.collection.experiment import attach_payload
+
+        attach_payload(item, report)
+    return report
+
+
+def _studies(config: pytest.Config) -> dict[str, Any]:
+    """Return the studies collected so far, by node id of their file, without importing anything for it."""
+    return config.stash.get(STUDIES, {})
+
+
+def _plan_lines(studies: Any) -> list[str]:
+    from pytest_llem.reporting.terminal import plan_line
+
+    return [plan_line(study) for study in studies]
+
+
+def _record(config: pytest.Config, node_ids: list[str]) -> Any:
+    """Start recording, unless nothing is going to run."""
+    if config.option.collectonly:
+        return None
+    from pytest_llem.reporting.recorder import Recorder
+
+    recorder = Recorder.start(config, node_ids)
+    if recorder is not None:
+        config.pluginmanager.register(recorder, _RECORDER)
+    return recorder

@@ -1,0 +1,151 @@
+"""One study while it runs: its directory, its manifest, and at the end its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.results.environment import host_environment, package_version
+from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
+from pytest_llem.results.models import (
+    ErrorRecord,
+    ExperimentResult,
+    Manifest,
+    ManifestEntry,
+    StudyResult,
+    StudyStatus,
+)
+from pytest_llem.results.study_result import build_study_result
+from pytest_llem.study.loading import Experiment, StudyConfig
+
+
+@dataclass
+class StudyRun:
+    """A study's results directory and what is written there.
+
+    Attributes:
+        study: What is run.
+        directory: Its results directory, made for this run.
+        selected: The experiments that are to run, by node id.
+        writer: Of the manifest.
+        result: The StudyResult, once the study has ended.
+    """
+
+    study: StudyConfig
+    directory: Path
+    selected: dict[str, Experiment]
+    writer: ManifestWriter
+    result: StudyResult | None = None
+
+    @classmethod
+    def open(
+        cls, study: StudyConfig, file: str, node_ids: Iterable[str], results_dir: Path, stamp: str
+    ) -> StudyRun:
+        """Make the results directory and write the first manifest.
+
+        Args:
+            study: What is run.
+            file: Node id of its file.
+            node_ids: Of the experiments that are to run; the study's others are deselected.
+            results_dir: Where the directory goes.
+            stamp: Ends its name.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        by_node = {f"{file}::experiment[{experiment.id}]": experiment for experiment in study.experiments}
+        wanted = set(node_ids)
+        selected = {node_id: one for node_id, one in by_node.items() if node_id in wanted}
+        running = {experiment.id for experiment in selected.values()}
+        directory = _make_directory(results_dir, f"{study.name}_{stamp}")
+        write_atomically(directory / "study.yaml", study.text)
+        entries = [
+            ManifestEntry(
+                experiment_id=experiment.id,
+                config_hash=experiment.point.config_hash,
+                config_summary=experiment.point.id,
+                cycle=experiment.cycle,
+                status="pending" if experiment.id in running else "deselected",
+            )
+            for experiment in study.experiments
+        ]
+        manifest = Manifest(
+            study_name=study.name,
+            study_design_hash=study.design_hash,
+            pytest_llem_version=package_version("pytest-llem") or "unknown",
+            started_at=now(),
+            total_experiments=len(running),
+            environment=host_environment(),
+            experiments=entries,
+        )
+        return cls(study, directory, selected, ManifestWriter(directory, manifest))
+
+    @property
+    def entries(self) -> list[ManifestEntry]:
+        """The manifest's entries, in run order."""
+        return self.writer.manifest.experiments
+
+    def started(self, experiment: Experiment) -> None:
+        self.writer.running(experiment.id)
+
+    def completed(self, experiment: Experiment, payload: dict[str, Any]) -> ExperimentResult:
+        """Save an experiment's result.
+
+        Raises:
+            OSError: It could not be saved.
+        """
+        result = ExperimentResult.model_validate_json(payload["result"])
+        device = ", ".join(result.engine.device_names) or result.engine.device
+        self.writer.completed(
+            experiment.id, payload["result"], payload["files"], worker=payload["worker"], device=device
+        )
+        return result
+
+    def failed(self, experiment: Experiment, error: ErrorRecord, worker: str | None = None) -> None:
+        self.writer.failed(experiment.id, error, worker=worker)
+
+    def unsaved(self, experiment: Experiment, reason: str) -> None:
+        """Note that a result was lost, as far as that can still be noted."""
+        message = f"the result could not be saved: {reason}"
+        with suppress(OSError):
+            self.failed(experiment, ErrorRecord(kind="exception", type="OSError", message=message))
+
+    def skipped(self, experiment: Experiment) -> None:
+        self.writer.skipped(experiment.id)
+
+    def is_done(self) -> bool:
+        """Whether nothing is pending or running any more."""
+        return all(entry.status not in ("pending", "running") for entry in self.entries)
+
+    def finish(self, status: StudyStatus) -> StudyResult:
+        """Close the manifest and write the StudyResult."""
+        self.writer.finish(status)
+        results = {
+            entry.experiment_id: ExperimentResult.model_validate_json(
+                (self.directory / entry.result_file).read_text(encoding="utf-8")
+            )
+            for entry in self.entries
+            if entry.status == "completed" and entry.result_file
+        }
+        self.result = build_study_result(self.study, self.writer.manifest, results)
+        write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
+        return self.result
+
+
+def _make_directory(results_dir: Path, name: str) -> Path:
+    """Make a directory that nobody else has: with a number where the name is taken."""
+    results_dir.mkdir(parents=True, exist_ok=True)
+    ignore = results_dir / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
+    for number in range(1, 10_000):
+        directory = results_dir / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        return directory
+    raise FileExistsError(f"{results_dir / name}: taken, and 10,000 more")
