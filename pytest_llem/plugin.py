@@ -66,29 +66,28 @@ def pytest_collect_file(
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
-    from_studies = _studies(config)
-    named = config.stash.get(_SELECTED_AXES, [])
-    if named and not session.testsfailed:
-        from pytest_llem.collection.selection import unknown_axes
+    studies = _studies(config)
+    if (named := config.stash.get(_SELECTED_AXES, [])) and not session.testsfailed:
+        from pytest_llem.collection.selection import refuse_unknown_axes
 
-        if unknown := unknown_axes(named, from_studies.values()):
-            raise pytest.UsageError(f"-k: no collected study has an axis {', '.join(unknown)}")
+        refuse_unknown_axes(named, studies.values(), session, items)
     yield
-    if from_studies:
+    if studies:
         from pytest_llem.collection.items import restore_run_order
 
         restore_run_order(items)
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    if config.get_verbosity() < 0:
-        return []
-    return _plan_lines(_studies(config).values())
+    studies = _studies(config)
+    return _plan_lines(studies.values()) if studies and config.get_verbosity() >= 0 else []
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
-    if _studies(config) and not hasattr(config, "workerinput"):
+    stops = session.testsfailed and not config.option.continue_on_collection_errors  # pytest runs nothing then
+    if _studies(config) and not stops and not hasattr(config, "workerinput"):
         _record(config, [item.nodeid for item in session.items])
 
 

@@ -34,6 +34,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> None:
     study = item.config.stash[STUDIES][item.parent.nodeid]
     outcome = run_isolated(_job(study, planned, item.config), timeout=study.execution.experiment_timeout_seconds)
     item.stash[PAYLOAD] = payload(planned, outcome)
+    item.user_properties[:] = _properties(outcome.result)  # a rerun replaces them
     if outcome.output.strip():
         item.add_report_section("call", "experiment output", outcome.output)
     if outcome.error is not None:
@@ -78,16 +79,19 @@ def explain(error: ErrorRecord) -> str:
 
 
 def attach_payload(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Put what came of *item*'s experiment on its report, as plain JSON, with its main figures as properties."""
-    found = item.stash.get(PAYLOAD, None)
-    if found is None:
-        return
-    del item.stash[PAYLOAD]
-    setattr(report, REPORT_ATTRIBUTE, found)
-    if found["result"]:
-        metrics = json.loads(found["result"])["metrics"]
-        report.user_properties += [
-            (f"llem_{name}", metrics[name]["value"]) for name in PROPERTIES if metrics[name]["value"] is not None
-        ]
-        method = metrics["energy_j"]["method"]
-        report.user_properties.append(("llem_energy_method", method))
+    """Put what came of *item*'s experiment on its report, as plain JSON."""
+    if PAYLOAD in item.stash:
+        setattr(report, REPORT_ATTRIBUTE, item.stash[PAYLOAD])
+        del item.stash[PAYLOAD]
+
+
+def _properties(result: str | None) -> list[tuple[str, object]]:
+    """Return a result's main figures as a report's user properties, which JUnit XML shows."""
+    if result is None:
+        return []
+    metrics = json.loads(result)["metrics"]
+    figures = ((f"llem_{name}", metrics[name]["value"]) for name in PROPERTIES)
+    return [
+        *((name, value) for name, value in figures if value is not None),
+        ("llem_energy_method", metrics["energy_j"]["method"]),
+    ]

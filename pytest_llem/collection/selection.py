@@ -11,17 +11,16 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import yaml
+import pytest
 
-from pytest_llem.study.identity import value_text
+from pytest_llem.study.document import read_value
+from pytest_llem.study.identity import CYCLE, value_text
 from pytest_llem.study.loading import Experiment, StudyConfig
 
-_TERM = re.compile(r"""(?P<axis>[A-Za-z_][\w.]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
+_TERM = re.compile(r"""(?<![\w.-])(?P<axis>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
 
 #: What pytest's grammar takes as one word, less what would make a keyword ambiguous.
 _WORD = re.compile(r"[^\w.+/:-]", re.ASCII)
-
-CYCLE = "cycle"
 
 
 def rewrite(expression: str) -> tuple[str, list[str]]:
@@ -33,7 +32,8 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
 
     def bracketed(match: re.Match[str]) -> str:
         axes.append(match["axis"])
-        return _keyword(match["axis"], _yaml_value(match["value"]))
+        text = match["value"]
+        return _keyword(match["axis"], text[1:-1] if text[0] in "\"'" else read_value(text))
 
     return _TERM.sub(bracketed, expression), axes
 
@@ -46,25 +46,33 @@ def keywords(study: StudyConfig, experiment: Experiment) -> Iterator[str]:
     yield _keyword(CYCLE, experiment.cycle)
 
 
-def unknown_axes(named: Iterable[str], studies: Iterable[StudyConfig]) -> list[str]:
-    """Return the axes of a ``-k`` expression that no study has: a misspelt ``not`` would select everything."""
+def refuse_unknown_axes(
+    named: Iterable[str], studies: Iterable[StudyConfig], session: pytest.Session, items: list[pytest.Item]
+) -> None:
+    """Stop where a ``-k`` expression names an axis that no study has: a misspelt ``not`` would run everything.
+
+    Raises:
+        pytest.UsageError: It does. An xdist worker, where that would be an internal error, reports a collection
+            error and collects nothing instead.
+    """
     known = {CYCLE}
     for study in studies:
         for axis, short in study.axis_names.items():
             known |= {axis, short}
-    return [axis for axis in named if axis not in known]
-
-
-def _yaml_value(text: str) -> Any:
-    if text[0] in "\"'":
-        return text[1:-1]
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    unknown = [axis for axis in named if axis not in known]
+    if not unknown:
+        return
+    message = f"-k: no collected study has an axis {', '.join(unknown)}"
+    if not hasattr(session.config, "workerinput"):
+        raise pytest.UsageError(message)
+    items.clear()
+    report = pytest.CollectReport(nodeid="-k", outcome="failed", longrepr=message, result=[])
+    session.config.hook.pytest_collectreport(report=report)
 
 
 def _keyword(axis: str, value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1.0 selects 1
     # pytest compares without regard to case, and takes no percent signs.
-    text = _WORD.sub(lambda match: f"\\x{ord(match[0]):x}", value_text(value))
-    return f"[{axis}:{text}]".lower()
+    name, text = (_WORD.sub(lambda match: f"\\x{ord(match[0]):x}", one) for one in (axis, value_text(value)))
+    return f"[{name}:{text}]".lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pytest_llem import registry
@@ -50,12 +51,16 @@ class Account:
 class Meters:
     """The open meters of one experiment.
 
+    A meter is anyone's code: whatever it raises costs its figures, with the reason, and never the run.
+
     Attributes:
-        refusals: Why the others could not be opened, by name.
+        meters: By name. The first one decides: the total is over its boundary.
+        refusals: Why the others could not be opened, or failed later, by name.
     """
 
-    meters: list[Meter] = field(default_factory=list)
+    meters: dict[str, Meter] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    _begun: dict[str, Meter] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, backend: str | None, gpus: Sequence[str]) -> Meters:
@@ -81,33 +86,54 @@ class Meters:
         try:
             meter: Meter = registry.load(registry.METERS, name)()
             meter.open(gpus)
-        except (MeterUnavailableError, LookupError, ImportError) as error:
-            self.refusals[name] = str(error)
+        except Exception as error:
+            self._refuse(name, error)
         else:
-            self.meters.append(meter)
+            self.meters[name] = meter
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        foreseen = isinstance(error, MeterUnavailableError | LookupError | ImportError)
+        self.refusals[name] = str(error) if foreseen else f"{type(error).__name__}: {error}"
 
     def begin(self) -> None:
-        """Start a window on every meter; the one that decides starts last, closest to the work."""
-        for meter in reversed(self.meters):
-            meter.begin()
+        """Start a window on every meter. The one that decides starts first: it may wait for a tick, and the
+        others are to cover the same window.
+        """
+        self._begun = {}
+        for name, meter in self.meters.items():
+            try:
+                meter.begin()
+            except Exception as error:
+                self._refuse(name, error)
+            else:
+                self._begun[name] = meter
 
     def end(self) -> Account:
-        """End the window on every meter, the one that decides first."""
-        readings = [meter.end() for meter in self.meters]
-        devices = tuple(device for reading in readings for device in reading.devices)
-        if not readings:
-            reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items())
+        """End the window on every meter, in the same order."""
+        readings: dict[str, Reading] = {}
+        for name, meter in self._begun.items():
+            try:
+                readings[name] = meter.end()
+            except Exception as error:
+                self._refuse(name, error)
+        devices = tuple(device for reading in readings.values() for device in reading.devices)
+        deciding = readings.get(next(iter(self.meters), ""))
+        if deciding is None:
+            reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items()) or "there is no meter"
             return Account(devices, Total(None, "unavailable", reason=reason))
-        deciding: Reading = readings[0]
         return Account(devices, _sum(deciding.devices), deciding.seconds, deciding.tick_seconds)
 
     def close(self) -> None:
         """Close every meter."""
         while self.meters:
-            self.meters.pop().close()
+            _, meter = self.meters.popitem()
+            with suppress(Exception):  # the figures are in, and the others are to be closed as well
+                meter.close()
 
 
 def _sum(parts: Sequence[DeviceReading]) -> Total:
+    if not parts:
+        return Total(None, "unavailable", reason="the meter read no device")
     boundary = "+".join(dict.fromkeys(part.boundary for part in parts))
     source = "+".join(dict.fromkeys(part.source for part in parts))
     missing = [f"{part.device}: {part.reason}" for part in parts if part.energy_j is None]

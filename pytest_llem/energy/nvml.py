@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pynvml
@@ -15,17 +17,19 @@ from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Re
 #: is not waited for any longer.
 LONGEST_TICK_S = 0.5
 _POLL_S = 0.001
-_PROBED_TICKS = 3
+_PROBED_TICKS = 5
 
 
 class NvmlMeter:
     """Reads ``nvmlDeviceGetTotalEnergyConsumption`` (mJ since the driver was loaded) at both edges.
 
     The counter moves in ticks, so that a window cut anywhere between two of them is off by up to a tick's
-    energy at either end. Both edges are therefore put on a tick of the first device.
+    energy at either end. Both edges are therefore put on a tick of the first device that has one; the others
+    are read right after it.
     """
 
     def __init__(self) -> None:
+        self._initialised = False
         self._devices: dict[str, Any] = {}
         self._tick_s: float | None = None
         self._start: dict[str, int | str] = {}
@@ -36,43 +40,87 @@ class NvmlMeter:
             raise MeterUnavailableError("the engine runs on no NVIDIA GPU")
         try:
             pynvml.nvmlInit()
-            for uuid in gpus:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-                _refuse_mig(handle)
-                pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-                self._devices[uuid] = handle
         except pynvml.NVMLError as error:
             raise MeterUnavailableError(f"NVML: {error}") from error
-        ticks = [tick for _ in range(_PROBED_TICKS + 1) if (tick := self._wait_for_tick()) is not None]
-        # The first wait started anywhere within a tick.
-        self._tick_s = statistics.median(ticks[1:]) if len(ticks) > 1 else None
+        self._initialised = True
+        try:
+            self._devices = {uuid: _handle(uuid) for uuid in gpus}
+        except MeterUnavailableError:
+            self.close()
+            raise
+        self._tick_s = self._probe_tick()
 
     def begin(self) -> None:
-        self._wait_for_tick()
+        self._next_tick()
         self._start = {uuid: _counter(handle) for uuid, handle in self._devices.items()}
         self._began = time.monotonic()
 
     def end(self) -> Reading:
-        self._wait_for_tick()
+        self._next_tick()
         stop = {uuid: _counter(handle) for uuid, handle in self._devices.items()}
         seconds = time.monotonic() - self._began
         devices = tuple(_reading(uuid, self._start[uuid], stop[uuid]) for uuid in self._devices)
         return Reading(devices, seconds, self._tick_s)
 
     def close(self) -> None:
-        self._devices.clear()
-        pynvml.nvmlShutdown()
+        self._devices = {}
+        if self._initialised:
+            self._initialised = False
+            with suppress(pynvml.NVMLError):  # the figures are in: nothing is left that this could spoil
+                pynvml.nvmlShutdown()
 
-    def _wait_for_tick(self) -> float | None:
-        """Return how long the first device's counter took to move, null where it did not."""
-        handle = next(iter(self._devices.values()))
-        began = time.monotonic()
-        first = _counter(handle)
-        while (waited := time.monotonic() - began) < LONGEST_TICK_S:
-            if _counter(handle) != first:
-                return waited
-            time.sleep(_POLL_S)
+    def _probe_tick(self) -> float | None:
+        """Return the median time between two ticks in s, null where the counter stands still."""
+        seen: list[float] = []
+        while len(seen) <= _PROBED_TICKS and (tick := self._next_tick()) is not None:
+            seen.append(tick)
+        # One seen late makes one gap too long and the next too short: the median stays.
+        return statistics.median(after - before for before, after in pairwise(seen)) if len(seen) > 1 else None
+
+    def _next_tick(self) -> float | None:
+        """Wait until a counter moves: the first device's, or the next one's where that is lost or stuck.
+
+        Returns:
+            When it was seen to, on the monotonic clock in s; null where none moved.
+        """
+        for handle in self._devices.values():
+            first = now = _counter(handle)
+            deadline = time.monotonic() + LONGEST_TICK_S
+            while isinstance(now, int):
+                seen = time.monotonic()
+                if now != first:
+                    return seen
+                if seen > deadline:
+                    break
+                time.sleep(_POLL_S)
+                now = _counter(handle)
         return None
+
+
+def _handle(uuid: str) -> Any:
+    """Return the handle of a GPU whose energy can be read.
+
+    Raises:
+        MeterUnavailableError: It cannot.
+    """
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        if _is_partitioned(handle):
+            raise MeterUnavailableError(f"NVML: {uuid}: MIG is on, and no energy is known for a part of a GPU")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError_NotSupported as error:
+        raise MeterUnavailableError(f"NVML: {uuid}: no energy counter (boards have one from Volta on)") from error
+    except pynvml.NVMLError as error:
+        raise MeterUnavailableError(f"NVML: {uuid}: {error}") from error
+    return handle
+
+
+def _is_partitioned(handle: Any) -> bool:
+    try:
+        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError:
+        return False  # a board without MIG says so by an error; any other comes up again at the counter
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
 
 def _counter(handle: Any) -> int | str:
@@ -99,12 +147,3 @@ def _reading(uuid: str, start: int | str, stop: int | str) -> DeviceReading:
         source="nvml_total_energy",
         reason=f"NVML: {reason}" if reason else None,
     )
-
-
-def _refuse_mig(handle: Any) -> None:
-    try:
-        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError:
-        return  # a board without MIG says so by an error
-    if current == pynvml.NVML_DEVICE_MIG_ENABLE:
-        raise MeterUnavailableError("MIG is on: no energy is known for a part of a GPU")

@@ -65,10 +65,12 @@ class Meter(Protocol):
         """
 
     def begin(self) -> None:
-        """Start a window. A meter that ticks waits for a tick first."""
+        """Start a window. A meter that ticks waits for a tick first. A counter that fails here gives its null
+        at ``end``.
+        """
 
     def end(self) -> Reading:
         """End the window. A counter that fails meanwhile gives a null with its reason and raises nothing."""
 
     def close(self) -> None:
-        """Let go of what ``open`` took."""
+        """Let go of what ``open`` took. Not called where ``open`` raised: it has let go by then."""

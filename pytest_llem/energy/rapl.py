@@ -12,8 +12,9 @@ from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Re
 
 POWERCAP = Path("/sys/class/powercap")
 
-#: No package draws more; a window in which it could have gone round its counter twice is not trusted.
-MOST_WATTS = 1000.0
+#: No package, nor its memory, draws more, in W; a window in which it could have gone round its counter twice is
+#: not trusted.
+MOST_WATTS = {"cpu_package": 1000.0, "dram": 300.0}
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,25 @@ class RaplMeter:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self._root = root or Path(os.environ.get("LLEM_POWERCAP_ROOT", POWERCAP))
+        self._root = root or Path(os.environ.get("LLEM_POWERCAP_ROOT") or POWERCAP)
         self._zones: list[_Zone] = []
         self._start: list[int | str] = []
         self._began = 0.0
 
     def open(self, gpus: Sequence[str]) -> None:
         self._zones = []
+        packages: dict[str, str] = {}
         folders = sorted(self._root.glob("intel-rapl:*")) if self._root.is_dir() else []
         try:
-            for folder in folders:
+            for folder in folders:  # a package comes before the zones within it
                 name = (folder / "name").read_text().strip()
-                package = folder.name.split(":")[1]
+                index = folder.name.split(":")[1]
                 if name.startswith("package"):
-                    boundary, source, device = "cpu_package", "rapl_package", f"package-{package}"
+                    # The kernel's name: the index counts psys too, and a package of several dies is several zones.
+                    packages[index] = name.removeprefix("package-")
+                    boundary, source, device = "cpu_package", "rapl_package", name
                 elif name == "dram":
-                    boundary, source, device = "dram", "rapl_dram", f"dram-{package}"
+                    boundary, source, device = "dram", "rapl_dram", f"dram-{packages.get(index, index)}"
                 else:
                     continue
                 span = int((folder / "max_energy_range_uj").read_text())
@@ -97,11 +101,17 @@ def _reading(zone: _Zone, start: int | str, stop: int | str, seconds: float) -> 
     energy_j: float | None = None
     reason = next((edge for edge in (start, stop) if isinstance(edge, str)), None)
     if isinstance(start, int) and isinstance(stop, int):
-        if seconds * MOST_WATTS > zone.range_uj / 1e6:
-            reason = f"{seconds:.0f} s may hold more than one round of a counter of {zone.range_uj / 1e6:.0f} J"
+        most_j, range_j = seconds * MOST_WATTS[zone.boundary], zone.range_uj / 1e6
+        # Below where it began: it has gone round once, or was reset.
+        found_j = (stop - start) / 1e6 + (range_j if stop < start else 0)
+        if most_j > range_j:
+            reason = f"{seconds:.0f} s may hold more than one round of a counter of {range_j:.0f} J"
+        elif stop < start and found_j > most_j:
+            reason = f"the counter was reset (it fell from {start} to {stop} µJ in {seconds:.1f} s)"
+        elif stop == start:  # what is on draws power; some virtual machines show a counter that is always 0
+            reason = f"the counter did not rise (from {start} µJ)"
         else:
-            # Below where it began: it has gone round once.
-            energy_j = (stop - start + (zone.range_uj if stop < start else 0)) / 1e6
+            energy_j = found_j
     return DeviceReading(
         device=zone.device,
         boundary=zone.boundary,

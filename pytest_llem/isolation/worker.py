@@ -61,11 +61,10 @@ def main(attempt: str, events: Connection, output: Connection, parent: int) -> N
     try:
         job = json.loads((directory / JOB).read_text(encoding="utf-8"))
         run(job, directory, announce)
+    except SystemExit:
+        raise  # the status tells
     except BaseException as error:
-        # SystemExit and the like too: what ended the experiment is worth more than how Python would have exited.
         leave(directory / ERROR, json.dumps(describe(error, phase)))
-        if isinstance(error, SystemExit):
-            raise
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

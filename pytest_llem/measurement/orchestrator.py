@@ -76,7 +76,6 @@ class ExperimentOrchestrator:
         """
         config = self.config
         started_at = now()
-        self.on_phase("importing")
         engine = self._engine()
         self.on_phase("fetching the model")
         engine.fetch()
@@ -94,7 +93,6 @@ class ExperimentOrchestrator:
             workload = build_workload(config, engine, self.directory)
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
-            self.on_phase("warming up")
             warmup = warm_up(engine, batches, config.warmup, lambda run: self.on_phase(f"warming up, run {run}"))
 
             self.on_phase("measuring")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Recorder:
             node_id: (run, experiment) for run in runs for node_id, experiment in run.selected.items()
         }
         self._interrupted = False
+        self._lost: list[str] = []
 
     @classmethod
     def start(cls, config: pytest.Config, node_ids: Iterable[str]) -> Recorder | None:
@@ -51,6 +53,12 @@ class Recorder:
         collected = config.stash.get(STUDIES, {})
         runs = []
         for file, ids in by_file.items():
+            if file not in collected and not (config.rootpath / file).is_file():
+                # pytest gives such a file's items ids without a path: nobody could tell what they are.
+                raise pytest.UsageError(
+                    "under xdist a study has to be below rootdir "
+                    f"({config.rootpath}): use --rootdir, or run without -n"
+                )
             study = collected.get(file) or load_study(config.rootpath / file)
             try:
                 runs.append(StudyRun.open(study, file, ids, settings.results_dir, stamp))
@@ -66,7 +74,8 @@ class Recorder:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if nodeid in self._by_node:
             run, experiment = self._by_node[nodeid]
-            run.started(experiment)
+            with suppress(OSError):  # what cannot be written now fails the experiment when its result comes
+                run.started(experiment)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -93,15 +102,21 @@ class Recorder:
     def pytest_keyboard_interrupt(self) -> None:
         self._interrupted = True
 
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         interrupted = self._interrupted or exitstatus == pytest.ExitCode.INTERRUPTED
         ending: StudyStatus = "interrupted" if interrupted else "aborted"
         for run in self.runs:
-            result = run.finish("completed" if run.is_done() else ending)
-            if result is not None:
+            try:
+                result = run.finish("completed" if run.is_done() else ending)
+            except OSError as error:
+                self._lost.append(f"{run.study.name}: the study's result could not be saved: {error}")
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            else:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for message in self._lost:
+            terminalreporter.write_line(message, red=True)
         for run in self.runs:
             terminalreporter.section(f"llem: {run.study.name}")
             for line in summary_lines(run, Path.cwd(), shutil.get_terminal_size().columns):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pytest_llem.results.environment import host_environment, package_version
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
 from pytest_llem.results.models import (
@@ -121,15 +123,25 @@ class StudyRun:
         return all(entry.status not in ("pending", "running") for entry in self.entries)
 
     def finish(self, status: StudyStatus) -> StudyResult:
-        """Close the manifest and write the StudyResult."""
+        """Close the manifest and write the StudyResult.
+
+        Raises:
+            OSError: Either could not be written.
+        """
+        results = {}
+        for entry in self.entries:
+            if entry.status == "completed" and entry.result_file:
+                file = self.directory / entry.result_file
+                try:
+                    results[entry.experiment_id] = ExperimentResult.model_validate_json(file.read_bytes())
+                except (OSError, ValidationError):
+                    entry.status = "failed"
+                    entry.error = ErrorRecord(
+                        kind="exception",
+                        type="ResultLost",
+                        message=f"{entry.result_file} is gone, or no longer what was written",
+                    )
         self.writer.finish(status)
-        results = {
-            entry.experiment_id: ExperimentResult.model_validate_json(
-                (self.directory / entry.result_file).read_text(encoding="utf-8")
-            )
-            for entry in self.entries
-            if entry.status == "completed" and entry.result_file
-        }
         self.result = build_study_result(self.study, self.writer.manifest, results)
         write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
         return self.result

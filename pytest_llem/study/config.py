@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -166,7 +166,7 @@ class ExperimentConfig(Section):
     model: str = Field(min_length=1)
     backend: str = "pytorch"
     n: int = Field(100, ge=1)
-    dataset: str | DatasetConfig = Field("synthetic")
+    dataset: Annotated[str, Field(min_length=1)] | DatasetConfig = "synthetic"
     precision: Precision = "bf16"
     random_seed: int = Field(42, ge=0, lt=2**63)
     max_input_tokens: int = Field(512, ge=1)

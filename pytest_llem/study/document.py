@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
+import codecs
+import math
 import re
-from collections.abc import Hashable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from pytest_llem.study.problems import Problem, StudyError
+from pytest_llem.study.problems import Problem, StudyError, shown
 
 KeyPath = tuple[str | int, ...]
 
 #: More nodes than any study needs; aliases count each time they are used, so that a file of nested
 #: aliases ("billion laughs") ends here and not in memory.
-MAX_NODES = 500_000
+MAX_NODES = 200_000
 
+#: More levels than any study needs, and fewer than make anything that walks them run out of stack.
+MAX_DEPTH = 64
 
-#: What a node may be: YAML's own types, less those that are no JSON.
-_PLAIN = frozenset({"map", "seq", "str", "int", "float", "bool", "null", "merge", "timestamp"})
+_TOO_DEEP = "nested too deeply"
+
+#: Ends the message for a value that would be right as a string.
+IN_QUOTES = "; put it in quotes"
+
+_TAG = "tag:yaml.org,2002:"
+
+#: Characters that can be written in YAML, and in no file name and no UTF-8.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+#: What ends a line in YAML.
+_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+
+#: A key that a message shows as it is.
+_PLAIN_KEY = re.compile(r"[\w./+-]+")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with floats as YAML 1.2 writes them (``1e-4`` is a number)."""
+    """PyYAML's safe loader, nearer to YAML 1.2: ``1e-4`` is a number, a date and ``=`` are strings.
+
+    Attributes:
+        tagged: Each tag written in the file, and where. PyYAML would believe ``!!bool maybe``.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.tagged: list[tuple[str, yaml.Mark]] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if tag := getattr(event, "tag", None):
+            self.tagged.append((tag, event.start_mark))
+        return super().compose_node(parent, index)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {f"{_TAG}timestamp", f"{_TAG}value"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    f"{_TAG}float",
     re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
@@ -40,13 +76,17 @@ class Document:
 
     Attributes:
         path: The file.
+        text: The file as it was read.
         data: Plain dicts, lists and scalars.
         marks: Line and column, from 1, by key path; a mapping's entry stands at its key.
+        written: How the file spells each scalar that is no string, by key path.
     """
 
     path: Path
+    text: str = field(repr=False)
     data: Any
     marks: dict[KeyPath, tuple[int, int]] = field(repr=False)
+    written: dict[KeyPath, str] = field(repr=False)
 
     def problem(self, key_path: KeyPath, message: str) -> Problem:
         """Return a problem located at *key_path*, or at its nearest ancestor that is in the file."""
@@ -56,12 +96,31 @@ class Document:
         line, column = self.marks[at]
         return Problem(self.path, line, column, dotted(key_path), message)
 
+    def given(self, key_path: KeyPath, value: Any) -> str:
+        """Return ``(got …)`` for the *value* at *key_path*, in the file's own spelling."""
+        return f"(got {_as_written(self.written.get(key_path), value)})"
+
+
+def _as_written(written: str | None, value: Any) -> str:
+    if written is None or isinstance(value, str | dict | list):
+        return shown(value)
+    if not written:
+        return "nothing"
+    spelling = written if len(written) <= 60 else f"{written[:57]}..."
+    if isinstance(value, float) or written.lower() == shown(value):
+        return spelling
+    return f"{spelling}, which YAML reads as {shown(value)}"  # no, ~, 010
+
 
 def dotted(key_path: KeyPath) -> str:
     """Return ``('experiments', 0, 'n')`` as ``experiments[0].n``."""
     text = ""
     for part in key_path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if len(part) <= 60 and _PLAIN_KEY.fullmatch(part) else shown(part)
+            text += f".{name}" if text else name
     return text
 
 
@@ -69,33 +128,83 @@ def load_document(path: Path) -> Document:
     """Read *path*.
 
     Raises:
-        StudyError: The file cannot be read, is no YAML, holds duplicate keys, tags or non-string keys.
+        StudyError: The file cannot be read, is no YAML, is empty, holds tags, duplicate or non-string keys, or
+            values that have no place in JSON.
     """
-    loader: _Loader | None = None
     try:
-        loader = _Loader(path.read_bytes())
-        node = loader.get_single_node()
-        if node is None:
-            _refuse(path, 1, 1, "the file is empty")
-        reader = _Reader(path, loader)
-        return Document(path, reader.read(node, ()), reader.marks)
+        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except (OSError, ValueError) as error:  # ValueError: a path that no system takes
+        _refuse(path, (1, 1), f"cannot be read: {getattr(error, 'strerror', None) or error}")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        place = _place(raw[: error.start].decode())
+        _refuse(path, place, f"not UTF-8 text (byte 0x{raw[error.start]:02x})")
+    return _parse(path, text)
+
+
+def read_value(text: str) -> Any:
+    """Return what *text* stands for as a value in a study file; *text* itself where it could not be one."""
+    try:
+        return _parse(Path(), text).data
+    except StudyError:
+        return text
+
+
+def _parse(path: Path, text: str) -> Document:
+    try:
+        loader = _Loader(text)
     except yaml.reader.ReaderError as error:
-        _refuse(path, 1, 1, f"not a YAML text: {error.reason} at byte {error.position}")
+        place = _place(text[: error.position])
+        _refuse(path, place, f"not a YAML text: the character U+{ord(text[error.position]):04X} may not be in one")
+    try:
+        node = loader.get_single_node()
+        if loader.tagged:
+            raise StudyError(
+                Problem(path, mark.line + 1, mark.column + 1, "", f"tags are not supported (got {_tag(tag)})")
+                for tag, mark in loader.tagged
+            )
+        if node is None or (node.tag == f"{_TAG}null" and not node.value):
+            _refuse(path, (1, 1), "the file is empty")
+        reader = _Reader(path, loader)
+        data = reader.read(node, ())
+        if reader.problems:
+            raise StudyError(reader.problems)
+        return Document(path, text, data, reader.marks, reader.written)
+    except StudyError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        _refuse(path, line, column, f"not valid YAML: {error.problem or error.context}")
-    except OSError as error:
-        _refuse(path, 1, 1, f"cannot be read: {error.strerror or error}")
+        place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        _refuse(path, place, f"not valid YAML: {_yaml_says(error)}")
     except RecursionError:
-        _refuse(path, 1, 1, "nested too deeply")
+        _refuse(path, (1, 1), _TOO_DEEP)
+    except (ValueError, OverflowError):  # PyYAML's own slips: "\\Uffffffff", a version of 5,000 digits
+        mark = loader.get_mark()
+        _refuse(path, (mark.line + 1, mark.column + 1), "not valid YAML: a number is too large")
     finally:
-        if loader is not None:
-            loader.dispose()
+        loader.dispose()
 
 
-def _refuse(path: Path, line: int, column: int, message: str) -> NoReturn:
-    raise StudyError([Problem(path, line, column, "", message)]) from None
+def _yaml_says(error: yaml.MarkedYAMLError) -> str:
+    """Return PyYAML's complaint, less what it was doing at the time."""
+    said = (error.context, error.problem)
+    return ", ".join(text for text in said if text and not text.startswith("while "))
+
+
+def _refuse(path: Path, place: tuple[int, int], message: str) -> NoReturn:
+    raise StudyError([Problem(path, *place, "", message)]) from None
+
+
+def _place(before: str) -> tuple[int, int]:
+    """Return line and column, from 1, of what follows the text *before*."""
+    lines = _BREAK.split(before)
+    return len(lines), len(lines[-1]) + 1
+
+
+def _tag(tag: str) -> str:
+    name = tag.replace(_TAG, "!!", 1) if tag.startswith(_TAG) else tag
+    return name if name.isprintable() and len(name) <= 60 else shown(name)
 
 
 class _Reader:
@@ -105,41 +214,99 @@ class _Reader:
         self.path = path
         self.loader = loader
         self.marks: dict[KeyPath, tuple[int, int]] = {}
+        self.written: dict[KeyPath, str] = {}
+        self.problems: list[Problem] = []
+        self._nodes = 0
+        self._open: set[int] = set()
 
     def read(self, node: yaml.Node, at: KeyPath) -> Any:
+        """Return the data of *node*, which stands at *at*.
+
+        Raises:
+            StudyError: There is no end to it, or nearly none. Lesser problems are noted.
+        """
         self.marks.setdefault(at, _position(node))
-        if len(self.marks) > MAX_NODES:
-            self._refuse(node, f"holds more than {MAX_NODES:,} entries once its aliases are expanded")
-        if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN:
-            self._refuse(node, f"tags are not supported (got {node.tag.removeprefix('tag:yaml.org,2002:')})")
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, at)
-        if isinstance(node, yaml.SequenceNode):
+        self._count(node)
+        if len(at) > MAX_DEPTH:
+            _refuse(self.path, _position(node), _TOO_DEEP)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, at)
+        with self._inside(node):
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, at)
             return [self.read(item, (*at, index)) for index, item in enumerate(node.value)]
+
+    def _scalar(self, node: yaml.ScalarNode, at: KeyPath) -> Any:
+        place = self.marks.get(at, _position(node))
         try:
-            return self.loader.construct_object(node)
-        except (ValueError, yaml.constructor.ConstructorError) as error:
-            self._refuse(node, f"not a valid value: {error}")
+            value = self.loader.construct_object(node)
+        except (ValueError, ArithmeticError, yaml.YAMLError):  # 0x_, 5,000 digits, 1:30:30:…, a << that is no key
+            self._note(place, at, f"not a valid value (got {_as_written(node.value, 0.0)})")
+            return None
+        if isinstance(value, str):
+            if wrong := _NO_TEXT.search(value):
+                self._note(place, at, f"no text may hold the character U+{ord(wrong[0]):04X}")
+            return value
+        self.written[at] = node.value
+        if isinstance(value, float) and not math.isfinite(value):
+            self._note(place, at, f"must be a finite number (got {_as_written(node.value, value)})")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            self._note(place, at, f"must fit in 64 bits (got {_as_written(node.value, 0.0)})")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, Any]:
-        seen: dict[Hashable, int] = {}
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key.value, str):
-                self._refuse(key, f"{key.value!r} is given twice (first in line {seen[key.value]})")
-            if isinstance(key.value, str):
-                seen[key.value] = key.start_mark.line + 1
-        self.loader.flatten_mapping(node)
         data: dict[str, Any] = {}
-        for key, value in node.value:
-            name = self.loader.construct_object(key)
-            if not isinstance(name, str):
-                self._refuse(key, f"a key must be a string (got {name!r})")
+        for name, (key, value) in self._entries(node, at).items():
             self.marks[(*at, name)] = _position(key)
             data[name] = self.read(value, (*at, name))
         return data
 
-    def _refuse(self, node: yaml.Node, message: str) -> NoReturn:
-        _refuse(self.path, *_position(node), message)
+    def _entries(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Return key and value by name; ``<<`` brings another mapping's entries along, before the own ones."""
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        others: list[yaml.Node] = []
+        for key, value in node.value:
+            self._count(key)
+            if key.tag == f"{_TAG}merge":
+                others += value.value if isinstance(value, yaml.SequenceNode) else [value]
+                continue
+            if not isinstance(key, yaml.ScalarNode):
+                self._note(_position(key), at, "a key must be a string")
+                continue
+            name = self._scalar(key, (*at, key.value))
+            if not isinstance(name, str):
+                given = f"(got {_as_written(key.value, name)}){IN_QUOTES if key.value else ''}"
+                self._note(_position(key), (*at, key.value), f"a key must be a string {given}")
+            elif name in own:
+                line, _ = _position(own[name][0])
+                self._note(_position(key), (*at, name), f"is given twice (first in line {line})")
+            else:
+                own[name] = (key, value)
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for other in others:
+            if not isinstance(other, yaml.MappingNode):
+                self._note(_position(other), at, "<< takes a mapping, or a list of mappings")
+                continue
+            with self._inside(other):
+                merged = self._entries(other, at) | merged
+        return merged | own
+
+    @contextmanager
+    def _inside(self, node: yaml.Node) -> Iterator[None]:
+        if id(node) in self._open:
+            _refuse(self.path, _position(node), "holds an alias of itself")
+        self._open.add(id(node))
+        yield
+        self._open.discard(id(node))
+
+    def _count(self, node: yaml.Node) -> None:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            message = f"holds more than {MAX_NODES:,} entries once its aliases are expanded"
+            _refuse(self.path, _position(node), message)
+
+    def _note(self, place: tuple[int, int], at: KeyPath, message: str) -> None:
+        self.problems.append(Problem(self.path, *place, dotted(at), message))
 
 
 def _position(node: yaml.Node) -> tuple[int, int]:

@@ -13,6 +13,9 @@ from pytest_llem.study.config import ExperimentConfig
 #: Part of what is hashed: raised when the meaning of a configuration changes.
 DESIGN_VERSION = 1
 
+#: What tells the repetitions of a point apart.
+CYCLE = "cycle"
+
 _UNSAFE = re.compile(r"[^\w.+:/,{}\"'-]|%", re.ASCII)
 
 
@@ -38,17 +41,17 @@ def value_text(value: Any) -> str:
 
 
 def short_names(axes: Iterable[str]) -> dict[str, str]:
-    """Return for each dotted axis its last part, where no other axis ends the same way."""
+    """Return for each dotted axis its last part, where no other axis, nor the cycle, has the same."""
     axes = list(axes)
-    last = [axis.rpartition(".")[2] for axis in axes]
-    return {axis: name if last.count(name) == 1 else axis for axis, name in zip(axes, last, strict=True)}
+    last = [CYCLE, *(axis.rpartition(".")[2] for axis in axes)]
+    return {axis: name if last.count(name) == 1 else axis for axis, name in zip(axes, last[1:], strict=True)}
 
 
 def point_id(axes: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Return ``precision=bf16-batch_size=8``."""
-    return "-".join(f"{names[axis]}={value_text(value)}" for axis, value in axes.items())
+    return "-".join(f"{value_text(names[axis])}={value_text(value)}" for axis, value in axes.items())
 
 
 def experiment_id(point: str, cycle: int, n_cycles: int) -> str:
     """Return the point's id, with the cycle where there is more than one."""
-    return f"{point}-cycle={cycle}" if n_cycles > 1 else point
+    return f"{point}-{CYCLE}={cycle}" if n_cycles > 1 else point

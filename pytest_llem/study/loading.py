@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,11 +18,14 @@ from pytest_llem.study.document import Document, KeyPath, load_document
 from pytest_llem.study.grid import STUDY_KEYS, Draft, expand_grid
 from pytest_llem.study.identity import config_hash, experiment_id, point_id, short_names, study_design_hash
 from pytest_llem.study.order import run_order
-from pytest_llem.study.problems import Problem, StudyError
-from pytest_llem.study.validation import key_problems, located, section_problems
+from pytest_llem.study.problems import Problem, StudyError, shown
+from pytest_llem.study.validation import REQUIRED, key_problems, located, section_problems
 
 #: A study of more experiments than this stops before it starts.
 MAX_EXPERIMENTS = 10_000
+
+#: What most file systems take as a name, less room for the time that is added.
+MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -132,95 +135,120 @@ def load_study(path: Path) -> StudyConfig:
     document = load_document(path)
     data = document.data
     if not isinstance(data, dict):
-        raise StudyError([document.problem((), f"a study must be a mapping (got a {type(data).__name__})")])
+        raise StudyError([document.problem((), f"a study must be a mapping {document.given((), data)}")])
 
-    problems: list[Problem] = []
-    name = data.get("name", path.name.removesuffix(path.suffix).removesuffix(".study"))
-    if not isinstance(name, str) or not name or name in {".", ".."} or set(name) & set("/\\\0"):
-        problems.append(document.problem(("name",), f"must be a name without path separators (got {name!r})"))
-    execution = ExecutionConfig()
-    try:
-        execution = ExecutionConfig.model_validate(data.get("execution") or {})
-    except ValidationError as error:
-        problems += section_problems(document, ("execution",), ExecutionConfig, error)
-    if execution.n_cycles is None:
-        is_single = {"sweep", "experiments"}.isdisjoint(data)
-        execution = execution.model_copy(update={"n_cycles": 1 if is_single else 3})
-
+    name, problems = _read_name(document)
+    execution, wrong = _read_execution(document)
+    problems += wrong
     shared = {key: value for key, value in data.items() if key not in STUDY_KEYS}
     backends = installed(BACKENDS)
-    problems += _backend_problems(document, shared, backends)
-    try:
-        drafts = list(islice(expand_grid(document, shared, backends), MAX_EXPERIMENTS + 1))
-    except StudyError as error:
-        raise StudyError([*problems, *error.problems]) from None
-    if len(drafts) * (execution.n_cycles or 1) > MAX_EXPERIMENTS:
-        problems.append(document.problem(("sweep",), f"makes more than {MAX_EXPERIMENTS:,} experiments"))
-        raise StudyError(problems)
+    grid, misshapen = expand_grid(document, shared, backends)
+    problems += misshapen
+    drafts = list(islice(grid, MAX_EXPERIMENTS + 1))
+    if too_many := _too_many(document, drafts, execution):
+        raise StudyError([*problems, too_many])
 
-    points, excluded, found = _validate(document, drafts, backends)
-    problems += found
-    if not problems:
-        problems += _clashes(document, points)
-    if not problems and not points:
-        problems.append(document.problem(("sweep",), f"no valid combination: {excluded[0].reason}"))
+    valid, excluded, found = _validate(document, drafts, backends)
+    # What is missing may stand in the part of the file that could not be made out.
+    problems += [problem for problem in found if not (misshapen and problem.message == REQUIRED)]
+    if not problems and not valid:
+        problems = [document.problem(draft.at, f"no valid combination: {reason}") for draft, reason in excluded]
     if problems:
         raise StudyError(problems)
+    points = _points(valid)
+    if clashes := _clashes(document, [draft for draft, _ in valid], points):
+        raise StudyError(clashes)
     return StudyConfig(
         path=path,
         line=document.marks.get(("sweep",), document.marks.get(("experiments",), (1, 1)))[0],
         name=name,
-        text=path.read_text(encoding="utf-8"),
+        text=document.text,
         points=tuple(points),
-        excluded=tuple(excluded),
+        excluded=tuple(Excluded(draft.axes, reason) for draft, reason in excluded),
         execution=execution,
         design_hash=study_design_hash(point.config_hash for point in points),
     )
 
 
-def _backend_problems(document: Document, shared: Mapping[str, Any], backends: Sequence[str]) -> list[Problem]:
-    """A lone backend beside another one's axes: one of the two is a slip, and guessing would hide it."""
-    backend = shared.get("backend")
-    sweep = document.data.get("sweep")
-    if not isinstance(backend, str) or not isinstance(sweep, dict):
-        return []
-    return [
-        document.problem(("sweep", axis), f"is an axis of {scope!r}, but the study's backend is {backend!r}")
-        for axis in sweep
-        if (scope := axis.partition(".")[0]) in backends and scope != backend
-    ]
+def _read_name(document: Document) -> tuple[str, list[Problem]]:
+    """Return the study's name, which also names its results folder."""
+    path = document.path
+    name = document.data.get("name", path.name.removesuffix(path.suffix).removesuffix(".study") or path.stem)
+    if not isinstance(name, str):
+        message = f"must be a string {document.given(('name',), name)}"
+    elif not name or name in {".", ".."} or set(name) & set("/\\") or not name.isprintable():
+        message = f"must be a name without path separators or control characters (got {shown(name)})"
+    elif len(os.fsencode(name)) > MAX_NAME_BYTES:
+        message = f"must be at most {MAX_NAME_BYTES} bytes long (got {shown(name)})"
+    else:
+        return name, []
+    return "", [document.problem(("name",), message)]
+
+
+def _read_execution(document: Document) -> tuple[ExecutionConfig, list[Problem]]:
+    given = document.data.get("execution")
+    try:
+        execution = ExecutionConfig.model_validate({} if given is None else given)
+    except ValidationError as error:
+        return ExecutionConfig(n_cycles=1), section_problems(document, ("execution",), ExecutionConfig, error)
+    if execution.n_cycles is None:
+        is_single = {"sweep", "experiments"}.isdisjoint(document.data)
+        execution = execution.model_copy(update={"n_cycles": 1 if is_single else 3})
+    return execution, []
+
+
+def _too_many(document: Document, drafts: Sequence[Draft], execution: ExecutionConfig) -> Problem | None:
+    cycles = execution.n_cycles or 1
+    if len(drafts) * cycles <= MAX_EXPERIMENTS:
+        return None
+    at: KeyPath = ("execution", "n_cycles")
+    if len(drafts) > MAX_EXPERIMENTS or at not in document.marks:
+        at = drafts[-1].at[:1]
+    return document.problem(at, f"makes more than {MAX_EXPERIMENTS:,} experiments")
 
 
 def _validate(
     document: Document, drafts: Iterable[Draft], backends: Sequence[str]
-) -> tuple[list[Point], list[Excluded], list[Problem]]:
+) -> tuple[list[tuple[Draft, ExperimentConfig]], list[tuple[Draft, str]], list[Problem]]:
+    """Return what is valid, what is left out with the reason, and the mistakes."""
     valid: list[tuple[Draft, ExperimentConfig]] = []
-    excluded: list[Excluded] = []
+    excluded: list[tuple[Draft, str]] = []
     problems: list[Problem] = []
     for draft in drafts:
         wrong_keys = key_problems(document, draft, backends)
         problems += wrong_keys.values()
-        config = {key: value for key, value in draft.config.items() if key not in wrong_keys}
+        left_out = {*wrong_keys}
+        if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything
+            left_out.add(draft.config["backend"])
         try:
+            config = {key: value for key, value in draft.config.items() if key not in left_out}
             valid.append((draft, ExperimentConfig.model_validate(config)))
         except ValidationError as error:
             found, reasons = located(document, draft, error)
             problems += found
-            excluded += [Excluded(draft.axes, reason) for reason in reasons]
-    names = short_names(dict.fromkeys(axis for draft, _ in valid for axis in draft.axes))
-    points = [
-        Point(point_id(axes, {"model": "model"} | names), axes, config, config_hash(config))
-        for draft, config in valid
-        for axes in [draft.axes or {"model": config.model}]
+            excluded.append((draft, "; ".join(reasons)))
+    return valid, excluded, problems
+
+
+def _points(valid: Sequence[tuple[Draft, ExperimentConfig]]) -> list[Point]:
+    # What nothing distinguishes is named by its model.
+    axes = [draft.axes or {"model": config.model} for draft, config in valid]
+    names = short_names(dict.fromkeys(axis for one in axes for axis in one))
+    return [
+        Point(point_id(one, names), one, config, config_hash(config))
+        for one, (_, config) in zip(axes, valid, strict=True)
     ]
-    return points, excluded, problems
 
 
-def _clashes(document: Document, points: Sequence[Point]) -> list[Problem]:
-    at: KeyPath = ("sweep",) if "sweep" in document.data else ("experiments",)
-    same = Counter(point.config_hash for point in points)
-    twice = {point.config_hash: point.id for point in points if same[point.config_hash] > 1}
-    if twice:
-        return [document.problem(at, f"the same experiment is there twice: {point}") for point in twice.values()]
-    ids = Counter(point.id for point in points)
-    return [document.problem(at, f"two experiments share the id {name}") for name, n in ids.items() if n > 1]
+def _clashes(document: Document, drafts: Sequence[Draft], points: Sequence[Point]) -> list[Problem]:
+    problems: list[Problem] = []
+    by_hash: dict[str, str] = {}
+    by_id: set[str] = set()
+    for draft, point in zip(drafts, points, strict=True):
+        first = by_hash.setdefault(point.config_hash, point.id)
+        if first != point.id:
+            problems.append(document.problem(draft.at, f"{point.id} is the same experiment as {first}"))
+        elif point.id in by_id:
+            problems.append(document.problem(draft.at, f"{point.id} is there twice"))
+        by_id.add(point.id)
+    return problems

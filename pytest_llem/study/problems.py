@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,31 @@ class StudyError(ValueError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-def did_you_mean(given: str, known: Sequence[str]) -> str:
+class _Shown(reprlib.Repr):
+    """Values in YAML's words. Short ones in full; long ones are not even looked at in full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 60
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802 (reprlib's way to name a type)
+        return "null"
+
+
+_SHOWN = _Shown()
+
+
+def shown(value: Any) -> str:
+    """Return *value* as a message quotes it: on one line, cut where it is long."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= 62 else f"{text[:57]}..."
+
+
+@lru_cache(maxsize=1024)  # a wrong key is looked up once for every point of the sweep
+def did_you_mean(given: str, known: tuple[str, ...]) -> str:
     """Return `` (did you mean …?)`` for a misspelt name, or nothing."""
     close = difflib.get_close_matches(given, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.document import Document, KeyPath, dotted
+from pytest_llem.study.config import DatasetConfig, ExperimentConfig
+from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
 from pytest_llem.study.grid import DEFAULT_BACKEND, STUDY_KEYS, Draft
 from pytest_llem.study.problems import Problem, did_you_mean
 
+REQUIRED = "is required"
+
 _SENTENCES = {
-    "missing": "is required",
+    "missing": REQUIRED,
     "extra_forbidden": "unknown key",
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -26,9 +28,7 @@ _SENTENCES = {
     "string_too_short": "must not be empty",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
-    "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
-    "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
 }
 
@@ -37,77 +37,135 @@ def section_problems(
     document: Document, at: KeyPath, model: type[BaseModel], error: ValidationError
 ) -> list[Problem]:
     """Return the problems of one section of the file, which stands at *at*."""
-    return [document.problem((*at, *_location(detail)), _sentence(detail, model)) for detail in error.errors()]
+    return [
+        document.problem((*at, *location), _sentence(document, (*at, *location), location, detail, model))
+        for location, detail in _details(error)
+    ]
 
 
 def key_problems(document: Document, draft: Draft, backends: Sequence[str]) -> dict[str, Problem]:
-    """Return by key: unknown keys, sections of another engine, an engine that is not installed."""
-    fields = list(ExperimentConfig.model_fields)
+    """Return by key: unknown keys, wrong sections of engines, an engine that is not installed."""
     backend = draft.config.get("backend", DEFAULT_BACKEND)
     problems = {}
-    for key in draft.config:
-        if key in backends and key != backend:
+    for key, value in draft.config.items():
+        at = _origin(draft, (key,))
+        if key in backends and isinstance(backend, str) and key != backend:
             message = f"is a section of another engine (the backend is {backend!r})"
-        elif key not in fields and key not in backends:
-            message = "unknown key" + did_you_mean(key, [*fields, *STUDY_KEYS])
+        elif key in backends and value is not None and not isinstance(value, Mapping):
+            message = f"must be a mapping {document.given(at, value)}"
+        elif key not in ExperimentConfig.model_fields and key not in (*backends, backend):
+            message = _unknown(key, value, backends, is_shared=at == (key,))
         else:
             continue
-        problems[key] = _problem(document, draft, (key,), message)
+        problems[key] = _placed(document, _key(at), (key,), message)
     if isinstance(backend, str) and backend not in backends:
         message = f"no engine of that name is installed (got {backend!r}; there are: {', '.join(backends)})"
-        problems["backend"] = _problem(document, draft, ("backend",), message)
+        problems["backend"] = _placed(document, _origin(draft, ("backend",)), ("backend",), message)
     return problems
+
+
+def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) -> str:
+    if key in STUDY_KEYS:
+        return "belongs to the study and not to an experiment"
+    if "." in key:
+        return "unknown key: only the sweep takes dotted ones"
+    known = (*ExperimentConfig.model_fields, *backends, *(STUDY_KEYS if is_shared else ()))
+    hint = did_you_mean(key, known)
+    if not hint and isinstance(value, Mapping):
+        hint = f", nor the name of an engine (there are: {', '.join(backends)})"
+    return f"unknown key{hint}"
 
 
 def located(document: Document, draft: Draft, error: ValidationError) -> tuple[list[Problem], list[str]]:
     """Return a draft's mistakes, located, and the reasons why it is no valid combination.
 
     A value that is wrong by itself is a mistake in the file. Values that are right by themselves and do not
-    go together only leave that combination out.
+    go together only leave that combination out, unless there is no other.
     """
     problems: list[Problem] = []
     reasons: list[str] = []
-    for detail in error.errors():
-        location = _location(detail)
+    for location, detail in _details(error):
+        at = _origin(draft, location)
         if detail["type"] == "value_error":  # raised by a validator that looks at a section as a whole
-            reasons.append(f"{dotted(location)}: {detail['ctx']['error']}")
+            reason = str(detail["ctx"]["error"])
+            if draft.at:
+                reasons.append(f"{dotted(location)}: {reason}")
+            else:
+                problems.append(_placed(document, at, location, reason))
+        elif axis := _axis_within(draft, location):
+            problems.append(
+                _placed(document, _key(draft.origins[axis]), axis, f"{dotted(location)!r} is no section")
+            )
         else:
-            problems.append(_problem(document, draft, location, _sentence(detail, ExperimentConfig)))
+            sentence = _sentence(document, at, location, detail, ExperimentConfig)
+            is_key = detail["type"] == "extra_forbidden"
+            problems.append(_placed(document, _key(at) if is_key else at, location, sentence))
     return problems, reasons
 
 
-def _problem(document: Document, draft: Draft, location: KeyPath, message: str) -> Problem:
+def _origin(draft: Draft, location: KeyPath) -> KeyPath:
+    """Return where the file gives the configuration's key *location*."""
+    for place, origin in draft.origins.items():
+        if location[: len(place)] == place:
+            return (*origin, *location[len(place) :])
+    axis = _axis_within(draft, location)
+    return draft.origins[axis] if axis else location
+
+
+def _axis_within(draft: Draft, location: KeyPath) -> KeyPath | None:
+    """Return an axis that addresses a field of the section at *location*."""
+    return next((place for place in draft.origins if location == place[: len(location)] != place), None)
+
+
+def _key(at: KeyPath) -> KeyPath:
+    """Return the place of an axis from that of one of its values: what is wrong with a key is told once."""
+    return at[:-1] if at and isinstance(at[-1], int) else at
+
+
+def _placed(document: Document, at: KeyPath, location: KeyPath, message: str) -> Problem:
     """Return a problem of the configuration's key *location*, placed where the file gives its value."""
-    at = location
-    for axis, origin in draft.origins.items():
-        parts = tuple(axis.split("."))
-        if location[: len(parts)] == parts or parts[: len(location)] == location:
-            at = origin
-            break
     return replace(document.problem(at, message), where=dotted(location))
 
 
-def _location(detail: ErrorDetails) -> KeyPath:
-    """Drop what pydantic adds for the members of a union (``dataset.DatasetConfig.n``, ``dataset.str``)."""
-    return tuple(part for part in detail["loc"] if part not in ("DatasetConfig", "str"))
+def _details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetails]]:
+    """Yield each error with its location; of a dataset, those of the kind that was meant."""
+    for detail in error.errors(include_url=False):
+        location = detail["loc"]
+        if len(location) > 1 and location[0] == "dataset":  # pydantic names the kind next
+            is_text = location[1] != DatasetConfig.__name__
+            if isinstance(detail["input"], dict) if is_text else detail["type"] == "model_type":
+                continue
+            location = ("dataset", *location[2:])
+        yield location, detail
 
 
-def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    text = _SENTENCES.get(detail["type"])
-    sentence = text.format(**detail.get("ctx", {})) if text else detail["msg"][:1].lower() + detail["msg"][1:]
-    if detail["type"] == "missing":
+def _sentence(
+    document: Document, at: KeyPath, location: KeyPath, detail: ErrorDetails, model: type[BaseModel]
+) -> str:
+    kind = detail["type"]
+    text = _SENTENCES.get(kind)
+    # A float field has float bounds; nobody wrote 0.0.
+    limits = {
+        name: f"{one:.15g}" if isinstance(one, float) else one for name, one in detail.get("ctx", {}).items()
+    }
+    sentence = text.format(**limits) if text else detail["msg"][:1].lower() + detail["msg"][1:]
+    if kind == "missing":
         return sentence
-    if detail["type"] == "extra_forbidden":
-        *path, key = _location(detail)
-        return sentence + did_you_mean(str(key), _fields(model, path))
-    given = repr(detail["input"])
-    return f"{sentence} (got {given if len(given) <= 60 else given[:57] + '...'})"
+    if kind == "extra_forbidden":
+        return sentence + did_you_mean(str(location[-1]), _fields(model, location[:-1]))
+    given = document.given(at, detail["input"])
+    if kind != "string_type":
+        return f"{sentence} {given}"
+    if location == ("dataset",):
+        return f"{sentence} or a mapping {given}"
+    quotable = not isinstance(detail["input"], list | dict | None)
+    return f"{sentence} {given}{IN_QUOTES if quotable else ''}"
 
 
-def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+def _fields(model: type[BaseModel], path: Sequence[Any]) -> tuple[str, ...]:
     """Return the known keys of the section at *path*."""
     for part in path:
         annotation = model.model_fields[str(part)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)
+    return tuple(model.model_fields)

@@ -1,0 +1,115 @@
+"""Throughput inside an experiment ÷ that of a bare script on the same batches.
+
+    python tests/benchmarks/throughput.py [--model NAME] [--model-path DIR] [--batch-size N] [--rounds N]
+
+Each round runs both, one after the other, each in a fresh process; the ratio is taken within the round. The bare
+script loads the same model, warms up on the same batches as often, and calls ``generate`` on them until the same
+time is full. 1.0 means that measuring costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from pytest_llem.backends.models import resolve_model
+from pytest_llem.isolation.launcher import Job, run_isolated
+from pytest_llem.study.config import ExperimentConfig
+
+BARE = """
+import json, random, sys, time
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+job = json.loads(sys.argv[1])
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16).to(device).eval()
+tokenizer = AutoTokenizer.from_pretrained(job["model"])
+size = min(len(tokenizer), model.config.vocab_size)
+vocabulary = [token for token in range(size) if token not in set(tokenizer.all_special_ids)]
+rng = random.Random(42)
+prompts = [rng.choices(vocabulary, k=job["input_len"]) for _ in range(job["n"])]
+step = job["batch_size"]
+batches = [torch.tensor(prompts[at : at + step], device=device) for at in range(0, len(prompts), step)]
+config = GenerationConfig(
+    max_new_tokens=job["output_len"], do_sample=True, temperature=1.0, top_k=50, top_p=1.0, pad_token_id=0
+)
+model.generation_config = config
+
+def sync():
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+@torch.inference_mode()
+def generate(batch):
+    return model.generate(input_ids=batch, attention_mask=torch.ones_like(batch), generation_config=config)
+
+for _ in range(job["warmups"]):
+    generate(batches[0])
+sync()
+tokens, began = 0, time.perf_counter()
+while time.perf_counter() - began < job["seconds"]:
+    for batch in batches:
+        tokens += generate(batch)[:, job["input_len"] :].numel()
+    sync()
+print(tokens / (time.perf_counter() - began))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin:tiny-llama")
+    parser.add_argument("--model-path", type=Path, default=[], action="append", help="folder of models")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each window")
+    options = parser.parse_args()
+
+    shape = {"n": 8, "input_len": 64, "output_len": 32}
+    config = ExperimentConfig.model_validate(
+        {
+            "model": options.model,
+            "dataset": shape,
+            "warmup": {"n_warmup": 2, "convergence_detection": False},
+            "measurement": {"min_window_seconds": options.seconds},
+            "pytorch": {"batch_size": options.batch_size},
+        }
+    )
+    paths = [str(path) for path in options.model_path]
+    job = Job({"experiment_id": "bench", "config_hash": "0" * 16}, config.model_dump(mode="json"), ".", paths)
+    bare = {
+        "model": resolve_model(options.model, options.model_path).location,
+        "batch_size": options.batch_size,
+        "warmups": 4,
+        "seconds": options.seconds,
+        **shape,
+    }
+    ratios = []
+    for number in range(options.rounds):
+        pair = [lambda: _inside(job), lambda: _bare(bare)]
+        order = [0, 1] if number % 2 == 0 else [1, 0]
+        figures = {which: pair[which]() for which in order}
+        ratios.append(figures[0] / figures[1])
+        print(
+            f"round {number + 1}: inside {figures[0]:.1f} tok/s, bare {figures[1]:.1f} tok/s, ratio {ratios[-1]:.3f}"
+        )
+    print(f"ratio: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}")
+
+
+def _inside(job: Job) -> float:
+    outcome = run_isolated(job)
+    assert outcome.result is not None, outcome
+    return float(json.loads(outcome.result)["metrics"]["output_tokens_per_second"]["value"])
+
+
+def _bare(job: dict[str, object]) -> float:
+    command = [sys.executable, "-c", BARE, json.dumps(job)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+if __name__ == "__main__":
+    main()

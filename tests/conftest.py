@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import weights
+
+ROOT = Path(__file__).parent.parent
+NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
+
+NOOP_STUDY = {
+    "name": "noop",
+    "model": "none",
+    "backend": "noop",
+    "n": 2,
+    "max_input_tokens": 4,
+    "max_output_tokens": 3,
+    "warmup": {"enabled": False},
+    "measurement": {"min_window_seconds": 0},
+    "energy": {"backend": "estimate"},
+    "sweep": {"precision": ["bf16", "fp32"], "noop.size": [1, 2]},
+    "execution": {"n_cycles": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("PYTEST_ADDOPTS", "GITHUB_ACTIONS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def noop_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the engine ``noop``, for this process and those it starts."""
+    monkeypatch.syspath_prepend(NOOP_ENGINE)
+    inherited = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(NOOP_ENGINE), inherited])))
+
+
+@pytest.fixture
+def write_study(pytester: pytest.Pytester, noop_engine: None) -> Callable[..., Path]:
+    """Write a study of the engine ``noop``: its fields, with changes; None takes one out."""
+
+    def write(name: str = "study.yaml", /, **changes: Any) -> Path:
+        data = {key: value for key, value in {**NOOP_STUDY, **changes}.items() if value is not None}
+        path = pytester.path / name
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        return path
+
+    return write
+
+
+class Results:
+    """What a run left under ``results``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def directory(self) -> Path:
+        """The one results directory."""
+        (directory,) = [path for path in self.root.iterdir() if path.is_dir()]
+        return directory
+
+    def read(self, name: str) -> dict[str, Any]:
+        data = json.loads((self.directory / name).read_text())
+        assert isinstance(data, dict)
+        return data
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.read("manifest.json")
+
+    @property
+    def study_result(self) -> dict[str, Any]:
+        return self.read("study_result.json")
+
+    def statuses(self) -> Mapping[str, str]:
+        return {entry["experiment_id"]: entry["status"] for entry in self.manifest["experiments"]}
+
+
+@pytest.fixture
+def results(pytester: pytest.Pytester) -> Results:
+    return Results(pytester.path / "results")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A folder for ``llem_model_path`` that holds real weights."""
+    try:
+        return weights.model_path()
+    except weights.NotToBeHadError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"real weights cannot be had: {error}")

@@ -1,0 +1,99 @@
+"""An engine from outside that computes nothing: what the tests of everything but the engines run.
+
+Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
+(what each prompt generates) and ``report`` (a folder in which each process leaves a note about itself).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pytest_llem.backends.protocol import PreflightError, RequestRecord
+from pytest_llem.results.models import EngineRecord
+
+
+def _raise():
+    raise ValueError("the engine says no")
+
+
+FAULTS = {
+    "raise": _raise,
+    "memory": lambda: (_ for _ in ()).throw(MemoryError("no more")),
+    "exit": lambda: sys.exit(3),
+    "_exit": lambda: os._exit(7),
+    "segv": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda: time.sleep(3600),
+    "shout": lambda: os.write(1, b"x" * 3_000_000 + b"the last words"),
+}
+
+
+class NoopEngine:
+    gpus = ()
+    no_latency = None
+
+    def __init__(self, config, context):
+        self.options = config.engine_section
+        unknown = set(self.options) - {"fault", "seconds", "ids", "report", "size"}
+        if unknown:
+            raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
+        self.output_len = config.workload.output_len
+
+    def fetch(self):
+        pass
+
+    def load(self):
+        if folder := self.options.get("report"):
+            note = {"pid": os.getpid(), "modules": sorted(sys.modules), "argv": sys.argv, "sid": os.getsid(0)}
+            Path(folder, f"{os.getpid()}.json").write_text(json.dumps(note))
+
+    def describe(self):
+        return EngineRecord(name="noop", device="cpu")
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def vocabulary(self):
+        return range(10, 20)
+
+    def prepare(self, prompts):
+        size = self.options.get("size", 1)
+        return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+    def positions(self, batch):
+        return len(batch) * max(map(len, batch))
+
+    def seed(self, seed):
+        pass
+
+    def generate(self, batch):
+        FAULTS.get(self.options.get("fault"), lambda: None)()
+        time.sleep(self.options.get("seconds", 0))
+        return time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def requests(self, batch, generated):
+        ids = self.options.get("ids", [7] * self.output_len)
+        return [
+            RequestRecord(len(prompt), ids, ttft_s=0.010, itl_s=[0.002] * (len(ids) - 1), e2e_s=0.012)
+            for prompt in batch
+        ]
+
+    def model_memory_bytes(self):
+        return 1_000_000
+
+    def reset_peak_memory(self):
+        pass
+
+    def peak_memory_bytes(self):
+        return None
+
+    def close(self):
+        pass

@@ -1,0 +1,34 @@
+"""A powercap folder as Linux shows RAPL's counters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RANGE_UJ = 262_143_328_850
+
+
+class Powercap:
+    """Zones in a folder.
+
+    Args:
+        root: Where; made if need be.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(exist_ok=True)
+
+    def zone(self, folder: str, name: str, energy_uj: int = 1_000_000, range_uj: int = RANGE_UJ) -> Path:
+        """Add a zone, and return the file of its counter."""
+        zone = self.root / folder
+        zone.mkdir()
+        (zone / "name").write_text(f"{name}\n")
+        (zone / "max_energy_range_uj").write_text(f"{range_uj}\n")
+        counter = zone / "energy_uj"
+        counter.write_text(f"{energy_uj}\n")
+        return counter
+
+
+def add(counter: Path, joules: float, range_uj: int = RANGE_UJ) -> None:
+    """Let a counter rise; past its range it starts again from 0."""
+    counter.write_text(f"{(int(counter.read_text()) + round(joules * 1e6)) % range_uj}\n")

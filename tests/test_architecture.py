@@ -1,0 +1,115 @@
+"""The house keeps its direction: which room may import which, and what may not be imported at all."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import pytest_llem
+
+PACKAGE = Path(pytest_llem.__file__).parent
+
+#: Every room, and the rooms it may import. ``study`` and ``results`` are the ground under all of them.
+MAY_IMPORT = {
+    "registry": set(),
+    "study": {"registry"},
+    "results": {"study"},
+    "energy": {"registry", "results"},
+    "backends": {"study", "results"},
+    "measurement": {"backends", "energy", "registry", "results", "study"},
+    "isolation": {"measurement", "backends", "results", "study"},
+    "options": {"study"},
+    "collection": {"isolation", "options", "results", "study"},
+    "reporting": {"options", "results", "study"},
+    "hookspecs": {"results"},
+    "plugin": {"collection", "options", "reporting", "hookspecs", "study"},
+    "api": {"backends", "measurement", "results", "study"},
+    "__init__": {"api", "measurement", "results", "study"},
+}
+
+KNOWS_PYTEST = {"options", "collection", "reporting", "plugin"}
+HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "scipy", "numpy", "pynvml"}
+
+
+def _modules() -> Iterator[tuple[str, str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield parts[0], ".".join(parts), path
+
+
+def _imports(path: Path, *, at_load: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if at_load else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+_MODULES = list(_modules())
+EVERY_MODULE = pytest.mark.parametrize(("room", "name", "path"), _MODULES, ids=[name for _, name, _ in _MODULES])
+
+
+@EVERY_MODULE
+def test_no_room_imports_against_the_flow(room, name, path):
+    ours = {one.split(".")[1] for one in _imports(path) if one.startswith("pytest_llem.")}
+    assert ours - {room} <= MAY_IMPORT[room]
+    everything = {one.partition(".")[0] for one in _imports(path)}
+    assert "_pytest" not in everything, "private pytest API"
+    if room not in KNOWS_PYTEST:
+        assert "pytest" not in everything
+
+
+@EVERY_MODULE
+def test_what_is_heavy_is_imported_late(room, name, path):
+    heavy = {one.partition(".")[0] for one in _imports(path, at_load=True)} & HEAVY
+    assert heavy <= {"backends.pytorch": HEAVY, "energy.nvml": {"pynvml"}}.get(name, set())
+
+
+def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_modules():
+            ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
+            assert ours == ["pytest_llem", "pytest_llem.hookspecs", "pytest_llem.options", "pytest_llem.plugin"]
+            assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
+        """
+    )
+    pytester.runpytest_subprocess("-p", "llem", "-p", "no:xdist").assert_outcomes(passed=1)
+
+
+def test_the_public_names_are_there_and_late():
+    code = (
+        "import sys, pytest_llem\n"
+        "assert not {'pydantic', 'yaml', 'torch'} & set(sys.modules)\n"
+        "for name in pytest_llem.__all__: assert getattr(pytest_llem, name)\n"
+        "assert not {'torch', 'transformers', 'pytest'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert pytest_llem.__version__ == version("pytest-llem")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pytest_llem.nothing  # noqa: B018
+
+
+def test_entry_points():
+    assert {point.name: point.value for point in entry_points(group="pytest11")}["llem"] == "pytest_llem.plugin"
+    assert "pytorch" in entry_points(group="pytest_llem.backends").names
+    assert {"nvml", "rapl", "estimate"} <= entry_points(group="pytest_llem.energy").names
+    for group in ("pytest_llem.backends", "pytest_llem.energy"):
+        for point in entry_points(group=group):
+            assert point.load()
+
+
+def test_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()

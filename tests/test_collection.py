@@ -1,0 +1,222 @@
+"""How studies are found, selected and ordered: nothing may surprise a pytest user."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+IDS = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
+IN_ORDER = {"n_cycles": 1, "cycle_order": "sequential"}
+
+
+def collected(run):
+    return [line for line in run.outlines if "::" in line]
+
+
+def test_a_file_of_any_name_is_a_study_when_named(pytester, write_study):
+    write_study("anything.yml", execution=IN_ORDER)
+    run = pytester.runpytest_subprocess("anything.yml", "-p", "llem", "--collect-only", "-q")
+    assert collected(run) == [f"anything.yml::experiment[{one}]" for one in IDS]
+
+
+def test_in_a_directory_only_study_files_are_taken(pytester, write_study):
+    write_study("one.study.yaml", execution=IN_ORDER)
+    write_study("two.yaml", execution=IN_ORDER)
+    (pytester.path / "config.study.yaml").write_text("just: settings\n")
+    pytester.makepyfile("def test_ordinary(): pass")
+    run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q")
+    assert {line.partition("::")[0] for line in collected(run)} == {
+        "one.study.yaml",
+        "test_in_a_directory_only_study_files_are_taken.py",
+    }
+    run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q", "-o", "llem_files=t*.yaml")
+    assert "two.yaml" in {line.partition("::")[0] for line in collected(run)}
+
+
+def test_a_yaml_of_another_plugin_is_left_alone(pytester, write_study):
+    write_study("theirs.yaml")
+    pytester.makeconftest(
+        """
+        import pytest
+
+        class Theirs(pytest.File):
+            def collect(self):
+                yield Item.from_parent(self, name="theirs")
+
+        class Item(pytest.Item):
+            def runtest(self): pass
+
+        def pytest_collect_file(file_path, parent):
+            if file_path.suffix == ".yaml":
+                return Theirs.from_parent(parent, path=file_path)
+        """
+    )
+    run = pytester.runpytest_subprocess("theirs.yaml", "-p", "llem", "--collect-only", "-q")
+    assert collected(run) == ["theirs.yaml::theirs"]
+
+
+@pytest.mark.parametrize("autoload", [True, False])
+def test_the_plugin_may_be_named_whether_autoloaded_or_not(pytester, write_study, monkeypatch, autoload):
+    if not autoload:
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    write_study()
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-W", "error").assert_outcomes(passed=8)
+
+
+def test_a_pasted_id_runs_that_experiment(pytester, write_study, results):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml::experiment[precision=bf16-size=2-cycle=2]", "-p", "llem")
+    run.assert_outcomes(passed=1)
+    assert results.statuses()["precision=bf16-size=2-cycle=2"] == "completed"
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_a_typo_in_one_study_is_a_located_collection_error(pytester, write_study, workers):
+    write_study("good.yaml")
+    (pytester.path / "studies").mkdir()
+    (pytester.path / "studies" / "bad.yaml").write_text("model: x\nprecison: bf16\nsweep:\n  n: [0]\n")
+    run = pytester.runpytest_subprocess("good.yaml", "studies/bad.yaml", "-p", "llem", *workers)
+    assert run.ret == (pytest.ExitCode.TESTS_FAILED if workers else pytest.ExitCode.INTERRUPTED)
+    run.stdout.fnmatch_lines(
+        [
+            "*ERROR collecting studies/bad.yaml*",
+            "studies/bad.yaml:2:1: precison: unknown key (did you mean 'precision'?)",
+            "studies/bad.yaml:4:7: n: must be at least 1 (got 0)",
+        ]
+    )
+    assert "Traceback" not in run.stdout.str()
+    assert "INTERNALERROR" not in run.stdout.str()
+    assert workers or not (pytester.path / "results").exists(), "nothing ran"
+
+
+def test_the_place_of_an_item_is_the_studys(pytester, write_study):
+    path = write_study(sweep={"noop.fault": ["raise"]}, execution={"n_cycles": 1})
+    line = path.read_text().splitlines().index("sweep:") + 1
+    pytester.makeconftest(
+        """
+        def pytest_collection_modifyitems(items):
+            print([(str(item.reportinfo()[0]), item.reportinfo()[1] + 1) for item in items])
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s")
+    run.stdout.fnmatch_lines([f"*('{path}', {line})*"])
+
+
+def test_study_items_keep_their_order_and_ordinary_tests_theirs(pytester, write_study):
+    write_study()
+    pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass")
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            items.reverse()
+        """
+    )
+    plain = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:randomly", "--collect-only", "-q")
+    shuffled = pytester.runpytest_subprocess(
+        "test_plain.py", "study.yaml", "-p", "llem", "-p", "no:randomly", "--collect-only", "-q"
+    )
+    assert [one for one in collected(shuffled) if "study" in one] == collected(plain)
+    assert [one for one in collected(shuffled) if "plain" in one] == [
+        "test_plain.py::test_b",
+        "test_plain.py::test_a",
+    ]
+
+
+def test_selection_by_axis_runs_exactly_that(pytester, write_study, results):
+    write_study(sweep={"noop.size": [1, 10], "n": [1, 2]}, execution=IN_ORDER)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "size=1 and not n=2")
+    run.assert_outcomes(passed=1, deselected=3)
+    assert [one for one, status in results.statuses().items() if status == "completed"] == ["n=1-size=1"]
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_an_unknown_axis_is_refused(pytester, write_study, workers):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "not batch_sise=8", *workers)
+    assert run.ret != 0
+    assert "no collected study has an axis batch_sise" in run.stdout.str() + run.stderr.str()
+    run.assert_outcomes(errors=1 if workers else 0)
+
+
+def test_last_failed_and_deselect(pytester, write_study):
+    write_study(sweep={"noop.fault": ["raise", "none"]}, execution=IN_ORDER)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1, failed=1)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--lf").assert_outcomes(failed=1, deselected=1)
+    run = pytester.runpytest_subprocess(
+        "study.yaml", "-p", "llem", "--deselect", "study.yaml::experiment[fault=raise]"
+    )
+    run.assert_outcomes(passed=1, deselected=1)
+
+
+def test_collecting_imports_no_torch(pytester):
+    study = pytester.path / "study.yaml"
+    study.write_text("model: builtin:tiny-llama\nsweep: {pytorch.batch_size: [1, 8]}\n")
+    code = (
+        "import pytest, sys\n"
+        "assert pytest.main(['study.yaml', '-p', 'llem', '--collect-only', '-q']) == 0\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "study.yaml::experiment[batch_size=8-cycle=3]" in done.stdout
+
+
+def test_help_tells_the_options(pytester):
+    run = pytester.runpytest_subprocess("--help", "-p", "llem")
+    run.stdout.fnmatch_lines(
+        ["energy studies of LLM inference:", "*--llem-results-dir=DIR*", "*--llem-run-id=ID*"]
+    )
+    for option in ("llem_results_dir", "llem_model_path", "llem_files"):
+        run.stdout.fnmatch_lines([f"*{option} (*"])
+
+
+def test_quiet_is_quiet(pytester, write_study):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only", "-qq")
+    assert [line for line in run.outlines if line] == ["study.yaml: 8"]
+
+
+def test_ordinary_runs_do_not_notice(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile("def test_plain(request): assert not [f for f in request.fixturenames if 'llem' in f]")
+    outputs = []
+    for plugin in ((), ("-p", "llem")):
+        run = pytester.runpytest_subprocess("--strict-markers", "-W", "error", *plugin)
+        run.assert_outcomes(passed=1)
+        outputs.append([line for line in run.outlines if " in " not in line and not line.startswith("plugins:")])
+    assert outputs[0] == outputs[1]
+
+
+def test_without_a_terminal_reporter_the_results_are_there(pytester, write_study, results):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
+    assert run.ret == 0
+    assert results.study_result["summary"]["completed"] == 1
+
+
+def test_a_study_outside_the_rootdir(pytester, write_study, results):
+    path = write_study(execution={"n_cycles": 1})
+    inner = pytester.path / "inner"
+    inner.mkdir()
+    (inner / "pytest.ini").write_text("[pytest]\n")
+    moved = path.rename(pytester.path / "elsewhere.yaml")
+    command = (str(moved), "-p", "llem", "-c", "inner/pytest.ini", "--rootdir=inner")
+    pytester.runpytest_subprocess(*command).assert_outcomes(passed=4)
+    assert json.loads(next((inner / "results").glob("noop_*/manifest.json")).read_text())["completed"] == 4
+    run = pytester.runpytest_subprocess(*command, "-n", "1")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: under xdist a study has to be below rootdir *"])
+
+
+def test_the_working_directory_does_not_matter(pytester, write_study):
+    write_study(execution={"n_cycles": 1})
+    (pytester.path / "deep").mkdir()
+    os.chdir(pytester.path / "deep")
+    run = pytester.runpytest_subprocess("../study.yaml", "-p", "llem", f"--rootdir={pytester.path}")
+    run.assert_outcomes(passed=4)
+    run.stdout.fnmatch_lines(["results: ../results/noop_*"])

@@ -1,0 +1,205 @@
+"""One experiment, one fresh process: real processes doing real things."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.isolation.launcher import Job, run_isolated
+from pytest_llem.isolation.output import CappedOutput
+from pytest_llem.results.models import ExperimentResult
+from pytest_llem.study.config import ExperimentConfig
+from tests.conftest import NOOP_STUDY
+
+
+@pytest.fixture
+def job(noop_engine):
+    """Return a job for the engine ``noop`` with the given options."""
+
+    def make(**options):
+        fields = {k: v for k, v in NOOP_STUDY.items() if k not in ("name", "sweep", "execution")}
+        config = ExperimentConfig.model_validate({**fields, "noop": options})
+        identity = {"experiment_id": "one", "config_hash": "0" * 16}
+        return Job(identity, config.model_dump(mode="json"), directory=".")
+
+    return make
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def _wait_until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_result_comes_back_whole(job):
+    phases = []
+    outcome = run_isolated(job(), on_phase=phases.append)
+    assert outcome.error is None
+    result = ExperimentResult.model_validate_json(outcome.result)
+    assert result.identity.experiment_id == "one"
+    assert outcome.files["requests.csv"].startswith("pass,request,")
+    assert phases == [
+        "importing",
+        "fetching the model",
+        "loading",
+        "preparing",
+        "measuring",
+        "accounting",
+    ]
+
+
+def test_every_experiment_has_a_process_of_its_own(job, tmp_path):
+    for _ in range(2):
+        assert run_isolated(job(report=str(tmp_path))).error is None
+    first, second = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert first["pid"] != second["pid"]
+    assert os.getpid() not in (first["pid"], second["pid"])
+    for child in (first, second):
+        assert child["sid"] == child["pid"], "it leads a session of its own"
+        assert _gone(child["pid"])
+
+
+@pytest.mark.parametrize("command", [["pytest"], [sys.executable, "-m", "pytest"]], ids=["script", "module"])
+def test_the_child_holds_no_pytest_and_the_parent_no_torch(pytester, write_study, command):
+    (pytester.path / "notes").mkdir()
+    write_study(noop={"report": str(pytester.path / "notes")}, sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        import json, pathlib, sys
+
+        def pytest_unconfigure(config):
+            pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
+        """
+    )
+    if command == ["pytest"]:
+        command = [str(Path(sys.executable).parent / "pytest")]
+    done = pytester.run(*command, "study.yaml", "-p", "llem")
+    assert done.ret == 0
+    (note,) = (pytester.path / "notes").iterdir()
+    child = {name.partition(".")[0] for name in json.loads(note.read_text())["modules"]}
+    assert child.isdisjoint({"pytest", "_pytest", "pluggy", "xdist", "torch", "transformers"})
+    assert "pytest_llem" in child
+    parent = {name.partition(".")[0] for name in json.loads((pytester.path / "modules.json").read_text())}
+    assert parent.isdisjoint({"torch", "transformers", "pynvml", "numpy.testing"})
+    assert "pytest" in parent
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "type_", "message"),
+    [
+        ("raise", "exception", "ValueError", "the engine says no"),
+        ("memory", "oom", "MemoryError", "no more"),
+        ("exit", "crash", "Exit", "the process ended with status 3 and left no result"),
+        ("_exit", "crash", "Exit", "the process ended with status 7 and left no result"),
+        ("segv", "crash", "SIGSEGV", "the process was ended by SIGSEGV"),
+        ("kill", "crash", "SIGKILL", "the process was ended by SIGKILL"),
+    ],
+)
+def test_how_it_ended_is_told(job, fault, kind, type_, message):
+    outcome = run_isolated(job(fault=fault))
+    assert outcome.result is None
+    assert (outcome.error.kind, outcome.error.type, outcome.error.message) == (kind, type_, message)
+    assert outcome.error.phase == "measuring"
+    assert bool(outcome.error.traceback) == (kind in ("exception", "oom"))
+
+
+def test_a_preflight_error_is_one_line(job):
+    outcome = run_isolated(job(sise=3))
+    assert (outcome.error.kind, outcome.error.message) == ("preflight", "noop: unknown option 'sise'")
+    assert outcome.error.traceback is None
+
+
+def test_a_deadline_ends_it(job, tmp_path):
+    outcome = run_isolated(job(fault="hang", report=str(tmp_path)), timeout=5)
+    assert (outcome.error.kind, outcome.error.message) == ("timeout", "not done after 5 s")
+    assert all(_gone(int(path.stem)) for path in tmp_path.iterdir())
+
+
+def test_output_is_kept_up_to_a_cap(job):
+    outcome = run_isolated(job(fault="shout"))
+    assert outcome.error is None
+    assert outcome.output.startswith("xxx")
+    assert outcome.output.endswith("the last words")
+    assert "bytes left out …]" in outcome.output
+    assert len(outcome.output) < 200_000
+
+
+def test_capped_output_loses_the_middle_only():
+    output = CappedOutput(head=4, tail=4)
+    for chunk in (b"abcdef", b"ghij", b"kl", b"mnop"):
+        output.write(chunk)
+    assert output.text() == "abcd\n[… 8 bytes left out …]\nmnop"
+
+
+def test_capped_output_that_fits_is_whole():
+    output = CappedOutput()
+    for chunk in (b"abc", b"def\xff"):
+        output.write(chunk)
+    assert output.text() == "abcdef\ufffd"
+
+
+def test_ctrl_c_ends_the_child_and_says_interrupted(pytester, write_study, results):
+    (pytester.path / "notes").mkdir()
+    write_study(noop={"report": str(pytester.path / "notes"), "fault": "hang"}, sweep={"n": [1, 2]})
+    pytest_run = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    )
+    _wait_until(lambda: any((pytester.path / "notes").iterdir()))
+    os.killpg(pytest_run.pid, signal.SIGINT)
+    output, _ = pytest_run.communicate(timeout=60)
+    assert pytest_run.returncode == pytest.ExitCode.INTERRUPTED
+    (note,) = (pytester.path / "notes").iterdir()
+    assert _gone(int(note.stem))
+    assert results.manifest["status"] == "interrupted"
+    counts = sorted(results.statuses().values())
+    assert counts == ["failed"] + ["pending"] * 3
+    (failed,) = [entry for entry in results.manifest["experiments"] if entry["status"] == "failed"]
+    assert failed["error"]["kind"] == "interrupted"
+    assert b"0 of 4 experiments completed, interrupted" in output
+
+
+def test_the_child_does_not_outlive_a_killed_pytest(pytester, write_study):
+    (pytester.path / "notes").mkdir()
+    write_study(noop={"report": str(pytester.path / "notes"), "fault": "hang"}, sweep={"n": [1]})
+    pytest_run = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"], stdout=subprocess.DEVNULL
+    )
+    _wait_until(lambda: any((pytester.path / "notes").iterdir()))
+    pytest_run.kill()
+    pytest_run.wait()
+    (note,) = (pytester.path / "notes").iterdir()
+    _wait_until(lambda: _gone(int(note.stem)))
+
+
+def test_a_timeout_in_the_study_is_obeyed(pytester, write_study, results):
+    write_study(
+        noop={"fault": "hang"}, sweep={"n": [1]}, execution={"n_cycles": 1, "experiment_timeout_seconds": 3}
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.assert_outcomes(failed=1)
+    assert results.manifest["experiments"][0]["error"]["kind"] == "timeout"
+
+
+def test_a_failed_items_output_is_shown(pytester, write_study):
+    write_study(sweep={"noop.fault": ["raise"]}, execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.stdout.fnmatch_lines(
+        ["exception while measuring: ValueError: the engine says no", "", "Traceback (most recent call last):*"]
+    )

@@ -1,0 +1,82 @@
+"""Studies as a library: run_study, StudyResult.load."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_llem import StudyError, StudyResult, run_study
+from pytest_llem.api import StudyRunError
+
+
+def test_run_study_returns_what_pytest_found(pytester, write_study):
+    path = write_study()
+    result = run_study(path, select="size=2", results_dir=pytester.path / "out", quiet=True)
+    assert isinstance(result, StudyResult)
+    assert (result.summary.total, result.summary.completed) == (4, 4)
+    assert list((pytester.path / "out").glob("noop_*/study_result.json"))
+
+
+def test_run_study_in_a_test_of_a_suite(pytester, write_study):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makepyfile(
+        """
+        from pytest_llem import run_study
+
+        def test_cost():
+            point = run_study("study.yaml").points[0]
+            assert point.metrics["energy_per_output_token_j"].mean < 1e6
+        """
+    )
+    pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
+
+
+def test_failed_experiments_are_in_the_result(write_study):
+    path = write_study(sweep={"noop.fault": ["raise", "none"]}, execution={"n_cycles": 1})
+    result = run_study(path, quiet=True)
+    assert (result.summary.completed, result.summary.failed) == (1, 1)
+    assert [entry.error.message for entry in result.experiments if entry.error] == ["the engine says no"]
+
+
+def test_a_wrong_study_is_told_before_pytest_starts(pytester):
+    (pytester.path / "bad.yaml").write_text("modle: x\n")
+    with pytest.raises(StudyError, match=r"bad\.yaml:1:1: modle: unknown key \(did you mean 'model'\?\)"):
+        run_study("bad.yaml")
+
+
+def test_a_run_without_a_result_says_what_pytest_said(write_study):
+    path = write_study()
+    with pytest.raises(StudyRunError, match=r"(?s)status 4.*no collected study has an axis nothing"):
+        run_study(path, select="nothing=1", quiet=True)
+
+
+def test_model_path_reaches_the_experiment(pytester):
+    (pytester.path / "study.yaml").write_text("model: owner/name\nexecution: {n_cycles: 1}\n")
+    result = run_study("study.yaml", model_path=["a b", "c"], quiet=True)
+    message = result.experiments[0].error.message
+    assert f"({pytester.path / 'a b'}, {pytester.path / 'c'})" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "not a StudyResult: pytest_llem_version: Field required"),
+        ("not json", "not a StudyResult: the file: Invalid JSON"),
+        (None, "schema version 2.0 cannot be read here"),
+    ],
+)
+def test_load_refuses_what_is_no_study_result(pytester, write_study, content, message):
+    if content is None:
+        written = run_study(write_study(sweep={"n": [1]}), quiet=True).model_dump(mode="json")
+        content = json.dumps({**written, "schema_version": "2.0"})
+    (pytester.path / "study_result.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        StudyResult.load(pytester.path)
+
+
+def test_load_reads_a_newer_minor_version(pytester, write_study):
+    written = run_study(write_study(sweep={"n": [1]}), quiet=True).model_dump(mode="json")
+    newer = {**written, "schema_version": "1.9", "something_new": 1}
+    (pytester.path / "newer.json").write_text(json.dumps(newer))
+    assert StudyResult.load("newer.json").name == "noop"

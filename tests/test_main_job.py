@@ -1,0 +1,63 @@
+"""The main job without a GPU, a network or a download."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from pytest_llem import StudyResult
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def test_quickstart(pytester, results):
+    shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "quickstart.yaml")
+    pytester.makeconftest(
+        """
+        import json, pathlib, sys
+
+        def pytest_unconfigure(config):
+            pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
+        """
+    )
+    run = pytester.runpytest_subprocess("quickstart.yaml", "-p", "llem")
+    run.assert_outcomes(passed=8)
+    loaded = {name.partition(".")[0] for name in json.loads((pytester.path / "modules.json").read_text())}
+    assert loaded.isdisjoint({"torch", "transformers"})
+
+    result = StudyResult.load(results.directory)
+    assert (result.status, result.summary.completed, len(result.points)) == ("completed", 8, 4)
+    for point in result.points:
+        assert point.metrics["output_tokens_per_second"].n == 2
+        assert point.metrics["output_tokens_per_second"].mean > 0
+        assert point.metrics["energy_j"].boundary == "cpu_package"
+    run.stdout.fnmatch_lines(
+        [
+            "*= llem: quickstart =*",
+            "*TTFT p50*J/out token*",
+            "precision=bf16-batch_size=1 * 2 *",
+            "precision=bf16-batch_size=8 * 2 *",
+            "precision=fp32-batch_size=1 * 2 *",
+            "precision=fp32-batch_size=8 * 2 *",
+            "8 of 8 experiments completed",
+            "results: results/quickstart_*",
+        ]
+    )
+
+
+def test_the_engines_process_holds_no_pytest(pytester, monkeypatch):
+    """Of its own accord: the engine pytorch brings no pytest into the experiment's process."""
+    code = (
+        "import sys\n"
+        "from pytest_llem import run_experiment\n"
+        "run_experiment({'model': 'builtin:tiny-llama', 'n': 1, 'warmup': {'enabled': False},\n"
+        "                'measurement': {'min_window_seconds': 0}, 'max_output_tokens': 2})\n"
+        "held = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert held.isdisjoint({'pytest', '_pytest', 'pluggy', 'xdist'}), held\n"
+        "assert 'torch' in held\n"
+    )
+    assert pytester.run(sys.executable, "-c", code).ret == 0

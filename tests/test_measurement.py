@@ -1,0 +1,238 @@
+"""Warm-up, window, prompts and accounting, with an engine and a meter whose figures are known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.backends.protocol import PreflightError, RequestRecord
+from pytest_llem.energy.account import Meters
+from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.warmup import warm_up
+from pytest_llem.study.config import WarmupConfig
+from tests.conftest import NOOP_STUDY
+
+pytestmark = pytest.mark.usefixtures("noop_engine")
+
+
+def run(tmp_path=None, **changes):
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    config = ExperimentConfig.model_validate({**fields, **changes})
+    return ExperimentOrchestrator(config, directory=tmp_path).run()
+
+
+class Meter:
+    """Reads what it is told, once for the load and once for the window."""
+
+    def __init__(self, *devices, tick_seconds=None):
+        self.readings = [Reading((DeviceReading("d", "gpu_board", 1.0, "measured", "m"),), 1.0)]
+        self.readings.append(Reading(devices, 2.0, tick_seconds))
+
+    def begin(self):
+        pass
+
+    def end(self):
+        return self.readings.pop(0)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def meter(monkeypatch):
+    def use(*devices, tick_seconds=None):
+        meters = Meters({"test": Meter(*devices, tick_seconds=tick_seconds)})
+        monkeypatch.setattr(Meters, "open", lambda backend, gpus: meters)
+
+    return use
+
+
+def test_the_window_holds_whole_passes_and_totals_are_per_pass(meter):
+    meter(DeviceReading("GPU-1", "gpu_board", 60.0, "measured", "nvml_total_energy"))
+    result = run(measurement={"min_window_seconds": 0.2}, noop={"seconds": 0.05}).result
+    passes = result.window.passes
+    assert passes >= 2
+    assert result.window.window_seconds >= 0.2
+    assert result.window.window_energy_j == 60.0
+    value = {name: metric.value for name, metric in result.metrics.items()}
+    assert value["seconds"] == pytest.approx(result.window.window_seconds / passes)
+    assert value["energy_j"] == pytest.approx(60 / passes)
+    assert value["energy_per_output_token_j"] == pytest.approx(60 / passes / 6)
+    assert value["tokens_per_joule"] == pytest.approx(6 / (60 / passes))
+    assert value["mean_power_w"] == pytest.approx(30.0)
+    assert value["gpu_energy_j"] == pytest.approx(60 / passes)
+    assert value["cpu_energy_j"] is None
+    assert value["load_energy_j"] == 1.0
+    energy = result.metrics["energy_per_output_token_j"]
+    assert (energy.method, energy.source, energy.boundary) == ("measured", "nvml_total_energy", "gpu_board")
+
+
+def test_an_energy_that_is_not_there_is_null_with_its_reason(meter):
+    meter(DeviceReading("GPU-1", "gpu_board", None, "unavailable", "nvml_total_energy", "GPU is lost"))
+    result = run().result
+    for name in ("energy_j", "energy_per_output_token_j", "tokens_per_joule", "mean_power_w", "gpu_energy_j"):
+        metric = result.metrics[name]
+        assert (metric.value, metric.method) == (None, "unavailable")
+        assert "GPU is lost" in metric.reason
+    assert result.window.window_energy_j is None
+
+
+def test_a_window_of_few_ticks_is_flagged(meter):
+    meter(DeviceReading("GPU-1", "gpu_board", 60.0, "measured", "nvml_total_energy"), tick_seconds=0.5)
+    result = run().result
+    assert result.window.quantisation_error == pytest.approx(0.25)
+    assert any("holds 4 ticks" in warning for warning in result.warnings)
+
+
+def test_no_meter_at_all_is_said():
+    result = run(energy={"backend": None}).result
+    assert result.metrics["energy_j"].value is None
+    assert result.metrics["energy_j"].reason == "energy: switched off by energy.backend"
+
+
+def test_nothing_generated_is_no_division_by_zero():
+    result = run(noop={"ids": []}).result
+    assert result.tokens.output_tokens == 0
+    assert result.metrics["energy_per_output_token_j"].value is None
+    assert result.metrics["itl_p50_ms"].value is None
+
+
+def test_tokens_and_padding_are_counted(tmp_path):
+    (tmp_path / "prompts.txt").write_text("abcd\n\nab\nabcdef\nunused\n")
+    outcome = run(tmp_path, dataset="prompts.txt", n=3, noop={"size": 3, "ids": [1, 2]}, max_input_tokens=5)
+    tokens = outcome.result.tokens
+    assert (tokens.prompts, tokens.input_tokens, tokens.output_tokens) == (3, 4 + 2 + 5, 6)
+    assert tokens.truncated_prompts == 1
+    assert tokens.padding_waste == pytest.approx(1 - 11 / 15)
+    assert outcome.requests.to_csv().splitlines()[1] == "1,0,4,2,10.0000,2.0000,12.0000"
+
+
+def test_prompts_from_a_jsonl_file(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "abc"}\n\n{"text": "de", "id": 3}\n')
+    assert run(tmp_path, dataset="prompts.jsonl", n=2).result.tokens.input_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("few.txt", "one\n", r"dataset 'few.txt' holds 1 prompts, and the experiment asks for n: 2"),
+        ("bad.jsonl", '{"prompt": "a"}\n{"answer": 1}\n', r"bad.jsonl:2: expected a JSON object with a string"),
+        ("bad.jsonl", "[1]\n", r"bad.jsonl:1: expected a JSON object"),
+        ("prompts.csv", "a", r"dataset 'prompts.csv': expected 'synthetic', or a .txt or .jsonl file"),
+        ("missing.txt", None, r"dataset 'missing.txt' cannot be read: .*No such file"),
+        ("latin.txt", b"\xff\n", r"dataset 'latin.txt' cannot be read: .*decode"),
+    ],
+)
+def test_a_dataset_that_cannot_be_used_is_one_clear_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(PreflightError, match=message):
+        run(tmp_path, dataset=name)
+
+
+def test_synthetic_prompts_have_exact_lengths_and_a_seed():
+    shape = {"n": 3, "input_len": 7, "output_len": 2}
+    first = run(dataset={**shape, "seed": 1})
+    assert (first.result.tokens.prompts, first.result.tokens.input_tokens) == (3, 21)
+
+
+class Engine:
+    """Takes as long for each run as it is told."""
+
+    def __init__(self, clock, durations):
+        self.clock, self.durations, self.ran = clock, iter(durations), []
+
+    def positions(self, batch):
+        return batch
+
+    def generate(self, batch):
+        self.ran.append(batch)
+        self.clock[0] += next(self.durations)
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pytest_llem.measurement.warmup.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_warm_up_ends_when_latencies_settle(clock):
+    durations = [1.0, 9.0, 1.0, 5.0, 2.0, 2.01, 1.99, 2.0, 2.0, 99.0]
+    engine = Engine(clock, durations)
+    runs = []
+    record = warm_up(engine, [10, 30, 20], WarmupConfig(n_warmup=2), runs.append)
+    assert engine.ran == [30, 20, 30, 20] + [20] * 5
+    assert (record.runs, record.converged) == (9, True)
+    assert record.cv < 0.05
+    assert record.seconds == pytest.approx(sum(durations[:9]))
+    assert runs == list(range(1, 10))
+
+
+def test_warm_up_gives_up_and_says_so(clock):
+    engine = Engine(clock, [1.0, 2.0] * 20)
+    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run: None)
+    assert (record.runs, record.converged) == (12, False)
+    assert record.cv > 0.05
+
+
+def test_warm_up_without_detection_runs_what_it_was_told(clock):
+    engine = Engine(clock, [1.0, 2.0] * 20)
+    record = warm_up(engine, [1], WarmupConfig(n_warmup=3, convergence_detection=False), lambda run: None)
+    assert (record.runs, record.converged) == (6, None)
+
+
+def test_warm_up_keeps_the_load_on(clock):
+    engine = Engine(clock, [1.0] * 50)
+    config = WarmupConfig(n_warmup=3, convergence_detection=False, thermal_floor_seconds=20)
+    assert warm_up(engine, [1], config, lambda run: None).seconds == 20
+
+
+def test_warm_up_may_be_switched_off(clock):
+    assert warm_up(Engine(clock, []), [1], WarmupConfig(enabled=False), lambda run: None) is None
+
+
+def test_an_unsettled_warm_up_is_a_warning():
+    warmup = {"n_warmup": 1, "max_prompts": 6, "cv_threshold": 1e-9}
+    result = run(warmup=warmup).result
+    assert result.warmup.converged is False
+    assert any(warning.startswith("warm-up stopped after 6 runs") for warning in result.warnings)
+
+
+def test_latency_percentiles_are_over_requests_and_gaps():
+    requests = [
+        RequestRecord(1, [1] * n, ttft_s=0.1 * n, itl_s=[0.01 * n] * (n - 1), e2e_s=float(n)) for n in (1, 2, 3)
+    ]
+    metrics = Requests([requests]).latency_metrics()
+    assert metrics["ttft_p50_ms"].value == pytest.approx(200)
+    assert metrics["itl_p50_ms"].value == pytest.approx(30)
+    assert metrics["e2e_p50_ms"].value == pytest.approx(2000)
+    assert metrics["e2e_p99_ms"].value == pytest.approx(2980)
+
+
+def test_latencies_that_an_engine_cannot_tell_are_null_with_its_reason():
+    requests = Requests([[RequestRecord(1, [1, 2])]], no_latency="beams have no tokens to time")
+    assert {metric.value for metric in requests.latency_metrics().values()} == {None}
+    assert requests.latency_metrics()["ttft_p50_ms"].reason == "beams have no tokens to time"
+    assert requests.to_csv().splitlines()[1] == "1,0,1,2,,,"
+
+
+def test_the_digest_tells_outputs_apart():
+    def digest(*rows):
+        return Requests([[RequestRecord(1, row) for row in rows]]).output_digest()
+
+    assert digest([1, 2], [3]) == digest([1, 2], [3])
+    assert len({digest([1, 2], [3]), digest([1], [2, 3]), digest([1, 2, 3]), digest([12], [3])}) == 4
+
+
+def test_a_result_survives_json():
+    result = run().result
+    again = type(result).model_validate_json(result.model_dump_json())
+    assert again == result
+    assert json.loads(result.model_dump_json())["identity"]["cycle"] == 1

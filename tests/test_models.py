@@ -1,0 +1,131 @@
+"""Where a model comes from, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.backends.models import resolve_model
+from pytest_llem.backends.protocol import ModelNotFoundError
+
+#: Of the weights that builtin:tiny-llama has everywhere. A change here breaks comparisons with older results:
+#: raise tiny_llama.VERSION with it.
+TINY_LLAMA_WEIGHTS = "8b850b5b425f69219e38313c0ae635ca4e1f4b39b7563bcd9edb48c9fada4204"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return tmp_path / "cache"
+
+
+def in_a_new_process(code, *arguments):
+    """Run *code* where Hugging Face reads the environment as it is now, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+RESOLVE = """
+import sys
+from pathlib import Path
+from pytest_llem.backends.models import resolve_model, ModelNotFoundError
+try:
+    print(resolve_model(sys.argv[1], [Path(one) for one in sys.argv[2:]]))
+except ModelNotFoundError as error:
+    print(error)
+assert "torch" not in sys.modules or "builtin" in sys.argv[1]
+"""
+
+
+def test_an_existing_folder_comes_first(tmp_path):
+    (tmp_path / "mine").mkdir()
+    source = resolve_model(str(tmp_path / "mine"), [tmp_path])
+    assert (source.location, source.kind, source.random_weights) == (str(tmp_path / "mine"), "local", False)
+
+
+def test_then_a_folder_under_the_model_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "second" / "owner" / "name").mkdir(parents=True)
+    source = resolve_model("owner/name", [tmp_path / "first", tmp_path / "second"])
+    assert (source.location, source.kind) == (str(tmp_path / "second" / "owner" / "name"), "model_path")
+
+
+def test_then_the_cache_of_the_hub(cache, tmp_path):
+    snapshot = tmp_path / "hf" / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    assert in_a_new_process(RESOLVE, "owner/name") == (
+        "ModelSource(location='owner/name', kind='hub', random_weights=False)"
+    )
+
+
+def test_a_model_that_is_nowhere_says_where_it_was_looked_for(cache, tmp_path):
+    assert in_a_new_process(RESOLVE, "owner/name") == (
+        "model 'owner/name' not found: no folder owner/name; llem_model_path is not set; "
+        "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
+    )
+    assert in_a_new_process(RESOLVE, "owner/name", tmp_path / "a", tmp_path / "b") == (
+        f"model 'owner/name' not found: no folder owner/name; none of that name under llem_model_path "
+        f"({tmp_path / 'a'}, {tmp_path / 'b'}); "
+        "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
+    )
+
+
+def test_a_bad_local_path_is_called_one(cache):
+    assert in_a_new_process(RESOLVE, "/no/such/folder/at/all") == (
+        "model '/no/such/folder/at/all' not found: no folder /no/such/folder/at/all; llem_model_path is not set; "
+        "no name of a hub model either (expected owner/name)"
+    )
+
+
+def test_an_unknown_builtin_is_refused():
+    with pytest.raises(ModelNotFoundError, match="the only builtin is builtin:tiny-llama"):
+        resolve_model("builtin:huge-llama", [])
+
+
+def test_a_missing_model_is_a_preflight_failure_of_the_item(pytester, results):
+    (pytester.path / "study.yaml").write_text("model: owner/name\nsweep: {n: [1]}\nexecution: {n_cycles: 1}\n")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-o", "llem_model_path=models")
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(
+        [f"preflight: model 'owner/name' not found: *({pytester.path / 'models'}); not in the*"]
+    )
+    assert "Traceback" not in run.stdout.str()
+    assert results.manifest["experiments"][0]["error"]["kind"] == "preflight"
+
+
+def test_tiny_llama_is_the_same_everywhere(cache):
+    folder = Path(resolve_model("builtin:tiny-llama", []).location)
+    assert folder == cache / "pytest-llem" / "tiny-llama-v1"
+    weights = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + size])
+    header.pop("__metadata__", None)
+    tensors = b"".join(
+        name.encode() + weights[8 + size + start : 8 + size + end]
+        for name, entry in sorted(header.items())
+        for start, end in [entry["data_offsets"]]
+    )
+    assert hashlib.sha256(tensors).hexdigest() == TINY_LLAMA_WEIGHTS
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half made is left"
+
+
+def test_tiny_llama_may_be_made_by_several_at_once(cache):
+    code = "from pytest_llem.backends.tiny_llama import tiny_llama; print(tiny_llama())"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0].strip() for process in both]
+    assert said == [str(cache / "pytest-llem" / "tiny-llama-v1")] * 2
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(list((cache / "pytest-llem").iterdir())) == 1

@@ -1,0 +1,75 @@
+"""What the README shows is true."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from pytest_llem import load_study
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(name):
+    """Return the code block after the line ``<!-- name -->``."""
+    return re.search(rf"^<!-- {name} -->\n```\w+\n(.*?)^```", README, re.M | re.S)[1]
+
+
+def test_the_study_is_one(tmp_path):
+    (tmp_path / "study.yaml").write_text(block("study"))
+    study = load_study(tmp_path / "study.yaml")
+    assert (study.name, len(study.points), len(study.experiments)) == ("precision-vs-batch", 4, 12)
+
+
+def test_the_mistake_is_told_as_shown(pytester):
+    broken = block("study").replace("  precision: [", "  precison: [")
+    (pytester.path / "study.yaml").write_text(broken)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.stdout.fnmatch_lines(block("mistake").strip())
+
+
+def test_the_plan_line_is_the_quickstarts():
+    study = load_study(ROOT / "studies" / "quickstart.yaml")
+    assert f"llem: {study.name} [{study.design_hash}]: 4 points × 2 cycles = 8 experiments, shuffled" in README
+
+
+@pytest.mark.parametrize("name", re.findall(r"studies/(\w+)\.yaml", README))
+def test_the_studies_named_are_there(name):
+    assert load_study(ROOT / "studies" / f"{name}.yaml").name == name
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"--llem-[\w-]+|\bllem_[a-z_]+\b", README))))
+def test_every_option_named_exists(pytester, option):
+    if option.startswith(("llem_experiment", "llem_study")):
+        pytest.skip("a hook")
+    assert option in pytester.runpytest_subprocess("--help", "-p", "llem").stdout.str()
+
+
+def test_the_selections_select(pytester):
+    shutil.copytree(ROOT / "studies", pytester.path / "studies")
+    for arguments, count in (
+        (["studies/llama.yaml", "-k", "batch_size=8 and not precision=fp32"], 3),
+        (["studies/llama.yaml", "-k", "cycle=1"], 4),
+        (["studies/llama.yaml::experiment[precision=bf16-batch_size=8-cycle=2]"], 1),
+    ):
+        assert f"'{arguments[-1]}'" in README
+        run = pytester.runpytest_subprocess(*arguments, "-p", "llem", "--collect-only", "-q")
+        assert len([line for line in run.outlines if "::" in line]) == count
+
+
+@pytest.mark.slow
+def test_the_gate_runs(pytester):
+    (pytester.path / "studies").mkdir()
+    shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "studies")
+    (pytester.path / "test_cost.py").write_text(block("gate"))
+    pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
+
+
+def test_every_study_collects(pytester):
+    shutil.copytree(ROOT / "studies", pytester.path / "studies")
+    for path in sorted((ROOT / "studies").glob("*.yaml")):
+        run = pytester.runpytest_subprocess(f"studies/{path.name}", "-p", "llem", "--collect-only", "-qq")
+        assert run.ret == 0

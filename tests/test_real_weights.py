@@ -1,0 +1,73 @@
+"""The main job on real weights: SmolLM2-135M-Instruct, a Llama-architecture model."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+
+import pytest
+
+from pytest_llem import StudyResult
+from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.study.config import ExperimentConfig
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_measured_path_really_runs_the_model(pytester, results, smollm2):
+    """What a study's process generates for "The capital of France is" is what holds "Paris"."""
+    fields = {
+        "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "n": 1,
+        "dataset": "prompts.txt",
+        "max_output_tokens": 12,
+        "precision": "fp32",
+        "decoder": {"do_sample": False},
+    }
+    (pytester.path / "prompts.txt").write_text("The capital of France is\n")
+    (pytester.path / "study.yaml").write_text(
+        "\n".join(f"{key}: {value}" for key, value in fields.items())
+        + "\nwarmup: {enabled: false}\nmeasurement: {min_window_seconds: 0}\n"
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-o", f"llem_model_path={smollm2}")
+    run.assert_outcomes(passed=1)
+    entry = results.manifest["experiments"][0]
+    measured = results.read(entry["result_file"])["tokens"]
+
+    engine = PyTorchEngine(ExperimentConfig.model_validate(fields), EngineContext((smollm2,)))
+    engine.fetch()
+    engine.load()
+    (batch,) = engine.prepare([engine.encode("The capital of France is")])
+    (request,) = engine.requests(batch, engine.generate(batch))
+    assert "Paris" in engine.decode(request.output_ids)
+    digest = hashlib.sha256(",".join(map(str, request.output_ids)).encode()).hexdigest()
+    assert (measured["output_digest"], measured["output_tokens"]) == (digest, 12)
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_the_main_job_selected_to_some_points(pytester, results, smollm2, workers):
+    shutil.copy(ROOT / "studies" / "llama.yaml", pytester.path / "llama.yaml")
+    run = pytester.runpytest_subprocess(
+        "llama.yaml", "-p", "llem", "-k", "batch_size=8", "-o", f"llem_model_path={smollm2}", *workers
+    )
+    run.assert_outcomes(passed=6, deselected=0 if workers else 6)
+    result = StudyResult.load(results.directory)
+    assert result.summary.completed == 6
+    selected = [point for point in result.points if point.axes["pytorch.batch_size"] == 8]
+    assert {point.axes["precision"] for point in selected} == {"bf16", "fp32"}
+    for point in selected:
+        for name in ("output_tokens_per_second", "ttft_p50_ms", "itl_p50_ms", "energy_per_output_token_j"):
+            assert point.metrics[name].n == 3
+            assert point.metrics[name].mean > 0
+        assert point.metrics["energy_j"].method in ("estimated", "measured")
+        # 135 million parameters and their buffers
+        width = {"bf16": 2, "fp32": 4}[point.axes["precision"]]
+        assert point.metrics["model_memory_mb"].mean == pytest.approx(134.5 * width, rel=0.01)
+    digests = {}
+    for entry in result.experiments:
+        if entry.result_file:
+            tokens = results.read(entry.result_file)["tokens"]
+            digests.setdefault(entry.config_hash, set()).add(tokens["output_digest"])
+    assert all(len(found) == 1 for found in digests.values()), "every cycle of a point generates the same tokens"

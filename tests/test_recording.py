@@ -1,0 +1,270 @@
+"""What a run of pytest leaves behind: items, manifest, results, table, exit status."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.results.metrics import CATALOGUE
+
+
+@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
+def workers(request):
+    return request.param
+
+
+def test_every_experiment_is_an_item_and_is_written_down(pytester, write_study, results, workers):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run.assert_outcomes(passed=8)
+    assert run.ret == 0
+
+    manifest = results.manifest
+    assert manifest["status"] == "completed"
+    assert (manifest["total_experiments"], manifest["completed"], manifest["pending"]) == (8, 8, 0)
+    assert manifest["environment"]["python"]
+    for entry in manifest["experiments"]:
+        file = results.directory / entry["result_file"]
+        assert file.name == f"{entry['config_hash']}-c{entry['cycle']}.json"
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == entry["result_sha256"]
+        assert entry["started_at"] <= entry["completed_at"]
+        assert entry["attempt"] == 1
+        assert (entry["worker"] is None) == (not workers)
+        result = ExperimentResult.model_validate_json(file.read_text())
+        assert result.identity.experiment_id == entry["experiment_id"]
+        assert set(result.metrics) == set(CATALOGUE)
+        assert file.with_suffix(".requests.csv").read_text().count("\n") == 1 + 2 * result.window.passes
+
+    result = StudyResult.load(results.directory)
+    assert [point.id for point in result.points] == [
+        f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)
+    ]
+    assert all(point.metrics["seconds"].n == 2 for point in result.points)
+    assert result.summary.completed == 8
+    assert result.summary.method == "estimated"
+    assert len(result.result_files) == 8
+    assert (results.directory / "study.yaml").read_text() == (pytester.path / "study.yaml").read_text()
+    assert (results.root / ".gitignore").read_text() == "*\n"
+
+
+def test_the_table_says_what_was_found_and_where_it_is(pytester, write_study, results):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.stdout.fnmatch_lines(
+        [
+            "llem: noop [[]????????????????[]]: 4 points × 2 cycles = 8 experiments, shuffled",
+            "*= llem: noop =*",
+            "*TTFT p50*J/out token*",
+            "point * n *out tok/s*ms*estimated*",
+            "precision=bf16-size=1 * 2 *10*",
+            "*warning: energy is estimated from CPU time, not measured*",
+            "8 of 8 experiments completed",
+            f"results: results/{results.directory.name}",
+        ]
+    )
+    table = run.outlines[next(at for at, line in enumerate(run.outlines) if "= llem: noop =" in line) :]
+    assert max(map(len, table)) <= 80
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(pytester, write_study, results, workers):
+    write_study(sweep={"noop.fault": ["raise", "none", "kill"]}, execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run.assert_outcomes(passed=1, failed=2)
+    assert run.ret == 1
+    assert results.manifest["status"] == "completed"
+    assert results.statuses() == {"fault=raise": "failed", "fault=none": "completed", "fault=kill": "failed"}
+    errors = {entry["experiment_id"]: entry["error"] for entry in results.manifest["experiments"]}
+    assert errors["fault=raise"]["kind"] == "exception"
+    assert errors["fault=raise"]["type"] == "ValueError"
+    assert errors["fault=kill"]["kind"] == "crash"
+    assert errors["fault=kill"]["type"] == "SIGKILL"
+    assert results.study_result["summary"]["failed"] == 2
+    failed = [point for point in results.study_result["points"] if point["id"] == "fault=raise"]
+    assert failed[0]["metrics"]["seconds"] | {"unit": "s"} == {
+        **dict.fromkeys(("mean", "sd", "cv", "ci95", "method", "boundary")),
+        "n": 0,
+        "unit": "s",
+        "reason": "no completed cycle",
+    }
+    run.stdout.fnmatch_lines(["*exception while measuring: ValueError: the engine says no*"])
+    run.stdout.fnmatch_lines(["*fault=raise * 0 of 1 * - *"])
+
+
+def test_the_manifest_is_true_while_the_study_runs(pytester, write_study, results):
+    write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
+    pytester.makeconftest(
+        """
+        import json, pathlib
+        seen = []
+
+        def pytest_runtest_call(item):
+            (manifest,) = pathlib.Path("results").glob("*/manifest.json")
+            seen.append([entry["status"] for entry in json.loads(manifest.read_text())["experiments"]])
+
+        def pytest_llem_experiment_finished(result):
+            seen.append(result.identity.experiment_id)
+
+        def pytest_llem_study_finished(study_result, directory):
+            seen.append([study_result.name, (directory / "study_result.json").is_file()])
+            pathlib.Path("seen.json").write_text(json.dumps(seen))
+        """
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    ids = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
+    expected = []
+    for index, one in enumerate(ids):
+        expected += [["completed"] * index + ["running"] + ["pending"] * (3 - index), one]
+    assert json.loads((pytester.path / "seen.json").read_text()) == [*expected, ["noop", True]]
+
+
+def test_what_is_deselected_is_written_as_such(pytester, write_study, results, workers):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "size=2 and cycle=1", *workers)
+    run.assert_outcomes(passed=2, deselected=0 if workers else 6)
+    statuses = results.statuses()
+    assert sorted(statuses.values()) == ["completed"] * 2 + ["deselected"] * 6
+    assert all("size=2-cycle=1" in one for one, status in statuses.items() if status == "completed")
+    assert results.study_result["summary"]["total"] == 2
+    assert "size=1" not in run.stdout.str().partition("= llem: noop =")[2].partition("passed")[0]
+
+
+def test_stopping_early_is_not_completed(pytester, write_study, results):
+    write_study(sweep={"noop.fault": ["raise", "none"]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-x").assert_outcomes(failed=1)
+    assert results.manifest["status"] == "aborted"
+    assert results.statuses() == {"fault=raise": "failed", "fault=none": "pending"}
+
+
+def test_junit_holds_the_figures(pytester, write_study):
+    write_study(execution={"n_cycles": 1})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--junitxml=junit.xml").assert_outcomes(passed=4)
+    case = ET.parse(pytester.path / "junit.xml").find(".//testcase")
+    properties = {one.get("name"): one.get("value") for one in case.iter("property")}
+    assert float(properties["llem_output_tokens_per_second"]) > 0
+    assert properties["llem_energy_method"] == "estimated"
+
+
+def test_two_studies_and_an_ordinary_test_side_by_side(pytester, write_study, results):
+    write_study("a.yaml", name="a")
+    write_study("b.yaml", name="b", sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    run = pytester.runpytest_subprocess("a.yaml", "test_plain.py", "b.yaml", "-p", "llem")
+    run.assert_outcomes(passed=10)
+    names = sorted(path.name.partition("_")[0] for path in results.root.iterdir() if path.is_dir())
+    assert names == ["a", "b"]
+
+
+def test_two_runs_in_one_second_do_not_mix(pytester, write_study, results):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    for _ in range(2):
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "same")
+        run.assert_outcomes(passed=1)
+    names = sorted(path.name for path in results.root.iterdir() if path.is_dir())
+    assert names == ["noop_same", "noop_same-2"]
+
+
+def test_where_results_go(pytester, write_study):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makeini("[pytest]\nllem_results_dir = from-ini")
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+    assert list((pytester.path / "from-ini").glob("noop_*/study_result.json"))
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-results-dir=given").assert_outcomes(passed=1)
+    assert list((pytester.path / "given").glob("noop_*/study_result.json"))
+
+
+@pytest.mark.parametrize("run_id", ["../up", "a/b", "", ".."])
+def test_a_run_id_stays_in_the_results_directory(pytester, write_study, run_id):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-run-id={run_id}")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines([f"ERROR: --llem-run-id: must be a name without path separators (got {run_id!r})"])
+
+
+def test_no_place_for_results_is_said_before_anything_runs(pytester, write_study):
+    write_study()
+    (pytester.path / "results").write_text("a file in the way")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: *results: no results can be written: *"])
+
+
+def test_a_result_that_cannot_be_saved_is_a_failure(pytester, write_study, results):
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
+    pytester.makeconftest(
+        """
+        import pathlib
+
+        def pytest_runtest_call(item):
+            (manifest,) = pathlib.Path("results").glob("*/manifest.json")
+            blocker = manifest.parent / "experiments"
+            if "n=1" in item.name:
+                blocker.write_text("a file in the way")
+            else:
+                blocker.unlink()
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.assert_outcomes(passed=1, failed=1)
+    run.stdout.fnmatch_lines(["*the result could not be saved: *"])
+    assert results.statuses() == {"n=1": "failed", "n=2": "completed"}
+    assert results.manifest["experiments"][0]["result_file"] is None
+
+
+def test_results_that_vanish_while_the_study_runs_are_told(pytester, write_study, results):
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
+    pytester.makeconftest(
+        """
+        import pathlib
+
+        def pytest_llem_experiment_finished(result):
+            if result.identity.experiment_id == "n=1":
+                for path in pathlib.Path("results").glob("*/experiments/*.json"):
+                    path.unlink()
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    assert results.statuses() == {"n=1": "failed", "n=2": "completed"}
+    assert results.manifest["experiments"][0]["error"]["type"] == "ResultLost"
+    run.stdout.fnmatch_lines(["1 of 2 experiments completed"])
+
+
+def test_a_results_directory_that_vanishes_fails_the_run(pytester, write_study):
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        import shutil
+
+        def pytest_runtest_call(item):
+            shutil.rmtree("results", ignore_errors=True)
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.assert_outcomes(failed=2)
+    assert run.ret == 1
+    assert "INTERNALERROR" not in run.stdout.str()
+    run.stdout.fnmatch_lines(["noop: the study's result could not be saved: *"])
+
+
+def test_collect_only_runs_and_writes_nothing(pytester, write_study):
+    write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only", "-q")
+    assert run.outlines[:4] == [
+        f"study.yaml::experiment[precision={precision}-size={size}]"
+        for precision in ("bf16", "fp32")
+        for size in (1, 2)
+    ]
+    assert not (pytester.path / "results").exists()
+
+
+def test_results_name_no_host_user_or_token(pytester, write_study, results, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_mine")
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+    everything = "".join(path.read_text() for path in results.directory.rglob("*.json"))
+    for private in ("hf_secret_of_mine", os.uname().nodename, str(pytester.path)):
+        assert private not in everything
