@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,14 @@ class Seen:
         expected_j: What the first board drew over the reading's seconds, up to when it ended.
         blur_s: How far from a tick the edges may lie: since the last look at the counter that still gave the
             value before it, for both. A few ms, and more where the scheduler kept the process waiting.
+        unseen_s: The longest time between two looks while ticks were probed, likewise.
         users: Of NVML, once the meter was closed.
     """
 
     reading: Reading
     expected_j: float
     blur_s: float
+    unseen_s: float
     users: int
 
 
@@ -73,6 +77,7 @@ def _watch(script: Script, step_w: float | None) -> Seen:
     (board,) = script.boards
     meter = NvmlMeter()
     meter.open([board.uuid])
+    probed = [look.at for look in _looks(script, 0.0, math.inf)] + [time.monotonic()]
     time.sleep(0.05)  # off the tick that the probing ended on
     edges = [time.monotonic()]
     meter.begin()
@@ -89,8 +94,9 @@ def _watch(script: Script, step_w: float | None) -> Seen:
     return Seen(
         reading,
         board.energy_j(ended - reading.seconds, ended),
-        _blur(script, *edges[:2]) + _blur(script, *edges[2:]),
-        script.users(),
+        blur_s=_blur(script, *edges[:2]) + _blur(script, *edges[2:]),
+        unseen_s=max(after - before for before, after in pairwise(probed)),
+        users=script.users(),
     )
 
 
@@ -125,7 +131,8 @@ def test_energy_is_the_integral_of_power_between_the_edges(run, tick_ms, call_ms
     assert device.energy_j == pytest.approx(seen.expected_j, rel=0.005, abs=blurred_j)
     if step_w is None:
         assert device.energy_j / reading.seconds == pytest.approx(300, rel=0.005, abs=blurred_j / reading.seconds)
-    assert reading.tick_seconds == pytest.approx(tick_ms / 1000, rel=0.2)
+    # A tick is seen by the next look, and noted before the one after that.
+    assert reading.tick_seconds == pytest.approx(tick_ms / 1000, rel=0.2, abs=2 * seen.unseen_s)
     assert seen.users == 0, "NVML was let go"
 
 

@@ -46,13 +46,12 @@ def test_the_measured_path_really_runs_the_model(pytester, results, smollm2):
     assert (measured["output_digest"], measured["output_tokens"]) == (digest, 12)
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_the_main_job_selected_to_some_points(pytester, results, smollm2, workers):
+def test_the_main_job_selected_to_some_points(pytester, results, smollm2):
     shutil.copy(ROOT / "studies" / "llama.yaml", pytester.path / "llama.yaml")
     run = pytester.runpytest_subprocess(
-        "llama.yaml", "-p", "llem", "-k", "batch_size=8", "-o", f"llem_model_path={smollm2}", *workers
+        "llama.yaml", "-p", "llem", "-k", "batch_size=8", "-o", f"llem_model_path={smollm2}"
     )
-    run.assert_outcomes(passed=6, deselected=0 if workers else 6)
+    run.assert_outcomes(passed=6, deselected=6)
     result = StudyResult.load(results.directory)
     assert result.summary.completed == 6
     selected = [point for point in result.points if point.axes["pytorch.batch_size"] == 8]
@@ -71,3 +70,12 @@ def test_the_main_job_selected_to_some_points(pytester, results, smollm2, worker
             tokens = results.read(entry.result_file)["tokens"]
             digests.setdefault(entry.config_hash, set()).add(tokens["output_digest"])
     assert all(len(found) == 1 for found in digests.values()), "every cycle of a point generates the same tokens"
+
+
+def test_the_main_job_under_xdist(pytester, results, smollm2):
+    shutil.copy(ROOT / "studies" / "llama.yaml", pytester.path / "llama.yaml")
+    run = pytester.runpytest_subprocess(
+        "llama.yaml", "-p", "llem", "-n", "2", "-k", "batch_size=8 and cycle=1", "-o", f"llem_model_path={smollm2}"
+    )
+    run.assert_outcomes(passed=2)
+    assert results.study_result["summary"]["completed"] == 2

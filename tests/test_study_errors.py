@@ -437,6 +437,10 @@ class TestShape:
                 "sweep: {n: [1, 2]}\nexperiments: [{n: 2, precision: bf16}]",
                 "3:15: experiments[0]: n=2-precision=bf16 is the same experiment as n=2",
             ),
+            (
+                "sweep: {pytorch.revision: [null, 'null']}",
+                "2:1: sweep: two experiments share the id revision=null",
+            ),
             ("experiments: [{n: 1}, {n: 1}]", "2:23: experiments[1]: model=m is there twice"),
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from pytest_llem.results.environment import host_environment
@@ -37,5 +38,6 @@ def _gpu(uuid: str) -> dict[str, Any]:
     except pynvml.NVMLError as error:
         found["nvml"] = str(error)
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):  # what is known is known
+            pynvml.nvmlShutdown()
     return found

@@ -179,7 +179,7 @@ def _parse(path: Path, text: str) -> Document:
         _refuse(path, place, f"not valid YAML: {_yaml_says(error)}")
     except RecursionError:
         _refuse(path, (1, 1), _TOO_DEEP)
-    except (ValueError, OverflowError):  # PyYAML's own slips: "\\Uffffffff", a version of 5,000 digits
+    except (ValueError, OverflowError):  # PyYAML's own slips: "\Uffffffff", a version of 5,000 digits
         mark = loader.get_mark()
         _refuse(path, (mark.line + 1, mark.column + 1), "not valid YAML: a number is too large")
     finally:

@@ -245,10 +245,16 @@ def _clashes(document: Document, drafts: Sequence[Draft], points: Sequence[Point
     by_hash: dict[str, str] = {}
     by_id: set[str] = set()
     for draft, point in zip(drafts, points, strict=True):
-        first = by_hash.setdefault(point.config_hash, point.id)
-        if first != point.id:
-            problems.append(document.problem(draft.at, f"{point.id} is the same experiment as {first}"))
-        elif point.id in by_id:
-            problems.append(document.problem(draft.at, f"{point.id} is there twice"))
+        same = by_hash.get(point.config_hash)
+        if same is not None:
+            told = (
+                f"{point.id} is there twice"
+                if same == point.id
+                else f"{point.id} is the same experiment as {same}"
+            )
+            problems.append(document.problem(draft.at, told))
+        elif point.id in by_id:  # null and "null"
+            problems.append(document.problem(draft.at, f"two experiments share the id {point.id}"))
+        by_hash.setdefault(point.config_hash, point.id)
         by_id.add(point.id)
     return problems

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from pytest_llem.study.config import DatasetConfig, ExperimentConfig
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
 from pytest_llem.study.grid import DEFAULT_BACKEND, STUDY_KEYS, Draft
-from pytest_llem.study.problems import Problem, did_you_mean
+from pytest_llem.study.problems import Problem, did_you_mean, shown
 
 REQUIRED = "is required"
 
@@ -50,7 +50,7 @@ def key_problems(document: Document, draft: Draft, backends: Sequence[str]) -> d
     for key, value in draft.config.items():
         at = _origin(draft, (key,))
         if key in backends and isinstance(backend, str) and key != backend:
-            message = f"is a section of another engine (the backend is {backend!r})"
+            message = f"is a section of another engine (the backend is {shown(backend)})"
         elif key in backends and value is not None and not isinstance(value, Mapping):
             message = f"must be a mapping {document.given(at, value)}"
         elif key not in ExperimentConfig.model_fields and key not in (*backends, backend):
@@ -59,7 +59,7 @@ def key_problems(document: Document, draft: Draft, backends: Sequence[str]) -> d
             continue
         problems[key] = _placed(document, _key(at), (key,), message)
     if isinstance(backend, str) and backend not in backends:
-        message = f"no engine of that name is installed (got {backend!r}; there are: {', '.join(backends)})"
+        message = f"no engine of that name is installed (got {shown(backend)}; there are: {', '.join(backends)})"
         problems["backend"] = _placed(document, _origin(draft, ("backend",)), ("backend",), message)
     return problems
 
@@ -132,8 +132,8 @@ def _details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetails]]:
     for detail in error.errors(include_url=False):
         location = detail["loc"]
         if len(location) > 1 and location[0] == "dataset":  # pydantic names the kind next
-            is_text = location[1] != DatasetConfig.__name__
-            if isinstance(detail["input"], dict) if is_text else detail["type"] == "model_type":
+            is_section = location[1] == DatasetConfig.__name__
+            if detail["type"] == "model_type" if is_section else isinstance(detail["input"], dict):
                 continue
             location = ("dataset", *location[2:])
         yield location, detail

@@ -81,7 +81,7 @@ def main() -> None:
     )
     paths = [str(path) for path in options.model_path]
     job = Job({"experiment_id": "bench", "config_hash": "0" * 16}, config.model_dump(mode="json"), ".", paths)
-    bare = {
+    bare_job = {
         "model": resolve_model(options.model, options.model_path).location,
         "batch_size": options.batch_size,
         "warmups": 4,
@@ -90,13 +90,12 @@ def main() -> None:
     }
     ratios = []
     for number in range(options.rounds):
-        pair = [lambda: _inside(job), lambda: _bare(bare)]
+        pair = [lambda: _inside(job), lambda: _bare(bare_job)]
         order = [0, 1] if number % 2 == 0 else [1, 0]
         figures = {which: pair[which]() for which in order}
         ratios.append(figures[0] / figures[1])
-        print(
-            f"round {number + 1}: inside {figures[0]:.1f} tok/s, bare {figures[1]:.1f} tok/s, ratio {ratios[-1]:.3f}"
-        )
+        inside, bare = figures[0], figures[1]
+        print(f"round {number + 1}: inside {inside:.1f} tok/s, bare {bare:.1f} tok/s, ratio {ratios[-1]:.3f}")
     print(f"ratio: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}")
 
 

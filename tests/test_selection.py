@@ -1,0 +1,260 @@
+"""``-k axis=value``: what it is rewritten to, what items carry, and how the two meet under pytest's own ``-k``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.collection.selection import keywords, rewrite
+from pytest_llem.study.loading import load_study
+
+STUDY = """\
+model: org/Model-1.5
+dataset: my prompts.txt
+sweep:
+  pytorch.batch_size: [8, 80]
+  pytorch.attn_implementation: [null, "sdpa (v2)"]
+  decoder.temperature: [0.7, 0.75]
+execution: {n_cycles: 12, cycle_order: sequential}
+"""
+
+#: Values that pytest's grammar, YAML, test ids or the shell would make something else of.
+AWKWARD = [
+    "a b",
+    "a.b/c-d",
+    "a=b",
+    "x and y",
+    "50%",
+    "é",
+    "[z]",
+    "not",
+    "a",
+    "(b)",
+    "C:\\d",
+    "{e: f}",
+    "it's",
+    "b",
+]
+
+
+def awkward_study() -> str:
+    listed = ", ".join(f'"{value}"'.replace("\\", "\\\\") for value in AWKWARD)
+    return f"sweep: {{model: [{listed}]}}\nexecution: {{n_cycles: 1, cycle_order: sequential}}\n"
+
+
+def write(pytester: pytest.Pytester, text: str) -> None:
+    (pytester.path / "s.yaml").write_text(text, encoding="utf-8")
+
+
+def rewritten(expression: str) -> str:
+    return rewrite(expression)[0]
+
+
+def carried(folder: Path, text: str, *, point: int = 0, cycle: int = 1) -> set[str]:
+    """Return the keywords of one of a study's experiments."""
+    file = folder / "s.yaml"
+    file.write_text(text, encoding="utf-8")
+    study = load_study(file)
+    [experiment] = [e for e in study.experiments if e.point is study.points[point] and e.cycle == cycle]
+    return set(keywords(study, experiment))
+
+
+class TestRewrite:
+    @pytest.mark.parametrize(
+        ("expression", "expected"),
+        [
+            ("batch_size=8", "[batch_size:8]"),
+            ("pytorch.batch_size=80", "[pytorch.batch_size:80]"),
+            ("precision=bfloat16", "[precision:bfloat16]"),
+            ("my-engine.size=8", "[my-engine.size:8]"),
+            ("cycle=2", "[cycle:2]"),
+            ("a=1 and not b=2", "[a:1] and not [b:2]"),
+            ("(a=1 or(b=2))and not(c=3)", "([a:1] or([b:2]))and not([c:3])"),
+            ("smoke and a=1 or test_x", "smoke and [a:1] or test_x"),
+        ],
+    )
+    def test_terms(self, expression: str, expected: str) -> None:
+        assert rewritten(expression) == expected
+
+    @pytest.mark.parametrize(
+        "expression",
+        ["", "a", "a and not b", "(a or b) and c", "a[b-1]", "a = 1", "a=", "=1", "1a=2", "a==1", "and", "a=(1)"],
+    )
+    def test_the_rest_is_left_alone(self, expression: str) -> None:
+        assert rewrite(expression) == (expression, [])
+
+    @pytest.mark.parametrize(
+        ("value", "same"),
+        [
+            ("0.70", "0.7"),
+            ("1.0", "1"),
+            ("1e-4", "0.0001"),
+            ("True", "true"),
+            ("~", "null"),
+            ("BF16", "bf16"),
+            ("'a b'", '"a b"'),
+            ("org/m-1.5", "'org/m-1.5'"),
+        ],
+    )
+    def test_values_mean_what_they_mean_in_a_study(self, value: str, same: str) -> None:
+        assert rewritten(f"a={value}") == rewritten(f"a={same}")
+
+    @pytest.mark.parametrize(
+        ("value", "other"),
+        [("8", "80"), ("0.7", "0.75"), ("float16", "bfloat16"), ("a/b", "a"), ("'a b'", "a"), ("'a b'", "a-b")],
+    )
+    def test_different_values_stay_different(self, value: str, other: str) -> None:
+        one, two = rewritten(f"a={value}"), rewritten(f"a={other}")
+        assert one not in two
+        assert two not in one
+
+    def test_quotes_keep_spaces_and_pytest_words(self) -> None:
+        assert rewritten("a='x and (y or z)' and b") == r"[a:x\x2520and\x2520\x2528y\x2520or\x2520z\x2529] and b"
+
+    @pytest.mark.parametrize(
+        "value", ["[", "{", "*a", "!!int", "#x", "2024-13-45", "1:30:99", "[1,2]", "@", "é", "%"]
+    )
+    def test_values_that_are_no_yaml_stand_for_themselves(self, value: str) -> None:
+        assert rewritten(f"a={value}").startswith("[a:")
+
+    def test_the_axes_are_named_in_order(self) -> None:
+        assert rewrite("b=1 and (a.x=2 or not b=3)")[1] == ["b", "a.x", "b"]
+
+
+class TestKeywords:
+    def test_full_and_short_names_and_the_cycle(self, tmp_path: Path) -> None:
+        assert carried(tmp_path, STUDY, cycle=12) == {
+            "[batch_size:8]",
+            "[pytorch.batch_size:8]",
+            "[attn_implementation:null]",
+            "[pytorch.attn_implementation:null]",
+            "[temperature:0.7]",
+            "[decoder.temperature:0.7]",
+            "[cycle:12]",
+        }
+
+    @pytest.mark.parametrize(
+        "expression",
+        [
+            "model=org/Model-1.5",
+            "model=org/model-1.5",
+            "dataset='my prompts.txt'",
+            'dataset="my prompts.txt"',
+            "batch_size=8",
+            "batch_size='8'",
+            "revision=2024-05-01",
+            "attn_implementation='a (b) [c] 50% é = \\ x'",
+            "use_cache=false",
+            "use_cache=no",
+            "temperature=1",
+            "temperature=1.0",
+            "min_p=1e-4",
+            "top_p=0.70",
+        ],
+    )
+    def test_they_meet_what_is_rewritten(self, tmp_path: Path, expression: str) -> None:
+        text = """\
+experiments:
+- model: org/Model-1.5
+  dataset: my prompts.txt
+  pytorch: {batch_size: 8, revision: 2024-05-01, use_cache: false, attn_implementation: 'a (b) [c] 50% é = \\ x'}
+  decoder: {temperature: 1.0, min_p: 1e-4, top_p: 0.7}
+- model: other
+"""
+        assert rewritten(expression) in carried(tmp_path, text)
+
+    def test_each_awkward_value_selects_its_point_alone(self, tmp_path: Path) -> None:
+        file = tmp_path / "s.yaml"
+        file.write_text(awkward_study(), encoding="utf-8")
+        study = load_study(file)
+        for value in AWKWARD:
+            term = rewritten(f'model="{value}"')
+            matching = [e for e in study.experiments if any(term in keyword for keyword in keywords(study, e))]
+            assert [experiment.point.axes for experiment in matching] == [{"model": value}]
+
+    def test_a_short_name_that_is_ambiguous_is_no_keyword(self, tmp_path: Path) -> None:
+        found = carried(tmp_path, "model: m\nsweep: {n: [4], dataset.n: [5]}\n")
+        assert {"[n:4]", "[dataset.n:5]"} <= found
+        assert "[n:5]" not in found
+
+
+@pytest.fixture
+def collected(pytester: pytest.Pytester) -> Callable[..., list[str]]:
+    """Return the names of the items that pytest collects from some files under a ``-k`` expression."""
+
+    def collect(expression: str, *files: str) -> list[str]:
+        arguments = ["-p", "llem", "--collect-only", "-q", "-p", "no:randomly", "-k", expression]
+        result = pytester.runpytest(*files, *arguments)
+        names = [line.partition("::")[2] for line in result.outlines if "::" in line]
+        assert result.ret == (pytest.ExitCode.OK if names else pytest.ExitCode.NO_TESTS_COLLECTED)
+        return names
+
+    return collect
+
+
+class TestUnderPytest:
+    @pytest.mark.parametrize(
+        ("expression", "expected"),
+        [
+            ("batch_size=8", ["8-null", "8-x"]),
+            ("not pytorch.batch_size=8 and experiment", ["80-null", "80-x"]),
+            ("batch_size=0 or cycle=2", []),
+            ("batch_size=80 and not (attn_implementation=null or cycle=2)", ["80-x"]),
+            ("s.yaml and attn_implementation='sdpa (v2)' and not test_x", ["8-x", "80-x"]),
+        ],
+    )
+    def test_exactly_the_points_asked_for(self, pytester, collected, expression: str, expected: list[str]) -> None:
+        write(
+            pytester,
+            """\
+model: m
+sweep:
+  pytorch.batch_size: [8, 80]
+  pytorch.attn_implementation: [null, "sdpa (v2)"]
+execution: {n_cycles: 1, cycle_order: sequential}
+""",
+        )
+        names = {"null": "null", "x": "sdpa%20%28v2%29"}
+        assert collected(expression, "s.yaml") == [
+            f"experiment[batch_size={size}-attn_implementation={names[kind]}]"
+            for size, kind in (one.split("-") for one in expected)
+        ]
+
+    def test_awkward_values(self, pytester, collected) -> None:
+        write(pytester, awkward_study())
+        everything = collected("cycle=1", "s.yaml")
+        assert len(everything) == len(AWKWARD)
+        expression = " or ".join(f'model="{value}"' for value in AWKWARD[::2])
+        assert collected(expression, "s.yaml") == everything[::2]
+        assert collected(f"not ({expression})", "s.yaml") == everything[1::2]
+
+    @pytest.mark.parametrize(
+        ("expression", "expected"),
+        [
+            ("n=1 or test_ordinary", ["experiment[n=1]", "test_ordinary[n=1]"]),
+            ("not n=1", ["experiment[n=2]", "test_ordinary[n=1]"]),
+            ("ordinary", ["test_ordinary[n=1]"]),
+        ],
+    )
+    def test_beside_an_ordinary_test(self, pytester, collected, expression: str, expected: list[str]) -> None:
+        write(pytester, "model: m\nsweep: {n: [1, 2]}\nexecution: {n_cycles: 1, cycle_order: sequential}\n")
+        pytester.makepyfile(
+            test_it='import pytest\n@pytest.mark.parametrize("n", [1], ids=["n=1"])\ndef test_ordinary(n): pass\n'
+        )
+        assert collected(expression, "s.yaml", "test_it.py") == expected
+
+    @pytest.mark.parametrize(
+        ("expression", "expected"),
+        [
+            ("not batch_sise=8", "*-k: no collected study has an axis batch_sise"),
+            ("n=1 or other.n=2", "*-k: no collected study has an axis other.n"),
+            ("n==1", "*Wrong expression passed to '-k'*"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_a_usage_error(self, pytester, expression: str, expected: str) -> None:
+        write(pytester, "model: m\nsweep: {n: [1, 2]}\n")
+        result = pytester.runpytest("s.yaml", "-p", "llem", "--collect-only", "-q", "-k", expression)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([expected])
