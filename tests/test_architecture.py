@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "registry": set(),
     "study": {"registry"},
     "results": {"study"},
-    "energy": {"registry", "results"},
+    "energy": {"registry", "results", "study"},
     "backends": {"study", "results"},
     "measurement": {"backends", "energy", "registry", "results", "study"},
     "isolation": {"measurement", "backends", "results", "study"},

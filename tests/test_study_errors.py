@@ -681,3 +681,14 @@ def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, te
         assert str(problem).isprintable()
         assert len(problem.message) < 200
         assert not JARGON.search(problem.message)
+
+
+def test_a_meter_that_is_not_installed(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("model: m\nsweep:\n  energy.backend: [auto, nvlm, null]\n")
+    with pytest.raises(StudyError) as caught:
+        load_study(path)
+    assert str(caught.value) == (
+        f"{path}:3:26: energy.backend: no meter of that name is installed "
+        "(got 'nvlm'; there are: auto, estimate, nvml, rapl)"
+    )

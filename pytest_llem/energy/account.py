@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pytest_llem import registry
 from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, Reading
 from pytest_llem.results.metrics import Method, weakest
+from pytest_llem.study.config import AUTO
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Meters:
         opened = cls()
         if backend is None:
             opened.refusals["energy"] = "switched off by energy.backend"
-        elif backend == "auto":
+        elif backend == AUTO:
             for name in ("nvml", "rapl") if gpus else ("rapl",):  # a GPU's board before the CPU that feeds it
                 opened._try(name, gpus)
             if not opened.meters:

@@ -8,8 +8,9 @@ import io
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.backends.protocol import Engine, RequestRecord
 from pytest_llem.results.metrics import PERCENTILES, Metric, metric
 from pytest_llem.results.statistics import percentile
 
@@ -27,6 +28,25 @@ class Requests:
 
     passes: Sequence[Sequence[RequestRecord]]
     no_latency: str | None = None
+
+    @classmethod
+    def of(cls, engine: Engine, batches: Sequence[Any], passes: Sequence[Sequence[Any]]) -> Requests:
+        """Return what became of every prompt in every pass.
+
+        Args:
+            engine: It generated them.
+            batches: Those of a pass.
+            passes: For each pass, what ``generate`` gave for each batch.
+        """
+        records = [
+            [
+                request
+                for batch, generated in zip(batches, one, strict=True)
+                for request in engine.requests(batch, generated)
+            ]
+            for one in passes
+        ]
+        return cls(records, engine.no_latency)
 
     @property
     def input_tokens(self) -> int:

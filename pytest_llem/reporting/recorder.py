@@ -118,7 +118,7 @@ class Recorder:
         for message in self._lost:
             terminalreporter.write_line(message, red=True)
         for run in self.runs:
-            terminalreporter.section(f"llem: {run.study.name}")
+            terminalreporter.write_sep("=", f"llem: {run.study.name}")
             for line in summary_lines(run, Path.cwd(), shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
 

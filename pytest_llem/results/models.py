@@ -24,7 +24,8 @@ StudyStatus = Literal["running", "completed", "interrupted", "aborted"]
 class Record(BaseModel):
     """Base of everything that is written."""
 
-    model_config = ConfigDict(extra="ignore")
+    # Fields may be called model_…, which pydantic before 2.10 warns of.
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
 class ErrorRecord(Record):

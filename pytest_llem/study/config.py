@@ -12,6 +12,10 @@ LengthMode = Literal["fixed", "natural"]
 CycleOrder = Literal["sequential", "interleaved", "shuffled"]
 
 
+#: Leaves the choice of the meter to what the machine has.
+AUTO = "auto"
+
+
 class Section(BaseModel):
     """A frozen part of a study file: unknown keys are errors, nothing is coerced."""
 
@@ -97,7 +101,7 @@ class EnergyConfig(Section):
             the name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none.
     """
 
-    backend: str | None = "auto"
+    backend: str | None = AUTO
 
 
 class MeasurementConfig(Section):

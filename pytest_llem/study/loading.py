@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.registry import BACKENDS, METERS, installed
 from pytest_llem.study.config import ExecutionConfig, ExperimentConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
 from pytest_llem.study.grid import STUDY_KEYS, Draft, expand_grid
 from pytest_llem.study.identity import config_hash, experiment_id, point_id, short_names, study_design_hash
 from pytest_llem.study.order import run_order
 from pytest_llem.study.problems import Problem, StudyError, shown
-from pytest_llem.study.validation import REQUIRED, key_problems, located, section_problems
+from pytest_llem.study.validation import REQUIRED, key_problems, located, meter_problem, section_problems
 
 #: A study of more experiments than this stops before it starts.
 MAX_EXPERIMENTS = 10_000
@@ -214,6 +214,7 @@ def _validate(
     valid: list[tuple[Draft, ExperimentConfig]] = []
     excluded: list[tuple[Draft, str]] = []
     problems: list[Problem] = []
+    meters = installed(METERS)
     for draft in drafts:
         wrong_keys = key_problems(document, draft, backends)
         problems += wrong_keys.values()
@@ -221,12 +222,17 @@ def _validate(
         if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything
             left_out.add(draft.config["backend"])
         try:
-            config = {key: value for key, value in draft.config.items() if key not in left_out}
-            valid.append((draft, ExperimentConfig.model_validate(config)))
+            config = ExperimentConfig.model_validate(
+                {key: value for key, value in draft.config.items() if key not in left_out}
+            )
         except ValidationError as error:
             found, reasons = located(document, draft, error)
             problems += found
             excluded.append((draft, "; ".join(reasons)))
+        else:
+            valid.append((draft, config))
+            if wrong_meter := meter_problem(document, draft, config, meters):
+                problems.append(wrong_meter)
     return valid, excluded, problems
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pytest_llem.study.config import DatasetConfig, ExperimentConfig
+from pytest_llem.study.config import AUTO, DatasetConfig, ExperimentConfig
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
 from pytest_llem.study.grid import DEFAULT_BACKEND, STUDY_KEYS, Draft
 from pytest_llem.study.problems import Problem, did_you_mean, shown
@@ -62,6 +62,17 @@ def key_problems(document: Document, draft: Draft, backends: Sequence[str]) -> d
         message = f"no engine of that name is installed (got {shown(backend)}; there are: {', '.join(backends)})"
         problems["backend"] = _placed(document, _origin(draft, ("backend",)), ("backend",), message)
     return problems
+
+
+def meter_problem(
+    document: Document, draft: Draft, config: ExperimentConfig, meters: Sequence[str]
+) -> Problem | None:
+    """Return what is wrong with the name of a meter, if anything."""
+    name, location = config.energy.backend, ("energy", "backend")
+    if name in (None, AUTO, *meters):
+        return None
+    message = f"no meter of that name is installed (got {shown(name)}; there are: {', '.join((AUTO, *meters))})"
+    return _placed(document, _origin(draft, location), location, message)
 
 
 def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) -> str:

@@ -1,0 +1,137 @@
+"""What a window comes to: metrics per pass, records, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_llem.energy.account import Account, Total
+from pytest_llem.measurement.prompts import Workload
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.window import Window
+from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.models import DeviceEnergy, EngineRecord, TokenRecord, WarmupRecord, WindowRecord
+
+J_PER_WH = 3600.0
+
+#: A window of fewer ticks than this is too coarse for the counter that measured it.
+FEWEST_TICKS = 20
+
+
+def token_record(workload: Workload, requests: Requests, positions: int) -> TokenRecord:
+    """Return the tokens of a pass; *positions* are its input positions, padding included."""
+    return TokenRecord(
+        prompts=len(workload.prompts),
+        input_tokens=requests.input_tokens,
+        output_tokens=sum(len(request.output_ids) for request in requests.passes[0]),
+        truncated_prompts=workload.truncated,
+        padding_waste=1 - requests.input_tokens / positions,
+        output_digest=requests.output_digest(),
+    )
+
+
+def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
+    """Return *total* × *scale* as the metric *name*, with its provenance."""
+    return metric(
+        name,
+        None if total.energy_j is None else total.energy_j * scale,
+        method=total.method,
+        source=total.source,
+        boundary=total.boundary,
+        reason=total.reason,
+    )
+
+
+def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
+    """Return every metric of the window's energy, per pass."""
+    account, total = window.account, window.account.total
+    passes, prompts = len(window.passes), len(requests.passes[0])
+    output_tokens = requests.output_tokens
+    metrics = {
+        "energy_j": energy("energy_j", total, 1 / passes),
+        "energy_per_request_j": energy("energy_per_request_j", total, 1 / passes / prompts),
+        "wh_per_1000_requests": energy("wh_per_1000_requests", total, 1000 / passes / prompts / J_PER_WH),
+        "edp_js": energy("edp_js", total, 1 / passes * window.seconds / passes),
+        "mean_power_w": energy("mean_power_w", total, 1 / (account.seconds or window.seconds)),
+    }
+    for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
+        key = f"{name}_energy_j"
+        metrics[key] = energy(key, account.over(boundary), 1 / passes)
+    if output_tokens:
+        metrics["energy_per_output_token_j"] = energy(
+            "energy_per_output_token_j", total, 1 / passes / output_tokens
+        )
+    else:
+        metrics["energy_per_output_token_j"] = metric(
+            "energy_per_output_token_j", None, method="unavailable", reason="nothing was generated"
+        )
+    per_joule = metrics["energy_j"].model_copy(update={"unit": "1/J"})
+    if per_joule.value:
+        per_joule = per_joule.model_copy(update={"value": output_tokens / per_joule.value})
+    metrics["tokens_per_joule"] = per_joule
+    return metrics
+
+
+def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
+    """Return time and throughput, per pass, from sync to sync."""
+    seconds = window.seconds / len(window.passes)
+    return {
+        "seconds": metric("seconds", seconds),
+        "output_tokens_per_second": metric("output_tokens_per_second", requests.output_tokens / seconds),
+        "requests_per_second": metric("requests_per_second", len(requests.passes[0]) / seconds),
+    }
+
+
+def megabytes(name: str, size: int | None) -> Metric:
+    """Return a size in bytes as the metric *name*."""
+    if size is None:
+        return metric(name, None, reason="the engine cannot tell")
+    return metric(name, size / 1e6)
+
+
+def device_energies(account: Account) -> list[DeviceEnergy]:
+    """Return each device's energy over the whole window."""
+    return [DeviceEnergy.model_validate(vars(device)) for device in account.devices]
+
+
+def window_record(window: Window) -> WindowRecord:
+    """Return the window as a whole, for those who want to judge it."""
+    account = window.account
+    tick = account.tick_seconds
+    return WindowRecord(
+        passes=len(window.passes),
+        window_seconds=window.seconds,
+        window_energy_j=account.total.energy_j,
+        energy_seconds=account.seconds,
+        tick_seconds=tick,
+        quantisation_error=tick / account.seconds if tick and account.seconds else None,
+    )
+
+
+def find_warnings(
+    window: Window, warmup: WarmupRecord | None, engine: EngineRecord, refusals: Mapping[str, str]
+) -> list[str]:
+    """Return what a reader of the figures has to know, a sentence each.
+
+    Args:
+        window: What was measured.
+        warmup: What went before, if anything.
+        engine: What ran.
+        refusals: Why a meter could not be used, by its name.
+    """
+    account, total = window.account, window.account.total
+    found = [f"meter {name}: {why}" for name, why in refusals.items()]
+    if total.method == "estimated":
+        found.append("energy is estimated from CPU time, not measured")
+    if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
+        found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
+    if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
+        found.append(
+            f"the window holds {account.seconds / account.tick_seconds:.0f} ticks of the energy counter, "
+            f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
+        )
+    if warmup is not None and warmup.converged is False:
+        cv = "unknown" if warmup.cv is None else f"{warmup.cv:.1%}"
+        found.append(f"warm-up stopped after {warmup.runs} runs before latencies settled (CV {cv})")
+    if engine.random_weights:
+        found.append("random weights: speed is real, power depends on the values and may differ")
+    return found
