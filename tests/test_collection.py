@@ -102,8 +102,10 @@ def test_the_place_of_an_item_is_the_studys(pytester, write_study):
             print([(str(item.reportinfo()[0]), item.reportinfo()[1] + 1) for item in items])
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s")
-    run.stdout.fnmatch_lines([f"*('{path}', {line})*"])
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", "--tb=line")
+    run.stdout.fnmatch_lines(
+        [f"*('{path}', {line})*", f"{path}:*: Failed: exception while measuring: ValueError: *"]
+    )
 
 
 def test_study_items_keep_their_order_and_ordinary_tests_theirs(pytester, write_study):

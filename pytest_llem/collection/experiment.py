@@ -23,13 +23,15 @@ REPORT_ATTRIBUTE = "llem"
 PROPERTIES = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms", "seconds", "energy_j")
 
 
+# The body of every study item. It bears the name ``experiment`` and the study's place (collection.items), and so
+# fails there.
 def run_experiment_item(planned: Experiment, request: pytest.FixtureRequest) -> None:
-    # The body of every study item; it bears the name ``experiment`` and the study's place (collection.items).
-    run_item(planned, request.node)
+    if (error := run_item(planned, request.node)) is not None:
+        pytest.fail(explain(error), pytrace=False)
 
 
-def run_item(planned: Experiment, item: pytest.Item) -> None:
-    """Run *planned*, keep what came of it for the report, and fail the item where it failed."""
+def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
+    """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
     outcome = run_isolated(_job(study, planned, item.config), timeout=study.execution.experiment_timeout_seconds)
@@ -37,8 +39,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> None:
     item.user_properties[:] = _properties(outcome.result)  # a rerun replaces them
     if outcome.output.strip():
         item.add_report_section("call", "experiment output", outcome.output)
-    if outcome.error is not None:
-        pytest.fail(explain(outcome.error), pytrace=False)
+    return outcome.error
 
 
 def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
