@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_llem.api import StudyRunError as StudyRunError
     from pytest_llem.api import run_experiment as run_experiment
     from pytest_llem.api import run_study as run_study
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator as ExperimentOrchestrator
@@ -27,6 +28,7 @@ _HOMES = {
     "StudyConfig": "pytest_llem.study.loading",
     "StudyError": "pytest_llem.study.problems",
     "StudyResult": "pytest_llem.results.models",
+    "StudyRunError": "pytest_llem.api",
     "load_study": "pytest_llem.study.loading",
     "run_experiment": "pytest_llem.api",
     "run_study": "pytest_llem.api",

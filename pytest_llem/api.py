@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def run_study(
     path = Path(path).resolve()
     study = load_study(path)
     results = Path(results_dir).resolve()
-    run_id = uuid.uuid4().hex[:12]
+    run_id = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{uuid.uuid4().hex[:6]}"
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem"]
     command += ["--llem-results-dir", str(results), "--llem-run-id", run_id]
     if select is not None:

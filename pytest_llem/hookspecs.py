@@ -10,8 +10,14 @@ if TYPE_CHECKING:
 
 
 def pytest_llem_experiment_finished(result: ExperimentResult) -> None:
-    """An experiment has a result, and it is saved. Called in the controller, never in an xdist worker."""
+    """An experiment has a result, and it is saved. One that failed has none, and is not told here.
+
+    Called in the controller, never in an xdist worker. ``pytest.fail``, like any exception, fails the item.
+    """
 
 
 def pytest_llem_study_finished(study_result: StudyResult, directory: Path) -> None:
-    """A study has ended, and ``study_result.json`` is in *directory*. Called in the controller."""
+    """A study has ended, and ``study_result.json`` is in *directory*.
+
+    Called in the controller. ``pytest.fail``, like any exception, makes pytest exit with 1.
+    """

@@ -61,7 +61,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-run-id",
         metavar="ID",
-        help="name the results folder STUDY_ID (default: the time in UTC)",
+        help="name the results folder STUDY_ID, with a number behind it where that is taken (default: the time)",
     )
     parser.addini(
         "llem_results_dir", "where each study's results folder goes, relative to rootdir", default="results"

@@ -26,9 +26,12 @@ def test_a_file_of_any_name_is_a_study_when_named(pytester, write_study):
 def test_in_a_directory_only_study_files_are_taken(pytester, write_study):
     write_study("one.study.yaml", execution=IN_ORDER)
     write_study("two.yaml", execution=IN_ORDER)
-    (pytester.path / "config.study.yaml").write_text("just: settings\n")
+    (pytester.path / "lone.study.yaml").write_text("model: none\nbackend: noop\n")
     pytester.makepyfile("def test_ordinary(): pass")
     run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q")
+    run.stdout.fnmatch_lines(
+        ["*PytestCollectionWarning: lone.study.yaml is not collected: it has neither a sweep*"]
+    )
     assert {line.partition("::")[0] for line in collected(run)} == {
         "one.study.yaml",
         "test_in_a_directory_only_study_files_are_taken.py",

@@ -172,7 +172,7 @@ def test_ctrl_c_ends_the_child_and_says_interrupted(pytester, write_study, resul
     assert counts == ["failed"] + ["pending"] * 3
     (failed,) = [entry for entry in results.manifest["experiments"] if entry["status"] == "failed"]
     assert failed["error"]["kind"] == "interrupted"
-    assert b"0 of 4 experiments completed, interrupted" in output
+    assert b"0 of 4 experiments completed, 1 failed, interrupted" in output
 
 
 def test_the_child_does_not_outlive_a_killed_pytest(pytester, write_study):

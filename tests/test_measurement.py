@@ -24,6 +24,9 @@ def run(tmp_path=None, **changes):
     return ExperimentOrchestrator(config, directory=tmp_path).run()
 
 
+NATURAL = {"min_window_seconds": 0, "length_mode": "natural"}
+
+
 class Meter:
     """Reads what it is told, once for the load and once for the window."""
 
@@ -94,7 +97,7 @@ def test_no_meter_at_all_is_said():
 
 
 def test_nothing_generated_is_no_division_by_zero():
-    result = run(noop={"ids": []}).result
+    result = run(noop={"ids": []}, measurement=NATURAL).result
     assert result.tokens.output_tokens == 0
     assert result.metrics["energy_per_output_token_j"].value is None
     assert result.metrics["itl_p50_ms"].value is None
@@ -102,7 +105,7 @@ def test_nothing_generated_is_no_division_by_zero():
 
 def test_tokens_and_padding_are_counted(tmp_path):
     (tmp_path / "prompts.txt").write_text("abcd\n\nab\nabcdef\nunused\n")
-    outcome = run(tmp_path, dataset="prompts.txt", n=3, noop={"size": 3, "ids": [1, 2]}, max_input_tokens=5)
+    outcome = run(tmp_path, dataset="prompts.txt", n=3, noop={"size": 3}, max_input_tokens=5, max_output_tokens=2)
     tokens = outcome.result.tokens
     assert (tokens.prompts, tokens.input_tokens, tokens.output_tokens) == (3, 4 + 2 + 5, 6)
     assert tokens.truncated_prompts == 1
@@ -131,6 +134,44 @@ def test_a_dataset_that_cannot_be_used_is_one_clear_line(tmp_path, name, content
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(PreflightError, match=message):
         run(tmp_path, dataset=name)
+
+
+def test_an_unreadable_dataset_is_told_before_the_engine_is_loaded(tmp_path):
+    phases = []
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    config = ExperimentConfig.model_validate({**fields, "dataset": "missing.txt"})
+    with pytest.raises(PreflightError):
+        ExperimentOrchestrator(config, directory=tmp_path, on_phase=phases.append).run()
+    assert phases == []
+
+
+def test_an_engine_that_generates_other_lengths_than_asked_is_refused():
+    with pytest.raises(ValueError, match="the engine generated 2 tokens where exactly 3 were asked for"):
+        run(noop={"ids": [1, 2]})
+    with pytest.raises(ValueError, match="the engine generated 4 tokens where at most 3 were asked for"):
+        run(noop={"ids": [1, 2, 3, 4]}, measurement=NATURAL)
+    assert run(noop={"ids": [1, 2]}, measurement=NATURAL).result.tokens.output_tokens == 4
+
+
+def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch):
+    import noop_engine
+
+    monkeypatch.setattr(noop_engine.NoopEngine, "requests", lambda self, batch, generated: [])
+    with pytest.raises(ValueError, match="the engine accounted for 0 of 2 prompts"):
+        run()
+
+
+def test_a_meter_asked_for_by_name_is_there_or_the_experiment_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
+    with pytest.raises(PreflightError, match=r"meter 'rapl' cannot be used: RAPL: no package counter"):
+        run(energy={"backend": "rapl"})
+
+
+def test_what_the_dataset_says_is_what_is_recorded():
+    result = run(n=7, dataset={"n": 3, "input_len": 5, "output_len": 2}).result
+    config = result.effective_config
+    assert (config["n"], config["max_input_tokens"], config["max_output_tokens"]) == (3, 5, 2)
+    assert (result.tokens.prompts, result.tokens.input_tokens, result.tokens.output_tokens) == (3, 15, 6)
 
 
 def test_synthetic_prompts_have_exact_lengths_and_a_seed():

@@ -230,7 +230,7 @@ def test_results_that_vanish_while_the_study_runs_are_told(pytester, write_study
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     assert results.statuses() == {"n=1": "failed", "n=2": "completed"}
     assert results.manifest["experiments"][0]["error"]["type"] == "ResultLost"
-    run.stdout.fnmatch_lines(["1 of 2 experiments completed"])
+    run.stdout.fnmatch_lines(["1 of 2 experiments completed, 1 failed"])
 
 
 def test_a_results_directory_that_vanishes_fails_the_run(pytester, write_study):
@@ -248,6 +248,46 @@ def test_a_results_directory_that_vanishes_fails_the_run(pytester, write_study):
     assert run.ret == 1
     assert "INTERNALERROR" not in run.stdout.str()
     run.stdout.fnmatch_lines(["noop: the study's result could not be saved: *"])
+
+
+@pytest.mark.parametrize("gate", ["pytest.fail('too dear')", "raise ValueError('too dear')"])
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_a_hook_may_fail_an_item(pytester, write_study, results, gate, workers):
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        f"""
+        import pytest
+
+        def pytest_llem_experiment_finished(result):
+            if result.identity.axes["n"] == 2:
+                {gate}
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run.assert_outcomes(passed=1, failed=1)
+    run.stdout.fnmatch_lines(["pytest_llem_experiment_finished: *too dear"])
+    assert set(results.statuses().values()) == {"completed"}, "a gate that fails is no failed experiment"
+
+
+def test_a_hook_may_fail_the_run(pytester, write_study, results):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makeconftest("def pytest_llem_study_finished(study_result, directory): raise ValueError('too dear')")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    run.stdout.fnmatch_lines(
+        ["noop: pytest_llem_study_finished: ValueError: too dear", "1 of 1 experiment completed"]
+    )
+
+
+def test_a_warning_names_the_experiments_it_concerns(pytester, write_study, results):
+    warmup = {"n_warmup": 1, "max_prompts": 3, "cv_threshold": 1e-9}
+    write_study(sweep={"warmup.enabled": [True, False], "n": [1, 2]}, warmup=warmup, execution={"n_cycles": 1})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    warnings = results.study_result["warnings"]
+    assert "energy is estimated from CPU time, not measured" in warnings
+    (unsettled,) = [one for one in warnings if "settled" in one]
+    assert unsettled.startswith("warm-up stopped after 3 runs before latencies settled (enabled=true-n=")
+    assert unsettled.endswith(" and 1 more)")
 
 
 def test_collect_only_runs_and_writes_nothing(pytester, write_study):

@@ -692,3 +692,22 @@ def test_a_meter_that_is_not_installed(tmp_path):
         f"{path}:3:26: energy.backend: no meter of that name is installed "
         "(got 'nvlm'; there are: auto, estimate, nvml, rapl)"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "home"),
+    [("batch_size", "pytorch"), ("temperature", "decoder"), ("n_cycles", "execution"), ("n_warmup", "warmup")],
+)
+def test_a_key_at_the_wrong_level_is_told_its_place(tmp_path, key, home):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"model: m\n{key}: 8\n")
+    with pytest.raises(StudyError) as caught:
+        load_study(path)
+    assert str(caught.value) == f"{path}:2:1: {key}: unknown key (did you mean '{home}.{key}'?)"
+
+
+def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("model: m\ndataset: {n: 3}\nsweep:\n  n: [2, 4]\n")
+    with pytest.raises(StudyError, match="n=4 is the same experiment as n=2"):
+        load_study(path)

@@ -54,6 +54,10 @@ class Engine(Protocol):
     """Runs a model. Found by name under the entry-point group ``pytest_llem.backends``, and made as
     ``Engine(config, context)`` in the experiment's own process, where alone it may import what it needs.
 
+    ``config.engine_section`` is what the study says to it; unknown options are its to refuse. It honours
+    ``config.precision``, ``config.decoder``, ``config.workload.output_len`` and ``measurement.length_mode``
+    (``fixed``: exactly that many tokens, whatever the model would end with).
+
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
     outcome = run_isolated(_job(study, planned, item.config), timeout=study.execution.experiment_timeout_seconds)
-    item.stash[PAYLOAD] = payload(planned, outcome)
+    item.stash[PAYLOAD] = _payload(planned, outcome, item.config)
     item.user_properties[:] = _properties(outcome.result)  # a rerun replaces them
     if outcome.output.strip():
         item.add_report_section("call", "experiment output", outcome.output)
@@ -59,14 +58,14 @@ def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
     )
 
 
-def payload(planned: Experiment, outcome: Outcome) -> dict[str, Any]:
+def _payload(planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
     """Return *outcome* as what may cross from an xdist worker to the controller."""
     return {
         "experiment_id": planned.id,
         "result": outcome.result,
         "files": outcome.files,
         "error": outcome.error.model_dump(mode="json") if outcome.error else None,
-        "worker": os.environ.get("PYTEST_XDIST_WORKER"),
+        "worker": getattr(config, "workerinput", {}).get("workerid"),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 #: Name of the test function, and of the argument that carries its experiment.
 FUNCTION, ARGUMENT = "experiment", "planned"
 
+_PASSED_OVER = (
+    "{} is not collected: it has neither a sweep nor experiments "
+    "(name it on the command line to run it as a single experiment)"
+)
+
 
 class StudyFile(pytest.Module):
     """Collects one YAML file. pytest never imports it: a module made from the study stands in.
@@ -33,9 +39,15 @@ class StudyFile(pytest.Module):
 
     named = True
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.obj = ModuleType(self.path.stem)  # or whoever looks at it first has pytest import the YAML
+
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         try:
             if not self.named and not is_study(self.path):
+                message = pytest.PytestCollectionWarning(_PASSED_OVER.format(self.path.name))
+                warnings.warn_explicit(message, category=None, filename=str(self.path), lineno=1)
                 return []
             study = load_study(self.path)
         except StudyError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pytest_llem.results.metrics import Method
+from pytest_llem.results.metrics import METHODS, Method
 
 
 class MeterUnavailableError(Exception):
@@ -32,6 +32,10 @@ class DeviceReading:
     method: Method
     source: str
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)} (got {self.method!r})")
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,8 @@ def find_warnings(
     """
     account, total = window.account, window.account.total
     found = [f"meter {name}: {why}" for name, why in refusals.items()]
+    if total.energy_j is None and not refusals:
+        found.append(f"no energy: {total.reason}")
     if total.method == "estimated":
         found.append("energy is estimated from CPU time, not measured")
     if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
@@ -130,8 +132,7 @@ def find_warnings(
             f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
         )
     if warmup is not None and warmup.converged is False:
-        cv = "unknown" if warmup.cv is None else f"{warmup.cv:.1%}"
-        found.append(f"warm-up stopped after {warmup.runs} runs before latencies settled (CV {cv})")
+        found.append(f"warm-up stopped after {warmup.runs} runs before latencies settled")
     if engine.random_weights:
         found.append("random weights: speed is real, power depends on the values and may differ")
     return found

@@ -12,7 +12,7 @@ from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Meters
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.environment import environment
-from pytest_llem.measurement.prompts import build_workload
+from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import measure
@@ -20,7 +20,7 @@ from pytest_llem.results.environment import package_version
 from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.models import ExperimentResult, Identity
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 
 
@@ -62,15 +62,16 @@ class ExperimentOrchestrator:
             PreflightError: Something it needs is not there.
         """
         config, started_at = self.config, now()
+        texts = read_texts(config, self.directory)
         engine = self._engine()
         self.on_phase("fetching the model")
         engine.fetch()
-        meters = Meters.open(config.energy.backend, engine.gpus)
+        meters = self._meters(engine)
         try:
             self.on_phase("loading")
             load_metrics = _load(engine, meters)
             self.on_phase("preparing")
-            workload = build_workload(config, engine, self.directory)
+            workload = build_workload(config, engine, texts)
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
             warmup = warm_up(engine, batches, config.warmup, lambda run: self.on_phase(f"warming up, run {run}"))
@@ -81,6 +82,7 @@ class ExperimentOrchestrator:
             peak_memory = engine.peak_memory_bytes()
             self.on_phase("accounting")
             requests = Requests.of(engine, batches, window.passes)
+            requests.check(config)
             record = engine.describe()
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
@@ -108,6 +110,13 @@ class ExperimentOrchestrator:
             meters.close()
             engine.close()
         return Measured(result, requests)
+
+    def _meters(self, engine: Engine) -> Meters:
+        wanted = self.config.energy.backend
+        meters = Meters.open(wanted, engine.gpus)
+        if wanted not in (None, AUTO) and not meters.meters:
+            raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
+        return meters
 
     def _engine(self) -> Engine:
         name = self.config.backend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,41 +25,43 @@ class Workload:
     truncated: int = 0
 
 
-def build_workload(config: ExperimentConfig, engine: Engine, directory: Path) -> Workload:
-    """Return the prompts *config* asks for.
+def read_texts(config: ExperimentConfig, directory: Path) -> list[str] | None:
+    """Return the dataset's first ``n`` prompts as text, or None where they are synthetic.
 
     Args:
         config: The experiment.
-        engine: Loaded; it knows the vocabulary.
         directory: What a dataset's path is relative to.
 
     Raises:
         PreflightError: The dataset cannot be had, or holds too few prompts.
     """
-    workload = config.workload
-    if not isinstance(config.dataset, str) or config.dataset == "synthetic":
-        rng = random.Random(workload.seed)
-        vocabulary = engine.vocabulary()
-        return Workload([rng.choices(vocabulary, k=workload.input_len) for _ in range(workload.n)])
-    texts = _read_texts(config.dataset, directory)
-    if len(texts) < workload.n:
-        raise PreflightError(
-            f"dataset {config.dataset!r} holds {len(texts)} prompts, and the experiment asks for n: {workload.n}"
-        )
-    encoded = [engine.encode(text) for text in texts[: workload.n]]
-    truncated = sum(len(ids) > workload.input_len for ids in encoded)
-    return Workload([ids[: workload.input_len] for ids in encoded], truncated)
-
-
-def _read_texts(dataset: str, directory: Path) -> list[str]:
+    dataset = config.dataset
+    if not isinstance(dataset, str) or dataset == "synthetic":
+        return None
     path = directory / Path(dataset).expanduser()
     readers = {".txt": _lines, ".jsonl": _objects}
     if path.suffix not in readers:
         raise PreflightError(f"dataset {dataset!r}: expected 'synthetic', or a .txt or .jsonl file")
     try:
-        return readers[path.suffix](path)
+        texts = readers[path.suffix](path)
     except (OSError, UnicodeDecodeError) as error:
         raise PreflightError(f"dataset {dataset!r} cannot be read: {error}") from error
+    if len(texts) < config.n:
+        message = f"dataset {dataset!r} holds {len(texts)} prompts, and the experiment asks for n: {config.n}"
+        raise PreflightError(message)
+    return texts[: config.n]
+
+
+def build_workload(config: ExperimentConfig, engine: Engine, texts: Sequence[str] | None) -> Workload:
+    """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exactly that."""
+    shape = config.workload
+    if texts is None:
+        rng = random.Random(shape.seed)
+        vocabulary = engine.vocabulary()
+        return Workload([rng.choices(vocabulary, k=shape.input_len) for _ in range(shape.n)])
+    encoded = [engine.encode(text) for text in texts]
+    truncated = sum(len(ids) > shape.input_len for ids in encoded)
+    return Workload([ids[: shape.input_len] for ids in encoded], truncated)
 
 
 def _lines(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from pytest_llem.backends.protocol import Engine, RequestRecord
 from pytest_llem.results.metrics import PERCENTILES, Metric, metric
 from pytest_llem.results.statistics import percentile
+from pytest_llem.study.config import ExperimentConfig
 
 COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
 
@@ -47,6 +48,23 @@ class Requests:
             for one in passes
         ]
         return cls(records, engine.no_latency)
+
+    def check(self, config: ExperimentConfig) -> None:
+        """See that the engine accounts for every prompt, with the lengths it was told.
+
+        Raises:
+            ValueError: It does not; figures per token or request would be wrong.
+        """
+        asked = config.max_output_tokens
+        fixed = config.measurement.length_mode == "fixed"
+        for one in self.passes:
+            if len(one) != config.n:
+                raise ValueError(f"the engine accounted for {len(one)} of {config.n} prompts")
+            for request in one:
+                given = len(request.output_ids)
+                if given > asked or (fixed and given != asked):
+                    wanted = f"{'exactly' if fixed else 'at most'} {asked}"
+                    raise ValueError(f"the engine generated {given} tokens where {wanted} were asked for")
 
     @property
     def input_tokens(self) -> int:

@@ -14,7 +14,7 @@ import pytest
 from pytest_llem.options import STUDIES, Settings
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
-from pytest_llem.results.models import ErrorRecord, StudyStatus
+from pytest_llem.results.models import ErrorRecord, ExperimentResult, StudyStatus
 from pytest_llem.study.loading import Experiment, StudyConfig, load_study
 
 #: Attribute of a call report that carries an experiment's outcome.
@@ -86,7 +86,7 @@ class Recorder:
         try:
             if payload and payload["result"]:
                 result = run.completed(experiment, payload)
-                self._config.hook.pytest_llem_experiment_finished(result=result)
+                self._tell_finished(result, report)
             elif payload:
                 run.failed(experiment, ErrorRecord.model_validate(payload["error"]), payload["worker"])
             elif report.skipped:
@@ -98,6 +98,14 @@ class Recorder:
             report.outcome = "failed"
             report.longrepr = f"the result could not be saved: {error}"
             run.unsaved(experiment, str(error))
+
+    def _tell_finished(self, result: ExperimentResult, report: pytest.TestReport) -> None:
+        """Call the hook. What it raises fails the item, and neither the session nor the experiment."""
+        try:
+            self._config.hook.pytest_llem_experiment_finished(result=result)
+        except (Exception, pytest.fail.Exception) as error:
+            report.outcome = "failed"
+            report.longrepr = f"pytest_llem_experiment_finished: {_said(error)}"
 
     def pytest_keyboard_interrupt(self) -> None:
         self._interrupted = True
@@ -111,8 +119,12 @@ class Recorder:
             except OSError as error:
                 self._lost.append(f"{run.study.name}: the study's result could not be saved: {error}")
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            else:
+                continue
+            try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
+            except (Exception, pytest.fail.Exception) as error:
+                self._lost.append(f"{run.study.name}: pytest_llem_study_finished: {_said(error)}")
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for message in self._lost:
@@ -121,6 +133,10 @@ class Recorder:
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
             for line in summary_lines(run, Path.cwd(), shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
 
 
 def _outside(report: pytest.TestReport) -> ErrorRecord:

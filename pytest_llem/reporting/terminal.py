@@ -62,8 +62,10 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     lines += [f"warning: {warning}" for warning in result.warnings[:MOST_WARNINGS]]
     if len(result.warnings) > MOST_WARNINGS:
         lines.append(f"{_count(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
-    status = "" if result.status == "completed" else f", {result.status}"
-    lines.append(f"{result.summary.completed} of {_count(result.summary.total, 'experiment')} completed{status}")
+    done = f"{result.summary.completed} of {_count(result.summary.total, 'experiment')} completed"
+    if result.summary.failed:
+        done += f", {result.summary.failed} failed"
+    lines.append(done if result.status == "completed" else f"{done}, {result.status}")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
     return lines
 
@@ -93,7 +95,7 @@ def figure(summary: Summary) -> str:
     """Return a mean to three digits, with the half-width of its interval in percent where there is one."""
     if summary.mean is None:
         return "-"
-    text = f"{summary.mean:.3g}" if abs(summary.mean) < 1000 else f"{summary.mean:,.0f}"
+    text = f"{summary.mean:#.3g}".rstrip(".") if abs(summary.mean) < 1000 else f"{summary.mean:,.0f}"
     if summary.ci95 is None or not summary.mean:
         return text
     half = (summary.ci95[1] - summary.ci95[0]) / 2 / abs(summary.mean)

@@ -53,7 +53,7 @@ def build_study_result(
         measurement_protocol=_protocol(study),
         environment=ordered[0].environment if ordered else manifest.environment,
         result_files=[entry.result_file for entry in manifest.experiments if entry.result_file],
-        warnings=list(dict.fromkeys(warning for result in ordered for warning in result.warnings)),
+        warnings=_warnings(ordered),
     )
 
 
@@ -96,6 +96,21 @@ def _summary(manifest: Manifest, results: Sequence[ExperimentResult]) -> StudySu
         energy_j=sum(known) if alike else None,
         method=weakest(figure.method for figure in figures) if alike else None,
     )
+
+
+def _warnings(results: Sequence[ExperimentResult]) -> list[str]:
+    """Return each warning once, with the experiments it concerns unless it concerns all."""
+    concerned: dict[str, list[str]] = {}
+    for result in results:
+        for warning in result.warnings:
+            concerned.setdefault(warning, []).append(result.identity.experiment_id)
+    return [
+        warning if len(ids) == len(results) else f"{warning} ({_named(ids)})" for warning, ids in concerned.items()
+    ]
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
 def _seconds_between(start: str, end: str) -> float:

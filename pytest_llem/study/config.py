@@ -189,13 +189,26 @@ class ExperimentConfig(Section):
             return {**data, "pytorch": {}}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _dataset_wins(cls, data: Any) -> Any:
+        """What the dataset says of number and lengths is the experiment's, so that no other figure is shown."""
+        dataset = data.get("dataset") if isinstance(data, dict) else None
+        if not isinstance(dataset, dict):
+            return data
+        names = {"n": "n", "input_len": "max_input_tokens", "output_len": "max_output_tokens"}
+        given = {ours: dataset.get(its) for its, ours in names.items()}
+        return {**data, **{ours: value for ours, value in given.items() if type(value) is int and value > 0}}
+
     @model_validator(mode="after")
     def _no_foreign_section(self) -> ExperimentConfig:
-        sections = set(self.model_extra or ())
-        if self.pytorch is not None:
-            sections.add("pytorch")
-        for foreign in sorted(sections - {self.backend}):
-            raise ValueError(f"section {foreign!r} does not belong to backend {self.backend!r}")
+        sections: dict[str, Any] = {**(self.model_extra or {}), "pytorch": self.pytorch}
+        for name, section in sections.items():
+            if name == self.backend or section is None:
+                continue
+            if not isinstance(section, dict | PyTorchConfig):
+                raise ValueError(f"unknown key {name!r}")
+            raise ValueError(f"section {name!r} does not belong to backend {self.backend!r}")
         return self
 
     @property
@@ -207,12 +220,12 @@ class ExperimentConfig(Section):
     @property
     def workload(self) -> WorkloadShape:
         """Number and lengths of the prompts, with every default filled in."""
-        given = self.dataset if isinstance(self.dataset, DatasetConfig) else DatasetConfig()
+        seed = self.dataset.seed if isinstance(self.dataset, DatasetConfig) else None
         return WorkloadShape(
-            n=given.n or self.n,
-            input_len=given.input_len or self.max_input_tokens,
-            output_len=given.output_len or self.max_output_tokens,
-            seed=self.random_seed if given.seed is None else given.seed,
+            n=self.n,
+            input_len=self.max_input_tokens,
+            output_len=self.max_output_tokens,
+            seed=self.random_seed if seed is None else seed,
         )
 
 

@@ -9,12 +9,31 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pytest_llem.study.config import AUTO, DatasetConfig, ExperimentConfig
+from pytest_llem.study.config import (
+    AUTO,
+    DatasetConfig,
+    DecoderConfig,
+    ExecutionConfig,
+    ExperimentConfig,
+    MeasurementConfig,
+    PyTorchConfig,
+    WarmupConfig,
+)
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
 from pytest_llem.study.grid import DEFAULT_BACKEND, STUDY_KEYS, Draft
 from pytest_llem.study.problems import Problem, did_you_mean, shown
 
 REQUIRED = "is required"
+
+#: Where a key that stands at the wrong level may belong.
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "pytorch": PyTorchConfig,
+    "decoder": DecoderConfig,
+    "warmup": WarmupConfig,
+    "measurement": MeasurementConfig,
+    "execution": ExecutionConfig,
+    "dataset": DatasetConfig,
+}
 
 _SENTENCES = {
     "missing": REQUIRED,
@@ -80,6 +99,9 @@ def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) 
         return "belongs to the study and not to an experiment"
     if "." in key:
         return "unknown key: only the sweep takes dotted ones"
+    for home, model in _SECTIONS.items():
+        if key in model.model_fields:
+            return f"unknown key (did you mean '{home}.{key}'?)"
     known = (*ExperimentConfig.model_fields, *backends, *(STUDY_KEYS if is_shared else ()))
     hint = did_you_mean(key, known)
     if not hint and isinstance(value, Mapping):
