@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 
 
+#: Endings of a file that may be a study.
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the user asked for.
@@ -36,14 +40,18 @@ class Settings:
         """Read the options, the command line before the ini file.
 
         Raises:
-            pytest.UsageError: The run id is no file name.
+            pytest.UsageError: The run id is no file name, or the results directory has no place.
         """
         run_id = config.getoption("llem_run_id")
         if run_id is not None and (not run_id or run_id in {".", ".."} or set(run_id) & set("/\\\0")):
             raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
         results = config.getoption("llem_results_dir") or config.getini("llem_results_dir")
+        try:
+            results_dir = config.rootpath / Path(results).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise pytest.UsageError(f"--llem-results-dir: {error} (got {results!r})") from None
         return cls(
-            results_dir=config.rootpath / Path(results).expanduser(),
+            results_dir=results_dir,
             run_id=run_id,
             model_path=tuple(config.getini("llem_model_path")),
             files=tuple(config.getini("llem_files")),

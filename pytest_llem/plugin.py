@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.options import STUDIES, Settings, add_options
+from pytest_llem.options import STUDIES, YAML_SUFFIXES, Settings, add_options
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
-
-YAML_SUFFIXES = (".yaml", ".yml")
 
 #: Name under which the recorder is registered.
 _RECORDER = "llem-recorder"
@@ -128,7 +126,8 @@ def _plan_lines(studies: Any) -> list[str]:
 
 def _record(config: pytest.Config, node_ids: list[str]) -> Any:
     """Start recording, unless nothing is going to run."""
-    if config.option.collectonly:
+    option = config.option
+    if option.collectonly or option.setuponly or option.setupplan:
         return None
     from pytest_llem.reporting.recorder import Recorder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.isolation import launcher
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.output import CappedOutput
 from pytest_llem.results.models import ExperimentResult
@@ -60,6 +62,7 @@ def test_a_result_comes_back_whole(job):
         "preparing",
         "measuring",
         "accounting",
+        "done",
     ]
 
 
@@ -108,6 +111,8 @@ def test_the_child_holds_no_pytest_and_the_parent_no_torch(pytester, write_study
         ("_exit", "crash", "Exit", "the process ended with status 7 and left no result"),
         ("segv", "crash", "SIGSEGV", "the process was ended by SIGSEGV"),
         ("kill", "crash", "SIGKILL", "the process was ended by SIGKILL"),
+        ("signal 40", "crash", "signal 40", "the process was ended by signal 40"),
+        ("surrogate", "exception", "ValueError", "\\udc80"),
     ],
 )
 def test_how_it_ended_is_told(job, fault, kind, type_, message):
@@ -116,6 +121,57 @@ def test_how_it_ended_is_told(job, fault, kind, type_, message):
     assert (outcome.error.kind, outcome.error.type, outcome.error.message) == (kind, type_, message)
     assert outcome.error.phase == "measuring"
     assert bool(outcome.error.traceback) == (kind in ("exception", "oom"))
+
+
+@pytest.mark.parametrize("fault", ["linger", "linger at exit"])
+def test_a_result_is_not_kept_waiting_for_a_process_that_will_not_exit(job, fault, monkeypatch):
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
+    outcome = run_isolated(job(fault=fault))
+    assert outcome.error is None
+    assert ExperimentResult.model_validate_json(outcome.result)
+
+
+def test_an_orphan_that_holds_the_pipes_stalls_nothing(job, monkeypatch):
+    waits = []
+    monkeypatch.setattr(launcher, "wait", lambda sources, seconds: waits.append(seconds) or real(sources, seconds))
+    real = multiprocessing.connection.wait
+    assert run_isolated(job(fault="orphan")).error is None
+    assert len(waits) < 100
+
+
+@pytest.mark.parametrize("at", ["wait", "start"])
+def test_an_interrupt_during_the_cleanup_does_not_end_it(job, tmp_path, monkeypatch, at):
+    """Two Ctrl-C in a row: the second one comes while the first one's process is being ended."""
+    kill = os.killpg
+    killed = []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def kill_interrupted(*arguments):
+        killed.append(arguments)
+        if len(killed) == 1:
+            raise KeyboardInterrupt
+        kill(*arguments)
+
+    if at == "wait":
+        monkeypatch.setattr(launcher._Child, "wait", interrupt)
+    else:
+        monkeypatch.setattr(launcher.os, "set_blocking", interrupt)
+    monkeypatch.setattr(launcher.os, "killpg", kill_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_isolated(job(fault="hang"))
+    assert len(killed) == 2
+    assert _gone(killed[0][0])
+
+
+def test_a_very_long_timeout_is_one(job):
+    assert run_isolated(job(), timeout=3e9).error is None
+
+
+def test_garbage_on_the_event_channel_costs_nothing(job):
+    outcome = run_isolated(job(fault="garbage"))
+    assert outcome.error is None
 
 
 def test_a_preflight_error_is_one_line(job):

@@ -215,7 +215,8 @@ def test_a_result_that_cannot_be_saved_is_a_failure(pytester, write_study, resul
     assert results.manifest["experiments"][0]["result_file"] is None
 
 
-def test_results_that_vanish_while_the_study_runs_are_told(pytester, write_study, results):
+@pytest.mark.parametrize("change", ["path.unlink()", "path.write_text(path.read_text() + ' ')"])
+def test_results_that_change_while_the_study_runs_are_told(pytester, write_study, results, change):
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
         """
@@ -224,13 +225,16 @@ def test_results_that_vanish_while_the_study_runs_are_told(pytester, write_study
         def pytest_llem_experiment_finished(result):
             if result.identity.experiment_id == "n=1":
                 for path in pathlib.Path("results").glob("*/experiments/*.json"):
-                    path.unlink()
-        """
+                    CHANGE
+        """.replace("CHANGE", change)
     )
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     assert results.statuses() == {"n=1": "failed", "n=2": "completed"}
-    assert results.manifest["experiments"][0]["error"]["type"] == "ResultLost"
-    run.stdout.fnmatch_lines(["1 of 2 experiments completed, 1 failed"])
+    entry = results.manifest["experiments"][0]
+    assert (entry["error"]["type"], entry["result_file"]) == ("ResultLost", None)
+    assert len(results.study_result["result_files"]) == 1
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    run.stdout.fnmatch_lines(["noop: experiments/* is gone, or*", "1 of 2 experiments completed, 1 failed"])
 
 
 def test_a_results_directory_that_vanishes_fails_the_run(pytester, write_study):
@@ -288,6 +292,117 @@ def test_a_warning_names_the_experiments_it_concerns(pytester, write_study, resu
     (unsettled,) = [one for one in warnings if "settled" in one]
     assert unsettled.startswith("warm-up stopped after 3 runs before latencies settled (enabled=true-n=")
     assert unsettled.endswith(" and 1 more)")
+
+
+def test_an_experiment_is_known_by_what_it_is_and_not_by_its_items_name(pytester, write_study, results, workers):
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(autouse=True, params=["a", "b"])
+        def twice(request): pass
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run.assert_outcomes(passed=4)
+    assert results.statuses() == {"n=1": "completed", "n=2": "completed"}
+    run.stdout.fnmatch_lines(["2 of 2 experiments completed"])
+
+
+def test_a_test_of_the_same_name_is_not_ours(pytester, write_study, results, workers):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makepyfile(test_e="import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef experiment(x): pass")
+    options = ("-p", "llem", "-o", "python_functions=experiment", *workers)
+    pytester.runpytest_subprocess("test_e.py", *options).assert_outcomes(passed=2)
+    pytester.runpytest_subprocess("test_e.py", "study.yaml", *options).assert_outcomes(passed=3)
+    assert results.manifest["status"] == "completed"
+
+
+def test_a_directory_with_colons(pytester, write_study, results):
+    write_study("s.study.yaml", sweep={"n": [1]}, execution={"n_cycles": 1})
+    (pytester.path / "a::b").mkdir()
+    (pytester.path / "s.study.yaml").rename(pytester.path / "a::b" / "s.study.yaml")
+    pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
+    assert results.manifest["completed"] == 1
+
+
+def test_a_figure_that_is_no_number_fails_that_experiment_alone(pytester, write_study, results):
+    write_study(sweep={"noop.fault": ["nan", "none"]}, execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.assert_outcomes(passed=1, failed=1)
+    assert results.statuses() == {"fault=nan": "failed", "fault=none": "completed"}
+
+
+def test_a_directory_that_was_there_is_not_hidden_from_git(pytester, write_study):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-results-dir=.")
+    run.assert_outcomes(passed=1)
+    assert not (pytester.path / ".gitignore").exists()
+
+
+@pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
+def test_a_rehearsal_records_nothing(pytester, write_study, option):
+    write_study()
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", option)
+    assert not (pytester.path / "results").exists()
+
+
+def test_what_others_record_stays(pytester, write_study):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def host(request):
+            request.node.user_properties.append(("mine", "kept"))
+        """
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--junitxml=junit.xml").assert_outcomes(passed=1)
+    names = [one.get("name") for one in ET.parse(pytester.path / "junit.xml").iter("property")]
+    assert "mine" in names
+    assert "llem_seconds" in names
+
+
+def test_what_goes_wrong_around_the_experiment_is_recorded(pytester, write_study, results):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def broken(): raise RuntimeError("setup boom")
+        """
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(errors=1)
+    error = results.manifest["experiments"][0]["error"]
+    assert (error["kind"], error["message"], error["phase"]) == ("exception", "RuntimeError: setup boom", "setup")
+
+
+def test_a_study_that_changes_while_xdist_starts_is_one_line(pytester, write_study):
+    write_study()
+    pytester.makeconftest(
+        """
+        import pathlib
+
+        def pytest_collection_finish(session):
+            if hasattr(session.config, "workerinput"):
+                pathlib.Path("study.yaml").write_text("garbage: [")
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    assert "INTERNALERROR" not in run.stdout.str() + run.stderr.str()
+    run.stderr.fnmatch_lines(["ERROR: *study.yaml:1:11: not valid YAML: *"])
+
+
+def test_a_terminal_without_unicode(pytester, write_study, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    write_study(execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.assert_outcomes(passed=4)
+    assert max(map(len, run.outlines[-10:])) <= 100
 
 
 def test_collect_only_runs_and_writes_nothing(pytester, write_study):

@@ -34,8 +34,9 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
     outcome = run_isolated(_job(study, planned, item.config), timeout=study.execution.experiment_timeout_seconds)
-    item.stash[PAYLOAD] = _payload(planned, outcome, item.config)
-    item.user_properties[:] = _properties(outcome.result)  # a rerun replaces them
+    item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
+    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
+    item.user_properties[:] = others + _properties(outcome.result)
     if outcome.output.strip():
         item.add_report_section("call", "experiment output", outcome.output)
     return outcome.error
@@ -58,9 +59,10 @@ def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
     )
 
 
-def _payload(planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
+def _payload(file: str, planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
     """Return *outcome* as what may cross from an xdist worker to the controller."""
     return {
+        "file": file,
         "experiment_id": planned.id,
         "result": outcome.result,
         "files": outcome.files,

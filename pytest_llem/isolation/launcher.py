@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -17,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.output import CappedOutput
@@ -25,6 +26,17 @@ from pytest_llem.results.models import ErrorRecord
 
 #: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.
 REAP_SECONDS = 30.0
+
+#: How long a process that has left its result may take to exit by itself.
+GRACE_SECONDS = 10.0
+
+#: The longest single sleep; poll(2) takes no more than some weeks.
+LONGEST_WAIT = 86_400.0
+
+#: Bytes of an unfinished announcement that are kept.
+EVENT_CAP = 1 << 16
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -74,70 +86,90 @@ def run_isolated(
         on_phase: Called with each phase as it begins there.
     """
     attempt = Path(tempfile.mkdtemp(prefix="llem-"))
+    child = _Child(attempt)
     try:
         (attempt / worker.JOB).write_text(json.dumps(vars(job)), encoding="utf-8")
-        child = _Child(attempt)
         try:
+            child.start()
             timed_out = child.wait(timeout, on_phase)
         finally:
-            exit_code = child.end()
+            exit_code = _insist(child.end)
         return _collect(attempt, child, exit_code, timeout if timed_out else None)
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
 
 
 class _Child:
-    """A running worker and the reading ends of its pipes."""
+    """A worker's process and the reading ends of its pipes."""
 
     def __init__(self, attempt: Path) -> None:
         context = multiprocessing.get_context("spawn")
-        self._events, events = context.Pipe(duplex=False)
-        self._output, output = context.Pipe(duplex=False)
+        self._events, self._their_events = context.Pipe(duplex=False)
+        self._output, self._their_output = context.Pipe(duplex=False)
         self.phase = "starting"
         self.output = CappedOutput()
+        self._heard = b""
         self._process: SpawnProcess = context.Process(
-            target=worker.main, args=(str(attempt), events, output, os.getpid()), name="llem-experiment"
+            target=worker.main,
+            args=(str(attempt), self._their_events, self._their_output, os.getpid()),
+            name="llem-experiment",
         )
+        self._ended: int | None = None
+
+    def start(self) -> None:
+        """Start the process."""
         with _bare_main():
             self._process.start()
-        # Ours to close, or their ends would never be seen.
-        events.close()
-        output.close()
-        os.set_blocking(self._output.fileno(), False)
         self._ended = _exit_handle(self._process)
+        # Ours to close, or their ends would never be seen.
+        self._their_events.close()
+        self._their_output.close()
+        for connection in (self._events, self._output):
+            os.set_blocking(connection.fileno(), False)
 
     def wait(self, timeout: float | None, on_phase: Callable[[str], None]) -> bool:
-        """Sleep until the process has ended, reading what it says. Return whether the time was up first."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        """Sleep until the process has ended, reading what it says. Return whether the time was up first.
+
+        One that has left its result is given a little longer, and not left to hang in a thread or an exit handler.
+        """
+        assert self._ended is not None, "start first"
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         sources: list[int | Connection] = [self._ended, self._events, self._output]
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = wait(sources, left)
+            left = min(deadline - time.monotonic(), LONGEST_WAIT)
+            ready = wait(sources, max(0.0, left))
             if self._output in ready and not self._drain():
                 sources.remove(self._output)
             if self._events in ready and not self._hear(on_phase):
                 sources.remove(self._events)
             if self._ended in ready:
                 return False
-            if not ready and left == 0:
-                return True
+            if self.phase == worker.DONE:
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+            if time.monotonic() >= deadline:
+                return self.phase != worker.DONE
 
     def end(self) -> int | None:
-        """Kill the whole group, reap the process and return its exit code."""
+        """Kill the whole group, reap the process and return its exit code; None where it will not go."""
         pid = self._process.pid
-        assert pid is not None
+        if pid is None:
+            return None
+        if self._ended is None:  # interrupted as it started
+            self._ended = _exit_handle(self._process)
         # Before reaping: until then the id cannot be anybody else's.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
-        self._process.join(REAP_SECONDS)
+        wait([self._ended], REAP_SECONDS)
         self._drain()
+        exit_code = self._process.exitcode
         for connection in (self._events, self._output):
             connection.close()
         if self._ended != self._process.sentinel:
-            os.close(self._ended)
-        return self._process.exitcode
+            with suppress(OSError):
+                os.close(self._ended)
+        return exit_code
 
     def _drain(self) -> bool:
         """Take what output there is. Return whether more may come."""
@@ -148,15 +180,37 @@ class _Child:
         return True
 
     def _hear(self, on_phase: Callable[[str], None]) -> bool:
-        """Take one event. Return whether more may come."""
+        """Take what was announced, a JSON object a line. Return whether more may come."""
         try:
-            self.phase = str(json.loads(self._events.recv_bytes(1 << 16))["phase"])
-        except (EOFError, OSError):
-            return False
-        except (ValueError, TypeError, KeyError):  # not one of ours: the result will tell
+            chunk = os.read(self._events.fileno(), 1 << 16)
+        except BlockingIOError:
             return True
-        on_phase(self.phase)
-        return True
+        *lines, rest = (self._heard + chunk).split(b"\n")
+        self._heard = rest[-EVENT_CAP:]
+        for line in lines:
+            with suppress(ValueError, TypeError, KeyError):  # not one of ours: the result will tell
+                self.phase = str(json.loads(line)["phase"])
+                on_phase(self.phase)
+        return bool(chunk)
+
+
+def _insist(cleanup: Callable[[], _T]) -> _T:
+    """Run *cleanup* to its end, however often Ctrl-C is pressed meanwhile, and only then be interrupted.
+
+    Args:
+        cleanup: May be begun again.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            result = cleanup()
+        except KeyboardInterrupt as again:
+            interrupt = again
+        else:
+            break
+    if interrupt is not None:
+        raise interrupt
+    return result
 
 
 def _exit_handle(process: SpawnProcess) -> int:
@@ -203,6 +257,9 @@ def _ending(exit_code: int | None) -> tuple[str, str]:
     if exit_code is None:
         return "Unkillable", f"the process did not go within {REAP_SECONDS:g} s of SIGKILL"
     if exit_code < 0:
-        name = signal.Signals(-exit_code).name
+        try:
+            name = signal.Signals(-exit_code).name
+        except ValueError:  # a real-time signal has no name
+            name = f"signal {-exit_code}"
         return name, f"the process was ended by {name}"
     return "Exit", f"the process ended with status {exit_code} and left no result"

@@ -23,6 +23,9 @@ from typing import Any
 #: Files of an attempt's directory.
 JOB, RESULT, ERROR, REQUESTS = "job.json", "result.json", "error.json", "requests.csv"
 
+#: The phase in which a process has left its file and has only to exit.
+DONE = "done"
+
 #: An exception's text crosses up to this many characters.
 MESSAGE_CAP = 4_000
 TRACEBACK_CAP = 20_000
@@ -35,7 +38,7 @@ def main(attempt: str, events: Connection, output: Connection, parent: int) -> N
 
     Args:
         attempt: Holds the job; the result goes there.
-        events: Each phase is announced here, as a JSON line.
+        events: Each phase is announced here, a JSON object a line.
         output: Takes the place of standard output and standard error.
         parent: Process id of whom to die with.
     """
@@ -54,7 +57,7 @@ def main(attempt: str, events: Connection, output: Connection, parent: int) -> N
         nonlocal phase
         phase = new_phase
         try:
-            events.send_bytes(json.dumps({"phase": phase}).encode())
+            os.write(events.fileno(), json.dumps({"phase": phase}).encode() + b"\n")
         except OSError:  # nobody listens any more; the result still counts
             return
 
@@ -65,6 +68,9 @@ def main(attempt: str, events: Connection, output: Connection, parent: int) -> N
         raise  # the status tells
     except BaseException as error:
         leave(directory / ERROR, json.dumps(describe(error, phase)))
+        announce(DONE)
+    else:
+        announce(DONE)
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -114,10 +120,15 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "type": type(error).__name__,
-        "message": message[:MESSAGE_CAP],
-        "traceback": text,
+        "message": _sound(message[:MESSAGE_CAP]),
+        "traceback": _sound(text) if text else None,
         "phase": phase,
     }
+
+
+def _sound(text: str) -> str:
+    """Return *text* with what is no Unicode, such as the bytes of a file name, spelt out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def die_with(parent: int) -> None:

@@ -38,13 +38,13 @@ def read_texts(config: ExperimentConfig, directory: Path) -> list[str] | None:
     dataset = config.dataset
     if not isinstance(dataset, str) or dataset == "synthetic":
         return None
-    path = directory / Path(dataset).expanduser()
     readers = {".txt": _lines, ".jsonl": _objects}
-    if path.suffix not in readers:
+    reader = readers.get(Path(dataset).suffix)
+    if reader is None:
         raise PreflightError(f"dataset {dataset!r}: expected 'synthetic', or a .txt or .jsonl file")
     try:
-        texts = readers[path.suffix](path)
-    except (OSError, UnicodeDecodeError) as error:
+        texts = reader(directory / Path(dataset).expanduser())
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~nobody
         raise PreflightError(f"dataset {dataset!r} cannot be read: {error}") from error
     if len(texts) < config.n:
         message = f"dataset {dataset!r} holds {len(texts)} prompts, and the experiment asks for n: {config.n}"

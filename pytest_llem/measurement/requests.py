@@ -61,6 +61,8 @@ class Requests:
             if len(one) != config.n:
                 raise ValueError(f"the engine accounted for {len(one)} of {config.n} prompts")
             for request in one:
+                if min(request.input_tokens, *request.itl_s, request.ttft_s or 0, request.e2e_s or 0) < 0:
+                    raise ValueError(f"the engine gave a negative figure: {request}")
                 given = len(request.output_ids)
                 if given > asked or (fixed and given != asked):
                     wanted = f"{'exactly' if fixed else 'at most'} {asked}"

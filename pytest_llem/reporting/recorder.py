@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_llem.options import STUDIES, Settings
+from pytest_llem.options import STUDIES, YAML_SUFFIXES, Settings
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
 from pytest_llem.results.models import ErrorRecord, ExperimentResult, StudyStatus
 from pytest_llem.study.loading import Experiment, StudyConfig, load_study
+from pytest_llem.study.problems import StudyError
 
 #: Attribute of a call report that carries an experiment's outcome.
 PAYLOAD_ATTRIBUTE = "llem"
@@ -27,11 +27,11 @@ class Recorder:
     Under xdist the controller collects nothing: it knows node ids, and reads the studies again itself.
     """
 
-    def __init__(self, config: pytest.Config, runs: Sequence[StudyRun]) -> None:
+    def __init__(self, config: pytest.Config, runs: Mapping[str, StudyRun]) -> None:
         self._config = config
-        self.runs = runs
+        self._by_file = runs
         self._by_node: dict[str, tuple[StudyRun, Experiment]] = {
-            node_id: (run, experiment) for run in runs for node_id, experiment in run.selected.items()
+            node_id: (run, experiment) for run in self.runs for node_id, experiment in run.selected.items()
         }
         self._interrupted = False
         self._lost: list[str] = []
@@ -43,28 +43,26 @@ class Recorder:
         Raises:
             pytest.UsageError: A results directory cannot be made.
         """
-        by_file: dict[str, list[str]] = {}
-        for node_id in node_ids:
-            file, _, name = node_id.partition("::")
-            if name.startswith("experiment["):
-                by_file.setdefault(file, []).append(node_id)
         settings = Settings.from_config(config)
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-        collected = config.stash.get(STUDIES, {})
-        runs = []
-        for file, ids in by_file.items():
-            if file not in collected and not (config.rootpath / file).is_file():
-                # pytest gives such a file's items ids without a path: nobody could tell what they are.
-                raise pytest.UsageError(
-                    "under xdist a study has to be below rootdir "
-                    f"({config.rootpath}): use --rootdir, or run without -n"
-                )
-            study = collected.get(file) or load_study(config.rootpath / file)
+        runs: dict[str, StudyRun] = {}
+        for file, ids in _by_file(config, node_ids).items():
             try:
-                runs.append(StudyRun.open(study, file, ids, settings.results_dir, stamp))
-            except OSError as error:
-                raise pytest.UsageError(f"{settings.results_dir}: no results can be written: {error}") from error
+                study = _study(config, file)
+                runs[file] = StudyRun.open(study, ids, settings.results_dir, stamp)
+            except (OSError, StudyError, pytest.UsageError) as error:
+                for run in runs.values():
+                    run.finish("aborted")
+                if isinstance(error, OSError):
+                    message = f"{settings.results_dir}: no results can be written: {error}"
+                    raise pytest.UsageError(message) from error
+                raise pytest.UsageError(str(error)) from error
         return cls(config, runs) if runs else None
+
+    @property
+    def runs(self) -> list[StudyRun]:
+        """The studies' runs."""
+        return list(self._by_file.values())
 
     @property
     def studies(self) -> list[StudyConfig]:
@@ -79,10 +77,14 @@ class Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid not in self._by_node:
-            return
-        run, experiment = self._by_node[report.nodeid]
         payload: dict[str, Any] | None = vars(report).pop(PAYLOAD_ATTRIBUTE, None)
+        found = self._by_node.get(report.nodeid) if payload is None else self._place(payload)
+        if found is None:
+            if payload is not None:
+                report.outcome = "failed"
+                report.longrepr = "the recorder knows of no such experiment, so its result is not saved"
+            return
+        run, experiment = found
         try:
             if payload and payload["result"]:
                 result = run.completed(experiment, payload)
@@ -93,11 +95,19 @@ class Recorder:
                 run.skipped(experiment)
             elif report.failed:  # in set-up or tear-down, or its xdist worker died
                 run.failed(experiment, _outside(report))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no ExperimentResult, says pydantic
             # A measurement that could not be saved is no success, whatever the item came to.
             report.outcome = "failed"
             report.longrepr = f"the result could not be saved: {error}"
             run.unsaved(experiment, str(error))
+
+    def _place(self, payload: dict[str, Any]) -> tuple[StudyRun, Experiment] | None:
+        """Return the experiment that a payload says it is from, whatever its item is called."""
+        run = self._by_file.get(payload["file"])
+        for experiment in run.study.experiments if run else ():
+            if run is not None and experiment.id == payload["experiment_id"]:
+                return run, experiment
+        return None
 
     def _tell_finished(self, result: ExperimentResult, report: pytest.TestReport) -> None:
         """Call the hook. What it raises fails the item, and neither the session nor the experiment."""
@@ -120,6 +130,9 @@ class Recorder:
                 self._lost.append(f"{run.study.name}: the study's result could not be saved: {error}")
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
                 continue
+            if run.lost:
+                self._lost += [f"{run.study.name}: {message}" for message in run.lost]
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
             try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
             except (Exception, pytest.fail.Exception) as error:
@@ -131,7 +144,7 @@ class Recorder:
             terminalreporter.write_line(message, red=True)
         for run in self.runs:
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
-            for line in summary_lines(run, Path.cwd(), shutil.get_terminal_size().columns):
+            for line in summary_lines(run, self._config.invocation_params.dir, shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
 
 
@@ -140,8 +153,39 @@ def _said(error: BaseException) -> str:
 
 
 def _outside(report: pytest.TestReport) -> ErrorRecord:
+    """Return what went wrong outside the experiment's own process."""
     when: str = report.when  # xdist says "???" for the item that a dead worker was running
-    last = report.longreprtext.strip().splitlines()[-1:] or ["no reason was given"]
+    crash = getattr(report.longrepr, "reprcrash", None)
+    lines = (crash.message if crash else report.longreprtext).strip().splitlines() or ["no reason was given"]
+    message = lines[0] if crash else lines[-1]
     if when == "???":
-        return ErrorRecord(kind="crash", type="WorkerCrash", message=last[0])
-    return ErrorRecord(kind="exception", type="Error", message=last[0], phase=when)
+        return ErrorRecord(kind="crash", type="WorkerCrash", message=message)
+    return ErrorRecord(kind="exception", type="Error", message=message, phase=when)
+
+
+def _by_file(config: pytest.Config, node_ids: Iterable[str]) -> dict[str, list[str]]:
+    """Return the node ids of experiments by node id of their study."""
+    collected = config.stash.get(STUDIES, {})
+    found: dict[str, list[str]] = {}
+    for node_id in node_ids:
+        file, is_ours, _ = node_id.rpartition("::experiment[")
+        if is_ours and (file in collected or (not collected and (not file or file.endswith(YAML_SUFFIXES)))):
+            found.setdefault(file, []).append(node_id)
+    return found
+
+
+def _study(config: pytest.Config, file: str) -> StudyConfig:
+    """Return the study that was collected from *file*; read it where an xdist worker collected it.
+
+    Raises:
+        StudyError: The file is not what the worker read.
+        pytest.UsageError: Its place cannot be told from *file*.
+    """
+    collected = config.stash.get(STUDIES, {})
+    if file in collected:
+        return collected[file]
+    if not file:  # pytest's ids of items outside rootdir have no path
+        raise pytest.UsageError(
+            f"under xdist a study has to be below rootdir ({config.rootpath}): use --rootdir, or run without -n"
+        )
+    return load_study(config.rootpath / file)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from pytest_llem.results.environment import host_environment, package_version
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
@@ -34,6 +33,7 @@ class StudyRun:
         selected: The experiments that are to run, by node id.
         writer: Of the manifest.
         result: The StudyResult, once the study has ended.
+        lost: Results that were saved and are not there any more at the end, in words.
     """
 
     study: StudyConfig
@@ -41,16 +41,14 @@ class StudyRun:
     selected: dict[str, Experiment]
     writer: ManifestWriter
     result: StudyResult | None = None
+    lost: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(
-        cls, study: StudyConfig, file: str, node_ids: Iterable[str], results_dir: Path, stamp: str
-    ) -> StudyRun:
+    def open(cls, study: StudyConfig, node_ids: Iterable[str], results_dir: Path, stamp: str) -> StudyRun:
         """Make the results directory and write the first manifest.
 
         Args:
             study: What is run.
-            file: Node id of its file.
             node_ids: Of the experiments that are to run; the study's others are deselected.
             results_dir: Where the directory goes.
             stamp: Ends its name.
@@ -58,9 +56,7 @@ class StudyRun:
         Raises:
             OSError: It cannot be made.
         """
-        by_node = {f"{file}::experiment[{experiment.id}]": experiment for experiment in study.experiments}
-        wanted = set(node_ids)
-        selected = {node_id: one for node_id, one in by_node.items() if node_id in wanted}
+        selected = _match(study, node_ids)
         running = {experiment.id for experiment in selected.values()}
         directory = _make_directory(results_dir, f"{study.name}_{stamp}")
         write_atomically(directory / "study.yaml", study.text)
@@ -133,26 +129,42 @@ class StudyRun:
             if entry.status == "completed" and entry.result_file:
                 file = self.directory / entry.result_file
                 try:
-                    results[entry.experiment_id] = ExperimentResult.model_validate_json(file.read_bytes())
-                except (OSError, ValidationError):
+                    content = file.read_bytes()
+                    if hashlib.sha256(content).hexdigest() != entry.result_sha256:
+                        raise ValueError("no longer what was written")
+                    results[entry.experiment_id] = ExperimentResult.model_validate_json(content)
+                except (OSError, ValueError):  # pydantic's ValidationError is a ValueError
+                    message = f"{entry.result_file} is gone, or no longer what was written"
+                    self.lost.append(message)
                     entry.status = "failed"
-                    entry.error = ErrorRecord(
-                        kind="exception",
-                        type="ResultLost",
-                        message=f"{entry.result_file} is gone, or no longer what was written",
-                    )
+                    entry.error = ErrorRecord(kind="exception", type="ResultLost", message=message)
+                    entry.result_file = entry.result_sha256 = None
         self.writer.finish(status)
         self.result = build_study_result(self.study, self.writer.manifest, results)
         write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
         return self.result
 
 
+def _match(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
+    """Return the experiment of each node id.
+
+    An id may hold more than the experiment's: what a parametrized fixture adds, or the group that xdist appends.
+    """
+    by_id = {experiment.id: experiment for experiment in study.experiments}
+    found: dict[str, Experiment] = {}
+    for node_id in node_ids:
+        inside = node_id.rpartition("::experiment[")[2].rpartition("]")[0]
+        held = [one for one in by_id if f"-{one}-" in f"-{inside}-"]
+        if held:
+            found[node_id] = by_id[max(held, key=len)] if inside not in by_id else by_id[inside]
+    return found
+
+
 def _make_directory(results_dir: Path, name: str) -> Path:
     """Make a directory that nobody else has: with a number where the name is taken."""
-    results_dir.mkdir(parents=True, exist_ok=True)
-    ignore = results_dir / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text("*\n")
+    if not results_dir.exists():  # one that was there before is not ours to hide from git
+        results_dir.mkdir(parents=True)
+        (results_dir / ".gitignore").write_text("*\n", encoding="utf-8")
     for number in range(1, 10_000):
         directory = results_dir / (name if number == 1 else f"{name}-{number}")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
 def _table(points: Sequence[PointResult], planned: Mapping[str, int]) -> Table:
     methods = {point.metrics["energy_per_output_token_j"].method for point in points} - {None}
     mixed = len(methods) > 1
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    drawable = (sys.stdout.encoding or "").lower().startswith("utf")
+    table = Table(box=box.SIMPLE_HEAD if drawable else None, pad_edge=False, show_edge=False)
     table.add_column("point", overflow="fold", vertical="bottom")
     table.add_column("n", justify="right")
     for name, heading in COLUMNS:

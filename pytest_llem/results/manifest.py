@@ -67,8 +67,7 @@ class ManifestWriter:
         entry = self.entry(experiment_id)
         entry.status = "running"
         entry.started_at = now()
-        entry.completed_at = None
-        entry.error = None
+        entry.completed_at = entry.error = entry.result_file = entry.result_sha256 = None
         entry.attempt += 1
         self._write()
 
@@ -95,6 +94,7 @@ class ManifestWriter:
         entry.result_sha256 = write_atomically(self.directory / f"{stem}.json", result)
         entry.result_file = f"{stem}.json"
         entry.worker, entry.device = worker, device
+        entry.error = None
         entry.status = "completed"
         entry.completed_at = now()
         self._write()

@@ -25,7 +25,7 @@ class Record(BaseModel):
     """Base of everything that is written."""
 
     # Fields may be called model_…, which pydantic before 2.10 warns of.
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ErrorRecord(Record):

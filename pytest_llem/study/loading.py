@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,7 +177,7 @@ def _read_name(document: Document) -> tuple[str, list[Problem]]:
         message = f"must be a string {document.given(('name',), name)}"
     elif not name or name in {".", ".."} or set(name) & set("/\\") or not name.isprintable():
         message = f"must be a name without path separators or control characters (got {shown(name)})"
-    elif len(os.fsencode(name)) > MAX_NAME_BYTES:
+    elif len(name.encode()) > MAX_NAME_BYTES:
         message = f"must be at most {MAX_NAME_BYTES} bytes long (got {shown(name)})"
     else:
         return name, []

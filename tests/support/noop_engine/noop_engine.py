@@ -6,10 +6,12 @@ Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (ho
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +23,23 @@ def _raise():
     raise ValueError("the engine says no")
 
 
+def _orphan():
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(20)
+        os._exit(0)
+
+
+def _garbage():
+    """Write to every pipe this process has."""
+    for fd in range(3, 64):
+        try:
+            if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("pipe:"):
+                os.write(fd, b"\0\0\0\x64abc\n[1]\n{" + b"x" * 1000)
+        except OSError:
+            continue
+
+
 FAULTS = {
     "raise": _raise,
     "memory": lambda: (_ for _ in ()).throw(MemoryError("no more")),
@@ -29,6 +48,12 @@ FAULTS = {
     "segv": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hang": lambda: time.sleep(3600),
+    "linger": lambda: threading.Thread(target=time.sleep, args=(3600,)).start(),
+    "linger at exit": lambda: atexit.register(time.sleep, 3600),
+    "orphan": _orphan,
+    "garbage": _garbage,
+    "surrogate": lambda: (_ for _ in ()).throw(ValueError("\udc80")),
+    "signal 40": lambda: os.kill(os.getpid(), 40),
     "shout": lambda: os.write(1, b"x" * 3_000_000 + b"the last words"),
 }
 
@@ -66,6 +91,8 @@ class NoopEngine:
         return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
     def positions(self, batch):
+        if self.options.get("fault") == "nan":
+            return float("nan")
         return len(batch) * max(map(len, batch))
 
     def seed(self, seed):
