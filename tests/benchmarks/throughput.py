@@ -74,7 +74,7 @@ def main() -> None:
         {
             "model": options.model,
             "dataset": shape,
-            "warmup": {"n_warmup": 2, "convergence_detection": False},
+            "warmup": {"n_warmup": 1, "convergence_detection": False},
             "measurement": {"min_window_seconds": options.seconds},
             "pytorch": {"batch_size": options.batch_size},
         }
@@ -84,7 +84,7 @@ def main() -> None:
     bare_job = {
         "model": resolve_model(options.model, options.model_path).location,
         "batch_size": options.batch_size,
-        "warmups": 4,
+        "warmups": 2,
         "seconds": options.seconds,
         **shape,
     }
