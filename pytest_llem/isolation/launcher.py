@@ -188,9 +188,11 @@ class _Child:
         *lines, rest = (self._heard + chunk).split(b"\n")
         self._heard = rest[-EVENT_CAP:]
         for line in lines:
-            with suppress(ValueError, TypeError, KeyError):  # not one of ours: the result will tell
+            try:
                 self.phase = str(json.loads(line)["phase"])
-                on_phase(self.phase)
+            except (ValueError, TypeError, KeyError):  # not one of ours: the result will tell
+                continue
+            on_phase(self.phase)
         return bool(chunk)
 
 

@@ -33,6 +33,11 @@ class Recorder:
         self._by_node: dict[str, tuple[StudyRun, Experiment]] = {
             node_id: (run, experiment) for run in self.runs for node_id, experiment in run.selected.items()
         }
+        self._by_identity = {
+            (file, experiment.id): (run, experiment)
+            for file, run in runs.items()
+            for experiment in run.study.experiments
+        }
         self._interrupted = False
         self._lost: list[str] = []
 
@@ -103,11 +108,7 @@ class Recorder:
 
     def _place(self, payload: dict[str, Any]) -> tuple[StudyRun, Experiment] | None:
         """Return the experiment that a payload says it is from, whatever its item is called."""
-        run = self._by_file.get(payload["file"])
-        for experiment in run.study.experiments if run else ():
-            if run is not None and experiment.id == payload["experiment_id"]:
-                return run, experiment
-        return None
+        return self._by_identity.get((payload["file"], payload["experiment_id"]))
 
     def _tell_finished(self, result: ExperimentResult, report: pytest.TestReport) -> None:
         """Call the hook. What it raises fails the item, and neither the session nor the experiment."""

@@ -26,7 +26,7 @@ def _raise():
 def _orphan():
     if os.fork() == 0:
         os.setsid()
-        time.sleep(20)
+        time.sleep(60)
         os._exit(0)
 
 
