@@ -14,6 +14,9 @@ from tests.support import weights
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
 
+#: Plugins of the test environment, by the names of their entry points.
+OTHER_PLUGINS = ("tavern", "randomly", "random_order", "rerunfailures", "timeout")
+
 NOOP_STUDY = {
     "name": "noop",
     "model": "none",
@@ -35,6 +38,13 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("PYTEST_ADDOPTS", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """pytest's own, without the other plugins: tests/test_other_plugins.py lets them in."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in OTHER_PLUGINS))
+    return pytester
 
 
 @pytest.fixture

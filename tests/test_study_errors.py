@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import StudyConfig, load_study
 from pytest_llem.study.problems import StudyError, did_you_mean, shown
 
-ENGINES = ", ".join(installed(BACKENDS))
+ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(BACKENDS)]))
 
 
 def errors(folder: Path, content: str | bytes) -> list[str]:
@@ -72,6 +73,7 @@ def check(folder: Path, text: str, *expected: str) -> None:
             "2:16: decoder.top_k: unknown key: only the sweep takes dotted ones",
         ),
         ("'': 1", "2:1: '': unknown key"),
+        ("5: 1", "2:1: 5: unknown key"),
         ('"a\\nb: c": 1', "2:1: 'a\\nb: c': unknown key"),
         ("a" * 100 + ": 1", "2:1: '" + "a" * 27 + "..." + "a" * 28 + "': unknown key"),
     ],
@@ -117,8 +119,8 @@ def test_wrong_types(tmp_path: Path, text: str, expected: str) -> None:
     [
         ("decoder: {temperature: hot}", "decoder.temperature: must be a number (got 'hot')"),
         ("decoder: {temperature: '1e-4'}", "decoder.temperature: must be a number (got '1e-4')"),
-        ("decoder: {temperature: 0}", "decoder.temperature: must be greater than 0 (got 0)"),
-        ("decoder: {temperature: -1e-4}", "decoder.temperature: must be greater than 0 (got -1e-4)"),
+        ("decoder: {temperature: -1}", "decoder.temperature: must be at least 0 (got -1)"),
+        ("decoder: {temperature: -1e-4}", "decoder.temperature: must be at least 0 (got -1e-4)"),
         ("decoder: {top_p: 1.1}", "decoder.top_p: must be at most 1 (got 1.1)"),
         ("decoder: {min_p: -0.5}", "decoder.min_p: must be at least 0 (got -0.5)"),
         ("dataset: {n: 0}", "dataset.n: must be at least 1 (got 0)"),
@@ -184,7 +186,6 @@ def test_a_model_is_required_once_for_all_points(tmp_path: Path) -> None:
         ("model:", "model: must be a string (got nothing)"),
         ("model: null", "model: must be a string (got null)"),
         ("no: 1", "no: a key must be a string (got no, which YAML reads as false); put it in quotes"),
-        ("5: 1", "5: a key must be a string (got 5); put it in quotes"),
         ("~: 1", "'~': a key must be a string (got ~, which YAML reads as null); put it in quotes"),
     ],
 )
@@ -342,24 +343,32 @@ class TestSize:
         values = ", ".join(map(str, range(1, 1001)))
         axes = "".join(f"  {axis}: [{values}]\n" for axis in ("n", "max_input_tokens", "decoder.temperature"))
         assert errors(tmp_path, f"model: m\nsweep:\n{axes}") == [
-            "s.yaml:2:1: sweep: makes more than 10,000 experiments"
+            "s.yaml:2:1: sweep: makes 3,000,000,000 experiments (1,000,000,000 points × 3 cycles), "
+            "and no study may have more than 100,000"
         ]
 
+    def test_a_sweep_of_more_points_than_python_would_print(self, tmp_path: Path) -> None:
+        axes = "".join(f"  passthrough_kwargs.k{i}: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" for i in range(5000))
+        [told] = errors(tmp_path, f"model: m\nsweep:\n{axes}")
+        assert told.startswith("s.yaml:2:1: sweep: makes some 10^5000 experiments")
+
     def test_too_many_otherwise(self, tmp_path: Path) -> None:
-        sweep = f"sweep: {{n: [{', '.join(map(str, range(1, 5002)))}]}}\n"
-        check(tmp_path, sweep, "2:1: sweep: makes more than 10,000 experiments")
+        sweep = f"sweep: {{n: [{', '.join(map(str, range(1, 50_002)))}]}}\n"
+        most = "and no study may have more than 100,000"
+        check(tmp_path, sweep, f"2:1: sweep: makes 150,003 experiments (50,001 points × 3 cycles), {most}")
         check(
             tmp_path,
             f"{sweep}execution: {{n_cycles: 2}}",
-            "3:13: execution.n_cycles: makes more than 10,000 experiments",
+            f"3:13: execution.n_cycles: makes 100,002 experiments (50,001 points × 2 cycles), {most}",
         )
         check(
             tmp_path,
             "execution: {n_cycles: 9000000000000000000}",
-            "2:13: execution.n_cycles: makes more than 10,000 experiments",
+            "2:13: execution.n_cycles: makes some 10^19 experiments (1 point × some 10^19 cycles), " + most,
         )
-        listed = ", ".join(f"{{n: {n}}}" for n in range(1, 10_002))
-        check(tmp_path, f"experiments: [{listed}]", "2:1: experiments: makes more than 10,000 experiments")
+        listed = ", ".join(f"{{n: {n}}}" for n in range(1, 40_002))
+        told = f"makes 120,003 experiments (40,001 points × 3 cycles), {most}"
+        check(tmp_path, f"experiments: [{listed}]", f"2:1: experiments: {told}")
 
     @pytest.mark.parametrize(
         ("value", "expected"),
@@ -459,7 +468,7 @@ class TestShape:
         check(tmp_path, f"name: {'é' * 101}", f"2:1: name: must be at most 200 bytes long (got {name})")
 
     def test_an_engine_that_is_not_installed(self, tmp_path: Path) -> None:
-        told = f"no engine of that name is installed (got 'nope'; there are: {ENGINES})"
+        told = f"no engine of that name (got 'nope'; there are: {ENGINES})"
         check(tmp_path, "backend: nope", f"2:1: backend: {told}")
         check(tmp_path, "backend: nope\nnope: {x: 1}", f"2:1: backend: {told}")
         check(tmp_path, "backend: nope\nsweep: {nope.x: [1, 2]}", f"2:1: backend: {told}")
@@ -470,7 +479,7 @@ class TestShape:
         check(
             tmp_path,
             "backend: nope\npytorch: {batch_size: 1}",
-            f"2:1: backend: no engine of that name is installed (got 'nope'; there are: {ENGINES})",
+            f"2:1: backend: no engine of that name (got 'nope'; there are: {ENGINES})",
             "3:1: pytorch: is a section of another engine (the backend is 'nope')",
         )
 
@@ -526,7 +535,7 @@ def test_several_problems_are_told_at_once_in_file_order(tmp_path: Path) -> None
               cycle_order: any
             modle: m
             n: 0
-            decoder: {topk: 3, temperature: 0}
+            decoder: {topk: 3, temperature: -1}
             sweep:
               max_input_tokens: []
               precision: [bf16, bf17, fp16, fp17]
@@ -543,7 +552,7 @@ def test_several_problems_are_told_at_once_in_file_order(tmp_path: Path) -> None
         "s.yaml:4:1: modle: unknown key (did you mean 'model'?)",
         "s.yaml:5:1: n: must be at least 1 (got 0)",
         "s.yaml:6:11: decoder.topk: unknown key (did you mean 'top_k'?)",
-        "s.yaml:6:20: decoder.temperature: must be greater than 0 (got 0)",
+        "s.yaml:6:20: decoder.temperature: must be at least 0 (got -1)",
         "s.yaml:8:3: sweep.max_input_tokens: an axis needs at least one value",
         "s.yaml:9:21: precision: must be one of 'fp32', 'fp16' or 'bf16' (got 'bf17')",
         "s.yaml:9:33: precision: must be one of 'fp32', 'fp16' or 'bf16' (got 'fp17')",

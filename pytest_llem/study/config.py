@@ -5,21 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.section import Section
 
 Precision = Literal["fp32", "fp16", "bf16"]
 LengthMode = Literal["fixed", "natural"]
-CycleOrder = Literal["sequential", "interleaved", "shuffled"]
-
+DatasetOrder = Literal["interleaved", "grouped", "shuffled"]
+PromptFormat = Literal["raw", "chat"]
+Preset = Literal["deterministic", "standard", "creative", "factual"]
 
 #: Leaves the choice of the meter to what the machine has.
 AUTO = "auto"
 
+#: Meters of LLenergyMeasure 2.0 that stand for "the best there is".
+FORMER_METERS = ("zeus", "codecarbon")
 
-class Section(BaseModel):
-    """A frozen part of a study file: unknown keys are errors, nothing is coerced."""
+#: The dataset of random token ids.
+SYNTHETIC = "synthetic"
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+#: What a preset of the decoder stands for; a field that is given wins. As in LLenergyMeasure 2.0.
+PRESETS: dict[str, dict[str, Any]] = {
+    "deterministic": {"temperature": 0.0, "do_sample": False},
+    "standard": {"temperature": 1.0, "do_sample": True, "top_p": 0.95, "top_k": 50},
+    "creative": {"temperature": 0.8, "do_sample": True, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {"temperature": 0.3, "do_sample": True, "top_k": 10},
+}
+
+#: More prompts, or tokens in one, than any machine will see.
+MOST = 100_000_000
 
 
 class DatasetConfig(Section):
@@ -32,9 +47,9 @@ class DatasetConfig(Section):
         seed: Seed of the token ids; default: ``random_seed``.
     """
 
-    n: int | None = Field(None, ge=1)
-    input_len: int | None = Field(None, ge=1)
-    output_len: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=MOST)
+    input_len: int | None = Field(None, ge=1, le=MOST)
+    output_len: int | None = Field(None, ge=1, le=MOST)
     seed: int | None = Field(None, ge=0)
 
 
@@ -52,20 +67,39 @@ class DecoderConfig(Section):
     """How the next token is chosen, whatever the engine.
 
     Attributes:
-        temperature: Divides the logits, > 0. Default 1.0.
-        do_sample: Sample (default), or take the likeliest token.
+        preset: A name for several of these: ``deterministic``, ``standard``, ``creative`` or ``factual``. What
+            is given beside it wins. Default null: none.
+        temperature: Divides the logits; 0 takes the likeliest token. Default 1.0.
+        do_sample: Sample, or take the likeliest token. Default true.
         top_k: Sample among this many likeliest tokens, 0 for all. Default 50.
         top_p: Sample among the likeliest tokens that hold this probability. Default 1.0.
-        min_p: Leave out tokens less likely than this share of the likeliest one's probability.
+        min_p: Leave out tokens less likely than this share of the likeliest one's probability. Default null:
+            none.
         repetition_penalty: Above 1 discourages repeated tokens. Default 1.0.
+        min_new_tokens: No sequence ends before this many tokens. Default null: it may end at once. With
+            ``measurement.length_mode: fixed`` none ends early anyway.
     """
 
-    temperature: float = Field(1.0, gt=0)
+    # What it stands for is what is run, hashed and written down.
+    preset: Preset | None = Field(None, exclude=True)
+    temperature: float = Field(1.0, ge=0)
     do_sample: bool = True
     top_k: int = Field(50, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
+    min_new_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: Any) -> Any:
+        preset = data.get("preset") if isinstance(data, dict) else None
+        return {**PRESETS[preset], **data} if isinstance(preset, str) and preset in PRESETS else data
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, whatever else is given."""
+        return not self.do_sample or self.temperature == 0
 
 
 class WarmupConfig(Section):
@@ -93,15 +127,35 @@ class WarmupConfig(Section):
     thermal_floor_seconds: float = Field(0.0, ge=0)
 
 
+class BaselineConfig(Section):
+    """Power of the idle machine with the model loaded, which ``active_energy_j`` leaves out.
+
+    Attributes:
+        enabled: Measure it, where there is a meter that measures. Default true.
+        duration_seconds: For how long, in seconds. Default 30.
+    """
+
+    enabled: bool = True
+    duration_seconds: float = Field(30.0, ge=5, le=120)
+
+
 class EnergyConfig(Section):
     """Which meter reads the energy.
 
     Attributes:
         backend: ``auto`` (the GPU's counter where the engine runs on one, else RAPL, else an estimate),
             the name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none.
+            Default ``auto``; so are LLenergyMeasure's ``zeus`` and ``codecarbon``.
+        allow_estimated: An estimate will do, so that it is no longer warned of. Default false.
     """
 
     backend: str | None = AUTO
+    allow_estimated: bool = False
+
+    @field_validator("backend")
+    @classmethod
+    def _former_meter(cls, backend: str | None) -> str | None:
+        return AUTO if backend in FORMER_METERS else backend
 
 
 class MeasurementConfig(Section):
@@ -111,38 +165,13 @@ class MeasurementConfig(Section):
         min_window_seconds: The window holds as many whole passes over the prompts as fill this. Default 10.
         length_mode: ``fixed``: every sequence gets exactly ``max_output_tokens`` (default);
             ``natural``: a sequence ends at its end-of-sequence token.
+        prefill_split: Measure the energy of the prompts apart from that of the answers. Default false, and
+            not supported yet.
     """
 
     min_window_seconds: float = Field(10.0, ge=0)
     length_mode: LengthMode = "fixed"
-
-
-class PyTorchConfig(Section):
-    """The engine of PyTorch and transformers.
-
-    Attributes:
-        batch_size: Prompts in one ``generate`` call. Default 1.
-        attn_implementation: As transformers names it (``eager``, ``sdpa``, ``flash_attention_2``, …);
-            null leaves it to transformers.
-        use_cache: Keep keys and values of past tokens. Default true.
-        cache_implementation: transformers' name of the cache (``dynamic``, ``static``, …); null leaves it to
-            transformers.
-        revision: Branch, tag or commit of the model on the hub.
-        trust_remote_code: Run the model's own code from the hub. Default false.
-    """
-
-    batch_size: int = Field(1, ge=1)
-    attn_implementation: str | None = None
-    use_cache: bool = True
-    cache_implementation: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    @model_validator(mode="after")
-    def _cache_is_used(self) -> PyTorchConfig:
-        if self.cache_implementation and not self.use_cache:
-            raise ValueError(f"cache_implementation {self.cache_implementation!r} needs use_cache: true")
-        return self
+    prefill_split: bool = False
 
 
 class ExperimentConfig(Section):
@@ -154,32 +183,60 @@ class ExperimentConfig(Section):
     Attributes:
         model: A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the
             Hugging Face hub. Required.
-        backend: The engine: ``pytorch`` (default) or an installed one.
+        backend: The engine: ``pytorch``, an installed one, or ``package.module:Class`` for one of your own,
+            which is imported in the experiment's process only. Default ``pytorch``.
         n: Number of prompts in a pass. Default 100.
-        dataset: ``synthetic`` (default: random token ids), the path of a ``.txt`` (a prompt a line) or
-            ``.jsonl`` file (``prompt`` or ``text`` in each object), relative to the study, or a
-            :class:`DatasetConfig`.
-        precision: Data type of the weights. Default ``bf16``.
+        dataset: ``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file
+            (``prompt`` or ``text`` in each object), relative to the study, or a :class:`DatasetConfig`. Default
+            ``synthetic``.
+        dataset_order: Order of a file's prompts: ``interleaved`` (in turn from each ``source`` that the objects
+            of a ``.jsonl`` name, else as in the file), ``grouped`` (the same prompts, source by source) or
+            ``shuffled`` (drawn with ``random_seed``). Default ``interleaved``.
+        prompt_format: ``raw``, or ``chat`` for the model's chat template around each prompt of a file. Default
+            ``raw``.
+        precision: Data type of the weights: ``fp32``, ``fp16`` or ``bf16``. Default ``bf16``.
         random_seed: Seeds the prompts and the sampling. Default 42.
         max_input_tokens: Longer prompts are cut to this; synthetic ones have exactly this. Default 512.
         max_output_tokens: Tokens to generate for each prompt. Default 128.
+        decoder: How the next token is chosen. Default: sampling.
+        warmup: What runs before the measured window. Default: until latencies settle.
+        baseline: Power of the idle machine. Default: measured for 30 s.
+        energy: Which meter reads the energy. Default: the best there is.
+        measurement: The measured window. Default: 10 s.
+        pytorch: Options of the engine ``pytorch``. Default: its defaults.
+        vllm: Options of the engine ``vllm``. Default null: its defaults.
+        tensorrt: Options of the engine ``tensorrt``, under its own names. Default null: its defaults.
+        lora: An adapter on top of the model. Default null: none. Not supported yet.
+        passthrough_kwargs: Arguments for the engine that no field has. ``pytorch`` takes those of
+            ``transformers.GenerationConfig``. Default null: none.
+        output_dir: Where the study's results folder goes, relative to rootdir, unless ``--llem-results-dir``
+            says otherwise. The same for the whole study; part of no hash. Default null: the ini option
+            ``llem_results_dir``.
     """
 
     model_config = ConfigDict(extra="allow")
 
     model: str = Field(min_length=1)
-    backend: str = "pytorch"
-    n: int = Field(100, ge=1)
-    dataset: Annotated[str, Field(min_length=1)] | DatasetConfig = "synthetic"
+    backend: str = Field(DEFAULT_BACKEND, min_length=1)
+    n: int = Field(100, ge=1, le=MOST)
+    dataset: Annotated[str, Field(min_length=1)] | DatasetConfig = SYNTHETIC
+    dataset_order: DatasetOrder = "interleaved"
+    prompt_format: PromptFormat = "raw"
     precision: Precision = "bf16"
     random_seed: int = Field(42, ge=0, lt=2**63)
-    max_input_tokens: int = Field(512, ge=1)
-    max_output_tokens: int = Field(128, ge=1)
+    max_input_tokens: int = Field(512, ge=1, le=MOST)
+    max_output_tokens: int = Field(128, ge=1, le=MOST)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
     warmup: WarmupConfig = Field(default_factory=WarmupConfig)
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     energy: EnergyConfig = Field(default_factory=EnergyConfig)
     measurement: MeasurementConfig = Field(default_factory=MeasurementConfig)
     pytorch: PyTorchConfig | None = None
+    vllm: VLLMConfig | None = None
+    tensorrt: dict[str, Any] | None = None
+    lora: LoRAConfig | None = None
+    passthrough_kwargs: dict[str, Any] | None = None
+    output_dir: str | None = Field(None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -202,19 +259,38 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _no_foreign_section(self) -> ExperimentConfig:
-        sections: dict[str, Any] = {**(self.model_extra or {}), "pytorch": self.pytorch}
+        sections: dict[str, Any] = {**(self.model_extra or {}), **{name: getattr(self, name) for name in ENGINES}}
         for name, section in sections.items():
             if name == self.backend or section is None:
                 continue
-            if not isinstance(section, dict | PyTorchConfig):
+            if not isinstance(section, dict | BaseModel):
                 raise ValueError(f"unknown key {name!r}")
             raise ValueError(f"section {name!r} does not belong to backend {self.backend!r}")
         return self
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> ExperimentConfig:
+        if self.prompt_format == "chat" and not self.has_texts:
+            raise ValueError("prompt_format 'chat' needs a dataset of texts, and synthetic prompts are token ids")
+        shortest = self.decoder.min_new_tokens
+        if shortest is not None and shortest > self.max_output_tokens:
+            raise ValueError(
+                f"decoder.min_new_tokens {shortest} is more than max_output_tokens {self.max_output_tokens}"
+            )
+        if taken := sorted({*(self.passthrough_kwargs or {})} & {*type(self).model_fields}):
+            raise ValueError(f"passthrough_kwargs may not hold {taken[0]!r}, which is a field of its own")
+        return self
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the prompts are texts of a file, and not token ids of ours."""
+        return isinstance(self.dataset, str) and self.dataset != SYNTHETIC
+
     @property
     def engine_section(self) -> dict[str, Any]:
         """What the study says to the engine, by the engine's own names."""
-        section = self.pytorch if self.backend == "pytorch" else (self.model_extra or {}).get(self.backend)
+        known = self.backend in ENGINES
+        section = getattr(self, self.backend) if known else (self.model_extra or {}).get(self.backend)
         return section.model_dump() if isinstance(section, BaseModel) else dict(section or {})
 
     @property
@@ -227,21 +303,3 @@ class ExperimentConfig(Section):
             output_len=self.max_output_tokens,
             seed=self.random_seed if seed is None else seed,
         )
-
-
-class ExecutionConfig(Section):
-    """How the experiments of a study are run; none of it changes what is measured.
-
-    Attributes:
-        n_cycles: Repetitions of every point, each in a process of its own. Default: 3 for a study, 1 for a
-            single experiment.
-        cycle_order: ``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (each cycle in an
-            order of its own, the default).
-        shuffle_seed: Default: taken from the study's design, so that a rerun shuffles alike.
-        experiment_timeout_seconds: End an experiment that takes longer, in seconds; null for never (default).
-    """
-
-    n_cycles: int | None = Field(None, ge=1)
-    cycle_order: CycleOrder = "shuffled"
-    shuffle_seed: int | None = None
-    experiment_timeout_seconds: float | None = Field(None, gt=0)

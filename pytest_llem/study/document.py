@@ -80,6 +80,7 @@ class Document:
         data: Plain dicts, lists and scalars.
         marks: Line and column, from 1, by key path; a mapping's entry stands at its key.
         written: How the file spells each scalar that is no string, by key path.
+        base: Another document whose top-level keys stand in for those that this one lacks.
     """
 
     path: Path
@@ -87,9 +88,12 @@ class Document:
     data: Any
     marks: dict[KeyPath, tuple[int, int]] = field(repr=False)
     written: dict[KeyPath, str] = field(repr=False)
+    base: Document | None = None
 
     def problem(self, key_path: KeyPath, message: str) -> Problem:
         """Return a problem located at *key_path*, or at its nearest ancestor that is in the file."""
+        if base := self._base_of(key_path):
+            return base.problem(key_path, message)
         at = key_path
         while at not in self.marks:
             at = at[:-1]
@@ -98,7 +102,13 @@ class Document:
 
     def given(self, key_path: KeyPath, value: Any) -> str:
         """Return ``(got …)`` for the *value* at *key_path*, in the file's own spelling."""
+        if base := self._base_of(key_path):
+            return base.given(key_path, value)
         return f"(got {_as_written(self.written.get(key_path), value)})"
+
+    def _base_of(self, key_path: KeyPath) -> Document | None:
+        lacks = self.base is not None and key_path and (key_path[0],) not in self.marks
+        return self.base if lacks and self.base and (key_path[0],) in self.base.marks else None
 
 
 def _as_written(written: str | None, value: Any) -> str:
@@ -274,6 +284,8 @@ class _Reader:
                 self._note(_position(key), at, "a key must be a string")
                 continue
             name = self._scalar(key, (*at, key.value))
+            if isinstance(name, int) and not isinstance(name, bool):
+                name = str(name)  # JSON has no other keys, and max_memory counts its devices
             if not isinstance(name, str):
                 given = f"(got {_as_written(key.value, name)}){IN_QUOTES if key.value else ''}"
                 self._note(_position(key), (*at, key.value), f"a key must be a string {given}")

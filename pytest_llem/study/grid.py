@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pytest_llem.study.document import MAX_DEPTH, Document, KeyPath
+from pytest_llem.study.engines import DEFAULT_BACKEND
 from pytest_llem.study.problems import Problem, shown
 
-DEFAULT_BACKEND = "pytorch"
-
 #: Keys that belong to the study as a whole and not to an experiment. ``version`` is accepted and ignored.
-STUDY_KEYS = ("name", "version", "sweep", "experiments", "execution")
+STUDY_KEYS = ("name", "version", "base", "sweep", "experiments", "runners", "execution", "skip", "xfail")
 
 #: Fields that are an axis where the study gives a list, slowest first.
 LIST_AXES = ("backend", "model")
@@ -49,36 +50,127 @@ class _Axis:
     def origin(self, index: int) -> KeyPath:
         return (*self.at, index) if self.indexed else self.at
 
+    @cached_property
+    def path(self) -> tuple[str, ...]:
+        """Where its values go in a configuration. The name of an engine is one part, dots or not."""
+        if self.backend is None:
+            return tuple(self.name.split("."))
+        inner = self.name[len(self.backend) + 1 :]
+        return (self.backend, *inner.split(".")) if inner else (self.backend,)
 
-def expand_grid(
-    document: Document, shared: Mapping[str, Any], backends: Sequence[str]
-) -> tuple[Iterator[Draft], list[Problem]]:
-    """Return the sweep's points in file order (last axis fastest) with the explicit experiments after them.
+
+@dataclass(frozen=True)
+class Grid:
+    """The points of a study: its sweep in file order (last axis fastest), and after it the explicit experiments.
 
     Backend-scoped axes give independent grids: each engine is crossed with the universal axes and its own.
+
+    Attributes:
+        document: The study file.
+        shared: Its top-level experiment fields, those of its base included.
+        backends: Names of engines.
+        axes: Of the sweep.
+        entries: The explicit experiments, by their place in the list.
+        at: Where the sweep stands; empty where the file holds one experiment.
+        problems: What is wrong with the shape of sweep and experiments. It is left out of the points, so that
+            the rest can be looked at all the same.
+    """
+
+    document: Document
+    shared: Mapping[str, Any]
+    backends: Sequence[str]
+    axes: Sequence[_Axis]
+    entries: Mapping[int, Mapping[str, Any]]
+    at: KeyPath
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many points there are, before any is made."""
+        total = len(self.entries)
+        if self._swept:
+            universal = (len(axis.values) for axis in self.axes if axis.backend is None and axis.name != "backend")
+            own = (
+                math.prod(len(axis.values) for axis in self.axes if axis.backend == name) for name in self._named
+            )
+            total += math.prod(universal) * sum(own)
+        return total
+
+    @property
+    def _swept(self) -> bool:
+        data = self.document.data
+        return bool(self._named) and ("sweep" in data or "experiments" not in data)
+
+    @cached_property
+    def _named(self) -> list[str]:
+        """The engines of the sweep."""
+        return _named(self.axes, self.shared)
+
+    @cached_property
+    def _shared_by(self) -> dict[str, dict[str, Any]]:
+        """The shared fields by engine: the section of an engine is shared by its own points alone."""
+        used = {*(self._named if self._swept else ())}
+        used |= {_backend({**self.shared, **entry}) for entry in self.entries.values()}
+        sections = used & {*self.backends}
+        fields = {
+            key: value for key, value in self.shared.items() if key not in LIST_AXES or not isinstance(value, list)
+        }
+        return {
+            backend: {key: value for key, value in fields.items() if key == backend or key not in sections}
+            for backend in used
+        }
+
+    def drafts(self) -> Iterator[Draft]:
+        """Yield the points."""
+        if self._swept:
+            yield from self._gridded()
+        yield from self._explicit()
+
+    def _gridded(self) -> Iterator[Draft]:
+        universal = [axis for axis in self.axes if axis.backend is None]
+        several = len(self._named) > 1
+        for head in _combinations(universal):
+            backend = next((str(value) for axis, value, _ in head if axis.name == "backend"), self._named[0])
+            own = [axis for axis in self.axes if axis.backend == backend]
+            for tail in _combinations(own):
+                config = dict(self._shared_by[backend])
+                copied: set[KeyPath] = set()
+                axes, origins = {}, {}
+                for axis, value, origin in (*head, *tail):
+                    _put(config, axis.path, value, copied)
+                    origins[axis.path] = origin
+                    if several or axis.name != "backend":  # a lone engine named by its axes is no axis
+                        axes[axis.name] = value
+                yield Draft(config, axes, origins, self.at)
+
+    def _explicit(self) -> Iterator[Draft]:
+        flat = {index: dict(_flatten(entry)) for index, entry in self.entries.items()}
+        alike: set[str] = set()
+        if not self._swept and flat:  # fields that every point has alike tell nothing apart
+            first, *others = flat.values()
+            alike = {name for name in first if all(name in one and one[name] == first[name] for one in others)}
+        for index, entry in self.entries.items():
+            at: KeyPath = ("experiments", index)
+            yield Draft(
+                {**self._shared_by[_backend({**self.shared, **entry})], **entry},
+                {name: value for name, value in flat[index].items() if name not in alike},
+                {(key,): (*at, key) for key in entry},
+                at,
+            )
+
+
+def read_grid(document: Document, shared: Mapping[str, Any], backends: Sequence[str]) -> Grid:
+    """Return the points of a study file.
 
     Args:
         document: The study file.
         shared: Its top-level experiment fields.
-        backends: Names of the installed engines, which make an axis such as ``pytorch.batch_size`` scoped.
-
-    Returns:
-        The drafts, and what is wrong with the shape of the sweep and of the experiments list. That is left
-        out of the drafts, so that the rest can be looked at all the same.
+        backends: Names of engines, which make an axis such as ``pytorch.batch_size`` scoped.
     """
     swept, listed = "sweep" in document.data, "experiments" in document.data
     axes, problems = _read_axes(document, shared, backends) if swept or not listed else ([], [])
     entries, wrong = _read_entries(document, shared) if listed else ({}, [])
-    named = _named(axes, shared) if swept or not listed else []
-    used = {*named, *(_backend({**shared, **entry}) for entry in entries.values())}
-    fields = {key: value for key, value in shared.items() if key not in LIST_AXES or not isinstance(value, list)}
-    # An engine's own section is shared by its own points alone.
-    shared_by = {
-        backend: {key: value for key, value in fields.items() if key not in used & {*backends} - {backend}}
-        for backend in used
-    }
-    gridded = _sweep(axes, named, shared_by, ("sweep",) if swept else ()) if named else ()
-    return itertools.chain(gridded, _explicit(entries, shared, shared_by, swept=swept)), [*problems, *wrong]
+    return Grid(document, shared, backends, axes, entries, ("sweep",) if swept else (), [*problems, *wrong])
 
 
 def _backend(config: Mapping[str, Any]) -> str:
@@ -86,9 +178,10 @@ def _backend(config: Mapping[str, Any]) -> str:
 
 
 def _named(axes: Sequence[_Axis], shared: Mapping[str, Any]) -> list[str]:
-    """Return the engines of the sweep."""
     given = next((axis.values for axis in axes if axis.name == "backend"), None)
-    return [_backend(shared)] if given is None else [str(name) for name in given]
+    if given is not None:
+        return [str(name) for name in given]
+    return [] if isinstance(shared.get("backend"), list) else [_backend(shared)]
 
 
 def _read_axes(
@@ -104,12 +197,12 @@ def _read_axes(
     problems += [document.problem(axis.at, "an axis needs at least one value") for axis in axes if not axis.values]
     for name, given in sweep.items():
         values = given if isinstance(given, list) else [given]
-        if fault := _axis_fault(name, values, shared, sweep):
-            problems.append(document.problem(("sweep", name), fault))
-            continue
-        scope = name.partition(".")[0]
-        backend = scope if scope in backends else None
-        axes.append(_Axis(name, values, ("sweep", name), backend, indexed=isinstance(given, list)))
+        backend = max((one for one in backends if f"{name}.".startswith(f"{one}.")), key=len, default=None)
+        axis = _Axis(name, values, ("sweep", name), backend, indexed=isinstance(given, list))
+        if fault := _axis_fault(axis, shared, sweep):
+            problems.append(document.problem(axis.at, fault))
+        else:
+            axes.append(axis)
     axes = [axis for axis in axes if axis.values]
 
     scopes = list(dict.fromkeys(axis.backend for axis in axes if axis.backend))
@@ -124,15 +217,13 @@ def _read_axes(
     return axes, problems
 
 
-def _axis_fault(
-    name: str, values: Sequence[Any], shared: Mapping[str, Any], sweep: Mapping[str, Any]
-) -> str | None:
+def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]) -> str | None:
     """Return what keeps one line of the sweep from being an axis."""
-    if not values:
+    if not axis.values:
         return "an axis needs at least one value"
-    if name in LIST_AXES and isinstance(shared.get(name), list):
+    if axis.name in LIST_AXES and isinstance(shared.get(axis.name), list):
         return "is given as a list and swept too"
-    outer = name.split(".")[:-1]
+    *outer, _ = axis.path
     if len(outer) >= MAX_DEPTH:
         return "nested too deeply"
     inner: Any = shared
@@ -146,40 +237,24 @@ def _axis_fault(
     return None
 
 
-def _sweep(
-    axes: Sequence[_Axis], named: Sequence[str], shared_by: Mapping[str, Mapping[str, Any]], at: KeyPath
-) -> Iterator[Draft]:
-    universal = [axis for axis in axes if axis.backend is None]
-    for head in _combinations(universal):
-        backend = str(head["backend"][0]) if "backend" in head else named[0]
-        own = [axis for axis in axes if axis.backend == backend]
-        for tail in _combinations(own):
-            chosen = head | tail
-            config = dict(shared_by[backend])
-            for name, (value, _) in chosen.items():
-                config = _with(config, name.split("."), value)
-            yield Draft(
-                config,
-                # A lone engine named by its axes is no axis.
-                {name: value for name, (value, _) in chosen.items() if name != "backend" or len(named) > 1},
-                {tuple(name.split(".")): origin for name, (_, origin) in chosen.items()},
-                at,
-            )
+def _combinations(axes: Sequence[_Axis]) -> Iterator[tuple[tuple[_Axis, Any, KeyPath], ...]]:
+    """Yield each combination of the axes' values, with where each value stands; the last axis is fastest."""
+    return itertools.product(
+        *([(axis, value, axis.origin(index)) for index, value in enumerate(axis.values)] for axis in axes)
+    )
 
 
-def _combinations(axes: Sequence[_Axis]) -> Iterator[dict[str, tuple[Any, KeyPath]]]:
-    choices = ([(axis, index) for index in range(len(axis.values))] for axis in axes)
-    for combination in itertools.product(*choices):
-        yield {axis.name: (axis.values[index], axis.origin(index)) for axis, index in combination}
-
-
-def _with(config: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return *config* with *value* at *path*, sharing nothing that is changed."""
-    head, *rest = path
-    if not rest:
-        return {**config, head: value}
-    inner = config.get(head)
-    return {**config, head: _with(inner if isinstance(inner, Mapping) else {}, rest, value)}
+def _put(config: dict[str, Any], path: KeyPath, value: Any, copied: set[KeyPath]) -> None:
+    """Put *value* at *path*. What the configuration shares with others is copied first, and noted in *copied*."""
+    for depth in range(1, len(path)):
+        at = path[:depth]
+        inner = config.get(path[depth - 1])
+        if at not in copied:
+            inner = dict(inner) if isinstance(inner, Mapping) else {}
+            config[path[depth - 1]] = inner
+            copied.add(at)
+        config = inner
+    config[path[-1]] = value
 
 
 def _read_entries(
@@ -202,28 +277,6 @@ def _read_entries(
         if not lacking:
             entries[index] = entry
     return entries, problems
-
-
-def _explicit(
-    entries: Mapping[int, Mapping[str, Any]],
-    shared: Mapping[str, Any],
-    shared_by: Mapping[str, Mapping[str, Any]],
-    *,
-    swept: bool,
-) -> Iterator[Draft]:
-    flat = {index: dict(_flatten(entry)) for index, entry in entries.items()}
-    alike: set[str] = set()
-    if not swept and flat:  # fields that every point has alike tell nothing apart
-        first, *others = flat.values()
-        alike = {name for name in first if all(name in other and other[name] == first[name] for other in others)}
-    for index, entry in entries.items():
-        at: KeyPath = ("experiments", index)
-        yield Draft(
-            {**shared_by[_backend({**shared, **entry})], **entry},
-            {name: value for name, value in flat[index].items() if name not in alike},
-            {(key,): (*at, key) for key in entry},
-            at,
-        )
 
 
 def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

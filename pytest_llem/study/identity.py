@@ -20,8 +20,8 @@ _UNSAFE = re.compile(r"[^\w.+:/,{}\"'-]|%", re.ASCII)
 
 
 def config_hash(config: ExperimentConfig) -> str:
-    """Return 16 hex digits that identify a resolved configuration."""
-    return _digest(config.model_dump(mode="json"))
+    """Return 16 hex digits that identify a resolved configuration, wherever its results go."""
+    return _digest(config.model_dump(mode="json", exclude={"output_dir"}))
 
 
 def study_design_hash(config_hashes: Iterable[str]) -> str:
@@ -38,6 +38,15 @@ def value_text(value: Any) -> str:
     """Return an axis value as an id shows it: YAML's own spelling, anything unsafe as ``%XX``."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
     return _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values mean the same in a study file: 1.0 is 1, true is not."""
+    return value_text(_plain(one)) == value_text(_plain(other))
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def short_names(axes: Iterable[str]) -> dict[str, str]:

@@ -2,117 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from pytest_llem.registry import BACKENDS, METERS, installed
-from pytest_llem.study.config import ExecutionConfig, ExperimentConfig
+from pytest_llem.study.base import shared_fields, with_base
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
-from pytest_llem.study.grid import STUDY_KEYS, Draft, expand_grid
-from pytest_llem.study.identity import config_hash, experiment_id, point_id, short_names, study_design_hash
-from pytest_llem.study.order import run_order
+from pytest_llem.study.execution import ExecutionConfig, Overrides
+from pytest_llem.study.grid import Draft, Grid, read_grid
+from pytest_llem.study.identity import config_hash, point_id, short_names, study_design_hash
 from pytest_llem.study.problems import Problem, StudyError, shown
-from pytest_llem.study.validation import REQUIRED, key_problems, located, meter_problem, section_problems
+from pytest_llem.study.rules import apply_rules, read_rules
+from pytest_llem.study.runners import known_backends, read_runners
+from pytest_llem.study.validation import REQUIRED, first_config, section_problems, validate
 
-#: A study of more experiments than this stops before it starts.
-MAX_EXPERIMENTS = 10_000
+__all__ = ["Experiment", "Point", "StudyConfig", "TooManyError", "is_study", "load_study"]
+
+#: No study may have more experiments than this, whatever the options say.
+MAX_EXPERIMENTS = 100_000
 
 #: What most file systems take as a name, less room for the time that is added.
 MAX_NAME_BYTES = 200
 
-
-@dataclass(frozen=True)
-class Point:
-    """One resolved configuration of a study.
-
-    Attributes:
-        id: As in ``precision=bf16-batch_size=8``.
-        axes: What distinguishes it from the study's other points: value by dotted key.
-        config: The whole configuration.
-        config_hash: 16 hex digits that identify ``config``.
-    """
-
-    id: str
-    axes: dict[str, Any]
-    config: ExperimentConfig
-    config_hash: str
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One point in one cycle: one pytest item, one process.
-
-    Attributes:
-        id: The point's id, with the cycle where there is more than one.
-        index: Place in run order, from 0.
-        cycle: Which repetition, from 1.
-        point: What is run.
-    """
-
-    id: str
-    index: int
-    cycle: int
-    point: Point
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """A combination of the grid that makes no valid experiment, and why."""
-
-    axes: dict[str, Any]
-    reason: str
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """A study file, read and validated.
-
-    Attributes:
-        path: The file.
-        line: Line of the sweep, from 1.
-        name: The study's name.
-        text: The file as it was read.
-        points: Its points, in file order.
-        excluded: Combinations left out.
-        execution: How it is run.
-        design_hash: 16 hex digits over the points; the same for the same study on any machine.
-    """
-
-    path: Path
-    line: int
-    name: str
-    text: str
-    points: tuple[Point, ...]
-    excluded: tuple[Excluded, ...]
-    execution: ExecutionConfig
-    design_hash: str
-
-    @property
-    def n_cycles(self) -> int:
-        """Repetitions of every point."""
-        return self.execution.n_cycles or 1
-
-    @cached_property
-    def axis_names(self) -> dict[str, str]:
-        """Short name by dotted axis, over all points."""
-        return short_names(dict.fromkeys(axis for point in self.points for axis in point.axes))
-
-    @cached_property
-    def experiments(self) -> tuple[Experiment, ...]:
-        """Every point in every cycle, in run order."""
-        execution = self.execution
-        seed = self.design_hash if execution.shuffle_seed is None else execution.shuffle_seed
-        order = run_order(len(self.points), self.n_cycles, execution.cycle_order, seed)
-        return tuple(
-            Experiment(experiment_id(self.points[p].id, cycle, self.n_cycles), index, cycle, self.points[p])
-            for index, (p, cycle) in enumerate(order)
-        )
+_NO_OVERRIDES = Overrides()
 
 
 def is_study(path: Path) -> bool:
@@ -125,47 +42,77 @@ def is_study(path: Path) -> bool:
     return isinstance(data, dict) and not {"sweep", "experiments"}.isdisjoint(data)
 
 
-def load_study(path: Path) -> StudyConfig:
+class TooManyError(StudyError):
+    """A study of more experiments than it may have.
+
+    Attributes:
+        total: How many it has.
+        first: The first one's configuration, where it is valid.
+    """
+
+    def __init__(self, problem: Problem, total: int, first: ExperimentConfig | None) -> None:
+        super().__init__([problem])
+        self.total = total
+        self.first = first
+
+
+def load_study(path: Path, overrides: Overrides = _NO_OVERRIDES) -> StudyConfig:
     """Read a study file, or a file with a single experiment.
+
+    Args:
+        path: The file.
+        overrides: What wins over what the file says.
 
     Raises:
         StudyError: With every problem that could be found at once, each with its line and column.
+        TooManyError: It holds more experiments than *overrides* allow. They are counted before any is made.
     """
     document = load_document(path)
-    data = document.data
-    if not isinstance(data, dict):
-        raise StudyError([document.problem((), f"a study must be a mapping {document.given((), data)}")])
+    if not isinstance(document.data, dict):
+        raise StudyError([document.problem((), f"a study must be a mapping {document.given((), document.data)}")])
+    document, problems, notes = with_base(document)
 
-    name, problems = _read_name(document)
-    execution, wrong = _read_execution(document)
+    name, wrong = _read_name(document)
     problems += wrong
-    shared = {key: value for key, value in data.items() if key not in STUDY_KEYS}
-    backends = installed(BACKENDS)
-    grid, misshapen = expand_grid(document, shared, backends)
-    problems += misshapen
-    drafts = list(islice(grid, MAX_EXPERIMENTS + 1))
-    if too_many := _too_many(document, drafts, execution):
-        raise StudyError([*problems, too_many])
+    execution, wrong = _read_execution(document, overrides)
+    problems += wrong
+    rules, wrong = read_rules(document)
+    problems += wrong
+    shared = shared_fields(document)
+    backends = known_backends(document, shared)
+    runners, wrong = read_runners(document, backends)
+    problems += wrong
+    grid = read_grid(document, shared, backends)
+    problems += grid.problems
+    if too_many := _too_many(grid, execution, overrides):
+        raise StudyError([*problems, *too_many.problems]) if problems else too_many
 
-    valid, excluded, found = _validate(document, drafts, backends)
+    checked = validate(grid)
     # What is missing may stand in the part of the file that could not be made out.
-    problems += [problem for problem in found if not (misshapen and problem.message == REQUIRED)]
-    if not problems and not valid:
-        problems = [document.problem(draft.at, f"no valid combination: {reason}") for draft, reason in excluded]
+    problems += [one for one in checked.problems if not (grid.problems and one.message == REQUIRED)]
+    if not problems and (overrides.strict or not checked.valid):
+        problems = [
+            document.problem(draft.at, f"no valid combination: {reason}") for draft, reason in checked.excluded
+        ]
     if problems:
         raise StudyError(problems)
-    points = _points(valid)
-    if clashes := _clashes(document, [draft for draft, _ in valid], points):
-        raise StudyError(clashes)
+    points = _points(checked.valid)
+    problems = [*_clashes(document, [draft for draft, _ in checked.valid], points), *_places(document, points)]
+    points, wrong, unused = apply_rules(document, rules, points)
+    if problems := [*problems, *wrong]:
+        raise StudyError(problems)
     return StudyConfig(
         path=path,
         line=document.marks.get(("sweep",), document.marks.get(("experiments",), (1, 1)))[0],
         name=name,
         text=document.text,
+        base_text=document.base.text if document.base else None,
         points=tuple(points),
-        excluded=tuple(Excluded(draft.axes, reason) for draft, reason in excluded),
+        excluded=tuple(Excluded(draft.axes, draft.config, reason) for draft, reason in checked.excluded),
         execution=execution,
+        runners=runners,
         design_hash=study_design_hash(point.config_hash for point in points),
+        notes=(*notes, *checked.notes, *unused),
     )
 
 
@@ -184,55 +131,43 @@ def _read_name(document: Document) -> tuple[str, list[Problem]]:
     return "", [document.problem(("name",), message)]
 
 
-def _read_execution(document: Document) -> tuple[ExecutionConfig, list[Problem]]:
+def _read_execution(document: Document, overrides: Overrides) -> tuple[ExecutionConfig, list[Problem]]:
     given = document.data.get("execution")
     try:
         execution = ExecutionConfig.model_validate({} if given is None else given)
     except ValidationError as error:
         return ExecutionConfig(n_cycles=1), section_problems(document, ("execution",), ExecutionConfig, error)
-    if execution.n_cycles is None:
-        is_single = {"sweep", "experiments"}.isdisjoint(document.data)
-        execution = execution.model_copy(update={"n_cycles": 1 if is_single else 3})
-    return execution, []
+    is_single = {"sweep", "experiments"}.isdisjoint(document.data)
+    changes: dict[str, Any] = {"n_cycles": overrides.n_cycles or execution.n_cycles or (1 if is_single else 3)}
+    if overrides.cycle_order:
+        changes["cycle_order"] = overrides.cycle_order
+    if overrides.no_gaps:
+        changes |= {"experiment_gap_seconds": 0.0, "cycle_gap_seconds": 0.0}
+    return execution.model_copy(update=changes), []
 
 
-def _too_many(document: Document, drafts: Sequence[Draft], execution: ExecutionConfig) -> Problem | None:
-    cycles = execution.n_cycles or 1
-    if len(drafts) * cycles <= MAX_EXPERIMENTS:
+def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> TooManyError | None:
+    cycles, points = execution.n_cycles or 1, grid.size
+    total = points * cycles
+    limit = MAX_EXPERIMENTS if overrides.max_experiments is None else overrides.max_experiments
+    if total <= min(limit, MAX_EXPERIMENTS):
         return None
+    document = grid.document
     at: KeyPath = ("execution", "n_cycles")
-    if len(drafts) > MAX_EXPERIMENTS or at not in document.marks:
-        at = drafts[-1].at[:1]
-    return document.problem(at, f"makes more than {MAX_EXPERIMENTS:,} experiments")
+    if points > limit or at not in document.marks:
+        at = grid.at or ("experiments",)
+    message = f"makes {_many(total, 'experiment')} ({_many(points, 'point')} × {_many(cycles, 'cycle')})"
+    if total > MAX_EXPERIMENTS:
+        message += f", and no study may have more than {MAX_EXPERIMENTS:,}"
+    else:
+        message += f", more than llem_max_experiments ({limit:,}); --llem-yes runs them all"
+    return TooManyError(document.problem(at, message), total, first_config(grid))
 
 
-def _validate(
-    document: Document, drafts: Iterable[Draft], backends: Sequence[str]
-) -> tuple[list[tuple[Draft, ExperimentConfig]], list[tuple[Draft, str]], list[Problem]]:
-    """Return what is valid, what is left out with the reason, and the mistakes."""
-    valid: list[tuple[Draft, ExperimentConfig]] = []
-    excluded: list[tuple[Draft, str]] = []
-    problems: list[Problem] = []
-    meters = installed(METERS)
-    for draft in drafts:
-        wrong_keys = key_problems(document, draft, backends)
-        problems += wrong_keys.values()
-        left_out = {*wrong_keys}
-        if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything
-            left_out.add(draft.config["backend"])
-        try:
-            config = ExperimentConfig.model_validate(
-                {key: value for key, value in draft.config.items() if key not in left_out}
-            )
-        except ValidationError as error:
-            found, reasons = located(document, draft, error)
-            problems += found
-            excluded.append((draft, "; ".join(reasons)))
-        else:
-            valid.append((draft, config))
-            if wrong_meter := meter_problem(document, draft, config, meters):
-                problems.append(wrong_meter)
-    return valid, excluded, problems
+def _many(number: int, noun: str) -> str:
+    """Return how many there are, be it more than Python would print."""
+    text = f"{number:,}" if number < 10**15 else f"some 10^{math.log10(number):.0f}"
+    return f"{text} {noun}{'' if number == 1 else 's'}"
 
 
 def _points(valid: Sequence[tuple[Draft, ExperimentConfig]]) -> list[Point]:
@@ -242,6 +177,15 @@ def _points(valid: Sequence[tuple[Draft, ExperimentConfig]]) -> list[Point]:
     return [
         Point(point_id(one, names), one, config, config_hash(config))
         for one, (_, config) in zip(axes, valid, strict=True)
+    ]
+
+
+def _places(document: Document, points: Sequence[Point]) -> list[Problem]:
+    places = {point.config.output_dir for point in points}
+    if len(places) == 1:
+        return []
+    return [
+        document.problem(("output_dir",), "must be the same for all experiments: a study has one results folder")
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from pytest_llem.study.config import CycleOrder
+from pytest_llem.study.execution import CycleOrder
 
 
 def run_order(n_points: int, n_cycles: int, order: CycleOrder, seed: int | str) -> list[tuple[int, int]]:

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pytest_llem.registry import METERS, installed
 from pytest_llem.study.config import (
     AUTO,
+    FORMER_METERS,
+    BaselineConfig,
     DatasetConfig,
     DecoderConfig,
-    ExecutionConfig,
+    EnergyConfig,
     ExperimentConfig,
     MeasurementConfig,
-    PyTorchConfig,
     WarmupConfig,
 )
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
-from pytest_llem.study.grid import DEFAULT_BACKEND, STUDY_KEYS, Draft
+from pytest_llem.study.engines import DEFAULT_BACKEND, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.problems import Problem, did_you_mean, shown
 
 REQUIRED = "is required"
 
-#: Where a key that stands at the wrong level may belong.
+#: Sections of an experiment.
 _SECTIONS: dict[str, type[BaseModel]] = {
     "pytorch": PyTorchConfig,
     "decoder": DecoderConfig,
     "warmup": WarmupConfig,
+    "baseline": BaselineConfig,
+    "energy": EnergyConfig,
     "measurement": MeasurementConfig,
-    "execution": ExecutionConfig,
-    "dataset": DatasetConfig,
+    "vllm": VLLMConfig,
+    "lora": LoRAConfig,
 }
+
+#: Those that every experiment has.
+_ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
+
+_ABSENT = object()
+
+#: Where a key that stands at the wrong level may belong.
+_HOMES = {**_SECTIONS, "execution": ExecutionConfig, "dataset": DatasetConfig}
 
 _SENTENCES = {
     "missing": REQUIRED,
@@ -49,7 +63,90 @@ _SENTENCES = {
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "model_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "too_short": "must not be empty",
 }
+
+
+@dataclass
+class Checked:
+    """The points of a study, told apart.
+
+    Attributes:
+        valid: Those that can be run.
+        excluded: Those that make no valid experiment, with the reason.
+        problems: Mistakes in the file.
+        notes: What is no mistake, and worth knowing.
+    """
+
+    valid: list[tuple[Draft, ExperimentConfig]] = field(default_factory=list)
+    excluded: list[tuple[Draft, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
+
+
+def validate(grid: Grid) -> Checked:
+    """Look at every point of *grid*."""
+    checked = Checked()
+    document, meters = grid.document, installed(METERS)
+    known = {*ExperimentConfig.model_fields, *grid.backends}
+    sections = _validated_sections(grid.shared)
+    for draft in grid.drafts():
+        wrong_keys = _key_problems(document, draft, grid.backends, known)
+        checked.problems += wrong_keys.values()
+        left_out = {*wrong_keys}
+        if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything
+            left_out.add(draft.config["backend"])
+        try:
+            config = ExperimentConfig.model_validate(_spared(draft.config, grid.shared, sections, left_out))
+        except ValidationError as error:
+            found, reasons = located(document, draft, error)
+            checked.problems += found
+            checked.excluded.append((draft, "; ".join(reasons)))
+            continue
+        checked.valid.append((draft, config))
+        if wrong_meter := _meter_problem(document, draft, config, meters):
+            checked.problems.append(wrong_meter)
+        if former := _former_meter(draft):
+            message = f"{former!r} means {AUTO!r} here: the best meter there is"
+            note = _placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message)
+            if note not in checked.notes:
+                checked.notes.append(note)
+    return checked
+
+
+def first_config(grid: Grid) -> ExperimentConfig | None:
+    """Return the first point's configuration, where it is valid."""
+    draft = next(grid.drafts(), None)
+    try:
+        return ExperimentConfig.model_validate(draft.config) if draft else None
+    except ValidationError:
+        return None
+
+
+def _validated_sections(shared: Mapping[str, Any]) -> dict[str, BaseModel]:
+    """Return the sections that all points share, validated once for all of them; those that are wrong are not
+    among them.
+    """
+    sections: dict[str, BaseModel] = {}
+    for name, model in _SECTIONS.items():
+        if name in shared or name in _ALWAYS:
+            try:
+                sections[name] = model.model_validate(shared.get(name, {}))
+            except ValidationError:
+                continue
+    return sections
+
+
+def _spared(
+    config: Mapping[str, Any], shared: Mapping[str, Any], sections: Mapping[str, BaseModel], left_out: set[str]
+) -> dict[str, Any]:
+    """Return *config* without what is *left_out*, and with the shared sections as they are validated already."""
+    given = {key: value for key, value in config.items() if key not in left_out} if left_out else {**config}
+    for name, section in sections.items():
+        if name not in left_out and config.get(name, _ABSENT) is shared.get(name, _ABSENT):
+            given[name] = section
+    return given
 
 
 def section_problems(
@@ -62,28 +159,39 @@ def section_problems(
     ]
 
 
-def key_problems(document: Document, draft: Draft, backends: Sequence[str]) -> dict[str, Problem]:
-    """Return by key: unknown keys, wrong sections of engines, an engine that is not installed."""
+def _key_problems(
+    document: Document, draft: Draft, backends: Sequence[str], known: set[str]
+) -> dict[str, Problem]:
+    """Return by key: unknown keys, wrong sections of engines, an engine that there is not."""
     backend = draft.config.get("backend", DEFAULT_BACKEND)
     problems = {}
     for key, value in draft.config.items():
+        if key in known and key not in backends:
+            continue
         at = _origin(draft, (key,))
-        if key in backends and isinstance(backend, str) and key != backend:
+        if value is not None and key in backends and isinstance(backend, str) and key != backend:
             message = f"is a section of another engine (the backend is {shown(backend)})"
         elif key in backends and value is not None and not isinstance(value, Mapping):
             message = f"must be a mapping {document.given(at, value)}"
-        elif key not in ExperimentConfig.model_fields and key not in (*backends, backend):
+        elif key not in known and key != backend:
             message = _unknown(key, value, backends, is_shared=at == (key,))
         else:
             continue
         problems[key] = _placed(document, _key(at), (key,), message)
     if isinstance(backend, str) and backend not in backends:
-        message = f"no engine of that name is installed (got {shown(backend)}; there are: {', '.join(backends)})"
+        hint = did_you_mean(backend, tuple(backends))
+        message = f"no engine of that name{hint} (got {shown(backend)}; there are: {', '.join(backends)})"
         problems["backend"] = _placed(document, _origin(draft, ("backend",)), ("backend",), message)
     return problems
 
 
-def meter_problem(
+def _former_meter(draft: Draft) -> str | None:
+    energy = draft.config.get("energy")
+    backend = energy.get("backend") if isinstance(energy, Mapping) else None
+    return str(backend) if backend in FORMER_METERS else None
+
+
+def _meter_problem(
     document: Document, draft: Draft, config: ExperimentConfig, meters: Sequence[str]
 ) -> Problem | None:
     """Return what is wrong with the name of a meter, if anything."""
@@ -99,7 +207,7 @@ def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) 
         return "belongs to the study and not to an experiment"
     if "." in key:
         return "unknown key: only the sweep takes dotted ones"
-    for home, model in _SECTIONS.items():
+    for home, model in _HOMES.items():
         if key in model.model_fields:
             return f"unknown key (did you mean '{home}.{key}'?)"
     known = (*ExperimentConfig.model_fields, *backends, *(STUDY_KEYS if is_shared else ()))

@@ -1,0 +1,61 @@
+"""The file that a study starts from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.study.document import Document, load_document
+from pytest_llem.study.grid import STUDY_KEYS
+from pytest_llem.study.problems import Problem, StudyError, shown
+
+
+def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem]]:
+    """Return *document* with the base that it names, what is wrong with that, and what is worth a note.
+
+    Raises:
+        StudyError: The base is no YAML; its problems stand in the base.
+    """
+    given = document.data.get("base")
+    if given is None:
+        return document, [], []
+    if not isinstance(given, str) or not given:
+        problem = document.problem(("base",), f"must be the path of a file {document.given(('base',), given)}")
+        return document, [problem], []
+    path = document.path.parent / given
+    try:
+        fault = _fault(path, document.path)
+    except (OSError, ValueError) as error:  # a name that is too long, or that no system takes
+        fault = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if fault:
+        return document, [document.problem(("base",), f"{fault} (got {shown(given)})")], []
+    base = load_document(path)
+    if not isinstance(base.data, dict):
+        raise StudyError([base.problem((), f"a base must be a mapping {base.given((), base.data)}")])
+    notes = []
+    if isinstance(inner := base.data.get("base"), str):
+        if _leads_to(path.parent / inner, document.path, path):
+            problem = document.problem(("base",), f"goes round in a circle: the base of {given} is {inner}")
+            return document, [problem], []
+        notes.append(base.problem(("base",), "is ignored: a base has no base of its own"))
+    return replace(document, base=base), [], notes
+
+
+def shared_fields(document: Document) -> dict[str, Any]:
+    """Return the top-level experiment fields of a study file: its base's, and over them its own."""
+    inherited = document.base.data if document.base else {}
+    return {key: one for key, one in {**inherited, **document.data}.items() if key not in STUDY_KEYS}
+
+
+def _fault(path: Path, study: Path) -> str | None:
+    if not path.is_file():
+        return "there is no such file, relative to this one"
+    return "is this file itself" if path.samefile(study) else None
+
+
+def _leads_to(path: Path, *files: Path) -> bool:
+    try:
+        return any(path.samefile(file) for file in files)
+    except (OSError, ValueError):  # leads nowhere
+        return False

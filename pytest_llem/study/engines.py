@@ -1,0 +1,138 @@
+"""What a study says to its engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from pytest_llem.study.section import NullableSection, Section, told
+
+#: Engines whose sections the grammar knows, installed or not.
+ENGINES = ("pytorch", "vllm", "tensorrt")
+
+DEFAULT_BACKEND = "pytorch"
+
+DeviceMap = Annotated[str | dict[str, int | str], told("must be a name or a mapping of modules to devices")]
+
+MaxMemory = Annotated[dict[str, int | str], told("must be a mapping of devices to sizes")]
+
+
+class PyTorchConfig(NullableSection):
+    """The engine of PyTorch and transformers.
+
+    Attributes:
+        batch_size: Prompts in one ``generate`` call. Default 1.
+        attn_implementation: As transformers names it (``eager``, ``sdpa``, ``flash_attention_2``, …). Default
+            null: transformers chooses.
+        torch_compile: Compile the model's forward pass with ``torch.compile``. Compiling is part of the
+            warm-up. Default false.
+        torch_compile_mode: Mode of ``torch.compile`` (``default``, ``reduce-overhead``, ``max-autotune``, …).
+            Default null: ``default``. Needs ``torch_compile``.
+        torch_compile_backend: Backend of ``torch.compile``. Default null: ``inductor``. Needs ``torch_compile``.
+        load_in_4bit: Quantise the weights to 4 bits with bitsandbytes. Default false.
+        load_in_8bit: Quantise the weights to 8 bits with bitsandbytes. Default false.
+        bnb_4bit_compute_dtype: Data type of bitsandbytes' arithmetic, ``float16``, ``bfloat16`` or ``float32``.
+            Default null: float32. Needs ``load_in_4bit``.
+        bnb_4bit_quant_type: ``nf4`` or ``fp4``. Default null: fp4, as bitsandbytes has it. Needs ``load_in_4bit``.
+        bnb_4bit_use_double_quant: Quantise the quantisation constants too. Default null: no. Needs
+            ``load_in_4bit``.
+        use_cache: Keep keys and values of past tokens. Default true.
+        cache_implementation: transformers' name of the cache (``dynamic``, ``static``, …). Default null:
+            transformers chooses.
+        num_beams: Beams of a beam search; 1 is none. Default 1.
+        early_stopping: End a beam search as soon as ``num_beams`` candidates are done. Default false.
+        length_penalty: Exponent of the length by which a beam's score is divided. Default 1.0.
+        no_repeat_ngram_size: No sequence of this many tokens comes twice; 0 for any. Default 0.
+        prompt_lookup_num_tokens: Tokens to draft from the prompt in each step (speculative decoding). Default
+            null: none.
+        device_map: Where the model's parts go, as accelerate understands it (``auto``, ``balanced``, a device,
+            or a mapping). Default null: the whole model on the first device.
+        max_memory: The most memory to use by device (``{"0": 10GiB, cpu: 50GiB}``), for ``device_map``.
+            Default null: no limit.
+        revision: Branch, tag or commit of the model on the hub. Default null: its main branch.
+        trust_remote_code: Run the model's own code from the hub. Default false.
+        num_processes: Processes that share the model. Default 1, and only 1 is supported so far.
+    """
+
+    batch_size: int = Field(1, ge=1, le=1_000_000)
+    attn_implementation: str | None = Field(None, min_length=1)
+    torch_compile: bool = False
+    torch_compile_mode: str | None = Field(None, min_length=1)
+    torch_compile_backend: str | None = Field(None, min_length=1)
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_compute_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] | None = None
+    bnb_4bit_use_double_quant: bool | None = None
+    use_cache: bool = True
+    cache_implementation: str | None = Field(None, min_length=1)
+    num_beams: int = Field(1, ge=1, le=10_000)
+    early_stopping: bool = False
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = Field(0, ge=0)
+    prompt_lookup_num_tokens: int | None = Field(None, ge=1)
+    device_map: DeviceMap | None = None
+    max_memory: MaxMemory | None = None
+    revision: str | None = Field(None, min_length=1)
+    trust_remote_code: bool = False
+    num_processes: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> PyTorchConfig:
+        if self.cache_implementation and not self.use_cache:
+            raise ValueError(f"cache_implementation {self.cache_implementation!r} needs use_cache: true")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other")
+        for needed, names in (
+            ("torch_compile", ("torch_compile_mode", "torch_compile_backend")),
+            ("load_in_4bit", ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")),
+        ):
+            given = next((name for name in names if getattr(self, name) is not None), None)
+            if given and not getattr(self, needed):
+                raise ValueError(f"{given} needs {needed}: true")
+        if self.max_memory and not self.device_map:
+            raise ValueError("max_memory needs a device_map")
+        if self.prompt_lookup_num_tokens and self.num_beams > 1:
+            raise ValueError("prompt_lookup_num_tokens and num_beams exclude each other")
+        if self.prompt_lookup_num_tokens and self.batch_size > 1:
+            raise ValueError("prompt_lookup_num_tokens needs batch_size: 1")
+        return self
+
+
+class VLLMConfig(Section):
+    """The engine vLLM, under its own names. What is not listed here is handed to the engine as it is.
+
+    Attributes:
+        engine: Arguments of ``vllm.LLM``. Default null: none.
+        sampling: Further arguments of ``vllm.SamplingParams``. Default null: none.
+        beam_search: Arguments of ``vllm.BeamSearchParams``. Default null: no beam search.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    engine: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
+    beam_search: dict[str, Any] | None = None
+
+
+class LoRAConfig(Section):
+    """An adapter on top of the model: one that is on the hub, or in a folder.
+
+    Attributes:
+        adapter_id: Its name on the Hugging Face hub. Default null.
+        adapter_path: Its folder. Default null. Exactly one of the two is given.
+        revision: Branch, tag or commit on the hub. Default null: its main branch.
+        merge_weights: Merge it into the model when loading. Default false.
+    """
+
+    adapter_id: str | None = Field(None, min_length=1)
+    adapter_path: str | None = Field(None, min_length=1)
+    revision: str | None = Field(None, min_length=1)
+    merge_weights: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LoRAConfig:
+        if (self.adapter_id is None) == (self.adapter_path is None):
+            raise ValueError("needs either adapter_id or adapter_path")
+        return self

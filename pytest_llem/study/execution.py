@@ -1,0 +1,78 @@
+"""How the experiments of a study are run; none of it changes what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pytest_llem.study.config import AUTO
+from pytest_llem.study.section import NullableSection, Section, told
+
+CycleOrder = Literal["sequential", "interleaved", "shuffled"]
+
+Gap = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=0)], told("must be 'auto' or a number of seconds, 0 or more")
+]
+
+#: Every :data:`CycleOrder`.
+CYCLE_ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
+
+
+class ExecutionConfig(NullableSection):
+    """How a study is run.
+
+    Attributes:
+        n_cycles: Repetitions of every point, each in a process of its own. Default: 3 for a study, 1 for a
+            single experiment.
+        cycle_order: ``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (each cycle in an
+            order of its own). Default ``shuffled``.
+        shuffle_seed: Seeds that order. Default null: taken from the study's design, so that a rerun shuffles
+            alike.
+        experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
+            and as idle as before the first one. Default ``auto``.
+        cycle_gap_seconds: Idle time before a new cycle, in seconds, where that is longer. Default 0.
+        experiment_timeout_seconds: End an experiment that takes longer, in seconds. Default null: never.
+        skip_preflight: Let experiments start without looking first whether they can run. Default false.
+    """
+
+    n_cycles: int | None = Field(None, ge=1)
+    cycle_order: CycleOrder = "shuffled"
+    shuffle_seed: int | None = None
+    experiment_gap_seconds: Gap = AUTO
+    cycle_gap_seconds: float = Field(0.0, ge=0)
+    experiment_timeout_seconds: float | None = Field(None, gt=0)
+    skip_preflight: bool = False
+
+
+class Rule(Section):
+    """One entry of ``skip`` or ``xfail``: points that are not run, or are expected to fail.
+
+    Attributes:
+        where: Value by axis or field (``precision``, ``batch_size``, ``decoder.temperature``); a list holds any
+            of several. All have to fit. Required.
+        reason: What pytest shows. Default: what ``where`` says.
+    """
+
+    where: dict[str, Any] = Field(min_length=1)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says of a study, over what its file says.
+
+    Attributes:
+        n_cycles: Repetitions of every point, or None for the file's.
+        cycle_order: Their order, or None for the file's.
+        no_gaps: No idle time between experiments.
+        strict: A combination that is left out is an error.
+        max_experiments: A study of more is an error, or None for no such limit.
+    """
+
+    n_cycles: int | None = None
+    cycle_order: CycleOrder | None = None
+    no_gaps: bool = False
+    strict: bool = False
+    max_experiments: int | None = None

@@ -1,0 +1,60 @@
+"""Which engines there are, and where each one's experiments run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.study.document import Document
+from pytest_llem.study.engines import ENGINES
+from pytest_llem.study.problems import Problem, did_you_mean
+
+#: The runner of an engine that runs in this environment.
+LOCAL = "local"
+
+#: ``package.module:Class``, an engine of the user's own.
+_CLASS = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def is_class(name: str) -> bool:
+    """Whether *name* is an engine's ``package.module:Class``."""
+    return _CLASS.fullmatch(name) is not None
+
+
+def known_backends(document: Document, shared: Mapping[str, Any]) -> list[str]:
+    """Return the names that stand for engines in this file: those of the grammar, installed ones, own classes."""
+    own = [name for name in _named(document.data, shared) if isinstance(name, str) and is_class(name)]
+    return list(dict.fromkeys([*ENGINES, *installed(BACKENDS), *own]))
+
+
+def _named(data: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Any]:
+    sweep, experiments = data.get("sweep"), data.get("experiments")
+    swept = sweep.get("backend") if isinstance(sweep, dict) else None
+    listed = (
+        [one.get("backend") for one in experiments if isinstance(one, dict)]
+        if isinstance(experiments, list)
+        else []
+    )
+    for given in (shared.get("backend"), swept, listed):
+        yield from given if isinstance(given, list) else [given]
+
+
+def read_runners(document: Document, backends: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
+    """Return where each engine runs, and what is wrong with the section."""
+    given = document.data.get("runners")
+    if given is None:
+        return {}, []
+    if not isinstance(given, dict):
+        message = f"must be a mapping of engines to runners {document.given(('runners',), given)}"
+        return {}, [document.problem(("runners",), message)]
+    problems = []
+    for name, runner in given.items():
+        at = ("runners", name)
+        if name not in backends:
+            hint = did_you_mean(name, tuple(backends)) or f" (there are: {', '.join(backends)})"
+            problems.append(document.problem(at, f"no engine of that name{hint}"))
+        elif not isinstance(runner, str) or not runner:
+            problems.append(document.problem(at, f"must be 'local' {document.given(at, runner)}"))
+    return {name: runner for name, runner in given.items() if runner != LOCAL}, problems
