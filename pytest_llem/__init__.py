@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_llem.results.models import ExperimentResult as ExperimentResult
     from pytest_llem.results.models import StudyResult as StudyResult
     from pytest_llem.study.config import ExperimentConfig as ExperimentConfig
-    from pytest_llem.study.loading import StudyConfig as StudyConfig
+    from pytest_llem.study.design import StudyConfig as StudyConfig
     from pytest_llem.study.loading import load_study as load_study
     from pytest_llem.study.problems import StudyError as StudyError
 

@@ -23,7 +23,7 @@ def run_study(
     path: str | Path,
     *,
     select: str | None = None,
-    results_dir: str | Path = "results",
+    results_dir: str | Path | None = None,
     model_path: Sequence[str | Path] = (),
     pytest_args: Sequence[str] = (),
     quiet: bool = False,
@@ -35,7 +35,8 @@ def run_study(
     Args:
         path: The study file.
         select: A ``-k`` expression, such as ``"batch_size=8"``.
-        results_dir: Where the study's results folder goes, relative to the current directory.
+        results_dir: Where the study's results folder goes, relative to the current directory; None for the
+            study's ``output_dir``, else ``results``.
         model_path: Folders that hold models by name, looked in before the Hugging Face hub; empty leaves it to
             the ini option ``llem_model_path``.
         pytest_args: Further arguments for pytest.
@@ -47,7 +48,7 @@ def run_study(
     """
     path = Path(path).resolve()
     study = load_study(path)
-    results = Path(results_dir).resolve()
+    results = Path(results_dir or study.output_dir or "results").expanduser().resolve()
     run_id = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{uuid.uuid4().hex[:6]}"
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem"]
     command += ["--llem-results-dir", str(results), "--llem-run-id", run_id]

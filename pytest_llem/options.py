@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_llem.study.loading import StudyConfig
+    from pytest_llem.study.design import StudyConfig
+    from pytest_llem.study.execution import CycleOrder, Overrides
 
 #: The studies of this session, by the node id of their file.
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
@@ -18,6 +19,9 @@ STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 #: Endings of a file that may be a study.
 YAML_SUFFIXES = (".yaml", ".yml")
 
+# As in study.execution.CYCLE_ORDERS, which is imported only once there is a study.
+_ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,13 +29,27 @@ class Settings:
 
     Attributes:
         results_dir: Where each study gets its folder.
+        results_dir_given: The command line says so, which no study overrides.
         run_id: Ends the folder's name in place of the time, or None.
+        plan: Where the plan is written, or None.
+        cycles: Repetitions of every point, or None for the study's own.
+        order: Their order, or None for the study's own.
+        no_gaps: No idle time between experiments.
+        strict: A combination that is left out is an error.
+        max_experiments: A study of more stops before it starts, or None where that was confirmed.
         model_path: Folders that hold models by name.
         files: Patterns of the files that count as studies when pytest walks a directory.
     """
 
     results_dir: Path
+    results_dir_given: bool
     run_id: str | None
+    plan: Path | None
+    cycles: int | None
+    order: CycleOrder | None
+    no_gaps: bool
+    strict: bool
+    max_experiments: int | None
     model_path: tuple[Path, ...]
     files: tuple[str, ...]
 
@@ -40,22 +58,66 @@ class Settings:
         """Read the options, the command line before the ini file.
 
         Raises:
-            pytest.UsageError: The run id is no file name, or the results directory has no place.
+            pytest.UsageError: One of them cannot be meant.
         """
         run_id = config.getoption("llem_run_id")
         if run_id is not None and (not run_id or run_id in {".", ".."} or set(run_id) & set("/\\\0")):
             raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
-        results = config.getoption("llem_results_dir") or config.getini("llem_results_dir")
+        given = config.getoption("llem_results_dir")
+        results = given or config.getini("llem_results_dir")
         try:
             results_dir = config.rootpath / Path(results).expanduser()
         except RuntimeError as error:  # ~nobody
             raise pytest.UsageError(f"--llem-results-dir: {error} (got {results!r})") from None
+        plan = config.getoption("llem_plan")
         return cls(
             results_dir=results_dir,
+            results_dir_given=given is not None,
             run_id=run_id,
+            plan=config.invocation_params.dir / plan if plan else None,
+            cycles=_cycles(config),
+            order=_order(config),
+            no_gaps=config.getoption("llem_no_gaps") or config.getini("llem_no_gaps"),
+            strict=config.getoption("llem_strict") or config.getini("llem_strict"),
+            max_experiments=None
+            if config.getoption("llem_yes")
+            else _whole_number("llem_max_experiments", config.getini("llem_max_experiments")),
             model_path=tuple(config.getini("llem_model_path")),
             files=tuple(config.getini("llem_files")),
         )
+
+    @property
+    def overrides(self) -> Overrides:
+        """What wins over what a study file says."""
+        from pytest_llem.study.execution import Overrides
+
+        return Overrides(self.cycles, self.order, self.no_gaps, self.strict, self.max_experiments)
+
+
+def _cycles(config: pytest.Config) -> int | None:
+    given = config.getoption("llem_cycles")
+    if given is not None:
+        return _whole_number("--llem-cycles", given)
+    configured = config.getini("llem_cycles")
+    return _whole_number("llem_cycles", configured) if configured else None
+
+
+def _order(config: pytest.Config) -> CycleOrder | None:
+    given = config.getoption("llem_order")
+    name, order = ("--llem-order", given) if given else ("llem_order", config.getini("llem_order"))
+    if order and order not in _ORDERS:
+        raise pytest.UsageError(f"{name}: must be one of {', '.join(_ORDERS)} (got {order!r})")
+    return order or None
+
+
+def _whole_number(name: str, text: Any) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise pytest.UsageError(f"{name}: must be a whole number, at least 1 (got {text!r})")
+    return number
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -71,9 +133,46 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="ID",
         help="name the results folder STUDY_ID, with a number behind it where that is taken (default: the time)",
     )
+    group.addoption(
+        "--llem-cycles",
+        metavar="N",
+        help="repetitions of every point, whatever the study says (ini: llem_cycles)",
+    )
+    group.addoption(
+        "--llem-order",
+        metavar="ORDER",
+        help="sequential, interleaved or shuffled, whatever the study says (ini: llem_order)",
+    )
+    group.addoption(
+        "--llem-no-gaps",
+        action="store_true",
+        help="no idle time between experiments (ini: llem_no_gaps)",
+    )
+    group.addoption(
+        "--llem-strict",
+        action="store_true",
+        help="a combination that makes no valid experiment is an error, and not left out (ini: llem_strict)",
+    )
+    group.addoption(
+        "--llem-yes",
+        action="store_true",
+        help="run a study of more experiments than ini llem_max_experiments (default 500)",
+    )
+    group.addoption(
+        "--llem-plan",
+        metavar="FILE",
+        help="write what is to be run to FILE, as JSON; with --collect-only nothing else happens",
+    )
     parser.addini(
         "llem_results_dir", "where each study's results folder goes, relative to rootdir", default="results"
     )
+    parser.addini("llem_cycles", "repetitions of every point, whatever the study says", default="")
+    parser.addini("llem_order", "sequential, interleaved or shuffled, whatever the study says", default="")
+    parser.addini("llem_no_gaps", "no idle time between experiments", type="bool", default=False)
+    parser.addini(
+        "llem_strict", "a combination that makes no valid experiment is an error", type="bool", default=False
+    )
+    parser.addini("llem_max_experiments", "a study of more experiments needs --llem-yes", default="500")
     parser.addini(
         "llem_model_path",
         "folders that hold models by name, looked in before the Hugging Face hub",

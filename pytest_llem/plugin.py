@@ -7,7 +7,7 @@ library until a study is collected.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from pytest_llem.options import STUDIES, YAML_SUFFIXES, Settings, add_options
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
+
+    from pytest_llem.planning.plan import Plan
 
 #: Name under which the recorder is registered.
 _RECORDER = "llem-recorder"
@@ -76,9 +78,20 @@ def pytest_collection_modifyitems(
         restore_run_order(items)
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    studies = _studies(config)
-    return _plan_lines(studies.values()) if studies and config.get_verbosity() >= 0 else []
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    if config.getoption("llem_plan") and not session.testsfailed and not _is_xdist(config):
+        from pytest_llem.collection.plans import plans_of, write_plan
+
+        write_plan(config, plans_of(config, session.items))
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    if not _studies(config) or config.get_verbosity() < 0:
+        return []
+    from pytest_llem.collection.plans import plans_of
+
+    return _plan_lines(config, plans_of(config, items))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,10 +107,16 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
     config = node.config
     if any("::experiment[" in one for one in ids) and not config.pluginmanager.has_plugin(_RECORDER):
         recorder = _record(config, ids)
+        if recorder is None:
+            return
+        from pytest_llem.collection.plans import make_plan, write_plan
+
+        plans = [make_plan(config, file, study, selected) for file, study, selected in recorder.selected]
+        write_plan(config, plans)
         reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if recorder and reporter and config.get_verbosity() >= 0:
+        if reporter and config.get_verbosity() >= 0:
             reporter.ensure_newline()
-            for line in _plan_lines(recorder.studies):
+            for line in _plan_lines(config, plans):
                 reporter.write_line(line)
 
 
@@ -118,10 +137,15 @@ def _studies(config: pytest.Config) -> dict[str, Any]:
     return config.stash.get(STUDIES, {})
 
 
-def _plan_lines(studies: Any) -> list[str]:
-    from pytest_llem.reporting.terminal import plan_line
+def _is_xdist(config: pytest.Config) -> bool:
+    """Whether this process is an xdist worker, or a controller that collects nothing itself."""
+    return hasattr(config, "workerinput") or config.pluginmanager.has_plugin("dsession")
 
-    return [plan_line(study) for study in studies]
+
+def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
+    from pytest_llem.reporting.terminal import plan_lines
+
+    return [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
 
 
 def _record(config: pytest.Config, node_ids: list[str]) -> Any:

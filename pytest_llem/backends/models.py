@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.backends.protocol import ModelNotFoundError
-from pytest_llem.backends.tiny_llama import NAME, tiny_llama
+from pytest_llem.backends.tiny_llama import NAME, model_folder, tiny_llama
 
 BUILTIN = "builtin:"
 
@@ -30,11 +30,13 @@ class ModelSource:
     random_weights: bool = False
 
 
-def resolve_model(name: str, model_path: Sequence[Path], revision: str | None = None) -> ModelSource:
+def resolve_model(
+    name: str, model_path: Sequence[Path], revision: str | None = None, *, download: bool = True
+) -> ModelSource:
     """Find *name*: an existing local folder, a builtin, a folder of that name under *model_path*, the hub.
 
     A hub model is downloaded here. Its configuration comes first, so that a name that leads nowhere is known
-    before anything else is done.
+    before anything else is done. Without *download* the hub is not asked, and what it may have counts as found.
 
     Raises:
         ModelNotFoundError: It is nowhere to be had; the message says where it was looked for.
@@ -42,7 +44,8 @@ def resolve_model(name: str, model_path: Sequence[Path], revision: str | None = 
     if name.startswith(BUILTIN):
         if name != BUILTIN + NAME:
             raise ModelNotFoundError(f"model {name!r} not found: the only builtin is {BUILTIN}{NAME}")
-        return ModelSource(str(tiny_llama()), "builtin", random_weights=True)
+        folder = tiny_llama() if download else model_folder()
+        return ModelSource(str(folder), "builtin", random_weights=True)
     local = Path(name).expanduser()
     if local.is_dir():
         return ModelSource(str(local), "local")
@@ -55,15 +58,23 @@ def resolve_model(name: str, model_path: Sequence[Path], revision: str | None = 
         if model_path
         else "llem_model_path is not set"
     )
-    refusal = _hub_refusal(name, revision)
+    refusal = _hub_refusal(name, revision, download=download)
     if refusal:
         raise ModelNotFoundError(f"model {name!r} not found: {'; '.join([*searched, refusal])}")
     return ModelSource(name, "hub")
 
 
-def _hub_refusal(name: str, revision: str | None) -> str | None:
+def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a hub model in the local cache, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | None:
     """Return why the Hugging Face hub does not have *name*, or None if it, or its cache, does."""
-    from huggingface_hub import constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -72,10 +83,11 @@ def _hub_refusal(name: str, revision: str | None) -> str | None:
     )
 
     try:
-        if constants.HF_HUB_OFFLINE:
-            if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-                return None
+        cached = cached_snapshot(name, revision)
+        if constants.HF_HUB_OFFLINE and not cached:
             return "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
+        if constants.HF_HUB_OFFLINE or not download:
+            return None
         hf_hub_download(name, "config.json", revision=revision)
         snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED)
     except HFValidationError:

@@ -23,11 +23,30 @@ VERSION = 1
 SEED = 20_240_607
 _STD = 0.02
 
+_SPECIALS = ("<pad>", "<bos>", "<eos>")
+
+#: As transformers names it.
+SHAPE = {
+    "vocab_size": 256 + len(_SPECIALS),
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+
 
 def cache_directory() -> Path:
     """Return the user's cache folder of this package (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "pytest-llem"
+
+
+def model_folder() -> Path:
+    """Return where the model's folder is, or will be."""
+    return cache_directory() / f"{NAME}-v{VERSION}"
 
 
 def tiny_llama() -> Path:
@@ -38,7 +57,7 @@ def tiny_llama() -> Path:
     Raises:
         OSError: The cache cannot be written.
     """
-    folder = cache_directory() / f"{NAME}-v{VERSION}"
+    folder = model_folder()
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,17 +80,10 @@ def _generate(folder: Path) -> None:
 
     tokenizer = _byte_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
+        **SHAPE,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
         dtype="float32",
     )
     with torch.device("meta"):
@@ -98,9 +110,8 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    specials = ["<pad>", "<bos>", "<eos>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
+    vocabulary = {token: index for index, token in enumerate([*_SPECIALS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

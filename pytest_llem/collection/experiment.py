@@ -9,11 +9,15 @@ import pytest
 
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import STUDIES, Settings
+from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.models import ErrorRecord, Identity
-from pytest_llem.study.loading import Experiment, StudyConfig
+from pytest_llem.study.design import Experiment, StudyConfig
 
 #: What an item's experiment came to: plain data that rides on the report to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
+
+#: The preflight of each study, by the node id of its file.
+_PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
@@ -33,13 +37,26 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
-    outcome = run_isolated(_job(study, planned, item.config), timeout=study.execution.experiment_timeout_seconds)
+    refusal = preflight_of(item.config, item.parent.nodeid, study).reason(planned.point)
+    if refusal is not None:
+        outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
+    else:
+        timeout = study.execution.experiment_timeout_seconds
+        outcome = run_isolated(_job(study, planned, item.config), timeout=timeout)
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)
     if outcome.output.strip():
         item.add_report_section("call", "experiment output", outcome.output)
     return outcome.error
+
+
+def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:
+    """Return the preflight of the study that the node *file* stands for."""
+    known = config.stash.setdefault(_PREFLIGHTS, {})
+    if file not in known:
+        known[file] = Preflight(study, Settings.from_config(config).model_path, config.rootpath)
+    return known[file]
 
 
 def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from pytest_llem.collection.experiment import run_experiment_item
 from pytest_llem.collection.selection import keywords
-from pytest_llem.options import STUDIES
-from pytest_llem.study.loading import Experiment, StudyConfig, is_study, load_study
+from pytest_llem.options import STUDIES, Settings
+from pytest_llem.planning.estimate import duration_text
+from pytest_llem.planning.preflight import rough_seconds
+from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.study.loading import TooManyError, is_study, load_study
 from pytest_llem.study.problems import StudyError
-
-if TYPE_CHECKING:
-    from pytest_llem.study.problems import Problem
 
 #: Name of the test function, and of the argument that carries its experiment.
 FUNCTION, ARGUMENT = "experiment", "planned"
@@ -49,10 +46,13 @@ class StudyFile(pytest.Module):
                 message = pytest.PytestCollectionWarning(_PASSED_OVER.format(self.path.name))
                 warnings.warn_explicit(message, category=None, filename=str(self.path), lineno=1)
                 return []
-            study = load_study(self.path)
+            study = load_study(self.path, Settings.from_config(self.config).overrides)
         except StudyError as error:
-            shown = _shown(self.path, self.config.invocation_params.dir)
-            raise self.CollectError("\n".join(_lines(error.problems, shown))) from None
+            here = self.config.invocation_params.dir
+            lines = [str(problem.shown_from(here)) for problem in error.problems]
+            if isinstance(error, TooManyError):
+                lines[-1] += f"; {_time(error, self.config)}"
+            raise self.CollectError("\n".join(lines)) from None
         self.config.stash.setdefault(STUDIES, {})[self.nodeid] = study
         self.obj = _study_module(study)
         # The hook that turns functions into items: markers, fixtures and -k then work as in any module.
@@ -86,6 +86,22 @@ def restore_run_order(items: list[pytest.Item]) -> None:
         items[index] = item
 
 
+def _time(error: TooManyError, config: pytest.Config) -> str:
+    each = None
+    if error.first is not None and error.total < 10**12:
+        each = rough_seconds(error.first, error.execution, Settings.from_config(config).model_path)
+    return "they take an unknown time" if each is None else f"they take about {duration_text(each * error.total)}"
+
+
+def _parameter(experiment: Experiment) -> Any:
+    """Return an experiment as pytest takes it, with the marks that the study's rules come to."""
+    point = experiment.point
+    marks = [pytest.mark.skip(reason=point.skip)] if point.skip else []
+    if point.xfail:
+        marks.append(pytest.mark.xfail(reason=point.xfail))
+    return pytest.param(experiment, id=experiment.id, marks=marks)
+
+
 def _study_module(study: StudyConfig) -> ModuleType:
     """Return a module whose test function stands, as far as anyone can tell, at the study's sweep."""
     module = ModuleType(study.path.stem)
@@ -95,19 +111,9 @@ def _study_module(study: StudyConfig) -> ModuleType:
     )
 
     def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-        experiments = study.experiments
-        metafunc.parametrize(ARGUMENT, experiments, ids=[experiment.id for experiment in experiments])
+        metafunc.parametrize(ARGUMENT, [_parameter(experiment) for experiment in study.experiments])
 
     function = FunctionType(code, run_experiment_item.__globals__, FUNCTION)
     function.__module__ = module.__name__
     vars(module).update({FUNCTION: function, "pytest_generate_tests": pytest_generate_tests})
     return module
-
-
-def _lines(problems: Iterable[Problem], shown: Path) -> Iterable[str]:
-    return (str(replace(problem, path=shown)) for problem in problems)
-
-
-def _shown(path: Path, directory: Path) -> Path:
-    """Return *path* as the user would type it."""
-    return Path(os.path.relpath(path, directory)) if path.is_relative_to(directory) else path

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.document import read_value
 from pytest_llem.study.identity import CYCLE, value_text
-from pytest_llem.study.loading import Experiment, StudyConfig
 
 _TERM = re.compile(r"""(?<![\w.-])(?P<axis>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
 

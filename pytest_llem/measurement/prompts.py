@@ -25,6 +25,10 @@ class Workload:
     truncated: int = 0
 
 
+def dataset_problem(config: ExperimentConfig, directory: Path) -> str | None:
+    return None
+
+
 def read_texts(config: ExperimentConfig, directory: Path) -> list[str] | None:
     """Return the dataset's first ``n`` prompts as text, or None where they are synthetic.
 

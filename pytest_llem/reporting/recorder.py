@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from pytest_llem.options import STUDIES, YAML_SUFFIXES, Settings
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
 from pytest_llem.results.models import ErrorRecord, ExperimentResult, StudyStatus
-from pytest_llem.study.loading import Experiment, StudyConfig, load_study
+from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 
 #: Attribute of a call report that carries an experiment's outcome.
@@ -54,7 +56,7 @@ class Recorder:
         for file, ids in _by_file(config, node_ids).items():
             try:
                 study = _study(config, file)
-                runs[file] = StudyRun.open(study, ids, settings.results_dir, stamp)
+                runs[file] = StudyRun.open(study, ids, _results_dir(config, settings, study), stamp)
             except (OSError, StudyError, pytest.UsageError) as error:
                 for run in runs.values():
                     run.finish("aborted")
@@ -70,9 +72,9 @@ class Recorder:
         return list(self._by_file.values())
 
     @property
-    def studies(self) -> list[StudyConfig]:
-        """The studies that are recorded."""
-        return [run.study for run in self.runs]
+    def selected(self) -> list[tuple[str, StudyConfig, list[Experiment]]]:
+        """Each study that is recorded: the node id of its file, the study, the experiments that are to run."""
+        return [(file, run.study, list(run.selected.values())) for file, run in self._by_file.items()]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if nodeid in self._by_node:
@@ -95,9 +97,13 @@ class Recorder:
                 result = run.completed(experiment, payload)
                 self._tell_finished(result, report)
             elif payload:
-                run.failed(experiment, ErrorRecord.model_validate(payload["error"]), payload["worker"])
+                error = ErrorRecord.model_validate(payload["error"])
+                if report.skipped:  # as xfail has it
+                    run.skipped(experiment, _skip_reason(report), error)
+                else:
+                    run.failed(experiment, error, payload["worker"])
             elif report.skipped:
-                run.skipped(experiment)
+                run.skipped(experiment, _skip_reason(report))
             elif report.failed:  # in set-up or tear-down, or its xdist worker died
                 run.failed(experiment, _outside(report))
         except (OSError, ValueError) as error:  # ValueError: no ExperimentResult, says pydantic
@@ -153,6 +159,13 @@ def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
 
 
+def _skip_reason(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return f"xfail: {report.wasxfail.removeprefix('reason: ')}"
+    said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return said.removeprefix("Skipped: ")
+
+
 def _outside(report: pytest.TestReport) -> ErrorRecord:
     """Return what went wrong outside the experiment's own process."""
     when: str = report.when  # xdist says "???" for the item that a dead worker was running
@@ -189,4 +202,14 @@ def _study(config: pytest.Config, file: str) -> StudyConfig:
         raise pytest.UsageError(
             f"under xdist a study has to be below rootdir ({config.rootpath}): use --rootdir, or run without -n"
         )
-    return load_study(config.rootpath / file)
+    return load_study(config.rootpath / file, Settings.from_config(config).overrides)
+
+
+def _results_dir(config: pytest.Config, settings: Settings, study: StudyConfig) -> Path:
+    """Return where a study's results folder goes: as the command line says, the study, the ini file."""
+    if study.output_dir is None or settings.results_dir_given:
+        return settings.results_dir
+    try:
+        return config.rootpath / Path(study.output_dir).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise pytest.UsageError(f"{study.path}: output_dir: {error} (got {study.output_dir!r})") from None

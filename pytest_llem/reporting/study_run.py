@@ -20,7 +20,7 @@ from pytest_llem.results.models import (
     StudyStatus,
 )
 from pytest_llem.results.study_result import build_study_result
-from pytest_llem.study.loading import Experiment, StudyConfig
+from pytest_llem.study.design import Experiment, StudyConfig
 
 
 @dataclass
@@ -60,6 +60,8 @@ class StudyRun:
         running = {experiment.id for experiment in selected.values()}
         directory = _make_directory(results_dir, f"{study.name}_{stamp}")
         write_atomically(directory / "study.yaml", study.text)
+        if study.base_text is not None:
+            write_atomically(directory / "study.base.yaml", study.base_text)
         entries = [
             ManifestEntry(
                 experiment_id=experiment.id,
@@ -111,8 +113,8 @@ class StudyRun:
         with suppress(OSError):
             self.failed(experiment, ErrorRecord(kind="exception", type="OSError", message=message))
 
-    def skipped(self, experiment: Experiment) -> None:
-        self.writer.skipped(experiment.id)
+    def skipped(self, experiment: Experiment, reason: str, error: ErrorRecord | None = None) -> None:
+        self.writer.skipped(experiment.id, reason, error)
 
     def is_done(self) -> bool:
         """Whether nothing is pending or running any more."""
@@ -154,9 +156,10 @@ def _match(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]
     found: dict[str, Experiment] = {}
     for node_id in node_ids:
         inside = node_id.rpartition("::experiment[")[2].rpartition("]")[0]
-        held = [one for one in by_id if f"-{one}-" in f"-{inside}-"]
-        if held:
-            found[node_id] = by_id[max(held, key=len)] if inside not in by_id else by_id[inside]
+        if inside in by_id:
+            found[node_id] = by_id[inside]
+        elif held := [one for one in by_id if f"-{one}-" in f"-{inside}-"]:
+            found[node_id] = by_id[max(held, key=len)]
     return found
 
 

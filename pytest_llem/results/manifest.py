@@ -67,7 +67,7 @@ class ManifestWriter:
         entry = self.entry(experiment_id)
         entry.status = "running"
         entry.started_at = now()
-        entry.completed_at = entry.error = entry.result_file = entry.result_sha256 = None
+        entry.completed_at = entry.error = entry.reason = entry.result_file = entry.result_sha256 = None
         entry.attempt += 1
         self._write()
 
@@ -109,9 +109,12 @@ class ManifestWriter:
         entry.completed_at = now()
         self._write()
 
-    def skipped(self, experiment_id: str) -> None:
-        """An experiment was skipped by pytest."""
-        self.entry(experiment_id).status = "skipped"
+    def skipped(self, experiment_id: str, reason: str, error: ErrorRecord | None = None) -> None:
+        """pytest skipped an experiment; or it failed with *error*, as was expected."""
+        entry = self.entry(experiment_id)
+        entry.status, entry.reason, entry.error = "skipped", reason, error
+        if error is not None:
+            entry.completed_at = now()
         self._write()
 
     def finish(self, status: StudyStatus) -> None:

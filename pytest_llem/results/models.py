@@ -179,7 +179,9 @@ class ExperimentResult(Record):
 
 
 class ManifestEntry(Record):
-    """One experiment of the manifest. ``result_file`` is relative to the manifest."""
+    """One experiment of the manifest. ``result_file`` is relative to the manifest; ``reason`` says why it was
+    skipped, or expected to fail.
+    """
 
     experiment_id: str
     config_hash: str
@@ -189,6 +191,7 @@ class ManifestEntry(Record):
     result_file: str | None = None
     result_sha256: str | None = None
     error: ErrorRecord | None = None
+    reason: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
     attempt: int = 0

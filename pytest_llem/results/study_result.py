@@ -15,7 +15,7 @@ from pytest_llem.results.models import (
     StudySummary,
 )
 from pytest_llem.results.statistics import Summary, mean_interval
-from pytest_llem.study.loading import StudyConfig
+from pytest_llem.study.design import StudyConfig
 
 
 def build_study_result(

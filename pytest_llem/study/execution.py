@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pytest_llem.study.config import AUTO
 from pytest_llem.study.section import NullableSection, Section, told
 
 CycleOrder = Literal["sequential", "interleaved", "shuffled"]
@@ -40,7 +39,7 @@ class ExecutionConfig(NullableSection):
     n_cycles: int | None = Field(None, ge=1)
     cycle_order: CycleOrder = "shuffled"
     shuffle_seed: int | None = None
-    experiment_gap_seconds: Gap = AUTO
+    experiment_gap_seconds: Gap = "auto"
     cycle_gap_seconds: float = Field(0.0, ge=0)
     experiment_timeout_seconds: float | None = Field(None, gt=0)
     skip_preflight: bool = False

@@ -89,11 +89,11 @@ class Grid:
         """How many points there are, before any is made."""
         total = len(self.entries)
         if self._swept:
-            universal = (len(axis.values) for axis in self.axes if axis.backend is None and axis.name != "backend")
-            own = (
-                math.prod(len(axis.values) for axis in self.axes if axis.backend == name) for name in self._named
+            sizes = [(axis.backend, len(axis.values)) for axis in self.axes if axis.name != "backend"]
+            universal = math.prod(size for backend, size in sizes if backend is None)
+            total += universal * sum(
+                math.prod(size for backend, size in sizes if backend == name) for name in self._named
             )
-            total += math.prod(universal) * sum(own)
         return total
 
     @property
@@ -135,7 +135,8 @@ class Grid:
             for tail in _combinations(own):
                 config = dict(self._shared_by[backend])
                 copied: set[KeyPath] = set()
-                axes, origins = {}, {}
+                axes: dict[str, Any] = {}
+                origins: dict[KeyPath, KeyPath] = {}
                 for axis, value, origin in (*head, *tail):
                     _put(config, axis.path, value, copied)
                     origins[axis.path] = origin
@@ -244,16 +245,14 @@ def _combinations(axes: Sequence[_Axis]) -> Iterator[tuple[tuple[_Axis, Any, Key
     )
 
 
-def _put(config: dict[str, Any], path: KeyPath, value: Any, copied: set[KeyPath]) -> None:
+def _put(config: dict[str, Any], path: tuple[str, ...], value: Any, copied: set[KeyPath]) -> None:
     """Put *value* at *path*. What the configuration shares with others is copied first, and noted in *copied*."""
-    for depth in range(1, len(path)):
-        at = path[:depth]
-        inner = config.get(path[depth - 1])
-        if at not in copied:
-            inner = dict(inner) if isinstance(inner, Mapping) else {}
-            config[path[depth - 1]] = inner
-            copied.add(at)
-        config = inner
+    for depth, part in enumerate(path[:-1], start=1):
+        if path[:depth] not in copied:
+            shared = config.get(part)
+            config[part] = dict(shared) if isinstance(shared, Mapping) else {}
+            copied.add(path[:depth])
+        config = config[part]
     config[path[-1]] = value
 
 

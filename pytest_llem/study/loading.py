@@ -48,12 +48,16 @@ class TooManyError(StudyError):
     Attributes:
         total: How many it has.
         first: The first one's configuration, where it is valid.
+        execution: How they are run.
     """
 
-    def __init__(self, problem: Problem, total: int, first: ExperimentConfig | None) -> None:
+    def __init__(
+        self, problem: Problem, total: int, first: ExperimentConfig | None, execution: ExecutionConfig
+    ) -> None:
         super().__init__([problem])
         self.total = total
         self.first = first
+        self.execution = execution
 
 
 def load_study(path: Path, overrides: Overrides = _NO_OVERRIDES) -> StudyConfig:
@@ -161,7 +165,7 @@ def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> T
         message += f", and no study may have more than {MAX_EXPERIMENTS:,}"
     else:
         message += f", more than llem_max_experiments ({limit:,}); --llem-yes runs them all"
-    return TooManyError(document.problem(at, message), total, first_config(grid))
+    return TooManyError(document.problem(at, message), total, first_config(grid), execution)
 
 
 def _many(number: int, noun: str) -> str:

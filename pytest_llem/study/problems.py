@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ class Problem:
     column: int
     where: str
     message: str
+
+    def shown_from(self, directory: Path) -> Problem:
+        """Return it with its path as somebody in *directory* would type it."""
+        inside = self.path.is_relative_to(directory)
+        return replace(self, path=Path(os.path.relpath(self.path, directory))) if inside else self
 
     def __str__(self) -> str:
         where = f" {self.where}:" if self.where else ""

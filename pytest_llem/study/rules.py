@@ -64,7 +64,8 @@ def apply_rules(
             notes.append(document.problem((*at, "where"), "fits no point of this study"))
         reason = rule.reason or ", ".join(f"{name}: {json.dumps(value)}" for name, value in rule.where.items())
         for index in fitting:
-            points[index] = replace(points[index], **{kind: reason})
+            point = points[index]
+            points[index] = replace(point, skip=reason) if kind == "skip" else replace(point, xfail=reason)
     return points, problems, notes
 
 

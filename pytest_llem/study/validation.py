@@ -47,7 +47,7 @@ _ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
 _ABSENT = object()
 
 #: Where a key that stands at the wrong level may belong.
-_HOMES = {**_SECTIONS, "execution": ExecutionConfig, "dataset": DatasetConfig}
+_HOMES: dict[str, type[BaseModel]] = {**_SECTIONS, "execution": ExecutionConfig, "dataset": DatasetConfig}
 
 _SENTENCES = {
     "missing": REQUIRED,
@@ -207,8 +207,8 @@ def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) 
         return "belongs to the study and not to an experiment"
     if "." in key:
         return "unknown key: only the sweep takes dotted ones"
-    for home, model in _HOMES.items():
-        if key in model.model_fields:
+    for home, section in _HOMES.items():
+        if key in section.model_fields:
             return f"unknown key (did you mean '{home}.{key}'?)"
     known = (*ExperimentConfig.model_fields, *backends, *(STUDY_KEYS if is_shared else ()))
     hint = did_you_mean(key, known)
@@ -308,5 +308,5 @@ def _fields(model: type[BaseModel], path: Sequence[Any]) -> tuple[str, ...]:
     for part in path:
         annotation = model.model_fields[str(part)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        model = next(one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel))
     return tuple(model.model_fields)

@@ -1,0 +1,5 @@
+from pytest_llem.study.config import ExperimentConfig
+
+
+def unmet(config: ExperimentConfig) -> list[str]:
+    return []

@@ -1,0 +1,47 @@
+"""The plan of each study of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from pytest_llem.collection.experiment import preflight_of
+from pytest_llem.collection.items import StudyFile, experiment_of
+from pytest_llem.options import STUDIES, Settings
+from pytest_llem.planning.plan import Plan
+from pytest_llem.study.design import Experiment, StudyConfig
+
+
+def make_plan(config: pytest.Config, file: str, study: StudyConfig, selected: Iterable[Experiment]) -> Plan:
+    """Return the plan of the *selected* experiments of a study."""
+    in_order = sorted(selected, key=lambda experiment: experiment.index)
+    return Plan(study, in_order, preflight_of(config, file, study))
+
+
+def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
+    """Return the plan of each study that was collected; *items* are those that were selected."""
+    selected: dict[str, list[Experiment]] = {file: [] for file in config.stash.get(STUDIES, {})}
+    for item in items:
+        if isinstance(item.parent, StudyFile):
+            selected[item.parent.nodeid].append(experiment_of(item))
+    return [
+        make_plan(config, file, config.stash[STUDIES][file], experiments) for file, experiments in selected.items()
+    ]
+
+
+def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
+    """Write the plan where ``--llem-plan`` says, if it says.
+
+    Raises:
+        pytest.UsageError: It cannot be written, or there is more than one.
+    """
+    path = Settings.from_config(config).plan
+    if path is None:
+        return
+    if len(plans) != 1:
+        raise pytest.UsageError(f"--llem-plan: takes one study ({len(plans) or 'none'} collected)")
+    try:
+        path.write_text(plans[0].to_json(), encoding="utf-8")
+    except OSError as error:
+        raise pytest.UsageError(f"--llem-plan: {error}") from error

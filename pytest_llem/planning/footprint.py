@@ -1,0 +1,84 @@
+"""The size of a model, read from its files and not from the model."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: More than any header of a safetensors file takes; what says more is none.
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model's memory and time grow with.
+
+    Attributes:
+        parameters: Number of weights.
+        layers: Number of transformer layers.
+        kv_values_per_token: Keys and values of one token over all layers: 2 · layers · KV heads · head size.
+        vocabulary: Number of tokens it knows.
+    """
+
+    parameters: int
+    layers: int
+    kv_values_per_token: int
+    vocabulary: int
+
+
+def read_footprint(folder: Path) -> Footprint | None:
+    """Return the footprint of the model in *folder*; None where its files do not tell."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return from_config(config, parameters=_count_parameters(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):  # not what we know to read
+        return None
+
+
+def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Footprint:
+    """Return the footprint of a model of this configuration, named as transformers does.
+
+    Args:
+        config: Of a decoder; of a model with several parts, its ``text_config`` is taken.
+        parameters: Number of weights; counted for a dense Llama-like model where it is not known.
+
+    Raises:
+        KeyError: The configuration lacks what is needed.
+    """
+    config = config.get("text_config") or config
+    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_size = config.get("head_dim") or hidden // heads
+    vocabulary = config["vocab_size"]
+    if parameters is None:
+        if any("expert" in name for name in config):
+            raise KeyError("number of weights")
+        attention = 2 * hidden * head_size * (heads + kv_heads)
+        mlp = 3 * hidden * config["intermediate_size"]
+        embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
+        parameters = layers * (attention + mlp + 2 * hidden) + hidden + embeddings
+    return Footprint(parameters, layers, 2 * layers * kv_heads * head_size, vocabulary)
+
+
+def _count_parameters(folder: Path) -> int | None:
+    """Return the number of weights in the safetensors files of *folder*; None where there are none."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    total = 0
+    for file in files:
+        with file.open("rb") as content:
+            (size,) = struct.unpack("<Q", content.read(8))
+            if size > _LARGEST_HEADER:
+                raise ValueError(f"{file}: not a safetensors file")
+            header = json.loads(content.read(size))
+        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return total or None

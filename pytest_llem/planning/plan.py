@@ -1,0 +1,86 @@
+"""What is about to run: which experiments, for how long, with how much memory, and what will not work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pytest_llem.planning import estimate
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.study.design import Experiment, Point, StudyConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The part of a study that was selected.
+
+    Attributes:
+        study: All of it.
+        experiments: Those that were selected, in run order.
+        preflight: Knows which of them cannot run here.
+    """
+
+    study: StudyConfig
+    experiments: Sequence[Experiment]
+    preflight: Preflight
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The points of the selected experiments that are not skipped."""
+        found = {experiment.point.id: experiment.point for experiment in self.experiments}
+        return [point for point in found.values() if point.skip is None]
+
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """Why a point cannot run here, by the point's id; the others can, as far as is known."""
+        reasons = ((point.id, self.preflight.reason(point)) for point in self.points)
+        return {name: reason for name, reason in reasons if reason is not None}
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """A rough estimate of how long all of it takes, in seconds; None where a model's size is unknown."""
+        each: dict[str, float] = {}
+        for point in self.points:
+            footprint = self.preflight.footprint(point.config)
+            if point.id in self.refused:
+                each[point.id] = 0.0
+            elif footprint is None:
+                return None
+            else:
+                host = self.preflight.host
+                each[point.id] = estimate.seconds(point.config, self.study.execution, footprint, host)
+        return sum(each.get(experiment.point.id, 0.0) for experiment in self.experiments)
+
+    @cached_property
+    def memory_bytes(self) -> float | None:
+        """A rough estimate of the memory that the largest of them needs, in bytes; None where it is unknown."""
+        sizes = [
+            self.preflight.memory_bytes(point.config) for point in self.points if point.id not in self.refused
+        ]
+        known = [size for size in sizes if size is not None]
+        return max(known) if known and len(known) == len(sizes) else None
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text; experiments in run order, estimates null where they are unknown."""
+        content: dict[str, Any] = {
+            "study": self.study.name,
+            "study_design_hash": self.study.design_hash,
+            "estimated_seconds": self.seconds,
+            "estimated_memory_bytes": self.memory_bytes,
+            "excluded": [{"config": one.config, "reason": one.reason} for one in self.study.excluded],
+            "preflight": [{"point": name, "reason": reason} for name, reason in self.refused.items()],
+            "experiments": [
+                {
+                    "id": experiment.id,
+                    "index": experiment.index,
+                    "cycle": experiment.cycle,
+                    "config_hash": experiment.point.config_hash,
+                    "config": experiment.point.config.model_dump(mode="json"),
+                }
+                for experiment in self.experiments
+            ],
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
