@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 #: Name under which the recorder is registered.
 _RECORDER = "llem-recorder"
 
-#: The axes that the -k expression names.
-_SELECTED_AXES = pytest.StashKey[list[str]]()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
@@ -40,9 +37,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     Settings.from_config(config)  # a wrong option is told before anything is collected
     if "=" in (expression := config.getoption("keyword", "") or ""):
-        from pytest_llem.collection.selection import rewrite
+        from pytest_llem.collection.selection import SELECTED_AXES, rewrite
 
-        config.option.keyword, config.stash[_SELECTED_AXES] = rewrite(expression)
+        config.option.keyword, config.stash[SELECTED_AXES] = rewrite(expression)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,10 +64,10 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
     studies = _studies(config)
-    if (named := config.stash.get(_SELECTED_AXES, [])) and not session.testsfailed:
+    if "[" in (config.getoption("keyword", "") or "") and not session.testsfailed:
         from pytest_llem.collection.selection import refuse_unknown_axes
 
-        refuse_unknown_axes(named, studies.values(), session, items)
+        refuse_unknown_axes(studies.values(), session, items)
     yield
     if studies:
         from pytest_llem.collection.items import restore_run_order

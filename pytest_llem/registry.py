@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -11,7 +13,12 @@ METERS = "pytest_llem.energy"
 
 def installed(group: str) -> list[str]:
     """Return the names in an entry-point *group*, sorted; nothing is imported."""
-    return sorted({point.name for point in entry_points(group=group)})
+    return list(_installed(group, tuple(sys.path)))
+
+
+@lru_cache(maxsize=8)  # it reads the metadata of everything that is installed
+def _installed(group: str, path: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted({point.name for point in entry_points(group=group)}))
 
 
 def load(group: str, name: str) -> Any:

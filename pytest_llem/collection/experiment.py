@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import STUDIES, Settings
-from pytest_llem.planning.preflight import Preflight
-from pytest_llem.results.models import ErrorRecord, Identity
-from pytest_llem.study.design import Experiment, StudyConfig
+
+if TYPE_CHECKING:  # what running needs is imported when something runs, and not when it is collected
+    from pytest_llem.isolation.launcher import Job, Outcome
+    from pytest_llem.planning.preflight import Preflight
+    from pytest_llem.results.models import ErrorRecord
+    from pytest_llem.study.design import Experiment, StudyConfig
 
 #: What an item's experiment came to: plain data that rides on the report to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
 
 #: The preflight of each study, by the node id of its file.
-_PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
+_PREFLIGHTS: pytest.StashKey[dict[str, Preflight]] = pytest.StashKey()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
@@ -35,6 +37,9 @@ def run_experiment_item(planned: Experiment, request: pytest.FixtureRequest) -> 
 
 def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
+    from pytest_llem.isolation.launcher import Outcome, run_isolated
+    from pytest_llem.results.models import ErrorRecord
+
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
     refusal = preflight_of(item.config, item.parent.nodeid, study).reason(planned.point)
@@ -53,6 +58,8 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
 
 def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:
     """Return the preflight of the study that the node *file* stands for."""
+    from pytest_llem.planning.preflight import Preflight
+
     known = config.stash.setdefault(_PREFLIGHTS, {})
     if file not in known:
         known[file] = Preflight(study, Settings.from_config(config).model_path, config.rootpath)
@@ -60,6 +67,9 @@ def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Prefli
 
 
 def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
+    from pytest_llem.isolation.launcher import Job
+    from pytest_llem.results.models import Identity
+
     point = planned.point
     identity = Identity(
         experiment_id=planned.id,

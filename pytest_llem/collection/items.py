@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_llem.collection.experiment import run_experiment_item
-from pytest_llem.collection.selection import keywords
+from pytest_llem.collection.selection import SELECTED_AXES, keywords
 from pytest_llem.options import STUDIES, Settings
-from pytest_llem.planning.estimate import duration_text
-from pytest_llem.planning.preflight import rough_seconds
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyError, is_study, load_study
 from pytest_llem.study.problems import StudyError
@@ -60,8 +58,9 @@ class StudyFile(pytest.Module):
             collector=self, name=FUNCTION, obj=getattr(self.obj, FUNCTION)
         )
         items: list[pytest.Item | pytest.Collector] = list(made or ())
-        for item in items:
-            item.extra_keyword_matches.update(keywords(study, experiment_of(item)))
+        if named := self.config.stash.get(SELECTED_AXES, None):
+            for item in items:
+                item.extra_keyword_matches.update(keywords(study, experiment_of(item), named))
         return items
 
     def istestfunction(self, obj: object, name: str) -> bool:
@@ -87,19 +86,24 @@ def restore_run_order(items: list[pytest.Item]) -> None:
 
 
 def _time(error: TooManyError, config: pytest.Config) -> str:
+    from pytest_llem.planning.estimate import duration_text
+    from pytest_llem.planning.preflight import rough_seconds
+
     each = None
     if error.first is not None and error.total < 10**12:
         each = rough_seconds(error.first, error.execution, Settings.from_config(config).model_path)
     return "they take an unknown time" if each is None else f"they take about {duration_text(each * error.total)}"
 
 
-def _parameter(experiment: Experiment) -> Any:
-    """Return an experiment as pytest takes it, with the marks that the study's rules come to."""
+def _marked(experiment: Experiment) -> Any:
+    """Return an experiment with the marks that the study's rules come to."""
     point = experiment.point
+    if not point.skip and not point.xfail:
+        return experiment
     marks = [pytest.mark.skip(reason=point.skip)] if point.skip else []
     if point.xfail:
         marks.append(pytest.mark.xfail(reason=point.xfail))
-    return pytest.param(experiment, id=experiment.id, marks=marks)
+    return pytest.param(experiment, marks=marks)
 
 
 def _study_module(study: StudyConfig) -> ModuleType:
@@ -111,7 +115,9 @@ def _study_module(study: StudyConfig) -> ModuleType:
     )
 
     def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-        metafunc.parametrize(ARGUMENT, [_parameter(experiment) for experiment in study.experiments])
+        experiments = study.experiments
+        ids = [experiment.id for experiment in experiments]
+        metafunc.parametrize(ARGUMENT, [_marked(experiment) for experiment in experiments], ids=ids)
 
     function = FunctionType(code, run_experiment_item.__globals__, FUNCTION)
     function.__module__ = module.__name__

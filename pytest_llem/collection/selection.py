@@ -8,7 +8,7 @@ that point carry and no other name contains. Only expressions that used to be er
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,9 @@ import pytest
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.document import read_value
 from pytest_llem.study.identity import CYCLE, value_text
+
+#: The axes that the session's -k expression names.
+SELECTED_AXES = pytest.StashKey[list[str]]()
 
 _TERM = re.compile(r"""(?<![\w.-])(?P<axis>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
 
@@ -38,17 +41,23 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
     return _TERM.sub(bracketed, expression), axes
 
 
-def keywords(study: StudyConfig, experiment: Experiment) -> Iterator[str]:
-    """Yield the keywords of an experiment: each axis under its full and its short name, and the cycle."""
+def keywords(study: StudyConfig, experiment: Experiment, named: Collection[str]) -> Iterator[str]:
+    """Yield the keywords of an experiment that a ``-k`` expression may ask for.
+
+    Args:
+        study: Whose axes go by full and short names.
+        experiment: Whose values they have.
+        named: The axes that the expression names.
+    """
     for axis, value in experiment.point.axes.items():
         for name in {axis, study.axis_names[axis]}:
-            yield _keyword(name, value)
-    yield _keyword(CYCLE, experiment.cycle)
+            if name in named:
+                yield _keyword(name, value)
+    if CYCLE in named:
+        yield _keyword(CYCLE, experiment.cycle)
 
 
-def refuse_unknown_axes(
-    named: Iterable[str], studies: Iterable[StudyConfig], session: pytest.Session, items: list[pytest.Item]
-) -> None:
+def refuse_unknown_axes(studies: Iterable[StudyConfig], session: pytest.Session, items: list[pytest.Item]) -> None:
     """Stop where a ``-k`` expression names an axis that no study has: a misspelt ``not`` would run everything.
 
     Raises:
@@ -59,7 +68,7 @@ def refuse_unknown_axes(
     for study in studies:
         for axis, short in study.axis_names.items():
             known |= {axis, short}
-    unknown = [axis for axis in named if axis not in known]
+    unknown = [axis for axis in session.config.stash.get(SELECTED_AXES, ()) if axis not in known]
     if not unknown:
         return
     message = f"-k: no collected study has an axis {', '.join(unknown)}"

@@ -240,36 +240,30 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_section(cls, data: Any) -> Any:
-        """The chosen engine always has its section, so that its defaults are part of the configuration."""
-        if isinstance(data, dict) and data.get("backend", "pytorch") == "pytorch" and data.get("pytorch") is None:
-            return {**data, "pytorch": {}}
+    def _complete(cls, data: Any) -> Any:
+        """The engine ``pytorch`` always has its section, so that its defaults are part of the configuration. What
+        a dataset says of number and lengths is the experiment's, so that no other figure is shown.
+        """
+        if not isinstance(data, dict):
+            return data
+        if data.get("backend", DEFAULT_BACKEND) == "pytorch" and data.get("pytorch") is None:
+            data = {**data, "pytorch": {}}
+        dataset = data.get("dataset")
+        if isinstance(dataset, dict):
+            names = {"n": "n", "input_len": "max_input_tokens", "output_len": "max_output_tokens"}
+            given = {ours: dataset.get(its) for its, ours in names.items()}
+            data = {**data, **{ours: value for ours, value in given.items() if type(value) is int and value > 0}}
         return data
 
-    @model_validator(mode="before")
-    @classmethod
-    def _dataset_wins(cls, data: Any) -> Any:
-        """What the dataset says of number and lengths is the experiment's, so that no other figure is shown."""
-        dataset = data.get("dataset") if isinstance(data, dict) else None
-        if not isinstance(dataset, dict):
-            return data
-        names = {"n": "n", "input_len": "max_input_tokens", "output_len": "max_output_tokens"}
-        given = {ours: dataset.get(its) for its, ours in names.items()}
-        return {**data, **{ours: value for ours, value in given.items() if type(value) is int and value > 0}}
-
     @model_validator(mode="after")
-    def _no_foreign_section(self) -> ExperimentConfig:
-        sections: dict[str, Any] = {**(self.model_extra or {}), **{name: getattr(self, name) for name in ENGINES}}
-        for name, section in sections.items():
+    def _goes_together(self) -> ExperimentConfig:
+        extra = self.model_extra or {}
+        for name, section in (*((name, getattr(self, name)) for name in ENGINES), *extra.items()):
             if name == self.backend or section is None:
                 continue
             if not isinstance(section, dict | BaseModel):
                 raise ValueError(f"unknown key {name!r}")
             raise ValueError(f"section {name!r} does not belong to backend {self.backend!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> ExperimentConfig:
         if self.prompt_format == "chat" and not self.has_texts:
             raise ValueError("prompt_format 'chat' needs a dataset of texts, and synthetic prompts are token ids")
         shortest = self.decoder.min_new_tokens
@@ -277,8 +271,8 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"decoder.min_new_tokens {shortest} is more than max_output_tokens {self.max_output_tokens}"
             )
-        if taken := sorted({*(self.passthrough_kwargs or {})} & {*type(self).model_fields}):
-            raise ValueError(f"passthrough_kwargs may not hold {taken[0]!r}, which is a field of its own")
+        if self.passthrough_kwargs and (taken := {*self.passthrough_kwargs} & {*type(self).model_fields}):
+            raise ValueError(f"passthrough_kwargs may not hold {min(taken)!r}, which is a field of its own")
         return self
 
     @property

@@ -84,13 +84,14 @@ class PyTorchConfig(NullableSection):
             raise ValueError(f"cache_implementation {self.cache_implementation!r} needs use_cache: true")
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
-        for needed, names in (
-            ("torch_compile", ("torch_compile_mode", "torch_compile_backend")),
-            ("load_in_4bit", ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")),
-        ):
-            given = next((name for name in names if getattr(self, name) is not None), None)
-            if given and not getattr(self, needed):
-                raise ValueError(f"{given} needs {needed}: true")
+        if not self.torch_compile:
+            for name in ("torch_compile_mode", "torch_compile_backend"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs torch_compile: true")
+        if not self.load_in_4bit:
+            for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs load_in_4bit: true")
         if self.max_memory and not self.device_map:
             raise ValueError("max_memory needs a device_map")
         if self.prompt_lookup_num_tokens and self.num_beams > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,10 @@ STUDY_KEYS = ("name", "version", "base", "sweep", "experiments", "runners", "exe
 LIST_AXES = ("backend", "model")
 
 
+#: Where a value goes in a configuration, and where it stands in the file.
+Place = tuple[KeyPath, KeyPath]
+
+
 @dataclass(frozen=True)
 class Draft:
     """A point before validation.
@@ -27,13 +31,13 @@ class Draft:
     Attributes:
         config: The keys of an ExperimentConfig.
         axes: What distinguishes it from its siblings: value by dotted key.
-        origins: Where in the file the values stand that are not shared, by their place in ``config``.
+        places: Of each value that is not shared.
         at: Where in the file the point stands; empty where it is all that the file holds.
     """
 
     config: dict[str, Any]
     axes: dict[str, Any]
-    origins: dict[KeyPath, KeyPath]
+    places: Sequence[Place]
     at: KeyPath
 
 
@@ -57,6 +61,10 @@ class _Axis:
             return tuple(self.name.split("."))
         inner = self.name[len(self.backend) + 1 :]
         return (self.backend, *inner.split(".")) if inner else (self.backend,)
+
+
+#: One value of an axis, and its place.
+_Choice = tuple[_Axis, Any, Place]
 
 
 @dataclass(frozen=True)
@@ -127,22 +135,31 @@ class Grid:
         yield from self._explicit()
 
     def _gridded(self) -> Iterator[Draft]:
-        universal = [axis for axis in self.axes if axis.backend is None]
+        universal = _choices(axis for axis in self.axes if axis.backend is None)
+        own = {name: _choices(axis for axis in self.axes if axis.backend == name) for name in self._named}
         several = len(self._named) > 1
-        for head in _combinations(universal):
+        # Points with the same values in a section get the same section, which is then validated once.
+        sections: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for head in itertools.product(*universal):
             backend = next((str(value) for axis, value, _ in head if axis.name == "backend"), self._named[0])
-            own = [axis for axis in self.axes if axis.backend == backend]
-            for tail in _combinations(own):
+            for tail in itertools.product(*own[backend]):
                 config = dict(self._shared_by[backend])
-                copied: set[KeyPath] = set()
                 axes: dict[str, Any] = {}
-                origins: dict[KeyPath, KeyPath] = {}
-                for axis, value, origin in (*head, *tail):
-                    _put(config, axis.path, value, copied)
-                    origins[axis.path] = origin
+                nested: dict[str, list[_Choice]] = {}
+                for choice in (chosen := (*head, *tail)):
+                    axis, value, _ = choice
                     if several or axis.name != "backend":  # a lone engine named by its axes is no axis
                         axes[axis.name] = value
-                yield Draft(config, axes, origins, self.at)
+                    if len(axis.path) == 1:
+                        config[axis.path[0]] = value
+                    else:
+                        nested.setdefault(axis.path[0], []).append(choice)
+                for name, choices in nested.items():
+                    key = (backend, name, *map(id, choices))
+                    if key not in sections:
+                        sections[key] = _section(config.get(name), choices)
+                    config[name] = sections[key]
+                yield Draft(config, axes, [place for _, _, place in chosen], self.at)
 
     def _explicit(self) -> Iterator[Draft]:
         flat = {index: dict(_flatten(entry)) for index, entry in self.entries.items()}
@@ -155,7 +172,7 @@ class Grid:
             yield Draft(
                 {**self._shared_by[_backend({**self.shared, **entry})], **entry},
                 {name: value for name, value in flat[index].items() if name not in alike},
-                {(key,): (*at, key) for key in entry},
+                [((key,), (*at, key)) for key in entry],
                 at,
             )
 
@@ -238,22 +255,29 @@ def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]
     return None
 
 
-def _combinations(axes: Sequence[_Axis]) -> Iterator[tuple[tuple[_Axis, Any, KeyPath], ...]]:
-    """Yield each combination of the axes' values, with where each value stands; the last axis is fastest."""
-    return itertools.product(
-        *([(axis, value, axis.origin(index)) for index, value in enumerate(axis.values)] for axis in axes)
-    )
+def _choices(axes: Iterable[_Axis]) -> list[list[_Choice]]:
+    """Return the choices that each of *axes* gives."""
+    return [
+        [(axis, value, (axis.path, axis.origin(index))) for index, value in enumerate(axis.values)]
+        for axis in axes
+    ]
 
 
-def _put(config: dict[str, Any], path: tuple[str, ...], value: Any, copied: set[KeyPath]) -> None:
-    """Put *value* at *path*. What the configuration shares with others is copied first, and noted in *copied*."""
-    for depth, part in enumerate(path[:-1], start=1):
-        if path[:depth] not in copied:
-            shared = config.get(part)
-            config[part] = dict(shared) if isinstance(shared, Mapping) else {}
-            copied.add(path[:depth])
-        config = config[part]
-    config[path[-1]] = value
+def _section(shared: Any, choices: Sequence[_Choice]) -> dict[str, Any]:
+    """Return a section with the values chosen; what it has in common with others is left as it is."""
+    section = dict(shared) if isinstance(shared, Mapping) else {}
+    copied: set[KeyPath] = set()
+    for axis, value, _ in choices:
+        inner = section
+        _, *outer, last = axis.path
+        for depth, part in enumerate(outer, start=1):
+            at = tuple(outer[:depth])
+            if at not in copied:
+                inner[part] = dict(inner[part]) if isinstance(inner.get(part), Mapping) else {}
+                copied.add(at)
+            inner = inner[part]
+        inner[last] = value
+    return section
 
 
 def _read_entries(

@@ -14,8 +14,8 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, load_document
 from pytest_llem.study.execution import ExecutionConfig, Overrides
-from pytest_llem.study.grid import Draft, Grid, read_grid
-from pytest_llem.study.identity import config_hash, point_id, short_names, study_design_hash
+from pytest_llem.study.grid import Grid, read_grid
+from pytest_llem.study.identity import ConfigHasher, point_id, short_names, study_design_hash
 from pytest_llem.study.problems import Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
 from pytest_llem.study.runners import known_backends, read_runners
@@ -100,8 +100,10 @@ def load_study(path: Path, overrides: Overrides = _NO_OVERRIDES) -> StudyConfig:
         ]
     if problems:
         raise StudyError(problems)
-    points = _points(checked.valid)
-    problems = [*_clashes(document, [draft for draft, _ in checked.valid], points), *_places(document, points)]
+    names = short_names(dict.fromkeys(axis for _, axes, _ in checked.valid for axis in axes))
+    hasher = ConfigHasher()
+    points = [Point(point_id(axes, names), axes, config, hasher.hash(config)) for _, axes, config in checked.valid]
+    problems = [*_clashes(document, [at for at, _, _ in checked.valid], points), *_places(document, points)]
     points, wrong, unused = apply_rules(document, rules, points)
     if problems := [*problems, *wrong]:
         raise StudyError(problems)
@@ -174,16 +176,6 @@ def _many(number: int, noun: str) -> str:
     return f"{text} {noun}{'' if number == 1 else 's'}"
 
 
-def _points(valid: Sequence[tuple[Draft, ExperimentConfig]]) -> list[Point]:
-    # What nothing distinguishes is named by its model.
-    axes = [draft.axes or {"model": config.model} for draft, config in valid]
-    names = short_names(dict.fromkeys(axis for one in axes for axis in one))
-    return [
-        Point(point_id(one, names), one, config, config_hash(config))
-        for one, (_, config) in zip(axes, valid, strict=True)
-    ]
-
-
 def _places(document: Document, points: Sequence[Point]) -> list[Problem]:
     places = {point.config.output_dir for point in points}
     if len(places) == 1:
@@ -193,11 +185,11 @@ def _places(document: Document, points: Sequence[Point]) -> list[Problem]:
     ]
 
 
-def _clashes(document: Document, drafts: Sequence[Draft], points: Sequence[Point]) -> list[Problem]:
+def _clashes(document: Document, places: Sequence[KeyPath], points: Sequence[Point]) -> list[Problem]:
     problems: list[Problem] = []
     by_hash: dict[str, str] = {}
     by_id: set[str] = set()
-    for draft, point in zip(drafts, points, strict=True):
+    for at, point in zip(places, points, strict=True):
         same = by_hash.get(point.config_hash)
         if same is not None:
             told = (
@@ -205,9 +197,9 @@ def _clashes(document: Document, drafts: Sequence[Draft], points: Sequence[Point
                 if same == point.id
                 else f"{point.id} is the same experiment as {same}"
             )
-            problems.append(document.problem(draft.at, told))
+            problems.append(document.problem(at, told))
         elif point.id in by_id:  # null and "null"
-            problems.append(document.problem(draft.at, f"two experiments share the id {point.id}"))
+            problems.append(document.problem(at, f"two experiments share the id {point.id}"))
         by_hash.setdefault(point.config_hash, point.id)
         by_id.add(point.id)
     return problems

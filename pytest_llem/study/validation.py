@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,8 +44,6 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 #: Those that every experiment has.
 _ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
 
-_ABSENT = object()
-
 #: Where a key that stands at the wrong level may belong.
 _HOMES: dict[str, type[BaseModel]] = {**_SECTIONS, "execution": ExecutionConfig, "dataset": DatasetConfig}
 
@@ -73,13 +71,13 @@ class Checked:
     """The points of a study, told apart.
 
     Attributes:
-        valid: Those that can be run.
+        valid: Those that can be run: where they stand, their axes, their configuration.
         excluded: Those that make no valid experiment, with the reason.
         problems: Mistakes in the file.
         notes: What is no mistake, and worth knowing.
     """
 
-    valid: list[tuple[Draft, ExperimentConfig]] = field(default_factory=list)
+    valid: list[tuple[KeyPath, dict[str, Any], ExperimentConfig]] = field(default_factory=list)
     excluded: list[tuple[Draft, str]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
@@ -90,7 +88,7 @@ def validate(grid: Grid) -> Checked:
     checked = Checked()
     document, meters = grid.document, installed(METERS)
     known = {*ExperimentConfig.model_fields, *grid.backends}
-    sections = _validated_sections(grid.shared)
+    sections = _Sections()
     for draft in grid.drafts():
         wrong_keys = _key_problems(document, draft, grid.backends, known)
         checked.problems += wrong_keys.values()
@@ -98,13 +96,14 @@ def validate(grid: Grid) -> Checked:
         if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything
             left_out.add(draft.config["backend"])
         try:
-            config = ExperimentConfig.model_validate(_spared(draft.config, grid.shared, sections, left_out))
+            config = ExperimentConfig.model_validate(sections.validated(draft.config, left_out))
         except ValidationError as error:
             found, reasons = located(document, draft, error)
             checked.problems += found
             checked.excluded.append((draft, "; ".join(reasons)))
             continue
-        checked.valid.append((draft, config))
+        # What nothing distinguishes is named by its model.
+        checked.valid.append((draft.at, draft.axes or {"model": config.model}, config))
         if wrong_meter := _meter_problem(document, draft, config, meters):
             checked.problems.append(wrong_meter)
         if former := _former_meter(draft):
@@ -124,29 +123,34 @@ def first_config(grid: Grid) -> ExperimentConfig | None:
         return None
 
 
-def _validated_sections(shared: Mapping[str, Any]) -> dict[str, BaseModel]:
-    """Return the sections that all points share, validated once for all of them; those that are wrong are not
-    among them.
-    """
-    sections: dict[str, BaseModel] = {}
-    for name, model in _SECTIONS.items():
-        if name in shared or name in _ALWAYS:
+class _Sections:
+    """Validates each section once, however many points share it."""
+
+    def __init__(self) -> None:
+        self._defaults = {name: _SECTIONS[name].model_validate({}) for name in _ALWAYS}
+        # A section beside its data, which keeps the data's id from being another's.
+        self._known: dict[tuple[str, int], tuple[Mapping[str, Any], BaseModel | None]] = {}
+
+    def validated(self, config: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
+        """Return *config* without what is *left_out*, with sections in place of their data where that is valid."""
+        given = {**self._defaults, **config}
+        for name in left_out:
+            given.pop(name, None)
+        for name in _SECTIONS:
+            data = given.get(name)
+            if isinstance(data, dict):
+                given[name] = self._section(name, data) or data
+        return given
+
+    def _section(self, name: str, data: dict[str, Any]) -> BaseModel | None:
+        known = self._known.get((name, id(data)))
+        if known is None:
             try:
-                sections[name] = model.model_validate(shared.get(name, {}))
-            except ValidationError:
-                continue
-    return sections
-
-
-def _spared(
-    config: Mapping[str, Any], shared: Mapping[str, Any], sections: Mapping[str, BaseModel], left_out: set[str]
-) -> dict[str, Any]:
-    """Return *config* without what is *left_out*, and with the shared sections as they are validated already."""
-    given = {key: value for key, value in config.items() if key not in left_out} if left_out else {**config}
-    for name, section in sections.items():
-        if name not in left_out and config.get(name, _ABSENT) is shared.get(name, _ABSENT):
-            given[name] = section
-    return given
+                section = _SECTIONS[name].model_validate(data)
+            except ValidationError:  # told where the whole configuration is validated
+                section = None
+            known = self._known[name, id(data)] = (data, section)
+        return known[1]
 
 
 def section_problems(
@@ -167,6 +171,8 @@ def _key_problems(
     problems = {}
     for key, value in draft.config.items():
         if key in known and key not in backends:
+            continue
+        if key == backend and isinstance(value, Mapping):
             continue
         at = _origin(draft, (key,))
         if value is not None and key in backends and isinstance(backend, str) and key != backend:
@@ -235,7 +241,7 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
                 problems.append(_placed(document, at, location, reason))
         elif axis := _axis_within(draft, location):
             problems.append(
-                _placed(document, _key(draft.origins[axis]), axis, f"{dotted(location)!r} is no section")
+                _placed(document, _key(_origin(draft, axis)), axis, f"{dotted(location)!r} is no section")
             )
         else:
             sentence = _sentence(document, at, location, detail, ExperimentConfig)
@@ -246,16 +252,16 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
 
 def _origin(draft: Draft, location: KeyPath) -> KeyPath:
     """Return where the file gives the configuration's key *location*."""
-    for place, origin in draft.origins.items():
+    for place, origin in draft.places:
         if location[: len(place)] == place:
             return (*origin, *location[len(place) :])
     axis = _axis_within(draft, location)
-    return draft.origins[axis] if axis else location
+    return _origin(draft, axis) if axis else location
 
 
 def _axis_within(draft: Draft, location: KeyPath) -> KeyPath | None:
     """Return an axis that addresses a field of the section at *location*."""
-    return next((place for place in draft.origins if location == place[: len(location)] != place), None)
+    return next((place for place, _ in draft.places if location == place[: len(location)] != place), None)
 
 
 def _key(at: KeyPath) -> KeyPath:

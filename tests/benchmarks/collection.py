@@ -1,0 +1,131 @@
+"""Collecting a study of N points against plain pytest collecting N parametrized tests, in the same run.
+
+    python tests/benchmarks/collection.py [--axes 2 3 4] [--rounds 5]
+
+A study's points are the combinations of axes of ten values each. Each is a pytest process of its own with no other
+plugin; they take turns within each round. Printed are the medians of wall time and of peak memory, and the median of
+each round's ratio. Then: what an ordinary run pays for the plugin being installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+TEST = """\
+import pytest
+
+@pytest.mark.parametrize("point", range({points}))
+def test_point(point):
+    pass
+"""
+
+STUDY = """\
+model: builtin:tiny-llama
+sweep:
+{axes}
+execution: {{n_cycles: 1}}
+"""
+
+AXES = ("pytorch.batch_size", "max_input_tokens", "max_output_tokens", "decoder.top_k")
+VALUES = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"
+
+
+def run(arguments: Sequence[str], directory: Path) -> tuple[float, float]:
+    """Run pytest and return its wall time in seconds and its peak memory in MB."""
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HF_HUB_OFFLINE": "1"}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        sys.exit(f"pytest {' '.join(arguments)} ended with {process.returncode}:\n{said.decode()[-2000:]}")
+    return seconds, _megabytes(usage)
+
+
+def _megabytes(usage: resource.struct_rusage) -> float:
+    return usage.ru_maxrss / 1024
+
+
+def collection(axes: int, rounds: int) -> None:
+    """Print how a study with *axes* axes compares, with and without ``-k``."""
+    points = 10**axes
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        (directory / "test_plain.py").write_text(TEST.format(points=points))
+        swept = "\n".join(f"  {axis}: {VALUES}" for axis in AXES[:axes])
+        (directory / "study.yaml").write_text(STUDY.format(axes=swept))
+        plain = ["test_plain.py", "--collect-only", "-qq"]
+        study = ["study.yaml", "-p", "pytest_llem.plugin", "--llem-yes", "--collect-only", "-qq"]
+        compare(
+            f"{points:>6} points",
+            lambda: run(plain, directory),
+            lambda: run(study, directory),
+            rounds,
+        )
+        compare(
+            f"{points:>6} points, -k",
+            lambda: run([*plain, "-k", "7 and not 70"], directory),
+            lambda: run([*study, "-k", "batch_size=7 and not max_input_tokens=10"], directory),
+            rounds,
+        )
+
+
+def compare(
+    name: str, plain: Callable[[], tuple[float, float]], ours: Callable[[], tuple[float, float]], rounds: int
+) -> None:
+    """Print both medians, and the median ratio, of time and memory."""
+    pairs = [(plain(), ours()) for _ in range(rounds)]
+    cells = []
+    for index, unit in ((0, "s"), (1, "MB")):
+        base = statistics.median(one[index] for one, _ in pairs)
+        mine = statistics.median(other[index] for _, other in pairs)
+        ratio = statistics.median(other[index] / one[index] for one, other in pairs)
+        cells.append(f"plain {base:8.2f} {unit:<2}  study {mine:8.2f} {unit:<2}  ratio {ratio:5.2f}")
+    print(f"{name:<20} {'   '.join(cells)}", flush=True)
+
+
+def unused(rounds: int) -> None:
+    """Print what an ordinary run pays for the plugin, in milliseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        (directory / "test_one.py").write_text("def test_one():\n    pass\n")
+        difference = []
+        for turn in range(rounds):
+            arguments = [["test_one.py", "-q"], ["test_one.py", "-q", "-p", "pytest_llem.plugin"]]
+            first, second = (run(one, directory)[0] for one in arguments[:: 1 if turn % 2 else -1])
+            without, with_it = (first, second) if turn % 2 else (second, first)
+            difference.append((with_it - without) * 1000)
+    low, _, high = statistics.quantiles(difference, n=4)
+    print(f"unused, of {rounds} pairs: median {statistics.median(difference):+.1f} ms ({low:+.1f} to {high:+.1f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--axes", type=int, nargs="+", choices=(1, 2, 3, 4), default=[2, 3, 4])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    for axes in options.axes:
+        collection(axes, options.rounds)
+    unused(options.rounds * 6)
+
+
+if __name__ == "__main__":
+    main()
