@@ -3,8 +3,8 @@
     python tests/benchmarks/collection.py [--axes 2 3 4] [--rounds 5]
 
 A study's points are the combinations of axes of ten values each. Each is a pytest process of its own with no other
-plugin; they take turns within each round. Printed are the medians of wall time and of peak memory, and the median of
-each round's ratio. Then: what an ordinary run pays for the plugin being installed.
+plugin; they take turns within each round. Printed are the medians of wall time and of peak memory, and the median
+of each round's ratio. Then: what an ordinary run pays for the plugin being installed.
 """
 
 from __future__ import annotations
