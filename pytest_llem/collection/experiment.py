@@ -9,11 +9,14 @@ import pytest
 
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import STUDIES, Settings
-from pytest_llem.results.models import ErrorRecord, Identity
+from pytest_llem.results.models import ErrorRecord, GapRecord, Identity
 from pytest_llem.study.loading import Experiment, StudyConfig
 
 #: What an item's experiment came to: plain data that rides on the report to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
+
+#: The idle time before the item.
+GAP = pytest.StashKey[GapRecord]()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
@@ -33,7 +36,8 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
-    outcome = run_isolated(_job(study, planned, item.config), timeout=study.execution.experiment_timeout_seconds)
+    job = _job(study, planned, item)
+    outcome = run_isolated(job, timeout=study.execution.experiment_timeout_seconds)
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)
@@ -42,8 +46,11 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     return outcome.error
 
 
-def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
+def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     point = planned.point
+    gap = item.stash.get(GAP, None)
+    # A plugin that runs the item again does so at once, inside the item's protocol.
+    item.stash[GAP] = GapRecord(seconds=0.0, reason="skipped", note="run again at once")
     identity = Identity(
         experiment_id=planned.id,
         config_hash=point.config_hash,
@@ -55,7 +62,8 @@ def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
         identity=identity.model_dump(mode="json"),
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
-        model_path=[str(folder) for folder in Settings.from_config(config).model_path],
+        model_path=[str(folder) for folder in Settings.from_config(item.config).model_path],
+        gap=gap.model_dump(mode="json") if gap else None,
     )
 
 
