@@ -117,6 +117,15 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
                 reporter.write_line(line)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of what times the item
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    if _studies(item.config) and not _runs_nothing(item.config):
+        from pytest_llem.collection.gaps import wait_before
+
+        wait_before(item, is_last=nextitem is None)
+    return (yield)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -145,10 +154,14 @@ def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
     return [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
 
 
+def _runs_nothing(config: pytest.Config) -> bool:
+    option = config.option
+    return bool(option.collectonly or option.setuponly or option.setupplan)
+
+
 def _record(config: pytest.Config, node_ids: list[str]) -> Any:
     """Start recording, unless nothing is going to run."""
-    option = config.option
-    if option.collectonly or option.setuponly or option.setupplan:
+    if _runs_nothing(config):
         return None
     from pytest_llem.reporting.recorder import Recorder
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import weights
+from tests.support import nvml, weights
 
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
@@ -100,6 +100,17 @@ class Results:
 @pytest.fixture
 def results(pytester: pytest.Pytester) -> Results:
     return Results(pytester.path / "results")
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an NVML whose boards follow a script."""
+    try:
+        return nvml.build(tmp_path_factory.mktemp("nvml"))
+    except nvml.NotToBeBuiltError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"scripted_nvml.c cannot be built: {error}")
 
 
 @pytest.fixture(scope="session")

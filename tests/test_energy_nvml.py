@@ -25,24 +25,14 @@ A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-
 WORK_S = 2.05  # which ends between two ticks
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    try:
-        return nvml.build(tmp_path_factory.mktemp("nvml"))
-    except nvml.NotToBeBuiltError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"scripted_nvml.c cannot be built: {error}")
-
-
 @pytest.fixture
-def run(library, tmp_path):
+def run(nvml_library, tmp_path):
     """Call a function in a new process that finds the boards; the script is its first argument."""
 
     def call(function: Callable[..., Any], *boards: Board, args: tuple[Any, ...] = (), **script: Any) -> Any:
         written = Script(tmp_path / "script", list(boards), **script)
         written.write()
-        env = nvml.environment(library, written) | {"LLEM_POWERCAP_ROOT": str(tmp_path / "powercap")}
+        env = nvml.environment(nvml_library, written) | {"LLEM_POWERCAP_ROOT": str(tmp_path / "powercap")}
         return nvml.run(env, function, written, *args)
 
     return call

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import STUDIES, Settings
-
-if TYPE_CHECKING:  # what running needs is imported when something runs, and not when it is collected
-    from pytest_llem.isolation.launcher import Job, Outcome
-    from pytest_llem.planning.preflight import Preflight
-    from pytest_llem.results.models import ErrorRecord
-    from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.results.models import ErrorRecord, GapRecord, Identity
+from pytest_llem.study.design import Experiment, StudyConfig
 
 #: What an item's experiment came to: plain data that rides on the report to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
 
 #: The preflight of each study, by the node id of its file.
-_PREFLIGHTS: pytest.StashKey[dict[str, Preflight]] = pytest.StashKey()
+_PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
+
+#: The idle time before the item.
+GAP = pytest.StashKey[GapRecord]()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
@@ -28,26 +29,16 @@ REPORT_ATTRIBUTE = "llem"
 PROPERTIES = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms", "seconds", "energy_j")
 
 
-# The body of every study item. It bears the name ``experiment`` and the study's place (collection.items), and so
-# fails there.
-def run_experiment_item(planned: Experiment, request: pytest.FixtureRequest) -> None:
-    if (error := run_item(planned, request.node)) is not None:
-        pytest.fail(explain(error), pytrace=False)
-
-
 def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
-    from pytest_llem.isolation.launcher import Outcome, run_isolated
-    from pytest_llem.results.models import ErrorRecord
-
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
     refusal = preflight_of(item.config, item.parent.nodeid, study).reason(planned.point)
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
-        timeout = study.execution.experiment_timeout_seconds
-        outcome = run_isolated(_job(study, planned, item.config), timeout=timeout)
+        job = _job(study, planned, item)
+        outcome = run_isolated(job, timeout=study.execution.experiment_timeout_seconds)
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)
@@ -58,19 +49,17 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
 
 def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:
     """Return the preflight of the study that the node *file* stands for."""
-    from pytest_llem.planning.preflight import Preflight
-
     known = config.stash.setdefault(_PREFLIGHTS, {})
     if file not in known:
         known[file] = Preflight(study, Settings.from_config(config).model_path, config.rootpath)
     return known[file]
 
 
-def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
-    from pytest_llem.isolation.launcher import Job
-    from pytest_llem.results.models import Identity
-
+def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     point = planned.point
+    gap = item.stash.get(GAP, None)
+    # A plugin that runs the item again does so at once, inside the item's protocol.
+    item.stash[GAP] = GapRecord(seconds=0.0, reason="skipped", note="run again at once")
     identity = Identity(
         experiment_id=planned.id,
         config_hash=point.config_hash,
@@ -82,7 +71,8 @@ def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
         identity=identity.model_dump(mode="json"),
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
-        model_path=[str(folder) for folder in Settings.from_config(config).model_path],
+        model_path=[str(folder) for folder in Settings.from_config(item.config).model_path],
+        gap=gap.model_dump(mode="json") if gap else None,
     )
 
 

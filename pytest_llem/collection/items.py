@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.collection.experiment import run_experiment_item
 from pytest_llem.collection.selection import SELECTED_AXES, keywords
 from pytest_llem.options import STUDIES, Settings
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -67,6 +66,14 @@ class StudyFile(pytest.Module):
         return name == FUNCTION  # whatever python_functions says
 
 
+# The body of every study item. It bears the name ``experiment`` and the study's place, and so fails there.
+def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
+    from pytest_llem.collection.experiment import explain, run_item  # not needed to collect
+
+    if (error := run_item(planned, request.node)) is not None:
+        pytest.fail(explain(error), pytrace=False)
+
+
 def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
     """Return the experiment that an item of a StudyFile runs."""
     assert isinstance(item, pytest.Function)
@@ -110,7 +117,7 @@ def _study_module(study: StudyConfig) -> ModuleType:
     """Return a module whose test function stands, as far as anyone can tell, at the study's sweep."""
     module = ModuleType(study.path.stem)
     module.__file__ = str(study.path)
-    code = run_experiment_item.__code__.replace(
+    code = _run.__code__.replace(
         co_filename=str(study.path), co_firstlineno=study.line, co_name=FUNCTION, co_qualname=FUNCTION
     )
 
@@ -119,7 +126,7 @@ def _study_module(study: StudyConfig) -> ModuleType:
         ids = [experiment.id for experiment in experiments]
         metafunc.parametrize(ARGUMENT, [_marked(experiment) for experiment in experiments], ids=ids)
 
-    function = FunctionType(code, run_experiment_item.__globals__, FUNCTION)
+    function = FunctionType(code, _run.__globals__, FUNCTION)
     function.__module__ = module.__name__
     vars(module).update({FUNCTION: function, "pytest_generate_tests": pytest_generate_tests})
     return module

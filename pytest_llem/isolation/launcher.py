@@ -48,12 +48,14 @@ class Job:
         config: An ExperimentConfig, as plain data.
         directory: What a dataset's path is relative to.
         model_path: Folders that hold models by name.
+        gap: A GapRecord, as plain data: the idle time before.
     """
 
     identity: dict[str, Any]
     config: dict[str, Any]
     directory: str
     model_path: Sequence[str] = ()
+    gap: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

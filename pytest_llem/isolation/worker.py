@@ -81,7 +81,7 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
     announce("importing")
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
-    from pytest_llem.results.models import Identity
+    from pytest_llem.results.models import GapRecord, Identity
     from pytest_llem.study.config import ExperimentConfig
 
     measured = ExperimentOrchestrator(
@@ -91,6 +91,8 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
         directory=Path(job["directory"]),
         on_phase=announce,
     ).run()
+    if job["gap"] is not None:
+        measured.result.gap = GapRecord.model_validate(job["gap"])
     leave(directory / REQUESTS, measured.requests.to_csv())
     leave(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
 

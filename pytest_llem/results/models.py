@@ -19,6 +19,7 @@ SCHEMA_VERSION = "1.0"
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
 StudyStatus = Literal["running", "completed", "interrupted", "aborted"]
+GapReason = Literal["fixed", "target", "timeout", "skipped"]
 
 
 class Record(BaseModel):
@@ -144,6 +145,22 @@ class WindowRecord(Record):
     quantisation_error: float | None = None
 
 
+class GapRecord(Record):
+    """The idle time before an experiment.
+
+    Attributes:
+        seconds: How long it was.
+        reason: What ended it: the time that was set (``fixed``), GPUs as cool and idle as before the first
+            experiment (``target``), or the longest time that is waited for that (``timeout``). ``skipped``: there
+            was none.
+        note: Why there was none.
+    """
+
+    seconds: float
+    reason: GapReason
+    note: str | None = None
+
+
 class DeviceEnergy(Record):
     """One device's share of the window's energy, in J over the whole window."""
 
@@ -159,7 +176,7 @@ class ExperimentResult(Record):
     """One point measured in one cycle.
 
     ``metrics`` holds every name of :data:`pytest_llem.results.metrics.CATALOGUE`; one that could not be had is
-    null with its reason. Totals are per pass over the prompts.
+    null with its reason. Totals are per pass over the prompts. ``gap`` is null where no study was run.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -170,6 +187,7 @@ class ExperimentResult(Record):
     devices: list[DeviceEnergy] = Field(default_factory=list)
     window: WindowRecord
     warmup: WarmupRecord | None = None
+    gap: GapRecord | None = None
     tokens: TokenRecord
     engine: EngineRecord
     environment: dict[str, Any] = Field(default_factory=dict)

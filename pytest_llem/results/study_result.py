@@ -124,6 +124,8 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
         "n_cycles": study.n_cycles,
         "cycle_order": execution.cycle_order,
         "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,
+        "experiment_gap_seconds": execution.experiment_gap_seconds,
+        "cycle_gap_seconds": execution.cycle_gap_seconds,
         "window": "whole passes over all prompts; totals are per pass",
         "unit_of_repetition": "cycle",
         "interval": "Student t, 95 %",

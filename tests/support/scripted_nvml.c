@@ -14,6 +14,9 @@
  *       counter_mj 5000       the energy counter at t = 0
  *       power 0 70            from t = 0 on it draws 70 W; at least one such line, in order of time
  *       power 2.5 300         from t = 2.5 on 300 W
+ *       temperature 0 35      from t = 0 on it is at 35 °C; more such lines as for power, none: it has no sensor
+ *       no_power_reading 1    it tells no power
+ *       old_driver 1          it knows only the older of the two calls for the temperature
  *       power_limit_w 700
  *       memory_mb 80000
  *       persistence 1
@@ -49,24 +52,33 @@ enum {
     NVML_ERROR_NOT_SUPPORTED = 3,
     NVML_ERROR_NOT_FOUND = 6,
     NVML_ERROR_INSUFFICIENT_SIZE = 7,
+    NVML_ERROR_FUNCTION_NOT_FOUND = 13,
     NVML_ERROR_GPU_IS_LOST = 15,
 };
 typedef struct {
     unsigned long long total, free, used;
 } nvmlMemory_t;
+typedef struct {
+    unsigned int version, sensor;
+    int temperature;
+} nvmlTemperature_t;
 
 enum { BOARDS = 16, SEGMENTS = 64, TEXT = 1024 };
 
 typedef struct {
-    double from_s, watts;
+    double from_s, value;
 } Segment;
+
+typedef struct {
+    Segment segments[SEGMENTS];
+    int n;
+} Course;
 
 typedef struct Board {
     char uuid[TEXT], name[TEXT];
     double tick_ms, counter_mj, power_limit_w, memory_mb, reset_at, lost_at;
-    double persistence, mig, no_counter;
-    Segment segments[SEGMENTS];
-    int n_segments;
+    double persistence, mig, no_counter, no_power_reading, old_driver;
+    Course watts, celsius;
 } Board;
 typedef Board *nvmlDevice_t;
 
@@ -100,6 +112,12 @@ static double clock_s(void) {
 
 /* ---- the script ---- */
 
+static void add_segment(Course *course, const char *word, const char *value) {
+    if (course->n == SEGMENTS) give_up("more than %d lines of %s", SEGMENTS, word);
+    Segment *segment = &course->segments[course->n++];
+    if (sscanf(value, "%lf %lf", &segment->from_s, &segment->value) != 2) give_up("%s %s", word, value);
+}
+
 static void read_line(const char *word, const char *value) {
     Board *board = script.n_boards ? &script.boards[script.n_boards - 1] : NULL;
     double number = strtod(value, NULL);
@@ -124,9 +142,9 @@ static void read_line(const char *word, const char *value) {
     } else if (!strcmp(word, "name")) {
         snprintf(board->name, TEXT, "%s", value);
     } else if (!strcmp(word, "power")) {
-        if (board->n_segments == SEGMENTS) give_up("more than %d lines of power", SEGMENTS);
-        Segment *segment = &board->segments[board->n_segments++];
-        if (sscanf(value, "%lf %lf", &segment->from_s, &segment->watts) != 2) give_up("power %s", value);
+        add_segment(&board->watts, word, value);
+    } else if (!strcmp(word, "temperature")) {
+        add_segment(&board->celsius, word, value);
     } else {
         const struct {
             const char *word;
@@ -136,7 +154,8 @@ static void read_line(const char *word, const char *value) {
             {"reset_at", &board->reset_at},       {"lost_at", &board->lost_at},
             {"memory_mb", &board->memory_mb},     {"power_limit_w", &board->power_limit_w},
             {"persistence", &board->persistence}, {"mig", &board->mig},
-            {"no_counter", &board->no_counter},
+            {"no_counter", &board->no_counter},   {"no_power_reading", &board->no_power_reading},
+            {"old_driver", &board->old_driver},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -175,12 +194,13 @@ static void read_script(void) {
 /* Energy in J that a board drew from t = a to t = b. */
 static double energy_j(const Board *board, double a, double b) {
     double sum = 0;
-    for (int i = 0; i < board->n_segments; i++) {
-        double from = board->segments[i].from_s;
-        double to = i + 1 < board->n_segments ? board->segments[i + 1].from_s : INFINITY;
+    const Course *course = &board->watts;
+    for (int i = 0; i < course->n; i++) {
+        double from = course->segments[i].from_s;
+        double to = i + 1 < course->n ? course->segments[i + 1].from_s : INFINITY;
         from = from > a ? from : a;
         to = to < b ? to : b;
-        if (to > from) sum += (to - from) * board->segments[i].watts;
+        if (to > from) sum += (to - from) * course->segments[i].value;
     }
     return sum;
 }
@@ -190,6 +210,16 @@ static unsigned long long counter_mj(const Board *board, double t) {
     double ticked = floor(t / tick_s) * tick_s;
     if (t < board->reset_at) return (unsigned long long)(board->counter_mj + 1000 * energy_j(board, 0, ticked));
     return (unsigned long long)(1000 * energy_j(board, board->reset_at, ticked));
+}
+
+/* What a course is at, at t; whether it has begun. */
+static int at(const Course *course, double t, double *value) {
+    int begun = 0;
+    for (int i = 0; i < course->n && course->segments[i].from_s <= t; i++) {
+        *value = course->segments[i].value;
+        begun = 1;
+    }
+    return begun;
 }
 
 /* ---- calls ---- */
@@ -265,6 +295,7 @@ const char *nvmlErrorString(nvmlReturn_t result) {
     case NVML_ERROR_NOT_SUPPORTED: return "Not Supported";
     case NVML_ERROR_NOT_FOUND: return "Not Found";
     case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
+    case NVML_ERROR_FUNCTION_NOT_FOUND: return "Function Not Found";
     case NVML_ERROR_GPU_IS_LOST: return "GPU is lost";
     default: return "Unknown Error";
     }
@@ -290,6 +321,66 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
     trace(__func__, NULL, result, 0);
     pthread_mutex_unlock(&lock);
     return result;
+}
+
+nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) {
+    call();
+    *count = (unsigned int)script.n_boards;
+    nvmlReturn_t result = users ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
+    trace(__func__, NULL, result, *count);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
+    call();
+    *device = &script.boards[index < BOARDS ? index : 0];
+    nvmlReturn_t result = index < (unsigned int)script.n_boards ? answering(*device) : NVML_ERROR_INVALID_ARGUMENT;
+    trace(__func__, NULL, result, index);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length) {
+    ENTER(device)
+    result = put(uuid, length, device->uuid);
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwatts) {
+    ENTER(device)
+    double watts = 0;
+    if (device->no_power_reading || !at(&device->watts, asked - script.start, &watts))
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else
+        *milliwatts = value = (unsigned int)(watts * 1000);
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned int sensor, unsigned int *celsius) {
+    ENTER(device)
+    double degrees = 0;
+    if (sensor != 0)
+        result = NVML_ERROR_INVALID_ARGUMENT;
+    else if (!at(&device->celsius, asked - script.start, &degrees))
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else
+        *celsius = value = (unsigned int)degrees;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetTemperatureV(nvmlDevice_t device, nvmlTemperature_t *temperature) {
+    ENTER(device)
+    double degrees = 0;
+    if (device->old_driver)
+        result = NVML_ERROR_FUNCTION_NOT_FOUND;
+    else if (temperature->version != 0x100000C || temperature->sensor != 0)
+        result = NVML_ERROR_INVALID_ARGUMENT;
+    else if (!at(&device->celsius, asked - script.start, &degrees))
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else
+        temperature->temperature = (int)(value = (unsigned long long)degrees);
+    LEAVE
 }
 
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules) {

@@ -1,0 +1,97 @@
+"""Idle time before an experiment, so that each starts on a GPU as cool and as idle as the first one did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pytest_llem.isolation.thermometer import GpuState, Look, Thermometer
+from pytest_llem.results.models import GapRecord
+
+#: How far above what it was before the first experiment a GPU may still be, in °C and in W.
+TEMPERATURE_MARGIN_C = 2.0
+POWER_MARGIN_W = 3.0
+
+#: An automatic gap takes at least and at most so many seconds.
+SHORTEST_S = 5.0
+LONGEST_S = 120.0
+
+#: Seconds between two looks at the GPUs.
+POLL_S = 0.5
+
+#: The longest single sleep, in seconds; the system takes no more than some centuries.
+LONGEST_SLEEP_S = 86_400.0
+
+
+@dataclass
+class Gaps:
+    """The idle times of one process.
+
+    Attributes:
+        thermometer: What gives, on being entered, a function that looks at the GPUs.
+        sleep: Sleeps for so many seconds.
+        clock: Never goes back; in seconds.
+    """
+
+    thermometer: Callable[[], AbstractContextManager[Callable[[], Look]]] = Thermometer
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    _first: Look = field(default_factory=dict, init=False)
+
+    def note_first(self) -> None:
+        """Look at the GPUs before the first experiment: automatic gaps wait until they are like that again."""
+        with self.thermometer() as look:
+            self._first = {uuid: state for uuid, state in look().items() if state.temperature_c is not None}
+
+    def wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> GapRecord:
+        """Idle, and return for how long and why.
+
+        Args:
+            gap: Seconds, or ``auto``: until the GPUs are as they were at first.
+            at_least: Seconds that it takes in any case.
+        """
+        began = self.clock()
+        if gap == "auto":
+            waited = self._until_settled(began)
+            if waited.seconds >= at_least:
+                return waited
+            wanted = at_least
+        else:
+            wanted = max(gap, at_least)
+        if not wanted:
+            return GapRecord(seconds=0.0, reason="skipped", note="none is wanted")
+        while (left := wanted - (self.clock() - began)) > 0:
+            self.sleep(min(left, LONGEST_SLEEP_S))
+        return GapRecord(seconds=self.clock() - began, reason="fixed")
+
+    def _until_settled(self, began: float) -> GapRecord:
+        if not self._first:
+            return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature could be read")
+        with self.thermometer() as look:
+            if all(state.temperature_c is None for state in look().values()):
+                return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature can be read any more")
+            while True:
+                waited = self.clock() - began
+                if waited >= SHORTEST_S and self._is_settled(look()):
+                    return GapRecord(seconds=waited, reason="target")
+                if waited >= LONGEST_S:
+                    return GapRecord(seconds=waited, reason="timeout")
+                self.sleep(min(POLL_S, LONGEST_S - waited))
+
+    def _is_settled(self, now: Look) -> bool:
+        # One that is not seen any more is not known to be.
+        return all(uuid in now and _is_settled(now[uuid], first) for uuid, first in self._first.items())
+
+
+def _is_settled(now: GpuState, first: GpuState) -> bool:
+    return _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C) and _is_down(
+        now.power_w, first.power_w, POWER_MARGIN_W
+    )
+
+
+def _is_down(now: float | None, first: float | None, margin: float) -> bool:
+    """Whether a figure is where it was at first, or below. One that was not there then says nothing."""
+    return first is None or (now is not None and now <= first + margin)

@@ -1,0 +1,544 @@
+"""Idle time between experiments: how long, why, and what it does not touch."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.isolation.gaps import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, Gaps
+from pytest_llem.isolation.thermometer import GpuState, Thermometer, visible_boards
+from pytest_llem.results.models import GapRecord
+from tests.conftest import OTHER_PLUGINS
+from tests.support import nvml
+from tests.support.nvml import Board, Script
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+FIRST = GapRecord(seconds=0, reason="skipped", note="the first experiment of its session")
+UNREAD = GapRecord(seconds=0, reason="skipped", note="no GPU's temperature could be read")
+UNWANTED = GapRecord(seconds=0, reason="skipped", note="none is wanted")
+AN_HOUR = {"experiment_gap_seconds": 3600, "n_cycles": 1, "cycle_order": "sequential"}
+
+
+class Host:
+    """A clock that only sleeping moves, and GPUs that change with it.
+
+    Attributes:
+        course: The GPUs' states by UUID, from when on.
+        now: In s.
+        held: How often the thermometer is entered at present.
+        looks: When it was looked at.
+        sleeps: How long each sleep was.
+    """
+
+    def __init__(self, *course):
+        self.course = course
+        self.now = 0.0
+        self.held = 0
+        self.looks = []
+        self.sleeps = []
+        self.gaps = Gaps(thermometer=self._thermometer, sleep=self._sleep, clock=lambda: self.now)
+        self.gaps.note_first()
+
+    @contextmanager
+    def _thermometer(self):
+        self.held += 1
+        yield self._look
+        self.held -= 1
+
+    def _look(self):
+        assert self.held == 1
+        self.looks.append(self.now)
+        return [look for since, look in self.course if since <= self.now][-1]
+
+    def _sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+    def wait(self, *arguments):
+        assert self.held == 0
+        before = self.now
+        gap = self.gaps.wait(*arguments)
+        assert self.held == 0, "NVML is let go"
+        assert gap.seconds == self.now - before
+        return gap.seconds, gap.reason
+
+
+def _one(temperature, power=70.0):
+    return {A: GpuState(temperature, power)}
+
+
+HOT = (1, _one(60, 300.0))
+
+
+def _until(then, at=30.0):
+    """Return a host whose GPU is at 40 °C and 70 W at first, hot from 1 s on, and *then* from *at* on."""
+    host = Host((0, _one(40)), HOT, (at, then))
+    host.now = 2.0
+    return host
+
+
+def test_an_automatic_gap_ends_when_the_gpu_is_as_it_was():
+    assert _until(_one(40)).wait("auto") == (28.0, "target")
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        (_one(42, 73.0), "target"),
+        (_one(30, 60.0), "target"),  # cooler is cool
+        (_one(43, 70.0), "timeout"),
+        (_one(40, 73.5), "timeout"),
+        (_one(None, 70.0), "timeout"),  # not known to be cool
+        (_one(40, None), "timeout"),
+        ({}, "timeout"),
+        ({B: GpuState(40, 70.0)}, "timeout"),
+        ({**_one(40), B: GpuState(90, 700.0)}, "target"),  # not there at first
+    ],
+)
+def test_as_cool_and_as_idle_as_at_first(then, reason):
+    assert _until(then).wait("auto") == ((28.0, reason) if reason == "target" else (LONGEST_S, reason))
+
+
+def test_an_automatic_gap_has_a_shortest_time():
+    host = Host((0, _one(40)))
+    assert host.wait("auto") == (SHORTEST_S, "target")
+    assert max(host.sleeps) <= 0.5
+
+
+def test_every_gpu_has_to_be_there():
+    first = {A: GpuState(40, 70.0), B: GpuState(30, 60.0)}
+    host = Host((0, first), (20, {**first, B: GpuState(35, 60.0)}), (60, first))
+    host.now = 20.0
+    assert host.wait("auto") == (40.0, "target")
+
+
+def test_a_power_that_never_was_read_is_not_waited_for():
+    assert Host((0, _one(40, None))).wait("auto") == (SHORTEST_S, "target")
+
+
+def test_without_a_temperature_there_is_nothing_to_wait_for():
+    for first in ({}, _one(None)):
+        host = Host((0, first))
+        assert host.gaps.wait("auto") == UNREAD
+        assert host.looks == [0.0], "at first, and never again"
+
+
+def test_gpus_that_are_gone_are_not_waited_for():
+    host = Host((0, _one(40)), (1, _one(None)))
+    host.now = 2.0
+    assert host.wait("auto") == (0.0, "skipped")
+
+
+@pytest.mark.parametrize(("gap", "at_least", "seconds"), [(7.5, 0.0, 7.5), (7.5, 20.0, 20.0), (0.0, 3.0, 3.0)])
+def test_a_fixed_gap_is_waited_out(gap, at_least, seconds):
+    host = Host((0, _one(90)))
+    host.now = 1.0
+    assert host.wait(gap, at_least) == (seconds, "fixed")
+    assert host.looks == [0.0]
+
+
+def test_a_fixed_gap_is_waited_out_though_a_sleep_ends_early():
+    host = Host((0, {}))
+    host.gaps.sleep = lambda seconds: host._sleep(seconds / 2 if seconds > 0.01 else seconds)
+    assert host.gaps.wait(10.0).seconds >= 10.0
+    assert len(host.sleeps) > 1
+
+
+def test_a_gap_longer_than_one_sleep_can_be():
+    host = Host((0, {}))
+    assert host.wait(1e8) == (1e8, "fixed")
+    assert max(host.sleeps) == LONGEST_SLEEP_S
+
+
+def test_none_is_wanted():
+    host = Host((0, _one(90)))
+    assert host.gaps.wait(0.0) == UNWANTED
+    assert host.sleeps == []
+
+
+@pytest.mark.parametrize(
+    ("at_least", "expected"),
+    [(20.0, (28.0, "target")), (50.0, (50.0, "fixed"))],
+)
+def test_an_automatic_gap_is_drawn_out_to_that_of_the_cycle(at_least, expected):
+    assert _until(_one(40)).wait("auto", at_least) == expected
+
+
+def test_the_gap_of_the_cycle_needs_no_temperature():
+    assert Host((0, {})).wait("auto", 30.0) == (30.0, "fixed")
+
+
+def test_an_interrupted_wait_lets_nvml_go():
+    class Interrupted(Thermometer):
+        left = 0
+
+        def __exit__(self, *error):
+            Interrupted.left += 1
+
+        def __enter__(self):
+            return lambda: _one(40)
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    gaps = Gaps(thermometer=Interrupted, sleep=interrupt)
+    gaps.note_first()
+    with pytest.raises(KeyboardInterrupt):
+        gaps.wait("auto")
+    assert Interrupted.left == 2
+
+
+# ---- the thermometer, over the real nvidia-ml-py ----
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, {A, B}),
+        ("", set()),
+        ("0", {A}),
+        ("1, 0", {A, B}),
+        ("1,-1,0", {B}),
+        ("1,7,0", {B}),
+        (A, {A}),
+        ("GPU-bbbb", {B}),
+        ("GPU-", set()),  # could be either
+        ("NoDevFiles", set()),
+        ("MIG-GPU-aaaaaaaa/1/0", {A, B}),
+    ],
+)
+def test_boards_that_cuda_may_use(visible, found):
+    assert visible_boards([A, B], visible) == found
+
+
+def test_an_index_tells_nothing_where_cuda_counts_otherwise():
+    assert visible_boards([A, B], "1", ordered=False) == {A, B}
+    assert visible_boards([A, B], B, ordered=False) == {B}
+
+
+@pytest.fixture
+def look(nvml_library, tmp_path):
+    """Look once at boards, in a new process with the given environment."""
+
+    def call(*boards, **env):
+        script = Script(tmp_path / "script", list(boards))
+        script.write()
+        return nvml.run(nvml.environment(nvml_library, script) | env, _look, script)
+
+    return call
+
+
+def _look(script):
+    with Thermometer() as look:
+        held = script.users()
+        seen = dict(look())
+    assert look() == {}
+    return seen, held, script.users()
+
+
+def _board(uuid=A, celsius=35, watts=70.0, **more):
+    return Board(uuid, [(0.0, watts)], {**({"temperature": f"0 {celsius}"} if celsius else {}), **more})
+
+
+def test_temperature_and_power_of_every_board(look):
+    seen, held, left = look(_board(), _board(B, 48, 412.5, old_driver=1))
+    assert seen == {A: GpuState(35.0, 70.0), B: GpuState(48.0, 412.5)}
+    assert (held, left) == (1, 0)
+
+
+def test_what_a_board_does_not_tell_is_none(look):
+    seen, _, _ = look(_board(celsius=None), _board(B, no_power_reading=1))
+    assert seen == {A: GpuState(None, 70.0), B: GpuState(35.0, None)}
+
+
+def test_what_no_board_can_have_is_none(look):
+    seen, _, _ = look(_board(celsius=4000, watts=4e6))
+    assert seen == {A: GpuState(None, None)}
+
+
+def test_a_lost_board_is_left_out_and_keeps_its_place(look):
+    boards = [_board(A, lost_at=0), _board(B)]
+    assert set(look(*boards)[0]) == {B}
+    assert set(look(*boards, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
+
+
+def test_only_boards_that_are_visible(look):
+    assert set(look(_board(A), _board(B), CUDA_VISIBLE_DEVICES="1")[0]) == {B}
+    different = [_board(A, name="Small"), _board(B, name="Large")]
+    assert set(look(*different, CUDA_VISIBLE_DEVICES="1")[0]) == {A, B}
+    assert set(look(*different, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
+
+
+def test_no_nvml_is_no_reading(tmp_path):
+    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
+    env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
+    assert nvml.run(env, _seen) == {}
+
+
+def _seen():
+    with Thermometer() as look:
+        return dict(look())
+
+
+# ---- whole runs ----
+
+
+@pytest.fixture
+def gaps(results):
+    """Return the recorded gaps of the completed experiments, in run order."""
+
+    def read():
+        entries = [entry for entry in results.manifest["experiments"] if entry["status"] == "completed"]
+        texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
+        return [ExperimentResult.model_validate_json(text).gap for text in texts]
+
+    return read
+
+
+def _seconds_between(earlier, later):
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+
+
+def test_a_fixed_gap_is_kept_and_written_down(pytester, write_study, results, gaps):
+    write_study(execution={"n_cycles": 1, "experiment_gap_seconds": 0.4})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    first, *others = gaps()
+    assert first == FIRST
+    assert [(gap.reason, gap.note) for gap in others] == [("fixed", None)] * 3
+    assert all(gap.seconds >= 0.4 for gap in others)
+    entries = results.manifest["experiments"]
+    for before, after, gap in zip(entries, entries[1:], others, strict=False):
+        between = _seconds_between(before["completed_at"], after["started_at"])
+        assert between >= gap.seconds - 0.002, "it lies before the experiment, and is no part of it"
+    protocol = StudyResult.load(results.directory).measurement_protocol
+    assert (protocol["experiment_gap_seconds"], protocol["cycle_gap_seconds"]) == (0.4, 0)
+
+
+@pytest.mark.parametrize(
+    ("order", "cycles"), [("interleaved", [False, True, False]), ("sequential", [True, True, True])]
+)
+def test_a_new_cycle_has_a_gap_of_its_own(pytester, write_study, gaps, order, cycles):
+    """Whether an experiment is of another cycle than the one before, from the second one on."""
+    write_study(
+        sweep={"n": [1, 2]},
+        execution={
+            "n_cycles": 2,
+            "cycle_order": order,
+            "experiment_gap_seconds": 0,
+            "cycle_gap_seconds": 0.4,
+        },
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    first, *others = gaps()
+    assert first == FIRST
+    assert [gap.reason == "fixed" and gap.seconds >= 0.4 for gap in others] == cycles
+    assert all(gap == UNWANTED for gap, new in zip(others, cycles, strict=True) if not new)
+
+
+def test_a_gap_is_set_by_each_study_for_its_own(pytester, write_study, gaps, results):
+    one = {"sweep": {"n": [1, 2]}}
+    write_study("a.yaml", name="a", execution={"n_cycles": 1, "experiment_gap_seconds": 0}, **one)
+    write_study("b.yaml", name="b", execution={"n_cycles": 1, "experiment_gap_seconds": 0.2}, **one)
+    pytester.runpytest_subprocess("a.yaml", "b.yaml", "-p", "llem").assert_outcomes(passed=4)
+    seen = {}
+    for path in results.root.glob("*_*"):
+        entries = StudyResult.load(path).experiments
+        texts = [(path / entry.result_file).read_text() for entry in entries]
+        seen[path.name[0]] = [ExperimentResult.model_validate_json(text).gap.reason for text in texts]
+    assert seen == {"a": ["skipped", "skipped"], "b": ["fixed", "fixed"]}
+
+
+def test_auto_without_nvml_is_no_gap(pytester, write_study, gaps, monkeypatch, tmp_path):
+    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path), prepend=os.pathsep)
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
+    assert gaps() == [FIRST, UNREAD]
+
+
+@pytest.fixture
+def scripted(nvml_library, tmp_path, monkeypatch):
+    """Give the runs of pytest that follow a board at 35 °C and 70 W."""
+    script = Script(tmp_path / "script", [_board()])
+    script.write()
+    for name, value in nvml.environment(nvml_library, script).items():
+        monkeypatch.setenv(name, value)
+    return script
+
+
+SHORT_GAPS = """
+    import pathlib, pytest_llem.isolation.gaps as gaps
+
+    gaps.SHORTEST_S, gaps.LONGEST_S, gaps.POLL_S = 0.2, 0.6, 0.1
+"""
+
+
+def test_auto_waits_until_the_board_is_as_at_first_and_no_longer_than_it_may(
+    pytester, write_study, gaps, scripted
+):
+    """The first experiment leaves a board that never cools, the second one a cool one."""
+    write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
+    text, path = scripted.path.read_text(), str(scripted.path)
+    hot = text.replace("temperature 0 35", "temperature 0 60")
+    assert hot != text
+    pytester.makeconftest(
+        SHORT_GAPS
+        + f"""
+    after = [{hot!r}, {text!r}, {text!r}]
+
+    def pytest_llem_experiment_finished(result):
+        pathlib.Path({path!r} + ".new").write_text(after.pop(0))
+        pathlib.Path({path!r} + ".new").replace({path!r})
+"""
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
+    first, second, third = gaps()
+    assert first == FIRST
+    assert second.reason == "timeout"
+    assert second.seconds >= 0.6
+    assert third.reason == "target"
+    assert third.seconds >= 0.2
+    assert scripted.users() == 0
+    functions = [call.function for call in scripted.calls()]
+    assert functions.count("nvmlShutdown") == 3, "it is held for each look and each gap, and not between"
+
+
+@pytest.mark.parametrize(
+    ("execution", "points"), [({"experiment_gap_seconds": 0}, [1, 2]), ({}, [1])], ids=["none-wanted", "alone"]
+)
+def test_nvml_is_left_alone_where_nothing_would_come_of_it(pytester, write_study, scripted, execution, points):
+    write_study(sweep={"n": points}, execution={"n_cycles": 1, **execution})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=len(points))
+    assert not scripted.path.with_suffix(".trace").exists()
+
+
+def test_each_worker_keeps_its_own(pytester, write_study, results):
+    write_study(sweep={"n": [1, 2, 3, 4, 5, 6]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.3})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2").assert_outcomes(passed=6)
+    by_worker = {}
+    for entry in sorted(results.manifest["experiments"], key=lambda entry: entry["started_at"]):
+        gap = ExperimentResult.model_validate_json((results.directory / entry["result_file"]).read_text()).gap
+        by_worker.setdefault(entry["worker"], []).append(gap)
+    assert set(by_worker) == {"gw0", "gw1"}
+    for first, *others in by_worker.values():
+        assert first == FIRST
+        assert all(gap.reason == "fixed" and gap.seconds >= 0.3 for gap in others)
+
+
+def test_no_gap_for_what_is_skipped(pytester, write_study, results, gaps):
+    """Neither before one that is, nor before the first that is not: either would take an hour."""
+    write_study(sweep={"n": [1, 2, 3, 4]}, execution=AN_HOUR)
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            skip = [pytest.mark.skip, pytest.mark.skipif(True, reason="so it is"), pytest.mark.skip("no")]
+            for item, mark in zip([items[0], items[2], items[3]], skip):
+                item.add_marker(mark)
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "test_plain.py", "-p", "llem", timeout=120)
+    run.assert_outcomes(passed=2, skipped=3)
+    assert list(results.statuses().values()) == ["skipped", "completed", "skipped", "skipped"]
+    assert gaps() == [FIRST]
+
+
+@pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
+def test_no_gap_where_nothing_runs(pytester, write_study, option):
+    write_study(execution=AN_HOUR)
+    assert pytester.runpytest_subprocess("study.yaml", "-p", "llem", option, timeout=120).ret == 0
+
+
+def test_neither_time_limit_nor_duration_counts_it(pytester, write_study, gaps, monkeypatch):
+    allowed = [name for name in OTHER_PLUGINS if name != "timeout"]
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in allowed))
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.2})
+    pytester.makeconftest(
+        """
+        import pathlib
+        from pytest_llem.collection.experiment import GAP
+
+        def note(text):
+            with pathlib.Path("seen").open("a") as seen:
+                print(text, file=seen)
+
+        def pytest_timeout_set_timer(item, settings):
+            note(f"timer {item.stash[GAP].reason}")
+
+        def pytest_runtest_logstart(nodeid):
+            note("start")
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--timeout=600")
+    run.assert_outcomes(passed=2)
+    seen = (pytester.path / "seen").read_text().splitlines()
+    assert seen == ["timer skipped", "start", "timer fixed", "start"], "the gap is over before either begins"
+
+
+def test_what_is_run_again_has_no_gap_before_it(pytester, write_study, gaps, monkeypatch):
+    allowed = [name for name in OTHER_PLUGINS if name != "rerunfailures"]
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in allowed))
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.2})
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_pyfunc_call(pyfuncitem, seen=[]):
+            yield
+            seen.append(pyfuncitem.name)
+            if len(seen) == 2:
+                pytest.fail("once")
+            return True
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--reruns=1")
+    assert run.parseoutcomes() == {"passed": 2, "rerun": 1}
+    first, again = gaps()
+    assert first == FIRST
+    assert (again.seconds, again.reason, again.note) == (0, "skipped", "run again at once")
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_ctrl_c_ends_it(pytester, write_study, results, workers):
+    write_study(sweep={"n": [1, 2, 3, 4, 5]}, execution=AN_HOUR)
+    pytester.makeconftest(
+        """
+        import os, pathlib, time
+        sleep = time.sleep
+
+        def noted(seconds):
+            if seconds > 600:
+                pathlib.Path(f"asleep-{os.getpid()}").touch()
+            sleep(seconds)
+
+        time.sleep = noted
+        """
+    )
+    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *workers]
+    run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    asleep = 2 if workers else 1
+    while len(list(Path(pytester.path).glob("asleep-*"))) < asleep:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
+    assert results.manifest["status"] == "interrupted"
+    counts = sorted(results.statuses().values())
+    assert counts == ["completed"] * asleep + ["pending"] * (5 - asleep), "what waits has not begun"
+    if not workers:
+        assert re.search(r"conftest.py:\d+: KeyboardInterrupt", output), "it came while it slept"
