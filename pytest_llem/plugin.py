@@ -149,7 +149,7 @@ def _is_xdist(config: pytest.Config) -> bool:
 
 
 def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
-    from pytest_llem.reporting.terminal import plan_lines
+    from pytest_llem.reporting.plan import plan_lines
 
     return [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
 

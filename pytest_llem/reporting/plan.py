@@ -1,0 +1,71 @@
+"""What a person is told before a study runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_llem.planning.estimate import duration_text
+from pytest_llem.planning.plan import Plan
+from pytest_llem.planning.preflight import gib
+from pytest_llem.study.identity import point_id
+
+#: Reasons shown; ``--llem-plan`` writes all of them.
+MOST_REASONS = 5
+
+
+def plan_lines(plan: Plan, directory: Path) -> list[str]:
+    """Return what is about to run, and what will not, a line each.
+
+    Args:
+        plan: What was selected.
+        directory: What the study's path is shown relative to.
+    """
+    study = plan.study
+    points, cycles = len(study.points), study.n_cycles
+    text = f"llem: {study.name} [{study.design_hash}]: {counted(points, 'point')}"
+    if cycles > 1:
+        text += f" × {cycles} cycles = {counted(points * cycles, 'experiment')}, {study.execution.cycle_order}"
+    if len(plan.experiments) != points * cycles:
+        text += f", {len(plan.experiments):,} selected"
+    if plan.seconds is None:
+        text += ", time unknown"
+    elif plan.seconds:
+        text += f", about {duration_text(plan.seconds)}"
+    if study.excluded:
+        text += f" · {counted(len(study.excluded), 'combination')} left out"
+    if plan.memory_bytes is not None:
+        text += f" · needs about {gib(plan.memory_bytes)}"
+    elif len(plan.refused) < len(plan.points):
+        text += " · memory unknown"
+    lines = [text]
+    lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
+    lines += _grouped("preflight, will fail", plan.refused.items())
+    lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
+    return lines
+
+
+def _grouped(what: str, named: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason, with the first of the points that it concerns."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in named:
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in list(by_reason.items())[:MOST_REASONS]:
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        lines.append(f"  {what}: {names[0]}{more}: {reason}")
+    if len(by_reason) > MOST_REASONS:
+        lines.append(
+            f"  {what}: for {counted(len(by_reason) - MOST_REASONS, 'more reason')} (--llem-plan has them all)"
+        )
+    return lines
+
+
+def _axes(axes: Mapping[str, Any]) -> str:
+    return point_id(axes, {axis: axis for axis in axes})
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 point`` or ``2 points``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

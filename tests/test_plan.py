@@ -1,0 +1,339 @@
+"""What a user is told before anything runs: plan lines, ``--llem-plan``, estimates, the cap, options that override."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_llem.planning.estimate import duration_text, memory_bytes, seconds
+from pytest_llem.planning.footprint import from_config, read_footprint
+from pytest_llem.planning.host import Gpu, Host
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.execution import ExecutionConfig
+
+TINY = {
+    "model": "builtin:tiny-llama",
+    "backend": None,
+    "measurement": {"min_window_seconds": 0},
+    "sweep": {"pytorch.use_cache": [True, False], "pytorch.cache_implementation": [None, "static"]},
+}
+
+
+def plan_lines(result: pytest.RunResult) -> list[str]:
+    """Return the line that begins with ``llem:``, and what is indented below it."""
+    start = next(i for i, line in enumerate(result.outlines) if line.startswith("llem:"))
+    lines = [result.outlines[start]]
+    for line in result.outlines[start + 1 :]:
+        if not line.startswith("  "):
+            break
+        lines.append(line)
+    return lines
+
+
+def test_the_plan_says_how_much_how_long_and_what_is_left_out(pytester, write_study):
+    write_study(**TINY)
+    line, left_out = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
+    start, hash_, rest = line.replace("[", "]").split("]")
+    assert start == "llem: noop "
+    assert len(hash_) == 16
+    assert rest.startswith(": 3 points × 2 cycles = 6 experiments, shuffled, about ")
+    assert rest.endswith(" · 1 combination left out · needs about 0.5 GiB")
+    assert left_out == (
+        "  left out: pytorch.use_cache=false-pytorch.cache_implementation=static: "
+        "pytorch: cache_implementation 'static' needs use_cache: true"
+    )
+
+
+def test_what_is_unknown_is_called_so(pytester, write_study):
+    write_study()
+    [line] = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
+    assert line.endswith("8 experiments, shuffled, time unknown · memory unknown")
+
+
+def test_it_tells_how_many_are_selected(pytester, write_study):
+    write_study(**TINY)
+    whole = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))[0]
+    part = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "cycle=1"))[0]
+    assert "6 experiments, shuffled, 3 selected, about " in part
+    assert "selected" not in whole
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_it_is_told_once_before_the_first_experiment(pytester, write_study, workers):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 2})
+    out = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).outlines
+    [plan] = [index for index, line in enumerate(out) if line.startswith("llem: noop [")]
+    assert plan < next(index for index, line in enumerate(out) if "study.yaml .." in line or line.startswith(".."))
+
+
+def test_quiet_shows_none(pytester, write_study):
+    write_study(**TINY)
+    for quiet in ("-q", "-qq"):
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", quiet)
+        result.stdout.no_fnmatch_line("*llem:*")
+
+
+class TestPlanFile:
+    def test_it_holds_what_is_to_run_in_run_order(self, pytester, write_study):
+        write_study(**TINY)
+        pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json")
+        plan = json.loads((pytester.path / "plan.json").read_text())
+        assert plan["study"] == "noop"
+        assert len(plan["study_design_hash"]) == 16
+        assert [one["index"] for one in plan["experiments"]] == list(range(6))
+        ids = [one["id"] for one in plan["experiments"]]
+        shown = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-q").outlines
+        assert [f"study.yaml::experiment[{one}]" for one in ids] == shown[:6]
+        first = plan["experiments"][0]
+        assert {first["cycle"], len(first["config_hash"])} == {1, 16}
+        assert first["config"]["pytorch"]["batch_size"] == 1
+        [excluded] = plan["excluded"]
+        assert excluded["config"]["pytorch"] == {"use_cache": False, "cache_implementation": "static"}
+        assert excluded["reason"] == "pytorch: cache_implementation 'static' needs use_cache: true"
+        assert plan["preflight"] == []
+        assert plan["estimated_seconds"] > 0
+        assert plan["estimated_memory_bytes"] > 2**29
+
+    def test_it_holds_only_what_is_selected(self, pytester, write_study):
+        write_study()
+        arguments = ["study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json", "-k", "size=2"]
+        pytester.runpytest(*arguments)
+        plan = json.loads((pytester.path / "plan.json").read_text())
+        assert len(plan["experiments"]) == 4
+        assert all("size=2" in one["id"] for one in plan["experiments"])
+        assert plan["estimated_seconds"] is None
+        assert plan["estimated_memory_bytes"] is None
+
+    @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+    def test_it_is_written_when_experiments_run_too(self, pytester, write_study, workers):
+        write_study(sweep={"n": [1]}, execution={"n_cycles": 2})
+        result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-plan", "plan.json", *workers)
+        result.assert_outcomes(passed=2)
+        assert len(json.loads((pytester.path / "plan.json").read_text())["experiments"]) == 2
+
+    def test_it_takes_one_study(self, pytester, write_study):
+        write_study("a.yaml", name="a")
+        write_study("b.yaml", name="b")
+        arguments = ["-p", "llem", "--collect-only", "--llem-plan", "plan.json"]
+        result = pytester.runpytest("a.yaml", "b.yaml", *arguments)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["ERROR: --llem-plan: takes one study (2 collected)"])
+        pytester.makepyfile("def test(): pass")
+        result = pytester.runpytest(*arguments)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["ERROR: --llem-plan: takes one study (none collected)"])
+
+    @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+    def test_a_place_that_cannot_be_written_is_a_usage_error(self, pytester, write_study, workers):
+        write_study(sweep={"n": [1]})
+        result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-plan", "no/plan.json", *workers)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["ERROR: --llem-plan: *No such file or directory*"])
+
+
+class TestCap:
+    BIG = {**TINY, "sweep": {"n": list(range(1, 201))}, "execution": {"n_cycles": 3}}
+
+    def test_a_large_study_stops_with_its_count_and_its_time(self, pytester, write_study):
+        write_study(**self.BIG)
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert result.ret == pytest.ExitCode.INTERRUPTED
+        result.stdout.fnmatch_lines(
+            [
+                "study.yaml:*:3: execution.n_cycles: makes 600 experiments (200 points × 3 cycles), more than "
+                "llem_max_experiments (500); --llem-yes runs them all; they take about *"
+            ]
+        )
+
+    def test_the_time_of_an_unknown_model_is_unknown(self, pytester, write_study):
+        write_study(**{**self.BIG, "backend": "noop", "model": "none"})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        result.stdout.fnmatch_lines(["*--llem-yes runs them all; they take an unknown time"])
+
+    def test_yes_lets_it_run(self, pytester, write_study):
+        write_study(**self.BIG)
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
+        result.stdout.fnmatch_lines(["collected 600 items"])
+
+    def test_the_ini_option_moves_it(self, pytester, write_study):
+        write_study(**self.BIG)
+        arguments = ["study.yaml", "-p", "llem", "--collect-only", "-o"]
+        pytester.runpytest(*arguments, "llem_max_experiments=600").stdout.fnmatch_lines(["collected 600 items"])
+        result = pytester.runpytest(*arguments, "llem_max_experiments=10")
+        result.stdout.fnmatch_lines(["*more than llem_max_experiments (10)*"])
+
+    def test_no_study_may_be_of_any_size(self, pytester, write_study):
+        values = list(range(1, 1001))
+        write_study(**{**TINY, "sweep": {"n": values, "max_input_tokens": values, "max_output_tokens": values}})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
+        result.stdout.fnmatch_lines(
+            ["*makes 2,000,000,000 experiments (1,000,000,000 points × 2 cycles), and no *"]
+        )
+
+    def test_other_mistakes_are_told_beside_it(self, pytester, write_study):
+        write_study(**self.BIG, name="a/b")
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        result.stdout.fnmatch_lines(["study.yaml:*: name: must be a name*"])
+        result.stdout.fnmatch_lines(["study.yaml:*: execution.n_cycles: makes 600 experiments*"])
+
+
+def collected(result: pytest.RunResult) -> list[str]:
+    return [line.partition("experiment[")[2][:-1] for line in result.outlines if "::experiment[" in line]
+
+
+class TestOverrides:
+    @pytest.mark.parametrize("how", [["--llem-cycles", "3"], ["-o", "llem_cycles=3"]])
+    def test_cycles(self, pytester, write_study, how):
+        write_study(sweep={"n": [1]})
+        ids = collected(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-q", *how))
+        assert sorted(ids) == ["n=1-cycle=1", "n=1-cycle=2", "n=1-cycle=3"]
+
+    @pytest.mark.parametrize("how", [["--llem-order", "{}"], ["-o", "llem_order={}"]])
+    def test_order(self, pytester, write_study, how):
+        write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "shuffled"})
+        arguments = ["study.yaml", "-p", "llem", "--collect-only", "-q"]
+        sequential, interleaved = (
+            collected(pytester.runpytest(*arguments, *(one.format(order) for one in how)))
+            for order in ("sequential", "interleaved")
+        )
+        assert sequential == ["n=1-cycle=1", "n=1-cycle=2", "n=2-cycle=1", "n=2-cycle=2"]
+        assert interleaved == ["n=1-cycle=1", "n=2-cycle=1", "n=1-cycle=2", "n=2-cycle=2"]
+
+    def test_the_command_line_wins_over_the_ini_file(self, pytester, write_study):
+        write_study(sweep={"n": [1]})
+        pytester.makeini("[pytest]\nllem_cycles = 3\nllem_order = sequential\n")
+        arguments = [
+            "study.yaml",
+            "-p",
+            "llem",
+            "--collect-only",
+            "--llem-cycles",
+            "4",
+            "--llem-order",
+            "interleaved",
+        ]
+        result = pytester.runpytest(*arguments)
+        result.stdout.fnmatch_lines(["llem: *: 1 point × 4 cycles = 4 experiments, interleaved,*"])
+
+    @pytest.mark.parametrize(
+        ("how", "told"),
+        [
+            (["--llem-cycles", "0"], "--llem-cycles: must be a whole number, at least 1 (got '0')"),
+            (["--llem-cycles", "two"], "--llem-cycles: must be a whole number, at least 1 (got 'two')"),
+            (["-o", "llem_cycles=-1"], "llem_cycles: must be a whole number, at least 1 (got '-1')"),
+            (
+                ["--llem-order", "random"],
+                "--llem-order: must be one of sequential, interleaved, shuffled (got 'random')",
+            ),
+            (["-o", "llem_order=x"], "llem_order: must be one of sequential, interleaved, shuffled (got 'x')"),
+            (
+                ["-o", "llem_max_experiments=many"],
+                "llem_max_experiments: must be a whole number, at least 1 (got 'many')",
+            ),
+        ],
+    )
+    def test_what_cannot_be_meant_is_a_usage_error(self, pytester, how, told):
+        result = pytester.runpytest("-p", "llem", *how)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert f"ERROR: {told}" in result.errlines
+
+    @pytest.mark.parametrize("how", [["--llem-strict"], ["-o", "llem_strict=true"]])
+    def test_strict_takes_no_left_out_combination(self, pytester, write_study, how):
+        write_study(**TINY)
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
+        assert result.ret == pytest.ExitCode.INTERRUPTED
+        result.stdout.fnmatch_lines(
+            [
+                "study.yaml:*:1: sweep: no valid combination: pytorch: cache_implementation 'static' needs use_cache*"
+            ]
+        )
+
+    @pytest.mark.parametrize("how", [["--llem-no-gaps"], ["-o", "llem_no_gaps=true"]])
+    def test_no_gaps_waits_for_nothing(self, pytester, write_study, results, how):
+        write_study(
+            sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 60, "cycle_gap_seconds": 90}
+        )
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem", *how, timeout=50).assert_outcomes(passed=2)
+        protocol = results.study_result["measurement_protocol"]
+        assert protocol["experiment_gap_seconds"] == protocol["cycle_gap_seconds"] == 0
+
+
+class TestEstimate:
+    LLAMA_8B = from_config(
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        }
+    )
+    HOST = Host(memory_bytes=64 * 2**30)
+
+    def test_parameters_of_a_dense_model_are_counted(self):
+        assert self.LLAMA_8B.parameters == 8_030_261_248  # as Llama-3.1-8B's model card has it
+        assert self.LLAMA_8B.kv_values_per_token == 2 * 32 * 8 * 128
+
+    def test_files_say_the_same_as_the_configuration(self):
+        from pytest_llem.backends.tiny_llama import SHAPE, tiny_llama
+
+        assert read_footprint(tiny_llama()) == from_config(SHAPE)
+
+    def test_a_model_of_experts_is_not_guessed(self):
+        with pytest.raises(KeyError):
+            from_config(
+                {
+                    **vars(self.LLAMA_8B),
+                    "hidden_size": 8,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 1,
+                    "vocab_size": 8,
+                    "intermediate_size": 8,
+                    "num_local_experts": 8,
+                }
+            )
+
+    @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x08" + b"\0" * 7 + b"not json"])
+    def test_broken_weights_are_unknown(self, tmp_path, content):
+        (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
+        (tmp_path / "model.safetensors").write_bytes(content)
+        assert read_footprint(tmp_path) is None
+
+    def test_no_files_at_all_are_unknown(self, tmp_path):
+        assert read_footprint(tmp_path) is None
+
+    def test_memory_holds_weights_and_cache(self):
+        small = ExperimentConfig(model="m")
+        large = ExperimentConfig(model="m", pytorch={"batch_size": 64})
+        weights = 8_030_261_248 * 2
+        assert weights < memory_bytes(small, self.LLAMA_8B) < weights + 2 * 2**30
+        cache = 63 * (512 + 128) * 2 * 32 * 8 * 128 * 2
+        assert memory_bytes(large, self.LLAMA_8B) > memory_bytes(small, self.LLAMA_8B) + cache
+        four_bit = ExperimentConfig(model="m", pytorch={"load_in_4bit": True})
+        assert memory_bytes(four_bit, self.LLAMA_8B) < weights / 2
+
+    def test_time_grows_with_what_there_is_to_do(self):
+        def time(**changes):
+            return seconds(ExperimentConfig(model="m", **changes), ExecutionConfig(), self.LLAMA_8B, self.HOST)
+
+        assert time(max_output_tokens=256) > time() > time(pytorch={"batch_size": 8})
+        assert time() > time(warmup={"enabled": False})
+        gap = ExecutionConfig(experiment_gap_seconds=100.0)
+        config = ExperimentConfig(model="m")
+        assert seconds(config, gap, self.LLAMA_8B, self.HOST) == pytest.approx(time() + 100)
+
+    def test_a_gpu_is_faster(self):
+        gpu = Host(2**36, (Gpu("g", 80 * 2**30, (9, 0)),))
+        config, execution = ExperimentConfig(model="m"), ExecutionConfig()
+        assert seconds(config, execution, self.LLAMA_8B, gpu) < seconds(
+            config, execution, self.LLAMA_8B, self.HOST
+        )
+
+    @pytest.mark.parametrize(
+        ("total", "text"),
+        [(59.6, "60 s"), (200, "3 min"), (2 * 3600, "2.0 h"), (40 * 3600, "2 days"), (10**9, "11,574 days")],
+    )
+    def test_durations_read_as_people_say_them(self, total, text):
+        assert duration_text(total) == text

@@ -1,0 +1,289 @@
+"""``base``, ``runners``, ``skip`` and ``xfail``, engines that are not installed: what stands around the grid."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.loading import load_study
+from pytest_llem.study.problems import StudyError
+
+
+def load(folder: Path, text: str, name: str = "study.yaml") -> StudyConfig:
+    (folder / name).write_text(text)
+    return load_study(folder / name)
+
+
+def errors(folder: Path, text: str) -> list[str]:
+    with pytest.raises(StudyError) as caught:
+        load(folder, text)
+    return [str(problem.shown_from(folder)) for problem in caught.value.problems]
+
+
+def notes(folder: Path, study: StudyConfig) -> list[str]:
+    return [str(note.shown_from(folder)) for note in study.notes]
+
+
+class TestBase:
+    def test_its_fields_are_where_the_study_starts_from(self, tmp_path):
+        (tmp_path / "common.yaml").write_text("model: m\nn: 7\ndecoder: {top_k: 3}\npytorch: {batch_size: 2}\n")
+        text = "base: common.yaml\nn: 8\ndecoder: {top_p: 0.5}\nsweep: {pytorch.use_cache: [true, false]}\n"
+        configs = [point.config for point in load(tmp_path, text).points]
+        assert [(one.model, one.n) for one in configs] == [("m", 8)] * 2
+        assert configs[0].decoder.top_k == 50  # sections are taken whole, as in LLenergyMeasure 2.0
+        assert [one.pytorch.batch_size for one in configs if one.pytorch] == [2, 2]
+        assert [one.pytorch.use_cache for one in configs if one.pytorch] == [True, False]
+
+    def test_it_is_found_relative_to_the_study(self, tmp_path, monkeypatch):
+        (tmp_path / "studies").mkdir()
+        (tmp_path / "common.yaml").write_text("model: m\n")
+        monkeypatch.chdir("/")
+        study = load(tmp_path / "studies", "base: ../common.yaml\n")
+        assert study.points[0].config.model == "m"
+        assert study.base_text == "model: m\n"
+
+    def test_its_study_keys_are_ignored(self, tmp_path):
+        (tmp_path / "common.yaml").write_text(
+            "model: m\nname: x\nversion: 2\nsweep: {n: [1, 2]}\nexperiments: [{n: 3}]\nexecution: {n_cycles: 9}\n"
+            "skip: 7\nxfail: 7\nrunners: 7\n"
+        )
+        study = load(tmp_path, "base: common.yaml\n")
+        assert (study.name, len(study.points), study.n_cycles) == ("study", 1, 1)
+
+    def test_the_design_is_the_same_as_if_it_were_spelt_out(self, tmp_path):
+        (tmp_path / "common.yaml").write_text("model: m\nn: 7\n")
+        whole = load(tmp_path, "model: m\nn: 7\nsweep: {precision: [bf16, fp16]}\n")
+        assert (
+            load(tmp_path, "base: common.yaml\nsweep: {precision: [bf16, fp16]}\n").design_hash
+            == whole.design_hash
+        )
+
+    def test_mistakes_in_it_are_told_where_they_stand(self, tmp_path):
+        (tmp_path / "common.yaml").write_text("model: m\nmodle: x\nn: 0\ndecoder:\n  top_k: no\n")
+        assert errors(tmp_path, "base: common.yaml\nsweep: {precision: [bf16, fp17]}\n") == [
+            "common.yaml:2:1: modle: unknown key (did you mean 'model'?)",
+            "study.yaml:2:26: precision: must be one of 'fp32', 'fp16' or 'bf16' (got 'fp17')",
+            "common.yaml:3:1: n: must be at least 1 (got 0)",
+            "common.yaml:5:3: decoder.top_k: must be a whole number (got no, which YAML reads as false)",
+        ]
+
+    @pytest.mark.parametrize(
+        ("base", "told"),
+        [
+            ("missing.yaml", "there is no such file, relative to this one (got 'missing.yaml')"),
+            (".", "there is no such file, relative to this one (got '.')"),
+            ("study.yaml", "is this file itself (got 'study.yaml')"),
+            ("./x/../study.yaml", "is this file itself (got './x/../study.yaml')"),
+            ("round.yaml", "goes round in a circle: the base of round.yaml is study.yaml"),
+            ("own.yaml", "goes round in a circle: the base of own.yaml is own.yaml"),
+            ("7", "must be the path of a file (got 7)"),
+            ("[a]", "must be the path of a file (got ['a'])"),
+            ("''", "must be the path of a file (got '')"),
+            ("x" * 300, f"cannot be read: File name too long (got '{'x' * 27}...{'x' * 28}')"),
+        ],
+    )
+    def test_what_is_no_base(self, tmp_path, base, told):
+        (tmp_path / "x").mkdir()
+        (tmp_path / "round.yaml").write_text("base: study.yaml\nmodel: m\n")
+        (tmp_path / "own.yaml").write_text("base: own.yaml\nmodel: m\n")
+        assert errors(tmp_path, f"model: m\nbase: {base}\n") == [f"study.yaml:2:1: base: {told}"]
+
+    def test_null_is_none(self, tmp_path):
+        assert load(tmp_path, "base:\nmodel: m\n").base_text is None
+
+    def test_a_base_of_its_own_is_ignored_and_that_is_noted(self, tmp_path):
+        (tmp_path / "common.yaml").write_text("base: deeper.yaml\nmodel: m\n")
+        study = load(tmp_path, "base: common.yaml\n")
+        assert notes(tmp_path, study) == ["common.yaml:1:1: base: is ignored: a base has no base of its own"]
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            ("", "common.yaml:1:1: the file is empty"),
+            ("- a", "common.yaml:1:1: a base must be a mapping (got ['a'])"),
+            ("a: [", "common.yaml:1:5: not valid YAML: "),
+        ],
+    )
+    def test_one_that_is_no_yaml(self, tmp_path, content, told):
+        (tmp_path / "common.yaml").write_text(content)
+        [found] = errors(tmp_path, "base: common.yaml\n")
+        assert found.startswith(told)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_one_that_may_not_be_read(self, tmp_path):
+        (tmp_path / "common.yaml").write_text("model: m\n")
+        (tmp_path / "common.yaml").chmod(0)
+        assert errors(tmp_path, "base: common.yaml\n") == ["common.yaml:1:1: cannot be read: Permission denied"]
+
+    def test_both_files_are_kept_as_run(self, pytester, write_study, results):
+        (pytester.path / "common.yaml").write_text("n: 2\n")
+        path = write_study(base="common.yaml", n=None, sweep=None)
+        pytester.runpytest_subprocess(path, "-p", "llem").assert_outcomes(passed=2)
+        assert (results.directory / "study.yaml").read_text() == path.read_text()
+        assert (results.directory / "study.base.yaml").read_text() == "n: 2\n"
+
+
+class TestRunners:
+    def test_local_is_where_everything_runs(self, tmp_path):
+        assert load(tmp_path, "model: m\nrunners: {pytorch: local, vllm: docker}").runners == {"vllm": "docker"}
+
+    @pytest.mark.parametrize(
+        ("runners", "told"),
+        [
+            ("local", "1: runners: must be a mapping of engines to runners (got 'local')"),
+            ("{pytroch: local}", "11: runners.pytroch: no engine of that name (did you mean 'pytorch'?)"),
+            ("{pytorch: 7}", "11: runners.pytorch: must be 'local' (got 7)"),
+            ("{pytorch: }", "11: runners.pytorch: must be 'local' (got nothing)"),
+        ],
+    )
+    def test_what_is_none(self, tmp_path, runners, told):
+        assert errors(tmp_path, f"model: m\nrunners: {runners}") == [f"study.yaml:2:{told}"]
+
+    def test_they_do_not_change_the_design(self, tmp_path):
+        plain = load(tmp_path, "model: m").design_hash
+        assert load(tmp_path, "model: m\nrunners: {pytorch: docker}").design_hash == plain
+
+
+class TestEngines:
+    def test_those_of_the_grammar_need_not_be_installed(self, tmp_path):
+        text = (
+            "model: m\nbackend: [pytorch, vllm, tensorrt]\nsweep:\n  precision: [bf16, fp16]\n"
+            "  pytorch.batch_size: [1, 8]\n  vllm.engine.block_size: [16, 32]\n  vllm.sampling.best_of: [2]\n"
+        )
+        configs = [point.config for point in load(tmp_path, text).points]
+        assert [one.backend for one in configs] == ["pytorch"] * 4 + ["vllm"] * 4 + ["tensorrt"] * 2 or sorted(
+            one.backend for one in configs
+        ) == ["pytorch"] * 4 + ["tensorrt"] * 2 + ["vllm"] * 4
+        of_vllm = [one.vllm for one in configs if one.backend == "vllm"]
+        assert [(one.engine, one.sampling) for one in of_vllm if one] == [
+            ({"block_size": size}, {"best_of": 2}) for _ in range(2) for size in (16, 32)
+        ]
+
+    def test_a_class_of_ones_own_is_an_engine(self, tmp_path):
+        text = (
+            "model: m\nbackend: [pytorch, my.engines:Fast]\nmy.engines:Fast: {level: 3}\n"
+            "sweep: {n: [1, 2], my.engines:Fast.depth.inner: [4, 5]}\n"
+        )
+        study = load(tmp_path, text)
+        own = [point.config for point in study.points if point.config.backend != "pytorch"]
+        assert [(one.n, one.engine_section) for one in own] == [
+            (n, {"level": 3, "depth": {"inner": inner}}) for n in (1, 2) for inner in (4, 5)
+        ]
+        assert [point.id for point in study.points][-1] == "backend=my.engines:Fast-n=2-inner=5"
+
+    @pytest.mark.parametrize("name", ["my.engines", ":Fast", "my.engines:", "my engines:Fast", "a:b:c", "1a:B"])
+    def test_what_is_no_class(self, tmp_path, name):
+        [told] = errors(tmp_path, f"model: m\nbackend: '{name}'\n")
+        assert told.startswith(
+            f"study.yaml:2:1: backend: no engine of that name (got '{name}'; there are: pytorch, "
+        )
+
+    def test_a_misspelt_one_is_told_what_was_meant(self, tmp_path):
+        [told] = errors(tmp_path, "model: m\nbackend: pytroch\n")
+        assert told.startswith(
+            "study.yaml:2:1: backend: no engine of that name (did you mean 'pytorch'?) (got 'pyt"
+        )
+
+    @pytest.mark.parametrize("meter", ["zeus", "codecarbon"])
+    def test_former_meters_mean_the_best_there_is_and_that_is_noted(self, tmp_path, meter):
+        study = load(tmp_path, f"model: m\nenergy: {{backend: {meter}}}\nsweep: {{n: [1, 2]}}\n")
+        assert {point.config.energy.backend for point in study.points} == {"auto"}
+        assert notes(tmp_path, study) == [
+            f"study.yaml:2:10: energy.backend: '{meter}' means 'auto' here: the best meter there is"
+        ]
+
+
+STUDY = "model: m\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"
+
+
+class TestRules:
+    @pytest.mark.parametrize("kind", ["skip", "xfail"])
+    @pytest.mark.parametrize(
+        ("where", "fitting"),
+        [
+            ("{precision: fp32}", [2, 3]),
+            ("{batch_size: 8}", [1, 3]),
+            ("{pytorch.batch_size: 8.0}", [1, 3]),
+            ("{precision: fp32, batch_size: 1}", [2]),
+            ("{precision: [bf16, fp32], batch_size: [8, 9]}", [1, 3]),
+            ("{model: m}", [0, 1, 2, 3]),
+            ("{decoder.do_sample: true}", [0, 1, 2, 3]),
+            ("{decoder.do_sample: 1}", []),
+            ("{batch_size: 80}", []),
+        ],
+    )
+    def test_they_fit_by_axis_or_field(self, tmp_path, kind, where, fitting):
+        study = load(tmp_path, f"{STUDY}{kind}: [{{where: {where}, reason: because}}]\n")
+        told = [getattr(point, kind) for point in study.points]
+        assert [index for index, reason in enumerate(told) if reason == "because"] == fitting
+        assert set(told) <= {None, "because"}
+        expected = (
+            [] if fitting else [f"study.yaml:3:{len(kind) + 5}: {kind}[0].where: fits no point of this study"]
+        )
+        assert notes(tmp_path, study) == expected
+
+    def test_without_a_reason_the_rule_is_the_reason(self, tmp_path):
+        study = load(tmp_path, f"{STUDY}skip: [{{where: {{precision: fp32, batch_size: 8}}}}]\n")
+        assert study.points[3].skip == 'precision: "fp32", batch_size: 8'
+
+    def test_they_do_not_change_the_design(self, tmp_path):
+        plain = load(tmp_path, STUDY).design_hash
+        assert load(tmp_path, f"{STUDY}xfail: [{{where: {{precision: fp32}}}}]\n").design_hash == plain
+
+    @pytest.mark.parametrize(
+        ("rule", "told"),
+        [
+            ("skip: fp32", "1: skip: must be a list of {where, reason} (got 'fp32')"),
+            ("skip: [fp32]", "8: skip[0]: must be a mapping (got 'fp32')"),
+            ("skip: [{}]", "8: skip[0].where: is required"),
+            ("skip: [{where: {}}]", "9: skip[0].where: must not be empty (got {})"),
+            ("skip: [{where: 7}]", "9: skip[0].where: must be a mapping (got 7)"),
+            ("skip: [{wher: {}, where: {n: 1}}]", "9: skip[0].wher: unknown key (did you mean 'where'?)"),
+            (
+                "xfail: [{where: {n: 1}, reason: 7}]",
+                "25: xfail[0].reason: must be a string (got 7); put it in quotes",
+            ),
+            (
+                "skip: [{where: {precison: fp32}}]",
+                "17: skip[0].where.precison: is no axis and no field (did you mean",
+            ),
+            ("skip: [{where: {decoder.x: 1}}]", "17: skip[0].where.'decoder.x': is no axis and no field"),
+        ],
+    )
+    def test_what_is_no_rule(self, tmp_path, rule, told):
+        [found] = errors(tmp_path, f"{STUDY}{rule}\n")
+        assert found.startswith(f"study.yaml:3:{told}")
+
+    @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+    def test_pytest_skips_and_expects_failures(self, pytester, write_study, results, workers):
+        write_study(
+            sweep={"noop.fault": ["raise", "none", "exit", "garbage"]},
+            execution={"n_cycles": 1, "cycle_order": "sequential"},
+            skip=[{"where": {"fault": "exit"}, "reason": "no way"}],
+            xfail=[{"where": {"fault": ["raise", "garbage"]}, "reason": "not yet"}],
+        )
+        result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rxXs", *workers)
+        result.assert_outcomes(passed=1, skipped=1, xfailed=1, xpassed=1)
+        result.stdout.fnmatch_lines_random(
+            [
+                "SKIPPED [[]1[]] study.yaml:*: no way",
+                "XFAIL study.yaml::experiment[[]fault=raise[]] - not yet",
+                "XPASS study.yaml::experiment[[]fault=garbage[]] - not yet",
+            ]
+        )
+        assert results.statuses() == {
+            "fault=raise": "skipped",
+            "fault=none": "completed",
+            "fault=exit": "skipped",
+            "fault=garbage": "completed",
+        }
+        manifest = results.manifest
+        assert (manifest["status"], manifest["skipped"], manifest["failed"]) == ("completed", 2, 0)
+        entries = {entry["experiment_id"]: entry for entry in manifest["experiments"]}
+        assert entries["fault=exit"]["reason"] == "no way"
+        assert entries["fault=raise"]["reason"] == "xfail: not yet"
+        assert entries["fault=raise"]["error"]["message"] == "the engine says no"  # what happened is not lost
+        assert entries["fault=none"]["reason"] is None
