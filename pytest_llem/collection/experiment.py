@@ -56,6 +56,7 @@ def _job(study: StudyConfig, planned: Experiment, config: pytest.Config) -> Job:
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
         model_path=[str(folder) for folder in Settings.from_config(config).model_path],
+        python_path=[str(config.rootpath)],
     )
 
 

@@ -48,12 +48,14 @@ class Job:
         config: An ExperimentConfig, as plain data.
         directory: What a dataset's path is relative to.
         model_path: Folders that hold models by name.
+        python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
     """
 
     identity: dict[str, Any]
     config: dict[str, Any]
     directory: str
     model_path: Sequence[str] = ()
+    python_path: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
