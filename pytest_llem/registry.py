@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -24,11 +25,35 @@ def _installed(group: str, path: tuple[str, ...]) -> tuple[str, ...]:
 def load(group: str, name: str) -> Any:
     """Import and return what *name* stands for in *group*.
 
+    Args:
+        group: The entry-point group.
+        name: The name of an entry point, or ``package.module:Class``.
+
     Raises:
-        LookupError: Nothing of that name is installed.
+        LookupError: Nothing of that name is installed, or in that module.
         ImportError: It is, and cannot be imported.
     """
+    if ":" in name:
+        return _attribute(name)
     found = [point for point in entry_points(group=group) if point.name == name]
     if not found:
         raise LookupError(f"{name!r} is not installed (there are: {', '.join(installed(group))})")
     return found[0].load()
+
+
+def _attribute(name: str) -> Any:
+    """Return what ``package.module:Class`` names."""
+    module_name, _, path = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
+        raise LookupError(f"expected package.module:Class (got {name!r})")
+    try:
+        found: Any = import_module(module_name)
+    except ImportError:
+        raise
+    except Exception as error:  # anyone's code: whatever it raises as it is imported, it is not to be had
+        raise ImportError(f"{module_name} raises {type(error).__name__}: {error}") from error
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            raise LookupError(f"there is no {attribute!r} in {module_name}")
+        found = getattr(found, attribute)
+    return found

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("noop_engine")
 
 def run(tmp_path=None, **changes):
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
-    config = ExperimentConfig.model_validate({**fields, **changes})
+    config = ExperimentConfig.model_validate({**fields, "baseline": {"enabled": False}, **changes})
     return ExperimentOrchestrator(config, directory=tmp_path).run()
 
 
@@ -96,6 +96,19 @@ def test_no_meter_at_all_is_said():
     assert result.metrics["energy_j"].reason == "energy: switched off by energy.backend"
 
 
+def test_an_estimate_is_warned_of_unless_it_is_allowed():
+    warning = "energy is estimated from CPU time, not measured"
+    assert warning in run().result.warnings
+    allowed = run(energy={"backend": "estimate", "allow_estimated": True}).result
+    assert warning not in allowed.warnings
+    assert allowed.metrics["energy_j"].method == "estimated"
+
+
+def test_an_energy_split_by_phase_is_refused():
+    with pytest.raises(PreflightError, match=r"^measurement\.prefill_split is not supported yet"):
+        run(measurement={"prefill_split": True})
+
+
 def test_nothing_generated_is_no_division_by_zero():
     result = run(noop={"ids": []}, measurement=NATURAL).result
     assert result.tokens.output_tokens == 0
@@ -111,38 +124,6 @@ def test_tokens_and_padding_are_counted(tmp_path):
     assert tokens.truncated_prompts == 1
     assert tokens.padding_waste == pytest.approx(1 - 11 / 15)
     assert outcome.requests.to_csv().splitlines()[1] == "1,0,4,2,10.0000,2.0000,12.0000"
-
-
-def test_prompts_from_a_jsonl_file(tmp_path):
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "abc"}\n\n{"text": "de", "id": 3}\n')
-    assert run(tmp_path, dataset="prompts.jsonl", n=2).result.tokens.input_tokens == 5
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("few.txt", "one\n", r"dataset 'few.txt' holds 1 prompts, and the experiment asks for n: 2"),
-        ("bad.jsonl", '{"prompt": "a"}\n{"answer": 1}\n', r"bad.jsonl:2: expected a JSON object with a string"),
-        ("bad.jsonl", "[1]\n", r"bad.jsonl:1: expected a JSON object"),
-        ("prompts.csv", "a", r"dataset 'prompts.csv': expected 'synthetic', or a .txt or .jsonl file"),
-        ("missing.txt", None, r"dataset 'missing.txt' cannot be read: .*No such file"),
-        ("latin.txt", b"\xff\n", r"dataset 'latin.txt' cannot be read: .*decode"),
-    ],
-)
-def test_a_dataset_that_cannot_be_used_is_one_clear_line(tmp_path, name, content, message):
-    if content is not None:
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(PreflightError, match=message):
-        run(tmp_path, dataset=name)
-
-
-def test_an_unreadable_dataset_is_told_before_the_engine_is_loaded(tmp_path):
-    phases = []
-    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
-    config = ExperimentConfig.model_validate({**fields, "dataset": "missing.txt"})
-    with pytest.raises(PreflightError):
-        ExperimentOrchestrator(config, directory=tmp_path, on_phase=phases.append).run()
-    assert phases == []
 
 
 def test_an_engine_that_generates_other_lengths_than_asked_is_refused():

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pytest_llem import run_experiment
-from pytest_llem.backends.protocol import EngineContext, PreflightError
-from pytest_llem.backends.pytorch import Generated, PyTorchEngine
+from pytest_llem.backends import loading
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.backends.pytorch import Generated
+from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.results.metrics import CATALOGUE
-from pytest_llem.study.config import ExperimentConfig
+from tests.support.tiny import GREEDY, NATURAL, PROMPTS, TINY, engine, generate, outputs
 
 torch = pytest.importorskip("torch")
-
-TINY = {
-    "model": "builtin:tiny-llama",
-    "n": 3,
-    "max_input_tokens": 8,
-    "max_output_tokens": 6,
-    "warmup": {"enabled": False},
-    "measurement": {"min_window_seconds": 0},
-}
-
-
-def engine(**changes):
-    made = PyTorchEngine(ExperimentConfig.model_validate({**TINY, **changes}), EngineContext())
-    made.fetch()
-    made.load()
-    return made
-
-
-def generate(made, prompts):
-    made.seed(0)
-    return [request for batch in made.prepare(prompts) for request in made.requests(batch, made.generate(batch))]
+transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +90,18 @@ def test_settings_reach_the_model(changes, setting, value):
         ({"decoder": {"top_p": 0.5}}, {"top_p": 0.5}),
         ({"decoder": {"min_p": 0.1}}, {"min_p": 0.1}),
         ({"decoder": {"repetition_penalty": 1.3}}, {"repetition_penalty": 1.3}),
+        ({"decoder": {"preset": "factual"}}, {"temperature": 0.3, "top_k": 10, "do_sample": True}),
+        ({"decoder": {"min_new_tokens": 4}, "measurement": NATURAL}, {"min_new_tokens": 4, "eos_token_id": 2}),
+        ({"decoder": {"min_new_tokens": 4}}, {"min_new_tokens": None, "eos_token_id": None}),
+        ({"pytorch": {"no_repeat_ngram_size": 2}}, {"no_repeat_ngram_size": 2}),
+        ({"pytorch": {"num_beams": 2}}, {"num_beams": 2, "early_stopping": False, "length_penalty": 1.0}),
+        ({"pytorch": {"num_beams": 2, "early_stopping": True}}, {"early_stopping": True}),
+        ({"pytorch": {"num_beams": 2, "length_penalty": 0.5}}, {"length_penalty": 0.5}),
+        ({"pytorch": {"prompt_lookup_num_tokens": 3}}, {"prompt_lookup_num_tokens": 3}),
+        (
+            {"passthrough_kwargs": {"typical_p": 0.5, "suppress_tokens": [7]}},
+            {"typical_p": 0.5, "suppress_tokens": [7]},
+        ),
         ({"pytorch": {"use_cache": False}}, {"use_cache": False}),
         ({"pytorch": {"cache_implementation": "static"}}, {"cache_implementation": "static"}),
         ({"dataset": {"output_len": 2}}, {"max_new_tokens": 2}),
@@ -119,7 +115,9 @@ def test_generation_options_reach_generate(changes, expected, monkeypatch):
     requests = generate(made, [[5, 6, 7]])
     used = seen["generation_config"].to_dict()
     assert {name: used[name] for name in expected} == expected
-    assert len(requests[0].output_ids) == expected.get("max_new_tokens", 6)
+    assert json.loads(made.describe().model_dump_json())["settings"]["generation"]
+    if not expected.get("eos_token_id"):
+        assert len(requests[0].output_ids) == expected.get("max_new_tokens", 6)
 
 
 def test_greedy_is_not_sampled():
@@ -130,9 +128,190 @@ def test_greedy_is_not_sampled():
     assert greedy.requests(batch, greedy.generate(batch))[0].output_ids == one[0].output_ids
 
 
-def test_a_missing_attention_kernel_is_named():
-    with pytest.raises(PreflightError, match=r"(?i)flash.?att"):
-        engine(pytorch={"attn_implementation": "flash_attention_2"})
+def test_a_temperature_of_0_is_greedy():
+    cold = engine(decoder={"temperature": 0}, precision="fp32")
+    assert outputs(cold) == outputs(engine(**GREEDY))
+    sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    assert {name: getattr(cold._generation, name) for name in sampling} == sampling
+
+
+def test_what_has_no_effect_is_not_passed_and_nothing_warns(caplog, monkeypatch):
+    """transformers would log that flags are ignored."""
+    monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
+    made = engine(
+        decoder={"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1},
+        pytorch={"early_stopping": True, "length_penalty": 2.0},
+    )
+    outputs(made)
+    assert [record.message for record in caplog.records if record.name.startswith("transformers")] == []
+    assert made._generation.early_stopping is made._generation.length_penalty is None
+
+
+# ---- beams, speculation, compilation: against transformers itself ----
+
+
+def directly(prompts, batch_size=1, **arguments):
+    """Return what a plain ``generate`` of the same model gives for prompts of equal length."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama(), dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    found = []
+    for start in range(0, len(prompts), batch_size):
+        ids = torch.tensor(prompts[start : start + batch_size])
+        mask = torch.ones_like(ids)
+        given = model.generate(ids, attention_mask=mask, pad_token_id=0, max_new_tokens=6, **arguments)
+        found += given[:, ids.shape[1] :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_beams_give_what_generate_gives(batch_size):
+    prompts = [prompt[:3] for prompt in PROMPTS]
+    beams = {"num_beams": 3, "length_penalty": 0.7, "early_stopping": True}
+    made = engine(**GREEDY, pytorch={**beams, "batch_size": batch_size})
+    found = outputs(made, prompts)
+    assert found == directly(prompts, batch_size, do_sample=False, **beams)
+    assert found != outputs(engine(**GREEDY), prompts), "and not what no beams give"
+    assert [len(one) for one in found] == [6, 6, 6]
+
+
+def test_beams_of_prompts_of_many_lengths_are_padded_for_nothing():
+    alone = outputs(engine(**GREEDY, pytorch={"num_beams": 2}))
+    together = outputs(engine(**GREEDY, pytorch={"num_beams": 2, "batch_size": 3}))
+    assert alone == together
+
+
+def test_a_beam_that_ends_early_counts_up_to_its_end(monkeypatch):
+    """Every fourth row or so ends where the model is made to like its end token; the rest of it is padding."""
+    made = engine(**GREEDY, measurement=NATURAL, pytorch={"num_beams": 2, "batch_size": 3})
+    forward = made._model.forward
+
+    def ending(*args, **kwargs):
+        given = forward(*args, **kwargs)
+        # A row whose best token is even wants to end; the bonus is the same for its beams.
+        given.logits[..., 2] += torch.where(given.logits.argmax(-1) % 2 == 0, 30.0, -30.0)
+        return given
+
+    monkeypatch.setattr(made._model, "forward", ending)
+    batch = made.prepare(PROMPTS)[0]
+    generated = made.generate(batch)
+    requests = made.requests(batch, generated)
+    rows = generated.sequences[:, batch.input_ids.shape[1] :].tolist()
+    lengths = [len(one.output_ids) for one in requests]
+    assert min(lengths) < max(lengths), "some row ended before another"
+    for request, row in zip(requests, rows, strict=True):
+        assert request.output_ids == row[: len(request.output_ids)]
+        assert 2 not in request.output_ids[:-1]
+        assert request.output_ids[-1] == 2 or len(request.output_ids) == 6
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
+def test_tokens_that_do_not_come_one_by_one_have_no_latencies(options):
+    result = run_experiment({**TINY, "pytorch": options})
+    assert result.tokens.output_tokens == 18
+    for name in ("ttft_p50_ms", "itl_p99_ms", "e2e_p50_ms"):
+        metric = result.metrics[name]
+        assert metric.value is None
+        assert ("beam" if "num_beams" in options else "speculative") in metric.reason
+    assert result.metrics["output_tokens_per_second"].value > 0
+
+
+def test_drafts_from_the_prompt_change_no_token(monkeypatch):
+    made = engine(**GREEDY, pytorch={"prompt_lookup_num_tokens": 3})
+    steps = []
+    forward = made._model.forward
+    monkeypatch.setattr(made._model, "forward", lambda **given: steps.append(1) or forward(**given))
+    assert outputs(made) == outputs(engine(**GREEDY))
+    assert len(steps) < 18, "some step brought more than one token"
+
+
+def test_speculation_that_is_passed_through_has_no_latencies_either():
+    made = engine(**GREEDY, passthrough_kwargs={"assistant_early_exit": 2})
+    (one,) = generate(made, PROMPTS[:1])
+    assert (one.ttft_s, list(one.itl_s), one.e2e_s) == (None, [], None)
+    assert list(one.output_ids) == outputs(engine(**GREEDY))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_a_compiled_forward_gives_the_same_tokens():
+    made = engine(**GREEDY, pytorch={"torch_compile": True, "torch_compile_backend": "eager"})
+    torch._dynamo.utils.counters.clear()
+    assert outputs(made, PROMPTS[:1]) == outputs(engine(**GREEDY), PROMPTS[:1])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "it was compiled"
+    settings = made.describe().settings
+    assert settings["torch_compile"] == {"mode": "default", "backend": "eager"}
+    assert settings["generation"]["disable_compile"] is True
+    assert engine(**GREEDY).describe().settings["torch_compile"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inductor_gives_the_same_tokens():
+    made = engine(**GREEDY, max_output_tokens=2, pytorch={"torch_compile": True})
+    assert outputs(made, PROMPTS[:1]) == outputs(engine(**GREEDY, max_output_tokens=2), PROMPTS[:1])
+    assert made.describe().settings["torch_compile"] == {"mode": "default", "backend": "inductor"}
+
+
+def test_mode_and_backend_are_passed_as_given(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(torch, "compile", lambda forward, **given: seen.update(given) or forward)
+    engine(
+        pytorch={
+            "torch_compile": True,
+            "torch_compile_mode": "max-autotune",
+            "torch_compile_backend": "cudagraphs",
+        }
+    )
+    assert seen == {"mode": "max-autotune", "backend": "cudagraphs"}
+
+
+# ---- chat ----
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(tmp_path):
+    """Return a copy of the tiny model with a chat template."""
+
+    def make(template):
+        folder = tmp_path / "chatty"
+        folder.mkdir()
+        for file in tiny_llama().iterdir():
+            (folder / file.name).symlink_to(file)
+        (folder / "chat_template.jinja").write_text(template)
+        return str(folder)
+
+    return make
+
+
+def test_chat_puts_the_prompt_into_the_models_template(chatty, tmp_path, tiny):
+    made = engine(model=chatty(TEMPLATE), prompt_format="chat", dataset="prompts.txt")
+    assert made.encode("hi") == tiny._tokenizer("<user>hi<a>", add_special_tokens=False)["input_ids"]
+    assert tiny.encode("hi") == tiny._tokenizer("hi")["input_ids"]
+
+
+def test_a_chat_prompt_that_is_cut_counts_as_cut(chatty, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a\nbc\nd\n")
+    fields = {**TINY, "model": chatty(TEMPLATE), "dataset": "prompts.txt", "max_input_tokens": 10}
+    chat = run_experiment({**fields, "prompt_format": "chat"})
+    assert (chat.tokens.truncated_prompts, chat.tokens.input_tokens) == (1, 10 + 10 + 10)
+    raw = run_experiment(fields)
+    assert (raw.tokens.truncated_prompts, raw.tokens.input_tokens) == (0, 2 + 3 + 2)
+
+
+def test_a_model_without_a_chat_template_is_refused_before_its_weights_are_loaded(monkeypatch):
+    monkeypatch.setattr(loading, "load_model", lambda *given: pytest.fail("loaded"))
+    with pytest.raises(PreflightError, match=r"^model 'builtin:tiny-llama' has no chat template: "):
+        engine(prompt_format="chat", dataset="prompts.txt")
+
+
+def test_a_template_that_takes_no_prompt_is_one_line(chatty):
+    with pytest.raises(PreflightError, match=r"^the chat template of model .* does not take a prompt: no users"):
+        engine(model=chatty("{{ raise_exception('no users') }}"), prompt_format="chat", dataset="prompts.txt")
 
 
 def test_special_tokens_are_no_synthetic_prompt(tiny):
@@ -151,7 +330,7 @@ def test_run_experiment_runs_here():
     assert result.tokens.output_tokens == 18
     assert set(result.metrics) == set(CATALOGUE)
     missing = {name for name, metric in result.metrics.items() if metric.value is None}
-    assert missing <= {"gpu_energy_j", "dram_energy_j"}
+    assert missing - {"gpu_energy_j", "dram_energy_j"} == {"idle_context_w", "active_energy_j"}
     assert all(result.metrics[name].reason for name in missing)
     metrics = {name: metric.value for name, metric in result.metrics.items()}
     assert metrics["output_tokens_per_second"] == pytest.approx(18 / metrics["seconds"])

@@ -51,18 +51,20 @@ class RequestRecord:
 
 
 class Engine(Protocol):
-    """Runs a model. Found by name under the entry-point group ``pytest_llem.backends``, and made as
-    ``Engine(config, context)`` in the experiment's own process, where alone it may import what it needs.
+    """Runs a model. Found by name under the entry-point group ``pytest_llem.backends``, or as
+    ``package.module:Class``, and made as ``Engine(config, context)`` in the experiment's own process, where
+    alone it may import what it needs.
 
     ``config.engine_section`` is what the study says to it; unknown options are its to refuse. It honours
-    ``config.precision``, ``config.decoder``, ``config.workload.output_len`` and ``measurement.length_mode``
-    (``fixed``: exactly that many tokens, whatever the model would end with).
+    ``config.precision``, ``config.decoder``, ``config.prompt_format``, ``config.workload.output_len`` and
+    ``measurement.length_mode`` (``fixed``: exactly that many tokens, whatever the model would end with). What it
+    does not support, such as ``config.lora`` or an argument of ``config.passthrough_kwargs``, it refuses.
 
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.
     """
 
-    #: UUIDs of the GPUs it runs on, empty on a CPU. Known from the start.
+    #: UUIDs of the GPUs it may run on, empty on a CPU. Known from the start, for the meters.
     gpus: Sequence[str]
 
     #: Why its requests have no latencies; null where they do.
@@ -86,14 +88,17 @@ class Engine(Protocol):
         """Load the model.
 
         Raises:
-            PreflightError: Something that loading it needs is not installed.
+            PreflightError: Something that loading it needs is not installed, or the model cannot be used as the
+                experiment has it.
         """
 
     def describe(self) -> EngineRecord:
         """Return what runs, as it is after ``load``."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a prompt, special tokens included."""
+        """Return the token ids of a prompt, special tokens and, with ``prompt_format: chat``, the model's chat
+        template included.
+        """
 
     def vocabulary(self) -> Sequence[int]:
         """Return the token ids a synthetic prompt may hold: no special ones."""

@@ -10,18 +10,20 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
+from transformers import AutoTokenizer, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
+from pytest_llem.backends import generation, loading
 from pytest_llem.backends.models import ModelSource, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.backends.protocol import EngineContext, PreflightError, RequestRecord
+from pytest_llem.backends.refusals import one_line, told_plainly
+from pytest_llem.backends.requirements import unmet
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.models import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from pytest_llem.study.engines import PyTorchConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Generated:
     Attributes:
         sequences: [prompts, longest + generated] token ids, on the device.
         started: When it was called, on the performance counter, in seconds.
-        token_times: When each position's tokens reached the host, likewise.
+        token_times: When each position's tokens reached the host, likewise; empty where nobody could tell.
     """
 
     sequences: torch.Tensor
@@ -74,99 +76,87 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # untyped there
 
 
 class PyTorchEngine:
-    """The engine ``pytorch``: one model on one device, batches of ``pytorch.batch_size`` prompts."""
-
-    no_latency: str | None = None
+    """The engine ``pytorch``: one model, batches of ``pytorch.batch_size`` prompts."""
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        if missing := unmet(config):
+            raise PreflightError("; ".join(missing))
         self._config = config
-        self._options = config.engine_section
+        self._options = config.pytorch or PyTorchConfig()
         self._context = context
-        self._device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        self.gpus: list[str] = []
-        if self._device.type == "cuda":
-            properties = torch.cuda.get_device_properties(self._device)
-            self.gpus = [f"GPU-{properties.uuid}"]
+        self._indices = loading.possible_gpus(self._options)
+        cache = self._options.cache_implementation or ""
+        if cache.startswith("offloaded") and not self._indices:
+            raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and has none")
+        self._device = torch.device("cuda", self._indices[0]) if self._indices else torch.device("cpu")
+        self.gpus = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in self._indices]
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         transformers_logging.disable_progress_bar()
+        # Only the special tokens are still the model's to say: a mistake is told before it is even fetched.
+        self._generation = self._generation_config(generation.SpecialTokens())
+        self.no_latency = generation.no_latency(self._generation)
         self._model: Any = None
         self._tokenizer: Any = None
-        self._generation: Any = None
         self._source: ModelSource | None = None
 
+    def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
+        with told_plainly("generate cannot do what the experiment asks for"):
+            return generation.generation_config(self._config, tokens)
+
     def fetch(self) -> None:
-        self._source = resolve_model(self._config.model, self._context.model_path, self._options["revision"])
+        self._source = resolve_model(self._config.model, self._context.model_path, self._options.revision)
 
     def load(self) -> None:
-        config, options, source = self._config, self._options, self._source
+        config, source = self._config, self._source
         assert source is not None, "fetch first"
-        origin = {"revision": options["revision"]} if options["revision"] else {}
-        origin["trust_remote_code"] = options["trust_remote_code"]
-        self._tokenizer = AutoTokenizer.from_pretrained(source.location, **origin)
-        attention = options["attn_implementation"]
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source.location,
-                dtype=DTYPES[config.precision],
-                **({"attn_implementation": attention} if attention else {}),
-                **origin,
-            )
-        except ImportError as error:  # how transformers reports an attention kernel that is not installed
-            raise PreflightError(" ".join(str(error).split())) from error
-        self._model = model.to(self._device).eval()
-        self._generation = self._generation_config()
+        with told_plainly(f"the tokenizer of model {config.model!r} cannot be loaded"):
+            self._tokenizer = AutoTokenizer.from_pretrained(source.location, **loading.origin(self._options))
+        self._try_template()
+        self._model = loading.load_model(source, config, self._device)
+        self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
+        self._generation = self._generation_config(generation.SpecialTokens.of(self._model, self._tokenizer))
         # Unset fields of a call's configuration are filled from the model's own: make it ours.
         self._model.generation_config = self._generation
         self.synchronize()
 
-    def _generation_config(self) -> Any:
-        config, decoder = self._config, self._config.decoder
-        natural = config.measurement.length_mode == "natural"
-        own = self._model.generation_config
-        sampling = {}
-        if decoder.do_sample:
-            sampling = {"temperature": decoder.temperature, "top_k": decoder.top_k, "top_p": decoder.top_p}
-            if decoder.min_p is not None:
-                sampling["min_p"] = decoder.min_p
-        eos = own.eos_token_id if own.eos_token_id is not None else self._tokenizer.eos_token_id
-        return GenerationConfig(
-            max_new_tokens=config.workload.output_len,
-            do_sample=decoder.do_sample,
-            repetition_penalty=decoder.repetition_penalty,
-            use_cache=self._options["use_cache"],
-            cache_implementation=self._options["cache_implementation"],
-            bos_token_id=own.bos_token_id,
-            # Without an end-of-sequence token every sequence runs to its full length.
-            eos_token_id=eos if natural else None,
-            pad_token_id=self._pad_id(eos),
-            **sampling,
-        )
-
-    def _pad_id(self, eos: int | Sequence[int] | None) -> int:
-        for candidate in (self._tokenizer.pad_token_id, self._model.generation_config.pad_token_id, eos):
-            if candidate is not None:
-                return int(candidate if isinstance(candidate, int) else candidate[0])
-        return 0
+    def _try_template(self) -> None:
+        """See that prompts can be put as the experiment has them."""
+        if self._config.prompt_format != "chat":
+            return
+        name = self._config.model
+        if not self._tokenizer.chat_template:
+            raise PreflightError(f"model {name!r} has no chat template: take prompt_format: raw, or another model")
+        try:
+            self.encode("Hello")
+        except Exception as error:  # a template is the model's own little program
+            message = f"the chat template of model {name!r} does not take a prompt: {one_line(error)}"
+            raise PreflightError(message) from error
 
     def describe(self) -> EngineRecord:
-        model, source = self._model, self._source
+        model, source, options = self._model, self._source, self._options
         assert source is not None, "load first"
-        cuda = self._device.type == "cuda"
+        gpus = loading.used_gpus(model)
         versions = {name: package_version(name) for name in ("torch", "transformers", "tokenizers")}
+        if options.load_in_4bit or options.load_in_8bit:
+            versions["bitsandbytes"] = package_version("bitsandbytes")
         if torch.version.cuda:
             versions["cuda"] = torch.version.cuda
+        placed = getattr(model, "hf_device_map", None)
         return EngineRecord(
             name="pytorch",
             versions={name: found for name, found in versions.items() if found},
-            device=self._device.type,
-            device_names=[torch.cuda.get_device_name(self._device)] if cuda else [],
+            device="cuda" if gpus else "cpu",
+            device_names=[torch.cuda.get_device_name(index) for index in gpus],
             settings={
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "attn_implementation": model.config._attn_implementation,
+                "torch_compile": loading.compilation(options),
+                "quantization": loading.quantised(model),
+                "hf_device_map": {name: str(place) for name, place in placed.items()} if placed else None,
                 "architecture": type(model).__name__,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "parameters": model.num_parameters(),
                 "num_threads": torch.get_num_threads(),
-                "generation": self._generation.to_diff_dict(),
+                "generation": generation.as_data(self._generation),
             },
             model_source=source.kind,
             model_revision=getattr(model.config, "_commit_hash", None),
@@ -174,6 +164,10 @@ class PyTorchEngine:
         )
 
     def encode(self, text: str) -> list[int]:
+        if self._config.prompt_format == "chat":
+            said = [{"role": "user", "content": text}]
+            chat = self._tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)
+            return list(chat["input_ids"])
         return list(self._tokenizer(text)["input_ids"])
 
     def vocabulary(self) -> Sequence[int]:
@@ -186,7 +180,7 @@ class PyTorchEngine:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:
-        size = self._options["batch_size"]
+        size = self._options.batch_size
         return [self._batch(prompts[start : start + size]) for start in range(0, len(prompts), size)]
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
@@ -208,34 +202,30 @@ class PyTorchEngine:
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def generate(self, batch: Batch) -> Generated:
         clock = _TokenClock()
+        watch = {} if self.no_latency else {"streamer": clock}
         started = time.perf_counter()
-        sequences = self._model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            generation_config=self._generation,
-            streamer=clock,
-        )
+        with told_plainly("generate cannot do what the experiment asks for"):
+            sequences = self._model.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                generation_config=self._generation,
+                **watch,
+            )
         return Generated(sequences, started, clock.times)
 
     def synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        for index in self._indices:
+            torch.cuda.synchronize(index)
 
     def requests(self, batch: Batch, generated: Generated) -> list[RequestRecord]:
         eos = self._generation.eos_token_id
         ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
         new = generated.sequences[:, batch.input_ids.shape[1] :].tolist()
-        times = generated.token_times
         return [
-            RequestRecord(
-                input_tokens=length,
-                output_ids=ids[:end],
-                ttft_s=times[0] - generated.started,
-                itl_s=[after - before for before, after in pairwise(times[:end])],
-                e2e_s=times[end - 1] - generated.started,
+            _request(
+                length, ids[: next((at for at, token in enumerate(ids, 1) if token in ends), None)], generated
             )
             for length, ids in zip(batch.lengths, new, strict=True)
-            for end in [next((at for at, token in enumerate(ids, 1) if token in ends), len(ids))]
         ]
 
     def model_memory_bytes(self) -> int:
@@ -243,15 +233,28 @@ class PyTorchEngine:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def reset_peak_memory(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
+        for index in self._indices:
+            torch.cuda.reset_peak_memory_stats(index)
+        if not self._indices:
             reset_peak_rss()
 
     def peak_memory_bytes(self) -> int | None:
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
+        if self._indices:
+            return int(sum(torch.cuda.max_memory_allocated(index) for index in self._indices))
         return peak_rss_bytes()
 
     def close(self) -> None:
         self._model = None
+
+
+def _request(input_tokens: int, output_ids: Sequence[int], generated: Generated) -> RequestRecord:
+    times = generated.token_times[: len(output_ids)]
+    if not times:
+        return RequestRecord(input_tokens, output_ids)
+    return RequestRecord(
+        input_tokens,
+        output_ids,
+        ttft_s=times[0] - generated.started,
+        itl_s=[after - before for before, after in pairwise(times)],
+        e2e_s=times[-1] - generated.started,
+    )

@@ -1,5 +1,95 @@
-from pytest_llem.study.config import ExperimentConfig
+"""What keeps an experiment of the engine ``pytorch`` from running here, known without loading torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from pytest_llem.study.config import DecoderConfig, ExperimentConfig
+from pytest_llem.study.engines import PyTorchConfig
+
+PREFILL_SPLIT = "measurement.prefill_split is not supported yet: leave it out"
+
+#: Attention kernels and the packages of which one has to be there: by module, and as pip calls it. transformers
+#: takes a kernel from the hub where ``kernels`` is installed.
+ATTENTION = {
+    "flash_attention_2": (("flash_attn", "flash-attn"), ("kernels", "kernels")),
+    "flash_attention_3": (("flash_attn_interface", "flash-attn-3"), ("kernels", "kernels")),
+}
+
+#: Arguments of transformers' GenerationConfig that a field of another name decides.
+FIELDS = {
+    "max_new_tokens": "max_output_tokens",
+    "max_length": "max_output_tokens",
+    "min_length": "decoder.min_new_tokens",
+    "compile_config": "pytorch.torch_compile",
+    **{name: f"decoder.{name}" for name in DecoderConfig.model_fields},
+    **{name: f"pytorch.{name}" for name in PyTorchConfig.model_fields},
+}
+
+_MODEL = "the model and measurement.length_mode decide it"
+_ENDS = "it would end sequences where token counts cannot see it; max_output_tokens limits their length"
+_NOT_KEPT = "nothing of it would be kept"
+
+#: Those that the engine has to decide itself, and why.
+OWN = {
+    "num_return_sequences": "every prompt has one answer, or figures per request would be wrong",
+    "eos_token_id": _MODEL,
+    "pad_token_id": _MODEL,
+    "bos_token_id": _MODEL,
+    "max_time": _ENDS,
+    "stop_strings": _ENDS,
+    "token_healing": "it would change the prompts",
+    "is_assistant": "the model drafts for no other",
+    **dict.fromkeys(
+        (
+            "return_dict_in_generate",
+            "output_scores",
+            "output_logits",
+            "output_attentions",
+            "output_hidden_states",
+        ),
+        _NOT_KEPT,
+    ),
+}
 
 
 def unmet(config: ExperimentConfig) -> list[str]:
-    return []
+    """Return what keeps *config* from running in this environment, a sentence each, with what to do about it.
+
+    Nothing is imported for it: what is only found to be wrong with the model at hand, or by transformers, is told
+    when the engine loads.
+    """
+    return list(_unmet(config, config.pytorch or PyTorchConfig()))
+
+
+def _unmet(config: ExperimentConfig, options: PyTorchConfig) -> Iterator[str]:
+    if config.lora is not None:
+        yield "lora is not supported yet: leave it out, or name a model with the adapter merged into it"
+    if config.measurement.prefill_split:
+        yield PREFILL_SPLIT
+    if options.num_processes > 1:
+        yield f"pytorch.num_processes {options.num_processes} is not supported yet: leave it at 1"
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(options, name):
+            yield from _missing(f"pytorch.{name}", "bitsandbytes", "accelerate")
+    if options.device_map is not None:
+        yield from _missing("pytorch.device_map", "accelerate")
+    if options.cache_implementation == "paged":
+        yield "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out"
+    attention = options.attn_implementation or ""
+    kernels = ATTENTION.get(attention, ())
+    if kernels and not any(find_spec(module) for module, _ in kernels):
+        packages = " or ".join(package for _, package in kernels)
+        yield f"pytorch.attn_implementation {attention!r} needs {packages}: pip install {kernels[0][1]}"
+    for name in config.passthrough_kwargs or {}:
+        if name in FIELDS:
+            yield f"passthrough_kwargs.{name}: use {FIELDS[name]}"
+        elif name in OWN:
+            yield f"passthrough_kwargs.{name} cannot be given: {OWN[name]}"
+
+
+def _missing(field: str, *packages: str) -> Iterator[str]:
+    absent = [package for package in packages if not find_spec(package)]
+    if absent:
+        yield f"{field} needs {' and '.join(absent)}: pip install {' '.join(absent)}"

@@ -72,6 +72,7 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
         model_path=[str(folder) for folder in Settings.from_config(item.config).model_path],
+        python_path=[str(item.config.rootpath)],
         gap=gap.model_dump(mode="json") if gap else None,
     )
 

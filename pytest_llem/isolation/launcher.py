@@ -49,6 +49,7 @@ class Job:
         directory: What a dataset's path is relative to.
         model_path: Folders that hold models by name.
         gap: A GapRecord, as plain data: the idle time before.
+        python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
     """
 
     identity: dict[str, Any]
@@ -56,6 +57,7 @@ class Job:
     directory: str
     model_path: Sequence[str] = ()
     gap: dict[str, Any] | None = None
+    python_path: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def main(attempt: str, events: Connection, output: Connection, parent: int) -> N
 def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -> None:
     """Run *job* and leave its result in *directory*."""
     announce("importing")
+    sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.results.models import GapRecord, Identity

@@ -108,7 +108,12 @@ def window_record(window: Window) -> WindowRecord:
 
 
 def find_warnings(
-    window: Window, warmup: WarmupRecord | None, engine: EngineRecord, refusals: Mapping[str, str]
+    window: Window,
+    warmup: WarmupRecord | None,
+    engine: EngineRecord,
+    refusals: Mapping[str, str],
+    *,
+    allow_estimated: bool = False,
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each.
 
@@ -117,12 +122,13 @@ def find_warnings(
         warmup: What went before, if anything.
         engine: What ran.
         refusals: Why a meter could not be used, by its name.
+        allow_estimated: An estimate of the energy is what was asked for.
     """
     account, total = window.account, window.account.total
     found = [f"meter {name}: {why}" for name, why in refusals.items()]
     if total.energy_j is None and not refusals:
         found.append(f"no energy: {total.reason}")
-    if total.method == "estimated":
+    if total.method == "estimated" and not allow_estimated:
         found.append("energy is estimated from CPU time, not measured")
     if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")

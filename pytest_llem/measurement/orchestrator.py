@@ -9,8 +9,10 @@ from pathlib import Path
 
 from pytest_llem import registry
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
-from pytest_llem.energy.account import Meters
+from pytest_llem.backends.requirements import PREFILL_SPLIT
+from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement import accounting
+from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
@@ -69,11 +71,19 @@ class ExperimentOrchestrator:
         meters = self._meters(engine)
         try:
             self.on_phase("loading")
-            load_metrics = _load(engine, meters)
+            load_metrics, load_energy = _load(engine, meters)
             self.on_phase("preparing")
             workload = build_workload(config, engine, texts)
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
+            baseline = measure_baseline(
+                engine,
+                batches[0],
+                meters,
+                load_energy,
+                config.baseline,
+                on_idle=lambda: self.on_phase("measuring the idle machine"),
+            )
             warmup = warm_up(engine, batches, config.warmup, lambda run: self.on_phase(f"warming up, run {run}"))
             self.on_phase("measuring")
             engine.reset_peak_memory()
@@ -90,6 +100,7 @@ class ExperimentOrchestrator:
                 effective_config=config.model_dump(mode="json"),
                 metrics={
                     **accounting.energy_metrics(window, requests),
+                    **baseline_metrics(baseline, window),
                     **accounting.speed_metrics(window, requests),
                     **requests.latency_metrics(),
                     "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
@@ -98,13 +109,20 @@ class ExperimentOrchestrator:
                 },
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
+                baseline=baseline,
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
                 engine=record,
                 environment=environment(engine.gpus),
                 started_at=started_at,
                 completed_at=now(),
-                warnings=accounting.find_warnings(window, warmup, record, meters.refusals),
+                warnings=accounting.find_warnings(
+                    window,
+                    warmup,
+                    record,
+                    meters.refusals,
+                    allow_estimated=config.energy.allow_estimated,
+                ),
             )
         finally:
             meters.close()
@@ -119,10 +137,18 @@ class ExperimentOrchestrator:
         return meters
 
     def _engine(self) -> Engine:
+        if self.config.measurement.prefill_split:  # no engine's to support
+            raise PreflightError(PREFILL_SPLIT)
         name = self.config.backend
         try:
-            engine: Engine = registry.load(registry.BACKENDS, name)(self.config, self.context)
+            make = registry.load(registry.BACKENDS, name)
         except (LookupError, ImportError) as error:
+            raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
+        if not callable(make):
+            raise PreflightError(f"engine {name!r} cannot be used: it is no class")
+        try:
+            engine: Engine = make(self.config, self.context)
+        except ImportError as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         return engine
 
@@ -132,13 +158,16 @@ def _lone_identity(config: ExperimentConfig) -> Identity:
     return Identity(experiment_id=digest, config_hash=digest)
 
 
-def _load(engine: Engine, meters: Meters) -> dict[str, Metric]:
+def _load(engine: Engine, meters: Meters) -> tuple[dict[str, Metric], Total]:
+    """Load the model, and return what that took: as metrics, and as the meters saw it."""
     meters.begin()
     began = time.perf_counter()
     engine.load()
     engine.synchronize()
     seconds = time.perf_counter() - began
-    return {
+    total = meters.end().total
+    metrics = {
         "load_seconds": metric("load_seconds", seconds),
-        "load_energy_j": accounting.energy("load_energy_j", meters.end().total),
+        "load_energy_j": accounting.energy("load_energy_j", total),
     }
+    return metrics, total

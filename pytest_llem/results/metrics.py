@@ -71,6 +71,10 @@ CATALOGUE: dict[str, Definition] = {
     "tokens_per_joule": Definition("1/J", "higher", "Output tokens / energy_j"),
     "edp_js": Definition("J·s", "lower", "Energy-delay product: energy_j · seconds"),
     "mean_power_w": Definition("W", None, "Mean power over the window"),
+    "idle_context_w": Definition("W", None, "Power while the model is loaded and nothing runs"),
+    "active_energy_j": Definition(
+        "J", "lower", "energy_j less idle_context_w over the seconds metered; below 0 where idling took more"
+    ),
     "gpu_energy_j": Definition("J", "lower", "Energy of a pass, GPU boards"),
     "cpu_energy_j": Definition("J", "lower", "Energy of a pass, CPU packages"),
     "dram_energy_j": Definition("J", "lower", "Energy of a pass, memory"),

@@ -125,6 +125,26 @@ class WarmupRecord(Record):
     cv: float | None = None
 
 
+class BaselineRecord(Record):
+    """Power of the idle machine with the model loaded, before warm-up.
+
+    Attributes:
+        idle_context_w: In W; null where it was not measured.
+        seconds: What the meter covers; null where nothing was measured.
+        method: How it was obtained.
+        source: What it was read from.
+        boundary: What it covers; that of ``energy_j``.
+        reason: Why ``idle_context_w`` is null.
+    """
+
+    idle_context_w: float | None = None
+    seconds: float | None = None
+    method: str = "unavailable"
+    source: str | None = None
+    boundary: str | None = None
+    reason: str | None = None
+
+
 class WindowRecord(Record):
     """The measured window as a whole; metrics are per pass.
 
@@ -186,6 +206,7 @@ class ExperimentResult(Record):
     metrics: dict[str, Metric]
     devices: list[DeviceEnergy] = Field(default_factory=list)
     window: WindowRecord
+    baseline: BaselineRecord | None = None
     warmup: WarmupRecord | None = None
     gap: GapRecord | None = None
     tokens: TokenRecord

@@ -59,7 +59,10 @@ def build_study_result(
 
 def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
     """Return the statistics of every metric over a point's *cycles*."""
-    return {name: _summarise([cycle.metrics[name] for cycle in cycles], name) for name in CATALOGUE}
+    return {
+        name: _summarise([cycle.metrics[name] for cycle in cycles if name in cycle.metrics], name)
+        for name in CATALOGUE
+    }
 
 
 def _summarise(figures: Sequence[Metric], name: str) -> Summary:

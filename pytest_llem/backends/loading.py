@@ -1,0 +1,166 @@
+"""A model of transformers, loaded as an experiment has it, and where it ends up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from pytest_llem.backends.models import ModelSource
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.backends.refusals import one_line, told_plainly
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import PyTorchConfig
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+#: Names for a device map that accelerate works out; any other name is a device.
+WORKED_OUT = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def origin(options: PyTorchConfig) -> dict[str, Any]:
+    """Return what every ``from_pretrained`` is told of where the model is from."""
+    revision = {"revision": options.revision} if options.revision else {}
+    return {**revision, "trust_remote_code": options.trust_remote_code}
+
+
+def load_model(source: ModelSource, config: ExperimentConfig, device: torch.device) -> Any:
+    """Return the model, ready to run.
+
+    Args:
+        source: Where it is.
+        config: The experiment.
+        device: Where it goes, unless ``device_map`` or bitsandbytes decide.
+
+    Raises:
+        PreflightError: It cannot be loaded as it is asked for.
+    """
+    options = config.pytorch or PyTorchConfig()
+    wanted = origin(options) | {"dtype": DTYPES[config.precision]}
+    if options.attn_implementation:
+        wanted["attn_implementation"] = options.attn_implementation
+    if options.load_in_4bit or options.load_in_8bit:
+        wanted["quantization_config"] = _quantisation(options)
+    if options.device_map is not None:
+        wanted["device_map"] = _device_map(options)
+    if options.max_memory:
+        wanted["max_memory"] = {_device(key): size for key, size in options.max_memory.items()}
+    with told_plainly(f"model {config.model!r} cannot be loaded"):
+        model = AutoModelForCausalLM.from_pretrained(source.location, **wanted)
+    # bitsandbytes has put its model where it belongs, and lets nobody move it.
+    if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
+        model = model.to(device)
+    model.eval()
+    if how := compilation(options):
+        _compile(model, how)
+    return model
+
+
+def _quantisation(options: PyTorchConfig) -> BitsAndBytesConfig:
+    names = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return BitsAndBytesConfig(load_in_4bit=options.load_in_4bit, load_in_8bit=options.load_in_8bit, **given)
+
+
+def quantised(model: Any) -> dict[str, Any] | None:
+    """Return how *model* is quantised, None where it is not."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return None
+    found = json.loads(config.to_json_string(use_diff=False))
+    if found.get("quant_method") == "bitsandbytes":  # those of the other number of bits say nothing
+        other = "bnb_4bit" if found.get("load_in_8bit") else "llm_int8"
+        found = {name: value for name, value in found.items() if not name.startswith((other, "_"))}
+    assert isinstance(found, dict)
+    return found
+
+
+def compilation(options: PyTorchConfig) -> dict[str, str] | None:
+    """Return mode and backend of ``torch.compile``, None where nothing is compiled."""
+    if not options.torch_compile:
+        return None
+    return {
+        "mode": options.torch_compile_mode or "default",
+        "backend": options.torch_compile_backend or "inductor",
+    }
+
+
+def _compile(model: Any, how: dict[str, str]) -> None:
+    try:
+        model.forward = torch.compile(model.forward, mode=how["mode"], backend=how["backend"])
+    except RuntimeError as error:  # an unknown mode, or backend
+        raise PreflightError(f"pytorch.torch_compile: {one_line(error)}") from error
+
+
+def possible_gpus(options: PyTorchConfig) -> list[int]:
+    """Return the indices of the GPUs that the model may end up on. Meters have to know before it is loaded.
+
+    Raises:
+        PreflightError: A device is named that is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if options.device_map is None:
+        return [0] if count else []
+    placed = _device_map(options)
+    named = [("device_map", place) for place in placed.values()] if isinstance(placed, dict) else []
+    allowed = [("max_memory", _device(key)) for key in options.max_memory or {}]
+    indices = {field: set[int]() for field in ("device_map", "max_memory")}
+    for field, place in [*named, *allowed]:
+        if (index := _gpu(field, place, count)) is not None:
+            indices[field].add(index)
+    if isinstance(placed, dict):
+        return sorted(indices["device_map"])
+    return sorted(indices["max_memory"]) if allowed else list(range(count))
+
+
+def _gpu(field: str, place: Any, count: int) -> int | None:
+    """Return the index of the GPU that *place* names, None where it names another device."""
+    if place == "disk":
+        return None
+    try:
+        device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    except RuntimeError as error:
+        raise PreflightError(f"pytorch.{field}: {one_line(error)}") from error
+    index = (device.index or 0) if device.type == "cuda" else None
+    if index is not None and index >= count:
+        raise PreflightError(f"pytorch.{field}: there is no GPU {index} ({count} can be seen here)")
+    return index
+
+
+def used_gpus(model: Any) -> list[int]:
+    """Return the indices of the GPUs that *model* is on."""
+    # Parameters that are elsewhere until they are needed tell nothing: their map does.
+    placed = getattr(model, "hf_device_map", None) or {}
+    places = placed.values() if placed else {parameter.device for parameter in model.parameters()}
+    devices = [place if isinstance(place, int) else str(place) for place in places]
+    return sorted(
+        {
+            place if isinstance(place, int) else torch.device(place).index or 0
+            for place in devices
+            if isinstance(place, int) or place.startswith("cuda")
+        }
+    )
+
+
+def input_device(model: Any) -> torch.device:
+    """Return where *model* takes its input ids."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type == "meta":  # brought to its device only while it runs
+        place = embeddings._hf_hook.execution_device
+        device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return device
+
+
+def _device_map(options: PyTorchConfig) -> Any:
+    """Return the device map as accelerate wants it: a name that it works out, or a mapping."""
+    given = options.device_map
+    if isinstance(given, dict):
+        return {module: _device(place) for module, place in given.items()}
+    return given if given in WORKED_OUT else {"": _device(str(given))}
+
+
+def _device(place: int | str) -> int | str:
+    return int(place) if isinstance(place, str) and place.isdecimal() else place

@@ -1,0 +1,48 @@
+"""The engine pytorch on the tiny model, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_llem.backends.protocol import EngineContext, RequestRecord
+from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.study.config import ExperimentConfig
+
+#: An experiment of moments.
+TINY = {
+    "model": "builtin:tiny-llama",
+    "n": 3,
+    "max_input_tokens": 8,
+    "max_output_tokens": 6,
+    "warmup": {"enabled": False},
+    "measurement": {"min_window_seconds": 0},
+    "baseline": {"enabled": False},
+}
+NATURAL = {"length_mode": "natural", "min_window_seconds": 0}
+GREEDY = {"decoder": {"do_sample": False}, "precision": "fp32"}
+PROMPTS = [[5, 6, 7, 5, 6, 7, 5, 6], [9, 9, 9, 9], [40, 41, 42]]
+
+
+def config(**changes: Any) -> ExperimentConfig:
+    """Return the experiment, with changes."""
+    return ExperimentConfig.model_validate({**TINY, **changes})
+
+
+def engine(**changes: Any) -> PyTorchEngine:
+    """Return the engine for the experiment with changes, loaded."""
+    made = PyTorchEngine(config(**changes), EngineContext())
+    made.fetch()
+    made.load()
+    return made
+
+
+def generate(made: PyTorchEngine, prompts: Sequence[Sequence[int]]) -> list[RequestRecord]:
+    """Return what becomes of *prompts*."""
+    made.seed(0)
+    return [request for batch in made.prepare(prompts) for request in made.requests(batch, made.generate(batch))]
+
+
+def outputs(made: PyTorchEngine, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[list[int]]:
+    """Return the tokens that each of *prompts* gets."""
+    return [list(one.output_ids) for one in generate(made, prompts)]

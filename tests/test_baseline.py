@@ -1,0 +1,239 @@
+"""Idle power: who measures it, and what is left of a pass without it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
+from pytest_llem.measurement.window import Window
+from pytest_llem.results.models import BaselineRecord, ExperimentResult
+from pytest_llem.study.config import BaselineConfig
+from tests.conftest import NOOP_STUDY
+from tests.support.powercap import Powercap
+
+#: Shorter than a study may have it.
+SHORT = BaselineConfig.model_construct(enabled=True, duration_seconds=0.2)
+MEASURED = Total(1.0, "measured", "rapl_package", "cpu_package")
+
+
+class Engine:
+    """Notes what is done with it, as the meter does."""
+
+    def __init__(self):
+        self.log = []
+
+    def generate(self, batch):
+        self.log.append(f"generate {batch}")
+
+    def synchronize(self):
+        self.log.append("synchronize")
+
+
+class Meter:
+    """Reads a constant power."""
+
+    def __init__(self, log, watts=50.0, **device):
+        self.log, self.watts = log, watts
+        self.device = {"boundary": "cpu_package", "method": "measured", "source": "rapl_package", **device}
+
+    def begin(self):
+        self.log.append("begin")
+        self.began = time.monotonic()
+
+    def end(self):
+        self.log.append("end")
+        seconds = time.monotonic() - self.began
+        energy_j = None if self.watts is None else self.watts * seconds
+        return Reading((DeviceReading("package-0", energy_j=energy_j, **self.device),), seconds)
+
+    def close(self):
+        pass
+
+
+def baseline(meter: Any = None, loading: Total = MEASURED, config: BaselineConfig = SHORT, **device: Any):
+    engine = Engine()
+    meter = Meter(engine.log, **device) if meter is None else meter
+    meters = Meters({"one": meter} if meter else {})
+    idle = lambda: engine.log.append("idle")  # noqa: E731
+    return measure_baseline(engine, "b", meters, loading, config, on_idle=idle), engine.log
+
+
+def test_it_is_measured_after_one_batch_with_nothing_running():
+    record, log = baseline()
+    assert record.idle_context_w == pytest.approx(50.0)
+    assert record.seconds >= 0.2
+    assert (record.method, record.source, record.boundary) == ("measured", "rapl_package", "cpu_package")
+    assert record.reason is None
+    assert log == ["generate b", "synchronize", "idle", "begin", "end"]
+
+
+def test_a_sampling_meter_measures_too():
+    record, _ = baseline(method="sampled", loading=Total(1.0, "sampled"))
+    assert (record.idle_context_w, record.method) == (pytest.approx(50.0), "sampled")
+
+
+@pytest.mark.parametrize("method", ["estimated", "attributed"])
+def test_a_model_of_the_power_knows_no_idle_machine(method):
+    record, log = baseline(loading=Total(1.0, method, "cpu_time_model", "cpu_package"))
+    assert (record.idle_context_w, record.method) == (None, "unavailable")
+    assert record.reason == f"energy is {method} (cpu_time_model), which tells nothing of an idle machine"
+    assert log == [], "and nobody waits for it"
+
+
+def test_a_meter_that_turns_out_to_estimate_gives_none():
+    record, _ = baseline(loading=Total(None, "unavailable"), method="estimated")
+    assert (record.idle_context_w, record.method) == (None, "unavailable")
+    assert "energy is estimated" in record.reason
+
+
+def test_it_may_be_switched_off():
+    record, log = baseline(config=BaselineConfig(enabled=False))
+    assert (record.idle_context_w, record.reason) == (None, "switched off by baseline.enabled")
+    assert log == []
+
+
+def test_without_a_meter_there_is_none():
+    record, log = baseline(meter=False, loading=Total(None, "unavailable", reason="rapl: permission denied"))
+    assert (record.idle_context_w, record.reason) == (None, "rapl: permission denied")
+    assert log == []
+
+
+def test_a_counter_that_failed_while_loading_has_another_try():
+    record, _ = baseline(loading=Total(None, "unavailable", reason="it did not rise"))
+    assert record.idle_context_w == pytest.approx(50.0)
+
+
+def test_a_counter_that_fails_leaves_none():
+    record, _ = baseline(watts=None, method="unavailable", reason="GPU is lost")
+    assert (record.idle_context_w, record.seconds, record.method) == (None, None, "unavailable")
+    assert "GPU is lost" in record.reason
+
+
+# ---- what is left of a pass ----
+
+IDLE = BaselineRecord(
+    idle_context_w=20.0, seconds=30.0, method="measured", source="nvml_total_energy", boundary="gpu_board"
+)
+
+
+def _metrics(record, energy_j=100.0, method="measured", reason=None):
+    total = Total(energy_j, method, "nvml_total_energy", "gpu_board", reason)
+    return baseline_metrics(record, Window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
+
+
+def test_active_energy_is_a_passs_without_the_idle_one_over_the_metered_seconds():
+    metrics = _metrics(IDLE)
+    active = metrics["active_energy_j"]
+    assert metrics["idle_context_w"].value == 20.0
+    assert metrics["idle_context_w"].boundary == "gpu_board"
+    assert active.value == pytest.approx((100.0 - 20.0 * 2.0) / 4)
+    assert (active.method, active.source, active.boundary) == ("measured", "nvml_total_energy", "gpu_board")
+
+
+def test_it_may_be_below_zero():
+    assert _metrics(IDLE, energy_j=30.0)["active_energy_j"].value == pytest.approx(-2.5)
+
+
+def test_it_claims_no_more_than_its_weakest_part():
+    assert _metrics(IDLE.model_copy(update={"method": "sampled"}))["active_energy_j"].method == "sampled"
+
+
+def test_without_a_baseline_it_is_null_with_the_reason():
+    metrics = _metrics(BaselineRecord(reason="switched off by baseline.enabled"))
+    assert {name: metric.value for name, metric in metrics.items()} == {
+        "idle_context_w": None,
+        "active_energy_j": None,
+    }
+    assert metrics["idle_context_w"].reason == "switched off by baseline.enabled"
+    assert metrics["active_energy_j"].reason == "no baseline: switched off by baseline.enabled"
+    assert {metric.method for metric in metrics.values()} == {"unavailable"}
+
+
+def test_without_an_energy_it_is_null_with_that_reason():
+    active = _metrics(IDLE, None, "unavailable", "GPU is lost")["active_energy_j"]
+    assert (active.value, active.reason) == (None, "GPU is lost")
+
+
+def test_another_boundarys_baseline_is_not_subtracted():
+    active = _metrics(IDLE.model_copy(update={"boundary": "cpu_package"}))["active_energy_j"]
+    assert (active.value, active.method) == (None, "unavailable")
+    assert active.reason == "the baseline covers cpu_package, and the window gpu_board"
+
+
+# ---- a whole experiment ----
+
+
+def _run(phases=None, **changes):
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    config = ExperimentConfig.model_validate({**fields, **changes})
+    note = phases.append if phases is not None else lambda phase: None
+    return ExperimentOrchestrator(config, on_phase=note).run().result
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A package whose counter rises with the clock: 40 W, and 60 W more while the engine generates."""
+    import noop_engine
+
+    busy = [0.0]
+    counter = Powercap(tmp_path / "powercap").zone("intel-rapl:0", "package-0")
+    monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path / "powercap"))
+    read, generate = Path.read_text, noop_engine.NoopEngine.generate
+
+    def read_text(path, *args, **kwargs):
+        if path == counter:
+            return f"{round((40 * time.monotonic() + 60 * busy[0]) * 1e6) % 262_143_328_850}\n"
+        return read(path, *args, **kwargs)
+
+    def timed(self, batch):
+        began = time.monotonic()
+        generated = generate(self, batch)
+        busy[0] += time.monotonic() - began
+        return generated
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(noop_engine.NoopEngine, "generate", timed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("noop_engine", "machine")
+def test_a_run_on_a_machine_whose_power_is_known():
+    phases = []
+    result = _run(
+        phases,
+        energy={"backend": "rapl"},
+        baseline={"duration_seconds": 5},
+        noop={"seconds": 0.1},
+        measurement={"min_window_seconds": 0.5},
+        warmup={"n_warmup": 1, "convergence_detection": False},
+    )
+    assert (
+        phases.index("preparing") < phases.index("measuring the idle machine") < phases.index("warming up, run 1")
+    )
+    assert result.baseline.idle_context_w == pytest.approx(40.0, rel=0.01)
+    assert 5 <= result.baseline.seconds < 10
+    value = {name: metric.value for name, metric in result.metrics.items()}
+    assert value["idle_context_w"] == result.baseline.idle_context_w
+    assert value["mean_power_w"] == pytest.approx(100.0, rel=0.05)
+    idle_j = value["idle_context_w"] * result.window.energy_seconds / result.window.passes
+    assert value["active_energy_j"] == pytest.approx(value["energy_j"] - idle_j)
+    assert value["active_energy_j"] == pytest.approx(60 * value["seconds"], rel=0.1)
+    assert ExperimentResult.model_validate_json(result.model_dump_json()) == result
+
+
+@pytest.mark.usefixtures("noop_engine")
+def test_an_estimate_has_no_baseline_and_waits_for_none():
+    phases = []
+    result = _run(phases)
+    assert "measuring the idle machine" not in phases
+    assert result.metrics["energy_j"].method == "estimated"
+    assert result.baseline.reason == "energy is estimated (cpu_time_model), which tells nothing of an idle machine"
+    assert result.metrics["active_energy_j"].value is None
+    assert result.baseline.reason in result.metrics["active_energy_j"].reason

@@ -1,0 +1,108 @@
+"""An engine of the user's own: a class named in the study, imported in the experiment's process only."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_llem import ExperimentConfig, registry, run_experiment
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.isolation.launcher import Job, run_isolated
+from pytest_llem.results.models import ExperimentResult
+from tests.conftest import NOOP_STUDY
+
+ENGINE = """
+    from noop_engine import NoopEngine
+    from pytest_llem.results.models import EngineRecord
+
+    class Engine(NoopEngine):
+        def describe(self):
+            return EngineRecord(name="mine", device="cpu", settings=self.options)
+
+    NOTHING = None
+"""
+
+FIELDS = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+
+
+@pytest.fixture
+def own(pytester, noop_engine):
+    """Put a package with an engine, and modules that cannot be used, into the folder of the test."""
+    (pytester.path / "mine").mkdir()
+    pytester.makepyfile(
+        **{"mine/__init__": "", "mine/engine": ENGINE, "broken": "import os; os.environ['NO_SUCH_']"}
+    )
+    pytester.makepyfile(wanting="import a_module_that_is_not_there")
+
+
+def test_a_study_names_its_engine(pytester, own, write_study, results):
+    write_study(
+        backend="mine.engine:Engine",
+        sweep={"n": [2, 3]},
+        execution={"n_cycles": 1},
+        **{"mine.engine:Engine": {"size": 2}},
+    )
+    pytester.makeconftest(
+        """
+        import json, pathlib, sys
+
+        def pytest_unconfigure(config):
+            pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
+        """
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
+    result = results.read(results.manifest["experiments"][0]["result_file"])
+    assert result["engine"]["name"] == "mine"
+    assert result["engine"]["settings"] == {"size": 2}
+    assert not [name for name in json.loads((pytester.path / "modules.json").read_text()) if "mine" in name]
+
+
+def test_the_process_finds_it_by_the_python_path(pytester, own):
+    config = ExperimentConfig.model_validate({**FIELDS, "backend": "mine.engine:Engine"})
+    identity = {"experiment_id": "one", "config_hash": "0" * 16}
+    outcomes = [
+        run_isolated(Job(identity, config.model_dump(mode="json"), directory=".", python_path=path))
+        for path in ([str(pytester.path)], [])
+    ]
+    assert outcomes[0].error is None
+    assert ExperimentResult.model_validate_json(outcomes[0].result).engine.name == "mine"
+    error = outcomes[1].error
+    assert (error.kind, error.traceback) == ("preflight", None)
+    assert error.message == "engine 'mine.engine:Engine' cannot be used: No module named 'mine'"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing.here:Engine", "No module named 'nothing'"),
+        ("mine.engine:Engin", "there is no 'Engin' in mine.engine"),
+        ("mine.engine:NOTHING", "it is no class"),
+        ("wanting:Engine", "No module named 'a_module_that_is_not_there'"),
+        ("broken:Engine", "broken raises KeyError: 'NO_SUCH_'"),
+        ("mine.engine:", "expected package.module:Class (got 'mine.engine:')"),
+        (":Engine", "expected package.module:Class (got ':Engine')"),
+        ("mine/engine.py:Engine", "expected package.module:Class (got 'mine/engine.py:Engine')"),
+        ("missing", "'missing' is not installed (there are: "),
+    ],
+)
+def test_an_engine_that_is_not_there_is_one_clear_line(pytester, own, monkeypatch, name, message):
+    pytester.syspathinsert()
+    with pytest.raises(PreflightError) as told:
+        run_experiment({**FIELDS, "backend": name})
+    assert str(told.value).startswith(f"engine {name!r} cannot be used: {message}")
+    assert "\n" not in str(told.value)
+
+
+def test_an_error_in_its_own_code_keeps_its_name(pytester, own):
+    """A KeyError of the engine's is not taken for an engine that is not there."""
+    pytester.makepyfile(clumsy="class Engine:\n    def __init__(self, config, context):\n        {}['size']")
+    pytester.syspathinsert()
+    with pytest.raises(KeyError, match="size"):
+        run_experiment({**FIELDS, "backend": "clumsy:Engine"})
+
+
+def test_a_class_within_a_class_may_be_named(own, pytester):
+    pytester.syspathinsert()
+    pytester.makepyfile(nested="class Outer:\n    class Inner:\n        pass")
+    assert registry.load(registry.BACKENDS, "nested:Outer.Inner").__name__ == "Inner"

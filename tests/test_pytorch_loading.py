@@ -1,0 +1,132 @@
+"""Where the engine pytorch puts a model, and how it quantises it."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llem.backends import loading, requirements
+from pytest_llem.backends.protocol import EngineContext, PreflightError
+from pytest_llem.backends.pytorch import PyTorchEngine
+from tests.support.tiny import GREEDY, config, engine, outputs
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Return what ``from_pretrained`` is given; the model that it gives cannot be moved."""
+    seen = {}
+    real = transformers.AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(location, **given):
+        seen.update(given)
+        plain = {name: given[name] for name in ("dtype", "trust_remote_code")}
+        model = real(location, **plain)
+        if quantised := given.get("quantization_config"):
+            model.config.quantization_config = quantised
+            model.is_loaded_in_4bit = quantised.load_in_4bit
+            model.is_loaded_in_8bit = quantised.load_in_8bit
+        monkeypatch.setattr(model, "to", lambda *args: pytest.fail("it was moved"))
+        monkeypatch.setattr(model, "num_parameters", lambda: 1)  # which would ask bitsandbytes
+        return model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    return seen
+
+
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
+@pytest.mark.parametrize("placed", ["auto", "cpu", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
+def test_a_device_map_runs(placed):
+    made = engine(**GREEDY, pytorch={"device_map": placed, "batch_size": 3})
+    assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
+    if not torch.cuda.is_available() or placed != "auto":
+        assert (list(made.gpus), made.describe().device) == ([], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"device_map": "auto"}, {"device_map": "auto"}),
+        ({"device_map": {"model": "cpu"}}, {"device_map": {"model": "cpu"}}),
+        ({"device_map": "cpu", "max_memory": {"cpu": "1GiB"}}, {"max_memory": {"cpu": "1GiB"}}),
+    ],
+)
+def test_where_it_goes_reaches_transformers_and_it_stays_there(options, given, loaded, monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    engine(pytorch=options)
+    assert {name: loaded[name] for name in given} == given
+
+
+def test_a_model_of_several_devices(monkeypatch):
+    """Two GPUs, as torch shows them."""
+    uuids = [SimpleNamespace(uuid=f"u{index}") for index in range(2)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: uuids[index])
+    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+
+    def gpus(**options):
+        return list(PyTorchEngine(config(pytorch=options), EngineContext()).gpus)
+
+    assert gpus() == ["GPU-u0"]
+    assert gpus(device_map="auto") == gpus(device_map="balanced") == ["GPU-u0", "GPU-u1"]
+    assert gpus(device_map="auto", max_memory={"1": "1GiB", "cpu": "9GiB"}) == ["GPU-u1"]
+    assert gpus(device_map="cuda:1") == gpus(device_map={"model": 1, "lm_head": "1"}) == ["GPU-u1"]
+    assert gpus(device_map="cuda") == ["GPU-u0"]
+    assert gpus(device_map={"a": 0, "b": "cuda:1", "c": "disk", "d": "cpu"}) == ["GPU-u0", "GPU-u1"]
+    assert gpus(device_map="cpu") == []
+    with pytest.raises(PreflightError, match=r"^pytorch\.max_memory: there is no GPU 2 \(2 can be seen here\)$"):
+        gpus(device_map="auto", max_memory={"2": "1GiB"})
+
+    spread = SimpleNamespace(hf_device_map={"a": 1, "b": torch.device("cuda:0"), "c": "cpu", "d": "disk"})
+    assert loading.used_gpus(spread) == [0, 1]
+
+
+def test_what_is_offloaded_is_fed_where_it_runs():
+    for place, device in ((1, "cuda:1"), ("cpu", "cpu")):
+        hook = SimpleNamespace(execution_device=place)
+        embeddings = SimpleNamespace(weight=torch.empty(1, device="meta"), _hf_hook=hook)
+        model = SimpleNamespace(get_input_embeddings=lambda embeddings=embeddings: embeddings)
+        assert loading.input_device(model) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"load_in_8bit": True}, {"load_in_8bit": True, "load_in_4bit": False}),
+        (
+            {"load_in_4bit": True},
+            {
+                "bnb_4bit_quant_type": "fp4",
+                "bnb_4bit_compute_dtype": "float32",
+                "bnb_4bit_use_double_quant": False,
+            },
+        ),
+        (
+            {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_compute_dtype": "bfloat16",
+                "bnb_4bit_use_double_quant": True,
+            },
+            {
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_compute_dtype": "bfloat16",
+                "bnb_4bit_use_double_quant": True,
+            },
+        ),
+    ],
+)
+def test_quantisation_reaches_transformers_and_is_written_down(options, given, loaded, monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    made = engine(pytorch=options)
+    found = loaded["quantization_config"].to_dict()
+    assert {name: found[name] for name in given} == given
+    written = made.describe().settings["quantization"]
+    assert {name: written[name] for name in given} == given
+    assert json.loads(made.describe().model_dump_json())["settings"]["quantization"] == written

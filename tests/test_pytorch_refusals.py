@@ -1,0 +1,179 @@
+"""What the engine pytorch will not do, told in one line and as early as it can be known."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llem import run_experiment
+from pytest_llem.backends import requirements
+from pytest_llem.backends.protocol import EngineContext, PreflightError
+from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.backends.refusals import told_plainly
+from pytest_llem.backends.requirements import unmet
+from tests.support.tiny import config, engine, outputs
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"lora": {"adapter_id": "a/b"}},
+            "lora is not supported yet: leave it out, or name a model with the adapter merged into it",
+        ),
+        ({"measurement": {"prefill_split": True}}, "measurement.prefill_split is not supported yet: leave it out"),
+        ({"pytorch": {"num_processes": 2}}, "pytorch.num_processes 2 is not supported yet: leave it at 1"),
+        (
+            {"pytorch": {"load_in_4bit": True}},
+            "pytorch.load_in_4bit needs bitsandbytes and accelerate: pip install bitsandbytes accelerate",
+        ),
+        (
+            {"pytorch": {"load_in_8bit": True}},
+            "pytorch.load_in_8bit needs bitsandbytes and accelerate: pip install bitsandbytes accelerate",
+        ),
+        ({"pytorch": {"device_map": "auto"}}, "pytorch.device_map needs accelerate: pip install accelerate"),
+        (
+            {"pytorch": {"attn_implementation": "flash_attention_2"}},
+            "pytorch.attn_implementation 'flash_attention_2' needs flash-attn or kernels: pip install flash-attn",
+        ),
+        (
+            {"pytorch": {"attn_implementation": "flash_attention_3"}},
+            "pytorch.attn_implementation 'flash_attention_3' needs flash-attn-3 or kernels: "
+            "pip install flash-attn-3",
+        ),
+        (
+            {"pytorch": {"cache_implementation": "paged"}},
+            "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out",
+        ),
+        ({"passthrough_kwargs": {"max_length": 3}}, "passthrough_kwargs.max_length: use max_output_tokens"),
+        ({"passthrough_kwargs": {"temperature": 3}}, "passthrough_kwargs.temperature: use decoder.temperature"),
+        ({"passthrough_kwargs": {"num_beams": 3}}, "passthrough_kwargs.num_beams: use pytorch.num_beams"),
+        ({"passthrough_kwargs": {"batch_size": 3}}, "passthrough_kwargs.batch_size: use pytorch.batch_size"),
+        (
+            {"passthrough_kwargs": {"num_return_sequences": 2}},
+            "passthrough_kwargs.num_return_sequences cannot be given: every prompt has one answer, or figures per "
+            "request would be wrong",
+        ),
+        (
+            {"passthrough_kwargs": {"eos_token_id": 2}},
+            "passthrough_kwargs.eos_token_id cannot be given: the model and measurement.length_mode decide it",
+        ),
+    ],
+)
+def test_what_cannot_run_here_is_known_before_anything_is_loaded(changes, sentence, monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    assert unmet(config(**changes)) == [sentence]
+    with pytest.raises(PreflightError) as told:
+        run_experiment(config(**changes))
+    assert str(told.value) == sentence
+
+
+def test_everything_that_is_missing_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
+    assert len(unmet(both)) == 3
+    with pytest.raises(PreflightError) as told:
+        PyTorchEngine(both, EngineContext())
+    assert str(told.value) == "; ".join(unmet(both))
+
+
+def test_with_its_packages_an_option_is_met(monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: name)
+    options = {"load_in_4bit": True, "device_map": "auto", "attn_implementation": "flash_attention_2"}
+    assert unmet(config(pytorch=options)) == []
+    assert unmet(config()) == []
+
+
+def test_every_argument_of_generate_that_a_field_has_is_refused():
+    for name in requirements.FIELDS:
+        assert len(unmet(config(passthrough_kwargs={name: 1}))) == 1
+    known = set(vars(transformers.GenerationConfig()))
+    assert set(requirements.OWN) <= known, "and none that transformers does not know anyway"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"passthrough_kwargs": {"tipical_p": 0.5}},
+            r"passthrough_kwargs\.tipical_p: transformers' generate has no such argument "
+            r"\(did you mean 'typical_p'\?\)",
+        ),
+        ({"passthrough_kwargs": {"suppress_tokens": 5}}, r"passthrough_kwargs: 'int' object is not iterable"),
+        (
+            {"passthrough_kwargs": {"typical_p": 0.5}, "decoder": {"do_sample": False}},
+            r"generate cannot do .*`typical_p`: `do_sample` is not set to `True`",
+        ),
+        (
+            {"pytorch": {"cache_implementation": "nope"}},
+            r"generate cannot do .*Invalid `cache_implementation` \(nope\)",
+        ),
+        ({"pytorch": {"device_map": "nonsense"}}, r"pytorch\.device_map: Expected one of cpu, cuda, .*: nonsense"),
+        (
+            {"pytorch": {"device_map": "cuda:77"}},
+            r"pytorch\.device_map: there is no GPU 77 \(\d+ can be seen here\)",
+        ),
+    ],
+)
+def test_what_transformers_will_not_do_is_one_line_before_the_model_is_fetched(changes, message, monkeypatch):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: True)
+    with pytest.raises(PreflightError, match=f"^{message}") as told:
+        PyTorchEngine(config(**changes), EngineContext())
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"attn_implementation": "nope"},
+            r'cannot be loaded: Specified `attn_implementation="nope"` is not supported',
+        ),
+        ({"attn_implementation": "flash_attention_4"}, r"cannot be loaded: FlashAttention4 .* installed"),
+        (
+            {"prompt_lookup_num_tokens": 2, "use_cache": False},
+            r"^generate cannot do .* requires `use_cache=True`$",
+        ),
+        ({"prompt_lookup_num_tokens": 2, "cache_implementation": "static"}, r"^generate cannot .*Static cache"),
+    ],
+)
+def test_what_transformers_finds_out_later_is_one_line_too(options, message):
+    with pytest.raises(PreflightError, match=message) as told:
+        outputs(engine(pytorch=options))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"torch_compile_mode": "nope"},
+            r"^pytorch\.torch_compile: Unrecognized mode=nope, should be one of: default",
+        ),
+        ({"torch_compile_backend": "nope"}, r"^pytorch\.torch_compile: Invalid backend: 'nope'"),
+    ],
+)
+def test_what_torch_will_not_compile_is_one_line(options, message):
+    with pytest.raises(PreflightError, match=message):
+        engine(pytorch={"torch_compile": True, **options})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_offloaded_cache_needs_somewhere_to_load_from():
+    with pytest.raises(PreflightError, match="'offloaded' needs a GPU"):
+        engine(pytorch={"cache_implementation": "offloaded"})
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    with pytest.raises(PreflightError, match=f"^the tokenizer of model '{tmp_path}' cannot be loaded: "):
+        engine(model=str(tmp_path))
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_type():
+    with pytest.raises(ValueError, match="invalid literal"), told_plainly("it"):
+        int("x")  # raised by no library of theirs
+    with pytest.raises(ValueError, match="ours"), told_plainly("it"):
+        raise ValueError("ours")
