@@ -1,4 +1,4 @@
-"""What a user is told before anything runs: plan lines, ``--llem-plan``, estimates, the cap, options that override."""
+"""What a user is told before anything runs: plan lines, ``--llem-plan``, estimates, the cap; and what overrides."""
 
 from __future__ import annotations
 
@@ -132,11 +132,12 @@ class TestPlanFile:
         result.stderr.fnmatch_lines(["ERROR: --llem-plan: *No such file or directory*"])
 
 
-class TestCap:
-    BIG = {**TINY, "sweep": {"n": list(range(1, 201))}, "execution": {"n_cycles": 3}}
+BIG = {**TINY, "sweep": {"n": list(range(1, 201))}, "execution": {"n_cycles": 3}}
 
+
+class TestCap:
     def test_a_large_study_stops_with_its_count_and_its_time(self, pytester, write_study):
-        write_study(**self.BIG)
+        write_study(**BIG)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert result.ret == pytest.ExitCode.INTERRUPTED
         result.stdout.fnmatch_lines(
@@ -147,17 +148,17 @@ class TestCap:
         )
 
     def test_the_time_of_an_unknown_model_is_unknown(self, pytester, write_study):
-        write_study(**{**self.BIG, "backend": "noop", "model": "none"})
+        write_study(**{**BIG, "backend": "noop", "model": "none"})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         result.stdout.fnmatch_lines(["*--llem-yes runs them all; they take an unknown time"])
 
     def test_yes_lets_it_run(self, pytester, write_study):
-        write_study(**self.BIG)
+        write_study(**BIG)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
         result.stdout.fnmatch_lines(["collected 600 items"])
 
     def test_the_ini_option_moves_it(self, pytester, write_study):
-        write_study(**self.BIG)
+        write_study(**BIG)
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "-o"]
         pytester.runpytest(*arguments, "llem_max_experiments=600").stdout.fnmatch_lines(["collected 600 items"])
         result = pytester.runpytest(*arguments, "llem_max_experiments=10")
@@ -172,7 +173,7 @@ class TestCap:
         )
 
     def test_other_mistakes_are_told_beside_it(self, pytester, write_study):
-        write_study(**self.BIG, name="a/b")
+        write_study(**BIG, name="a/b")
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         result.stdout.fnmatch_lines(["study.yaml:*: name: must be a name*"])
         result.stdout.fnmatch_lines(["study.yaml:*: execution.n_cycles: makes 600 experiments*"])
@@ -244,9 +245,7 @@ class TestOverrides:
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
         assert result.ret == pytest.ExitCode.INTERRUPTED
         result.stdout.fnmatch_lines(
-            [
-                "study.yaml:*:1: sweep: no valid combination: pytorch: cache_implementation 'static' needs use_cache*"
-            ]
+            ["study.yaml:*:1: sweep: no valid combination: pytorch: cache_implementation 'static' needs *"]
         )
 
     @pytest.mark.parametrize("how", [["--llem-no-gaps"], ["-o", "llem_no_gaps=true"]])

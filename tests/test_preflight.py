@@ -1,4 +1,4 @@
-"""What keeps an experiment from running: found out before it starts, announced with the plan, and failed at once."""
+"""What keeps an experiment from running: found out before it starts, told with the plan, and failed at once."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_memory_that_the_device_lacks(tmp_path):
 
 
 def test_it_is_announced_and_the_others_run(pytester, write_study, results):
-    path = write_study(
+    write_study(
         backend=None,
         experiments=[
             {"backend": "noop", "n": 2},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
-from pytest_llem.backends.requirements import unmet
+from pytest_llem.backends.requirements import PREFILL_SPLIT, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
 from pytest_llem.measurement.prompts import dataset_problem
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
@@ -68,6 +68,8 @@ class Preflight:
         if problem := dataset_problem(config, self._study.path.parent):
             yield problem
         if config.backend != "pytorch":
+            if config.measurement.prefill_split:
+                yield PREFILL_SPLIT
             return
         yield from unmet(config)
         if missing := _missing_model(config.model, _revision(config), self._model_path):
