@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "reporting": {"options", "results", "study"},
     "hookspecs": {"results"},
     "plugin": {"collection", "options", "reporting", "hookspecs", "study"},
+    "cli": {"registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
     "__init__": {"api", "measurement", "results", "study"},
 }
