@@ -206,7 +206,9 @@ class TestTimeouts:
                     print(len(started), len(alive), file=seen)
             """
         )
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--timeout=10", "--timeout-method=signal")
+        run = pytester.runpytest_subprocess(
+            "study.yaml", "-p", "llem", "--timeout=10", "--timeout-method=signal", timeout=120
+        )
         assert run.ret == 1
         assert outcomes(run) == {"failed": 1, "passed": 1}
         assert (pytester.path / "seen.txt").read_text() == "1 0\n2 0\n"
