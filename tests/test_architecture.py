@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "reporting": {"options", "planning", "results", "study"},
     "hookspecs": {"results"},
     "plugin": {"collection", "options", "planning", "reporting", "hookspecs", "study"},
+    "cli": {"registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
     "__init__": {"api", "measurement", "results", "study"},
 }

@@ -67,7 +67,8 @@ def test_the_plugin_may_be_named_whether_autoloaded_or_not(pytester, write_study
     if not autoload:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     write_study()
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-W", "error").assert_outcomes(passed=8)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--strict-markers", "-W", "error")
+    run.assert_outcomes(passed=8)
 
 
 def test_a_pasted_id_runs_that_experiment(pytester, write_study, results):
@@ -157,6 +158,21 @@ def test_last_failed_and_deselect(pytester, write_study):
         "study.yaml", "-p", "llem", "--deselect", "study.yaml::experiment[fault=raise]"
     )
     run.assert_outcomes(passed=1, deselected=1)
+
+
+def test_failed_first_runs_those_first_and_the_rest_in_order(pytester, write_study):
+    write_study(sweep={"noop.fault": ["none", "raise"], "n": [1, 2]}, execution=IN_ORDER)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2, failed=2)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--ff", "--collect-only", "-q")
+    assert collected(run) == [
+        f"study.yaml::experiment[n={n}-fault={fault}]" for fault in ("raise", "none") for n in (1, 2)
+    ]
+
+
+def test_without_a_cache(pytester, write_study, results):
+    write_study(execution=IN_ORDER)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:cacheprovider").assert_outcomes(passed=4)
+    assert results.manifest["status"] == "completed"
 
 
 def test_collecting_imports_no_torch(pytester):

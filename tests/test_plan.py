@@ -1,4 +1,4 @@
-"""What a user is told before anything runs: plan lines, ``--llem-plan``, estimates, the cap; and what overrides."""
+"""What a user is told before anything runs: plan lines, ``--llem-plan``, estimates, the cap, overrides."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ class DatasetConfig(Section):
     """Synthetic prompts, spelt out. What is given here wins over the experiment's own fields.
 
     Attributes:
-        n: Number of prompts; default: the experiment's ``n``.
-        input_len: Tokens in each prompt; default: ``max_input_tokens``.
-        output_len: Tokens to generate for each; default: ``max_output_tokens``.
-        seed: Seed of the token ids; default: ``random_seed``.
+        n: Number of prompts. Default: the experiment's ``n``.
+        input_len: Tokens in each prompt. Default: the experiment's ``max_input_tokens``.
+        output_len: Tokens to generate for each. Default: the experiment's ``max_output_tokens``.
+        seed: Seed of the token ids. Default: the experiment's ``random_seed``.
     """
 
     n: int | None = Field(None, ge=1, le=MOST)
@@ -163,8 +163,8 @@ class MeasurementConfig(Section):
 
     Attributes:
         min_window_seconds: The window holds as many whole passes over the prompts as fill this. Default 10.
-        length_mode: ``fixed``: every sequence gets exactly ``max_output_tokens`` (default);
-            ``natural``: a sequence ends at its end-of-sequence token.
+        length_mode: ``fixed``: every sequence gets exactly ``max_output_tokens``; ``natural``: a sequence ends
+            at its end-of-sequence token. Default ``fixed``.
         prefill_split: Measure the energy of the prompts apart from that of the answers. Default false, and
             not supported yet.
     """
@@ -187,8 +187,8 @@ class ExperimentConfig(Section):
             which is imported in the experiment's process only. Default ``pytorch``.
         n: Number of prompts in a pass. Default 100.
         dataset: ``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file
-            (``prompt`` or ``text`` in each object), relative to the study, or a :class:`DatasetConfig`. Default
-            ``synthetic``.
+            (``prompt`` or ``text`` in each object), relative to the study, or a mapping that spells synthetic
+            prompts out. Default ``synthetic``.
         dataset_order: Order of a file's prompts: ``interleaved`` (in turn from each ``source`` that the objects
             of a ``.jsonl`` name, else as in the file), ``grouped`` (the same prompts, source by source) or
             ``shuffled`` (drawn with ``random_seed``). Default ``interleaved``.

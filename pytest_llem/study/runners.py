@@ -15,12 +15,12 @@ from pytest_llem.study.problems import Problem, did_you_mean
 LOCAL = "local"
 
 #: ``package.module:Class``, an engine of the user's own.
-_CLASS = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
+ENGINE_CLASS = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def is_class(name: str) -> bool:
     """Whether *name* is an engine's ``package.module:Class``."""
-    return _CLASS.fullmatch(name) is not None
+    return ENGINE_CLASS.fullmatch(name) is not None
 
 
 def known_backends(document: Document, shared: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """An engine from outside that computes nothing: what the tests of everything but the engines run.
 
 Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
-(what each prompt generates) and ``report`` (a folder in which each process leaves a note about itself).
+(what each prompt generates), ``report`` (a folder in which each process leaves a note about itself) and
+``fail_once`` (a file: who does not find it makes it, and fails).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class NoopEngine:
 
     def __init__(self, config, context):
         self.options = config.engine_section
-        unknown = set(self.options) - {"fault", "seconds", "ids", "report", "size"}
+        unknown = set(self.options) - {"fault", "seconds", "ids", "report", "size", "fail_once"}
         if unknown:
             raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
         self.output_len = config.workload.output_len
@@ -99,6 +100,9 @@ class NoopEngine:
         pass
 
     def generate(self, batch):
+        if (made := self.options.get("fail_once")) and not Path(made).exists():
+            Path(made).touch()
+            raise ValueError("not the first time")
         FAULTS.get(self.options.get("fault"), lambda: None)()
         time.sleep(self.options.get("seconds", 0))
         return time.perf_counter()

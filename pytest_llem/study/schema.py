@@ -1,0 +1,254 @@
+"""The JSON Schema of a study file, for editors: made from the models, so that it says what they say.
+
+It holds what a schema can. That a model is given, that fields go together, or that an axis names the study's own
+engine is for the loader to tell; so is ``1.0`` where a whole number is asked for, which JSON Schema takes for one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from pytest_llem.study.config import (
+    BaselineConfig,
+    DatasetConfig,
+    DecoderConfig,
+    EnergyConfig,
+    ExperimentConfig,
+    MeasurementConfig,
+    WarmupConfig,
+)
+from pytest_llem.study.engines import ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
+from pytest_llem.study.execution import ExecutionConfig, Rule
+from pytest_llem.study.grid import LIST_AXES
+from pytest_llem.study.runners import ENGINE_CLASS, LOCAL
+from pytest_llem.study.section import NullableSection, field_docs
+
+Schema = dict[str, Any]
+
+#: Everything that stands under ``$defs``.
+_MODELS: tuple[type[BaseModel], ...] = (
+    ExperimentConfig,
+    DatasetConfig,
+    DecoderConfig,
+    WarmupConfig,
+    BaselineConfig,
+    EnergyConfig,
+    MeasurementConfig,
+    PyTorchConfig,
+    VLLMConfig,
+    LoRAConfig,
+    ExecutionConfig,
+    Rule,
+)
+
+_NULL: Schema = {"type": "null"}
+
+_FREE_SECTION: Schema = {"anyOf": [{"type": "object", "additionalProperties": True}, _NULL]}
+
+#: What means something of its own in a regular expression, in Python as in JavaScript.
+_SPECIAL = re.compile(r"[\\^$.*+?()\[\]{}|/]")
+
+
+def study_schema(engines: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a study file.
+
+    Args:
+        engines: Names of engines beside those of the grammar. Each brings a section, in which anything goes.
+    """
+    defs = _definitions([name for name in engines if name not in ENGINES])
+    experiment = defs[ExperimentConfig.__name__]
+    fields = {
+        name: _listable(_reference(ExperimentConfig, name), one["description"]) if name in LIST_AXES else one
+        for name, one in experiment["properties"].items()
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "pytest-llem study",
+        "description": "Measurements of LLM inference, as pytest-llem runs them.",
+        "type": "object",
+        "properties": {**_study_keys(defs), **fields},
+        "patternProperties": experiment["patternProperties"],
+        "additionalProperties": False,
+        "$defs": defs,
+    }
+
+
+def schema_text(engines: Sequence[str] = ()) -> str:
+    """Return :func:`study_schema` as the text of a file, in ASCII."""
+    return json.dumps(study_schema(engines), indent=2) + "\n"
+
+
+def _definitions(engines: Sequence[str]) -> dict[str, Schema]:
+    """Return each model's schema by its name; an experiment's with sections for *engines*."""
+    _, made = models_json_schema([(model, "validation") for model in _MODELS])
+    defs: dict[str, Schema] = {
+        model.__name__: _described(model, made["$defs"][model.__name__]) for model in _MODELS
+    }
+    experiment = defs[ExperimentConfig.__name__]
+    del experiment["required"]  # the base, the sweep or the experiments may give the model
+    experiment["additionalProperties"] = False
+    fields = experiment["properties"]
+    fields["backend"] = {
+        "description": fields["backend"]["description"],
+        **_engine_name(engines),
+        "default": fields["backend"]["default"],
+    }
+    for name in engines:
+        fields.setdefault(
+            name, {"description": f"Options of the engine {name}, under its own names.", **_FREE_SECTION}
+        )
+    section = {"description": "Options of an engine of your own, under its own names.", **_FREE_SECTION}
+    experiment["patternProperties"] = {f"^{ENGINE_CLASS.pattern}$": section}
+    return defs
+
+
+def _described(model: type[BaseModel], schema: Schema) -> Schema:
+    """Return pydantic's *schema* of *model* with the descriptions of its docstring."""
+    docs = field_docs(model)
+    summary = (inspect.getdoc(model) or "").partition("\n\n")[0]
+    fields = {}
+    for name, given in schema["properties"].items():
+        field = {key: one for key, one in given.items() if key != "title"}
+        if issubclass(model, NullableSection):
+            field = _or_null(field)
+        fields[name] = {"description": _plain(docs[name]), **field}
+    kept = {key: one for key, one in schema.items() if key != "title"}
+    return {**kept, "description": _plain(summary), "properties": fields}
+
+
+def _or_null(field: Schema) -> Schema:
+    if _NULL in field.get("anyOf", ()):
+        return field
+    default = {"default": field["default"]} if "default" in field else {}
+    return {"anyOf": [{key: one for key, one in field.items() if key != "default"}, _NULL], **default}
+
+
+def _plain(text: str) -> str:
+    """Return reST as an editor should show it."""
+    return " ".join(text.replace("``", "").split())
+
+
+def _engine_name(engines: Sequence[str]) -> Schema:
+    return {
+        "anyOf": [
+            {"enum": [*ENGINES, *engines]},
+            {"type": "string", "pattern": f"^{ENGINE_CLASS.pattern}$"},
+        ]
+    }
+
+
+def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
+    """Return the schemas of what belongs to the study and not to an experiment (``grid.STUDY_KEYS``)."""
+    backend = {
+        key: one for key, one in defs["ExperimentConfig"]["properties"]["backend"].items() if key == "anyOf"
+    }
+    rules = {"anyOf": [{"type": "array", "items": _reference(Rule)}, _NULL]}
+    return {
+        "name": {
+            "description": "Name of the study, and of its results folder. Default: the file's name.",
+            "type": "string",
+            "pattern": r"^[^/\\\u0000-\u001f\u007f]+$",
+            "not": {"enum": [".", ".."]},
+            "maxLength": 200,
+        },
+        "version": {"description": "Accepted and ignored."},
+        "base": {
+            "description": "Another file, relative to this one, whose experiment fields hold where this has none.",
+            "anyOf": [{"type": "string", "minLength": 1}, _NULL],
+        },
+        "sweep": {
+            "description": "Values by axis: a field, dotted where it is in a section (pytorch.batch_size). Every "
+            "combination is a point; the last axis changes fastest.",
+            "type": "object",
+            "minProperties": 1,
+            "properties": dict(_axes(defs, ExperimentConfig.__name__)),
+            "patternProperties": dict(_open_axes(defs, ExperimentConfig.__name__)),
+            "additionalProperties": False,
+        },
+        "experiments": {
+            "description": "Points that are no grid: each says in what it differs from the fields of the study.",
+            "type": "array",
+            "minItems": 1,
+            "items": _reference(ExperimentConfig),
+        },
+        "runners": {
+            "description": f"Where each engine's experiments run. Default: {LOCAL}, in this environment.",
+            "anyOf": [
+                {
+                    "type": "object",
+                    "propertyNames": backend,
+                    "additionalProperties": {"type": "string", "minLength": 1},
+                },
+                _NULL,
+            ],
+        },
+        "execution": {
+            "description": "How the study is run; none of it changes what is measured.",
+            "anyOf": [_reference(ExecutionConfig), _NULL],
+        },
+        "skip": {"description": "Points that are not run.", **rules},
+        "xfail": {"description": "Points that are expected to fail.", **rules},
+    }
+
+
+def _axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iterator[tuple[str, Schema]]:
+    """Yield the fields of *model* as axes, by dotted path, and after each those inside it."""
+    for name, field in defs[model]["properties"].items():
+        path = f"{prefix}{name}"
+        yield path, _listable({"$ref": f"#/$defs/{model}/properties/{name}"}, field["description"])
+        for kind in _kinds(field):
+            if "$ref" in kind:
+                yield from _axes(defs, _target(kind), f"{path}.")
+
+
+def _open_axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iterator[tuple[str, Schema]]:
+    """Yield the axes inside mappings that take any key, by the pattern of their dotted paths."""
+    for name, field in defs[model]["properties"].items():
+        path = f"{prefix}{name}"
+        for kind in _kinds(field):
+            inner = defs[_target(kind)] if "$ref" in kind else kind
+            if values := inner.get("additionalProperties"):
+                yield _inside(path), _listable({} if values is True else values, field["description"])
+            elif "$ref" in kind:
+                yield from _open_axes(defs, _target(kind), f"{path}.")
+    for pattern, section in defs[model].get("patternProperties", {}).items():
+        kind = {key: one for key, one in section.items() if key != "description"}
+        yield pattern, _listable(kind, section["description"])
+        yield f"{pattern.removesuffix('$')}\\..+", _listable({}, section["description"])
+
+
+def _kinds(field: Schema) -> list[Schema]:
+    """Return what a field may be, one schema each."""
+    return list(field.get("anyOf", [field]))
+
+
+def _target(kind: Schema) -> str:
+    """Return the name of the definition that *kind* refers to."""
+    return str(kind["$ref"]).rpartition("/")[2]
+
+
+def _inside(path: str) -> str:
+    return "^" + _SPECIAL.sub(r"\\\g<0>", path) + r"\..+"
+
+
+def _listable(value: Schema, description: str) -> Schema:
+    """Return the schema of a *value*, or a list with at least one."""
+    if not value:  # anything: but an empty list is no value
+        return {"description": description, "minItems": 1}
+    return {"description": description, "anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+
+
+def _reference(model: type[BaseModel], field: str | None = None) -> Schema:
+    inner = f"/properties/{field}" if field else ""
+    return {"$ref": f"#/$defs/{model.__name__}{inner}"}
+
+
+if __name__ == "__main__":  # what the package ships: pytest_llem/study.schema.json
+    print(schema_text(), end="")

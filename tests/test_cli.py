@@ -1,0 +1,116 @@
+"""The command ``llem``: what it prints, how it fails, and what it does not load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import __version__, cli
+from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.study.schema import study_schema
+from tests.conftest import ROOT
+
+COMMAND = [sys.executable, "-m", "pytest_llem.cli"]
+
+
+def llem(*arguments, **options):
+    return subprocess.run([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+def test_the_script_is_declared():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {
+        "llem": f"{cli.__name__}:{cli.main.__name__}"
+    }
+
+
+def test_the_schema_is_printed(capsys):
+    assert cli.main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == study_schema(installed(BACKENDS))
+
+
+def test_it_knows_what_is_installed(noop_engine):
+    done = llem("schema", stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "noop" in json.loads(done.stdout)["properties"]
+    assert "noop" not in study_schema()["properties"]
+
+
+def test_the_schema_is_written_to_a_file(tmp_path, capsys):
+    file = tmp_path / "study.schema.json"
+    assert cli.main(["schema", "-o", str(file)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert json.loads(file.read_text()) == study_schema(installed(BACKENDS))
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("no/where.json", "No such file or directory"), ("", "Is a directory")]
+)
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys, place, said):
+    file = str(tmp_path / place)
+    assert cli.main(["schema", "--output", file]) == 1
+    assert capsys.readouterr() == ("", f"llem: {file}: {said}\n")
+
+
+def test_a_reader_that_goes_away_is_no_mistake():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = llem("schema", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = llem("schema", stdout=full)
+    assert (done.returncode, done.stderr) == (1, "llem: standard output: No space left on device\n")
+
+
+def test_no_standard_output_is_one_line():
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "schema"], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "llem: standard output: is closed\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["shema"], ["schema", "extra"], ["schema", "--out", "x"]])
+def test_wrong_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"llem {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], ["schema  ", "pytest STUDY.yaml -p llem", "--version"]),
+        (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
+    ],
+)
+def test_help_says_what_there_is_and_loads_nothing_for_it(arguments, said):
+    code = (
+        "import sys\n"
+        "from pytest_llem.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stopped: assert stopped.code == 0\n"
+        "assert not {'pydantic', 'yaml', 'rich', 'pytest', 'torch'} & set(sys.modules)\n"
+        "assert not [one for one in sys.modules if one.startswith('pytest_llem.study')]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert all(text in done.stdout for text in said)

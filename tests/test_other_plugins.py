@@ -1,0 +1,279 @@
+"""A study next to other plugins, each with the real one."""
+
+from __future__ import annotations
+
+import threading
+import xml.etree.ElementTree as ET
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+
+from tests.conftest import OTHER_PLUGINS
+
+ONCE = {"n_cycles": 1}
+
+#: How each plugin is told a seed, and to shuffle all it may.
+SHUFFLERS = {
+    "randomly": ["--randomly-seed={seed}"],
+    "random_order": ["--random-order-bucket=global", "--random-order-seed={seed}"],
+    "random_order modules": ["--random-order", "--random-order-seed={seed}"],
+}
+
+
+@pytest.fixture
+def let_in(pytester, monkeypatch):
+    """Let in some of the plugins that the fixture ``pytester`` keeps out."""
+
+    def only(*names):
+        assert {*names} <= {*OTHER_PLUGINS}
+        blocked = [f"-p no:{name}" for name in OTHER_PLUGINS if name not in names]
+        monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(blocked))
+
+    return only
+
+
+@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
+def workers(request):
+    return request.param
+
+
+def outcomes(run):
+    return {name: count for name, count in run.parseoutcomes().items() if not name.startswith("warning")}
+
+
+class TestShuffling:
+    @pytest.fixture(params=SHUFFLERS)
+    def shuffled(self, request, let_in):
+        """Return the options that have a plugin shuffle with a seed."""
+        let_in(request.param.split()[0])
+        return lambda seed: [option.format(seed=seed) for option in SHUFFLERS[request.param]]
+
+    @pytest.fixture
+    def collected(self, pytester):
+        """Return the ids of the items of a run, in order."""
+
+        def collect(*arguments):
+            run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q", *arguments)
+            assert run.ret == 0
+            return [line for line in run.outlines if "::" in line]
+
+        return collect
+
+    def test_only_a_studys_own_items_are_not(self, pytester, write_study, let_in, shuffled, collected):
+        for name in ("test_one", "test_two"):
+            pytester.makepyfile(**{name: "\n".join(f"def test_{letter}(): pass" for letter in "abcdefgh")})
+        studies = ["b.study.yaml", "a.study.yaml"]
+        for name in studies:
+            write_study(name)
+        files = ["test_two.py", *studies, "test_one.py"]
+
+        orders = [collected(*files, *shuffled(seed)) for seed in (1, 2)]
+        let_in()
+        plain = collected(*files)
+        assert len(plain) == 2 * 8 + 2 * 8
+
+        def of(order, part):
+            return [one for one in order if part in one]
+
+        for order in orders:
+            assert sorted(order) == sorted(plain), "nothing is lost, nothing is there twice"
+            for name in studies:
+                assert of(order, name) == of(plain, name)
+        ordinary = {tuple(of(order, "test_")) for order in (plain, *orders)}
+        assert len(ordinary) == 3, "each seed shuffles the others otherwise"
+
+    def test_a_study_runs_as_ever(self, pytester, write_study, results, shuffled):
+        """Whatever is reseeded around its experiments."""
+        write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 2})
+        pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
+        run = pytester.runpytest_subprocess("-v", "study.yaml", "test_plain.py", "-p", "llem", *shuffled(7))
+        assert run.ret == 0
+        assert outcomes(run) == {"passed": 9}
+        entries = results.manifest["experiments"]
+        assert {(entry["status"], entry["attempt"]) for entry in entries} == {("completed", 1)}
+        ran = [line.partition(" ")[0] for line in run.outlines if " PASSED" in line and "experiment[" in line]
+        assert ran == [f"study.yaml::experiment[{entry['experiment_id']}]" for entry in entries]
+        started = [entry["started_at"] for entry in entries]
+        assert started == sorted(started)
+
+    def test_xdist_workers_agree_on_the_order(self, pytester, write_study, results, let_in):
+        let_in("randomly")
+        write_study(sweep={"n": [1, 2, 3]}, execution=ONCE)
+        pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
+        run = pytester.runpytest_subprocess("study.yaml", "test_plain.py", "-p", "llem", "-n", "2")
+        assert run.ret == 0
+        assert outcomes(run) == {"passed": 6}
+        assert set(results.statuses().values()) == {"completed"}
+
+
+class TestReruns:
+    @pytest.fixture(autouse=True)
+    def _let_in(self, let_in):
+        let_in("rerunfailures")
+
+    def test_an_experiment_that_fails_once_has_a_result(self, pytester, write_study, results, workers):
+        made = str(pytester.path / "made")
+        write_study(sweep={"n": [1, 2]}, noop={"fail_once": made}, execution={**ONCE, "cycle_order": "sequential"})
+        options = ("--reruns", "1", *workers)
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+        assert run.ret == 0
+        counted = outcomes(run)
+        assert counted["passed"] == 2
+        reruns = counted["rerun"]
+        assert reruns == 1 if not workers else reruns in (1, 2), "two at once may both be the first"
+        manifest = results.manifest
+        assert (manifest["status"], manifest["completed"], manifest["failed"]) == ("completed", 2, 0)
+        assert sum(entry["attempt"] for entry in manifest["experiments"]) == 2 + reruns
+        for entry in manifest["experiments"]:
+            assert entry["error"] is None
+            assert (results.directory / entry["result_file"]).is_file()
+        assert results.study_result["summary"]["failed"] == 0
+        assert len(results.study_result["result_files"]) == 2
+        run.stdout.fnmatch_lines(["2 of 2 experiments completed"])
+
+    def test_one_that_always_fails_has_failed(self, pytester, write_study, results, workers):
+        write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--reruns", "2", *workers)
+        assert run.ret == 1
+        assert outcomes(run) == {"passed": 1, "failed": 1, "rerun": 2}
+        assert results.manifest["status"] == "completed"
+        attempts = {
+            entry["experiment_id"]: (entry["status"], entry["attempt"])
+            for entry in results.manifest["experiments"]
+        }
+        assert attempts == {"fault=raise": ("failed", 3), "fault=none": ("completed", 1)}
+        run.stdout.fnmatch_lines(["1 of 2 experiments completed, 1 failed"])
+
+    def test_a_result_of_an_attempt_that_does_not_count_is_replaced(self, pytester, write_study, results):
+        """The experiment is fine, a fixture's end is not: it runs again, and is written down once."""
+        write_study(sweep={"n": [1]}, execution=ONCE)
+        pytester.makeconftest(
+            """
+            import pytest
+
+            calls = []
+
+            @pytest.fixture(autouse=True)
+            def flaky():
+                yield
+                calls.append(1)
+                assert len(calls) > 1
+            """
+        )
+        options = ("--reruns", "1", "--junitxml=junit.xml")
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+        assert run.ret == 0
+        assert outcomes(run)["rerun"] == 1
+        (entry,) = results.manifest["experiments"]
+        assert (entry["status"], entry["attempt"]) == ("completed", 2)
+        assert len(list((results.directory / "experiments").glob("*.json"))) == 1
+        cases = list(ET.parse(pytester.path / "junit.xml").iter("testcase"))
+        assert len(cases) == 2, "one for each attempt, says pytest-rerunfailures"
+        for case in cases:
+            assert [one.get("name") for one in case.iter("property")].count("llem_seconds") == 1
+
+
+class TestTimeouts:
+    @pytest.fixture(autouse=True)
+    def _let_in(self, let_in):
+        let_in("timeout")
+
+    @pytest.mark.parametrize("method", ["signal", "thread"])
+    def test_one_that_is_long_enough_does_nothing(self, pytester, write_study, results, method):
+        write_study(execution=ONCE)
+        options = ("--timeout=300", f"--timeout-method={method}")
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+        assert outcomes(run) == {"passed": 4}
+        assert results.manifest["status"] == "completed"
+
+    def test_one_that_is_too_short_fails_the_item_and_leaves_no_process(self, pytester, write_study, results):
+        notes = pytester.path / "notes"
+        notes.mkdir()
+        write_study(
+            sweep={"noop.fault": ["hang", "none"]},
+            noop={"report": str(notes)},
+            execution={**ONCE, "cycle_order": "sequential"},
+        )
+        pytester.makeconftest(
+            """
+            import json, pathlib, psutil
+
+            def pytest_runtest_teardown(item):
+                started = [json.loads(path.read_text())["pid"] for path in pathlib.Path("notes").iterdir()]
+                alive = [pid for pid in started if psutil.pid_exists(pid)]
+                with open("seen.txt", "a") as seen:
+                    print(len(started), len(alive), file=seen)
+            """
+        )
+        run = pytester.runpytest_subprocess(
+            "study.yaml", "-p", "llem", "--timeout=10", "--timeout-method=signal", timeout=120
+        )
+        assert run.ret == 1
+        assert outcomes(run) == {"failed": 1, "passed": 1}
+        assert (pytester.path / "seen.txt").read_text() == "1 0\n2 0\n"
+        assert results.statuses() == {"fault=hang": "failed", "fault=none": "completed"}
+        error = results.manifest["experiments"][0]["error"]
+        assert "Timeout (>10.0s)" in error["message"]
+        assert results.manifest["status"] == "completed"
+
+
+class TestTavern:
+    @pytest.fixture(autouse=True)
+    def _let_in(self, let_in):
+        let_in("tavern")
+
+    @pytest.fixture
+    def asked(self, pytester):
+        """Write a Tavern test that asks a server of ours; return what the server was asked."""
+        paths = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                paths.append(self.path)
+                body = b'{"answer": 42}'
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments):
+                """Say nothing."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            stage = {
+                "name": "ask",
+                "request": {"url": f"http://127.0.0.1:{server.server_port}/question", "method": "GET"},
+                "response": {"status_code": 200, "json": {"answer": 42}},
+            }
+            test = {"test_name": "it answers", "stages": [stage]}
+            (pytester.path / "test_x.tavern.yaml").write_text(yaml.safe_dump(test))
+            yield paths
+            server.shutdown()
+            thread.join()
+
+    def test_each_yaml_goes_to_its_own_plugin(self, pytester, write_study, results, asked):
+        write_study("y.study.yaml", execution=ONCE)
+        (pytester.path / "config.yaml").write_text("logging: {level: debug}\n")
+        run = pytester.runpytest_subprocess("-v", "-p", "llem")
+        assert outcomes(run) == {"passed": 5}
+        assert asked == ["/question"]
+        files = [line.partition("::")[0] for line in run.outlines if " PASSED" in line]
+        assert sorted(files) == ["test_x.tavern.yaml", *["y.study.yaml"] * 4]
+        assert results.manifest["status"] == "completed"
+
+    @pytest.mark.parametrize("named", [True, False])
+    def test_tavern_keeps_its_files_whatever_ours_are_called(self, pytester, write_study, asked, named):
+        write_study("y.study.yaml", execution=ONCE)
+        (pytester.path / "config.yaml").write_text("logging: {level: debug}\n")
+        pytester.makeini("[pytest]\nllem_files = *.yaml")
+        files = ["test_x.tavern.yaml", "y.study.yaml"] if named else []
+        run = pytester.runpytest_subprocess("-p", "llem", *files)
+        assert outcomes(run) == {"passed": 5}
+        told = [line for line in run.outlines if "config.yaml is not collected" in line]
+        assert len(told) == (0 if named else 1)
+        assert "tavern.yaml is not collected" not in run.stdout.str()
+        assert asked == ["/question"]

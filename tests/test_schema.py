@@ -1,0 +1,413 @@
+"""The JSON Schema of a study file agrees with the loader, and the docstrings it quotes say what is true."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+import pytest_llem
+from pytest_llem import registry
+from pytest_llem.study.document import load_document
+from pytest_llem.study.grid import STUDY_KEYS
+from pytest_llem.study.loading import load_study
+from pytest_llem.study.problems import StudyError
+from pytest_llem.study.schema import study_schema
+from pytest_llem.study.section import Section, field_docs
+from tests.conftest import NOOP_STUDY, ROOT
+from tests.test_readme import block
+
+SHIPPED = Path(pytest_llem.__file__).parent / "study.schema.json"
+RENEW = "python -m pytest_llem.study.schema > pytest_llem/study.schema.json"
+MODELINE = "# yaml-language-server: $schema=../pytest_llem/study.schema.json"
+
+SCHEMA = study_schema()
+VALIDATOR = Draft202012Validator(SCHEMA)
+
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+#: Looking them up takes most of the time of reading a study.
+_entry_points = functools.cache(registry.entry_points)
+
+
+@pytest.fixture
+def entry_points_once(monkeypatch):
+    monkeypatch.setattr(registry, "entry_points", _entry_points)
+
+
+def complaints(document: Any, validator: Draft202012Validator = VALIDATOR) -> list[str]:
+    return [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(document)]
+
+
+def read(folder: Path, text: str) -> Any:
+    """Return the data of a study file, as the loader reads it."""
+    file = folder / "s.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_document(file).data
+
+
+def loaded(folder: Path) -> bool:
+    """Whether the loader takes the file."""
+    try:
+        load_study(folder / "s.yaml")
+    except StudyError:
+        return False
+    return True
+
+
+def test_it_is_a_schema():
+    Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
+
+
+def test_what_is_shipped_is_what_the_models_say():
+    assert json.loads(SHIPPED.read_text()) == SCHEMA, f"renew it: {RENEW}"
+
+
+def test_every_key_of_a_study_is_in_it():
+    assert list(SCHEMA["properties"])[: len(STUDY_KEYS)] == list(STUDY_KEYS)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_our_studies(path):
+    assert complaints(load_document(path).data) == []
+    modeline, _, _ = path.read_text().partition("\n")
+    assert modeline == MODELINE
+    assert (path.parent / modeline.partition("=")[2]).samefile(SHIPPED)
+
+
+def test_the_readmes_study(tmp_path):
+    assert complaints(read(tmp_path, block("study"))) == []
+
+
+GOOD = [
+    "model: m",
+    "model: [a, b]",
+    "sweep: {model: [a, b]}",
+    "experiments: [{model: a}, {model: b, precision: fp32}]",
+    "name: my-study\nversion: 2.0\nmodel: m",
+    "version: [what, ever]\nmodel: m",
+    "model: m\nbase:",
+    "model: m\nexecution:\nrunners:\nskip:\nxfail:",
+    "model: m\nskip: []",
+    "model: m\nsweep: {precision: bf16}",
+    "model: m\nsweep: {precision: [bf16, fp16], decoder.temperature: [0, 0.5, 1], pytorch.batch_size: 8}",
+    "model: m\nsweep: {decoder: [{top_k: 1}, {top_k: 2}], dataset: [a.txt, {n: 4}]}",
+    "model: m\nsweep: {dataset.n: [1, 2], pytorch.revision: [null, v1], pytorch.batch_size: [null, 2]}",
+    "model: m\nsweep: {pytorch.device_map: [auto, {model: 0, lm_head: cpu}]}",
+    "model: m\npytorch: {device_map: auto}\nsweep: {pytorch.max_memory.0: [10GiB, 5]}",
+    "model: m\nbackend: [pytorch, vllm]",
+    "model: m\nsweep: {pytorch.batch_size: [1, 2], vllm.engine.max_num_seqs: [1, 2], tensorrt.any.thing: [a]}",
+    "model: m\nsweep: {vllm.of_its_own: [[1, 2], [3]]}",
+    "model: m\nbackend: vllm\nvllm: {engine: {dtype: auto}, of_its_own: {x: [1]}}",
+    "model: m\nbackend: tensorrt\ntensorrt: {x: {y: z}}",
+    "model: m\npassthrough_kwargs: {penalty_alpha: 0.6}\nsweep: {passthrough_kwargs.guidance_scale: [1, 2.5]}",
+    "model: m\nbackend: mine.engines:Engine\nmine.engines:Engine: {x: 1}",
+    "model: m\nbackend: mine:Engine\nsweep: {'mine:Engine.x.y': [1, 2]}",
+    "model: m\nsweep: {backend: [pytorch, 'a.b:C'], 'a.b:C': [{x: 1}, {x: 2}]}",
+    "model: m\npytorch:\nvllm: ~",
+    "model: m\npytorch: {batch_size: ~, use_cache: ~, num_beams: 4}",
+    "model: m\nlora: {adapter_id: a, merge_weights: true}",
+    "model: m\nenergy: {backend: ~, allow_estimated: true}",
+    "model: m\ndecoder: {preset: creative, temperature: 1, min_p: 0.1}",
+    "model: m\nmeasurement: {min_window_seconds: 0, length_mode: natural}",
+    "model: m\nbaseline: {duration_seconds: 5}",
+    "model: m\nexecution: {n_cycles: ~, cycle_gap_seconds: 1.5, experiment_gap_seconds: auto}",
+    "model: m\nexecution: {experiment_gap_seconds: 3, shuffle_seed: -1, experiment_timeout_seconds: 60}",
+    "model: m\nrunners: {pytorch: local, vllm: local}",
+    "model: m\nsweep: {n: [1, 2]}\nskip: [{where: {n: 1}}]\nxfail: [{where: {n: [2, 3]}, reason: r}]",
+    "model: m\noutput_dir: out",
+    "model: m\nrandom_seed: 9223372036854775807",
+]
+
+
+@pytest.mark.usefixtures("entry_points_once")
+@pytest.mark.parametrize("text", GOOD)
+def test_what_the_loader_takes_is_good(tmp_path, text):
+    assert complaints(read(tmp_path, text)) == []
+    assert loaded(tmp_path)
+
+
+def test_a_base_may_bring_what_is_missing(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: m\nn: 3\n")
+    assert complaints(read(tmp_path, "base: base.yaml\nsweep: {precision: [bf16]}\n")) == []
+    assert loaded(tmp_path)
+
+
+WRONG = [
+    # Keys that there are not, at each level.
+    "precison: bf16",
+    "banana: {a: 1}",
+    "pytorch.batch_size: 8",
+    "decoder: {temprature: 1}",
+    "dataset: {inputlen: 1}",
+    "warmup: {n: 1}",
+    "baseline: {seconds: 30}",
+    "energy: {meter: nvml}",
+    "measurement: {window: 1}",
+    "pytorch: {batchsize: 1}",
+    "lora: {adapter_id: a, rank: 8}",
+    "execution: {n_cycle: 1}",
+    "skip: [{where: {n: 1}, why: x}]",
+    "experiments: [{n: 1}, {m: 1}]",
+    "experiments: [{decoder: {topp: 1}}]",
+    "experiments: [{name: a}]",
+    "experiments: [{sweep: {n: [1]}}]",
+    "experiments: [{decoder.top_k: 8}]",
+    "'a.b': {x: 1}",
+    # Values of another type.
+    "- n",
+    "n: x",
+    "n: 1.5",
+    "n: '4'",
+    "n: true",
+    "n:",
+    "n: [1, 2]",
+    "name: 5",
+    "name:",
+    "base: 5",
+    "base: ''",
+    "model: 5",
+    "model: ''",
+    "model: [a, 5]",
+    "backend: 5",
+    "decoder: 5",
+    "decoder:",
+    "decoder: {temperature: hot}",
+    "decoder: {do_sample: 1}",
+    "dataset: 5",
+    "dataset: ''",
+    "pytorch: [batch_size]",
+    "pytorch: {revision: 1234}",
+    "pytorch: {device_map: [0]}",
+    "pytorch: {max_memory: {'0': [1]}}",
+    "backend: vllm\nvllm: {engine: 5}",
+    "backend: tensorrt\ntensorrt: 5",
+    "backend: mine:Engine\nmine:Engine: 5",
+    "passthrough_kwargs: [a]",
+    "energy: {backend: [nvml]}",
+    "execution: []",
+    "execution: {skip_preflight: 1}",
+    "execution: {experiment_gap_seconds: soon}",
+    "runners: [local]",
+    "runners: {pytorch: 5}",
+    "runners: {pytorch: ''}",
+    "skip: {where: {n: 1}}",
+    "skip: [n]",
+    "xfail: [{where: [n]}]",
+    "xfail: [{reason: r}]",
+    "experiments: {n: 1}",
+    "experiments: [n]",
+    "sweep: [n]",
+    "sweep:",
+    # Values out of range, and words that mean nothing.
+    "n: 0",
+    "n: 100000001",
+    "random_seed: -1",
+    "decoder: {temperature: -1e-4}",
+    "decoder: {top_p: 1.1}",
+    "decoder: {top_p: 0}",
+    "dataset: {n: 0}",
+    "warmup: {window_size: 1}",
+    "baseline: {duration_seconds: 4}",
+    "execution: {n_cycles: 0}",
+    "execution: {experiment_gap_seconds: -1}",
+    "execution: {experiment_timeout_seconds: 0}",
+    "pytorch: {batch_size: 0}",
+    "precision: bf17",
+    "backend: nope",
+    "backend: [pytorch, nope]",
+    "backend: a:b:c",
+    "prompt_format: jinja",
+    "decoder: {preset: wild}",
+    "measurement: {length_mode: long}",
+    "execution: {cycle_order: random}",
+    "pytorch: {bnb_4bit_quant_type: int4}",
+    "runners: {nope: local}",
+    "name: a/b",
+    "name: ..",
+    'name: "a\\nb"',
+    "skip: [{where: {}}]",
+    # Axes.
+    "sweep: {}",
+    "sweep: {precison: [bf16]}",
+    "sweep: {pytorch.batch_sise: [1]}",
+    "sweep: {batch_size: [1]}",
+    "sweep: {decoder.temperature.x: [1]}",
+    "sweep: {precision.x: [1]}",
+    "sweep: {name: [a]}",
+    "sweep: {execution.n_cycles: [1]}",
+    "sweep: {other.size: [1]}",
+    "sweep: {n: []}",
+    "sweep: {n: [1, 0]}",
+    "sweep: {n: 0}",
+    "sweep: {n: [[1, 2]]}",
+    "sweep: {precision: [bf16, bf17]}",
+    "sweep: {pytorch: {batch_size: [1, 8]}}",
+    "sweep: {dataset: [{n: 1}, {nn: 2}]}",
+    "sweep: {vllm.engine.x: []}",
+    "sweep: {passthrough_kwargs.x: []}",
+    "experiments: []",
+    "model: []",
+]
+
+
+@pytest.mark.usefixtures("entry_points_once")
+@pytest.mark.parametrize("text", WRONG)
+def test_what_the_loader_refuses_is_wrong(tmp_path, text):
+    start = "" if text.startswith(("model:", "-")) else "model: m\n"
+    document = read(tmp_path, start + text)
+    assert not loaded(tmp_path)
+    assert complaints(document)
+
+
+#: One of each kind of value.
+PROBES: list[Any] = [
+    *(None, True, False, -1, 0, 1, 2, 30, 10**9, 2**63 - 1, -0.5, 0.5, 1.5, 1e-30),
+    *("", "x", "auto", "fp16", "nf4", "fixed", "shuffled", "pytorch", "a.b:C", "a:b:c"),
+    *([], [1], ["x"], {}, {"n": 1}, {"top_k": 1}, {"x": {"y": []}}, {"enabled": True}),
+]
+
+#: Which meters there are is for the machine to say.
+BY_MACHINE = {"energy.backend"}
+
+
+@pytest.mark.usefixtures("entry_points_once")
+@pytest.mark.parametrize("axis", sorted(set(SCHEMA["properties"]["sweep"]["properties"]) - BY_MACHINE))
+def test_the_loader_and_the_schema_agree_on_every_value(tmp_path, axis):
+    """As a value of an axis, so that what does not go together is left out, and is no mistake."""
+    for value in PROBES:
+        others = {"model": "m"} if axis != "model" else {}
+        study = {**others, "sweep": {axis: [value]}}
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
+        try:
+            load_study(tmp_path / "s.yaml")
+        except StudyError as error:
+            refused = not all("no valid combination" in problem.message for problem in error.problems)
+        else:
+            refused = False
+        assert bool(complaints(study)) == refused, (axis, value, complaints(study))
+
+
+class TestEngines:
+    def test_one_that_is_installed_has_a_section_in_which_anything_goes(self, tmp_path, noop_engine):
+        validator = Draft202012Validator(study_schema(["noop", "pytorch"]))
+        assert complaints(NOOP_STUDY, validator) == []
+        study = {**NOOP_STUDY, "noop": {"report": "."}, "runners": {"noop": "local"}}
+        assert complaints(study, validator) == []
+        assert loaded_as(tmp_path, study)
+        for wrong in (
+            {**study, "noop": 5},
+            {**study, "sweep": {"noop.size": []}},
+            {**study, "sweep": {"noopsize": 1}},
+        ):
+            assert complaints(wrong, validator)
+            assert not loaded_as(tmp_path, wrong)
+
+    def test_one_that_is_not_is_unknown(self):
+        assert complaints(NOOP_STUDY)
+
+    def test_a_name_is_taken_as_it_is_written(self):
+        validator = Draft202012Validator(study_schema(["my.engine+"]))
+        assert complaints({"sweep": {"my.engine+.size": [1]}}, validator) == []
+        assert complaints({"sweep": {"my-engine+.size": [1]}}, validator)
+
+    def test_ours_are_not_replaced(self):
+        assert study_schema(["pytorch", "vllm"]) == SCHEMA
+
+
+def loaded_as(folder: Path, study: Any) -> bool:
+    (folder / "s.yaml").write_text(yaml.safe_dump(study))
+    return loaded(folder)
+
+
+def _schemas(node: Any, at: str = "$") -> Iterator[tuple[str, Any]]:
+    """Yield what a schema says of each property, with its place."""
+    if isinstance(node, dict):
+        for keyword in ("properties", "patternProperties"):
+            for name, one in node.get(keyword, {}).items():
+                yield f"{at}.{name}", one
+                yield from _schemas(one, f"{at}.{name}")
+        for keyword, one in node.items():
+            if keyword == "$defs":
+                for name, definition in one.items():
+                    yield from _schemas(definition, name)
+            elif keyword not in ("properties", "patternProperties"):
+                yield from _schemas(one, at)
+    elif isinstance(node, list):
+        for one in node:
+            yield from _schemas(one, at)
+
+
+def test_every_property_is_described():
+    found = dict(_schemas(study_schema(["noop"])))
+    assert {"$.precision", "$.sweep.pytorch.batch_size", "Rule.where", "ExecutionConfig.n_cycles", "$.noop"} <= {
+        *found
+    }
+    for place, schema in found.items():
+        assert re.match(r"[\w(].*\w.*\.$", schema.get("description", "")), place
+        assert "``" not in schema["description"], place
+        assert ":class:" not in schema["description"], place
+
+
+def test_every_default_is_given():
+    defaults = {place: schema["default"] for place, schema in _schemas(SCHEMA) if "default" in schema}
+    for model in sections():
+        for name, field in model.model_fields.items():
+            if field.default is not PydanticUndefined:
+                assert defaults[f"{model.__name__}.{name}"] == field.default
+
+
+def sections() -> list[type[BaseModel]]:
+    """Return every part of a study file."""
+    found: list[type[BaseModel]] = []
+    new: list[type[BaseModel]] = [Section]
+    while new:
+        one = new.pop()
+        new += [kind for kind in one.__subclasses__() if kind.__module__.startswith("pytest_llem.study.")]
+        found += [one] if one.model_fields else []
+    return sorted(found, key=lambda model: model.__name__)
+
+
+def test_every_section_is_in_it():
+    assert {model.__name__ for model in sections()} == {*SCHEMA["$defs"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "field"), [pytest.param(model, name, id=f"{model.__name__}.{name}")
+                         for model in sections() for name in model.model_fields]
+)  # fmt: skip
+def test_the_docstring_tells_every_field_and_its_default(model, field):
+    said = field_docs(model).get(field, "")
+    info = model.model_fields[field]
+    assert said.endswith(".")
+    if info.is_required():
+        assert re.search(r"\bRequired\.", said)
+        return
+    in_words = re.search(r"\bDefault: \w", said)
+    stated = re.search(r"\bDefault (?:``(?P<text>[^`]+)``|(?P<value>\S+?))(?=[,:;.]* |[,:;.]*$)", said)
+    if info.default is PydanticUndefined or info.default is None or info.default == "":
+        assert in_words or (stated and stated["value"] == "null"), said
+    elif isinstance(info.default, str):
+        assert stated, said
+        assert stated["text"] == info.default
+    else:
+        assert stated, said
+        value = json.loads(stated["value"])
+        assert value == info.default
+        assert isinstance(value, bool) == isinstance(info.default, bool)
+
+
+@pytest.mark.parametrize("model", sections(), ids=lambda model: model.__name__)
+def test_the_docstring_tells_of_nothing_else(model):
+    assert [*field_docs(model)] == [*model.model_fields]
