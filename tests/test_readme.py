@@ -24,6 +24,16 @@ def test_the_study_is_one(tmp_path):
     assert (study.name, len(study.points), len(study.experiments)) == ("precision-vs-batch", 4, 12)
 
 
+def test_the_grammar_is_what_it_says(tmp_path):
+    (tmp_path / "common.yaml").write_text("model: m\n")
+    (tmp_path / "study.yaml").write_text(block("grammar"))
+    study = load_study(tmp_path / "study.yaml")
+    backends = [point.config.backend for point in study.points]
+    assert (backends.count("pytorch"), backends.count("vllm")) == (9, 8)
+    assert [point.id for point in study.points if point.skip] == [study.points[-1].id]
+    assert len([point for point in study.points if point.xfail]) == 4
+
+
 def test_the_mistake_is_told_as_shown(pytester):
     broken = block("study").replace("  precision: [", "  precison: [")
     (pytester.path / "study.yaml").write_text(broken)

@@ -57,7 +57,7 @@ def test_the_table_says_what_was_found_and_where_it_is(pytester, write_study, re
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(
         [
-            "llem: noop [[]????????????????[]]: 4 points × 2 cycles = 8 experiments, shuffled",
+            "llem: noop [[]????????????????[]]: 4 points × 2 cycles = 8 experiments, shuffled, *",
             "*= llem: noop =*",
             "*TTFT p50*J/out token*",
             "point * n *out tok/s*ms*estimated*",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.collection.selection import keywords, rewrite
+from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import load_study
 
 STUDY = """\
@@ -58,7 +59,13 @@ def carried(folder: Path, text: str, *, point: int = 0, cycle: int = 1) -> set[s
     file.write_text(text, encoding="utf-8")
     study = load_study(file)
     [experiment] = [e for e in study.experiments if e.point is study.points[point] and e.cycle == cycle]
-    return set(keywords(study, experiment))
+    return carried_by(study, experiment)
+
+
+def carried_by(study: StudyConfig, experiment: Experiment) -> set[str]:
+    """Return the keywords of an experiment under an expression that names every axis."""
+    named = {*study.axis_names, *study.axis_names.values(), "cycle"}
+    return set(keywords(study, experiment, named))
 
 
 class TestRewrite:
@@ -171,8 +178,18 @@ experiments:
         study = load_study(file)
         for value in AWKWARD:
             term = rewritten(f'model="{value}"')
-            matching = [e for e in study.experiments if any(term in keyword for keyword in keywords(study, e))]
+            matching = [e for e in study.experiments if any(term in one for one in carried_by(study, e))]
             assert [experiment.point.axes for experiment in matching] == [{"model": value}]
+
+    def test_an_experiment_carries_what_the_expression_names(self, tmp_path: Path) -> None:
+        file = tmp_path / "s.yaml"
+        file.write_text(STUDY, encoding="utf-8")
+        study = load_study(file)
+        experiment = study.experiments[0]
+        assert set(keywords(study, experiment, ["batch_size", "decoder.temperature", "other"])) == {
+            "[batch_size:8]",
+            "[decoder.temperature:0.7]",
+        }
 
     def test_a_short_name_that_is_ambiguous_is_no_keyword(self, tmp_path: Path) -> None:
         found = carried(tmp_path, "model: m\nsweep: {n: [4], dataset.n: [5]}\n")

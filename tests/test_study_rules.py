@@ -65,9 +65,9 @@ class TestBase:
         (tmp_path / "common.yaml").write_text("model: m\nmodle: x\nn: 0\ndecoder:\n  top_k: no\n")
         assert errors(tmp_path, "base: common.yaml\nsweep: {precision: [bf16, fp17]}\n") == [
             "common.yaml:2:1: modle: unknown key (did you mean 'model'?)",
-            "study.yaml:2:27: precision: must be one of 'fp32', 'fp16' or 'bf16' (got 'fp17')",
             "common.yaml:3:1: n: must be at least 1 (got 0)",
             "common.yaml:5:3: decoder.top_k: must be a whole number (got no, which YAML reads as false)",
+            "study.yaml:2:27: precision: must be one of 'fp32', 'fp16' or 'bf16' (got 'fp17')",
         ]
 
     @pytest.mark.parametrize(

@@ -46,11 +46,14 @@ def resolve_model(
             raise ModelNotFoundError(f"model {name!r} not found: the only builtin is {BUILTIN}{NAME}")
         folder = tiny_llama() if download else model_folder()
         return ModelSource(str(folder), "builtin", random_weights=True)
-    local = Path(name).expanduser()
-    if local.is_dir():
+    try:
+        local = Path(name).expanduser()
+    except RuntimeError:  # ~nobody
+        local = Path(name)
+    if _is_folder(local):
         return ModelSource(str(local), "local")
     for directory in model_path:
-        if (directory / name).is_dir():
+        if _is_folder(directory / name):
             return ModelSource(str(directory / name), "model_path")
     searched = [f"no folder {local}"]
     searched.append(
@@ -62,6 +65,13 @@ def resolve_model(
     if refusal:
         raise ModelNotFoundError(f"model {name!r} not found: {'; '.join([*searched, refusal])}")
     return ModelSource(name, "hub")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or that no system takes
+        return False
 
 
 def cached_snapshot(name: str, revision: str | None = None) -> Path | None:

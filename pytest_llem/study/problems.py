@@ -45,7 +45,7 @@ class StudyError(ValueError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         unique = dict.fromkeys(problems)
-        self.problems = tuple(sorted(unique, key=lambda problem: (problem.line, problem.column)))
+        self.problems = tuple(sorted(unique, key=lambda problem: (problem.path, problem.line, problem.column)))
         super().__init__("\n".join(map(str, self.problems)))
 
 
