@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -38,6 +40,10 @@ class StudyFile(pytest.Module):
         self.obj = ModuleType(self.path.stem)  # or whoever looks at it first has pytest import the YAML
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        with _no_garbage():
+            return self._items()
+
+    def _items(self) -> list[pytest.Item | pytest.Collector]:
         try:
             if not self.named and not is_study(self.path):
                 message = pytest.PytestCollectionWarning(_PASSED_OVER.format(self.path.name))
@@ -74,6 +80,20 @@ def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
         pytest.fail(explain(error), pytrace=False)
 
 
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Leave the garbage collector out of it: what is made here stays to the end of the session, and looking
+    through it again and again takes as long as making it.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
     """Return the experiment that an item of a StudyFile runs."""
     assert isinstance(item, pytest.Function)
@@ -84,10 +104,13 @@ def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
 
 def restore_run_order(items: list[pytest.Item]) -> None:
     """Put study items back in run order, in the places that study items hold: others stay where they are."""
-    slots = [index for index, item in enumerate(items) if isinstance(item.parent, StudyFile)]
-    ours = [items[index] for index in slots]
-    files = {file: rank for rank, file in enumerate(dict.fromkeys(item.parent for item in ours))}
-    ours.sort(key=lambda item: (files[item.parent], experiment_of(item).index))
+    slots = []
+    by_file: dict[str, list[pytest.Item]] = {}
+    for index, item in enumerate(items):
+        if isinstance(item.parent, StudyFile):
+            slots.append(index)
+            by_file.setdefault(item.parent.nodeid, []).append(item)
+    ours = (item for file in by_file.values() for item in sorted(file, key=lambda one: experiment_of(one).index))
     for index, item in zip(slots, ours, strict=True):
         items[index] = item
 

@@ -15,7 +15,7 @@ from pytest_llem.study.order import run_order
 from pytest_llem.study.problems import Problem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """One resolved configuration of a study.
 
@@ -36,7 +36,7 @@ class Point:
     xfail: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """One point in one cycle: one pytest item, one process.
 

@@ -24,7 +24,7 @@ LIST_AXES = ("backend", "model")
 Place = tuple[KeyPath, KeyPath]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A point before validation.
 
@@ -137,13 +137,13 @@ class Grid:
     def _gridded(self) -> Iterator[Draft]:
         universal = _choices(axis for axis in self.axes if axis.backend is None)
         own = {name: _choices(axis for axis in self.axes if axis.backend == name) for name in self._named}
-        several = len(self._named) > 1
+        several, shared_by = len(self._named) > 1, self._shared_by
         # Points with the same values in a section get the same section, which is then validated once.
         sections: dict[tuple[Any, ...], dict[str, Any]] = {}
         for head in itertools.product(*universal):
             backend = next((str(value) for axis, value, _ in head if axis.name == "backend"), self._named[0])
             for tail in itertools.product(*own[backend]):
-                config = dict(self._shared_by[backend])
+                config = dict(shared_by[backend])
                 axes: dict[str, Any] = {}
                 nested: dict[str, list[_Choice]] = {}
                 for choice in (chosen := (*head, *tail)):

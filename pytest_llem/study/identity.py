@@ -23,8 +23,8 @@ _ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 _SCALARS = {str, int, float, bool, type(None)}
 
-#: Where results go says nothing about what they are.
-_IN_NO_HASH = "output_dir"
+#: Fields that are hashed, in order: where results go says nothing about what they are.
+_HASHED = sorted({*ExperimentConfig.model_fields} - {"output_dir"})
 
 _UNSAFE = re.compile(r"[^\w.+:/,{}\"'-]|%", re.ASCII)
 
@@ -35,30 +35,30 @@ def config_hash(config: ExperimentConfig) -> str:
 
 
 class ConfigHasher:
-    """Hashes many configurations: the sections that they share are turned into text once."""
+    """Hashes many configurations: what they have in common is turned into text once."""
 
     def __init__(self) -> None:
-        # A text beside the section, which keeps the section's id from being another's.
-        self._sections: dict[int, tuple[BaseModel, str]] = {}
+        # A piece beside its value, which keeps the value's id from being another's.
+        self._pieces: dict[tuple[str, int], tuple[Any, str]] = {}
 
     def hash(self, config: ExperimentConfig) -> str:
         """Return a configuration's :func:`config_hash`: over what json.dumps would make of it with sorted keys."""
-        fields = vars(config)
+        fields, names = vars(config), _HASHED
         if config.model_extra:
             fields = {**fields, **config.model_extra}
-        pieces = [
-            f"{_known_text(name)}:{self._text(fields[name])}" for name in sorted(fields) if name != _IN_NO_HASH
-        ]
+            names = sorted({*_HASHED, *config.model_extra})
+        pieces = []
+        for name in names:
+            value = fields[name]
+            scalar = type(value) in _SCALARS
+            pieces.append(_scalar_piece(name, value) if scalar else self._piece(name, value))
         return _digest(f"{{{','.join(pieces)}}}")
 
-    def _text(self, value: Any) -> str:
-        if type(value) in _SCALARS:
-            return _known_text(value)
-        if not isinstance(value, BaseModel):
-            return _ENCODE(value)
-        known = self._sections.get(id(value))
+    def _piece(self, name: str, value: Any) -> str:
+        known = self._pieces.get((name, id(value)))
         if known is None:
-            known = self._sections[id(value)] = (value, _ENCODE(value.model_dump(mode="json")))
+            plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            known = self._pieces[name, id(value)] = (value, f"{_ENCODE(name)}:{_ENCODE(plain)}")
         return known[1]
 
 
@@ -71,7 +71,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(f"[{DESIGN_VERSION},{text}]".encode()).hexdigest()[:16]
 
 
-_known_text = lru_cache(maxsize=4096, typed=True)(_ENCODE)  # true is not 1
+@lru_cache(maxsize=4096, typed=True)  # true is not 1
+def _scalar_piece(name: str, value: Any) -> str:
+    return f"{_ENCODE(name)}:{_ENCODE(value)}"
 
 
 def value_text(value: Any) -> str:
