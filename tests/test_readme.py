@@ -41,9 +41,14 @@ def test_the_mistake_is_told_as_shown(pytester):
     run.stdout.fnmatch_lines(block("mistake").strip())
 
 
-def test_the_plan_line_is_the_quickstarts():
-    study = load_study(ROOT / "studies" / "quickstart.yaml")
-    assert f"llem: {study.name} [{study.design_hash}]: 4 points × 2 cycles = 8 experiments, shuffled" in README
+def test_the_plan_lines_are_true(tmp_path):
+    (tmp_path / "study.yaml").write_text(block("study"))
+    for path, size in (
+        (ROOT / "studies" / "quickstart.yaml", "4 points × 2 cycles = 8 experiments"),
+        (tmp_path / "study.yaml", "4 points × 3 cycles = 12 experiments"),
+    ):
+        study = load_study(path)
+        assert f"llem: {study.name} [{study.design_hash}]: {size}, shuffled, about " in README
 
 
 @pytest.mark.parametrize("name", re.findall(r"studies/(\w+)\.yaml", README))

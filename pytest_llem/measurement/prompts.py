@@ -48,9 +48,12 @@ def dataset_problem(config: ExperimentConfig, directory: Path) -> str | None:
         expected = "'synthetic', or a .txt or .jsonl file (no dataset of the Hugging Face hub)"
         return f"dataset {dataset!r}: expected {expected}"
     try:
-        with (directory / Path(dataset).expanduser()).open("rb"):
+        path = directory / Path(dataset).expanduser()
+        if path.exists() and not path.is_file():  # a pipe, say, which opening would wait for
+            return f"dataset {dataset!r} is no file"
+        with path.open("rb"):
             return None
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~nobody
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody
         return f"dataset {dataset!r} cannot be read: {error}"
 
 
