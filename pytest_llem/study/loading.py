@@ -32,13 +32,13 @@ MAX_NAME_BYTES = 200
 _NO_OVERRIDES = Overrides()
 
 
-def is_study(path: Path) -> bool:
+def is_study(path: str | Path) -> bool:
     """Whether *path* has a ``sweep`` or an ``experiments`` key.
 
     Raises:
         StudyError: It is no readable YAML.
     """
-    data = load_document(path).data
+    data = load_document(Path(path)).data
     return isinstance(data, dict) and not {"sweep", "experiments"}.isdisjoint(data)
 
 
@@ -60,7 +60,7 @@ class TooManyError(StudyError):
         self.execution = execution
 
 
-def load_study(path: Path, overrides: Overrides = _NO_OVERRIDES) -> StudyConfig:
+def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyConfig:
     """Read a study file, or a file with a single experiment.
 
     Args:
@@ -71,6 +71,7 @@ def load_study(path: Path, overrides: Overrides = _NO_OVERRIDES) -> StudyConfig:
         StudyError: With every problem that could be found at once, each with its line and column.
         TooManyError: It holds more experiments than *overrides* allow. They are counted before any is made.
     """
+    path = Path(path)
     document = load_document(path)
     if not isinstance(document.data, dict):
         raise StudyError([document.problem((), f"a study must be a mapping {document.given((), document.data)}")])
