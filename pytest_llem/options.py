@@ -61,9 +61,14 @@ class Settings:
             pytest.UsageError: One of them cannot be meant.
         """
         run_id = config.getoption("llem_run_id")
-        if run_id is not None and (not run_id or run_id in {".", ".."} or set(run_id) & set("/\\\0")):
+        if run_id is not None and (
+            run_id in {"", ".", ".."} or set(run_id) & set("/\\") or not run_id.isprintable()
+        ):
             raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
         given = config.getoption("llem_results_dir")
+        for option in ("llem_results_dir", "llem_plan"):
+            if config.getoption(option) == "":
+                raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
         results = given or config.getini("llem_results_dir")
         try:
             results_dir = config.rootpath / Path(results).expanduser()
@@ -77,13 +82,13 @@ class Settings:
             plan=config.invocation_params.dir / plan if plan else None,
             cycles=_cycles(config),
             order=_order(config),
-            no_gaps=config.getoption("llem_no_gaps") or config.getini("llem_no_gaps"),
-            strict=config.getoption("llem_strict") or config.getini("llem_strict"),
+            no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
+            strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
             max_experiments=None
             if config.getoption("llem_yes")
             else _whole_number("llem_max_experiments", config.getini("llem_max_experiments")),
-            model_path=tuple(config.getini("llem_model_path")),
-            files=tuple(config.getini("llem_files")),
+            model_path=tuple(_ini(config, "llem_model_path")),
+            files=tuple(_ini(config, "llem_files")),
         )
 
     @property
@@ -92,6 +97,17 @@ class Settings:
         from pytest_llem.study.execution import Overrides
 
         return Overrides(self.cycles, self.order, self.no_gaps, self.strict, self.max_experiments)
+
+
+def _is_name(text: str) -> bool:
+    return text not in {"", ".", ".."} and not set(text) & set("/\\") and text.isprintable()
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    try:
+        return config.getini(name)
+    except ValueError as error:  # no truth value, or a quote that is not closed
+        raise pytest.UsageError(f"{name}: {error}") from None
 
 
 def _cycles(config: pytest.Config) -> int | None:
@@ -104,8 +120,8 @@ def _cycles(config: pytest.Config) -> int | None:
 
 def _order(config: pytest.Config) -> CycleOrder | None:
     given = config.getoption("llem_order")
-    name, order = ("--llem-order", given) if given else ("llem_order", config.getini("llem_order"))
-    if order and order not in _ORDERS:
+    name, order = ("llem_order", config.getini("llem_order")) if given is None else ("--llem-order", given)
+    if (order or given is not None) and order not in _ORDERS:
         raise pytest.UsageError(f"{name}: must be one of {', '.join(_ORDERS)} (got {order!r})")
     return order or None
 

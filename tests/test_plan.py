@@ -227,6 +227,10 @@ class TestOverrides:
                 ["--llem-order", "random"],
                 "--llem-order: must be one of sequential, interleaved, shuffled (got 'random')",
             ),
+            (["--llem-order", ""], "--llem-order: must be one of sequential, interleaved, shuffled (got '')"),
+            (["--llem-plan", ""], "--llem-plan: must not be empty"),
+            (["-o", "llem_strict=maybe"], "llem_strict: invalid truth value 'maybe'"),
+            (["-o", "llem_model_path='"], "llem_model_path: No closing quotation"),
             (["-o", "llem_order=x"], "llem_order: must be one of sequential, interleaved, shuffled (got 'x')"),
             (
                 ["-o", "llem_max_experiments=many"],
@@ -245,7 +249,7 @@ class TestOverrides:
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
         assert result.ret == pytest.ExitCode.INTERRUPTED
         result.stdout.fnmatch_lines(
-            ["study.yaml:*:1: sweep: no valid combination: pytorch: cache_implementation 'static' needs *"]
+            ["study.yaml:*:1: sweep: *=false-*=static is left out, says --llem-strict: pytorch: cache_implementa*"]
         )
 
     @pytest.mark.parametrize("how", [["--llem-no-gaps"], ["-o", "llem_no_gaps=true"]])
@@ -336,3 +340,19 @@ class TestEstimate:
     )
     def test_durations_read_as_people_say_them(self, total, text):
         assert duration_text(total) == text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[" * 100_000,
+        '{"hidden_size": NaN}',
+        '{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 0, "vocab_size": 8}',
+        '{"hidden_size": 1' + "0" * 400 + "}",
+        '{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": "abc"}',
+        "7",
+    ],
+)
+def test_a_model_with_an_odd_configuration_has_an_unknown_size(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    assert read_footprint(tmp_path) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
 def test_reasons(tmp_path, text, reason):
     [found] = reasons(tmp_path, text)
     assert found is reason is None or (found or "").startswith(reason or "(nothing)")
+
+
+def test_what_no_terminal_should_get_is_spelt_out(tmp_path):
+    [found] = reasons(tmp_path, 'model: "a\\nb\\e[31m"')
+    assert found
+    assert found.isprintable()
+    assert "a\\nb\\x1b[31m" in found
+
+
+def test_a_pipe_is_no_dataset_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "p.txt")
+    assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is no file"]
 
 
 def test_an_engine_of_ones_own_is_looked_for_and_not_imported(tmp_path):

@@ -162,7 +162,11 @@ def test_wrong_values_in_sections(tmp_path: Path, text: str, expected: str) -> N
         ("sweep: {n: [1, 010, no]}", 21, "n: must be a whole number (got no, which YAML reads as false)"),
         ("sweep: {pytorch.batch_size: [1, 0]}", 33, "pytorch.batch_size: must be at least 1 (got 0)"),
         ("sweep: {dataset: [{n: 1}, {n: 0}]}", 28, "dataset.n: must be at least 1 (got 0)"),
-        ("sweep: {pytorch: {batch_size: [1, 8]}}", 19, "pytorch.batch_size: must be a whole number (got [1, 8])"),
+        (
+            "sweep: {pytorch: {batch_size: [1, 8]}}",
+            9,
+            "sweep.pytorch: an axis in a section is written with dots: pytorch.batch_size: [...]",
+        ),
         ("experiments: [{n: 1}, {n: 0}]", 24, "n: must be at least 1 (got 0)"),
         ("experiments: [{decoder: {top_k: -1}}]", 26, "decoder.top_k: must be at least 0 (got -1)"),
         ("sweep: {precision.x: [1, 2]}", 9, "precision.x: 'precision' is no section"),
@@ -226,8 +230,15 @@ class TestText:
         ("content", "expected"),
         [
             ("a: [1,\n", "2:1: not valid YAML: expected the node content, but found '<stream end>'"),
-            ("a: b: c", "1:5: not valid YAML: mapping values are not allowed here"),
-            ("a:\n\tb: 1", "2:1: not valid YAML: found character '\\t' that cannot start any token"),
+            (
+                "a: b: c",
+                "1:5: not valid YAML: mapping values are not allowed here; look at the indentation, "
+                "or put the value in quotes",
+            ),
+            (
+                "a:\n\tb: 1",
+                "2:1: not valid YAML: found character '\\t' that cannot start any token; indent with spaces",
+            ),
             (
                 "a: 1\n---\nb: 2",
                 "2:1: not valid YAML: expected a single document in the stream, but found another document",
@@ -441,7 +452,7 @@ class TestShape:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("sweep: {n: [1, 2, 1]}", "2:1: sweep: n=1 is there twice"),
+            ("sweep: {n: [1, 2, 1]}", "2:19: sweep.n[2]: is there twice"),
             (
                 "sweep: {decoder.temperature: [1, 1.0]}",
                 "2:1: sweep: temperature=1.0 is the same experiment as temperature=1",
@@ -455,7 +466,7 @@ class TestShape:
                 "sweep: {pytorch.revision: [null, 'null']}",
                 "2:1: sweep: two experiments share the id revision=null",
             ),
-            ("experiments: [{n: 1}, {n: 1}]", "2:23: experiments[1]: model=m is there twice"),
+            ("experiments: [{n: 1}, {n: 1}]", "2:23: experiments[1]: is the same experiment as experiments[0]"),
         ],
     )
     def test_duplicate_points(self, tmp_path: Path, text: str, expected: str) -> None:
@@ -752,5 +763,57 @@ def test_a_key_at_the_wrong_level_is_told_its_place(tmp_path, key, home):
 def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("model: m\ndataset: {n: 3}\nsweep:\n  n: [2, 4]\n")
-    with pytest.raises(StudyError, match="n=4 is the same experiment as n=2"):
+    with pytest.raises(StudyError) as caught:
         load_study(path)
+    assert str(caught.value) == f"{path}:4:3: n: is no axis here: dataset.n is given, and wins"
+    path.write_text("model: m\nsweep:\n  max_input_tokens: [7]\n  dataset.input_len: [2, 4]\n")
+    with pytest.raises(StudyError, match=r"3:3: max_input_tokens: is no axis here: dataset\.input_len is given"):
+        load_study(path)
+
+
+def test_a_wrong_key_in_many_points_ends_the_search(tmp_path):
+    keys = "".join(f"k{i}: 1\n" for i in range(600))
+    values = ", ".join(map(str, range(1, 400)))
+    (tmp_path / "study.yaml").write_text(f"model: m\n{keys}sweep: {{n: [{values}]}}\n")
+    with pytest.raises(StudyError) as caught:
+        load_study(tmp_path / "study.yaml")
+    assert len(caught.value.problems) == 600
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sweep: {pytorch.: [{batch_size: 1}]}", "2:9: sweep.pytorch.: a part of its name is empty"),
+        ("sweep: {.n: [1]}", "2:9: sweep..n: a part of its name is empty"),
+        ("sweep: {decoder..top_k: [1]}", "2:9: sweep.decoder..top_k: a part of its name is empty"),
+        ("output_dir: ~nosuchuser/x", "2:1: output_dir: must be the path of a folder (got '~nosuchuser/x')"),
+        ('output_dir: "a\\nb"', "2:1: output_dir: must be the path of a folder (got 'a\\nb')"),
+        (
+            "sweep: {output_dir: [a, b]}",
+            "2:9: sweep.output_dir: must be the same for all experiments: a study has one results folder",
+        ),
+        ("warmup: {min_prompts: 9, max_prompts: 3}", "2:1: warmup: min_prompts 9 is more than max_prompts 3"),
+        (
+            "n: [1, 2]",
+            "2:1: n: must be a whole number (got [1, 2]); a list of values goes under sweep, as n: [...]",
+        ),
+    ],
+)
+def test_what_new_users_write(tmp_path: Path, text: str, told: str) -> None:
+    check(tmp_path, text, told)
+
+
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    with file.open("wb") as opened:
+        opened.truncate(5 * 10**9)
+    with pytest.raises(StudyError, match="1:1: is larger than 20 MB, which is no study"):
+        load_study(file)
+
+
+def test_no_zero_is_written_otherwise(tmp_path: Path) -> None:
+    ids = [
+        study(tmp_path, f"model: m\nsweep: {{decoder.temperature: [{zero}]}}\n").points[0].id
+        for zero in ("-0.0", "0.0")
+    ]
+    assert ids == ["temperature=0.0"] * 2

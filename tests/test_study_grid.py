@@ -122,9 +122,13 @@ class TestSweep:
         assert ids(load(tmp_path, "model: [a, b]\n")) == ["model=a", "model=b"]
 
     def test_axes_with_the_same_last_part_keep_their_full_names(self, tmp_path: Path) -> None:
-        study = load(tmp_path, "model: m\nsweep: {n: [1], dataset.n: [2], decoder.top_k: [3]}\n")
-        assert ids(study) == ["n=1-dataset.n=2-top_k=3"]
-        assert study.axis_names == {"n": "n", "dataset.n": "dataset.n", "decoder.top_k": "top_k"}
+        study = load(tmp_path, "model: m\nsweep: {warmup.enabled: [true], baseline.enabled: [false], n: [3]}\n")
+        assert ids(study) == ["warmup.enabled=true-baseline.enabled=false-n=3"]
+        assert study.axis_names == {
+            "warmup.enabled": "warmup.enabled",
+            "baseline.enabled": "baseline.enabled",
+            "n": "n",
+        }
 
     def test_merge_keys_and_aliases_are_read_as_what_they_stand_for(self, tmp_path: Path) -> None:
         study = load(

@@ -52,6 +52,8 @@ class TestBase:
         )
         study = load(tmp_path, "base: common.yaml\n")
         assert (study.name, len(study.points), study.n_cycles) == ("study", 1, 1)
+        told = [note.where for note in study.notes]
+        assert told == ["sweep", "experiments", "runners", "execution", "skip", "xfail"]
 
     def test_the_design_is_the_same_as_if_it_were_spelt_out(self, tmp_path):
         (tmp_path / "common.yaml").write_text("model: m\nn: 7\n")
@@ -74,7 +76,7 @@ class TestBase:
         ("base", "told"),
         [
             ("missing.yaml", "there is no such file, relative to this one (got 'missing.yaml')"),
-            (".", "there is no such file, relative to this one (got '.')"),
+            (".", "is no file (got '.')"),
             ("study.yaml", "is this file itself (got 'study.yaml')"),
             ("./x/../study.yaml", "is this file itself (got './x/../study.yaml')"),
             ("round.yaml", "goes round in a circle: the base of round.yaml is study.yaml"),
@@ -91,13 +93,17 @@ class TestBase:
         (tmp_path / "own.yaml").write_text("base: own.yaml\nmodel: m\n")
         assert errors(tmp_path, f"model: m\nbase: {base}\n") == [f"study.yaml:2:1: base: {told}"]
 
+    def test_what_it_would_have_given_is_not_missed(self, tmp_path):
+        told = "there is no such file, relative to this one (got 'missing.yaml')"
+        assert errors(tmp_path, "base: missing.yaml\n") == [f"study.yaml:1:1: base: {told}"]
+
     def test_null_is_none(self, tmp_path):
         assert load(tmp_path, "base:\nmodel: m\n").base_text is None
 
     def test_a_base_of_its_own_is_ignored_and_that_is_noted(self, tmp_path):
         (tmp_path / "common.yaml").write_text("base: deeper.yaml\nmodel: m\n")
         study = load(tmp_path, "base: common.yaml\n")
-        assert notes(tmp_path, study) == ["common.yaml:1:1: base: is ignored: a base has no base of its own"]
+        assert notes(tmp_path, study) == ["common.yaml:1:1: base: is ignored in a base: it belongs to a study"]
 
     @pytest.mark.parametrize(
         ("content", "told"),
@@ -213,6 +219,8 @@ class TestRules:
             ("{decoder.do_sample: true}", [0, 1, 2, 3]),
             ("{decoder.do_sample: 1}", []),
             ("{batch_size: 80}", []),
+            ("{pytorch: {batch_size: 8}, precision: bf16}", [1]),
+            ("{decoder: {temperature: 1}}", [0, 1, 2, 3]),
         ],
     )
     def test_they_fit_by_axis_or_field(self, tmp_path, kind, where, fitting):
@@ -249,6 +257,12 @@ class TestRules:
             (
                 "skip: [{where: {precison: fp32}}]",
                 "17: skip[0].where.precison: is no axis and no field (did you mean",
+            ),
+            ("skip: [{where: {decoder: {x: 1}}}]", "17: skip[0].where.decoder.x: is no axis and no field"),
+            ("skip: [{where: {pytorch: 1}}]", "17: skip[0].where.pytorch: is no axis and no field"),
+            (
+                "skip: [{precision: fp32}]",
+                "9: skip[0].precision: unknown key: points are named under where, as where: {precision: ...}",
             ),
             ("skip: [{where: {decoder.x: 1}}]", "17: skip[0].where.decoder.x: is no axis and no field"),
         ],
@@ -287,3 +301,54 @@ class TestRules:
         assert entries["fault=raise"]["reason"] == "xfail: not yet"
         assert entries["fault=raise"]["error"]["message"] == "the engine says no"  # what happened is not lost
         assert entries["fault=none"]["reason"] is None
+
+
+class TestWithoutEffect:
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            (
+                "decoder: {do_sample: false, top_k: 7}",
+                "2:29: decoder.top_k: has no effect: the likeliest token ",
+            ),
+            (
+                "decoder: {temperature: 0, min_p: 0.1}",
+                "2:27: decoder.min_p: has no effect: the likeliest token ",
+            ),
+            (
+                "decoder: {preset: deterministic}\nsweep: {decoder.temperature: [0.5, 0.8]}",
+                "3:31: decoder.temperature: has no effect: the likeliest token is taken, nothing is sampled",
+            ),
+            (
+                "decoder: {min_new_tokens: 3}",
+                "2:11: decoder.min_new_tokens: has no effect with measurement.len",
+            ),
+            (
+                "pytorch: {length_penalty: 2}",
+                "2:11: pytorch.length_penalty: has no effect without num_beams ",
+            ),
+            (
+                "pytorch: {early_stopping: true}",
+                "2:11: pytorch.early_stopping: has no effect without num_beams above",
+            ),
+            ("dataset_order: grouped", "2:1: dataset_order: has no effect on synthetic prompts"),
+        ],
+    )
+    def test_it_is_noted(self, tmp_path, text, told):
+        [first, *_] = notes(tmp_path, load(tmp_path, f"model: m\n{text}\n"))
+        assert first.startswith(f"study.yaml:{told}")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "decoder: {do_sample: false, temperature: 1.0}",
+            "decoder: {temperature: 0}",
+            "decoder: {preset: deterministic}",
+            "decoder: {preset: factual}",
+            "pytorch: {num_beams: 2, length_penalty: 2}",
+            "decoder: {min_new_tokens: 3}\nmeasurement: {length_mode: natural}",
+            "dataset: x.jsonl\ndataset_order: grouped",
+        ],
+    )
+    def test_what_has_one_is_not(self, tmp_path, text):
+        assert notes(tmp_path, load(tmp_path, f"model: m\n{text}\n")) == []

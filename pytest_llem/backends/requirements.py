@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pytest_llem.study.config import DecoderConfig, ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 
+LORA = "lora is not supported yet: leave it out, or name a model with the adapter merged into it"
+
 PREFILL_SPLIT = "measurement.prefill_split is not supported yet: leave it out"
 
 #: Attention kernels and the packages of which one has to be there: by module, and as pip calls it. transformers
@@ -65,7 +67,7 @@ def unmet(config: ExperimentConfig) -> list[str]:
 
 def _unmet(config: ExperimentConfig, options: PyTorchConfig) -> Iterator[str]:
     if config.lora is not None:
-        yield "lora is not supported yet: leave it out, or name a model with the adapter merged into it"
+        yield LORA
     if config.measurement.prefill_split:
         yield PREFILL_SPLIT
     if options.num_processes > 1:

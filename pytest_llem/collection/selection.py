@@ -16,6 +16,7 @@ import pytest
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.document import read_value
 from pytest_llem.study.identity import CYCLE, value_text
+from pytest_llem.study.problems import did_you_mean
 
 #: The axes that the session's -k expression names.
 SELECTED_AXES = pytest.StashKey[list[str]]()
@@ -23,7 +24,8 @@ SELECTED_AXES = pytest.StashKey[list[str]]()
 _TERM = re.compile(r"""(?<![\w.-])(?P<axis>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
 
 #: What pytest's grammar takes as one word, less what would make a keyword ambiguous.
-_WORD = re.compile(r"[^\w.+/:-]", re.ASCII)
+#: Capitals too: pytest compares without regard to case.
+_WORD = re.compile(r"[^a-z0-9_.+/:-]")
 
 
 def rewrite(expression: str) -> tuple[str, list[str]]:
@@ -71,7 +73,9 @@ def refuse_unknown_axes(studies: Iterable[StudyConfig], session: pytest.Session,
     unknown = [axis for axis in session.config.stash.get(SELECTED_AXES, ()) if axis not in known]
     if not unknown:
         return
-    message = f"-k: no collected study has an axis {', '.join(unknown)}"
+    axes = tuple(sorted(known))
+    hint = did_you_mean(unknown[0], axes) or f" (there are: {', '.join(axes)})"
+    message = f"-k: no collected study has an axis {', '.join(unknown)}{hint}"
     if not hasattr(session.config, "workerinput"):
         raise pytest.UsageError(message)
     items.clear()
@@ -82,6 +86,5 @@ def refuse_unknown_axes(studies: Iterable[StudyConfig], session: pytest.Session,
 def _keyword(axis: str, value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 1.0 selects 1
-    # pytest compares without regard to case, and takes no percent signs.
     name, text = (_WORD.sub(lambda match: f"\\x{ord(match[0]):x}", one) for one in (axis, value_text(value)))
-    return f"[{name}:{text}]".lower()
+    return f"[{name}:{text}]"

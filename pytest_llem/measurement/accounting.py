@@ -114,6 +114,7 @@ def find_warnings(
     refusals: Mapping[str, str],
     *,
     allow_estimated: bool = False,
+    cut: tuple[int, int] = (0, 0),
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each.
 
@@ -123,6 +124,7 @@ def find_warnings(
         engine: What ran.
         refusals: Why a meter could not be used, by its name.
         allow_estimated: An estimate of the energy is what was asked for.
+        cut: How many prompts were cut to ``max_input_tokens``, and of how many.
     """
     account, total = window.account, window.account.total
     found = [f"meter {name}: {why}" for name, why in refusals.items()]
@@ -130,6 +132,8 @@ def find_warnings(
         found.append(f"no energy: {total.reason}")
     if total.method == "estimated" and not allow_estimated:
         found.append("energy is estimated from CPU time, not measured")
+    if cut[0]:
+        found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
     if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
     if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:

@@ -26,6 +26,10 @@ from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 
 
+#: What a class has to have to be an engine.
+_PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
+
+
 @dataclass(frozen=True)
 class Measured:
     """An experiment's outcome.
@@ -122,6 +126,7 @@ class ExperimentOrchestrator:
                     record,
                     meters.refusals,
                     allow_estimated=config.energy.allow_estimated,
+                    cut=(workload.truncated, config.n),
                 ),
             )
         finally:
@@ -144,8 +149,8 @@ class ExperimentOrchestrator:
             make = registry.load(registry.BACKENDS, name)
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
-        if not callable(make):
-            raise PreflightError(f"engine {name!r} cannot be used: it is no class")
+        if lacking := [part for part in _PARTS if not hasattr(make, part)]:
+            raise PreflightError(f"engine {name!r} cannot be used: it has no {', '.join(lacking)}")
         try:
             engine: Engine = make(self.config, self.context)
         except ImportError as error:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+#: More than anything that is counted in a model.
+_NO_MODEL = 10**15
+
 #: More than any header of a safetensors file takes; what says more is none.
 _LARGEST_HEADER = 100_000_000
 
@@ -33,10 +36,16 @@ class Footprint:
 
 def read_footprint(folder: Path) -> Footprint | None:
     """Return the footprint of the model in *folder*; None where its files do not tell."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
         return from_config(config, parameters=_count_parameters(folder))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):  # not what we know to read
+    except (
+        Exception,
+        RecursionError,
+    ):  # anybody's files: whatever they hold, their model's size is not known then
         return None
 
 
@@ -49,20 +58,27 @@ def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Foo
 
     Raises:
         KeyError: The configuration lacks what is needed.
+        ValueError: It holds what no model has.
     """
     config = config.get("text_config") or config
-    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_size = config.get("head_dim") or hidden // heads
-    vocabulary = config["vocab_size"]
+    hidden, layers = _size(config["hidden_size"]), _size(config["num_hidden_layers"])
+    heads, vocabulary = _size(config["num_attention_heads"]), _size(config["vocab_size"])
+    kv_heads = _size(config.get("num_key_value_heads") or heads)
+    head_size = _size(config.get("head_dim") or hidden // heads)
     if parameters is None:
         if any("expert" in name for name in config):
             raise KeyError("number of weights")
         attention = 2 * hidden * head_size * (heads + kv_heads)
-        mlp = 3 * hidden * config["intermediate_size"]
+        mlp = 3 * hidden * _size(config["intermediate_size"])
         embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
         parameters = layers * (attention + mlp + 2 * hidden) + hidden + embeddings
-    return Footprint(parameters, layers, 2 * layers * kv_heads * head_size, vocabulary)
+    return Footprint(_size(parameters), layers, 2 * layers * kv_heads * head_size, vocabulary)
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 < value < _NO_MODEL:
+        raise ValueError(f"no size of a model: {value!r}")
+    return value
 
 
 def _count_parameters(folder: Path) -> int | None:
@@ -72,7 +88,7 @@ def _count_parameters(folder: Path) -> int | None:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     total = 0
     for file in files:
         with file.open("rb") as content:

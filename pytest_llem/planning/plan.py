@@ -68,16 +68,21 @@ class Plan:
         content: dict[str, Any] = {
             "study": self.study.name,
             "study_design_hash": self.study.design_hash,
+            "n_cycles": self.study.n_cycles,
+            "cycle_order": self.study.execution.cycle_order,
             "estimated_seconds": self.seconds,
             "estimated_memory_bytes": self.memory_bytes,
             "excluded": [{"config": one.config, "reason": one.reason} for one in self.study.excluded],
             "preflight": [{"point": name, "reason": reason} for name, reason in self.refused.items()],
+            "notes": [f"{note.where}: {note.message}" for note in self.study.notes],
             "experiments": [
                 {
                     "id": experiment.id,
                     "index": experiment.index,
                     "cycle": experiment.cycle,
                     "config_hash": experiment.point.config_hash,
+                    "skip": experiment.point.skip,
+                    "xfail": experiment.point.xfail,
                     "config": experiment.point.config.model_dump(mode="json"),
                 }
                 for experiment in self.experiments

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
-from pytest_llem.backends.requirements import PREFILL_SPLIT, unmet
+from pytest_llem.backends.requirements import LORA, PREFILL_SPLIT, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
 from pytest_llem.measurement.prompts import dataset_problem
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
@@ -48,7 +48,7 @@ class Preflight:
     def reason(self, point: Point) -> str | None:
         """Return why *point* cannot run here, in a line that says what to do, or None where nothing is known."""
         if point.config_hash not in self._reasons:
-            self._reasons[point.config_hash] = "; ".join(self._reasons_of(point.config)) or None
+            self._reasons[point.config_hash] = _one_line("; ".join(self._reasons_of(point.config))) or None
         return self._reasons[point.config_hash]
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
@@ -70,6 +70,8 @@ class Preflight:
         if config.backend != "pytorch":
             if config.measurement.prefill_split:
                 yield PREFILL_SPLIT
+            if config.lora is not None:
+                yield LORA
             return
         yield from unmet(config)
         if missing := _missing_model(config.model, _revision(config), self._model_path):
@@ -116,6 +118,11 @@ def rough_seconds(
     """Return how long an experiment may take here, in seconds; None where its model's size is unknown."""
     footprint = _footprint(config.model, _revision(config), model_path)
     return None if footprint is None else seconds(config, execution, footprint, this_host())
+
+
+def _one_line(text: str) -> str:
+    """Return *text* with what no terminal should be sent, such as a line break in a model's name, spelt out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def gib(size: float) -> str:

@@ -29,6 +29,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f" × {cycles} cycles = {counted(points * cycles, 'experiment')}, {study.execution.cycle_order}"
     if len(plan.experiments) != points * cycles:
         text += f", {len(plan.experiments):,} selected"
+    if skipped := sum(experiment.point.skip is not None for experiment in plan.experiments):
+        text += f", {skipped:,} skipped"
     if plan.seconds is None:
         text += ", time unknown"
     elif plan.seconds:

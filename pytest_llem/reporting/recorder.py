@@ -54,14 +54,16 @@ class Recorder:
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         runs: dict[str, StudyRun] = {}
         for file, ids in _by_file(config, node_ids).items():
+            results_dir = settings.results_dir
             try:
                 study = _study(config, file)
-                runs[file] = StudyRun.open(study, ids, _results_dir(config, settings, study), stamp)
+                results_dir = _results_dir(config, settings, study)
+                runs[file] = StudyRun.open(study, ids, results_dir, stamp)
             except (OSError, StudyError, pytest.UsageError) as error:
                 for run in runs.values():
                     run.finish("aborted")
                 if isinstance(error, OSError):
-                    message = f"{settings.results_dir}: no results can be written: {error}"
+                    message = f"{results_dir}: no results can be written: {error}"
                     raise pytest.UsageError(message) from error
                 raise pytest.UsageError(str(error)) from error
         return cls(config, runs) if runs else None
@@ -209,7 +211,4 @@ def _results_dir(config: pytest.Config, settings: Settings, study: StudyConfig) 
     """Return where a study's results folder goes: as the command line says, the study, the ini file."""
     if study.output_dir is None or settings.results_dir_given:
         return settings.results_dir
-    try:
-        return config.rootpath / Path(study.output_dir).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise pytest.UsageError(f"{study.path}: output_dir: {error} (got {study.output_dir!r})") from None
+    return config.rootpath / Path(study.output_dir).expanduser()

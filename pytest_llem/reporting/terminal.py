@@ -55,6 +55,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     done = f"{result.summary.completed} of {counted(result.summary.total, 'experiment')} completed"
     if result.summary.failed:
         done += f", {result.summary.failed} failed"
+    if skipped := sum(entry.status == "skipped" for entry in run.entries):
+        done += f", {skipped} skipped or expected to fail"
     lines.append(done if result.status == "completed" else f"{done}, {result.status}")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
     return lines

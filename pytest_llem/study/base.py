@@ -10,6 +10,9 @@ from pytest_llem.study.document import Document, load_document
 from pytest_llem.study.grid import STUDY_KEYS
 from pytest_llem.study.problems import Problem, StudyError, shown
 
+#: Study keys that a base may hold without anyone missing them.
+_UNREMARKABLE = ("name", "version")
+
 
 def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem]]:
     """Return *document* with the base that it names, what is wrong with that, and what is worth a note.
@@ -33,12 +36,12 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
     base = load_document(path)
     if not isinstance(base.data, dict):
         raise StudyError([base.problem((), f"a base must be a mapping {base.given((), base.data)}")])
-    notes = []
-    if isinstance(inner := base.data.get("base"), str):
-        if _leads_to(path.parent / inner, document.path, path):
-            problem = document.problem(("base",), f"goes round in a circle: the base of {given} is {inner}")
-            return document, [problem], []
-        notes.append(base.problem(("base",), "is ignored: a base has no base of its own"))
+    ignored = [key for key in STUDY_KEYS if key in base.data and key not in _UNREMARKABLE]
+    notes = [base.problem((key,), "is ignored in a base: it belongs to a study") for key in ignored]
+    inner = base.data.get("base")
+    if isinstance(inner, str) and _leads_to(path.parent / inner, document.path, path):
+        problem = document.problem(("base",), f"goes round in a circle: the base of {given} is {inner}")
+        return document, [problem], []
     return replace(document, base=base), [], notes
 
 
@@ -49,8 +52,10 @@ def shared_fields(document: Document) -> dict[str, Any]:
 
 
 def _fault(path: Path, study: Path) -> str | None:
-    if not path.is_file():
+    if not path.exists():
         return "there is no such file, relative to this one"
+    if not path.is_file():
+        return "is no file"
     return "is this file itself" if path.samefile(study) else None
 
 

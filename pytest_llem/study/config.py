@@ -33,6 +33,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "factual": {"temperature": 0.3, "do_sample": True, "top_k": 10},
 }
 
+#: What a dataset gives of an experiment's own fields.
+DATASET_FIELDS = {"n": "n", "input_len": "max_input_tokens", "output_len": "max_output_tokens"}
+
 #: More prompts, or tokens in one, than any machine will see.
 MOST = 100_000_000
 
@@ -125,6 +128,12 @@ class WarmupConfig(Section):
     min_prompts: int = Field(5, ge=1)
     max_prompts: int = Field(20, ge=1)
     thermal_floor_seconds: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _can_settle(self) -> WarmupConfig:
+        if self.convergence_detection and self.min_prompts > self.max_prompts:
+            raise ValueError(f"min_prompts {self.min_prompts} is more than max_prompts {self.max_prompts}")
+        return self
 
 
 class BaselineConfig(Section):
@@ -250,8 +259,7 @@ class ExperimentConfig(Section):
             data = {**data, "pytorch": {}}
         dataset = data.get("dataset")
         if isinstance(dataset, dict):
-            names = {"n": "n", "input_len": "max_input_tokens", "output_len": "max_output_tokens"}
-            given = {ours: dataset.get(its) for its, ours in names.items()}
+            given = {ours: dataset.get(its) for its, ours in DATASET_FIELDS.items()}
             data = {**data, **{ours: value for ours, value in given.items() if type(value) is int and value > 0}}
         return data
 

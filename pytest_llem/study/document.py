@@ -17,6 +17,9 @@ from pytest_llem.study.problems import Problem, StudyError, shown
 
 KeyPath = tuple[str | int, ...]
 
+#: More than any study needs, in bytes.
+MAX_BYTES = 20_000_000
+
 #: More nodes than any study needs; aliases count each time they are used, so that a file of nested
 #: aliases ("billion laughs") ends here and not in memory.
 MAX_NODES = 200_000
@@ -142,6 +145,8 @@ def load_document(path: Path) -> Document:
             values that have no place in JSON.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            _refuse(path, (1, 1), f"is larger than {MAX_BYTES // 10**6} MB, which is no study")
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except (OSError, ValueError) as error:  # ValueError: a path that no system takes
         _refuse(path, (1, 1), f"cannot be read: {getattr(error, 'strerror', None) or error}")
@@ -196,10 +201,23 @@ def _parse(path: Path, text: str) -> Document:
         loader.dispose()
 
 
+#: What to do about a complaint of PyYAML's that holds these words.
+_ADVICE = {
+    "'\\t'": "; indent with spaces",
+    "cannot start any token": "; put the value in quotes",
+    "expected <block end>": "; look at the indentation",
+    "expected ',' or '}'": "; a bracket may be open, or a value may need quotes",
+    "expected ',' or ']'": "; a bracket may be open, or a value may need quotes",
+    "mapping values are not allowed": "; look at the indentation, or put the value in quotes",
+}
+
+
 def _yaml_says(error: yaml.MarkedYAMLError) -> str:
     """Return PyYAML's complaint, less what it was doing at the time."""
     said = (error.context, error.problem)
-    return ", ".join(text for text in said if text and not text.startswith("while "))
+    complaint = ", ".join(text for text in said if text and not text.startswith("while "))
+    advice = next((told for part, told in _ADVICE.items() if part in complaint), "")
+    return f"{complaint}{advice}"
 
 
 def _refuse(path: Path, place: tuple[int, int], message: str) -> NoReturn:
@@ -260,6 +278,8 @@ class _Reader:
         self.written[at] = node.value
         if isinstance(value, float) and not math.isfinite(value):
             self._note(place, at, f"must be a finite number (got {_as_written(node.value, value)})")
+        elif value == 0.0 and isinstance(value, float):
+            return 0.0  # and not -0.0, which is equal, and written otherwise
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             self._note(place, at, f"must fit in 64 bits (got {_as_written(node.value, 0.0)})")
         return value

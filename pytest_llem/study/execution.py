@@ -32,7 +32,8 @@ class ExecutionConfig(NullableSection):
         experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
             and as idle as before the first one. Default ``auto``.
         cycle_gap_seconds: Idle time before a new cycle, in seconds, where that is longer. Default 0.
-        experiment_timeout_seconds: End an experiment that takes longer, in seconds. Default null: never.
+        experiment_timeout_seconds: End an experiment that takes longer, in seconds from the start of its process.
+            Default null: never.
         skip_preflight: Let experiments start without looking first whether they can run. Default false.
     """
 

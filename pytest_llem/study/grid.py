@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_llem.study.document import MAX_DEPTH, Document, KeyPath
 from pytest_llem.study.engines import DEFAULT_BACKEND
+from pytest_llem.study.identity import value_text
 from pytest_llem.study.problems import Problem, shown
 
 #: Keys that belong to the study as a whole and not to an experiment. ``version`` is accepted and ignored.
@@ -59,8 +60,8 @@ class _Axis:
         """Where its values go in a configuration. The name of an engine is one part, dots or not."""
         if self.backend is None:
             return tuple(self.name.split("."))
-        inner = self.name[len(self.backend) + 1 :]
-        return (self.backend, *inner.split(".")) if inner else (self.backend,)
+        _, *inner = self.name[len(self.backend) :].split(".")
+        return (self.backend, *inner)
 
 
 #: One value of an axis, and its place.
@@ -162,7 +163,7 @@ class Grid:
                 yield Draft(config, axes, [place for _, _, place in chosen], self.at)
 
     def _explicit(self) -> Iterator[Draft]:
-        flat = {index: dict(_flatten(entry)) for index, entry in self.entries.items()}
+        flat = {index: dict(flatten(entry)) for index, entry in self.entries.items()}
         alike: set[str] = set()
         if not self._swept and flat:  # fields that every point has alike tell nothing apart
             first, *others = flat.values()
@@ -215,6 +216,10 @@ def _read_axes(
     problems += [document.problem(axis.at, "an axis needs at least one value") for axis in axes if not axis.values]
     for name, given in sweep.items():
         values = given if isinstance(given, list) else [given]
+        if inner := _nested_axis(given):
+            told = f"an axis in a section is written with dots: {name}.{inner}: [...]"
+            problems.append(document.problem(("sweep", name), told))
+            continue
         backend = max((one for one in backends if f"{name}.".startswith(f"{one}.")), key=len, default=None)
         axis = _Axis(name, values, ("sweep", name), backend, indexed=isinstance(given, list))
         if fault := _axis_fault(axis, shared, sweep):
@@ -222,6 +227,8 @@ def _read_axes(
         else:
             axes.append(axis)
     axes = [axis for axis in axes if axis.values]
+    for axis in axes:
+        problems += [document.problem(axis.origin(index), "is there twice") for index in _repeated(axis.values)]
 
     scopes = list(dict.fromkeys(axis.backend for axis in axes if axis.backend))
     if scopes and "backend" not in {**shared, **sweep}:
@@ -235,12 +242,30 @@ def _read_axes(
     return axes, problems
 
 
+def _nested_axis(section: Any) -> str | None:
+    """Return the dotted name of the first list in *section*, which was meant to be an axis."""
+    inside = flatten(section) if isinstance(section, dict) else ()
+    return next((name for name, value in inside if isinstance(value, list)), None)
+
+
+def _repeated(values: Sequence[Any]) -> Iterator[int]:
+    """Yield the places of values that were there before."""
+    seen = set()
+    for index, value in enumerate(values):
+        text = value_text([value])  # in a list, so that null is not "null"
+        if text in seen:
+            yield index
+        seen.add(text)
+
+
 def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]) -> str | None:
     """Return what keeps one line of the sweep from being an axis."""
     if not axis.values:
         return "an axis needs at least one value"
     if axis.name in LIST_AXES and isinstance(shared.get(axis.name), list):
         return "is given as a list and swept too"
+    if "" in axis.path:
+        return "a part of its name is empty"
     *outer, _ = axis.path
     if len(outer) >= MAX_DEPTH:
         return "nested too deeply"
@@ -302,9 +327,9 @@ def _read_entries(
     return entries, problems
 
 
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in section.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

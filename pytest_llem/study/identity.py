@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -101,9 +102,9 @@ def _plain(value: Any) -> Any:
 
 def short_names(axes: Iterable[str]) -> dict[str, str]:
     """Return for each dotted axis its last part, where no other axis, nor the cycle, has the same."""
-    axes = list(axes)
-    last = [CYCLE, *(axis.rpartition(".")[2] for axis in axes)]
-    return {axis: name if last.count(name) == 1 else axis for axis, name in zip(axes, last[1:], strict=True)}
+    last = {axis: axis.rpartition(".")[2] for axis in axes}
+    count = Counter([CYCLE, *last.values()])
+    return {axis: name if count[name] == 1 else axis for axis, name in last.items()}
 
 
 def point_id(axes: Mapping[str, Any], names: Mapping[str, str]) -> str:

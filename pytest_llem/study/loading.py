@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from pytest_llem.study.base import shared_fields, with_base
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
-from pytest_llem.study.document import Document, KeyPath, load_document
+from pytest_llem.study.document import Document, KeyPath, dotted, load_document
 from pytest_llem.study.execution import ExecutionConfig, Overrides
-from pytest_llem.study.grid import Grid, read_grid
+from pytest_llem.study.grid import Draft, Grid, read_grid
 from pytest_llem.study.identity import ConfigHasher, point_id, short_names, study_design_hash
 from pytest_llem.study.problems import Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
@@ -76,6 +76,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     if not isinstance(document.data, dict):
         raise StudyError([document.problem((), f"a study must be a mapping {document.given((), document.data)}")])
     document, problems, notes = with_base(document)
+    misread = bool(problems)
 
     name, wrong = _read_name(document)
     problems += wrong
@@ -94,17 +95,19 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
 
     checked = validate(grid)
     # What is missing may stand in the part of the file that could not be made out.
-    problems += [one for one in checked.problems if not (grid.problems and one.message == REQUIRED)]
+    misread = misread or bool(grid.problems)
+    problems += [one for one in checked.problems if not (misread and one.message == REQUIRED)]
     if not problems and (overrides.strict or not checked.valid):
         problems = [
-            document.problem(draft.at, f"no valid combination: {reason}") for draft, reason in checked.excluded
+            document.problem(draft.at, _refusal(draft, reason, any_valid=bool(checked.valid)))
+            for draft, reason in checked.excluded
         ]
     if problems:
         raise StudyError(problems)
     names = short_names(dict.fromkeys(axis for _, axes, _ in checked.valid for axis in axes))
     hasher = ConfigHasher()
     points = [Point(point_id(axes, names), axes, config, hasher.hash(config)) for _, axes, config in checked.valid]
-    problems = [*_clashes(document, [at for at, _, _ in checked.valid], points), *_places(document, points)]
+    problems = _places(document, points) or _clashes(document, [at for at, _, _ in checked.valid], points)
     points, wrong, unused = apply_rules(document, rules, points)
     if problems := [*problems, *wrong]:
         raise StudyError(problems)
@@ -177,30 +180,50 @@ def _many(number: int, noun: str) -> str:
     return f"{text} {noun}{'' if number == 1 else 's'}"
 
 
+def _refusal(draft: Draft, reason: str, *, any_valid: bool) -> str:
+    if not any_valid:
+        return f"no valid combination: {reason}"
+    return f"{point_id(draft.axes, {axis: axis for axis in draft.axes})} is left out, says --llem-strict: {reason}"
+
+
 def _places(document: Document, points: Sequence[Point]) -> list[Problem]:
-    places = {point.config.output_dir for point in points}
-    if len(places) == 1:
-        return []
-    return [
-        document.problem(("output_dir",), "must be the same for all experiments: a study has one results folder")
-    ]
+    given = points[0].config.output_dir
+    if len({point.config.output_dir for point in points}) == 1:
+        return [] if given is None or _is_place(given) else [_no_place(document, given)]
+    experiments = document.data.get("experiments")
+    listed = [("experiments", index, "output_dir") for index in range(len(experiments or ()))]
+    at = next((one for one in (("sweep", "output_dir"), *listed) if one in document.marks), ("output_dir",))
+    return [document.problem(at, "must be the same for all experiments: a study has one results folder")]
+
+
+def _is_place(path: str) -> bool:
+    try:
+        return path.isprintable() and Path(path).expanduser() is not None
+    except RuntimeError:  # ~nobody
+        return False
+
+
+def _no_place(document: Document, given: str) -> Problem:
+    return document.problem(
+        ("output_dir",), f"must be the path of a folder {document.given(('output_dir',), given)}"
+    )
 
 
 def _clashes(document: Document, places: Sequence[KeyPath], points: Sequence[Point]) -> list[Problem]:
     problems: list[Problem] = []
-    by_hash: dict[str, str] = {}
+    by_hash: dict[str, tuple[str, KeyPath]] = {}
     by_id: set[str] = set()
     for at, point in zip(places, points, strict=True):
-        same = by_hash.get(point.config_hash)
+        same, earlier = by_hash.get(point.config_hash, (None, at))
         if same is not None:
-            told = (
-                f"{point.id} is there twice"
-                if same == point.id
-                else f"{point.id} is the same experiment as {same}"
-            )
+            told = f"{point.id} is the same experiment as {same}"
+            if at != earlier and len(at) == len(earlier):
+                told = f"is the same experiment as {dotted(earlier)}"
+            elif same == point.id:
+                told = f"{point.id} is there twice"
             problems.append(document.problem(at, told))
         elif point.id in by_id:  # null and "null"
             problems.append(document.problem(at, f"two experiments share the id {point.id}"))
-        by_hash.setdefault(point.config_hash, point.id)
+        by_hash.setdefault(point.config_hash, (point.id, at))
         by_id.add(point.id)
     return problems

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point
-from pytest_llem.study.document import Document, KeyPath
+from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.execution import Rule
+from pytest_llem.study.grid import flatten
 from pytest_llem.study.identity import same_value, short_names
-from pytest_llem.study.problems import Problem, did_you_mean
+from pytest_llem.study.problems import Problem, did_you_mean, shown
 from pytest_llem.study.validation import section_problems
 
 Kind = Literal["skip", "xfail"]
@@ -38,8 +39,19 @@ def read_rules(document: Document) -> tuple[list[Placed], list[Problem]]:
             try:
                 rules.append((kind, (kind, index), Rule.model_validate(entry)))
             except ValidationError as error:
-                problems += section_problems(document, (kind, index), Rule, error)
+                problems += _misplaced(document, (kind, index), entry) or section_problems(
+                    document, (kind, index), Rule, error
+                )
     return rules, problems
+
+
+def _misplaced(document: Document, at: KeyPath, entry: Any) -> list[Problem]:
+    """Return what is wrong where points are named in a rule itself and not under ``where``."""
+    if not isinstance(entry, dict) or "where" in entry:
+        return []
+    told = "unknown key: points are named under where, as where: {{{}: ...}}"
+    wrong = [key for key in entry if key not in Rule.model_fields]
+    return [document.problem((*at, key), told.format(dotted((key,)))) for key in wrong]
 
 
 def apply_rules(
@@ -52,13 +64,20 @@ def apply_rules(
     axes = list(dict.fromkeys(axis for point in points for axis in point.axes))
     full = {short: axis for axis, short in short_names(axes).items()} | {axis: axis for axis in axes}
     for kind, at, rule in rules:
-        unknown = [name for name in rule.where if name not in full and not _is_field(name)]
+        if not rule.reason.isprintable():
+            problems.append(
+                document.problem((*at, "reason"), f"must be one line of text (got {shown(rule.reason)})")
+            )
+        where = dict(flatten(rule.where))  # a section may be written as experiments have it
+        unknown = [name for name in where if name not in full and not _is_field(name)]
         for name in unknown:
             hint = did_you_mean(name, (*full, *ExperimentConfig.model_fields))
-            problems.append(document.problem((*at, "where", name), f"is no axis and no field{hint}"))
+            place = name if name in rule.where else name.partition(".")[0]
+            problem = document.problem((*at, "where", place), f"is no axis and no field{hint}")
+            problems.append(replace(problem, where=dotted((*at, "where", name))))
         if unknown:
             continue
-        wanted = {full.get(name, name): value for name, value in rule.where.items()}
+        wanted = {full.get(name, name): value for name, value in where.items()}
         fitting = [index for index, point in enumerate(points) if _fits(point, wanted)]
         if not fitting:
             notes.append(document.problem((*at, "where"), "fits no point of this study"))
@@ -70,6 +89,7 @@ def apply_rules(
 
 
 def _is_field(name: str) -> bool:
+    """Whether *name* is the dotted path of a field that holds a value, and no section."""
     model: Any = ExperimentConfig
     for part in name.split("."):
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -79,7 +99,7 @@ def _is_field(name: str) -> bool:
         annotation = model.model_fields[part].annotation
         kinds = [getattr(one, "__origin__", one) for one in (annotation, *get_args(annotation))]
         model = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel | dict)), None)
-    return True
+    return model is None or name == "dataset"
 
 
 def _fits(point: Point, wanted: Mapping[str, Any]) -> bool:

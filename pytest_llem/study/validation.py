@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pytest_llem.registry import METERS, installed
 from pytest_llem.study.config import (
     AUTO,
+    DATASET_FIELDS,
     FORMER_METERS,
     BaselineConfig,
     DatasetConfig,
@@ -22,12 +23,16 @@ from pytest_llem.study.config import (
     WarmupConfig,
 )
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
+from pytest_llem.study.effects import without_effect
 from pytest_llem.study.engines import DEFAULT_BACKEND, LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
 from pytest_llem.study.problems import Problem, did_you_mean, shown
 
 REQUIRED = "is required"
+
+#: Nobody reads on: points are not looked at any more once there are so many.
+MOST_PROBLEMS = 1000
 
 #: Sections of an experiment.
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -89,9 +94,13 @@ def validate(grid: Grid) -> Checked:
     document, meters = grid.document, installed(METERS)
     known = {*ExperimentConfig.model_fields, *grid.backends}
     sections = _Sections()
+    told: set[Problem] = set()
     for draft in grid.drafts():
         wrong_keys = _key_problems(document, draft, grid.backends, known)
         checked.problems += wrong_keys.values()
+        checked.problems += _overridden(document, draft)
+        if len(checked.problems) >= MOST_PROBLEMS:
+            break
         left_out = {*wrong_keys}
         if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything
             left_out.add(draft.config["backend"])
@@ -108,10 +117,22 @@ def validate(grid: Grid) -> Checked:
             checked.problems.append(wrong_meter)
         if former := _former_meter(draft):
             message = f"{former!r} means {AUTO!r} here: the best meter there is"
-            note = _placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message)
-            if note not in checked.notes:
-                checked.notes.append(note)
+            told.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
+        for location, message in without_effect(config):
+            told.add(_placed(document, _origin(draft, location), location, message))
+    checked.notes += sorted(told, key=lambda note: (note.path, note.line, note.column))
     return checked
+
+
+def _overridden(document: Document, draft: Draft) -> Iterator[Problem]:
+    """Yield axes whose values the dataset's own figures override: the points would not be what they are called."""
+    dataset = draft.config.get("dataset")
+    if not isinstance(dataset, Mapping):
+        return
+    for its, ours in DATASET_FIELDS.items():
+        if ours in draft.axes and dataset.get(its) is not None:
+            message = f"is no axis here: dataset.{its} is given, and wins"
+            yield _placed(document, _key(_origin(draft, (ours,))), (ours,), message)
 
 
 def first_config(grid: Grid) -> ExperimentConfig | None:
@@ -235,9 +256,10 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
         at = _origin(draft, location)
         if detail["type"] == "value_error":  # raised by a validator that looks at a section as a whole
             reason = str(detail["ctx"]["error"])
-            if draft.at:
-                reasons.append(f"{dotted(location)}: {reason}")
-            else:
+            swept = not location or any(place[:1] == location[:1] for place, _ in draft.places)
+            if draft.at and swept:
+                reasons.append(f"{dotted(location)}: {reason}" if location else reason)
+            else:  # what all points have in common does not go together in any
                 problems.append(_placed(document, at, location, reason))
         elif axis := _axis_within(draft, location):
             problems.append(
@@ -301,12 +323,19 @@ def _sentence(
     if kind == "extra_forbidden":
         return sentence + did_you_mean(str(location[-1]), _fields(model, location[:-1]))
     given = document.given(at, detail["input"])
+    if model is ExperimentConfig and at[:1] != ("sweep",) and kind != "model_type" and _is_values(detail["input"]):
+        return f"{sentence} {given}; a list of values goes under sweep, as {dotted(location)}: [...]"
     if kind != "string_type":
         return f"{sentence} {given}"
     if location == ("dataset",):
         return f"{sentence} or a mapping {given}"
     quotable = not isinstance(detail["input"], list | dict | None)
     return f"{sentence} {given}{IN_QUOTES if quotable else ''}"
+
+
+def _is_values(given: Any) -> bool:
+    """Whether *given* looks like the values of an axis."""
+    return isinstance(given, list) and len(given) > 1 and not any(isinstance(one, list | dict) for one in given)
 
 
 def _fields(model: type[BaseModel], path: Sequence[Any]) -> tuple[str, ...]:
