@@ -77,7 +77,7 @@ def test_the_process_finds_it_by_the_python_path(pytester, own):
     [
         ("nothing.here:Engine", "No module named 'nothing'"),
         ("mine.engine:Engin", "there is no 'Engin' in mine.engine"),
-        ("mine.engine:NOTHING", "it is no class"),
+        ("mine.engine:NOTHING", "it lacks close, describe, encode and 12 more"),
         ("wanting:Engine", "No module named 'a_module_that_is_not_there'"),
         ("broken:Engine", "broken raises KeyError: 'NO_SUCH_'"),
         ("mine.engine:", "expected package.module:Class (got 'mine.engine:')"),
@@ -96,7 +96,9 @@ def test_an_engine_that_is_not_there_is_one_clear_line(pytester, own, monkeypatc
 
 def test_an_error_in_its_own_code_keeps_its_name(pytester, own):
     """A KeyError of the engine's is not taken for an engine that is not there."""
-    pytester.makepyfile(clumsy="class Engine:\n    def __init__(self, config, context):\n        {}['size']")
+    constructor = "def __init__(self, config, context): {}['size']"
+    engine = f"import mine.engine\nclass Engine(mine.engine.Engine):\n    {constructor}"
+    pytester.makepyfile(clumsy=engine)
     pytester.syspathinsert()
     with pytest.raises(KeyError, match="size"):
         run_experiment({**FIELDS, "backend": "clumsy:Engine"})

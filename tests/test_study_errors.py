@@ -792,7 +792,6 @@ def test_a_wrong_key_in_many_points_ends_the_search(tmp_path):
             "sweep: {output_dir: [a, b]}",
             "2:9: sweep.output_dir: must be the same for all experiments: a study has one results folder",
         ),
-        ("warmup: {min_prompts: 9, max_prompts: 3}", "2:1: warmup: min_prompts 9 is more than max_prompts 3"),
         (
             "n: [1, 2]",
             "2:1: n: must be a whole number (got [1, 2]); a list of values goes under sweep, as n: [...]",

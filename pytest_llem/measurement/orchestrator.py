@@ -25,7 +25,6 @@ from pytest_llem.results.models import ExperimentResult, Identity
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 
-
 #: What a class has to have to be an engine.
 _PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
 
@@ -150,7 +149,8 @@ class ExperimentOrchestrator:
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         if lacking := [part for part in _PARTS if not hasattr(make, part)]:
-            raise PreflightError(f"engine {name!r} cannot be used: it has no {', '.join(lacking)}")
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            raise PreflightError(f"engine {name!r} cannot be used: it lacks {', '.join(lacking[:3])}{more}")
         try:
             engine: Engine = make(self.config, self.context)
         except ImportError as error:

@@ -129,12 +129,6 @@ class WarmupConfig(Section):
     max_prompts: int = Field(20, ge=1)
     thermal_floor_seconds: float = Field(0.0, ge=0)
 
-    @model_validator(mode="after")
-    def _can_settle(self) -> WarmupConfig:
-        if self.convergence_detection and self.min_prompts > self.max_prompts:
-            raise ValueError(f"min_prompts {self.min_prompts} is more than max_prompts {self.max_prompts}")
-        return self
-
 
 class BaselineConfig(Section):
     """Power of the idle machine with the model loaded, which ``active_energy_j`` leaves out.
