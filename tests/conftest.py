@@ -11,6 +11,9 @@ import yaml
 
 from tests.support import nvml, weights
 
+# huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
 
