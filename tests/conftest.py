@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from tests.support import nvml, weights
 
 # huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell without job control has what it starts in the background ignore Ctrl-C: so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
