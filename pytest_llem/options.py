@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 
 
+#: The axes that the session's -k expression names.
+SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
+
 #: Endings of a file that may be a study.
 YAML_SUFFIXES = (".yaml", ".yml")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.options import STUDIES, YAML_SUFFIXES, Settings, add_options
+from pytest_llem.options import SELECTED_AXES, STUDIES, YAML_SUFFIXES, Settings, add_options
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -37,7 +37,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     Settings.from_config(config)  # a wrong option is told before anything is collected
     if "=" in (expression := config.getoption("keyword", "") or ""):
-        from pytest_llem.collection.selection import SELECTED_AXES, rewrite
+        from pytest_llem.collection.selection import rewrite
 
         config.option.keyword, config.stash[SELECTED_AXES] = rewrite(expression)
 
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
     studies = _studies(config)
-    if "[" in (config.getoption("keyword", "") or "") and not session.testsfailed:
+    if SELECTED_AXES in config.stash and not session.testsfailed:
         from pytest_llem.collection.selection import refuse_unknown_axes
 
         refuse_unknown_axes(studies.values(), session, items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def baseline(meter: Any = None, loading: Total = MEASURED, config: BaselineConfi
     engine = Engine()
     meter = Meter(engine.log, **device) if meter is None else meter
     meters = Meters({"one": meter} if meter else {})
-    idle = lambda: engine.log.append("idle")  # noqa: E731
-    return measure_baseline(engine, "b", meters, loading, config, on_idle=idle), engine.log
+    record = measure_baseline(engine, "b", meters, loading, config, on_idle=partial(engine.log.append, "idle"))
+    return record, engine.log
 
 
 def test_it_is_measured_after_one_batch_with_nothing_running():

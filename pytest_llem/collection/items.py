@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.collection.selection import SELECTED_AXES, keywords
-from pytest_llem.options import STUDIES, Settings
+from pytest_llem.collection.selection import keywords
+from pytest_llem.options import SELECTED_AXES, STUDIES, Settings
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyError, is_study, load_study
 from pytest_llem.study.problems import StudyError

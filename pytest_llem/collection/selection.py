@@ -13,13 +13,11 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.options import SELECTED_AXES
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.document import read_value
 from pytest_llem.study.identity import CYCLE, value_text
 from pytest_llem.study.problems import did_you_mean
-
-#: The axes that the session's -k expression names.
-SELECTED_AXES = pytest.StashKey[list[str]]()
 
 _TERM = re.compile(r"""(?<![\w.-])(?P<axis>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
 

@@ -328,6 +328,7 @@ def _read_entries(
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in *section*, however deep, each with its dotted name."""
     for key, value in section.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")

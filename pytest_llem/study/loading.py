@@ -198,9 +198,10 @@ def _places(document: Document, points: Sequence[Point]) -> list[Problem]:
 
 def _is_place(path: str) -> bool:
     try:
-        return path.isprintable() and Path(path).expanduser() is not None
+        Path(path).expanduser()
     except RuntimeError:  # ~nobody
         return False
+    return path.isprintable()
 
 
 def _no_place(document: Document, given: str) -> Problem:
