@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dis
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pytest_llem.backends.protocol import PreflightError
 
-#: Libraries whose own ``raise`` is a sentence to the user.
+#: Libraries whose errors of these kinds are sentences to the user.
 LIBRARIES = ("transformers", "accelerate", "bitsandbytes", "huggingface_hub")
 
 #: The rest of a message, whatever it goes on about.
@@ -19,7 +18,7 @@ MESSAGE_CAP = 600
 def told_plainly(what: str) -> Iterator[None]:
     """Turn what a library refuses within into one line.
 
-    Only what a ``raise`` of its own says is: any other error is one that nobody foresaw, and keeps its traceback.
+    Only an error from the library's own code is: any other is one that nobody foresaw, and keeps its traceback.
 
     Args:
         what: What it refuses, for the message.
@@ -46,13 +45,9 @@ def one_line(error: BaseException) -> str:
 
 
 def _raised_in(error: BaseException) -> str:
-    """Return the top-level package whose ``raise`` statement *error* comes from, empty where it is none."""
+    """Return the top-level package whose code *error* comes from."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
-        return ""
-    frame = trace.tb_frame
-    if dis.opname[frame.f_code.co_code[trace.tb_lasti]] != "RAISE_VARARGS":
-        return ""
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(name).partition(".")[0]
