@@ -64,7 +64,8 @@ def _long_message():
 
 def _hold_the_lock():
     """Sleep in native code that does not let go of the interpreter's lock."""
-    ctypes.PyDLL(None).sleep(3600)
+    while True:  # a signal ends it
+        ctypes.PyDLL(None).sleep(3600)
 
 
 def _allocate():
