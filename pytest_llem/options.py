@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_llem.board import Board
     from pytest_llem.study.design import StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides
 
 #: The studies of this session, by the node id of their file.
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 
+#: What the recorder tells the processes that run experiments.
+BOARD: pytest.StashKey[Board] = pytest.StashKey()
 
 #: The axes that the session's -k expression names.
 SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()

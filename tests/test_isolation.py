@@ -183,41 +183,6 @@ def test_capped_output_that_fits_is_whole():
     assert output.text() == "abcdef\ufffd"
 
 
-def test_ctrl_c_ends_the_child_and_says_interrupted(pytester, write_study, results):
-    (pytester.path / "notes").mkdir()
-    write_study(noop={"report": str(pytester.path / "notes"), "fault": "hang"}, sweep={"n": [1, 2]})
-    pytest_run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"],
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-    )
-    wait_until(lambda: any((pytester.path / "notes").iterdir()))
-    os.killpg(pytest_run.pid, signal.SIGINT)
-    output, _ = pytest_run.communicate(timeout=60)
-    assert pytest_run.returncode == pytest.ExitCode.INTERRUPTED
-    (note,) = (pytester.path / "notes").iterdir()
-    assert gone(int(note.stem))
-    assert results.manifest["status"] == "interrupted"
-    counts = sorted(results.statuses().values())
-    assert counts == ["failed"] + ["pending"] * 3
-    (failed,) = [entry for entry in results.manifest["experiments"] if entry["status"] == "failed"]
-    assert failed["error"]["kind"] == "interrupted"
-    assert b"0 of 4 experiments completed, 1 failed, interrupted" in output
-
-
-def test_the_child_does_not_outlive_a_killed_pytest(pytester, write_study):
-    (pytester.path / "notes").mkdir()
-    write_study(noop={"report": str(pytester.path / "notes"), "fault": "hang"}, sweep={"n": [1]})
-    pytest_run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"], stdout=subprocess.DEVNULL
-    )
-    wait_until(lambda: any((pytester.path / "notes").iterdir()))
-    pytest_run.kill()
-    pytest_run.wait()
-    (note,) = (pytester.path / "notes").iterdir()
-    wait_until(lambda: gone(int(note.stem)))
-
-
 def test_a_timeout_in_the_study_is_obeyed(pytester, write_study, results):
     write_study(
         noop={"fault": "hang"}, sweep={"n": [1]}, execution={"n_cycles": 1, "experiment_timeout_seconds": 3}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from pytest_llem.board import STOPPED
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
-from pytest_llem.options import STUDIES, Settings
+from pytest_llem.options import BOARD, STUDIES, Settings
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.models import ErrorRecord, GapRecord, Identity
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -33,18 +37,48 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
+    if (reason := stopped(item)) is not None:
+        pytest.skip(reason)
     refusal = preflight_of(item.config, item.parent.nodeid, study).reason(planned.point)
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
         job = _job(study, planned, item)
-        outcome = run_isolated(job, timeout=study.execution.experiment_timeout_seconds)
+        on_output = _echo() if _shows_output(item.config) else _forget
+        outcome = run_isolated(job, timeout=study.execution.experiment_timeout_seconds, on_output=on_output)
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)
-    if outcome.output.strip():
+    if outcome.output.strip() and not _shows_output(item.config):
         item.add_report_section("call", "experiment output", outcome.output)
     return outcome.error
+
+
+def stopped(item: pytest.Item) -> str | None:
+    """Return why no more experiments of *item*'s study are run; None while they are."""
+    assert item.parent is not None
+    reason: str | None = item.config.stash[BOARD].read(item.parent.nodeid, STOPPED)
+    return reason
+
+
+def _shows_output(config: pytest.Config) -> bool:
+    """Whether ``-s`` was given, and this process has a terminal to show it on."""
+    return bool(config.option.capture == "no") and not hasattr(config, "workerinput")
+
+
+def _echo() -> Callable[[bytes], None]:
+    """Return what passes an experiment's output on, as it comes."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def write(chunk: bytes) -> None:
+        sys.stdout.write(decoder.decode(chunk))
+        sys.stdout.flush()
+
+    return write
+
+
+def _forget(chunk: bytes) -> None:
+    pass
 
 
 def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:

@@ -34,6 +34,8 @@ class ExecutionConfig(NullableSection):
         cycle_gap_seconds: Idle time before a new cycle, in seconds, where that is longer. Default 0.
         experiment_timeout_seconds: End an experiment that takes longer, in seconds from the start of its process.
             Default null: never.
+        max_consecutive_failures: After so many failures in a row the study's remaining experiments are skipped.
+            Null: never. Default 5.
         skip_preflight: Let experiments start without looking first whether they can run. Default false.
     """
 
@@ -43,6 +45,7 @@ class ExecutionConfig(NullableSection):
     experiment_gap_seconds: Gap = "auto"
     cycle_gap_seconds: float = Field(0.0, ge=0)
     experiment_timeout_seconds: float | None = Field(None, gt=0)
+    max_consecutive_failures: int | None = Field(5, ge=1)
     skip_preflight: bool = False
 
 
