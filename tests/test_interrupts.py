@@ -39,27 +39,27 @@ def notes(pytester):
 WORKERS = pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
 
 
-@WORKERS
+SIGNALS = {
+    "ctrl-c": ([signal.SIGINT], True),
+    "ctrl-c three times": ([signal.SIGINT] * 3, True),
+    "term to pytest": ([signal.SIGTERM], False),
+    "term to all": ([signal.SIGTERM], True),
+    "hup": ([signal.SIGHUP], False),
+    "mixed": ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True),
+}
+
+
 @pytest.mark.parametrize(
-    ("numbers", "whole_group"),
-    [
-        ([signal.SIGINT], True),
-        ([signal.SIGINT] * 3, True),
-        ([signal.SIGINT], False),
-        ([signal.SIGTERM], False),
-        ([signal.SIGTERM], True),
-        ([signal.SIGHUP], False),
-        ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True),
-    ],
-    ids=["ctrl-c", "ctrl-c three times", "int to pytest", "term to pytest", "term to all", "hup", "mixed"],
+    ("case", "workers"),
+    [(case, ()) for case in SIGNALS]
+    + [(case, ("-n", "2")) for case in ("ctrl-c", "ctrl-c three times", "term to pytest")],
+    ids=str,
 )
-def test_the_child_goes_and_the_manifest_says_interrupted(
-    start, write_study, results, notes, workers, numbers, whole_group
-):
+def test_the_child_goes_and_the_manifest_says_interrupted(start, write_study, results, notes, case, workers):
+    numbers, whole_group = SIGNALS[case]
     write_study(noop={"report": str(notes), "fault": "hang"}, sweep={"n": [1, 2]})
     run = start(*workers)
-    at_once = 1 if not workers else len(list(notes.iterdir())) or 1
-    wait_until(lambda: len(list(notes.iterdir())) >= at_once)
+    wait_until(lambda: any(notes.iterdir()))
     for number in numbers:
         (os.killpg if whole_group else os.kill)(run.pid, number)
         time.sleep(0.3)

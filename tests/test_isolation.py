@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from pytest_llem.isolation import launcher
 from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.output import CappedOutput
 from pytest_llem.results.models import ExperimentResult
-from tests.support.processes import gone, wait_until
+from tests.support.processes import gone
 
 
 def test_a_result_comes_back_whole(job):
