@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +111,35 @@ class Settings:
             max_experiments=self.max_experiments,
             timeout_seconds=self.timeout,
         )
+
+
+class _ConfigReader:
+    """A plugin that stops pytest once it has read its command line and ini file."""
+
+    def __init__(self) -> None:
+        self.config: pytest.Config | None = None
+        self.path: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> int:
+        Settings.from_config(config)
+        self.config, self.path = config, sys.path[:]
+        return 0
+
+
+def read_config(paths: Sequence[Path]) -> pytest.Config | None:
+    """Return the configuration that ``pytest PATHS -p llem`` has here, with ``sys.path`` as there.
+
+    Nothing is collected.
+
+    Returns:
+        None where there is something wrong with it, which pytest has told on standard error.
+    """
+    reader = _ConfigReader()
+    pytest.main([*(str(path.absolute()) for path in paths), "-p", "llem"], plugins=[reader])
+    if reader.config is not None:
+        sys.path[:] = reader.path  # pytest takes back what its ini option pythonpath says
+    return reader.config
 
 
 def _is_name(text: str) -> bool:

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "reporting": {"options", "planning", "results", "study"},
     "hookspecs": {"results"},
     "plugin": {"collection", "options", "planning", "reporting", "hookspecs", "study"},
-    "cli": {"registry", "study"},
+    "fetch": {"backends", "options", "registry", "study"},
+    "cli": {"fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
     "__init__": {"api", "measurement", "results", "study"},
 }

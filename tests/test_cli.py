@@ -79,7 +79,10 @@ def test_no_standard_output_is_one_line():
     assert (done.returncode, done.stderr) == (1, "llem: standard output: is closed\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["shema"], ["schema", "extra"], ["schema", "--out", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["shema"], ["schema", "extra"], ["schema", "--out", "x"], ["fetch"], ["fetch", "s.yaml", "--model-path"]],
+)
 def test_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
@@ -97,7 +100,8 @@ def test_the_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help"], ["schema  ", "pytest STUDY.yaml -p llem", "--version"]),
+        (["--help"], ["schema  ", "fetch  ", "pytest STUDY.yaml -p llem", "--version"]),
+        (["fetch", "--help"], ["STUDY", "--model-path DIR", "HF_HUB_OFFLINE=1", "llem_model_path"]),
         (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
     ],
 )
