@@ -72,9 +72,22 @@ def test_output_that_cannot_be_written_is_one_line():
     assert (done.returncode, done.stderr) == (1, "llem: standard output: No space left on device\n")
 
 
-def test_no_standard_output_is_one_line():
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pytest_llem.study.schema.schema_text", interrupt)
+    assert cli.main(["schema"]) == 130
+    assert capsys.readouterr() == ("", "llem: interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["schema", "fetch study.yaml"])
+def test_no_standard_output_is_one_line(command):
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "schema"], stderr=subprocess.PIPE, text=True, check=False
+        ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *command.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (1, "llem: standard output: is closed\n")
 

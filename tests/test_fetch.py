@@ -237,6 +237,10 @@ class TestMistakes:
         assert (status, lines) == (1, [])
         assert "ERROR: llem_model_path: No closing quotation" in said
 
+    @pytest.mark.parametrize("options", ["-n 2", "--collect-only -q", "-W error -p no:llem-recorder"])
+    def test_whatever_pytest_is_usually_told(self, study, options):
+        assert llem(study("model: ."), PYTEST_ADDOPTS=options) == (0, ["already here: ."], "")
+
     def test_strict_holds_here_too(self, pytester, study):
         pytester.makeini("[pytest]\nllem_strict = true\n")
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
