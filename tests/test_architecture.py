@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "reporting": {"board", "options", "planning", "results", "study"},
     "hookspecs": {"results"},
     "plugin": {"board", "collection", "isolation", "options", "planning", "reporting", "hookspecs", "study"},
-    "cli": {"registry", "study"},
+    "fetch": {"backends", "options", "registry", "study"},
+    "cli": {"fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
     "__init__": {"api", "measurement", "results", "study"},
 }

@@ -13,6 +13,7 @@ import pytest
 from pytest_llem.board import STOPPED
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import BOARD, STUDIES, Settings
+from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.models import ErrorRecord, GapRecord, Identity
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -39,13 +40,17 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     study = item.config.stash[STUDIES][item.parent.nodeid]
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
-    refusal = preflight_of(item.config, item.parent.nodeid, study).reason(planned.point)
+    preflight = preflight_of(item.config, item.parent.nodeid, study)
+    refusal = preflight.reason(planned.point)
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
         job = _job(study, planned, item)
+        config = planned.point.config
+        size = preflight.footprint(config)
+        timeout = deadline_seconds(config, study.execution, size, preflight.host)
         on_output = _echo() if _shows_output(item.config) else _forget
-        outcome = run_isolated(job, timeout=study.execution.experiment_timeout_seconds, on_output=on_output)
+        outcome = run_isolated(job, timeout=timeout, on_output=on_output)
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)

@@ -20,6 +20,7 @@ from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.problems import printable
 from pytest_llem.study.runners import is_class
 
 #: bfloat16 came with this compute capability.
@@ -48,7 +49,7 @@ class Preflight:
     def reason(self, point: Point) -> str | None:
         """Return why *point* cannot run here, in a line that says what to do, or None where nothing is known."""
         if point.config_hash not in self._reasons:
-            self._reasons[point.config_hash] = _one_line("; ".join(self._reasons_of(point.config))) or None
+            self._reasons[point.config_hash] = printable("; ".join(self._reasons_of(point.config))) or None
         return self._reasons[point.config_hash]
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
@@ -118,11 +119,6 @@ def rough_seconds(
     """Return how long an experiment may take here, in seconds; None where its model's size is unknown."""
     footprint = _footprint(config.model, _revision(config), model_path)
     return None if footprint is None else seconds(config, execution, footprint, this_host())
-
-
-def _one_line(text: str) -> str:
-    """Return *text* with what no terminal should be sent, such as a line break in a model's name, spelt out."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def gib(size: float) -> str:
