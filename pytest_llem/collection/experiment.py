@@ -42,9 +42,15 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)
-    if outcome.output.strip():
+    # pytest keeps sections to the end of the session: of thousands that nobody will see, it need not.
+    if outcome.output.strip() and (outcome.error is not None or _shows_passed(item.config)):
         item.add_report_section("call", "experiment output", outcome.output)
     return outcome.error
+
+
+def _shows_passed(config: pytest.Config) -> bool:
+    """Whether the summary shows the output of items that passed: ``-rP``, ``-rA``."""
+    return bool({"P", "A"} & set(config.getoption("reportchars", "")))
 
 
 def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:
