@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import json
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pytest_llem.board import STOPPED
+from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import BOARD, STUDIES, Settings
 from pytest_llem.planning.deadline import deadline_seconds
@@ -49,13 +47,11 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         config = planned.point.config
         size = preflight.footprint(config)
         timeout = deadline_seconds(config, study.execution, size, preflight.host)
-        on_output = _echo() if _shows_output(item.config) else _forget
-        outcome = run_isolated(job, timeout=timeout, on_output=on_output)
+        outcome = run_isolated(job, timeout=timeout, on_output=passed_on(item.config))
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)
-    if outcome.output.strip() and not _shows_output(item.config):
-        item.add_report_section("call", "experiment output", outcome.output)
+    add_section(item, outcome.output, failed=outcome.error is not None)
     return outcome.error
 
 
@@ -64,26 +60,6 @@ def stopped(item: pytest.Item) -> str | None:
     assert item.parent is not None
     reason: str | None = item.config.stash[BOARD].read(item.parent.nodeid, STOPPED)
     return reason
-
-
-def _shows_output(config: pytest.Config) -> bool:
-    """Whether ``-s`` was given, and this process has a terminal to show it on."""
-    return bool(config.option.capture == "no") and not hasattr(config, "workerinput")
-
-
-def _echo() -> Callable[[bytes], None]:
-    """Return what passes an experiment's output on, as it comes."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def write(chunk: bytes) -> None:
-        sys.stdout.write(decoder.decode(chunk))
-        sys.stdout.flush()
-
-    return write
-
-
-def _forget(chunk: bytes) -> None:
-    pass
 
 
 def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:
