@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-#: Topics: why no more of a study's experiments are run, in words.
-STOPPED = "stopped"
+#: Topics: why no more of a study's experiments are run, in words; and which have a result from an earlier run.
+STOPPED, REPLAYED = "stopped", "replayed"
 
 
 class Board:

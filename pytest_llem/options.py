@@ -25,6 +25,9 @@ BOARD: pytest.StashKey[Board] = pytest.StashKey()
 #: The axes that the session's -k expression names.
 SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
 
+#: The user property of an experiment that was not run: the results directory that its result is from.
+REPLAYED_PROPERTY = "llem_replayed_from"
+
 #: Endings of a file that may be a study.
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -41,6 +44,9 @@ class Settings:
         results_dir_given: The command line says so, which no study overrides.
         run_id: Ends the folder's name in place of the time, or None.
         plan: Where the plan is written, or None.
+        resume: What an earlier run has completed is not run again.
+        resume_from: The results directory of that run; None for the newest one of a study's design.
+        resume_anyway: Whatever has changed since.
         cycles: Repetitions of every point, or None for the study's own.
         order: Their order, or None for the study's own.
         no_gaps: No idle time between experiments.
@@ -55,6 +61,9 @@ class Settings:
     results_dir_given: bool
     run_id: str | None
     plan: Path | None
+    resume: bool
+    resume_from: Path | None
+    resume_anyway: bool
     cycles: int | None
     order: CycleOrder | None
     no_gaps: bool
@@ -75,7 +84,7 @@ class Settings:
         if run_id is not None and not _is_name(run_id):
             raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
         given = config.getoption("llem_results_dir")
-        for option in ("llem_results_dir", "llem_plan"):
+        for option in ("llem_results_dir", "llem_plan", "llem_resume_from"):
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
         results = given or config.getini("llem_results_dir")
@@ -83,12 +92,18 @@ class Settings:
             results_dir = config.rootpath / Path(results).expanduser()
         except RuntimeError as error:  # ~nobody
             raise pytest.UsageError(f"--llem-results-dir: {error} (got {results!r})") from None
-        plan = config.getoption("llem_plan")
+        plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
+        resume = config.getoption("llem_resume") or resume_from is not None
+        if config.getoption("llem_resume_anyway") and not resume:
+            raise pytest.UsageError("--llem-resume-anyway: needs --llem-resume or --llem-resume-from")
         return cls(
             results_dir=results_dir,
             results_dir_given=given is not None,
             run_id=run_id,
             plan=config.invocation_params.dir / plan if plan else None,
+            resume=resume,
+            resume_from=config.invocation_params.dir / resume_from if resume_from else None,
+            resume_anyway=config.getoption("llem_resume_anyway"),
             cycles=_cycles(config),
             order=_order(config),
             no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
@@ -100,6 +115,12 @@ class Settings:
             model_path=tuple(_ini(config, "llem_model_path")),
             files=tuple(_ini(config, "llem_files")),
         )
+
+    def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
+        """Return where a study's results folder goes: as the command line says, the study, the ini file."""
+        if study.output_dir is None or self.results_dir_given:
+            return self.results_dir
+        return rootdir / Path(study.output_dir).expanduser()
 
     @property
     def overrides(self) -> Overrides:
@@ -208,6 +229,21 @@ def add_options(parser: pytest.Parser) -> None:
         "--llem-run-id",
         metavar="ID",
         help="name the results folder STUDY_ID, with a number behind it where that is taken (default: the time)",
+    )
+    group.addoption(
+        "--llem-resume",
+        action="store_true",
+        help="do not run again what the newest run of the same design has completed",
+    )
+    group.addoption(
+        "--llem-resume-from",
+        metavar="DIR",
+        help="likewise, with the results folder DIR",
+    )
+    group.addoption(
+        "--llem-resume-anyway",
+        action="store_true",
+        help="also where the design, the device or the versions of packages have changed since",
     )
     group.addoption(
         "--llem-cycles",

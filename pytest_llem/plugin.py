@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.options import BOARD, SELECTED_AXES, STUDIES, YAML_SUFFIXES, Settings, add_options
+from pytest_llem.options import (
+    BOARD,
+    REPLAYED_PROPERTY,
+    SELECTED_AXES,
+    STUDIES,
+    YAML_SUFFIXES,
+    Settings,
+    add_options,
+)
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -145,6 +153,16 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+    if (
+        report.when == "call"
+        and report.passed
+        and any(name == REPLAYED_PROPERTY for name, _ in report.user_properties)
+    ):
+        return "passed", ".", "REPLAYED"
+    return None
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _INTERRUPTS in config.stash:
         config.stash[_INTERRUPTS].restore()
@@ -188,9 +206,10 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     if _runs_nothing(config):
         return None
     _prepare(config, session)
+    from pytest_llem.collection.resume import announce, replays_of
     from pytest_llem.reporting.recorder import Recorder
 
-    recorder = Recorder.start(config, node_ids)
+    recorder = Recorder.start(config, node_ids, lambda studies: announce(config, replays_of(config, studies)))
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
     return recorder

@@ -281,7 +281,7 @@ def test_after_the_end_there_is_no_journal_and_nothing_runs(tmp_path, seldom):
 
 def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path):
     writer = _start(tmp_path)
-    writer.replayed("n=0", "{}", {"requests.csv": "a\n"}, "earlier_run", device="cpu")
+    writer.completed("n=0", "{}", {"requests.csv": "a\n"}, device="cpu", replayed_from="earlier_run")
     entry = read_manifest(tmp_path).experiments[0]
     assert (entry.status, entry.replayed_from, entry.device) == ("completed", "earlier_run", "cpu")
     assert stored_result(tmp_path, entry) == "{}"

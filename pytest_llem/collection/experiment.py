@@ -9,8 +9,9 @@ import pytest
 
 from pytest_llem.board import STOPPED
 from pytest_llem.collection.output import add_section, passed_on
+from pytest_llem.collection.resume import replayed
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
-from pytest_llem.options import BOARD, STUDIES, Settings
+from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.models import ErrorRecord, GapRecord, Identity
@@ -36,6 +37,8 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
+    if (stored := replayed(item, planned)) is not None:
+        return _keep(item, planned, *stored)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of(item.config, item.parent.nodeid, study)
@@ -48,10 +51,29 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         size = preflight.footprint(config)
         timeout = deadline_seconds(config, study.execution, size, preflight.host)
         outcome = run_isolated(job, timeout=timeout, on_output=passed_on(item.config))
-    item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
-    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
-    item.user_properties[:] = others + _properties(outcome.result)
     add_section(item, outcome.output, failed=outcome.error is not None)
+    return _keep(item, planned, outcome)
+
+
+def _keep(
+    item: pytest.Item, planned: Experiment, outcome: Outcome, source: str | None = None
+) -> ErrorRecord | None:
+    """Keep *outcome* on *item* for the report, and return its error.
+
+    Args:
+        item: Whose experiment it is.
+        planned: That experiment.
+        outcome: What came of it.
+        source: The results directory that it is from, where it was not run.
+    """
+    assert item.parent is not None
+    payload = _payload(item.parent.nodeid, planned, outcome, item.config)
+    item.stash[PAYLOAD] = payload | {"replayed_from": source}
+    properties = _properties(outcome.result)
+    if source is not None:
+        properties.append((REPLAYED_PROPERTY, source))
+    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
+    item.user_properties[:] = others + properties
     return outcome.error
 
 

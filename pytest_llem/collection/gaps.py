@@ -8,6 +8,7 @@ import pytest
 
 from pytest_llem.collection.experiment import GAP, preflight_of, stopped
 from pytest_llem.collection.items import StudyFile, experiment_of
+from pytest_llem.collection.resume import is_replayed
 from pytest_llem.isolation.gaps import Gaps
 from pytest_llem.options import STUDIES
 from pytest_llem.results.models import GapRecord
@@ -37,7 +38,7 @@ def wait_before(item: pytest.Item, *, is_last: bool) -> None:
         item: Any item that is about to run.
         is_last: No other item follows in this process.
     """
-    if not isinstance(item.parent, StudyFile) or _is_skipped(item):
+    if not isinstance(item.parent, StudyFile) or _is_skipped(item) or is_replayed(item, experiment_of(item)):
         return
     studies = item.config.stash[STUDIES]
     file, experiment = item.parent.nodeid, experiment_of(item)

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_llem.collection.experiment import preflight_of
 from pytest_llem.collection.items import StudyFile, experiment_of
+from pytest_llem.collection.resume import replays_of
 from pytest_llem.options import STUDIES, Settings
 from pytest_llem.planning.plan import Plan
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -16,7 +17,8 @@ from pytest_llem.study.design import Experiment, StudyConfig
 def make_plan(config: pytest.Config, file: str, study: StudyConfig, selected: Iterable[Experiment]) -> Plan:
     """Return the plan of the *selected* experiments of a study."""
     in_order = sorted(selected, key=lambda experiment: experiment.index)
-    return Plan(study, in_order, preflight_of(config, file, study))
+    studies = config.stash.get(STUDIES, {}) or {file: study}
+    return Plan(study, in_order, preflight_of(config, file, study), replays_of(config, studies).get(file))
 
 
 def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:

@@ -11,6 +11,7 @@ from typing import Any
 from pytest_llem.planning import estimate
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
+from pytest_llem.planning.resume import Replay
 from pytest_llem.study.design import Experiment, Point, StudyConfig
 
 
@@ -22,16 +23,27 @@ class Plan:
         study: All of it.
         experiments: Those that were selected, in run order.
         preflight: Knows which of them cannot run here.
+        replay: The results of an earlier run that stand for some of them; None where none do.
     """
 
     study: StudyConfig
     experiments: Sequence[Experiment]
     preflight: Preflight
+    replay: Replay | None = None
+
+    @cached_property
+    def to_run(self) -> list[Experiment]:
+        """The selected experiments that have no result yet, in run order."""
+        return [one for one in self.experiments if not self.is_replayed(one)]
+
+    def is_replayed(self, experiment: Experiment) -> bool:
+        """Whether a result of an earlier run stands for *experiment*."""
+        return self.replay is not None and experiment.id in self.replay.entries
 
     @cached_property
     def points(self) -> list[Point]:
-        """The points of the selected experiments that are not skipped."""
-        found = {experiment.point.id: experiment.point for experiment in self.experiments}
+        """The points of the experiments that are to run and not skipped."""
+        found = {experiment.point.id: experiment.point for experiment in self.to_run}
         return [point for point in found.values() if point.skip is None]
 
     @cached_property
@@ -53,7 +65,7 @@ class Plan:
             else:
                 host = self.preflight.host
                 each[point.id] = estimate.seconds(point.config, self.study.execution, footprint, host)
-        return sum(each.get(experiment.point.id, 0.0) for experiment in self.experiments)
+        return sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
 
     @cached_property
     def deadlines(self) -> dict[str, float]:
@@ -96,6 +108,9 @@ class Plan:
                     "cycle": experiment.cycle,
                     "config_hash": experiment.point.config_hash,
                     "deadline_seconds": self.deadlines.get(experiment.point.id),
+                    "replayed_from": self.replay.directory.name
+                    if self.replay and self.is_replayed(experiment)
+                    else None,
                     "skip": experiment.point.skip,
                     "xfail": experiment.point.xfail,
                     "config": experiment.point.config.model_dump(mode="json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f", {len(plan.experiments):,} selected"
     if skipped := sum(experiment.point.skip is not None for experiment in plan.experiments):
         text += f", {skipped:,} skipped"
+    if replayed := len(plan.experiments) - len(plan.to_run):
+        text += f", {replayed:,} replayed"
     if plan.seconds is None:
         text += ", time unknown"
     elif plan.seconds:
@@ -46,8 +49,14 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     lines = [text]
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
+    if plan.replay is not None:
+        lines.append(f"  resume: {_relative(plan.replay.directory, directory)}")
     lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
     return lines
+
+
+def _relative(path: Path, directory: Path) -> str:
+    return os.path.relpath(path, directory)
 
 
 def _deadline(plan: Plan) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,28 +50,37 @@ class Recorder:
         self._lost: list[str] = []
 
     @classmethod
-    def start(cls, config: pytest.Config, node_ids: Iterable[str]) -> Recorder | None:
+    def start(
+        cls, config: pytest.Config, node_ids: Iterable[str], ready: Callable[[Mapping[str, StudyConfig]], None]
+    ) -> Recorder | None:
         """Open a results directory for each study that has experiments among *node_ids*.
+
+        Args:
+            config: The controller's.
+            node_ids: Of all that is to run.
+            ready: Called with the studies, by the node id of their file, before anything is written.
 
         Raises:
             pytest.UsageError: A results directory cannot be made.
         """
         settings = Settings.from_config(config)
+        selected = _by_file(config, node_ids)
+        try:
+            studies = {file: _study(config, file) for file in selected}
+        except StudyError as error:
+            raise pytest.UsageError(str(error)) from error
+        if studies:
+            ready(studies)
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         runs: dict[str, StudyRun] = {}
-        for file, ids in _by_file(config, node_ids).items():
-            results_dir = settings.results_dir
+        for file, study in studies.items():
+            results_dir = settings.results_dir_of(study, config.rootpath)
             try:
-                study = _study(config, file)
-                results_dir = _results_dir(config, settings, study)
-                runs[file] = StudyRun.open(study, ids, results_dir, stamp)
-            except (OSError, StudyError, pytest.UsageError) as error:
+                runs[file] = StudyRun.open(study, selected[file], results_dir, stamp)
+            except OSError as error:
                 for run in runs.values():
                     run.finish("aborted")
-                if isinstance(error, OSError):
-                    message = f"{results_dir}: no results can be written: {error}"
-                    raise pytest.UsageError(message) from error
-                raise pytest.UsageError(str(error)) from error
+                raise pytest.UsageError(f"{results_dir}: no results can be written: {error}") from error
         return cls(config, runs) if runs else None
 
     @property
@@ -232,10 +240,3 @@ def _study(config: pytest.Config, file: str) -> StudyConfig:
             f"under xdist a study has to be below rootdir ({config.rootpath}): use --rootdir, or run without -n"
         )
     return load_study(config.rootpath / file, Settings.from_config(config).overrides)
-
-
-def _results_dir(config: pytest.Config, settings: Settings, study: StudyConfig) -> Path:
-    """Return where a study's results folder goes: as the command line says, the study, the ini file."""
-    if study.output_dir is None or settings.results_dir_given:
-        return settings.results_dir
-    return config.rootpath / Path(study.output_dir).expanduser()

@@ -101,7 +101,12 @@ class StudyRun:
         result = ExperimentResult.model_validate_json(payload["result"])
         device = ", ".join(result.engine.device_names) or result.engine.device
         self.writer.completed(
-            experiment.id, payload["result"], payload["files"], worker=payload["worker"], device=device
+            experiment.id,
+            payload["result"],
+            payload["files"],
+            worker=payload["worker"],
+            device=device,
+            replayed_from=payload["replayed_from"],
         )
         return result
 

@@ -60,6 +60,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     if len(result.warnings) > MOST_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
     done = f"{result.summary.completed} of {counted(result.summary.total, 'experiment')} completed"
+    if result.summary.replayed:
+        done += f" ({result.summary.replayed} of them replayed)"
     if result.summary.failed:
         done += f", {result.summary.failed} failed"
     if skipped := sum(entry.status == "skipped" for entry in run.entries):

@@ -107,6 +107,19 @@ def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
     return content.decode()
 
 
+def stored_files(directory: str | Path, entry: ManifestEntry) -> dict[str, str]:
+    """Return what lies beside the result of a completed *entry*: text by suffix (``requests.csv``).
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if entry.result_file is None:
+        return {}
+    result = Path(directory) / entry.result_file
+    beside = (file for file in result.parent.glob(f"{result.stem}.*") if file != result)
+    return {file.name.removeprefix(f"{result.stem}."): file.read_text(encoding="utf-8") for file in beside}
+
+
 class ManifestWriter:
     """Keeps the manifest in step with the study.
 
@@ -149,7 +162,14 @@ class ManifestWriter:
             entry.attempt += 1
 
     def completed(
-        self, experiment_id: str, result: str, files: Mapping[str, str], *, worker: str | None, device: str | None
+        self,
+        experiment_id: str,
+        result: str,
+        files: Mapping[str, str],
+        *,
+        worker: str | None = None,
+        device: str | None = None,
+        replayed_from: str | None = None,
     ) -> None:
         """An experiment has a result: save it, then say so.
 
@@ -159,36 +179,23 @@ class ManifestWriter:
             files: Further files by suffix (``requests.csv``), text.
             worker: The xdist worker that ran it.
             device: What it ran on.
+            replayed_from: Name of the results directory that it was taken from, where it was not run.
 
         Raises:
             OSError: It could not be saved, and the entry is unchanged; or that could not be written down.
         """
-        self._complete(experiment_id, result, files, worker=worker, device=device)
-
-    def replayed(
-        self,
-        experiment_id: str,
-        result: str,
-        files: Mapping[str, str],
-        source: str,
-        *,
-        worker: str | None = None,
-        device: str | None = None,
-    ) -> None:
-        """An experiment has a result from an earlier run: save it here too, and say where it is from.
-
-        Args:
-            experiment_id: Which one.
-            result: The ExperimentResult as JSON text.
-            files: Further files by suffix (``requests.csv``), text.
-            source: Name of the results directory it was taken from.
-            worker: The xdist worker that ran it.
-            device: What it ran on.
-
-        Raises:
-            OSError: As for :meth:`completed`.
-        """
-        self._complete(experiment_id, result, files, worker=worker, device=device, source=source)
+        found = self.entry(experiment_id)
+        stem = f"experiments/{found.config_hash}-c{found.cycle}"
+        (self.directory / "experiments").mkdir(exist_ok=True)
+        for suffix, content in files.items():
+            write_atomically(self.directory / f"{stem}.{suffix}", content)
+        digest = write_atomically(self.directory / f"{stem}.json", result)
+        with self._transition(experiment_id, "completed") as entry:
+            entry.result_file, entry.result_sha256 = f"{stem}.json", digest
+            entry.worker, entry.device = worker, device
+            entry.replayed_from = replayed_from
+            entry.error = None
+            entry.completed_at = now()
 
     def failed(self, experiment_id: str, error: ErrorRecord, *, worker: str | None = None) -> None:
         """An experiment has no result, and why."""
@@ -219,29 +226,6 @@ class ManifestWriter:
         self.manifest.recount()
         self._refresh()
         self._journal.remove()
-
-    def _complete(
-        self,
-        experiment_id: str,
-        result: str,
-        files: Mapping[str, str],
-        *,
-        worker: str | None,
-        device: str | None,
-        source: str | None = None,
-    ) -> None:
-        found = self.entry(experiment_id)
-        stem = f"experiments/{found.config_hash}-c{found.cycle}"
-        (self.directory / "experiments").mkdir(exist_ok=True)
-        for suffix, content in files.items():
-            write_atomically(self.directory / f"{stem}.{suffix}", content)
-        digest = write_atomically(self.directory / f"{stem}.json", result)
-        with self._transition(experiment_id, "completed") as entry:
-            entry.result_file, entry.result_sha256 = f"{stem}.json", digest
-            entry.worker, entry.device = worker, device
-            entry.replayed_from = source
-            entry.error = None
-            entry.completed_at = now()
 
     @contextmanager
     def _transition(self, experiment_id: str, status: EntryStatus) -> Iterator[ManifestEntry]:

@@ -1,0 +1,26 @@
+"""What determines the numbers that would be measured here and now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_llem.hardware.gpus import torch_boards
+from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.planning.resume import Here
+from pytest_llem.results.environment import cpu_model
+from pytest_llem.study.design import StudyConfig
+
+
+def here(study: StudyConfig) -> Here:
+    """Return what determines the numbers of *study* here: the machine, and the packages of each engine's runner."""
+
+    def packages(backend: str) -> Mapping[str, str]:
+        return package_versions(study.interpreter(backend))
+
+    boards = torch_boards().all
+    return Here(
+        cpu=cpu_model(),
+        gpus=frozenset(board.name for board in boards if board.name),
+        driver=next((board.driver for board in boards if board.driver), None),
+        packages=packages,
+    )
