@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "measurement": {"backends", "energy", "registry", "results", "study"},
     "isolation": {"measurement", "backends", "results", "study"},
     "options": {"study"},
-    "planning": {"backends", "measurement", "registry", "study"},
+    "planning": {"backends", "measurement", "registry", "results", "study"},
     "collection": {"isolation", "options", "planning", "results", "study"},
     "reporting": {"options", "planning", "results", "study"},
     "hookspecs": {"results"},
