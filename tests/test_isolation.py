@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import launcher
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.output import CappedOutput
@@ -112,6 +113,11 @@ def test_the_child_holds_no_pytest_and_the_parent_no_torch(pytester, write_study
         ("kill", "crash", "SIGKILL", "the process was ended by SIGKILL"),
         ("signal 40", "crash", "signal 40", "the process was ended by signal 40"),
         ("surrogate", "exception", "ValueError", "\\udc80"),
+        ("no message", "exception", "NoMessageError", "(its message could not be read)"),
+        ("long message", "exception", "ValueError", "x" * 4000),
+        ("exit 0", "crash", "Exit", "the process ended with status 0 and left no result"),
+        ("real segv", "crash", "SIGSEGV", "the process was ended by SIGSEGV"),
+        ("allocate", "oom", "MemoryError", ""),
     ],
 )
 def test_how_it_ended_is_told(job, fault, kind, type_, message):
@@ -124,7 +130,7 @@ def test_how_it_ended_is_told(job, fault, kind, type_, message):
 
 @pytest.mark.parametrize("fault", ["linger", "linger at exit"])
 def test_a_result_is_not_kept_waiting_for_a_process_that_will_not_exit(job, fault, monkeypatch):
-    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(childs, "GRACE_SECONDS", 0.5)
     outcome = run_isolated(job(fault=fault))
     assert outcome.error is None
     assert ExperimentResult.model_validate_json(outcome.result)
@@ -132,36 +138,33 @@ def test_a_result_is_not_kept_waiting_for_a_process_that_will_not_exit(job, faul
 
 def test_an_orphan_that_holds_the_pipes_stalls_nothing(job, monkeypatch):
     """It lives for 60 s and holds what multiprocessing would wait for."""
-    monkeypatch.setattr(launcher, "REAP_SECONDS", 1000.0)
+    monkeypatch.setattr(childs, "REAP_SECONDS", 1000.0)
     began = time.monotonic()
     assert run_isolated(job(fault="orphan")).error is None
     assert time.monotonic() - began < 50
 
 
-@pytest.mark.parametrize("at", ["wait", "start"])
-def test_an_interrupt_during_the_cleanup_does_not_end_it(job, tmp_path, monkeypatch, at):
-    """Two Ctrl-C in a row: the second one comes while the first one's process is being ended."""
-    kill = os.killpg
-    killed = []
+def test_an_interrupt_during_the_cleanup_does_not_end_it(job, monkeypatch):
+    """Further Ctrl-C come while the first one's process is being ended."""
+    end = launcher.Child.end
+    ended = []
 
-    def interrupt(*_):
+    def interrupt(child, *_):
+        child._read(10)  # it has told its id
         raise KeyboardInterrupt
 
-    def kill_interrupted(*arguments):
-        killed.append(arguments)
-        if len(killed) == 1:
+    def end_interrupted(child):
+        ended.append(child)
+        if len(ended) < 4:
             raise KeyboardInterrupt
-        kill(*arguments)
+        end(child)
 
-    if at == "wait":
-        monkeypatch.setattr(launcher._Child, "wait", interrupt)
-    else:
-        monkeypatch.setattr(launcher.os, "set_blocking", interrupt)
-    monkeypatch.setattr(launcher.os, "killpg", kill_interrupted)
+    monkeypatch.setattr(launcher.Child, "wait", interrupt)
+    monkeypatch.setattr(launcher.Child, "end", end_interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_isolated(job(fault="hang"))
-    assert len(killed) == 2
-    assert _gone(killed[0][0])
+    assert len(ended) == 4
+    assert _gone(ended[0]._pid)
 
 
 def test_a_very_long_timeout_is_one(job):

@@ -1,42 +1,25 @@
-"""One experiment, one freshly spawned process: started, waited for, ended whole, and its outcome collected."""
+"""One experiment, one fresh process: started, waited for, ended whole, and its outcome collected."""
 
 from __future__ import annotations
 
 import json
-import math
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from pytest_llem.isolation import worker
-from pytest_llem.isolation.output import CappedOutput
+from pytest_llem.isolation.child import FETCH_SECONDS, REAP_SECONDS, Child
+from pytest_llem.isolation.oom import oom_kills
 from pytest_llem.results.models import ErrorRecord
 
-#: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.
-REAP_SECONDS = 30.0
-
-#: How long a process that has left its result may take to exit by itself.
-GRACE_SECONDS = 10.0
-
-#: The longest single sleep; poll(2) takes no more than some weeks.
-LONGEST_WAIT = 86_400.0
-
-#: Bytes of an unfinished announcement that are kept.
-EVENT_CAP = 1 << 16
-
-_T = TypeVar("_T")
+#: What would lead another interpreter to this one's packages.
+OURS_ALONE = ("PYTHONPATH", "PYTHONHOME")
 
 
 @dataclass(frozen=True)
@@ -50,6 +33,7 @@ class Job:
         model_path: Folders that hold models by name.
         gap: A GapRecord, as plain data: the idle time before.
         python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
+        python: The interpreter; None for this one, whose ``sys.path`` then holds there as well.
     """
 
     identity: dict[str, Any]
@@ -58,6 +42,7 @@ class Job:
     model_path: Sequence[str] = ()
     gap: dict[str, Any] | None = None
     python_path: Sequence[str] = ()
+    python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,194 +63,111 @@ class Outcome:
 
 
 def run_isolated(
-    job: Job, *, timeout: float | None = None, on_phase: Callable[[str], None] = lambda phase: None
+    job: Job,
+    *,
+    timeout: float | None = None,
+    on_phase: Callable[[str], None] = lambda phase: None,
+    on_output: Callable[[bytes], None] = lambda chunk: None,
 ) -> Outcome:
     """Run *job* in a process of its own and return what came of it. Sleeps meanwhile.
 
-    Whatever happens, here or there, no process of the job's group is left when this returns or raises.
+    Whatever happens, here or there, no process that descends from the job's is left when this returns or raises.
 
     Args:
         job: The experiment.
-        timeout: End it after this many seconds; None for never.
+        timeout: End it after this many seconds, those of fetching its model not counted; None for never.
         on_phase: Called with each phase as it begins there.
+        on_output: Called with what it writes to standard output and standard error, as that comes.
     """
-    attempt = Path(tempfile.mkdtemp(prefix="llem-"))
-    child = _Child(attempt)
+    attempt = None
     try:
-        (attempt / worker.JOB).write_text(json.dumps(vars(job)), encoding="utf-8")
+        attempt = Path(tempfile.mkdtemp(prefix="llem-"))
+        (attempt / worker.JOB).write_text(json.dumps(_told(job)), encoding="utf-8")
+        killed_before = oom_kills()
+        child = Child(on_phase, on_output)
         try:
-            child.start()
-            timed_out = child.wait(timeout, on_phase)
+            child.start(job.python or sys.executable, attempt, _environment(job))
+            timed_out = child.wait(timeout)
         finally:
-            exit_code = _insist(child.end)
-        return _collect(attempt, child, exit_code, timeout if timed_out else None)
+            _insist(child.end)
+        return _collect(attempt, child, timeout if timed_out else None, killed_before)
+    except OSError as error:  # no room for its files, or no process to be had
+        return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {error}"))
     finally:
-        shutil.rmtree(attempt, ignore_errors=True)
+        if attempt is not None:
+            shutil.rmtree(attempt, ignore_errors=True)
 
 
-class _Child:
-    """A worker's process and the reading ends of its pipes."""
-
-    def __init__(self, attempt: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._events, self._their_events = context.Pipe(duplex=False)
-        self._output, self._their_output = context.Pipe(duplex=False)
-        self.phase = "starting"
-        self.output = CappedOutput()
-        self._heard = b""
-        self._process: SpawnProcess = context.Process(
-            target=worker.main,
-            args=(str(attempt), self._their_events, self._their_output, os.getpid()),
-            name="llem-experiment",
-        )
-        self._ended: int | None = None
-
-    def start(self) -> None:
-        """Start the process."""
-        with _bare_main():
-            self._process.start()
-        self._ended = _exit_handle(self._process)
-        # Ours to close, or their ends would never be seen.
-        self._their_events.close()
-        self._their_output.close()
-        for connection in (self._events, self._output):
-            os.set_blocking(connection.fileno(), False)
-
-    def wait(self, timeout: float | None, on_phase: Callable[[str], None]) -> bool:
-        """Sleep until the process has ended, reading what it says. Return whether the time was up first.
-
-        One that has left its result is given a little longer, and not left to hang in a thread or an exit handler.
-        """
-        assert self._ended is not None, "start first"
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        sources: list[int | Connection] = [self._ended, self._events, self._output]
-        while True:
-            left = min(deadline - time.monotonic(), LONGEST_WAIT)
-            ready = wait(sources, max(0.0, left))
-            if self._output in ready and not self._drain():
-                sources.remove(self._output)
-            if self._events in ready and not self._hear(on_phase):
-                sources.remove(self._events)
-            if self._ended in ready:
-                return False
-            if self.phase == worker.DONE:
-                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-            if time.monotonic() >= deadline:
-                return self.phase != worker.DONE
-
-    def end(self) -> int | None:
-        """Kill the whole group, reap the process and return its exit code; None where it will not go."""
-        pid = self._process.pid
-        if pid is None:
-            return None
-        if self._ended is None:  # interrupted as it started
-            self._ended = _exit_handle(self._process)
-        # Before reaping: until then the id cannot be anybody else's.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
-        wait([self._ended], REAP_SECONDS)
-        self._drain()
-        exit_code = self._process.exitcode
-        for connection in (self._events, self._output):
-            connection.close()
-        if self._ended != self._process.sentinel:
-            with suppress(OSError):
-                os.close(self._ended)
-        return exit_code
-
-    def _drain(self) -> bool:
-        """Take what output there is. Return whether more may come."""
-        with suppress(BlockingIOError):
-            while chunk := os.read(self._output.fileno(), 1 << 16):
-                self.output.write(chunk)
-            return False
-        return True
-
-    def _hear(self, on_phase: Callable[[str], None]) -> bool:
-        """Take what was announced, a JSON object a line. Return whether more may come."""
-        try:
-            chunk = os.read(self._events.fileno(), 1 << 16)
-        except BlockingIOError:
-            return True
-        *lines, rest = (self._heard + chunk).split(b"\n")
-        self._heard = rest[-EVENT_CAP:]
-        for line in lines:
-            try:
-                self.phase = str(json.loads(line)["phase"])
-            except (ValueError, TypeError, KeyError):  # not one of ours: the result will tell
-                continue
-            on_phase(self.phase)
-        return bool(chunk)
+def _told(job: Job) -> dict[str, Any]:
+    """Return what the worker reads: the job, and the whole path to modules where it is the same interpreter's."""
+    return vars(job) | {"sys_path": None if job.python else sys.path}
 
 
-def _insist(cleanup: Callable[[], _T]) -> _T:
+def _environment(job: Job) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not (job.python and name in OURS_ALONE)}
+
+
+def _insist(cleanup: Callable[[], None]) -> None:
     """Run *cleanup* to its end, however often Ctrl-C is pressed meanwhile, and only then be interrupted.
 
     Args:
         cleanup: May be begun again.
     """
-    interrupt: KeyboardInterrupt | None = None
+    interrupt: BaseException | None = None
     while True:
         try:
-            result = cleanup()
-        except KeyboardInterrupt as again:
+            cleanup()
+        except Exception:
+            raise
+        except BaseException as again:  # a plugin's time limit, too, is raised by a signal's handler
             interrupt = again
         else:
             break
     if interrupt is not None:
         raise interrupt
-    return result
 
 
-def _exit_handle(process: SpawnProcess) -> int:
-    """Return what becomes readable when the process ends.
-
-    multiprocessing's sentinel is a pipe that a forked grandchild keeps open, so a pidfd where there is one.
-    """
-    assert process.pid is not None
-    with suppress(AttributeError, OSError):
-        return os.pidfd_open(process.pid)
-    return process.sentinel
-
-
-@contextmanager
-def _bare_main() -> Iterator[None]:
-    """Hide ``__main__`` for a moment: spawn would run it again in the child, and ours is pytest."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _collect(attempt: Path, child: _Child, exit_code: int | None, timeout: float | None) -> Outcome:
+def _collect(attempt: Path, child: Child, timeout: float | None, killed_before: int | None) -> Outcome:
     output = child.output.text()
-    result, error = attempt / worker.RESULT, attempt / worker.ERROR
-    if result.is_file():  # whole, or it would not bear that name: it counts, however the process ended
-        files = {worker.REQUESTS: (attempt / worker.REQUESTS).read_text(encoding="utf-8")}
-        return Outcome(result.read_text(encoding="utf-8"), files, output=output)
-    if error.is_file():
-        record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))
-    elif timeout is not None:
-        record = ErrorRecord(
-            kind="timeout", type="Timeout", message=f"not done after {timeout:g} s", phase=child.phase
-        )
+    try:
+        if (result := attempt / worker.RESULT).is_file():  # whole, or it would not bear that name: it counts
+            beside = [attempt / name for name in (worker.REQUESTS,)]
+            files = {file.name: file.read_text(encoding="utf-8") for file in beside if file.is_file()}
+            return Outcome(result.read_text(encoding="utf-8"), files, output=output)
+        if (error := attempt / worker.ERROR).is_file():
+            record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))
+            return Outcome(error=record, output=output)
+    except ValueError as error:
+        record = ErrorRecord(kind="crash", type="Unreadable", message=f"what it left cannot be read: {error}")
     else:
-        name, message = _ending(exit_code)
-        record = ErrorRecord(kind="crash", type=name, message=message, phase=child.phase)
+        record = _failure(child, killed_before) if timeout is None else _timeout(attempt, child, timeout)
+    record.phase = child.phase
     return Outcome(error=record, output=output)
 
 
-def _ending(exit_code: int | None) -> tuple[str, str]:
-    if exit_code is None:
-        return "Unkillable", f"the process did not go within {REAP_SECONDS:g} s of SIGKILL"
-    if exit_code < 0:
-        try:
-            name = signal.Signals(-exit_code).name
-        except ValueError:  # a real-time signal has no name
-            name = f"signal {-exit_code}"
-        return name, f"the process was ended by {name}"
-    return "Exit", f"the process ended with status {exit_code} and left no result"
+def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
+    limit = FETCH_SECONDS if child.phase == worker.FETCHING else timeout
+    stacks = attempt / worker.STACKS
+    where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
+    message = f"not done after {limit:g} s"
+    return ErrorRecord(kind="timeout", type="Timeout", message=message, traceback=where or None)
+
+
+def _failure(child: Child, killed_before: int | None) -> ErrorRecord:
+    status = child.status
+    if child.refused is not None:
+        return ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {child.refused}")
+    if status is None:
+        message = f"its guardian was killed, or it did not go within {REAP_SECONDS:g} s of SIGKILL"
+        return ErrorRecord(kind="crash", type="Unknown", message=message)
+    if status >= 0:
+        message = f"the process ended with status {status} and left no result"
+        return ErrorRecord(kind="crash", type="Exit", message=message)
+    if status == -signal.SIGKILL and oom_kills() != killed_before:
+        message = "the kernel killed the process: there was no memory left"
+        return ErrorRecord(kind="oom", type="SIGKILL", message=message)
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal has no name
+        name = f"signal {-status}"
+    return ErrorRecord(kind="crash", type=name, message=f"the process was ended by {name}")

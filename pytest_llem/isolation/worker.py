@@ -1,27 +1,30 @@
 """The experiment's own process: reads a job, runs it, leaves one file behind.
 
-Nothing of pytest is imported here, and nothing heavy before the orchestrator asks for its engine.
+    python -m pytest_llem.isolation.worker ATTEMPT EVENTS
+
+ATTEMPT is the folder that holds the job, and gets the result; EVENTS the file descriptor on which each phase is
+announced, a JSON object a line. Nothing of pytest is imported here, and nothing heavy before the orchestrator asks
+for its engine.
 """
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
-import multiprocessing.connection
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-#: Files of an attempt's directory.
-JOB, RESULT, ERROR, REQUESTS = "job.json", "result.json", "error.json", "requests.csv"
+from pytest_llem.isolation.guardian import ASK_WHERE
+
+#: Files of an attempt's directory. The last one gets, when the time is up, where each thread is.
+JOB, RESULT, ERROR, REQUESTS, STACKS = "job.json", "result.json", "error.json", "requests.csv", "stacks.txt"
+
+#: The phase in which a model may be downloaded.
+FETCHING = "fetching the model"
 
 #: The phase in which a process has left its file and has only to exit.
 DONE = "done"
@@ -30,34 +33,38 @@ DONE = "done"
 MESSAGE_CAP = 4_000
 TRACEBACK_CAP = 20_000
 
-_PR_SET_PDEATHSIG = 1
+#: What libraries that raise no MemoryError say where there was no memory.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
-def main(attempt: str, events: Connection, output: Connection, parent: int) -> None:
+def main(attempt: str, events: int) -> None:
     """Run the job in the directory *attempt*.
 
     Args:
         attempt: Holds the job; the result goes there.
-        events: Each phase is announced here, a JSON object a line.
-        output: Takes the place of standard output and standard error.
-        parent: Process id of whom to die with.
+        events: Each phase is announced here.
     """
-    os.setsid()  # a group of its own, so that it can be ended whole and a terminal's Ctrl-C stays with the parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with(parent)
-    for standard in (1, 2):
-        os.dup2(output.fileno(), standard)
-    output.close()
-    faulthandler.enable(file=2)
-
+    os.set_inheritable(events, False)
+    sys.argv[1:] = []  # what is imported may look at them
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     directory = Path(attempt)
+    stacks = (directory / STACKS).open("w")  # it has to stay open
+    faulthandler.enable(file=sys.stderr)
+    faulthandler.register(ASK_WHERE, file=stacks)
+
     phase = "starting"
 
     def announce(new_phase: str) -> None:
         nonlocal phase
         phase = new_phase
         try:
-            os.write(events.fileno(), json.dumps({"phase": phase}).encode() + b"\n")
+            os.write(events, json.dumps({"phase": phase}).encode() + b"\n")
         except OSError:  # nobody listens any more; the result still counts
             return
 
@@ -79,6 +86,8 @@ def main(attempt: str, events: Connection, output: Connection, parent: int) -> N
 def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -> None:
     """Run *job* and leave its result in *directory*."""
     announce("importing")
+    if job["sys_path"] is not None:
+        sys.path[:] = job["sys_path"]
     sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
@@ -109,17 +118,15 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
     """Return an exception as plain data: an ErrorRecord."""
     try:
         message = str(error)
-    except Exception:
+    except BaseException:  # it is anyone's
         message = "(its message could not be read)"
     names = {kind.__name__ for kind in type(error).__mro__}
     kind = "exception"
     if "PreflightError" in names:
         kind = "preflight"
-    elif not names.isdisjoint({"MemoryError", "OutOfMemoryError"}):
+    elif not names.isdisjoint({"MemoryError", "OutOfMemoryError"}) or any(one in message for one in _NO_MEMORY):
         kind = "oom"
-    text = None
-    if kind != "preflight":
-        text = "".join(traceback.format_exception(error))[-TRACEBACK_CAP:]
+    text = None if kind == "preflight" else _traceback(error)
     return {
         "kind": kind,
         "type": type(error).__name__,
@@ -129,28 +136,21 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
     }
 
 
+def _traceback(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException:  # it asks the exception for its message and more
+        text = "".join(traceback.format_tb(error.__traceback__))
+    if len(text) <= TRACEBACK_CAP:
+        return text
+    half = TRACEBACK_CAP // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
+
+
 def _sound(text: str) -> str:
     """Return *text* with what is no Unicode, such as the bytes of a file name, spelt out."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def die_with(parent: int) -> None:
-    """End this process's whole group as soon as *parent* is gone, however it went."""
-
-    def end() -> None:
-        os.killpg(0, signal.SIGKILL)
-
-    def watch(pidfd: int) -> None:
-        multiprocessing.connection.wait([pidfd])
-        end()
-
-    with suppress(OSError, AttributeError):  # not Linux: the watcher below has to do
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        watched = os.pidfd_open(parent)
-    except (ProcessLookupError, AttributeError):
-        watched = None
-    if os.getppid() != parent:
-        end()
-    if watched is not None:
-        threading.Thread(target=watch, args=(watched,), daemon=True, name="llem-parent").start()
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,15 +1,18 @@
 """An engine from outside that computes nothing: what the tests of everything but the engines run.
 
 Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
-(what each prompt generates), ``report`` (a folder in which each process leaves a note about itself) and
-``fail_once`` (a file: who does not find it makes it, and fails).
+(what each prompt generates), ``report`` (a folder in which each process leaves a note about itself),
+``fail_once`` (a file: who does not find it makes it, and fails), ``family`` (a folder in which its children leave
+their ids), ``filler`` (characters that make its result long) and ``fetch`` (seconds to get the model).
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -41,7 +44,79 @@ def _garbage():
             continue
 
 
+class NoMessageError(Exception):
+    """Cannot be pickled, nor asked for its message."""
+
+    def __init__(self):
+        self.held = threading.Lock()
+
+    def __str__(self):
+        raise SystemExit("no")
+
+
+def _no_message():
+    raise NoMessageError
+
+
+def _long_message():
+    raise ValueError("x" * 100_000_000)
+
+
+def _hold_the_lock():
+    """Sleep in native code that does not let go of the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def _allocate():
+    """Take more memory than the process may have: Python's own way to be out of memory."""
+    resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+    bytearray(2**33)
+
+
+def _fill_memory():
+    """Take memory until the kernel minds."""
+    held = []
+    while True:
+        held.append(bytearray(b"x") * 2**22)
+
+
+def _family(folder):
+    """Start a child, one that leaves the session, and one that is orphaned; all ignore what they can."""
+    for leaves, orphaned in ((False, False), (True, False), (True, True)):
+        if os.fork() == 0:
+            if leaves:
+                os.setsid()
+            if orphaned and os.fork():
+                os._exit(0)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            Path(folder, f"{os.getpid()}.family").touch()
+            time.sleep(3600)
+            os._exit(0)
+
+
+def _close_everything():
+    """Close the event channel, and whatever else it holds."""
+    os.closerange(3, 64)
+
+
+def _torch_allocate():
+    import torch
+
+    torch.empty(2**46)
+
+
 FAULTS = {
+    "no message": _no_message,
+    "long message": _long_message,
+    "hold the lock": _hold_the_lock,
+    "allocate": _allocate,
+    "fill memory": _fill_memory,
+    "torch allocate": _torch_allocate,
+    "close": _close_everything,
+    "exit 0": lambda: sys.exit(),
+    "real segv": lambda: ctypes.string_at(0),
+    "pour": lambda: [os.write(1, b"x" * 1_000_000) for _ in range(1000)],
     "raise": _raise,
     "memory": lambda: (_ for _ in ()).throw(MemoryError("no more")),
     "exit": lambda: sys.exit(3),
@@ -65,13 +140,23 @@ class NoopEngine:
 
     def __init__(self, config, context):
         self.options = config.engine_section
-        unknown = set(self.options) - {"fault", "seconds", "ids", "report", "size", "fail_once"}
+        unknown = set(self.options) - {
+            "fault",
+            "seconds",
+            "ids",
+            "report",
+            "size",
+            "fail_once",
+            "family",
+            "filler",
+            "fetch",
+        }
         if unknown:
             raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
         self.output_len = config.workload.output_len
 
     def fetch(self):
-        pass
+        time.sleep(self.options.get("fetch", 0))
 
     def load(self):
         if folder := self.options.get("report"):
@@ -79,7 +164,7 @@ class NoopEngine:
             Path(folder, f"{os.getpid()}.json").write_text(json.dumps(note))
 
     def describe(self):
-        return EngineRecord(name="noop", device="cpu")
+        return EngineRecord(name="noop", device="cpu", settings={"filler": "x" * self.options.get("filler", 0)})
 
     def encode(self, text):
         return list(text.encode())
@@ -103,6 +188,8 @@ class NoopEngine:
         if (made := self.options.get("fail_once")) and not Path(made).exists():
             Path(made).touch()
             raise ValueError("not the first time")
+        if folder := self.options.get("family"):
+            _family(folder)
         FAULTS.get(self.options.get("fault"), lambda: None)()
         time.sleep(self.options.get("seconds", 0))
         return time.perf_counter()
