@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
-from pytest_llem.backends.requirements import HERE, LORA, OPTIONAL, PREFILL_SPLIT, Packages, unmet
+from pytest_llem.backends.requirements import HERE, LORA, PREFILL_SPLIT, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
+from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.measurement.prompts import dataset_problem
+from pytest_llem.planning.elsewhere import lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint
 from pytest_llem.planning.host import Host, host_for, this_host
-from pytest_llem.planning.interpreter import Interpreter, ask
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
@@ -35,16 +36,20 @@ class Preflight:
     Args:
         study: Whose points.
         model_path: Folders that hold models by name.
-        import_path: Where an engine of the user's own may be, beside ``sys.path``.
+        import_path: Where an engine of the user's own may be, beside the interpreter's own path.
         host: Where they are to run; this machine.
     """
 
     def __init__(
-        self, study: StudyConfig, model_path: tuple[Path, ...], import_path: Path, host: Host | None = None
+        self,
+        study: StudyConfig,
+        model_path: tuple[Path, ...],
+        import_path: Sequence[Path],
+        host: Host | None = None,
     ) -> None:
         self._study = study
         self._model_path = model_path
-        self._import_path = import_path
+        self._import_path = [str(folder) for folder in import_path]
         self._given_host = host
         self.host = host or this_host()
         self._reasons: dict[str, str | None] = {}
@@ -94,19 +99,19 @@ class Preflight:
         yield from self._lacking(config)
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
-        """Return what the interpreter of an engine has, or why it cannot be used; None for this one."""
+        """Return what the interpreter of an engine has, or why it cannot be used; None for this one, or unasked."""
         if backend not in self._interpreters:
             self._interpreters[backend] = self._ask(backend)
         return self._interpreters[backend]
 
     def _ask(self, backend: str) -> Interpreter | str | None:
         python = self._study.interpreter(backend)
-        if python is None:
+        if python is None or self._study.execution.skip_preflight:
             return None
-        there = ask(python, [*OPTIONAL, *([_module(backend)] if is_class(backend) else [])])
+        there = ask(python, [_module(backend)] if is_class(backend) else [])
         if isinstance(there, str):
             return there
-        return there.lacks(None if is_class(backend) else backend, self._pip(backend)) or there
+        return lacks(there, None if is_class(backend) else backend, self._pip(backend)) or there
 
     def _pip(self, backend: str) -> str:
         """Return the command that installs where an engine runs, as somebody in this folder would type it."""
@@ -121,7 +126,7 @@ class Preflight:
     def _missing_engine(self, name: str, there: Interpreter | None) -> str | None:
         if is_class(name):
             module = _module(name)
-            path = [str(self._import_path)] if there else [*sys.path, str(self._import_path)]
+            path = self._import_path if there else [*sys.path, *self._import_path]
             loaded = module in (there.modules if there else sys.modules)
             if loaded or PathFinder.find_spec(module, path):
                 return None
