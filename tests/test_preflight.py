@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from pytest_llem.planning import host
 from pytest_llem.planning.host import Gpu, Host
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
+from tests.support.environments import EVERYTHING, Environment
 
 CPU = Host(memory_bytes=16 * 2**30)
 OLD_GPU = Host(2**36, (Gpu("Old GPU", 8 * 2**30, (7, 0)),))
@@ -30,7 +36,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
     file = folder / "study.yaml"
     file.write_text(text)
     study = load_study(file)
-    preflight = Preflight(study, model_path, folder, host)
+    preflight = Preflight(study, model_path, [folder], host)
     return [preflight.reason(point) for point in study.points]
 
 
@@ -42,7 +48,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ("model: m\nbackend: nowhere.to_be:Found", "engine 'nowhere.to_be:Found': no module 'nowhere' is to be "),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: docker}",
-            "runner 'docker' of engine 'pytorch' is not supported yet, only 'local' is",
+            "runner 'docker' of engine 'pytorch': containers are not supported: name the Python ",
         ),
         ("model: builtin:tiny-llama\nrunners: {pytorch: local, vllm: docker}", None),
         ("model: builtin:other", "model 'builtin:other' not found: the only builtin is builtin:tiny-llama"),
@@ -58,11 +64,135 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
             "model: builtin:tiny-llama\nexecution: {skip_preflight: true}\nrunners: {pytorch: docker}",
             "runner 'docker'",  # it would run here, and measure something else
         ),
+        (
+            "model: builtin:tiny-llama\nrunners: {pytorch: 'docker:me/engine'}",
+            "runner 'docker:me/engine' of engine 'pytorch': containers are not supported",
+        ),
+        (
+            "model: builtin:tiny-llama\nrunners: {pytorch: no/python}",
+            "runner 'no/python' of engine 'pytorch' is not there: name a Python interpreter, by its absolute",
+        ),
+        (
+            "model: builtin:tiny-llama\nrunners: {pytorch: '~nobody-of-that-name/python'}",
+            "runner '~nobody-of-that-name/python' of engine 'pytorch' is not there",
+        ),
+        ("model: builtin:tiny-llama\nexecution: {skip_preflight: true}\nrunners: {pytorch: no/python}", None),
     ],
 )
 def test_reasons(tmp_path, text, reason):
     [found] = reasons(tmp_path, text)
     assert found is reason is None or (found or "").startswith(reason or "(nothing)")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """An environment with a package that this one does not have, under a name that a shell would split."""
+    assert find_spec("bitsandbytes") is None
+    environment = Environment(tmp_path_factory.mktemp("an env") / "env", *EVERYTHING)
+    environment.add("bitsandbytes", "0.1", bitsandbytes="")
+    return environment
+
+
+class TestAnotherInterpreter:
+    """What is asked of it, and what to do about the answer; tests/test_runners.py has the asking itself."""
+
+    def test_one_that_has_it_all(self, tmp_path, elsewhere):
+        text = "model: builtin:tiny-llama\nsweep: {pytorch.load_in_4bit: [false, true]}"
+        [plain, quantized] = reasons(tmp_path, text)
+        assert plain is None
+        assert quantized == "pytorch.load_in_4bit needs bitsandbytes: pip install bitsandbytes"
+        there = f"{text}\nrunners: {{pytorch: '{elsewhere.python}'}}"
+        assert reasons(tmp_path, there) == [None, None]
+
+    @pytest.mark.parametrize("written", ["absolute", "relative", "home"])
+    def test_what_it_lacks_is_told_with_a_command_that_works(self, tmp_path, elsewhere, monkeypatch, written):
+        (tmp_path / "studies").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(elsewhere.folder.parent))
+        runner, command = {
+            "absolute": (str(elsewhere.python), f"'{elsewhere.python}'"),
+            "relative": (
+                os.path.relpath(elsewhere.python, tmp_path / "studies"),
+                f"'{os.path.relpath(elsewhere.python)}'",
+            ),
+            "home": ("~/env/bin/python", "~/env/bin/python"),
+        }[written]
+        text = (
+            "model: builtin:tiny-llama\npytorch: {attn_implementation: flash_attention_3}\n"
+            f"runners: {{pytorch: '{runner}'}}"
+        )
+        [told] = reasons(tmp_path / "studies", text)
+        assert told == (
+            "pytorch.attn_implementation 'flash_attention_3' needs flash-attn-3 or kernels: "
+            f"{command} -m pip install flash-attn-3"
+        )
+        python = told.partition("kernels: ")[2].partition(" -m pip")[0]
+        done = subprocess.run(["sh", "-c", f"{python} -c 'print(7)'"], capture_output=True, check=True)
+        assert done.stdout == b"7\n"
+
+    def test_one_beside_the_study(self, tmp_path, monkeypatch):
+        (tmp_path / "python").symlink_to(sys.executable)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("pytest_llem.planning.preflight.lacks", lambda there, engine, pip: f"lacks: {pip}")
+        assert reasons(tmp_path, "model: m\nrunners: {pytorch: python}") == [
+            "runner 'python' of engine 'pytorch' lacks: ./python -m pip"
+        ]
+
+    def test_another_version_of_ours(self, tmp_path):
+        environment = Environment(tmp_path / "env", *EVERYTHING)
+        environment.add("pytest-llem", "0.0.7")
+        text = "model: m\nbackend: [pytorch, vllm]\nrunners: {pytorch: env/bin/python, vllm: env/bin/python}"
+        ours = version("pytest-llem")
+        command = f"{os.path.relpath(environment.python)} -m pip install pytest-llem=={ours}"
+        assert reasons(tmp_path, text) == [
+            f"runner 'env/bin/python' of engine '{name}' has pytest-llem 0.0.7, and {ours} runs here: {command}"
+            for name in ("pytorch", "vllm")
+        ]
+
+    def test_an_engine_that_it_does_not_have(self, tmp_path, elsewhere):
+        text = (
+            f"model: m\nbackend: [vllm, mine]\nrunners: {{vllm: '{elsewhere.python}', mine: '{elsewhere.python}'}}"
+        )
+        told = "has no engine of that name (there are: noop, pytorch): install its package there: "
+        assert reasons(tmp_path, text) == [
+            f"runner '{elsewhere.python}' of engine '{name}' {told}'{elsewhere.python}' -m pip install PACKAGE"
+            for name in ("vllm", "mine")
+        ]
+
+    def test_a_class_is_looked_for_there_and_beside_the_study(self, tmp_path, elsewhere, monkeypatch):
+        (tmp_path / "mine.py").write_text("raise AssertionError('imported')")
+        (tmp_path / "only_here").mkdir()
+        (tmp_path / "only_here" / "hidden.py").touch()
+        monkeypatch.syspath_prepend(tmp_path / "only_here")
+        names = ["mine:Engine", "bitsandbytes:Engine", "hidden:Engine"]
+        text = f"model: m\nsweep: {{backend: {json.dumps(names)}}}"
+        assert reasons(tmp_path, text)[2] is None
+        there = f"{text}\nrunners: {json.dumps(dict.fromkeys(names, str(elsewhere.python)))}"
+        assert reasons(tmp_path, there) == [
+            None,
+            None,
+            "engine 'hidden:Engine': no module 'hidden' is to be found (ini option pythonpath says where)",
+        ]
+
+    def test_the_gpus_are_those_that_its_torch_may_use(self, tmp_path, elsewhere, monkeypatch):
+        """A study that runs on the GPU elsewhere is not held to what a torch for CPUs could do here."""
+        environment = Environment(tmp_path / "env", *EVERYTHING)
+        environment.add("torch", "2.99.0+cu130")
+        monkeypatch.setattr(host, "_gpus", lambda: list(OLD_GPU.gpus))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        host.host_for.cache_clear()
+        text = "model: builtin:tiny-llama"
+        try:
+            for torch, gpus in (("2.99.0+cu130", OLD_GPU.gpus), ("2.99.0+cpu", ())):
+                monkeypatch.setattr(host, "version", lambda name, torch=torch: torch)
+                (tmp_path / "study.yaml").write_text(text)
+                study = load_study(tmp_path / "study.yaml")
+                assert Preflight(study, (), []).host_of(study.points[0].config).gpus == gpus
+                (tmp_path / "study.yaml").write_text(f"{text}\nrunners: {{pytorch: env/bin/python}}")
+                study = load_study(tmp_path / "study.yaml")
+                assert Preflight(study, (), []).host_of(study.points[0].config).gpus == OLD_GPU.gpus
+        finally:
+            host.host_for.cache_clear()
 
 
 def test_what_no_terminal_should_get_is_spelt_out(tmp_path):

@@ -616,7 +616,7 @@ BASE: dict[str, Any] = {
     "base": "common.yaml",
     "model": "m",
     "backend": "pytorch",
-    "runners": {"pytorch": "local", "vllm": "docker"},
+    "runners": {"pytorch": "local", "vllm": "docker", "my.own:Engine": "env/bin/python"},
     "n": 4,
     "dataset": {"n": 3, "input_len": 5},
     "decoder": {"temperature": 0.5, "top_k": 3},
@@ -727,7 +727,7 @@ def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, te
         assert found.points
         assert len({experiment.id for experiment in found.experiments}) == len(found.experiments)
         assert all(experiment.id.isascii() for experiment in found.experiments)
-        plan = Plan(found, found.experiments, Preflight(found, (tmp_path,), tmp_path))
+        plan = Plan(found, found.experiments, Preflight(found, (tmp_path,), [tmp_path]))
         assert all(line.isprintable() for line in plan_lines(plan, tmp_path))
         assert len(json.loads(plan.to_json())["experiments"]) == len(found.experiments)
         return

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
+
+ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(BACKENDS)]))
 
 
 def load(folder: Path, text: str, name: str = "study.yaml") -> StudyConfig:
@@ -141,8 +145,20 @@ class TestRunners:
         [
             ("local", "1: runners: must be a mapping of engines to runners (got 'local')"),
             ("{pytroch: local}", "11: runners.pytroch: no engine of that name (did you mean 'pytorch'?)"),
-            ("{pytorch: 7}", "11: runners.pytorch: must be 'local' (got 7)"),
-            ("{pytorch: }", "11: runners.pytorch: must be 'local' (got nothing)"),
+            (
+                "{pytorch: 7}",
+                "11: runners.pytorch: must be 'local' or the path of a Python interpreter (got 7)",
+            ),
+            (
+                "{pytorch: }",
+                "11: runners.pytorch: must be 'local' or the path of a Python interpreter (got nothing)",
+            ),
+            (
+                "{pytorch: ''}",
+                "11: runners.pytorch: must be 'local' or the path of a Python interpreter (got '')",
+            ),
+            ("{pytroch: /a/python}", "11: runners.pytroch: no engine of that name (did you mean 'pytorch'?)"),
+            ("{model: /a/python}", f"11: runners.model: no engine of that name (there are: {ENGINES})"),
         ],
     )
     def test_what_is_none(self, tmp_path, runners, told):
@@ -150,7 +166,66 @@ class TestRunners:
 
     def test_they_do_not_change_the_design(self, tmp_path):
         plain = load(tmp_path, "model: m").design_hash
-        assert load(tmp_path, "model: m\nrunners: {pytorch: docker}").design_hash == plain
+        for runner in ("docker", "/a/python"):
+            assert load(tmp_path, f"model: m\nrunners: {{pytorch: {runner}}}").design_hash == plain
+
+    @pytest.mark.parametrize(
+        ("written", "path"),
+        [
+            ("/a/b/../python", "/a/b/../python"),
+            ("env/bin/python", "{}/studies/env/bin/python"),
+            ("../env/bin/python", "{}/studies/../env/bin/python"),
+            ("python", "{}/studies/python"),
+            ("~/env/bin/python", "/home/of/mine/env/bin/python"),
+            ("~nobody-of-that-name/python", "{}/studies/~nobody-of-that-name/python"),
+        ],
+    )
+    def test_an_interpreter_is_found_relative_to_the_study(self, tmp_path, monkeypatch, written, path):
+        (tmp_path / "studies").mkdir()
+        monkeypatch.setenv("HOME", "/home/of/mine")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "studies" / "study.yaml").write_text(f"model: m\nrunners: {{pytorch: '{written}'}}")
+        study = load_study("studies/study.yaml")
+        assert study.interpreter("pytorch") == Path(path.format(tmp_path))
+        assert study.interpreter("vllm") is None
+
+    def test_a_link_is_not_followed(self, tmp_path):
+        """A virtual environment's interpreter is a link to the one that it was made with."""
+        (tmp_path / "python").symlink_to("/bin/sh")
+        study = load(tmp_path, "model: m\nrunners: {pytorch: python}")
+        assert study.interpreter("pytorch") == tmp_path / "python"
+
+
+class TestEnginesElsewhere:
+    TEXT = (
+        "model: m\nbackend: {}\nmine: {{level: 3}}\nsweep: {{n: [1, 2], mine.depth.inner: [4, 5]}}\nrunners: {}\n"
+    )
+
+    @pytest.mark.parametrize("backend", ["mine", "[mine, pytorch]"])
+    def test_one_that_is_only_installed_there(self, tmp_path, backend):
+        study = load(tmp_path, self.TEXT.format(backend, "{mine: /a/python}"))
+        own = [point.config for point in study.points if point.config.backend == "mine"]
+        assert [(one.n, one.engine_section) for one in own] == [
+            (n, {"level": 3, "depth": {"inner": inner}}) for n in (1, 2) for inner in (4, 5)
+        ]
+
+    def test_one_that_a_listed_experiment_names(self, tmp_path):
+        text = "model: m\nexperiments: [{backend: mine, mine: {a: 1}}, {n: 3}]\nrunners: {mine: env/bin/python}\n"
+        assert [point.config.backend for point in load(tmp_path, text).points] == ["mine", "pytorch"]
+
+    @pytest.mark.parametrize("runner", ["local", "docker", "docker:image", "''", "7", "[a]"])
+    def test_one_that_would_run_nowhere(self, tmp_path, runner):
+        told = errors(tmp_path, self.TEXT.format("mine", f"{{mine: {runner}}}"))
+        assert f"study.yaml:2:1: backend: no engine of that name (got 'mine'; there are: {ENGINES})" in told
+
+    @pytest.mark.parametrize("name", ["precision", "sweep", "runners", "''"])
+    def test_names_that_mean_something_else(self, tmp_path, name):
+        told = errors(tmp_path, f"model: m\nbackend: {name}\nrunners: {{{name}: /a/python}}\n")
+        given = name.strip("'")
+        assert told == [
+            f"study.yaml:2:1: backend: no engine of that name (got '{given}'; there are: {ENGINES})",
+            f"study.yaml:3:11: runners.{name}: no engine of that name (there are: {ENGINES})",
+        ]
 
 
 class TestEngines:

@@ -1,8 +1,9 @@
-"""What keeps an experiment of the engine ``pytorch`` from running here, known without loading torch."""
+"""What keeps an experiment of the engine ``pytorch`` from running, known without loading torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from pytest_llem.study.config import DecoderConfig, ExperimentConfig
@@ -18,6 +19,9 @@ ATTENTION = {
     "flash_attention_2": (("flash_attn", "flash-attn"), ("kernels", "kernels")),
     "flash_attention_3": (("flash_attn_interface", "flash-attn-3"), ("kernels", "kernels")),
 }
+
+#: Modules of packages that only some experiments need, here or in another interpreter.
+OPTIONAL = ("accelerate", "bitsandbytes", *(module for kernels in ATTENTION.values() for module, _ in kernels))
 
 #: Arguments of transformers' GenerationConfig that a field of another name decides.
 FIELDS = {
@@ -56,16 +60,40 @@ OWN = {
 }
 
 
-def unmet(config: ExperimentConfig) -> list[str]:
-    """Return what keeps *config* from running in this environment, a sentence each, with what to do about it.
+def _is_here(module: str) -> bool:
+    return find_spec(module) is not None
+
+
+@dataclass(frozen=True)
+class Packages:
+    """The environment that an experiment runs in.
+
+    Attributes:
+        has: Whether it has one of the OPTIONAL modules.
+        pip: The command that installs into it.
+    """
+
+    has: Callable[[str], bool] = _is_here
+    pip: str = "pip"
+
+
+HERE = Packages()
+
+
+def unmet(config: ExperimentConfig, packages: Packages = HERE) -> list[str]:
+    """Return what keeps *config* from running, a sentence each, with what to do about it.
 
     Nothing is imported for it: what is only found to be wrong with the model at hand, or by transformers, is told
     when the engine loads.
+
+    Args:
+        config: An experiment of the engine ``pytorch``.
+        packages: Of the environment that it is to run in.
     """
-    return list(_unmet(config, config.pytorch or PyTorchConfig()))
+    return list(_unmet(config, config.pytorch or PyTorchConfig(), packages))
 
 
-def _unmet(config: ExperimentConfig, options: PyTorchConfig) -> Iterator[str]:
+def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages) -> Iterator[str]:
     if config.lora is not None:
         yield LORA
     if config.measurement.prefill_split:
@@ -74,16 +102,16 @@ def _unmet(config: ExperimentConfig, options: PyTorchConfig) -> Iterator[str]:
         yield f"pytorch.num_processes {options.num_processes} is not supported yet: leave it at 1"
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(options, name):
-            yield from _missing(f"pytorch.{name}", "bitsandbytes", "accelerate")
+            yield from _missing(packages, f"pytorch.{name}", "bitsandbytes", "accelerate")
     if options.device_map is not None:
-        yield from _missing("pytorch.device_map", "accelerate")
+        yield from _missing(packages, "pytorch.device_map", "accelerate")
     if options.cache_implementation == "paged":
         yield "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out"
     attention = options.attn_implementation or ""
     kernels = ATTENTION.get(attention, ())
-    if kernels and not any(find_spec(module) for module, _ in kernels):
-        packages = " or ".join(package for _, package in kernels)
-        yield f"pytorch.attn_implementation {attention!r} needs {packages}: pip install {kernels[0][1]}"
+    if kernels and not any(packages.has(module) for module, _ in kernels):
+        either = " or ".join(package for _, package in kernels)
+        yield f"pytorch.attn_implementation {attention!r} needs {either}: {packages.pip} install {kernels[0][1]}"
     for name in config.passthrough_kwargs or {}:
         if name in FIELDS:
             yield f"passthrough_kwargs.{name}: use {FIELDS[name]}"
@@ -91,7 +119,7 @@ def _unmet(config: ExperimentConfig, options: PyTorchConfig) -> Iterator[str]:
             yield f"passthrough_kwargs.{name} cannot be given: {OWN[name]}"
 
 
-def _missing(field: str, *packages: str) -> Iterator[str]:
-    absent = [package for package in packages if not find_spec(package)]
+def _missing(packages: Packages, field: str, *names: str) -> Iterator[str]:
+    absent = [name for name in names if not packages.has(name)]
     if absent:
-        yield f"{field} needs {' and '.join(absent)}: pip install {' '.join(absent)}"
+        yield f"{field} needs {' and '.join(absent)}: {packages.pip} install {' '.join(absent)}"

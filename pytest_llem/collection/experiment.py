@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,8 +89,17 @@ def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Prefli
     """Return the preflight of the study that the node *file* stands for."""
     known = config.stash.setdefault(_PREFLIGHTS, {})
     if file not in known:
-        known[file] = Preflight(study, Settings.from_config(config).model_path, config.rootpath)
+        known[file] = Preflight(study, Settings.from_config(config).model_path, _import_path(config))
     return known[file]
+
+
+def _import_path(config: pytest.Config) -> list[Path]:
+    """Return where an engine of the user's own is looked for, whatever the interpreter."""
+    try:
+        own = config.getini("pythonpath")
+    except ValueError:  # its plugin is switched off
+        own = []
+    return [config.rootpath, *own]
 
 
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
@@ -109,7 +119,8 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
         model_path=[str(folder) for folder in Settings.from_config(item.config).model_path],
-        python_path=[str(item.config.rootpath)],
+        python_path=[str(folder) for folder in _import_path(item.config)],
+        python=str(python) if (python := study.interpreter(point.config.backend)) else None,
         gap=gap.model_dump(mode="json") if gap else None,
     )
 

@@ -36,19 +36,28 @@ class Host:
         return max((gpu.memory_bytes for gpu in self.gpus), default=self.memory_bytes)
 
 
-@cache
 def this_host() -> Host:
-    """Return this machine. No CUDA context is opened, and torch is not imported."""
+    """Return this machine, for the torch that is installed here."""
+    try:
+        return host_for(version("torch"))
+    except PackageNotFoundError:
+        return host_for(None)
+
+
+@cache
+def host_for(torch: str | None) -> Host:
+    """Return this machine. No CUDA context is opened, and torch is not imported.
+
+    Args:
+        torch: Version of the torch that is to run on it, which tells a build for CPUs alone; None for no torch.
+    """
     import psutil
 
-    return Host(psutil.virtual_memory().total, tuple(_gpus()) if _torch_may_use_gpus() else ())
+    return Host(psutil.virtual_memory().total, tuple(_gpus()) if torch and _may_use_gpus(torch) else ())
 
 
-def _torch_may_use_gpus() -> bool:
-    try:
-        build = version("torch").partition("+")[2]
-    except PackageNotFoundError:
-        return False
+def _may_use_gpus(torch: str) -> bool:
+    build = torch.partition("+")[2]
     return not build.startswith("cpu") and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
 
 

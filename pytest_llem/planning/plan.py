@@ -63,7 +63,7 @@ class Plan:
             elif footprint is None:
                 return None
             else:
-                host = self.preflight.host
+                host = self.preflight.host_of(point.config)
                 each[point.id] = estimate.seconds(point.config, self.study.execution, footprint, host)
         return sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
-from pytest_llem.backends.requirements import LORA, PREFILL_SPLIT, unmet
+from pytest_llem.backends.requirements import HERE, LORA, PREFILL_SPLIT, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
+from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.measurement.prompts import dataset_problem
+from pytest_llem.planning.elsewhere import lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint
-from pytest_llem.planning.host import Host, this_host
+from pytest_llem.planning.host import Host, host_for, this_host
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.problems import printable
-from pytest_llem.study.runners import is_class
+from pytest_llem.study.runners import is_class, is_container
 
 #: bfloat16 came with this compute capability.
 _BF16 = (8, 0)
@@ -33,18 +37,24 @@ class Preflight:
     Args:
         study: Whose points.
         model_path: Folders that hold models by name.
-        import_path: Where an engine of the user's own may be, beside ``sys.path``.
+        import_path: Where an engine of the user's own may be, beside the interpreter's own path.
         host: Where they are to run; this machine.
     """
 
     def __init__(
-        self, study: StudyConfig, model_path: tuple[Path, ...], import_path: Path, host: Host | None = None
+        self,
+        study: StudyConfig,
+        model_path: tuple[Path, ...],
+        import_path: Sequence[Path],
+        host: Host | None = None,
     ) -> None:
         self._study = study
         self._model_path = model_path
-        self._import_path = import_path
+        self._import_path = [str(folder) for folder in import_path]
+        self._given_host = host
         self.host = host or this_host()
         self._reasons: dict[str, str | None] = {}
+        self._interpreters: dict[str, Interpreter | str | None] = {}
 
     def reason(self, point: Point) -> str | None:
         """Return why *point* cannot run here, in a line that says what to do, or None where nothing is known."""
@@ -58,12 +68,19 @@ class Preflight:
 
     def _reasons_of(self, config: ExperimentConfig) -> Iterator[str]:
         runner = self._study.runners.get(config.backend)
-        if runner is not None:  # running it here instead would measure something else
-            yield f"runner {runner!r} of engine {config.backend!r} is not supported yet, only 'local' is"
+        if runner is not None and is_container(runner):  # running it here instead would measure something else
+            yield (
+                f"runner {runner!r} of engine {config.backend!r}: containers are not supported: "
+                "name the Python interpreter of an environment that has the engine, or leave it out"
+            )
             return
         if self._study.execution.skip_preflight:
             return
-        if missing := self._missing_engine(config.backend):
+        there = self._interpreter(config.backend)
+        if isinstance(there, str):
+            yield f"runner {runner!r} of engine {config.backend!r} {there}"
+            return
+        if missing := self._missing_engine(config.backend, there):
             yield missing
             return
         if problem := dataset_problem(config, self._study.path.parent):
@@ -74,34 +91,71 @@ class Preflight:
             if config.lora is not None:
                 yield LORA
             return
-        yield from unmet(config)
+        yield from unmet(
+            config, Packages(there.modules.__contains__, self._pip(config.backend)) if there else HERE
+        )
         if missing := _missing_model(config.model, _revision(config), self._model_path):
             yield missing
             return
         yield from self._lacking(config)
 
-    def _missing_engine(self, name: str) -> str | None:
+    def _interpreter(self, backend: str) -> Interpreter | str | None:
+        """Return what an engine's interpreter has, or why it cannot be used; None for this one, or unasked."""
+        if backend not in self._interpreters:
+            self._interpreters[backend] = self._ask(backend)
+        return self._interpreters[backend]
+
+    def _ask(self, backend: str) -> Interpreter | str | None:
+        python = self._study.interpreter(backend)
+        if python is None or self._study.execution.skip_preflight:
+            return None
+        there = ask(python, [_module(backend)] if is_class(backend) else [])
+        if isinstance(there, str):
+            return there
+        return lacks(there, None if is_class(backend) else backend, self._pip(backend)) or there
+
+    def _pip(self, backend: str) -> str:
+        """Return the command that installs where an engine runs, as somebody in this folder would type it."""
+        runner, python = self._study.runners[backend], self._study.interpreter(backend)
+        assert python is not None
+        if runner.startswith("~"):  # left to the shell, as in the study: a result need not tell whose home it is
+            home, slash, rest = runner.partition("/")
+            return f"{home}{slash}{shlex.quote(rest)} -m pip"
+        command = str(python) if Path(runner).is_absolute() else os.path.relpath(python)
+        return f"{shlex.quote(command if os.sep in command else f'./{command}')} -m pip"
+
+    def _missing_engine(self, name: str, there: Interpreter | None) -> str | None:
         if is_class(name):
-            module = name.partition(":")[0].partition(".")[0]
-            if module in sys.modules or PathFinder.find_spec(module, [*sys.path, str(self._import_path)]):
+            module = _module(name)
+            path = self._import_path if there else [*sys.path, *self._import_path]
+            loaded = module in (there.modules if there else sys.modules)
+            if loaded or PathFinder.find_spec(module, path):
                 return None
             return f"engine {name!r}: no module {module!r} is to be found (ini option pythonpath says where)"
         engines = installed(BACKENDS)
-        if name in engines:
+        if there or name in engines:
             return None
-        return f"engine {name!r} is not installed here (there are: {', '.join(engines)})"
+        return (
+            f"engine {name!r} is not installed here (there are: {', '.join(engines)}): install it, "
+            "or say in runners which Python interpreter has it"
+        )
+
+    def host_of(self, config: ExperimentConfig) -> Host:
+        """Return the machine as an experiment sees it: with its GPUs, if the torch it runs with is for them."""
+        there = None if self._given_host else self._interpreter(config.backend)
+        return host_for(there.packages.get("torch")) if isinstance(there, Interpreter) else self.host
 
     def _lacking(self, config: ExperimentConfig) -> Iterator[str]:
-        gpus = self.host.gpus
-        if config.precision == "bf16" and gpus and all(gpu.capability < _BF16 for gpu in gpus):
-            yield f"{gpus[0].name} computes no bf16: use precision: fp16 or fp32"
+        host = self.host_of(config)
+        if config.precision == "bf16" and host.gpus and all(gpu.capability < _BF16 for gpu in host.gpus):
+            yield f"{host.gpus[0].name} computes no bf16: use precision: fp16 or fp32"
         footprint = self.footprint(config)
         spread = config.pytorch is not None and config.pytorch.device_map is not None
         if footprint is None or spread:
             return
-        weights, memory = weight_bytes(config, footprint), self.host.device_memory_bytes
+        weights, memory = weight_bytes(config, footprint), host.device_memory_bytes
         if weights + RUNTIME_BYTES > memory:
-            where = gpus[0].name if gpus else "this machine"
+            where = host.gpus[0].name if host.gpus else "this machine"
             yield (
                 f"model {config.model!r} needs {gib(weights)} in {config.precision} "
                 f"and {where} has {gib(memory)} of memory"
@@ -119,6 +173,11 @@ def rough_seconds(
     """Return how long an experiment may take here, in seconds; None where its model's size is unknown."""
     footprint = _footprint(config.model, _revision(config), model_path)
     return None if footprint is None else seconds(config, execution, footprint, this_host())
+
+
+def _module(engine_class: str) -> str:
+    """Return the outermost module of ``package.module:Class``."""
+    return engine_class.partition(":")[0].partition(".")[0]
 
 
 def gib(size: float) -> str:

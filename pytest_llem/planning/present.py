@@ -12,7 +12,7 @@ from pytest_llem.study.design import StudyConfig
 
 
 def here(study: StudyConfig) -> Here:
-    """Return what determines the numbers of *study* here: the machine, and the packages of each engine's runner."""
+    """Return what determines the numbers of *study* here: this machine, and what each runner has."""
 
     def packages(backend: str) -> Mapping[str, str]:
         return package_versions(study.interpreter(backend))

@@ -13,6 +13,7 @@ from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.identity import experiment_id, short_names
 from pytest_llem.study.order import run_order
 from pytest_llem.study.problems import Problem
+from pytest_llem.study.runners import interpreter_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ class StudyConfig:
         points: Its points, in file order.
         excluded: Combinations left out.
         execution: How it is run.
-        runners: Where each engine's experiments run, by engine; one that is not there runs here.
+        runners: Where each engine's experiments run, by engine and as the file has it; one that is not there runs
+            here.
         design_hash: 16 hex digits over the points; the same for the same study on any machine.
         notes: What its author should know and is no mistake.
     """
@@ -101,6 +103,11 @@ class StudyConfig:
     def output_dir(self) -> str | None:
         """Where the study wants its results folder, relative to rootdir; None leaves it to the options."""
         return self.points[0].config.output_dir
+
+    def interpreter(self, backend: str) -> Path | None:
+        """Return the Python interpreter that an engine's experiments run in; None where it is this one."""
+        runner = self.runners.get(backend)
+        return None if runner is None else interpreter_path(runner, self.path.parent)
 
     @cached_property
     def axis_names(self) -> dict[str, str]:

@@ -1,0 +1,172 @@
+"""Another Python interpreter: what is installed there, as it says itself."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pytest_llem.backends.requirements import OPTIONAL
+from pytest_llem.isolation import guardian, probe
+from pytest_llem.isolation.launcher import OURS_ALONE
+from pytest_llem.registry import BACKENDS
+from pytest_llem.results.environment import PACKAGES, package_version
+from pytest_llem.study.problems import shown
+
+#: The oldest Python that we run on.
+OLDEST = (3, 11)
+
+#: How long an interpreter may take to answer, in seconds. One on a slow network drive takes long to begin.
+ANSWER_SECONDS = 60.0
+
+#: One that says more than this, in characters, is not answering.
+_MOST = 1 << 20
+
+_MARKER = "pytest-llem's answer: "
+
+#: Run there, with the source of the probe, the marker and the question. Any Python understands this much.
+_START = """
+import sys
+if sys.version_info < {oldest}:
+    sys.stdout.write(sys.argv[2] + '{{"python": "%d.%d.%d"}}\\n' % sys.version_info[:3])
+else:
+    exec(sys.argv[1])
+"""
+
+
+class Interpreter(BaseModel):
+    """What a Python interpreter has.
+
+    Attributes:
+        python: Its version.
+        packages: Version by distribution: those whose version can change a number, and what engines require.
+        engines: Which distribution provides each engine.
+        requires: What each of these distributions requires.
+        modules: Those of the modules asked for that it has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    python: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    packages: dict[str, str] = Field(default_factory=dict)
+    engines: dict[str, str] = Field(default_factory=dict)
+    requires: dict[str, list[str]] = Field(default_factory=dict)
+    modules: frozenset[str] = frozenset()
+
+
+def package_versions(python: Path | None) -> dict[str, str]:
+    """Return the versions of :data:`PACKAGES` that experiments run with, as their results will tell them.
+
+    Args:
+        python: The interpreter that they run in, as ``StudyConfig.interpreter`` has it; None for this one.
+
+    Returns:
+        Version by package; without those that are not installed, and empty where *python* cannot be asked.
+    """
+    if python is None:
+        return {name: found for name in PACKAGES if (found := package_version(name))}
+    there = ask(python)
+    found = {} if isinstance(there, str) else there.packages
+    return {name: found[name] for name in PACKAGES if name in found}
+
+
+def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
+    """Return what an interpreter has, or what is wrong with it and what to do. Each is asked once.
+
+    Args:
+        python: Its path.
+        modules: Modules that it may have, beside ours and the OPTIONAL ones.
+    """
+    return _ask(str(python), tuple(sorted({"pytest_llem", *OPTIONAL, *modules})))
+
+
+@cache
+def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
+    question = {"group": BACKENDS, "packages": PACKAGES, "modules": modules}
+    start = _START.format(oldest=OLDEST)
+    try:
+        if not Path(python).exists():
+            return "is not there: name a Python interpreter, by its absolute path or relative to the study"
+        if Path(python).is_dir():
+            return "is a directory: name the interpreter in it, such as bin/python"
+        said, ending = _listen([python, "-c", start, inspect.getsource(probe), _MARKER, json.dumps(question)])
+    except (OSError, ValueError) as error:
+        return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"
+    try:
+        found = Interpreter.model_validate_json(said.rpartition(_MARKER)[2].partition("\n")[0])
+    except ValidationError:
+        last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+        told = f", and said {shown(last)}" if last else ""
+        return f"does not answer as Python does ({ending}{told}): name a Python interpreter that works"
+    if tuple(map(int, found.python.split("."))) < OLDEST:
+        needs = f"pytest-llem needs {'.'.join(map(str, OLDEST))} or newer"
+        return f"is Python {found.python}, and {needs}: make that environment with a newer one"
+    return found
+
+
+def _listen(command: Sequence[str]) -> tuple[str, str]:
+    """Run *command* and return what it says, and how it ended. Nothing of it is left."""
+    environment = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
+    said, told, ending = "", b"", f"no answer within {ANSWER_SECONDS:g} s"
+    deadline = time.monotonic() + ANSWER_SECONDS
+    with (
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", guardian.__file__, "", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,  # the command's own output
+            env={**environment, "PYTHONSAFEPATH": "1"},  # as -P, which an old Python does not know
+            start_new_session=True,
+        ) as process,
+        selectors.DefaultSelector() as selector,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            for stream in (process.stdout, process.stderr):
+                selector.register(stream, selectors.EVENT_READ)
+            while ready := selector.select(max(0.0, deadline - time.monotonic())):
+                for key, _ in ready:
+                    chunk = os.read(key.fd, 1 << 16)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is process.stdout:
+                        told += chunk
+                    else:
+                        said += chunk.decode("utf-8", "replace")
+                if not selector.get_map():
+                    ending = _ending(command[0], told)
+                elif _MARKER in said and "\n" in said.rpartition(_MARKER)[2]:
+                    ending = "no answer"
+                elif len(said) > _MOST:
+                    ending = "output without end"
+                elif time.monotonic() < deadline:
+                    continue
+                break
+        finally:
+            process.stdin.close()  # the guardian ends it all, and itself
+    return said, ending
+
+
+def _ending(program: str, told: bytes) -> str:
+    """Return how a process ended, as its guardian tells it.
+
+    Raises:
+        OSError: It could not be started.
+    """
+    what: dict[str, object] = {}
+    for line in told.splitlines():
+        what |= json.loads(line)
+    if refused := what.get("refused"):
+        raise OSError(str(refused).removeprefix(f"{program}: "))
+    return f"status {what.get('status')}"

@@ -1,0 +1,56 @@
+"""What a Python interpreter has. Its source is run there, where nothing of ours need be installed.
+
+Nothing but the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from typing import Any
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Return what is asked for, as plain data.
+
+    Args:
+        question: ``group`` is the entry-point group of engines; ``packages`` are distributions whose versions are
+            wanted, and ``modules`` are modules that may be there.
+    """
+    engines, requires = {}, {}
+    for point in entry_points(group=question["group"]):
+        if point.dist is not None:
+            engines[point.name] = point.dist.name
+            requires[point.dist.name] = list(point.dist.requires or ())
+    wanted = {*question["packages"]}
+    for lines in requires.values():
+        wanted |= {found[0] for line in lines if (found := re.match(r"[\w.-]+", line))}
+    versions = {name: _version(name) for name in sorted(wanted)}
+    return {
+        "python": "{}.{}.{}".format(*sys.version_info),
+        "packages": {name: found for name, found in versions.items() if found is not None},
+        "engines": engines,
+        "requires": requires,
+        "modules": [name for name in question["modules"] if _is_there(name)],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # it is, and cannot be imported
+        return False
+
+
+if __name__ == "__main__":  # in the other interpreter: the marker and the question follow
+    print(f"\n{sys.argv[2]}{json.dumps(answer(json.loads(sys.argv[3])))}", flush=True)

@@ -1,0 +1,465 @@
+"""Engines in another Python interpreter: asked what it has, run there, killed and recorded like any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import distribution, metadata, version
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.backends.requirements import Packages, unmet
+from pytest_llem.isolation import interpreter
+from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
+from pytest_llem.planning.elsewhere import WORKER, lacks
+from pytest_llem.results.environment import PACKAGES
+from pytest_llem.results.models import ExperimentResult
+from pytest_llem.study.config import ExperimentConfig
+from tests.support.environments import EVERYTHING, NOOP_ENGINE, ROOT, Environment
+
+OURS = version("pytest-llem")
+
+#: An engine that leaves a note about the interpreter that it runs in.
+FARAWAY = """
+    import json, os, sys
+    from pathlib import Path
+    from noop_engine import NoopEngine
+    from pytest_llem.results.models import EngineRecord
+
+    class Engine(NoopEngine):
+        def __init__(self, config, context):
+            super().__init__(config, context)
+            note = {"prefix": sys.prefix, "pid": os.getpid(), "inherited": os.environ.get("PYTHONPATH")}
+            Path(os.environ["NOTES"], f"{os.getpid()}.json").write_text(json.dumps(note))
+
+        def describe(self):
+            return EngineRecord(name="faraway", device="cpu")
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """An environment with an engine that this one does not have, and another version of a package."""
+    environment = Environment(tmp_path_factory.mktemp("elsewhere") / "env", *EVERYTHING)
+    environment.add("tokenizers", "0.0.7")
+    engines = "[pytest_llem.backends]\nfaraway = faraway_engine:Engine\n"
+    environment.add("faraway", "3.1", "pydantic", entry_points=engines, faraway_engine=FARAWAY)
+    return environment
+
+
+@pytest.fixture
+def notes(pytester, monkeypatch):
+    folder = pytester.mkdir("notes")
+    monkeypatch.setenv("NOTES", str(folder))
+    return lambda: [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
+
+
+def script(path: Path, text: str) -> Path:
+    """Write a program that may stand where an interpreter should."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def _wait_until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+class TestAsking:
+    def test_what_it_has(self, elsewhere):
+        told = ask(elsewhere.python, ["json", "no_such_module", "faraway_engine"])
+        assert isinstance(told, Interpreter)
+        assert told.python == "{}.{}.{}".format(*sys.version_info)
+        assert (told.packages["tokenizers"], told.packages["pytest-llem"]) == ("0.0.7", OURS)
+        assert (told.engines["faraway"], told.engines["pytorch"]) == ("faraway", "pytest-llem")
+        assert told.requires["faraway"] == ["pydantic"]
+        assert {"json", "faraway_engine", "pytest_llem"} <= told.modules
+        assert "no_such_module" not in told.modules
+
+    def test_what_it_says_beside_is_ignored(self, tmp_path, elsewhere):
+        """Its start-up may print, and leave a process behind that holds its output."""
+        noisy = script(
+            tmp_path / "noisy",
+            f'echo {{}}; sleep 1000 & echo >&2 oh; {shlex.quote(str(elsewhere.python))} "$@"; echo x',
+        )
+        assert ask(noisy) == ask(elsewhere.python)
+
+    def test_the_current_folder_and_this_ones_path_are_none_of_its(self, tmp_path, monkeypatch, elsewhere):
+        (tmp_path / "bitsandbytes.py").touch()
+        (tmp_path / "json.py").write_text("raise SystemExit('mine')")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+        told = ask(elsewhere.python, ["a"])
+        assert isinstance(told, Interpreter)
+        assert "bitsandbytes" not in told.modules
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            (
+                "echo garbage; echo; exit 0",
+                "does not answer as Python does (status 0, and said 'garbage'): name a ",
+            ),
+            ("echo oh >&2; exit 3", "does not answer as Python does (status 3, and said 'oh'): name a Python "),
+            ("kill -9 $$", "does not answer as Python does (status -9): name a Python interpreter that works"),
+            ('echo "$@"', "does not answer as Python does (no answer, and said "),
+            ("yes", "does not answer as Python does (output without end, and said 'y'): name a "),
+            ("""echo "$4"'{"python": "3.x"}'""", "does not answer as Python does (no answer, and said "),
+            ("""echo "$4"'[]'""", "does not answer as Python does (no answer, and said "),
+        ],
+    )
+    def test_what_is_no_python(self, tmp_path, text, told):
+        said = ask(script(tmp_path / "fake", text))
+        assert isinstance(said, str)
+        assert said.startswith(told)
+
+    def test_one_that_hangs_is_ended_whole(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(interpreter, "ANSWER_SECONDS", 1.0)
+        hanging = script(tmp_path / "fake", f"sleep 1000 & echo $! > {tmp_path}/pid; exec sleep 1000")
+        assert ask(hanging) == (
+            "does not answer as Python does (no answer within 1 s): name a Python interpreter that works"
+        )
+        assert _gone(int((tmp_path / "pid").read_text()))
+
+    def test_what_cannot_be_run(self, tmp_path):
+        (tmp_path / "plain").write_text("")
+        (tmp_path / "binary").write_bytes(b"\0\1")
+        (tmp_path / "binary").chmod(0o755)
+        (tmp_path / "dangling").symlink_to("nowhere")
+        names = ("plain", "binary", "dangling", "nowhere", ".", "x" * 300, "a\0b")
+        assert {name[:9]: ask(tmp_path / name) for name in names} == {
+            "plain": "cannot be run (Permission denied): name a Python interpreter",
+            "binary": "cannot be run (Exec format error): name a Python interpreter",
+            ".": "is a directory: name the interpreter in it, such as bin/python",
+            "x" * 9: "cannot be run (File name too long): name a Python interpreter",
+            **dict.fromkeys(
+                ("dangling", "nowhere", "a\0b"),
+                "is not there: name a Python interpreter, by its absolute path or relative to the study",
+            ),
+        }
+
+    def test_an_old_python_says_so(self, tmp_path):
+        pretend = (
+            "import sys; sys.version_info = (3, 9, 18); start = sys.argv.pop(2); sys.argv.pop(1); exec(start)"
+        )
+        old = script(tmp_path / "old", f'exec {shlex.quote(sys.executable)} -c {shlex.quote(pretend)} "$@"')
+        assert ask(old) == (
+            "is Python 3.9.18, and pytest-llem needs 3.11 or newer: make that environment with a newer one"
+        )
+        assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, OLDEST))}"
+
+    def test_versions_that_experiments_run_with(self, tmp_path, elsewhere):
+        here, there = package_versions(None), package_versions(elsewhere.python)
+        assert here["pytest"] == there["pytest"] == pytest.__version__
+        assert (there["tokenizers"], here["tokenizers"]) == ("0.0.7", version("tokenizers"))
+        assert {*here, *there} <= {*PACKAGES}
+        assert package_versions(tmp_path / "nowhere") == {}
+
+
+def there(*requires: str, **changes) -> Interpreter:
+    """Return an interpreter that has what we need, and an engine of the distribution ``other``."""
+    fields = {
+        "python": "3.12.1",
+        "packages": {"pytest-llem": OURS, "torch": "2.13.0+cpu", "old": "not a version"},
+        "engines": {"theirs": "other"},
+        "requires": {"pytest-llem": [], "other": list(requires)},
+        "modules": ["pytest_llem"],
+    }
+    return Interpreter.model_validate({**fields, **changes})
+
+
+class TestWhatIsLacking:
+    @pytest.mark.parametrize(
+        "requires",
+        [
+            [],
+            ["torch>=2.11"],
+            ["torch"],
+            ["old>=3"],
+            ["a; extra == 'test'", "b; python_version < '3.12'", "c; sys_platform == 'win32'"],
+            ["what (is this"],
+        ],
+    )
+    def test_nothing(self, requires):
+        assert lacks(there(*requires), "theirs", "pip") is None
+
+    @pytest.mark.parametrize(
+        ("requires", "told"),
+        [
+            (["a"], "lacks a: PIP install a"),
+            (
+                ["a>=2,<3", "a>=2,<3", "torch>=99"],
+                "lacks a<3,>=2 and torch>=99: PIP install 'a<3,>=2' 'torch>=99'",
+            ),
+            (["a[x]>1; python_version >= '3.12'"], "lacks a[x]>1: PIP install 'a[x]>1'"),
+            (["a @ https://a.example/a.whl"], "lacks a @ https://a.example/a.whl: PIP install 'a @ https://a.ex"),
+        ],
+    )
+    def test_a_package_that_its_engine_requires(self, requires, told):
+        assert (lacks(there(*requires), "theirs", "PIP") or "").startswith(told)
+
+    def test_only_what_an_experiments_process_needs_of_our_own(self):
+        ours = [f"{name}>=1" for name in WORKER]
+        other = there(requires={"pytest-llem": [*ours, "torch>=99", "rich"], "other": []})
+        wanted = " and ".join(ours)
+        assert (lacks(other, "theirs", "PIP") or "").startswith(
+            f"lacks {wanted}: PIP install 'nvidia-ml-py>=1' 'ps"
+        )
+        assert lacks(other, None, "PIP") == lacks(other, "theirs", "PIP")
+
+    @pytest.mark.parametrize("change", [{"packages": {}}, {"modules": []}])
+    def test_us(self, change):
+        assert lacks(there(**change), "theirs", "PIP") == (
+            f"has no pytest-llem: install it there: PIP install pytest-llem=={OURS}"
+        )
+
+    def test_our_version(self):
+        assert lacks(there(packages={"pytest-llem": "0.0.7"}), "theirs", "PIP") == (
+            f"has pytest-llem 0.0.7, and {OURS} runs here: PIP install pytest-llem=={OURS}"
+        )
+
+    def test_the_engine(self, noop_engine):
+        told = "has no engine of that name (there are: theirs): install its package there: PIP install "
+        assert lacks(there(), "noop", "PIP") == f"{told}noop-engine==1.0"
+        assert lacks(there(), "nobodys", "PIP") == f"{told}PACKAGE"
+        assert lacks(there(), None, "PIP") is None
+
+    def test_what_only_some_experiments_need(self):
+        config = ExperimentConfig.model_validate(
+            {"model": "m", "pytorch": {"device_map": "auto", "attn_implementation": "flash_attention_2"}}
+        )
+        assert unmet(config, Packages(lambda module: False, "PIP")) == [
+            "pytorch.device_map needs accelerate: PIP install accelerate",
+            "pytorch.attn_implementation 'flash_attention_2' needs flash-attn or kernels: PIP install flash-attn",
+        ]
+        assert unmet(config, Packages({"accelerate", "kernels"}.__contains__, "PIP")) == []
+
+
+class TestRunning:
+    @pytest.mark.parametrize("written", ["absolute", "relative", "home"])
+    def test_an_engine_that_is_only_there(
+        self, pytester, write_study, results, elsewhere, notes, monkeypatch, written
+    ):
+        python = elsewhere.python
+        if written == "home":
+            monkeypatch.setenv("HOME", str(elsewhere.folder.parent))
+        runner = {"absolute": python, "relative": os.path.relpath(python), "home": "~/env/bin/python"}[written]
+        write_study(
+            backend="faraway",
+            faraway={"size": 2},
+            sweep={"faraway.seconds": [0, 0.01]},
+            execution={"n_cycles": 1},
+            runners={"faraway": str(runner)},
+        )
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        run.assert_outcomes(passed=2)
+        run.stdout.no_fnmatch_line("*preflight*")
+        assert [(note["prefix"], note["inherited"]) for note in notes()] == [(str(elsewhere.folder), None)] * 2
+        for entry in results.manifest["experiments"]:
+            result = ExperimentResult.model_validate(results.read(entry["result_file"]))
+            assert result.engine.name == "faraway"
+            assert result.environment["packages"] == package_versions(python)
+        assert results.manifest["environment"]["packages"]["tokenizers"] == version("tokenizers")
+        told = [
+            path.read_text()
+            for path in results.directory.rglob("*")
+            if path.name != "study.yaml" and path.is_file()
+        ]
+        assert not [text for text in told if str(elsewhere.folder) in text]
+
+    def test_without_a_runner_it_is_no_engine(self, pytester, write_study):
+        write_study(backend="faraway", sweep={"n": [1]})
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        run.stdout.fnmatch_lines(["*study.yaml:3:1: backend: no engine of that name (got 'faraway'; there are: *"])
+
+    def test_where_little_more_is_installed(self, pytester, write_study, results, tmp_path_factory):
+        """An experiment's process needs no more of ours than preflight asks for: not torch, nor pytest."""
+        environment = Environment(tmp_path_factory.mktemp("bare") / "env", ROOT, NOOP_ENGINE)
+        ours = distribution("pytest-llem")
+        announced = ours.read_text("entry_points.txt") or ""
+        environment.add("pytest-llem", OURS, *(ours.requires or ()), entry_points=announced)
+        environment.share(*WORKER)
+        write_study(sweep={"n": [1]}, execution={"n_cycles": 1}, runners={"noop": str(environment.python)})
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+        result = results.read(results.manifest["experiments"][0]["result_file"])
+        assert {*result["environment"]["packages"]} == {"pytest-llem", "nvidia-ml-py"}
+        told = ask(environment.python)
+        assert isinstance(told, Interpreter)
+        assert lacks(told, "noop", "PIP") is None
+        assert " and torch>=" in (lacks(told, "pytorch", "PIP") or "")
+
+    @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+    def test_beside_one_that_runs_here(self, pytester, write_study, results, elsewhere, notes, workers):
+        write_study(
+            backend=None,
+            sweep={"backend": ["noop", "faraway"], "n": [1, 2]},
+            execution={"n_cycles": 1},
+            runners={"faraway": str(elsewhere.python), "noop": "local"},
+        )
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=4)
+        found = [results.read(entry["result_file"]) for entry in results.manifest["experiments"]]
+        by_engine = {(one["engine"]["name"], one["environment"]["packages"]["tokenizers"]) for one in found}
+        assert by_engine == {("faraway", "0.0.7"), ("noop", version("tokenizers"))}
+        assert {note["prefix"] for note in notes()} == {str(elsewhere.folder)}
+
+    def test_it_is_killed_and_told_like_any_other(self, pytester, write_study, results, elsewhere, notes):
+        write_study(
+            backend="faraway",
+            sweep={"faraway.fault": ["raise", "hang", "_exit"]},
+            execution={"n_cycles": 1, "experiment_timeout_seconds": 10},
+            runners={"faraway": str(elsewhere.python)},
+        )
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(failed=3)
+        errors = {entry["experiment_id"]: entry["error"] for entry in results.manifest["experiments"]}
+        assert {name: (error["kind"], error["phase"]) for name, error in errors.items()} == {
+            "fault=raise": ("exception", "measuring"),
+            "fault=hang": ("timeout", "measuring"),
+            "fault=_exit": ("crash", "measuring"),
+        }
+        assert "the engine says no" in errors["fault=raise"]["message"]
+        assert all(_gone(note["pid"]) for note in notes())
+
+    @pytest.mark.parametrize("ini", [None, "[pytest]\npythonpath = mine"])
+    def test_a_class_of_ones_own(self, pytester, write_study, results, elsewhere, notes, ini):
+        folder = pytester.path / "mine" if ini else pytester.path
+        folder.mkdir(exist_ok=True)
+        (folder / "of_my_own.py").write_text("from faraway_engine import Engine as Mine")  # it is only there
+        if ini:
+            pytester.makeini(ini)
+        name = "of_my_own:Mine"
+        write_study(
+            backend=name, sweep={"n": [1]}, runners={name: str(elsewhere.python)}, execution={"n_cycles": 1}
+        )
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+        assert [note["prefix"] for note in notes()] == [str(elsewhere.folder)]
+
+    def test_it_is_asked_once_in_a_session(self, pytester, write_study, elsewhere):
+        real = shlex.quote(str(elsewhere.python))
+        python = script(pytester.path / "python", f'echo "$1 $2" >> asked; exec {real} "$@"')
+        for name in ("one.yaml", "two.yaml"):
+            write_study(name, sweep={"n": [1, 2]}, runners={"noop": str(python)}, execution={"n_cycles": 1})
+        pytester.runpytest_subprocess("one.yaml", "two.yaml", "-p", "llem").assert_outcomes(passed=4)
+        asked = [line for line in (pytester.path / "asked").read_text().splitlines() if line.startswith("-")]
+        assert sorted(asked) == ["-P -m"] * 4 + ["-c "]
+
+    def test_it_is_not_asked_where_nothing_runs_there(self, pytester, write_study):
+        python = script(pytester.path / "python", "touch asked; exit 1")
+        write_study(
+            backend=None,
+            sweep={"backend": ["noop", "faraway"]},
+            runners={"faraway": str(python)},
+            execution={"n_cycles": 1},
+        )
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "backend=noop").assert_outcomes(passed=1)
+        assert not (pytester.path / "asked").exists()
+
+    def test_what_is_wrong_is_told_beforehand_and_the_others_run(self, pytester, write_study, results):
+        write_study(
+            backend=None,
+            sweep={"backend": ["noop", "faraway"], "n": [1, 2]},
+            runners={"faraway": "env/bin/python"},
+            execution={"n_cycles": 1, "cycle_order": "sequential"},
+        )
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        run.assert_outcomes(passed=2, failed=2)
+        told = "runner 'env/bin/python' of engine 'faraway' is not there: name a Python interpreter, by its *"
+        run.stdout.fnmatch_lines(
+            [f"  preflight, will fail: backend=faraway-n=1 and 1 more: {told}", f"preflight: {told}"]
+        )
+        kinds = {entry["error"]["kind"] for entry in results.manifest["experiments"] if entry["error"]}
+        assert kinds == {"preflight"}
+
+    @pytest.mark.parametrize("text", [None, "exit 1"])
+    def test_unasked_it_fails_at_once_all_the_same(self, pytester, write_study, results, text):
+        """With skip_preflight: a wrong path, or what is no Python, is no reason to wait."""
+        if text:
+            script(pytester.path / "fake", text)
+        write_study(
+            sweep={"n": [1, 2]}, runners={"noop": "fake"}, execution={"n_cycles": 1, "skip_preflight": True}
+        )
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem", timeout=120).assert_outcomes(failed=2)
+        errors = [entry["error"] for entry in results.manifest["experiments"]]
+        assert {error["kind"] for error in errors} == {"crash"}
+        assert ("status 1" if text else "No such file") in errors[0]["message"]
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    def test_what_is_being_asked_does_not_outlive_pytest(self, pytester, write_study, number):
+        script(pytester.path / "fake", "sleep 1000 & echo $$ $! > pids.tmp; mv pids.tmp pids; wait; sleep 1000")
+        write_study(sweep={"n": [1]}, runners={"noop": "fake"})
+        run = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        _wait_until((pytester.path / "pids").exists)
+        run.send_signal(number)
+        assert run.wait(30) == (pytest.ExitCode.INTERRUPTED if number == signal.SIGINT else -number)
+        for pid in map(int, (pytester.path / "pids").read_text().split()):
+            _wait_until(lambda pid=pid: _gone(pid))
+
+
+OTHER = "transformers==5.22.2"
+
+
+@pytest.fixture(scope="module")
+def other_transformers(tmp_path_factory):
+    """An environment with another version of transformers, and else all that this one has."""
+    environment = Environment(tmp_path_factory.mktemp("other") / "env", *EVERYTHING)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*command, "--target", str(environment.site_packages), OTHER], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = f"{OTHER} cannot be had: {done.stderr.strip().splitlines()[-1:]}"
+        if os.environ.get("CI"):
+            pytest.fail(said)
+        pytest.skip(said)
+    yield environment
+    shutil.rmtree(environment.folder)
+
+
+@pytest.mark.slow
+def test_another_version_of_transformers(pytester, write_study, results, other_transformers):
+    """The same study here and there: the results tell which version each ran with."""
+    changes = {
+        "model": "builtin:tiny-llama",
+        "backend": None,
+        "precision": "fp32",
+        "sweep": {"pytorch.batch_size": [1, 2]},
+        "execution": {"n_cycles": 1},
+    }
+    write_study("here.yaml", name="here", **changes)
+    write_study("there.yaml", name="there", runners={"pytorch": str(other_transformers.python)}, **changes)
+    pytester.runpytest_subprocess("here.yaml", "there.yaml", "-p", "llem").assert_outcomes(passed=4)
+    found = {}
+    for manifest in results.root.glob("*/manifest.json"):
+        for entry in json.loads(manifest.read_text())["experiments"]:
+            result = ExperimentResult.model_validate_json((manifest.parent / entry["result_file"]).read_text())
+            packages, engine = (
+                result.environment["packages"]["transformers"],
+                result.engine.versions["transformers"],
+            )
+            found.setdefault(manifest.parent.name.partition("_")[0], set()).add((packages, engine))
+            assert result.tokens.output_tokens == 6
+    here, other = version("transformers"), OTHER.partition("==")[2]
+    assert found == {"here": {(here, here)}, "there": {(other, other)}}
+    assert here != other
+    assert package_versions(other_transformers.python)["transformers"] == other
