@@ -3,7 +3,8 @@
 Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
 (what each prompt generates), ``report`` (a folder in which each process leaves a note about itself),
 ``fail_once`` (a file: who does not find it makes it, and fails), ``family`` (a folder in which its children leave
-their ids), ``filler`` (characters that make its result long) and ``fetch`` (seconds to get the model).
+their ids), ``filler`` (characters that make its result long),
+``break`` (a file: while it is there, a fault ``… while broken`` is done) and ``fetch`` (seconds to get the model).
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ class NoopEngine:
             "fail_once",
             "family",
             "filler",
+            "break",
             "fetch",
         }
         if unknown:
@@ -193,7 +195,9 @@ class NoopEngine:
             raise ValueError("not the first time")
         if folder := self.options.get("family"):
             _family(folder)
-        FAULTS.get(self.options.get("fault", "none").strip(), lambda: None)()
+        fault, only_while_broken, _ = self.options.get("fault", "none").strip().partition(" while broken")
+        if not only_while_broken or Path(self.options["break"]).exists():
+            FAULTS.get(fault, lambda: None)()
         time.sleep(self.options.get("seconds", 0))
         return time.perf_counter()
 

@@ -1,0 +1,301 @@
+"""``--llem-resume``: what an earlier run has completed is replayed, the rest runs, and nothing else is mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from pytest_llem import StudyResult
+from tests.support.processes import wait_until
+
+
+class Study:
+    """A study of which the first run went wrong: two points of four failed."""
+
+    def __init__(self, pytester, write_study, results):
+        self.pytester, self._write, self.results = pytester, write_study, results
+        self.notes = pytester.path / "notes"
+        self.notes.mkdir()
+        (pytester.path / "broken").touch()
+
+    def write(self, **changes):
+        self._write(
+            **{
+                "noop": {"report": str(self.notes), "break": str(self.pytester.path / "broken")},
+                "sweep": {"n": [1, 2], "noop.fault": ["none", "raise while broken"]},
+                "execution": {"n_cycles": 1, "cycle_order": "sequential"},
+                **changes,
+            }
+        )
+
+    def run(self, *options):
+        return self.pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+
+    def repair(self):
+        (self.pytester.path / "broken").unlink()
+
+    def started(self):
+        """How many experiments have had a process so far."""
+        return len(list(self.notes.iterdir()))
+
+    def directories(self):
+        """Return the results directories, the oldest first."""
+        found = [path for path in self.results.root.iterdir() if path.is_dir()]
+        return sorted(found, key=lambda path: json.loads((path / "manifest.json").read_text())["started_at"])
+
+
+@pytest.fixture
+def study(pytester, write_study, results):
+    return Study(pytester, write_study, results)
+
+
+@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
+def workers(request):
+    return request.param
+
+
+def _manifest(directory):
+    return json.loads((directory / "manifest.json").read_text())
+
+
+class TestReplays:
+    def test_what_is_done_stays_and_the_rest_runs(self, study, workers):
+        study.write()
+        study.run().assert_outcomes(passed=2, failed=2)
+        study.repair()
+        assert study.started() == 4
+
+        run = study.run("--llem-resume", "-v", "--junitxml=junit.xml", *workers)
+        run.assert_outcomes(passed=4)
+        assert study.started() == 6, "two of four had to be run"
+        first, second = study.directories()
+        manifest = _manifest(second)
+        assert manifest["status"] == "completed"
+        replayed = {entry["experiment_id"]: entry["replayed_from"] for entry in manifest["experiments"]}
+        assert replayed == {
+            "n=1-fault=none": first.name,
+            "n=1-fault=raise%20while%20broken": None,
+            "n=2-fault=none": first.name,
+            "n=2-fault=raise%20while%20broken": None,
+        }
+        for entry in manifest["experiments"]:
+            file = second / entry["result_file"]
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == entry["result_sha256"]
+            assert file.with_suffix(".requests.csv").is_file()
+            if entry["replayed_from"]:
+                assert file.read_bytes() == (first / entry["result_file"]).read_bytes()
+
+        result = StudyResult.load(second)
+        assert (result.summary.completed, result.summary.replayed, result.summary.failed) == (4, 2, 0)
+        assert all(point.metrics["seconds"].n == 1 for point in result.points)
+        run.stdout.fnmatch_lines(
+            [
+                "*4 points, 2 replayed, *",
+                f"  resume: results/{first.name}",
+                "4 of 4 experiments completed (2 of them replayed)",
+            ]
+        )
+        assert run.stdout.str().count("REPLAYED") == 2
+        cases = ET.parse(study.pytester.path / "junit.xml").iter("testcase")
+        properties = [{one.get("name"): one.get("value") for one in case.iter("property")} for case in cases]
+        assert sorted("llem_replayed_from" in one for one in properties) == [False, False, True, True]
+        assert all("llem_seconds" in one for one in properties)
+
+    def test_the_hook_is_told_of_each(self, study):
+        study.write()
+        study.run()
+        study.pytester.makeconftest(
+            "def pytest_llem_experiment_finished(result): print('told', result.identity.experiment_id)"
+        )
+        run = study.run("--llem-resume", "-s")
+        assert run.stdout.str().count("told n=") == 2
+
+    def test_again_and_again(self, study):
+        """The newest run holds what it replayed, so that the one before is not needed any more."""
+        study.write()
+        study.run()
+        study.run("--llem-resume").assert_outcomes(passed=2, failed=2)
+        study.repair()
+        study.run("--llem-resume").assert_outcomes(passed=4)
+        study.run("--llem-resume").assert_outcomes(passed=4)
+        assert study.started() == 4 + 2 + 2
+
+    def test_an_older_one_by_name(self, study):
+        study.write()
+        study.run("--llem-run-id=first")
+        study.repair()
+        study.run("--llem-run-id=second").assert_outcomes(passed=4)
+        study.run("--llem-resume-from", "results/noop_first").assert_outcomes(passed=4)
+        assert study.started() == 4 + 4 + 2
+
+    def test_more_cycles_are_added(self, study):
+        study.write(sweep={"n": [1, 2]})
+        study.run()
+        study.run("--llem-resume", "--llem-cycles=3").assert_outcomes(passed=6)
+        assert study.started() == 6
+
+    def test_with_a_selection(self, study):
+        study.write()
+        study.run()
+        run = study.run("--llem-resume", "-k", "n=2 and fault=none")
+        run.assert_outcomes(passed=1, deselected=3)
+        assert study.started() == 4
+
+    def test_with_nothing_there_all_runs(self, study):
+        study.write(sweep={"n": [1]})
+        study.run("--llem-resume").assert_outcomes(passed=1)
+
+    def test_a_result_that_is_not_whole_is_measured_again(self, study):
+        study.write(sweep={"n": [1, 2]})
+        study.run()
+        (directory,) = study.directories()
+        entries = _manifest(directory)["experiments"]
+        (directory / entries[0]["result_file"]).write_text("{}")
+        study.run("--llem-resume").assert_outcomes(passed=2)
+        assert study.started() == 3
+
+    def test_what_preflight_would_refuse_now_is_there_already(self, study, monkeypatch):
+        study.write(sweep={"n": [1]}, dataset="prompts.txt")
+        (study.pytester.path / "prompts.txt").write_text("one prompt\n")
+        study.run().assert_outcomes(passed=1)
+        (study.pytester.path / "prompts.txt").unlink()
+        study.run("--llem-resume").assert_outcomes(passed=1)
+
+    def test_the_plan_says_so_before(self, study):
+        study.write()
+        study.run()
+        study.run("--llem-resume", "--collect-only", "--llem-plan=plan.json")
+        plan = json.loads((study.pytester.path / "plan.json").read_text())
+        (directory,) = study.directories()
+        sources = [one["replayed_from"] for one in plan["experiments"]]
+        assert sources == [directory.name, None, directory.name, None]
+
+
+class TestAfterAKill:
+    def test_what_was_running_runs(self, study, workers):
+        study.write(sweep={"noop.fault": ["none", "hang while broken"]})
+        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: study.started() == 2)
+        run.kill()
+        run.wait()
+        study.repair()
+        assert [entry["status"] for entry in _manifest(study.directories()[0])["experiments"]] == [
+            "completed",
+            "running",
+        ]
+        study.run("--llem-resume", *workers).assert_outcomes(passed=2)
+        assert study.started() == 3
+        assert _manifest(study.directories()[1])["completed"] == 2
+
+    def test_what_was_interrupted_runs(self, study):
+        study.write(sweep={"noop.fault": ["none", "hang while broken"]})
+        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: study.started() == 2)
+        run.send_signal(signal.SIGINT)
+        run.wait(60)
+        study.repair()
+        study.run("--llem-resume").assert_outcomes(passed=2)
+        assert study.started() == 3
+
+
+class TestRefusals:
+    def _refused(self, run, *lines):
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines([f"ERROR: {line}" for line in lines])
+        assert "INTERNALERROR" not in run.stdout.str() + run.stderr.str()
+
+    def test_another_design(self, study, workers):
+        study.write(sweep={"n": [1, 2]})
+        study.run()
+        study.write(sweep={"n": [2, 3, 4]})
+        run = study.run("--llem-resume", *workers)
+        (directory,) = study.directories()
+        self._refused(
+            run,
+            f"{directory.name} cannot be resumed: the study's design was *, is *: points 2 new (n=3, …), "
+            "1 gone (n=1) (--llem-resume-anyway does it all the same)",
+        )
+        study.run("--llem-resume", "--llem-resume-anyway", *workers).assert_outcomes(passed=3)
+        assert study.started() == 4, "the point that both have is replayed"
+
+    def test_the_newest_of_the_same_design_is_taken_whatever_was_run_since(self, study):
+        study.write(sweep={"n": [1]})
+        study.run()
+        study.write(sweep={"n": [2]})
+        study.run()
+        study.write(sweep={"n": [1]})
+        study.run("--llem-resume").assert_outcomes(passed=1)
+        assert study.started() == 2
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"packages": {"torch": "2.0.1"}}, "torch 2.0.1 then, * now"),
+            ({"packages": {"pytest-llem": "0.0.1"}}, "pytest-llem 0.0.1 then, * now"),
+            ({"cpu_model": "Another CPU"}, "it ran on Another CPU, this is *"),
+            (
+                {"gpus": [{"name": "NVIDIA A100", "driver": "535.1"}]},
+                "it ran on NVIDIA A100, here is no GPU",
+            ),
+        ],
+        ids=["torch", "ourselves", "processor", "gpu"],
+    )
+    def test_what_determines_the_numbers_has_changed(self, study, change, told):
+        study.write(sweep={"n": [1]})
+        study.run()
+        (directory,) = study.directories()
+        _change_results(directory, change)
+        run = study.run("--llem-resume")
+        self._refused(run, f"{directory.name} cannot be resumed: {told} (--llem-resume-anyway *)")
+        assert study.directories() == [directory], "nothing was written"
+        study.run("--llem-resume", "--llem-resume-anyway").assert_outcomes(passed=1)
+        assert study.started() == 1
+
+    def test_an_engine_of_another_version(self, study):
+        study.write(sweep={"n": [1]})
+        study.run()
+        (directory,) = study.directories()
+        _change_results(directory, {}, versions={"PyYAML": "1.0"})
+        self._refused(study.run("--llem-resume"), "* cannot be resumed: PyYAML 1.0 then, * now *")
+
+    def test_no_results_directory(self, study):
+        study.write()
+        self._refused(
+            study.run("--llem-resume-from", "nowhere"),
+            "--llem-resume-from: *nowhere: holds no manifest.json, so no results of a study",
+        )
+
+    def test_results_of_another_study(self, study, write_study):
+        study.write(sweep={"n": [1]})
+        study.run("--llem-run-id=one")
+        study.write(name="other", sweep={"n": [2]})
+        run = study.run("--llem-resume-from", "results/noop_one")
+        self._refused(run, "--llem-resume-from: *noop_one is of none of the collected studies")
+
+    def test_anyway_alone(self, study):
+        study.write()
+        self._refused(
+            study.run("--llem-resume-anyway"), "--llem-resume-anyway: needs --llem-resume or --llem-resume-from"
+        )
+
+
+def _change_results(directory, environment, versions=None):
+    """Have the results of a run say that they were measured elsewhere."""
+    manifest = _manifest(directory)
+    for entry in manifest["experiments"]:
+        file = directory / entry["result_file"]
+        result = json.loads(file.read_text())
+        packages = result["environment"]["packages"] | environment.get("packages", {})
+        result["environment"] |= environment | {"packages": packages}
+        result["engine"]["versions"] |= versions or {}
+        file.write_text(json.dumps(result))
+        entry["result_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (directory / "manifest.json").write_text(json.dumps(manifest))
