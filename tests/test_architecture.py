@@ -15,18 +15,19 @@ import pytest_llem
 
 PACKAGE = Path(pytest_llem.__file__).parent
 
-#: Every room, and the rooms it may import. ``study`` and ``results`` are the ground under all of them.
+#: Every room, and the rooms it may import. ``study``, ``results`` and ``hardware`` are the ground under them all.
 MAY_IMPORT = {
+    "hardware": set(),
     "registry": set(),
     "study": {"registry"},
     "results": {"study"},
     "energy": {"registry", "results", "study"},
     "backends": {"study", "results"},
-    "measurement": {"backends", "energy", "registry", "results", "study"},
-    "isolation": {"measurement", "backends", "results", "study"},
+    "measurement": {"backends", "energy", "hardware", "registry", "results", "study"},
+    "isolation": {"measurement", "backends", "hardware", "results", "study"},
     "options": {"study"},
-    "planning": {"backends", "measurement", "registry", "study"},
-    "collection": {"isolation", "options", "planning", "results", "study"},
+    "planning": {"backends", "hardware", "measurement", "registry", "study"},
+    "collection": {"hardware", "isolation", "options", "planning", "results", "study"},
     "reporting": {"options", "planning", "results", "study"},
     "hookspecs": {"results"},
     "plugin": {"collection", "options", "planning", "reporting", "hookspecs", "study"},

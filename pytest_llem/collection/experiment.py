@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,8 +20,12 @@ PAYLOAD = pytest.StashKey[dict[str, Any]]()
 #: The preflight of each study, by the node id of its file.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 
-#: The idle time before the item.
+#: The idle time before the item's first run, and what gives that before each further one.
 GAP = pytest.StashKey[GapRecord]()
+NEXT_GAP = pytest.StashKey[Callable[[], GapRecord]]()
+
+#: Why the item cannot have its devices.
+NO_DEVICE = pytest.StashKey[str]()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
@@ -34,6 +39,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
     refusal = preflight_of(item.config, item.parent.nodeid, study).reason(planned.point)
+    refusal = refusal or item.stash.get(NO_DEVICE, None)
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
@@ -57,9 +63,7 @@ def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Prefli
 
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     point = planned.point
-    gap = item.stash.get(GAP, None)
-    # A plugin that runs the item again does so at once, inside the item's protocol.
-    item.stash[GAP] = GapRecord(seconds=0.0, reason="skipped", note="run again at once")
+    gap = _gap(item)
     identity = Identity(
         experiment_id=planned.id,
         config_hash=point.config_hash,
@@ -75,6 +79,15 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         python_path=[str(item.config.rootpath)],
         gap=gap.model_dump(mode="json") if gap else None,
     )
+
+
+def _gap(item: pytest.Item) -> GapRecord | None:
+    """Return the idle time before this run: a plugin may run the item again, inside the item's protocol."""
+    if GAP in item.stash:
+        gap = item.stash[GAP]
+        del item.stash[GAP]
+        return gap
+    return item.stash[NEXT_GAP]() if NEXT_GAP in item.stash else None
 
 
 def _payload(file: str, planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from pytest_llem.results.metrics import CATALOGUE, Metric, weakest
 from pytest_llem.results.models import (
     ExperimentResult,
+    GapRecord,
     Manifest,
     PointResult,
     StudyResult,
@@ -105,10 +106,19 @@ def _warnings(results: Sequence[ExperimentResult]) -> list[str]:
     """Return each warning once, with the experiments it concerns unless it concerns all."""
     concerned: dict[str, list[str]] = {}
     for result in results:
-        for warning in result.warnings:
+        for warning in [*result.warnings, *_gap_warnings(result.gap)]:
             concerned.setdefault(warning, []).append(result.identity.experiment_id)
     return [
         warning if len(ids) == len(results) else f"{warning} ({_named(ids)})" for warning, ids in concerned.items()
+    ]
+
+
+def _gap_warnings(gap: GapRecord | None) -> list[str]:
+    if gap is None or not gap.memory_left_mb:
+        return []
+    return [
+        f"{', '.join(gap.memory_left_mb)} had not given back the memory of the experiment before: "
+        "gap.memory_left_mb of the result says how much"
     ]
 
 
