@@ -175,19 +175,13 @@ def owned(devices: Collection[str], owner: Owner, tell: Callable[[str], None]) -
     waiting = _Waiting(tell)
     ownership = Ownership()
     with ExitStack() as held:
-        try:
-            folder = _folder()
-            for name in sorted(set(devices)):
-                lock = ownership._locks[name] = _Lock(folder, name, owner)
-                held.callback(lock.release)
-                lock.acquire(waiting)
-                if lock.used_before is not None:
-                    ownership.used_before[name] = lock.used_before
-        except OSError as error:
-            raise DeviceError(
-                f"devices cannot be locked: {error.filename or FOLDER}: {error.strerror or error} "
-                "(TMPDIR says in which folder the locks are)"
-            ) from None
+        folder = _folder()
+        for name in sorted(set(devices)):
+            lock = ownership._locks[name] = _Lock(folder, name, owner)
+            held.callback(lock.release)
+            lock.acquire(waiting)
+            if lock.used_before is not None:
+                ownership.used_before[name] = lock.used_before
         if waiting.began is not None:
             ownership.waited_seconds = time.monotonic() - waiting.began
             ownership.waited_for = waiting.text()
@@ -258,6 +252,8 @@ class _Lock:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
+        except OSError as error:
+            raise _refusal(error) from None
         self._queue.release()
         return True
 
@@ -287,16 +283,17 @@ def _folder() -> Path:
     """Return the folder of the locks.
 
     Raises:
-        DeviceError: What bears its name is no folder, or cannot be written in.
-        OSError: It cannot be made.
+        DeviceError: It cannot be made, or what bears its name is none.
     """
-    path = Path(tempfile.gettempdir(), FOLDER)
-    with suppress(FileExistsError):
-        path.mkdir()
     try:
+        path = Path(tempfile.gettempdir(), FOLDER)
+        with suppress(FileExistsError):
+            path.mkdir()
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except NotADirectoryError:
         raise DeviceError(f"devices cannot be locked: {path} is no folder; remove it") from None
+    except OSError as error:
+        raise _refusal(error) from None
     try:
         found = os.fstat(folder)
         # Not sticky: in a sticky folder Linux may keep one user from opening what another one made.
@@ -305,6 +302,13 @@ def _folder() -> Path:
     finally:
         os.close(folder)
     return path
+
+
+def _refusal(error: OSError) -> DeviceError:
+    where = f"{error.filename}: " if error.filename else ""
+    return DeviceError(
+        f"devices cannot be locked: {where}{error.strerror or error} (TMPDIR says in which folder the locks are)"
+    )
 
 
 def _read(note: Path) -> Owner | None:

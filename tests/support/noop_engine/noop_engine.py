@@ -1,8 +1,9 @@
 """An engine from outside that computes nothing: what the tests of everything but the engines run.
 
 Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
-(what each prompt generates), ``report`` (a folder in which each process leaves a note about itself) and
-``fail_once`` (a file: who does not find it makes it, and fails).
+(what each prompt generates), ``report`` (a folder in which each process leaves a note about itself), ``span`` (a
+file to which each process adds when it begins and ends) and ``fail_once`` (a file: who does not find it makes it,
+and fails).
 """
 
 from __future__ import annotations
@@ -65,10 +66,16 @@ class NoopEngine:
 
     def __init__(self, config, context):
         self.options = config.engine_section
-        unknown = set(self.options) - {"fault", "seconds", "ids", "report", "size", "fail_once"}
+        unknown = set(self.options) - {"fault", "seconds", "ids", "report", "size", "span", "fail_once"}
         if unknown:
             raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
         self.output_len = config.workload.output_len
+        self._span("begins")
+
+    def _span(self, what):
+        if path := self.options.get("span"):
+            with Path(path).open("a") as file:
+                file.write(f"{time.monotonic()} {what} {os.getpid()}\n")
 
     def fetch(self):
         pass
@@ -127,4 +134,4 @@ class NoopEngine:
         return None
 
     def close(self):
-        pass
+        self._span("ends")
