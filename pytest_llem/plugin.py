@@ -134,11 +134,12 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of what times the item
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    if _studies(item.config) and not _runs_nothing(item.config):
-        from pytest_llem.collection.gaps import wait_before
+    if not _studies(item.config) or _runs_nothing(item.config):
+        return (yield)
+    from pytest_llem.collection.turns import turn
 
-        wait_before(item, is_last=nextitem is None)
-    return (yield)
+    with turn(item, is_last=nextitem is None):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

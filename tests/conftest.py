@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,18 @@ NOOP_STUDY = {
     "sweep": {"precision": ["bf16", "fp32"], "noop.size": [1, 2]},
     "execution": {"n_cycles": 2},
 }
+
+
+@pytest.fixture(scope="session")
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for temporary files: who owns which device is told in there, and others may run tests too."""
+    return tmp_path_factory.mktemp("tmp")
+
+
+@pytest.fixture(autouse=True)
+def _own_devices(monkeypatch: pytest.MonkeyPatch, temporary_files: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(temporary_files))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary_files))
 
 
 @pytest.fixture(autouse=True)

@@ -15,19 +15,20 @@ import pytest_llem
 
 PACKAGE = Path(pytest_llem.__file__).parent
 
-#: Every room, and the rooms it may import. ``study`` and ``results`` are the ground under all of them.
+#: Every room, and the rooms it may import. ``study``, ``results`` and ``hardware`` are the ground under them all.
 MAY_IMPORT = {
+    "hardware": set(),
     "registry": set(),
     "board": set(),
     "study": {"registry"},
     "results": {"study"},
     "energy": {"registry", "results", "study"},
     "backends": {"study", "results"},
-    "measurement": {"backends", "energy", "registry", "results", "study"},
-    "isolation": {"measurement", "backends", "registry", "results", "study"},
+    "measurement": {"backends", "energy", "hardware", "registry", "results", "study"},
+    "isolation": {"measurement", "backends", "hardware", "registry", "results", "study"},
     "options": {"board", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
-    "collection": {"board", "isolation", "options", "planning", "results", "study"},
+    "collection": {"board", "hardware", "isolation", "options", "planning", "results", "study"},
     "reporting": {"board", "options", "planning", "results", "study"},
     "hookspecs": {"results"},
     "plugin": {"board", "collection", "isolation", "options", "planning", "reporting", "hookspecs", "study"},

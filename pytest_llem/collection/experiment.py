@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ PAYLOAD = pytest.StashKey[dict[str, Any]]()
 #: The preflight of each study, by the node id of its file.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 
-#: The idle time before the item.
+#: The idle time before the item's first run, and what gives that before each further one.
 GAP = pytest.StashKey[GapRecord]()
+NEXT_GAP = pytest.StashKey[Callable[[], GapRecord]]()
+
+#: Why the item cannot have its devices.
+NO_DEVICE = pytest.StashKey[str]()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
@@ -43,7 +48,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of(item.config, item.parent.nodeid, study)
-    refusal = preflight.reason(planned.point)
+    refusal = preflight.reason(planned.point) or item.stash.get(NO_DEVICE, None)
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
@@ -104,9 +109,7 @@ def _import_path(config: pytest.Config) -> list[Path]:
 
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     point = planned.point
-    gap = item.stash.get(GAP, None)
-    # A plugin that runs the item again does so at once, inside the item's protocol.
-    item.stash[GAP] = GapRecord(seconds=0.0, reason="skipped", note="run again at once")
+    gap = _gap(item)
     identity = Identity(
         experiment_id=planned.id,
         config_hash=point.config_hash,
@@ -123,6 +126,15 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         python=str(python) if (python := study.interpreter(point.config.backend)) else None,
         gap=gap.model_dump(mode="json") if gap else None,
     )
+
+
+def _gap(item: pytest.Item) -> GapRecord | None:
+    """Return the idle time before this run: a plugin may run the item again, inside the item's protocol."""
+    if GAP in item.stash:
+        gap = item.stash[GAP]
+        del item.stash[GAP]
+        return gap
+    return item.stash[NEXT_GAP]() if NEXT_GAP in item.stash else None
 
 
 def _payload(file: str, planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.isolation.thermometer import GpuState, Look, Thermometer
+from pytest_llem.hardware.gauges import Gauges, GpuState, Look
 from pytest_llem.results.models import GapRecord
 
 #: How far above what it was before the first experiment a GPU may still be, in °C and in W.
@@ -31,20 +31,24 @@ class Gaps:
     """The idle times of one process.
 
     Attributes:
-        thermometer: What gives, on being entered, a function that looks at the GPUs.
+        gauges: What gives, on being entered, a function that looks at the GPUs.
         sleep: Sleeps for so many seconds.
         clock: Never goes back; in seconds.
     """
 
-    thermometer: Callable[[], AbstractContextManager[Callable[[], Look]]] = Thermometer
+    gauges: Callable[[], AbstractContextManager[Callable[[], Look]]] = Gauges
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
-    _first: Look = field(default_factory=dict, init=False)
+    _first: dict[str, GpuState] = field(default_factory=dict, init=False)
 
     def note_first(self) -> None:
-        """Look at the GPUs before the first experiment: automatic gaps wait until they are like that again."""
-        with self.thermometer() as look:
-            self._first = {uuid: state for uuid, state in look().items() if state.temperature_c is not None}
+        """Look at the GPUs before the first experiment: automatic gaps wait until they are like that again.
+
+        Of several looks the lower figures count: others may have been busy there.
+        """
+        with self.gauges() as look:
+            seen = {uuid: state for uuid, state in look().items() if state.temperature_c is not None}
+        self._first |= {uuid: _lower(state, self._first.get(uuid, state)) for uuid, state in seen.items()}
 
     def wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> GapRecord:
         """Idle, and return for how long and why.
@@ -70,7 +74,7 @@ class Gaps:
     def _until_settled(self, began: float) -> GapRecord:
         if not self._first:
             return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature could be read")
-        with self.thermometer() as look:
+        with self.gauges() as look:
             if all(state.temperature_c is None for state in look().values()):
                 return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature can be read any more")
             while True:
@@ -84,6 +88,17 @@ class Gaps:
     def _is_settled(self, now: Look) -> bool:
         # One that is not seen any more is not known to be.
         return all(uuid in now and _is_settled(now[uuid], first) for uuid, first in self._first.items())
+
+
+def _lower(one: GpuState, other: GpuState) -> GpuState:
+    return GpuState(
+        _least(one.temperature_c, other.temperature_c),
+        _least(one.power_w, other.power_w),
+    )
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    return min((figure for figure in (one, other) if figure is not None), default=None)
 
 
 def _is_settled(now: GpuState, first: GpuState) -> bool:

@@ -75,8 +75,8 @@ def package_versions(python: Path | None) -> dict[str, str]:
     if python is None:
         return {name: found for name in PACKAGES if (found := package_version(name))}
     there = ask(python)
-    found = {} if isinstance(there, str) else there.packages
-    return {name: found[name] for name in PACKAGES if name in found}
+    versions = {} if isinstance(there, str) else there.packages
+    return {name: versions[name] for name in PACKAGES if name in versions}
 
 
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:

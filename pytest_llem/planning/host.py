@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+
+from pytest_llem.hardware.gpus import boards_for
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Host:
 
     Attributes:
         memory_bytes: Of the machine itself.
-        gpus: Those that PyTorch would use, empty where it runs on the CPU.
+        gpus: Those that PyTorch would use, empty where it runs on the CPU. One that does not tell what it is, or
+            has no memory of its own, is left out.
     """
 
     memory_bytes: int
@@ -53,30 +54,9 @@ def host_for(torch: str | None) -> Host:
     """
     import psutil
 
-    return Host(psutil.virtual_memory().total, tuple(_gpus()) if torch and _may_use_gpus(torch) else ())
-
-
-def _may_use_gpus(torch: str) -> bool:
-    build = torch.partition("+")[2]
-    return not build.startswith("cpu") and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
-
-
-def _gpus() -> list[Gpu]:
-    import pynvml
-
-    found = []
-    with suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        try:
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                found.append(
-                    Gpu(
-                        pynvml.nvmlDeviceGetName(handle),
-                        int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                        tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-                    )
-                )
-        finally:
-            pynvml.nvmlShutdown()
-    return found
+    gpus = tuple(
+        Gpu(board.name, board.memory_bytes, board.capability)
+        for board in boards_for(torch).all
+        if board.name is not None and board.memory_bytes is not None and board.capability is not None
+    )
+    return Host(psutil.virtual_memory().total, gpus)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_llem.hardware.gpus import torch_boards
+from pytest_llem.hardware.gpus import visible_boards
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.planning.resume import Here
 from pytest_llem.results.environment import cpu_model
@@ -17,7 +17,7 @@ def here(study: StudyConfig) -> Here:
     def packages(backend: str) -> Mapping[str, str]:
         return package_versions(study.interpreter(backend))
 
-    boards = torch_boards().all
+    boards = visible_boards().all
     return Here(
         cpu=cpu_model(),
         gpus=frozenset(board.name for board in boards if board.name),

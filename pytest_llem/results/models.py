@@ -203,7 +203,7 @@ class WindowRecord(Record):
 
 
 class GapRecord(Record):
-    """The idle time before an experiment.
+    """The idle time before an experiment, and what else it had to wait for. Null: it was not looked at.
 
     Attributes:
         seconds: How long it was.
@@ -211,11 +211,19 @@ class GapRecord(Record):
             experiment (``target``), or the longest time that is waited for that (``timeout``). ``skipped``: there
             was none.
         note: Why there was none.
+        waited_seconds: Before that, until nobody else had its devices; 0 where they were free.
+        waited_for: Who had them: device, process, study, experiment.
+        memory_waited_seconds: After it, until no GPU had more memory in use than before the experiment before.
+        memory_left_mb: How much more, in MB by UUID, those still had that had not given it back by then.
     """
 
     seconds: float
     reason: GapReason
     note: str | None = None
+    waited_seconds: float | None = None
+    waited_for: str | None = None
+    memory_waited_seconds: float | None = None
+    memory_left_mb: dict[str, float] | None = None
 
 
 class DeviceEnergy(Record):

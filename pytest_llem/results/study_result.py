@@ -15,6 +15,7 @@ from pytest_llem.results.metrics import CATALOGUE, Method, Metric, weakest
 from pytest_llem.results.models import (
     ErrorRecord,
     ExperimentResult,
+    GapRecord,
     Manifest,
     ManifestEntry,
     PointResult,
@@ -149,7 +150,7 @@ class _Findings:
         self.methods.add(result.metrics["energy_j"].method)
         if result.window.window_energy_j is not None:
             self.known.append(result.window.window_energy_j)
-        for warning in result.warnings:
+        for warning in [*result.warnings, *_gap_warnings(result.gap)]:
             self.warnings.setdefault(warning, []).append(result.identity.experiment_id)
 
     def said(self) -> list[str]:
@@ -204,6 +205,15 @@ def _summary(manifest: Manifest, found: _Findings) -> StudySummary:
         energy_j=sum(found.known) if alike else None,
         method=weakest(found.methods) if alike else None,
     )
+
+
+def _gap_warnings(gap: GapRecord | None) -> list[str]:
+    if gap is None or not gap.memory_left_mb:
+        return []
+    return [
+        f"{', '.join(gap.memory_left_mb)} had not given back the memory of the experiment before: "
+        "gap.memory_left_mb of the result says how much"
+    ]
 
 
 def _named(ids: Sequence[str]) -> str:

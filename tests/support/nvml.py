@@ -49,15 +49,18 @@ class Board:
         uuid: Its identity.
         power: From when on, in s since the start, it draws how many W.
         more: The other lines of a device, as scripted_nvml.c names them.
+        used_mb: From when on, in s since the start, how many MB of its memory are in use.
     """
 
     uuid: str
     power: list[tuple[float, float]]
     more: dict[str, str | float] = field(default_factory=dict)
+    used_mb: list[tuple[float, float]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         power = [f"power {t:.9f} {watts}" for t, watts in self.power]
-        return [f"device {self.uuid}", *(f"{word} {value}" for word, value in self.more.items()), *power]
+        used = [f"used_mb {t:.9f} {amount}" for t, amount in self.used_mb]
+        return [f"device {self.uuid}", *(f"{word} {value}" for word, value in self.more.items()), *power, *used]
 
     def energy_j(self, a: float, b: float) -> float:
         """Return what it drew from *a* to *b*, in s since the start."""

@@ -19,6 +19,9 @@
  *       old_driver 1          it knows only the older of the two calls for the temperature
  *       power_limit_w 700
  *       memory_mb 80000
+ *       used_mb 0 500         from t = 0 on 500 MB of that are in use; more such lines as for power, none: 0
+ *       no_memory 1           it tells nothing of its memory
+ *       capability 9.0        CUDA compute capability; default 9.0
  *       persistence 1
  *       mig 1
  *       no_counter 1          it has no energy counter
@@ -77,8 +80,8 @@ typedef struct {
 typedef struct Board {
     char uuid[TEXT], name[TEXT];
     double tick_ms, counter_mj, power_limit_w, memory_mb, reset_at, lost_at;
-    double persistence, mig, no_counter, no_power_reading, old_driver;
-    Course watts, celsius;
+    double persistence, mig, no_counter, no_power_reading, old_driver, no_memory, capability;
+    Course watts, celsius, used_mb;
 } Board;
 typedef Board *nvmlDevice_t;
 
@@ -136,6 +139,7 @@ static void read_line(const char *word, const char *value) {
         snprintf(board->uuid, TEXT, "%s", value);
         snprintf(board->name, TEXT, "Scripted");
         board->tick_ms = 20;
+        board->capability = 9.0;
         board->reset_at = board->lost_at = INFINITY;
     } else if (!board) {
         give_up("%s before any device", word);
@@ -145,6 +149,8 @@ static void read_line(const char *word, const char *value) {
         add_segment(&board->watts, word, value);
     } else if (!strcmp(word, "temperature")) {
         add_segment(&board->celsius, word, value);
+    } else if (!strcmp(word, "used_mb")) {
+        add_segment(&board->used_mb, word, value);
     } else {
         const struct {
             const char *word;
@@ -155,7 +161,8 @@ static void read_line(const char *word, const char *value) {
             {"memory_mb", &board->memory_mb},     {"power_limit_w", &board->power_limit_w},
             {"persistence", &board->persistence}, {"mig", &board->mig},
             {"no_counter", &board->no_counter},   {"no_power_reading", &board->no_power_reading},
-            {"old_driver", &board->old_driver},
+            {"old_driver", &board->old_driver},   {"no_memory", &board->no_memory},
+            {"capability", &board->capability},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -412,8 +419,22 @@ nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned int *
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
     ENTER(device)
-    memory->total = memory->free = (unsigned long long)(device->memory_mb * 1e6);
-    memory->used = 0;
+    double used_mb = 0;
+    at(&device->used_mb, asked - script.start, &used_mb);
+    if (device->no_memory) {
+        result = NVML_ERROR_NOT_SUPPORTED;
+    } else {
+        memory->total = (unsigned long long)(device->memory_mb * 1e6);
+        memory->used = value = (unsigned long long)(used_mb * 1e6);
+        memory->free = memory->total - memory->used;
+    }
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor) {
+    ENTER(device)
+    *major = (int)device->capability;
+    *minor = (int)lround(10 * (device->capability - *major));
     LEAVE
 }
 

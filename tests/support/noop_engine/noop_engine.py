@@ -3,8 +3,9 @@
 Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
 (what each prompt generates), ``report`` (a folder in which each process leaves a note about itself),
 ``fail_once`` (a file: who does not find it makes it, and fails), ``family`` (a folder in which its children leave
-their ids), ``filler`` (characters that make its result long),
-``break`` (a file: while it is there, a fault ``… while broken`` is done) and ``fetch`` (seconds to get the model).
+their ids), ``filler`` (characters that make its result long), ``break`` (a file: while it is there, a fault
+``… while broken`` is done), ``fetch`` (seconds to get the model) and ``span`` (a file to which each process adds
+when it begins and ends).
 """
 
 from __future__ import annotations
@@ -138,27 +139,27 @@ FAULTS = {
 }
 
 
+OPTIONS = {
+    *("fault", "seconds", "ids", "report", "size", "span", "fail_once", "family", "filler", "break", "fetch"),
+}
+
+
 class NoopEngine:
     gpus = ()
     no_latency = None
 
     def __init__(self, config, context):
         self.options = config.engine_section
-        unknown = set(self.options) - {
-            "fault",
-            "seconds",
-            "ids",
-            "report",
-            "size",
-            "fail_once",
-            "family",
-            "filler",
-            "break",
-            "fetch",
-        }
+        unknown = set(self.options) - OPTIONS
         if unknown:
             raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
         self.output_len = config.workload.output_len
+        self._span("begins")
+
+    def _span(self, what):
+        if path := self.options.get("span"):
+            with Path(path).open("a") as file:
+                file.write(f"{time.monotonic()} {what} {os.getpid()}\n")
 
     def fetch(self):
         time.sleep(self.options.get("fetch", 0))
@@ -221,4 +222,4 @@ class NoopEngine:
         return None
 
     def close(self):
-        pass
+        self._span("ends")

@@ -1,0 +1,134 @@
+"""A study's items take turns: each alone on its devices, after an idle time. Before pytest times the item, and
+before any limit on its time runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from pytest_llem.collection.experiment import GAP, NEXT_GAP, NO_DEVICE, preflight_of, stopped
+from pytest_llem.collection.items import StudyFile, experiment_of
+from pytest_llem.collection.resume import is_replayed
+from pytest_llem.hardware.gpus import Boards, boards_for
+from pytest_llem.isolation.devices import CPU, DeviceError, Owner, Ownership, devices_of, owned
+from pytest_llem.isolation.gaps import Gaps
+from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.isolation.memory import GpuMemory
+from pytest_llem.options import STUDIES
+from pytest_llem.results.models import GapRecord
+from pytest_llem.study.config import AUTO, ExperimentConfig
+from pytest_llem.study.design import StudyConfig
+
+
+@dataclass
+class _Session:
+    """What is remembered from item to item.
+
+    Attributes:
+        gaps: Waits for time to pass, or for GPUs to cool.
+        memory: Waits for GPUs' memory.
+        cycle: File and cycle of the experiment before; None before the first one.
+    """
+
+    gaps: Gaps = field(default_factory=Gaps)
+    memory: GpuMemory = field(default_factory=GpuMemory)
+    cycle: tuple[str, int] | None = None
+
+    _boards: dict[str | None, Boards] = field(default_factory=dict)
+
+    def devices(self, study: StudyConfig, config: ExperimentConfig) -> tuple[str, ...]:
+        """Return the devices that an experiment runs on, as far as the torch of its interpreter tells."""
+        torch = package_versions(study.interpreter(config.backend)).get("torch")
+        if torch not in self._boards:
+            self._boards[torch] = boards_for(torch)
+        return devices_of(config, self._boards[torch])
+
+
+_SESSION = pytest.StashKey[_Session]()
+
+
+@contextmanager
+def turn(item: pytest.Item, *, is_last: bool) -> Iterator[None]:
+    """Own the devices that *item* runs on, and idle before it as its study says; others start at once.
+
+    What was done is left on the item, and so is why its devices cannot be had.
+
+    Args:
+        item: Any item that is about to run.
+        is_last: No other item follows in this process.
+    """
+    if not _is_started(item):
+        yield
+        return
+    assert item.parent is not None
+    study, experiment = item.config.stash[STUDIES][item.parent.nodeid], experiment_of(item)
+    session = item.config.stash.setdefault(_SESSION, _Session())
+    devices = session.devices(study, experiment.point.config)
+    worker = getattr(item.config, "workerinput", {}).get("workerid")
+    # NVML is left alone where nothing would come of it.
+    studies = item.config.stash[STUDIES].values()
+    looks = session.cycle is None and not is_last
+    looks = looks and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
+    if looks:
+        session.gaps.note_first()
+    with ExitStack() as held:
+        try:
+            ownership = held.enter_context(
+                owned(
+                    devices, Owner.here(study.name, experiment.id, worker), lambda line: _tell(item.config, line)
+                )
+            )
+        except DeviceError as error:
+            item.stash[NO_DEVICE] = str(error)
+        else:
+            if looks and ownership.waited_seconds:  # somebody else was busy then
+                session.gaps.note_first()
+            gap = _idle(session, study, (item.parent.nodeid, experiment.cycle))
+            waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
+            item.stash[GAP] = _settle(session, ownership, gap.model_copy(update=waited))
+            again = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
+            item.stash[NEXT_GAP] = lambda: _settle(session, ownership, again)
+        yield
+
+
+def _idle(session: _Session, study: StudyConfig, cycle: tuple[str, int]) -> GapRecord:
+    before, session.cycle = session.cycle, cycle
+    if before is None:
+        return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
+    at_least = study.execution.cycle_gap_seconds if cycle != before else 0.0
+    return session.gaps.wait(study.execution.experiment_gap_seconds, at_least)
+
+
+def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecord:
+    """Wait until the GPUs' memory is as it was before the experiment before, and note it for the next one."""
+    gpus = ownership.devices - {CPU}
+    settled = session.memory.settle(gpus, ownership.used_before)
+    ownership.note_used(settled.used)
+    return gap.model_copy(update={"memory_waited_seconds": settled.seconds, "memory_left_mb": settled.left_mb})
+
+
+def _is_started(item: pytest.Item) -> bool:
+    """Whether *item* is an experiment, and one for which a process will be started."""
+    if not isinstance(item.parent, StudyFile) or _is_skipped(item):
+        return False
+    experiment, file = experiment_of(item), item.parent.nodeid
+    if is_replayed(item, experiment) or stopped(item) is not None:
+        return False
+    return preflight_of(item.config, file, item.config.stash[STUDIES][file]).reason(experiment.point) is None
+
+
+def _is_skipped(item: pytest.Item) -> bool:
+    """Whether *item* is marked to be skipped. A condition that pytest has yet to evaluate is not."""
+    conditions = (one for mark in item.iter_markers("skipif") for one in mark.args)
+    return item.get_closest_marker("skip") is not None or any(one is True for one in conditions)
+
+
+def _tell(config: pytest.Config, line: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and config.get_verbosity() >= 0:
+        reporter.ensure_newline()
+        reporter.write_line(f"llem: {line}")

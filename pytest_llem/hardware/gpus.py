@@ -1,0 +1,132 @@
+"""The GPUs of this host: what they are, and which of them CUDA may use. No CUDA context is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llem.hardware.nvml import Nvml
+
+
+@dataclass(frozen=True)
+class Board:
+    """A GPU as NVML knows it. What it does not tell is None.
+
+    Attributes:
+        uuid: Its identity.
+        name: Its model.
+        memory_bytes: All of its memory.
+        capability: CUDA compute capability.
+        driver: Version of the driver.
+        power_limit_w: In W, as it is enforced.
+        persistence_mode: The driver stays loaded while nobody uses it.
+    """
+
+    uuid: str
+    name: str | None = None
+    memory_bytes: int | None = None
+    capability: tuple[int, int] | None = None
+    driver: str | None = None
+    power_limit_w: float | None = None
+    persistence_mode: bool | None = None
+
+
+@dataclass(frozen=True)
+class Boards:
+    """GPUs of this host.
+
+    Attributes:
+        all: The boards.
+        first: The one that CUDA counts as its first; None where that is not known.
+    """
+
+    all: tuple[Board, ...] = ()
+    first: Board | None = None
+
+
+def visible_boards() -> Boards:
+    """Return the boards that CUDA may use, in its order where that is known; none where there is no NVML."""
+    with Nvml() as nvml:
+        handles = visible_handles(nvml)
+        boards = tuple(board(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
+    return Boards(boards, next((one for one in boards if one.uuid == handles.first), None))
+
+
+def boards_for(torch: str | None) -> Boards:
+    """Return the boards that a PyTorch would use: none where it runs on the CPU. It is not imported for that.
+
+    Args:
+        torch: Its version, which tells a build for CPUs alone; None for no torch.
+    """
+    cpu_only = torch is None or torch.partition("+")[2].startswith("cpu")
+    if cpu_only or os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return Boards()
+    return visible_boards()
+
+
+@dataclass(frozen=True)
+class Handles:
+    """NVML's handles of the boards that CUDA may use, by UUID, and the UUID of CUDA's first where it is known."""
+
+    by_uuid: dict[str, Any]
+    first: str | None
+
+
+def visible_handles(nvml: Nvml) -> Handles:
+    """Return the boards that CUDA may use as *nvml* hands them out."""
+    handles: dict[str, Any] = {}
+    names: set[str | None] = set()
+    for index in range(nvml.ask("nvmlDeviceGetCount") or 0):
+        handle = nvml.ask("nvmlDeviceGetHandleByIndex", index)
+        uuid = nvml.ask("nvmlDeviceGetUUID", handle) if handle is not None else None
+        # One that does not answer keeps its place all the same.
+        handles[uuid or f"lost {index}"] = handle if uuid else None
+        names.add(nvml.ask("nvmlDeviceGetName", handle) if uuid else None)
+    counted = len(names) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    uuids, ordered = cuda_order(list(handles), os.environ.get("CUDA_VISIBLE_DEVICES"), counted=counted)
+    by_uuid = {uuid: handles[uuid] for uuid in uuids if handles[uuid] is not None}
+    return Handles(by_uuid, uuids[0] if ordered and uuids and uuids[0] in by_uuid else None)
+
+
+def cuda_order(uuids: Sequence[str], visible: str | None, *, counted: bool = True) -> tuple[list[str], bool]:
+    """Return which of the boards CUDA may use, and whether they are in its order.
+
+    Args:
+        uuids: All boards in NVML's order, which is that of the bus.
+        visible: CUDA_VISIBLE_DEVICES; None where it is not set.
+        counted: CUDA counts them in that order too. It may put the fastest first, and on a host of different
+            boards an index then tells nothing: all are meant.
+    """
+    if visible is None:
+        return list(uuids), counted
+    found: list[str] = []
+    for entry in map(str.strip, visible.split(",")):
+        if entry.startswith("MIG-") or (entry.isdecimal() and not counted):
+            return list(uuids), False
+        if entry.isdecimal():
+            named = list(uuids[int(entry) : int(entry) + 1])
+        else:
+            named = [uuid for uuid in uuids if entry and uuid.startswith(entry)]
+        if len(named) != 1:
+            break  # CUDA, too, takes only those before the first entry that names none
+        found += [uuid for uuid in named if uuid not in found]
+    return found, True
+
+
+def board(nvml: Nvml, uuid: str, handle: Any) -> Board:
+    """Return what *nvml* tells of a board."""
+    memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
+    capability = nvml.ask("nvmlDeviceGetCudaComputeCapability", handle)
+    milliwatts = nvml.ask("nvmlDeviceGetEnforcedPowerLimit", handle)
+    persistence = nvml.ask("nvmlDeviceGetPersistenceMode", handle)
+    return Board(
+        uuid,
+        name=nvml.ask("nvmlDeviceGetName", handle),
+        memory_bytes=int(memory.total) if memory is not None else None,
+        capability=(capability[0], capability[1]) if capability is not None else None,
+        driver=nvml.ask("nvmlSystemGetDriverVersion"),
+        power_limit_w=milliwatts / 1000 if milliwatts is not None else None,
+        persistence_mode=bool(persistence) if persistence is not None else None,
+    )

@@ -1,0 +1,325 @@
+"""Who owns which device: a lock for each GPU, and one for the CPU as a whole, that one process holds at a time.
+
+The locks are files in a folder that all users of the machine share. Beside each lies a note of who has it, or had
+it last. The kernel lets go of a lock with the process that held it, however that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import AwareDatetime, Field
+
+from pytest_llem.hardware.gpus import Boards
+from pytest_llem.results.models import Record
+from pytest_llem.study.config import ExperimentConfig
+
+#: The CPU as a whole.
+CPU = "cpu"
+
+#: Name of the folder, in that for temporary files.
+FOLDER = "pytest-llem-locks"
+
+#: Seconds between two tries.
+POLL_S = 0.2
+
+#: So many seconds whoever has got a device may take to say who he is.
+SETTLING_S = 1.0
+
+#: A note that another process has left tells of the memory before its experiment for so many seconds after its
+#: end. One that says nothing of an end, as the process was killed, does so from the start of the experiment.
+FRESH_S = 60.0
+FRESH_UNENDED_S = 86_400.0
+
+#: Holders that are named, characters of a name, bytes of a note that are read.
+MOST_NAMED = 5
+NAME_CAP = 200
+NOTE_CAP = 1 << 16
+
+
+class DeviceError(Exception):
+    """Devices cannot be owned here; the message says why, in a line."""
+
+
+class Owner(Record):
+    """Who has a device, or had it last.
+
+    Attributes:
+        pid: The process.
+        began: When that started, in s since 1970: another may bear its id by now.
+        worker: Which worker of xdist it is.
+        study: Its study.
+        experiment: Id of the experiment.
+        since: When it got the device.
+        ended: When it was done; None where it is not, or was killed.
+        used_bytes: The GPU's memory in use before the experiment was started; None where it is not known.
+    """
+
+    pid: int = Field(gt=0, lt=2**31)
+    began: float
+    worker: str | None = None
+    study: str
+    experiment: str
+    since: AwareDatetime
+    ended: AwareDatetime | None = None
+    used_bytes: int | None = None
+
+    @classmethod
+    def here(cls, study: str, experiment: str, worker: str | None = None) -> Owner:
+        """Return this process as the owner from now on."""
+        import psutil
+
+        began = psutil.Process().create_time()
+        return cls(
+            pid=os.getpid(),
+            began=began,
+            worker=worker,
+            study=study,
+            experiment=experiment,
+            since=datetime.now(UTC),
+        )
+
+    def __str__(self) -> str:
+        worker = f" ({_shown(self.worker)})" if self.worker else ""
+        since = self.since.astimezone().strftime("%H:%M:%S")
+        return (
+            f"pid {self.pid}{worker} runs study {_shown(self.study)}, "
+            f"experiment {_shown(self.experiment)} since {since}"
+        )
+
+    def is_same_process(self, other: Owner) -> bool:
+        return (
+            self.pid == other.pid and abs(self.began - other.began) < 2.0
+        )  # each counts from a boot time of its own
+
+    def is_running(self) -> bool:
+        """Whether its process is there and has not done with the device."""
+        import psutil
+
+        try:
+            now = self.model_copy(update={"began": psutil.Process(self.pid).create_time()})
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return self.ended is None
+        return self.ended is None and self.is_same_process(now)
+
+    def used_before(self, successor: Owner) -> int | None:
+        """Return what memory has to come back to for *successor*, in bytes; None where it says nothing of that."""
+        if self.is_same_process(successor):
+            return self.used_bytes
+        left, fresh = (self.ended, FRESH_S) if self.ended else (self.since, FRESH_UNENDED_S)
+        return self.used_bytes if 0 <= (successor.since - left).total_seconds() <= fresh else None
+
+
+@dataclass
+class Ownership:
+    """Devices that this process owns.
+
+    Attributes:
+        waited_seconds: How long it took to get them; 0 where they were free.
+        waited_for: Who had them meanwhile, or None.
+        used_before: GPU memory in use before the experiments before, in bytes by UUID, where it is known.
+    """
+
+    waited_seconds: float = 0.0
+    waited_for: str | None = None
+    used_before: dict[str, int] = field(default_factory=dict)
+    _locks: dict[str, _Lock] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> set[str]:
+        """Their names."""
+        return set(self._locks)
+
+    def note_used(self, used: Mapping[str, int]) -> None:
+        """Note the memory that GPUs have in use now, before an experiment, in bytes by UUID."""
+        self.used_before = dict(used)
+        for name, amount in used.items():
+            if name in self._locks:
+                self._locks[name].note(used_bytes=amount)
+
+
+def devices_of(config: ExperimentConfig, boards: Boards) -> tuple[str, ...]:
+    """Return the devices that an experiment runs on: UUIDs, or the CPU where there are no *boards* to use."""
+    if not boards.all:
+        return (CPU,)
+    spread = config.pytorch is not None and config.pytorch.device_map is not None
+    if config.backend == "pytorch" and boards.first and not spread:
+        return (boards.first.uuid,)
+    return tuple(board.uuid for board in boards.all)
+
+
+@contextmanager
+def owned(devices: Collection[str], owner: Owner, tell: Callable[[str], None]) -> Iterator[Ownership]:
+    """Own *devices*, alone on this machine, for as long as the context lasts. Waits until they are free.
+
+    Args:
+        devices: Names. All processes take them in the same order, so that none waits for another in a ring.
+        owner: This process.
+        tell: Called once with for what and for whom it waits, if it does.
+
+    Raises:
+        DeviceError: There cannot be locks.
+    """
+    waiting = _Waiting(tell)
+    ownership = Ownership()
+    with ExitStack() as held:
+        folder = _folder()
+        for name in sorted(set(devices)):
+            lock = ownership._locks[name] = _Lock(folder, name, owner)
+            held.callback(lock.release)
+            lock.acquire(waiting)
+            if lock.used_before is not None:
+                ownership.used_before[name] = lock.used_before
+        if waiting.began is not None:
+            ownership.waited_seconds = time.monotonic() - waiting.began
+            ownership.waited_for = waiting.text()
+        yield ownership
+
+
+class _Waiting:
+    """For whom a process waits: told once, and remembered."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told = False
+        self._holders: dict[str, None] = {}
+        self.began: float | None = None
+
+    def wait(self, name: str, holder: Owner | None) -> None:
+        """Note that *name* is still held, and sleep."""
+        now = time.monotonic()
+        if self.began is None:
+            self.began = now
+        if holder is not None:
+            self._holders.setdefault(f"{name}: {holder}")
+        elif now - self.began >= SETTLING_S and not self._holders:
+            self._holders.setdefault(f"{name}: another process has it")
+        if self._holders and not self._told:
+            self._told = True
+            self._tell(f"waiting for {next(iter(self._holders))}")
+        time.sleep(POLL_S)
+
+    def text(self) -> str:
+        """Return for whom it waited."""
+        named = list(self._holders) or ["another process"]
+        more = [f"{len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
+        return "; ".join([*named[:MOST_NAMED], *more])
+
+
+class _Lock:
+    """The lock of one device."""
+
+    def __init__(self, folder: Path, name: str, owner: Owner) -> None:
+        # A lock of filelock's own, where the system has none, outlives its owner and can be taken from him.
+        self._lock, self._queue = (
+            FileLock(folder / f"{name}.{kind}", mode=0o666, thread_local=False, fallback_to_soft=False)
+            for kind in ("lock", "queue")
+        )
+        self._name = name
+        self._note = folder / f"{name}.json"
+        self._owner = owner
+        self.used_before: int | None = None
+
+    def acquire(self, waiting: _Waiting) -> None:
+        """Wait until the device is free, and own it."""
+        while not self._try():
+            holder = _read(self._note)
+            waiting.wait(self._name, holder if holder and holder.is_running() else None)
+        with suppress(OSError):
+            os.utime(self._lock.lock_file)  # or who cleans up temporary files would take it for a forgotten one
+        last = _read(self._note)
+        self.used_before = last.used_before(self._owner) if last else None
+        self._owner = self._owner.model_copy(update={"since": datetime.now(UTC)})
+        self.note(used_bytes=self.used_before)
+
+    def _try(self) -> bool:
+        """Try to own the device. Who does not get it at once is the next one: nobody else comes in between."""
+        try:
+            if not self._queue.is_locked:
+                self._queue.acquire(blocking=False)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except OSError as error:
+            raise _refusal(error) from None
+        self._queue.release()
+        return True
+
+    def note(self, **changes: object) -> None:
+        """Write down who has the device."""
+        self._owner = self._owner.model_copy(update=changes)
+        fresh = self._note.with_suffix(".new")
+        with suppress(OSError):  # the lock holds all the same
+            fresh.unlink(missing_ok=True)
+            # What lies there by now is not written through, whoever put it there.
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW), "w") as file:
+                os.fchmod(file.fileno(), 0o644)
+                file.write(self._owner.model_dump_json())
+            fresh.replace(self._note)
+
+    def release(self) -> None:
+        """Give the device back, and the place in the queue."""
+        try:
+            if self._lock.is_locked:
+                self.note(ended=datetime.now(UTC))
+        finally:
+            self._lock.release()
+            self._queue.release()
+
+
+def _folder() -> Path:
+    """Return the folder of the locks.
+
+    Raises:
+        DeviceError: It cannot be made, or what bears its name is none.
+    """
+    try:
+        path = Path(tempfile.gettempdir(), FOLDER)
+        with suppress(FileExistsError):
+            path.mkdir()
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except NotADirectoryError:
+        raise DeviceError(f"devices cannot be locked: {path} is no folder; remove it") from None
+    except OSError as error:
+        raise _refusal(error) from None
+    try:
+        found = os.fstat(folder)
+        # Not sticky: in a sticky folder Linux may keep one user from opening what another one made.
+        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o777:
+            os.fchmod(folder, 0o777)
+    finally:
+        os.close(folder)
+    return path
+
+
+def _refusal(error: OSError) -> DeviceError:
+    where = f"{error.filename}: " if error.filename else ""
+    return DeviceError(
+        f"devices cannot be locked: {where}{error.strerror or error} (TMPDIR says in which folder the locks are)"
+    )
+
+
+def _read(note: Path) -> Owner | None:
+    """Return the owner that a note names. Anybody may have put anything in its place: that is none."""
+    try:
+        with os.fdopen(os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            return Owner.model_validate(json.loads(file.read(NOTE_CAP)))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _shown(name: str) -> str:
+    """Return a name from a note as a terminal may be sent it."""
+    return "".join(one if one.isprintable() else "?" for one in name[:NAME_CAP])

@@ -1,0 +1,831 @@
+"""Devices are owned by one process at a time, and GPU memory has come back before the next experiment starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_llem import ExperimentResult
+from pytest_llem.hardware.gauges import GpuState
+from pytest_llem.hardware.gpus import Board, Boards, boards_for, visible_boards
+from pytest_llem.isolation import devices
+from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, Owner, devices_of, owned
+from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
+from pytest_llem.planning.host import Gpu, this_host
+from pytest_llem.study.config import ExperimentConfig
+from tests.conftest import OTHER_PLUGINS, ROOT
+from tests.support import nvml
+from tests.support.nvml import Script
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+LLEM = ("-p", "llem", "--llem-no-gaps")
+ESTIMATED = "energy is estimated from CPU time, not measured"
+ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The folder of the locks; nobody else uses it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / FOLDER
+
+
+# ---- which boards there are ----
+
+
+def _board(uuid=A, **more):
+    return nvml.Board(uuid, [(0.0, 70.0)], {"memory_mb": 80_000, "power_limit_w": 700, **more})
+
+
+@pytest.fixture
+def cuda_build(tmp_path, monkeypatch):
+    """Have new processes believe that the torch there is a build for CUDA."""
+    metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "cuda"), prepend=os.pathsep)
+
+
+@pytest.fixture
+def gpus(nvml_library, tmp_path, monkeypatch, cuda_build):
+    """Return what gives new processes boards."""
+
+    def give(*boards):
+        script = Script(tmp_path / "script", list(boards))
+        script.write()
+        for name, value in nvml.environment(nvml_library, script).items():
+            monkeypatch.setenv(name, value)
+        return script
+
+    return give
+
+
+def test_what_nvml_tells_of_a_board(gpus):
+    script = gpus(_board(name="Scripted H100", capability=9.0), _board(B, name="Old", capability=7.5, no_memory=1))
+    h100 = Board(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
+    old = Board(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
+    assert nvml.run(os.environ, visible_boards) == Boards((h100, old), None), "CUDA may put either first"
+    assert nvml.run(os.environ | {"CUDA_VISIBLE_DEVICES": f"{B},{A}"}, visible_boards) == Boards((old, h100), old)
+    assert script.users() == 0
+
+
+def test_a_lost_board_is_none(gpus):
+    gpus(_board(lost_at=0), _board(B))
+    env = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    seen = nvml.run(env, visible_boards)
+    assert [board.uuid for board in seen.all] == [B]
+    assert seen.first is None, "CUDA counts the lost one, or does not"
+
+
+def test_without_nvml_there_are_no_boards(tmp_path, cuda_build):
+    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
+    env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
+    assert nvml.run(env, visible_boards) == nvml.run(env, boards_for, "2.13.0") == Boards()
+
+
+def test_the_plan_counts_what_torch_would_use(gpus, monkeypatch):
+    gpus(_board(name="a"), _board(B, name="b", capability=8.0), _board("GPU-c", no_memory=1))
+    assert len(nvml.run(os.environ, this_host).gpus) == 2, "one without memory of its own is left out"
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": B}
+    assert nvml.run(env, this_host).gpus == (Gpu("b", 80_000_000_000, (8, 0)),)
+    assert nvml.run(os.environ | {"CUDA_VISIBLE_DEVICES": ""}, this_host).gpus == ()
+    monkeypatch.delenv("PYTHONPATH")
+    assert nvml.run(os.environ, this_host).gpus == (), "the torch here is a build for CPUs"
+
+
+TWO = (Board(A), Board(B))
+
+
+@pytest.mark.parametrize(
+    ("config", "boards", "names"),
+    [
+        ({}, Boards(), [CPU]),
+        ({}, Boards(TWO, TWO[0]), [A]),
+        ({}, Boards(TWO, TWO[1]), [B]),
+        ({}, Boards(TWO), [A, B]),  # either may be the first
+        ({"pytorch": {"device_map": "auto"}}, Boards(TWO, TWO[0]), [A, B]),
+        ({"pytorch": {"batch_size": 2}}, Boards(TWO, TWO[0]), [A]),
+        ({"backend": "vllm"}, Boards(TWO, TWO[0]), [A, B]),
+    ],
+)
+def test_the_devices_of_an_experiment(config, boards, names):
+    assert sorted(devices_of(ExperimentConfig(model="m", **config), boards)) == names
+
+
+# ---- locks ----
+
+
+def _owner(experiment="here", **changes):
+    return Owner.here("s", experiment).model_copy(update=changes)
+
+
+@contextmanager
+def _holding(*names, experiment="there"):
+    """Have another process own devices, from before until after; give that process."""
+    code = (
+        "import sys, time; from pytest_llem.isolation.devices import Owner, owned\n"
+        f"with owned({names!r}, Owner.here('other', {experiment!r}), print) as ownership:\n"
+        "    ownership.note_used({name: 0 for name in " + repr(names) + "})\n"
+        "    print('owned', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "owned\n"
+        try:
+            yield process
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
+
+class Told(list):
+    """What was told; the first time something is, *then* is called."""
+
+    def __init__(self, then=lambda: None):
+        self._then = then
+
+    def __call__(self, line):
+        self.append(line)
+        self._then()
+
+
+def _text(process, experiment="there"):
+    return rf"cpu: pid {process.pid} runs study other, experiment {experiment} since \d\d:\d\d:\d\d"
+
+
+def test_what_is_free_is_had_at_once():
+    told = Told()
+    for _ in range(3):
+        with owned([CPU], _owner(), told) as ownership:
+            assert (ownership.waited_seconds, ownership.waited_for) == (0, None)
+    assert told == []
+
+
+def test_who_waits_says_for_whom():
+    with _holding(CPU) as other:
+        told = Told(other.stdin.close)
+        with owned([CPU], _owner(), told) as ownership:
+            assert ownership.waited_seconds > 0
+        assert re.fullmatch(_text(other), ownership.waited_for)
+    assert told == [f"waiting for {ownership.waited_for}"]
+
+
+def test_a_dead_owners_lock_is_free_and_he_is_not_told_of(folder):
+    with _holding(CPU) as other:
+        told = Told(lambda: os.kill(other.pid, signal.SIGKILL))
+        with owned([CPU], _owner(), told) as ownership:
+            assert re.fullmatch(_text(other), ownership.waited_for)
+    with _holding(CPU) as other:
+        note = (folder / "cpu.json").read_text()
+        os.kill(other.pid, signal.SIGKILL)
+    assert json.loads(note)["pid"] == other.pid
+    assert json.loads(note)["ended"] is None
+    with _holding(CPU) as third:
+        (folder / "cpu.json").write_text(note)  # as though the third one could not write his own
+        told = Told(third.stdin.close)
+        with owned([CPU], _owner(), told) as ownership:
+            assert ownership.waited_for == "cpu: another process has it"
+
+
+def test_a_process_of_the_same_id_is_another_one():
+    assert _owner().is_running()
+    assert not _owner(began=psutil.Process().create_time() - 60).is_running()
+    assert not _owner(ended=datetime.now(UTC)).is_running()
+
+
+def test_several_are_had_together():
+    with _holding(B) as other:
+        told = Told(other.stdin.close)
+        with owned([B, A], _owner(), told) as ownership:
+            assert ownership.devices == {A, B}
+            assert told[0].startswith(f"waiting for {B}: pid {other.pid} ")
+            with pytest.raises(TimeoutError, match="it waits"), owned([A], _owner(), Told(_give_up)):
+                pass
+
+
+def _give_up():
+    raise TimeoutError("it waits")
+
+
+def test_a_wait_can_be_interrupted_and_leaves_nothing_held():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with _holding(B), pytest.raises(KeyboardInterrupt), owned([A, B], _owner(), Told(interrupt)):
+        pass
+    with _holding(A, B):
+        pass
+
+
+def test_who_has_waited_longer_comes_first():
+    """One that wants it again at once does not get it before another that waits."""
+    code = (
+        "import sys; from pytest_llem.isolation.devices import Owner, owned\n"
+        "for turn in range(3):\n"
+        "    with owned(['cpu'], Owner.here('s', f'{sys.argv[1]}{turn}'), print):\n"
+        "        __import__('time').sleep(0.6); open('order', 'a').write(sys.argv[1])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    folder = Path(tempfile.gettempdir())
+    running = [subprocess.Popen([sys.executable, "-c", code, name], cwd=folder, env=env) for name in "ab"]
+    assert [process.wait(60) for process in running] == [0, 0]
+    order = (folder / "order").read_text()
+    assert sorted(order) == [*"aaabbb"]
+    assert not re.match("(aaa|bbb)", order)
+
+
+def test_anybody_may_use_the_locks(folder):
+    before = os.umask(0o077)
+    try:
+        with owned([CPU], _owner(), Told()):
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
+    finally:
+        os.umask(before)
+    assert modes == {FOLDER: 0o777, "cpu.lock": 0o666, "cpu.queue": 0o666, "cpu.json": 0o644}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
+def test_two_users_share_them():
+    nobody = 65534
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:
+        Path(shared).chmod(0o1777)
+        for user in (0, nobody, 0):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    tempfile.tempdir = shared
+                    os.setuid(user)
+                    with owned([CPU], _owner(f"of {user}"), Told()):
+                        status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+            note = json.loads(Path(shared, FOLDER, "cpu.json").read_text())
+            assert note["experiment"] == f"of {user}"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: folder.symlink_to(folder.parent), "{} is no folder; remove it"),
+        (lambda folder: folder.touch(), "{} is no folder; remove it"),
+        (lambda folder: (folder.mkdir(), (folder / "cpu.lock").symlink_to("x")), "{}/cpu.lock: Too many levels"),
+        (lambda folder: (folder.mkdir(), (folder / "cpu.queue").mkdir()), "{}/cpu.queue: Is a directory"),
+    ],
+    ids=["a link", "a file", "a lock that is a link", "a lock that is a folder"],
+)
+def test_where_there_cannot_be_locks(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(DeviceError) as caught, owned([CPU], _owner(), Told()):
+        pass
+    assert str(caught.value).startswith(f"devices cannot be locked: {message.format(folder)}")
+    assert "\n" not in str(caught.value)
+    assert not (folder.parent / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda note, other: note.write_text("garbage"),
+        lambda note, other: note.write_bytes(b"\xff" * 100_000),
+        lambda note, other: note.write_text("[" * 60_000),
+        lambda note, other: os.mkfifo(note),
+        lambda note, other: note.symlink_to(other),
+        lambda note, other: note.with_suffix(".new").symlink_to(other),
+        lambda note, other: note.write_text(_owner(pid=1).model_dump_json().replace('"pid":1', '"pid":-1')),
+    ],
+    ids=["garbage", "no text", "nested", "a pipe", "a link", "a link before it", "no process"],
+)
+def test_whatever_lies_where_a_note_should_be(folder, put):
+    folder.mkdir()
+    other = folder.parent / "other"
+    other.write_text("theirs")
+    put(folder / "cpu.json", other)
+    with owned([CPU], _owner(), Told()) as ownership:
+        assert ownership.used_before == {}
+        assert json.loads((folder / "cpu.json").read_text())["pid"] == os.getpid()
+    assert other.read_text() == "theirs"
+
+
+def test_what_a_note_says_is_fit_for_a_terminal():
+    text = str(_owner("\x1b[31m" + "x" * 9000, study="a\nb", worker="gw1"))
+    assert text.isprintable()
+    assert text.startswith(f"pid {os.getpid()} (gw1) runs study a?b, experiment ?[31mxxx")
+    assert len(text) < 400
+
+
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("last", "used"),
+    [
+        ({"ended": NOW - timedelta(hours=5)}, 7),  # of the same session: nothing came in between
+        ({"pid": 1, "ended": NOW - timedelta(seconds=5)}, 7),
+        ({"pid": 1, "ended": NOW - timedelta(hours=5)}, None),  # others may have started since
+        ({"pid": 1, "since": NOW - timedelta(hours=5)}, 7),  # killed
+        ({"pid": 1, "since": NOW - timedelta(days=5)}, None),
+        ({"pid": 1, "ended": NOW + timedelta(days=5)}, None),
+    ],
+)
+def test_whose_memory_is_waited_for(last, used):
+    assert _owner(**{"used_bytes": 7, **last}).used_before(_owner()) == used
+
+
+# ---- GPU memory, with a clock that only sleeping moves ----
+
+
+class Memory:
+    def __init__(self, *course):
+        """Take looks, in bytes by UUID, from when on."""
+        self.now, self.sleeps = 0.0, []
+        self._course = course
+        self.memory = GpuMemory(gauges=self._gauges, sleep=self._sleep, clock=lambda: self.now)
+
+    @contextmanager
+    def _gauges(self):
+        yield lambda: [
+            {uuid: GpuState(used_bytes=used) for uuid, used in look.items()}
+            for since, look in self._course
+            if since <= self.now
+        ][-1]
+
+    def _sleep(self, seconds):
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("course", "before", "settled"),
+    [
+        ([(0, {A: GB})], {}, Settled(None, None, {A: GB})),
+        ([(0, {A: GB})], {A: GB}, Settled(0.0, {}, {A: GB})),
+        ([(0, {A: GB})], {A: 2 * GB}, Settled(0.0, {}, {A: GB})),
+        ([(0, {A: GB + MARGIN_BYTES})], {A: GB}, Settled(0.0, {}, {A: GB + MARGIN_BYTES})),
+        ([(0, {A: 3 * GB}), (2.1, {A: GB})], {A: GB}, Settled(2.25, {}, {A: GB})),
+        ([(0, {A: 3 * GB})], {A: GB}, Settled(LONGEST_S, {A: 2000.0}, {A: 3 * GB})),
+        ([(0, {A: GB, B: 9 * GB})], {A: GB, B: GB}, Settled(0.0, {}, {A: GB})),  # not ours
+        ([(0, {A: None})], {A: GB}, Settled(None, None, {})),
+        ([(0, {A: 3 * GB}), (1, {A: None})], {A: GB}, Settled(None, None, {})),
+        ([(0, {})], {A: GB}, Settled(None, None, {})),
+    ],
+)
+def test_memory_is_waited_for(course, before, settled):
+    host = Memory(*course)
+    assert host.memory.settle({A}, before) == settled
+    assert max(host.sleeps, default=0) <= 0.25
+
+
+def test_without_a_gpu_nothing_is_looked_at():
+    assert GpuMemory(gauges=pytest.fail).settle(set(), {}) == Settled()
+
+
+# ---- whole runs ----
+
+
+class Spans:
+    """What engines noted of when they began and ended."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def overlap(self, count):
+        """Whether any two of *count* processes overlap."""
+        lines = [line.split() for line in self.path.read_text().splitlines()]
+        assert len(lines) == 2 * count
+        running = 0
+        for _, what, _ in sorted(lines, key=lambda line: float(line[0])):
+            running += {"begins": 1, "ends": -1}[what]
+            if running > 1:
+                return True
+        return False
+
+
+@pytest.fixture
+def spans(tmp_path):
+    return Spans(tmp_path / "spans")
+
+
+@pytest.fixture
+def recorded(results):
+    """Return the recorded gaps of the completed experiments of a run, in run order."""
+
+    def read(root=None):
+        [directory] = [path for path in (root or results.root).iterdir() if path.is_dir()]
+        entries = json.loads((directory / "manifest.json").read_text())["experiments"]
+        texts = [(directory / one["result_file"]).read_text() for one in entries if one["status"] == "completed"]
+        return [ExperimentResult.model_validate_json(text).gap for text in texts]
+
+    return read
+
+
+def _start(pytester, *arguments, **env):
+    command = [sys.executable, "-m", "pytest", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=pytester.path,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_workers_take_turns(pytester, write_study, recorded, spans):
+    write_study(sweep={"n": [1, 2, 3, 4]}, noop={"span": str(spans.path), "seconds": 0.1}, execution=ONE_CYCLE)
+    run = pytester.runpytest_subprocess("study.yaml", *LLEM, "-n", "2")
+    run.assert_outcomes(passed=4)
+    assert not spans.overlap(4)
+    gaps = recorded()
+    waited = [gap for gap in gaps if gap.waited_seconds]
+    assert waited, "two that start together cannot both be first"
+    who = r"cpu: (pid \d+ \(gw[01]\) runs study noop, experiment n=\d since \d\d:\d\d:\d\d|another process.*)"
+    assert all(re.match(who, gap.waited_for) for gap in waited)
+    assert all(gap.waited_for is None for gap in gaps if gap not in waited)
+    assert all(gap.memory_waited_seconds is gap.memory_left_mb is None for gap in gaps), "there is no GPU"
+
+
+def test_two_runs_take_turns_and_the_second_one_says_so(pytester, write_study, recorded, spans):
+    write_study(sweep={"n": [1, 2, 3]}, noop={"span": str(spans.path), "seconds": 0.3}, execution=ONE_CYCLE)
+    runs = [_start(pytester, "study.yaml", *LLEM, f"--llem-results-dir={name}") for name in "ab"]
+    outputs = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert not spans.overlap(6)
+    told = 0
+    for name, output, other in zip("ab", outputs, reversed(runs), strict=True):
+        gaps = [gap for gap in recorded(pytester.path / name) if gap.waited_seconds]
+        lines = re.findall(r"^llem: waiting for cpu: pid (\d+) runs study noop, experiment n=\d", output, re.M)
+        assert lines == [str(other.pid)] * len(lines)
+        assert len(lines) == len([gap for gap in gaps if "runs study" in gap.waited_for])
+        told += len(lines)
+    assert told, "at least one of them waited for the other"
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_the_terminal_says_for_whom(pytester, write_study, recorded, quiet):
+    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
+    pytester.makeconftest(
+        """
+        import pytest_llem.isolation.devices as devices
+
+        wait = devices._Waiting.wait
+
+        def noted(self, name, holder):
+            open("waits", "a").close()
+            wait(self, name, holder)
+
+        devices._Waiting.wait = noted
+        """
+    )
+    with _holding(CPU) as other:
+        run = _start(pytester, "study.yaml", *LLEM, *quiet)
+        _wait_until((pytester.path / "waits").exists)
+        time.sleep(0.5)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert re.findall(rf"^llem: waiting for {_text(other)}$", output, re.M) != [] if not quiet else True
+    assert ("waiting" in output) == (not quiet)
+    [gap] = recorded()
+    assert re.fullmatch(_text(other), gap.waited_for)
+    assert gap.waited_seconds > 0
+
+
+def _wait_until(there, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_on_different_gpus_nobody_waits(pytester, write_study, gpus, recorded, spans, folder):
+    gpus(_board(A), _board(B))
+    write_study(sweep={"n": [1, 2]}, noop={"span": str(spans.path), "seconds": 0.3}, execution=ONE_CYCLE)
+    runs = [
+        _start(pytester, "study.yaml", *LLEM, f"--llem-results-dir={name}", CUDA_VISIBLE_DEVICES=visible)
+        for name, visible in [("a", "0"), ("b", "1")]
+    ]
+    assert [(run.communicate(timeout=120)[1], run.returncode) for run in runs] == [(None, 0)] * 2
+    for name in "ab":
+        assert [gap.waited_seconds for gap in recorded(pytester.path / name)] == [0, 0]
+    assert {path.stem for path in folder.iterdir()} == {A, B}
+
+
+def test_an_engine_that_may_use_any_gpu_owns_all(pytester, write_study, gpus, recorded):
+    gpus(_board(A), _board(B))
+    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
+    with _holding(CPU), _holding(B) as other:
+        run = _start(pytester, "study.yaml", *LLEM)
+        assert any(f"llem: waiting for {B}: pid {other.pid} " in line for line in run.stdout)
+    run.communicate(timeout=60)
+    [gap] = recorded()
+    assert gap.waited_for.startswith(f"{B}: pid {other.pid} runs study other")
+
+
+def test_what_starts_no_process_waits_for_nobody(pytester, write_study):
+    write_study(sweep={"n": [1]}, runners={"noop": "docker"}, execution=ONE_CYCLE)
+    write_study("skipped.yaml", sweep={"n": [1]}, execution=ONE_CYCLE)
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                if "skipped" in item.nodeid:
+                    item.add_marker(pytest.mark.skip)
+        """
+    )
+    with _holding(CPU):
+        run = pytester.runpytest_subprocess("study.yaml", "skipped.yaml", "test_plain.py", *LLEM, timeout=60)
+    run.assert_outcomes(failed=1, skipped=1, passed=1)
+
+
+def _let_in(monkeypatch, name):
+    others = [one for one in OTHER_PLUGINS if one != name]
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{one}" for one in others))
+
+
+def test_no_time_limit_counts_the_wait(pytester, write_study, monkeypatch):
+    _let_in(monkeypatch, "timeout")
+    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
+    with _holding(CPU):
+        run = _start(pytester, "study.yaml", *LLEM, "--timeout=8")
+        assert any("waiting for cpu" in line for line in run.stdout)
+        time.sleep(8.5)
+        assert run.poll() is None
+    assert "1 passed" in run.communicate(timeout=60)[0]
+
+
+IS_OWNED = """
+    import pathlib, tempfile
+    import filelock, pytest
+    from pytest_llem.isolation import devices
+
+    def is_owned(name="cpu"):
+        lock = filelock.FileLock(pathlib.Path(tempfile.gettempdir(), devices.FOLDER, name + ".lock"))
+        try:
+            with lock.acquire(blocking=False):
+                return False
+        except filelock.Timeout:
+            return True
+
+    def note(text):
+        with open("seen", "a") as file:
+            print(text, is_owned(), file=file)
+"""
+
+
+def test_it_is_owned_from_set_up_to_the_last_rerun(pytester, write_study, monkeypatch, tmp_path, recorded):
+    _let_in(monkeypatch, "rerunfailures")
+    write_study(sweep={"n": [1]}, noop={"fail_once": str(tmp_path / "failed")}, execution=ONE_CYCLE)
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    pytester.makeconftest(
+        IS_OWNED
+        + """
+    def pytest_runtest_logstart(nodeid):
+        note("start")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(item):
+        note("call")
+        return (yield)
+
+    def pytest_runtest_teardown(item):
+        note("teardown")
+
+    def pytest_sessionfinish():
+        note("end")
+"""
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "test_plain.py", *LLEM, "--reruns=1")
+    assert run.parseoutcomes() == {"passed": 2, "rerun": 1}
+    seen = (pytester.path / "seen").read_text().splitlines()
+    ours, plain = ["start True", "call True", "teardown True"], ["start False", "call False", "teardown False"]
+    assert seen == [*ours, *ours, *plain, "end False"]
+    [gap] = recorded()
+    assert (gap.note, gap.waited_seconds) == ("run again at once", 0)
+
+
+@pytest.mark.parametrize(
+    ("hook", "error"),
+    [
+        ("runtest_call(item)", "KeyboardInterrupt"),
+        ("runtest_call(item)", "pytest.exit.Exception('so be it')"),
+        ("runtest_logstart(nodeid)", "ValueError"),  # an internal error
+    ],
+)
+def test_it_is_given_back_whatever_ends_the_run(pytester, write_study, hook, error):
+    write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
+    pytester.makeconftest(
+        IS_OWNED
+        + f"""
+    def pytest_{hook}:
+        note("call")
+        raise {error}
+
+    def pytest_unconfigure():
+        note("end")
+"""
+    )
+    pytester.runpytest_subprocess("study.yaml", *LLEM, timeout=60)
+    assert (pytester.path / "seen").read_text().splitlines() == ["call True", "end False"]
+
+
+def test_without_locks_the_experiment_fails_and_says_why(pytester, write_study, folder, results):
+    folder.symlink_to(folder.parent)
+    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
+    pytester.makepyfile(test_plain="def test_plain(): pass")
+    run = pytester.runpytest_subprocess("study.yaml", "test_plain.py", *LLEM)
+    run.assert_outcomes(failed=1, passed=1)
+    run.stdout.fnmatch_lines(["preflight: devices cannot be locked: */pytest-llem-locks is no folder; remove it"])
+    [entry] = results.manifest["experiments"]
+    assert entry["error"]["kind"] == "preflight"
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_ctrl_c_ends_the_wait(pytester, write_study, results, workers):
+    write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
+    pytester.makeconftest(
+        """
+        import os, pathlib
+        import pytest_llem.isolation.devices as devices
+
+        wait = devices._Waiting.wait
+
+        def noted(self, name, holder):
+            pathlib.Path(f"waits-{os.getpid()}").touch()
+            wait(self, name, holder)
+
+        devices._Waiting.wait = noted
+        """
+    )
+    with _holding(CPU):
+        run = _start(pytester, "study.yaml", *LLEM, *workers)
+        _wait_until(lambda: len(list(pytester.path.glob("waits-*"))) == (2 if workers else 1))
+        os.killpg(run.pid, signal.SIGINT)
+        run.communicate(timeout=60)
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
+    assert results.manifest["status"] == "interrupted"
+    assert set(results.statuses().values()) == {"pending"}
+
+
+def test_a_killed_runs_device_is_free_at_once(pytester, write_study, recorded, tmp_path):
+    write_study(
+        "hangs.yaml", sweep={"n": [1]}, noop={"fault": "hang", "report": str(tmp_path)}, execution=ONE_CYCLE
+    )
+    write_study(sweep={"n": [2]}, execution=ONE_CYCLE)
+    first = _start(pytester, "hangs.yaml", *LLEM, "--llem-results-dir=first")
+    _wait_until(lambda: list(tmp_path.glob("*.json")))
+    second = _start(pytester, "study.yaml", *LLEM)
+    line = next(line for line in second.stdout if "waiting" in line)
+    assert line.startswith(f"llem: waiting for cpu: pid {first.pid} runs study noop, experiment n=1 since ")
+    first.kill()
+    first.communicate(timeout=60)
+    second.communicate(timeout=60)
+    assert second.returncode == 0
+    third = pytester.runpytest_subprocess("study.yaml", *LLEM, "--llem-results-dir=third")
+    assert [gap.waited_seconds for gap in recorded(pytester.path / "third")] == [0]
+    third.stdout.no_fnmatch_line("*waiting*")
+
+
+MEMORY = """
+    import os, pathlib, time
+    import pytest_llem.isolation.memory as memory
+
+    memory.LONGEST_S, memory.POLL_S = 0.9, 0.1
+    path = pathlib.Path(os.environ["LLEM_SCRIPTED_NVML"])
+    now = lambda: time.monotonic() - float(path.read_text().split()[1])
+
+    def uses(*course):
+        '''Have the board's memory in use change: seconds from now on, MB.'''
+        lines = [f"used_mb {now() + after} {amount}" for after, amount in course]
+        fresh = path.with_suffix(".changed")
+        fresh.write_text(path.read_text() + "\\n".join(lines) + "\\n")
+        fresh.replace(path)
+
+    finished = 0
+
+    def pytest_llem_experiment_finished(result):
+        global finished
+        finished += 1
+        after(finished)
+"""
+
+
+def _used(mb=500):
+    board = _board()
+    board.used_mb = [(0.0, mb)]
+    return board
+
+
+def test_memory_that_comes_back_late_is_waited_for(pytester, write_study, gpus, recorded, results):
+    script = gpus(_used())
+    write_study(sweep={"n": [1, 2, 3]}, execution=ONE_CYCLE)
+    pytester.makeconftest(
+        MEMORY
+        + """
+    def after(count):
+        if count == 1:
+            uses((0, 2500), (0.5, 520))
+"""
+    )
+    pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=3)
+    first, second, third = recorded()
+    assert (first.memory_waited_seconds, first.memory_left_mb) == (None, None), "nothing was before it"
+    assert 0.4 <= second.memory_waited_seconds < 0.9
+    assert (third.memory_waited_seconds, third.memory_left_mb) == (0, {})
+    assert second.memory_left_mb == {}
+    assert results.study_result["warnings"] == [ESTIMATED]
+    assert script.users() == 0
+
+
+def test_memory_that_stays_is_told_and_what_follows_runs(pytester, write_study, gpus, recorded, results):
+    gpus(_used())
+    write_study(sweep={"n": [1, 2, 3]}, execution=ONE_CYCLE)
+    pytester.makeconftest(
+        MEMORY
+        + """
+    def after(count):
+        if count == 1:
+            uses((0, 2500))
+"""
+    )
+    run = pytester.runpytest_subprocess("study.yaml", *LLEM)
+    run.assert_outcomes(passed=3)
+    _, second, third = recorded()
+    assert second.memory_waited_seconds >= 0.9
+    assert second.memory_left_mb == {A: 2000.0}
+    assert (third.memory_waited_seconds, third.memory_left_mb) == (0, {}), "it was there before the second one too"
+    _, warning = results.study_result["warnings"]
+    assert warning.startswith(f"{A} had not given back the memory of the experiment before: ")
+    assert warning.endswith(" (n=2)")
+    run.stdout.fnmatch_lines([f"warning: {A} had not given back the memory of the experiment before: *"])
+
+
+def test_memory_of_a_run_before_is_waited_for_too(pytester, write_study, gpus, recorded):
+    gpus(_used())
+    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
+    pytester.makeconftest(
+        MEMORY
+        + """
+    def after(count):
+        uses((0, 2500))
+"""
+    )
+    for name in ("first", "second"):
+        pytester.runpytest_subprocess("study.yaml", *LLEM, f"--llem-results-dir={name}").assert_outcomes(passed=1)
+    [second] = recorded(pytester.path / "second")
+    assert second.memory_left_mb == {A: 2000.0}
+
+
+def test_memory_of_an_attempt_before_is_waited_for_too(
+    pytester, write_study, gpus, recorded, monkeypatch, tmp_path
+):
+    _let_in(monkeypatch, "rerunfailures")
+    gpus(_used())
+    write_study(sweep={"n": [1]}, noop={"fail_once": str(tmp_path / "failed")}, execution=ONE_CYCLE)
+    pytester.makeconftest(
+        MEMORY
+        + """
+    after = lambda count: None
+
+    def pytest_runtest_teardown(item, seen=[]):
+        if not seen:
+            uses((0, 2500))
+        seen.append(item)
+"""
+    )
+    run = pytester.runpytest_subprocess("study.yaml", *LLEM, "--reruns=1")
+    assert run.parseoutcomes()["rerun"] == 1
+    [gap] = recorded()
+    assert (gap.note, gap.memory_left_mb) == ("run again at once", {A: 2000.0})
+
+
+def test_memory_that_is_not_told_is_not_claimed_to_be_back(pytester, write_study, gpus, recorded):
+    gpus(_board(no_memory=1))
+    write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
+    pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=2)
+    assert [(gap.memory_waited_seconds, gap.memory_left_mb) for gap in recorded()] == [(None, None)] * 2
+
+
+def test_a_wait_polls_slowly():
+    assert devices.POLL_S >= 0.2
