@@ -95,7 +95,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    if not _studies(config) or config.get_verbosity() < 0:
+    if not _studies(config) or config.get_verbosity() < 0 or _is_xdist(config):  # the controller tells it
         return []
     from pytest_llem.collection.plans import plans_of
 
