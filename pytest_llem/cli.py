@@ -20,15 +20,24 @@ It knows the engines that are installed here. In a study, its first line tells t
 """
 
 
+_FETCH = """\
+Bring the models of studies to this machine ahead of a run, which may then have no network.
+
+Tells of each model in a line. They are looked for as pytest does, in the folders of its ini option
+llem_model_path too; what comes from the Hugging Face hub goes into its cache (HF_HOME). With
+HF_HUB_OFFLINE=1 nothing is downloaded.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 1 where it failed.
+    """Run one command and return its exit status: 0, 1 where it failed, or 130 after Ctrl-C.
 
     Raises:
         SystemExit: By argparse; with 2 where the arguments are wrong.
     """
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int = options.run(options)
     except BrokenPipeError:  # whoever read our output has seen enough
         _forget_output()
         return 1
@@ -37,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _forget_output()
         print(f"llem: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        print("llem: interrupted", file=sys.stderr)
+        return 130
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,21 +69,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.add_argument("-o", "--output", metavar="FILE", help="write it there instead of standard output")
     schema.set_defaults(run=_schema)
+    fetch = commands.add_parser(
+        "fetch",
+        help="download the models of studies",
+        description=_FETCH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    fetch.add_argument("studies", metavar="STUDY", nargs="+", type=Path, help="a study file")
+    fetch.add_argument(
+        "--model-path",
+        metavar="DIR",
+        action="append",
+        default=[],
+        type=Path,
+        help="a folder that holds models by name, which need no download; may be given several times",
+    )
+    fetch.set_defaults(run=_fetch)
     return parser
 
 
-def _schema(options: argparse.Namespace) -> None:
+def _fetch(options: argparse.Namespace) -> int:
+    from pytest_llem.fetch import fetch
+
+    _need_output()
+    return fetch(options.studies, options.model_path)
+
+
+def _schema(options: argparse.Namespace) -> int:
     from pytest_llem.registry import BACKENDS, installed
     from pytest_llem.study.schema import schema_text
 
     text = schema_text(installed(BACKENDS))
     if options.output is not None:
         Path(options.output).write_text(text, encoding="utf-8")
-    elif sys.stdout is None:
-        raise OSError("is closed")
     else:
+        _need_output()
         sys.stdout.write(text)
         sys.stdout.flush()
+    return 0
+
+
+def _need_output() -> None:
+    """Raise OSError where there is no standard output."""
+    if sys.stdout is None:
+        raise OSError("is closed")
 
 
 def _forget_output() -> None:

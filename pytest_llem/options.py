@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_llem.board import Board
     from pytest_llem.study.design import StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides
 
 #: The studies of this session, by the node id of their file.
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 
+#: What the recorder tells the processes that run experiments.
+BOARD: pytest.StashKey[Board] = pytest.StashKey()
 
 #: The axes that the session's -k expression names.
 SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
@@ -40,6 +46,7 @@ class Settings:
         no_gaps: No idle time between experiments.
         strict: A combination that is left out is an error.
         max_experiments: A study of more stops before it starts, or None where that was confirmed.
+        timeout: Deadline of every experiment, in seconds, or None for the study's own.
         model_path: Folders that hold models by name.
         files: Patterns of the files that count as studies when pytest walks a directory.
     """
@@ -53,6 +60,7 @@ class Settings:
     no_gaps: bool
     strict: bool
     max_experiments: int | None
+    timeout: float | None
     model_path: tuple[Path, ...]
     files: tuple[str, ...]
 
@@ -64,9 +72,7 @@ class Settings:
             pytest.UsageError: One of them cannot be meant.
         """
         run_id = config.getoption("llem_run_id")
-        if run_id is not None and (
-            run_id in {"", ".", ".."} or set(run_id) & set("/\\") or not run_id.isprintable()
-        ):
+        if run_id is not None and not _is_name(run_id):
             raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
         given = config.getoption("llem_results_dir")
         for option in ("llem_results_dir", "llem_plan"):
@@ -90,6 +96,7 @@ class Settings:
             max_experiments=None
             if config.getoption("llem_yes")
             else _whole_number("llem_max_experiments", config.getini("llem_max_experiments")),
+            timeout=_timeout(config),
             model_path=tuple(_ini(config, "llem_model_path")),
             files=tuple(_ini(config, "llem_files")),
         )
@@ -99,7 +106,43 @@ class Settings:
         """What wins over what a study file says."""
         from pytest_llem.study.execution import Overrides
 
-        return Overrides(self.cycles, self.order, self.no_gaps, self.strict, self.max_experiments)
+        return Overrides(
+            n_cycles=self.cycles,
+            cycle_order=self.order,
+            no_gaps=self.no_gaps,
+            strict=self.strict,
+            max_experiments=self.max_experiments,
+            timeout_seconds=self.timeout,
+        )
+
+
+class _ConfigReader:
+    """A plugin that stops pytest once it has read its command line and ini file."""
+
+    def __init__(self) -> None:
+        self.config: pytest.Config | None = None
+        self.path: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> int:
+        Settings.from_config(config)
+        self.config, self.path = config, sys.path[:]
+        return 0
+
+
+def read_config(paths: Sequence[Path]) -> pytest.Config | None:
+    """Return the configuration that ``pytest PATHS -p llem`` has here, with ``sys.path`` as there.
+
+    Nothing is collected.
+
+    Returns:
+        None where there is something wrong with it, which pytest has told on standard error.
+    """
+    reader = _ConfigReader()
+    pytest.main([*(str(path.absolute()) for path in paths), "-p", "llem"], plugins=[reader])
+    if reader.config is not None:
+        sys.path[:] = reader.path  # pytest takes back what its ini option pythonpath says
+    return reader.config
 
 
 def _is_name(text: str) -> bool:
@@ -127,6 +170,20 @@ def _order(config: pytest.Config) -> CycleOrder | None:
     if (order or given is not None) and order not in _ORDERS:
         raise pytest.UsageError(f"{name}: must be one of {', '.join(_ORDERS)} (got {order!r})")
     return order or None
+
+
+def _timeout(config: pytest.Config) -> float | None:
+    given = config.getoption("llem_timeout")
+    name, text = ("llem_timeout", config.getini("llem_timeout")) if given is None else ("--llem-timeout", given)
+    if given is None and not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise pytest.UsageError(f"{name}: must be a number of seconds, greater than 0 (got {text!r})")
+    return seconds
 
 
 def _whole_number(name: str, text: Any) -> int:
@@ -163,6 +220,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="sequential, interleaved or shuffled, whatever the study says (ini: llem_order)",
     )
     group.addoption(
+        "--llem-timeout",
+        metavar="SECONDS",
+        help="end an experiment that takes longer, whatever the study says; downloads do not count "
+        "(ini: llem_timeout; default: from the model's size, prompts and tokens)",
+    )
+    group.addoption(
         "--llem-no-gaps",
         action="store_true",
         help="no idle time between experiments (ini: llem_no_gaps)",
@@ -187,6 +250,9 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini("llem_cycles", "repetitions of every point, whatever the study says", default="")
     parser.addini("llem_order", "sequential, interleaved or shuffled, whatever the study says", default="")
+    parser.addini(
+        "llem_timeout", "seconds after which an experiment is ended, whatever the study says", default=""
+    )
     parser.addini("llem_no_gaps", "no idle time between experiments", type="bool", default=False)
     parser.addini(
         "llem_strict", "a combination that makes no valid experiment is an error", type="bool", default=False

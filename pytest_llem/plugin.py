@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.options import SELECTED_AXES, STUDIES, YAML_SUFFIXES, Settings, add_options
+from pytest_llem.options import BOARD, SELECTED_AXES, STUDIES, YAML_SUFFIXES, Settings, add_options
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
+    from pytest_llem.isolation.interrupts import Interrupts
     from pytest_llem.planning.plan import Plan
 
 #: Name under which the recorder is registered.
 _RECORDER = "llem-recorder"
+
+_INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -95,7 +98,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
     stops = session.testsfailed and not config.option.continue_on_collection_errors  # pytest runs nothing then
-    if _studies(config) and not stops and not hasattr(config, "workerinput"):
+    if not _studies(config) or stops:
+        return
+    if hasattr(config, "workerinput"):
+        _prepare(config, config.workerinput["testrunuid"])
+    else:
         _record(config, [item.nodeid for item in session.items])
 
 
@@ -103,7 +110,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
     config = node.config
     if any("::experiment[" in one for one in ids) and not config.pluginmanager.has_plugin(_RECORDER):
-        recorder = _record(config, ids)
+        recorder = _record(config, ids, node.workerinput["testrunuid"])
         if recorder is None:
             return
         from pytest_llem.collection.plans import make_plan, write_plan
@@ -138,6 +145,13 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _INTERRUPTS in config.stash:
+        config.stash[_INTERRUPTS].restore()
+    if BOARD in config.stash and not hasattr(config, "workerinput"):
+        config.stash[BOARD].close()
+
+
 def _studies(config: pytest.Config) -> dict[str, Any]:
     """Return the studies collected so far, by node id of their file, without importing anything for it."""
     return config.stash.get(STUDIES, {})
@@ -159,10 +173,21 @@ def _runs_nothing(config: pytest.Config) -> bool:
     return bool(option.collectonly or option.setuponly or option.setupplan)
 
 
-def _record(config: pytest.Config, node_ids: list[str]) -> Any:
+def _prepare(config: pytest.Config, session: str | None) -> None:
+    """Make ready for experiments: in every process that runs or records them."""
+    from pytest_llem.board import Board
+    from pytest_llem.isolation.interrupts import Interrupts
+
+    config.stash[BOARD] = Board(session)
+    config.stash[_INTERRUPTS] = Interrupts()
+    config.stash[_INTERRUPTS].install(keyboard=not config.option.usepdb)  # Ctrl-C takes one out of the debugger
+
+
+def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Any:
     """Start recording, unless nothing is going to run."""
     if _runs_nothing(config):
         return None
+    _prepare(config, session)
     from pytest_llem.reporting.recorder import Recorder
 
     recorder = Recorder.start(config, node_ids)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pytest_llem.isolation.launcher import Job
+from pytest_llem.study.config import ExperimentConfig
 from tests.support import nvml, weights
 
 # huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
@@ -61,6 +63,19 @@ def noop_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(NOOP_ENGINE)
     inherited = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(NOOP_ENGINE), inherited])))
+
+
+@pytest.fixture
+def job(noop_engine: None) -> Callable[..., Job]:
+    """Return a job for the engine ``noop`` with the given options."""
+
+    def make(python: str | None = None, **options: Any) -> Job:
+        fields = {k: v for k, v in NOOP_STUDY.items() if k not in ("name", "sweep", "execution")}
+        config = ExperimentConfig.model_validate({**fields, "noop": options})
+        identity = {"experiment_id": "one", "config_hash": "0" * 16}
+        return Job(identity, config.model_dump(mode="json"), directory=".", python=python)
+
+    return make
 
 
 @pytest.fixture

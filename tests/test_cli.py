@@ -72,14 +72,30 @@ def test_output_that_cannot_be_written_is_one_line():
     assert (done.returncode, done.stderr) == (1, "llem: standard output: No space left on device\n")
 
 
-def test_no_standard_output_is_one_line():
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pytest_llem.study.schema.schema_text", interrupt)
+    assert cli.main(["schema"]) == 130
+    assert capsys.readouterr() == ("", "llem: interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["schema", "fetch study.yaml"])
+def test_no_standard_output_is_one_line(command):
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "schema"], stderr=subprocess.PIPE, text=True, check=False
+        ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *command.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (1, "llem: standard output: is closed\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["shema"], ["schema", "extra"], ["schema", "--out", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["shema"], ["schema", "extra"], ["schema", "--out", "x"], ["fetch"], ["fetch", "s.yaml", "--model-path"]],
+)
 def test_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
@@ -97,7 +113,8 @@ def test_the_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help"], ["schema  ", "pytest STUDY.yaml -p llem", "--version"]),
+        (["--help"], ["schema  ", "fetch  ", "pytest STUDY.yaml -p llem", "--version"]),
+        (["fetch", "--help"], ["STUDY", "--model-path DIR", "HF_HUB_OFFLINE=1", "llem_model_path"]),
         (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
     ],
 )

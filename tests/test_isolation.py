@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,38 +12,10 @@ import pytest
 
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import launcher
-from pytest_llem.isolation.launcher import Job, run_isolated
+from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.output import CappedOutput
 from pytest_llem.results.models import ExperimentResult
-from pytest_llem.study.config import ExperimentConfig
-from tests.conftest import NOOP_STUDY
-
-
-@pytest.fixture
-def job(noop_engine):
-    """Return a job for the engine ``noop`` with the given options."""
-
-    def make(**options):
-        fields = {k: v for k, v in NOOP_STUDY.items() if k not in ("name", "sweep", "execution")}
-        config = ExperimentConfig.model_validate({**fields, "noop": options})
-        identity = {"experiment_id": "one", "config_hash": "0" * 16}
-        return Job(identity, config.model_dump(mode="json"), directory=".")
-
-    return make
-
-
-def _gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def _wait_until(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+from tests.support.processes import gone
 
 
 def test_a_result_comes_back_whole(job):
@@ -74,7 +44,7 @@ def test_every_experiment_has_a_process_of_its_own(job, tmp_path):
     assert os.getpid() not in (first["pid"], second["pid"])
     for child in (first, second):
         assert child["sid"] == child["pid"], "it leads a session of its own"
-        assert _gone(child["pid"])
+        assert gone(child["pid"])
 
 
 @pytest.mark.parametrize("command", [["pytest"], [sys.executable, "-m", "pytest"]], ids=["script", "module"])
@@ -164,7 +134,7 @@ def test_an_interrupt_during_the_cleanup_does_not_end_it(job, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_isolated(job(fault="hang"))
     assert len(ended) == 4
-    assert _gone(ended[0]._pid)
+    assert gone(ended[0]._pid)
 
 
 def test_a_very_long_timeout_is_one(job):
@@ -185,7 +155,7 @@ def test_a_preflight_error_is_one_line(job):
 def test_a_deadline_ends_it(job, tmp_path):
     outcome = run_isolated(job(fault="hang", report=str(tmp_path)), timeout=5)
     assert (outcome.error.kind, outcome.error.message) == ("timeout", "not done after 5 s")
-    assert all(_gone(int(path.stem)) for path in tmp_path.iterdir())
+    assert all(gone(int(path.stem)) for path in tmp_path.iterdir())
 
 
 def test_output_is_kept_up_to_a_cap(job):
@@ -209,41 +179,6 @@ def test_capped_output_that_fits_is_whole():
     for chunk in (b"abc", b"def\xff"):
         output.write(chunk)
     assert output.text() == "abcdef\ufffd"
-
-
-def test_ctrl_c_ends_the_child_and_says_interrupted(pytester, write_study, results):
-    (pytester.path / "notes").mkdir()
-    write_study(noop={"report": str(pytester.path / "notes"), "fault": "hang"}, sweep={"n": [1, 2]})
-    pytest_run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"],
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-    )
-    _wait_until(lambda: any((pytester.path / "notes").iterdir()))
-    os.killpg(pytest_run.pid, signal.SIGINT)
-    output, _ = pytest_run.communicate(timeout=60)
-    assert pytest_run.returncode == pytest.ExitCode.INTERRUPTED
-    (note,) = (pytester.path / "notes").iterdir()
-    assert _gone(int(note.stem))
-    assert results.manifest["status"] == "interrupted"
-    counts = sorted(results.statuses().values())
-    assert counts == ["failed"] + ["pending"] * 3
-    (failed,) = [entry for entry in results.manifest["experiments"] if entry["status"] == "failed"]
-    assert failed["error"]["kind"] == "interrupted"
-    assert b"0 of 4 experiments completed, 1 failed, interrupted" in output
-
-
-def test_the_child_does_not_outlive_a_killed_pytest(pytester, write_study):
-    (pytester.path / "notes").mkdir()
-    write_study(noop={"report": str(pytester.path / "notes"), "fault": "hang"}, sweep={"n": [1]})
-    pytest_run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"], stdout=subprocess.DEVNULL
-    )
-    _wait_until(lambda: any((pytester.path / "notes").iterdir()))
-    pytest_run.kill()
-    pytest_run.wait()
-    (note,) = (pytester.path / "notes").iterdir()
-    _wait_until(lambda: _gone(int(note.stem)))
 
 
 def test_a_timeout_in_the_study_is_obeyed(pytester, write_study, results):

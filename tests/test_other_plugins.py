@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import OTHER_PLUGINS
+from tests.support.processes import gone, wait_until
 
 ONCE = {"n_cycles": 1}
 
@@ -214,8 +215,25 @@ class TestTimeouts:
         assert (pytester.path / "seen.txt").read_text() == "1 0\n2 0\n"
         assert results.statuses() == {"fault=hang": "failed", "fault=none": "completed"}
         error = results.manifest["experiments"][0]["error"]
+        assert error["kind"] == "timeout"
         assert "Timeout (>10.0s)" in error["message"]
         assert results.manifest["status"] == "completed"
+
+    def test_its_thread_ends_pytest_and_the_experiment_too(self, pytester, write_study, results):
+        """The manifest, which nobody could close, tells what was running."""
+        (pytester.path / "notes").mkdir()
+        write_study(
+            sweep={"noop.fault": ["none", "hang"]},
+            noop={"report": str(pytester.path / "notes")},
+            execution={**ONCE, "cycle_order": "sequential"},
+        )
+        run = pytester.runpytest_subprocess(
+            "study.yaml", "-p", "llem", "--timeout=10", "--timeout-method=thread", timeout=120
+        )
+        assert run.ret == 1
+        wait_until(lambda: all(gone(int(note.stem)) for note in (pytester.path / "notes").iterdir()), 30)
+        assert results.statuses() == {"fault=none": "completed", "fault=hang": "running"}
+        assert results.manifest["status"] == "running"
 
 
 class TestTavern:

@@ -48,7 +48,7 @@ def test_the_plan_says_how_much_how_long_and_what_is_left_out(pytester, write_st
 def test_what_is_unknown_is_called_so(pytester, write_study):
     write_study()
     [line] = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
-    assert line.endswith("8 experiments, shuffled, time unknown · memory unknown")
+    assert line.endswith("8 experiments, shuffled, time unknown · deadline 2.0 h each · memory unknown")
 
 
 def test_it_tells_how_many_are_selected(pytester, write_study):

@@ -133,15 +133,6 @@ def test_what_is_deselected_is_written_as_such(pytester, write_study, results, w
     assert "size=1" not in run.stdout.str().partition("= llem: noop =")[2].partition("passed")[0]
 
 
-@pytest.mark.parametrize(("option", "failed"), [("-x", 1), ("--maxfail=2", 2)])
-def test_stopping_early_is_not_completed(pytester, write_study, results, option, failed):
-    faults = ["raise", "memory", "none"]
-    write_study(sweep={"noop.fault": faults}, execution={"n_cycles": 1, "cycle_order": "sequential"})
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", option).assert_outcomes(failed=failed)
-    assert results.manifest["status"] == "aborted"
-    assert list(results.statuses().values()) == ["failed"] * failed + ["pending"] * (3 - failed)
-
-
 def test_junit_holds_the_figures(pytester, write_study):
     write_study(execution={"n_cycles": 1})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--junitxml=junit.xml").assert_outcomes(passed=4)

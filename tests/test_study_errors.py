@@ -148,6 +148,14 @@ def test_wrong_types(tmp_path: Path, text: str, expected: str) -> None:
             "execution: {experiment_timeout_seconds: 0}",
             "execution.experiment_timeout_seconds: must be greater than 0 (got 0)",
         ),
+        (
+            "execution: {max_consecutive_failures: 0}",
+            "execution.max_consecutive_failures: must be at least 1 (got 0)",
+        ),
+        (
+            "execution: {max_consecutive_failures: never}",
+            "execution.max_consecutive_failures: must be a whole number (got 'never')",
+        ),
     ],
 )
 def test_wrong_values_in_sections(tmp_path: Path, text: str, expected: str) -> None:

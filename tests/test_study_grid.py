@@ -222,6 +222,16 @@ class TestCycles:
     def test_an_empty_section_leaves_the_default(self, tmp_path: Path, text: str) -> None:
         assert load(tmp_path, f"model: m\nsweep: {{n: 1}}\n{text}").n_cycles == 3
 
+    @pytest.mark.parametrize(
+        ("text", "most"),
+        [("{}", 5), ("{max_consecutive_failures: 2}", 2), ("{max_consecutive_failures: null}", None)],
+    )
+    def test_failures_in_a_row_have_no_end_where_null_says_so(
+        self, tmp_path: Path, text: str, most: int | None
+    ) -> None:
+        study = load(tmp_path, f"model: m\nexecution: {text}\n")
+        assert study.execution.max_consecutive_failures == most
+
     def test_the_given_number_counts(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nsweep: {n: [1, 2]}\nexecution: {n_cycles: 1}\n")
         assert {experiment.id for experiment in study.experiments} == {"n=1", "n=2"}

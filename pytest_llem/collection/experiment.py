@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.board import STOPPED
+from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
-from pytest_llem.options import STUDIES, Settings
+from pytest_llem.options import BOARD, STUDIES, Settings
+from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.models import ErrorRecord, GapRecord, Identity
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -34,18 +37,30 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
-    refusal = preflight_of(item.config, item.parent.nodeid, study).reason(planned.point)
+    if (reason := stopped(item)) is not None:
+        pytest.skip(reason)
+    preflight = preflight_of(item.config, item.parent.nodeid, study)
+    refusal = preflight.reason(planned.point)
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
         job = _job(study, planned, item)
-        outcome = run_isolated(job, timeout=study.execution.experiment_timeout_seconds)
+        config = planned.point.config
+        size = preflight.footprint(config)
+        timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
+        outcome = run_isolated(job, timeout=timeout, on_output=passed_on(item.config))
     item.stash[PAYLOAD] = _payload(item.parent.nodeid, planned, outcome, item.config)
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
     item.user_properties[:] = others + _properties(outcome.result)
-    if outcome.output.strip():
-        item.add_report_section("call", "experiment output", outcome.output)
+    add_section(item, outcome.output, failed=outcome.error is not None)
     return outcome.error
+
+
+def stopped(item: pytest.Item) -> str | None:
+    """Return why no more experiments of *item*'s study are run; None while they are."""
+    assert item.parent is not None
+    reason: str | None = item.config.stash[BOARD].read(item.parent.nodeid, STOPPED)
+    return reason
 
 
 def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pytest_llem.collection.experiment import GAP, preflight_of
+from pytest_llem.collection.experiment import GAP, preflight_of, stopped
 from pytest_llem.collection.items import StudyFile, experiment_of
 from pytest_llem.isolation.gaps import Gaps
 from pytest_llem.options import STUDIES
@@ -43,6 +43,8 @@ def wait_before(item: pytest.Item, *, is_last: bool) -> None:
     file, experiment = item.parent.nodeid, experiment_of(item)
     if preflight_of(item.config, file, studies[file]).reason(experiment.point) is not None:
         return  # it fails without being started
+    if stopped(item) is not None:
+        return
     execution, cycle = studies[file].execution, (file, experiment.cycle)
     session = item.config.stash.setdefault(_SESSION, _Session())
     if session.cycle is None:

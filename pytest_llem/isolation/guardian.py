@@ -8,9 +8,9 @@ nothing keeps it from doing so: no library that holds the interpreter's lock, an
 
 Standard input holds orders: :data:`END`, or :data:`TIME_IS_UP` to have the process say first where it is. The end
 of the file is the pytest process's own: everything ends, and the folder ATTEMPT is removed. Standard output takes
-what there is to tell, a JSON object a line: ``{"pid": …}`` of the started process, ``{"refused": …}`` where it could
-not be started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is left. Standard error
-becomes the experiment's standard output and error.
+what there is to tell, a JSON object a line: ``{"pid": …}`` of the started process, ``{"refused": …}`` where it
+could not be started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is left.
+Standard error becomes the experiment's standard output and error.
 
 Nothing but the standard library is imported, and little of it: every experiment waits for this.
 """

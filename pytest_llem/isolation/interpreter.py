@@ -48,7 +48,7 @@ class Interpreter(BaseModel):
 
     Attributes:
         python: Its version.
-        packages: Version by distribution: those whose version can change a number, and what engines require.
+        packages: Version by distribution: those whose version can change a number, engines, and what they require.
         engines: Which distribution provides each engine.
         requires: What each of these distributions requires.
         modules: Those of the modules asked for that it has.
@@ -64,19 +64,19 @@ class Interpreter(BaseModel):
 
 
 def package_versions(python: Path | None) -> dict[str, str]:
-    """Return the versions of :data:`PACKAGES` that experiments run with, as their results will tell them.
+    """Return the versions of packages that experiments run with, as their results will tell them.
 
     Args:
         python: The interpreter that they run in, as ``StudyConfig.interpreter`` has it; None for this one.
 
     Returns:
-        Version by package; without those that are not installed, and empty where *python* cannot be asked.
+        Version by package: of those of :data:`PACKAGES` that are there and, where *python* was asked, of its
+        engines and of what they require. Empty where it cannot be asked.
     """
     if python is None:
-        return {name: found for name in PACKAGES if (found := package_version(name))}
+        return {name: version for name in PACKAGES if (version := package_version(name))}
     there = ask(python)
-    found = {} if isinstance(there, str) else there.packages
-    return {name: found[name] for name in PACKAGES if name in found}
+    return {} if isinstance(there, str) else there.packages
 
 
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:

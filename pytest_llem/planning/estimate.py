@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
@@ -54,32 +55,64 @@ def memory_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
     return weight_bytes(config, footprint) + cache + logits + RUNTIME_BYTES
 
 
-def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Footprint, host: Host) -> float:
-    """Return how long an experiment may take, in seconds, gap and start-up included.
+@dataclass(frozen=True)
+class Generation:
+    """How long generating takes, in seconds.
 
-    A step of decoding reads every weight once, and prefill does two operations a weight and token; warm-up and
-    window are filled with whole batches and passes.
+    Attributes:
+        batch: One batch.
+        one_pass: All prompts once.
     """
-    bandwidth, operations, per_layer = GPU_RATES if host.gpus else CPU_RATES
-    weights = weight_bytes(config, footprint)
+
+    batch: float
+    one_pass: float
+
+
+def generation(config: ExperimentConfig, footprint: Footprint, host: Host) -> Generation:
+    """Return how long generating may take.
+
+    A step of decoding reads every weight once, and prefill does two operations a weight and token.
+    """
+    bandwidth, operations, per_layer = GPU_RATES if _on_gpus(config, footprint, host) else CPU_RATES
     cached = config.pytorch is None or config.pytorch.use_cache
     together = sequences(config)
     prefill = 2 * footprint.parameters * config.max_input_tokens * together / operations
-    step = weights / bandwidth + footprint.layers * per_layer + (0 if cached else prefill)
+    reading = weight_bytes(config, footprint) / bandwidth
+    step = reading + footprint.layers * per_layer + (0 if cached else prefill)
     batch = prefill + config.max_output_tokens * step
-    one_pass = math.ceil(config.n / max(1, together)) * batch
+    return Generation(batch, math.ceil(config.n / max(1, together)) * batch)
+
+
+def _on_gpus(config: ExperimentConfig, footprint: Footprint, host: Host) -> bool:
+    """Whether the whole model is on GPUs, as far as is known."""
+    options = config.pytorch
+    if not host.gpus or options is None or options.device_map is None:
+        return bool(host.gpus)
+    placed = options.device_map.values() if isinstance(options.device_map, dict) else [options.device_map]
+    if any(str(place).startswith(("cpu", "disk")) for place in (*placed, *(options.max_memory or {}))):
+        return False
+    return weight_bytes(config, footprint) < sum(gpu.memory_bytes for gpu in host.gpus)
+
+
+def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Footprint, host: Host) -> float:
+    """Return how long an experiment may take, in seconds, gap and start-up included.
+
+    Warm-up and window are filled with whole batches and passes.
+    """
+    expected = generation(config, footprint, host)
     runs = 0
     if config.warmup.enabled:
         runs = 2 * config.warmup.n_warmup
         if config.warmup.convergence_detection:
             runs = max(runs, config.warmup.window_size)
-    warmup = max(runs * batch, config.warmup.thermal_floor_seconds)
-    window = max(1, math.ceil(config.measurement.min_window_seconds / one_pass)) * one_pass
+    warmup = max(runs * expected.batch, config.warmup.thermal_floor_seconds)
+    passes = max(1, math.ceil(config.measurement.min_window_seconds / expected.one_pass))
     measured = bool(host.gpus) and config.energy.backend is not None
     baseline = config.baseline.duration_seconds if config.baseline.enabled and measured else 0.0
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
-    return STARTUP_SECONDS + weights / LOAD_RATE + warmup + baseline + window + idle
+    loading = weight_bytes(config, footprint) / LOAD_RATE
+    return STARTUP_SECONDS + loading + warmup + baseline + passes * expected.one_pass + idle
 
 
 def duration_text(total: float) -> str:

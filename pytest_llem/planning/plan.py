@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_llem.planning import estimate
+from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.design import Experiment, Point, StudyConfig
 
@@ -55,6 +56,16 @@ class Plan:
         return sum(each.get(experiment.point.id, 0.0) for experiment in self.experiments)
 
     @cached_property
+    def deadlines(self) -> dict[str, float]:
+        """After how many seconds an experiment is ended, by the id of its point; of those alone that can run."""
+        configs = {point.id: point.config for point in self.points if point.id not in self.refused}
+        execution, preflight = self.study.execution, self.preflight
+        return {
+            name: deadline_seconds(config, execution, preflight.footprint(config), preflight.host_of(config))
+            for name, config in configs.items()
+        }
+
+    @cached_property
     def memory_bytes(self) -> float | None:
         """A rough estimate of the memory that the largest of them needs, in bytes; None where it is unknown."""
         sizes = [
@@ -64,7 +75,10 @@ class Plan:
         return max(known) if known and len(known) == len(sizes) else None
 
     def to_json(self) -> str:
-        """Return the plan as JSON text; experiments in run order, estimates null where they are unknown."""
+        """Return the plan as JSON text; experiments in run order, estimates null where they are unknown.
+
+        ``deadline_seconds`` is null for an experiment that is not started.
+        """
         content: dict[str, Any] = {
             "study": self.study.name,
             "study_design_hash": self.study.design_hash,
@@ -81,6 +95,7 @@ class Plan:
                     "index": experiment.index,
                     "cycle": experiment.cycle,
                     "config_hash": experiment.point.config_hash,
+                    "deadline_seconds": self.deadlines.get(experiment.point.id),
                     "skip": experiment.point.skip,
                     "xfail": experiment.point.xfail,
                     "config": experiment.point.config.model_dump(mode="json"),

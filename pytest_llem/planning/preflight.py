@@ -24,6 +24,7 @@ from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.problems import printable
 from pytest_llem.study.runners import is_class, is_container
 
 #: bfloat16 came with this compute capability.
@@ -58,7 +59,7 @@ class Preflight:
     def reason(self, point: Point) -> str | None:
         """Return why *point* cannot run here, in a line that says what to do, or None where nothing is known."""
         if point.config_hash not in self._reasons:
-            self._reasons[point.config_hash] = _one_line("; ".join(self._reasons_of(point.config))) or None
+            self._reasons[point.config_hash] = printable("; ".join(self._reasons_of(point.config))) or None
         return self._reasons[point.config_hash]
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
@@ -99,7 +100,7 @@ class Preflight:
         yield from self._lacking(config)
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
-        """Return what the interpreter of an engine has, or why it cannot be used; None for this one, or unasked."""
+        """Return what the interpreter of an engine has, or why it cannot be used; None for this one."""
         if backend not in self._interpreters:
             self._interpreters[backend] = self._ask(backend)
         return self._interpreters[backend]
@@ -177,11 +178,6 @@ def rough_seconds(
 def _module(engine_class: str) -> str:
     """Return the outermost module of ``package.module:Class``."""
     return engine_class.partition(":")[0].partition(".")[0]
-
-
-def _one_line(text: str) -> str:
-    """Return *text* with what no terminal should be sent, such as a line break in a model's name, spelt out."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def gib(size: float) -> str:

@@ -35,6 +35,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += ", time unknown"
     elif plan.seconds:
         text += f", about {duration_text(plan.seconds)}"
+    if plan.deadlines:
+        text += f" · deadline {_deadline(plan)}"
     if study.excluded:
         text += f" · {counted(len(study.excluded), 'combination')} left out"
     if plan.memory_bytes is not None:
@@ -46,6 +48,19 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     lines += _grouped("preflight, will fail", plan.refused.items())
     lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
     return lines
+
+
+def _deadline(plan: Plan) -> str:
+    """Return when experiments are ended: ``9 min each``, ``9–45 min each``, or as it was given."""
+    each = " each" if len(plan.experiments) > 1 else ""
+    given = plan.study.execution.experiment_timeout_seconds
+    if given is not None:
+        return f"{given:,.15g} s{each} (given)"
+    first, last = (duration_text(end(plan.deadlines.values())) for end in (min, max))
+    if first != last:
+        number, _, unit = first.partition(" ")
+        last = f"{number if last.endswith(f' {unit}') else first}–{last}"
+    return f"{last}{each}"
 
 
 def _grouped(what: str, named: Iterable[tuple[str, str]]) -> list[str]:

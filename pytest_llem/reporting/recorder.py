@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.options import STUDIES, YAML_SUFFIXES, Settings
+from pytest_llem.board import STOPPED
+from pytest_llem.options import BOARD, STUDIES, YAML_SUFFIXES, Settings
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
 from pytest_llem.results.models import ErrorRecord, ExperimentResult, StudyStatus
@@ -32,15 +34,20 @@ class Recorder:
     def __init__(self, config: pytest.Config, runs: Mapping[str, StudyRun]) -> None:
         self._config = config
         self._by_file = runs
-        self._by_node: dict[str, tuple[StudyRun, Experiment]] = {
-            node_id: (run, experiment) for run in self.runs for node_id, experiment in run.selected.items()
+        self._by_node: dict[str, tuple[str, StudyRun, Experiment]] = {
+            node_id: (file, run, experiment)
+            for file, run in runs.items()
+            for node_id, experiment in run.selected.items()
         }
         self._by_identity = {
-            (file, experiment.id): (run, experiment)
+            (file, experiment.id): (file, run, experiment)
             for file, run in runs.items()
             for experiment in run.study.experiments
         }
         self._interrupted = False
+        #: Failures in a row, and the studies that were stopped for them.
+        self._in_a_row: Counter[str] = Counter()
+        self._stopped: set[str] = set()
         self._lost: list[str] = []
 
     @classmethod
@@ -80,7 +87,7 @@ class Recorder:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if nodeid in self._by_node:
-            run, experiment = self._by_node[nodeid]
+            _, run, experiment = self._by_node[nodeid]
             with suppress(OSError):  # what cannot be written now fails the experiment when its result comes
                 run.started(experiment)
 
@@ -93,10 +100,11 @@ class Recorder:
                 report.outcome = "failed"
                 report.longrepr = "the recorder knows of no such experiment, so its result is not saved"
             return
-        run, experiment = found
+        file, run, experiment = found
         try:
             if payload and payload["result"]:
                 result = run.completed(experiment, payload)
+                self._in_a_row[file] = 0
                 self._tell_finished(result, report)
             elif payload:
                 error = ErrorRecord.model_validate(payload["error"])
@@ -104,17 +112,32 @@ class Recorder:
                     run.skipped(experiment, _skip_reason(report), error)
                 else:
                     run.failed(experiment, error, payload["worker"])
+                    self._count_failure(file, error, report)
             elif report.skipped:
                 run.skipped(experiment, _skip_reason(report))
             elif report.failed:  # in set-up or tear-down, or its xdist worker died
-                run.failed(experiment, _outside(report))
+                error = _outside(report)
+                run.failed(experiment, error)
+                self._count_failure(file, error, report)
         except (OSError, ValueError) as error:  # ValueError: no ExperimentResult, says pydantic
             # A measurement that could not be saved is no success, whatever the item came to.
             report.outcome = "failed"
             report.longrepr = f"the result could not be saved: {error}"
             run.unsaved(experiment, str(error))
 
-    def _place(self, payload: dict[str, Any]) -> tuple[StudyRun, Experiment] | None:
+    def _count_failure(self, file: str, error: ErrorRecord, report: pytest.TestReport) -> None:
+        """Stop the study where too many of its experiments failed in a row."""
+        limit = self._by_file[file].study.execution.max_consecutive_failures
+        # One that will be run again has not failed yet, and what preflight knew says nothing of the others.
+        if limit is None or report.outcome != "failed" or error.kind in ("preflight", "interrupted"):
+            return
+        self._in_a_row[file] += 1
+        if self._in_a_row[file] == limit:
+            self._stopped.add(file)
+            reason = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
+            self._config.stash[BOARD].post(file, STOPPED, reason)
+
+    def _place(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
         """Return the experiment that a payload says it is from, whatever its item is called."""
         return self._by_identity.get((payload["file"], payload["experiment_id"]))
 
@@ -126,15 +149,17 @@ class Recorder:
             report.outcome = "failed"
             report.longrepr = f"pytest_llem_experiment_finished: {_said(error)}"
 
-    def pytest_keyboard_interrupt(self) -> None:
-        self._interrupted = True
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # Under xdist, -x and --maxfail end here too, with an exception derived from this one.
+        self._interrupted = excinfo.type is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
 
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        interrupted = self._interrupted or exitstatus == pytest.ExitCode.INTERRUPTED
-        ending: StudyStatus = "interrupted" if interrupted else "aborted"
-        for run in self.runs:
+    @pytest.hookimpl(tryfirst=True)  # not after what may take long, or has no terminal any more to write to
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        ending: StudyStatus = "interrupted" if self._interrupted else "aborted"
+        for file, run in self._by_file.items():
+            whole = run.is_done() and file not in self._stopped
             try:
-                result = run.finish("completed" if run.is_done() else ending)
+                result = run.finish("completed" if whole else ending)
             except OSError as error:
                 self._lost.append(f"{run.study.name}: the study's result could not be saved: {error}")
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -174,6 +199,8 @@ def _outside(report: pytest.TestReport) -> ErrorRecord:
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = (crash.message if crash else report.longreprtext).strip().splitlines() or ["no reason was given"]
     message = lines[0] if crash else lines[-1]
+    if "from pytest-timeout" in message:
+        return ErrorRecord(kind="timeout", type="Timeout", message=message.removeprefix("Failed: "), phase=when)
     if when == "???":
         return ErrorRecord(kind="crash", type="WorkerCrash", message=message)
     return ErrorRecord(kind="exception", type="Error", message=message, phase=when)

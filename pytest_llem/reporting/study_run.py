@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pytest_llem.results.models import (
     StudyResult,
     StudyStatus,
 )
-from pytest_llem.results.study_result import build_study_result
+from pytest_llem.results.study_result import DESIGN, RESULT_LOST, build_study_result, study_design
 from pytest_llem.study.design import Experiment, StudyConfig
 
 
@@ -81,6 +80,8 @@ class StudyRun:
             environment=host_environment(),
             experiments=entries,
         )
+        # Before the manifest: who finds one can read the rest.
+        write_atomically(directory / DESIGN, study_design(study, manifest).model_dump_json() + "\n")
         return cls(study, directory, selected, ManifestWriter(directory, manifest))
 
     @property
@@ -126,24 +127,15 @@ class StudyRun:
         Raises:
             OSError: Either could not be written.
         """
-        results = {}
-        for entry in self.entries:
-            if entry.status == "completed" and entry.result_file:
-                file = self.directory / entry.result_file
-                try:
-                    content = file.read_bytes()
-                    if hashlib.sha256(content).hexdigest() != entry.result_sha256:
-                        raise ValueError("no longer what was written")
-                    results[entry.experiment_id] = ExperimentResult.model_validate_json(content)
-                except (OSError, ValueError):  # pydantic's ValidationError is a ValueError
-                    message = f"{entry.result_file} is gone, or no longer what was written"
-                    self.lost.append(message)
-                    entry.status = "failed"
-                    entry.error = ErrorRecord(kind="exception", type="ResultLost", message=message)
-                    entry.result_file = entry.result_sha256 = None
         self.writer.finish(status)
-        self.result = build_study_result(self.study, self.writer.manifest, results)
+        manifest = self.writer.manifest
+        self.result = build_study_result(study_design(self.study, manifest), manifest, self.directory)
+        self.lost = [one.error.message for one in self.entries if one.error and one.error.type == RESULT_LOST]
+        if self.lost:
+            self.writer.finish(status)
         write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
+        with suppress(OSError):  # the result says all that it says
+            (self.directory / DESIGN).unlink()
         return self.result
 
 
@@ -165,8 +157,12 @@ def _match(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]
 
 def _make_directory(results_dir: Path, name: str) -> Path:
     """Make a directory that nobody else has: with a number where the name is taken."""
-    if not results_dir.exists():  # one that was there before is not ours to hide from git
+    try:
         results_dir.mkdir(parents=True)
+    except FileExistsError:  # a directory that somebody else made is not ours to hide from git
+        if not results_dir.is_dir():
+            raise
+    else:
         (results_dir / ".gitignore").write_text("*\n", encoding="utf-8")
     for number in range(1, 10_000):
         directory = results_dir / (name if number == 1 else f"{name}-{number}")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Warnings shown; the rest are in the results.
 MOST_WARNINGS = 5
 
+#: Rows of the table; laying out 10,000 takes a quarter of a minute, and nobody reads them.
+MOST_POINTS = 200
+
 #: Metric, heading.
 COLUMNS = (
     ("output_tokens_per_second", "out tok/s"),
@@ -45,7 +48,11 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
         return []
     planned = Counter(entry.config_hash for entry in run.entries if entry.status != "deselected")
     shown = [point for point in result.points if point.config_hash in planned]
+    if (left_out := len(shown) - MOST_POINTS) > 0:
+        shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MOST_POINTS]
     lines = _render(_table(shown, planned), width)
+    if left_out > 0:
+        lines.append(f"{counted(left_out, 'more point')} in study_result.json")
     lines.append("")
     if any(point.metrics["seconds"].ci95 for point in shown):
         lines.append("mean over n cycles, ± half of its 95 % interval")

@@ -1,15 +1,30 @@
-"""The manifest: what is done, what is running, what is left, true at every moment."""
+"""The manifest: what is done, what is running, what is left, true at every moment.
+
+``manifest.json`` is the whole state at one time, ``manifest.journal`` what has happened since, a line each: so a
+transition costs the same however many experiments there are. Either is valid whenever the process is killed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyStatus
+from pytest_llem.results.journal import Journal, Line, read_journal
+from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, StudyStatus
+
+#: The state as a whole, and what has happened since.
+MANIFEST, JOURNAL = "manifest.json", "manifest.journal"
+
+#: The manifest is written whole after so many transitions for each of its entries, …
+REFRESH_SHARE = 1 / 64
+
+#: … or when the last time it was is so many times as long ago as it took.
+REFRESH_PAUSE = 100
 
 
 def now() -> str:
@@ -34,25 +49,88 @@ def write_atomically(path: Path, text: str) -> str:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_directory(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a file system that is read-only by now
+            temporary.unlink(missing_ok=True)
         raise
     return hashlib.sha256(content).hexdigest()
 
 
+def _sync_directory(directory: Path) -> None:
+    """Have a file's new name survive a power failure."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Return the state of the study whose results are in *directory*, while it runs or whenever it ended.
+
+    Raises:
+        ValueError: There is no manifest, or what is there is none, or of another major schema version.
+        OSError: It cannot be read.
+    """
+    directory = Path(directory)
+    file = directory / MANIFEST
+    while True:
+        try:
+            before = file.stat()
+            manifest = Manifest.read(file)
+            newer = list(read_journal(directory / JOURNAL, manifest.journal_sequence))
+            after = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(f"{directory}: holds no {MANIFEST}, so no results of a study") from None
+        # The journal is emptied once the manifest holds it: one read before and the other after lack something.
+        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+            break
+    places = {entry.experiment_id: at for at, entry in enumerate(manifest.experiments)}
+    for entry in newer:
+        if entry.experiment_id in places:
+            manifest.experiments[places[entry.experiment_id]] = entry
+    manifest.recount()
+    return manifest
+
+
+def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
+    """Return the ExperimentResult of a completed *entry* as JSON text; None where it is not there whole."""
+    if entry.status != "completed" or entry.result_file is None:
+        return None
+    try:
+        content = (Path(directory) / entry.result_file).read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest() != entry.result_sha256:
+        return None
+    return content.decode()
+
+
 class ManifestWriter:
-    """Keeps ``manifest.json`` in step with the study, one atomic write a transition.
+    """Keeps the manifest in step with the study.
+
+    The truth is in memory: what could not be written is written with the next transition that can be.
 
     Args:
         directory: The study's results directory; it exists.
         manifest: The state to start from; written at once.
+
+    Raises:
+        OSError: It could not be written. So with every transition.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
         self._entries = {entry.experiment_id: entry for entry in manifest.experiments}
-        self._write()
+        self._file = directory / MANIFEST
+        self._journal = Journal(directory / JOURNAL)
+        self._unwritten: dict[str, ManifestEntry] = {}
+        self._transitions = 0  # since the manifest was written whole
+        self._refreshed = self._refresh_took = 0.0
+        manifest.recount()
+        self._refresh()
 
     def entry(self, experiment_id: str) -> ManifestEntry:
         """Return an experiment's entry.
@@ -64,12 +142,11 @@ class ManifestWriter:
 
     def running(self, experiment_id: str) -> None:
         """An experiment starts, for the first time or again."""
-        entry = self.entry(experiment_id)
-        entry.status = "running"
-        entry.started_at = now()
-        entry.completed_at = entry.error = entry.reason = entry.result_file = entry.result_sha256 = None
-        entry.attempt += 1
-        self._write()
+        with self._transition(experiment_id, "running") as entry:
+            entry.started_at = now()
+            entry.completed_at = entry.error = entry.reason = None
+            entry.result_file = entry.result_sha256 = entry.replayed_from = None
+            entry.attempt += 1
 
     def completed(
         self, experiment_id: str, result: str, files: Mapping[str, str], *, worker: str | None, device: str | None
@@ -84,41 +161,52 @@ class ManifestWriter:
             device: What it ran on.
 
         Raises:
-            OSError: It could not be saved; the entry is unchanged.
+            OSError: It could not be saved, and the entry is unchanged; or that could not be written down.
         """
-        entry = self.entry(experiment_id)
-        stem = f"experiments/{entry.config_hash}-c{entry.cycle}"
-        (self.directory / "experiments").mkdir(exist_ok=True)
-        for suffix, content in files.items():
-            write_atomically(self.directory / f"{stem}.{suffix}", content)
-        entry.result_sha256 = write_atomically(self.directory / f"{stem}.json", result)
-        entry.result_file = f"{stem}.json"
-        entry.worker, entry.device = worker, device
-        entry.error = None
-        entry.status = "completed"
-        entry.completed_at = now()
-        self._write()
+        self._complete(experiment_id, result, files, worker=worker, device=device)
+
+    def replayed(
+        self,
+        experiment_id: str,
+        result: str,
+        files: Mapping[str, str],
+        source: str,
+        *,
+        worker: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        """An experiment has a result from an earlier run: save it here too, and say where it is from.
+
+        Args:
+            experiment_id: Which one.
+            result: The ExperimentResult as JSON text.
+            files: Further files by suffix (``requests.csv``), text.
+            source: Name of the results directory it was taken from.
+            worker: The xdist worker that ran it.
+            device: What it ran on.
+
+        Raises:
+            OSError: As for :meth:`completed`.
+        """
+        self._complete(experiment_id, result, files, worker=worker, device=device, source=source)
 
     def failed(self, experiment_id: str, error: ErrorRecord, *, worker: str | None = None) -> None:
         """An experiment has no result, and why."""
-        entry = self.entry(experiment_id)
-        entry.status = "failed"
-        entry.error = error
-        entry.worker = worker
-        entry.result_file = entry.result_sha256 = None
-        entry.completed_at = now()
-        self._write()
+        with self._transition(experiment_id, "failed") as entry:
+            entry.error = error
+            entry.worker = worker
+            entry.result_file = entry.result_sha256 = entry.replayed_from = None
+            entry.completed_at = now()
 
     def skipped(self, experiment_id: str, reason: str, error: ErrorRecord | None = None) -> None:
         """pytest skipped an experiment; or it failed with *error*, as was expected."""
-        entry = self.entry(experiment_id)
-        entry.status, entry.reason, entry.error = "skipped", reason, error
-        if error is not None:
-            entry.completed_at = now()
-        self._write()
+        with self._transition(experiment_id, "skipped") as entry:
+            entry.reason, entry.error = reason, error
+            if error is not None:
+                entry.completed_at = now()
 
     def finish(self, status: StudyStatus) -> None:
-        """The study ends; an experiment caught running is interrupted."""
+        """The study ends; an experiment caught running is interrupted. No journal is left."""
         for entry in self.manifest.experiments:
             if entry.status == "running":
                 entry.status = "failed"
@@ -128,12 +216,77 @@ class ManifestWriter:
                 entry.completed_at = now()
         self.manifest.status = status
         self.manifest.completed_at = now()
-        self._write()
+        self.manifest.recount()
+        self._refresh()
+        self._journal.remove()
 
-    def _write(self) -> None:
-        manifest = self.manifest
-        count = Counter(entry.status for entry in manifest.experiments)
-        manifest.completed, manifest.failed = count["completed"], count["failed"]
-        manifest.skipped = count["skipped"]
-        manifest.pending = count["pending"] + count["running"]
-        write_atomically(self.directory / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
+    def _complete(
+        self,
+        experiment_id: str,
+        result: str,
+        files: Mapping[str, str],
+        *,
+        worker: str | None,
+        device: str | None,
+        source: str | None = None,
+    ) -> None:
+        found = self.entry(experiment_id)
+        stem = f"experiments/{found.config_hash}-c{found.cycle}"
+        (self.directory / "experiments").mkdir(exist_ok=True)
+        for suffix, content in files.items():
+            write_atomically(self.directory / f"{stem}.{suffix}", content)
+        digest = write_atomically(self.directory / f"{stem}.json", result)
+        with self._transition(experiment_id, "completed") as entry:
+            entry.result_file, entry.result_sha256 = f"{stem}.json", digest
+            entry.worker, entry.device = worker, device
+            entry.replayed_from = source
+            entry.error = None
+            entry.completed_at = now()
+
+    @contextmanager
+    def _transition(self, experiment_id: str, status: EntryStatus) -> Iterator[ManifestEntry]:
+        """Let the caller change an entry, then count it and write it down."""
+        entry = self.entry(experiment_id)
+        yield entry
+        self._count(entry.status, -1)
+        entry.status = status
+        self._count(status, 1)
+        self._unwritten[experiment_id] = entry
+        self._transitions += 1
+        one, other = (self._refresh, self._append) if self._is_due() else (self._append, self._refresh)
+        try:
+            one()
+        except OSError:
+            other()
+
+    def _count(self, status: EntryStatus, change: int) -> None:
+        counter = "pending" if status == "running" else status
+        if counter != "deselected":
+            setattr(self.manifest, counter, getattr(self.manifest, counter) + change)
+
+    def _is_due(self) -> bool:
+        return (
+            self._transitions >= len(self._entries) * REFRESH_SHARE
+            or time.monotonic() - self._refreshed >= self._refresh_took * REFRESH_PAUSE
+            or not self._file.is_file()
+        )
+
+    def _append(self) -> None:
+        lines = []
+        for entry in self._unwritten.values():
+            self.manifest.journal_sequence += 1
+            lines.append(Line(sequence=self.manifest.journal_sequence, entry=entry))
+        self._journal.append(lines, durable=any(line.entry.completed_at for line in lines))
+        self._unwritten.clear()
+
+    def _refresh(self) -> None:
+        """Write the manifest whole. What fails is not tried again at every transition, or each would take long."""
+        begun = time.monotonic()
+        self._transitions = 0
+        try:
+            write_atomically(self._file, self.manifest.model_dump_json(indent=1) + "\n")
+        finally:
+            self._refreshed = time.monotonic()
+            self._refresh_took = self._refreshed - begun
+        self._unwritten.clear()
+        self._journal.clear()

@@ -5,8 +5,9 @@ Readers accept files of the same major schema version.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,7 +15,7 @@ from pytest_llem.results.metrics import Metric
 from pytest_llem.results.statistics import Summary
 
 #: Major.minor. A minor version only adds fields.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
@@ -27,6 +28,42 @@ class Record(BaseModel):
 
     # Fields may be called model_…, which pydantic before 2.10 warns of.
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Document(Record):
+    """A record that is a file of its own, and says by which schema it was written."""
+
+    schema_version: str = SCHEMA_VERSION
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read what *file* holds.
+
+        Raises:
+            ValueError: It is no such document, or one of another major schema version.
+            OSError: It cannot be read.
+        """
+        content = file.read_bytes()
+        try:
+            found = cls.model_validate_json(content)
+            version, reason = found.schema_version, None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            version, reason = _version(content), f"{where}: {first['msg']}"
+        if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+            raise ValueError(f"{file}: schema version {version} cannot be read here (this is {SCHEMA_VERSION})")
+        if reason is not None:
+            raise ValueError(f"{file}: not a {cls.__name__}: {reason}")
+        return found
+
+
+def _version(content: bytes) -> str:
+    """Return the schema version of a document that is not as expected; ours where it says none."""
+    try:
+        return Document.model_validate_json(content).schema_version
+    except ValidationError:
+        return SCHEMA_VERSION
 
 
 class ErrorRecord(Record):
@@ -192,14 +229,13 @@ class DeviceEnergy(Record):
     reason: str | None = None
 
 
-class ExperimentResult(Record):
+class ExperimentResult(Document):
     """One point measured in one cycle.
 
     ``metrics`` holds every name of :data:`pytest_llem.results.metrics.CATALOGUE`; one that could not be had is
     null with its reason. Totals are per pass over the prompts. ``gap`` is null where no study was run.
     """
 
-    schema_version: str = SCHEMA_VERSION
     pytest_llem_version: str
     identity: Identity
     effective_config: dict[str, Any]
@@ -218,8 +254,10 @@ class ExperimentResult(Record):
 
 
 class ManifestEntry(Record):
-    """One experiment of the manifest. ``result_file`` is relative to the manifest; ``reason`` says why it was
-    skipped, or expected to fail.
+    """One experiment of the manifest.
+
+    ``result_file`` is relative to the manifest; ``reason`` says why it was skipped, or expected to fail;
+    ``replayed_from`` names the results directory that its result was taken from, where it was not run again.
     """
 
     experiment_id: str
@@ -236,12 +274,16 @@ class ManifestEntry(Record):
     attempt: int = 0
     worker: str | None = None
     device: str | None = None
+    replayed_from: str | None = None
 
 
-class Manifest(Record):
-    """The checkpoint of a study: valid at every moment."""
+class Manifest(Document):
+    """The checkpoint of a study: valid at every moment.
 
-    schema_version: str = SCHEMA_VERSION
+    While the study runs, ``manifest.journal`` beside it may hold transitions after ``journal_sequence``:
+    :func:`pytest_llem.results.manifest.read_manifest` reads both.
+    """
+
     study_name: str
     study_design_hash: str
     pytest_llem_version: str
@@ -253,17 +295,25 @@ class Manifest(Record):
     failed: int = 0
     skipped: int = 0
     pending: int = 0
+    journal_sequence: int = 0
     environment: dict[str, Any] = Field(default_factory=dict)
     experiments: list[ManifestEntry]
 
+    def recount(self) -> None:
+        """Set the counters to what the entries say."""
+        count = Counter(entry.status for entry in self.experiments)
+        self.completed, self.failed, self.skipped = count["completed"], count["failed"], count["skipped"]
+        self.pending = count["pending"] + count["running"]
+
 
 class StudySummary(Record):
-    """The study in five figures.
+    """The study in a few figures.
 
     Attributes:
         total: Experiments that were to run.
         completed: Of them, completed.
         failed: Of them, failed.
+        replayed: Of the completed ones, those whose result was taken from an earlier run.
         wall_seconds: From first start to last end.
         energy_j: Sum over the measured windows, null where any has none or boundaries differ.
         method: The weakest method in that sum.
@@ -272,6 +322,7 @@ class StudySummary(Record):
     total: int
     completed: int
     failed: int
+    replayed: int = 0
     wall_seconds: float
     energy_j: float | None = None
     method: str | None = None
@@ -295,10 +346,9 @@ class PointResult(Record):
     metrics: dict[str, Summary]
 
 
-class StudyResult(Record):
+class StudyResult(Document):
     """The outcome of a study."""
 
-    schema_version: str = SCHEMA_VERSION
     pytest_llem_version: str
     name: str
     study_design_hash: str
@@ -316,21 +366,17 @@ class StudyResult(Record):
     def load(cls, path: str | Path) -> StudyResult:
         """Read a ``study_result.json``, or the one in a results directory.
 
+        Where a run is still going on, or was killed, the directory holds none: the result is then what the
+        experiments that are completed come to, and its status is ``running``.
+
         Raises:
             ValueError: *path* holds no StudyResult, or one of another major schema version.
             OSError: It cannot be read.
         """
+        from pytest_llem.results.study_result import load_unfinished  # it stands on this module
+
         path = Path(path)
-        file = path / "study_result.json" if path.is_dir() else path
-        text = file.read_text(encoding="utf-8")
-        try:
-            result = cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise ValueError(f"{file}: not a StudyResult: {where}: {first['msg']}") from None
-        if result.schema_version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-            raise ValueError(
-                f"{file}: schema version {result.schema_version} cannot be read here (this is {SCHEMA_VERSION})"
-            )
-        return result
+        if not path.is_dir():
+            return cls.read(path)
+        file = path / "study_result.json"
+        return cls.read(file) if file.exists() else load_unfinished(path)

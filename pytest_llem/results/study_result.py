@@ -1,15 +1,22 @@
-"""From the manifest and the experiments' results to the StudyResult."""
+"""From the manifest and the experiments' results to the StudyResult.
+
+Results are read a point at a time and dropped once they are summarised: a study may have 20,000 of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from pytest_llem.results.metrics import CATALOGUE, Metric, weakest
+from pytest_llem.results.manifest import read_manifest, stored_result
+from pytest_llem.results.metrics import CATALOGUE, Method, Metric, weakest
 from pytest_llem.results.models import (
+    ErrorRecord,
     ExperimentResult,
     Manifest,
+    ManifestEntry,
     PointResult,
     StudyResult,
     StudySummary,
@@ -17,48 +24,146 @@ from pytest_llem.results.models import (
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.study.design import StudyConfig
 
+#: What a study is, written once at its start: a StudyResult without results.
+DESIGN = "study_design.json"
 
-def build_study_result(
-    study: StudyConfig, manifest: Manifest, results: Mapping[str, ExperimentResult]
-) -> StudyResult:
-    """Return the outcome of *study*.
+#: Type of the error of an experiment whose result was saved, and is not there any more.
+RESULT_LOST = "ResultLost"
 
-    Args:
-        study: What was to be run.
-        manifest: What became of it.
-        results: By experiment id, those that completed.
-    """
-    ordered = [results[entry.experiment_id] for entry in manifest.experiments if entry.experiment_id in results]
-    by_point: dict[str, list[ExperimentResult]] = {}
-    for result in ordered:
-        by_point.setdefault(result.identity.config_hash, []).append(result)
+
+_NO_CYCLE = "no completed cycle"
+
+#: The statistics of a point that has no result, for all such points: there may be 10,000.
+_NOTHING = {
+    name: Summary(mean=None, n=0, unit=definition.unit, reason=_NO_CYCLE) for name, definition in CATALOGUE.items()
+}
+
+
+def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
+    """Return what can be said of *study* before anything has run: a StudyResult without results."""
     return StudyResult(
         pytest_llem_version=manifest.pytest_llem_version,
         name=study.name,
         study_design_hash=study.design_hash,
-        status=manifest.status,
-        summary=_summary(manifest, ordered),
+        status="running",
+        summary=StudySummary(total=manifest.total_experiments, completed=0, failed=0, wall_seconds=0.0),
         points=[
             PointResult(
                 id=point.id,
                 axes=point.axes,
                 config=point.config.model_dump(mode="json"),
                 config_hash=point.config_hash,
-                metrics=summarise(by_point.get(point.config_hash, [])),
+                metrics={},
             )
             for point in study.points
         ],
-        experiments=manifest.experiments,
+        experiments=[],
         excluded=[{"axes": left_out.axes, "reason": left_out.reason} for left_out in study.excluded],
         measurement_protocol=_protocol(study),
-        environment=ordered[0].environment if ordered else manifest.environment,
-        result_files=[entry.result_file for entry in manifest.experiments if entry.result_file],
-        warnings=_warnings(ordered),
+        environment=manifest.environment,
     )
+
+
+def build_study_result(design: StudyResult, manifest: Manifest, directory: Path) -> StudyResult:
+    """Return *design* with its results.
+
+    Args:
+        design: What was to be run; taken over.
+        manifest: What became of it. An experiment whose result is not there whole is made a failed one.
+        directory: The study's results directory.
+    """
+    by_point: dict[str, list[ManifestEntry]] = {}
+    for entry in manifest.experiments:
+        if entry.status == "completed":
+            by_point.setdefault(entry.config_hash, []).append(entry)
+    found = _Findings()
+    for point in design.points:
+        cycles = [_result(directory, entry) for entry in by_point.get(point.config_hash, ())]
+        results = [cycle for cycle in cycles if cycle is not None]
+        point.metrics = summarise(results)
+        for result in results:
+            found.add(result)
+    manifest.recount()
+    design.status = manifest.status
+    design.summary = _summary(manifest, found)
+    design.experiments = manifest.experiments
+    design.environment = found.environment or manifest.environment
+    design.result_files = [entry.result_file for entry in manifest.experiments if entry.result_file]
+    design.warnings = found.said()
+    return design
+
+
+def load_unfinished(directory: Path) -> StudyResult:
+    """Return what a run that is not at its end, or never came to it, has found so far.
+
+    Raises:
+        ValueError: *directory* holds no results of a study.
+        OSError: They cannot be read.
+    """
+    manifest = read_manifest(directory)
+    try:
+        design = StudyResult.read(directory / DESIGN)
+    except FileNotFoundError:
+        raise ValueError(f"{directory}: holds neither study_result.json nor {DESIGN}") from None
+    return build_study_result(design, manifest, directory)
+
+
+def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
+    text = stored_result(directory, entry)
+    try:
+        if text is not None:
+            return ExperimentResult.model_validate_json(text)
+    except ValueError:  # pydantic's ValidationError is one
+        pass
+    message = f"{entry.result_file} is gone, or no longer what was written"
+    entry.status = "failed"
+    entry.error = ErrorRecord(kind="exception", type=RESULT_LOST, message=message)
+    entry.result_file = entry.result_sha256 = None
+    return None
+
+
+class _Findings:
+    """What is kept of each result, once it is summarised.
+
+    Attributes:
+        environment: The first result's.
+        count: Of results.
+        known: The windows' energies, in J, as far as they are known.
+        boundaries: What those cover.
+        methods: How they were obtained.
+        warnings: The experiments that each concerns.
+    """
+
+    def __init__(self) -> None:
+        self.environment: dict[str, Any] = {}
+        self.count = 0
+        self.known: list[float] = []
+        self.boundaries: set[str | None] = set()
+        self.methods: set[Method | None] = set()
+        self.warnings: dict[str, list[str]] = {}
+
+    def add(self, result: ExperimentResult) -> None:
+        self.count += 1
+        self.environment = self.environment or result.environment
+        self.boundaries.add(result.metrics["energy_j"].boundary)
+        self.methods.add(result.metrics["energy_j"].method)
+        if result.window.window_energy_j is not None:
+            self.known.append(result.window.window_energy_j)
+        for warning in result.warnings:
+            self.warnings.setdefault(warning, []).append(result.identity.experiment_id)
+
+    def said(self) -> list[str]:
+        """Return each warning once, with the experiments it concerns unless it concerns all."""
+        return [
+            warning if len(ids) == self.count else f"{warning} ({_named(ids)})"
+            for warning, ids in self.warnings.items()
+        ]
 
 
 def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
     """Return the statistics of every metric over a point's *cycles*."""
+    if not cycles:
+        return _NOTHING
     return {
         name: _summarise([cycle.metrics[name] for cycle in cycles if name in cycle.metrics], name)
         for name in CATALOGUE
@@ -70,7 +175,7 @@ def _summarise(figures: Sequence[Metric], name: str) -> Summary:
     values = [figure.value for figure in figures if figure.value is not None]
     if not values:
         reasons = [figure.reason for figure in figures if figure.reason]
-        return Summary(mean=None, n=0, unit=unit, reason=reasons[0] if reasons else "no completed cycle")
+        return Summary(mean=None, n=0, unit=unit, reason=reasons[0] if reasons else _NO_CYCLE)
     boundaries = {figure.boundary for figure in figures if figure.value is not None}
     mean, sd, interval = mean_interval(values)
     return Summary(
@@ -85,31 +190,20 @@ def _summarise(figures: Sequence[Metric], name: str) -> Summary:
     )
 
 
-def _summary(manifest: Manifest, results: Sequence[ExperimentResult]) -> StudySummary:
-    figures = [result.metrics["energy_j"] for result in results]
-    energies = [result.window.window_energy_j for result in results]
-    known = [energy for energy in energies if energy is not None]
-    alike = len({figure.boundary for figure in figures}) == 1 and len(known) == len(energies)
+def _summary(manifest: Manifest, found: _Findings) -> StudySummary:
+    alike = len(found.boundaries) == 1 and len(found.known) == found.count
     ended = [entry.completed_at for entry in manifest.experiments if entry.completed_at]
     return StudySummary(
         total=sum(entry.status != "deselected" for entry in manifest.experiments),
         completed=manifest.completed,
         failed=manifest.failed,
+        replayed=sum(
+            entry.status == "completed" and entry.replayed_from is not None for entry in manifest.experiments
+        ),
         wall_seconds=_seconds_between(manifest.started_at, max(ended)) if ended else 0.0,
-        energy_j=sum(known) if alike else None,
-        method=weakest(figure.method for figure in figures) if alike else None,
+        energy_j=sum(found.known) if alike else None,
+        method=weakest(found.methods) if alike else None,
     )
-
-
-def _warnings(results: Sequence[ExperimentResult]) -> list[str]:
-    """Return each warning once, with the experiments it concerns unless it concerns all."""
-    concerned: dict[str, list[str]] = {}
-    for result in results:
-        for warning in result.warnings:
-            concerned.setdefault(warning, []).append(result.identity.experiment_id)
-    return [
-        warning if len(ids) == len(results) else f"{warning} ({_named(ids)})" for warning, ids in concerned.items()
-    ]
 
 
 def _named(ids: Sequence[str]) -> str:

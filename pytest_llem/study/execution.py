@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,10 +32,15 @@ class ExecutionConfig(NullableSection):
         experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
             and as idle as before the first one. Default ``auto``.
         cycle_gap_seconds: Idle time before a new cycle, in seconds, where that is longer. Default 0.
-        experiment_timeout_seconds: End an experiment that takes longer, in seconds from the start of its process.
-            Default null: never.
+        experiment_timeout_seconds: End an experiment that takes longer, in seconds from the start of its process;
+            the download of a model does not count. Default null: computed from the model's size, the prompts and
+            the tokens, as the plan shows it.
+        max_consecutive_failures: Once this many experiments have failed in a row, the study's others are skipped;
+            null for never. Default 5.
         skip_preflight: Let experiments start without looking first whether they can run. Default false.
     """
+
+    NULL_MEANS: ClassVar[frozenset[str]] = frozenset({"max_consecutive_failures"})
 
     n_cycles: int | None = Field(None, ge=1)
     cycle_order: CycleOrder = "shuffled"
@@ -43,6 +48,7 @@ class ExecutionConfig(NullableSection):
     experiment_gap_seconds: Gap = "auto"
     cycle_gap_seconds: float = Field(0.0, ge=0)
     experiment_timeout_seconds: float | None = Field(None, gt=0)
+    max_consecutive_failures: int | None = Field(5, ge=1)
     skip_preflight: bool = False
 
 
@@ -69,6 +75,7 @@ class Overrides:
         no_gaps: No idle time between experiments.
         strict: A combination that is left out is an error.
         max_experiments: A study of more is an error, or None for no such limit.
+        timeout_seconds: Deadline of every experiment, in seconds, or None for the file's.
     """
 
     n_cycles: int | None = None
@@ -76,3 +83,4 @@ class Overrides:
     no_gaps: bool = False
     strict: bool = False
     max_experiments: int | None = None
+    timeout_seconds: float | None = None

@@ -153,6 +153,8 @@ def _read_execution(document: Document, overrides: Overrides) -> tuple[Execution
         changes["cycle_order"] = overrides.cycle_order
     if overrides.no_gaps:
         changes |= {"experiment_gap_seconds": 0.0, "cycle_gap_seconds": 0.0}
+    if overrides.timeout_seconds is not None:
+        changes["experiment_timeout_seconds"] = overrides.timeout_seconds
     return execution.model_copy(update=changes), []
 
 

@@ -72,6 +72,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 62 else f"{text[:57]}..."
 
 
+def printable(text: str) -> str:
+    """Return *text* with what no terminal should be sent, such as a line break in a model's name, spelt out."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 @lru_cache(maxsize=1024)  # a wrong key is looked up once for every point of the sweep
 def did_you_mean(given: str, known: tuple[str, ...]) -> str:
     """Return `` (did you mean …?)`` for a misspelt name, or nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -26,12 +26,20 @@ class Section(BaseModel):
 
 
 class NullableSection(Section):
-    """A section in which null stands for a field's default, whatever the field."""
+    """A section in which null stands for a field's default, whatever the field.
+
+    Attributes:
+        NULL_MEANS: Those fields in which it is a value of its own.
+    """
+
+    NULL_MEANS: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_the_default(cls, data: Any) -> Any:
-        return {key: one for key, one in data.items() if one is not None} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        return {key: one for key, one in data.items() if one is not None or key in cls.NULL_MEANS}
 
 
 def field_docs(section: type[BaseModel]) -> dict[str, str]:

@@ -64,7 +64,8 @@ def _long_message():
 
 def _hold_the_lock():
     """Sleep in native code that does not let go of the interpreter's lock."""
-    ctypes.PyDLL(None).sleep(3600)
+    while True:  # a signal ends it
+        ctypes.PyDLL(None).sleep(3600)
 
 
 def _allocate():
@@ -118,6 +119,8 @@ FAULTS = {
     "real segv": lambda: ctypes.string_at(0),
     "pour": lambda: [os.write(1, b"x" * 1_000_000) for _ in range(1000)],
     "raise": _raise,
+    "say": lambda: print("a word from the engine"),
+    "say and raise": lambda: (print("a word from the engine"), _raise()),
     "memory": lambda: (_ for _ in ()).throw(MemoryError("no more")),
     "exit": lambda: sys.exit(3),
     "_exit": lambda: os._exit(7),
@@ -190,7 +193,7 @@ class NoopEngine:
             raise ValueError("not the first time")
         if folder := self.options.get("family"):
             _family(folder)
-        FAULTS.get(self.options.get("fault"), lambda: None)()
+        FAULTS.get(self.options.get("fault", "none").strip(), lambda: None)()
         time.sleep(self.options.get("seconds", 0))
         return time.perf_counter()
 

@@ -1,0 +1,61 @@
+"""What the recorder tells the processes that run experiments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+#: Topics: why no more of a study's experiments are run, in words.
+STOPPED = "stopped"
+
+
+class Board:
+    """Notices by study and topic, put up by the one who records and read by those who run.
+
+    In a session of one process they stay in memory. Under xdist controller and workers share a folder, which is
+    made with the first notice.
+
+    Args:
+        session: What xdist calls the session, the same in all of its processes; None where there is but one.
+    """
+
+    def __init__(self, session: str | None = None) -> None:
+        self._folder = Path(tempfile.gettempdir(), f"llem-board-{session}") if session else None
+        self._notices: dict[str, Any] = {}
+
+    def post(self, study: str, topic: str, content: Any) -> None:
+        """Put up *content*, plain data, in place of what was there.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        name = _name(study, topic)
+        self._notices[name] = content
+        if self._folder is not None:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            temporary = self._folder / f".{name}"
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+            temporary.replace(self._folder / name)
+
+    def read(self, study: str, topic: str) -> Any:
+        """Return what was put up, None where nothing was."""
+        name = _name(study, topic)
+        if name not in self._notices and self._folder is not None:
+            try:
+                self._notices[name] = json.loads((self._folder / name).read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                return None
+        return self._notices.get(name)
+
+    def close(self) -> None:
+        """Take everything down."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _name(study: str, topic: str) -> str:
+    return f"{hashlib.sha256(study.encode()).hexdigest()[:16]}-{topic}.json"

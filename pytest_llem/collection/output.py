@@ -1,0 +1,37 @@
+"""What becomes of what an experiment's process writes: kept for the report, or passed on as it comes."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Callable
+
+import pytest
+
+
+def passed_on(config: pytest.Config) -> Callable[[bytes], None]:
+    """Return what takes an experiment's output as it comes: with ``-s`` it goes on to the terminal."""
+    if not _is_live(config):
+        return lambda chunk: None
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def write(chunk: bytes) -> None:
+        sys.stdout.write(decoder.decode(chunk))
+        sys.stdout.flush()
+
+    return write
+
+
+def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
+    """Put *output* on the item's report, where anybody will see it there.
+
+    pytest keeps sections to the end of the session: of thousands of experiments that passed, it need not.
+    """
+    seen = failed or {"P", "A"} & set(item.config.getoption("reportchars", ""))
+    if output.strip() and seen and not _is_live(item.config):
+        item.add_report_section("call", "experiment output", output)
+
+
+def _is_live(config: pytest.Config) -> bool:
+    """Whether ``-s`` was given, in a process that has a terminal."""
+    return bool(config.option.capture == "no") and not hasattr(config, "workerinput")

@@ -1,0 +1,44 @@
+"""SIGKILL of the pytest process, five hundred times at random moments of a study of 40 experiments.
+
+    python tests/benchmarks/kills.py [--kills 500] [--longest 3] [--seed 0] [--at-once]
+
+After each: the manifest parses, every experiment it calls completed has a whole result with the recorded hash,
+none that had finished is lost, and ``StudyResult.load`` reads the directory. It stops at the first where that is
+not so. With ``--at-once`` the experiments take no time, and most kills meet the pytest process as it writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.support.kills import kills, write_study
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--longest", type=float, help="latest moment, in seconds after the first experiment began")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-once", action="store_true")
+    options = parser.parse_args()
+    longest = options.longest or (0.8 if options.at_once else 3.0)
+    total: Counter[str] = Counter()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        write_study(Path(folder), points=2000 if options.at_once else 40, at_once=options.at_once)
+        for number, statuses in enumerate(kills(Path(folder), options.kills, longest, options.seed), start=1):
+            total += statuses
+            if number % 50 == 0 or number == options.kills:
+                said = f"{total['completed']} completed and whole, {total['running']} caught running"
+                print(f"{number} kills in {time.monotonic() - begun:.0f} s: {said}, none lost", flush=True)
+
+
+if __name__ == "__main__":
+    main()

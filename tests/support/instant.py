@@ -1,0 +1,38 @@
+"""A conftest whose experiments are done at once: for what the pytest process does between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RESULTS = Path(__file__).parent.parent / "golden" / "1.0" / "experiments"
+
+CONFTEST = """\
+import json
+from pathlib import Path
+
+from pytest_llem.collection import experiment
+from pytest_llem.isolation.launcher import Outcome
+
+RESULT = json.loads(min(Path({results!r}).glob("*.json")).read_text())
+_count = 0
+
+
+def _instant(job, **_):
+    global _count
+    _count += 1
+    filling = f"{{_count:09}}," * ({payload} // 10)  # a string of its own every time
+    text = json.dumps({{**RESULT, "identity": job.identity, "environment": {{"filling": filling}}}})
+    return Outcome(text, {{"requests.csv": filling + "."}}, output=filling + "!")
+
+
+experiment.run_isolated = _instant
+"""
+
+
+def conftest(payload: int) -> str:
+    """Return its text.
+
+    Args:
+        payload: Bytes in each result, in the file beside it, and in the experiment's output.
+    """
+    return CONFTEST.format(results=str(RESULTS), payload=payload)

@@ -1,0 +1,77 @@
+"""A study whose experiments fail one after the other stops."""
+
+from __future__ import annotations
+
+import pytest
+
+REASON = "3 experiments in a row failed (execution.max_consecutive_failures)"
+
+
+@pytest.fixture
+def write(write_study):
+    """Write a study of these faults, in this order."""
+
+    def write(*faults, limit=3, **changes):
+        execution = {"n_cycles": 1, "cycle_order": "sequential", "max_consecutive_failures": limit}
+        named = [f"{fault}{' ' * number}" for number, fault in enumerate(faults)]  # every point is another
+        write_study(sweep={"noop.fault": named}, execution=execution, **changes)
+
+    return write
+
+
+def _statuses(results):
+    return list(results.statuses().values())
+
+
+def test_the_rest_is_skipped_with_the_reason(pytester, write, results):
+    write("raise", "none", "raise", "kill", "memory", "none", "none")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rs")
+    run.assert_outcomes(failed=4, passed=1, skipped=2)
+    assert _statuses(results) == ["failed", "completed", "failed", "failed", "failed", "skipped", "skipped"]
+    assert results.manifest["experiments"][-1]["reason"] == REASON
+    assert results.manifest["status"] == "aborted"
+    run.stdout.fnmatch_lines([f"SKIPPED*{REASON}"])
+
+
+def test_so_it_is_under_xdist(pytester, write, results):
+    write(*["raise"] * 12)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2")
+    statuses = _statuses(results)
+    assert 3 <= statuses.count("failed") <= 5, "one that has begun is finished"
+    assert statuses.count("skipped") == 12 - statuses.count("failed")
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_by_default_five(pytester, write_study, results):
+    faults = [f"raise{' ' * number}" for number in range(8)]
+    write_study(sweep={"noop.fault": faults}, execution={"n_cycles": 1})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(failed=5, skipped=3)
+
+
+def test_null_never_stops(pytester, write, results):
+    write(*["raise"] * 7, limit=None)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(failed=7)
+    assert results.manifest["status"] == "completed"
+
+
+def test_what_preflight_refuses_counts_for_nothing(pytester, write_study, results):
+    write_study(
+        sweep={"backend": ["noop", "none.of:That", "none.of:This"]},
+        execution={"n_cycles": 1, "cycle_order": "sequential", "max_consecutive_failures": 2},
+        noop=None,
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(failed=2, passed=1)
+    assert results.manifest["status"] == "completed"
+
+
+def test_what_was_expected_to_fail_counts_for_nothing(pytester, write, results):
+    xfail = [{"where": {"fault": ["raise", "raise "]}, "reason": "as ever"}]
+    write("raise", "raise", "raise", limit=2, xfail=xfail)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(xfailed=2, failed=1)
+
+
+def test_another_study_goes_on(pytester, write, write_study, results):
+    write("raise", "raise", "none", limit=2)
+    write_study("other.yaml", name="other", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "other.yaml", "-p", "llem")
+    run.assert_outcomes(failed=2, skipped=1, passed=2)

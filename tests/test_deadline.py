@@ -1,0 +1,271 @@
+"""When an experiment is taken for hung: computed, told in the plan, obeyed, and what overrides it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.estimate import seconds
+from pytest_llem.planning.footprint import from_config
+from pytest_llem.planning.host import Gpu, Host
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.execution import ExecutionConfig
+
+LLAMA_70B = from_config(
+    {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
+)
+LLAMA_1B = from_config(
+    {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    }
+)
+CPU = Host(64 * 2**30)
+GPU = Host(2**40, (Gpu("g", 80 * 2**30, (9, 0)),))
+GPUS = Host(2**40, GPU.gpus * 4)
+NEVER = {"enabled": False}
+
+
+def deadline(model, host=GPU, timeout=None, /, **changes):
+    execution = ExecutionConfig(experiment_timeout_seconds=timeout)
+    return deadline_seconds(ExperimentConfig.model_validate({"model": "m", **changes}), execution, model, host)
+
+
+class TestComputed:
+    def test_seventy_billion_weights_load_for_half_an_hour(self):
+        least = {"n": 1, "max_output_tokens": 1, "warmup": NEVER, "baseline": NEVER}
+        assert LLAMA_70B.parameters == pytest.approx(70.6e9, rel=0.01)
+        loading = deadline(LLAMA_70B, **least) - deadline(LLAMA_1B, **least)
+        assert 29 * 60 <= loading <= 31 * 60
+
+    def test_it_is_the_sum_of_the_docstring(self):
+        # One weight, and nothing to do: 5 min, the window, the floor and the baseline at their face value.
+        nothing = from_config(
+            dict.fromkeys(
+                ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"), 1
+            )
+        )
+        least = {"n": 1, "max_input_tokens": 1, "max_output_tokens": 1, "measurement": {"min_window_seconds": 55}}
+        assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER) == 360
+        assert deadline(nothing, **least, warmup=NEVER, baseline={"duration_seconds": 62}) == 420
+        floor = {"thermal_floor_seconds": 600}
+        assert deadline(nothing, **least, warmup=floor, baseline=NEVER) == 360 + 600
+        assert deadline(nothing, **least, warmup={**floor, "enabled": False}, baseline=NEVER) == 360
+        compiled = {"pytorch": {"torch_compile": True}}
+        assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER, **compiled) == 360 + 1800
+        # An engine of someone else's may compile as it likes.
+        assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER, backend="other") == 360 + 1800
+
+    @pytest.mark.parametrize("host", [CPU, GPU])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"n": 1},
+            {"n": 5000, "pytorch": {"batch_size": 8}},
+            {"max_output_tokens": 2000},
+            {"warmup": {"n_warmup": 100}},
+            {"warmup": {"thermal_floor_seconds": 900.0}},
+            {"measurement": {"min_window_seconds": 3600.0}},
+            {"pytorch": {"load_in_4bit": True, "num_beams": 4}},
+        ],
+    )
+    def test_it_is_far_from_what_is_expected_and_never_below(self, host, changes):
+        config = ExperimentConfig.model_validate({"model": "m", **changes})
+        expected = seconds(config, ExecutionConfig(experiment_gap_seconds=0.0), LLAMA_1B, host)
+        found = deadline(LLAMA_1B, host, **changes)
+        assert found >= expected + 240
+        asked = 0.0
+        if config.warmup.thermal_floor_seconds or config.measurement.min_window_seconds > 10:
+            asked = config.warmup.thermal_floor_seconds + config.measurement.min_window_seconds
+        assert found - asked >= 4 * (expected - asked)
+        assert found % 60 == 0
+
+    def test_it_grows_with_prompts_tokens_and_warm_up(self):
+        usual = deadline(LLAMA_1B)
+        assert deadline(LLAMA_1B, n=1000) > usual
+        assert deadline(LLAMA_1B, max_output_tokens=1000) > usual
+        assert deadline(LLAMA_1B, max_input_tokens=100_000) > usual
+        assert deadline(LLAMA_1B, warmup={"max_prompts": 500}) > usual
+        assert deadline(LLAMA_1B, pytorch={"batch_size": 50}) < usual
+        assert deadline(LLAMA_1B, CPU) > usual
+
+    def test_what_is_quantised_is_read_whole_before(self):
+        least = {"n": 1, "max_output_tokens": 1, "warmup": NEVER}
+        four_bit = deadline(LLAMA_70B, **least, pytorch={"load_in_4bit": True})
+        assert four_bit == pytest.approx(deadline(LLAMA_70B, **least), rel=0.1)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"device_map": "cpu"},
+            {"device_map": {"model": 0, "lm_head": "cpu"}},
+            {"device_map": {"model": "disk"}},
+            {"device_map": "auto", "max_memory": {"0": "1GiB", "cpu": "50GiB"}},
+        ],
+    )
+    def test_what_is_not_on_the_gpu_takes_its_time(self, options):
+        there = deadline(LLAMA_1B, pytorch={"device_map": "auto"})
+        assert there == deadline(LLAMA_1B)
+        assert deadline(LLAMA_1B, pytorch=options) > 5 * there
+
+    def test_so_does_what_does_not_fit_there(self):
+        spread = {"pytorch": {"device_map": "auto"}}
+        assert deadline(LLAMA_70B, GPU, **spread) > 5 * deadline(LLAMA_70B, GPUS, **spread)
+
+    def test_an_unknown_size_gets_two_hours_and_what_is_known(self):
+        least = {"n": 1, "warmup": NEVER, "baseline": NEVER, "measurement": {"min_window_seconds": 0}}
+        assert deadline(None, **least, max_output_tokens=1) == 7200 + 60  # begun minutes count
+        assert deadline(None, **{**least, "n": 6000}, max_output_tokens=20) == 7200 + 6000
+        floored = {**least, "warmup": {"thermal_floor_seconds": 600}}
+        assert deadline(None, **floored, max_output_tokens=1) == 7200 + 60 + 600
+
+    def test_no_number_is_too_large(self):
+        huge = {"measurement": {"min_window_seconds": 1e308}, "warmup": {"thermal_floor_seconds": 1e308}}
+        for model in (None, LLAMA_1B):
+            assert deadline(model, **huge, n=10**8, max_output_tokens=10**8) == 315_360_000
+
+    def test_what_is_given_is_taken_as_it_is(self):
+        assert deadline(LLAMA_70B, GPU, 0.5) == deadline(None, CPU, 0.5) == 0.5
+
+
+TINY = {
+    "model": "builtin:tiny-llama",
+    "backend": None,
+    "baseline": {"enabled": False},
+    "measurement": {"min_window_seconds": 0},
+    "sweep": {"n": [1, 2]},
+    "execution": {"n_cycles": 1},
+}
+
+
+def line(result):
+    [found] = [one for one in result.outlines if one.startswith("llem: ")]
+    return found
+
+
+class TestInThePlan:
+    def test_it_stands_beside_the_time(self, pytester, write_study):
+        write_study(**TINY)
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert " s · deadline 6 min each · needs about 0.5 GiB" in line(result)
+
+    def test_the_shortest_and_the_longest(self, pytester, write_study):
+        write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert " · deadline 6–16 min each · " in line(result)
+        write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 7200]}})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert " · deadline 6 min–2.1 h each · " in line(result)
+
+    def test_of_a_single_experiment(self, pytester, write_study):
+        write_study(**{**TINY, "sweep": None})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert " · deadline 6 min · " in line(result)
+
+    def test_an_unknown_model(self, pytester, write_study):
+        write_study()
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert line(result).endswith(", time unknown · deadline 2.0 h each · memory unknown")
+
+    def test_what_was_given_is_called_that(self, pytester, write_study):
+        write_study(**{**TINY, "execution": {"experiment_timeout_seconds": 1234.5}})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert " · deadline 1,234.5 s each (given) · " in line(result)
+
+    def test_where_nothing_is_started_there_is_none(self, pytester, write_study):
+        write_study(runners={"noop": "docker"})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
+        assert "deadline" not in line(result)
+
+    def test_the_file_has_it_for_each_experiment_that_is_started(self, pytester, write_study):
+        write_study(
+            **{
+                **TINY,
+                "sweep": {"measurement.min_window_seconds": [0, 600]},
+                "experiments": [{"backend": "vllm"}, {"n": 7}],
+                "skip": [{"where": {"n": 7}}],
+            }
+        )
+        pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json")
+        plan = json.loads((pytester.path / "plan.json").read_text())
+        found = {}
+        for one in plan["experiments"]:
+            config = one["config"]
+            found[config["backend"], config["n"], config["measurement"]["min_window_seconds"]] = one[
+                "deadline_seconds"
+            ]
+        assert found == {
+            ("pytorch", 2, 0): 360,
+            ("pytorch", 2, 600): 960,
+            ("vllm", 2, 0): None,
+            ("pytorch", 7, 0): None,
+        }
+
+
+class TestOption:
+    @pytest.mark.parametrize("how", [["--llem-timeout", "90"], ["-o", "llem_timeout=90"]])
+    @pytest.mark.parametrize("given", [None, 5])
+    def test_it_wins_over_the_study(self, pytester, write_study, how, given):
+        write_study(**{**TINY, "execution": {"n_cycles": 1, "experiment_timeout_seconds": given}})
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
+        assert " · deadline 90 s each (given) · " in line(result)
+
+    def test_the_command_line_wins_over_the_ini_file(self, pytester, write_study):
+        write_study(**TINY)
+        pytester.makeini("[pytest]\nllem_timeout = 90\n")
+        result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-timeout", "0.25")
+        assert " · deadline 0.25 s each (given) · " in line(result)
+
+    @pytest.mark.parametrize("single", [False, True])
+    @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
+    def test_what_hangs_is_ended(self, pytester, write_study, results, single, workers):
+        write_study(noop={"fault": "hang"}, sweep=None if single else {"n": [1]}, execution={"n_cycles": 1})
+        result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-timeout", "3.5", *workers)
+        result.assert_outcomes(failed=1)
+        error = results.manifest["experiments"][0]["error"]
+        assert (error["kind"], error["message"]) == ("timeout", "not done after 3.5 s")
+
+    @pytest.mark.parametrize("text", ["0", "-1", "soon", "", "nan", "inf", "1e999"])
+    def test_what_cannot_be_meant_is_a_usage_error(self, pytester, text):
+        result = pytester.runpytest("-p", "llem", f"--llem-timeout={text}")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        told = f"must be a number of seconds, greater than 0 (got {text!r})"
+        assert f"ERROR: --llem-timeout: {told}" in result.errlines
+        if text:  # an empty ini option is none
+            result = pytester.runpytest("-p", "llem", "-o", f"llem_timeout={text}")
+            assert f"ERROR: llem_timeout: {told}" in result.errlines
+
+
+def test_an_experiment_gets_the_deadline_of_the_plan(pytester, write_study):
+    write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
+    pytester.makeconftest(
+        """
+        import pytest
+        from pytest_llem.collection import experiment
+        from pytest_llem.isolation.launcher import Outcome
+        from pytest_llem.results.models import ErrorRecord
+
+        def pytest_configure():
+            experiment.run_isolated = lambda job, timeout: Outcome(
+                error=ErrorRecord(kind="crash", type="None", message=f"deadline {timeout}")
+            )
+        """
+    )
+    result = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines_random(["crash: deadline 360.0", "crash: deadline 960.0"])

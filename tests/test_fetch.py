@@ -1,0 +1,315 @@
+"""``llem fetch``: what studies need is brought here, and a run without a network finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.fetch import Need, needs
+from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.study.loading import load_study
+from tests.support.hub import COMMIT, serving
+
+TINY = "n: 1\nmax_output_tokens: 2\nwarmup: {enabled: false}\nmeasurement: {min_window_seconds: 0}\n"
+
+
+def llem(*arguments, **environment):
+    """Run ``llem fetch`` and return its exit status, its output's lines, and what stands in standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_llem.cli", "fetch", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+@pytest.fixture
+def study(pytester):
+    """Write a study into the current directory and return its name."""
+
+    def write(text, name="study.yaml"):
+        (pytester.path / name).write_text(text)
+        return name
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of models as the hub has them."""
+    whole, sharded, pickled = (tmp_path_factory.mktemp(name) / "model" for name in ("whole", "sharded", "pickled"))
+    shutil.copytree(tiny_llama(), whole)
+    shutil.copytree(tiny_llama(), sharded, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(sharded, pickled)
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for name in names:
+        (sharded / name).write_bytes(b"weights of " + name.encode())
+    (sharded / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    )
+    (pickled / "pytorch_model.bin").write_bytes(b"weights")
+    return {"owner/whole": whole, "owner/sharded": sharded, "owner/pickled": pickled}
+
+
+@pytest.fixture
+def hub(models):
+    with serving(models) as hub:
+        yield hub
+
+
+@pytest.fixture
+def online(hub, tmp_path, monkeypatch):
+    """Have processes ask the hub and use a cache of their own; without a network again, they find that one."""
+    environment = hub.environment(tmp_path / "hf")
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        monkeypatch.delenv(name)
+    for name in ("HF_ENDPOINT", "HF_HOME", "NO_PROXY"):
+        monkeypatch.setenv(name, environment[name])
+    return hub
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where nobody answers
+
+
+class TestHub:
+    def test_what_was_fetched_is_found_without_a_network(self, pytester, study, online, monkeypatch, results):
+        file = study(f"model: owner/whole\n{TINY}execution: {{n_cycles: 1}}\nsweep: {{precision: [bf16, fp32]}}")
+        assert llem(file)[:2] == (0, ["fetched: owner/whole"])
+        assert sorted(online.downloads) == [
+            f"owner/whole/{name}"
+            for name in (
+                "config.json",
+                "generation_config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            )
+        ]
+        for name, value in OFFLINE.items():
+            monkeypatch.setenv(name, value)
+        plan = pytester.runpytest_subprocess(file, "-p", "llem", "--collect-only")
+        plan.stdout.no_fnmatch_line("*preflight*")
+        pytester.runpytest_subprocess(file, "-p", "llem").assert_outcomes(passed=2)
+        result = json.loads(next((results.directory / "experiments").glob("*.json")).read_text())
+        assert result["engine"]["model_source"] == "hub"
+        assert llem(file)[:2] == (0, ["already here: owner/whole"])
+
+    def test_what_is_here_is_not_downloaded_again(self, study, online):
+        file = study("model: owner/sharded")
+        assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
+        online.downloads.clear()
+        assert llem(file)[:2] == (0, ["already here: owner/sharded"])
+        assert online.downloads == []
+
+    def test_what_is_half_here_is_completed(self, study, online, tmp_path):
+        file = study("model: owner/sharded")
+        llem(file)
+        [shard] = (tmp_path / "hf").rglob("snapshots/*/model-00002*")
+        shard.resolve().unlink()
+        shard.unlink()
+        online.downloads.clear()
+        status, lines, _ = llem(file, **OFFLINE)
+        assert (status, lines) == (
+            1,
+            [
+                "not to be had: owner/sharded: model-00002-of-00002.safetensors is missing "
+                "(1 of 2 files with weights)"
+            ],
+        )
+        assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
+        assert online.downloads == ["owner/sharded/model-00002-of-00002.safetensors"]
+
+    def test_each_model_and_revision_once_over_all_studies(self, study, online):
+        first = study("sweep: {model: [owner/whole, owner/sharded], n: [1, 2]}", "a.yaml")
+        second = study(
+            f"model: owner/whole\nsweep: {{pytorch.revision: [null, '{COMMIT}'], precision: [bf16, fp16]}}",
+            "b.yaml",
+        )
+        status, lines, _ = llem(first, second)
+        assert status == 0
+        assert lines == [
+            "fetched: owner/whole",
+            "fetched: owner/sharded",
+            f"already here: owner/whole (revision {COMMIT})",
+        ]
+
+    def test_it_goes_on_after_what_cannot_be_had(self, study, online):
+        file = study(
+            "experiments:\n"
+            "- {model: owner/none}\n"
+            "- {model: owner/whole, pytorch: {revision: v9}}\n"
+            "- {model: owner/pickled}\n"
+            "- {model: a/b/c}\n"
+            '- {model: "a\\n\\e[31mb"}\n'
+            "- {model: builtin:other}\n"
+            "- {model: owner/whole}\n"
+        )
+        status, lines, _ = llem(file)
+        assert status == 1
+        nowhere = "llem_model_path is not set; "
+        assert lines == [
+            f"not to be had: owner/none: no folder owner/none; {nowhere}not on the Hugging Face hub, or private "
+            "(then set HF_TOKEN)",
+            f"not to be had: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
+            "it, but no revision 'v9'",
+            "not to be had: owner/pickled: its weights are not there as *.safetensors, which alone are downloaded",
+            f"not to be had: a/b/c: no folder a/b/c; {nowhere}no name of a hub model either (expected owner/name)",
+            lines[4],
+            "not to be had: builtin:other: the only builtin is builtin:tiny-llama",
+            "fetched: owner/whole",
+        ]
+        assert lines[4].startswith("not to be had: a\\n\\x1b[31mb: ")
+
+    def test_no_network_is_said_to_be_why(self, study, tmp_path):
+        file = study("model: owner/whole")
+        status, lines, _ = llem(file, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
+        assert (status, lines) == (
+            1,
+            [
+                "not to be had: owner/whole: no folder owner/whole; llem_model_path is not set; "
+                "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
+            ],
+        )
+
+
+class TestNoDownload:
+    def test_the_builtin_is_made(self, study, tmp_path):
+        file = study("model: builtin:tiny-llama")
+        assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["fetched: builtin:tiny-llama"])
+        assert (tmp_path / "pytest-llem" / "tiny-llama-v1" / "model.safetensors").is_file()
+        assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["already here: builtin:tiny-llama"])
+
+    def test_a_cache_that_cannot_be_written_is_a_line(self, study, tmp_path):
+        (tmp_path / "file").touch()
+        status, [line, other], _ = llem(
+            study("sweep: {model: ['builtin:tiny-llama', .]}"), XDG_CACHE_HOME=str(tmp_path / "file")
+        )
+        assert (status, other) == (1, "already here: .")
+        assert line.startswith("not to be had: builtin:tiny-llama: ")
+        assert "Not a directory" in line
+
+    def test_folders_of_models_by_name(self, pytester, study):
+        for folder in ("one/owner/a", "two/owner/b", "three/owner/c", "local"):
+            (pytester.path / folder).mkdir(parents=True)
+        file = study("sweep: {model: [owner/a, owner/b, owner/c, ./local]}")
+        here = [f"already here: {name}" for name in ("owner/a", "owner/b", "owner/c", "./local")]
+        pytester.makeini("[pytest]\nllem_model_path = three\n")
+        assert llem(file, "--model-path", "one", "--model-path=two") == (0, here, "")
+        status, lines, _ = llem(file, "--model-path", "one")
+        assert status == 1
+        assert lines[0:1] + lines[2:] == here[0:1] + here[2:]
+        assert lines[1].startswith("not to be had: owner/b: no folder owner/b; none of that name under ")
+        assert f"(one, {pytester.path / 'three'})" in lines[1]
+
+    def test_what_is_skipped_needs_nothing(self, study):
+        file = study("sweep: {model: [owner/none, .]}\nskip: [{where: {model: owner/none}}]")
+        assert llem(file) == (0, ["already here: ."], "")
+
+    def test_a_large_study_is_none_too_many(self, study):
+        assert llem(study("model: .\nsweep: {n: [1, 2], max_output_tokens: [1, 2]}"), PYTEST_ADDOPTS="-o llem_max_"
+            "experiments=3") == (0, ["already here: ."], "")  # fmt: skip
+
+
+class TestMistakes:
+    def test_a_wrong_study_is_told_as_pytest_tells_it_and_the_others_are_fetched(self, pytester, study):
+        wrong = study("modle: m\nn: 0\nsweep: {n: [1]}", "wrong.yaml")
+        good = study("model: .", "good.yaml")
+        status, lines, said = llem(wrong, "missing.yaml", good)
+        assert (status, lines) == (1, ["already here: ."])
+        told = said.splitlines()
+        assert told[0] == "wrong.yaml:1:1: modle: unknown key (did you mean 'model'?)"
+        assert told[-1] == "missing.yaml:1:1: cannot be read: No such file or directory"
+        collected = pytester.runpytest_subprocess(wrong, "-p", "llem", "--collect-only").outlines
+        assert told[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
+
+    def test_an_ini_file_that_pytest_does_not_take(self, pytester, study):
+        pytester.makeini("[pytest]\nllem_model_path = '\n")
+        status, lines, said = llem(study("model: ."))
+        assert (status, lines) == (1, [])
+        assert "ERROR: llem_model_path: No closing quotation" in said
+
+    @pytest.mark.parametrize("options", ["-n 2", "--collect-only -q", "-W error -p no:llem-recorder"])
+    def test_whatever_pytest_is_usually_told(self, study, options):
+        assert llem(study("model: ."), PYTEST_ADDOPTS=options) == (0, ["already here: ."], "")
+
+    def test_strict_holds_here_too(self, pytester, study):
+        pytester.makeini("[pytest]\nllem_strict = true\n")
+        file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
+        status, lines, said = llem(file)
+        assert (status, lines) == (1, [])
+        assert "is left out, says --llem-strict" in said
+
+
+OWN_ENGINE = """
+import sys
+from pathlib import Path
+from pytest_llem.backends.protocol import PreflightError
+
+class Engine:
+    def __init__(self, config, context):
+        self.name, self.options, self.context = config.model, config.engine_section, context
+
+    def fetch(self):
+        with Path("log").open("a") as log:
+            print(self.name, self.options, [one.name for one in self.context.model_path], file=log)
+        if self.name == "refused":
+            raise PreflightError("there is\\nno such thing")
+        if self.name == "broken":
+            1 / 0
+        if self.name == "leaving":
+            sys.exit("bye")
+"""
+
+
+class TestOwnEngine:
+    @pytest.mark.parametrize("folder", [".", "engines"])
+    def test_it_fetches_itself(self, pytester, study, folder):
+        (pytester.path / folder).mkdir(exist_ok=True)
+        (pytester.path / folder / "mine.py").write_text(OWN_ENGINE)
+        pytester.makeini("[pytest]\npythonpath = engines\nllem_model_path = models\n")
+        file = study(
+            "backend: 'mine:Engine'\n"
+            "sweep: {model: [refused, broken, leaving, good], 'mine:Engine.level': [1, 2], n: [1, 2]}"
+        )
+        status, lines, _ = llem(file)
+        assert (status, lines) == (
+            1,
+            [
+                "not to be had: refused (by engine mine:Engine): there is no such thing",
+                "not to be had: broken (by engine mine:Engine): ZeroDivisionError: division by zero",
+                "not to be had: leaving (by engine mine:Engine): SystemExit: bye",
+                "fetched: good (by engine mine:Engine)",
+            ],
+        )
+        log = (pytester.path / "log").read_text().splitlines()
+        assert [line for line in log if line.startswith("good")] == [
+            f"good {{'level': {level}}} ['models']" for level in (1, 2)
+        ]
+
+    def test_one_that_is_not_there(self, study):
+        file = study("model: m\nbackend: [vllm, 'nowhere.to_be:Found']")
+        status, [first, second], _ = llem(file)
+        assert status == 1
+        assert first.startswith("not to be had: m (by engine vllm): engine 'vllm' cannot be used: ")
+        assert second == (
+            "not to be had: m (by engine nowhere.to_be:Found): engine 'nowhere.to_be:Found' cannot be used: "
+            "No module named 'nowhere'"
+        )
+
+    @pytest.mark.skipif("vllm" in installed(BACKENDS), reason="it is installed here")
+    def test_the_files_of_one_that_runs_elsewhere(self, tmp_path):
+        (tmp_path / "s.yaml").write_text(
+            "model: owner/name\nbackend: [vllm, tensorrt]\nrunners: {vllm: /opt/vllm/bin/python}"
+        )
+        found = needs([load_study(tmp_path / "s.yaml")])
+        assert found[0] == Need("owner/name")
+        assert (found[1].name, found[1].engine) == ("owner/name", "tensorrt")

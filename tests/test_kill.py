@@ -1,0 +1,76 @@
+"""SIGKILL of the pytest process: what has been measured stays, and the manifest never lies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from pytest_llem import StudyResult, run_study
+from pytest_llem.api import StudyRunError
+from tests.support.kills import kills, write_study
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_a_study(tmp_path):
+    write_study(tmp_path, points=40)
+    seen = list(kills(tmp_path, 50, longest=1.6, seed=1))
+    assert len(seen) == 50
+    assert len({one["completed"] for one in seen}) > 2, "at different moments"
+    assert sum(one["running"] for one in seen) > 10
+    assert sum(seen, Counter())["failed"] == 0
+
+
+def test_kills_while_nothing_but_writing_is_done(tmp_path):
+    write_study(tmp_path, points=2000, at_once=True)
+    seen = list(kills(tmp_path, 12, longest=0.8, seed=2))
+    assert len({one["completed"] for one in seen}) > 6
+    assert max(one["completed"] for one in seen) > 20
+
+
+def test_a_run_that_is_killed_is_an_error_and_can_be_loaded(pytester, write_study):
+    path = write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
+    pytester.makeconftest(
+        """
+        import os, signal
+
+        def pytest_runtest_call(item):
+            if "bf16-size=2" in item.name:
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    with pytest.raises(StudyRunError, match="status -9 and left no result"):
+        run_study(path, results_dir="out", quiet=True)
+    (directory,) = pytester.path.glob("out/noop_*")
+    result = StudyResult.load(directory)
+    assert result.status == "running"
+    assert [entry.status for entry in result.experiments] == ["completed", "running", "pending", "pending"]
+    assert [point.metrics["seconds"].n for point in result.points] == [1, 0, 0, 0]
+    assert result.points[1].axes == {"precision": "bf16", "noop.size": 2}
+    assert result.points[1].metrics["seconds"].reason == "no completed cycle"
+    assert (result.summary.total, result.summary.completed, result.summary.failed) == (4, 1, 0)
+    assert result.measurement_protocol["n_cycles"] == 1
+
+
+def test_two_runs_at_once_do_not_mix(pytester, write_study):
+    path = write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "--llem-run-id", "same"]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ)
+        for _ in range(4)
+    ]
+    said = [process.communicate()[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * 4, said
+    root = pytester.path / "results"
+    directories = sorted(path for path in root.iterdir() if path.is_dir())
+    assert [one.name for one in directories] == ["noop_same", *(f"noop_same-{n}" for n in (2, 3, 4))]
+    assert (root / ".gitignore").read_text() == "*\n"
+    for directory in directories:
+        result = StudyResult.load(directory)
+        assert (result.status, result.summary.completed) == ("completed", 2)
+        names = sorted(path.name for path in directory.iterdir())
+        assert names == ["experiments", "manifest.json", "study.yaml", "study_result.json"]
+        assert len(list((directory / "experiments").iterdir())) == 4

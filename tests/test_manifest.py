@@ -1,0 +1,388 @@
+"""The manifest and its journal: what a reader finds, whenever the writer was stopped and whatever went wrong."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import math
+import os
+import random
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.results import manifest as module
+from pytest_llem.results import study_result
+from pytest_llem.results.manifest import JOURNAL, ManifestWriter, now, read_manifest, stored_result
+from pytest_llem.results.models import SCHEMA_VERSION, ErrorRecord, Manifest, ManifestEntry
+
+GOLDEN = Path(__file__).parent / "golden" / "1.0"
+ERROR = ErrorRecord(kind="exception", type="ValueError", message="no\nand no")
+
+
+def _start(directory, entries=30):
+    directory.mkdir(parents=True, exist_ok=True)
+    made = [
+        ManifestEntry(experiment_id=f"n={n}", config_hash=f"{n:016x}", config_summary=f"n={n}", cycle=1)
+        for n in range(entries)
+    ]
+    manifest = Manifest(
+        study_name="s",
+        study_design_hash="0" * 16,
+        pytest_llem_version="0",
+        started_at=now(),
+        total_experiments=entries,
+        experiments=made,
+    )
+    return ManifestWriter(directory, manifest)
+
+
+@pytest.fixture
+def seldom(monkeypatch):
+    """Have the manifest written whole after as many transitions as it has entries, and never for the time."""
+    monkeypatch.setattr(module, "REFRESH_SHARE", 1)
+    monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
+
+
+def _complete(writer, one):
+    writer.completed(one, f'{{"result of": "{one}"}}', {"requests.csv": "a,b\n"}, worker=None, device="cpu")
+
+
+def _step(writer, rng):
+    """Take one experiment a step further, as a study would: none is done again."""
+    one = rng.choice([entry for entry in writer.manifest.experiments if entry.status in ("pending", "running")])
+    if one.status == "pending":
+        writer.running(one.experiment_id)
+    else:
+        ends = (
+            lambda n: _complete(writer, n),
+            lambda n: writer.failed(n, ERROR),
+            lambda n: writer.skipped(n, "é"),
+        )
+        rng.choice(ends)(one.experiment_id)
+
+
+def _sound(directory, manifest):
+    """Assert that what is called completed has its result, and that the counters are right."""
+    by_status = [entry.status for entry in manifest.experiments]
+    assert manifest.completed == by_status.count("completed")
+    assert manifest.failed == by_status.count("failed")
+    assert manifest.skipped == by_status.count("skipped")
+    assert manifest.pending == by_status.count("pending") + by_status.count("running")
+    for entry in manifest.experiments:
+        assert (stored_result(directory, entry) is not None) == (entry.status == "completed"), entry
+
+
+def _state(manifest):
+    return [entry.model_dump() for entry in manifest.experiments]
+
+
+def test_a_kill_leaves_a_manifest_that_is_valid_at_every_byte_of_the_journal(tmp_path, seldom):
+    directory, rng = tmp_path / "run", random.Random(4)
+    writer = _start(directory, entries=12)
+    states = [_state(writer.manifest)]
+    for _ in range(11):
+        _step(writer, rng)
+        states.append(_state(writer.manifest))
+    journal = (directory / JOURNAL).read_bytes()
+    assert journal.count(b"\n") == 11
+    for size in range(len(journal) + 1):
+        (directory / JOURNAL).write_bytes(journal[:size])
+        found = read_manifest(directory)
+        whole = journal[:size].count(b"\n")
+        # A line is there with its last brace; what ends it is not waited for.
+        assert _state(found) in states[whole : whole + 2]
+        if journal[:size].endswith(b"\n"):
+            assert _state(found) == states[whole]
+        _sound(directory, found)
+
+
+def test_a_kill_between_the_manifest_and_the_emptying_of_its_journal(tmp_path, seldom, monkeypatch):
+    writer = _start(tmp_path)
+    writer.running("n=0")
+    monkeypatch.setattr(module.Journal, "clear", lambda self: None)
+    for _ in range(29):
+        writer.failed("n=0", ERROR)
+    assert json.loads((tmp_path / "manifest.json").read_text())["failed"] == 1, "it was written whole"
+    assert (tmp_path / JOURNAL).read_text().count("\n") == 29
+    writer.manifest.experiments[1].status = "skipped"  # lines that are older than the manifest say otherwise
+    writer.manifest.experiments[0].status = "pending"
+    writer.finish("interrupted")
+    assert [entry.status for entry in read_manifest(tmp_path).experiments[:2]] == ["pending", "skipped"]
+
+
+def test_lines_that_are_none_are_passed_over(tmp_path, seldom):
+    writer = _start(tmp_path)
+    writer.running("n=0")
+    writer.running("n=1")
+    one, other = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
+    junk = b'\x00\xff\n[]\n{"sequence": 9}\n\n'
+    stranger = other.replace(b"n=1", b"who?")
+    (tmp_path / JOURNAL).write_bytes(one + junk + stranger + other + other[:40])
+    assert [entry.status for entry in read_manifest(tmp_path).experiments[:3]] == ["running", "running", "pending"]
+
+
+def test_a_small_study_is_whole_in_the_manifest_after_every_transition(tmp_path):
+    writer = _start(tmp_path, entries=64)
+    for n in range(64):
+        writer.running(f"n={n}")
+        assert json.loads((tmp_path / "manifest.json").read_text())["experiments"][n]["status"] == "running"
+
+
+def test_a_large_study_is_seldom_written_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
+    writer, written = _start(tmp_path, entries=640), []
+    real = module.write_atomically
+    monkeypatch.setattr(module, "write_atomically", lambda path, text: written.append(path) or real(path, text))
+    for n in range(640):
+        writer.running(f"n={n}")
+        writer.failed(f"n={n}", ERROR)
+    assert len(written) == 1280 // 10, "once in 640 / 64 transitions"
+    assert read_manifest(tmp_path).failed == 640
+
+
+def test_a_slow_study_is_whole_in_the_manifest_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "REFRESH_SHARE", math.inf)
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    real = module.write_atomically
+
+    def slow(path, text):
+        clock[0] += 0.1
+        return real(path, text)
+
+    monkeypatch.setattr(module, "write_atomically", slow)
+    writer = _start(tmp_path)
+    seen = []
+    for n in range(4):
+        clock[0] += 6
+        writer.running(f"n={n}")
+        seen.append(json.loads((tmp_path / "manifest.json").read_text())["experiments"][n]["status"])
+    assert seen == ["pending", "running", "pending", "running"], "0.1 s in 10 s at the most"
+
+
+@pytest.mark.parametrize("gone", [[JOURNAL], ["manifest.json"], ["manifest.json", JOURNAL]])
+def test_what_is_deleted_meanwhile_is_written_again(tmp_path, seldom, gone):
+    writer = _start(tmp_path)
+    for n in range(5):
+        writer.running(f"n={n}")
+        _complete(writer, f"n={n}")
+    for name in gone:
+        (tmp_path / name).unlink()
+    writer.running("n=5")
+    found = read_manifest(tmp_path)
+    assert _state(found) == _state(writer.manifest)
+    _sound(tmp_path, found)
+
+
+def test_results_that_are_deleted_are_not_vouched_for(tmp_path, seldom):
+    writer = _start(tmp_path)
+    _complete(writer, "n=0")
+    shutil.rmtree(tmp_path / "experiments")
+    _complete(writer, "n=1")
+    first, second = read_manifest(tmp_path).experiments[:2]
+    assert stored_result(tmp_path, first) is None
+    assert stored_result(tmp_path, second) == '{"result of": "n=1"}'
+
+
+def test_a_directory_that_is_gone_is_told_each_time(tmp_path, seldom):
+    writer = _start(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            _complete(writer, "n=0")
+    assert writer.entry("n=0").status == "pending"
+    assert not (tmp_path / "run").exists()
+
+
+class _Faults:
+    """Has writes fail: ``short`` after some bytes, ``full`` at once; a later one may do again."""
+
+    def __init__(self) -> None:
+        self.now: str | None = None
+        self.os_write = os.write
+        self.replace = Path.replace
+
+    def write(self, file, data):
+        if self.now == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if self.now in ("short", "short and stuck"):
+            self.now = self.now.replace("short", "full").replace("full and stuck", "stuck")
+            return self.os_write(file, bytes(data)[: len(data) // 2])
+        if self.now == "stuck":
+            raise OSError(errno.EIO, "Input/output error")
+        return self.os_write(file, data)
+
+    def truncate(self, file, size):
+        if self.now == "stuck":
+            raise OSError(errno.EIO, "Input/output error")
+        os.truncate(file, size)
+
+    def whole(self, path, text, real):
+        if self.now is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, text)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.randoms(use_true_random=False), st.sampled_from([None, None, "full", "short", "short and stuck"])
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_whatever_cannot_be_written_is_made_up_for(tmp_path_factory, steps):
+    directory, faults = tmp_path_factory.mktemp("run"), _Faults()
+    real = module.write_atomically
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "REFRESH_SHARE", 0.3)
+        patch.setattr(module, "REFRESH_PAUSE", math.inf)
+        patch.setattr(module, "write_atomically", lambda path, text: faults.whole(path, text, real))
+        patch.setattr("pytest_llem.results.journal.os.write", faults.write)
+        patch.setattr("pytest_llem.results.journal.os.ftruncate", faults.truncate)
+        writer = _start(directory)
+        for rng, fault in steps:
+            faults.now = fault
+            failed = False
+            try:
+                _step(writer, rng)
+            except OSError:
+                failed = True
+            found = read_manifest(directory)
+            _sound(directory, found)
+            if not failed:
+                assert _state(found) == _state(writer.manifest)
+        faults.now = None
+        writer.finish("interrupted")
+    assert _state(read_manifest(directory)) == _state(writer.manifest)
+    assert not (directory / JOURNAL).exists()
+
+
+def test_after_the_end_there_is_no_journal_and_nothing_runs(tmp_path, seldom):
+    writer = _start(tmp_path)
+    writer.running("n=0")
+    assert (tmp_path / JOURNAL).is_file()
+    writer.finish("interrupted")
+    assert not (tmp_path / JOURNAL).exists()
+    found = Manifest.read(tmp_path / "manifest.json")
+    assert found.experiments[0].error.kind == "interrupted"
+    assert (found.status, found.failed, found.pending) == ("interrupted", 1, 29)
+
+
+def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path):
+    writer = _start(tmp_path)
+    writer.replayed("n=0", "{}", {"requests.csv": "a\n"}, "earlier_run", device="cpu")
+    entry = read_manifest(tmp_path).experiments[0]
+    assert (entry.status, entry.replayed_from, entry.device) == ("completed", "earlier_run", "cpu")
+    assert stored_result(tmp_path, entry) == "{}"
+    assert (tmp_path / entry.result_file).with_suffix(".requests.csv").read_text() == "a\n"
+    writer.running("n=0")
+    assert writer.entry("n=0").replayed_from is None, "run again after all"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no manifest.json, so no results of a study"),
+        ("not json", "not a Manifest: the file: Invalid JSON"),
+        ("{}", "not a Manifest: study_name: Field required"),
+        ("\udcff", "not a Manifest: the file: Invalid JSON"),
+        ('{"schema_version": "2.0", "studies": []}', "schema version 2.0 cannot be read here"),
+    ],
+)
+def test_what_is_no_manifest_is_told_in_a_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_no_directory_is_told_in_a_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "nothing"):
+        with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+            read_manifest(path)
+
+
+def test_files_of_schema_version_1_0_are_read():
+    manifest = read_manifest(GOLDEN)
+    assert (manifest.schema_version, SCHEMA_VERSION) == ("1.0", "1.1")
+    assert [entry.status for entry in manifest.experiments] == ["completed", "completed", "failed", "failed"]
+    assert manifest.experiments[0].replayed_from is None
+    for entry in manifest.experiments[:2]:
+        result = ExperimentResult.model_validate_json(stored_result(GOLDEN, entry))
+        assert result.identity.experiment_id == entry.experiment_id
+    found = StudyResult.load(GOLDEN)
+    assert (found.schema_version, found.summary.completed, found.summary.replayed) == ("1.0", 2, 0)
+    assert found.points[0].metrics["seconds"].n == 2
+
+
+def _design():
+    golden = StudyResult.load(GOLDEN)
+    return golden.model_copy(
+        update={"points": [one.model_copy(update={"metrics": {}}) for one in golden.points], "experiments": []}
+    )
+
+
+def test_a_run_without_an_end_is_loaded_from_what_is_there(tmp_path):
+    shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
+    whole = StudyResult.load(tmp_path)
+    (tmp_path / "study_result.json").unlink()
+    with pytest.raises(ValueError, match=r"holds neither study_result\.json nor study_design\.json"):
+        StudyResult.load(tmp_path)
+    (tmp_path / "study_design.json").write_text(_design().model_dump_json())
+    found = StudyResult.load(tmp_path)
+    assert found.points == whole.points
+    assert (found.summary, found.result_files, found.warnings) == (
+        whole.summary,
+        whole.result_files,
+        whole.warnings,
+    )
+
+    file = tmp_path / found.experiments[1].result_file
+    file.write_text(file.read_text()[:-10])
+    found = StudyResult.load(tmp_path)
+    assert (found.experiments[1].status, found.experiments[1].error.type) == ("failed", "ResultLost")
+    assert (found.summary.completed, found.summary.failed, found.points[0].metrics["seconds"].n) == (1, 3, 1)
+
+
+def test_replayed_results_count(tmp_path):
+    manifest = Manifest.read(GOLDEN / "manifest.json")
+    manifest.experiments[0].replayed_from = "earlier"
+    found = study_result.build_study_result(_design(), manifest, GOLDEN)
+    assert (found.summary.completed, found.summary.replayed) == (2, 1)
+
+
+def test_results_are_held_a_point_at_a_time(tmp_path, monkeypatch):
+    given = json.loads((GOLDEN / min(GOLDEN.glob("experiments/*.json"))).read_text())
+    writer, design = _start(tmp_path, entries=40), _design()
+    (point,) = design.points[:1]
+    design.points = [point.model_copy(update={"config_hash": f"{n:016x}", "id": f"n={n}"}) for n in range(40)]
+    for n in range(40):
+        text = json.dumps({**given, "identity": {"experiment_id": f"n={n}", "config_hash": f"{n:016x}"}})
+        writer.completed(f"n={n}", text, {}, worker=None, device=None)
+    seen, most, real = [], [], study_result.summarise
+
+    def summarise(cycles):
+        gc.collect()
+        seen.extend(map(weakref.ref, cycles))
+        most.append(sum(one() is not None for one in seen))
+        return real(cycles)
+
+    monkeypatch.setattr(study_result, "summarise", summarise)
+    found = study_result.build_study_result(design, writer.manifest, tmp_path)
+    assert [one.metrics["seconds"].n for one in found.points] == [1] * 40
+    assert len(most) == 40
+    assert max(most) <= 2

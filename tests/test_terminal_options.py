@@ -1,0 +1,62 @@
+"""What pytest's own options about output and debugging come to for an experiment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+ONCE = {"n_cycles": 1, "cycle_order": "sequential"}
+
+
+@pytest.fixture
+def says(write_study):
+    """Write a study of one experiment that says something, and another that fails."""
+    write_study(sweep={"noop.fault": ["say", "raise"]}, execution=ONCE)
+
+
+@pytest.mark.usefixtures("says")
+class TestOutput:
+    def test_is_shown_as_it_comes_with_s(self, pytester):
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s")
+        run.assert_outcomes(passed=1, failed=1)
+        assert run.stdout.str().count("a word from the engine") == 2, "once for each batch"
+        assert "experiment output" not in run.stdout.str()
+
+    @pytest.mark.parametrize("option", ["--capture=sys", "--capture=fd", "--capture=tee-sys", "-q"])
+    def test_is_kept_otherwise(self, pytester, option):
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", option)
+        run.assert_outcomes(passed=1, failed=1)
+        assert "a word from the engine" not in run.stdout.str()
+
+    def test_of_what_passed_is_shown_on_request(self, pytester):
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rP")
+        run.stdout.fnmatch_lines(["*experiment output*", "a word from the engine"])
+
+    def test_under_xdist_s_changes_nothing(self, pytester):
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", "-n", "1")
+        run.assert_outcomes(passed=1, failed=1)
+
+
+def test_output_of_what_failed_is_shown(pytester, write_study):
+    write_study(sweep={"noop.fault": ["say and raise"]}, execution=ONCE)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.stdout.fnmatch_lines(["*ValueError: the engine says no*", "*experiment output*", "a word from the engine"])
+
+
+def test_the_debugger_opens_at_a_failure_and_the_study_goes_on(pytester, write_study, results):
+    write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)
+    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--pdb"]
+    done = subprocess.run(command, input="p 6 * 7\nc\n", capture_output=True, text=True, timeout=120)
+    assert "(Pdb) 42" in done.stdout
+    assert "INTERNALERROR" not in done.stdout
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert results.statuses() == {"fault=raise": "failed", "fault=none": "completed"}
+
+
+def test_without_a_terminal_plugin(pytester, write_study, results):
+    write_study(execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
+    assert run.ret == 0
+    assert results.manifest["completed"] == 4
