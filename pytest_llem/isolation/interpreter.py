@@ -121,7 +121,7 @@ def _listen(command: Sequence[str]) -> tuple[str, str]:
     with (
         subprocess.Popen(
             [sys.executable, "-I", "-S", guardian.__file__, "", *command],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # closed at the end, on which the guardian ends it all, and itself
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # the command's own output
             env={**environment, "PYTHONSAFEPATH": "1"},  # as -P, which an old Python does not know
@@ -129,32 +129,28 @@ def _listen(command: Sequence[str]) -> tuple[str, str]:
         ) as process,
         selectors.DefaultSelector() as selector,
     ):
-        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        try:
-            for stream in (process.stdout, process.stderr):
-                selector.register(stream, selectors.EVENT_READ)
-            while ready := selector.select(max(0.0, deadline - time.monotonic())):
-                for key, _ in ready:
-                    chunk = os.read(key.fd, 1 << 16)
-                    if not chunk:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is process.stdout:
-                        told += chunk
-                    else:
-                        said += chunk.decode("utf-8", "replace")
-                if not selector.get_map():
-                    ending = _ending(command[0], told)
-                elif _MARKER in said and "\n" in said.rpartition(_MARKER)[2]:
-                    ending = "no answer"
-                elif len(said) > _MOST:
-                    ending = "output without end"
-                elif time.monotonic() < deadline:
-                    continue
-                break
-        finally:
-            process.stdin.close()  # the guardian ends it all, and itself
+        for stream in (process.stdout, process.stderr):
+            selector.register(stream, selectors.EVENT_READ)
+        while ready := selector.select(max(0.0, deadline - time.monotonic())):
+            for key, _ in ready:
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is process.stdout:
+                    told += chunk
+                else:
+                    said += chunk.decode("utf-8", "replace")
+            if not selector.get_map():
+                ending = _ending(command[0], told)
+            elif _MARKER in said and "\n" in said.rpartition(_MARKER)[2]:
+                ending = "no answer"
+            elif len(said) > _MOST:
+                ending = "output without end"
+            elif time.monotonic() < deadline:
+                continue
+            break
     return said, ending
 
 
