@@ -48,7 +48,7 @@ class Interpreter(BaseModel):
 
     Attributes:
         python: Its version.
-        packages: Version by distribution: those whose version can change a number, and what engines require.
+        packages: Version by distribution: those whose version can change a number, engines, and what they require.
         engines: Which distribution provides each engine.
         requires: What each of these distributions requires.
         modules: Those of the modules asked for that it has.
@@ -64,19 +64,19 @@ class Interpreter(BaseModel):
 
 
 def package_versions(python: Path | None) -> dict[str, str]:
-    """Return the versions of :data:`PACKAGES` that experiments run with, as their results will tell them.
+    """Return the versions of packages that experiments run with, as their results will tell them.
 
     Args:
         python: The interpreter that they run in, as ``StudyConfig.interpreter`` has it; None for this one.
 
     Returns:
-        Version by package; without those that are not installed, and empty where *python* cannot be asked.
+        Version by package: of those of :data:`PACKAGES` that are there and, where *python* was asked, of its
+        engines and of what they require. Empty where it cannot be asked.
     """
     if python is None:
-        return {name: found for name in PACKAGES if (found := package_version(name))}
+        return {name: version for name in PACKAGES if (version := package_version(name))}
     there = ask(python)
-    versions = {} if isinstance(there, str) else there.packages
-    return {name: versions[name] for name in PACKAGES if name in versions}
+    return {} if isinstance(there, str) else there.packages
 
 
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
@@ -121,7 +121,7 @@ def _listen(command: Sequence[str]) -> tuple[str, str]:
     with (
         subprocess.Popen(
             [sys.executable, "-I", "-S", guardian.__file__, "", *command],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE,  # closed at the end, on which the guardian ends it all, and itself
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # the command's own output
             env={**environment, "PYTHONSAFEPATH": "1"},  # as -P, which an old Python does not know
@@ -129,32 +129,28 @@ def _listen(command: Sequence[str]) -> tuple[str, str]:
         ) as process,
         selectors.DefaultSelector() as selector,
     ):
-        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        try:
-            for stream in (process.stdout, process.stderr):
-                selector.register(stream, selectors.EVENT_READ)
-            while ready := selector.select(max(0.0, deadline - time.monotonic())):
-                for key, _ in ready:
-                    chunk = os.read(key.fd, 1 << 16)
-                    if not chunk:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is process.stdout:
-                        told += chunk
-                    else:
-                        said += chunk.decode("utf-8", "replace")
-                if not selector.get_map():
-                    ending = _ending(command[0], told)
-                elif _MARKER in said and "\n" in said.rpartition(_MARKER)[2]:
-                    ending = "no answer"
-                elif len(said) > _MOST:
-                    ending = "output without end"
-                elif time.monotonic() < deadline:
-                    continue
-                break
-        finally:
-            process.stdin.close()  # the guardian ends it all, and itself
+        for stream in (process.stdout, process.stderr):
+            selector.register(stream, selectors.EVENT_READ)
+        while ready := selector.select(max(0.0, deadline - time.monotonic())):
+            for key, _ in ready:
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is process.stdout:
+                    told += chunk
+                else:
+                    said += chunk.decode("utf-8", "replace")
+            if not selector.get_map():
+                ending = _ending(command[0], told)
+            elif _MARKER in said and "\n" in said.rpartition(_MARKER)[2]:
+                ending = "no answer"
+            elif len(said) > _MOST:
+                ending = "output without end"
+            elif time.monotonic() < deadline:
+                continue
+            break
     return said, ending
 
 

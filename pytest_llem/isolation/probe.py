@@ -25,7 +25,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         if point.dist is not None:
             engines[point.name] = point.dist.name
             requires[point.dist.name] = list(point.dist.requires or ())
-    wanted = {*question["packages"]}
+    wanted = {*question["packages"], *requires}
     for lines in requires.values():
         wanted |= {found[0] for line in lines if (found := re.match(r"[\w.-]+", line))}
     versions = {name: _version(name) for name in sorted(wanted)}

@@ -70,11 +70,11 @@ class Plan:
     @cached_property
     def deadlines(self) -> dict[str, float]:
         """After how many seconds an experiment is ended, by the id of its point; of those alone that can run."""
+        configs = {point.id: point.config for point in self.points if point.id not in self.refused}
         execution, preflight = self.study.execution, self.preflight
         return {
-            point.id: deadline_seconds(point.config, execution, preflight.footprint(point.config), preflight.host)
-            for point in self.points
-            if point.id not in self.refused
+            name: deadline_seconds(config, execution, preflight.footprint(config), preflight.host_of(config))
+            for name, config in configs.items()
         }
 
     @cached_property

@@ -100,7 +100,7 @@ class Preflight:
         yield from self._lacking(config)
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
-        """Return what an engine's interpreter has, or why it cannot be used; None for this one, or unasked."""
+        """Return what the interpreter of an engine has, or why it cannot be used; None for this one."""
         if backend not in self._interpreters:
             self._interpreters[backend] = self._ask(backend)
         return self._interpreters[backend]

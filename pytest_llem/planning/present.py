@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from pytest_llem.hardware.gpus import visible_boards
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.planning.resume import Here
-from pytest_llem.results.environment import cpu_model
+from pytest_llem.results.environment import cpu_model, package_version
 from pytest_llem.study.design import StudyConfig
 
 
 def here(study: StudyConfig) -> Here:
     """Return what determines the numbers of *study* here: this machine, and what each runner has."""
 
-    def packages(backend: str) -> Mapping[str, str]:
-        return package_versions(study.interpreter(backend))
+    def version(backend: str) -> Callable[[str], str | None]:
+        python = study.interpreter(backend)
+        return package_version if python is None else package_versions(python).get
 
     boards = visible_boards().all
     return Here(
         cpu=cpu_model(),
         gpus=frozenset(board.name for board in boards if board.name),
         driver=next((board.driver for board in boards if board.driver), None),
-        packages=packages,
+        version=version,
     )

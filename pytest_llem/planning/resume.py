@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.results.environment import package_version
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.study.design import StudyConfig
@@ -33,13 +32,14 @@ class Here:
         cpu: Model of the processor.
         gpus: Models of the GPUs that CUDA may use.
         driver: Version of their driver.
-        packages: Versions of the packages that a backend's experiments would run with, by backend and name.
+        version: What gives, for a backend, the version of a package that its experiments would run with; None
+            for one that is not there.
     """
 
     cpu: str | None
     gpus: frozenset[str]
     driver: str | None
-    packages: Callable[[str], Mapping[str, str]]
+    version: Callable[[str], Callable[[str], str | None]]
 
     def differences(self, result: Mapping[str, Any]) -> Iterator[str]:
         """Yield what was otherwise when *result*, an ExperimentResult as plain data, was measured."""
@@ -53,11 +53,10 @@ class Here:
         drivers = {gpu["driver"] for gpu in gpus if gpu.get("driver")}
         if self.driver and drivers and drivers != {self.driver}:
             yield f"driver {_listed(drivers)} then, {self.driver} now"
-        now = self.packages(result["effective_config"]["backend"])
+        now = self.version(result["effective_config"]["backend"])
         then = {name: environment.get("packages", {}).get(name) for name in DECISIVE} | engine["versions"]
         for name, version in then.items():
-            found = now.get(name) or package_version(name)
-            if version is not None and found is not None and found != version:
+            if version is not None and (found := now(name)) is not None and found != version:
                 yield f"{name} {version} then, {found} now"
 
 

@@ -179,7 +179,8 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
             "items": _reference(ExperimentConfig),
         },
         "runners": {
-            "description": f"Where each engine's experiments run. Default: {LOCAL}, in this environment.",
+            "description": f"Where each engine's experiments run: {LOCAL}, in this environment (the default), or "
+            "the path of a Python interpreter, absolute, with ~, or relative to this file.",
             "anyOf": [
                 {
                     "type": "object",
