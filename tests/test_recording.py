@@ -416,3 +416,29 @@ def test_results_name_no_host_user_or_token(pytester, write_study, results, monk
     everything = "".join(path.read_text() for path in results.directory.rglob("*.json"))
     for private in ("hf_secret_of_mine", os.uname().nodename, str(pytester.path)):
         assert private not in everything
+
+
+def test_a_long_table_is_cut_and_keeps_what_was_found(pytester, write_study):
+    write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution={"n_cycles": 1})
+    pytester.makeconftest("from pytest_llem.reporting import terminal; terminal.MOST_POINTS = 1")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    table = run.stdout.str().partition("= llem: noop =")[2].partition("more points")[0]
+    assert "fault=none" in table
+    assert "fault=raise" not in table
+    run.stdout.fnmatch_lines(["2 more points in study_result.json", "1 of 3 experiments completed, 2 failed"])
+
+
+@pytest.mark.parametrize(("option", "kept"), [("-rfE", False), ("-ra", False), ("-rP", True), ("-rA", True)])
+def test_output_of_what_passed_is_kept_where_it_is_shown(pytester, write_study, option, kept):
+    write_study(sweep={"noop.fault": ["shout"]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        def pytest_runtest_logreport(report):
+            if report.when == "call":
+                print("sections:", sum("experiment output" in name for name, _ in report.sections))
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", option)
+    run.assert_outcomes(passed=1)
+    run.stdout.fnmatch_lines([f"*sections: {int(kept)}"])
+    assert ("the last words" in run.stdout.str()) == kept

@@ -1,0 +1,162 @@
+"""The disk fills up, turns read-only or loses files while a study runs: that experiment fails, and only that."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+
+import pytest
+
+from pytest_llem import StudyResult
+from pytest_llem.results.manifest import read_manifest, stored_result
+
+#: Does something as the second of three experiments ends, before its result is written, and as the third starts.
+CONFTEST = """
+import errno, os, pathlib, resource, shutil, subprocess, pytest
+
+PREPARE
+results = pathlib.Path("results")
+
+def fill():
+    with open("results/filler", "ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+def run_directory():
+    (found,) = results.glob("noop_*")
+    return found
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    if call.when == "call" and "n=2" in item.name:
+        SECOND
+    if call.when == "setup" and "n=3" in item.name:
+        THIRD
+    return (yield)
+"""
+
+
+@pytest.fixture
+def run(pytester, write_study):
+    """Run the study with what happens, as Python, to its second and third experiment, and before the first."""
+
+    def run(second, third="pass", prepare=""):
+        write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
+        conftest = CONFTEST.replace("SECOND", second).replace("THIRD", third).replace("PREPARE", prepare)
+        pytester.makeconftest(conftest)
+        ran = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-q")
+        said = ran.stdout.str() + ran.stderr.str()
+        assert "INTERNALERROR" not in said
+        assert "Traceback" not in said
+        return ran
+
+    return run
+
+
+@pytest.fixture
+def disk(pytester):
+    """A file system of 1 MB of its own under ``results``."""
+    directory = pytester.path / "results"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no command mount")
+    if made.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {made.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def _read(results):
+    """Return what a reader finds: the statuses, in order. What is called completed is there whole."""
+    manifest = read_manifest(results.directory)
+    for entry in manifest.experiments:
+        assert (stored_result(results.directory, entry) is not None) == (entry.status == "completed")
+    return [entry.status for entry in manifest.experiments]
+
+
+def test_a_disk_that_was_full_for_one_experiment(run, disk, results):
+    ran = run("fill()", "(results / 'filler').unlink()")
+    ran.assert_outcomes(passed=2, failed=1)
+    ran.stdout.fnmatch_lines(["the result could not be saved: *No space left on device*"])
+    assert _read(results) == ["completed", "failed", "completed"]
+    result = StudyResult.load(results.directory)
+    assert (result.status, result.experiments[1].result_file) == ("completed", None)
+    assert "No space left on device" in result.experiments[1].error.message
+
+
+def test_a_disk_that_stays_full(run, disk, results):
+    ran = run("fill()")
+    ran.assert_outcomes(passed=1, failed=2)
+    assert ran.ret == pytest.ExitCode.TESTS_FAILED
+    ran.stdout.fnmatch_lines(["noop: the study's result could not be saved: *No space left on device*"])
+    assert _read(results)[0] == "completed"
+    assert "completed" not in _read(results)[1:]
+    assert StudyResult.load(results.directory).summary.completed == 1
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["for one experiment", "to the end"])
+def test_a_file_system_that_turns_read_only(run, disk, results, again):
+    remount = f"subprocess.run('mount -o remount,{{}} ' + {shlex.quote(str(disk))!r}, shell=True, check=True)"
+    ran = run(remount.format("ro"), remount.format("rw") if again else "pass")
+    ran.assert_outcomes(passed=1 + again, failed=2 - again)
+    assert ran.ret == pytest.ExitCode.TESTS_FAILED
+    ran.stdout.fnmatch_lines(["the result could not be saved: *Read-only file system*"])
+    if again:
+        assert _read(results) == ["completed", "failed", "completed"]
+    else:
+        assert _read(results)[0] == "completed"
+        assert StudyResult.load(results.directory).summary.completed == 1
+
+
+def test_a_directory_that_may_no_longer_be_written(pytester, run, results):
+    closed = pytester.path / "closed"
+    closed.mkdir(mode=0o555)
+    if os.access(closed, os.W_OK):
+        pytest.skip("root may write everywhere")
+    ran = run("for path in (run_directory() / 'experiments', run_directory()): path.chmod(0o555)")
+    results.directory.chmod(0o755)
+    (results.directory / "experiments").chmod(0o755)
+    ran.assert_outcomes(passed=1, failed=2)
+    ran.stdout.fnmatch_lines(["the result could not be saved: *Permission denied*"])
+    assert _read(results)[0] == "completed"
+
+
+def test_a_file_that_may_not_grow_so_far(run, results):
+    """As a disk that is full, without a disk: a result is larger than what may be written, and a line is not."""
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
+    ran = run(limit.format("4096"), limit.format("resource.RLIM_INFINITY"))
+    ran.assert_outcomes(passed=2, failed=1)
+    ran.stdout.fnmatch_lines(["the result could not be saved: *File too large*"])
+    assert _read(results) == ["completed", "failed", "completed"]
+
+
+def test_results_that_are_deleted_are_failures_and_the_others_are_kept(run, results):
+    ran = run("shutil.rmtree(run_directory() / 'experiments')")
+    assert ran.ret == pytest.ExitCode.TESTS_FAILED
+    ran.stdout.fnmatch_lines(["noop: experiments/*-c1.json is gone, or no longer what was written"])
+    assert _read(results) == ["failed", "completed", "completed"]
+    assert results.study_result["experiments"][0]["error"]["type"] == "ResultLost"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.journal", "study_design.json", "study.yaml"])
+def test_a_record_that_is_deleted_costs_no_experiment(run, results, name):
+    seldom = "from pytest_llem.results import manifest; manifest.REFRESH_SHARE = manifest.REFRESH_PAUSE = 1e9"
+    ran = run(f"(run_directory() / {name!r}).unlink()", prepare=seldom)  # or so small a study has no journal
+    ran.assert_outcomes(passed=3)
+    assert _read(results) == ["completed"] * 3
+    assert StudyResult.load(results.directory).status == "completed"
+
+
+def test_a_directory_that_is_deleted_and_made_again(run, results):
+    ran = run("gone = run_directory(); shutil.rmtree(gone); gone.mkdir()")
+    assert ran.ret == pytest.ExitCode.TESTS_FAILED
+    assert _read(results) == ["failed", "completed", "completed"]
+    assert StudyResult.load(results.directory).summary.completed == 2
