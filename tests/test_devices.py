@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,6 @@ import pytest
 from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.hardware.gpus import Board, Boards, boards_for, visible_boards
-from pytest_llem.isolation import devices
 from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, Owner, devices_of, owned
 from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
 from pytest_llem.planning.host import Gpu, this_host
@@ -182,6 +182,17 @@ def test_who_waits_says_for_whom():
             assert ownership.waited_seconds > 0
         assert re.fullmatch(_text(other), ownership.waited_for)
     assert told == [f"waiting for {ownership.waited_for}"]
+
+
+def test_who_waits_uses_no_cpu():
+    with _holding(CPU) as other:
+        timer = threading.Timer(3, other.stdin.close)
+        timer.start()
+        before = time.process_time()
+        with owned([CPU], _owner(), Told()) as ownership:
+            used = time.process_time() - before
+        timer.join()
+    assert used < 0.05 * ownership.waited_seconds
 
 
 def test_a_dead_owners_lock_is_free_and_he_is_not_told_of(folder):
@@ -475,7 +486,7 @@ def test_two_runs_take_turns_and_the_second_one_says_so(pytester, write_study, r
         gaps = [gap for gap in recorded(pytester.path / name) if gap.waited_seconds]
         lines = re.findall(r"^llem: waiting for cpu: pid (\d+) runs study noop, experiment n=\d", output, re.M)
         assert lines == [str(other.pid)] * len(lines)
-        assert len(lines) == len([gap for gap in gaps if "runs study" in gap.waited_for])
+        assert len(lines) <= len(gaps)
         told += len(lines)
     assert told, "at least one of them waited for the other"
 
@@ -499,11 +510,11 @@ def test_the_terminal_says_for_whom(pytester, write_study, recorded, quiet):
     with _holding(CPU) as other:
         run = _start(pytester, "study.yaml", *LLEM, *quiet)
         _wait_until((pytester.path / "waits").exists)
-        time.sleep(0.5)
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 0
-    assert re.findall(rf"^llem: waiting for {_text(other)}$", output, re.M) != [] if not quiet else True
-    assert ("waiting" in output) == (not quiet)
+    lines = [line for line in output.splitlines() if "waiting" in line]
+    assert len(lines) == (0 if quiet else 1), "once, however long it takes"
+    assert all(re.fullmatch(rf"llem: waiting for {_text(other)}", line) for line in lines)
     [gap] = recorded()
     assert re.fullmatch(_text(other), gap.waited_for)
     assert gap.waited_seconds > 0
@@ -516,9 +527,9 @@ def _wait_until(there, seconds=60):
         time.sleep(0.02)
 
 
-def test_on_different_gpus_nobody_waits(pytester, write_study, gpus, recorded, spans, folder):
+def test_on_different_gpus_nobody_waits(pytester, write_study, gpus, recorded, folder):
     gpus(_board(A), _board(B))
-    write_study(sweep={"n": [1, 2]}, noop={"span": str(spans.path), "seconds": 0.3}, execution=ONE_CYCLE)
+    write_study(sweep={"n": [1, 2]}, noop={"seconds": 0.3}, execution=ONE_CYCLE)
     runs = [
         _start(pytester, "study.yaml", *LLEM, f"--llem-results-dir={name}", CUDA_VISIBLE_DEVICES=visible)
         for name, visible in [("a", "0"), ("b", "1")]
@@ -745,13 +756,14 @@ def test_memory_that_comes_back_late_is_waited_for(pytester, write_study, gpus, 
         + """
     def after(count):
         if count == 1:
-            uses((0, 2500), (0.5, 520))
+            memory.LONGEST_S = 60
+            uses((0, 2500), (2, 520))
 """
     )
     pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=3)
     first, second, third = recorded()
     assert (first.memory_waited_seconds, first.memory_left_mb) == (None, None), "nothing was before it"
-    assert 0.4 <= second.memory_waited_seconds < 0.9
+    assert 0 < second.memory_waited_seconds < 60
     assert (third.memory_waited_seconds, third.memory_left_mb) == (0, {})
     assert second.memory_left_mb == {}
     assert results.study_result["warnings"] == [ESTIMATED]
@@ -825,7 +837,3 @@ def test_memory_that_is_not_told_is_not_claimed_to_be_back(pytester, write_study
     write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
     pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=2)
     assert [(gap.memory_waited_seconds, gap.memory_left_mb) for gap in recorded()] == [(None, None)] * 2
-
-
-def test_a_wait_polls_slowly():
-    assert devices.POLL_S >= 0.2
