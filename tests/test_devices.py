@@ -181,6 +181,7 @@ def test_who_waits_says_for_whom():
         with owned([CPU], _owner(), told) as ownership:
             assert ownership.waited_seconds > 0
         assert re.fullmatch(_text(other), ownership.waited_for)
+        assert ownership.used_before == {CPU: 0}, "though the other one ended after this one had begun to wait"
     assert told == [f"waiting for {ownership.waited_for}"]
 
 

@@ -240,8 +240,8 @@ class _Lock:
         with suppress(OSError):
             os.utime(self._lock.lock_file)  # or who cleans up temporary files would take it for a forgotten one
         last = _read(self._note)
-        self.used_before = last.used_before(self._owner) if last else None
         self._owner = self._owner.model_copy(update={"since": datetime.now(UTC)})
+        self.used_before = last.used_before(self._owner) if last else None
         self.note(used_bytes=self.used_before)
 
     def _try(self) -> bool:
