@@ -15,7 +15,7 @@ from pytest_llem.isolation import launcher
 from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.output import CappedOutput
 from pytest_llem.results.models import ExperimentResult
-from tests.support.processes import gone
+from tests.support.processes import gone, wait_until
 
 
 def test_a_result_comes_back_whole(job):
@@ -179,6 +179,36 @@ def test_capped_output_that_fits_is_whole():
     for chunk in (b"abc", b"def\xff"):
         output.write(chunk)
     assert output.text() == "abcdef\ufffd"
+
+
+def test_a_worker_of_xdist_that_dies_takes_its_experiment_along(pytester, write_study, results):
+    """The experiment has failed, the others are run by the worker that takes its place."""
+    (pytester.path / "notes").mkdir()
+    write_study(
+        noop={"report": str(pytester.path / "notes")},
+        sweep={"noop.fault": ["none", "hang", "none "]},
+        execution={"n_cycles": 1, "cycle_order": "sequential"},
+    )
+    pytester.makeconftest(
+        """
+        import os, pathlib, signal, threading, time
+
+        def pytest_runtest_call(item):
+            if "hang" in item.name:
+                threading.Thread(target=die, args=(len(list(pathlib.Path("notes").iterdir())),), daemon=True).start()
+
+        def die(notes):
+            while len(list(pathlib.Path("notes").iterdir())) == notes:
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "1")
+    run.assert_outcomes(passed=2, failed=1)
+    assert results.statuses() == {"fault=none": "completed", "fault=hang": "failed", "fault=none%20": "completed"}
+    (error,) = [entry["error"] for entry in results.manifest["experiments"] if entry["error"]]
+    assert (error["kind"], error["type"]) == ("crash", "WorkerCrash")
+    wait_until(lambda: all(gone(int(note.stem)) for note in (pytester.path / "notes").iterdir()))
 
 
 def test_a_timeout_in_the_study_is_obeyed(pytester, write_study, results):

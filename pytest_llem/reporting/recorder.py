@@ -112,7 +112,8 @@ class Recorder:
         try:
             if payload and payload["result"]:
                 result = run.completed(experiment, payload)
-                self._in_a_row[file] = 0
+                if payload["replayed_from"] is None:
+                    self._in_a_row[file] = 0
                 self._tell_finished(result, report)
             elif payload:
                 error = ErrorRecord.model_validate(payload["error"])
@@ -143,7 +144,8 @@ class Recorder:
         if self._in_a_row[file] == limit:
             self._stopped.add(file)
             reason = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
-            self._config.stash[BOARD].post(file, STOPPED, reason)
+            with suppress(OSError):  # then only this process knows
+                self._config.stash[BOARD].post(file, STOPPED, reason)
 
     def _place(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
         """Return the experiment that a payload says it is from, whatever its item is called."""
