@@ -105,12 +105,11 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
     config = session.config
-    stops = session.testsfailed and not config.option.continue_on_collection_errors  # pytest runs nothing then
-    if not _studies(config) or stops:
+    if not _studies(config):
         return
-    if hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
         _prepare(config, config.workerinput["testrunuid"])
-    else:
+    elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
         _record(config, [item.nodeid for item in session.items])
 
 

@@ -261,7 +261,7 @@ def test_an_experiment_gets_the_deadline_of_the_plan(pytester, write_study):
         from pytest_llem.results.models import ErrorRecord
 
         def pytest_configure():
-            experiment.run_isolated = lambda job, timeout: Outcome(
+            experiment.run_isolated = lambda job, timeout, on_output: Outcome(
                 error=ErrorRecord(kind="crash", type="None", message=f"deadline {timeout}")
             )
         """

@@ -356,7 +356,7 @@ NOW = datetime.now(UTC)
     ],
 )
 def test_whose_memory_is_waited_for(last, used):
-    assert _owner(**{"used_bytes": 7, **last}).used_before(_owner()) == used
+    assert _owner(**{"used_bytes": 7, **last}).used_before(_owner(since=NOW)) == used
 
 
 # ---- GPU memory, with a clock that only sleeping moves ----

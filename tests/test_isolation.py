@@ -195,10 +195,13 @@ def test_a_worker_of_xdist_that_dies_takes_its_experiment_along(pytester, write_
 
         def pytest_runtest_call(item):
             if "hang" in item.name:
-                threading.Thread(target=die, args=(len(list(pathlib.Path("notes").iterdir())),), daemon=True).start()
+                threading.Thread(target=die, args=(notes(),), daemon=True).start()
 
-        def die(notes):
-            while len(list(pathlib.Path("notes").iterdir())) == notes:
+        def notes():
+            return len(list(pathlib.Path("notes").iterdir()))
+
+        def die(before):
+            while notes() == before:
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         """

@@ -35,7 +35,7 @@ def pytest_unconfigure():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["serial", "xdist"])
 def test_memory_is_flat_over_2000_experiments(pytester, noop_engine, options):
     sweep = {"n": list(range(1, 201)), "noop.size": list(range(1, 11))}
     study = {**NOOP_STUDY, "sweep": sweep, "execution": {"n_cycles": 1, "cycle_order": "sequential"}}

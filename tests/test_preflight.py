@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llem.hardware import gpus
+from pytest_llem.hardware.gpus import Board
 from pytest_llem.planning import host
 from pytest_llem.planning.host import Gpu, Host
 from pytest_llem.planning.preflight import Preflight
@@ -178,16 +180,17 @@ class TestAnotherInterpreter:
         """A study that runs on the GPU elsewhere is not held to what a torch for CPUs could do here."""
         environment = Environment(tmp_path / "env", *EVERYTHING)
         environment.add("torch", "2.99.0+cu130")
-        monkeypatch.setattr(host, "_gpus", lambda: list(OLD_GPU.gpus))
+        boards = tuple(Board("GPU-0", gpu.name, gpu.memory_bytes, gpu.capability) for gpu in OLD_GPU.gpus)
+        monkeypatch.setattr(gpus, "visible_boards", lambda: gpus.Boards(boards))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         host.host_for.cache_clear()
         text = "model: builtin:tiny-llama"
         try:
-            for torch, gpus in (("2.99.0+cu130", OLD_GPU.gpus), ("2.99.0+cpu", ())):
+            for torch, expected in (("2.99.0+cu130", OLD_GPU.gpus), ("2.99.0+cpu", ())):
                 monkeypatch.setattr(host, "version", lambda name, torch=torch: torch)
                 (tmp_path / "study.yaml").write_text(text)
                 study = load_study(tmp_path / "study.yaml")
-                assert Preflight(study, (), []).host_of(study.points[0].config).gpus == gpus
+                assert Preflight(study, (), []).host_of(study.points[0].config).gpus == expected
                 (tmp_path / "study.yaml").write_text(f"{text}\nrunners: {{pytorch: env/bin/python}}")
                 study = load_study(tmp_path / "study.yaml")
                 assert Preflight(study, (), []).host_of(study.points[0].config).gpus == OLD_GPU.gpus
