@@ -22,8 +22,9 @@ import pytest
 from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.hardware.gpus import Board, Boards, boards_for, visible_boards
-from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, Owner, devices_of, owned
+from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, devices_of, owned
 from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
+from pytest_llem.isolation.owner import Owner
 from pytest_llem.planning.host import Gpu, this_host
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import OTHER_PLUGINS, ROOT
@@ -137,7 +138,8 @@ def _owner(experiment="here", **changes):
 def _holding(*names, experiment="there"):
     """Have another process own devices, from before until after; give that process."""
     code = (
-        "import sys, time; from pytest_llem.isolation.devices import Owner, owned\n"
+        "import sys, time; from pytest_llem.isolation.devices import owned\n"
+        "from pytest_llem.isolation.owner import Owner\n"
         f"with owned({names!r}, Owner.here('other', {experiment!r}), print) as ownership:\n"
         "    ownership.note_used({name: 0 for name in " + repr(names) + "})\n"
         "    print('owned', flush=True); sys.stdin.read()"
@@ -246,7 +248,8 @@ def test_a_wait_can_be_interrupted_and_leaves_nothing_held():
 def test_who_has_waited_longer_comes_first():
     """One that wants it again at once does not get it before another that waits."""
     code = (
-        "import sys; from pytest_llem.isolation.devices import Owner, owned\n"
+        "import sys; from pytest_llem.isolation.devices import owned\n"
+        "from pytest_llem.isolation.owner import Owner\n"
         "for turn in range(3):\n"
         "    with owned(['cpu'], Owner.here('s', f'{sys.argv[1]}{turn}'), print):\n"
         "        __import__('time').sleep(0.6); open('order', 'a').write(sys.argv[1])"

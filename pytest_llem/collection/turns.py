@@ -14,10 +14,11 @@ from pytest_llem.collection.experiment import GAP, NEXT_GAP, NO_DEVICE, prefligh
 from pytest_llem.collection.items import StudyFile, experiment_of
 from pytest_llem.collection.resume import is_replayed
 from pytest_llem.hardware.gpus import Boards, boards_for
-from pytest_llem.isolation.devices import CPU, DeviceError, Owner, Ownership, devices_of, owned
+from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
 from pytest_llem.isolation.gaps import Gaps
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.isolation.memory import GpuMemory
+from pytest_llem.isolation.owner import Owner
 from pytest_llem.options import STUDIES
 from pytest_llem.results.models import GapRecord
 from pytest_llem.study.config import AUTO, ExperimentConfig

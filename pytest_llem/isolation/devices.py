@@ -6,7 +6,6 @@ it last. The kernel lets go of a lock with the process that held it, however tha
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tempfile
@@ -18,10 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from pydantic import AwareDatetime, Field
 
 from pytest_llem.hardware.gpus import Boards
-from pytest_llem.results.models import Record
+from pytest_llem.isolation.owner import Owner, read_note
 from pytest_llem.study.config import ExperimentConfig
 
 #: The CPU as a whole.
@@ -33,93 +31,15 @@ FOLDER = "pytest-llem-locks"
 #: Seconds between two tries.
 POLL_S = 0.2
 
+#: Holders that are named.
+MOST_NAMED = 5
+
 #: So many seconds whoever has got a device may take to say who he is.
 SETTLING_S = 1.0
-
-#: A note that another process has left tells of the memory before its experiment for so many seconds after its
-#: end. One that says nothing of an end, as the process was killed, does so from the start of the experiment.
-FRESH_S = 60.0
-FRESH_UNENDED_S = 86_400.0
-
-#: Holders that are named, characters of a name, bytes of a note that are read.
-MOST_NAMED = 5
-NAME_CAP = 200
-NOTE_CAP = 1 << 16
 
 
 class DeviceError(Exception):
     """Devices cannot be owned here; the message says why, in a line."""
-
-
-class Owner(Record):
-    """Who has a device, or had it last.
-
-    Attributes:
-        pid: The process.
-        began: When that started, in s since 1970: another may bear its id by now.
-        worker: Which worker of xdist it is.
-        study: Its study.
-        experiment: Id of the experiment.
-        since: When it got the device.
-        ended: When it was done; None where it is not, or was killed.
-        used_bytes: The GPU's memory in use before the experiment was started; None where it is not known.
-    """
-
-    pid: int = Field(gt=0, lt=2**31)
-    began: float
-    worker: str | None = None
-    study: str
-    experiment: str
-    since: AwareDatetime
-    ended: AwareDatetime | None = None
-    used_bytes: int | None = None
-
-    @classmethod
-    def here(cls, study: str, experiment: str, worker: str | None = None) -> Owner:
-        """Return this process as the owner from now on."""
-        import psutil
-
-        began = psutil.Process().create_time()
-        return cls(
-            pid=os.getpid(),
-            began=began,
-            worker=worker,
-            study=study,
-            experiment=experiment,
-            since=datetime.now(UTC),
-        )
-
-    def __str__(self) -> str:
-        worker = f" ({_shown(self.worker)})" if self.worker else ""
-        since = self.since.astimezone().strftime("%H:%M:%S")
-        return (
-            f"pid {self.pid}{worker} runs study {_shown(self.study)}, "
-            f"experiment {_shown(self.experiment)} since {since}"
-        )
-
-    def is_same_process(self, other: Owner) -> bool:
-        return (
-            self.pid == other.pid and abs(self.began - other.began) < 2.0
-        )  # each counts from a boot time of its own
-
-    def is_running(self) -> bool:
-        """Whether its process is there and has not done with the device."""
-        import psutil
-
-        try:
-            now = self.model_copy(update={"began": psutil.Process(self.pid).create_time()})
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.AccessDenied:
-            return self.ended is None
-        return self.ended is None and self.is_same_process(now)
-
-    def used_before(self, successor: Owner) -> int | None:
-        """Return what memory has to come back to for *successor*, in bytes; None where it says nothing of that."""
-        if self.is_same_process(successor):
-            return self.used_bytes
-        left, fresh = (self.ended, FRESH_S) if self.ended else (self.since, FRESH_UNENDED_S)
-        return self.used_bytes if 0 <= (successor.since - left).total_seconds() <= fresh else None
 
 
 @dataclass
@@ -235,11 +155,11 @@ class _Lock:
     def acquire(self, waiting: _Waiting) -> None:
         """Wait until the device is free, and own it."""
         while not self._try():
-            holder = _read(self._note)
+            holder = read_note(self._note)
             waiting.wait(self._name, holder if holder and holder.is_running() else None)
         with suppress(OSError):
             os.utime(self._lock.lock_file)  # or who cleans up temporary files would take it for a forgotten one
-        last = _read(self._note)
+        last = read_note(self._note)
         self._owner = self._owner.model_copy(update={"since": datetime.now(UTC)})
         self.used_before = last.used_before(self._owner) if last else None
         self.note(used_bytes=self.used_before)
@@ -309,17 +229,3 @@ def _refusal(error: OSError) -> DeviceError:
     return DeviceError(
         f"devices cannot be locked: {where}{error.strerror or error} (TMPDIR says in which folder the locks are)"
     )
-
-
-def _read(note: Path) -> Owner | None:
-    """Return the owner that a note names. Anybody may have put anything in its place: that is none."""
-    try:
-        with os.fdopen(os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return Owner.model_validate(json.loads(file.read(NOTE_CAP)))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _shown(name: str) -> str:
-    """Return a name from a note as a terminal may be sent it."""
-    return "".join(one if one.isprintable() else "?" for one in name[:NAME_CAP])
