@@ -100,7 +100,7 @@ class TestHub:
         plan.stdout.no_fnmatch_line("*preflight*")
         pytester.runpytest_subprocess(file, "-p", "llem").assert_outcomes(passed=2)
         result = json.loads(next((results.directory / "experiments").glob("*.json")).read_text())
-        assert result["engine"]["model_source"] == "hub"
+        assert (result["engine"]["model_source"], result["engine"]["model_revision"]) == ("hub", COMMIT)
         assert llem(file)[:2] == (0, ["already here: owner/whole"])
 
     def test_what_is_here_is_not_downloaded_again(self, study, online):

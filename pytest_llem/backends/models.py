@@ -82,6 +82,12 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
+def hub_revision(source: ModelSource, revision: str | None) -> str | None:
+    """Return the commit of a model from the hub, None for any other. The cache names its folders so."""
+    folder = cached_snapshot(source.location, revision) if source.kind == "hub" else None
+    return folder.name if folder else None
+
+
 def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | None:
     """Return why the Hugging Face hub does not have *name*, or None if it, or its cache, does."""
     from huggingface_hub import constants, hf_hub_download, snapshot_download

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
-from pytest_llem.backends.models import ModelSource, resolve_model
+from pytest_llem.backends.models import ModelSource, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.backends.protocol import EngineContext, PreflightError, RequestRecord
 from pytest_llem.backends.refusals import one_line, told_plainly
@@ -159,7 +159,7 @@ class PyTorchEngine:
                 "generation": generation.as_data(self._generation),
             },
             model_source=source.kind,
-            model_revision=getattr(model.config, "_commit_hash", None),
+            model_revision=hub_revision(source, options.revision),
             random_weights=source.random_weights,
         )
 
