@@ -20,7 +20,8 @@ class Board:
     made with the first notice.
 
     Args:
-        session: What xdist calls the session, the same in all of its processes; None where there is but one.
+        session: A name that the processes of a session share, and no other session has; None where there is but
+            one process.
     """
 
     def __init__(self, session: str | None = None) -> None:

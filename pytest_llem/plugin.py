@@ -7,6 +7,7 @@ library until a study is collected.
 from __future__ import annotations
 
 import fnmatch
+import uuid
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 _RECORDER = "llem-recorder"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
+
+#: What a session is called where it has several processes.
+_SESSION: pytest.StashKey[str] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -108,16 +112,22 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if not _studies(config):
         return
     if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
-        _prepare(config, config.workerinput["testrunuid"])
+        _prepare(config, config.workerinput["llem_session"])
     elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
         _record(config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    # xdist's own name of the session may be the user's, and another session's too.
+    node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
     config = node.config
     if any("::experiment[" in one for one in ids) and not config.pluginmanager.has_plugin(_RECORDER):
-        recorder = _record(config, ids, node.workerinput["testrunuid"])
+        recorder = _record(config, ids, config.stash[_SESSION])
         if recorder is None:
             return
         from pytest_llem.collection.plans import make_plan, write_plan

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,7 +53,7 @@ def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> None:
     """Tell the processes that run experiments which of them they need not run."""
     for file, replay in replays.items():
         entries = {name: entry.model_dump(mode="json") for name, entry in replay.entries.items()}
-        notice = {"directory": os.fspath(replay.directory.absolute()), "entries": entries}
+        notice = {"directory": str(replay.directory.resolve()), "entries": entries}
         config.stash[BOARD].post(file, REPLAYED, notice)
 
 
@@ -75,7 +75,7 @@ def replayed(item: pytest.Item, experiment: Experiment) -> tuple[Outcome, str] |
     result = stored_result(notice["directory"], entry)
     if result is None:
         return None
-    return Outcome(result, stored_files(notice["directory"], entry)), os.path.basename(notice["directory"])  # noqa: PTH119
+    return Outcome(result, stored_files(notice["directory"], entry)), Path(notice["directory"]).name
 
 
 def _notice(item: pytest.Item) -> dict[str, Any] | None:
