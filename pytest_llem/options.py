@@ -88,21 +88,19 @@ class Settings:
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
         results = given or config.getini("llem_results_dir")
-        try:
-            results_dir = config.rootpath / Path(results).expanduser()
-        except RuntimeError as error:  # ~nobody
-            raise pytest.UsageError(f"--llem-results-dir: {error} (got {results!r})") from None
         plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
         resume = config.getoption("llem_resume") or resume_from is not None
         if config.getoption("llem_resume_anyway") and not resume:
             raise pytest.UsageError("--llem-resume-anyway: needs --llem-resume or --llem-resume-from")
         return cls(
-            results_dir=results_dir,
+            results_dir=_path("--llem-results-dir", config.rootpath, results),
             results_dir_given=given is not None,
             run_id=run_id,
-            plan=config.invocation_params.dir / plan if plan else None,
+            plan=_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
             resume=resume,
-            resume_from=config.invocation_params.dir / resume_from if resume_from else None,
+            resume_from=_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
+            if resume_from
+            else None,
             resume_anyway=config.getoption("llem_resume_anyway"),
             cycles=_cycles(config),
             order=_order(config),
@@ -164,6 +162,13 @@ def read_config(paths: Sequence[Path]) -> pytest.Config | None:
     if reader.config is not None:
         sys.path[:] = reader.path  # pytest takes back what its ini option pythonpath says
     return reader.config
+
+
+def _path(name: str, directory: Path, given: str) -> Path:
+    try:
+        return directory / Path(given).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise pytest.UsageError(f"{name}: {error} (got {given!r})") from None
 
 
 def _is_name(text: str) -> bool:
