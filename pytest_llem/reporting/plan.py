@@ -50,13 +50,9 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
     if plan.replay is not None:
-        lines.append(f"  resume: {_relative(plan.replay.directory, directory)}")
+        lines.append(f"  resume: {os.path.relpath(plan.replay.directory, directory)}")
     lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
     return lines
-
-
-def _relative(path: Path, directory: Path) -> str:
-    return os.path.relpath(path, directory)
 
 
 def _deadline(plan: Plan) -> str:
