@@ -238,7 +238,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-resume",
         action="store_true",
-        help="do not run again what the newest run of the same design has completed",
+        help="do not run again what earlier runs of the same design have completed",
     )
     group.addoption(
         "--llem-resume-from",

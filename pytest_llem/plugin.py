@@ -136,7 +136,7 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
         write_plan(config, plans)
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter and config.get_verbosity() >= 0:
-            reporter.ensure_newline()
+            reporter.write_line("")  # xdist leaves the line on which it counts its workers unfinished
             for line in _plan_lines(config, plans):
                 reporter.write_line(line)
 
@@ -157,9 +157,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if call.when == "call" and _studies(item.config):
-        from pytest_llem.collection.experiment import attach_payload
+        from pytest_llem.collection.experiment import attach_payload, place_skip
 
         attach_payload(item, report)
+        place_skip(item, report)
     return report
 
 

@@ -30,7 +30,13 @@ def test_the_rest_is_skipped_with_the_reason(pytester, write, results):
     assert _statuses(results) == ["failed", "completed", "failed", "failed", "failed", "skipped", "skipped"]
     assert results.manifest["experiments"][-1]["reason"] == REASON
     assert results.manifest["status"] == "aborted"
-    run.stdout.fnmatch_lines([f"SKIPPED*{REASON}"])
+    run.stdout.fnmatch_lines(
+        [
+            f"1 of 7 experiments completed, 4 failed, 2 skipped; stopped: {REASON}",
+            "--llem-resume goes on from here",
+            f"SKIPPED *study.yaml:*: {REASON}",
+        ]
+    )
 
 
 def test_so_it_is_under_xdist(pytester, write, results):

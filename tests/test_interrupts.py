@@ -72,7 +72,9 @@ def test_the_child_goes_and_the_manifest_says_interrupted(start, write_study, re
     assert {entry["error"]["kind"] for entry in interrupted} == {"interrupted"}
     assert set(results.statuses().values()) == {"failed", "pending"}
     assert results.study_result["status"] == "interrupted"
-    assert f"0 of 4 experiments completed, {len(interrupted)} failed, interrupted" in output
+    told = f"0 of 4 experiments completed, {len(interrupted)} interrupted, {4 - len(interrupted)} not run"
+    assert told in output
+    assert "--llem-resume goes on from here" in output
 
 
 def test_as_somebody_at_a_terminal_would(start, write_study, results, notes):
@@ -87,7 +89,7 @@ def test_as_somebody_at_a_terminal_would(start, write_study, results, notes):
     os.killpg(run.pid, signal.SIGINT)
     output, _ = run.communicate(timeout=60)
     assert results.statuses() == {"fault=none": "completed", "fault=hang": "failed"}
-    assert "1 of 2 experiments completed, 1 failed, interrupted" in output
+    assert "1 of 2 experiments completed, 1 interrupted" in output
     assert "1 passed" in output
 
 

@@ -356,3 +356,12 @@ class TestEstimate:
 def test_a_model_with_an_odd_configuration_has_an_unknown_size(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     assert read_footprint(tmp_path) is None
+
+
+def test_more_memory_than_there_is_is_told(pytester):
+    (pytester.path / "study.yaml").write_text(
+        "model: builtin:tiny-llama\nmax_input_tokens: 128\nn: 1000000\n"
+        "sweep: {pytorch.batch_size: [1, 1000000]}\nexecution: {n_cycles: 1}\n"
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only")
+    run.stdout.re_match_lines([r"llem: .* needs about [\d,]+ GiB, and [\d.,]+ GiB are there$"])

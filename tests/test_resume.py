@@ -97,7 +97,7 @@ class TestReplays:
         run.stdout.fnmatch_lines(
             [
                 "*4 points, 2 replayed, *",
-                f"  resume: results/{first.name}",
+                f"  resume: 2 from results/{first.name}",
                 "4 of 4 experiments completed (2 of them replayed)",
             ]
         )
@@ -149,7 +149,34 @@ class TestReplays:
 
     def test_with_nothing_there_all_runs(self, study):
         study.write(sweep={"n": [1]})
-        study.run("--llem-resume").assert_outcomes(passed=1)
+        run = study.run("--llem-resume")
+        run.assert_outcomes(passed=1)
+        run.stdout.fnmatch_lines(["  resume: nothing is there to replay"])
+
+    def test_what_a_later_run_did_not_get_to_is_taken_from_an_earlier_one(self, study):
+        """After --lf, -k or -x the newest results are not all that there is."""
+        study.write()
+        study.run("--llem-run-id=first")
+        study.repair()
+        study.run("--lf", "--llem-run-id=second").assert_outcomes(passed=2)
+        run = study.run("--llem-resume")
+        run.assert_outcomes(passed=4)
+        assert study.started() == 4 + 2
+        run.stdout.fnmatch_lines(["  resume: 2 from results/noop_first, 2 from results/noop_second"])
+
+    def test_of_results_that_were_measured_twice_the_newer_one_counts(self, study):
+        study.write(sweep={"n": [1]})
+        study.run("--llem-run-id=first")
+        study.run("--llem-run-id=second")
+        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_second"])
+
+    def test_another_study_of_the_same_design_comes_second(self, study):
+        study.write(sweep={"n": [1]})
+        study.run("--llem-run-id=mine")
+        study.write(name="other", sweep={"n": [1]})
+        study.run("--llem-run-id=later")
+        study.write(sweep={"n": [1]})
+        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_mine"])
 
     def test_a_result_that_is_not_whole_is_measured_again(self, study):
         study.write(sweep={"n": [1, 2]})
@@ -157,7 +184,9 @@ class TestReplays:
         (directory,) = study.directories()
         entries = _manifest(directory)["experiments"]
         (directory / entries[0]["result_file"]).write_text("{}")
-        study.run("--llem-resume").assert_outcomes(passed=2)
+        run = study.run("--llem-resume")
+        run.assert_outcomes(passed=2)
+        run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name}, 1 not whole any more"])
         assert study.started() == 3
 
     def test_what_preflight_would_refuse_now_is_there_already(self, study, monkeypatch):
@@ -221,10 +250,28 @@ class TestRefusals:
         self._refused(
             run,
             f"{directory.name} cannot be resumed: the study's design was *, is *: points 2 new (n=3, …), "
-            "1 gone (n=1) (--llem-resume-anyway does it all the same)",
+            "1 gone (n=1) (--llem-resume-anyway replays what both have)",
         )
         study.run("--llem-resume", "--llem-resume-anyway", *workers).assert_outcomes(passed=3)
         assert study.started() == 4, "the point that both have is replayed"
+
+    def test_the_field_that_differs_is_named(self, study):
+        study.write(sweep={"n": [1, 2]})
+        study.run()
+        study.write(sweep={"n": [1, 2]}, max_output_tokens=5)
+        self._refused(
+            study.run("--llem-resume"),
+            "* cannot be resumed: the study's design was *, is *: n=1 had max_output_tokens: 3 then, 5 now (*",
+        )
+
+    def test_of_older_runs_what_was_measured_otherwise_is_left(self, study):
+        study.write(sweep={"n": [1, 2]})
+        study.run()
+        (first,) = study.directories()
+        _change_results(first, {"cpu_model": "Another CPU"})
+        study.run("-k", "n=1")
+        study.run("--llem-resume").assert_outcomes(passed=2)
+        assert study.started() == 2 + 1 + 1, "n=2 was measured on another CPU"
 
     def test_the_newest_of_the_same_design_is_taken_whatever_was_run_since(self, study):
         study.write(sweep={"n": [1]})

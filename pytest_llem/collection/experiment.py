@@ -149,13 +149,19 @@ def _payload(file: str, planned: Experiment, outcome: Outcome, config: pytest.Co
     }
 
 
-def explain(error: ErrorRecord) -> str:
-    """Return what a person is told about a failed experiment."""
+def explain(error: ErrorRecord, style: str = "auto") -> str:
+    """Return what a person is told about a failed experiment.
+
+    Args:
+        error: Why it failed.
+        style: As pytest's ``--tb`` has it; ``line`` and ``no`` leave the traceback out.
+    """
     phase = f" while {error.phase}" if error.phase and error.kind != "preflight" else ""
-    text = f"{error.kind}{phase}: {error.message}"
-    if error.kind in ("exception", "oom"):
-        text = f"{error.kind}{phase}: {error.type}: {error.message}"
-    return f"{text}\n\n{error.traceback}" if error.traceback else text
+    parts = [f"{error.kind}{phase}", error.type if error.kind in ("exception", "oom") else "", error.message]
+    text = ": ".join(part for part in parts if part)
+    if error.kind == "timeout":
+        text += " (--llem-timeout, or experiment_timeout_seconds in the study, gives it longer)"
+    return f"{text}\n\n{error.traceback}" if error.traceback and style not in ("line", "no") else text
 
 
 def attach_payload(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -163,6 +169,13 @@ def attach_payload(item: pytest.Item, report: pytest.TestReport) -> None:
     if PAYLOAD in item.stash:
         setattr(report, REPORT_ATTRIBUTE, item.stash[PAYLOAD])
         del item.stash[PAYLOAD]
+
+
+def place_skip(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Say of an experiment that was skipped while it ran that it was so in its study, and not in this module."""
+    if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[0] == __file__:
+        path, line, _ = item.reportinfo()
+        report.longrepr = str(path), (line or 0) + 1, report.longrepr[2]
 
 
 def _properties(result: str | None) -> list[tuple[str, object]]:

@@ -77,7 +77,7 @@ def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
     from pytest_llem.collection.experiment import explain, run_item  # not needed to collect
 
     if (error := run_item(planned, request.node)) is not None:
-        pytest.fail(explain(error), pytrace=False)
+        pytest.fail(explain(error, request.config.option.tbstyle), pytrace=False)
 
 
 @contextmanager

@@ -52,14 +52,16 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
 def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> None:
     """Tell the processes that run experiments which of them they need not run."""
     for file, replay in replays.items():
-        entries = {name: entry.model_dump(mode="json") for name, entry in replay.entries.items()}
-        notice = {"directory": str(replay.directory.resolve()), "entries": entries}
+        notice = {
+            name: {"directory": str(stored.directory), "entry": stored.entry.model_dump(mode="json")}
+            for name, stored in replay.results.items()
+        }
         config.stash[BOARD].post(file, REPLAYED, notice)
 
 
 def is_replayed(item: pytest.Item, experiment: Experiment) -> bool:
     """Whether the *experiment* of *item* has a result from an earlier run."""
-    return experiment.id in (_notice(item) or {"entries": {}})["entries"]
+    return experiment.id in _notice(item)
 
 
 def replayed(item: pytest.Item, experiment: Experiment) -> tuple[Outcome, str] | None:
@@ -68,17 +70,13 @@ def replayed(item: pytest.Item, experiment: Experiment) -> tuple[Outcome, str] |
     Returns:
         None where it is to be run: also where the result is not there any more.
     """
-    notice = _notice(item)
-    if notice is None or experiment.id not in notice["entries"]:
+    if (stored := _notice(item).get(experiment.id)) is None:
         return None
-    entry = ManifestEntry.model_validate(notice["entries"][experiment.id])
-    result = stored_result(notice["directory"], entry)
-    if result is None:
-        return None
-    return Outcome(result, stored_files(notice["directory"], entry)), Path(notice["directory"]).name
+    directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])
+    result = stored_result(directory, entry)
+    return None if result is None else (Outcome(result, stored_files(directory, entry)), directory.name)
 
 
-def _notice(item: pytest.Item) -> dict[str, Any] | None:
+def _notice(item: pytest.Item) -> dict[str, Any]:
     assert item.parent is not None
-    notice: dict[str, Any] | None = item.config.stash[BOARD].read(item.parent.nodeid, REPLAYED)
-    return notice
+    return item.config.stash[BOARD].read(item.parent.nodeid, REPLAYED) or {}

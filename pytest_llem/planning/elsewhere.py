@@ -20,6 +20,9 @@ OURS = "pytest-llem"
 #: Of what we require, what an experiment's process needs whatever its engine is.
 WORKER = ("nvidia-ml-py", "psutil", "pydantic")
 
+#: And what our own engines need beside that; the rest is pytest's side.
+ENGINES = ("torch", "transformers")
+
 
 def lacks(there: Interpreter, engine: str | None, pip: str) -> str | None:
     """Return what keeps experiments from running there, with what to do about it; None where nothing does.
@@ -39,9 +42,11 @@ def lacks(there: Interpreter, engine: str | None, pip: str) -> str | None:
         known = ", ".join(sorted(there.engines))
         command = f"{pip} install {_providing(engine) or 'PACKAGE'}"
         return f"has no engine of that name (there are: {known}): install its package there: {command}"
-    needed = [one for one in _requirements(there, OURS) if canonicalize_name(one.name) in WORKER]
-    if engine is not None:
-        needed += _requirements(there, there.engines[engine])
+    provider = there.engines[engine] if engine is not None else None
+    ours_alone = WORKER + (ENGINES if provider == OURS else ())
+    needed = [one for one in _requirements(there, OURS) if canonicalize_name(one.name) in ours_alone]
+    if provider not in (None, OURS):
+        needed += _requirements(there, provider)
     lines = list(dict.fromkeys(_line(one) for one in needed if not _meets(there, one)))
     if lines:
         return f"lacks {' and '.join(lines)}: {pip} install {shlex.join(lines)}"

@@ -23,7 +23,7 @@ class Plan:
         study: All of it.
         experiments: Those that were selected, in run order.
         preflight: Knows which of them cannot run here.
-        replay: The results of an earlier run that stand for some of them; None where none do.
+        replay: The results of earlier runs that stand for some of them; None where those were not asked for.
     """
 
     study: StudyConfig
@@ -38,7 +38,7 @@ class Plan:
 
     def is_replayed(self, experiment: Experiment) -> bool:
         """Whether a result of an earlier run stands for *experiment*."""
-        return self.replay is not None and experiment.id in self.replay.entries
+        return self.replay is not None and experiment.id in self.replay.results
 
     @cached_property
     def points(self) -> list[Point]:
@@ -108,7 +108,7 @@ class Plan:
                     "cycle": experiment.cycle,
                     "config_hash": experiment.point.config_hash,
                     "deadline_seconds": self.deadlines.get(experiment.point.id),
-                    "replayed_from": self.replay.directory.name
+                    "replayed_from": self.replay.results[experiment.id].directory.name
                     if self.replay and self.is_replayed(experiment)
                     else None,
                     "skip": experiment.point.skip,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,11 @@ from typing import Any
 
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.models import Manifest, ManifestEntry
+from pytest_llem.results.study_result import DESIGN
 from pytest_llem.study.design import StudyConfig
+
+#: What a run that came to its end leaves.
+RESULT = "study_result.json"
 
 #: Packages that determine the numbers, whatever the engine is. What an engine says of its own comes to them.
 DECISIVE = ("pytest-llem", "torch", "transformers")
@@ -61,16 +65,24 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Replay:
-    """Results of an earlier run that stand for experiments of this one.
-
-    Attributes:
-        directory: Where they are.
-        entries: Of that run's manifest, by the ids of this run's experiments.
-    """
+class Stored:
+    """A result of an earlier run: the results directory, and its entry in the manifest there."""
 
     directory: Path
-    entries: Mapping[str, ManifestEntry]
+    entry: ManifestEntry
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Results of earlier runs that stand for experiments of this one.
+
+    Attributes:
+        results: By the ids of this run's experiments.
+        torn: Experiments whose result is there and not whole.
+    """
+
+    results: Mapping[str, Stored]
+    torn: int = 0
 
 
 @dataclass
@@ -78,7 +90,7 @@ class Resume:
     """Finds what can be replayed.
 
     Attributes:
-        source: The results directory; None for the newest one of a study's design.
+        source: The results directory; None for all runs of a study's design, of which the newest result counts.
         anyway: Differences do not matter: what has the same configuration, and a result, is replayed.
         here: What determines the numbers now.
     """
@@ -88,44 +100,68 @@ class Resume:
     here: Callable[[StudyConfig], Here]
 
     def of(self, study: StudyConfig, results_dir: Path) -> Replay | None:
-        """Return what is there for *study*; None where no run has left anything, and all of it has to run.
+        """Return what is there for *study*.
 
         Args:
             study: What is to be run.
             results_dir: Where results directories are.
 
+        Returns:
+            None where a directory was named and is another study's.
+
         Raises:
-            ResumeError: There is something that was measured otherwise, or what was named is no results directory.
+            ResumeError: What is there was measured otherwise, or what was named is no results directory.
         """
-        found = self._named(study) if self.source else self._newest(study, results_dir)
-        if found is None:
+        runs = self._named(study) if self.source else _runs(results_dir, study)
+        if runs is None:
             return None
-        directory, manifest = found
-        if manifest.study_design_hash != study.design_hash and not self.anyway:
-            raise ResumeError(_refusal(directory, [_design_difference(study, manifest)]))
-        theirs = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
-        entries: dict[str, ManifestEntry] = {}
-        differences: dict[str, None] = {}
+        alike = [run for run in runs if self.anyway or run[1].study_design_hash == study.design_hash]
+        if runs and not alike:
+            raise ResumeError(_refusal(runs[0][0], [_design_difference(study, *runs[0])]))
+        results: dict[str, Stored] = {}
+        torn: set[str] = set()
         here = self.here(study)
+        for directory, manifest in alike:
+            found, differences = self._results(study, directory, manifest, here, results.keys(), torn)
+            if not differences:
+                results |= found
+            elif not results:  # of runs before the newest one, what was measured otherwise is left
+                raise ResumeError(_refusal(directory, list(differences)))
+        return Replay(results, len(torn - results.keys()))
+
+    def _results(
+        self,
+        study: StudyConfig,
+        directory: Path,
+        manifest: Manifest,
+        here: Here,
+        known: Collection[str],
+        torn: set[str],
+    ) -> tuple[dict[str, Stored], dict[str, None]]:
+        """Return a run's results of experiments that are not *known*, and how they were measured otherwise."""
+        theirs = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
+        found: dict[str, Stored] = {}
+        differences: dict[str, None] = {}
         for experiment in study.experiments:
             entry = theirs.get((experiment.point.config_hash, experiment.cycle))
-            text = stored_result(directory, entry) if entry is not None else None
-            if entry is None or text is None:
+            if experiment.id in known or entry is None or entry.status != "completed":
                 continue
-            entries[experiment.id] = entry
+            text = stored_result(directory, entry)
+            if text is None:
+                torn.add(experiment.id)
+                continue
+            found[experiment.id] = Stored(directory, entry)
             if not self.anyway:
                 differences |= dict.fromkeys(here.differences(json.loads(text)))
-        if differences:
-            raise ResumeError(_refusal(directory, list(differences)))
-        return Replay(directory, entries)
+        return found, differences
 
-    def _named(self, study: StudyConfig) -> tuple[Path, Manifest] | None:
-        """Return the directory that was named; None where it is another study's."""
+    def _named(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:
+        """Return the run that was named; None where it is another study's."""
         assert self.source is not None
         manifest = self._source_manifest
         if manifest.study_name != study.name and manifest.study_design_hash != study.design_hash:
             return None
-        return self.source, manifest
+        return [(self.source, manifest)]
 
     @cached_property
     def _source_manifest(self) -> Manifest:
@@ -135,34 +171,29 @@ class Resume:
         except (OSError, ValueError) as error:
             raise ResumeError(f"--llem-resume-from: {error}") from error
 
-    def _newest(self, study: StudyConfig, results_dir: Path) -> tuple[Path, Manifest] | None:
-        """Return the newest run of the study's design, else the newest of its name."""
-        runs = sorted(_runs(results_dir, study), key=lambda run: run[1].started_at, reverse=True)
-        alike = [run for run in runs if run[1].study_design_hash == study.design_hash]
-        return next(iter(alike or runs), None)
 
-
-def _runs(results_dir: Path, study: StudyConfig) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the runs of *study* that are there, of any design."""
-    if not results_dir.is_dir():
-        return
-    for directory in results_dir.iterdir():
+def _runs(results_dir: Path, study: StudyConfig) -> list[tuple[Path, Manifest]]:
+    """Return the runs that are there of *study*'s name or design: those of its name first, the newest first."""
+    found = []
+    for directory in results_dir.iterdir() if results_dir.is_dir() else ():
         try:
             manifest = read_manifest(directory)
         except (OSError, ValueError):  # something else, which may well be there
             continue
         if manifest.study_name == study.name or manifest.study_design_hash == study.design_hash:
-            yield directory, manifest
+            found.append((directory, manifest))
+    found.sort(key=lambda run: (run[1].study_name == study.name, run[1].started_at), reverse=True)
+    return found
 
 
 def _refusal(directory: Path, differences: list[str]) -> str:
     more = [f"and {len(differences) - MOST_DIFFERENCES} more"] if len(differences) > MOST_DIFFERENCES else []
     what = "; ".join(differences[:MOST_DIFFERENCES] + more)
-    return f"{directory.name} cannot be resumed: {what} (--llem-resume-anyway does it all the same)"
+    return f"{directory.name} cannot be resumed: {what} (--llem-resume-anyway replays what both have)"
 
 
-def _design_difference(study: StudyConfig, manifest: Manifest) -> str:
-    """Return how the study's design differs from the one of a manifest."""
+def _design_difference(study: StudyConfig, directory: Path, manifest: Manifest) -> str:
+    """Return how the study's design differs from the one of a run."""
     then = {entry.config_hash: entry.config_summary for entry in manifest.experiments}
     now = {point.config_hash: point.id for point in study.points}
     parts = [
@@ -171,7 +202,35 @@ def _design_difference(study: StudyConfig, manifest: Manifest) -> str:
         if (only := {digest: name for digest, name in one.items() if digest not in other})
     ]
     points = f": points {', '.join(parts)}" if parts else ""
-    return f"the study's design was {manifest.study_design_hash}, is {study.design_hash}{points}"
+    fields = _field_difference(study, directory)
+    return f"the study's design was {manifest.study_design_hash}, is {study.design_hash}{fields or points}"
+
+
+def _field_difference(study: StudyConfig, directory: Path) -> str | None:
+    """Return the fields in which the first point that both have differs; None where no point tells."""
+    for name in (RESULT, DESIGN):
+        try:
+            points = json.loads((directory / name).read_text(encoding="utf-8"))["points"]
+            configs = {point["id"]: point["config"] for point in points}
+        except (OSError, ValueError, LookupError, TypeError):  # not at its end, or tampered with
+            continue
+        for point in study.points:
+            now = dict(_flat(point.config.model_dump(mode="json")))
+            then = dict(_flat(configs.get(point.id)))
+            changed = [name for name in now if name in then and then[name] != now[name]]
+            if changed:
+                told = [f"{name}: {then[name]} then, {now[name]} now" for name in changed[:MOST_DIFFERENCES]]
+                return f": {point.id} had {', '.join(told)}"
+    return None
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of *config* by dotted name."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _listed(names: frozenset[str] | set[str]) -> str:

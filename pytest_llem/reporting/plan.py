@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import gib
+from pytest_llem.planning.resume import Replay
 from pytest_llem.study.identity import point_id
 
 #: Reasons shown; ``--llem-plan`` writes all of them.
@@ -44,15 +46,26 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f" · {counted(len(study.excluded), 'combination')} left out"
     if plan.memory_bytes is not None:
         text += f" · needs about {gib(plan.memory_bytes)}"
+        if plan.memory_bytes > (there := plan.preflight.host.device_memory_bytes):
+            text += f", and {gib(there)} are there"
     elif len(plan.refused) < len(plan.points):
         text += " · memory unknown"
     lines = [text]
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
     if plan.replay is not None:
-        lines.append(f"  resume: {os.path.relpath(plan.replay.directory, directory)}")
+        lines.append(f"  resume: {_replayed(plan, plan.replay, directory)}")
     lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
     return lines
+
+
+def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
+    """Return how many results there are, and where."""
+    sources = Counter(replay.results[one.id].directory for one in plan.experiments if plan.is_replayed(one))
+    told = [f"{number:,} from {os.path.relpath(source, directory)}" for source, number in sources.items()]
+    if replay.torn:
+        told.append(f"{replay.torn:,} not whole any more")
+    return ", ".join(told) or "nothing is there to replay"
 
 
 def _deadline(plan: Plan) -> str:

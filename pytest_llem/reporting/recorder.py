@@ -44,9 +44,8 @@ class Recorder:
             for experiment in run.study.experiments
         }
         self._interrupted = False
-        #: Failures in a row, and the studies that were stopped for them.
+        #: Failures, by study.
         self._in_a_row: Counter[str] = Counter()
-        self._stopped: set[str] = set()
         self._lost: list[str] = []
 
     @classmethod
@@ -136,16 +135,16 @@ class Recorder:
 
     def _count_failure(self, file: str, error: ErrorRecord, report: pytest.TestReport) -> None:
         """Stop the study where too many of its experiments failed in a row."""
-        limit = self._by_file[file].study.execution.max_consecutive_failures
+        run = self._by_file[file]
+        limit = run.study.execution.max_consecutive_failures
         # One that will be run again has not failed yet, and what preflight knew says nothing of the others.
         if limit is None or report.outcome != "failed" or error.kind in ("preflight", "interrupted"):
             return
         self._in_a_row[file] += 1
         if self._in_a_row[file] == limit:
-            self._stopped.add(file)
-            reason = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
+            run.stopped = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
             with suppress(OSError):  # then only this process knows
-                self._config.stash[BOARD].post(file, STOPPED, reason)
+                self._config.stash[BOARD].post(file, STOPPED, run.stopped)
 
     def _place(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
         """Return the experiment that a payload says it is from, whatever its item is called."""
@@ -166,8 +165,8 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)  # not after what may take long, or has no terminal any more to write to
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         ending: StudyStatus = "interrupted" if self._interrupted else "aborted"
-        for file, run in self._by_file.items():
-            whole = run.is_done() and file not in self._stopped
+        for run in self.runs:
+            whole = run.is_done() and run.stopped is None
             try:
                 result = run.finish("completed" if whole else ending)
             except OSError as error:

@@ -32,6 +32,7 @@ class StudyRun:
         selected: The experiments that are to run, by node id.
         writer: Of the manifest.
         result: The StudyResult, once the study has ended.
+        stopped: Why it was ended before all had run, where that was ours to decide; or None.
         lost: Results that were saved and are not there any more at the end, in words.
     """
 
@@ -40,6 +41,7 @@ class StudyRun:
     selected: dict[str, Experiment]
     writer: ManifestWriter
     result: StudyResult | None = None
+    stopped: str | None = None
     lost: list[str] = field(default_factory=list)
 
     @classmethod

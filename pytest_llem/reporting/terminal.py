@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pytest_llem.reporting.plan import counted
-from pytest_llem.results.models import PointResult
+from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.statistics import Summary
 
 if TYPE_CHECKING:
@@ -59,16 +59,31 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     lines += [f"warning: {warning}" for warning in result.warnings[:MOST_WARNINGS]]
     if len(result.warnings) > MOST_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
-    done = f"{result.summary.completed} of {counted(result.summary.total, 'experiment')} completed"
-    if result.summary.replayed:
-        done += f" ({result.summary.replayed} of them replayed)"
-    if result.summary.failed:
-        done += f", {result.summary.failed} failed"
-    if skipped := sum(entry.status == "skipped" for entry in run.entries):
-        done += f", {skipped} skipped or expected to fail"
-    lines.append(done if result.status == "completed" else f"{done}, {result.status}")
+    lines.append(_done(run, result))
+    if result.status != "completed":
+        lines.append("--llem-resume goes on from here")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
     return lines
+
+
+def _done(run: StudyRun, result: StudyResult) -> str:
+    """Return what became of the experiments, in numbers."""
+    interrupted = sum(entry.error is not None and entry.error.kind == "interrupted" for entry in run.entries)
+    expected = sum(entry.status == "skipped" and entry.error is not None for entry in run.entries)
+    numbers = {
+        "failed": result.summary.failed - interrupted,
+        "interrupted": interrupted,
+        "failed as expected": expected,
+        "skipped": sum(entry.status == "skipped" for entry in run.entries) - expected,
+        "not run": sum(entry.status == "pending" for entry in run.entries),
+    }
+    text = f"{result.summary.completed} of {counted(result.summary.total, 'experiment')} completed"
+    if result.summary.replayed:
+        text += f" ({result.summary.replayed} of them replayed)"
+    text += "".join(f", {number} {what}" for what, number in numbers.items() if number)
+    if run.stopped is not None:
+        text += f"; stopped: {run.stopped}"
+    return text
 
 
 def _table(points: Sequence[PointResult], planned: Mapping[str, int]) -> Table:
