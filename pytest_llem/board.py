@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -51,6 +52,16 @@ class Board:
             except FileNotFoundError:
                 return None
         return self._notices.get(name)
+
+    def sign_in(self) -> None:
+        """Have the one who records know of this process."""
+        if self._folder is not None:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            (self._folder / f"{os.getpid()}.pid").touch()
+
+    def signed_in(self) -> list[int]:
+        """Return the ids of the processes that have signed in."""
+        return [int(file.stem) for file in self._folder.glob("*.pid")] if self._folder is not None else []
 
     def close(self) -> None:
         """Take everything down."""

@@ -7,6 +7,7 @@ library until a study is collected.
 from __future__ import annotations
 
 import fnmatch
+import os
 import uuid
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -113,6 +114,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         return
     if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
         _prepare(config, config.workerinput["llem_session"])
+        config.stash[BOARD].sign_in()
     elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
         _record(config, [item.nodeid for item in session.items])
 
@@ -121,6 +123,8 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 def pytest_configure_node(node: WorkerController) -> None:
     # xdist's own name of the session may be the user's, and another session's too.
     node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
+    if node.gateway.spec.popen:  # on this machine
+        node.workerinput["llem_controller"] = os.getpid()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -130,9 +134,9 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
         recorder = _record(config, ids, config.stash[_SESSION])
         if recorder is None:
             return
-        from pytest_llem.collection.plans import make_plan, write_plan
+        from pytest_llem.collection.plans import make_plans, write_plan
 
-        plans = [make_plan(config, file, study, selected) for file, study, selected in recorder.selected]
+        plans = make_plans(config, recorder.studies, recorder.selected)
         write_plan(config, plans)
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter and config.get_verbosity() >= 0:
@@ -174,6 +178,13 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
     return None
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    if _INTERRUPTS in session.config.stash:
+        session.config.stash[_INTERRUPTS].ignore()  # results are being written
+    yield
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _INTERRUPTS in config.stash:
         config.stash[_INTERRUPTS].restore()
@@ -199,7 +210,7 @@ def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
 
 def _runs_nothing(config: pytest.Config) -> bool:
     option = config.option
-    return bool(option.collectonly or option.setuponly or option.setupplan)
+    return any(getattr(option, name, False) for name in ("collectonly", "setuponly", "setupplan"))
 
 
 def _prepare(config: pytest.Config, session: str | None) -> None:
@@ -209,7 +220,9 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
 
     config.stash[BOARD] = Board(session)
     config.stash[_INTERRUPTS] = Interrupts()
-    config.stash[_INTERRUPTS].install(keyboard=not config.option.usepdb)  # Ctrl-C takes one out of the debugger
+    config.stash[_INTERRUPTS].install(
+        keyboard=not getattr(config.option, "usepdb", False)
+    )  # Ctrl-C takes one out of the debugger
 
 
 def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Any:

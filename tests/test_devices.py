@@ -22,6 +22,7 @@ import pytest
 from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.hardware.gpus import Board, Boards, boards_for, visible_boards
+from pytest_llem.isolation import devices
 from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, devices_of, owned
 from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
 from pytest_llem.isolation.owner import Owner
@@ -213,6 +214,25 @@ def test_a_dead_owners_lock_is_free_and_he_is_not_told_of(folder):
         told = Told(third.stdin.close)
         with owned([CPU], _owner(), told) as ownership:
             assert ownership.waited_for == "cpu: another process has it"
+
+
+def test_one_that_waits_and_is_stopped_does_not_keep_others_waiting(monkeypatch):
+    monkeypatch.setattr(devices, "PATIENCE_S", 1.0)
+    with _holding(CPU) as first:
+        code = (
+            "from pytest_llem.isolation.devices import owned\n"
+            "from pytest_llem.isolation.owner import Owner\n"
+            "with owned(['cpu'], Owner.here('other', 'next'), lambda line: print('waits', flush=True)): pass"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as second:
+            assert second.stdout.readline() == "waits\n"
+            os.kill(second.pid, signal.SIGSTOP)
+            first.stdin.close()
+            first.wait(60)
+            with owned([CPU], _owner(), Told()) as ownership:
+                assert ownership.waited_seconds >= 1
+            os.kill(second.pid, signal.SIGCONT)
+            assert second.wait(60) == 0
 
 
 def test_a_process_of_the_same_id_is_another_one():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_llem.isolation import child as childs
@@ -232,6 +234,39 @@ class TestPytestIsKilled:
         assert len(pids) == 4
         wait_until(lambda: all(map(gone, pids)), 30)
         wait_until(lambda: not list((pytester.path / "temporary").glob("llem-*")), 30)
+
+    def test_nor_xdists_controller(self, pytester, write_study):
+        """Its workers take some seconds to notice; their experiments do not."""
+        (pytester.path / "notes").mkdir()
+        write_study(noop={"fault": "hang", "report": str(pytester.path / "notes")}, sweep={"n": [1]})
+        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "-n", "1"]
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: any((pytester.path / "notes").iterdir()))
+        (xdist,) = [child.pid for child in psutil.Process(run.pid).children()]
+        run.kill()
+        run.wait()
+        wait_until(lambda: all(map(gone, _pids(pytester.path / "notes"))), 30)
+        assert not gone(xdist), "the experiment did not wait for that"
+
+
+def test_sys_path_may_hold_paths(job, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("somewhere"), None])
+    assert run_isolated(job()).error is None
+
+
+def test_without_file_descriptors_nothing_is_left(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    for spare in range(2, 9):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, limit[1]))
+        try:
+            error = run_isolated(job()).error
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        assert error is None or error.type == "NotStarted"
+        assert list(tmp_path.iterdir()) == []
+        assert len(list(Path("/proc/self/fd").iterdir())) == used
 
 
 def test_the_parent_sleeps_meanwhile(pytester, write_study):

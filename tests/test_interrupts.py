@@ -109,6 +109,33 @@ def test_in_a_gap(start, write_study, results, notes):
     assert sorted(results.statuses().values()) == ["completed", "pending"]
 
 
+def test_while_the_result_is_written(start, write_study, pytester, results):
+    """What is nearly done is done."""
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        import pathlib, time
+        from pytest_llem.reporting import study_run
+
+        build = study_run.build_study_result
+
+        def slowly(*arguments, **named):
+            pathlib.Path("finishing").touch()
+            time.sleep(2)
+            return build(*arguments, **named)
+
+        study_run.build_study_result = slowly
+        """
+    )
+    run = start()
+    wait_until((pytester.path / "finishing").exists)
+    os.killpg(run.pid, signal.SIGINT)
+    output, _ = run.communicate(timeout=60)
+    assert (run.returncode, results.manifest["status"]) == (0, "completed")
+    assert results.study_result["summary"]["completed"] == 1
+    assert "KeyboardInterrupt" not in output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_while_collecting_nothing_is_written(start, write_study, pytester, number):
     write_study()

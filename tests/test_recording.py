@@ -445,3 +445,41 @@ def test_output_of_what_passed_is_kept_where_it_is_shown(pytester, write_study, 
     run.assert_outcomes(passed=1)
     assert (pytester.path / "kept").read_text() == str(int(kept))
     assert ("the last words" in run.stdout.str()) == kept
+
+
+@pytest.mark.parametrize("ending", ["assert 0", "pytest.skip('later')"])
+def test_what_goes_wrong_after_the_experiment_costs_no_measurement(pytester, write_study, results, ending):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        f"""
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def fixture():
+            yield
+            {ending}
+        """
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    assert results.statuses() == {"n=1": "completed"}
+    assert len(results.study_result["result_files"]) == 1
+
+
+@pytest.mark.parametrize(
+    "hook", ["pytest_llem_experiment_finished(result)", "pytest_llem_study_finished(study_result)"]
+)
+@pytest.mark.parametrize("raised", ["pytest.skip('no')", "raise SystemExit('no')"])
+def test_whatever_a_hook_raises_the_session_goes_on(pytester, write_study, results, hook, raised):
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    pytester.makeconftest(f"import pytest\n\ndef {hook}:\n    {raised}\n")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    assert "INTERNALERROR" not in run.stdout.str()
+    assert results.manifest["completed"] == 2
+
+
+@pytest.mark.parametrize("plugin", ["debugging", "setuponly", "setupplan", "capture", "junitxml", "skipping"])
+def test_without_one_of_pytests_own_plugins(pytester, write_study, results, plugin):
+    write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", f"no:{plugin}")
+    run.assert_outcomes(passed=1)

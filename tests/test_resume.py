@@ -206,6 +206,84 @@ class TestReplays:
         assert sources == [directory.name, None, directory.name, None]
 
 
+class TestWhatSomebodyTamperedWith:
+    @pytest.fixture
+    def entry(self, study):
+        """Return what changes the entry of the first of two experiments, with a hash that fits."""
+        study.write(sweep={"n": [1, 2]})
+        study.run()
+        (directory,) = study.directories()
+
+        def change(file, content=None):
+            path = directory / file
+            if content is not None:
+                path.write_bytes(content)
+            manifest = _manifest(directory)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            manifest["experiments"][0] |= {"result_file": file, "result_sha256": digest}
+            (directory / "manifest.json").write_text(json.dumps(manifest))
+            return manifest["experiments"]
+
+        change.directory = directory
+        change.file = _manifest(directory)["experiments"][0]["result_file"]
+        change.other = _manifest(directory)["experiments"][1]["result_file"]
+        return change
+
+    @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff\xfe", b""])
+    def test_a_file_that_is_no_result_is_measured_again(self, study, entry, content):
+        entry(entry.file, content)
+        run = study.run("--llem-resume")
+        run.assert_outcomes(passed=2)
+        assert "INTERNALERROR" not in run.stdout.str()
+        assert study.started() == 3
+
+    def test_a_result_of_another_experiment_does_not_stand_for_it(self, study, entry):
+        entry(entry.file, (entry.directory / entry.other).read_bytes())
+        study.run("--llem-resume").assert_outcomes(passed=2)
+        assert study.started() == 3
+        entry(entry.other)
+        study.run("--llem-resume-from", str(entry.directory)).assert_outcomes(passed=2)
+        assert study.started() == 4
+
+    def test_no_file_elsewhere_is_read(self, study, entry):
+        (study.pytester.path / "secret.json").write_text("{}")
+        entry("../../secret.json")
+        run = study.run("--llem-resume")
+        run.assert_outcomes(passed=2)
+        assert study.started() == 3
+
+    def test_what_lies_beside_and_is_no_text_is_left(self, study, entry):
+        stem = entry.directory / entry.file.removesuffix(".json")
+        stem.with_suffix(".folder").mkdir()
+        stem.with_suffix(".notes").write_bytes(b"\xff")
+        study.run("--llem-resume").assert_outcomes(passed=2)
+        assert study.started() == 2
+
+    def test_a_result_that_goes_meanwhile_is_measured_with_the_device_to_itself(self, study, entry):
+        study.pytester.makeconftest(
+            f"""
+            import pathlib
+
+            def pytest_runtestloop(session):
+                pathlib.Path({str(entry.directory / entry.file)!r}).unlink()
+            """
+        )
+        study.run("--llem-resume").assert_outcomes(passed=2)
+        assert study.started() == 3
+        manifest = _manifest(study.directories()[1])
+        (measured,) = [one for one in manifest["experiments"] if one["replayed_from"] is None]
+        result = json.loads((study.directories()[1] / measured["result_file"]).read_text())
+        assert result["gap"]["waited_seconds"] is not None, "it had the device"
+
+    def test_a_study_of_which_nothing_is_selected_refuses_nothing(self, study, entry, write_study):
+        write_study("other.yaml", name="other", sweep={"noop.size": [1]}, execution={"n_cycles": 1})
+        study.write(sweep={"n": [3]})
+        run = study.pytester.runpytest_subprocess(
+            "study.yaml", "other.yaml", "-p", "llem", "--llem-resume", "-k", "size=1"
+        )
+        run.assert_outcomes(passed=1, deselected=1)
+
+
 class TestAfterAKill:
     def test_what_was_running_runs(self, study, workers):
         study.write(sweep={"noop.fault": ["none", "hang while broken"]})
@@ -319,6 +397,12 @@ class TestRefusals:
             study.run("--llem-resume-from", "nowhere"),
             "--llem-resume-from: *nowhere: holds no manifest.json, so no results of a study",
         )
+
+    def test_the_manifest_instead_of_its_directory(self, study):
+        study.write(sweep={"n": [1]})
+        study.run("--llem-run-id=one")
+        run = study.run("--llem-resume-from", "results/noop_one/manifest.json")
+        self._refused(run, "--llem-resume-from: *manifest.json: name the directory that holds it")
 
     def test_results_of_another_study(self, study, write_study):
         study.write(sweep={"n": [1]})

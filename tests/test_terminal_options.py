@@ -32,7 +32,12 @@ class TestOutput:
 
     def test_of_what_passed_is_shown_on_request(self, pytester):
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rP")
-        run.stdout.fnmatch_lines(["*experiment output*", "a word from the engine"])
+        run.stdout.fnmatch_lines(["*experiment output*", "a word from the engine ☃"])
+
+    def test_is_shown_whatever_the_terminal_can(self, pytester, monkeypatch):
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+        monkeypatch.setenv("PYTHONUTF8", "0")
+        pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s").assert_outcomes(passed=1, failed=1)
 
     def test_under_xdist_s_changes_nothing(self, pytester):
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", "-n", "1")

@@ -44,7 +44,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
     if (stored := replayed(item, planned)) is not None:
-        return _keep(item, planned, *stored)
+        return _keep(item, planned, stored.outcome, stored.source)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of(item.config, item.parent.nodeid, study)
@@ -98,6 +98,12 @@ def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Prefli
     return known[file]
 
 
+def _controller(config: pytest.Config) -> int | None:
+    """Return the process of xdist's controller, where this is a worker on the same machine."""
+    controller: int | None = getattr(config, "workerinput", {}).get("llem_controller")
+    return controller
+
+
 def _import_path(config: pytest.Config) -> list[Path]:
     """Return where an engine of the user's own is looked for, whatever the interpreter."""
     try:
@@ -123,6 +129,7 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         directory=str(study.path.parent),
         model_path=[str(folder) for folder in Settings.from_config(item.config).model_path],
         python_path=[str(folder) for folder in _import_path(item.config)],
+        lives_with=[controller] if (controller := _controller(item.config)) else [],
         python=str(python) if (python := study.interpreter(point.config.backend)) else None,
         gap=gap.model_dump(mode="json") if gap else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -14,10 +15,13 @@ def passed_on(config: pytest.Config) -> Callable[[bytes], None]:
     if not _is_live(config):
         return lambda chunk: None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    encoding = sys.stdout.encoding or "utf-8"
 
     def write(chunk: bytes) -> None:
-        sys.stdout.write(decoder.decode(chunk))
-        sys.stdout.flush()
+        text = decoder.decode(chunk)
+        with suppress(OSError, ValueError):  # nobody reads it any more: the experiment goes on
+            sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+            sys.stdout.flush()
 
     return write
 
@@ -34,4 +38,4 @@ def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
 
 def _is_live(config: pytest.Config) -> bool:
     """Whether ``-s`` was given, in a process that has a terminal."""
-    return bool(config.option.capture == "no") and not hasattr(config, "workerinput")
+    return getattr(config.option, "capture", None) == "no" and not hasattr(config, "workerinput")

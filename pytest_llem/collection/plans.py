@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
@@ -14,22 +14,26 @@ from pytest_llem.planning.plan import Plan
 from pytest_llem.study.design import Experiment, StudyConfig
 
 
-def make_plan(config: pytest.Config, file: str, study: StudyConfig, selected: Iterable[Experiment]) -> Plan:
-    """Return the plan of the *selected* experiments of a study."""
-    in_order = sorted(selected, key=lambda experiment: experiment.index)
-    studies = config.stash.get(STUDIES, {}) or {file: study}
-    return Plan(study, in_order, preflight_of(config, file, study), replays_of(config, studies).get(file))
+def make_plans(
+    config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
+) -> list[Plan]:
+    """Return the plan of each study, by the node id of its file, for the experiments of it that are *selected*."""
+    in_order = {file: sorted(found, key=lambda experiment: experiment.index) for file, found in selected.items()}
+    replays = replays_of(config, {file: studies[file] for file, experiments in in_order.items() if experiments})
+    return [
+        Plan(studies[file], experiments, preflight_of(config, file, studies[file]), replays.get(file))
+        for file, experiments in in_order.items()
+    ]
 
 
 def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
     """Return the plan of each study that was collected; *items* are those that were selected."""
-    selected: dict[str, list[Experiment]] = {file: [] for file in config.stash.get(STUDIES, {})}
+    studies = config.stash.get(STUDIES, {})
+    selected: dict[str, list[Experiment]] = {file: [] for file in studies}
     for item in items:
         if isinstance(item.parent, StudyFile):
             selected[item.parent.nodeid].append(experiment_of(item))
-    return [
-        make_plan(config, file, config.stash[STUDIES][file], experiments) for file, experiments in selected.items()
-    ]
+    return make_plans(config, studies, selected)
 
 
 def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,32 @@ def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> None:
         config.stash[BOARD].post(file, REPLAYED, notice)
 
 
-def is_replayed(item: pytest.Item, experiment: Experiment) -> bool:
-    """Whether the *experiment* of *item* has a result from an earlier run."""
-    return experiment.id in _notice(item)
+@dataclass(frozen=True)
+class Replayed:
+    """What an earlier run has found: the outcome, and the name of the results directory that it is from."""
+
+    outcome: Outcome
+    source: str
 
 
-def replayed(item: pytest.Item, experiment: Experiment) -> tuple[Outcome, str] | None:
-    """Return the stored outcome of *item*'s experiment and the name of the directory it is from.
+_REPLAYED = pytest.StashKey[Replayed | None]()
 
-    Returns:
-        None where it is to be run: also where the result is not there any more.
+
+def replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
+    """Return what stands for *item*'s experiment; None where it is to be run.
+
+    Looked up once: who runs it is to have its devices, which those do not get who need not.
     """
-    if (stored := _notice(item).get(experiment.id)) is None:
+    if _REPLAYED not in item.stash:
+        item.stash[_REPLAYED] = _replayed(item, experiment)
+    return item.stash[_REPLAYED]
+
+
+def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
+    assert item.parent is not None
+    notice: dict[str, Any] = item.config.stash[BOARD].read(item.parent.nodeid, REPLAYED) or {}
+    if (stored := notice.get(experiment.id)) is None:
         return None
     directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])
-    result = stored_result(directory, entry)
-    return None if result is None else (Outcome(result, stored_files(directory, entry)), directory.name)
-
-
-def _notice(item: pytest.Item) -> dict[str, Any]:
-    assert item.parent is not None
-    return item.config.stash[BOARD].read(item.parent.nodeid, REPLAYED) or {}
+    result = stored_result(directory, entry)  # it may be gone by now
+    return Replayed(Outcome(result, stored_files(directory, entry)), directory.name) if result else None

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llem.collection.experiment import GAP, NEXT_GAP, NO_DEVICE, preflight_of, stopped
 from pytest_llem.collection.items import StudyFile, experiment_of
-from pytest_llem.collection.resume import is_replayed
+from pytest_llem.collection.resume import replayed
 from pytest_llem.hardware.gpus import Boards, boards_for
 from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
 from pytest_llem.isolation.gaps import Gaps
@@ -117,7 +117,7 @@ def _is_started(item: pytest.Item) -> bool:
     if not isinstance(item.parent, StudyFile) or _is_skipped(item):
         return False
     experiment, file = experiment_of(item), item.parent.nodeid
-    if is_replayed(item, experiment) or stopped(item) is not None:
+    if replayed(item, experiment) is not None or stopped(item) is not None:
         return False
     return preflight_of(item.config, file, item.config.stash[STUDIES][file]).reason(experiment.point) is None
 

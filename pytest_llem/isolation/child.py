@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -64,30 +64,38 @@ class Child:
         self._fetching_since: float | None = None
         self._fetched_for = 0.0
 
-    def start(self, python: str, attempt: Path, environment: Mapping[str, str]) -> None:
+    def start(
+        self, python: str, attempt: Path, environment: Mapping[str, str], lives_with: Sequence[int] = ()
+    ) -> None:
         """Start the guardian, which starts the process.
 
         Args:
             python: The interpreter.
             attempt: The folder that holds the job.
             environment: Its environment variables.
+            lives_with: Processes, beside this one, whose end is its end.
 
         Raises:
             OSError: The system has no process, or no pipe, for it.
         """
-        their_events = self._pipe(self._hear_events)[1]
-        their_output = self._pipe(self._take_output)[1]
-        self._reports, their_reports = self._pipe(self._hear_reports)
-        theirs = (their_events, their_output, their_reports)
-        # -P: what lies in the current folder is not in the way of the standard library.
-        command = [python, "-P", "-m", worker.__name__, str(attempt), str(their_events)]
+        theirs: list[int] = []
         try:
+            for take in (self._hear_reports, self._take_output, self._hear_events):
+                ours, their_end = os.pipe()
+                theirs.append(their_end)
+                self._sources[ours] = take
+                os.set_blocking(ours, False)
+            self._reports = next(iter(self._sources))
+            reports, output, events = theirs
+            pids = ",".join(map(str, lives_with))
+            # -P: what lies in the current folder is not in the way of the standard library.
+            command = [python, "-P", "-m", worker.__name__, str(attempt), str(events)]
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", guardian.__file__, str(attempt), *command],
+                [sys.executable, "-I", "-S", guardian.__file__, str(attempt), pids, *command],
                 stdin=subprocess.PIPE,
-                stdout=their_reports,
-                stderr=their_output,
-                pass_fds=[their_events],
+                stdout=reports,
+                stderr=output,
+                pass_fds=[events],
                 env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C is for pytest
             )
@@ -150,12 +158,6 @@ class Child:
         assert self._guardian.stdin is not None
         with suppress(OSError, ValueError):  # it is gone
             os.write(self._guardian.stdin.fileno(), order)
-
-    def _pipe(self, take: Callable[[bytes], None]) -> tuple[int, int]:
-        ours, theirs = os.pipe()
-        os.set_blocking(ours, False)
-        self._sources[ours] = take
-        return ours, theirs
 
     def _close(self, fd: int) -> None:
         del self._sources[fd]

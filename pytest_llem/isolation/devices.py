@@ -31,6 +31,9 @@ FOLDER = "pytest-llem-locks"
 #: Seconds between two tries.
 POLL_S = 0.2
 
+#: So many seconds one waits for whoever is the next one.
+PATIENCE_S = 10.0
+
 #: Holders that are named.
 MOST_NAMED = 5
 
@@ -131,6 +134,10 @@ class _Waiting:
             self._tell(f"waiting for {next(iter(self._holders))}")
         time.sleep(POLL_S)
 
+    def seconds(self) -> float:
+        """Return for how long it has waited."""
+        return 0.0 if self.began is None else time.monotonic() - self.began
+
     def text(self) -> str:
         """Return for whom it waited."""
         named = list(self._holders) or ["another process"]
@@ -154,7 +161,7 @@ class _Lock:
 
     def acquire(self, waiting: _Waiting) -> None:
         """Wait until the device is free, and own it."""
-        while not self._try():
+        while not self._try(waiting.seconds()):
             holder = read_note(self._note)
             waiting.wait(self._name, holder if holder and holder.is_running() else None)
         with suppress(OSError):
@@ -164,10 +171,13 @@ class _Lock:
         self.used_before = last.used_before(self._owner) if last else None
         self.note(used_bytes=self.used_before)
 
-    def _try(self) -> bool:
-        """Try to own the device. Who does not get it at once is the next one: nobody else comes in between."""
+    def _try(self, waited: float) -> bool:
+        """Try to own the device. Who does not get it at once is the next one: nobody else comes in between.
+
+        Unless that one takes his time, as a process does that somebody has stopped.
+        """
         try:
-            if not self._queue.is_locked:
+            if not self._queue.is_locked and waited < PATIENCE_S:
                 self._queue.acquire(blocking=False)
             self._lock.acquire(blocking=False)
         except Timeout:

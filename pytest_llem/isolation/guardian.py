@@ -1,16 +1,17 @@
 """An experiment's guardian: starts its process, waits with it, and leaves nothing of it behind.
 
-    python -I -S guardian.py ATTEMPT COMMAND…
+    python -I -S guardian.py ATTEMPT PIDS COMMAND…
 
 It is the parent of the experiment's process and inherits whatever of its descendants lose their own parent, also
 those that have left its session, so that in the end it can kill every one of them. It runs nobody else's code, so
 nothing keeps it from doing so: no library that holds the interpreter's lock, and no death of the pytest process.
 
 Standard input holds orders: :data:`END`, or :data:`TIME_IS_UP` to have the process say first where it is. The end
-of the file is the pytest process's own: everything ends, and the folder ATTEMPT is removed. Standard output takes
-what there is to tell, a JSON object a line: ``{"pid": …}`` of the started process, ``{"refused": …}`` where it
-could not be started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is left.
-Standard error becomes the experiment's standard output and error.
+of the file is the pytest process's own: everything ends, and the folder ATTEMPT is removed. So it is when one of
+the processes PIDS ends, ids with commas between them: xdist's controller. Standard output takes what there is to
+tell, a JSON object a line: ``{"pid": …}`` of the started process, ``{"refused": …}`` where it could not be
+started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is left. Standard error
+becomes the experiment's standard output and error.
 
 Nothing but the standard library is imported, and little of it: every experiment waits for this.
 """
@@ -39,22 +40,29 @@ ANSWER_SECONDS = 0.5
 #: How long killed processes may take to go, in seconds. Only one that is stuck in the kernel takes this long.
 REAP_SECONDS = 25.0
 
+#: All that it can be sent and does not need.
+_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
+
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def main(attempt: str, command: list[str]) -> None:
+def main(attempt: str, pids: str, command: list[str]) -> None:
     """Start *command*, and return when nothing of it is left."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     woken = _wake_on_child()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # standard input tells
+    watched = _watch(pids)
     worker = _start(command)
     _tell(pid=worker)
     abandoned = False
     while not _has_ended(worker):
-        ready, _, _ = select.select([0, woken], [], [])
+        ready, _, _ = select.select([0, woken, *watched], [], [])
         if woken in ready:
             os.read(woken, 512)
+        if not watched.isdisjoint(ready):
+            abandoned = True
+            break
         if 0 in ready:
             order = os.read(0, 1)
             abandoned = not order
@@ -81,7 +89,7 @@ def _start(command: list[str]) -> int:
         os.setsid()
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
             score.write("1000")  # where memory runs out the experiment goes, and not pytest
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+        for number in {*_SIGNALS, signal.SIGCHLD} - {signal.SIGINT}:  # that one is pytest's
             signal.signal(number, signal.SIG_DFL)
         told = os.dup(1)
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -93,6 +101,15 @@ def _start(command: list[str]) -> int:
             _tell(told, refused=f"{command[0]}: {error.strerror}")
     finally:
         os._exit(127)
+
+
+def _watch(pids: str) -> set[int]:
+    """Return what becomes readable when one of these processes ends."""
+    watched = set()
+    for pid in filter(None, pids.split(",")):
+        with suppress(AttributeError, OSError):  # no Linux, or gone already: standard input ends soon
+            watched.add(os.pidfd_open(int(pid)))
+    return watched
 
 
 def _wake_on_child() -> int:
@@ -162,4 +179,4 @@ def _tell(fd: int = 1, **what: object) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -41,7 +41,11 @@ class Interrupts:
             number, before = self._before.popitem()
             signal.signal(number, before)
 
+    def ignore(self) -> None:
+        """Ignore those that it handles, until :meth:`restore`."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        for one in self._before:
-            signal.signal(one, signal.SIG_IGN)
+        self.ignore()
         raise KeyboardInterrupt(*([] if number == signal.SIGINT else [signal.Signals(number).name]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ class Job:
         gap: A GapRecord, as plain data: the idle time before.
         python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
         python: The interpreter; None for this one, whose ``sys.path`` then holds there as well.
+        lives_with: Processes, beside this one, whose end is the experiment's end.
     """
 
     identity: dict[str, Any]
@@ -43,6 +45,7 @@ class Job:
     gap: dict[str, Any] | None = None
     python_path: Sequence[str] = ()
     python: str | None = None
+    lives_with: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def run_isolated(
         killed_before = oom_kills()
         child = Child(on_phase, on_output)
         try:
-            child.start(job.python or sys.executable, attempt, _environment(job))
+            child.start(job.python or sys.executable, attempt, _environment(job), job.lives_with)
             timed_out = child.wait(timeout)
         finally:
             _insist(child.end)
@@ -95,12 +98,13 @@ def run_isolated(
         return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {error}"))
     finally:
         if attempt is not None:
-            shutil.rmtree(attempt, ignore_errors=True)
+            _insist(functools.partial(shutil.rmtree, attempt, ignore_errors=True))
 
 
 def _told(job: Job) -> dict[str, Any]:
     """Return what the worker reads: the job, and the whole path to modules where it is the same interpreter's."""
-    return vars(job) | {"sys_path": None if job.python else sys.path}
+    path = [os.fspath(one) for one in sys.path if isinstance(one, str | os.PathLike)]  # people put Paths there
+    return vars(job) | {"sys_path": None if job.python else path}
 
 
 def _environment(job: Job) -> dict[str, str]:

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.results.manifest import read_manifest, stored_result
-from pytest_llem.results.models import Manifest, ManifestEntry
+from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result
+from pytest_llem.results.models import ExperimentResult, Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN
-from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.design import Experiment, StudyConfig
 
 #: What a run that came to its end leaves.
 RESULT = "study_result.json"
@@ -146,13 +146,13 @@ class Resume:
             entry = theirs.get((experiment.point.config_hash, experiment.cycle))
             if experiment.id in known or entry is None or entry.status != "completed":
                 continue
-            text = stored_result(directory, entry)
-            if text is None:
+            result = _result_of(experiment, directory, entry)
+            if result is None:
                 torn.add(experiment.id)
                 continue
             found[experiment.id] = Stored(directory, entry)
             if not self.anyway:
-                differences |= dict.fromkeys(here.differences(json.loads(text)))
+                differences |= dict.fromkeys(here.differences(result))
         return found, differences
 
     def _named(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:
@@ -166,10 +166,24 @@ class Resume:
     @cached_property
     def _source_manifest(self) -> Manifest:
         assert self.source is not None
+        if self.source.name == MANIFEST and self.source.is_file():
+            raise ResumeError(f"--llem-resume-from: {self.source}: name the directory that holds it")
         try:
             return read_manifest(self.source)
         except (OSError, ValueError) as error:
             raise ResumeError(f"--llem-resume-from: {error}") from error
+
+
+def _result_of(experiment: Experiment, directory: Path, entry: ManifestEntry) -> dict[str, Any] | None:
+    """Return the result that *entry* has of *experiment*, as plain data; None where it is none, or another's."""
+    text = stored_result(directory, entry)
+    try:
+        result = ExperimentResult.model_validate_json(text or "")
+    except ValueError:
+        return None
+    identity = result.identity
+    own = (identity.config_hash, identity.cycle) == (experiment.point.config_hash, experiment.cycle)
+    return result.model_dump(include={"environment", "engine", "effective_config"}) if own else None
 
 
 def _runs(results_dir: Path, study: StudyConfig) -> list[tuple[Path, Manifest]]:

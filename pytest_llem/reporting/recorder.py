@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -19,6 +21,9 @@ from pytest_llem.results.models import ErrorRecord, ExperimentResult, StudyStatu
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
+
+#: What somebody's hook may raise. pytest's own are no Exceptions.
+RAISED = (Exception, SystemExit, pytest.fail.Exception, pytest.skip.Exception)
 
 #: Attribute of a call report that carries an experiment's outcome.
 PAYLOAD_ATTRIBUTE = "llem"
@@ -88,9 +93,14 @@ class Recorder:
         return list(self._by_file.values())
 
     @property
-    def selected(self) -> list[tuple[str, StudyConfig, list[Experiment]]]:
-        """Each study that is recorded: the node id of its file, the study, the experiments that are to run."""
-        return [(file, run.study, list(run.selected.values())) for file, run in self._by_file.items()]
+    def studies(self) -> dict[str, StudyConfig]:
+        """The studies, by the node id of their file."""
+        return {file: run.study for file, run in self._by_file.items()}
+
+    @property
+    def selected(self) -> dict[str, list[Experiment]]:
+        """The experiments that are to run, by the node id of their study's file."""
+        return {file: list(run.selected.values()) for file, run in self._by_file.items()}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if nodeid in self._by_node:
@@ -108,6 +118,8 @@ class Recorder:
                 report.longrepr = "the recorder knows of no such experiment, so its result is not saved"
             return
         file, run, experiment = found
+        if report.when == "teardown" and run.has_result(experiment):  # it was measured, whatever came after
+            return
         try:
             if payload and payload["result"]:
                 result = run.completed(experiment, payload)
@@ -154,13 +166,18 @@ class Recorder:
         """Call the hook. What it raises fails the item, and neither the session nor the experiment."""
         try:
             self._config.hook.pytest_llem_experiment_finished(result=result)
-        except (Exception, pytest.fail.Exception) as error:
+        except pytest.exit.Exception:
+            raise
+        except RAISED as error:
             report.outcome = "failed"
             report.longrepr = f"pytest_llem_experiment_finished: {_said(error)}"
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # Under xdist, -x and --maxfail end here too, with an exception derived from this one.
         self._interrupted = excinfo.type is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
+        for worker in self._config.stash[BOARD].signed_in():  # xdist would give them ten seconds
+            with suppress(OSError):
+                os.kill(worker, signal.SIGINT)
 
     @pytest.hookimpl(tryfirst=True)  # not after what may take long, or has no terminal any more to write to
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -178,7 +195,7 @@ class Recorder:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
             try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
-            except (Exception, pytest.fail.Exception) as error:
+            except RAISED as error:
                 self._lost.append(f"{run.study.name}: pytest_llem_study_finished: {_said(error)}")
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -192,7 +209,11 @@ class Recorder:
 
 
 def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
+    return (
+        str(error)
+        if isinstance(error, pytest.fail.Exception | pytest.exit.Exception)
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 def _skip_reason(report: pytest.TestReport) -> str:

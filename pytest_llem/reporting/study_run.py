@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -59,10 +60,6 @@ class StudyRun:
         """
         selected = _match(study, node_ids)
         running = {experiment.id for experiment in selected.values()}
-        directory = _make_directory(results_dir, f"{study.name}_{stamp}")
-        write_atomically(directory / "study.yaml", study.text)
-        if study.base_text is not None:
-            write_atomically(directory / "study.base.yaml", study.base_text)
         entries = [
             ManifestEntry(
                 experiment_id=experiment.id,
@@ -82,9 +79,18 @@ class StudyRun:
             environment=host_environment(),
             experiments=entries,
         )
-        # Before the manifest: who finds one can read the rest.
-        write_atomically(directory / DESIGN, study_design(study, manifest).model_dump_json() + "\n")
-        return cls(study, directory, selected, ManifestWriter(directory, manifest))
+        design = study_design(study, manifest).model_dump_json() + "\n"
+        directory = _make_directory(results_dir, f"{study.name}_{stamp}")
+        try:
+            write_atomically(directory / "study.yaml", study.text)
+            if study.base_text is not None:
+                write_atomically(directory / "study.base.yaml", study.base_text)
+            # Before the manifest: who finds one can read the rest.
+            write_atomically(directory / DESIGN, design)
+            return cls(study, directory, selected, ManifestWriter(directory, manifest))
+        except BaseException:  # Ctrl-C: without a manifest it would be nobody's
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
 
     @property
     def entries(self) -> list[ManifestEntry]:
@@ -123,6 +129,10 @@ class StudyRun:
 
     def skipped(self, experiment: Experiment, reason: str, error: ErrorRecord | None = None) -> None:
         self.writer.skipped(experiment.id, reason, error)
+
+    def has_result(self, experiment: Experiment) -> bool:
+        """Whether an experiment is completed."""
+        return self.writer.entry(experiment.id).status == "completed"
 
     def is_done(self) -> bool:
         """Whether nothing is pending or running any more."""

@@ -95,29 +95,39 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
-    """Return the ExperimentResult of a completed *entry* as JSON text; None where it is not there whole."""
-    if entry.status != "completed" or entry.result_file is None:
+    """Return the ExperimentResult of a completed *entry* as JSON text; None where it is not there whole.
+
+    What the entry names is read only where it is the experiment's own file: a manifest may be anybody's.
+    """
+    if entry.status != "completed" or entry.result_file is None or entry.result_file != _result_file(entry):
         return None
+    file = Path(directory) / entry.result_file
     try:
-        content = (Path(directory) / entry.result_file).read_bytes()
-    except OSError:
-        return None
-    if hashlib.sha256(content).hexdigest() != entry.result_sha256:
-        return None
-    return content.decode()
+        content = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content).hexdigest() == entry.result_sha256:
+            return content.decode()
+    except (OSError, ValueError):  # no text, or no name of a file
+        pass
+    return None
+
+
+def _result_file(entry: ManifestEntry) -> str | None:
+    """Return where the result of *entry* belongs, relative to the manifest; None where that is no place for it."""
+    stem = f"{entry.config_hash}-c{entry.cycle}"
+    return f"experiments/{stem}.json" if Path(stem).name == stem else None
 
 
 def stored_files(directory: str | Path, entry: ManifestEntry) -> dict[str, str]:
-    """Return what lies beside the result of a completed *entry*: text by suffix (``requests.csv``).
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return what lies beside the result of a completed *entry*: text by suffix (``requests.csv``)."""
     if entry.result_file is None:
         return {}
     result = Path(directory) / entry.result_file
-    beside = (file for file in result.parent.glob(f"{result.stem}.*") if file != result)
-    return {file.name.removeprefix(f"{result.stem}."): file.read_text(encoding="utf-8") for file in beside}
+    found = {}
+    for file in result.parent.glob(f"{result.stem}.*"):
+        with suppress(OSError, ValueError):  # not ours
+            if file != result and file.is_file():
+                found[file.name.removeprefix(f"{result.stem}.")] = file.read_text(encoding="utf-8")
+    return found
 
 
 class ManifestWriter:

@@ -121,7 +121,7 @@ FAULTS = {
     "real segv": lambda: ctypes.string_at(0),
     "pour": lambda: [os.write(1, b"x" * 1_000_000) for _ in range(1000)],
     "raise": _raise,
-    "say": lambda: print("a word from the engine"),
+    "say": lambda: print("a word from the engine ☃"),
     "say and raise": lambda: (print("a word from the engine"), _raise()),
     "memory": lambda: (_ for _ in ()).throw(MemoryError("no more")),
     "exit": lambda: sys.exit(3),
