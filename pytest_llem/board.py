@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,11 @@ class Board:
         return self._notices.get(name)
 
     def sign_in(self) -> None:
-        """Have the one who records know of this process."""
+        """Have the one who records know of this process, as far as that can be."""
         if self._folder is not None:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            (self._folder / f"{os.getpid()}.pid").touch()
+            with suppress(OSError):
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+                (self._folder / f"{os.getpid()}.pid").touch()
 
     def signed_in(self) -> list[int]:
         """Return the ids of the processes that have signed in."""

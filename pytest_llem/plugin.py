@@ -114,7 +114,6 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         return
     if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
         _prepare(config, config.workerinput["llem_session"])
-        config.stash[BOARD].sign_in()
     elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
         _record(config, [item.nodeid for item in session.items])
 

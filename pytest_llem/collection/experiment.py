@@ -55,6 +55,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         job = _job(study, planned, item)
         config = planned.point.config
         size = preflight.footprint(config)
+        item.config.stash[BOARD].sign_in()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
         outcome = run_isolated(job, timeout=timeout, on_output=passed_on(item.config))
     add_section(item, outcome.output, failed=outcome.error is not None)
