@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -87,11 +86,10 @@ class Child:
                 os.set_blocking(ours, False)
             self._reports = next(iter(self._sources))
             reports, output, events = theirs
-            pids = ",".join(map(str, lives_with))
             # -P: what lies in the current folder is not in the way of the standard library.
             command = [python, "-P", "-m", worker.__name__, str(attempt), str(events)]
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", guardian.__file__, str(attempt), pids, *command],
+                guardian.guarded(command, str(attempt), lives_with),
                 stdin=subprocess.PIPE,
                 stdout=reports,
                 stderr=output,

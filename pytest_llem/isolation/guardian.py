@@ -26,7 +26,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 END, TIME_IS_UP = b"e", b"t"
@@ -44,6 +44,18 @@ REAP_SECONDS = 25.0
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def guarded(command: Sequence[str], attempt: str = "", lives_with: Iterable[int] = ()) -> list[str]:
+    """Return what starts *command* under a guardian.
+
+    Args:
+        command: The program, by its path, and its arguments.
+        attempt: A folder that is removed where nobody is left to do that.
+        lives_with: Processes whose end is its end, beside the one that holds the guardian's standard input.
+    """
+    pids = ",".join(map(str, lives_with))
+    return [sys.executable, "-I", "-S", __file__, attempt, pids, *command]
 
 
 def main(attempt: str, pids: str, command: list[str]) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -120,7 +119,7 @@ def _listen(command: Sequence[str]) -> tuple[str, str]:
     deadline = time.monotonic() + ANSWER_SECONDS
     with (
         subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, "", *command],
+            guardian.guarded(command),
             stdin=subprocess.PIPE,  # closed at the end, on which the guardian ends it all, and itself
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # the command's own output
