@@ -219,9 +219,8 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
 
     config.stash[BOARD] = Board(session)
     config.stash[_INTERRUPTS] = Interrupts()
-    config.stash[_INTERRUPTS].install(
-        keyboard=not getattr(config.option, "usepdb", False)
-    )  # Ctrl-C takes one out of the debugger
+    debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger
+    config.stash[_INTERRUPTS].install(keyboard=not debugs)
 
 
 def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Any:

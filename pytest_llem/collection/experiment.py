@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem.board import STOPPED
 from pytest_llem.collection.output import add_section, passed_on
-from pytest_llem.collection.resume import replayed
+from pytest_llem.collection.resume import forget, replayed
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
 from pytest_llem.planning.deadline import deadline_seconds
@@ -43,7 +43,9 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
     assert item.parent is not None
     study = item.config.stash[STUDIES][item.parent.nodeid]
-    if (stored := replayed(item, planned)) is not None:
+    stored = replayed(item, planned)
+    forget(item)
+    if stored is not None:
         return _keep(item, planned, stored.outcome, stored.source)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)

@@ -81,6 +81,12 @@ def replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
     return item.stash[_REPLAYED]
 
 
+def forget(item: pytest.Item) -> None:
+    """Drop what stands for *item*'s experiment once it is on its report: items stay to the end of the session."""
+    if _REPLAYED in item.stash:
+        del item.stash[_REPLAYED]
+
+
 def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
     assert item.parent is not None
     notice: dict[str, Any] = item.config.stash[BOARD].read(item.parent.nodeid, REPLAYED) or {}

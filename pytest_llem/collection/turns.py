@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -39,14 +40,14 @@ class _Session:
     memory: GpuMemory = field(default_factory=GpuMemory)
     cycle: tuple[str, int] | None = None
 
-    _boards: dict[str | None, Boards] = field(default_factory=dict)
+    _boards: dict[Path | None, Boards] = field(default_factory=dict)
 
     def devices(self, study: StudyConfig, config: ExperimentConfig) -> tuple[str, ...]:
         """Return the devices that an experiment runs on, as far as the torch of its interpreter tells."""
-        torch = package_versions(study.interpreter(config.backend)).get("torch")
-        if torch not in self._boards:
-            self._boards[torch] = boards_for(torch)
-        return devices_of(config, self._boards[torch])
+        python = study.interpreter(config.backend)
+        if python not in self._boards:
+            self._boards[python] = boards_for(package_versions(python).get("torch"))
+        return devices_of(config, self._boards[python])
 
 
 _SESSION = pytest.StashKey[_Session]()
@@ -93,6 +94,7 @@ def turn(item: pytest.Item, *, is_last: bool) -> Iterator[None]:
             item.stash[GAP] = _settle(session, ownership, gap.model_copy(update=waited))
             again = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
             item.stash[NEXT_GAP] = lambda: _settle(session, ownership, again)
+            held.callback(item.stash.__delitem__, NEXT_GAP)  # items stay to the end of the session
         yield
 
 

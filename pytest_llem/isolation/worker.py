@@ -10,6 +10,7 @@ for its engine.
 from __future__ import annotations
 
 import faulthandler
+import io
 import json
 import os
 import sys
@@ -35,7 +36,7 @@ TRACEBACK_CAP = 20_000
 
 #: What libraries that raise no MemoryError say where there was no memory.
 _NO_MEMORY = (
-    "can't allocate memory",
+    "DefaultCPUAllocator: can't allocate memory",
     "CUDA out of memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -52,7 +53,8 @@ def main(attempt: str, events: int) -> None:
     os.set_inheritable(events, False)
     sys.argv[1:] = []  # what is imported may look at them
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
     directory = Path(attempt)
     stacks = (directory / STACKS).open("w")  # it has to stay open
     faulthandler.enable(file=sys.stderr)
