@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_llem.api import run_experiment as run_experiment
     from pytest_llem.api import run_study as run_study
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator as ExperimentOrchestrator
-    from pytest_llem.results.models import ExperimentResult as ExperimentResult
+    from pytest_llem.results.experiment import ExperimentResult as ExperimentResult
     from pytest_llem.results.models import StudyResult as StudyResult
     from pytest_llem.study.config import ExperimentConfig as ExperimentConfig
     from pytest_llem.study.design import StudyConfig as StudyConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ExperimentConfig": "pytest_llem.study.config",
     "ExperimentOrchestrator": "pytest_llem.measurement.orchestrator",
-    "ExperimentResult": "pytest_llem.results.models",
+    "ExperimentResult": "pytest_llem.results.experiment",
     "StudyConfig": "pytest_llem.study.loading",
     "StudyError": "pytest_llem.study.problems",
     "StudyResult": "pytest_llem.results.models",

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.results.models import ExperimentResult, StudyResult
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.models import StudyResult
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.loading import load_study
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_llem.results.models import ExperimentResult, StudyResult
+    from pytest_llem.results.experiment import ExperimentResult
+    from pytest_llem.results.models import StudyResult
 
 
 def pytest_llem_experiment_finished(result: ExperimentResult) -> None:

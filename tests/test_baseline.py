@@ -14,7 +14,7 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.window import Window
-from pytest_llem.results.models import BaselineRecord, ExperimentResult
+from pytest_llem.results.experiment import BaselineRecord, ExperimentResult
 from pytest_llem.study.config import BaselineConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.powercap import Powercap

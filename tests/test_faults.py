@@ -17,7 +17,7 @@ from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import guardian
 from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.oom import oom_kills
-from pytest_llem.results.models import ExperimentResult
+from pytest_llem.results.experiment import ExperimentResult
 from tests.support.processes import gone, wait_until
 
 CGROUPS = Path("/sys/fs/cgroup")

@@ -19,7 +19,7 @@ from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gauges import Gauges, GpuState
 from pytest_llem.hardware.gpus import cuda_order
 from pytest_llem.isolation.gaps import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, Gaps
-from pytest_llem.results.models import GapRecord
+from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS
 from tests.support import nvml
 from tests.support.nvml import Board, Script

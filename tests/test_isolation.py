@@ -14,7 +14,7 @@ from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import launcher
 from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.output import CappedOutput
-from pytest_llem.results.models import ExperimentResult
+from pytest_llem.results.experiment import ExperimentResult
 from tests.support.processes import gone, wait_until
 
 

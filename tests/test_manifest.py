@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.results import manifest as module
 from pytest_llem.results import study_result
+from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.manifest import JOURNAL, ManifestWriter, now, read_manifest, stored_result
-from pytest_llem.results.models import SCHEMA_VERSION, ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
 ERROR = ErrorRecord(kind="exception", type="ValueError", message="no\nand no")
@@ -315,7 +316,7 @@ def test_no_directory_is_told_in_a_line(tmp_path):
 
 def test_files_of_schema_version_1_0_are_read():
     manifest = read_manifest(GOLDEN)
-    assert (manifest.schema_version, SCHEMA_VERSION) == ("1.0", "1.1")
+    assert (manifest.schema_version, SCHEMA_VERSION) == ("1.0", "1.2")
     assert [entry.status for entry in manifest.experiments] == ["completed", "completed", "failed", "failed"]
     assert manifest.experiments[0].replayed_from is None
     for entry in manifest.experiments[:2]:

@@ -9,12 +9,12 @@ import pytest
 from pytest_llem import ExperimentConfig, registry, run_experiment
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.results.models import ExperimentResult
+from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import NOOP_STUDY
 
 ENGINE = """
     from noop_engine import NoopEngine
-    from pytest_llem.results.models import EngineRecord
+    from pytest_llem.results.experiment import EngineRecord
 
     class Engine(NoopEngine):
         def describe(self):

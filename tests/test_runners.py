@@ -20,7 +20,7 @@ from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
 from pytest_llem.planning.elsewhere import WORKER, lacks
 from pytest_llem.results.environment import PACKAGES
-from pytest_llem.results.models import ExperimentResult
+from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.support.environments import EVERYTHING, NOOP_ENGINE, ROOT, Environment
 
@@ -31,7 +31,7 @@ FARAWAY = """
     import json, os, sys
     from pathlib import Path
     from noop_engine import NoopEngine
-    from pytest_llem.results.models import EngineRecord
+    from pytest_llem.results.experiment import EngineRecord
 
     class Engine(NoopEngine):
         def __init__(self, config, context):

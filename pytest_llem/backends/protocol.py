@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pytest_llem.results.models import EngineRecord
+from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 
 

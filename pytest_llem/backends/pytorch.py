@@ -21,7 +21,7 @@ from pytest_llem.backends.protocol import EngineContext, PreflightError, Request
 from pytest_llem.backends.refusals import one_line, told_plainly
 from pytest_llem.backends.requirements import unmet
 from pytest_llem.results.environment import package_version
-from pytest_llem.results.models import EngineRecord
+from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 

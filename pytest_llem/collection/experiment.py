@@ -16,7 +16,8 @@ from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
-from pytest_llem.results.models import ErrorRecord, GapRecord, Identity
+from pytest_llem.results.experiment import GapRecord, Identity
+from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.design import Experiment, StudyConfig
 
 #: What an item's experiment came to: plain data that rides on the report to the recorder.

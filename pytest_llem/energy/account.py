@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from pytest_llem import registry
-from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, Reading
+from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
 
@@ -21,6 +23,7 @@ class Total:
     source: str | None = None
     boundary: str | None = None
     reason: str | None = None
+    uncertainty_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,18 @@ class Account:
             GPUs and they can be read, else CPU packages with their memory.
         seconds: What the meter of that boundary covers.
         tick_seconds: Of its counter, where it moves in ticks.
+        read_skew_seconds: How far apart its devices' windows begin or end at most.
+        samples: What all meters sampled, in order of time.
+        harness_cpu_seconds: Processor time that the meters' own processes took.
     """
 
     devices: tuple[DeviceReading, ...]
     total: Total
     seconds: float | None = None
     tick_seconds: float | None = None
+    read_skew_seconds: float | None = None
+    samples: tuple[PowerSample, ...] = ()
+    harness_cpu_seconds: float | None = None
 
     def over(self, boundary: str) -> Total:
         """Return the sum over the devices of one boundary."""
@@ -118,11 +127,18 @@ class Meters:
             except Exception as error:
                 self._refuse(name, error)
         devices = tuple(device for reading in readings.values() for device in reading.devices)
+        samples = tuple(
+            sorted(chain.from_iterable(one.samples for one in readings.values()), key=lambda one: one.at)
+        )
+        took = [one.harness_cpu_seconds for one in readings.values() if one.harness_cpu_seconds is not None]
         deciding = readings.get(next(iter(self.meters), ""))
         if deciding is None:
             reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items()) or "there is no meter"
-            return Account(devices, Total(None, "unavailable", reason=reason))
-        return Account(devices, _sum(deciding.devices), deciding.seconds, deciding.tick_seconds)
+            total, seconds, tick, skew = Total(None, "unavailable", reason=reason), None, None, None
+        else:
+            total, seconds = _sum(deciding.devices), deciding.seconds
+            tick, skew = deciding.tick_seconds, deciding.read_skew_seconds
+        return Account(devices, total, seconds, tick, skew, samples, sum(took) if took else None)
 
     def close(self) -> None:
         """Close every meter."""
@@ -141,4 +157,12 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
     if missing:
         return Total(None, "unavailable", source, boundary, "; ".join(missing))
     total = sum(part.energy_j for part in parts if part.energy_j is not None)
-    return Total(total, weakest(part.method for part in parts) or "unavailable", source, boundary)
+    edges = [part.uncertainty_j for part in parts]
+    uncertainty = None if None in edges else math.hypot(*(edge for edge in edges if edge is not None))
+    return Total(
+        total,
+        weakest(part.method for part in parts) or "unavailable",
+        source,
+        boundary,
+        uncertainty_j=uncertainty,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,49 @@ from pytest_llem.results.metrics import METHODS, Method
 
 class MeterUnavailableError(Exception):
     """A meter that cannot read anything here; the message says why, and what would help."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a device was like over a window. What it does not tell is None.
+
+    Attributes:
+        start_temperature_c: As the window began, in °C.
+        end_temperature_c: As it ended.
+        peak_temperature_c: The highest that was seen.
+        mean_sm_clock_mhz: Of the processors, in MHz.
+        mean_memory_clock_mhz: Of the memory.
+        throttled_seconds: For each reason, for how many seconds of the window it held the clocks down: the
+            difference of cumulative counters. Reasons may overlap. What is not counted is not in it.
+    """
+
+    start_temperature_c: float | None = None
+    end_temperature_c: float | None = None
+    peak_temperature_c: float | None = None
+    mean_sm_clock_mhz: float | None = None
+    mean_memory_clock_mhz: float | None = None
+    throttled_seconds: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class PowerSample:
+    """One look at a device while a window was open. What it did not tell is None.
+
+    Attributes:
+        at: When, on the monotonic clock, in s.
+        device: As in :class:`DeviceReading`.
+        power_w: At that instant, or as near to it as the device tells, in W.
+        temperature_c: In °C.
+        sm_clock_mhz: Of the processors, in MHz.
+        memory_clock_mhz: Of the memory.
+    """
+
+    at: float
+    device: str
+    power_w: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +67,12 @@ class DeviceReading:
         method: How it was obtained.
         source: What it was read from.
         reason: Why ``energy_j`` is null.
+        seconds: What ``energy_j`` covers, where that is not the whole reading's: each counter ticks by itself.
+        uncertainty_j: Standard uncertainty (k = 1) of reading both edges, in J; without the gain's.
+        gain_error: By what share the counter may be off a wall meter, throughout; stated apart, since it cancels
+            between two figures of one device.
+        integral_j: The same from sampled power, where both are to be had: a check.
+        conditions: What the device was like.
     """
 
     device: str
@@ -32,6 +81,11 @@ class DeviceReading:
     method: Method
     source: str
     reason: str | None = None
+    seconds: float | None = None
+    uncertainty_j: float | None = None
+    gain_error: float | None = None
+    integral_j: float | None = None
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -46,11 +100,17 @@ class Reading:
         devices: One entry a device.
         seconds: What it covers, on the monotonic clock, in seconds.
         tick_seconds: Of the counter, where it moves in ticks.
+        read_skew_seconds: How far apart the devices' windows begin or end at most.
+        samples: What was sampled meanwhile, in order of time.
+        harness_cpu_seconds: Processor time that the meter's own processes took meanwhile.
     """
 
     devices: tuple[DeviceReading, ...]
     seconds: float
     tick_seconds: float | None = None
+    read_skew_seconds: float | None = None
+    samples: Sequence[PowerSample] = ()
+    harness_cpu_seconds: float | None = None
 
 
 class Meter(Protocol):

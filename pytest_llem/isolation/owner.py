@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, Field
 
-from pytest_llem.results.models import Record
+from pytest_llem.results.document import Record
 
 #: A note that another process has left tells of the memory before its experiment for so many seconds after its
 #: end. One that says nothing of an end, as the process was killed, does so from the start of the experiment.

@@ -93,7 +93,7 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
     sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
-    from pytest_llem.results.models import GapRecord, Identity
+    from pytest_llem.results.experiment import GapRecord, Identity
     from pytest_llem.study.config import ExperimentConfig
 
     measured = ExperimentOrchestrator(

@@ -1,20 +1,17 @@
-"""What a window comes to: metrics per pass, records, warnings."""
+"""What a window comes to: metrics per pass, and records."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.measurement.prompts import Workload
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
+from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.models import DeviceEnergy, EngineRecord, TokenRecord, WarmupRecord, WindowRecord
 
 J_PER_WH = 3600.0
-
-#: A window of fewer ticks than this is too coarse for the counter that measured it.
-FEWEST_TICKS = 20
 
 
 def token_record(workload: Workload, requests: Requests, positions: int) -> TokenRecord:
@@ -38,6 +35,7 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
         source=total.source,
         boundary=total.boundary,
         reason=total.reason,
+        uncertainty=None if total.uncertainty_j is None else total.uncertainty_j * scale,
     )
 
 
@@ -66,7 +64,10 @@ def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
         )
     per_joule = metrics["energy_j"].model_copy(update={"unit": "1/J"})
     if per_joule.value:
-        per_joule = per_joule.model_copy(update={"value": output_tokens / per_joule.value})
+        tokens = output_tokens / per_joule.value
+        share = None if per_joule.uncertainty is None else per_joule.uncertainty / per_joule.value
+        update = {"value": tokens, "uncertainty": None if share is None else tokens * share}
+        per_joule = per_joule.model_copy(update=update)
     metrics["tokens_per_joule"] = per_joule
     return metrics
 
@@ -90,7 +91,7 @@ def megabytes(name: str, size: int | None) -> Metric:
 
 def device_energies(account: Account) -> list[DeviceEnergy]:
     """Return each device's energy over the whole window."""
-    return [DeviceEnergy.model_validate(vars(device)) for device in account.devices]
+    return [DeviceEnergy.model_validate(asdict(device)) for device in account.devices]
 
 
 def window_record(window: Window) -> WindowRecord:
@@ -104,45 +105,6 @@ def window_record(window: Window) -> WindowRecord:
         energy_seconds=account.seconds,
         tick_seconds=tick,
         quantisation_error=tick / account.seconds if tick and account.seconds else None,
+        tail_seconds=account.seconds - window.seconds if account.seconds else None,
+        read_skew_seconds=account.read_skew_seconds,
     )
-
-
-def find_warnings(
-    window: Window,
-    warmup: WarmupRecord | None,
-    engine: EngineRecord,
-    refusals: Mapping[str, str],
-    *,
-    allow_estimated: bool = False,
-    cut: tuple[int, int] = (0, 0),
-) -> list[str]:
-    """Return what a reader of the figures has to know, a sentence each.
-
-    Args:
-        window: What was measured.
-        warmup: What went before, if anything.
-        engine: What ran.
-        refusals: Why a meter could not be used, by its name.
-        allow_estimated: An estimate of the energy is what was asked for.
-        cut: How many prompts were cut to ``max_input_tokens``, and of how many.
-    """
-    account, total = window.account, window.account.total
-    found = [f"meter {name}: {why}" for name, why in refusals.items()]
-    if total.energy_j is None and not refusals:
-        found.append(f"no energy: {total.reason}")
-    if total.method == "estimated" and not allow_estimated:
-        found.append("energy is estimated from CPU time, not measured")
-    if cut[0]:
-        found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
-    if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
-        found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
-    if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
-        found.append(
-            f"the window holds {account.seconds / account.tick_seconds:.0f} ticks of the energy counter, "
-            f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
-        )
-    if warmup is not None and warmup.converged is False:
-        found.append(f"warm-up stopped after {warmup.runs} runs before latencies settled")
-    if engine.random_weights:
-        found.append("random weights: speed is real, power depends on the values and may differ")
-    return found

@@ -10,8 +10,8 @@ from pytest_llem.backends.protocol import Engine
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window
+from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
-from pytest_llem.results.models import BaselineRecord
 from pytest_llem.study.config import BaselineConfig
 
 #: Methods that see what an idle machine draws. An estimate from CPU time would call it nothing.

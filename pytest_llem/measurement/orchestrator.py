@@ -13,15 +13,16 @@ from pytest_llem.backends.requirements import PREFILL_SPLIT
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
+from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import measure
 from pytest_llem.results.environment import package_version
+from pytest_llem.results.experiment import ExperimentResult, Identity
 from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.models import ExperimentResult, Identity
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 
@@ -119,7 +120,7 @@ class ExperimentOrchestrator:
                 environment=environment(engine.gpus),
                 started_at=started_at,
                 completed_at=now(),
-                warnings=accounting.find_warnings(
+                warnings=find_warnings(
                     window,
                     warmup,
                     record,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine
-from pytest_llem.results.models import WarmupRecord
+from pytest_llem.results.experiment import WarmupRecord
 from pytest_llem.study.config import WarmupConfig
 
 

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result
-from pytest_llem.results.models import ExperimentResult, Manifest, ManifestEntry
+from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN
 from pytest_llem.study.design import Experiment, StudyConfig
 

@@ -17,7 +17,8 @@ from pytest_llem.board import STOPPED
 from pytest_llem.options import BOARD, STUDIES, YAML_SUFFIXES, Settings
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
-from pytest_llem.results.models import ErrorRecord, ExperimentResult, StudyStatus
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.models import ErrorRecord, StudyStatus
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError

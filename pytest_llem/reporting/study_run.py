@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.results.environment import host_environment, package_version
+from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
-from pytest_llem.results.models import (
-    ErrorRecord,
-    ExperimentResult,
-    Manifest,
-    ManifestEntry,
-    StudyResult,
-    StudyStatus,
-)
+from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
 from pytest_llem.results.study_result import DESIGN, RESULT_LOST, build_study_result, study_design
 from pytest_llem.study.design import Experiment, StudyConfig
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pytest_llem.results.models import ManifestEntry, Record
+from pytest_llem.results.document import Record
+from pytest_llem.results.models import ManifestEntry
 
 
 class Line(Record):

@@ -27,6 +27,8 @@ class Metric(BaseModel):
         source: For energies, what it was read from (``nvml_total_energy``, ``rapl_package``, …).
         boundary: For energies, what it covers (``gpu_board``, ``cpu_package``, …).
         reason: Why ``value`` is null.
+        uncertainty: Standard uncertainty (k = 1) of reading the meter, in ``unit``. Neither the spread from run to
+            run is in it nor the meter's gain.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -37,6 +39,14 @@ class Metric(BaseModel):
     source: str | None = None
     boundary: str | None = None
     reason: str | None = None
+    uncertainty: float | None = None
+
+    @property
+    def interval95(self) -> tuple[float, float] | None:
+        """Where the value lies with 95 % by reading the meter alone; None where that is not known."""
+        if self.value is None or self.uncertainty is None:
+            return None
+        return self.value - 1.96 * self.uncertainty, self.value + 1.96 * self.uncertainty
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ CATALOGUE: dict[str, Definition] = {
 }
 
 
-def metric(name: str, value: float | None, **provenance: str | None) -> Metric:
+def metric(name: str, value: float | None, **provenance: str | float | None) -> Metric:
     """Return a figure with its unit from the catalogue.
 
     Raises:

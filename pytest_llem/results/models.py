@@ -1,69 +1,19 @@
-"""What is written down: the result of an experiment, of a study, and the manifest between them.
-
-Readers accept files of the same major schema version.
-"""
+"""What is written down of a study: its result, and the manifest before there is one."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from pytest_llem.results.metrics import Metric
+from pytest_llem.results.document import Document, Record
 from pytest_llem.results.statistics import Summary
-
-#: Major.minor. A minor version only adds fields.
-SCHEMA_VERSION = "1.1"
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
 StudyStatus = Literal["running", "completed", "interrupted", "aborted"]
-GapReason = Literal["fixed", "target", "timeout", "skipped"]
-
-
-class Record(BaseModel):
-    """Base of everything that is written."""
-
-    # Fields may be called model_…, which pydantic before 2.10 warns of.
-    model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
-
-
-class Document(Record):
-    """A record that is a file of its own, and says by which schema it was written."""
-
-    schema_version: str = SCHEMA_VERSION
-
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        """Read what *file* holds.
-
-        Raises:
-            ValueError: It is no such document, or one of another major schema version.
-            OSError: It cannot be read.
-        """
-        content = file.read_bytes()
-        try:
-            found = cls.model_validate_json(content)
-            version, reason = found.schema_version, None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            version, reason = _version(content), f"{where}: {first['msg']}"
-        if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-            raise ValueError(f"{file}: schema version {version} cannot be read here (this is {SCHEMA_VERSION})")
-        if reason is not None:
-            raise ValueError(f"{file}: not a {cls.__name__}: {reason}")
-        return found
-
-
-def _version(content: bytes) -> str:
-    """Return the schema version of a document that is not as expected; ours where it says none."""
-    try:
-        return Document.model_validate_json(content).schema_version
-    except ValidationError:
-        return SCHEMA_VERSION
 
 
 class ErrorRecord(Record):
@@ -82,183 +32,6 @@ class ErrorRecord(Record):
     message: str
     traceback: str | None = None
     phase: str | None = None
-
-
-class Identity(Record):
-    """Which experiment a result belongs to.
-
-    Attributes:
-        experiment_id: Unique in its study.
-        config_hash: Of the resolved configuration.
-        study_design_hash: Of the study, null for a lone experiment.
-        axes: What distinguishes the point from the study's others: value by dotted key.
-        cycle: Which repetition, from 1.
-    """
-
-    experiment_id: str
-    config_hash: str
-    study_design_hash: str | None = None
-    axes: dict[str, Any] = Field(default_factory=dict)
-    cycle: int = 1
-
-
-class EngineRecord(Record):
-    """What ran.
-
-    Attributes:
-        name: The engine.
-        versions: Of the engine's packages.
-        device: ``cpu`` or ``cuda``.
-        device_names: Of each device.
-        settings: The engine's effective settings, as it reports them after loading.
-        model_source: ``builtin``, ``local``, ``model_path`` or ``hub``.
-        model_revision: Commit on the hub, where known.
-        random_weights: The weights are no trained model's.
-    """
-
-    name: str
-    versions: dict[str, str] = Field(default_factory=dict)
-    device: str
-    device_names: list[str] = Field(default_factory=list)
-    settings: dict[str, Any] = Field(default_factory=dict)
-    model_source: str | None = None
-    model_revision: str | None = None
-    random_weights: bool = False
-
-
-class TokenRecord(Record):
-    """Token accounting of one pass.
-
-    Attributes:
-        prompts: Number of prompts.
-        input_tokens: Without padding.
-        output_tokens: Up to and including each sequence's end.
-        truncated_prompts: Prompts cut to ``max_input_tokens``.
-        padding_waste: Share of the input positions that hold padding, 0 to 1.
-        output_digest: SHA-256 of the first pass's output token ids, null where they are unknown.
-    """
-
-    prompts: int
-    input_tokens: int
-    output_tokens: int
-    truncated_prompts: int = 0
-    padding_waste: float = 0.0
-    output_digest: str | None = None
-
-
-class WarmupRecord(Record):
-    """What ran before the window.
-
-    Attributes:
-        runs: Number of batches.
-        seconds: How long it took.
-        converged: Latencies settled; null where nobody looked.
-        cv: Coefficient of variation of the last latencies.
-    """
-
-    runs: int
-    seconds: float
-    converged: bool | None = None
-    cv: float | None = None
-
-
-class BaselineRecord(Record):
-    """Power of the idle machine with the model loaded, before warm-up.
-
-    Attributes:
-        idle_context_w: In W; null where it was not measured.
-        seconds: What the meter covers; null where nothing was measured.
-        method: How it was obtained.
-        source: What it was read from.
-        boundary: What it covers; that of ``energy_j``.
-        reason: Why ``idle_context_w`` is null.
-    """
-
-    idle_context_w: float | None = None
-    seconds: float | None = None
-    method: str = "unavailable"
-    source: str | None = None
-    boundary: str | None = None
-    reason: str | None = None
-
-
-class WindowRecord(Record):
-    """The measured window as a whole; metrics are per pass.
-
-    Attributes:
-        passes: Whole passes in it.
-        window_seconds: Synchronised at both ends.
-        window_energy_j: Over the boundary of ``energy_j``.
-        energy_seconds: What the meter covers; longer where it waits for a tick.
-        tick_seconds: Of the meter's counter, where it moves in ticks.
-        quantisation_error: tick / window.
-    """
-
-    passes: int
-    window_seconds: float
-    window_energy_j: float | None = None
-    energy_seconds: float | None = None
-    tick_seconds: float | None = None
-    quantisation_error: float | None = None
-
-
-class GapRecord(Record):
-    """The idle time before an experiment, and what else it had to wait for. Null: it was not looked at.
-
-    Attributes:
-        seconds: How long it was.
-        reason: What ended it: the time that was set (``fixed``), GPUs as cool and idle as before the first
-            experiment (``target``), or the longest time that is waited for that (``timeout``). ``skipped``: there
-            was none.
-        note: Why there was none.
-        waited_seconds: Before that, until nobody else had its devices; 0 where they were free.
-        waited_for: Who had them: device, process, study, experiment.
-        memory_waited_seconds: After it, until no GPU had more memory in use than before the experiment before.
-        memory_left_mb: How much more, in MB by UUID, those still had that had not given it back by then.
-    """
-
-    seconds: float
-    reason: GapReason
-    note: str | None = None
-    waited_seconds: float | None = None
-    waited_for: str | None = None
-    memory_waited_seconds: float | None = None
-    memory_left_mb: dict[str, float] | None = None
-
-
-class DeviceEnergy(Record):
-    """One device's share of the window's energy, in J over the whole window."""
-
-    device: str
-    boundary: str
-    energy_j: float | None
-    method: str
-    source: str | None = None
-    reason: str | None = None
-
-
-class ExperimentResult(Document):
-    """One point measured in one cycle.
-
-    ``metrics`` holds every name of :data:`pytest_llem.results.metrics.CATALOGUE`; one that could not be had is
-    null with its reason. Totals are per pass over the prompts. ``gap`` is null where no study was run.
-    """
-
-    pytest_llem_version: str
-    identity: Identity
-    effective_config: dict[str, Any]
-    metrics: dict[str, Metric]
-    devices: list[DeviceEnergy] = Field(default_factory=list)
-    window: WindowRecord
-    baseline: BaselineRecord | None = None
-    warmup: WarmupRecord | None = None
-    gap: GapRecord | None = None
-    tokens: TokenRecord
-    engine: EngineRecord
-    environment: dict[str, Any] = Field(default_factory=dict)
-    started_at: str
-    completed_at: str
-    warnings: list[str] = Field(default_factory=list)
 
 
 class ManifestEntry(Record):

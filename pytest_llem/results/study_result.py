@@ -10,18 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import CATALOGUE, Method, Metric, weakest
-from pytest_llem.results.models import (
-    ErrorRecord,
-    ExperimentResult,
-    GapRecord,
-    Manifest,
-    ManifestEntry,
-    PointResult,
-    StudyResult,
-    StudySummary,
-)
+from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.study.design import StudyConfig
 

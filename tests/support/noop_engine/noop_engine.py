@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from pytest_llem.backends.protocol import PreflightError, RequestRecord
-from pytest_llem.results.models import EngineRecord
+from pytest_llem.results.experiment import EngineRecord
 
 
 def _raise():
