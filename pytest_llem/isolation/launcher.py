@@ -135,8 +135,7 @@ def _collect(attempt: Path, child: Child, timeout: float | None, killed_before: 
     output = child.output.text()
     try:
         if (result := attempt / worker.RESULT).is_file():  # whole, or it would not bear that name: it counts
-            beside = [attempt / name for name in (worker.REQUESTS,)]
-            files = {file.name: file.read_text(encoding="utf-8") for file in beside if file.is_file()}
+            files = {file.name: file.read_text(encoding="utf-8") for file in attempt.glob(worker.BESIDE)}
             return Outcome(result.read_text(encoding="utf-8"), files, output=output)
         if (error := attempt / worker.ERROR).is_file():
             record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))

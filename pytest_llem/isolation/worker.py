@@ -22,7 +22,10 @@ from typing import Any
 from pytest_llem.isolation.guardian import ASK_WHERE
 
 #: Files of an attempt's directory. The last one gets, when the time is up, where each thread is.
-JOB, RESULT, ERROR, REQUESTS, STACKS = "job.json", "result.json", "error.json", "requests.csv", "stacks.txt"
+JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.txt"
+
+#: Those that go beside the result.
+BESIDE = "*.csv"
 
 #: The phase in which a model may be downloaded.
 FETCHING = "fetching the model"
@@ -105,7 +108,8 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
     ).run()
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
-    leave(directory / REQUESTS, measured.requests.to_csv())
+    for name, text in measured.files().items():
+        leave(directory / name, text)
     leave(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
 
 

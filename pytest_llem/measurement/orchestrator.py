@@ -15,10 +15,11 @@ from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.environment import environment
+from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
-from pytest_llem.measurement.window import measure
+from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult, Identity
 from pytest_llem.results.manifest import now
@@ -37,10 +38,19 @@ class Measured:
     Attributes:
         result: What is written down.
         requests: Per-request figures, which go into a file beside it.
+        window: What they were measured in.
     """
 
     result: ExperimentResult
     requests: Requests
+    window: Window
+
+    def files(self) -> dict[str, str]:
+        """Return what goes beside the result: text by the end of its name."""
+        files = {"requests.csv": self.requests.to_csv()}
+        if samples := self.window.account.samples:
+            files["power.csv"] = to_csv(samples, self.window.began)
+        return files
 
 
 @dataclass
@@ -132,7 +142,7 @@ class ExperimentOrchestrator:
         finally:
             meters.close()
             engine.close()
-        return Measured(result, requests)
+        return Measured(result, requests, window)
 
     def _meters(self, engine: Engine) -> Meters:
         wanted = self.config.energy.backend

@@ -19,11 +19,13 @@ class Window:
         passes: For each pass, what ``generate`` gave for each batch.
         seconds: From sync to sync.
         account: What the meters saw.
+        began: When, on the monotonic clock, in s.
     """
 
     passes: list[list[Any]]
     seconds: float
     account: Account
+    began: float = 0.0
 
 
 def measure(engine: Engine, batches: Sequence[Any], meters: Meters, *, min_seconds: float, seed: int) -> Window:
@@ -34,13 +36,13 @@ def measure(engine: Engine, batches: Sequence[Any], meters: Meters, *, min_secon
     passes: list[list[Any]] = []
     engine.synchronize()
     meters.begin()
-    began = time.perf_counter()
+    began = time.monotonic()
     while True:
         engine.seed(seed)
         passes.append([engine.generate(batch) for batch in batches])
         engine.synchronize()
-        seconds = time.perf_counter() - began
+        seconds = time.monotonic() - began
         if seconds >= min_seconds:
             break
     account = meters.end()
-    return Window(passes, seconds, account)
+    return Window(passes, seconds, account, began)
