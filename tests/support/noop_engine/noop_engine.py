@@ -2,10 +2,11 @@
 
 Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
 (what each prompt generates), ``report`` (a folder in which each process leaves a note about itself),
-``fail_once`` (a file: who does not find it makes it, and fails), ``family`` (a folder in which its children leave
-their ids), ``filler`` (characters that make its result long), ``break`` (a file: while it is there, a fault
-``… while broken`` is done), ``fetch`` (seconds to get the model) and ``span`` (a file to which each process adds
-when it begins and ends).
+``fail_once`` (a file: who does not find it makes it, and fails), ``family`` (a folder in which its children
+leave their ids), ``filler`` (characters that make its result long), ``break`` (a file: while it is there, a
+fault ``… while broken`` is done), ``fetch`` (seconds to get the model), ``span`` (a file to which each
+process adds when it begins and ends), ``gpu`` (the UUID of a scripted board that it says it runs on) and
+``watts`` (what that board draws while nothing runs, and while a batch does).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import atexit
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -141,11 +143,11 @@ FAULTS = {
 
 OPTIONS = {
     *("fault", "seconds", "ids", "report", "size", "span", "fail_once", "family", "filler", "break", "fetch"),
+    *("gpu", "watts"),
 }
 
 
 class NoopEngine:
-    gpus = ()
     no_latency = None
 
     def __init__(self, config, context):
@@ -154,12 +156,23 @@ class NoopEngine:
         if unknown:
             raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
         self.output_len = config.workload.output_len
+        self.gpus = [self.options["gpu"]] if "gpu" in self.options else []
         self._span("begins")
 
     def _span(self, what):
         if path := self.options.get("span"):
             with Path(path).open("a") as file:
                 file.write(f"{time.monotonic()} {what} {os.getpid()}\n")
+
+    def _draw(self, busy):
+        """From now on the board draws what it does while a batch runs, or while none does."""
+        if watts := self.options.get("watts"):
+            script = Path(os.environ["LLEM_SCRIPTED_NVML"])
+            text = script.read_text()
+            start = float(re.search(r"^start (.*)$", text, re.MULTILINE)[1])
+            new = script.with_suffix(".new")
+            new.write_text(f"{text}power {time.monotonic() - start:.9f} {watts[busy]}\n")
+            new.replace(script)
 
     def fetch(self):
         time.sleep(self.options.get("fetch", 0))
@@ -170,7 +183,8 @@ class NoopEngine:
             Path(folder, f"{os.getpid()}.json").write_text(json.dumps(note))
 
     def describe(self):
-        return EngineRecord(name="noop", device="cpu", settings={"filler": "x" * self.options.get("filler", 0)})
+        device = "cuda" if self.gpus else "cpu"
+        return EngineRecord(name="noop", device=device, settings={"filler": "x" * self.options.get("filler", 0)})
 
     def encode(self, text):
         return list(text.encode())
@@ -199,7 +213,9 @@ class NoopEngine:
         fault, only_while_broken, _ = self.options.get("fault", "none").strip().partition(" while broken")
         if not only_while_broken or Path(self.options["break"]).exists():
             FAULTS.get(fault, lambda: None)()
+        self._draw(busy=True)
         time.sleep(self.options.get("seconds", 0))
+        self._draw(busy=False)
         return time.perf_counter()
 
     def synchronize(self):
