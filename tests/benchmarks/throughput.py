@@ -4,7 +4,8 @@
 
 Each round runs both, one after the other, each in a fresh process; the ratio is taken within the round. The bare
 script loads the same model, warms up on the same batches as often, and calls ``generate`` on them until the same
-time is full. 1.0 means that measuring costs nothing.
+time is full. 1.0 means that measuring costs nothing. The spread from run to run (CV over the rounds) is printed
+for both: a round is what a cycle is to a study.
 """
 
 from __future__ import annotations
@@ -88,15 +89,23 @@ def main() -> None:
         "seconds": options.seconds,
         **shape,
     }
-    ratios = []
+    inside, bare = [], []
     for number in range(options.rounds):
         pair = [lambda: _inside(job), lambda: _bare(bare_job)]
         order = [0, 1] if number % 2 == 0 else [1, 0]
         figures = {which: pair[which]() for which in order}
-        ratios.append(figures[0] / figures[1])
-        inside, bare = figures[0], figures[1]
-        print(f"round {number + 1}: inside {inside:.1f} tok/s, bare {bare:.1f} tok/s, ratio {ratios[-1]:.3f}")
+        inside.append(figures[0])
+        bare.append(figures[1])
+        ratio = inside[-1] / bare[-1]
+        print(f"round {number + 1}: inside {inside[-1]:.1f} tok/s, bare {bare[-1]:.1f} tok/s, ratio {ratio:.3f}")
+    ratios = [one / other for one, other in zip(inside, bare, strict=True)]
     print(f"ratio: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}")
+    if options.rounds > 1:
+        print(f"CV: inside {_cv(inside):.1%}, bare {_cv(bare):.1%}")
+
+
+def _cv(figures: list[float]) -> float:
+    return statistics.stdev(figures) / statistics.fmean(figures)
 
 
 def _inside(job: Job) -> float:
