@@ -193,11 +193,10 @@ def _integrated(looks: tuple[Look, Look], samples: Sequence[PowerSample], span: 
 
 def _reading(gpu: Gpu, energy: _Energy, integral: _Energy, span: _Span, known: Conditions) -> DeviceReading:
     missing = energy.energy_j is None
-    if gpu.source == "nvml_power_average":  # it lags behind by half a second, and would seem to be off
-        integral = (
-            _Energy(None, reason="power is told only as an average over a second") if gpu.counts else integral
-        )
     method: Method = "measured" if gpu.counts else "sampled"
+    check = integral if gpu.counts else _Energy(None)
+    if gpu.counts and gpu.source == "nvml_power_average":  # it lags behind by half a second, and would seem off
+        check = _Energy(None, reason="power is told only as an average over a second")
     return DeviceReading(
         device=gpu.uuid,
         boundary="gpu_board",
@@ -208,8 +207,9 @@ def _reading(gpu: Gpu, energy: _Energy, integral: _Energy, span: _Span, known: C
         seconds=None if missing else span.seconds,
         uncertainty_j=energy.uncertainty_j,
         gain_error=None if missing else GAIN_ERROR,
-        integral_j=integral.energy_j if gpu.counts else None,
-        integral_reason=integral.reason if gpu.counts else None,
+        integral_j=check.energy_j,
+        integral_uncertainty_j=check.uncertainty_j,
+        integral_reason=check.reason,
         conditions=known,
     )
 

@@ -72,6 +72,7 @@ class DeviceReading:
         gain_error: By what share the counter may be off a wall meter, throughout; stated apart, since it cancels
             between two figures of one device.
         integral_j: The same from sampled power, where both are to be had: a check.
+        integral_uncertainty_j: Standard uncertainty of that, which comes of looking only now and then, in J.
         integral_reason: Why there is no ``integral_j`` beside a counter that it could check: the sampler failed,
             or power cannot be read.
         conditions: What the device was like.
@@ -87,6 +88,7 @@ class DeviceReading:
     uncertainty_j: float | None = None
     gain_error: float | None = None
     integral_j: float | None = None
+    integral_uncertainty_j: float | None = None
     integral_reason: str | None = None
     conditions: Conditions | None = None
 

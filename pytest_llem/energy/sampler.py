@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from itertools import count
 from typing import Any, cast
 
 from pytest_llem.hardware.nvml import Nvml
@@ -32,8 +33,9 @@ COLUMNS = ("at", "board", "power_w", "temperature_c", "sm_clock_mhz", "memory_cl
 #: From one look to the next, in s.
 PERIOD_S = 0.1
 
-#: From one look at temperature and clocks to the next, in s: they change slowly, and each is a call more.
-SLOW_PERIOD_S = 0.5
+#: Every so many looks at a board are also for its temperature and clocks: they change slowly, and each is a call
+#: more. The boards take turns, so that no round takes much longer than the others.
+SLOW_EVERY = 5
 
 
 def main(parent: int, boards: list[str]) -> None:
@@ -48,16 +50,14 @@ def main(parent: int, boards: list[str]) -> None:
             return
         asked = [board.partition("=") for board in boards]
         handles = [nvml.ask("nvmlDeviceGetHandleByUUID", uuid) for uuid, _, _ in asked]
-        due = slow_due = time.monotonic()
-        while os.getppid() == parent:
-            slow = time.monotonic() >= slow_due
-            if slow:
-                slow_due = time.monotonic() + SLOW_PERIOD_S
+        due = time.monotonic()
+        for number in count():
             for place, (handle, (_, _, source)) in enumerate(zip(handles, asked, strict=True)):
+                slow = (number + place) % SLOW_EVERY == 0
                 _write(_look(nvml, handle, source, place, slow))
             due = max(due + PERIOD_S, time.monotonic())
             ready, _, _ = select.select(ends, [], [], max(0.0, due - time.monotonic()))
-            if ready:
+            if ready or os.getppid() != parent:
                 return
 
 

@@ -140,9 +140,14 @@ class Script:
         return [Call(float(at), int(pid), name, uuid, int(r), int(v)) for at, pid, name, uuid, r, v in rows]
 
     def users(self) -> int:
-        """Return how many calls of nvmlInit were not made up for by one of nvmlShutdown."""
-        calls = [call.value for call in self.calls() if call.function in ("nvmlInit", "nvmlShutdown")]
-        return calls[-1] if calls else 0
+        """Return how many calls of nvmlInit were not made up for by one of nvmlShutdown, over all processes."""
+        calls = [call for call in self.calls() if call.function in ("nvmlInit", "nvmlShutdown")]
+        return sum({call.pid: call.value for call in calls}.values())
+
+    def looks(self, began: float, ended: float, uuid: str | None = None) -> list[Call]:
+        """Return the readings of energy counters in a span of the monotonic clock: of one board, or of all."""
+        found = [call for call in self.calls() if call.function == "nvmlDeviceGetTotalEnergyConsumption"]
+        return [call for call in found if began <= call.at <= ended and uuid in (None, call.uuid)]
 
 
 def environment(library: Path, script: Script) -> dict[str, str]:
