@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
+from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.hardware.sensors import PowerSource, power_w
 from pytest_llem.measurement.environment import environment as gpu_environment
 from tests.support import nvml
 from tests.support.nvml import Board, Ramp, Script
@@ -366,6 +368,12 @@ def test_refused_with_a_reason_and_nothing_held(run, boards, reason):
     assert users == 0
 
 
+def test_no_driver(run):
+    message, users = run(_refusal, args=([A],), rules=["fail nvmlInit 9"])
+    assert message == "NVML: nvmlInit: Driver Not Loaded"
+    assert users == 0
+
+
 def test_no_nvml(tmp_path):
     # What cannot be loaded hides whatever is installed.
     broken = tmp_path / "broken"
@@ -553,6 +561,38 @@ def test_conditions(run):
     assert set(known.throttled_seconds) == {"power", "hw_thermal"}, "low utilisation is no throttling"
     assert known.throttled_seconds["hw_thermal"] == 0
     assert 1 <= known.throttled_seconds["power"] <= most_s
+
+
+def test_settings_under_the_ids_of_counters_are_no_counters(run):
+    """What later drivers count there, the first ones of their branches do not."""
+    board = _board(early_driver=1)
+    board.rules += ["throttle power 0 0.5", "throttle sw_thermal 0 0.5"]
+    (device,) = run(_watch, board, args=(0.2, {})).reading.devices
+    assert set(device.conditions.throttled_seconds) == {"power"}
+
+
+def test_slow_looks_at_both_edges_are_outside_the_window(run):
+    seen = run(_watch, _board(), args=(0.5, {}), rules=["takes nvmlDeviceGetFieldValues 80"])
+    began, ended = seen.spans[A]
+    (device,) = seen.reading.devices
+    assert device.energy_j == pytest.approx(300 * (ended - began), abs=0.003)
+    assert ended - began < seen.within[1] - seen.within[0] - 0.15, "two such calls at each edge are not in it"
+
+
+def _powers(script: Script) -> dict[str, float | None]:
+    """Read a board's power in every way, 0.4 s after it stepped up."""
+    script.boards[0].power.append((script.now() + 1, 500.0))
+    script.write()
+    time.sleep(1.4)
+    with Nvml() as opened:
+        handle = opened.call("nvmlDeviceGetHandleByUUID", A)
+        return {source: power_w(opened, handle, source) for source in get_args(PowerSource)}
+
+
+def test_only_one_reading_of_power_is_of_now(run):
+    powers = run(_powers, _board(watts=100.0, averages=1))
+    assert powers["nvml_power_instant"] == 500
+    assert 150 < powers["nvml_power_average"] <= powers["nvml_power_usage"] < 500
 
 
 def _environment(script: Script, uuids: list[str]) -> tuple[list[dict[str, Any]], int]:

@@ -103,9 +103,9 @@ class Reading:
 
     Attributes:
         devices: One entry a device.
-        seconds: What it covers, on the monotonic clock, in seconds.
+        seconds: What it covers, on the monotonic clock, in seconds; where devices have their own, their mean.
         tick_seconds: Of the counter, where it moves in ticks.
-        read_skew_seconds: How far apart the devices' windows begin or end at most.
+        read_skew_seconds: How far apart the devices' windows begin or end at most; None for a single one.
         samples: What was sampled meanwhile, in order of time.
         harness_cpu_seconds: Processor time that the meter's own processes took meanwhile.
     """

@@ -2,10 +2,14 @@
 
     python -P -m pytest_llem.energy.sampler PARENT UUID=[POWER_SOURCE] …
 
-It takes no time of the process that it samples for, and does not wait for its interpreter's lock. Standard output
-is a file, which never fills up or blocks, and takes an array of JSON a line: :data:`COLUMNS` for every look at a
-board. A last line ``{"failed": …}`` says why there are no more. It ends with the process PARENT, or when standard
-input is closed.
+It takes no time of the process that it samples for, and does not wait for its interpreter's lock. It ends with the
+process PARENT, or when standard input is closed.
+
+Standard output is a file, which never fills up or blocks, and takes an array of JSON a line, for every look at a
+board: the middle of the call for its power on the monotonic clock in s; the board, by its place on the command
+line; what it drew in W; its temperature in °C; the clocks of its processors and of its memory in MHz (null where
+it did not tell, or was not asked); the processor time that the sampler has taken so far in s. A last line
+``{"failed": …}`` says why there are no more.
 
 Nothing is imported but what NVML takes: every experiment starts one.
 """
@@ -24,11 +28,6 @@ from typing import Any, cast
 
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.hardware.sensors import PowerSource, clocks_mhz, power_w, temperature_c
-
-#: Of a line: the middle of the call for the power on the monotonic clock in s, the board by its place on the
-#: command line, what it drew in W, its temperature in °C, the clocks of its processors and of its memory in MHz
-#: (null where it did not tell, or was not asked), and the processor time that the sampler has taken so far in s.
-COLUMNS = ("at", "board", "power_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz", "cpu_s")
 
 #: From one look to the next, in s.
 PERIOD_S = 0.1

@@ -3,12 +3,14 @@
     python tests/benchmarks/sampler.py [--rounds N] [--seconds S] [--boards N] [--call-ms MS]
 
 One process loads the tiny model once. Each round measures it with and without the sampler, one after the other, in
-turns which comes first; the ratio is taken within the round. 1.0 means that sampling costs nothing.
+turns which comes first; the ratio is taken within the round. 1.0 means that sampling costs nothing. Many short
+rounds tell more than few long ones: a machine's speed drifts.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -32,8 +34,8 @@ SHAPE = {"n": 8, "input_len": 64, "output_len": 32}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of each window")
+    parser.add_argument("--rounds", type=int, default=100, help="two at least")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of each window")
     parser.add_argument("--boards", type=int, default=1)
     parser.add_argument("--call-ms", type=float, default=4.0, help="how long a call of NVML takes")
     options = parser.parse_args()
@@ -46,9 +48,8 @@ def main() -> None:
             env = nvml.environment(nvml.build(Path(folder)), script)
             raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=env).returncode)
     ratios = compare(uuids, options.rounds, options.seconds)
-    spread = f"min {min(ratios):.4f}, max {max(ratios):.4f}"
-    if len(ratios) > 1:
-        spread += f", standard deviation {statistics.stdev(ratios):.4f}"
+    mean, error = statistics.fmean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
+    spread = f"min {min(ratios):.4f}, max {max(ratios):.4f}, mean {mean:.4f} ± {error:.4f} (standard error)"
     print(f"with ÷ without: median {statistics.median(ratios):.4f}, {spread}")
 
 

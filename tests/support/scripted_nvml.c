@@ -30,6 +30,7 @@
  *       no_power_reading 1    it tells no power
  *       averages 1            nvmlDeviceGetPowerUsage is the mean of the last second
  *       old_driver 1          it knows only the older of the two calls for the temperature
+ *       early_driver 1        the last three reasons have settings of 32 bits under their field values
  *       power_limit_w 700
  *       memory_mb 80000
  *       used_mb 0 500         from t = 0 on 500 MB of that are in use; more such lines as for power, none: 0
@@ -123,7 +124,7 @@ typedef struct {
 typedef struct Board {
     char uuid[TEXT], name[TEXT];
     double tick_ms, phase_ms, counter_mj, power_limit_w, memory_mb, reset_at, lost_at;
-    double persistence, mig, no_counter, no_power_reading, averages, old_driver, no_memory, capability;
+    double persistence, mig, no_counter, no_power_reading, averages, old_driver, early_driver, no_memory, capability;
     Course watts, celsius, used_mb, sm_clock, memory_clock, throttle[REASONS];
 } Board;
 typedef Board *nvmlDevice_t;
@@ -246,8 +247,8 @@ static void read_line(const char *word, const char *value) {
             {"persistence", &board->persistence}, {"power_limit_w", &board->power_limit_w},
             {"mig", &board->mig},                 {"no_counter", &board->no_counter},
             {"averages", &board->averages},       {"no_power_reading", &board->no_power_reading},
-            {"old_driver", &board->old_driver},   {"no_memory", &board->no_memory},
-            {"capability", &board->capability},
+            {"old_driver", &board->old_driver},   {"early_driver", &board->early_driver},
+            {"no_memory", &board->no_memory},     {"capability", &board->capability},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -595,6 +596,11 @@ static nvmlReturn_t field(const Board *board, double t, nvmlFieldValue_t *one) {
             return NVML_ERROR_NOT_SUPPORTED;
         one->valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
         one->value.uiVal = (unsigned int)(watts * 1000);
+        return NVML_SUCCESS;
+    }
+    if (board->early_driver && one->fieldId > 268) {
+        one->valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
+        one->value.uiVal = 0;
         return NVML_SUCCESS;
     }
     for (int i = 0; i < REASONS; i++) {
