@@ -6,19 +6,22 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
+from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.hardware.sensors import PowerSource, power_w
 from pytest_llem.measurement.environment import environment as gpu_environment
 from tests.support import nvml
-from tests.support.nvml import Board, Call, Script
+from tests.support.nvml import Board, Ramp, Script
 from tests.support.powercap import Powercap, add
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -42,88 +45,183 @@ def _board(uuid: str = A, watts: float = 300.0, **more: str | float) -> Board:
     return Board(uuid, [(0.0, watts)], {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
 
 
+#: What a board does in a window: points of its power, each at a share of the window.
+COURSES: dict[str, list[tuple[float, float] | Ramp]] = {
+    "constant": [],
+    "step": [(0.5, 100.0)],
+    "steps": [(0.2, 650.0), (0.4, 90.0), (0.6, 650.0), (0.8, 90.0)],
+    "ramp": [(0.1, 200.0), Ramp(0.9, 700.0)],
+    "triangle": [(0.0, 100.0), Ramp(0.5, 600.0), Ramp(1.0, 100.0)],
+}
+
+
 @dataclass(frozen=True)
 class Seen:
     """A reading, and what it can be checked against.
 
     Attributes:
         reading: What the meter gave.
-        expected_j: What the first board drew over the reading's seconds, up to when it ended.
-        blur_s: How far from a tick the edges may lie: since the last look at the counter that still gave the
-            value before it, for both. A few ms, and more where the scheduler kept the process waiting.
-        unseen_s: The longest time between two looks while ticks were probed, likewise.
+        boards: As they were in the end.
+        spans: For each board that counts, from which of its ticks to which other the window has to go.
+        within: Between which instants the whole window lies, in s since the start.
+        unseen_s: The longest time between two looks at a counter while ticks were probed.
         users: Of NVML, once the meter was closed.
     """
 
     reading: Reading
-    expected_j: float
-    blur_s: float
+    boards: list[Board]
+    spans: dict[str, tuple[float, float]]
+    within: tuple[float, float]
     unseen_s: float
     users: int
 
 
-def _watch(script: Script, step_w: float | None) -> Seen:
-    """Measure the first board in a window; it may step up to another power in its middle."""
-    (board,) = script.boards
+def _watch(script: Script, seconds: float, courses: dict[str, str]) -> Seen:
+    """Measure all boards in a window, in which each follows its course."""
+    uuids = [board.uuid for board in script.boards]
     meter = NvmlMeter()
-    meter.open([board.uuid])
-    probed = [look.at for look in _looks(script, 0.0, math.inf)] + [time.monotonic()]
-    time.sleep(0.05)  # off the tick that the probing ended on
+    meter.open(uuids)
+    probed = [[look.at for look in script.looks(0.0, math.inf, uuid)] for uuid in uuids]
+    time.sleep(0.033)  # off the tick that the probing ended on
     edges = [time.monotonic()]
     meter.begin()
     edges.append(time.monotonic())
-    if step_w is not None:
-        board.power.append((script.now() + WORK_S / 2, step_w))
-        script.write()
-    time.sleep(WORK_S)
+    now = script.now() + 0.01
+    for board in script.boards:
+        points = COURSES[courses.get(board.uuid, "constant")]
+        for point in points:
+            kind = Ramp if isinstance(point, Ramp) else lambda *plain: plain
+            board.power.append(kind(now + point[0] * seconds, point[1]))
+    script.write()
+    time.sleep(seconds)
     edges.append(time.monotonic())
     reading = meter.end()
     edges.append(time.monotonic())
     meter.close()
-    ended = edges[3] - script.start
+    spans = {}
+    for board in script.boards:
+        first, last = script.looks(*edges[:2], board.uuid), script.looks(*edges[2:], board.uuid)
+        if first and last:
+            spans[board.uuid] = (
+                board.tick_before(first[-1].at - script.start),
+                board.tick_before(last[-1].at - script.start),
+            )
     return Seen(
         reading,
-        board.energy_j(ended - reading.seconds, ended),
-        blur_s=_blur(script, *edges[:2]) + _blur(script, *edges[2:]),
-        unseen_s=max(after - before for before, after in pairwise(probed)),
-        users=script.users(),
+        script.boards,
+        spans,
+        (edges[0] - script.start, edges[3] - script.start),
+        max((after - before for looks in probed for before, after in pairwise(looks)), default=0.0),
+        script.users(),
     )
 
 
-def _blur(script: Script, before: float, after: float) -> float:
-    looks = _looks(script, before, after)
-    return after - max((look.at for look in looks if look.value != looks[-1].value), default=before)
-
-
-def _looks(script: Script, before: float, after: float) -> list[Call]:
-    """Return the readings of energy counters in a span of the monotonic clock."""
-    calls = [call for call in script.calls() if before <= call.at <= after]
-    return [call for call in calls if call.function == "nvmlDeviceGetTotalEnergyConsumption"]
-
-
-@pytest.mark.parametrize(
-    ("tick_ms", "call_ms", "step_w"),
-    [
-        pytest.param(20, 0, None, id="constant"),
-        pytest.param(20, 0, 100.0, id="step"),
-        pytest.param(100, 0, 400.0, id="slow-ticks"),
-        pytest.param(100, 4, None, id="slow-calls"),
-    ],
-)
-def test_energy_is_the_integral_of_power_between_the_edges(run, tick_ms, call_ms, step_w):
-    seen = run(_watch, _board(tick_ms=tick_ms), args=(step_w,), call_ms=call_ms)
-    reading = seen.reading
-    (device,) = reading.devices
-    assert (device.device, device.boundary, device.reason) == (A, "gpu_board", None)
-    assert (device.method, device.source) == ("measured", "nvml_total_energy")
-    assert reading.seconds >= WORK_S
-    blurred_j = seen.blur_s * max(300.0, step_w or 0.0)
-    assert device.energy_j == pytest.approx(seen.expected_j, rel=0.005, abs=blurred_j)
-    if step_w is None:
-        assert device.energy_j / reading.seconds == pytest.approx(300, rel=0.005, abs=blurred_j / reading.seconds)
-    # A tick is seen by the next look, and noted before the one after that.
-    assert reading.tick_seconds == pytest.approx(tick_ms / 1000, rel=0.2, abs=2 * seen.unseen_s)
+def _assert_right(seen: Seen, uuids: list[str]) -> None:
+    """Assert that the energy is the integral of power between two ticks, and the time the time between them."""
+    assert [device.device for device in seen.reading.devices] == uuids
+    for device, board in zip(seen.reading.devices, seen.boards, strict=True):
+        began, ended = seen.spans[board.uuid]
+        exact_j = board.energy_j(began, ended)
+        assert (device.method, device.source, device.reason) == ("measured", "nvml_total_energy", None)
+        assert device.boundary == "gpu_board"
+        assert device.energy_j == pytest.approx(exact_j, abs=0.003), "to the counter's last digits"
+        # Each tick lies within what its uncertainty says: at most √6 times it for both.
+        blur = 2.5 * device.uncertainty_j / device.energy_j
+        assert device.seconds == pytest.approx(ended - began, rel=max(0.005, blur))
+        power_w = device.energy_j / device.seconds
+        assert power_w == pytest.approx(exact_j / (ended - began), rel=max(0.005, blur))
+        assert device.gain_error == 0.05
+        sampling_j = 3 * device.integral_uncertainty_j
+        assert device.integral_j == pytest.approx(device.energy_j, abs=sampling_j + 2.5 * device.uncertainty_j)
+    least, most = (
+        min(one.seconds for one in seen.reading.devices),
+        max(one.seconds for one in seen.reading.devices),
+    )
+    assert least <= seen.reading.seconds <= most
     assert seen.users == 0, "NVML was let go"
+
+
+def _eight(tick_ms: tuple[int, ...] = (20, 100)) -> tuple[list[Board], dict[str, str]]:
+    """Return eight boards of different ticks, phases, powers and courses."""
+    boards, courses = [], {}
+    for number in range(8):
+        uuid = f"GPU-{number:08d}-0000-0000-0000-000000000000"
+        tick = tick_ms[number % len(tick_ms)]
+        boards.append(_board(uuid, 45.0 + 80 * number, tick_ms=tick, phase_ms=13 * number % tick))
+        courses[uuid] = list(COURSES)[number % len(COURSES)]
+    return boards, courses
+
+
+@pytest.mark.parametrize(("tick_ms", "call_ms"), [(20, 0), (100, 0), (100, 4)])
+def test_energy_is_the_integral_of_power_between_two_ticks(run, tick_ms, call_ms):
+    seen = run(_watch, _board(tick_ms=tick_ms), args=(WORK_S, {A: "step"}), call_ms=call_ms)
+    _assert_right(seen, [A])
+    assert seen.reading.seconds >= WORK_S
+    assert seen.reading.read_skew_seconds is None
+    # A tick is seen by the next look, and noted before the one after that.
+    assert seen.reading.tick_seconds == pytest.approx(tick_ms / 1000, rel=0.2, abs=2 * seen.unseen_s)
+
+
+def test_two_boards_that_tick_apart(run):
+    boards = [_board(A, tick_ms=100), _board(B, 100.0, tick_ms=100, phase_ms=50)]
+    seen = run(_watch, *boards, args=(WORK_S, {A: "ramp"}))
+    _assert_right(seen, [A, B])
+    (a, b), (c, d) = seen.spans[A], seen.spans[B]
+    blur = sum(2.5 * one.uncertainty_j / one.energy_j * one.seconds for one in seen.reading.devices)
+    assert seen.reading.read_skew_seconds == pytest.approx(max(abs(a - c), abs(b - d)), abs=blur + 0.005)
+    assert max(abs(a - c), abs(b - d)) == pytest.approx(0.05), "each is cut at its own ticks"
+
+
+@pytest.mark.parametrize("call_ms", [0, 4])
+def test_eight_boards_of_different_ticks_and_powers(run, call_ms):
+    boards, courses = _eight()
+    _assert_right(run(_watch, *boards, args=(WORK_S, courses), call_ms=call_ms), [one.uuid for one in boards])
+
+
+@pytest.mark.slow
+def test_long_windows(nvml_library, tmp_path):
+    """20 s, side by side: they sleep most of the time."""
+    cases = [((20, 100), 0), ((20,), 4), ((100,), 0), ((100,), 4)]
+
+    def watch(case):
+        number, (tick_ms, call_ms) = case
+        boards, courses = _eight(tick_ms)
+        script = Script(tmp_path / f"script{number}", boards, call_ms)
+        script.write()
+        return nvml.run(nvml.environment(nvml_library, script), _watch, script, 20.0, courses)
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        for seen in pool.map(watch, enumerate(cases)):
+            _assert_right(seen, [board.uuid for board in seen.boards])
+
+
+@pytest.mark.parametrize("fails", [(), (186, 185)], ids=["instant", "usage"])
+def test_a_board_without_a_counter_is_sampled(run, fails):
+    """A step may have come anywhere between two samples 0.1 s apart: ±2.5 % here, and so the uncertainty says."""
+    rules = [f"fail {field} 3" for field in fails]
+    boards = [
+        Board(f"GPU-{name}", [(0.0, watts)], {"no_counter": 1}, rules=rules)
+        for name, watts in (("constant", 70.0), ("step", 300.0), ("steps", 90.0), ("ramp", 200.0))
+    ]
+    seen = run(_watch, *boards, args=(WORK_S, {board.uuid: board.uuid[4:] for board in boards}))
+    assert seen.reading.tick_seconds is None
+    for device, board in zip(seen.reading.devices, seen.boards, strict=True):
+        assert (device.method, device.reason, device.gain_error) == ("sampled", None, 0.05)
+        assert device.source == ("nvml_power_usage" if fails else "nvml_power_instant")
+        assert (device.integral_j, device.integral_reason) == (None, None), "it would be checked against itself"
+        assert WORK_S <= device.seconds <= seen.within[1] - seen.within[0]
+        # The window is known to the caller to a few ms only, and power is a constant around its edges.
+        slack_s = seen.within[1] - seen.within[0] - device.seconds
+        exact_j = board.energy_j(*seen.within) - slack_s * _watts_around(board)
+        assert device.energy_j == pytest.approx(exact_j, abs=2.5 * device.uncertainty_j)
+        assert 0 < device.uncertainty_j < 0.06 * device.energy_j
+    constant = seen.reading.devices[0]
+    assert constant.energy_j == pytest.approx(70 * constant.seconds, rel=1e-6)
+    assert seen.users == 0
+
+
+def _watts_around(board: Board) -> float:
+    return (board.power[0][1] + board.power[-1][1]) / 2
 
 
 @dataclass(frozen=True)
@@ -162,7 +260,7 @@ def _measure(script: Script, backend: str, uuids: list[str], change: dict[str, f
     account = meters.end()
     edges.append(time.monotonic())
     meters.close()
-    looks = {(look.uuid, look.value) for look in _looks(script, *edges[2:])}
+    looks = {(look.uuid, look.value) for look in script.looks(*edges[2:])}
     return Run(
         account,
         meters.refusals,
@@ -203,10 +301,10 @@ def _assert_lost(account: Account, reason: str) -> None:
 
 def test_a_board_lost_in_the_window_has_no_energy(run):
     seen = run(_measure, _board(A), _board(B), args=("nvml", [A, B], {"lost_at": 0.0}))
-    _assert_lost(seen.account, "NVML: GPU is lost")
+    _assert_lost(seen.account, "nvmlDeviceGetTotalEnergyConsumption: GPU is lost")
     other = seen.account.devices[1]
     assert seen.least_s <= other.energy_j / 300 <= seen.most_s, "it is read all the same"
-    assert seen.waited == {B}, "and the edge is on its tick"
+    assert seen.waited == {B}, "and its edge is on its tick"
     assert seen.users == 0
 
 
@@ -217,7 +315,7 @@ def test_a_counter_reset_in_the_window_gives_no_energy(run):
 
 def test_a_counter_that_stands_still_gives_no_energy(run):
     seen = run(_measure, _board(watts=0), args=("nvml", [A]))
-    _assert_lost(seen.account, "the energy counter did not rise")
+    _assert_lost(seen.account, "the energy counter stood still for 0.5 s (at 5000000000 mJ)")
     assert seen.account.tick_seconds is None
 
 
@@ -254,17 +352,25 @@ def _refusal(script: Script, uuids: list[str]) -> tuple[str, int]:
     ("boards", "reason"),
     [
         pytest.param(
-            [_board(no_counter=1)], f"NVML: {A}: no energy counter (boards have one from Volta on)", id="old"
+            [_board(no_counter=1, no_power_reading=1)],
+            f"NVML: {A}: no energy counter (boards have one from Volta on), and no reading of power",
+            id="old",
         ),
         pytest.param([_board(mig=1)], f"NVML: {A}: MIG is on", id="mig"),
-        pytest.param([_board(lost_at=0)], f"NVML: {A}: GPU is lost", id="lost"),
-        pytest.param([_board(B)], f"NVML: {A}: Not Found", id="unknown"),
+        pytest.param([_board(lost_at=0)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: GPU is lost", id="lost"),
+        pytest.param([_board(B)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: Not Found", id="unknown"),
         pytest.param([_board(A), _board(B, mig=1)], f"NVML: {B}: MIG is on", id="second"),
     ],
 )
 def test_refused_with_a_reason_and_nothing_held(run, boards, reason):
     message, users = run(_refusal, *boards, args=([A, B] if len(boards) == 2 else [A],))
     assert message.startswith(reason)
+    assert users == 0
+
+
+def test_no_driver(run):
+    message, users = run(_refusal, args=([A],), rules=["fail nvmlInit 9"])
+    assert message == "NVML: nvmlInit: Driver Not Loaded"
     assert users == 0
 
 
@@ -275,7 +381,7 @@ def test_no_nvml(tmp_path):
     (broken / "libnvidia-ml.so.1").write_text("not a library")
     script = Script(tmp_path / "script", [])
     env = nvml.environment(broken, script)
-    assert nvml.run(env, _no_nvml) == "NVML: NVML Shared Library Not Found"
+    assert nvml.run(env, _no_nvml) == "NVML: nvmlInit: NVML Shared Library Not Found"
 
 
 def _no_nvml() -> str:
@@ -315,16 +421,178 @@ def test_auto_without_rapl_says_so(run):
     assert (cpu.energy_j, cpu.method, cpu.reason) == (None, "unavailable", "no meter read cpu_package")
 
 
-def test_auto_on_a_board_without_a_counter(run, tmp_path):
-    seen = run(_measure, _board(no_counter=1), args=("auto", [A]))
+def test_auto_on_a_board_whose_energy_cannot_be_had(run, tmp_path):
+    dumb = {"no_counter": 1, "no_power_reading": 1}
+    seen = run(_measure, _board(**dumb), args=("auto", [A]))
     assert set(seen.refusals) == {"nvml", "rapl", "estimate"}
     total = seen.account.total
     assert (total.energy_j, total.method) == (None, "unavailable")
     assert "no energy counter" in total.reason
     Powercap(tmp_path / "powercap").zone("intel-rapl:0", "package-0")
-    seen = run(_measure, _board(no_counter=1), args=("auto", [A]))
+    seen = run(_measure, _board(**dumb), args=("auto", [A]))
     assert set(seen.refusals) == {"nvml"}
     assert seen.account.total.boundary == "cpu_package"
+
+
+def test_a_sum_with_a_sampled_board_is_sampled(run):
+    seen = run(_measure, _board(A), _board(B, no_counter=1), args=("nvml", [A, B]))
+    total = seen.account.total
+    assert (total.method, total.source) == ("sampled", "nvml_total_energy+nvml_power_instant")
+    assert total.energy_j == sum(device.energy_j for device in seen.account.devices)
+
+
+CODES = [*range(1, 30), 999]  # all of nvmlReturn_t but for success
+
+
+def _with_errors(script: Script) -> Seen:
+    """Measure boards whose counter fails: from before the window, or from within it, as their UUID says."""
+    meter = NvmlMeter()
+    meter.open([board.uuid for board in script.boards])
+    for moment in ("begin", "end"):
+        for board in script.boards:
+            _, when, code = board.uuid.split("-")
+            if when == moment:
+                board.rules.append(f"fail nvmlDeviceGetTotalEnergyConsumption {code}")
+        script.write()
+        if moment == "begin":
+            meter.begin()
+            time.sleep(0.1)
+    reading = meter.end()
+    meter.close()
+    return Seen(reading, script.boards, {}, (0.0, 0.0), 0.0, script.users())
+
+
+def test_every_error_of_the_counter_leaves_a_null_with_its_reason(run):
+    uuids = [f"GPU-{moment}-{code}" for moment in ("begin", "end") for code in CODES]
+    seen = run(_with_errors, *map(_board, [*uuids, "GPU-no-error"]))
+    *failed, fine = seen.reading.devices
+    for device in failed:
+        code = int(device.device.rpartition("-")[2])
+        assert (device.energy_j, device.method, device.uncertainty_j) == (None, "unavailable", None), code
+        assert device.reason.startswith("NVML: nvmlDeviceGetTotalEnergyConsumption: "), code
+        assert len(device.reason) > len("NVML: nvmlDeviceGetTotalEnergyConsumption: "), code
+    assert fine.energy_j / fine.seconds == pytest.approx(
+        300, rel=max(0.02, 2.5 * fine.uncertainty_j / fine.energy_j)
+    )
+    assert seen.reading.seconds == fine.seconds, "the others have none"
+    assert len({device.reason for device in failed}) >= 20, "each says what it was"
+    assert seen.users == 0
+
+
+CALLS = {
+    "no-fields": ["nvmlDeviceGetFieldValues"],
+    "no-instant": ["186"],
+    "no-power": ["nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage"],
+    "no-temperature": ["nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"],
+    "old-temperature": ["nvmlDeviceGetTemperatureV"],
+    "no-clocks": ["nvmlDeviceGetClockInfo"],
+    "no-throttling": ["74", "269", "nvmlDeviceGetViolationStatus"],
+    "no-mig": ["nvmlDeviceGetMigMode"],
+}
+
+
+def _whole_board(uuid: str, code: int = 0) -> Board:
+    """Return a board that tells everything, but for what its name says."""
+    rules = [f"fail {function} {code}" for function in CALLS.get(uuid.removeprefix("GPU-"), [])]
+    rules += ["sm_clock 0 1980", "memory_clock 0 2619", "throttle power 0 0.5", "throttle sw_thermal 0 0"]
+    return Board(uuid, [(0.0, 300.0)], {"tick_ms": 20, "temperature": "0 60"}, rules=rules)
+
+
+@pytest.mark.parametrize("code", [3, 13, 999], ids=["not-supported", "function-not-found", "unknown"])
+def test_what_a_board_does_not_tell_costs_just_that(run, code):
+    seen = run(_watch, *(_whole_board(f"GPU-{name}", code) for name in CALLS), args=(0.7, {}))
+    found = dict(zip(CALLS, seen.reading.devices, strict=True))
+    for name, device in found.items():
+        began, ended = seen.spans[device.device]
+        assert device.energy_j == pytest.approx(300 * (ended - began), abs=0.003), name
+        known = device.conditions
+        assert (known.start_temperature_c, known.end_temperature_c, known.peak_temperature_c) == (
+            (None, None, None) if name == "no-temperature" else (60, 60, 60)
+        ), name
+        clocks = (None, None) if name == "no-clocks" else (1980, 2619)
+        assert (known.mean_sm_clock_mhz, known.mean_memory_clock_mhz) == clocks, name
+        if name == "no-throttling":
+            assert known.throttled_seconds is None
+        else:
+            reasons = {"power", "sw_thermal"} if "field" not in "".join(CALLS[name]).lower() else {"power"}
+            assert set(known.throttled_seconds) == reasons, name
+    powers = {name: [one.power_w for one in seen.reading.samples if one.device == f"GPU-{name}"] for name in found}
+    assert set(powers.pop("no-power")) == {None}
+    assert all(set(watts) == {300.0} for watts in powers.values())
+    assert found["no-power"].integral_j is None
+    assert "0 samples of power" in found["no-power"].integral_reason
+    assert found["no-instant"].integral_j is None
+    assert "average over a second" in found["no-instant"].integral_reason
+    for name in found.keys() - {"no-power", "no-instant"}:
+        assert found[name].integral_j == pytest.approx(300 * found[name].seconds, rel=1e-6)
+
+
+def _warming(script: Script) -> tuple[Reading, float]:
+    """Measure a board that warms up, peaks within the window, and is throttled in its second half."""
+    meter = NvmlMeter()
+    meter.open([A])
+    now = script.now()
+    (board,) = script.boards
+    board.rules += [
+        "temperature 0 40",
+        f"temperature {now + 0.6} 83",
+        f"temperature {now + 1.7} 70",
+        "sm_clock 0 1000",
+        f"throttle power {now + 1} 1",
+        "throttle low_utilization 0 1",
+        "throttle hw_thermal 0 0",
+    ]
+    script.write()
+    meter.begin()
+    throttled_from = script.start + now + 1
+    time.sleep(max(0.0, script.start + now + 2 - time.monotonic()))
+    reading = meter.end()
+    ended = time.monotonic()
+    meter.close()
+    return reading, ended - throttled_from
+
+
+def test_conditions(run):
+    reading, most_s = run(_warming, _board())
+    (device,) = reading.devices
+    known = device.conditions
+    assert (known.start_temperature_c, known.peak_temperature_c, known.end_temperature_c) == (40, 83, 70)
+    assert (known.mean_sm_clock_mhz, known.mean_memory_clock_mhz) == (1000, None)
+    assert set(known.throttled_seconds) == {"power", "hw_thermal"}, "low utilisation is no throttling"
+    assert known.throttled_seconds["hw_thermal"] == 0
+    assert 1 <= known.throttled_seconds["power"] <= most_s
+
+
+def test_settings_under_the_ids_of_counters_are_no_counters(run):
+    """What later drivers count there, the first ones of their branches do not."""
+    board = _board(early_driver=1)
+    board.rules += ["throttle power 0 0.5", "throttle sw_thermal 0 0.5"]
+    (device,) = run(_watch, board, args=(0.2, {})).reading.devices
+    assert set(device.conditions.throttled_seconds) == {"power"}
+
+
+def test_slow_looks_at_both_edges_are_outside_the_window(run):
+    seen = run(_watch, _board(), args=(0.5, {}), rules=["takes nvmlDeviceGetFieldValues 80"])
+    began, ended = seen.spans[A]
+    (device,) = seen.reading.devices
+    assert device.energy_j == pytest.approx(300 * (ended - began), abs=0.003)
+    assert ended - began < seen.within[1] - seen.within[0] - 0.15, "two such calls at each edge are not in it"
+
+
+def _powers(script: Script) -> dict[str, float | None]:
+    """Read a board's power in every way, 0.4 s after it stepped up."""
+    script.boards[0].power.append((script.now() + 1, 500.0))
+    script.write()
+    time.sleep(1.4)
+    with Nvml() as opened:
+        handle = opened.call("nvmlDeviceGetHandleByUUID", A)
+        return {source: power_w(opened, handle, source) for source in get_args(PowerSource)}
+
+
+def test_only_one_reading_of_power_is_of_now(run):
+    powers = run(_powers, _board(watts=100.0, averages=1))
+    assert powers["nvml_power_instant"] == 500
+    assert 150 < powers["nvml_power_average"] <= powers["nvml_power_usage"] < 500
 
 
 def _environment(script: Script, uuids: list[str]) -> tuple[list[dict[str, Any]], int]:
@@ -343,6 +611,6 @@ def test_the_environment_names_board_and_driver(run):
             "memory_mb": 85_520,
             "persistence_mode": True,
         },
-        {"uuid": B, "nvml": "Not Found"},
+        {"uuid": B, "nvml": "nvmlDeviceGetHandleByUUID: Not Found"},
     ]
     assert users == 0

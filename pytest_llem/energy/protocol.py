@@ -72,6 +72,9 @@ class DeviceReading:
         gain_error: By what share the counter may be off a wall meter, throughout; stated apart, since it cancels
             between two figures of one device.
         integral_j: The same from sampled power, where both are to be had: a check.
+        integral_uncertainty_j: Standard uncertainty of that, which comes of looking only now and then, in J.
+        integral_reason: Why there is no ``integral_j`` beside a counter that it could check: the sampler failed,
+            or power cannot be read.
         conditions: What the device was like.
     """
 
@@ -85,6 +88,8 @@ class DeviceReading:
     uncertainty_j: float | None = None
     gain_error: float | None = None
     integral_j: float | None = None
+    integral_uncertainty_j: float | None = None
+    integral_reason: str | None = None
     conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
@@ -98,9 +103,9 @@ class Reading:
 
     Attributes:
         devices: One entry a device.
-        seconds: What it covers, on the monotonic clock, in seconds.
+        seconds: What it covers, on the monotonic clock, in seconds; where devices have their own, their mean.
         tick_seconds: Of the counter, where it moves in ticks.
-        read_skew_seconds: How far apart the devices' windows begin or end at most.
+        read_skew_seconds: How far apart the devices' windows begin or end at most; None for a single one.
         samples: What was sampled meanwhile, in order of time.
         harness_cpu_seconds: Processor time that the meter's own processes took meanwhile.
     """

@@ -1,0 +1,309 @@
+"""The sampler: what it sees, what it comes to, and that it outlives nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy.power import NoIntegralError, Power, integrate
+from pytest_llem.energy.protocol import MeterUnavailableError, Reading
+from tests.support import nvml
+from tests.support.nvml import Board, Script
+from tests.support.processes import gone, wait_until
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+
+
+# ---- integration ----
+
+
+@given(
+    st.floats(0, 10),
+    st.floats(0.2, 10),
+    st.lists(st.floats(-1, 21), min_size=2, max_size=400, unique=True),
+    st.floats(1, 1000),
+)
+def test_constant_power_is_power_times_time_however_the_samples_lie(began, seconds, at, watts):
+    ended = began + seconds
+    try:
+        found = integrate(sorted(Power(one, watts) for one in at), began, ended)
+    except NoIntegralError:
+        return
+    assert found.energy_j == pytest.approx(watts * seconds)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.03, 0.099])
+def test_seventy_watts_for_ten_seconds_are_seven_hundred_joules(offset):
+    samples = [Power(offset + 0.1 * number, 70.0) for number in range(100)]
+    found = integrate(samples, 0.0, 10.0)
+    assert found.energy_j == pytest.approx(700)
+    assert found.uncertainty_j == pytest.approx(70 * 0.1 * (2 / 12) ** 0.5)
+
+
+def test_power_goes_straight_between_samples_also_over_the_edges():
+    samples = [Power(0.1 * number, 1000.0 * number) for number in range(31)]  # 10 kW/s
+    assert integrate(samples, 0.55, 2.45).energy_j == pytest.approx(10_000 * (2.45**2 - 0.55**2) / 2)
+
+
+def test_the_edges_take_the_nearest_sample_where_there_is_none_beyond():
+    samples = [Power(1.0, 100.0), Power(1.5, 200.0)]
+    assert integrate(samples, 0.5, 2.0).energy_j == pytest.approx(0.5 * 100 + 0.5 * 150 + 0.5 * 200)
+
+
+def test_a_step_is_within_its_uncertainty_wherever_it_came():
+    for step in (1.0, 1.025, 1.05, 1.099):
+        samples = [Power(0.1 * number, 100.0 if 0.1 * number <= step else 500.0) for number in range(31)]
+        found = integrate(samples, 0.0, 3.0)
+        assert abs(found.energy_j - (100 * step + 500 * (3 - step))) <= 1.8 * found.uncertainty_j
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        ([], "0 samples of power in 10.0 s"),
+        ([5.0], "1 samples of power in 10.0 s"),
+        (
+            [0.1 * one for one in range(50)] + [6.2 + 0.1 * one for one in range(40)],
+            "no sample of power for 1.3 s",
+        ),
+        ([0.1 * one for one in range(80)], "no sample of power for 2.1 s"),
+        ([1.5 + 0.1 * one for one in range(90)], "no sample of power for 1.5 s"),
+        ([-0.9, *(0.6 + 0.1 * one for one in range(95))], "no sample of power for 1.5 s"),
+        ([-3.0, -2.9], "1 samples of power in 10.0 s"),
+    ],
+    ids=["none", "one", "gap", "ends-early", "begins-late", "gap-over-the-edge", "all-before"],
+)
+def test_too_few_samples_are_no_energy(at, reason):
+    with pytest.raises(NoIntegralError, match=f"^{reason}$"):
+        integrate([Power(one, 70.0) for one in at], 0.0, 10.0)
+
+
+# ---- the process ----
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where temporary files go."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def env(nvml_library, tmp_path, folder) -> Callable[..., tuple[Script, dict[str, str]]]:
+    """Return a script of boards, and the environment of a process that finds them."""
+
+    def make(*boards: Board, **script: object) -> tuple[Script, dict[str, str]]:
+        written = Script(tmp_path / "script", list(boards), **script)
+        written.write()
+        return written, nvml.environment(nvml_library, written) | {"TMPDIR": str(folder)}
+
+    return make
+
+
+def _board(uuid: str = A, watts: float = 300.0, **more: str | float) -> Board:
+    rules = ["sm_clock 0 1980", "memory_clock 0 2619"]
+    return Board(uuid, [(0.0, watts)], {"tick_ms": 20, "temperature": "0 60", **more}, rules=rules)
+
+
+def _sampler() -> psutil.Process:
+    (sampler,) = psutil.Process().children()
+    return sampler
+
+
+def _measure(
+    script: Script, harm: signal.Signals | None = None, harm_first: bool = False
+) -> tuple[Reading, int, bool]:
+    """Measure a window of 1.3 s; the sampler is sent a signal. Also give its id, and whether it survived."""
+    meter = NvmlMeter()
+    meter.open([board.uuid for board in script.boards])
+    sampler = _sampler()
+    if harm is not None and harm_first:
+        sampler.send_signal(harm)
+        wait_until(lambda: gone(sampler.pid))
+    meter.begin()
+    time.sleep(0.3)
+    if harm is not None and not harm_first:
+        sampler.send_signal(harm)
+    time.sleep(1.0)
+    survived = not gone(sampler.pid)
+    reading = meter.end()
+    meter.close()
+    return reading, sampler.pid, survived
+
+
+def test_samples_of_the_window(env, folder):
+    script, environment = env(_board(A), _board(B, 70.0))
+    reading, pid, survived = nvml.run(environment, _measure, script)
+    assert survived
+    assert gone(pid), "closed with the meter"
+    assert list(folder.iterdir()) == [], "and its file is not left behind"
+    ats = [sample.at for sample in reading.samples]
+    assert ats == sorted(ats)
+    for uuid, watts in ((A, 300.0), (B, 70.0)):
+        samples = [sample for sample in reading.samples if sample.device == uuid]
+        assert {sample.power_w for sample in samples} == {watts}
+        # Ten times a second at most, and for temperature and clocks twice.
+        assert 2 <= len(samples) <= 10 * reading.seconds + 2
+        slow = [sample for sample in samples if sample.temperature_c is not None]
+        assert 1 <= len(slow) <= len(samples) / 5 + 1
+        told = {(one.temperature_c, one.sm_clock_mhz, one.memory_clock_mhz) for one in slow}
+        assert told == {(60, 1980, 2619)}
+    assert 0 < reading.harness_cpu_seconds < reading.seconds
+    asked = {call.function for call in script.calls() if call.pid == pid}
+    assert asked == {
+        "nvmlInit",
+        "nvmlDeviceGetHandleByUUID",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetTemperatureV",
+        "nvmlDeviceGetClockInfo",
+        "nvmlShutdown",
+    }, "no list of processes, fan or utilisation"
+    assert script.users() == 0
+
+
+@pytest.mark.parametrize("harm_first", [False, True], ids=["in-the-window", "before-it"])
+def test_a_sampler_that_dies_costs_only_its_figures(env, folder, harm_first):
+    script, environment = env(_board(A), _board(B, no_counter=1))
+    reading, _, survived = nvml.run(environment, _measure, script, signal.SIGKILL, harm_first)
+    assert not survived
+    counted, sampled = reading.devices
+    assert counted.method == "measured"
+    off_s = 2.5 * counted.uncertainty_j / 300
+    assert counted.energy_j == pytest.approx(300 * counted.seconds, rel=0.01, abs=300 * off_s)
+    assert (counted.integral_j, counted.integral_reason) == (None, "the sampler ended: signal 9")
+    assert (sampled.energy_j, sampled.method) == (None, "unavailable")
+    assert sampled.reason == "NVML: the sampler ended: signal 9"
+    known = counted.conditions
+    assert (known.start_temperature_c, known.end_temperature_c, known.peak_temperature_c) == (60, 60, None)
+    assert known.mean_sm_clock_mhz is None
+    assert reading.harness_cpu_seconds is None
+    assert list(folder.iterdir()) == []
+
+
+def test_ctrl_c_is_not_the_samplers(env):
+    script, environment = env(_board())
+    reading, _, survived = nvml.run(environment, _measure, script, signal.SIGINT)
+    assert survived
+    assert reading.devices[0].integral_j == pytest.approx(reading.devices[0].energy_j, rel=0.05)
+
+
+def _without_a_sampler(script: Script) -> tuple[Reading | None, str | None]:
+    sys.executable = "/nonexistent/python"
+    meter = NvmlMeter()
+    try:
+        meter.open([board.uuid for board in script.boards])
+    except MeterUnavailableError as error:
+        return None, str(error)
+    meter.begin()
+    time.sleep(0.1)
+    reading = meter.end()
+    meter.close()
+    return reading, None
+
+
+def test_a_sampler_that_cannot_start(env):
+    script, environment = env(_board())
+    reading, _ = nvml.run(environment, _without_a_sampler, script)
+    (device,) = reading.devices
+    assert device.method == "measured"
+    assert device.integral_j is None
+    assert "/nonexistent/python" in device.integral_reason
+    assert reading.samples == ()
+    assert reading.harness_cpu_seconds is None
+    script, environment = env(_board(no_counter=1))
+    reading, refusal = nvml.run(environment, _without_a_sampler, script)
+    assert reading is None
+    assert refusal.startswith("NVML: no energy counter, and the sampler ended: ")
+    assert script.users() == 0
+
+
+def _hold(told: Path) -> None:
+    """Open a meter, tell the sampler's id, and never close it."""
+    meter = NvmlMeter()
+    meter.open([A])
+    meter.begin()
+    child = os.fork()  # holds the sampler's standard input open, as a data loader of an engine might
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    told.with_suffix(".new").write_text(f"{_sampler_among(child)} {child}")
+    told.with_suffix(".new").replace(told)
+    time.sleep(60)
+
+
+def _sampler_among(other: int) -> int:
+    (sampler,) = (child for child in psutil.Process().children() if child.pid != other)
+    return sampler.pid
+
+
+def test_it_outlives_nobody(env, folder, tmp_path):
+    script, environment = env(_board())
+    told = tmp_path / "told"
+    code = f"from pathlib import Path; from tests import test_sampler; test_sampler._hold(Path({str(told)!r}))"
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=nvml.ROOT)
+    try:
+        wait_until(told.exists)
+        sampler, child = map(int, told.read_text().split())
+        assert not gone(sampler)
+        parent.kill()
+        parent.wait()
+        try:
+            wait_until(lambda: gone(sampler), 10)
+        finally:
+            os.kill(child, signal.SIGKILL)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert list(folder.iterdir()) == []
+    assert script.calls(), "it had sampled"
+
+
+def test_it_ends_when_its_standard_input_does(env):
+    _, environment = env(_board())
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest_llem.energy.sampler",
+        str(os.getpid()),
+        f"{A}=nvml_power_instant",
+    ]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline().startswith(b"[")
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_without_nvml_it_says_so(tmp_path):
+    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
+    environment = nvml.environment(tmp_path, Script(tmp_path / "script", []))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
+    command = [sys.executable, "-P", "-m", "pytest_llem.energy.sampler", str(os.getpid()), f"{A}="]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == '{"failed": "nvmlInit: NVML Shared Library Not Found"}\n'
+
+
+def test_it_imports_next_to_nothing():
+    code = (
+        "import sys, pytest_llem.energy.sampler\n"
+        "assert not {'pydantic', 'torch', 'transformers', 'numpy', 'yaml', 'asyncio'} & set(sys.modules)\n"
+        "ours = sorted(name for name in sys.modules if name.startswith('pytest_llem.'))\n"
+        "assert ours == ['pytest_llem.energy', 'pytest_llem.energy.sampler', 'pytest_llem.hardware',\n"
+        "                'pytest_llem.hardware.nvml', 'pytest_llem.hardware.sensors'], ours\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=nvml.ROOT)
