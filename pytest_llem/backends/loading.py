@@ -31,7 +31,7 @@ def import_class(source: ModelSource, options: PyTorchConfig) -> None:
     """Import the model's class, so that loading it is not charged with that. What is wrong is told by loading."""
     with suppress(Exception):
         config = AutoConfig.from_pretrained(source.location, **origin(options))
-        MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
 
 
 def load_model(source: ModelSource, config: ExperimentConfig, device: torch.device) -> Any:

@@ -1,7 +1,8 @@
 """An engine from outside that computes nothing: what the tests of everything but the engines run.
 
-Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
-(what each prompt generates), ``report`` (a folder in which each process leaves a note about itself),
+Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes),
+``first_seconds`` (likewise, up to the first token), ``ids`` (what each prompt generates),
+``report`` (a folder in which each process leaves a note about itself),
 ``fail_once`` (a file: who does not find it makes it, and fails), ``family`` (a folder in which its children leave
 their ids), ``filler`` (characters that make its result long), ``break`` (a file: while it is there, a fault
 ``… while broken`` is done), ``fetch`` (seconds to get the model) and ``span`` (a file to which each process adds
@@ -140,7 +141,8 @@ FAULTS = {
 
 
 OPTIONS = {
-    *("fault", "seconds", "ids", "report", "size", "span", "fail_once", "family", "filler", "break", "fetch"),
+    *("fault", "seconds", "first_seconds", "ids", "report", "size"),
+    *("span", "fail_once", "family", "filler", "break", "fetch"),
 }
 
 
@@ -202,11 +204,15 @@ class NoopEngine:
         time.sleep(self.options.get("seconds", 0))
         return time.perf_counter()
 
+    def generate_first(self, batch):
+        time.sleep(self.options.get("first_seconds", 0))
+
     def synchronize(self):
         pass
 
     def requests(self, batch, generated):
         ids = self.options.get("ids", [7] * self.output_len)
+        ids = ids if generated else ids[:1]
         return [
             RequestRecord(len(prompt), ids, ttft_s=0.010, itl_s=[0.002] * (len(ids) - 1), e2e_s=0.012)
             for prompt in batch
