@@ -166,6 +166,11 @@ def spread(model):
     return model
 
 
+def two_stacks(model):
+    model.config.is_encoder_decoder = True
+    return model
+
+
 def mixed(model):
     model.model.layers[0].mlp.to(torch.float64)
     return model
@@ -186,6 +191,7 @@ def quantised(model):
         (lambda: with_a_layer_of_two(decoder("llama")), "its attention is not the standard one of queries"),
         (lambda: run_twice(decoder("llama")), r"a token takes [\d,]+ FLOPs, and [\d,]+ by its linear layers"),
         (lambda: spread(decoder("llama")), "the model is spread over several devices, or offloaded"),
+        (lambda: two_stacks(decoder("llama")), "the model is an encoder and a decoder"),
         (lambda: mixed(decoder("llama")), "a token cannot be run through the model: "),
         (lambda: quantised(decoder("llama")), "the weights are quantised"),
     ],

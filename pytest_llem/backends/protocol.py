@@ -95,6 +95,8 @@ class Engine(Protocol):
 
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.
+
+    Beside this it may be a :class:`TellsShape` and a :class:`SplitsPrefill`.
     """
 
     #: UUIDs of the GPUs it may run on, empty on a CPU. Known from the start, for the meters.
