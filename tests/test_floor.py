@@ -60,7 +60,7 @@ def work(requests, seconds=1.0, *, engine=None, record=GPU):
 
 def test_a_batch_by_hand():
     """Prompts of 3 and 2 tokens, answers of 3 and 1: the second row ends with prefill."""
-    prefill, first, second = steps(SHAPE, records((3, 3), (2, 1)))
+    prefill, first, second = steps(SHAPE, [(3, 3), (2, 1)])
     # 2·1000·(3+2) in layers, 2·100·2 in the head, 4·10·(9+4) in attention, of which 4·10·(6+3) has to be
     assert prefill.flops == 10_000 + 400 + 520
     assert prefill.least_flops == 10_000 + 400 + 360
@@ -78,7 +78,7 @@ def test_a_batch_by_hand():
 
 
 def test_a_step_takes_the_longer_of_reading_and_computing():
-    prefill, step = steps(SHAPE, records((3, 2)))
+    prefill, step = steps(SHAPE, [(3, 2)])
     assert seconds_at_least(prefill, SLOW, 1000) == 22.0
     assert seconds_at_least(prefill, SLOW, 100) == pytest.approx((6000 + 200 + 240) / 100)
     assert seconds_at_least(step, SLOW, 1000) == pytest.approx(22.8)
@@ -121,7 +121,7 @@ def test_it_grows_as_it_should(tokens):
 
 
 def test_nothing_generated_still_takes_its_prefill():
-    (only,) = steps(SHAPE, records((3, 0)))
+    (only,) = steps(SHAPE, [(3, 0)])
     assert only.flops == 6000 + 200 + 360
 
 

@@ -32,7 +32,8 @@ def counted(run, *arguments):
 
 
 def said(made, requests):
-    return [step.flops for step in steps(made.shape(), requests)]
+    lengths = [(one.input_tokens, len(one.output_ids)) for one in requests]
+    return [step.flops for step in steps(made.shape(), lengths)]
 
 
 def both(made, prompts):
@@ -111,8 +112,7 @@ def test_shapes_of_architectures_count_as_torch_does(name):
     with torch.no_grad():
         torchs, output = counted(lambda: model(input_ids=ids, logits_to_keep=1, use_cache=True))
         step, _ = counted(lambda: model(input_ids=ids[:, :1], past_key_values=output.past_key_values))
-    requests = [SimpleNamespace(input_tokens=12, output_ids=[1, 2])]
-    prefill, decode = (step.flops for step in steps(model_shape(model), requests))
+    prefill, decode = (step.flops for step in steps(model_shape(model), [(12, 2)]))
     assert (prefill, decode) == (pytest.approx(torchs, rel=0.01), pytest.approx(step, rel=0.01))
 
 

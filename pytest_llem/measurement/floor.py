@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from pytest_llem.backends.protocol import Engine, ModelShape, RequestRecord, ShapeUnknownError, TellsShape
+from pytest_llem.backends.protocol import Engine, ModelShape, ShapeUnknownError, TellsShape
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.environment import cpu_model
@@ -31,7 +33,7 @@ class Step:
     bytes: float
 
 
-def steps(shape: ModelShape, batch: Sequence[RequestRecord]) -> Iterator[Step]:
+def steps(shape: ModelShape, batch: Sequence[tuple[int, int]]) -> Iterator[Step]:
     """Yield what a batch takes: prefill, which gives the first tokens, then a step for each further token.
 
     With a prompt of p tokens, P weights in linear layers, H in the head, A query heads · head size over layers:
@@ -43,12 +45,12 @@ def steps(shape: ModelShape, batch: Sequence[RequestRecord]) -> Iterator[Step]:
 
     Args:
         shape: The model's.
-        batch: What became of its prompts.
+        batch: Tokens of each prompt, and of its answer.
     """
     token = 2 * (shape.parameters + shape.head_parameters)
     pair = 4 * shape.attention_width
     kept = shape.kv_values_per_token * shape.kv_bytes_per_value
-    prompts = [one.input_tokens for one in batch]
+    prompts = [tokens for tokens, _ in batch]
     linear = sum(2 * shape.parameters * tokens + 2 * shape.head_parameters for tokens in prompts)
     yield Step(
         flops=linear + pair * sum(tokens * tokens for tokens in prompts),
@@ -56,8 +58,8 @@ def steps(shape: ModelShape, batch: Sequence[RequestRecord]) -> Iterator[Step]:
         bytes=shape.weight_bytes,
     )
     ending: dict[int, list[int]] = {}
-    for one in batch:
-        ending.setdefault(max(1, len(one.output_ids)), []).append(one.input_tokens)
+    for tokens, generated in batch:
+        ending.setdefault(max(1, generated), []).append(tokens)
     active, prompt_tokens = len(prompts), sum(prompts)
     for number in range(1, max(ending, default=1)):
         gone = ending.get(number, [])  # they have their last token
@@ -84,9 +86,15 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
     shape = _shape(engine, requests)
     if isinstance(shape, str):
         return {name: metric(name, None, reason=shape) for name in NAMES}
-    work = list(_each_batch(shape, requests))
-    passes = len(requests.passes)
-    flops = sum(step.flops for one in work for step in one) / passes
+    alike = Counter(
+        tuple((one.input_tokens, len(one.output_ids)) for one in batch) for batch in requests.batches()
+    )
+    work = [(count / len(requests.passes), list(steps(shape, batch))) for batch, count in alike.items()]
+
+    def of_a_pass(part: Callable[[Step], float]) -> float:
+        return sum(share * sum(map(part, one)) for share, one in work)
+
+    flops = of_a_pass(lambda step: step.flops)
     found = {"flops": metric("flops", flops)}
 
     peaks = _peaks(record)
@@ -102,23 +110,13 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
         )
     floor = None
     if rate is not None and cached is None:
-        floor = sum(seconds_at_least(step, peaks, rate) for one in work for step in one) / passes
-    moved = sum(step.bytes for one in work for step in one) / passes
+        floor = of_a_pass(partial(seconds_at_least, peaks=peaks, flops=rate))
+    moved = of_a_pass(lambda step: step.bytes)
     return found | {
         "mfu": metric("mfu", flops / seconds / rate if rate else None, reason=unknown),
         "mbu": metric("mbu", None if cached else moved / seconds / peaks.bandwidth, reason=cached),
         "times_floor": metric("times_floor", seconds / floor if floor else None, reason=unknown or cached),
     }
-
-
-def _each_batch(shape: ModelShape, requests: Requests) -> Iterator[list[Step]]:
-    """Yield the steps of each batch of the window. Most are alike, and are counted once."""
-    known: dict[tuple[tuple[int, int], ...], list[Step]] = {}
-    for batch in requests.batches():
-        lengths = tuple((one.input_tokens, len(one.output_ids)) for one in batch)
-        if lengths not in known:
-            known[lengths] = list(steps(shape, batch))
-        yield known[lengths]
 
 
 def _shape(engine: Engine, requests: Requests) -> ModelShape | str:
