@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import StudyResult
 from pytest_llem.study.config import ExperimentConfig
@@ -26,6 +27,8 @@ def run_study(
     select: str | None = None,
     results_dir: str | Path | None = None,
     model_path: Sequence[str | Path] = (),
+    carbon_intensity: float | None = None,
+    pue: float | None = None,
     pytest_args: Sequence[str] = (),
     quiet: bool = False,
 ) -> StudyResult:
@@ -40,6 +43,9 @@ def run_study(
             study's ``output_dir``, else ``results``.
         model_path: Folders that hold models by name, looked in before the Hugging Face hub; empty leaves it to
             the ini option ``llem_model_path``.
+        carbon_intensity: What electricity emits, in gCO2e per kWh; None leaves it to the ini option
+            ``llem_carbon_intensity``.
+        pue: Power usage effectiveness of the site, 1 or more; None leaves it to the ini option ``llem_pue``.
         pytest_args: Further arguments for pytest.
         quiet: Keep pytest's output to itself.
 
@@ -59,6 +65,9 @@ def run_study(
         # ini lists of paths are split as a shell splits words.
         folders = " ".join(f"'{Path(folder).resolve()}'" for folder in model_path)
         command += ["-o", f"llem_model_path={folders}"]
+    for name, stated in (("llem_carbon_intensity", carbon_intensity), ("llem_pue", pue)):
+        if stated is not None:
+            command += ["-o", f"{name}={stated}"]
     done = subprocess.run(
         [*command, *pytest_args],
         stdin=subprocess.DEVNULL,
@@ -75,7 +84,11 @@ def run_study(
 
 
 def run_experiment(
-    config: ExperimentConfig | Mapping[str, Any], *, model_path: Sequence[str | Path] = ()
+    config: ExperimentConfig | Mapping[str, Any],
+    *,
+    model_path: Sequence[str | Path] = (),
+    carbon_intensity: float | None = None,
+    pue: float = 1.0,
 ) -> ExperimentResult:
     """Run one experiment in this process and return its result.
 
@@ -84,8 +97,11 @@ def run_experiment(
     Args:
         config: The experiment, or its fields.
         model_path: Folders that hold models by name, looked in before the Hugging Face hub.
+        carbon_intensity: What electricity emits, in gCO2e per kWh; None leaves ``gco2e_g`` null.
+        pue: Power usage effectiveness of the site, 1 or more.
 
     Raises:
+        ValueError: *carbon_intensity* or *pue* is no such figure.
         pydantic.ValidationError: *config* is no valid experiment.
         PreflightError: Something it needs is not there; the message says what.
     """
@@ -95,4 +111,5 @@ def run_experiment(
     if not isinstance(config, ExperimentConfig):
         config = ExperimentConfig.model_validate(config)
     context = EngineContext(model_path=tuple(map(Path, model_path)))
-    return ExperimentOrchestrator(config, context=context).run().result
+    carbon = None if carbon_intensity is None else Carbon(carbon_intensity, pue)
+    return ExperimentOrchestrator(config, context=context, carbon=carbon).run().result

@@ -54,6 +54,8 @@ class Settings:
         max_experiments: A study of more stops before it starts, or None where that was confirmed.
         timeout: Deadline of every experiment, in seconds, or None for the study's own.
         model_path: Folders that hold models by name.
+        carbon_intensity: What electricity emits here, in gCO2e per kWh; None where that is not stated.
+        pue: Power usage effectiveness of the site, 1 or more.
         files: Patterns of the files that count as studies when pytest walks a directory.
     """
 
@@ -71,6 +73,8 @@ class Settings:
     max_experiments: int | None
     timeout: float | None
     model_path: tuple[Path, ...]
+    carbon_intensity: float | None
+    pue: float
     files: tuple[str, ...]
 
     @classmethod
@@ -111,6 +115,8 @@ class Settings:
             else _whole_number("llem_max_experiments", config.getini("llem_max_experiments")),
             timeout=_timeout(config),
             model_path=tuple(_ini(config, "llem_model_path")),
+            carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
+            pue=_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
             files=tuple(_ini(config, "llem_files")),
         )
 
@@ -212,6 +218,20 @@ def _timeout(config: pytest.Config) -> float | None:
     return seconds
 
 
+def _number(config: pytest.Config, name: str, least: float, what: str) -> float | None:
+    """Return what the ini file says, None where it says nothing."""
+    text = config.getini(name)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise pytest.UsageError(f"{name}: must be {what} (got {text!r})")
+    return number
+
+
 def _whole_number(name: str, text: Any) -> int:
     try:
         number = int(text)
@@ -305,6 +325,12 @@ def add_options(parser: pytest.Parser) -> None:
         type="paths",
         default=[],
     )
+    parser.addini(
+        "llem_carbon_intensity",
+        "what electricity emits here, in gCO2e per kWh; without it gco2e_g is null",
+        default="",
+    )
+    parser.addini("llem_pue", "power usage effectiveness of the site, for gco2e_g; default 1", default="")
     parser.addini(
         "llem_files",
         "file names taken as studies when pytest walks a directory; a YAML named on the command line always is",

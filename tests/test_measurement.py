@@ -104,11 +104,6 @@ def test_an_estimate_is_warned_of_unless_it_is_allowed():
     assert allowed.metrics["energy_j"].method == "estimated"
 
 
-def test_an_energy_split_by_phase_is_refused():
-    with pytest.raises(PreflightError, match=r"^measurement\.prefill_split is not supported yet"):
-        run(measurement={"prefill_split": True})
-
-
 def test_nothing_generated_is_no_division_by_zero():
     result = run(noop={"ids": []}, measurement=NATURAL).result
     assert result.tokens.output_tokens == 0

@@ -58,7 +58,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ("model: builtin:tiny-llama\ndataset: no.jsonl", "dataset 'no.jsonl'"),
         ("model: builtin:tiny-llama\ndataset: aienergyscore", "dataset 'aienergyscore'"),
         ("model: builtin:tiny-llama\nlora: {adapter_id: a/b}", "lora"),
-        ("model: builtin:tiny-llama\nmeasurement: {prefill_split: true}", "measurement.prefill_split"),
+        ("model: builtin:tiny-llama\nmeasurement: {prefill_split: true}", None),
         ("model: builtin:tiny-llama\npytorch: {num_processes: 2}", "pytorch.num_processes"),
         ("model: builtin:tiny-llama\npytorch: {load_in_4bit: true}", "pytorch.load_in_4bit"),
         ("model: builtin:tiny-llama\nexecution: {skip_preflight: true}\npytorch: {num_processes: 2}", None),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -11,6 +13,8 @@ import pytest
 from pytest_llem.backends import loading, requirements
 from pytest_llem.backends.protocol import EngineContext, PreflightError
 from pytest_llem.backends.pytorch import PyTorchEngine
+from tests.conftest import ROOT
+from tests.support.decoders import decoder
 from tests.support.tiny import GREEDY, config, engine, outputs
 
 torch = pytest.importorskip("torch")
@@ -130,3 +134,36 @@ def test_quantisation_reaches_transformers_and_is_written_down(options, given, l
     written = made.describe().settings["quantization"]
     assert {name: written[name] for name in given} == given
     assert json.loads(made.describe().model_dump_json())["settings"]["quantization"] == written
+
+
+# ---- fetching ----
+
+
+@pytest.mark.parametrize("name", ["builtin:tiny-llama", "gpt2"])
+def test_the_models_class_is_imported_before_loading_is_timed(name, tmp_path):
+    """In a process of its own: this one has them all."""
+    if name == "gpt2":
+        decoder("gpt2", n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path / "gpt2")
+        name = str(tmp_path / "gpt2")
+    code = f"""
+import sys
+from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.backends.pytorch import PyTorchEngine
+from tests.support.tiny import config
+
+made = PyTorchEngine(config(model={name!r}), EngineContext())
+made.fetch()
+print(sorted(name for name in sys.modules if name.startswith("transformers.models") and ".modeling_" in name))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    module = "gpt2" if "gpt2" in name else "llama"
+    assert f"transformers.models.{module}.modeling_{module}" in done.stdout
+
+
+@pytest.mark.parametrize("content", ["{}", "no json", '{"model_type": "unheard-of"}'])
+def test_what_is_wrong_with_a_model_is_told_by_loading(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    made = PyTorchEngine(config(model=str(tmp_path)), EngineContext())
+    made.fetch()
+    with pytest.raises(PreflightError, match=r"cannot be loaded: "):
+        made.load()

@@ -23,7 +23,6 @@ transformers = pytest.importorskip("transformers")
             {"lora": {"adapter_id": "a/b"}},
             "lora is not supported yet: leave it out, or name a model with the adapter merged into it",
         ),
-        ({"measurement": {"prefill_split": True}}, "measurement.prefill_split is not supported yet: leave it out"),
         ({"pytorch": {"num_processes": 2}}, "pytorch.num_processes 2 is not supported yet: leave it at 1"),
         (
             {"pytorch": {"load_in_4bit": True}},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from pytest_llem.backends.models import ModelSource
 from pytest_llem.backends.protocol import PreflightError
@@ -24,6 +25,13 @@ def origin(options: PyTorchConfig) -> dict[str, Any]:
     """Return what every ``from_pretrained`` is told of where the model is from."""
     revision = {"revision": options.revision} if options.revision else {}
     return {**revision, "trust_remote_code": options.trust_remote_code}
+
+
+def import_class(source: ModelSource, options: PyTorchConfig) -> None:
+    """Import the model's class, so that loading it is not charged with that. What is wrong is told by loading."""
+    with suppress(Exception):
+        config = AutoConfig.from_pretrained(source.location, **origin(options))
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
 
 
 def load_model(source: ModelSource, config: ExperimentConfig, device: torch.device) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -17,6 +17,10 @@ class PreflightError(Exception):
 
 class ModelNotFoundError(PreflightError):
     """A model that cannot be had; the message says where it was looked for."""
+
+
+class ShapeUnknownError(Exception):
+    """What a model computes cannot be told; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,35 @@ class RequestRecord:
     e2e_s: float | None = None
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """What the arithmetic and the memory traffic of a decoder follow from: every token goes through all of its
+    layers once, and its keys and values are kept.
+
+    Attributes:
+        parameters: Weights of the layers that each token is multiplied with: all linear ones, without head,
+            embeddings, norms and biases.
+        head_parameters: Weights of the head, which a token is multiplied with where the next one is chosen.
+        attention_width: Query heads · head size, summed over the layers; where keys and values differ in size,
+            their mean is the head size.
+        kv_values_per_token: Keys and values that are kept of a token, over all layers.
+        kv_bytes_per_value: Size of one of these.
+        weight_bytes: Weights that a step reads: all, but for embeddings that are only looked up. An input
+            embedding that is the head as well counts once.
+        precision: Of the arithmetic, as :class:`pytest_llem.hardware.peaks.Peaks` has it.
+        window: Tokens of context that the layer with the narrowest sliding window sees; null where all see all.
+    """
+
+    parameters: int
+    head_parameters: int
+    attention_width: float
+    kv_values_per_token: int
+    kv_bytes_per_value: float
+    weight_bytes: int
+    precision: str
+    window: int | None = None
+
+
 class Engine(Protocol):
     """Runs a model. Found by name under the entry-point group ``pytest_llem.backends``, or as
     ``package.module:Class``, and made as ``Engine(config, context)`` in the experiment's own process, where
@@ -62,6 +95,8 @@ class Engine(Protocol):
 
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.
+
+    Beside this it may be a :class:`TellsShape` and a :class:`SplitsPrefill`.
     """
 
     #: UUIDs of the GPUs it may run on, empty on a CPU. Known from the start, for the meters.
@@ -132,3 +167,23 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the model."""
+
+
+@runtime_checkable
+class TellsShape(Protocol):
+    """An engine that tells what its model computes: without it there are no FLOPs, and no floor. Optional."""
+
+    def shape(self) -> ModelShape:
+        """Return the shape of the loaded model. Called outside the measured window, once it is over.
+
+        Raises:
+            ShapeUnknownError: What is computed does not follow from a shape.
+        """
+
+
+@runtime_checkable
+class SplitsPrefill(Protocol):
+    """An engine that can stop after the first token, which ``measurement.prefill_split`` needs. Optional."""
+
+    def generate_first(self, batch: Any) -> Any:
+        """Do what ``generate`` does, up to one new token for each prompt of *batch*."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Sequence
@@ -10,16 +11,23 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
 from pytest_llem.backends.models import ModelSource, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
-from pytest_llem.backends.protocol import EngineContext, PreflightError, RequestRecord
+from pytest_llem.backends.protocol import (
+    EngineContext,
+    ModelShape,
+    PreflightError,
+    RequestRecord,
+    ShapeUnknownError,
+)
 from pytest_llem.backends.refusals import one_line, told_plainly
 from pytest_llem.backends.requirements import unmet
+from pytest_llem.backends.shape import model_shape, uncounted
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
@@ -105,6 +113,7 @@ class PyTorchEngine:
 
     def fetch(self) -> None:
         self._source = resolve_model(self._config.model, self._context.model_path, self._options.revision)
+        loading.import_class(self._source, self._options)
 
     def load(self) -> None:
         config, source = self._config, self._source
@@ -199,16 +208,25 @@ class PyTorchEngine:
     def seed(self, seed: int) -> None:
         set_seed(seed % 2**32)  # NumPy takes no more
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def generate(self, batch: Batch) -> Generated:
+        return self._run(batch, self._generation)
+
+    def generate_first(self, batch: Batch) -> Generated:
+        first = copy.copy(self._generation)
+        first.max_new_tokens = 1
+        if first.min_new_tokens is not None:  # unset, it would be filled from the model's own
+            first.min_new_tokens = 1
+        return self._run(batch, first)
+
+    def _run(self, batch: Batch, options: GenerationConfig) -> Generated:
         clock = _TokenClock()
         watch = {} if self.no_latency else {"streamer": clock}
         started = time.perf_counter()
-        with told_plainly("generate cannot do what the experiment asks for"):
+        with torch.inference_mode(), told_plainly("generate cannot do what the experiment asks for"):
             sequences = self._model.generate(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
-                generation_config=self._generation,
+                generation_config=options,
                 **watch,
             )
         return Generated(sequences, started, clock.times)
@@ -227,6 +245,11 @@ class PyTorchEngine:
             )
             for length, ids in zip(batch.lengths, new, strict=True)
         ]
+
+    def shape(self) -> ModelShape:
+        if reason := uncounted(self._generation):
+            raise ShapeUnknownError(reason)
+        return model_shape(self._model)
 
     def model_memory_bytes(self) -> int:
         tensors = [*self._model.parameters(), *self._model.buffers()]

@@ -11,8 +11,6 @@ from pytest_llem.study.engines import PyTorchConfig
 
 LORA = "lora is not supported yet: leave it out, or name a model with the adapter merged into it"
 
-PREFILL_SPLIT = "measurement.prefill_split is not supported yet: leave it out"
-
 #: Attention kernels and the packages of which one has to be there: by module, and as pip calls it. transformers
 #: takes a kernel from the hub where ``kernels`` is installed.
 ATTENTION = {
@@ -96,8 +94,6 @@ def unmet(config: ExperimentConfig, packages: Packages = HERE) -> list[str]:
 def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages) -> Iterator[str]:
     if config.lora is not None:
         yield LORA
-    if config.measurement.prefill_split:
-        yield PREFILL_SPLIT
     if options.num_processes > 1:
         yield f"pytorch.num_processes {options.num_processes} is not supported yet: leave it at 1"
     for name in ("load_in_4bit", "load_in_8bit"):

@@ -120,6 +120,7 @@ def _import_path(config: pytest.Config) -> list[Path]:
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     point = planned.point
     gap = _gap(item)
+    settings = Settings.from_config(item.config)
     identity = Identity(
         experiment_id=planned.id,
         config_hash=point.config_hash,
@@ -131,11 +132,14 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         identity=identity.model_dump(mode="json"),
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
-        model_path=[str(folder) for folder in Settings.from_config(item.config).model_path],
+        model_path=[str(folder) for folder in settings.model_path],
         python_path=[str(folder) for folder in _import_path(item.config)],
         lives_with=[controller] if (controller := _controller(item.config)) else [],
         python=str(python) if (python := study.interpreter(point.config.backend)) else None,
         gap=gap.model_dump(mode="json") if gap else None,
+        carbon=None
+        if settings.carbon_intensity is None
+        else {"intensity": settings.carbon_intensity, "pue": settings.pue},
     )
 
 

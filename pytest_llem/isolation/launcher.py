@@ -35,6 +35,7 @@ class Job:
         gap: A GapRecord, as plain data: the idle time before.
         python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
         python: The interpreter; None for this one, whose ``sys.path`` then holds there as well.
+        carbon: A Carbon, as plain data: what electricity emits here, where that is stated.
         lives_with: Processes, beside this one, whose end is the experiment's end.
     """
 
@@ -45,6 +46,7 @@ class Job:
     gap: dict[str, Any] | None = None
     python_path: Sequence[str] = ()
     python: str | None = None
+    carbon: dict[str, float] | None = None
     lives_with: Sequence[int] = ()
 
 

@@ -96,6 +96,7 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
     sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+    from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.experiment import GapRecord, Identity
     from pytest_llem.study.config import ExperimentConfig
 
@@ -104,6 +105,7 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
         identity=Identity.model_validate(job["identity"]),
         context=EngineContext(model_path=tuple(map(Path, job["model_path"]))),
         directory=Path(job["directory"]),
+        carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
         on_phase=announce,
     ).run()
     if job["gap"] is not None:

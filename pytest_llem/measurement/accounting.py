@@ -82,6 +82,23 @@ def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
     }
 
 
+def condition_metrics(account: Account) -> dict[str, Metric]:
+    """Return the highest temperature of any device, and for how long the worst reason held down the worst device's
+    clocks: reasons overlap, and so do devices, so that no sum of them would be a time.
+    """
+    known = [device.conditions for device in account.devices if device.conditions is not None]
+    temperatures = [one.peak_temperature_c for one in known if one.peak_temperature_c is not None]
+    throttled = [max(one.throttled_seconds.values()) for one in known if one.throttled_seconds]
+    return {
+        "peak_temperature_c": metric("peak_temperature_c", max(temperatures))
+        if temperatures
+        else metric("peak_temperature_c", None, reason="no meter tells a temperature"),
+        "throttled_seconds": metric("throttled_seconds", max(throttled))
+        if throttled
+        else metric("throttled_seconds", None, reason="no meter tells for how long clocks were held down"),
+    }
+
+
 def megabytes(name: str, size: int | None) -> Metric:
     """Return a size in bytes as the metric *name*."""
     if size is None:
@@ -107,4 +124,6 @@ def window_record(window: Window) -> WindowRecord:
         quantisation_error=tick / account.seconds if tick and account.seconds else None,
         tail_seconds=account.seconds - window.seconds if account.seconds else None,
         read_skew_seconds=account.read_skew_seconds,
+        pass_seconds_cv=window.cv,
+        drift=window.drift,
     )

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from pytest_llem.energy.account import Account
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
+from pytest_llem.results.metrics import Metric
+from pytest_llem.results.severity import severity
 
 #: A window of fewer ticks than this is too coarse for the counter that measured it.
 FEWEST_TICKS = 20
+
+#: By what share the energy counter and the sampled power may differ.
+MOST_DISAGREEMENT = 0.03
+
+#: By what share a pass may grow or shrink from the window's first half to its second.
+MOST_DRIFT = 0.05
+
+#: By how many °C a device may warm up or cool down over the window.
+MOST_WARMING_C = 5.0
 
 
 def find_warnings(
@@ -19,8 +31,10 @@ def find_warnings(
     *,
     allow_estimated: bool = False,
     cut: tuple[int, int] = (0, 0),
+    prefill: Window | None = None,
+    times_floor: Metric | None = None,
 ) -> list[str]:
-    """Return what a reader of the figures has to know, a sentence each.
+    """Return what a reader of the figures has to know, a sentence each, the worst first.
 
     Args:
         window: What was measured.
@@ -29,6 +43,8 @@ def find_warnings(
         refusals: Why a meter could not be used, by its name.
         allow_estimated: An estimate of the energy is what was asked for.
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
+        prefill: The window of prefill alone, if there was one.
+        times_floor: How far above the least time a pass was.
     """
     account, total = window.account, window.account.total
     found = [f"meter {name}: {why}" for name, why in refusals.items()]
@@ -40,13 +56,51 @@ def find_warnings(
         found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
     if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
-    if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
+    found += _few_ticks("window", account)
+    if prefill is not None:
+        found += _few_ticks("prefill window", prefill.account)
+    found += _of_devices(account)
+    if window.drift is not None and abs(window.drift) > MOST_DRIFT:
         found.append(
-            f"the window holds {account.seconds / account.tick_seconds:.0f} ticks of the energy counter, "
-            f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
+            f"drift: passes took {abs(window.drift):.0%} {'longer' if window.drift > 0 else 'less'} "
+            "in the second half of the window"
+        )
+    if times_floor is not None and times_floor.value is not None and times_floor.value < 1:
+        found.append(
+            f"times_floor is {times_floor.value:.2f}, and nothing is faster than 1: "
+            "a bug of pytest-llem, or of its figures for this device; please report it"
         )
     if warmup is not None and warmup.converged is False:
         found.append(f"warm-up stopped after {warmup.runs} runs before latencies settled")
     if engine.random_weights:
         found.append("random weights: speed is real, power depends on the values and may differ")
-    return found
+    return sorted(found, key=severity)
+
+
+def _few_ticks(what: str, account: Account) -> Iterator[str]:
+    if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
+        yield (
+            f"the {what} holds {account.seconds / account.tick_seconds:.0f} ticks of the energy counter, "
+            f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
+        )
+
+
+def _of_devices(account: Account) -> Iterator[str]:
+    fine = account.tick_seconds and account.seconds and account.seconds >= FEWEST_TICKS * account.tick_seconds
+    for device in account.devices:
+        if fine and device.integral_j is not None and device.energy_j:
+            off = device.integral_j / device.energy_j - 1
+            if abs(off) > MOST_DISAGREEMENT:
+                yield (
+                    f"energy counter and sampled power disagree on {device.device}: "
+                    f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
+                )
+        conditions = device.conditions
+        if conditions is None:
+            continue
+        for reason, seconds in (conditions.throttled_seconds or {}).items():
+            if seconds > 0:
+                yield f"throttled: {device.device} for {seconds:.2g} s of the window by {reason}"
+        start, end = conditions.start_temperature_c, conditions.end_temperature_c
+        if start is not None and end is not None and abs(end - start) > MOST_WARMING_C:
+            yield f"temperature of {device.device} went from {start:.0f} to {end:.0f} °C within the window"

@@ -9,17 +9,19 @@ from pathlib import Path
 
 from pytest_llem import registry
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
-from pytest_llem.backends.requirements import PREFILL_SPLIT
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.environment import environment
+from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.power_csv import to_csv
+from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
+from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult, Identity
 from pytest_llem.results.manifest import now
@@ -62,6 +64,7 @@ class ExperimentOrchestrator:
         identity: Which experiment it is; made up from *config* for a lone one.
         context: What the engine may know beside its configuration.
         directory: What a dataset's path is relative to.
+        carbon: What electricity emits here, where that is stated.
         on_phase: Called with each phase as it begins.
     """
 
@@ -69,6 +72,7 @@ class ExperimentOrchestrator:
     identity: Identity | None = None
     context: EngineContext = field(default_factory=EngineContext)
     directory: Path = field(default_factory=Path)
+    carbon: Carbon | None = None
     on_phase: Callable[[str], None] = lambda phase: None
 
     def run(self) -> Measured:
@@ -104,25 +108,38 @@ class ExperimentOrchestrator:
             min_seconds = config.measurement.min_window_seconds
             window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed)
             peak_memory = engine.peak_memory_bytes()
+            prefill = None
+            if config.measurement.prefill_split:
+                self.on_phase("measuring the prompts alone")
+                prefill = measure_prefill(
+                    engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed
+                )
             self.on_phase("accounting")
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config)
             record = engine.describe()
+            energy_metrics = accounting.energy_metrics(window, requests)
+            work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
                 metrics={
-                    **accounting.energy_metrics(window, requests),
+                    **energy_metrics,
+                    "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
                     **baseline_metrics(baseline, window),
                     **accounting.speed_metrics(window, requests),
+                    **prefill_metrics(window, prefill, requests.input_tokens),
                     **requests.latency_metrics(),
+                    **accounting.condition_metrics(window.account),
+                    **work,
                     "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
                     "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
                     **load_metrics,
                 },
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
+                prefill_window=accounting.window_record(prefill) if prefill else None,
                 baseline=baseline,
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
@@ -137,6 +154,8 @@ class ExperimentOrchestrator:
                     meters.refusals,
                     allow_estimated=config.energy.allow_estimated,
                     cut=(workload.truncated, config.n),
+                    prefill=prefill,
+                    times_floor=work["times_floor"],
                 ),
             )
         finally:
@@ -152,8 +171,6 @@ class ExperimentOrchestrator:
         return meters
 
     def _engine(self) -> Engine:
-        if self.config.measurement.prefill_split:  # no engine's to support
-            raise PreflightError(PREFILL_SPLIT)
         name = self.config.backend
         try:
             make = registry.load(registry.BACKENDS, name)
@@ -162,6 +179,9 @@ class ExperimentOrchestrator:
         if lacking := [part for part in _PARTS if not hasattr(make, part)]:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             raise PreflightError(f"engine {name!r} cannot be used: it lacks {', '.join(lacking[:3])}{more}")
+        if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
+            reason = f"engine {name!r} cannot stop after the first token (it lacks generate_first)"
+            raise PreflightError(f"{reason}: leave measurement.prefill_split out")
         try:
             engine: Engine = make(self.config, self.context)
         except ImportError as error:

@@ -8,6 +8,7 @@ import io
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine, RequestRecord
@@ -17,6 +18,13 @@ from pytest_llem.study.config import ExperimentConfig
 
 COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
 
+#: Why there is no latency of a kind, where the engine tells them.
+_MISSING = {
+    "ttft": "the engine told of no request when its first token came",
+    "itl": "no request has a second token",
+    "e2e": "the engine told of no request when its last token came",
+}
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -25,10 +33,12 @@ class Requests:
     Attributes:
         passes: For each pass, a record for each prompt, in the prompts' order.
         no_latency: Why they have no latencies; null where they do.
+        sizes: How many prompts each batch of a pass holds, in order. Empty: all of them are one batch.
     """
 
     passes: Sequence[Sequence[RequestRecord]]
     no_latency: str | None = None
+    sizes: Sequence[int] = ()
 
     @classmethod
     def of(cls, engine: Engine, batches: Sequence[Any], passes: Sequence[Sequence[Any]]) -> Requests:
@@ -40,14 +50,18 @@ class Requests:
             passes: For each pass, what ``generate`` gave for each batch.
         """
         records = [
-            [
-                request
-                for batch, generated in zip(batches, one, strict=True)
-                for request in engine.requests(batch, generated)
-            ]
+            [engine.requests(batch, generated) for batch, generated in zip(batches, one, strict=True)]
             for one in passes
         ]
-        return cls(records, engine.no_latency)
+        sizes = [len(batch) for batch in records[0]]
+        return cls([list(chain.from_iterable(one)) for one in records], engine.no_latency, sizes)
+
+    def batches(self) -> Iterator[Sequence[RequestRecord]]:
+        """Yield the requests of each batch of each pass."""
+        for one in self.passes:
+            rest = iter(one)
+            for size in self.sizes or [len(one)]:
+                yield list(islice(rest, size))
 
     def check(self, config: ExperimentConfig) -> None:
         """See that the engine accounts for every prompt, with the lengths it was told.
@@ -94,7 +108,7 @@ class Requests:
         return {
             (name := f"{kind}_p{p}_ms"): metric(name, percentile(values, p) * 1000)
             if values
-            else metric(name, None, reason=self.no_latency or "no request has a second token")
+            else metric(name, None, reason=self.no_latency or _MISSING[kind])
             for kind, values in samples.items()
             for p in PERCENTILES
         }

@@ -42,7 +42,7 @@ def deadline_seconds(
     - the weights on disk ÷ 80 MB/s,
     - 20 × what is estimated for a pass over the prompts and for the most batches before it: the warm-up's
       (``2 · n_warmup``, up to ``max_prompts`` with ``convergence_detection``), one that is under way at
-      ``thermal_floor_seconds``, and the baseline's,
+      ``thermal_floor_seconds``, the baseline's, and a pass of prefill alone,
     - ``min_window_seconds``, ``thermal_floor_seconds`` and ``baseline.duration_seconds``, where they apply,
 
     rounded up to whole minutes. Where the model's size is unknown, the first three are 2 h and 0.05 s for each
@@ -64,7 +64,9 @@ def deadline_seconds(
         total += footprint.parameters * BYTES[config.precision] / SLOW_DISK
         expected = generation(config, footprint, host)
         total += SLACK * (expected.one_pass + _batches_before(config) * expected.batch)
-    total += config.measurement.min_window_seconds
+        if config.measurement.prefill_split:
+            total += SLACK * expected.first_pass
+    total += config.measurement.min_window_seconds * (2 if config.measurement.prefill_split else 1)
     if config.warmup.enabled:
         total += config.warmup.thermal_floor_seconds
     if config.baseline.enabled:

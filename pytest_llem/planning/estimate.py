@@ -62,10 +62,12 @@ class Generation:
     Attributes:
         batch: One batch.
         one_pass: All prompts once.
+        first_pass: All prompts once, with one new token each.
     """
 
     batch: float
     one_pass: float
+    first_pass: float
 
 
 def generation(config: ExperimentConfig, footprint: Footprint, host: Host) -> Generation:
@@ -80,7 +82,8 @@ def generation(config: ExperimentConfig, footprint: Footprint, host: Host) -> Ge
     reading = weight_bytes(config, footprint) / bandwidth
     step = reading + footprint.layers * per_layer + (0 if cached else prefill)
     batch = prefill + config.max_output_tokens * step
-    return Generation(batch, math.ceil(config.n / max(1, together)) * batch)
+    batches = math.ceil(config.n / max(1, together))
+    return Generation(batch, batches * batch, batches * (prefill + step))
 
 
 def _on_gpus(config: ExperimentConfig, footprint: Footprint, host: Host) -> bool:
@@ -106,13 +109,20 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
         if config.warmup.convergence_detection:
             runs = max(runs, config.warmup.window_size)
     warmup = max(runs * expected.batch, config.warmup.thermal_floor_seconds)
-    passes = max(1, math.ceil(config.measurement.min_window_seconds / expected.one_pass))
+    window = _window(config, expected.one_pass)
+    if config.measurement.prefill_split:
+        window += _window(config, expected.first_pass)
     measured = bool(host.gpus) and config.energy.backend is not None
     baseline = config.baseline.duration_seconds if config.baseline.enabled and measured else 0.0
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
     loading = weight_bytes(config, footprint) / LOAD_RATE
-    return STARTUP_SECONDS + loading + warmup + baseline + passes * expected.one_pass + idle
+    return STARTUP_SECONDS + loading + warmup + baseline + window + idle
+
+
+def _window(config: ExperimentConfig, one_pass: float) -> float:
+    """Return how long whole passes take that fill a window, in seconds."""
+    return max(1, math.ceil(config.measurement.min_window_seconds / one_pass)) * one_pass
 
 
 def duration_text(total: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
-from pytest_llem.backends.requirements import HERE, LORA, PREFILL_SPLIT, Packages, unmet
+from pytest_llem.backends.requirements import HERE, LORA, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.interpreter import Interpreter, ask
 from pytest_llem.measurement.prompts import dataset_problem
@@ -86,8 +86,6 @@ class Preflight:
         if problem := dataset_problem(config, self._study.path.parent):
             yield problem
         if config.backend != "pytorch":
-            if config.measurement.prefill_split:
-                yield PREFILL_SPLIT
             if config.lora is not None:
                 yield LORA
             return

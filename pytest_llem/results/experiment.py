@@ -124,6 +124,9 @@ class WindowRecord(Record):
         quantisation_error: tick / window.
         tail_seconds: By how much the meter's window is longer than the measured one.
         read_skew_seconds: How far apart the devices' windows begin or end at most.
+        pass_seconds_cv: Coefficient of variation of the passes' times; null for a single pass.
+        drift: Relative change of the mean time of a pass from the window's first half to its second, above 0 where
+            it grew; null for fewer than 4 passes.
     """
 
     passes: int
@@ -134,6 +137,8 @@ class WindowRecord(Record):
     quantisation_error: float | None = None
     tail_seconds: float | None = None
     read_skew_seconds: float | None = None
+    pass_seconds_cv: float | None = None
+    drift: float | None = None
 
 
 class GapRecord(Record):
@@ -214,9 +219,10 @@ class ExperimentResult(Document):
     """One point measured in one cycle.
 
     ``metrics`` holds every name of :data:`pytest_llem.results.metrics.CATALOGUE`; one that could not be had is
-    null with its reason. Totals are per pass over the prompts. ``gap`` is null where no study was run.
-    ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the engine: the
-    meters' own processes, the guardian and the pytest process.
+    null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
+    one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
+    was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the
+    engine: the meters' own processes, the guardian and the pytest process.
     """
 
     pytest_llem_version: str
@@ -225,6 +231,7 @@ class ExperimentResult(Document):
     metrics: dict[str, Metric]
     devices: list[DeviceEnergy] = Field(default_factory=list)
     window: WindowRecord
+    prefill_window: WindowRecord | None = None
     baseline: BaselineRecord | None = None
     warmup: WarmupRecord | None = None
     gap: GapRecord | None = None

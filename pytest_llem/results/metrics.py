@@ -76,6 +76,7 @@ def _latency(what: str) -> dict[str, Definition]:
 CATALOGUE: dict[str, Definition] = {
     "energy_j": Definition("J", "lower", "Energy of a pass over the named boundary"),
     "energy_per_output_token_j": Definition("J", "lower", "energy_j / output tokens, prefill included"),
+    "energy_per_input_token_j": Definition("J", "lower", "prefill_energy_j / input tokens"),
     "energy_per_request_j": Definition("J", "lower", "energy_j / prompts"),
     "wh_per_1000_requests": Definition("Wh", "lower", "energy_per_request_j in watt-hours, for a thousand"),
     "tokens_per_joule": Definition("1/J", "higher", "Output tokens / energy_j"),
@@ -88,7 +89,17 @@ CATALOGUE: dict[str, Definition] = {
     "gpu_energy_j": Definition("J", "lower", "Energy of a pass, GPU boards"),
     "cpu_energy_j": Definition("J", "lower", "Energy of a pass, CPU packages"),
     "dram_energy_j": Definition("J", "lower", "Energy of a pass, memory"),
+    "prefill_energy_j": Definition(
+        "J", "lower", "Energy of a pass with one new token a prompt; null unless measurement.prefill_split"
+    ),
+    "decode_energy_j": Definition(
+        "J", "lower", "energy_j less prefill_energy_j; below 0 where the two windows differ by chance"
+    ),
     "seconds": Definition("s", "lower", "Time of a pass, synchronised at both ends"),
+    "prefill_seconds": Definition(
+        "s", "lower", "Time of a pass with one new token a prompt; null unless measurement.prefill_split"
+    ),
+    "decode_seconds": Definition("s", "lower", "seconds less prefill_seconds"),
     "output_tokens_per_second": Definition("1/s", "higher", "Output tokens / seconds"),
     "requests_per_second": Definition("1/s", "higher", "Prompts / seconds"),
     **_latency("ttft:Time to first token, from the generate call"),
@@ -96,8 +107,21 @@ CATALOGUE: dict[str, Definition] = {
     **_latency("e2e:Time to a request's last token, from the generate call"),
     "model_memory_mb": Definition("MB", "lower", "Weights and buffers (10^6 bytes)"),
     "peak_memory_mb": Definition("MB", "lower", "Most memory in use during the window (10^6 bytes)"),
+    "peak_temperature_c": Definition("°C", None, "Highest temperature of any device in the window"),
+    "throttled_seconds": Definition(
+        "s", None, "How long of the window clocks were held down: by the worst reason, on the worst device"
+    ),
+    "flops": Definition("FLOP", None, "Operations of a pass: 2 a weight and token, and attention; no padding"),
+    "mfu": Definition("ratio", None, "Model FLOPs utilisation: flops / seconds / the device's dense peak"),
+    "mbu": Definition(
+        "ratio",
+        None,
+        "Model bandwidth utilisation: bytes of weights and context / seconds / bandwidth",
+    ),
+    "times_floor": Definition("ratio", None, "seconds / the least that the device's peaks allow; never below 1"),
     "load_seconds": Definition("s", "lower", "Time to load the model"),
     "load_energy_j": Definition("J", "lower", "Energy of loading the model"),
+    "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, as the ini file states them"),
 }
 
 

@@ -14,6 +14,7 @@ from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import CATALOGUE, Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
+from pytest_llem.results.severity import severity
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.study.design import StudyConfig
 
@@ -146,10 +147,10 @@ class _Findings:
             self.warnings.setdefault(warning, []).append(result.identity.experiment_id)
 
     def said(self) -> list[str]:
-        """Return each warning once, with the experiments it concerns unless it concerns all."""
+        """Return each warning once, the worst first, with the experiments it concerns unless it concerns all."""
         return [
             warning if len(ids) == self.count else f"{warning} ({_named(ids)})"
-            for warning, ids in self.warnings.items()
+            for warning, ids in sorted(self.warnings.items(), key=lambda one: severity(one[0]))
         ]
 
 

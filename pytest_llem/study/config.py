@@ -168,8 +168,8 @@ class MeasurementConfig(Section):
         min_window_seconds: The window holds as many whole passes over the prompts as fill this. Default 10.
         length_mode: ``fixed``: every sequence gets exactly ``max_output_tokens``; ``natural``: a sequence ends
             at its end-of-sequence token. Default ``fixed``.
-        prefill_split: Measure the energy of the prompts apart from that of the answers. Default false, and
-            not supported yet.
+        prefill_split: Measure time and energy of the prompts apart from those of the answers: after the window, in
+            a second one of at least the same time, each prompt gets one new token only. Default false.
     """
 
     min_window_seconds: float = Field(10.0, ge=0)

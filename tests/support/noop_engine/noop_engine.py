@@ -1,12 +1,12 @@
 """An engine from outside that computes nothing: what the tests of everything but the engines run.
 
-Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes), ``ids``
-(what each prompt generates), ``report`` (a folder in which each process leaves a note about itself),
-``fail_once`` (a file: who does not find it makes it, and fails), ``family`` (a folder in which its children
-leave their ids), ``filler`` (characters that make its result long), ``break`` (a file: while it is there, a
-fault ``… while broken`` is done), ``fetch`` (seconds to get the model), ``span`` (a file to which each
-process adds when it begins and ends), ``gpu`` (the UUID of a scripted board that it says it runs on) and
-``watts`` (what that board draws while nothing runs, and while a batch does).
+Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes),
+``first_seconds`` (likewise, up to the first token), ``ids`` (what each prompt generates), ``report`` (a folder in
+which each process leaves a note about itself), ``fail_once`` (a file: who does not find it makes it, and fails),
+``family`` (a folder in which its children leave their ids), ``filler`` (characters that make its result long),
+``break`` (a file: while it is there, a fault ``… while broken`` is done), ``fetch`` (seconds to get the model),
+``span`` (a file to which each process adds when it begins and ends), ``gpu`` (the UUID of a scripted board that it
+says it runs on) and ``watts`` (what that board draws while nothing runs, and while a batch does).
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ FAULTS = {
 
 
 OPTIONS = {
-    *("fault", "seconds", "ids", "report", "size", "span", "fail_once", "family", "filler", "break", "fetch"),
-    *("gpu", "watts"),
+    *("fault", "seconds", "first_seconds", "ids", "report", "size"),
+    *("span", "fail_once", "family", "filler", "break", "fetch", "gpu", "watts"),
 }
 
 
@@ -218,11 +218,15 @@ class NoopEngine:
         self._draw(busy=False)
         return time.perf_counter()
 
+    def generate_first(self, batch):
+        time.sleep(self.options.get("first_seconds", 0))
+
     def synchronize(self):
         pass
 
     def requests(self, batch, generated):
         ids = self.options.get("ids", [7] * self.output_len)
+        ids = ids if generated else ids[:1]
         return [
             RequestRecord(len(prompt), ids, ttft_s=0.010, itl_s=[0.002] * (len(ids) - 1), e2e_s=0.012)
             for prompt in batch

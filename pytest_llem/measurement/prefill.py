@@ -1,0 +1,92 @@
+"""The prompts' share of a pass, from matched passes that stop after the first token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_llem.backends.protocol import Engine, SplitsPrefill
+from pytest_llem.energy.account import Meters
+from pytest_llem.measurement.accounting import energy
+from pytest_llem.measurement.window import Window, measure
+from pytest_llem.results.metrics import Metric, metric, weakest
+
+NAMES = ("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j", "prefill_seconds", "decode_seconds")
+NOT_ASKED = "not asked for: measurement.prefill_split"
+
+
+def measure_prefill(
+    engine: Engine, batches: Sequence[Any], meters: Meters, *, min_seconds: float, seed: int
+) -> Window:
+    """Measure passes over the same batches, seeded alike, in which each prompt gets one new token.
+
+    To be called right after the window, while the machine is as warm. The first batch runs once more before, in
+    case that stopping there takes anything to be compiled.
+
+    Raises:
+        ValueError: The engine gives another number of tokens.
+    """
+    assert isinstance(engine, SplitsPrefill)
+    engine.generate_first(batches[0])
+    window = measure(engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=engine.generate_first)
+    for batch, generated in zip(batches, window.passes[0], strict=True):
+        for request in engine.requests(batch, generated):
+            if len(request.output_ids) != 1:
+                given = len(request.output_ids)
+                raise ValueError(f"the engine generated {given} tokens where the first one was asked for")
+    return window
+
+
+def prefill_metrics(window: Window, prefill: Window | None, input_tokens: int) -> dict[str, Metric]:
+    """Return what prefill and decoding take of a pass.
+
+    Prefill is what a pass with one new token takes. Decoding is the rest: a difference of two windows, which
+    chance may bring below 0, and whose uncertainty is u² = u_pass² + u_prefill².
+
+    Args:
+        window: Of whole passes.
+        prefill: Of passes with one new token a prompt; None where that was not asked for.
+        input_tokens: Of a pass.
+    """
+    if prefill is None:
+        return {name: metric(name, None, reason=NOT_ASKED) for name in NAMES}
+    whole = energy("decode_energy_j", window.account.total, 1 / len(window.passes))
+    first = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / len(prefill.passes)))
+    seconds = prefill.seconds / len(prefill.passes)
+    return {
+        "prefill_energy_j": first,
+        "decode_energy_j": _less(whole, first),
+        "energy_per_input_token_j": _divided(first, input_tokens),
+        "prefill_seconds": metric("prefill_seconds", seconds),
+        "decode_seconds": metric("decode_seconds", window.seconds / len(window.passes) - seconds),
+    }
+
+
+def _attributed(figure: Metric) -> Metric:
+    return figure.model_copy(update={"method": weakest(("attributed", figure.method))})
+
+
+def _less(whole: Metric, first: Metric) -> Metric:
+    if whole.value is None or first.value is None or whole.boundary != first.boundary:
+        differ = f"the window covers {whole.boundary}, and that of prefill {first.boundary}"
+        reason = whole.reason or first.reason or differ
+        return whole.model_copy(
+            update={"value": None, "method": "unavailable", "reason": reason, "uncertainty": None}
+        )
+    edges = (whole.uncertainty, first.uncertainty)
+    return whole.model_copy(
+        update={
+            "value": whole.value - first.value,
+            "method": weakest((whole.method, first.method)),
+            "uncertainty": None if None in edges else math.hypot(*(edge for edge in edges if edge is not None)),
+        }
+    )
+
+
+def _divided(first: Metric, input_tokens: int) -> Metric:
+    each = {
+        name: None if figure is None else figure / input_tokens
+        for name, figure in (("value", first.value), ("uncertainty", first.uncertainty))
+    }
+    return first.model_copy(update=each)

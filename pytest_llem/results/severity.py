@@ -1,0 +1,33 @@
+"""How bad what a reader is warned of is: a terminal shows the worst, and not all."""
+
+from __future__ import annotations
+
+import re
+
+#: How sentences begin, worst first. What is not among them comes where the empty one is.
+_WORST_FIRST = [
+    re.compile(beginning)
+    for beginning in (
+        "energy counter and sampled power disagree",
+        "no energy",
+        "the engine ran on",
+        "throttled",
+        "the (prefill )?window holds",
+        "times_floor",
+        "warm-up stopped",
+        "drift",
+        "temperature",
+        "$",
+        "meter ",
+        "energy is estimated",
+        r"\d+ of \d+ prompts were cut",
+        "random weights",
+    )
+]
+_OTHERS = next(place for place, beginning in enumerate(_WORST_FIRST) if beginning.match(""))
+
+
+def severity(warning: str) -> int:
+    """Return the place of *warning* among others: 0 is the worst."""
+    places = (place for place, beginning in enumerate(_WORST_FIRST) if beginning.match(warning))
+    return next(places, _OTHERS)

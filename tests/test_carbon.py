@@ -1,0 +1,99 @@
+"""Emissions: from what the ini file states, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from pytest_llem import run_experiment, run_study
+from pytest_llem.results.carbon import Carbon, emissions
+from pytest_llem.results.metrics import metric
+from tests.support.tiny import TINY
+
+ENERGY = metric("energy_j", 7.2e6, method="measured", source="m", boundary="gpu_board", uncertainty=3.6e5)
+
+
+def test_by_hand():
+    """2 kWh, a fifth on top for the site, at 400 g."""
+    found = emissions(Carbon(400, 1.2), ENERGY)
+    assert (found.value, found.unit) == (pytest.approx(960.0), "g")
+    assert found.uncertainty == pytest.approx(48.0)
+    assert (found.method, found.boundary) == ("measured", "gpu_board")
+    assert found.source == "m × 400 gCO2e/kWh, PUE 1.2"
+
+
+def test_nothing_stated_nothing_claimed():
+    found = emissions(None, ENERGY)
+    assert (found.value, found.reason) == (None, "no llem_carbon_intensity is given")
+
+
+def test_no_energy_no_emissions():
+    lost = metric("energy_j", None, method="unavailable", reason="GPU is lost")
+    found = emissions(Carbon(400), lost)
+    assert (found.value, found.method, found.reason) == (None, "unavailable", "GPU is lost")
+
+
+@pytest.mark.parametrize(("intensity", "pue"), [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0.99), (1, math.nan)])
+def test_what_is_no_such_figure(intensity, pue):
+    with pytest.raises(ValueError, match="must be a number"):
+        Carbon(intensity, pue)
+
+
+def test_a_lone_experiment():
+    result = run_experiment(TINY, carbon_intensity=360, pue=2)
+    figures = result.metrics
+    assert figures["gco2e_g"].value == pytest.approx(figures["energy_j"].value * 2 * 1e-4)
+    assert figures["gco2e_g"].method == figures["energy_j"].method
+    with pytest.raises(ValueError, match=r"^PUE must be a number, at least 1 \(got 0\.5\)$"):
+        run_experiment(TINY, carbon_intensity=360, pue=0.5)
+
+
+ONE = {"sweep": {"precision": ["bf16"]}, "execution": {"n_cycles": 1}}
+
+
+def one_result(directory):
+    (file,) = directory.glob("experiments/*.json")
+    return json.loads(file.read_text())
+
+
+def test_the_ini_file_reaches_the_experiment_and_no_hash(pytester, write_study, results):
+    write_study(**ONE)
+    pytester.makeini("[pytest]\nllem_carbon_intensity = 3.6e6\nllem_pue = 1.5\n")
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "with").assert_outcomes(passed=1)
+    pytester.makeini("[pytest]\n")
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "without").assert_outcomes(passed=1)
+    stated, silent = (one_result(results.root / f"noop_{name}") for name in ("with", "without"))
+    grams = stated["metrics"]["gco2e_g"]
+    assert grams["value"] == pytest.approx(1.5 * stated["metrics"]["energy_j"]["value"])
+    assert grams["source"].endswith("× 3.6e+06 gCO2e/kWh, PUE 1.5")
+    assert silent["metrics"]["gco2e_g"]["value"] is None
+    assert silent["metrics"]["gco2e_g"]["reason"] == "no llem_carbon_intensity is given"
+    for name in ("config_hash", "study_design_hash"):
+        assert stated["identity"][name] == silent["identity"][name]
+
+
+def test_a_study_of_the_library(write_study, pytester):
+    result = run_study(write_study(**ONE), results_dir="out", carbon_intensity=3.6e6, pue=2, quiet=True)
+    (point,) = result.points
+    assert point.metrics["gco2e_g"].mean == pytest.approx(2 * point.metrics["energy_j"].mean)
+    assert point.metrics["gco2e_g"].method == "estimated"
+
+
+@pytest.mark.parametrize(
+    ("ini", "said"),
+    [
+        ("llem_carbon_intensity = much", "llem_carbon_intensity: must be a number of gCO2e per kWh (got 'much')"),
+        ("llem_carbon_intensity = -3", "llem_carbon_intensity: must be a number of gCO2e per kWh (got '-3')"),
+        ("llem_carbon_intensity = inf", "llem_carbon_intensity: must be a number of gCO2e per kWh (got 'inf')"),
+        ("llem_pue = 0.9", "llem_pue: must be a number, at least 1 (got '0.9')"),
+        ("llem_pue = nan", "llem_pue: must be a number, at least 1 (got 'nan')"),
+    ],
+)
+def test_a_mistake_is_a_line(pytester, write_study, ini, said):
+    write_study(**ONE)
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    assert [line for line in run.errlines if line] == [f"ERROR: {said}"]

@@ -1,0 +1,218 @@
+"""What a reader is warned of, and in which order."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.energy.protocol import Conditions, DeviceReading
+from pytest_llem.measurement import accounting
+from pytest_llem.measurement import window as windows
+from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.window import Window, measure
+from pytest_llem.results.experiment import EngineRecord, WarmupRecord
+from pytest_llem.results.metrics import metric
+from pytest_llem.results.severity import severity
+
+CPU = EngineRecord(name="e", device="cpu")
+GPU = EngineRecord(name="e", device="cuda", device_names=["A GPU"])
+
+
+def device(energy_j=100.0, integral_j=None, name="GPU-1", **conditions):
+    known = Conditions(**conditions) if conditions else None
+    return DeviceReading(
+        name, "gpu_board", energy_j, "measured", "nvml_total_energy", integral_j=integral_j, conditions=known
+    )
+
+
+def window(*devices, seconds=10.0, tick=0.1, pass_seconds=(), total=None):
+    total = total or Total(100.0, "measured", "nvml_total_energy", "gpu_board")
+    return Window([[]], seconds, Account(devices, total, seconds, tick), pass_seconds)
+
+
+def warnings(*devices, refusals=None, warmup=None, engine=GPU, total=None, pass_seconds=(), tick=0.1, **given):
+    one = window(*devices, total=total, pass_seconds=pass_seconds, tick=tick)
+    return find_warnings(one, warmup, engine, refusals or {}, **given)
+
+
+def test_nothing_to_say():
+    fine = device(
+        integral_j=102.9,
+        start_temperature_c=60,
+        end_temperature_c=65,
+        throttled_seconds={"sw_power_cap": 0.0, "hw_slowdown": 0.0},
+    )
+    steady = [1.0, 1.0, 1.04, 1.04]
+    assert warnings(fine, pass_seconds=steady, times_floor=metric("times_floor", 1.0)) == []
+
+
+# ---- each of them ----
+
+
+def test_counter_and_integral_that_disagree():
+    (one,) = warnings(device(integral_j=103.1), device(200.0, 200.0, name="GPU-2"))
+    assert one == "energy counter and sampled power disagree on GPU-1: 100 J and 103.1 J (+3.1%)"
+    (one,) = warnings(device(integral_j=96.0))
+    assert one.endswith("100 J and 96 J (-4.0%)")
+    assert warnings(device(None, 96.0)) == warnings(device(96.0, None)) == []
+
+
+def test_a_window_of_few_ticks_compares_no_integral():
+    (one,) = warnings(device(integral_j=150.0), tick=0.51)
+    assert one.startswith("the window holds 20 ticks of the energy counter, fewer than 20")
+    (one,) = warnings(device(integral_j=150.0), tick=0.5)
+    assert one.startswith("energy counter and sampled power disagree")
+
+
+def test_throttling_is_told_with_its_time_and_reason():
+    throttled = {"sw_power_cap": 2.345, "hw_slowdown": 0.0, "sw_thermal": 0.5}
+    assert warnings(device(throttled_seconds=throttled)) == [
+        "throttled: GPU-1 for 2.3 s of the window by sw_power_cap",
+        "throttled: GPU-1 for 0.5 s of the window by sw_thermal",
+    ]
+
+
+@pytest.mark.parametrize("end", [54.9, 65.1])
+def test_a_temperature_that_drifts(end):
+    (one,) = warnings(device(start_temperature_c=60.0, end_temperature_c=end))
+    assert one == f"temperature of GPU-1 went from 60 to {end:.0f} °C within the window"
+    assert warnings(device(start_temperature_c=60.0)) == warnings(device(end_temperature_c=60.0)) == []
+
+
+def test_passes_that_drift():
+    (one,) = warnings(pass_seconds=[1.0, 1.0, 1.1, 1.1])
+    assert one == "drift: passes took 10% longer in the second half of the window"
+    (one,) = warnings(pass_seconds=[1.0, 1.0, 0.9, 0.9])
+    assert one == "drift: passes took 10% less in the second half of the window"
+    assert warnings(pass_seconds=[1.0, 2.0, 3.0]) == []
+
+
+def test_a_floor_that_is_broken_through():
+    (one,) = warnings(times_floor=metric("times_floor", 0.97))
+    assert one.startswith("times_floor is 0.97, and nothing is faster than 1: a bug of pytest-llem")
+    assert warnings(times_floor=metric("times_floor", None, reason="no peak is known")) == []
+
+
+# ---- order ----
+
+
+def all_of_them():
+    hot = device(
+        integral_j=200.0,
+        start_temperature_c=40,
+        end_temperature_c=60,
+        throttled_seconds={"hw_slowdown": 1.0},
+    )
+    return warnings(
+        hot,
+        warmup=WarmupRecord(runs=20, seconds=1.0, converged=False),
+        engine=GPU.model_copy(update={"random_weights": True}),
+        refusals={"rapl": "no package counter"},
+        total=Total(1.0, "estimated", "cpu_time_model", "cpu_package"),
+        pass_seconds=[1.0, 1.0, 2.0, 2.0],
+        prefill=window(seconds=1.0),
+        times_floor=metric("times_floor", 0.5),
+        cut=(1, 2),
+    )
+
+
+BEGINNINGS = [
+    "energy counter and sampled power disagree",
+    "the engine ran on cuda, and the energy covers cpu_package only",
+    "throttled",
+    "the prefill window holds 10 ticks",
+    "times_floor is 0.50",
+    "warm-up stopped after 20 runs",
+    "drift: passes took 100% longer",
+    "temperature of GPU-1 went from 40 to 60",
+    "meter rapl: no package counter",
+    "energy is estimated from CPU time",
+    "1 of 2 prompts were cut",
+    "random weights",
+]
+
+
+def test_the_worst_come_first():
+    found = all_of_them()
+    assert len(found) == len(BEGINNINGS)
+    assert [one.startswith(beginning) for one, beginning in zip(found, BEGINNINGS, strict=True)] == [True] * 12
+
+
+def test_every_warning_has_a_place_of_its_own():
+    places = [severity(one) for one in all_of_them()]
+    assert all(before < after for before, after in itertools.pairwise(places))
+    assert severity("no energy: lost") < severity("throttled: GPU-1 for 1 s of the window by x")
+
+
+def test_what_nobody_has_ranked_comes_before_what_matters_little():
+    unheard = severity("an unheard-of thing")
+    assert severity("temperature of GPU-1 went") < unheard < severity("meter rapl: no")
+
+
+# ---- what the window itself tells ----
+
+
+class Engine:
+    """Takes as long for each pass as it is told."""
+
+    def __init__(self, now, durations):
+        self.now, self.durations = now, iter(durations)
+
+    def seed(self, seed):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def generate(self, batch):
+        self.now[0] += next(self.durations)
+
+
+def measured(monkeypatch, durations, min_seconds):
+    now = [100.0]
+    monkeypatch.setattr(windows.time, "perf_counter", lambda: now[0])
+    engine = Engine(now, durations)
+    return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
+
+
+def test_the_times_of_passes_and_their_drift(monkeypatch):
+    one = measured(monkeypatch, [1.0, 2.0, 99.0, 2.0, 4.0, 7.0], 108)
+    assert one.pass_seconds == [1.0, 2.0, 99.0, 2.0, 4.0]
+    assert one.seconds == 108.0
+    assert one.drift == pytest.approx(3.0 / 1.5 - 1), "the pass in the middle belongs to neither half"
+    record = accounting.window_record(measured(monkeypatch, [1.0, 1.0, 1.0, 3.0], 6))
+    assert (record.drift, record.pass_seconds_cv) == (pytest.approx(1.0), pytest.approx(1.0 / 1.5))
+
+
+def test_few_passes_tell_little(monkeypatch):
+    record = accounting.window_record(measured(monkeypatch, [1.0, 3.0, 5.0], 9))
+    assert (record.passes, record.drift, record.pass_seconds_cv) == (3, None, pytest.approx(2 / 3))
+    record = accounting.window_record(measured(monkeypatch, [1.0], 0))
+    assert (record.drift, record.pass_seconds_cv) == (None, None)
+
+
+def test_temperature_and_throttling_are_the_worst_devices(monkeypatch):
+    account = Account(
+        (
+            device(peak_temperature_c=70.0, throttled_seconds={"a": 1.0, "b": 2.0}),
+            device(name="GPU-2", peak_temperature_c=81.0),
+            device(name="GPU-3", throttled_seconds={"a": 1.5}),
+            device(name="GPU-4", throttled_seconds={}),
+            device(name="package-0"),
+        ),
+        Total(1.0, "measured"),
+    )
+    found = accounting.condition_metrics(account)
+    assert found["peak_temperature_c"].value == 81.0
+    assert found["throttled_seconds"].value == 2.0
+    cool = accounting.condition_metrics(Account((device(throttled_seconds={"a": 0.0}),), Total(1.0, "measured")))
+    assert cool["throttled_seconds"].value == 0.0
+    assert (cool["peak_temperature_c"].value, cool["peak_temperature_c"].reason) == (
+        None,
+        "no meter tells a temperature",
+    )
+    nobody = accounting.condition_metrics(Account((device(throttled_seconds={}),), Total(1.0, "measured")))
+    assert nobody["throttled_seconds"].value is None
+    assert nobody["throttled_seconds"].reason == "no meter tells for how long clocks were held down"

@@ -1,0 +1,262 @@
+"""The least time of a pass: by hand, by how it grows, and what is said where it is not known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.backends.protocol import ModelShape, RequestRecord, ShapeUnknownError
+from pytest_llem.hardware import peaks
+from pytest_llem.hardware.peaks import Peaks, peaks_of
+from pytest_llem.measurement.floor import NAMES, seconds_at_least, steps, work_metrics
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.results.experiment import EngineRecord
+from pytest_llem.results.metrics import CATALOGUE
+from tests.conftest import NOOP_STUDY
+
+#: A thousand weights in layers and a hundred in the head, 2 bytes each; 5 keys and values a token, 4 bytes each.
+SHAPE = ModelShape(
+    parameters=1000,
+    head_parameters=100,
+    attention_width=10,
+    kv_values_per_token=5,
+    kv_bytes_per_value=4,
+    weight_bytes=2200,
+    precision="bf16",
+)
+
+#: 1000 FLOP/s, 100 B/s.
+SLOW = Peaks({"bf16": 1000.0}, 100.0, cache_bytes=2000)
+
+GPU = EngineRecord(name="e", device="cuda", device_names=["Slow GPU"])
+
+
+def records(*lengths):
+    return [RequestRecord(tokens_in, [7] * tokens_out) for tokens_in, tokens_out in lengths]
+
+
+class Engine:
+    """Tells a shape, or raises."""
+
+    def __init__(self, shape=SHAPE):
+        self.given = shape
+
+    def shape(self):
+        if isinstance(self.given, Exception):
+            raise self.given
+        return self.given
+
+
+@pytest.fixture(autouse=True)
+def _slow_gpu(monkeypatch):
+    monkeypatch.setitem(peaks._PEAKS, "Slow GPU", SLOW)
+
+
+def work(requests, seconds=1.0, *, engine=None, record=GPU):
+    return work_metrics(engine or Engine(), record, requests, seconds)
+
+
+def test_a_batch_by_hand():
+    """Prompts of 3 and 2 tokens, answers of 3 and 1: the second row ends with prefill."""
+    prefill, first, second = steps(SHAPE, [(3, 3), (2, 1)])
+    # 2·1000·(3+2) in layers, 2·100·2 in the head, 4·10·(9+4) in attention, of which 4·10·(6+3) has to be
+    assert prefill.flops == 10_000 + 400 + 520
+    assert prefill.least_flops == 10_000 + 400 + 360
+    assert prefill.bytes == 2200
+    # the first row alone, at a context of 4 and 5 tokens: 2·1100 + 4·10·c, and 20 bytes a token of context
+    assert (first.flops, first.least_flops, first.bytes) == (2200 + 160, 2200 + 160, 2200 + 80)
+    assert (second.flops, second.least_flops, second.bytes) == (2200 + 200, 2200 + 200, 2200 + 100)
+
+    # prefill: 10.76 s of arithmetic and 22 s of reading; steps: 2.36 s and 22.8 s, 2.4 s and 23 s
+    found = work(Requests([records((3, 3), (2, 1))]), seconds=135.6)
+    assert found["flops"].value == 10_920 + 2360 + 2400
+    assert found["times_floor"].value == pytest.approx(135.6 / (22 + 22.8 + 23))
+    assert found["mbu"].value == pytest.approx((2200 + 2280 + 2300) / 135.6 / 100)
+    assert found["mfu"].value == pytest.approx(15_680 / 135.6 / 1000)
+
+
+def test_a_step_takes_the_longer_of_reading_and_computing():
+    prefill, step = steps(SHAPE, [(3, 2)])
+    assert seconds_at_least(prefill, SLOW, 1000) == 22.0
+    assert seconds_at_least(prefill, SLOW, 100) == pytest.approx((6000 + 200 + 240) / 100)
+    assert seconds_at_least(step, SLOW, 1000) == pytest.approx(22.8)
+    assert seconds_at_least(step, SLOW, 10) == pytest.approx(236.0)
+
+
+def test_weights_are_read_once_for_a_batch_and_context_for_each_row():
+    """Two batches of one, and one of two."""
+    alone = Requests([records((3, 2), (3, 2))], sizes=[1, 1])
+    together = Requests([records((3, 2), (3, 2))], sizes=[2])
+    assert [len(batch) for batch in alone.batches()] == [1, 1]
+    assert work(alone)["flops"].value == work(together)["flops"].value
+    assert work(alone)["mbu"].value == pytest.approx(2 * (2200 + 2280) / 100)
+    assert work(together)["mbu"].value == pytest.approx((2200 + 2200 + 160) / 100)
+
+
+def test_passes_that_differ_are_averaged():
+    both = work(Requests([records((3, 2)), records((3, 4))]))
+    first, second = (work(Requests([records((3, tokens))])) for tokens in (2, 4))
+    for name in ("flops", "mfu", "mbu"):
+        assert both[name].value == pytest.approx((first[name].value + second[name].value) / 2)
+    floors = [1 / one["times_floor"].value for one in (both, first, second)]
+    assert floors[0] == pytest.approx((floors[1] + floors[2]) / 2)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+def test_it_grows_as_it_should(tokens):
+    base = Requests([records((5, tokens))])
+    floor = 1 / work(base)["times_floor"].value
+
+    def floor_with(requests=base, **changes):
+        return 1 / work(requests, engine=Engine(replace(SHAPE, **changes)))["times_floor"].value
+
+    assert floor_with(weight_bytes=22_000, kv_bytes_per_value=40) == pytest.approx(10 * floor), "memory-bound"
+    assert floor_with(Requests([records((5, tokens + 1))])) > floor
+    assert floor_with(Requests([records((6, tokens))])) >= floor
+    assert floor_with(Requests([records((5, tokens), (5, tokens))])) >= floor
+    assert floor_with(parameters=10**9) > floor
+    assert work(base, seconds=2)["times_floor"].value == pytest.approx(2 * work(base)["times_floor"].value)
+
+
+def test_nothing_generated_still_takes_its_prefill():
+    (only,) = steps(SHAPE, [(3, 0)])
+    assert only.flops == 6000 + 200 + 360
+
+
+# ---- where it is not known ----
+
+
+def reasons(found):
+    assert set(found) == set(NAMES)
+    assert all((one.value is None) == bool(one.reason) for one in found.values())
+    return {name: one.reason for name, one in found.items()}
+
+
+REQUESTS = Requests([records((3, 2))])
+
+
+def test_an_engine_that_tells_no_shape():
+    assert set(reasons(work(REQUESTS, engine=object())).values()) == {
+        "the engine does not tell the shape of its model"
+    }
+
+
+def test_a_shape_that_is_not_known():
+    found = work(REQUESTS, engine=Engine(ShapeUnknownError("the weights are quantised")))
+    assert set(reasons(found).values()) == {"the weights are quantised"}
+    found = work(REQUESTS, engine=Engine(KeyError("oops")))
+    assert set(reasons(found).values()) == {"the engine cannot tell the shape of its model: KeyError: 'oops'"}
+
+
+def test_a_context_beyond_the_sliding_window():
+    narrow = Engine(replace(SHAPE, window=4))
+    reason = "a context of 5 tokens is longer than the model's sliding window of 4"
+    assert set(reasons(work(REQUESTS, engine=narrow)).values()) == {reason}
+    assert work(REQUESTS, engine=Engine(replace(SHAPE, window=5))) == work(REQUESTS)
+
+
+def test_a_processor_has_no_peak(monkeypatch):
+    monkeypatch.setattr("pytest_llem.measurement.floor.cpu_model", lambda: "A Fast CPU")
+    found = reasons(work(REQUESTS, record=EngineRecord(name="e", device="cpu")))
+    assert found.pop("flops") is None
+    assert set(found.values()) == {"no peak is known of A Fast CPU"}
+
+
+def test_a_gpu_that_is_not_in_the_table():
+    for name in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA Unheard 9000"):
+        record = EngineRecord(name="e", device="cuda", device_names=[name])
+        found = reasons(work(REQUESTS, record=record))
+        assert found.pop("flops") is None
+        assert set(found.values()) == {f"no peak is known of {name}"}
+
+
+def test_several_devices():
+    record = EngineRecord(name="e", device="cuda", device_names=["Slow GPU"] * 2)
+    assert reasons(work(REQUESTS, record=record))["mbu"] == "the model ran on 2 devices"
+
+
+def test_a_precision_without_a_peak_has_a_bandwidth_still():
+    found = work(REQUESTS, engine=Engine(replace(SHAPE, precision="tf32")))
+    assert found["mbu"].value == work(REQUESTS)["mbu"].value
+    assert reasons(found)["mfu"] == reasons(found)["times_floor"] == "no peak of tf32 is known of Slow GPU"
+
+
+def test_weights_that_fit_the_cache():
+    found = work(REQUESTS, engine=Engine(replace(SHAPE, weight_bytes=2000)))
+    assert found["mfu"].value == work(REQUESTS)["mfu"].value
+    expected = "the weights (0 MB) fit the cache of Slow GPU (0 MB)"
+    assert reasons(found)["mbu"] == reasons(found)["times_floor"] == expected
+    assert work(REQUESTS, engine=Engine(replace(SHAPE, weight_bytes=2001)))["mbu"].value is not None
+
+
+# ---- peaks ----
+
+
+def test_peaks_are_found_by_the_names_of_cuda():
+    h100 = peaks_of("NVIDIA H100 80GB HBM3")
+    assert (h100.flops["bf16"], h100.bandwidth, h100.cache_bytes) == (989.5e12, 3.35e12, 50 * 2**20)
+    assert peaks_of("A100-SXM4-40GB") == peaks_of("NVIDIA A100-SXM4-40GB")
+    assert "bf16" not in peaks_of("Tesla V100-SXM2-16GB").flops
+    assert peaks_of("AMD Instinct MI300X") is None
+
+
+@pytest.mark.parametrize("name", [name for name in peaks._PEAKS if name != "Slow GPU"])
+def test_peaks_are_of_their_units(name):
+    """Tera and not giga, dense and not sparse: machine balance of known GPUs lies in a narrow band."""
+    known = peaks._PEAKS[name]
+    assert 50e12 <= known.flops["fp16"] <= 2500e12
+    assert 1 < known.flops["fp16"] / known.flops["fp32"] < 30
+    assert 50 < known.flops["fp16"] / known.bandwidth < 500
+    assert 2**22 <= known.cache_bytes <= 2**27
+
+
+# ---- in an experiment ----
+
+
+@pytest.fixture
+def run(noop_engine, monkeypatch):
+    import noop_engine as module
+
+    def measured(shape, seconds=0.0, batch=1, **changes):
+        fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+        config = {**fields, "baseline": {"enabled": False}, "noop": {"seconds": seconds, "size": batch}, **changes}
+        monkeypatch.setattr(module.NoopEngine, "shape", Engine(shape).shape, raising=False)
+        monkeypatch.setattr(module.NoopEngine, "describe", lambda self: GPU)
+        return ExperimentOrchestrator(ExperimentConfig.model_validate(config)).run().result
+
+    return measured
+
+
+def test_every_result_holds_every_metric(run):
+    for shape in (SHAPE, ShapeUnknownError("no")):
+        result = run(shape)
+        assert set(result.metrics) == set(CATALOGUE)
+        for name, one in result.metrics.items():
+            assert one.unit == CATALOGUE[name].unit
+            assert (one.value is None) == bool(one.reason), name
+
+
+def test_every_metric_is_defined():
+    for name, one in CATALOGUE.items():
+        assert all((one.unit, one.meaning)), name
+        assert one.better in ("lower", "higher", None), name
+
+
+def test_it_is_that_of_the_batches_of_the_experiment(run):
+    """Two prompts of 4 tokens, 3 new ones each: 2200, 2200 + 5·20 and 2200 + 6·20 bytes for a row alone."""
+    alone, together = run(SHAPE, seconds=0.01), run(SHAPE, seconds=0.01, batch=2)
+    moved = {1: 2 * (3 * 2200 + 220), 2: 3 * 2200 + 2 * 220}
+    for result, size in ((alone, 1), (together, 2)):
+        seconds = result.metrics["seconds"].value
+        assert result.metrics["mbu"].value == pytest.approx(moved[size] / seconds / 100)
+        assert result.metrics["times_floor"].value == pytest.approx(seconds / (moved[size] / 100))
+
+
+def test_faster_than_the_floor_is_a_bug_of_ours(run, monkeypatch):
+    """A pass takes milliseconds, and 136 s at least."""
+    (warning,) = [one for one in run(SHAPE).warnings if one.startswith("times_floor")]
+    assert "please report it" in warning
+    monkeypatch.setitem(peaks._PEAKS, "Slow GPU", Peaks({"bf16": 1e15}, 1e12, 0))
+    assert not [one for one in run(SHAPE, seconds=0.001).warnings if one.startswith("times_floor")]

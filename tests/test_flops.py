@@ -1,0 +1,225 @@
+"""What a decoder is said to compute and to read, against torch's own count and the tensors themselves."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llem.backends.protocol import EngineContext, ShapeUnknownError
+from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.measurement.floor import steps
+from tests.support.decoders import decoder
+from tests.support.tiny import GREEDY, NATURAL, config, engine, generate
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from pytest_llem.backends.shape import model_shape  # noqa: E402
+
+#: torch counts matrix products only where attention is made of them.
+EAGER = {"attn_implementation": "eager", "batch_size": 8}
+
+
+def counted(run, *arguments):
+    """Return the FLOPs that torch counts of a call, and what it gives."""
+    with FlopCounterMode(display=False) as counter:
+        given = run(*arguments)
+    return counter.get_total_flops(), given
+
+
+def said(made, requests):
+    lengths = [(one.input_tokens, len(one.output_ids)) for one in requests]
+    return [step.flops for step in steps(made.shape(), lengths)]
+
+
+def both(made, prompts):
+    """Return torch's FLOPs and ours, of prefill and of the whole."""
+    (batch,) = made.prepare(prompts)
+    made.seed(0)
+    prefill, _ = counted(made.generate_first, batch)
+    whole, generated = counted(made.generate, batch)
+    ours = said(made, made.requests(batch, generated))
+    return (prefill, ours[0]), (whole, sum(ours))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+def test_flops_of_the_tiny_model_are_torchs(tokens):
+    made = engine(**GREEDY, pytorch=EAGER, max_output_tokens=tokens)
+    for torchs, ours in both(made, [[5 + n % 200 for n in range(100)]] * 3):
+        assert ours == pytest.approx(torchs, rel=0.01)
+
+
+@pytest.mark.slow
+def test_flops_of_smollm2_are_torchs(smollm2):
+    """A prompt of 300 tokens, so that attention counts for something."""
+    fields = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "max_output_tokens": 4, **GREEDY, "pytorch": EAGER}
+    made = PyTorchEngine(config(**fields), EngineContext((smollm2,)))
+    made.fetch()
+    made.load()
+    for torchs, ours in both(made, [list(range(1000, 1300))] * 2):
+        assert ours == pytest.approx(torchs, rel=0.01)
+    # 134.5 million weights, of which the 49152 · 576 of head and embedding are one tensor
+    assert made.shape().weight_bytes == 4 * made.describe().settings["parameters"]
+
+
+def test_padding_and_what_comes_after_an_end_count_for_nothing(monkeypatch):
+    """Row by row, without padding, torch counts what we say of the batch."""
+    made = engine(**GREEDY, measurement=NATURAL, pytorch=EAGER)
+    forward = made._model.forward
+
+    @functools.wraps(forward)  # generate looks at what it takes
+    def ending(*args, **kwargs):
+        given = forward(*args, **kwargs)
+        given.logits[..., 2] += torch.where(given.logits.argmax(-1) % 2 == 0, 30.0, -30.0)
+        return given
+
+    monkeypatch.setattr(made._model, "forward", ending)
+    prompts = [[5, 6, 7, 5, 6, 7, 5, 6], [9, 9, 9], [40, 41], [77]]
+    together = generate(made, prompts)
+    assert len({len(one.output_ids) for one in together}) > 1, "they end at different steps"
+    alone = [counted(made.generate, made.prepare([prompt])[0])[0] for prompt in prompts]
+    assert sum(said(made, together)) == pytest.approx(sum(alone), rel=0.01)
+
+
+# ---- architectures ----
+
+DENSE = {
+    "llama": {},
+    "tied llama": {"tie_word_embeddings": True},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_neox": {},
+    "phi3": {},
+    "gemma2": {"head_dim": 8, "sliding_window": 64},
+    "mistral": {"sliding_window": 16},
+}
+
+
+def made_of(name):
+    """Return the model of an entry of DENSE."""
+    return decoder(name.removeprefix("tied "), **DENSE[name])
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_shapes_of_architectures_count_as_torch_does(name):
+    model = made_of(name)
+    ids = torch.arange(10, 22)[None]
+    with torch.no_grad():
+        torchs, output = counted(lambda: model(input_ids=ids, logits_to_keep=1, use_cache=True))
+        step, _ = counted(lambda: model(input_ids=ids[:, :1], past_key_values=output.past_key_values))
+    prefill, decode = (step.flops for step in steps(model_shape(model), [(12, 2)]))
+    assert (prefill, decode) == (pytest.approx(torchs, rel=0.01), pytest.approx(step, rel=0.01))
+
+
+@pytest.mark.parametrize("name", ["llama", "tied llama", "gpt2"])
+def test_the_bytes_of_a_step_are_those_of_its_tensors(name):
+    model = made_of(name)
+    tensors = dict(model.named_parameters())  # a tensor of two names is in it once
+    looked_up = {"gpt2": ["transformer.wpe.weight"], "llama": ["model.embed_tokens.weight"], "tied llama": []}
+    read = [one for key, one in tensors.items() if key not in looked_up[name]]
+    assert model_shape(model).weight_bytes == sum(one.numel() * one.element_size() for one in read)
+    assert model_shape(model.half()).weight_bytes == sum(one.numel() * 2 for one in read)
+    assert ("lm_head.weight" in tensors) == (name == "llama")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+def test_the_bytes_of_a_token_are_those_of_the_cache(name):
+    model = made_of(name).to(torch.bfloat16)
+    with torch.no_grad():
+        cache = model(input_ids=torch.arange(7)[None] + 10, use_cache=True).past_key_values
+    kept = sum(one.nbytes for layer in cache.layers for one in (layer.keys, layer.values))
+    shape = model_shape(model)
+    assert 7 * shape.kv_values_per_token * shape.kv_bytes_per_value == kept
+    assert shape.precision == "bf16"
+
+
+def test_the_narrowest_window_is_told():
+    assert model_shape(made_of("mistral")).window == 16
+    assert model_shape(made_of("gemma2")).window == 64
+    assert model_shape(made_of("llama")).window is None
+
+
+def with_a_layer_of_two(model):
+    model.model.layers[1] = model.model.layers[0]
+    return model
+
+
+def with_a_matrix(model):
+    model.model.norm.weight = torch.nn.Parameter(torch.ones(32, 1))
+    return model
+
+
+def run_twice(model):
+    layer = model.model.layers[0].mlp
+    forward = type(layer).forward
+    layer.forward = lambda states: forward(layer, forward(layer, states))
+    return model
+
+
+def spread(model):
+    model.lm_head.to("meta")
+    return model
+
+
+def two_stacks(model):
+    model.config.is_encoder_decoder = True
+    return model
+
+
+def mixed(model):
+    model.model.layers[0].mlp.to(torch.float64)
+    return model
+
+
+def quantised(model):
+    quantisation = SimpleNamespace(to_json_string=lambda use_diff: '{"quant_method": "gptq"}')
+    model.config.quantization_config = quantisation
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: decoder("mixtral", num_local_experts=2), "a mixture of experts computes with a part"),
+        (lambda: decoder("mamba", state_size=4), "MambaMixer is neither a linear layer nor an embedding"),
+        (lambda: with_a_matrix(decoder("llama")), "LlamaRMSNorm is neither a linear layer nor an embedding"),
+        (lambda: with_a_layer_of_two(decoder("llama")), "its attention is not the standard one of queries"),
+        (lambda: run_twice(decoder("llama")), r"a token takes [\d,]+ FLOPs, and [\d,]+ by its linear layers"),
+        (lambda: spread(decoder("llama")), "the model is spread over several devices, or offloaded"),
+        (lambda: two_stacks(decoder("llama")), "the model is an encoder and a decoder"),
+        (lambda: mixed(decoder("llama")), "a token cannot be run through the model: "),
+        (lambda: quantised(decoder("llama")), "the weights are quantised"),
+    ],
+)
+def test_what_is_no_plain_decoder_is_told(model, reason):
+    with pytest.raises(ShapeUnknownError, match=f"^{reason}"):
+        model_shape(model())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"pytorch": {"num_beams": 2}}, "beam sample computes more than its answers show"),
+        ({"pytorch": {"prompt_lookup_num_tokens": 3}}, "speculative decoding computes drafts"),
+        ({"pytorch": {"use_cache": False}}, "without a cache every step computes its whole context again"),
+        ({"passthrough_kwargs": {"guidance_scale": 1.5}}, "guidance runs every token through the model twice"),
+    ],
+)
+def test_generating_that_computes_more_is_told(changes, reason):
+    with pytest.raises(ShapeUnknownError, match=f"^{reason}"):
+        engine(**changes).shape()
+
+
+def test_fp32_that_may_be_tf32_has_no_peak_of_fp32():
+    made = engine(**GREEDY)
+    assert made.shape().precision == "fp32"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert made.shape().precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")

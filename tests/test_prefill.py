@@ -1,0 +1,213 @@
+"""The prompts' share of a pass: matched passes that stop after the first token."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.measurement import prefill
+from pytest_llem.measurement.prefill import prefill_metrics
+from pytest_llem.measurement.window import Window
+from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.estimate import seconds as estimated_seconds
+from pytest_llem.planning.footprint import Footprint
+from pytest_llem.planning.host import Host
+from pytest_llem.study.execution import ExecutionConfig
+from tests.conftest import NOOP_STUDY
+from tests.support.tiny import NATURAL, TINY, engine
+
+SPLIT = {"min_window_seconds": 0, "prefill_split": True}
+
+
+def noop_config(**changes):
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    return ExperimentConfig.model_validate(
+        {**fields, "baseline": {"enabled": False}, "measurement": SPLIT, **changes}
+    )
+
+
+def run(**changes):
+    return ExperimentOrchestrator(noop_config(**changes)).run().result
+
+
+def window(energy_j, uncertainty_j=None, *, passes=2, seconds=4.0, method="measured", boundary="gpu_board"):
+    total = Total(energy_j, method, "nvml_total_energy", boundary, None if energy_j else "lost", uncertainty_j)
+    return Window([[]] * passes, seconds, Account((), total, seconds=seconds))
+
+
+def test_by_hand():
+    """A pass takes 50 J and 2 s; its prompts, which four passes of the second window take, 12 J and 0.5 s."""
+    found = prefill_metrics(window(100.0, 3.0), window(48.0, 4.0, passes=4, seconds=2.0), input_tokens=6)
+    value = {name: one.value for name, one in found.items()}
+    assert value == {
+        "prefill_energy_j": 12.0,
+        "decode_energy_j": 38.0,
+        "energy_per_input_token_j": 2.0,
+        "prefill_seconds": 0.5,
+        "decode_seconds": 1.5,
+    }
+    assert found["prefill_energy_j"].uncertainty == 1.0
+    assert found["decode_energy_j"].uncertainty == pytest.approx(math.hypot(1.5, 1.0))
+    assert found["energy_per_input_token_j"].uncertainty == pytest.approx(1 / 6)
+    energies = [one for name, one in found.items() if name.endswith("_j")]
+    assert {one.method for one in energies} == {"attributed"}
+    assert {(one.source, one.boundary) for one in energies} == {("nvml_total_energy", "gpu_board")}
+
+
+def test_a_negative_rest_is_shown():
+    found = prefill_metrics(window(20.0), window(24.0), input_tokens=1)
+    assert found["decode_energy_j"].value == -2.0
+    assert found["decode_energy_j"].uncertainty is None
+    assert prefill_metrics(window(1.0), window(1.0, seconds=5.0), 1)["decode_seconds"].value == -0.5
+
+
+def test_what_is_weaker_than_attributed_stays_so():
+    found = prefill_metrics(window(20.0, method="estimated"), window(5.0, method="estimated"), input_tokens=1)
+    assert {one.method for name, one in found.items() if name.endswith("_j")} == {"estimated"}
+
+
+def test_an_energy_that_is_lost_in_either_window_is_null_with_its_reason():
+    found = prefill_metrics(window(20.0), window(None, method="unavailable"), input_tokens=2)
+    for name in ("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"):
+        assert (found[name].value, found[name].method, found[name].reason) == (None, "unavailable", "lost")
+    assert found["prefill_seconds"].value == 2.0
+
+    found = prefill_metrics(window(None, method="unavailable"), window(20.0), input_tokens=2)
+    assert found["prefill_energy_j"].value == 10.0
+    assert (found["decode_energy_j"].value, found["decode_energy_j"].reason) == (None, "lost")
+
+
+def test_windows_of_two_boundaries_are_not_subtracted():
+    found = prefill_metrics(window(20.0), window(5.0, boundary="cpu_package"), input_tokens=1)
+    assert found["decode_energy_j"].value is None
+    assert found["decode_energy_j"].reason == "the window covers gpu_board, and that of prefill cpu_package"
+
+
+@pytest.mark.usefixtures("noop_engine")
+class TestExperiment:
+    def test_nobody_asked(self):
+        result = run(measurement={"min_window_seconds": 0})
+        for name in prefill.NAMES:
+            assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_ASKED)
+        assert result.prefill_window is None
+
+    def test_the_second_window_is_as_long_and_has_matched_passes(self, monkeypatch):
+        import noop_engine
+
+        done = []
+        for name in ("generate", "generate_first", "seed"):
+            real = getattr(noop_engine.NoopEngine, name)
+
+            def noted(self, given, name=name, real=real):
+                done.append((name, given))
+                return real(self, given)
+
+            monkeypatch.setattr(noop_engine.NoopEngine, name, noted)
+        result = run(
+            noop={"seconds": 0.02, "first_seconds": 0.01},
+            measurement={"min_window_seconds": 0.1, "prefill_split": True},
+        )
+        whole, first = result.window, result.prefill_window
+        assert min(whole.window_seconds, first.window_seconds) >= 0.1
+        assert (whole.passes, first.passes) == (3, 5)
+        at = [name for name, _ in done].index("generate_first")
+        passes = done[at + 1 :]  # the one before the window is no part of it
+        prompts = [given for name, given in done[:at] if name == "generate"][:2]
+        one = [("seed", 42), *(("generate_first", batch) for batch in prompts)]
+        assert passes == one * first.passes
+        seconds = {name: result.metrics[name].value for name in ("seconds", "prefill_seconds", "decode_seconds")}
+        assert seconds["prefill_seconds"] == pytest.approx(first.window_seconds / 5)
+        assert seconds["decode_seconds"] == pytest.approx(seconds["seconds"] - seconds["prefill_seconds"])
+
+    def test_totals_and_requests_are_those_of_the_first_window(self, monkeypatch):
+        energies = [1.0, 60.0, 20.0]
+
+        class Meter:
+            def begin(self):
+                pass
+
+            def end(self):
+                return Reading((DeviceReading("d", "gpu_board", energies.pop(0), "measured", "m"),), 2.0, 0.5)
+
+            def close(self):
+                pass
+
+        monkeypatch.setattr(Meters, "open", lambda backend, gpus: Meters({"one": Meter()}))
+        result = run()
+        value = {name: one.value for name, one in result.metrics.items()}
+        assert (value["energy_j"], value["prefill_energy_j"], value["decode_energy_j"]) == (60.0, 20.0, 40.0)
+        assert value["energy_per_input_token_j"] == 20.0 / 8
+        assert result.tokens.output_tokens == 6
+        assert result.window.window_energy_j == 60.0
+        assert result.prefill_window.window_energy_j == 20.0
+        few = [warning for warning in result.warnings if "holds 4 ticks" in warning]
+        assert [warning.split(" holds")[0] for warning in few] == ["the window", "the prefill window"]
+
+    def test_an_engine_that_cannot_stop_is_refused(self, monkeypatch):
+        import noop_engine
+
+        monkeypatch.delattr(noop_engine.NoopEngine, "generate_first")
+        reason = r"^engine 'noop' cannot stop after the first token \(it lacks generate_first\): leave measurement"
+        with pytest.raises(PreflightError, match=reason):
+            run()
+        assert run(measurement={"min_window_seconds": 0}).metrics["prefill_energy_j"].value is None
+
+    def test_an_engine_that_does_not_stop_is_found_out(self, monkeypatch):
+        import noop_engine
+
+        monkeypatch.setattr(noop_engine.NoopEngine, "generate_first", noop_engine.NoopEngine.generate)
+        with pytest.raises(ValueError, match="the engine generated 3 tokens where the first one was asked for"):
+            run()
+
+
+# ---- the engine pytorch ----
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"measurement": NATURAL, "decoder": {"min_new_tokens": 4, "do_sample": False}},
+        {"pytorch": {"batch_size": 2, "num_beams": 2}},
+        {"pytorch": {"prompt_lookup_num_tokens": 3}},
+        {"pytorch": {"cache_implementation": "static"}},
+        {"pytorch": {"use_cache": False}},
+    ],
+)
+def test_the_first_token_is_that_of_the_whole_answer(changes):
+    made = engine(**{"decoder": {"do_sample": False}, **changes})
+    batch = made.prepare([[5, 6, 7], [9, 10]])[0]
+    first = made.requests(batch, made.generate_first(batch))
+    whole = made.requests(batch, made.generate(batch))
+    assert [len(one.output_ids) for one in first] == [1] * len(first)
+    assert all(len(one.output_ids) > 1 for one in whole)
+    if "num_beams" not in changes.get("pytorch", {}):
+        assert [one.output_ids[0] for one in first] == [one.output_ids[0] for one in whole]
+
+
+def test_a_real_split():
+    result = run_experiment({**TINY, "max_input_tokens": 256, "max_output_tokens": 16, "measurement": SPLIT})
+    value = {name: one.value for name, one in result.metrics.items()}
+    assert value["prefill_seconds"] > 0
+    assert value["prefill_seconds"] + value["decode_seconds"] == pytest.approx(value["seconds"])
+    assert value["prefill_energy_j"] + value["decode_energy_j"] == pytest.approx(value["energy_j"])
+    assert value["energy_per_input_token_j"] == pytest.approx(value["prefill_energy_j"] / (3 * 256))
+    assert result.metrics["prefill_energy_j"].method == "estimated"
+    assert json.loads(result.model_dump_json())["prefill_window"]["passes"] == 1
+
+
+@pytest.mark.parametrize("seconds", [estimated_seconds, deadline_seconds])
+def test_it_is_part_of_the_time_a_study_takes_and_may_take(seconds):
+    footprint = Footprint(10**6, 10, 1000, 1000)
+
+    def planned(**measurement):
+        config = noop_config(measurement={"min_window_seconds": 600, **measurement})
+        return seconds(config, ExecutionConfig(), footprint, Host(2**34))
+
+    assert 600 <= planned(prefill_split=True) - planned() <= 660

@@ -1,0 +1,160 @@
+"""Token accounting through the real engine: ends at known steps, prompts of known lengths, figures by hand."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.backends import pytorch
+from pytest_llem.backends.protocol import EngineContext
+from tests.support.tiny import GREEDY, NATURAL, TINY
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+END, PAD = 2, 0
+
+#: The token with which a prompt ends says how many tokens its answer has; the last one of those is the end's.
+LENGTHS = {100 + count: count for count in range(1, 7)}
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Have the tiny model answer 50, 51, 52, …, and end where the prompt's last token says."""
+    real = pytorch.loading.load_model
+
+    def load_model(*given):
+        model = real(*given)
+        forward = model.forward
+        wanted = []
+        step = 0
+
+        @functools.wraps(forward)
+        def said(*args, **kwargs):
+            nonlocal wanted, step
+            output = forward(*args, **kwargs)
+            ids = kwargs["input_ids"]
+            if ids.shape[1] > 1:  # the prompts
+                wanted, step = [LENGTHS.get(last, 99) for last in ids[:, -1].tolist()], 0
+            step += 1
+            output.logits[:] = -30.0
+            for row, count in enumerate(wanted):
+                output.logits[row, -1, END if step == count else 49 + step] = 30.0
+            return output
+
+        model.forward = said
+        return model
+
+    monkeypatch.setattr(pytorch.loading, "load_model", load_model)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let time pass only as tokens come: the first after 10 s, each further one after 1 s."""
+    now = [0.0]
+
+    class Clock(pytorch._TokenClock):
+        def put(self, value):
+            if self._prompt_seen:
+                now[0] += 1.0 if self.times else 10.0
+            super().put(value)
+
+    monkeypatch.setattr(pytorch, "_TokenClock", Clock)
+    monkeypatch.setattr(pytorch.time, "perf_counter", lambda: now[0])
+
+
+def measured(tmp_path, prompts, **changes):
+    """Run an experiment of *prompts*, given as token ids, through files, batches and all."""
+    (tmp_path / "prompts.txt").write_text("x\n" * len(prompts))
+    rest = iter(prompts)
+    config = {**TINY, **GREEDY, "n": len(prompts), "dataset": "prompts.txt", **changes}
+    orchestrator = ExperimentOrchestrator(
+        ExperimentConfig.model_validate(config), context=EngineContext(), directory=tmp_path
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytorch.PyTorchEngine, "encode", lambda self, text: next(rest))
+        return orchestrator.run()
+
+
+def test_ends_at_different_steps_are_counted_exactly(tmp_path, scripted):
+    """Answers of 3, 1, 6 (its end is the sixth) and 6 tokens without an end, in one batch."""
+    prompts = [[5, 6, 103], [7, 8, 101], [9, 9, 106], [9, 9, 9]]
+    outcome = measured(tmp_path, prompts, measurement=NATURAL, pytorch={"batch_size": 4})
+    answers = [
+        [50, 51, END],
+        [END],
+        [50, 51, 52, 53, 54, END],
+        [50, 51, 52, 53, 54, 55],
+    ]
+    assert [one.output_ids for one in outcome.requests.passes[0]] == answers
+    tokens = outcome.result.tokens
+    assert (tokens.input_tokens, tokens.output_tokens, tokens.padding_waste) == (12, 3 + 1 + 6 + 6, 0.0)
+    text = ";".join(",".join(map(str, ids)) for ids in answers)
+    assert tokens.output_digest == hashlib.sha256(text.encode()).hexdigest()
+    metrics = {name: one.value for name, one in outcome.result.metrics.items()}
+    assert metrics["output_tokens_per_second"] == pytest.approx(16 / metrics["seconds"])
+    assert metrics["energy_per_output_token_j"] == pytest.approx(metrics["energy_j"] / 16)
+    assert metrics["energy_per_request_j"] == pytest.approx(metrics["energy_j"] / 4)
+
+
+def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path, scripted):
+    """The batch goes on for the longest answer; the others' rows are filled up with pad tokens."""
+    seen = []
+    real = pytorch.PyTorchEngine.requests
+
+    def requests(self, batch, generated):
+        seen.append(generated.sequences[:, batch.input_ids.shape[1] :].tolist())
+        return real(self, batch, generated)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytorch.PyTorchEngine, "requests", requests)
+        outcome = measured(tmp_path, [[5, 102], [5, 104]], measurement=NATURAL, pytorch={"batch_size": 2})
+    assert seen == [[[50, END, PAD, PAD], [50, 51, 52, END]]]
+    assert outcome.result.tokens.output_tokens == 2 + 4
+
+
+def test_a_fixed_length_runs_over_every_end(tmp_path, scripted):
+    outcome = measured(tmp_path, [[5, 102], [5, 104]], pytorch={"batch_size": 2})
+    assert [one.output_ids for one in outcome.requests.passes[0]] == [
+        [50, END, 52, 53, 54, 55],
+        [50, 51, 52, END, 54, 55],
+    ]
+    assert outcome.result.tokens.output_tokens == 12
+
+
+def test_unequal_prompts_are_counted_without_their_padding(tmp_path, scripted):
+    """Batches of 5 and 2 tokens (10 positions), and of 1 and 4 (8)."""
+    prompts = [[5, 6, 7, 8, 9], [5, 6], [5], [5, 6, 7, 8]]
+    outcome = measured(tmp_path, prompts, pytorch={"batch_size": 2})
+    tokens = outcome.result.tokens
+    assert (tokens.input_tokens, tokens.output_tokens) == (5 + 2 + 1 + 4, 4 * 6)
+    assert tokens.padding_waste == pytest.approx(1 - 12 / 18)
+    assert [one.input_tokens for one in outcome.requests.passes[0]] == [5, 2, 1, 4]
+    assert [[one.input_tokens for one in batch] for batch in outcome.requests.batches()] == [[5, 2], [1, 4]]
+
+
+def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path, scripted):
+    outcome = measured(tmp_path, [[5] * 12, [5] * 8, [5, 6]], pytorch={"batch_size": 3})
+    tokens = outcome.result.tokens
+    assert (tokens.input_tokens, tokens.truncated_prompts) == (8 + 8 + 2, 1)
+    assert tokens.padding_waste == pytest.approx(1 - 18 / 24)
+    assert "1 of 3 prompts were cut to max_input_tokens" in outcome.result.warnings
+
+
+def test_latencies_of_a_row_end_with_it(tmp_path, scripted, clock):
+    """The first token comes after 10 s, a further one every second; the rows end at 3, 1 and 6 tokens."""
+    prompts = [[5, 6, 103], [7, 8, 101], [9, 9, 106]]
+    outcome = measured(tmp_path, prompts, measurement=NATURAL, pytorch={"batch_size": 3})
+    requests = outcome.requests.passes[0]
+    assert [one.ttft_s for one in requests] == [10.0, 10.0, 10.0]
+    assert [list(one.itl_s) for one in requests] == [[1.0] * 2, [], [1.0] * 5]
+    assert [one.e2e_s for one in requests] == [12.0, 10.0, 15.0]
+    value = {name: one.value for name, one in outcome.result.metrics.items()}
+    assert (value["ttft_p50_ms"], value["ttft_p99_ms"]) == (10_000, 10_000)
+    assert (value["itl_p50_ms"], value["itl_p99_ms"]) == (1000, 1000)
+    # of 10, 12 and 15 s: the middle one, and 80 % of the way to the last
+    assert (value["e2e_p50_ms"], value["e2e_p90_ms"]) == (12_000, pytest.approx(14_400))
+    assert outcome.requests.to_csv().splitlines()[2] == "1,1,3,1,10000.0000,,10000.0000"
