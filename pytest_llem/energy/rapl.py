@@ -17,8 +17,8 @@ POWERCAP = Path("/sys/class/powercap")
 #: No package, nor its memory, draws more, in W. It tells how soon a counter could be round again.
 MOST_WATTS = {"cpu_package": 1000.0, "dram": 300.0}
 
-#: The counters are updated about this often, in s (Intel SDM, volume 3B, "Package RAPL Domain"), at no instant that
-#: could be waited for: an edge lies somewhere within.
+#: The counters are updated about this often, in s (Intel SDM, volume 3B, "Package RAPL Domain"), at no instant
+#: that could be waited for: an edge lies somewhere within.
 UPDATE_S = 0.001
 
 #: What a read may be late by on the clock, in s, before a counter is said to have risen faster than it can.
