@@ -95,7 +95,7 @@ def _on_gpus(config: ExperimentConfig, footprint: Footprint, host: Host) -> bool
 
 
 def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Footprint, host: Host) -> float:
-    """Return how long an experiment may take, in seconds, gap and start-up included.
+    """Return how long an experiment may take, in seconds, gap and start-up included, without the idle baselines.
 
     Warm-up and window are filled with whole batches and passes.
     """
@@ -107,12 +107,18 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
             runs = max(runs, config.warmup.window_size)
     warmup = max(runs * expected.batch, config.warmup.thermal_floor_seconds)
     passes = max(1, math.ceil(config.measurement.min_window_seconds / expected.one_pass))
-    measured = bool(host.gpus) and config.energy.backend is not None
-    baseline = config.baseline.duration_seconds if config.baseline.enabled and measured else 0.0
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
     loading = weight_bytes(config, footprint) / LOAD_RATE
-    return STARTUP_SECONDS + loading + warmup + baseline + passes * expected.one_pass + idle
+    return STARTUP_SECONDS + loading + warmup + passes * expected.one_pass + idle
+
+
+def baseline_seconds(config: ExperimentConfig, host: Host) -> float:
+    """Return how long the idle machine is measured for, in seconds, which the first cycle of a point does; 0 where
+    it is not. That there is a meter is known of GPUs alone.
+    """
+    measured = bool(host.gpus) and config.energy.backend not in (None, "estimate")
+    return config.baseline.duration_seconds if config.baseline.enabled and measured else 0.0
 
 
 def duration_text(total: float) -> str:
