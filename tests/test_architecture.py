@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "board": set(),
     "study": {"registry"},
     "results": {"study"},
-    "energy": {"registry", "results", "study"},
+    "energy": {"hardware", "registry", "results", "study"},
     "backends": {"study", "results"},
     "measurement": {"backends", "energy", "hardware", "registry", "results", "study"},
     "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
@@ -78,7 +78,7 @@ def test_no_room_imports_against_the_flow(room, name, path):
 def test_what_is_heavy_is_imported_late(room, name, path):
     heavy = {one.partition(".")[0] for one in _imports(path, at_load=True)} & HEAVY
     theirs = dict.fromkeys(("backends.pytorch", "backends.generation", "backends.loading"), HEAVY)
-    assert heavy <= {**theirs, "energy.nvml": {"pynvml"}}.get(name, set())
+    assert heavy <= theirs.get(name, set())
 
 
 def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):

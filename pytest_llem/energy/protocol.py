@@ -72,6 +72,8 @@ class DeviceReading:
         gain_error: By what share the counter may be off a wall meter, throughout; stated apart, since it cancels
             between two figures of one device.
         integral_j: The same from sampled power, where both are to be had: a check.
+        integral_reason: Why there is no ``integral_j`` beside a counter that it could check: the sampler failed,
+            or power cannot be read.
         conditions: What the device was like.
     """
 
@@ -85,6 +87,7 @@ class DeviceReading:
     uncertainty_j: float | None = None
     gain_error: float | None = None
     integral_j: float | None = None
+    integral_reason: str | None = None
     conditions: Conditions | None = None
 
     def __post_init__(self) -> None:

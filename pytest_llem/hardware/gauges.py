@@ -9,10 +9,7 @@ from typing import Any
 
 from pytest_llem.hardware.gpus import visible_handles
 from pytest_llem.hardware.nvml import Nvml
-
-#: A reading outside of these, in °C and in W, is none.
-_TEMPERATURES_C = (-40.0, 150.0)
-_POWERS_W = (0.0, 10_000.0)
+from pytest_llem.hardware.sensors import power_w, temperature_c
 
 
 @dataclass(frozen=True)
@@ -60,20 +57,9 @@ class Gauges:
         return {uuid: self._state(handle) for uuid, handle in self._handles.items()}
 
     def _state(self, handle: Any) -> GpuState:
-        ask, sensor = self._nvml.ask, self._nvml.constant("NVML_TEMPERATURE_GPU")
-        temperature = None
-        for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):  # old drivers have only the latter
-            if temperature is None:
-                temperature = ask(name, handle, sensor)
-        milliwatts = ask("nvmlDeviceGetPowerUsage", handle)
-        power = milliwatts / 1000 if milliwatts is not None else None
-        memory = ask("nvmlDeviceGetMemoryInfo", handle)
+        memory = self._nvml.ask("nvmlDeviceGetMemoryInfo", handle)
         return GpuState(
-            _plausible(temperature, *_TEMPERATURES_C),
-            _plausible(power, *_POWERS_W),
+            temperature_c(self._nvml, handle),
+            power_w(self._nvml, handle, "nvml_power_usage"),
             int(memory.used) if memory is not None else None,
         )
-
-
-def _plausible(value: float | None, least: float, most: float) -> float | None:
-    return float(value) if value is not None and least <= value <= most else None

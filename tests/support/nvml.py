@@ -41,31 +41,51 @@ def build(directory: Path) -> Path:
     return directory
 
 
+class Ramp(NamedTuple):
+    """A point that power reaches in a straight line from the one before it."""
+
+    at: float
+    watts: float
+
+
 @dataclass
 class Board:
     """A GPU.
 
     Attributes:
         uuid: Its identity.
-        power: From when on, in s since the start, it draws how many W.
+        power: From when on, in s since the start, it draws how many W; a :class:`Ramp` where it gets there slowly.
         more: The other lines of a device, as scripted_nvml.c names them.
         used_mb: From when on, in s since the start, how many MB of its memory are in use.
+        rules: Lines of a device of which there may be several with the same first word.
     """
 
     uuid: str
     power: list[tuple[float, float]]
     more: dict[str, str | float] = field(default_factory=dict)
     used_mb: list[tuple[float, float]] = field(default_factory=list)
+    rules: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        power = [f"power {t:.9f} {watts}" for t, watts in self.power]
+        power = [f"power {one[0]:.9f} {one[1]}{' ramp' * isinstance(one, Ramp)}" for one in self.power]
         used = [f"used_mb {t:.9f} {amount}" for t, amount in self.used_mb]
-        return [f"device {self.uuid}", *(f"{word} {value}" for word, value in self.more.items()), *power, *used]
+        more = (f"{word} {value}" for word, value in self.more.items())
+        return [f"device {self.uuid}", *more, *self.rules, *power, *used]
 
     def energy_j(self, a: float, b: float) -> float:
         """Return what it drew from *a* to *b*, in s since the start."""
-        spans = pairwise([*self.power, (math.inf, 0.0)])
-        return sum(watts * max(0.0, min(to, b) - max(since, a)) for (since, watts), (to, _) in spans)
+        total = 0.0
+        for now, then in pairwise([*self.power, (math.inf, 0.0)]):
+            since, to = max(now[0], a), min(then[0], b)
+            slope = (then[1] - now[1]) / (then[0] - now[0]) if isinstance(then, Ramp) else 0.0
+            if to > since:
+                total += (to - since) * (now[1] + slope * ((since + to) / 2 - now[0]))
+        return total
+
+    def tick_before(self, t: float) -> float:
+        """Return when its counter last ticked at *t*, both in s since the start."""
+        tick, phase = float(self.more["tick_ms"]) / 1000, float(self.more.get("phase_ms", 0)) / 1000
+        return math.floor((t - phase) / tick) * tick + phase
 
 
 class Call(NamedTuple):
@@ -81,12 +101,22 @@ class Call(NamedTuple):
 
 @dataclass
 class Script:
-    """What the boards do, at a path; :meth:`write` makes changes known, to running processes too."""
+    """What the boards do, at a path; :meth:`write` makes changes known, to running processes too.
+
+    Attributes:
+        path: Of its file.
+        boards: In NVML's order.
+        call_ms: How long a call takes.
+        driver: The driver's version.
+        rules: Other lines, as scripted_nvml.c names them, that hold for all boards.
+        start: t = 0 on the monotonic clock.
+    """
 
     path: Path
     boards: list[Board]
     call_ms: float = 0.0
     driver: str = "580.159.04"
+    rules: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
 
     @property
@@ -99,7 +129,7 @@ class Script:
 
     def write(self) -> None:
         lines = [f"start {self.start:.9f}", f"driver {self.driver}", f"call_ms {self.call_ms}"]
-        lines += [f"trace {self._trace}", *(line for board in self.boards for line in board.lines())]
+        lines += [f"trace {self._trace}", *self.rules, *(line for board in self.boards for line in board.lines())]
         fresh = self.path.with_suffix(".new")
         fresh.write_text("\n".join(lines) + "\n")
         fresh.replace(self.path)

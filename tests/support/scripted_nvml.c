@@ -7,15 +7,28 @@
  *     start 1234.5            t = 0, in seconds of CLOCK_MONOTONIC
  *     driver 580.00           what the driver calls itself
  *     call_ms 4               how long every call takes; default 0
+ *     takes nvmlInit 20       how long calls of this function take instead, in ms
+ *     fail nvmlInit 9         calls of this function give this nvmlReturn_t
  *     trace /tmp/trace        append every call to this file: seconds, pid, function, board, result, value
  *     device GPU-0123         a board, by UUID; the lines below are its own
  *       name Scripted
  *       tick_ms 100           the energy counter moves this often, on multiples of it since the start
+ *       phase_ms 30           and this much later than that
  *       counter_mj 5000       the energy counter at t = 0
  *       power 0 70            from t = 0 on it draws 70 W; at least one such line, in order of time
  *       power 2.5 300         from t = 2.5 on 300 W
+ *       power 4 700 ramp      up to t = 4 it went straight from there to 700 W
  *       temperature 0 35      from t = 0 on it is at 35 °C; more such lines as for power, none: it has no sensor
+ *       sm_clock 0 1980       MHz; likewise
+ *       memory_clock 0 2619   MHz; likewise
+ *       throttle power 0 0.5  from t = 0 on power holds its clocks down half of the time; likewise for each reason:
+ *                             power thermal sync_boost board_limit low_utilization reliability sw_thermal hw_thermal
+ *                             hw_power_brake
+ *       fail nvmlDeviceGetPowerUsage 3 from 2.5
+ *                             from t = 2.5 on (default: ever) this function gives this nvmlReturn_t for this board
+ *       fail 186 3            likewise a field value
  *       no_power_reading 1    it tells no power
+ *       averages 1            nvmlDeviceGetPowerUsage is the mean of the last second
  *       old_driver 1          it knows only the older of the two calls for the temperature
  *       power_limit_w 700
  *       memory_mb 80000
@@ -24,7 +37,7 @@
  *       capability 9.0        CUDA compute capability; default 9.0
  *       persistence 1
  *       mig 1
- *       no_counter 1          it has no energy counter
+ *       no_counter 1          it has no energy counter, being older than Volta
  *       reset_at 3.0          at t = 3 the energy counter starts again from 0
  *       lost_at 3.0           from t = 3 on it has fallen off the bus
  *
@@ -65,11 +78,41 @@ typedef struct {
     unsigned int version, sensor;
     int temperature;
 } nvmlTemperature_t;
+typedef struct {
+    unsigned long long referenceTime, violationTime;
+} nvmlViolationTime_t;
+typedef union {
+    double dVal;
+    unsigned int uiVal;
+    unsigned long long ullVal;
+} nvmlValue_t;
+typedef struct {
+    unsigned int fieldId, scopeId;
+    long long timestamp, latencyUsec;
+    int valueType;
+    nvmlReturn_t nvmlReturn;
+    nvmlValue_t value;
+} nvmlFieldValue_t;
+enum { NVML_VALUE_TYPE_UNSIGNED_INT = 1, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG = 3 };
+enum { NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2 };
+enum { NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83, NVML_FI_DEV_POWER_AVERAGE = 185, NVML_FI_DEV_POWER_INSTANT = 186 };
+enum { NVML_DEVICE_ARCH_PASCAL = 4, NVML_DEVICE_ARCH_HOPPER = 9 };
 
-enum { BOARDS = 16, SEGMENTS = 64, TEXT = 1024 };
+enum { BOARDS = 80, SEGMENTS = 32, RULES = 160, TEXT = 256 };
+
+/* Why a board may hold its clocks down: field values, the first six of which are also nvmlPerfPolicyType_t. */
+static const struct {
+    const char *word;
+    unsigned int field;
+} reasons[] = {
+    {"power", 74},       {"thermal", 75},     {"sync_boost", 76},  {"board_limit", 77},     {"low_utilization", 78},
+    {"reliability", 79}, {"sw_thermal", 269}, {"hw_thermal", 270}, {"hw_power_brake", 271},
+};
+enum { REASONS = sizeof reasons / sizeof *reasons, POLICIES = 6 };
 
 typedef struct {
     double from_s, value;
+    int ramp; /* it was reached in a straight line from the one before */
 } Segment;
 
 typedef struct {
@@ -79,17 +122,25 @@ typedef struct {
 
 typedef struct Board {
     char uuid[TEXT], name[TEXT];
-    double tick_ms, counter_mj, power_limit_w, memory_mb, reset_at, lost_at;
-    double persistence, mig, no_counter, no_power_reading, old_driver, no_memory, capability;
-    Course watts, celsius, used_mb;
+    double tick_ms, phase_ms, counter_mj, power_limit_w, memory_mb, reset_at, lost_at;
+    double persistence, mig, no_counter, no_power_reading, averages, old_driver, no_memory, capability;
+    Course watts, celsius, used_mb, sm_clock, memory_clock, throttle[REASONS];
 } Board;
 typedef Board *nvmlDevice_t;
+
+/* Of a function, or a field value by its number: what it gives, or how long it takes. */
+typedef struct {
+    char function[64];
+    Board *board; /* NULL: any */
+    double value, from_s;
+} Rule;
 
 static struct {
     double start, call_ms;
     char driver[TEXT], trace[TEXT];
     Board boards[BOARDS];
-    int n_boards;
+    Rule fails[RULES], takes[RULES];
+    int n_boards, n_fails, n_takes;
 } script;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -118,7 +169,30 @@ static double clock_s(void) {
 static void add_segment(Course *course, const char *word, const char *value) {
     if (course->n == SEGMENTS) give_up("more than %d lines of %s", SEGMENTS, word);
     Segment *segment = &course->segments[course->n++];
-    if (sscanf(value, "%lf %lf", &segment->from_s, &segment->value) != 2) give_up("%s %s", word, value);
+    char ramp[8] = "";
+    if (sscanf(value, "%lf %lf %7s", &segment->from_s, &segment->value, ramp) < 2) give_up("%s %s", word, value);
+    segment->ramp = !strcmp(ramp, "ramp");
+    if (segment->ramp && course->n == 1) give_up("%s ramps up from nowhere", word);
+}
+
+static void add_rule(Rule *rules, int *n, Board *board, const char *word, const char *value) {
+    if (*n == RULES) give_up("more than %d lines of %s", RULES, word);
+    Rule *rule = &rules[(*n)++];
+    rule->board = board;
+    rule->from_s = -INFINITY;
+    if (sscanf(value, "%63s %lf from %lf", rule->function, &rule->value, &rule->from_s) < 2)
+        give_up("%s %s", word, value);
+}
+
+static void add_throttle(Board *board, const char *value) {
+    for (int i = 0; i < REASONS; i++) {
+        size_t length = strlen(reasons[i].word);
+        if (!strncmp(value, reasons[i].word, length) && value[length] == ' ') {
+            add_segment(&board->throttle[i], "throttle", value + length);
+            return;
+        }
+    }
+    give_up("throttle %s", value);
 }
 
 static void read_line(const char *word, const char *value) {
@@ -130,6 +204,10 @@ static void read_line(const char *word, const char *value) {
         snprintf(script.driver, TEXT, "%s", value);
     } else if (!strcmp(word, "call_ms")) {
         script.call_ms = number;
+    } else if (!strcmp(word, "fail")) {
+        add_rule(script.fails, &script.n_fails, board, word, value);
+    } else if (!strcmp(word, "takes")) {
+        add_rule(script.takes, &script.n_takes, board, word, value);
     } else if (!strcmp(word, "trace")) {
         snprintf(script.trace, TEXT, "%s", value);
     } else if (!strcmp(word, "device")) {
@@ -151,16 +229,23 @@ static void read_line(const char *word, const char *value) {
         add_segment(&board->celsius, word, value);
     } else if (!strcmp(word, "used_mb")) {
         add_segment(&board->used_mb, word, value);
+    } else if (!strcmp(word, "sm_clock")) {
+        add_segment(&board->sm_clock, word, value);
+    } else if (!strcmp(word, "memory_clock")) {
+        add_segment(&board->memory_clock, word, value);
+    } else if (!strcmp(word, "throttle")) {
+        add_throttle(board, value);
     } else {
         const struct {
             const char *word;
             double *field;
         } numbers[] = {
-            {"tick_ms", &board->tick_ms},         {"counter_mj", &board->counter_mj},
-            {"reset_at", &board->reset_at},       {"lost_at", &board->lost_at},
-            {"memory_mb", &board->memory_mb},     {"power_limit_w", &board->power_limit_w},
-            {"persistence", &board->persistence}, {"mig", &board->mig},
-            {"no_counter", &board->no_counter},   {"no_power_reading", &board->no_power_reading},
+            {"tick_ms", &board->tick_ms},         {"phase_ms", &board->phase_ms},
+            {"counter_mj", &board->counter_mj},   {"reset_at", &board->reset_at},
+            {"lost_at", &board->lost_at},         {"memory_mb", &board->memory_mb},
+            {"persistence", &board->persistence}, {"power_limit_w", &board->power_limit_w},
+            {"mig", &board->mig},                 {"no_counter", &board->no_counter},
+            {"averages", &board->averages},       {"no_power_reading", &board->no_power_reading},
             {"old_driver", &board->old_driver},   {"no_memory", &board->no_memory},
             {"capability", &board->capability},
         };
@@ -198,35 +283,44 @@ static void read_script(void) {
 
 /* ---- physics ---- */
 
-/* Energy in J that a board drew from t = a to t = b. */
-static double energy_j(const Board *board, double a, double b) {
+/* What a course is at, at t; whether it has begun. */
+static int at(const Course *course, double t, double *value) {
+    int begun = 0;
+    for (int i = 0; i < course->n && course->segments[i].from_s <= t; i++) {
+        const Segment *now = &course->segments[i], *next = i + 1 < course->n ? now + 1 : NULL;
+        *value = now->value;
+        if (next && next->ramp && t < next->from_s)
+            *value += (next->value - now->value) * (t - now->from_s) / (next->from_s - now->from_s);
+        begun = 1;
+    }
+    return begun;
+}
+
+/* The integral of a course from t = a to t = b. */
+static double integral(const Course *course, double a, double b) {
     double sum = 0;
-    const Course *course = &board->watts;
     for (int i = 0; i < course->n; i++) {
-        double from = course->segments[i].from_s;
-        double to = i + 1 < course->n ? course->segments[i + 1].from_s : INFINITY;
-        from = from > a ? from : a;
-        to = to < b ? to : b;
-        if (to > from) sum += (to - from) * course->segments[i].value;
+        const Segment *now = &course->segments[i], *next = i + 1 < course->n ? now + 1 : NULL;
+        double from = fmax(now->from_s, a), to = next ? fmin(next->from_s, b) : b;
+        double slope = next && next->ramp ? (next->value - now->value) / (next->from_s - now->from_s) : 0;
+        if (to > from) sum += (to - from) * (now->value + slope * ((from + to) / 2 - now->from_s));
     }
     return sum;
 }
 
 static unsigned long long counter_mj(const Board *board, double t) {
-    double tick_s = board->tick_ms / 1000;
-    double ticked = floor(t / tick_s) * tick_s;
-    if (t < board->reset_at) return (unsigned long long)(board->counter_mj + 1000 * energy_j(board, 0, ticked));
-    return (unsigned long long)(1000 * energy_j(board, board->reset_at, ticked));
+    double tick_s = board->tick_ms / 1000, phase_s = board->phase_ms / 1000;
+    double ticked = floor((t - phase_s) / tick_s) * tick_s + phase_s;
+    if (t < board->reset_at)
+        return (unsigned long long)(board->counter_mj + 1000 * integral(&board->watts, 0, ticked));
+    return (unsigned long long)(1000 * integral(&board->watts, board->reset_at, ticked));
 }
 
-/* What a course is at, at t; whether it has begun. */
-static int at(const Course *course, double t, double *value) {
-    int begun = 0;
-    for (int i = 0; i < course->n && course->segments[i].from_s <= t; i++) {
-        *value = course->segments[i].value;
-        begun = 1;
-    }
-    return begun;
+/* Power over the second before t. */
+static int mean(const Board *board, double t, double *watts) {
+    if (t < 1) return at(&board->watts, t, watts);
+    *watts = integral(&board->watts, t - 1, t);
+    return board->watts.n > 0;
 }
 
 /* ---- calls ---- */
@@ -240,27 +334,44 @@ static void trace(const char *function, nvmlDevice_t device, nvmlReturn_t result
     fclose(file);
 }
 
-static void call(void) {
+/* The rule for a function, or NULL. */
+static const Rule *ruled(const Rule *rules, int n, const char *function, const Board *board) {
+    for (int i = 0; i < n; i++)
+        if (!strcmp(rules[i].function, function) && (!rules[i].board || rules[i].board == board) &&
+            clock_s() - script.start >= rules[i].from_s)
+            return &rules[i];
+    return NULL;
+}
+
+static nvmlReturn_t failure(const char *function, const Board *board) {
+    const Rule *rule = ruled(script.fails, script.n_fails, function, board);
+    return rule ? (nvmlReturn_t)rule->value : NVML_SUCCESS;
+}
+
+static void call(const char *function, const Board *board) {
     pthread_mutex_lock(&lock);
     read_script();
-    struct timespec pause = {(time_t)(script.call_ms / 1000), (long)(fmod(script.call_ms, 1000) * 1e6)};
+    const Rule *rule = ruled(script.takes, script.n_takes, function, board);
+    double ms = rule ? rule->value : script.call_ms;
+    struct timespec pause = {(time_t)(ms / 1000), (long)(fmod(ms, 1000) * 1e6)};
     nanosleep(&pause, NULL);
     asked = clock_s();
 }
 
 /* Whether a board can answer at all. */
-static nvmlReturn_t answering(nvmlDevice_t device) {
+static nvmlReturn_t answering(const char *function, nvmlDevice_t device) {
     if (!users) return NVML_ERROR_UNINITIALIZED;
     if (device < script.boards || device >= script.boards + script.n_boards) return NVML_ERROR_INVALID_ARGUMENT;
-    return asked - script.start < device->lost_at ? NVML_SUCCESS : NVML_ERROR_GPU_IS_LOST;
+    if (asked - script.start >= device->lost_at) return NVML_ERROR_GPU_IS_LOST;
+    return failure(function, device);
 }
 
 /* What stands between is done for a board that answers; it may change result, and value is traced. */
 #define ENTER(device)                                                                                                 \
-    call();                                                                                                           \
     nvmlDevice_t entered = (device);                                                                                  \
+    call(__func__, entered);                                                                                          \
     unsigned long long value = 0;                                                                                     \
-    nvmlReturn_t result = answering(entered);                                                                         \
+    nvmlReturn_t result = answering(__func__, entered);                                                               \
     if (result == NVML_SUCCESS) {
 #define LEAVE                                                                                                         \
     }                                                                                                                 \
@@ -274,11 +385,12 @@ static nvmlReturn_t put(char *buffer, unsigned int length, const char *text) {
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     (void)flags;
-    call();
-    users++;
-    trace("nvmlInit", NULL, NVML_SUCCESS, (unsigned long long)users);
+    call("nvmlInit", NULL);
+    nvmlReturn_t result = failure("nvmlInit", NULL);
+    if (result == NVML_SUCCESS) users++;
+    trace("nvmlInit", NULL, result, (unsigned long long)users);
     pthread_mutex_unlock(&lock);
-    return NVML_SUCCESS;
+    return result;
 }
 
 nvmlReturn_t nvmlInit_v2(void) {
@@ -286,7 +398,7 @@ nvmlReturn_t nvmlInit_v2(void) {
 }
 
 nvmlReturn_t nvmlShutdown(void) {
-    call();
+    call(__func__, NULL);
     nvmlReturn_t result = users ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
     if (users) users--;
     trace("nvmlShutdown", NULL, result, (unsigned long long)users);
@@ -294,22 +406,14 @@ nvmlReturn_t nvmlShutdown(void) {
     return result;
 }
 
-const char *nvmlErrorString(nvmlReturn_t result) {
-    switch (result) {
-    case NVML_SUCCESS: return "Success";
-    case NVML_ERROR_UNINITIALIZED: return "Uninitialized";
-    case NVML_ERROR_INVALID_ARGUMENT: return "Invalid Argument";
-    case NVML_ERROR_NOT_SUPPORTED: return "Not Supported";
-    case NVML_ERROR_NOT_FOUND: return "Not Found";
-    case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
-    case NVML_ERROR_FUNCTION_NOT_FOUND: return "Function Not Found";
-    case NVML_ERROR_GPU_IS_LOST: return "GPU is lost";
-    default: return "Unknown Error";
-    }
+const char *nvmlErrorString(nvmlReturn_t result) { /* nvidia-ml-py has words of its own for most */
+    static char text[32];
+    snprintf(text, sizeof text, "Scripted error %d", result);
+    return text;
 }
 
 nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) {
-    call();
+    call(__func__, NULL);
     nvmlReturn_t result = users ? put(version, length, script.driver) : NVML_ERROR_UNINITIALIZED;
     trace(__func__, NULL, result, 0);
     pthread_mutex_unlock(&lock);
@@ -317,12 +421,12 @@ nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) {
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
-    call();
+    call(__func__, NULL);
     nvmlReturn_t result = users ? NVML_ERROR_NOT_FOUND : NVML_ERROR_UNINITIALIZED;
     for (int i = 0; users && i < script.n_boards; i++) {
         if (!strcmp(script.boards[i].uuid, uuid)) {
             *device = &script.boards[i]; /* good for the next script too: boards keep their places */
-            result = answering(*device);
+            result = answering(__func__, *device);
         }
     }
     trace(__func__, NULL, result, 0);
@@ -331,7 +435,7 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
 }
 
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) {
-    call();
+    call(__func__, NULL);
     *count = (unsigned int)script.n_boards;
     nvmlReturn_t result = users ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
     trace(__func__, NULL, result, *count);
@@ -340,9 +444,9 @@ nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) {
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
-    call();
+    call(__func__, NULL);
     *device = &script.boards[index < BOARDS ? index : 0];
-    nvmlReturn_t result = index < (unsigned int)script.n_boards ? answering(*device) : NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = index < (unsigned int)script.n_boards ? answering(__func__, *device) : NVML_ERROR_INVALID_ARGUMENT;
     trace(__func__, NULL, result, index);
     pthread_mutex_unlock(&lock);
     return result;
@@ -357,7 +461,9 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwatts) {
     ENTER(device)
     double watts = 0;
-    if (device->no_power_reading || !at(&device->watts, asked - script.start, &watts))
+    int told = (device->averages ? mean(device, asked - script.start, &watts)
+                                 : at(&device->watts, asked - script.start, &watts));
+    if (device->no_power_reading || !told)
         result = NVML_ERROR_NOT_SUPPORTED;
     else
         *milliwatts = value = (unsigned int)(watts * 1000);
@@ -441,5 +547,77 @@ nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major,
 nvmlReturn_t nvmlDeviceGetPersistenceMode(nvmlDevice_t device, int *mode) {
     ENTER(device)
     *mode = device->persistence != 0;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, int type, unsigned int *mhz) {
+    ENTER(device)
+    double clock = 0;
+    if (type != NVML_CLOCK_SM && type != NVML_CLOCK_MEM)
+        result = NVML_ERROR_INVALID_ARGUMENT;
+    else if (!at(type == NVML_CLOCK_SM ? &device->sm_clock : &device->memory_clock, asked - script.start, &clock))
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else
+        *mhz = value = (unsigned int)clock;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, int policy, nvmlViolationTime_t *time) {
+    ENTER(device)
+    if (policy < 0 || policy >= POLICIES) {
+        result = NVML_ERROR_INVALID_ARGUMENT;
+    } else if (!device->throttle[policy].n) {
+        result = NVML_ERROR_NOT_SUPPORTED;
+    } else {
+        time->referenceTime = (unsigned long long)(asked * 1e6);
+        time->violationTime = value =
+            (unsigned long long)(1e9 * integral(&device->throttle[policy], 0, asked - script.start));
+    }
+    LEAVE
+}
+
+/* A field value at t. */
+static nvmlReturn_t field(const Board *board, double t, nvmlFieldValue_t *one) {
+    char number[16];
+    snprintf(number, sizeof number, "%u", one->fieldId);
+    nvmlReturn_t failed = failure(number, board);
+    if (failed != NVML_SUCCESS) return failed;
+    double watts = 0;
+    one->valueType = NVML_VALUE_TYPE_UNSIGNED_LONG_LONG;
+    switch (one->fieldId) {
+    case NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
+        one->value.ullVal = counter_mj(board, t);
+        return board->no_counter ? NVML_ERROR_NOT_SUPPORTED : NVML_SUCCESS;
+    case NVML_FI_DEV_POWER_INSTANT:
+    case NVML_FI_DEV_POWER_AVERAGE:
+        if (board->no_power_reading || one->scopeId) return NVML_ERROR_NOT_SUPPORTED; /* not the memory's */
+        if (!(one->fieldId == NVML_FI_DEV_POWER_INSTANT ? at(&board->watts, t, &watts) : mean(board, t, &watts)))
+            return NVML_ERROR_NOT_SUPPORTED;
+        one->valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
+        one->value.uiVal = (unsigned int)(watts * 1000);
+        return NVML_SUCCESS;
+    }
+    for (int i = 0; i < REASONS; i++) {
+        if (one->fieldId == reasons[i].field && board->throttle[i].n) {
+            one->value.ullVal = (unsigned long long)(1e9 * integral(&board->throttle[i], 0, t));
+            return NVML_SUCCESS;
+        }
+    }
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
+nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int n, nvmlFieldValue_t *values) {
+    ENTER(device)
+    for (int i = 0; i < n; i++) {
+        values[i].timestamp = (long long)(asked * 1e6);
+        values[i].nvmlReturn = field(device, asked - script.start, &values[i]);
+    }
+    value = (unsigned long long)n;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *architecture) {
+    ENTER(device)
+    *architecture = value = device->no_counter ? NVML_DEVICE_ARCH_PASCAL : NVML_DEVICE_ARCH_HOPPER;
     LEAVE
 }

@@ -1,0 +1,75 @@
+"""What a GPU was like over a window: looks at both of its edges, and samples between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from pytest_llem.energy.power import Power
+from pytest_llem.energy.protocol import Conditions, PowerSample
+from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.hardware.sensors import PowerSource, power_w, temperature_c, throttled_ns
+
+
+@dataclass(frozen=True)
+class Look:
+    """A GPU at an edge of a window. What it does not tell is None.
+
+    Attributes:
+        power: What it draws.
+        temperature_c: In °C.
+        throttled_ns: For how long it has held its clocks down so far, by reason.
+    """
+
+    power: Power | None
+    temperature_c: float | None
+    throttled_ns: Mapping[str, int]
+
+
+def look(nvml: Nvml, handle: Any, source: PowerSource | None) -> Look:
+    """Look at a board, through what tells its power."""
+    began = time.monotonic()
+    watts = power_w(nvml, handle, source) if source else None
+    power = Power((began + time.monotonic()) / 2, watts) if watts is not None else None
+    return Look(power, temperature_c(nvml, handle), throttled_ns(nvml, handle))
+
+
+def conditions(before: Look, after: Look, samples: Sequence[PowerSample] | None) -> Conditions:
+    """Return what a GPU was like.
+
+    Args:
+        before: As the window began.
+        after: As it ended.
+        samples: From within; None where there was no sampler all along, and no peak or mean is known.
+    """
+    sampled = samples or ()
+    known = [
+        temperature
+        for temperature in (
+            before.temperature_c,
+            *(sample.temperature_c for sample in sampled),
+            after.temperature_c,
+        )
+        if temperature is not None
+    ]
+    grown = {
+        reason: (nanoseconds - before.throttled_ns[reason]) / 1e9
+        for reason, nanoseconds in after.throttled_ns.items()
+        if nanoseconds >= before.throttled_ns.get(reason, nanoseconds + 1)  # or it was reset
+    }
+    return Conditions(
+        before.temperature_c,
+        after.temperature_c,
+        max(known) if known and samples is not None else None,
+        _mean(sample.sm_clock_mhz for sample in sampled),
+        _mean(sample.memory_clock_mhz for sample in sampled),
+        grown or None,
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,79 @@
+"""Energy from sampled power."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+#: Nothing is known of a longer time without a sample, in s: ten samples are missing by then.
+LONGEST_GAP_S = 1.0
+
+
+class Power(NamedTuple):
+    """Power at an instant of the monotonic clock: in s, and in W."""
+
+    at: float
+    watts: float
+
+
+class NoIntegralError(Exception):
+    """The samples do not tell; the message says why."""
+
+
+class Integral(NamedTuple):
+    """Energy over a window in J, and its standard uncertainty (k = 1) that comes of looking only now and then."""
+
+    energy_j: float
+    uncertainty_j: float
+
+
+def integrate(samples: Sequence[Power], began: float, ended: float) -> Integral:
+    """Return the energy from *began* to *ended*, by the trapezoidal rule.
+
+    Between two samples power is taken to go straight from one to the other; samples outside the window serve for
+    that as well. Before the first and after the last one it is taken to be as they are: a constant 70 W is 700 J
+    in 10 s however the samples lie.
+
+    The uncertainty is that of both edges, each known to no better than the mean time Δ between samples, as for a
+    counter's ticks, and of every step between two samples, which may have come anywhere between them:
+    u² = 2·(P·Δ)²/12 + Σ(ΔP·Δt)²/12, P being the mean power.
+
+    Args:
+        samples: In order of time.
+        began: On the monotonic clock, in s.
+        ended: Likewise, and later.
+
+    Raises:
+        NoIntegralError: There are fewer than two samples, or none for :data:`LONGEST_GAP_S`.
+    """
+    first = max(bisect_right(samples, began, key=_at) - 1, 0)  # the last one that is not after the edge
+    last = bisect_left(samples, ended, key=_at) + 1
+    known = samples[first:last]
+    if len(known) < 2:
+        raise NoIntegralError(f"{len(known)} samples of power in {ended - began:.1f} s")
+    gap = max(*(b.at - a.at for a, b in pairwise(known)), known[0].at - began, ended - known[-1].at)
+    if gap > LONGEST_GAP_S:
+        raise NoIntegralError(f"no sample of power for {gap:.1f} s")
+    inside = [began, *(one.at for one in known if began < one.at < ended), ended]
+    course = [Power(at, _watts(known, at)) for at in inside]
+    energy_j = sum((b.at - a.at) * (a.watts + b.watts) / 2 for a, b in pairwise(course))
+    interval = (known[-1].at - known[0].at) / (len(known) - 1)
+    edges = 2 * (energy_j / (ended - began) * interval) ** 2
+    steps = sum(((b.watts - a.watts) * (b.at - a.at)) ** 2 for a, b in pairwise(known))
+    return Integral(energy_j, math.sqrt((edges + steps) / 12))
+
+
+def _at(sample: Power) -> float:
+    return sample.at
+
+
+def _watts(samples: Sequence[Power], at: float) -> float:
+    """Return the power at an instant: on the straight line between two samples, or as the nearest."""
+    after = bisect_left(samples, at, key=_at)
+    if after in (0, len(samples)):
+        return samples[min(after, len(samples) - 1)].watts
+    a, b = samples[after - 1], samples[after]
+    return a.watts + (b.watts - a.watts) * (at - a.at) / (b.at - a.at)

@@ -1,0 +1,96 @@
+"""What one GPU tells of itself through NVML: power, temperature, clocks, and for how long these were held down.
+
+What it does not tell, or what cannot be, is None.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pytest_llem.hardware.nvml import Nvml
+
+PowerSource = Literal["nvml_power_instant", "nvml_power_average", "nvml_power_usage"]
+
+#: Field values, ``NVML_FI_DEV_POWER_…``, in mW; the best first.
+_POWER_FIELDS: dict[PowerSource, int] = {"nvml_power_instant": 186, "nvml_power_average": 185}
+
+#: Field values by reason, ``NVML_FI_DEV_PERF_POLICY_…`` and ``NVML_FI_DEV_CLOCKS_EVENT_REASON_…``: cumulative
+#: counters in ns (on an H100 under its power limit "power" grew by 8.00e9 in 8.0 s). Low utilisation, 78, is no
+#: throttling.
+_THROTTLE_FIELDS = {
+    "power": 74,
+    "thermal": 75,
+    "sync_boost": 76,
+    "board_limit": 77,
+    "reliability": 79,
+    "sw_thermal": 269,
+    "hw_thermal": 270,
+    "hw_power_brake": 271,
+}
+
+#: The same by ``nvmlPerfPolicyType_t``, for drivers that lack those field values.
+_VIOLATIONS = {"power": 0, "thermal": 1, "sync_boost": 2, "board_limit": 3, "reliability": 5}
+
+#: A reading outside of these, in °C and in W, is none. No board that is on draws nothing.
+_TEMPERATURES_C = (-40.0, 150.0)
+_POWERS_W = (0.001, 10_000.0)
+
+
+def power_source(nvml: Nvml, handle: Any) -> PowerSource | None:
+    """Return the best of what tells a board's power; None where nothing does."""
+    told = nvml.fields(handle, *_POWER_FIELDS.values())
+    sources: list[PowerSource] = [source for source, field in _POWER_FIELDS.items() if told.get(field)]
+    if not sources and power_w(nvml, handle, "nvml_power_usage") is not None:
+        sources.append("nvml_power_usage")
+    return sources[0] if sources else None
+
+
+def power_w(nvml: Nvml, handle: Any, source: PowerSource) -> float | None:
+    """Return the power that a board draws, in W.
+
+    Args:
+        nvml: Open.
+        handle: The board.
+        source: The power now, averaged over a second, or ``nvmlDeviceGetPowerUsage``, which is the former up to
+            Volta and on GA100, and the latter on other boards since Ampere.
+    """
+    field = _POWER_FIELDS.get(source)
+    if field is None:
+        milliwatts = nvml.ask("nvmlDeviceGetPowerUsage", handle)
+    else:
+        milliwatts = nvml.fields(handle, field).get(field)
+    return _plausible(milliwatts / 1000, *_POWERS_W) if milliwatts is not None else None
+
+
+def temperature_c(nvml: Nvml, handle: Any) -> float | None:
+    """Return the temperature of a board's processor, in °C."""
+    sensor = nvml.constant("NVML_TEMPERATURE_GPU")
+    for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):  # old drivers have only the latter
+        temperature = nvml.ask(name, handle, sensor)
+        if temperature is not None:
+            return _plausible(temperature, *_TEMPERATURES_C)
+    return None
+
+
+def clocks_mhz(nvml: Nvml, handle: Any) -> tuple[float | None, float | None]:
+    """Return the clocks of a board's processors and of its memory, in MHz."""
+    kinds = ("NVML_CLOCK_SM", "NVML_CLOCK_MEM")
+    processors, memory = (nvml.ask("nvmlDeviceGetClockInfo", handle, nvml.constant(kind)) for kind in kinds)
+    return processors, memory
+
+
+def throttled_ns(nvml: Nvml, handle: Any) -> dict[str, int]:
+    """Return for how long a board has held its clocks down so far, in ns by reason: those that it counts."""
+    # The first drivers 575 and 580 have settings of 32 bits under the last three ids.
+    told = nvml.fields(handle, *_THROTTLE_FIELDS.values(), held_in="ullVal")
+    counted = {reason: told[field] for reason, field in _THROTTLE_FIELDS.items() if field in told}
+    if not counted:
+        for reason, policy in _VIOLATIONS.items():
+            violation = nvml.ask("nvmlDeviceGetViolationStatus", handle, policy)
+            if violation is not None:
+                counted[reason] = violation.violationTime
+    return {reason: int(value) for reason, value in counted.items()}
+
+
+def _plausible(value: float, least: float, most: float) -> float | None:
+    return float(value) if least <= value <= most else None
