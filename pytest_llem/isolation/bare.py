@@ -74,10 +74,7 @@ def measure_bare(
 
 def _meter(name: str) -> Meter:
     kind = registry.load(registry.METERS, name)
-    try:
-        meter: Meter = kind(sampler=False) if name == "nvml" else kind()
-    except TypeError:  # it has none to leave out
-        meter = kind()
+    meter: Meter = kind(sampler=False) if name == "nvml" else kind()
     return meter
 
 
