@@ -93,7 +93,7 @@ class Gaps:
                     return GapRecord(seconds=waited, reason="target")
                 if waited >= LONGEST_S:
                     return GapRecord(seconds=waited, reason="timeout")
-                tell(f"cooling down, {waited:.0f} s ({self._obstacle(now, waited)})")
+                tell(f"cooling down, {int(waited)} s ({self._obstacle(now, waited)})")
                 self.sleep(min(POLL_S, LONGEST_S - waited))
 
     def _is_settled(self, now: Look) -> bool:
