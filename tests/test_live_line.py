@@ -105,7 +105,7 @@ def test_ctrl_c_takes_it_away(pytester, write_study, run):
 
 
 def _told(gap, *states, at_least=0.0):
-    """Return what is told of a gap on a host whose GPU goes through these states, one a second; None: it is away."""
+    """Return what is told of a gap on a host whose GPU is like this, second by second; None: it is away."""
     now, told = [0.0], []
 
     def sleep(seconds):
