@@ -1,4 +1,4 @@
-"""What the recorder tells the processes that run experiments."""
+"""What the recorder tells the processes that run experiments, and these each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ STOPPED, REPLAYED = "stopped", "replayed"
 
 
 class Board:
-    """Notices by study and topic, put up by the one who records and read by those who run.
+    """Notices by study and topic, put up by the one who records and read by those who run; what is known of the
+    idle machine is put up by these, under names of its own.
 
     In a session of one process they stay in memory. Under xdist controller and workers share a folder, which is
     made with the first notice.

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "energy": {"hardware", "registry", "results", "study"},
     "backends": {"study", "results"},
     "measurement": {"backends", "energy", "hardware", "registry", "results", "study"},
-    "isolation": {"measurement", "backends", "hardware", "registry", "results", "study"},
+    "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
     "options": {"board", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
     "collection": {"board", "hardware", "isolation", "options", "planning", "results", "study"},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
+from datetime import UTC, datetime
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +16,17 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
-from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
-from pytest_llem.measurement.window import Window
+from pytest_llem.measurement.baseline import PARTS, baseline_metrics, measure_baseline
+from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import BaselineRecord, ExperimentResult
 from pytest_llem.study.config import BaselineConfig
 from tests.conftest import NOOP_STUDY
+from tests.support import nvml
 from tests.support.powercap import Powercap
 
 #: Shorter than a study may have it.
 SHORT = BaselineConfig.model_construct(enabled=True, duration_seconds=0.2)
-MEASURED = Total(1.0, "measured", "rapl_package", "cpu_package")
+MEASURED = Total(1.0, "measured", "rapl_package", "cpu_package", devices=("package-0",))
 
 
 class Engine:
@@ -38,10 +43,10 @@ class Engine:
 
 
 class Meter:
-    """Reads a constant power."""
+    """Reads a constant power, or one after the other, over parts of equal length."""
 
     def __init__(self, log, watts=50.0, **device):
-        self.log, self.watts = log, watts
+        self.log, self.watts = log, cycle(watts if isinstance(watts, list) else [watts])
         self.device = {"boundary": "cpu_package", "method": "measured", "source": "rapl_package", **device}
 
     def begin(self):
@@ -50,29 +55,40 @@ class Meter:
 
     def end(self):
         self.log.append("end")
-        seconds = time.monotonic() - self.began
-        energy_j = None if self.watts is None else self.watts * seconds
-        return Reading((DeviceReading("package-0", energy_j=energy_j, **self.device),), seconds)
+        watts = next(self.watts)
+        assert time.monotonic() - self.began >= SHORT.duration_seconds / PARTS
+        energy_j = None if watts is None else watts * 2.0
+        return Reading((DeviceReading("package-0", energy_j=energy_j, **self.device),), 2.0)
 
     def close(self):
         pass
 
 
-def baseline(meter: Any = None, loading: Total = MEASURED, config: BaselineConfig = SHORT, **device: Any):
+def baseline(
+    meter: Any = None,
+    loading: Total = MEASURED,
+    config: BaselineConfig = SHORT,
+    known: BaselineRecord | None = None,
+    **device: Any,
+):
     engine = Engine()
     meter = Meter(engine.log, **device) if meter is None else meter
     meters = Meters({"one": meter} if meter else {})
-    record = measure_baseline(engine, "b", meters, loading, config, on_idle=partial(engine.log.append, "idle"))
+    on_idle = partial(engine.log.append, "idle")
+    record = measure_baseline(engine, "b", meters, loading, config, known=known, on_idle=on_idle)
     return record, engine.log
 
 
 def test_it_is_measured_after_one_batch_with_nothing_running():
     record, log = baseline()
     assert record.idle_context_w == pytest.approx(50.0)
-    assert record.seconds >= 0.2
+    assert record.seconds == 10
+    assert record.devices == ["package-0"]
+    assert record.age_seconds == 0
+    assert (datetime.now(UTC) - datetime.fromisoformat(record.measured_at)).total_seconds() < 60
     assert (record.method, record.source, record.boundary) == ("measured", "rapl_package", "cpu_package")
     assert record.reason is None
-    assert log == ["generate b", "synchronize", "idle", "begin", "end"]
+    assert log == ["generate b", "synchronize", "idle", *["begin", "end"] * 5], "in parts, back to back"
 
 
 def test_a_sampling_meter_measures_too():
@@ -117,6 +133,74 @@ def test_a_counter_that_fails_leaves_none():
     assert "GPU is lost" in record.reason
 
 
+def test_one_part_that_fails_leaves_none():
+    record, _ = baseline(watts=[50.0, 50.0, None, 50.0, 50.0], reason="GPU is lost")
+    assert (record.idle_context_w, record.uncertainty_w, record.age_seconds) == (None, None, None)
+    assert "GPU is lost" in record.reason
+
+
+PARTS_W = [49.0, 51.0, 50.5, 52.0, 48.0]
+
+
+@pytest.mark.parametrize("edges_j", [None, 0.0, 3.0])
+def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j):
+    record, _ = baseline(watts=PARTS_W, uncertainty_j=edges_j)
+    assert record.idle_context_w == pytest.approx(50.1)
+    scatter = statistics.stdev(PARTS_W) / math.sqrt(5)
+    reading = math.sqrt(5) * (edges_j or 0) / 10
+    assert record.uncertainty_w == pytest.approx(math.hypot(scatter, reading))
+
+
+# ---- that of an earlier cycle ----
+
+EARLIER = BaselineRecord(
+    idle_context_w=48.0,
+    uncertainty_w=0.5,
+    seconds=30.0,
+    method="measured",
+    source="rapl_package",
+    boundary="cpu_package",
+    devices=["package-0"],
+    measured_at="2026-11-24T10:00:00.000Z",
+    age_seconds=0.0,
+)
+
+
+def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch):
+    class Later(datetime):
+        @classmethod
+        def now(cls, zone):
+            return datetime(2026, 11, 24, 10, 1, 30, tzinfo=zone)
+
+    monkeypatch.setattr("pytest_llem.measurement.baseline.datetime", Later)
+    record, log = baseline(known=EARLIER)
+    assert log == [], "nobody waits"
+    assert record == EARLIER.model_copy(update={"age_seconds": 90.0})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "nvml_total_energy"},
+        {"boundary": "cpu_package+dram"},
+        {"devices": ["package-1"]},
+        {"devices": ["package-0", "package-1"]},
+        {"idle_context_w": None, "reason": "GPU is lost"},
+    ],
+)
+def test_another_meters_or_devices_is_not(changes):
+    record, log = baseline(known=EARLIER.model_copy(update=changes))
+    assert (record.idle_context_w, record.age_seconds) == (pytest.approx(50.0), 0.0)
+    assert "idle" in log
+
+
+def test_nor_is_one_where_none_is_wanted_or_measured():
+    off = BaselineConfig(enabled=False)
+    assert baseline(known=EARLIER, config=off)[0].idle_context_w is None
+    estimate = Total(1.0, "estimated", "rapl_package", "cpu_package", devices=("package-0",))
+    assert baseline(known=EARLIER, loading=estimate)[0].idle_context_w is None
+
+
 # ---- what is left of a pass ----
 
 IDLE = BaselineRecord(
@@ -124,8 +208,8 @@ IDLE = BaselineRecord(
 )
 
 
-def _metrics(record, energy_j=100.0, method="measured", reason=None):
-    total = Total(energy_j, method, "nvml_total_energy", "gpu_board", reason)
+def _metrics(record, energy_j=100.0, method="measured", reason=None, edges_j=None):
+    total = Total(energy_j, method, "nvml_total_energy", "gpu_board", reason, uncertainty_j=edges_j)
     return baseline_metrics(record, Window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
 
 
@@ -140,6 +224,23 @@ def test_active_energy_is_a_passs_without_the_idle_one_over_the_metered_seconds(
 
 def test_it_may_be_below_zero():
     assert _metrics(IDLE, energy_j=30.0)["active_energy_j"].value == pytest.approx(-2.5)
+
+
+@pytest.mark.parametrize(("energy_j", "value"), [(100.0, 15.0), (30.0, -2.5)])
+def test_its_uncertainty_is_that_of_both(energy_j, value):
+    idle = IDLE.model_copy(update={"uncertainty_w": 0.5})
+    metrics = _metrics(idle, energy_j, edges_j=0.8)
+    assert metrics["idle_context_w"].uncertainty == 0.5
+    active = metrics["active_energy_j"]
+    u = math.sqrt(0.8**2 + (2.0 * 0.5) ** 2) / 4
+    assert active.uncertainty == pytest.approx(u)
+    assert active.interval95 == pytest.approx((value - 1.96 * u, value + 1.96 * u))
+
+
+@pytest.mark.parametrize(("idle_w", "edges_j"), [(None, 0.8), (0.5, None)])
+def test_an_uncertainty_of_which_a_part_is_unknown_is_unknown(idle_w, edges_j):
+    active = _metrics(IDLE.model_copy(update={"uncertainty_w": idle_w}), edges_j=edges_j)["active_energy_j"]
+    assert (active.value, active.uncertainty, active.interval95) == (15.0, None, None)
 
 
 def test_it_claims_no_more_than_its_weakest_part():
@@ -166,6 +267,65 @@ def test_another_boundarys_baseline_is_not_subtracted():
     active = _metrics(IDLE.model_copy(update={"boundary": "cpu_package"}))["active_energy_j"]
     assert (active.value, active.method) == (None, "unavailable")
     assert active.reason == "the baseline covers cpu_package, and the window gpu_board"
+
+
+# ---- a GPU that follows a script ----
+
+A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
+
+
+def _idle_and_window(script, busy_s):
+    """Return what a GPU's idle power and a window of *busy_s* a pass come to, in a process that finds it.
+
+    The baseline begins on a full second of the script's.
+    """
+    script.start = time.monotonic()
+    script.write()
+    engine = Engine()
+    engine.seed = engine.log.append
+    engine.generate = lambda batch: time.sleep(busy_s)
+    meters = Meters.open("nvml", [A])
+    meters.begin()
+    loading = meters.end().total
+    config = BaselineConfig.model_construct(enabled=True, duration_seconds=2.5)
+    time.sleep(1.0 - (script.now() + busy_s) % 1.0)
+    record = measure_baseline(engine, "b", meters, loading, config)
+    window = measure(engine, ["b"], meters, min_seconds=1.0, seed=1)
+    meters.close()
+    assert not meters.refusals
+    metrics = baseline_metrics(record, window)
+    return record, metrics, window
+
+
+@pytest.fixture
+def on_gpu(nvml_library, tmp_path):
+    def call(*power, **more):
+        board = nvml.Board(A, list(power), {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
+        script = nvml.Script(tmp_path / "script", [board])
+        script.write()
+        return nvml.run(nvml.environment(nvml_library, script), _idle_and_window, script, 0.05)
+
+    return call
+
+
+def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu):
+    record, metrics, window = on_gpu((0.0, 121.5))
+    assert record.idle_context_w == pytest.approx(121.5, rel=0.01)
+    assert (record.devices, record.method, record.source) == ([A], "measured", "nvml_total_energy")
+    assert 0 < record.uncertainty_w < 0.02 * 121.5
+    active = metrics["active_energy_j"]
+    low, high = active.interval95
+    assert low < active.value < high
+    assert abs(active.value) < 0.02 * 121.5 * window.account.seconds
+
+
+def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu):
+    """Of a power that is not quite constant: it changes with each part of the baseline."""
+    record, metrics, window = on_gpu(*((k / 2, 124.0 if k % 2 else 118.0) for k in range(32)))
+    low, high = metrics["active_energy_j"].interval95
+    assert low < 0 < high
+    assert high - low < 0.1 * window.account.total.energy_j, "and is not so wide that anything would be"
+    assert record.idle_context_w == pytest.approx(121, rel=0.01)
 
 
 # ---- a whole experiment ----
@@ -219,6 +379,8 @@ def test_a_run_on_a_machine_whose_power_is_known():
         phases.index("preparing") < phases.index("measuring the idle machine") < phases.index("warming up, run 1")
     )
     assert result.baseline.idle_context_w == pytest.approx(40.0, rel=0.01)
+    assert result.baseline.uncertainty_w > 0
+    assert result.metrics["active_energy_j"].uncertainty > 0
     assert 5 <= result.baseline.seconds < 10
     value = {name: metric.value for name, metric in result.metrics.items()}
     assert value["idle_context_w"] == result.baseline.idle_context_w

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
+import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,17 +24,66 @@ def powercap(tmp_path):
     return Powercap(tmp_path / "powercap")
 
 
+class Clock:
+    """The meter's time, which moves only when told to, and what its thread waits on.
+
+    Attributes:
+        now: In s.
+        on_move: Called as it has moved.
+    """
+
+    def __init__(self):
+        self.now, self.on_move = 100.0, lambda: None
+        self._changed, self._due, self._is_set = threading.Condition(), None, False
+
+    def advance(self, seconds):
+        """Let time pass; whoever is due meanwhile has done what he does by then."""
+        target = self.now + seconds
+        with self._changed:
+            while True:
+                assert self._changed.wait_for(lambda: self._due is not None, 30)
+                self.now = min(self._due, target)
+                self.on_move()
+                if self._due > target:
+                    return
+                self._wake()
+
+    def _wake(self):
+        self._due = None
+        self._changed.notify_all()
+
+    # threading.Event, for one that waits
+
+    def wait(self, timeout):
+        with self._changed:
+            self._due = math.inf if self._is_set else self.now + timeout
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._due is None or self._is_set, 60)
+            return self._is_set
+
+    def set(self):
+        with self._changed:
+            self._is_set = True
+            self._wake()
+
+    def clear(self):
+        self._is_set, self._due = False, None
+
+
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a clock of the meter's that moves only when told to, in a list of one."""
-    now = [100.0]
-    monkeypatch.setattr(rapl, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
+    clock = Clock()
+    names = {name: getattr(threading, name) for name in ("Lock", "Thread", "TIMEOUT_MAX")}
+    monkeypatch.setattr(rapl, "threading", SimpleNamespace(**names, Event=lambda: clock))
+    monkeypatch.setattr(rapl, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 @pytest.fixture
-def meter(powercap):
-    return RaplMeter(powercap.root)
+def meter(powercap, clock):
+    meter = RaplMeter(powercap.root)
+    yield meter
+    meter.close()
 
 
 def _by_device(reading):
@@ -42,10 +95,11 @@ def _window(meter, clock, seconds, change):
     meter.open([])
     meter.begin()
     change()
-    clock[0] += seconds
+    clock.advance(seconds)
     reading = meter.end()
     meter.close()
     assert reading.seconds == seconds
+    assert {device.seconds for device in reading.devices} <= {seconds, None}
     return _by_device(reading)
 
 
@@ -123,11 +177,25 @@ def _assert_none(device, reason):
     assert reason in device.reason
 
 
-def test_too_long_a_window_may_hold_two_rounds(powercap, meter, clock):
+def test_one_that_was_not_looked_at_for_too_long_may_have_gone_round_twice(powercap, meter, clock):
     package = powercap.zone("intel-rapl:0", "package-0")
-    powercap.zone("intel-rapl:0:0", "dram")
-    devices = _window(meter, clock, 300.0, lambda: add(package, 9000))
-    _assert_none(devices["package-0"], "300 s may hold more than one round of a counter of 262143 J")
+    dram = powercap.zone("intel-rapl:0:0", "dram")
+
+    def the_thread_is_kept_from_running():
+        clock.now += 300.0
+
+    meter.open([])
+    meter.begin()
+    add(package, 9000)
+    add(dram, 90)
+    the_thread_is_kept_from_running()
+    devices = _by_device(meter.end())
+    reason = "it was not read for 300 s, which may hold more than one round of a counter of 262143 J"
+    _assert_none(devices["package-0"], reason)
+    assert devices["dram-0"].energy_j == 90, "which takes longer to go round"
+    meter.begin()
+    add(package, 5)
+    assert meter.end().devices[0].energy_j == 5, "and the next window is whole"
 
 
 def test_a_counter_that_falls_too_far_was_reset(powercap, meter, clock):
@@ -167,6 +235,150 @@ def test_a_counter_that_is_no_number(powercap, meter, clock):
     _assert_none(devices["package-0"], "invalid literal")
     with pytest.raises(MeterUnavailableError, match="RAPL: invalid literal"):
         meter.open([])
+
+
+@pytest.mark.parametrize("span", [0, -1])
+def test_a_counter_without_a_range_is_none(powercap, meter, span):
+    powercap.zone("intel-rapl:0", "package-0", range_uj=span)
+    with pytest.raises(MeterUnavailableError, match=f"a counter with a range of {span} µJ"):
+        meter.open([])
+
+
+@pytest.fixture
+def deny(monkeypatch):
+    """Deny the counters given from then on: root, who may run this, reads what chmod forbids."""
+    denied = set()
+    read_text = Path.read_text
+
+    def read(path, *args, **kwargs):
+        if path in denied:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    return denied.update
+
+
+@pytest.mark.parametrize("denied", [0, 1, 2, 3])
+def test_one_that_is_denied_in_mid_window_leaves_the_others(powercap, meter, clock, deny, denied):
+    counters = _two_sockets(powercap)
+
+    def change():
+        for counter in counters:
+            add(counter, 25)
+        deny([counters[denied]])
+
+    devices = list(_window(meter, clock, 10.0, change).values())
+    _assert_none(devices.pop(denied), "Permission denied")
+    assert [device.energy_j for device in devices] == [25, 25, 25]
+
+
+def test_a_failure_in_between_is_no_less_one_because_it_is_over_at_the_end(powercap, meter, clock, monkeypatch):
+    monkeypatch.setattr(rapl, "MOST_WATTS", {"cpu_package": 1e6, "dram": 300.0})
+    package = powercap.zone("intel-rapl:0", "package-0")
+    text = package.read_text()
+    meter.open([])
+    meter.begin()
+    package.write_text("?")
+    clock.advance(1.0)
+    package.write_text(text)
+    add(package, 10)
+    _assert_none(meter.end().devices[0], "invalid literal")
+
+
+# ---- energies against the script's exact integral ----
+
+
+def _two_sockets(powercap, starts=(1_000_000,) * 4, spans=(RANGE_UJ,) * 4):
+    folders = ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1", "intel-rapl:1:0")
+    names = ("package-0", "dram", "package-1", "dram")
+    zones = zip(folders, names, starts, spans, strict=True)
+    return [powercap.zone(folder, name, start, span) for folder, name, start, span in zones]
+
+
+#: From when on, in s since the window's beginning, how many W, with straight lines between.
+SCRIPTS = {
+    "constant": [(0, 180.0)],
+    "step": [(0, 60.0), (3, 60.0), (3, 350.0), (5, 350.0), (5, 60.0)],
+    "ramp": [(0, 40.0), (20, 400.0)],
+    "pulses": [(at, watts) for k in range(40) for at, watts in ((k / 2, 300.0), (k / 2 + 0.1, 30.0))],
+    "nearly idle": [(0, 0.4)],
+    "all it can": [(0, 999.0)],
+}
+
+
+def _integral(script, until):
+    points = [point for point in script if point[0] < until]
+    last_at, last = points[-1]
+    following = [point for point in script if point[0] >= until]
+    end = last + (following[0][1] - last) * (until - last_at) / (following[0][0] - last_at) if following else last
+    return sum((b - a) * (p + q) / 2 for (a, p), (b, q) in pairwise([*points, (until, end)]))
+
+
+#: A range that takes minutes to go round, one that every window here goes round many times, and one in between.
+RANGES = [RANGE_UJ, 10_000_000_000, 1_000_000_000]
+
+
+@pytest.mark.parametrize("span", RANGES)
+@pytest.mark.parametrize("seconds", [2.0, 7.25, 20.0])
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_every_script_is_right_to_half_a_percent(powercap, meter, clock, script, seconds, span):
+    shares = [1.0, 0.25, 0.7, 0.1]  # of the script's power: two packages, and the memory of each
+    starts = [span - 1_000_000, 5_000_000, span // 2, span - 100_000]
+    counters = _two_sockets(powercap, starts, [span] * 4)
+    began = clock.now
+
+    def move():
+        energy_uj = _integral(script, clock.now - began) * 1e6 if clock.now > began else 0
+        for counter, start, share in zip(counters, starts, shares, strict=True):
+            counter.write_text(f"{int(start + share * energy_uj) % span}\n")
+
+    clock.on_move = move
+    devices = list(_window(meter, clock, seconds, lambda: None).values())
+    exact = _integral(script, seconds)
+    assert [device.energy_j for device in devices] == pytest.approx([share * exact for share in shares], rel=0.005)
+    for device in devices:
+        assert device.uncertainty_j == pytest.approx(device.energy_j / seconds * 0.001 * math.sqrt(1 / 6))
+
+
+def test_a_window_of_hours_goes_round_many_times(powercap, meter, clock):
+    counters = _two_sockets(powercap)
+
+    def move():
+        for counter in counters:
+            counter.write_text(f"{int(1e6 + 250e6 * (clock.now - 100)) % RANGE_UJ}\n")
+
+    clock.on_move = move
+    devices = _window(meter, clock, 7200.0, lambda: None)
+    assert 5 * RANGE_UJ / 1e6 < 7200 * 250
+    assert [device.energy_j for device in devices.values()] == pytest.approx([7200 * 250] * 4)
+
+
+def test_the_thread_looks_in_real_time_and_ends(powercap, monkeypatch):
+    """With a counter that could be round in a second, and is in less than two."""
+    monkeypatch.setattr(rapl, "MOST_WATTS", {"cpu_package": 100.0, "dram": 100.0})
+    counter = powercap.zone("intel-rapl:0", "package-0", range_uj=100_000_000)
+    read, seen = Path.read_text, []
+
+    def read_text(path, *args, **kwargs):
+        if path != counter:
+            return read(path, *args, **kwargs)
+        seen.append(int(60 * time.monotonic() * 1e6))
+        return f"{seen[-1] % 100_000_000}\n"
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    meter = RaplMeter(powercap.root)
+    meter.open([])
+    meter.begin()
+    first = seen[-1]
+    while seen[-1] < first + 150_000_000:  # one and a half rounds
+        time.sleep(0.01)
+    device = meter.end().devices[0]
+    assert len(seen) >= 5
+    assert device.energy_j == pytest.approx((seen[-1] - first) / 1e6)
+    assert device.energy_j == pytest.approx(60 * device.seconds, rel=0.005)
+    meter.close()
+    assert "llem-rapl" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_permission_denied(powercap, meter, monkeypatch):

@@ -6,11 +6,14 @@ import json
 
 import pytest
 
-from pytest_llem.planning.estimate import duration_text, memory_bytes, seconds
+from pytest_llem.planning.estimate import baseline_seconds, duration_text, memory_bytes, seconds
 from pytest_llem.planning.footprint import from_config, read_footprint
 from pytest_llem.planning.host import Gpu, Host
-from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.planning.plan import Plan
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.study.config import BaselineConfig, ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.loading import load_study
 
 TINY = {
     "model": "builtin:tiny-llama",
@@ -326,6 +329,38 @@ class TestEstimate:
         gap = ExecutionConfig(experiment_gap_seconds=100.0)
         config = ExperimentConfig(model="m")
         assert seconds(config, gap, self.LLAMA_8B, self.HOST) == pytest.approx(time() + 100)
+
+    GPU = Host(2**36, (Gpu("g", 80 * 2**30, (9, 0)),))
+
+    @pytest.mark.parametrize(
+        ("host", "changes", "expected"),
+        [
+            (GPU, {}, 30.0),
+            (GPU, {"baseline": {"duration_seconds": 12}}, 12.0),
+            (GPU, {"baseline": {"enabled": False}}, 0.0),
+            (GPU, {"energy": {"backend": None}}, 0.0),
+            (HOST, {}, 0.0),  # whether there is a meter is not known
+        ],
+    )
+    def test_the_idle_machine_is_no_part_of_an_experiment_but_of_its_point(self, host, changes, expected):
+        config = ExperimentConfig(model="m", **changes)
+        assert baseline_seconds(config, host) == expected
+        without = config.model_copy(update={"baseline": BaselineConfig(enabled=False)})
+        times = [seconds(one, ExecutionConfig(), self.LLAMA_8B, host) for one in (config, without)]
+        assert times[0] == times[1]
+
+    def test_the_plan_counts_it_once_for_each_point_and_the_bare_machine_once(self, tmp_path, monkeypatch):
+        def time(cycles, **fields):
+            text = {"model": "builtin:tiny-llama", "sweep": {"n": [1, 2]}, "execution": {"n_cycles": cycles}}
+            (tmp_path / "study.yaml").write_text(json.dumps({**text, **fields}))
+            study = load_study(tmp_path / "study.yaml")
+            return Plan(study, study.experiments, Preflight(study, (), [])).seconds
+
+        monkeypatch.setattr(Preflight, "host_of", lambda preflight, config: self.GPU)
+        off = {"baseline": {"enabled": False}}
+        assert time(3) - time(3, **off) == pytest.approx(2 * 30 + 5)
+        assert time(1) - time(1, **off) == pytest.approx(2 * 30 + 5)
+        assert time(3, **off) == pytest.approx(3 * time(1, **off))
 
     def test_a_gpu_is_faster(self):
         gpu = Host(2**36, (Gpu("g", 80 * 2**30, (9, 0)),))

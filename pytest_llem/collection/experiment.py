@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_llem.board import STOPPED
+from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
 from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.collection.resume import forget, replayed
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
@@ -29,6 +31,9 @@ _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 #: The idle time before the item's first run, and what gives that before each further one.
 GAP = pytest.StashKey[GapRecord]()
 NEXT_GAP = pytest.StashKey[Callable[[], GapRecord]]()
+
+#: The devices that are owned for the item.
+DEVICES = pytest.StashKey[Collection[str]]()
 
 #: Why the item cannot have its devices.
 NO_DEVICE = pytest.StashKey[str]()
@@ -61,6 +66,9 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         item.config.stash[BOARD].sign_in()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
         outcome = run_isolated(job, timeout=timeout, on_output=passed_on(item.config))
+        if outcome.result is not None:
+            python = study.interpreter(config.backend)
+            keep_baseline(item.config.stash[BOARD], planned.point.config_hash, python, outcome.result)
     add_section(item, outcome.output, failed=outcome.error is not None)
     return _keep(item, planned, outcome)
 
@@ -118,7 +126,9 @@ def _import_path(config: pytest.Config) -> list[Path]:
 
 
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
-    point = planned.point
+    point, board = planned.point, item.config.stash[BOARD]
+    python = study.interpreter(point.config.backend)
+    controller = _controller(item.config)
     gap = _gap(item)
     settings = Settings.from_config(item.config)
     identity = Identity(
@@ -134,12 +144,15 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         directory=str(study.path.parent),
         model_path=[str(folder) for folder in settings.model_path],
         python_path=[str(folder) for folder in _import_path(item.config)],
-        lives_with=[controller] if (controller := _controller(item.config)) else [],
-        python=str(python) if (python := study.interpreter(point.config.backend)) else None,
+        lives_with=[controller] if controller else [],
+        harness=[os.getpid(), *([controller] if controller else [])],
+        python=str(python) if python else None,
         gap=gap.model_dump(mode="json") if gap else None,
         carbon=None
         if settings.carbon_intensity is None
         else {"intensity": settings.carbon_intensity, "pue": settings.pue},
+        baseline=known_baseline(board, point.config_hash, python),
+        idle_bare=bare_fields(board, point.config, item.stash.get(DEVICES, ())),
     )
 
 

@@ -4,23 +4,27 @@ before any limit on its time runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pytest_llem.collection.experiment import GAP, NEXT_GAP, NO_DEVICE, preflight_of, stopped
+from pytest_llem.collection.baselines import measure_bare_once
+from pytest_llem.collection.experiment import DEVICES, GAP, NEXT_GAP, NO_DEVICE, preflight_of, stopped
 from pytest_llem.collection.items import StudyFile, experiment_of
+from pytest_llem.collection.live import live_line
 from pytest_llem.collection.resume import replayed
 from pytest_llem.hardware.gpus import Boards, boards_for
+from pytest_llem.isolation.bare import SECONDS as BARE_SECONDS
 from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
 from pytest_llem.isolation.gaps import Gaps
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.isolation.memory import GpuMemory
 from pytest_llem.isolation.owner import Owner
-from pytest_llem.options import STUDIES
+from pytest_llem.options import BOARD, STUDIES
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.design import StudyConfig
@@ -89,21 +93,40 @@ def turn(item: pytest.Item, *, is_last: bool) -> Iterator[None]:
         else:
             if looks and ownership.waited_seconds:  # somebody else was busy then
                 session.gaps.note_first()
-            gap = _idle(session, study, (item.parent.nodeid, experiment.cycle))
+            with live_line(item.config) as show:
+                tell = _of_ours(show) if show else None
+                gap = _idle(session, study, (item.parent.nodeid, experiment.cycle), tell)
             waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
             item.stash[GAP] = _settle(session, ownership, gap.model_copy(update=waited))
             again = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
             item.stash[NEXT_GAP] = lambda: _settle(session, ownership, again)
+            item.stash[DEVICES] = ownership.devices
             held.callback(item.stash.__delitem__, NEXT_GAP)  # items stay to the end of the session
+            held.callback(item.stash.__delitem__, DEVICES)
+            _measure_bare(item.config, experiment.point.config, ownership.devices)
         yield
 
 
-def _idle(session: _Session, study: StudyConfig, cycle: tuple[str, int]) -> GapRecord:
+def _of_ours(show: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda text: show(f"llem: {text}")
+
+
+def _measure_bare(config: pytest.Config, experiment: ExperimentConfig, devices: Collection[str]) -> None:
+    """Have the session know what the devices draw while nobody uses them, if it is to."""
+    with live_line(config) as show:
+        tell = _of_ours(show) if show else lambda text: None
+        idle = partial(tell, f"measuring the idle machine, {BARE_SECONDS:.0f} s")
+        measure_bare_once(config.stash[BOARD], experiment, devices, idle)
+
+
+def _idle(
+    session: _Session, study: StudyConfig, cycle: tuple[str, int], tell: Callable[[str], None] | None
+) -> GapRecord:
     before, session.cycle = session.cycle, cycle
     if before is None:
         return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
     at_least = study.execution.cycle_gap_seconds if cycle != before else 0.0
-    return session.gaps.wait(study.execution.experiment_gap_seconds, at_least)
+    return session.gaps.wait(study.execution.experiment_gap_seconds, at_least, tell)
 
 
 def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecord:

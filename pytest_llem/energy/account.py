@@ -16,7 +16,9 @@ from pytest_llem.study.config import AUTO
 
 @dataclass(frozen=True)
 class Total:
-    """Energy over one boundary. ``energy_j`` is null, with a reason, where any part of it could not be had."""
+    """Energy over one boundary, of these devices. ``energy_j`` is null, with a reason, where any part of it could
+    not be had.
+    """
 
     energy_j: float | None
     method: Method
@@ -24,6 +26,7 @@ class Total:
     boundary: str | None = None
     reason: str | None = None
     uncertainty_j: float | None = None
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,10 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
         return Total(None, "unavailable", reason="the meter read no device")
     boundary = "+".join(dict.fromkeys(part.boundary for part in parts))
     source = "+".join(dict.fromkeys(part.source for part in parts))
+    devices = tuple(part.device for part in parts)
     missing = [f"{part.device}: {part.reason}" for part in parts if part.energy_j is None]
     if missing:
-        return Total(None, "unavailable", source, boundary, "; ".join(missing))
+        return Total(None, "unavailable", source, boundary, "; ".join(missing), devices=devices)
     total = sum(part.energy_j for part in parts if part.energy_j is not None)
     edges = [part.uncertainty_j for part in parts]
     uncertainty = None if None in edges else math.hypot(*(edge for edge in edges if edge is not None))
@@ -165,4 +169,5 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
         source,
         boundary,
         uncertainty_j=uncertainty,
+        devices=devices,
     )

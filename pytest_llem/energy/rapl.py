@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +14,15 @@ from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Re
 
 POWERCAP = Path("/sys/class/powercap")
 
-#: No package, nor its memory, draws more, in W; a window in which it could have gone round its counter twice is
-#: not trusted.
+#: No package, nor its memory, draws more, in W. It tells how soon a counter could be round again.
 MOST_WATTS = {"cpu_package": 1000.0, "dram": 300.0}
+
+#: The counters are updated about this often, in s (Intel SDM, volume 3B, "Package RAPL Domain"), at no instant
+#: that could be waited for: an edge lies somewhere within.
+UPDATE_S = 0.001
+
+#: What a read may be late by on the clock, in s, before a counter is said to have risen faster than it can.
+_SLACK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -27,15 +35,84 @@ class _Zone:
     source: str
     range_uj: int
 
+    @property
+    def round_s(self) -> float:
+        """The shortest time in which the counter can go round, in s."""
+        return self.range_uj / 1e6 / MOST_WATTS[self.boundary]
+
     def read(self) -> int:
         return int((self.folder / "energy_uj").read_text())
 
 
+@dataclass
+class _Track:
+    """One counter over a window, from look to look."""
+
+    zone: _Zone
+    began: float | None = None
+    at: float = 0.0
+    problem: str | None = None
+    _value: int = 0
+    _rise_uj: int = 0
+
+    def look(self) -> None:
+        """Add what the counter has risen by since the look before."""
+        if self.problem is not None:
+            return
+        try:
+            value, now = self.zone.read(), time.monotonic()
+        except (OSError, ValueError) as error:
+            self.problem = str(error)
+            return
+        if self.began is None:
+            self.began = now
+        elif now - self.at > self.zone.round_s:
+            most = f"more than one round of a counter of {self.zone.range_uj / 1e6:.0f} J"
+            self.problem = f"it was not read for {now - self.at:.0f} s, which may hold {most}"
+        else:
+            self._rise_uj += self._rise(value, now - self.at)
+        self._value, self.at = value, now
+
+    def _rise(self, value: int, seconds: float) -> int:
+        rise = value - self._value
+        if rise >= 0:
+            return rise
+        rise += self.zone.range_uj  # it has gone round, or was reset
+        if rise / 1e6 > (seconds + _SLACK_S) * MOST_WATTS[self.zone.boundary]:
+            self.problem = f"the counter was reset (it fell from {self._value} to {value} µJ in {seconds:.1f} s)"
+        return rise
+
+    def reading(self) -> DeviceReading:
+        """Return what it comes to."""
+        reason = self.problem
+        if reason is None and not self._rise_uj:  # some virtual machines show a counter that is always 0
+            reason = f"the counter did not rise (from {self._value} µJ)"
+        zone = self.zone
+        if reason is not None or self.began is None:
+            where = (zone.device, zone.boundary)
+            return DeviceReading(*where, None, "unavailable", zone.source, reason=f"RAPL: {reason}")
+        energy_j, seconds = self._rise_uj / 1e6, self.at - self.began
+        return DeviceReading(
+            zone.device,
+            zone.boundary,
+            energy_j,
+            "measured",
+            zone.source,
+            seconds=seconds,
+            # Each edge lies anywhere in an update's time, evenly: a variance of its square / 12 (GUM, 4.3.7).
+            uncertainty_j=energy_j / seconds * UPDATE_S * math.sqrt(2 / 12) if seconds else None,
+        )
+
+
 class RaplMeter:
-    """Reads ``energy_uj`` of every package and of its memory at both edges.
+    """Reads ``energy_uj`` of every package and of its memory at both edges, and in between as often as it takes to
+    see each counter go round.
 
     The psys and core zones hold the same energy again and are left out. The figures are package-wide: what
     else runs on the machine is in them.
+
+    The looks in between are a thread's and not another process's: there are a minute and more between two of them,
+    each is a small file, and one that comes too late is seen to, and gives a null.
 
     Args:
         root: The powercap folder; the environment variable ``LLEM_POWERCAP_ROOT`` serves the tests.
@@ -44,29 +121,15 @@ class RaplMeter:
     def __init__(self, root: Path | None = None) -> None:
         self._root = root or Path(os.environ.get("LLEM_POWERCAP_ROOT") or POWERCAP)
         self._zones: list[_Zone] = []
-        self._start: list[int | str] = []
+        self._tracks: list[_Track] = []
         self._began = 0.0
+        self._looking = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def open(self, gpus: Sequence[str]) -> None:
-        self._zones = []
-        packages: dict[str, str] = {}
-        folders = sorted(self._root.glob("intel-rapl:*")) if self._root.is_dir() else []
         try:
-            for folder in folders:  # a package comes before the zones within it
-                name = (folder / "name").read_text().strip()
-                index = folder.name.split(":")[1]
-                if name.startswith("package"):
-                    # The kernel's name: the index counts psys too, and a package of several dies is several zones.
-                    packages[index] = name.removeprefix("package-")
-                    boundary, source, device = "cpu_package", "rapl_package", name
-                elif name == "dram":
-                    boundary, source, device = "dram", "rapl_dram", f"dram-{packages.get(index, index)}"
-                else:
-                    continue
-                span = int((folder / "max_energy_range_uj").read_text())
-                zone = _Zone(folder, device, boundary, source, span)
-                zone.read()
-                self._zones.append(zone)
+            self._zones = _zones(self._root)
         except PermissionError as error:
             raise MeterUnavailableError(
                 f"RAPL: permission denied for {error.filename} (only root may read it since CVE-2020-8694)"
@@ -75,48 +138,67 @@ class RaplMeter:
             raise MeterUnavailableError(f"RAPL: {error}") from error
         if not any(zone.boundary == "cpu_package" for zone in self._zones):
             raise MeterUnavailableError(f"RAPL: no package counter under {self._root}")
+        self._closed.clear()
+        self._thread = threading.Thread(target=self._keep_looking, name="llem-rapl", daemon=True)
+        self._thread.start()
 
     def begin(self) -> None:
-        self._start = [_read(zone) for zone in self._zones]
-        self._began = time.monotonic()
+        with self._looking:
+            self._tracks = [_Track(zone) for zone in self._zones]
+            self._look()
+            self._began = time.monotonic()
 
     def end(self) -> Reading:
-        stop = [_read(zone) for zone in self._zones]
-        seconds = time.monotonic() - self._began
-        edges = zip(self._zones, self._start, stop, strict=True)
-        return Reading(tuple(_reading(zone, a, b, seconds) for zone, a, b in edges), seconds)
+        with self._looking:
+            self._look()
+            tracks, self._tracks = self._tracks, []
+        devices = tuple(track.reading() for track in tracks)
+        spans = [(track.began, track.at) for track in tracks if track.problem is None and track.began is not None]
+        skew = max((max(edge) - min(edge) for edge in zip(*spans, strict=True)), default=None)
+        return Reading(devices, time.monotonic() - self._began, read_skew_seconds=skew)
 
     def close(self) -> None:
-        self._zones = []
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._zones, self._tracks = [], []
+
+    def _look(self) -> None:
+        for track in self._tracks:
+            track.look()
+
+    def _keep_looking(self) -> None:
+        period = min(zone.round_s for zone in self._zones) / 2
+        while not self._closed.wait(min(period, threading.TIMEOUT_MAX)):
+            with self._looking:
+                self._look()
 
 
-def _read(zone: _Zone) -> int | str:
-    try:
-        return zone.read()
-    except (OSError, ValueError) as error:
-        return str(error)
+def _zones(root: Path) -> list[_Zone]:
+    """Return the counters of the packages and of their memory.
 
-
-def _reading(zone: _Zone, start: int | str, stop: int | str, seconds: float) -> DeviceReading:
-    energy_j: float | None = None
-    reason = next((edge for edge in (start, stop) if isinstance(edge, str)), None)
-    if isinstance(start, int) and isinstance(stop, int):
-        most_j, range_j = seconds * MOST_WATTS[zone.boundary], zone.range_uj / 1e6
-        # Below where it began: it has gone round once, or was reset.
-        found_j = (stop - start) / 1e6 + (range_j if stop < start else 0)
-        if most_j > range_j:
-            reason = f"{seconds:.0f} s may hold more than one round of a counter of {range_j:.0f} J"
-        elif stop < start and found_j > most_j:
-            reason = f"the counter was reset (it fell from {start} to {stop} µJ in {seconds:.1f} s)"
-        elif stop == start:  # what is on draws power; some virtual machines show a counter that is always 0
-            reason = f"the counter did not rise (from {start} µJ)"
+    Raises:
+        OSError: One cannot be read.
+        ValueError: What is there is no counter.
+    """
+    zones: list[_Zone] = []
+    packages: dict[str, str] = {}
+    for folder in sorted(root.glob("intel-rapl:*")) if root.is_dir() else ():  # a package before its zones
+        name = (folder / "name").read_text().strip()
+        index = folder.name.split(":")[1]
+        if name.startswith("package"):
+            # The kernel's name: the index counts psys too, and a package of several dies is several zones.
+            packages[index] = name.removeprefix("package-")
+            boundary, source, device = "cpu_package", "rapl_package", name
+        elif name == "dram":
+            boundary, source, device = "dram", "rapl_dram", f"dram-{packages.get(index, index)}"
         else:
-            energy_j = found_j
-    return DeviceReading(
-        device=zone.device,
-        boundary=zone.boundary,
-        energy_j=energy_j,
-        method="unavailable" if energy_j is None else "measured",
-        source=zone.source,
-        reason=f"RAPL: {reason}" if reason else None,
-    )
+            continue
+        span = int((folder / "max_energy_range_uj").read_text())
+        if span <= 0:
+            raise ValueError(f"{folder}: a counter with a range of {span} µJ")
+        zone = _Zone(folder, device, boundary, source, span)
+        zone.read()
+        zones.append(zone)
+    return zones

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,6 +25,9 @@ POLL_S = 0.5
 
 #: The longest single sleep, in seconds; the system takes no more than some centuries.
 LONGEST_SLEEP_S = 86_400.0
+
+#: Seconds from one word on how long it will take to the next.
+TELL_S = 1.0
 
 
 @dataclass
@@ -50,16 +54,20 @@ class Gaps:
             seen = {uuid: state for uuid, state in look().items() if state.temperature_c is not None}
         self._first |= {uuid: _lower(state, self._first.get(uuid, state)) for uuid, state in seen.items()}
 
-    def wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> GapRecord:
+    def wait(
+        self, gap: float | Literal["auto"], at_least: float = 0.0, tell: Callable[[str], None] | None = None
+    ) -> GapRecord:
         """Idle, and return for how long and why.
 
         Args:
             gap: Seconds, or ``auto``: until the GPUs are as they were at first.
             at_least: Seconds that it takes in any case.
+            tell: Called every second or oftener with what is waited for, and for how long yet; None where nobody
+                wants to know.
         """
         began = self.clock()
         if gap == "auto":
-            waited = self._until_settled(began)
+            waited = self._until_settled(began, tell or (lambda text: None))
             if waited.seconds >= at_least:
                 return waited
             wanted = at_least
@@ -68,26 +76,36 @@ class Gaps:
         if not wanted:
             return GapRecord(seconds=0.0, reason="skipped", note="none is wanted")
         while (left := wanted - (self.clock() - began)) > 0:
-            self.sleep(min(left, LONGEST_SLEEP_S))
+            if tell is not None:
+                tell(f"idle, {math.ceil(left)} s left")
+            self.sleep(min(left, LONGEST_SLEEP_S if tell is None else TELL_S))
         return GapRecord(seconds=self.clock() - began, reason="fixed")
 
-    def _until_settled(self, began: float) -> GapRecord:
+    def _until_settled(self, began: float, tell: Callable[[str], None]) -> GapRecord:
         if not self._first:
             return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature could be read")
         with self.gauges() as look:
             if all(state.temperature_c is None for state in look().values()):
                 return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature can be read any more")
             while True:
-                waited = self.clock() - began
-                if waited >= SHORTEST_S and self._is_settled(look()):
+                waited, now = self.clock() - began, look()
+                if waited >= SHORTEST_S and self._is_settled(now):
                     return GapRecord(seconds=waited, reason="target")
                 if waited >= LONGEST_S:
                     return GapRecord(seconds=waited, reason="timeout")
+                tell(f"cooling down, {int(waited)} s ({self._obstacle(now, waited)})")
                 self.sleep(min(POLL_S, LONGEST_S - waited))
 
     def _is_settled(self, now: Look) -> bool:
         # One that is not seen any more is not known to be.
         return all(uuid in now and _is_settled(now[uuid], first) for uuid, first in self._first.items())
+
+    def _obstacle(self, now: Look, waited: float) -> str:
+        """Return what keeps the gap from ending, and for how long at most."""
+        for number, (uuid, first) in enumerate(self._first.items()):
+            if missing := _missing(now.get(uuid, GpuState()), first):
+                return f"GPU {number}: {missing}; at most {math.ceil(LONGEST_S - waited)} s more"
+        return f"as cool as at first; at least {math.ceil(SHORTEST_S - waited)} s more"
 
 
 def _lower(one: GpuState, other: GpuState) -> GpuState:
@@ -105,6 +123,20 @@ def _is_settled(now: GpuState, first: GpuState) -> bool:
     return _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C) and _is_down(
         now.power_w, first.power_w, POWER_MARGIN_W
     )
+
+
+def _missing(now: GpuState, first: GpuState) -> str | None:
+    """Return what a GPU has to come down to; None where it has."""
+    if not _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C):
+        return _way_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C, "°C")
+    if not _is_down(now.power_w, first.power_w, POWER_MARGIN_W):
+        return _way_down(now.power_w, first.power_w, POWER_MARGIN_W, "W")
+    return None
+
+
+def _way_down(now: float | None, first: float | None, margin: float, unit: str) -> str:
+    at = "not to be read" if now is None else f"{now:.0f} {unit}"
+    return f"{at}, waiting for {(first or 0.0) + margin:.0f} {unit}"
 
 
 def _is_down(now: float | None, first: float | None, margin: float) -> bool:

@@ -37,6 +37,9 @@ class Job:
         python: The interpreter; None for this one, whose ``sys.path`` then holds there as well.
         carbon: A Carbon, as plain data: what electricity emits here, where that is stated.
         lives_with: Processes, beside this one, whose end is the experiment's end.
+        harness: The pytest processes, whose processor time is that of measuring.
+        baseline: A BaselineRecord, as plain data: what an earlier cycle has found of the idle machine.
+        idle_bare: Fields of a BaselineRecord, as plain data: the machine before the session's first experiment.
     """
 
     identity: dict[str, Any]
@@ -48,6 +51,9 @@ class Job:
     python: str | None = None
     carbon: dict[str, float] | None = None
     lives_with: Sequence[int] = ()
+    harness: Sequence[int] = ()
+    baseline: dict[str, Any] | None = None
+    idle_bare: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

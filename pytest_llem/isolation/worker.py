@@ -97,7 +97,7 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.results.carbon import Carbon
-    from pytest_llem.results.experiment import GapRecord, Identity
+    from pytest_llem.results.experiment import BaselineRecord, GapRecord, Identity
     from pytest_llem.study.config import ExperimentConfig
 
     measured = ExperimentOrchestrator(
@@ -106,8 +106,12 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
         context=EngineContext(model_path=tuple(map(Path, job["model_path"]))),
         directory=Path(job["directory"]),
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
+        known_baseline=BaselineRecord.model_validate(job["baseline"]) if job["baseline"] else None,
+        harness=[*job["harness"], os.getppid()],  # the guardian
         on_phase=announce,
     ).run()
+    if measured.result.baseline is not None:
+        measured.result.baseline = measured.result.baseline.model_copy(update=job["idle_bare"])
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
     for name, text in measured.files().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
+from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.prompts import build_workload, read_texts
@@ -23,7 +24,7 @@ from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
-from pytest_llem.results.experiment import ExperimentResult, Identity
+from pytest_llem.results.experiment import BaselineRecord, ExperimentResult, Identity
 from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
@@ -65,6 +66,8 @@ class ExperimentOrchestrator:
         context: What the engine may know beside its configuration.
         directory: What a dataset's path is relative to.
         carbon: What electricity emits here, where that is stated.
+        known_baseline: What an earlier cycle of *config* has found of the idle machine.
+        harness: Whose processor time is that of measuring: the processes that started this one.
         on_phase: Called with each phase as it begins.
     """
 
@@ -73,6 +76,8 @@ class ExperimentOrchestrator:
     context: EngineContext = field(default_factory=EngineContext)
     directory: Path = field(default_factory=Path)
     carbon: Carbon | None = None
+    known_baseline: BaselineRecord | None = None
+    harness: Sequence[int] = ()
     on_phase: Callable[[str], None] = lambda phase: None
 
     def run(self) -> Measured:
@@ -100,13 +105,16 @@ class ExperimentOrchestrator:
                 meters,
                 load_energy,
                 config.baseline,
+                known=self.known_baseline,
                 on_idle=lambda: self.on_phase("measuring the idle machine"),
             )
             warmup = warm_up(engine, batches, config.warmup, lambda run: self.on_phase(f"warming up, run {run}"))
             self.on_phase("measuring")
             engine.reset_peak_memory()
+            harness = Harness(self.harness)
             min_seconds = config.measurement.min_window_seconds
             window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed)
+            harness_cpu_seconds = harness.cpu_seconds(window.account.harness_cpu_seconds)
             peak_memory = engine.peak_memory_bytes()
             prefill = None
             if config.measurement.prefill_split:
@@ -145,6 +153,7 @@ class ExperimentOrchestrator:
                 tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
                 engine=record,
                 environment=environment(engine.gpus),
+                harness_cpu_seconds=harness_cpu_seconds,
                 started_at=started_at,
                 completed_at=now(),
                 warnings=find_warnings(

@@ -98,7 +98,7 @@ def _on_gpus(config: ExperimentConfig, footprint: Footprint, host: Host) -> bool
 
 
 def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Footprint, host: Host) -> float:
-    """Return how long an experiment may take, in seconds, gap and start-up included.
+    """Return how long an experiment may take, in seconds, gap and start-up included, without the idle baselines.
 
     Warm-up and window are filled with whole batches and passes.
     """
@@ -112,17 +112,23 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
     window = _window(config, expected.one_pass)
     if config.measurement.prefill_split:
         window += _window(config, expected.first_pass)
-    measured = bool(host.gpus) and config.energy.backend is not None
-    baseline = config.baseline.duration_seconds if config.baseline.enabled and measured else 0.0
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
     loading = weight_bytes(config, footprint) / LOAD_RATE
-    return STARTUP_SECONDS + loading + warmup + baseline + window + idle
+    return STARTUP_SECONDS + loading + warmup + window + idle
 
 
 def _window(config: ExperimentConfig, one_pass: float) -> float:
     """Return how long whole passes take that fill a window, in seconds."""
     return max(1, math.ceil(config.measurement.min_window_seconds / one_pass)) * one_pass
+
+
+def baseline_seconds(config: ExperimentConfig, host: Host) -> float:
+    """Return how long the idle machine is measured for, in seconds, which the first cycle of a point does; 0 where
+    it is not. That there is a meter is known of GPUs alone.
+    """
+    measured = bool(host.gpus) and config.energy.backend not in (None, "estimate")
+    return config.baseline.duration_seconds if config.baseline.enabled and measured else 0.0
 
 
 def duration_text(total: float) -> str:

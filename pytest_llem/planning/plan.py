@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pytest_llem.isolation import bare as bare_machine
 from pytest_llem.planning import estimate
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
@@ -54,8 +55,12 @@ class Plan:
 
     @cached_property
     def seconds(self) -> float | None:
-        """A rough estimate of how long all of it takes, in seconds; None where a model's size is unknown."""
+        """A rough estimate of how long all of it takes, in seconds; None where a model's size is unknown.
+
+        The idle machine is measured once for each point, and once with nothing loaded.
+        """
         each: dict[str, float] = {}
+        baselines = 0.0
         for point in self.points:
             footprint = self.preflight.footprint(point.config)
             if point.id in self.refused:
@@ -65,7 +70,9 @@ class Plan:
             else:
                 host = self.preflight.host_of(point.config)
                 each[point.id] = estimate.seconds(point.config, self.study.execution, footprint, host)
-        return sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
+                baselines += estimate.baseline_seconds(point.config, host)
+        bare = bare_machine.SECONDS if baselines else 0.0
+        return sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run) + baselines + bare
 
     @cached_property
     def deadlines(self) -> dict[str, float]:

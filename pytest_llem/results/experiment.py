@@ -93,23 +93,45 @@ class WarmupRecord(Record):
 
 
 class BaselineRecord(Record):
-    """Power of the idle machine with the model loaded, before warm-up.
+    """Power of the idle machine: with the model loaded, before warm-up, and with nothing loaded at all.
 
     Attributes:
-        idle_context_w: In W; null where it was not measured.
+        idle_context_w: With the model loaded and one batch run, in W; null where it was not measured.
+        uncertainty_w: Standard uncertainty (k = 1) of ``idle_context_w``: from the scatter of the parts that it
+            was measured in, and of reading the meter.
         seconds: What the meter covers; null where nothing was measured.
         method: How it was obtained.
         source: What it was read from.
         boundary: What it covers; that of ``energy_j``.
+        devices: Which devices that are.
+        measured_at: When it was measured.
+        age_seconds: How long before this experiment asked for it: 0 where it was measured in this one, and not in
+            an earlier cycle of its point.
         reason: Why ``idle_context_w`` is null.
+        idle_bare_w: Power of each device before the session's first experiment on it, with neither model nor
+            context of the session's, in W by device; null where none was measured. Not to be subtracted: a context
+            alone draws power.
+        idle_bare_method: How it was obtained.
+        idle_bare_source: What it was read from.
+        idle_bare_age_seconds: How long before this experiment was started; of several, the oldest.
+        idle_bare_reason: Why it is null, or lacks a device.
     """
 
     idle_context_w: float | None = None
+    uncertainty_w: float | None = None
     seconds: float | None = None
     method: str = "unavailable"
     source: str | None = None
     boundary: str | None = None
+    devices: list[str] = Field(default_factory=list)
+    measured_at: str | None = None
+    age_seconds: float | None = None
     reason: str | None = None
+    idle_bare_w: dict[str, float] | None = None
+    idle_bare_method: str | None = None
+    idle_bare_source: str | None = None
+    idle_bare_age_seconds: float | None = None
+    idle_bare_reason: str | None = None
 
 
 class WindowRecord(Record):

@@ -1,0 +1,96 @@
+"""The bare machine: what devices draw before a session's first experiment on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pytest_llem import registry
+from pytest_llem.energy.account import Account, Meters
+from pytest_llem.energy.protocol import Meter
+from pytest_llem.results.manifest import now
+from pytest_llem.results.metrics import weakest
+from pytest_llem.study.config import AUTO, ExperimentConfig
+
+#: For how long it is measured, in s.
+SECONDS = 5.0
+
+#: Meters that need no engine, and that the pytest process may open: they are ours, and make no context.
+OURS = ("nvml", "rapl")
+
+
+def bare_meter(config: ExperimentConfig, gpus: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the name of the meter that an experiment's bare machine is measured with; where there is none, why.
+
+    Args:
+        config: The experiment.
+        gpus: UUIDs of the GPUs it runs on.
+    """
+    backend = config.energy.backend
+    if not config.baseline.enabled:
+        return None, "switched off by baseline.enabled"
+    if backend is None:
+        return None, "switched off by energy.backend"
+    if backend == AUTO:
+        return ("nvml" if gpus else "rapl"), None
+    return (backend, None) if backend in OURS else (None, f"meter {backend!r} is not asked outside of experiments")
+
+
+def measure_bare(
+    name: str,
+    gpus: Sequence[str],
+    *,
+    on_idle: Callable[[], None] = lambda: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Measure what devices draw while nobody uses them, and return it as fields of a BaselineRecord.
+
+    Nothing is waited for where the meter cannot be opened. No CUDA context is made.
+
+    Args:
+        name: Of the meter.
+        gpus: UUIDs of GPUs; empty for the CPU.
+        on_idle: Called as the waiting begins.
+        sleep: Sleeps for so many seconds.
+
+    Returns:
+        ``idle_bare_w``, ``_method``, ``_source`` and ``_reason``, and ``measured_at``.
+    """
+    try:
+        meter = _meter(name)
+        meter.open(gpus)
+    except Exception as error:  # a library of NVIDIA's can be broken in many ways
+        return {"idle_bare_reason": f"{name}: {error}", "measured_at": now()}
+    meters = Meters({name: meter})
+    try:
+        meters.begin()
+        on_idle()
+        sleep(SECONDS)
+        return _found(meters.end())
+    finally:
+        meters.close()
+
+
+def _meter(name: str) -> Meter:
+    kind = registry.load(registry.METERS, name)
+    meter: Meter = kind(sampler=False) if name == "nvml" else kind()
+    return meter
+
+
+def _found(account: Account) -> dict[str, Any]:
+    read = [one for one in account.devices if one.energy_j is not None]
+    watts = {}
+    for one in read:
+        if one.energy_j is not None and (seconds := one.seconds or account.seconds):
+            watts[one.device] = one.energy_j / seconds
+    missing = [f"{one.device}: {one.reason}" for one in account.devices if one.device not in watts]
+    if not account.devices:
+        missing = [account.total.reason or "no device was read"]
+    return {
+        "idle_bare_w": watts or None,
+        "idle_bare_method": weakest(one.method for one in read),
+        "idle_bare_source": "+".join(dict.fromkeys(one.source for one in read)) or None,
+        "idle_bare_reason": "; ".join(missing) or None,
+        "measured_at": now(),
+    }

@@ -1,0 +1,126 @@
+"""A terminal, as far as pytest and the plugin write to one: what a person sees after each chunk."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Sequence
+from fcntl import ioctl
+
+_ESCAPE = re.compile(r"\x1b(?:\[([0-9;?]*)([A-Za-z])|\](?:[^\x07\x1b]*)(?:\x07|\x1b\\)|([78DM]))")
+
+
+class Screen:
+    """Rows of characters, and a cursor.
+
+    Args:
+        columns: Width.
+        rows: Height; what is written below the last row moves the others up.
+    """
+
+    def __init__(self, columns: int = 80, rows: int = 24) -> None:
+        self.columns, self.rows = columns, rows
+        self.gone: list[str] = []  # rows that have scrolled out at the top
+        self._lines = [""] * rows
+        self._row = self._column = 0
+        self._kept = (0, 0)
+        self._rest = ""
+
+    def lines(self) -> list[str]:
+        """Return all rows, those that have scrolled away first."""
+        return [line.rstrip() for line in [*self.gone, *self._lines]]
+
+    def write(self, text: str) -> None:
+        text, self._rest, at = self._rest + text, "", 0
+        while at < len(text):
+            if text[at] != "\x1b":
+                self._put(text[at])
+                at += 1
+            elif found := _ESCAPE.match(text, at):
+                self._obey(found)
+                at = found.end()
+            else:
+                self._rest = text[at:]  # the chunk ends within it
+                return
+
+    def _put(self, one: str) -> None:
+        if one == "\r":
+            self._column = 0
+        elif one == "\n":
+            self._down()
+        elif one.isprintable():
+            if self._column == self.columns:
+                self._down()
+                self._column = 0
+            line = self._lines[self._row].ljust(self._column)
+            self._lines[self._row] = line[: self._column] + one + line[self._column + 1 :]
+            self._column += 1
+
+    def _down(self) -> None:
+        if self._row == self.rows - 1:
+            self.gone.append(self._lines.pop(0))
+            self._lines.append("")
+        else:
+            self._row += 1
+
+    def _obey(self, found: re.Match[str]) -> None:
+        number, letter, single = found.groups()
+        if single == "7":
+            self._kept = (self._row, self._column)
+        elif single == "8":
+            self._row, self._column = self._kept
+        elif single == "D":
+            self._down()
+        elif single == "M":
+            assert self._row > 0
+            self._row -= 1
+        elif letter == "B":
+            self._row = min(self._row + int(number or 1), self.rows - 1)
+        elif letter == "K":
+            assert number == "2"
+            self._lines[self._row] = ""
+        else:
+            assert letter in (None, "m"), f"not known here: {found.group()!r}"
+
+
+def watch(
+    command: Sequence[str], screen: Screen, on_change: Callable[[Screen], None], limit_s: float = 120
+) -> int:
+    """Run *command* in a terminal, and return its exit status.
+
+    Args:
+        command: Program and arguments.
+        screen: What shows what it writes.
+        on_change: Called after each chunk; what it raises ends the command.
+        limit_s: It is given so many seconds.
+    """
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", screen.rows, screen.columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "CI", "NO_COLOR")}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**env, "TERM": "xterm"}, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        deadline = time.monotonic() + limit_s
+        try:
+            while True:
+                ready, _, _ = select.select([ours], [], [], max(0.0, deadline - time.monotonic()))
+                assert ready, "it takes too long"
+                try:
+                    chunk = os.read(ours, 1 << 16)
+                except OSError:  # the other end is closed
+                    break
+                screen.write(chunk.decode("utf-8", "replace"))
+                on_change(screen)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            os.close(ours)
+    return process.returncode

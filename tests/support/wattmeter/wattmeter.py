@@ -1,0 +1,57 @@
+"""A meter from outside: what somebody's wattmeter at the wall would look like. It always shows the same power.
+
+The environment variable WATTMETER_FAILS names the one of its methods that fails, and WATTMETER_LOG a file to which
+it adds what is asked of it, a line each.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+from pytest_llem.energy.protocol import DeviceReading, PowerSample, Reading
+
+WATTS = 230.5
+
+#: Of its class, by what its maker says.
+GAIN_ERROR = 0.02
+
+#: It shows a new figure this often, in s.
+PERIOD_S = 0.01
+
+
+class Wattmeter:
+    def open(self, gpus):
+        self._asked("open")
+
+    def begin(self):
+        self._asked("begin")
+        self.began = time.monotonic()
+
+    def end(self):
+        self._asked("end")
+        seconds = time.monotonic() - self.began
+        socket = DeviceReading(
+            device="socket-1",
+            boundary="wall",
+            energy_j=WATTS * seconds,
+            method="sampled",
+            source="wattmeter_power",
+            seconds=seconds,
+            uncertainty_j=WATTS * PERIOD_S * math.sqrt(2 / 12),
+            gain_error=GAIN_ERROR,
+        )
+        samples = (PowerSample(at=self.began, device="socket-1", power_w=WATTS),)
+        return Reading((socket,), seconds, samples=samples, harness_cpu_seconds=0.125)
+
+    def close(self):
+        self._asked("close")
+
+    def _asked(self, what):
+        if log := os.environ.get("WATTMETER_LOG"):
+            with Path(log).open("a") as file:
+                file.write(f"{what}\n")
+        if what == os.environ.get("WATTMETER_FAILS"):
+            raise ConnectionError(f"{what}: no answer from /dev/ttyUSB0")

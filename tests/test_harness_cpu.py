@@ -1,0 +1,86 @@
+"""What measuring costs in processor time: whose is counted, and when."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pytest_llem import ExperimentResult, run_experiment
+from pytest_llem.measurement.harness import Harness
+from tests.conftest import NOOP_STUDY
+
+
+@pytest.fixture
+def other():
+    """A process that works for a fifth of a second and then waits."""
+    code = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process
+
+
+def _work(seconds):
+    began = time.process_time()
+    while time.process_time() - began < seconds:
+        pass
+
+
+def test_it_is_what_the_processes_took_since(other):
+    other.stdout.readline()  # it has worked, which is none of this window's
+    harness = Harness([os.getpid(), other.pid])
+    _work(0.3)
+    assert harness.cpu_seconds(None) == pytest.approx(0.3, abs=0.08)  # the kernel counts in 10 ms
+    assert harness.cpu_seconds(2.0) == pytest.approx(2.3, abs=0.08), "with the meters' own"
+    other.communicate(b"\n")
+
+
+def test_a_process_that_is_gone_leaves_it_unknown(other):
+    harness = Harness([os.getpid(), other.pid])
+    other.communicate(b"\n")
+    assert harness.cpu_seconds(2.0) is None
+    assert Harness([other.pid]).cpu_seconds(None) is None
+
+
+def test_without_processes_it_is_the_meters():
+    assert Harness([]).cpu_seconds(None) is None
+    assert Harness([]).cpu_seconds(0.25) == 0.25
+
+
+@pytest.mark.usefixtures("noop_engine")
+def test_a_lone_experiment_has_nobody_around_it():
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    assert run_experiment(fields).harness_cpu_seconds is None
+
+
+BUSY = """
+    import threading
+
+    def burn():
+        while True:
+            pass
+
+    threading.Thread(target=burn, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_studys_result_tells_it(pytester, write_study, results, busy, workers):
+    """A pytest process sleeps while an experiment runs; one in which a thread works shows."""
+    write_study(
+        sweep={"n": [1]},
+        noop={"seconds": 0.6},
+        measurement={"min_window_seconds": 0.5},
+        execution={"n_cycles": 1},
+    )
+    if busy:
+        pytester.makeconftest(BUSY)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=1)
+    text = (results.directory / results.manifest["experiments"][0]["result_file"]).read_text()
+    result = ExperimentResult.model_validate_json(text)
+    assert 0.5 < result.window.window_seconds < 30
+    # Of a thread that never waits, even a busy machine runs some of these 0.6 s.
+    assert (result.harness_cpu_seconds > 0.15) if busy else (0 <= result.harness_cpu_seconds < 0.15)

@@ -1,0 +1,256 @@
+"""The bare machine: measured once, before anything ran on it; and what later cycles know of the idle one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llem import ExperimentResult
+from pytest_llem.board import Board
+from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
+from pytest_llem.energy import rapl
+from pytest_llem.isolation.bare import SECONDS, bare_meter, measure_bare
+from pytest_llem.study.config import ExperimentConfig
+from tests.support import nvml
+from tests.support.powercap import Powercap, add
+from tests.support.processes import wait_until
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
+
+
+@pytest.fixture(autouse=True)
+def powercap(tmp_path, monkeypatch):
+    """Put an empty powercap folder in the machine's place."""
+    folder = Powercap(tmp_path / "powercap")
+    monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(folder.root))
+    return folder
+
+
+# ---- which meter ----
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "name"),
+    [("auto", [A], "nvml"), ("auto", [], "rapl"), ("rapl", [A], "rapl"), ("nvml", [], "nvml")],
+)
+def test_the_meter_is_that_of_the_experiment(backend, gpus, name):
+    assert bare_meter(ExperimentConfig(model="m", energy={"backend": backend}), gpus) == (name, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"baseline": {"enabled": False}}, "switched off by baseline.enabled"),
+        ({"energy": {"backend": None}}, "switched off by energy.backend"),
+        ({"energy": {"backend": "estimate"}}, "meter 'estimate' is not asked outside of experiments"),
+    ],
+)
+def test_where_there_is_none_the_reason_is_kept(changes, reason):
+    config = ExperimentConfig(model="m", **changes)
+    assert bare_meter(config, [A]) == (None, reason)
+    assert bare_fields(Board(), config, [A]) == {"idle_bare_reason": reason}
+
+
+# ---- one measurement ----
+
+
+@pytest.fixture
+def sleep(monkeypatch):
+    """Return what makes a sleep: it moves the meter's clock alone, and does something meanwhile."""
+
+    def make(meanwhile=lambda: None):
+        now = [100.0]
+        monkeypatch.setattr(rapl, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+        def sleep(seconds):
+            now[0] += seconds
+            meanwhile()
+
+        return sleep
+
+    return make
+
+
+def test_packages_and_memory_are_measured_for_five_seconds(powercap, sleep):
+    package, dram = powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")
+    log = []
+
+    def meanwhile():
+        log.append("asleep")
+        add(package, 60.0)
+        add(dram, 7.5)
+
+    found = measure_bare("rapl", [], on_idle=lambda: log.append("told"), sleep=sleep(meanwhile))
+    assert SECONDS == 5
+    assert log == ["told", "asleep"]
+    assert found["idle_bare_w"] == {"package-0": pytest.approx(12.0), "dram-0": pytest.approx(1.5)}
+    assert found["idle_bare_method"] == "measured"
+    assert found["idle_bare_source"] == "rapl_package+rapl_dram"
+    assert found["idle_bare_reason"] is None
+
+
+def test_a_counter_that_fails_is_left_out_with_its_reason(powercap, sleep):
+    package, dram = powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")
+    found = measure_bare("rapl", [], sleep=sleep(lambda: (add(package, 60.0), dram.unlink())))
+    assert found["idle_bare_w"] == {"package-0": pytest.approx(12.0)}
+    assert found["idle_bare_reason"].startswith("dram-0: RAPL: ")
+    package_1 = powercap.zone("intel-rapl:1", "package-1")
+    dram.write_text("7")
+    found = measure_bare("rapl", [], sleep=sleep(lambda: [one.unlink() for one in (package, package_1, dram)]))
+    assert (found["idle_bare_w"], found["idle_bare_method"]) == (None, None)
+    assert "package-1: RAPL: " in found["idle_bare_reason"]
+
+
+@pytest.mark.parametrize("name", ["rapl", "nvml"])
+def test_without_a_meter_nobody_waits(name):
+    def sleep(seconds):
+        pytest.fail("it waits")
+
+    found = measure_bare(name, [], sleep=sleep)
+    assert found.get("idle_bare_w") is None
+    assert found["idle_bare_reason"].startswith(f"{name}: ")
+
+
+# ---- what later cycles know ----
+
+
+def _result(**baseline):
+    return json.dumps({"baseline": {"idle_context_w": 40.0, "age_seconds": 0.0, **baseline}})
+
+
+def test_a_baseline_is_known_to_later_cycles_of_its_point_alone(tmp_path):
+    board = Board()
+    assert known_baseline(board, "abc", None) is None
+    keep_baseline(board, "abc", None, _result())
+    assert known_baseline(board, "abc", None)["idle_context_w"] == 40.0
+    assert known_baseline(board, "abd", None) is None, "another point"
+    assert known_baseline(board, "abc", tmp_path / "python") is None, "another interpreter"
+
+
+@pytest.mark.parametrize("baseline", [{"idle_context_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
+def test_only_what_was_measured_is_kept(baseline):
+    board = Board()
+    keep_baseline(board, "abc", None, _result(**baseline))
+    keep_baseline(board, "abc", None, '{"baseline": null}')
+    assert known_baseline(board, "abc", None) is None
+
+
+def test_the_newest_that_was_measured_counts():
+    board = Board()
+    for watts in (40.0, 45.0):  # the second was measured as the first did not fit
+        keep_baseline(board, "abc", None, _result(idle_context_w=watts))
+    assert known_baseline(board, "abc", None)["idle_context_w"] == 45.0
+
+
+# ---- whole runs ----
+
+
+@pytest.fixture
+def gpus(nvml_library, tmp_path, monkeypatch):
+    """Give new processes two boards, and a torch that seems to be a build for CUDA."""
+    metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "cuda"), prepend=os.pathsep)
+    boards = [nvml.Board(uuid, [(0.0, watts)], {"tick_ms": 20}) for uuid, watts in ((A, 70.0), (B, 95.0))]
+    script = nvml.Script(tmp_path / "script", boards)
+    script.write()
+    for name, value in nvml.environment(nvml_library, script).items():
+        monkeypatch.setenv(name, value)
+    return script
+
+
+STUDY = {"energy": {"backend": "auto"}, "sweep": {"n": [1, 2]}, "baseline": {"duration_seconds": 5}}
+NO_GAPS = {"n_cycles": 2, "experiment_gap_seconds": 0}
+
+
+def _shorter(seconds):
+    return f"""
+        import os, pathlib, sys
+        import pytest_llem.isolation.bare as bare
+
+        bare.SECONDS = {seconds}
+
+        def pytest_unconfigure():
+            assert not {{"torch", "transformers"}} & set(sys.modules)
+    """
+
+
+@pytest.fixture
+def baselines(results):
+    def read():
+        entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
+        texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
+        return [ExperimentResult.model_validate_json(text).baseline for text in texts]
+
+    return read
+
+
+def _reads(script):
+    """Return how often the counters of the boards were read."""
+    return sum(call.function == COUNTER for call in script.calls()) if script._trace.exists() else 0
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_each_gpu_is_measured_once_before_the_first_experiment(pytester, write_study, baselines, gpus, workers):
+    write_study(**STUDY, execution=NO_GAPS)
+    pytester.makeconftest(_shorter(0.5))
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=4)
+    found = baselines()
+    assert found[0].idle_bare_w == {A: pytest.approx(70.0, rel=0.02), B: pytest.approx(95.0, rel=0.02)}
+    assert all(one.idle_bare_w == found[0].idle_bare_w for one in found), "the very same figures"
+    assert {(one.idle_bare_method, one.idle_bare_source) for one in found} == {("measured", "nvml_total_energy")}
+    ages = sorted(one.idle_bare_age_seconds for one in found)
+    assert 0 <= ages[0] < ages[-1]
+    assert gpus.users() == 0
+    assert len({call.pid for call in gpus.calls() if call.function == COUNTER}) == 1
+    assert found[0].idle_context_w is None, "the engine runs on no GPU"
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments"),
+    [
+        ({}, ["--collect-only"]),
+        ({"baseline": {"enabled": False}}, []),
+        ({"energy": {"backend": None}}, []),
+        ({"skip": [{"where": {"n": n}} for n in (1, 2)]}, []),
+    ],
+    ids=["collect-only", "switched off", "no energy", "skipped"],
+)
+def test_where_nothing_would_come_of_it_nobody_waits(pytester, write_study, gpus, changes, arguments):
+    write_study(**{**STUDY, **changes}, execution=NO_GAPS)
+    pytester.makeconftest(_shorter(3600))
+    done = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *arguments, timeout=120)
+    assert done.ret == 0
+    assert _reads(gpus) == 0
+
+
+def test_replayed_results_are_not_waited_for(pytester, write_study, gpus):
+    write_study(**STUDY, execution=NO_GAPS)
+    pytester.makeconftest(_shorter(0.1))
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    before = _reads(gpus)
+    assert before
+    pytester.makeconftest(_shorter(3600))
+    again = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-resume", timeout=120)
+    again.assert_outcomes(passed=4)
+    assert _reads(gpus) == before
+
+
+def test_ctrl_c_ends_it(pytester, write_study, gpus, results):
+    write_study(**STUDY, execution=NO_GAPS)
+    pytester.makeconftest(_shorter(3600))
+    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as run:
+        wait_until(lambda: _reads(gpus))
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(60) == pytest.ExitCode.INTERRUPTED
+    assert gpus.users() == 0
+    assert set(results.statuses().values()) == {"pending"}

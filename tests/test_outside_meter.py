@@ -1,0 +1,127 @@
+"""A meter of somebody else's, installed as a package: a whole study by it, and one that breaks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import ExperimentResult, StudyResult
+from tests.support.wattmeter.wattmeter import GAIN_ERROR, WATTS
+
+FOLDER = Path(__file__).parent / "support" / "wattmeter"
+
+STUDY = {
+    "energy": {"backend": "wattmeter"},
+    "baseline": {"enabled": False},
+    "measurement": {"min_window_seconds": 0.3},
+    "sweep": {"n": [2]},
+    "noop": {"seconds": 0.1},
+    "execution": {"n_cycles": 1, "experiment_gap_seconds": 0},
+}
+
+
+@pytest.fixture
+def run(pytester, monkeypatch, write_study, results):
+    """Run a study by the wattmeter, and return pytest's result and what the meter was asked for."""
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER), prepend=os.pathsep)
+    monkeypatch.setenv("WATTMETER_LOG", str(pytester.path / "asked"))
+
+    def call(**changes):
+        write_study(**{**STUDY, **changes})
+        done = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        return done, (pytester.path / "asked").read_text().split()
+
+    return call
+
+
+@pytest.fixture
+def experiments(results):
+    """Return the results of all experiments, in run order."""
+
+    def read():
+        entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
+        texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
+        return [ExperimentResult.model_validate_json(text) for text in texts]
+
+    return read
+
+
+def test_its_figures_and_where_they_are_from_are_the_results(run, experiments, results):
+    done, asked = run()
+    done.assert_outcomes(passed=1)
+    assert asked == ["open", *["begin", "end"] * 2, "close"], "for the load and for the window"
+    [result] = experiments()
+    metrics = result.metrics
+    assert metrics["mean_power_w"].value == pytest.approx(WATTS)
+    assert result.window.window_energy_j == pytest.approx(WATTS * result.window.energy_seconds)
+    assert metrics["energy_j"].value == pytest.approx(result.window.window_energy_j / result.window.passes)
+    assert metrics["energy_per_output_token_j"].value == pytest.approx(metrics["energy_j"].value / 6)
+    for name in ("energy_j", "energy_per_output_token_j", "edp_js", "mean_power_w", "load_energy_j"):
+        found = metrics[name]
+        assert (found.method, found.source, found.boundary) == ("sampled", "wattmeter_power", "wall"), name
+        assert found.uncertainty > 0
+    for name in ("gpu_energy_j", "cpu_energy_j", "dram_energy_j"):
+        assert (metrics[name].value, metrics[name].method) == (None, "unavailable"), name
+    [device] = result.devices
+    assert (device.device, device.boundary, device.method) == ("socket-1", "wall", "sampled")
+    assert device.gain_error == GAIN_ERROR
+    assert result.harness_cpu_seconds >= 0.125, "its own is in it"
+    assert not [line for line in result.warnings if "wattmeter" in line]
+    assert StudyResult.load(results.directory).summary.method == "sampled"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
+    run, experiments, pytester, write_study, results, workers, monkeypatch
+):
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(workers), prepend=" ")
+    done, asked = run(baseline={"duration_seconds": 5}, execution={**STUDY["execution"], "n_cycles": 3})
+    done.assert_outcomes(passed=3)
+    baselines = [one.baseline for one in experiments()]
+    assert [one.idle_context_w for one in baselines] == pytest.approx([WATTS] * 3)
+    assert len({one.measured_at for one in baselines}) == 1
+    first, *others = sorted(one.age_seconds for one in baselines)
+    assert first == 0
+    assert all(age > 5 for age in others)
+    assert asked.count("begin") == 3 * 2 + 5
+    assert {one.devices[0] for one in baselines} == {"socket-1"}
+    for result in experiments():
+        active = result.metrics["active_energy_j"]
+        low, high = active.interval95
+        assert low < 0 < high, "at the wall, this engine takes nothing"
+        assert active.boundary == "wall"
+    assert {one.idle_bare_w for one in baselines} == {None}
+    assert baselines[0].idle_bare_reason == "meter 'wattmeter' is not asked outside of experiments"
+
+
+@pytest.mark.parametrize("method", ["begin", "end"])
+def test_one_that_fails_while_measuring_costs_its_figures_alone(run, experiments, monkeypatch, method):
+    monkeypatch.setenv("WATTMETER_FAILS", method)
+    done, asked = run()
+    done.assert_outcomes(passed=1)
+    assert asked[-1] == "close"
+    [result] = experiments()
+    energy = result.metrics["energy_j"]
+    assert (energy.value, energy.method) == (None, "unavailable")
+    assert energy.reason == f"wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0"
+    assert result.metrics["output_tokens_per_second"].value > 0
+    assert f"meter wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0" in result.warnings
+
+
+def test_one_that_fails_to_close_costs_nothing(run, experiments, monkeypatch):
+    monkeypatch.setenv("WATTMETER_FAILS", "close")
+    done, _ = run()
+    done.assert_outcomes(passed=1)
+    assert experiments()[0].metrics["mean_power_w"].value == pytest.approx(WATTS)
+
+
+def test_one_that_does_not_open_is_told_before_anything_is_loaded(run, results, monkeypatch):
+    monkeypatch.setenv("WATTMETER_FAILS", "open")
+    done, asked = run()
+    done.assert_outcomes(failed=1)
+    assert asked == ["open"]
+    done.stdout.fnmatch_lines(["*meter 'wattmeter' cannot be used: ConnectionError: open: no answer from *"])
+    assert results.manifest["experiments"][0]["error"]["kind"] == "preflight"
