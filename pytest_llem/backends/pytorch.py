@@ -109,6 +109,7 @@ class PyTorchEngine:
     def load(self) -> None:
         config, source = self._config, self._source
         assert source is not None, "fetch first"
+        self.seed(config.random_seed)  # weights that the model's files lack are made up
         with told_plainly(f"the tokenizer of model {config.model!r} cannot be loaded"):
             self._tokenizer = AutoTokenizer.from_pretrained(source.location, **loading.origin(self._options))
         self._try_template()

@@ -20,8 +20,16 @@ ATTENTION = {
     "flash_attention_3": (("flash_attn_interface", "flash-attn-3"), ("kernels", "kernels")),
 }
 
+#: What reads datasets of the Hugging Face hub, whatever the engine.
+DATASETS = "datasets"
+
 #: Modules of packages that only some experiments need, here or in another interpreter.
-OPTIONAL = ("accelerate", "bitsandbytes", *(module for kernels in ATTENTION.values() for module, _ in kernels))
+OPTIONAL = (
+    "accelerate",
+    "bitsandbytes",
+    DATASETS,
+    *(module for kernels in ATTENTION.values() for module, _ in kernels),
+)
 
 #: Arguments of transformers' GenerationConfig that a field of another name decides.
 FIELDS = {

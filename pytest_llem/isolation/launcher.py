@@ -78,7 +78,8 @@ def run_isolated(
 
     Args:
         job: The experiment.
-        timeout: End it after this many seconds, those of fetching its model not counted; None for never.
+        timeout: End it after this many seconds, those of fetching its dataset and its model not counted; None
+            for never.
         on_phase: Called with each phase as it begins there.
         on_output: Called with what it writes to standard output and standard error, as that comes.
     """
@@ -150,7 +151,7 @@ def _collect(attempt: Path, child: Child, timeout: float | None, killed_before: 
 
 
 def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
-    limit = FETCH_SECONDS if child.phase == worker.FETCHING else timeout
+    limit = FETCH_SECONDS if child.phase in worker.FETCHING else timeout
     stacks = attempt / worker.STACKS
     where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
     message = f"not done after {limit:g} s"

@@ -24,8 +24,8 @@ from pytest_llem.isolation.guardian import ASK_WHERE
 #: Files of an attempt's directory. The last one gets, when the time is up, where each thread is.
 JOB, RESULT, ERROR, REQUESTS, STACKS = "job.json", "result.json", "error.json", "requests.csv", "stacks.txt"
 
-#: The phase in which a model may be downloaded.
-FETCHING = "fetching the model"
+#: The phases in which something may be downloaded.
+FETCHING = ("fetching the dataset", "fetching the model")
 
 #: The phase in which a process has left its file and has only to exit.
 DONE = "done"

@@ -19,6 +19,7 @@ def find_warnings(
     *,
     allow_estimated: bool = False,
     cut: tuple[int, int] = (0, 0),
+    deterministic: bool | None = None,
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each.
 
@@ -29,6 +30,7 @@ def find_warnings(
         refusals: Why a meter could not be used, by its name.
         allow_estimated: An estimate of the energy is what was asked for.
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
+        deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
     """
     account, total = window.account, window.account.total
     found = [f"meter {name}: {why}" for name, why in refusals.items()]
@@ -38,6 +40,8 @@ def find_warnings(
         found.append("energy is estimated from CPU time, not measured")
     if cut[0]:
         found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
+    if deterministic is False:
+        found.append("outputs differ between passes: this device's kernels are not deterministic")
     if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
     if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:

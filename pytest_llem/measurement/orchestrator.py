@@ -68,7 +68,7 @@ class ExperimentOrchestrator:
             PreflightError: Something it needs is not there.
         """
         config, started_at = self.config, now()
-        texts = read_texts(config, self.directory)
+        texts = read_texts(config, self.directory, lambda: self.on_phase("fetching the dataset"))
         engine = self._engine()
         self.on_phase("fetching the model")
         engine.fetch()
@@ -127,6 +127,7 @@ class ExperimentOrchestrator:
                     meters.refusals,
                     allow_estimated=config.energy.allow_estimated,
                     cut=(workload.truncated, config.n),
+                    deterministic=requests.deterministic,
                 ),
             )
         finally:

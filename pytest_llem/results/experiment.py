@@ -64,7 +64,10 @@ class TokenRecord(Record):
         truncated_prompts: Prompts cut to ``max_input_tokens``.
         padding_waste: Share of the input positions that hold padding, 0 to 1.
         output_digest: SHA-256 of the first pass's output token ids, null where they are unknown.
-        dataset_hash: SHA-256 of the prompts in their order: of their texts, or of synthetic token ids.
+        deterministic: Every pass, seeded alike, gave the same output token ids; null where there was one pass.
+        dataset_hash: SHA-256 of the prompts in their order, a line of ASCII JSON for each: of their texts before
+            they are cut or put into a template, or of synthetic token ids.
+        dataset_revision: Commit of the hub's dataset that they are from, null where they are from none.
     """
 
     prompts: int
@@ -73,7 +76,9 @@ class TokenRecord(Record):
     truncated_prompts: int = 0
     padding_waste: float = 0.0
     output_digest: str | None = None
+    deterministic: bool | None = None
     dataset_hash: str | None = None
+    dataset_revision: str | None = None
 
 
 class WarmupRecord(Record):
