@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ BUILTIN = "builtin:"
 
 #: What is downloaded of a hub model: weights in the format transformers prefers, and all that is small.
 DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+
+#: Suffixes of files that hold weights.
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,25 @@ def hub_revision(source: ModelSource, revision: str | None) -> str | None:
     """Return the commit of a model from the hub, None for any other. The cache names its folders so."""
     folder = cached_snapshot(source.location, revision) if source.kind == "hub" else None
     return folder.name if folder else None
+
+
+def fingerprint(source: ModelSource, revision: str | None) -> str | None:
+    """Return a SHA-256 by which to tell models in folders apart; None where *source* has no folder.
+
+    It is over ``config.json`` and over the name and size of each file with weights: weights of the same shape with
+    other values are not told apart. Reading 100 GB of them would take minutes.
+    """
+    folder = cached_snapshot(source.location, revision) if source.kind == "hub" else Path(source.location)
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    try:
+        digest.update((folder / "config.json").read_bytes())
+        for file in sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS):
+            digest.update(f"\n{file.name} {file.stat().st_size}".encode())
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | None:

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
-from pytest_llem.backends.models import ModelSource, hub_revision, resolve_model
+from pytest_llem.backends.models import ModelSource, fingerprint, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.backends.protocol import EngineContext, PreflightError, RequestRecord
 from pytest_llem.backends.refusals import one_line, told_plainly
@@ -138,10 +138,14 @@ class PyTorchEngine:
         assert source is not None, "load first"
         gpus = loading.used_gpus(model)
         versions = {name: package_version(name) for name in ("torch", "transformers", "tokenizers")}
-        if options.load_in_4bit or options.load_in_8bit:
+        quantises = options.load_in_4bit or options.load_in_8bit
+        if quantises or options.device_map is not None:
+            versions["accelerate"] = package_version("accelerate")
+        if quantises:
             versions["bitsandbytes"] = package_version("bitsandbytes")
         if torch.version.cuda:
             versions["cuda"] = torch.version.cuda
+            versions["cudnn"] = _dotted(torch.backends.cudnn.version())
         placed = getattr(model, "hf_device_map", None)
         return EngineRecord(
             name="pytorch",
@@ -157,10 +161,14 @@ class PyTorchEngine:
                 "architecture": type(model).__name__,
                 "parameters": model.num_parameters(),
                 "num_threads": torch.get_num_threads(),
+                "num_interop_threads": torch.get_num_interop_threads(),
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
                 "generation": generation.as_data(self._generation),
             },
             model_source=source.kind,
             model_revision=hub_revision(source, options.revision),
+            model_fingerprint=fingerprint(source, options.revision),
             random_weights=source.random_weights,
         )
 
@@ -246,6 +254,14 @@ class PyTorchEngine:
 
     def close(self) -> None:
         self._model = None
+
+
+def _dotted(cudnn: int | None) -> str | None:
+    """Return a version of cuDNN as people write it: it gives 91002, and 8902 before 9."""
+    if cudnn is None:
+        return None
+    major, rest = divmod(cudnn, 10_000 if cudnn >= 90_000 else 1000)
+    return f"{major}.{rest // 100}.{rest % 100}"
 
 
 def _request(input_tokens: int, output_ids: Sequence[int], generated: Generated) -> RequestRecord:

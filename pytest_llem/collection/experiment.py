@@ -131,6 +131,7 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         identity=identity.model_dump(mode="json"),
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
+        root=str(item.config.rootpath),
         model_path=[str(folder) for folder in Settings.from_config(item.config).model_path],
         python_path=[str(folder) for folder in _import_path(item.config)],
         lives_with=[controller] if (controller := _controller(item.config)) else [],

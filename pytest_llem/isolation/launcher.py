@@ -31,6 +31,7 @@ class Job:
         identity: An Identity, as plain data.
         config: An ExperimentConfig, as plain data.
         directory: What a dataset's path is relative to.
+        root: The git commit of this directory is told; None for the current one.
         model_path: Folders that hold models by name.
         gap: A GapRecord, as plain data: the idle time before.
         python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
@@ -41,6 +42,7 @@ class Job:
     identity: dict[str, Any]
     config: dict[str, Any]
     directory: str
+    root: str | None = None
     model_path: Sequence[str] = ()
     gap: dict[str, Any] | None = None
     python_path: Sequence[str] = ()
@@ -109,7 +111,9 @@ def _told(job: Job) -> dict[str, Any]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not (job.python and name in OURS_ALONE)}
+    inherited = {name: value for name, value in os.environ.items() if not (job.python and name in OURS_ALONE)}
+    # Where nobody has said otherwise, sets of strings have the same order in every process.
+    return {"PYTHONHASHSEED": "0", **inherited}
 
 
 def _insist(cleanup: Callable[[], None]) -> None:

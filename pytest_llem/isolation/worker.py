@@ -101,6 +101,7 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
         identity=Identity.model_validate(job["identity"]),
         context=EngineContext(model_path=tuple(map(Path, job["model_path"]))),
         directory=Path(job["directory"]),
+        root=Path(job["root"]) if job["root"] is not None else None,
         on_phase=announce,
     ).run()
     if job["gap"] is not None:

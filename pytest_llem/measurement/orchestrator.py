@@ -52,6 +52,7 @@ class ExperimentOrchestrator:
         identity: Which experiment it is; made up from *config* for a lone one.
         context: What the engine may know beside its configuration.
         directory: What a dataset's path is relative to.
+        root: The git commit of this directory is told; None for the current one.
         on_phase: Called with each phase as it begins.
     """
 
@@ -59,6 +60,7 @@ class ExperimentOrchestrator:
     identity: Identity | None = None
     context: EngineContext = field(default_factory=EngineContext)
     directory: Path = field(default_factory=Path)
+    root: Path | None = None
     on_phase: Callable[[str], None] = lambda phase: None
 
     def run(self) -> Measured:
@@ -117,7 +119,7 @@ class ExperimentOrchestrator:
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
                 engine=record,
-                environment=environment(engine.gpus),
+                environment=environment(engine.gpus, self.root),
                 started_at=started_at,
                 completed_at=now(),
                 warnings=find_warnings(

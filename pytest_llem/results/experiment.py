@@ -35,12 +35,14 @@ class EngineRecord(Record):
 
     Attributes:
         name: The engine.
-        versions: Of the engine's packages.
+        versions: Of the engine's packages, and of CUDA and cuDNN where it uses them.
         device: ``cpu`` or ``cuda``.
         device_names: Of each device.
         settings: The engine's effective settings, as it reports them after loading.
         model_source: ``builtin``, ``local``, ``model_path`` or ``hub``.
         model_revision: Commit on the hub, where known.
+        model_fingerprint: SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its
+            files with weights: what tells local folders apart. Null where there is no folder.
         random_weights: The weights are no trained model's.
     """
 
@@ -51,6 +53,7 @@ class EngineRecord(Record):
     settings: dict[str, Any] = Field(default_factory=dict)
     model_source: str | None = None
     model_revision: str | None = None
+    model_fingerprint: str | None = None
     random_weights: bool = False
 
 

@@ -168,7 +168,9 @@ class ExperimentConfig(Section):
         prompt_format: ``raw``, or ``chat`` for the model's chat template around each prompt that is a text.
             Default ``raw``.
         precision: Data type of the weights: ``fp32``, ``fp16`` or ``bf16``. Default ``bf16``.
-        random_seed: Seeds the prompts and the sampling. Default 42.
+        random_seed: Seeds the prompts and the sampling, and each pass anew. On a CPU the same experiment generates
+            the same tokens; on a GPU it need not, as not all its kernels are deterministic, and ``tokens``
+            of the result tells whether the passes did. Default 42.
         max_input_tokens: Longer prompts are cut to this; synthetic ones have exactly this, unless the dataset says
             how their lengths are distributed. Default 512.
         max_output_tokens: Tokens to generate for each prompt. Default 128.
