@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from pytest_llem import run_experiment
 from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.measurement import window
 from pytest_llem.measurement.requests import Requests
-from tests.support.tiny import NATURAL, TINY, engine, outputs
+from tests.support.tiny import TINY, engine, outputs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -85,8 +91,6 @@ def test_weights_that_the_files_lack_are_the_same_every_time(tmp_path):
     """transformers makes them up, before a batch is seeded."""
     from safetensors.torch import load_file, save_file
 
-    from pytest_llem.backends.tiny_llama import tiny_llama
-
     folder = tmp_path / "headless"
     folder.mkdir()
     for file in tiny_llama().iterdir():
@@ -119,11 +123,10 @@ def test_passes_are_compared_token_by_token(passes, deterministic):
 
 
 def test_passes_that_differ_are_warned_of(monkeypatch):
-    from pytest_llem import run_experiment
-    from pytest_llem.backends.pytorch import PyTorchEngine
-
     said = "outputs differ between passes: this device's kernels are not deterministic"
-    fields = {**SEVERAL, "measurement": {**NATURAL, "length_mode": "fixed", "min_window_seconds": 0.2}}
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(window, "time", clock)  # two passes fill it
+    fields = {**SEVERAL, "measurement": {"min_window_seconds": 2}}
     assert said not in run_experiment(fields).warnings
     monkeypatch.setattr(PyTorchEngine, "seed", lambda self, seed: None)  # as good as kernels that differ
     result = run_experiment(fields)
