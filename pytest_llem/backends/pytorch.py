@@ -85,6 +85,7 @@ class PyTorchEngine:
         self._options = config.pytorch or PyTorchConfig()
         self._context = context
         self._indices = loading.possible_gpus(self._options)
+        loading.check_compiler(self._options, self._indices)
         cache = self._options.cache_implementation or ""
         if cache.startswith("offloaded") and not self._indices:
             raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and has none")
