@@ -6,11 +6,15 @@ import hashlib
 import json
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
 from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.isolation.worker import FETCHING
+from pytest_llem.measurement import prompts
+from pytest_llem.measurement.files import Prompt
 from pytest_llem.measurement.prompts import build_workload, dataset_problem, prompts_digest, read_texts
 from pytest_llem.study.dataset import LengthConfig
 from pytest_llem.study.identity import config_hash
@@ -288,3 +292,15 @@ def test_the_digest_is_in_the_result():
 
 
 IN_RESULT = "f7d9d5fc242396055cce38037fe0b8ad65d5e55717b5972f6c66b74a7bc2705f"
+
+
+@pytest.mark.usefixtures("noop_engine")
+def test_fetching_a_dataset_is_a_phase_that_no_deadline_counts(monkeypatch):
+    monkeypatch.setattr(prompts, "hub_problem", lambda dataset: None)
+    monkeypatch.setattr(prompts, "fetch_dataset", lambda dataset: Path("c0ffee"))
+    monkeypatch.setattr(prompts, "read_dataset", lambda dataset, folder: [Prompt("one"), Prompt("two")])
+    phases = []
+    result = ExperimentOrchestrator(config(dataset="owner/name"), on_phase=phases.append).run().result
+    assert phases[:2] == ["fetching the dataset", "fetching the model"]
+    assert set(phases) & set(FETCHING) == set(FETCHING)
+    assert result.tokens.dataset_revision == "c0ffee"

@@ -12,7 +12,7 @@ import pytest
 from pytest_llem import run_experiment
 from pytest_llem.backends import loading
 from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.backends.pytorch import Generated
+from pytest_llem.backends.pytorch import Generated, _dotted
 from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.results.metrics import CATALOGUE
 from pytest_llem.study.config import DecoderConfig
@@ -207,6 +207,20 @@ def test_every_option_has_a_test(section):
     for name in section.model_fields:
         file = Path(__file__).parent / ELSEWHERE.get(name, Path(__file__).name)
         assert re.search(rf'"{name}": ', file.read_text()), name
+
+
+@pytest.mark.parametrize(("number", "text"), [(91002, "9.10.2"), (8902, "8.9.2"), (None, None)])
+def test_the_version_of_cudnn(number, text):
+    assert _dotted(number) == text
+
+
+def test_what_runs_is_written_down(tiny):
+    record = tiny.describe()
+    assert record.model_fingerprint
+    assert record.model_revision is None
+    assert record.settings["num_threads"] == torch.get_num_threads()
+    assert record.settings["deterministic_algorithms"] is False
+    assert set(record.versions) >= {"torch", "transformers", "tokenizers"}
 
 
 # ---- beams, speculation, compilation: against transformers itself ----

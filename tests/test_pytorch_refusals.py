@@ -191,7 +191,7 @@ def test_what_torch_will_not_compile_is_one_line(options, message):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_inductor_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    said = r"^pytorch\.torch_compile needs a C\+\+ compiler, there is no no-such-compiler: install one$"
+    said = r"^pytorch\.torch_compile needs a C\+\+ compiler, and there is no no-such-compiler: install one$"
     with pytest.raises(PreflightError, match=said):
         PyTorchEngine(config(pytorch={"torch_compile": True}), EngineContext())
     assert PyTorchEngine(
