@@ -21,9 +21,9 @@ It knows the engines that are installed here. In a study, its first line tells t
 
 
 _FETCH = """\
-Bring the models of studies to this machine ahead of a run, which may then have no network.
+Bring the models and datasets of studies to this machine ahead of a run, which may then have no network.
 
-Tells of each model in a line. They are looked for as pytest does, in the folders of its ini option
+Tells of each in a line. Models are looked for as pytest does, in the folders of its ini option
 llem_model_path too; what comes from the Hugging Face hub goes into its cache (HF_HOME). With
 HF_HUB_OFFLINE=1 nothing is downloaded.
 """
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     schema.set_defaults(run=_schema)
     fetch = commands.add_parser(
         "fetch",
-        help="download the models of studies",
+        help="download the models and datasets of studies",
         description=_FETCH,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

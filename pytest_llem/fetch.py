@@ -1,8 +1,9 @@
-"""The models of studies, brought to this machine ahead of a run: for one that will have no network."""
+"""What studies need, models and datasets, brought to this machine ahead of a run that will have no network."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,11 @@ from pytest_llem import registry
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import EngineContext, PreflightError
 from pytest_llem.backends.refusals import one_line
+from pytest_llem.measurement.hub_dataset import cached_dataset, fetch_dataset
+from pytest_llem.measurement.prompts import hub_dataset
 from pytest_llem.options import Settings, read_config
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError, printable
@@ -21,30 +25,34 @@ from pytest_llem.study.problems import StudyError, printable
 
 @dataclass(frozen=True)
 class Need:
-    """A model that experiments need.
+    """A model, or a dataset, that experiments need.
 
     Attributes:
-        name: As the study has it.
+        name: Of the model, as the study has it.
         revision: Of a hub model that is looked for by name, or None.
         engine: Who brings it where that is not ours to do, or None.
         configs: The experiments to ask that engine for.
+        dataset: The hub's dataset that it is, or None where it is a model.
     """
 
     name: str
     revision: str | None = None
     engine: str | None = None
     configs: Sequence[ExperimentConfig] = ()
+    dataset: HubDataset | None = None
 
     def __str__(self) -> str:
+        if self.dataset is not None:
+            return f"dataset {self.name}" + (f" (revision {self.revision})" if self.revision else "")
         if self.engine is not None:
             return f"{self.name} (by engine {self.engine})"
         return f"{self.name} (revision {self.revision})" if self.revision else self.name
 
 
 def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
-    """Bring the models of the studies at *paths* here, tell of each in a line, and return the exit status.
+    """Bring what the studies at *paths* need here, tell of each in a line, and return the exit status.
 
-    A study that is wrong, or a model that cannot be had, does not keep the others from being fetched.
+    A study that is wrong, or a model or dataset that cannot be had, does not keep the others from being fetched.
 
     Args:
         paths: Study files.
@@ -66,21 +74,25 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
             told = f"{_bring(need, folders)}: {need}"
         except PreflightError as error:
             complete = False
-            reason = one_line(error).removeprefix(f"model {need.name!r} not found: ")
+            reason = re.sub(r"^(model|dataset) .*? not found: ", "", one_line(error), count=1)
             told = f"not to be had: {need}: {reason}"
         print(printable(told), flush=True)
     return 0 if complete else 1
 
 
 def needs(studies: Iterable[StudyConfig]) -> list[Need]:
-    """Return what the experiments of *studies* need, each model once; those that are skipped need nothing."""
+    """Return what the experiments of *studies* need, each once; those that are skipped need nothing."""
     by_name: dict[Need, None] = {}
+    datasets: dict[Need, None] = {}
     by_engine: dict[tuple[str, str], dict[str, ExperimentConfig]] = {}
     for study in studies:
         for point in study.points:
             config = point.config
             if point.skip is not None:
                 continue
+            if config.has_texts and (found := hub_dataset(str(config.dataset), study.path.parent)):
+                whole = HubDataset(found.name, found.revision)  # all of it is brought, whatever is read of it
+                datasets[Need(found.name, found.revision, dataset=whole)] = None
             if config.backend == "pytorch":
                 by_name[Need(config.model, config.pytorch.revision if config.pytorch else None)] = None
             elif config.backend in study.runners and config.backend not in registry.installed(registry.BACKENDS):
@@ -94,6 +106,7 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
             Need(model, engine=engine, configs=tuple(configs.values()))
             for (engine, model), configs in by_engine.items()
         ),
+        *datasets,
     ]
 
 
@@ -110,12 +123,14 @@ def _read(paths: Sequence[Path], settings: Settings) -> Iterator[StudyConfig]:
 
 
 def _bring(need: Need, model_path: tuple[Path, ...]) -> str:
-    """Bring a model here, and return what became of it, in words.
+    """Bring a model or a dataset here, and return what became of it, in words.
 
     Raises:
         PreflightError: It cannot be had.
     """
     try:
+        if need.dataset is not None:
+            return _dataset(need.dataset)
         if need.engine is not None:
             return _by_engine(need.engine, need.configs, EngineContext(model_path))
         return _by_name(need.name, need.revision, model_path)
@@ -133,6 +148,11 @@ def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineCo
     for config in configs:
         engine(config, context).fetch()
     return "fetched"
+
+
+def _dataset(dataset: HubDataset) -> str:
+    before = _inside(cached_dataset(dataset))
+    return "already here" if _inside(fetch_dataset(dataset)) == before else "fetched"
 
 
 def _by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str:
@@ -153,7 +173,10 @@ def _by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> s
 
 def _files(name: str, revision: str | None) -> frozenset[Path]:
     """Return the files of a hub model that are in the cache."""
-    folder = cached_snapshot(name, revision)
+    return _inside(cached_snapshot(name, revision))
+
+
+def _inside(folder: Path | None) -> frozenset[Path]:
     # What a link leads to may have been cleared away.
     return frozenset(file for file in folder.rglob("*") if file.is_file()) if folder else frozenset()
 

@@ -32,14 +32,14 @@ MAY_IMPORT = {
     "reporting": {"board", "options", "planning", "results", "study"},
     "hookspecs": {"results"},
     "plugin": {"board", "collection", "isolation", "options", "planning", "reporting", "hookspecs", "study"},
-    "fetch": {"backends", "options", "registry", "study"},
+    "fetch": {"backends", "measurement", "options", "registry", "study"},
     "cli": {"fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
     "__init__": {"api", "measurement", "results", "study"},
 }
 
 KNOWS_PYTEST = {"options", "collection", "reporting", "plugin"}
-HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "scipy", "numpy", "pynvml"}
+HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
 
 
 def _modules() -> Iterator[tuple[str, str, Path]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.backends.models import resolve_model
+from pytest_llem.backends.models import ModelSource, fingerprint, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
 
 #: Of the weights that builtin:tiny-llama has everywhere. A change here breaks comparisons with older results:
@@ -129,3 +129,29 @@ def test_tiny_llama_may_be_made_by_several_at_once(cache):
     assert said == [str(cache / "pytest-llem" / "tiny-llama-v1")] * 2
     assert [process.returncode for process in both] == [0, 0]
     assert len(list((cache / "pytest-llem").iterdir())) == 1
+
+
+class TestFingerprint:
+    """What tells local folders apart."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+        (tmp_path / "model.safetensors").write_bytes(b"12345")
+        return tmp_path
+
+    def test_it_is_over_the_configuration_and_the_sizes_of_weights(self, folder):
+        text = b'{"model_type": "llama"}\nmodel.safetensors 5'
+        found = fingerprint(ModelSource(str(folder), "local"), None)
+        assert found == hashlib.sha256(text).hexdigest()
+        (folder / "README.md").touch()
+        assert fingerprint(ModelSource(str(folder), "model_path"), None) == found
+        (folder / "model.safetensors").write_bytes(b"123456")
+        larger = fingerprint(ModelSource(str(folder), "local"), None)
+        (folder / "config.json").write_text("{}")
+        assert len({found, larger, fingerprint(ModelSource(str(folder), "local"), None)}) == 3
+
+    def test_without_a_folder_there_is_none(self, folder):
+        (folder / "config.json").unlink()
+        assert fingerprint(ModelSource(str(folder), "local"), None) is None
+        assert fingerprint(ModelSource("owner/name", "hub"), None) is None

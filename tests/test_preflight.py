@@ -56,7 +56,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ("model: builtin:other", "model 'builtin:other' not found: the only builtin is builtin:tiny-llama"),
         ("model: no/where", "model 'no/where' not found: no folder no/where; llem_model_path is not set; not in "),
         ("model: builtin:tiny-llama\ndataset: no.jsonl", "dataset 'no.jsonl'"),
-        ("model: builtin:tiny-llama\ndataset: aienergyscore", "dataset 'aienergyscore'"),
+        ("model: builtin:tiny-llama\ndataset: aienergyscore", "dataset 'AIEnergyScore/text_generation'"),
         ("model: builtin:tiny-llama\nlora: {adapter_id: a/b}", "lora"),
         ("model: builtin:tiny-llama\nmeasurement: {prefill_split: true}", None),
         ("model: builtin:tiny-llama\npytorch: {num_processes: 2}", "pytorch.num_processes"),

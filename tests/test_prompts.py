@@ -1,16 +1,25 @@
-"""The prompts of a pass: which ones a file gives, in which order, and what is wrong with a file."""
+"""The prompts of a pass: their lengths, which ones a file gives, in which order, and what is wrong with a file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
 from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.measurement.prompts import dataset_problem, read_texts
+from pytest_llem.isolation.worker import FETCHING
+from pytest_llem.measurement import prompts
+from pytest_llem.measurement.files import Prompt
+from pytest_llem.measurement.prompts import build_workload, dataset_problem, prompts_digest, read_texts
+from pytest_llem.study.dataset import LengthConfig
+from pytest_llem.study.identity import config_hash
 from tests.conftest import NOOP_STUDY
+from tests.support.tiny import TINY
 
 SOURCED = [
     ("a1", "A"),
@@ -36,7 +45,7 @@ def texts(tmp_path):
     def read(rows, n, order="interleaved", name="prompts.jsonl", **changes):
         lines = [json.dumps({"prompt": text} | ({"source": source} if source else {})) for text, source in rows]
         (tmp_path / name).write_text("\n".join(lines) + "\n")
-        return read_texts(config(dataset=name, dataset_order=order, n=n, **changes), tmp_path)
+        return read_texts(config(dataset=name, dataset_order=order, n=n, **changes), tmp_path).prompts
 
     return read
 
@@ -44,13 +53,14 @@ def texts(tmp_path):
 def test_a_text_file_holds_a_prompt_a_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("one\n\n  \ntwo \nthree\n")
     for order in ("interleaved", "grouped"):
-        assert read_texts(config(dataset="prompts.txt", n=2, dataset_order=order), tmp_path) == ["one", "two "]
+        found = read_texts(config(dataset="prompts.txt", n=2, dataset_order=order), tmp_path)
+        assert (found.prompts, found.revision) == (["one", "two "], None)
 
 
 def test_a_jsonl_file_holds_a_prompt_an_object(tmp_path):
     lines = ['{"prompt": "abc\u2028d", "text": "no"}', "", '{"text": "de", "id": 3, "source": null}', "\r"]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
-    assert read_texts(config(dataset="prompts.jsonl", n=2), tmp_path) == ["abc\u2028d", "de"]
+    assert read_texts(config(dataset="prompts.jsonl", n=2), tmp_path).prompts == ["abc\u2028d", "de"]
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", {"n": 2}])
@@ -87,8 +97,14 @@ def test_shuffled_draws_with_the_seed(texts):
 
 
 WRONG = [
-    ("prompts.csv", "a", r"dataset 'prompts.csv': expected 'synthetic', or a .txt or .jsonl file"),
-    ("owner/name", None, r"dataset 'owner/name': expected .* \(no dataset of the Hugging Face hub\)"),
+    (
+        "prompts.csv",
+        "a",
+        r"dataset 'prompts.csv': expected 'synthetic', 'aienergyscore', a .txt or .jsonl file, or owner/name of "
+        r"the Hugging Face hub",
+    ),
+    ("gsm8k", None, r"dataset 'gsm8k': expected "),
+    ("a/b/c/d", None, r"dataset 'a/b/c/d': expected "),
     ("missing.txt", None, r"dataset 'missing.txt' cannot be read: .*No such file"),
     ("~nobody-of-that-name/a.txt", None, r"dataset '~nobody-of-that-name/a.txt' cannot be read: "),
 ]
@@ -129,3 +145,162 @@ def test_a_dataset_that_is_there_has_no_problem(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xff")  # which is for reading it to find
     assert dataset_problem(config(dataset="a.txt"), tmp_path) is None
     assert dataset_problem(config(dataset=str(tmp_path / "a.txt")), tmp_path / "elsewhere") is None
+
+
+# ---- synthetic prompts ----
+
+
+class Vocabulary:
+    """As much of an engine as synthetic prompts need."""
+
+    def vocabulary(self):
+        return range(3, 259)
+
+    def encode(self, text):
+        return [*text.encode()]
+
+
+def workload(dataset, **changes):
+    return build_workload(config(dataset=dataset, **changes), Vocabulary(), None)
+
+
+def lengths(dataset, **changes):
+    return [len(prompt) for prompt in workload(dataset, **changes).prompts]
+
+
+def test_without_a_distribution_every_prompt_has_the_same_length():
+    made = workload({"n": 3, "input_len": 4, "seed": 7})
+    assert [len(prompt) for prompt in made.prompts] == [4, 4, 4]
+    # As ever: what is compared with older results has the same prompts.
+    assert made.prompts[0] == [85, 41, 169, 21]
+
+
+def test_lengths_are_normally_distributed_and_clipped():
+    spread = {"mean": 100, "stdev": 20, "min": 70, "max": 140}
+    found = lengths({"n": 20_000, "input_len": spread})
+    normal = statistics.NormalDist(100, 20)
+    assert (min(found), max(found)) == (70, 140)
+    # Of 20,000 the share has a standard error of 0.0018 here: five of them.
+    for bound in (85, 100, 115):
+        share = sum(one <= bound for one in found) / len(found)
+        assert share == pytest.approx(normal.cdf(bound + 0.5), abs=0.018)
+    assert found.count(70) / len(found) == pytest.approx(normal.cdf(70.5), abs=0.01), (
+        "clipped, and not drawn again"
+    )
+
+
+def test_lengths_within_bounds_alone_are_all_as_likely():
+    count = Counter(lengths({"n": 20_000, "input_len": {"min": 5, "max": 9}}))
+    assert sorted(count) == [5, 6, 7, 8, 9]
+    assert all(one == pytest.approx(4000, abs=300) for one in count.values())
+
+
+def test_lengths_are_the_same_on_any_machine():
+    normal = {"n": 8, "input_len": {"mean": 50, "stdev": 12.5}, "seed": 3}
+    assert lengths(normal) == NORMAL
+    assert lengths({"n": 8, "input_len": {"min": 1, "max": 1000}, "seed": 3}) == UNIFORM
+    assert lengths({**normal, "n": 4}) == NORMAL[:4], "fewer prompts are the first of more"
+    assert lengths({**normal, "seed": 4}) != NORMAL
+    del normal["seed"]
+    assert lengths(normal, random_seed=3) == NORMAL
+
+
+NORMAL = [51, 66, 66, 56, 54, 50, 36, 48]
+UNIFORM = [244, 794, 490, 893, 196, 32, 545, 419]
+
+
+def test_a_mean_without_a_spread_is_a_length():
+    assert set(lengths({"n": 5, "input_len": {"mean": 9, "stdev": 0}})) == {9}
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "most"),
+    [
+        ({"mean": 100, "stdev": 10}, 50, 150),
+        ({"mean": 100, "stdev": 10.5, "max": 120}, 48, 120),
+        ({"mean": 10, "stdev": 10, "min": None}, 1, 60),
+        ({"min": 4, "max": 4}, 4, 4),
+    ],
+)
+def test_the_longest_that_there_can_be_is_the_experiments(given, least, most):
+    made = config(dataset={"input_len": given}, max_input_tokens=7)
+    assert made.max_input_tokens == made.workload.input_len == most
+    written = made.model_dump(mode="json")["dataset"]["input_len"]
+    assert (written["min"], written["max"]) == (least, most)
+    assert config_hash(made) == config_hash(config(dataset={"input_len": written}))
+
+
+def test_a_distribution_makes_another_experiment():
+    hashes = {
+        config_hash(config(dataset={"n": 4, "input_len": one}))
+        for one in (9, {"min": 1, "max": 9}, {"min": 2, "max": 9}, {"mean": 5, "stdev": 1, "max": 9})
+    }
+    assert len(hashes) == 4
+
+
+def test_an_experiments_hash_is_what_it_was_before_there_were_distributions():
+    assert config_hash(config(dataset={"n": 4, "input_len": 9})) == HASH
+
+
+HASH = "e44749d9748f85aa"
+
+
+@pytest.mark.parametrize("stdev", [-1, float("nan"), float("inf"), "1"])
+def test_what_is_no_spread_is_refused(stdev):
+    with pytest.raises(ValueError, match="stdev"):
+        LengthConfig.model_validate({"mean": 5, "stdev": stdev})
+
+
+@pytest.mark.usefixtures("noop_engine")
+def test_prompts_of_many_lengths_reach_the_engine():
+    dataset = {"n": 6, "input_len": {"min": 2, "max": 30}, "seed": 1}
+    result = ExperimentOrchestrator(config(dataset=dataset)).run().result
+    assert result.tokens.input_tokens == sum(lengths(dataset))
+    assert result.tokens.truncated_prompts == 0
+
+
+# ---- their digest ----
+
+
+def test_the_digest_is_that_of_the_prompts_in_their_order(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "na\\u00efve"}\n{"prompt": "two\\nlines"}\n')
+    texts = read_texts(config(dataset="a.jsonl", n=2), tmp_path)
+    made = build_workload(config(dataset="a.jsonl", n=2, max_input_tokens=3), Vocabulary(), texts)
+    lines = b'"na\\u00efve"\n"two\\nlines"\n'
+    assert made.digest == hashlib.sha256(lines).hexdigest() == TEXTS
+    assert made.truncated == 2, "before they are cut"
+    assert prompts_digest(["a", "b"]) != prompts_digest(["b", "a"])
+    assert prompts_digest(["ab"]) != prompts_digest(["a", "b"])
+    assert prompts_digest(["\ud800"]), "what JSON lets a text be, and UTF-8 does not"
+
+
+TEXTS = "2ff092b77ff140445b2ccafe74edb69bc728306cd09c4ac0827d54990361640a"
+
+
+def test_the_digest_of_token_ids():
+    assert prompts_digest([[1, 2], [3]]) == hashlib.sha256(b"[1,2]\n[3]\n").hexdigest()
+    assert workload({"n": 3, "input_len": 4, "seed": 7}).digest == SYNTHETIC
+
+
+SYNTHETIC = "8f13815a9da0399c7fa16d2058f5b990fa94a8dfa426550581f308a5cf03b5f6"
+
+
+def test_the_digest_is_in_the_result():
+    result = run_experiment({**TINY, "dataset": {"n": 2, "input_len": {"min": 3, "max": 9}}})
+    assert result.tokens.dataset_hash == IN_RESULT
+    assert result.tokens.dataset_revision is None
+
+
+IN_RESULT = "f7d9d5fc242396055cce38037fe0b8ad65d5e55717b5972f6c66b74a7bc2705f"
+
+
+@pytest.mark.usefixtures("noop_engine")
+def test_fetching_a_dataset_is_a_phase_that_no_deadline_counts(monkeypatch):
+    monkeypatch.setattr(prompts, "hub_problem", lambda dataset: None)
+    monkeypatch.setattr(prompts, "fetch_dataset", lambda dataset: Path("c0ffee"))
+    monkeypatch.setattr(prompts, "read_dataset", lambda dataset, folder: [Prompt("one"), Prompt("two")])
+    phases = []
+    result = ExperimentOrchestrator(config(dataset="owner/name"), on_phase=phases.append).run().result
+    assert phases[:2] == ["fetching the dataset", "fetching the model"]
+    assert set(phases) & set(FETCHING) == set(FETCHING)
+    assert result.tokens.dataset_revision == "c0ffee"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from pytest_llem import run_experiment
 from pytest_llem.backends import loading
 from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.backends.pytorch import Generated
+from pytest_llem.backends.pytorch import Generated, _dotted
 from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.measurement import prefill
 from pytest_llem.results.metrics import CATALOGUE
+from pytest_llem.study.config import DecoderConfig
+from pytest_llem.study.engines import PyTorchConfig
 from tests.support.tiny import GREEDY, NATURAL, PROMPTS, TINY, engine, generate, outputs
 
 torch = pytest.importorskip("torch")
@@ -146,6 +151,77 @@ def test_what_has_no_effect_is_not_passed_and_nothing_warns(caplog, monkeypatch)
     outputs(made)
     assert [record.message for record in caplog.records if record.name.startswith("transformers")] == []
     assert made._generation.early_stopping is made._generation.length_penalty is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_implementation": "sdpa"},
+        {"attn_implementation": "eager"},
+        {"cache_implementation": "dynamic"},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+    ],
+)
+def test_what_is_to_change_speed_alone_changes_no_token(options):
+    made = engine(**GREEDY, pytorch={**options, "batch_size": 3})
+    assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
+    settings = made.describe().settings
+    written = {**settings["generation"], "attn_implementation": settings["attn_implementation"]}
+    assert {name: written[name] for name in options} == options
+
+
+def test_no_token_pair_comes_twice():
+    plain = outputs(engine(**GREEDY, max_output_tokens=40), PROMPTS[:1])[0]
+    apart = outputs(engine(**GREEDY, max_output_tokens=40, pytorch={"no_repeat_ngram_size": 2}), PROMPTS[:1])[0]
+    assert len({*pairwise(plain)}) < 39, "the model does repeat itself"
+    assert len({*pairwise(apart)}) == 39
+
+
+def test_where_the_model_is_from_reaches_every_part_of_it(monkeypatch):
+    seen = []
+    for auto in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+
+        def from_pretrained(location, real=auto.from_pretrained, **given):
+            seen.append((given.pop("revision"), given.pop("trust_remote_code")))
+            return real(location, **given)
+
+        monkeypatch.setattr(auto, "from_pretrained", from_pretrained)
+    engine(pytorch={"revision": "v1", "trust_remote_code": True})
+    assert seen == [("v1", True), ("v1", True)]
+
+
+#: Fields without a test by name here, and where they are tested.
+ELSEWHERE = {
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "test_pytorch_loading.py"),
+    **dict.fromkeys(
+        ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"), "test_pytorch_loading.py"
+    ),
+    **dict.fromkeys(("device_map", "max_memory"), "test_pytorch_loading.py"),
+    "num_processes": "test_pytorch_refusals.py",
+}
+
+
+@pytest.mark.parametrize("section", [PyTorchConfig, DecoderConfig])
+def test_every_option_has_a_test(section):
+    """It reaches the engine, or is refused: a new one is not forgotten."""
+    for name in section.model_fields:
+        file = Path(__file__).parent / ELSEWHERE.get(name, Path(__file__).name)
+        assert re.search(rf'"{name}": ', file.read_text()), name
+
+
+@pytest.mark.parametrize(("number", "text"), [(91002, "9.10.2"), (8902, "8.9.2"), (None, None)])
+def test_the_version_of_cudnn(number, text):
+    assert _dotted(number) == text
+
+
+def test_what_runs_is_written_down(tiny):
+    record = tiny.describe()
+    assert record.model_fingerprint
+    assert record.model_revision is None
+    assert record.settings["num_threads"] == torch.get_num_threads()
+    assert record.settings["deterministic_algorithms"] is False
+    assert set(record.versions) >= {"torch", "transformers", "tokenizers"}
 
 
 # ---- beams, speculation, compilation: against transformers itself ----

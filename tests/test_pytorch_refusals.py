@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pytest_llem import run_experiment
@@ -10,6 +12,7 @@ from pytest_llem.backends.protocol import EngineContext, PreflightError
 from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.backends.refusals import told_plainly
 from pytest_llem.backends.requirements import unmet
+from pytest_llem.backends.tiny_llama import tiny_llama
 from tests.support.tiny import config, engine, outputs
 
 torch = pytest.importorskip("torch")
@@ -46,6 +49,25 @@ transformers = pytest.importorskip("transformers")
             {"pytorch": {"cache_implementation": "paged"}},
             "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out",
         ),
+        (
+            {"pytorch": {"cache_implementation": "quantized"}},
+            "pytorch.cache_implementation 'quantized' needs optimum-quanto: pip install optimum-quanto",
+        ),
+        (
+            {
+                "pytorch": {"cache_implementation": "quantized"},
+                "passthrough_kwargs": {"cache_config": {"backend": "hqq"}},
+            },
+            "pytorch.cache_implementation 'quantized' needs hqq: pip install hqq",
+        ),
+        (
+            {"pytorch": {"attn_implementation": "owner/kernel"}},
+            "pytorch.attn_implementation 'owner/kernel' needs kernels: pip install kernels",
+        ),
+        (
+            {"pytorch": {"attn_implementation": "paged|sdpa"}},
+            "pytorch.attn_implementation 'paged|sdpa' is for batches of its own, which are not supported",
+        ),
         ({"passthrough_kwargs": {"max_length": 3}}, "passthrough_kwargs.max_length: use max_output_tokens"),
         ({"passthrough_kwargs": {"temperature": 3}}, "passthrough_kwargs.temperature: use decoder.temperature"),
         ({"passthrough_kwargs": {"num_beams": 3}}, "passthrough_kwargs.num_beams: use pytorch.num_beams"),
@@ -80,7 +102,12 @@ def test_everything_that_is_missing_is_told_at_once(monkeypatch):
 
 def test_with_its_packages_an_option_is_met(monkeypatch):
     monkeypatch.setattr(requirements, "find_spec", lambda name: name)
-    options = {"load_in_4bit": True, "device_map": "auto", "attn_implementation": "flash_attention_2"}
+    options = {
+        "load_in_4bit": True,
+        "device_map": "auto",
+        "attn_implementation": "flash_attention_2",
+        "cache_implementation": "quantized",
+    }
     assert unmet(config(pytorch=options)) == []
     assert unmet(config()) == []
 
@@ -158,6 +185,32 @@ def test_what_transformers_finds_out_later_is_one_line_too(options, message):
 def test_what_torch_will_not_compile_is_one_line(options, message):
     with pytest.raises(PreflightError, match=message):
         engine(pytorch={"torch_compile": True, **options})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_inductor_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    said = r"^pytorch\.torch_compile needs a C\+\+ compiler, and there is no no-such-compiler: install one$"
+    with pytest.raises(PreflightError, match=said):
+        PyTorchEngine(config(pytorch={"torch_compile": True}), EngineContext())
+    assert PyTorchEngine(
+        config(pytorch={"torch_compile": True, "torch_compile_backend": "eager"}), EngineContext()
+    )
+    assert PyTorchEngine(config(), EngineContext())
+
+
+def test_a_model_with_code_of_its_own_is_refused_unless_trusted(tmp_path):
+    for file in tiny_llama().iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    own = json.loads((tiny_llama() / "config.json").read_text()) | {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "own.py").write_text("raise AssertionError('was run')")
+    with pytest.raises(PreflightError, match=r"cannot be loaded: .*trust_remote_code"):
+        engine(model=str(tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -93,6 +96,22 @@ def compilation(options: PyTorchConfig) -> dict[str, str] | None:
         "mode": options.torch_compile_mode or "default",
         "backend": options.torch_compile_backend or "inductor",
     }
+
+
+def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
+    """See that what ``torch.compile`` needs beside torch is there.
+
+    Raises:
+        PreflightError: It is not.
+    """
+    how = compilation(options)
+    if how is None or how["backend"] != "inductor" or gpus:  # for a GPU it brings its own
+        return
+    compiler = os.environ.get("CXX", "g++")  # as inductor looks for it
+    if shutil.which(compiler) is None:
+        raise PreflightError(
+            f"pytorch.torch_compile needs a C++ compiler, and there is no {compiler}: install one"
+        )
 
 
 def _compile(model: Any, how: dict[str, str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_llem.backends import hub
 from pytest_llem.backends.protocol import ModelNotFoundError
 from pytest_llem.backends.tiny_llama import NAME, model_folder, tiny_llama
 
@@ -13,6 +15,9 @@ BUILTIN = "builtin:"
 
 #: What is downloaded of a hub model: weights in the format transformers prefers, and all that is small.
 DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+
+#: Suffixes of files that hold weights.
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -88,33 +93,37 @@ def hub_revision(source: ModelSource, revision: str | None) -> str | None:
     return folder.name if folder else None
 
 
+def fingerprint(source: ModelSource, revision: str | None) -> str | None:
+    """Return a SHA-256 by which to tell models in folders apart; None where *source* has no folder.
+
+    It is over ``config.json`` and over the name and size of each file with weights: weights of the same shape with
+    other values are not told apart. Reading 100 GB of them would take minutes.
+    """
+    folder = cached_snapshot(source.location, revision) if source.kind == "hub" else Path(source.location)
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    try:
+        digest.update((folder / "config.json").read_bytes())
+        for file in sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS):
+            digest.update(f"\n{file.name} {file.stat().st_size}".encode())
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
 def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | None:
     """Return why the Hugging Face hub does not have *name*, or None if it, or its cache, does."""
     from huggingface_hub import constants, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     try:
         cached = cached_snapshot(name, revision)
         if constants.HF_HUB_OFFLINE and not cached:
-            return "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
+            return hub.OFFLINE
         if constants.HF_HUB_OFFLINE or not download:
             return None
         hf_hub_download(name, "config.json", revision=revision)
         snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED)
-    except HFValidationError:
-        return "no name of a hub model either (expected owner/name)"
-    except GatedRepoError:
-        return "gated on the Hugging Face hub (accept its terms there and set HF_TOKEN)"
-    except RevisionNotFoundError:
-        return f"the Hugging Face hub has it, but no revision {revision!r}"
-    except RepositoryNotFoundError:
-        return "not on the Hugging Face hub, or private (then set HF_TOKEN)"
-    except Exception as error:  # what is left is the network's: a dozen types over as many libraries
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return f"the Hugging Face hub could not be asked ({type(error).__name__}: {reason[0][:200]})"
+    except Exception as error:
+        return hub.refusal(error, revision)
     return None

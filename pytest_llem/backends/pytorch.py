@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
-from pytest_llem.backends.models import ModelSource, hub_revision, resolve_model
+from pytest_llem.backends.models import ModelSource, fingerprint, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.backends.protocol import (
     EngineContext,
@@ -93,6 +93,7 @@ class PyTorchEngine:
         self._options = config.pytorch or PyTorchConfig()
         self._context = context
         self._indices = loading.possible_gpus(self._options)
+        loading.check_compiler(self._options, self._indices)
         cache = self._options.cache_implementation or ""
         if cache.startswith("offloaded") and not self._indices:
             raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and has none")
@@ -118,6 +119,7 @@ class PyTorchEngine:
     def load(self) -> None:
         config, source = self._config, self._source
         assert source is not None, "fetch first"
+        self.seed(config.random_seed)  # weights that the model's files lack are made up
         with told_plainly(f"the tokenizer of model {config.model!r} cannot be loaded"):
             self._tokenizer = AutoTokenizer.from_pretrained(source.location, **loading.origin(self._options))
         self._try_template()
@@ -146,10 +148,14 @@ class PyTorchEngine:
         assert source is not None, "load first"
         gpus = loading.used_gpus(model)
         versions = {name: package_version(name) for name in ("torch", "transformers", "tokenizers")}
-        if options.load_in_4bit or options.load_in_8bit:
+        quantises = options.load_in_4bit or options.load_in_8bit
+        if quantises or options.device_map is not None:
+            versions["accelerate"] = package_version("accelerate")
+        if quantises:
             versions["bitsandbytes"] = package_version("bitsandbytes")
         if torch.version.cuda:
             versions["cuda"] = torch.version.cuda
+            versions["cudnn"] = _dotted(torch.backends.cudnn.version())
         placed = getattr(model, "hf_device_map", None)
         return EngineRecord(
             name="pytorch",
@@ -165,10 +171,14 @@ class PyTorchEngine:
                 "architecture": type(model).__name__,
                 "parameters": model.num_parameters(),
                 "num_threads": torch.get_num_threads(),
+                "num_interop_threads": torch.get_num_interop_threads(),
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
                 "generation": generation.as_data(self._generation),
             },
             model_source=source.kind,
             model_revision=hub_revision(source, options.revision),
+            model_fingerprint=fingerprint(source, options.revision),
             random_weights=source.random_weights,
         )
 
@@ -268,6 +278,14 @@ class PyTorchEngine:
 
     def close(self) -> None:
         self._model = None
+
+
+def _dotted(cudnn: int | None) -> str | None:
+    """Return a version of cuDNN as people write it: it gives 91002, and 8902 before 9."""
+    if cudnn is None:
+        return None
+    major, rest = divmod(cudnn, 10_000 if cudnn >= 90_000 else 1000)
+    return f"{major}.{rest // 100}.{rest % 100}"
 
 
 def _request(input_tokens: int, output_ids: Sequence[int], generated: Generated) -> RequestRecord:

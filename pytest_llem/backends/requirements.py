@@ -18,8 +18,20 @@ ATTENTION = {
     "flash_attention_3": (("flash_attn_interface", "flash-attn-3"), ("kernels", "kernels")),
 }
 
+#: What quantises a cache, by the name of the backend in transformers' ``cache_config``, likewise.
+CACHES = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
+
+#: What reads datasets of the Hugging Face hub, whatever the engine.
+DATASETS = "datasets"
+
 #: Modules of packages that only some experiments need, here or in another interpreter.
-OPTIONAL = ("accelerate", "bitsandbytes", *(module for kernels in ATTENTION.values() for module, _ in kernels))
+OPTIONAL = (
+    "accelerate",
+    "bitsandbytes",
+    DATASETS,
+    *(module for module, _ in CACHES.values()),
+    *(module for kernels in ATTENTION.values() for module, _ in kernels),
+)
 
 #: Arguments of transformers' GenerationConfig that a field of another name decides.
 FIELDS = {
@@ -59,7 +71,10 @@ OWN = {
 
 
 def _is_here(module: str) -> bool:
-    return find_spec(module) is not None
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # nor is the package that it would be in
+        return False
 
 
 @dataclass(frozen=True)
@@ -103,8 +118,12 @@ def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages)
         yield from _missing(packages, "pytorch.device_map", "accelerate")
     if options.cache_implementation == "paged":
         yield "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out"
+    if options.cache_implementation == "quantized":
+        yield from _quantised_cache(config, packages)
     attention = options.attn_implementation or ""
-    kernels = ATTENTION.get(attention, ())
+    if attention.startswith("paged|"):
+        yield f"pytorch.attn_implementation {attention!r} is for batches of its own, which are not supported"
+    kernels = ATTENTION.get(attention, (("kernels", "kernels"),) if "/" in attention else ())
     if kernels and not any(packages.has(module) for module, _ in kernels):
         either = " or ".join(package for _, package in kernels)
         yield f"pytorch.attn_implementation {attention!r} needs {either}: {packages.pip} install {kernels[0][1]}"
@@ -113,6 +132,14 @@ def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages)
             yield f"passthrough_kwargs.{name}: use {FIELDS[name]}"
         elif name in OWN:
             yield f"passthrough_kwargs.{name} cannot be given: {OWN[name]}"
+
+
+def _quantised_cache(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
+    told = (config.passthrough_kwargs or {}).get("cache_config")
+    backend = told.get("backend", "quanto") if isinstance(told, dict) else "quanto"
+    module, package = CACHES.get(backend, (None, None))
+    if module is not None and not packages.has(module):
+        yield f"pytorch.cache_implementation 'quantized' needs {package}: {packages.pip} install {package}"
 
 
 def _missing(packages: Packages, field: str, *names: str) -> Iterator[str]:

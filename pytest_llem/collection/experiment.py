@@ -142,6 +142,7 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         identity=identity.model_dump(mode="json"),
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
+        root=str(item.config.rootpath),
         model_path=[str(folder) for folder in settings.model_path],
         python_path=[str(folder) for folder in _import_path(item.config)],
         lives_with=[controller] if controller else [],

@@ -23,7 +23,7 @@ REAP_SECONDS = guardian.REAP_SECONDS + 5
 #: How long a process that has left its result may take to exit by itself.
 GRACE_SECONDS = 10.0
 
-#: How long a model may take to download. No deadline runs meanwhile.
+#: How long a dataset, or a model, may take to download. No deadline runs meanwhile.
 FETCH_SECONDS = 6 * 3600.0
 
 #: The longest single sleep; poll(2) takes no more than some weeks.
@@ -190,7 +190,7 @@ class Child:
             self.phase = phase[:PHASE_CAP]
             if self._fetching_since is not None:
                 self._fetched_for += time.monotonic() - self._fetching_since
-            self._fetching_since = time.monotonic() if phase == worker.FETCHING else None
+            self._fetching_since = time.monotonic() if phase in worker.FETCHING else None
             self._on_phase(self.phase)
 
     def _objects(self, channel: str, chunk: bytes) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ class Job:
         identity: An Identity, as plain data.
         config: An ExperimentConfig, as plain data.
         directory: What a dataset's path is relative to.
+        root: The git commit of this directory is told; None for the current one.
         model_path: Folders that hold models by name.
         gap: A GapRecord, as plain data: the idle time before.
         python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
@@ -45,6 +46,7 @@ class Job:
     identity: dict[str, Any]
     config: dict[str, Any]
     directory: str
+    root: str | None = None
     model_path: Sequence[str] = ()
     gap: dict[str, Any] | None = None
     python_path: Sequence[str] = ()
@@ -86,7 +88,8 @@ def run_isolated(
 
     Args:
         job: The experiment.
-        timeout: End it after this many seconds, those of fetching its model not counted; None for never.
+        timeout: End it after this many seconds, those of fetching its dataset and its model not counted; None
+            for never.
         on_phase: Called with each phase as it begins there.
         on_output: Called with what it writes to standard output and standard error, as that comes.
     """
@@ -116,7 +119,9 @@ def _told(job: Job) -> dict[str, Any]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not (job.python and name in OURS_ALONE)}
+    inherited = {name: value for name, value in os.environ.items() if not (job.python and name in OURS_ALONE)}
+    # Where nobody has said otherwise, sets of strings have the same order in every process.
+    return {"PYTHONHASHSEED": "0", **inherited}
 
 
 def _insist(cleanup: Callable[[], None]) -> None:
@@ -157,7 +162,7 @@ def _collect(attempt: Path, child: Child, timeout: float | None, killed_before: 
 
 
 def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
-    limit = FETCH_SECONDS if child.phase == worker.FETCHING else timeout
+    limit = FETCH_SECONDS if child.phase in worker.FETCHING else timeout
     stacks = attempt / worker.STACKS
     where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
     message = f"not done after {limit:g} s"

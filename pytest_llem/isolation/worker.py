@@ -27,8 +27,8 @@ JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.tx
 #: Those that go beside the result.
 BESIDE = "*.csv"
 
-#: The phase in which a model may be downloaded.
-FETCHING = "fetching the model"
+#: The phases in which something may be downloaded.
+FETCHING = ("fetching the dataset", "fetching the model")
 
 #: The phase in which a process has left its file and has only to exit.
 DONE = "done"
@@ -105,6 +105,7 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
         identity=Identity.model_validate(job["identity"]),
         context=EngineContext(model_path=tuple(map(Path, job["model_path"]))),
         directory=Path(job["directory"]),
+        root=Path(job["root"]) if job["root"] is not None else None,
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
         known_baseline=BaselineRecord.model_validate(job["baseline"]) if job["baseline"] else None,
         harness=[*job["harness"], os.getppid()],  # the guardian

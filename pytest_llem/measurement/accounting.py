@@ -23,6 +23,9 @@ def token_record(workload: Workload, requests: Requests, positions: int) -> Toke
         truncated_prompts=workload.truncated,
         padding_waste=1 - requests.input_tokens / positions,
         output_digest=requests.output_digest(),
+        deterministic=requests.deterministic,
+        dataset_hash=workload.digest,
+        dataset_revision=workload.revision,
     )
 
 

@@ -33,6 +33,7 @@ def find_warnings(
     cut: tuple[int, int] = (0, 0),
     prefill: Window | None = None,
     times_floor: Metric | None = None,
+    deterministic: bool | None = None,
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each, the worst first.
 
@@ -45,6 +46,7 @@ def find_warnings(
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
         prefill: The window of prefill alone, if there was one.
         times_floor: How far above the least time a pass was.
+        deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
     """
     account, total = window.account, window.account.total
     found = [f"meter {name}: {why}" for name, why in refusals.items()]
@@ -54,6 +56,8 @@ def find_warnings(
         found.append("energy is estimated from CPU time, not measured")
     if cut[0]:
         found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
+    if deterministic is False:
+        found.append("outputs differ between passes: this device's kernels are not deterministic")
     if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
     found += _few_ticks("window", account)

@@ -65,6 +65,7 @@ class ExperimentOrchestrator:
         identity: Which experiment it is; made up from *config* for a lone one.
         context: What the engine may know beside its configuration.
         directory: What a dataset's path is relative to.
+        root: The git commit of this directory is told; None for the current one.
         carbon: What electricity emits here, where that is stated.
         known_baseline: What an earlier cycle of *config* has found of the idle machine.
         harness: Whose processor time is that of measuring: the processes that started this one.
@@ -75,6 +76,7 @@ class ExperimentOrchestrator:
     identity: Identity | None = None
     context: EngineContext = field(default_factory=EngineContext)
     directory: Path = field(default_factory=Path)
+    root: Path | None = None
     carbon: Carbon | None = None
     known_baseline: BaselineRecord | None = None
     harness: Sequence[int] = ()
@@ -87,7 +89,7 @@ class ExperimentOrchestrator:
             PreflightError: Something it needs is not there.
         """
         config, started_at = self.config, now()
-        texts = read_texts(config, self.directory)
+        texts = read_texts(config, self.directory, lambda: self.on_phase("fetching the dataset"))
         engine = self._engine()
         self.on_phase("fetching the model")
         engine.fetch()
@@ -152,7 +154,7 @@ class ExperimentOrchestrator:
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
                 engine=record,
-                environment=environment(engine.gpus),
+                environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=harness_cpu_seconds,
                 started_at=started_at,
                 completed_at=now(),
@@ -165,6 +167,7 @@ class ExperimentOrchestrator:
                     cut=(workload.truncated, config.n),
                     prefill=prefill,
                     times_floor=work["times_floor"],
+                    deterministic=requests.deterministic,
                 ),
             )
         finally:

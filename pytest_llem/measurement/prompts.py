@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from pytest_llem.backends.protocol import Engine, PreflightError
+from pytest_llem.backends.requirements import HERE, Packages
+from pytest_llem.measurement.files import Prompt, file_problem, read_file
+from pytest_llem.measurement.hub_dataset import fetch_dataset, hub_problem, read_dataset
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.dataset import HubDataset
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts that are texts.
+
+    Attributes:
+        prompts: Those of a pass, in its order.
+        revision: Commit of the hub's dataset that they are from; null where they are from a file.
+    """
+
+    prompts: list[str]
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -19,75 +37,78 @@ class Workload:
 
     Attributes:
         prompts: Token ids of each prompt.
+        digest: SHA-256 of the prompts, as :func:`prompts_digest` has it.
         truncated: How many were cut to ``max_input_tokens``.
+        revision: Commit of the hub's dataset that they are from; null where they are from none.
     """
 
     prompts: list[list[int]]
+    digest: str
     truncated: int = 0
+    revision: str | None = None
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt of a file, and where it is from, as far as the file says."""
-
-    text: str
-    source: str | None = None
-
-
-def dataset_problem(config: ExperimentConfig, directory: Path) -> str | None:
-    """Return what keeps the dataset from being read, or None. The file is opened, and not read.
+def dataset_problem(config: ExperimentConfig, directory: Path, packages: Packages = HERE) -> str | None:
+    """Return what keeps the dataset from being read, or None. Nothing is read, and the hub is not asked.
 
     Args:
         config: The experiment.
         directory: What a dataset's path is relative to.
+        packages: Of the environment that is to read it.
     """
     if not config.has_texts:
         return None
     dataset = str(config.dataset)
-    if Path(dataset).suffix not in _READERS:
-        expected = "'synthetic', or a .txt or .jsonl file (no dataset of the Hugging Face hub)"
-        return f"dataset {dataset!r}: expected {expected}"
-    try:
-        path = directory / Path(dataset).expanduser()
-        if path.exists() and not path.is_file():  # a pipe, say, which opening would wait for
-            return f"dataset {dataset!r} is no file"
-        with path.open("rb"):
-            return None
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody
-        return f"dataset {dataset!r} cannot be read: {error}"
+    on_hub = hub_dataset(dataset, directory)
+    return hub_problem(on_hub, packages) if on_hub else file_problem(dataset, directory)
 
 
-def read_texts(config: ExperimentConfig, directory: Path) -> list[str] | None:
+def hub_dataset(dataset: str, directory: Path) -> HubDataset | None:
+    """Return the hub's dataset that *dataset* names; None where it is none, or something here has that name.
+
+    Args:
+        dataset: As the study has it.
+        directory: What a path is relative to.
+    """
+    found = HubDataset.parse(dataset)
+    return None if found is None or (found.name == dataset and (directory / dataset).exists()) else found
+
+
+def read_texts(
+    config: ExperimentConfig, directory: Path, on_fetch: Callable[[], None] = lambda: None
+) -> Texts | None:
     """Return the ``n`` prompts of a pass as texts, in the order asked for, or None where they are synthetic.
 
     Args:
         config: The experiment.
         directory: What a dataset's path is relative to.
+        on_fetch: Called before a dataset of the hub is fetched.
 
     Raises:
         PreflightError: The dataset cannot be had, or holds too few prompts.
     """
     if not config.has_texts:
         return None
-    if problem := dataset_problem(config, directory):
-        raise PreflightError(problem)
-    dataset = str(config.dataset)
-    path = directory / Path(dataset).expanduser()
-    try:
-        prompts = _READERS[path.suffix](path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PreflightError(f"dataset {dataset!r} cannot be read: {error}") from error
+    dataset, revision = str(config.dataset), None
+    if on_hub := hub_dataset(dataset, directory):
+        if problem := hub_problem(on_hub):
+            raise PreflightError(problem)
+        on_fetch()
+        folder = fetch_dataset(on_hub)
+        prompts, revision = read_dataset(on_hub, folder), folder.name
+    else:
+        prompts = read_file(dataset, directory)
     if len(prompts) < config.n:
         message = f"dataset {dataset!r} holds {len(prompts)} prompts, and the experiment asks for n: {config.n}"
         raise PreflightError(message)
-    return [prompt.text for prompt in _ordered(prompts, config)]
+    return Texts([prompt.text for prompt in _ordered(prompts, config)], revision)
 
 
-def _ordered(prompts: Sequence[_Prompt], config: ExperimentConfig) -> list[_Prompt]:
+def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt]:
     """Return ``n`` of *prompts* in the order of ``dataset_order``."""
     if config.dataset_order == "shuffled":
         return random.Random(config.random_seed).sample(prompts, config.n)
-    by_source: dict[str | None, list[_Prompt]] = {}
+    by_source: dict[str | None, list[Prompt]] = {}
     for prompt in prompts:
         by_source.setdefault(prompt.source, []).append(prompt)
     rounds = chain.from_iterable(zip_longest(*by_source.values()))
@@ -98,41 +119,26 @@ def _ordered(prompts: Sequence[_Prompt], config: ExperimentConfig) -> list[_Prom
     return in_turn
 
 
-def build_workload(config: ExperimentConfig, engine: Engine, texts: Sequence[str] | None) -> Workload:
-    """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exactly that."""
+def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None) -> Workload:
+    """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths."""
     shape = config.workload
     if texts is None:
         rng = random.Random(shape.seed)
         vocabulary = engine.vocabulary()
-        return Workload([rng.choices(vocabulary, k=shape.input_len) for _ in range(shape.n)])
-    encoded = [engine.encode(text) for text in texts]
+        prompts = [
+            rng.choices(vocabulary, k=shape.lengths.draw(rng) if shape.lengths else shape.input_len)
+            for _ in range(shape.n)
+        ]
+        return Workload(prompts, prompts_digest(prompts))
+    encoded = [engine.encode(text) for text in texts.prompts]
     truncated = sum(len(ids) > shape.input_len for ids in encoded)
-    return Workload([ids[: shape.input_len] for ids in encoded], truncated)
+    cut = [ids[: shape.input_len] for ids in encoded]
+    return Workload(cut, prompts_digest(texts.prompts), truncated, texts.revision)
 
 
-def _lines(path: Path) -> list[_Prompt]:
-    return [_Prompt(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _objects(path: Path) -> list[_Prompt]:
-    return list(_each_object(path))
-
-
-def _each_object(path: Path) -> Iterator[_Prompt]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            text = next(entry[key] for key in ("prompt", "text") if isinstance(entry.get(key), str))
-        except (ValueError, AttributeError, StopIteration):
-            raise PreflightError(
-                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text'"
-            ) from None
-        source = entry.get("source")
-        if not isinstance(source, str | None):
-            raise PreflightError(f"{path}:{number}: expected a string under 'source'")
-        yield _Prompt(text, source)
-
-
-_READERS: dict[str, Callable[[Path], list[_Prompt]]] = {".txt": _lines, ".jsonl": _objects}
+def prompts_digest(prompts: Iterable[str | Sequence[int]]) -> str:
+    """Return the SHA-256 over *prompts*, texts or token ids: a line of ASCII JSON for each, in their order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(prompt, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()

@@ -92,6 +92,12 @@ class Requests:
         """Output tokens of a pass; their mean where passes differ."""
         return statistics.fmean(sum(len(request.output_ids) for request in one) for one in self.passes)
 
+    @property
+    def deterministic(self) -> bool | None:
+        """Whether every pass gave the same output ids; None where there is one pass."""
+        first, *others = ([list(request.output_ids) for request in one] for one in self.passes)
+        return all(one == first for one in others) if others else None
+
     def output_digest(self) -> str:
         """Return the SHA-256 of the first pass's output ids."""
         text = ";".join(",".join(map(str, request.output_ids)) for request in self.passes[0])

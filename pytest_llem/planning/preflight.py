@@ -83,15 +83,14 @@ class Preflight:
         if missing := self._missing_engine(config.backend, there):
             yield missing
             return
-        if problem := dataset_problem(config, self._study.path.parent):
+        packages = Packages(there.modules.__contains__, self._pip(config.backend)) if there else HERE
+        if problem := dataset_problem(config, self._study.path.parent, packages):
             yield problem
         if config.backend != "pytorch":
             if config.lora is not None:
                 yield LORA
             return
-        yield from unmet(
-            config, Packages(there.modules.__contains__, self._pip(config.backend)) if there else HERE
-        )
+        yield from unmet(config, packages)
         if missing := _missing_model(config.model, _revision(config), self._model_path):
             yield missing
             return

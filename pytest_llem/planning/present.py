@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pytest_llem.hardware.gpus import visible_boards
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.planning.resume import Here
-from pytest_llem.results.environment import cpu_model, package_version
+from pytest_llem.results.environment import package_version
+from pytest_llem.results.processor import cpu_model
 from pytest_llem.study.design import StudyConfig
 
 

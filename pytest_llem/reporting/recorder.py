@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 import signal
@@ -17,6 +19,7 @@ from pytest_llem.board import STOPPED
 from pytest_llem.options import BOARD, STUDIES, YAML_SUFFIXES, Settings
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
+from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord, StudyStatus
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -66,7 +69,7 @@ class Recorder:
             ready: Called with the studies, by the node id of their file, before anything is written.
 
         Raises:
-            pytest.UsageError: A results directory cannot be made.
+            pytest.UsageError: A results directory cannot be made, or a hook fails.
         """
         settings = Settings.from_config(config)
         selected = _by_file(config, node_ids)
@@ -77,11 +80,13 @@ class Recorder:
         if studies:
             ready(studies)
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+        known = host_environment(config.rootpath) if studies else {}
+        environments = {file: _environment(config, known) for file in studies}
         runs: dict[str, StudyRun] = {}
         for file, study in studies.items():
             results_dir = settings.results_dir_of(study, config.rootpath)
             try:
-                runs[file] = StudyRun.open(study, selected[file], results_dir, stamp)
+                runs[file] = StudyRun.open(study, selected[file], results_dir, stamp, environments[file])
             except OSError as error:
                 for run in runs.values():
                     run.finish("aborted")
@@ -207,6 +212,23 @@ class Recorder:
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
             for line in summary_lines(run, self._config.invocation_params.dir, shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
+
+
+def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]:
+    """Return what is *known* of this machine and what hooks add to it.
+
+    Raises:
+        pytest.UsageError: A hook raises, or adds what is no JSON.
+    """
+    environment = copy.deepcopy(known)
+    try:
+        config.hook.pytest_llem_environment(environment=environment)
+        added: dict[str, Any] = json.loads(json.dumps(environment, allow_nan=False))
+    except pytest.exit.Exception:
+        raise
+    except RAISED as error:
+        raise pytest.UsageError(f"pytest_llem_environment: {_said(error)}") from error
+    return added
 
 
 def _said(error: BaseException) -> str:

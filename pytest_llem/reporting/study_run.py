@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.results.environment import host_environment, package_version
+from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
@@ -40,7 +40,14 @@ class StudyRun:
     lost: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, study: StudyConfig, node_ids: Iterable[str], results_dir: Path, stamp: str) -> StudyRun:
+    def open(
+        cls,
+        study: StudyConfig,
+        node_ids: Iterable[str],
+        results_dir: Path,
+        stamp: str,
+        environment: dict[str, Any],
+    ) -> StudyRun:
         """Make the results directory and write the first manifest.
 
         Args:
@@ -48,6 +55,7 @@ class StudyRun:
             node_ids: Of the experiments that are to run; the study's others are deselected.
             results_dir: Where the directory goes.
             stamp: Ends its name.
+            environment: What is known of this machine.
 
         Raises:
             OSError: It cannot be made.
@@ -70,7 +78,7 @@ class StudyRun:
             pytest_llem_version=package_version("pytest-llem") or "unknown",
             started_at=now(),
             total_experiments=len(running),
-            environment=host_environment(),
+            environment=environment,
             experiments=entries,
         )
         design = study_design(study, manifest).model_dump_json() + "\n"

@@ -35,12 +35,14 @@ class EngineRecord(Record):
 
     Attributes:
         name: The engine.
-        versions: Of the engine's packages.
+        versions: Of the engine's packages, and of CUDA and cuDNN where it uses them.
         device: ``cpu`` or ``cuda``.
         device_names: Of each device.
         settings: The engine's effective settings, as it reports them after loading.
         model_source: ``builtin``, ``local``, ``model_path`` or ``hub``.
         model_revision: Commit on the hub, where known.
+        model_fingerprint: SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its
+            files with weights: what tells local folders apart. Null where there is no folder.
         random_weights: The weights are no trained model's.
     """
 
@@ -51,6 +53,7 @@ class EngineRecord(Record):
     settings: dict[str, Any] = Field(default_factory=dict)
     model_source: str | None = None
     model_revision: str | None = None
+    model_fingerprint: str | None = None
     random_weights: bool = False
 
 
@@ -64,7 +67,10 @@ class TokenRecord(Record):
         truncated_prompts: Prompts cut to ``max_input_tokens``.
         padding_waste: Share of the input positions that hold padding, 0 to 1.
         output_digest: SHA-256 of the first pass's output token ids, null where they are unknown.
-        dataset_hash: SHA-256 of the prompts in their order: of their texts, or of synthetic token ids.
+        deterministic: Every pass, seeded alike, gave the same output token ids; null where there was one pass.
+        dataset_hash: SHA-256 of the prompts in their order, a line of ASCII JSON for each: of their texts before
+            they are cut or put into a template, or of synthetic token ids.
+        dataset_revision: Commit of the hub's dataset that they are from, null where they are from none.
     """
 
     prompts: int
@@ -73,7 +79,9 @@ class TokenRecord(Record):
     truncated_prompts: int = 0
     padding_waste: float = 0.0
     output_digest: str | None = None
+    deterministic: bool | None = None
     dataset_hash: str | None = None
+    dataset_revision: str | None = None
 
 
 class WarmupRecord(Record):

@@ -81,7 +81,8 @@ def build_study_result(design: StudyResult, manifest: Manifest, directory: Path)
     design.status = manifest.status
     design.summary = _summary(manifest, found)
     design.experiments = manifest.experiments
-    design.environment = found.environment or manifest.environment
+    # As the first experiment saw it, and what only this process knows: a hook may have added to that.
+    design.environment = manifest.environment | found.environment
     design.result_files = [entry.result_file for entry in manifest.experiments if entry.result_file]
     design.warnings = found.said()
     return design

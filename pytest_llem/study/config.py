@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pytest_llem.study.dataset import MOST, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
 from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.section import Section
 
@@ -22,9 +22,6 @@ AUTO = "auto"
 #: Meters of LLenergyMeasure 2.0 that stand for "the best there is".
 FORMER_METERS = ("zeus", "codecarbon")
 
-#: The dataset of random token ids.
-SYNTHETIC = "synthetic"
-
 #: What a preset of the decoder stands for; a field that is given wins. As in LLenergyMeasure 2.0.
 PRESETS: dict[str, dict[str, Any]] = {
     "deterministic": {"temperature": 0.0, "do_sample": False},
@@ -32,38 +29,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "creative": {"temperature": 0.8, "do_sample": True, "top_p": 0.9, "repetition_penalty": 1.1},
     "factual": {"temperature": 0.3, "do_sample": True, "top_k": 10},
 }
-
-#: What a dataset gives of an experiment's own fields.
-DATASET_FIELDS = {"n": "n", "input_len": "max_input_tokens", "output_len": "max_output_tokens"}
-
-#: More prompts, or tokens in one, than any machine will see.
-MOST = 100_000_000
-
-
-class DatasetConfig(Section):
-    """Synthetic prompts, spelt out. What is given here wins over the experiment's own fields.
-
-    Attributes:
-        n: Number of prompts. Default: the experiment's ``n``.
-        input_len: Tokens in each prompt. Default: the experiment's ``max_input_tokens``.
-        output_len: Tokens to generate for each. Default: the experiment's ``max_output_tokens``.
-        seed: Seed of the token ids. Default: the experiment's ``random_seed``.
-    """
-
-    n: int | None = Field(None, ge=1, le=MOST)
-    input_len: int | None = Field(None, ge=1, le=MOST)
-    output_len: int | None = Field(None, ge=1, le=MOST)
-    seed: int | None = Field(None, ge=0)
-
-
-@dataclass(frozen=True)
-class WorkloadShape:
-    """Number of prompts, tokens in and out of each at most, and the seed of synthetic ones."""
-
-    n: int
-    input_len: int
-    output_len: int
-    seed: int
 
 
 class DecoderConfig(Section):
@@ -190,16 +155,24 @@ class ExperimentConfig(Section):
             which is imported in the experiment's process only. Default ``pytorch``.
         n: Number of prompts in a pass. Default 100.
         dataset: ``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file
-            (``prompt`` or ``text`` in each object), relative to the study, or a mapping that spells synthetic
-            prompts out. Default ``synthetic``.
-        dataset_order: Order of a file's prompts: ``interleaved`` (in turn from each ``source`` that the objects
-            of a ``.jsonl`` name, else as in the file), ``grouped`` (the same prompts, source by source) or
-            ``shuffled`` (drawn with ``random_seed``). Default ``interleaved``.
-        prompt_format: ``raw``, or ``chat`` for the model's chat template around each prompt of a file. Default
-            ``raw``.
+            (``prompt`` or ``text`` in each object), relative to the study, a dataset of the Hugging Face hub, or
+            a mapping that spells synthetic prompts out. A hub's is ``owner/name``, and where it matters
+            ``owner/name@revision/subset:split#column``. Unless they are named, the split is ``train`` or the only
+            one, and the column the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``,
+            ``input`` and ``content`` that holds strings. ``aienergyscore`` stands for AI Energy Score's 1,000
+            prompts, ``AIEnergyScore/text_generation``. Default ``synthetic``.
+        dataset_order: Order of a file's or a hub dataset's prompts: ``interleaved`` (in turn from each
+            ``source`` that the objects of a ``.jsonl``, or a column of that name, tell, else as they stand),
+            ``grouped`` (the same prompts, source by source) or ``shuffled`` (drawn with ``random_seed``).
+            Default ``interleaved``.
+        prompt_format: ``raw``, or ``chat`` for the model's chat template around each prompt that is a text.
+            Default ``raw``.
         precision: Data type of the weights: ``fp32``, ``fp16`` or ``bf16``. Default ``bf16``.
-        random_seed: Seeds the prompts and the sampling. Default 42.
-        max_input_tokens: Longer prompts are cut to this; synthetic ones have exactly this. Default 512.
+        random_seed: Seeds the prompts and the sampling, and each pass anew. On a CPU the same experiment generates
+            the same tokens; on a GPU it need not, as not all its kernels are deterministic, and ``tokens``
+            of the result tells whether the passes did. Default 42.
+        max_input_tokens: Longer prompts are cut to this; synthetic ones have exactly this, unless the dataset says
+            how their lengths are distributed. Default 512.
         max_output_tokens: Tokens to generate for each prompt. Default 128.
         decoder: How the next token is chosen. Default: sampling.
         warmup: What runs before the measured window. Default: until latencies settle.
@@ -253,8 +226,7 @@ class ExperimentConfig(Section):
             data = {**data, "pytorch": {}}
         dataset = data.get("dataset")
         if isinstance(dataset, dict):
-            given = {ours: dataset.get(its) for its, ours in DATASET_FIELDS.items()}
-            data = {**data, **{ours: value for ours, value in given.items() if type(value) is int and value > 0}}
+            data = {**data, **overrides(dataset)}
         return data
 
     @model_validator(mode="after")
@@ -279,7 +251,7 @@ class ExperimentConfig(Section):
 
     @property
     def has_texts(self) -> bool:
-        """Whether the prompts are texts of a file, and not token ids of ours."""
+        """Whether the prompts are texts of a file or of a hub's dataset, and not token ids of ours."""
         return isinstance(self.dataset, str) and self.dataset != SYNTHETIC
 
     @property
@@ -292,10 +264,11 @@ class ExperimentConfig(Section):
     @property
     def workload(self) -> WorkloadShape:
         """Number and lengths of the prompts, with every default filled in."""
-        seed = self.dataset.seed if isinstance(self.dataset, DatasetConfig) else None
+        dataset = self.dataset if isinstance(self.dataset, DatasetConfig) else DatasetConfig()
         return WorkloadShape(
             n=self.n,
             input_len=self.max_input_tokens,
             output_len=self.max_output_tokens,
-            seed=self.random_seed if seed is None else seed,
+            seed=self.random_seed if dataset.seed is None else dataset.seed,
+            lengths=dataset.input_len if isinstance(dataset.input_len, LengthConfig) else None,
         )

@@ -17,13 +17,13 @@ from pydantic.json_schema import models_json_schema
 
 from pytest_llem.study.config import (
     BaselineConfig,
-    DatasetConfig,
     DecoderConfig,
     EnergyConfig,
     ExperimentConfig,
     MeasurementConfig,
     WarmupConfig,
 )
+from pytest_llem.study.dataset import DatasetConfig, LengthConfig
 from pytest_llem.study.engines import ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.grid import LIST_AXES
@@ -36,6 +36,7 @@ Schema = dict[str, Any]
 _MODELS: tuple[type[BaseModel], ...] = (
     ExperimentConfig,
     DatasetConfig,
+    LengthConfig,
     DecoderConfig,
     WarmupConfig,
     BaselineConfig,

@@ -12,16 +12,15 @@ from pydantic_core import ErrorDetails
 from pytest_llem.registry import METERS, installed
 from pytest_llem.study.config import (
     AUTO,
-    DATASET_FIELDS,
     FORMER_METERS,
     BaselineConfig,
-    DatasetConfig,
     DecoderConfig,
     EnergyConfig,
     ExperimentConfig,
     MeasurementConfig,
     WarmupConfig,
 )
+from pytest_llem.study.dataset import DATASET_FIELDS, DatasetConfig
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
 from pytest_llem.study.effects import without_effect
 from pytest_llem.study.engines import DEFAULT_BACKEND, LoRAConfig, PyTorchConfig, VLLMConfig
@@ -51,6 +50,9 @@ _ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
 
 #: Where a key that stands at the wrong level may belong.
 _HOMES: dict[str, type[BaseModel]] = {**_SECTIONS, "execution": ExecutionConfig, "dataset": DatasetConfig}
+
+#: Where in a location a kind follows, and after which key: a dataset, and its lengths, are a value or a section.
+_EITHER = {1: "dataset", 3: "input_len"}
 
 _SENTENCES = {
     "missing": REQUIRED,
@@ -297,14 +299,16 @@ def _placed(document: Document, at: KeyPath, location: KeyPath, message: str) ->
 
 
 def _details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetails]]:
-    """Yield each error with its location; of a dataset, those of the kind that was meant."""
+    """Yield each error with its location; of a dataset and its lengths, those of the kind that was meant."""
     for detail in error.errors(include_url=False):
         location = detail["loc"]
-        if len(location) > 1 and location[0] == "dataset":  # pydantic names the kind next
-            is_section = location[1] == DatasetConfig.__name__
+        # After what may be a value or a section, pydantic names the kind that it tried.
+        kinds = [at for at in range(1, len(location)) if location[at - 1] == _EITHER.get(at)]
+        if kinds and kinds[0] == 1:
+            is_section = not str(location[kinds[-1]]).startswith("constrained-")
             if detail["type"] == "model_type" if is_section else isinstance(detail["input"], dict):
                 continue
-            location = ("dataset", *location[2:])
+            location = tuple(part for at, part in enumerate(location) if at not in kinds)
         yield location, detail
 
 
@@ -325,6 +329,8 @@ def _sentence(
     given = document.given(at, detail["input"])
     if model is ExperimentConfig and at[:1] != ("sweep",) and kind != "model_type" and _is_values(detail["input"]):
         return f"{sentence} {given}; a list of values goes under sweep, as {dotted(location)}: [...]"
+    if kind == "int_type" and location == ("dataset", "input_len"):
+        return f"{sentence} or a mapping {given}"
     if kind != "string_type":
         return f"{sentence} {given}"
     if location == ("dataset",):

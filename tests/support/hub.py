@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: folders, served as the real one serves models."""
+"""A Hugging Face hub on this machine: folders, served as the real one serves models and datasets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "1234567890" * 4
 
-_ABOUT = re.compile("/api/models/(?P<name>[^/]+/[^/]+)/(?P<kind>revision|tree)/(?P<revision>[^/]+)")
-_FILE = re.compile("/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+_ABOUT = re.compile(
+    "/api/(?P<type>models|datasets)/(?P<name>[^/]+/[^/]+)/(?P<kind>revision|tree)/(?P<revision>[^/]+)"
+)
+_FILE = re.compile("/(?P<type>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
 class Hub:
@@ -24,12 +26,16 @@ class Hub:
 
     Attributes:
         models: A folder for each name.
+        datasets: Likewise.
+        gated: Names of those that are not given to anyone.
         downloads: The files that were asked for, in order: ``owner/name/file``.
         url: Where, for ``HF_ENDPOINT``.
     """
 
-    def __init__(self, models: Mapping[str, Path], url: str) -> None:
+    def __init__(self, models: Mapping[str, Path], datasets: Mapping[str, Path], url: str) -> None:
         self.models = models
+        self.datasets = datasets
+        self.gated: set[str] = set()
         self.downloads: list[str] = []
         self.url = url
 
@@ -40,8 +46,11 @@ class Hub:
 
 
 @contextmanager
-def serving(models: Mapping[str, Path]) -> Iterator[Hub]:
-    """Serve *models*, a folder by name, for as long as the context lasts. Their one revision is ``main``."""
+def serving(models: Mapping[str, Path], datasets: Mapping[str, Path] = {}) -> Iterator[Hub]:
+    """Serve *models* and *datasets*, folders by name, for as long as the context lasts.
+
+    Their one revision is ``main``.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -58,24 +67,28 @@ def serving(models: Mapping[str, Path]) -> Iterator[Hub]:
         def _answer(self, *, is_head: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             asked = _ABOUT.fullmatch(path) or _FILE.fullmatch(path)
-            if asked is None or asked["name"] not in models:
+            served = datasets if asked is not None and (asked["type"] or "").startswith("datasets") else models
+            if asked is None or asked["name"] not in served:
                 self._send(404, {"X-Error-Code": "RepoNotFound"})
             elif asked["revision"] not in ("main", COMMIT):
                 self._send(404, {"X-Error-Code": "RevisionNotFound"})
+            elif asked["name"] in hub.gated:
+                self._send(403, {"X-Error-Code": "GatedRepo"})
             elif asked.re is _FILE:
-                self._file(asked["name"], models[asked["name"]] / asked["file"], is_head=is_head)
+                self._file(asked["name"], served[asked["name"]] / asked["file"], is_head=is_head)
             else:
-                about = self._about(models[asked["name"]], asked["kind"], asked["name"])
+                about = self._about(served[asked["name"]], asked["kind"], asked["name"])
                 self._send(200, body=json.dumps(about).encode(), is_head=is_head)
 
         def _about(self, folder: Path, kind: str, name: str) -> object:
-            files = sorted(file for file in folder.iterdir() if file.is_file())
+            files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*"))}
+            files = {path: file for path, file in files.items() if file.is_file()}
             if kind == "tree":
                 return [
-                    {"type": "file", "path": one.name, "size": one.stat().st_size, "oid": _digest(one)[:40]}
-                    for one in files
+                    {"type": "file", "path": path, "size": one.stat().st_size, "oid": _digest(one)[:40]}
+                    for path, one in files.items()
                 ]
-            return {"id": name, "sha": COMMIT, "siblings": [{"rfilename": one.name} for one in files]}
+            return {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
 
         def _file(self, name: str, file: Path, *, is_head: bool) -> None:
             if not file.is_file():
@@ -98,7 +111,7 @@ def serving(models: Mapping[str, Path]) -> Iterator[Hub]:
                 self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = Hub(models, f"http://127.0.0.1:{server.server_port}")
+    hub = Hub(models, datasets, f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -1,0 +1,304 @@
+"""The environment in a result: what it tells, from whom, and what it never tells."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llem.hardware import nvml
+from pytest_llem.measurement.environment import environment
+from pytest_llem.results import environment as host
+from pytest_llem.results.processor import cpu_model, is_virtual, processor
+from pytest_llem.results.working_tree import working_tree
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with one commit, whose names nobody else is to know."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    folder = tmp_path / "repository"
+    folder.mkdir()
+
+    def git(*arguments):
+        named = ("-c", "user.name=Ann Author", "-c", "user.email=ann@example.org")
+        done = subprocess.run(["git", *named, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q", "-b", "secret-branch")
+    git("remote", "add", "origin", "https://user:secret-token@example.org/secret-remote.git")
+    (folder / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-q", "-m", "secret message")
+    return SimpleNamespace(folder=folder, git=git)
+
+
+class TestGit:
+    def test_a_clean_tree_and_a_dirty_one(self, repository):
+        commit = repository.git("rev-parse", "HEAD")
+        assert working_tree(repository.folder) == {"commit": commit, "dirty": False}
+        (repository.folder / "untracked").touch()
+        assert working_tree(repository.folder) == {"commit": commit, "dirty": False}
+        (repository.folder / "below").mkdir()
+        (repository.folder / "file").write_text("two, and longer")
+        assert working_tree(repository.folder / "below") == {"commit": commit, "dirty": True}
+        repository.git("checkout", "-q", "--detach")
+        repository.git("checkout", "-q", "file")
+        assert working_tree(repository.folder) == {"commit": commit, "dirty": False}
+
+    def test_before_the_first_commit(self, repository, tmp_path):
+        (tmp_path / "new").mkdir()
+        subprocess.run(["git", "init", "-q"], cwd=tmp_path / "new", check=True)
+        assert working_tree(tmp_path / "new") == {"commit": None, "dirty": False}
+
+    def test_outside_of_a_repository(self, repository, tmp_path, monkeypatch):
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+        (tmp_path / "elsewhere").mkdir()
+        assert working_tree(tmp_path / "elsewhere") is None
+        monkeypatch.setenv("GIT_DIR", str(repository.folder / ".git"))
+        assert working_tree(tmp_path / "elsewhere")["commit"] == repository.git("rev-parse", "HEAD")
+
+    def test_without_git(self, repository, monkeypatch):
+        monkeypatch.setenv("PATH", "/nowhere")
+        assert working_tree(repository.folder) is None
+        assert host.host_environment(repository.folder)["git"] is None
+        assert working_tree(repository.folder / "nowhere") is None
+
+    def test_a_git_that_hangs_is_not_waited_for(self, repository, tmp_path, monkeypatch):
+        (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+        (tmp_path / "git").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        began = time.monotonic()
+        assert working_tree(repository.folder, seconds=0.3) is None
+        assert time.monotonic() - began < 30
+
+
+class TestProcessor:
+    @pytest.fixture
+    def machine(self, tmp_path):
+        """A file tree of a machine, from its files' texts."""
+
+        def make(**texts):
+            for name, text in texts.items():
+                file = tmp_path / name.replace("__", "/")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text)
+            return tmp_path
+
+        return make
+
+    def test_what_the_system_tells(self, machine):
+        cpus = "sys__devices__system__cpu__"
+        root = machine(
+            **{
+                "proc__cpuinfo": "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu hypervisor sse\n",
+                f"{cpus}cpufreq__policy0__scaling_governor": "performance\n",
+                f"{cpus}cpufreq__policy1__scaling_governor": "powersave\n",
+                f"{cpus}cpufreq__policy2__scaling_governor": "performance\n",
+                f"{cpus}cpufreq__boost": "0\n",
+                f"{cpus}cpu0__cpufreq__scaling_driver": "acpi-cpufreq\n",
+                f"{cpus}cpu0__cpufreq__scaling_min_freq": "1500000\n",
+                f"{cpus}cpu0__cpufreq__scaling_max_freq": "3700000\n",
+                f"{cpus}smt__active": "1\n",
+            }
+        )
+        found = processor(root)
+        assert found.pop("cpu_count") == os.cpu_count()
+        assert found.pop("cpus_allowed") == len(os.sched_getaffinity(0))
+        assert found == {
+            "cpu_model": "Some CPU",
+            "cpu_governor": "performance, powersave",
+            "cpu_frequency_driver": "acpi-cpufreq",
+            "cpu_energy_preference": None,
+            "cpu_min_mhz": 1500.0,
+            "cpu_max_mhz": 3700.0,
+            "cpu_boost": False,
+            "smt": True,
+        }
+        assert is_virtual(root) is True
+
+    def test_what_it_does_not_tell_is_none(self, machine):
+        found = processor(machine(proc__cpuinfo="BogoMIPS : 50\n"))
+        assert {name for name, value in found.items() if value is None} >= {"cpu_governor", "cpu_boost", "smt"}
+        assert cpu_model(machine()) == (platform.processor() or None)
+        assert is_virtual(machine()) is None
+        assert processor(machine(sys__devices__system__cpu__intel_pstate__no_turbo="1"))["cpu_boost"] is False
+
+
+class TestVariables:
+    def test_only_those_of_the_list_and_no_paths(self, monkeypatch):
+        for name in host.VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True,max_split_size_mb:128")
+        monkeypatch.setenv("OMP_PLACES", "/home/ann")
+        monkeypatch.setenv("KMP_AFFINITY", "a" * 201)
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        assert host.variables() == {
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True,max_split_size_mb:128",
+        }
+
+
+class FakeNvml:
+    """As much of pynvml as the environment asks; what is not there is what a driver does not support."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+
+    def nvmlInit(self):  # noqa: N802
+        pass
+
+    def nvmlShutdown(self):  # noqa: N802
+        pass
+
+    def __getattr__(self, name):
+        answers = {
+            "nvmlSystemGetCudaDriverVersion": lambda: 13010,
+            "nvmlSystemGetDriverVersion": lambda: "580.1",
+            "nvmlDeviceGetHandleByUUID": lambda uuid: uuid if uuid == "GPU-1" else self.fail(),
+            "nvmlDeviceGetName": lambda handle: "Some GPU",
+            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80_000_000_000),
+            "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 500_000,
+            "nvmlDeviceGetPowerManagementDefaultLimit": lambda handle: 700_000,
+            "nvmlDeviceGetPersistenceMode": lambda handle: 1,
+            "nvmlDeviceGetEccMode": lambda handle: [1, 0],
+            "nvmlDeviceGetMigMode": lambda handle: self.fail(),
+            "nvmlDeviceGetClockInfo": lambda handle, kind: {1: 345, 2: 2619}[kind],
+            "nvmlDeviceGetMaxClockInfo": lambda handle, kind: {1: 1980, 2: 2619}[kind],
+            "nvmlDeviceGetCurrPcieLinkWidth": lambda handle: 16,
+            "nvmlDeviceGetMaxPcieLinkGeneration": lambda handle: 5,
+        }
+        try:
+            return answers[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def fail(self):
+        raise self.NVMLError("Not Supported")
+
+
+def test_what_nvml_tells_of_each_gpu(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    found = environment(["GPU-1", "GPU-2"], tmp_path)
+    assert found["cuda_driver"] == "13.1"
+    first, second = found["gpus"]
+    assert first == {
+        "uuid": "GPU-1",
+        "name": "Some GPU",
+        "driver": "580.1",
+        "power_limit_w": 500.0,
+        "default_power_limit_w": 700.0,
+        "memory_mb": 80_000,
+        "persistence_mode": True,
+        "ecc_mode": True,
+        "mig_mode": None,
+        "sm_clock_mhz": 345,
+        "memory_clock_mhz": 2619,
+        "max_sm_clock_mhz": 1980,
+        "max_memory_clock_mhz": 2619,
+        "application_sm_clock_mhz": None,
+        "application_memory_clock_mhz": None,
+        "pcie_generation": 5,
+        "pcie_width": 16,
+    }
+    assert second == {"uuid": "GPU-2", "nvml": "Not Supported"}
+    assert nvml.Nvml().error is None
+
+
+def test_without_a_gpu_nvml_is_not_asked(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    found = environment([], tmp_path)
+    assert (found["gpus"], found["cuda_driver"]) == ([], None)
+    assert "GPU-1" in json.dumps(environment(["GPU-1"], tmp_path)["gpus"])
+
+
+# ---- in a run ----
+
+SECRETS = {
+    "HOSTNAME": "secret-host",
+    "USER": "secret-user",
+    "LOGNAME": "secret-user",
+    "HF_TOKEN": "hf_secret-token",
+    "GITHUB_TOKEN": "secret-token",
+    "OMP_PLACES": "/home/secret-user/places",
+}
+
+
+@pytest.fixture
+def run(pytester, write_study, repository, monkeypatch, results):
+    """Run the study in a repository, where much is set that no result is to tell, and return all that it wrote."""
+
+    def inside(conftest="", **changes):
+        (repository.folder / ".git").rename(pytester.path / ".git")
+        home = pytester.path / "secret-home"
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        for name, value in SECRETS.items():
+            monkeypatch.setenv(name, value)
+        pytester.makeconftest(conftest)
+        pytester.makeini("[pytest]\n")
+        write_study(**{"sweep": None, "execution": {"n_cycles": 1}, **changes})
+        return pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+
+    return inside
+
+
+def test_no_name_path_or_token_is_told(run, results, pytester):
+    run().assert_outcomes(passed=1)
+    secrets = {"secret", getpass.getuser(), platform.node(), str(pytester.path), str(Path.home())} - {"root", ""}
+    written = [file for file in results.directory.rglob("*") if file.is_file()]
+    assert {"manifest.json", "study_result.json", "study.yaml"} <= {file.name for file in written}
+    for file in written:
+        text = file.read_text()
+        assert {secret for secret in secrets if secret in text} == set(), file.name
+
+
+def test_the_commit_of_the_working_directory_is_told(run, results, pytester):
+    run().assert_outcomes(passed=1)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=pytester.path, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    [experiment] = (results.directory / "experiments").glob("*.json")
+    for written in (results.manifest, results.study_result, json.loads(experiment.read_text())):
+        assert written["environment"]["git"] == {"commit": commit, "dirty": True}, "its one file is not there"
+
+
+def test_a_hook_adds_to_the_environment(run, results):
+    hook = """
+        def pytest_llem_environment(environment):
+            assert environment["python"]
+            environment["rack"] = {"inlet_c": 21.5}
+    """
+    run(hook).assert_outcomes(passed=1)
+    assert results.manifest["environment"]["rack"] == {"inlet_c": 21.5}
+    assert results.study_result["environment"]["rack"] == {"inlet_c": 21.5}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise ValueError('no thermometer')", "pytest_llem_environment: ValueError: no thermometer"),
+        ("pytest.fail('no thermometer')", "pytest_llem_environment: no thermometer"),
+        ("environment['x'] = object()", "pytest_llem_environment: TypeError: Object of type object is not JSON *"),
+        ("environment['x'] = float('nan')", "pytest_llem_environment: ValueError: *JSON*"),
+    ],
+)
+def test_a_hook_that_fails_ends_the_session_before_it_begins(run, pytester, body, message):
+    result = run(f"import pytest\n\ndef pytest_llem_environment(environment):\n    {body}\n")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert not (pytester.path / "results").exists()

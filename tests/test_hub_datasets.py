@@ -1,0 +1,299 @@
+"""Datasets of the Hugging Face hub: fetched once, read from the cache, told in a line where they cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pytest_llem import ExperimentConfig
+from pytest_llem.backends.requirements import Packages
+from pytest_llem.measurement.prompts import dataset_problem, hub_dataset
+from pytest_llem.study.dataset import ALIASES, HubDataset
+from tests.support.hub import COMMIT, serving
+
+pyarrow = pytest.importorskip("pyarrow", reason="the extra datasets is not installed")
+pytest.importorskip("datasets")
+
+CARD = """---
+configs:
+- config_name: main
+  data_files:
+  - {split: test, path: main/test.jsonl}
+  - {split: validation, path: main/validation.jsonl}
+- config_name: other
+  data_files:
+  - {split: test, path: other/test.jsonl}
+---
+"""
+
+#: A promise of two rows where there are four.
+WRONG_CARD = """---
+dataset_info:
+  features: [{name: text, dtype: string}, {name: label, dtype: int64}]
+  splits: [{name: train, num_bytes: 20, num_examples: 2}]
+---
+"""
+
+#: Prints what each of its arguments gives, a line of JSON each.
+READ = """
+import json, sys
+from pathlib import Path
+from pytest_llem import ExperimentConfig
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.measurement.prompts import read_texts
+for name, n, order in (one.split("|") for one in sys.argv[1:]):
+    config = ExperimentConfig(model="m", dataset=name, n=int(n), dataset_order=order)
+    fetched = []
+    try:
+        found = read_texts(config, Path("/nowhere"), lambda: fetched.append(name))
+        print(json.dumps([found.prompts, found.revision, len(fetched)]))
+    except PreflightError as error:
+        print(json.dumps(str(error)))
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of datasets as the hub has them."""
+    from pyarrow import parquet
+
+    root = tmp_path_factory.mktemp("datasets")
+    names = ("parquet", "several", "script", "numbers", "broken", "wrong", "gated", "plain")
+    made = {f"owner/{name}": root / name for name in names}
+    made[ALIASES["aienergyscore"]] = root / "energy"
+    for folder in made.values():
+        folder.mkdir()
+    rows = {
+        "source": ["A", "A", "A", "B", "B", None],
+        "id": [1, 2, 3, 4, 5, 6],
+        "text": ["a1", "a2", None, "b1", " \n", "c1"],
+    }
+    (root / "parquet" / "data").mkdir()
+    parquet.write_table(pyarrow.table(rows), root / "parquet" / "data" / "train-00000-of-00001.parquet")
+    (root / "parquet" / "loader.py").write_text("raise SystemExit('was run')")
+    for subset, split in (("main", "test"), ("main", "validation"), ("other", "test")):
+        file = root / "several" / subset / f"{split}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        lines = [{"id": n, "question": f"{subset} {split} {n}", "answer": f"{n}"} for n in range(3)]
+        file.write_text("\n".join(map(json.dumps, lines)))
+    (root / "several" / "README.md").write_text(CARD)
+    (root / "script" / "script.py").write_text("raise SystemExit('was run')")
+    (root / "numbers" / "train.csv").write_text("a,b\n1,2\n")
+    (root / "broken" / "train.parquet").write_bytes(b"PAR1 and no more")
+    for name in ("wrong", "plain", "energy"):
+        (root / name / "train.csv").write_text("text,label\none,1\ntwo,2\nthree,3\nfour,4\n")
+    (root / "wrong" / "README.md").write_text(WRONG_CARD)
+    return made
+
+
+@pytest.fixture
+def hub(folders):
+    with serving({}, folders) as hub:
+        hub.gated.add("owner/gated")
+        yield hub
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where nobody answers
+
+
+@pytest.fixture
+def read(hub, tmp_path):
+    """Read datasets in a process of their own, with a cache of this test's, and return what each gave."""
+
+    def ask(*wanted, **environment):
+        rows = [one if "|" in one else f"{one}|2|interleaved" for one in wanted]
+        done = subprocess.run(
+            [sys.executable, "-c", READ, *rows],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**hub.environment(tmp_path / "hf"), **environment},
+        )
+        assert done.returncode == 0, done.stderr
+        assert "was run" not in done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return ask
+
+
+def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read, hub):
+    found = read("owner/parquet|4|interleaved", "owner/parquet|4|grouped", "owner/parquet|3|shuffled")
+    assert [prompts for prompts, _, _ in found[:2]] == [["a1", "b1", "c1", "a2"], ["a1", "a2", "b1", "c1"]]
+    assert len({*found[2][0]} & {"a1", "a2", "b1", "c1"}) == 3
+    assert {(commit, fetches) for _, commit, fetches in found} == {(COMMIT, 1)}
+    assert sorted(hub.downloads) == ["owner/parquet/train-00000-of-00001.parquet"], "once, and no program"
+
+
+def test_what_was_read_once_is_there_without_a_network(read, hub):
+    wanted = ("owner/parquet", f"owner/parquet@{COMMIT}", "owner/several/main:test", "aienergyscore")
+    online = read(*wanted)
+    assert [prompts for prompts, _, _ in online] == [
+        ["a1", "b1"],
+        ["a1", "b1"],
+        ["main test 0", "main test 1"],
+        ["one", "two"],
+    ]
+    hub.downloads.clear()
+    assert read(*wanted, **OFFLINE) == online
+    assert read(*wanted, HF_ENDPOINT=OFFLINE["HF_ENDPOINT"]) == online, "nor need anyone say that there is none"
+    assert hub.downloads == []
+
+
+def test_subset_split_and_column_are_named(read):
+    assert read("owner/several/other", "owner/several/main:validation", "owner/several/main:test#answer") == [
+        [["other test 0", "other test 1"], COMMIT, 1],
+        [["main validation 0", "main validation 1"], COMMIT, 1],
+        [["0", "1"], COMMIT, 1],
+    ]
+
+
+NO_FILE = "no file of that name; "
+
+
+def test_what_cannot_be_had_is_one_line(read):
+    wanted = {
+        "owner/none": f"not found: {NO_FILE}not on the Hugging Face hub, or private (then set HF_TOKEN)",
+        "owner/plain@v9": f"not found: {NO_FILE}the Hugging Face hub has it, but no revision 'v9'",
+        "owner/gated": f"not found: {NO_FILE}gated on the Hugging Face hub (accept its terms there and set "
+        "HF_TOKEN)",
+        "owner/several": "cannot be read: ValueError: Config name is missing. Please pick one among the available "
+        "configs: ['main', 'other'] Example of usage: `load_dataset('owner/several', 'main')`",
+        "owner/several/main": "has the splits 'test', 'validation': name one, as owner/several/main:test",
+        "owner/several/nope": "cannot be read: ValueError: BuilderConfig 'nope' not found. Available: ['main', "
+        "'other']",
+        "owner/several/main:nope": "cannot be read: ValueError: Unknown split \"nope\". Should be one of ['test', "
+        "'validation'].",
+        "owner/several/main:test#id": "has no column 'id' of strings (it has 'id', 'question', 'answer'; strings "
+        "in 'question', 'answer')",
+        "owner/numbers": "has no column 'prompt', 'text', 'question', 'instruction', 'query', 'input' or "
+        "'content' of strings (it has 'a', 'b'; none of strings)",
+        "owner/script": "cannot be read: FileNotFoundError: Couldn't find any data file at owner/script.",
+    }
+    for name, said in zip(wanted, read(*wanted), strict=True):
+        assert said == f"dataset {HubDataset.parse(name).name!r} {wanted[name]}"
+    [broken, wrong, few] = read("owner/broken", "owner/wrong", "owner/plain|5|interleaved")
+    assert broken.startswith("dataset 'owner/broken' cannot be read: ")
+    assert "\n" not in broken
+    assert wrong.startswith("dataset 'owner/wrong' cannot be read: NonMatchingSplitsSizesError: ")
+    assert few == "dataset 'owner/plain' holds 4 prompts, and the experiment asks for n: 5"
+
+
+def test_a_column_of_another_name_is_suggested(read, folders):
+    (folders["owner/numbers"] / "train.csv").write_text("verse,b\nx,2\ny,3\n")
+    assert "name one, as owner/numbers#verse" in read("owner/numbers")[0]
+    assert read("owner/numbers#verse")[0][0] == ["x", "y"]
+
+
+def test_what_is_only_half_there_is_not_there(read, tmp_path):
+    read("owner/parquet")
+    [file] = (tmp_path / "hf").rglob("snapshots/*/data/*.parquet")
+    file.unlink()
+    assert "not in the Hugging Face cache" in read("owner/parquet", **OFFLINE)[0]
+    assert read("owner/parquet")[0][0] == ["a1", "b1"], "it is completed"
+
+
+def test_without_a_network_what_is_not_there_is_known_at_once(read):
+    [said] = read("owner/plain", **OFFLINE)
+    assert said == (
+        f"dataset 'owner/plain' not found: {NO_FILE}not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the "
+        "hub was not asked)"
+    )
+
+
+def problem(name, directory, **packages):
+    return dataset_problem(ExperimentConfig(model="m", dataset=name), directory, Packages(**packages))
+
+
+def test_preflight_knows_that_the_library_is_missing(tmp_path):
+    assert problem("owner/name", tmp_path, has=lambda module: False, pip="there/bin/python -m pip") == (
+        "dataset 'owner/name' is looked for on the Hugging Face hub, and that needs datasets: "
+        "there/bin/python -m pip install datasets"
+    )
+    assert problem("aienergyscore", tmp_path, has=lambda module: False).startswith(
+        "dataset 'AIEnergyScore/text_generation' is looked for"
+    )
+
+
+def test_what_is_here_is_not_looked_for_on_the_hub(tmp_path):
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "prompts.csv").touch()
+    assert problem("owner/prompts.csv", tmp_path).startswith("dataset 'owner/prompts.csv': expected ")
+    assert problem("owner/prompts.jsonl", tmp_path).startswith("dataset 'owner/prompts.jsonl' cannot be read: ")
+    assert hub_dataset("owner/other.csv", tmp_path) == HubDataset("owner/other.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("a/b", ("a/b", None, None, None, None)),
+        ("a-1/b.c_d", ("a-1/b.c_d", None, None, None, None)),
+        ("a/b@v1/main:test#my col", ("a/b", "v1", "main", "test", "my col")),
+        ("a/b:test", ("a/b", None, None, "test", None)),
+        ("a/b/main", ("a/b", None, "main", None, None)),
+        ("a/b#c", ("a/b", None, None, None, "c")),
+        ("aienergyscore", ("AIEnergyScore/text_generation", None, None, None, None)),
+    ],
+)
+def test_how_a_dataset_is_named(text, fields):
+    found = HubDataset.parse(text)
+    assert (found.name, found.revision, found.subset, found.split, found.column) == fields
+    assert HubDataset.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a/b/c/d", "/a/b", "./a/b", "~/a/b", "a/b:", "a/b.jsonl", "a//b", "a/b@", "../a"]
+)
+def test_what_is_no_name_of_a_dataset(text):
+    assert HubDataset.parse(text) is None
+
+
+STUDY = """
+model: builtin:tiny-llama
+dataset: owner/plain
+n: 2
+max_input_tokens: 4
+max_output_tokens: 2
+warmup: {enabled: false}
+measurement: {min_window_seconds: 0}
+execution: {n_cycles: 1}
+"""
+
+
+@pytest.fixture
+def online(hub, tmp_path, monkeypatch):
+    environment = hub.environment(tmp_path / "hf")
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        monkeypatch.delenv(name)
+    for name in ("HF_ENDPOINT", "HF_HOME", "NO_PROXY"):
+        monkeypatch.setenv(name, environment[name])
+    return hub
+
+
+def test_a_study_of_it_fetched_ahead_and_run_without_a_network(pytester, online, monkeypatch, results):
+    (pytester.path / "study.yaml").write_text(STUDY)
+
+    def fetch():
+        command = [sys.executable, "-m", "pytest_llem.cli", "fetch", "study.yaml"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.splitlines()[-1]
+
+    assert fetch() == (0, "fetched: dataset owner/plain")
+    assert fetch() == (0, "already here: dataset owner/plain")
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+    tokens = json.loads(next((results.directory / "experiments").glob("*.json")).read_text())["tokens"]
+    assert (tokens["dataset_revision"], tokens["input_tokens"]) == (COMMIT, 4 + 4)
+    monkeypatch.setenv("HF_HOME", str(pytester.path / "empty"))
+    assert fetch() == (
+        1,
+        f"not to be had: dataset owner/plain: {NO_FILE}not in the Hugging Face cache (HF_HUB_OFFLINE is set, so "
+        "the hub was not asked)",
+    )
+    plan = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only")
+    plan.stdout.fnmatch_lines(["*dataset 'owner/plain' not found: *not in the Hugging Face cache*"])

@@ -1,0 +1,134 @@
+"""The same experiment generates the same tokens: in every pass, and in another process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llem import run_experiment
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.measurement import window
+from pytest_llem.measurement.requests import Requests
+from tests.support.tiny import TINY, engine, outputs
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SEVERAL = {**TINY, "n": 5, "max_output_tokens": 4}
+
+EXPERIMENTS = {
+    f"{kind} {mode} batch {size}": {
+        "decoder": decoder,
+        "measurement": {"length_mode": mode, "min_window_seconds": 2},
+        "pytorch": {"batch_size": size},
+    }
+    for kind, decoder in (("greedy", {"do_sample": False}), ("sampled", {}))
+    for mode in ("fixed", "natural")
+    for size in (1, 2, 5)
+}
+
+#: The window's clock goes on by a second each time it is read: two passes fill it.
+RUN = """
+import itertools, json, sys, types
+from pytest_llem import run_experiment
+from pytest_llem.measurement import window
+window.time = types.SimpleNamespace(perf_counter=itertools.count().__next__)
+for name, fields in json.loads(sys.argv[1]).items():
+    result = run_experiment(fields)
+    print(json.dumps([name, result.window.passes, result.tokens.deterministic, result.tokens.output_digest]))
+"""
+
+
+def test_another_process_and_every_pass_give_the_same_tokens():
+    fields = {name: {**SEVERAL, **changes} for name, changes in EXPERIMENTS.items()}
+    command = [sys.executable, "-c", RUN, json.dumps(fields)]
+    said = [
+        [json.loads(line) for line in process.stdout.splitlines()]
+        for process in (
+            subprocess.run(command, capture_output=True, text=True, check=True) for _ in ("one", "another")
+        )
+    ]
+    one, other = ({name: digest for name, _, _, digest in lines} for lines in said)
+    assert set(one) == set(EXPERIMENTS)
+    assert one == other
+    for name, passes, deterministic, _ in (*said[0], *said[1]):
+        assert passes > 1, name
+        assert deterministic is True, name
+    assert one["sampled fixed batch 1"] != one["greedy fixed batch 1"]
+
+
+def test_another_seed_gives_other_tokens():
+    made = engine()
+    first = outputs(made)
+    made.seed(1)
+    batches = made.prepare([[5, 6, 7, 5, 6, 7, 5, 6], [9, 9, 9, 9], [40, 41, 42]])
+    other = [request for batch in batches for request in made.requests(batch, made.generate(batch))]
+    assert [list(one.output_ids) for one in other] != first
+
+
+def test_everything_random_is_seeded():
+    numpy = pytest.importorskip("numpy")
+    made = engine()
+
+    def drawn(seed):
+        made.seed(seed)
+        return random.random(), numpy.random.random(), torch.rand(1).item()
+
+    assert drawn(3) == drawn(3)
+    assert all(one != other for one, other in zip(drawn(3), drawn(4), strict=True))
+    assert drawn(2**40 + 5) == drawn(2**40 + 5), "NumPy takes no such seed"
+
+
+def test_weights_that_the_files_lack_are_the_same_every_time(tmp_path):
+    """transformers makes them up, before a batch is seeded."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "headless"
+    folder.mkdir()
+    for file in tiny_llama().iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).symlink_to(file)
+    weights = load_file(tiny_llama() / "model.safetensors")
+    save_file(
+        {name: one for name, one in weights.items() if name != "lm_head.weight"}, folder / "model.safetensors"
+    )
+    greedy = {"model": str(folder), "decoder": {"do_sample": False}, "precision": "fp32"}
+    first = outputs(engine(**greedy))
+    torch.rand(7)
+    assert outputs(engine(**greedy)) == first
+    assert outputs(engine(**greedy, random_seed=1)) != first
+
+
+@pytest.mark.parametrize(
+    ("passes", "deterministic"),
+    [
+        ([[[1, 2], [3]]], None),
+        ([[[1, 2], [3]], [[1, 2], (3,)]], True),
+        ([[[1, 2], [3]], [[1, 2], [3]], [[1, 2], [4]]], False),
+        ([[[1, 2], [3]], [[3], [1, 2]]], False),
+        ([[[1, 2]], [[1]]], False),
+    ],
+)
+def test_passes_are_compared_token_by_token(passes, deterministic):
+    requests = Requests([[RequestRecord(1, ids) for ids in one] for one in passes])
+    assert requests.deterministic is deterministic
+
+
+def test_passes_that_differ_are_warned_of(monkeypatch):
+    said = "outputs differ between passes: this device's kernels are not deterministic"
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(window, "time", clock)  # two passes fill it
+    fields = {**SEVERAL, "measurement": {"min_window_seconds": 2}}
+    assert said not in run_experiment(fields).warnings
+    monkeypatch.setattr(PyTorchEngine, "seed", lambda self, seed: None)  # as good as kernels that differ
+    result = run_experiment(fields)
+    assert result.tokens.deterministic is False
+    assert said in result.warnings
