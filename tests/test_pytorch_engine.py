@@ -224,6 +224,22 @@ def test_what_runs_is_written_down(tiny):
     assert set(record.versions) >= {"torch", "transformers", "tokenizers"}
 
 
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"deterministic": True}, [True, False]),  # for the prompts as PyTorch has it, for decoding without
+        ({"deterministic": True, "num_beams": 2}, [True, False]),
+        ({"deterministic": False}, [True]),
+    ],
+)
+def test_decoding_is_kept_from_attention_whose_results_vary(monkeypatch, options, calls):
+    made, seen = engine(pytorch=options), []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", seen.append)
+    (batch,) = made.prepare([[5, 6, 7]])
+    made.generate(batch)
+    assert seen == calls
+
+
 # ---- beams, speculation, compilation: against transformers itself ----
 
 

@@ -94,11 +94,15 @@ def _of_devices(account: Account) -> Iterator[str]:
     for device in account.devices:
         if fine and device.integral_j is not None and device.energy_j:
             off = device.integral_j / device.energy_j - 1
-            if abs(off) > MOST_DISAGREEMENT:
+            # Power that changes faster than it is sampled has an integral that is good to no more than this.
+            by_sampling = 3 * (device.integral_uncertainty_j or 0) / device.energy_j
+            if abs(off) > max(MOST_DISAGREEMENT, by_sampling):
                 yield (
                     f"energy counter and sampled power disagree on {device.device}: "
                     f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
                 )
+        if device.integral_reason:
+            yield f"energy counter of {device.device} could not be checked: {device.integral_reason}"
         conditions = device.conditions
         if conditions is None:
             continue

@@ -10,9 +10,9 @@ from functools import partial
 from pytest_llem.backends.protocol import Engine, ModelShape, ShapeUnknownError, TellsShape
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.results.environment import cpu_model
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.processor import cpu_model
 
 NAMES = ("flops", "mfu", "mbu", "times_floor")
 

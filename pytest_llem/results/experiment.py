@@ -229,6 +229,8 @@ class DeviceEnergy(Record):
         uncertainty_j: Standard uncertainty (k = 1) of reading both edges, in J.
         gain_error: By what share the counter may be off a wall meter, throughout.
         integral_j: The same from sampled power, where both are to be had.
+        integral_uncertainty_j: Its standard uncertainty, from the samples' distance, in J.
+        integral_reason: Why ``integral_j`` is null, where it was tried.
         conditions: What the device was like.
     """
 
@@ -242,6 +244,8 @@ class DeviceEnergy(Record):
     uncertainty_j: float | None = None
     gain_error: float | None = None
     integral_j: float | None = None
+    integral_uncertainty_j: float | None = None
+    integral_reason: str | None = None
     conditions: DeviceConditions | None = None
 
 

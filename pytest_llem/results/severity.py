@@ -17,6 +17,8 @@ _WORST_FIRST = [
         "warm-up stopped",
         "drift",
         "temperature",
+        "outputs differ",
+        "energy counter of",
         "$",
         "meter ",
         "energy is estimated",

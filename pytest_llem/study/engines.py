@@ -52,6 +52,8 @@ class PyTorchConfig(NullableSection):
             Default null: no limit.
         revision: Branch, tag or commit of the model on the hub. Default null: its main branch.
         trust_remote_code: Run the model's own code from the hub. Default false.
+        deterministic: Generate the same tokens for the same prompts and seed on one device: GPUs decode without
+            cuDNN's attention, whose results vary. False leaves the choice to PyTorch. Default true.
         num_processes: Processes that share the model. Default 1, and only 1 is supported so far.
     """
 
@@ -76,6 +78,7 @@ class PyTorchConfig(NullableSection):
     max_memory: MaxMemory | None = None
     revision: str | None = Field(None, min_length=1)
     trust_remote_code: bool = False
+    deterministic: bool = True
     num_processes: int = Field(1, ge=1)
 
     @model_validator(mode="after")
