@@ -81,7 +81,9 @@ def main() -> None:
         }
     )
     paths = [str(path) for path in options.model_path]
-    job = Job({"experiment_id": "bench", "config_hash": "0" * 16}, config.model_dump(mode="json"), ".", paths)
+    job = Job(
+        {"experiment_id": "bench", "config_hash": "0" * 16}, config.model_dump(mode="json"), ".", model_path=paths
+    )
     bare_job = {
         "model": resolve_model(options.model, options.model_path).location,
         "batch_size": options.batch_size,
