@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,7 +173,7 @@ class Engine:
 
 def measured(monkeypatch, durations, min_seconds):
     now = [100.0]
-    monkeypatch.setattr(windows.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(windows, "time", SimpleNamespace(monotonic=lambda: now[0]))
     engine = Engine(now, durations)
     return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
 

@@ -811,7 +811,7 @@ def test_memory_that_stays_is_told_and_what_follows_runs(pytester, write_study, 
     assert second.memory_waited_seconds >= 0.9
     assert second.memory_left_mb == {A: 2000.0}
     assert (third.memory_waited_seconds, third.memory_left_mb) == (0, {}), "it was there before the second one too"
-    _, warning = results.study_result["warnings"]
+    warning, _ = results.study_result["warnings"]
     assert warning.startswith(f"{A} had not given back the memory of the experiment before: ")
     assert warning.endswith(" (n=2)")
     run.stdout.fnmatch_lines([f"warning: {A} had not given back the memory of the experiment before: *"])

@@ -158,6 +158,7 @@ class FakeNvml:
         pass
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+    NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_FUNCTION_NOT_FOUND = 3, 13
 
     def nvmlInit(self):  # noqa: N802
         pass
@@ -188,7 +189,9 @@ class FakeNvml:
             raise AttributeError(name) from None
 
     def fail(self):
-        raise self.NVMLError("Not Supported")
+        error = self.NVMLError("Not Supported")
+        error.value = self.NVML_ERROR_NOT_SUPPORTED
+        raise error
 
 
 def test_what_nvml_tells_of_each_gpu(monkeypatch, tmp_path):
@@ -215,7 +218,7 @@ def test_what_nvml_tells_of_each_gpu(monkeypatch, tmp_path):
         "pcie_generation": 5,
         "pcie_width": 16,
     }
-    assert second == {"uuid": "GPU-2", "nvml": "Not Supported"}
+    assert second == {"uuid": "GPU-2", "nvml": "nvmlDeviceGetHandleByUUID: Not Supported"}
     assert nvml.Nvml().error is None
 
 

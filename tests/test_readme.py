@@ -24,6 +24,15 @@ def test_the_study_is_one(tmp_path):
     assert (study.name, len(study.points), len(study.experiments)) == ("precision-vs-batch", 4, 12)
 
 
+def test_the_lengths_are_a_study(tmp_path):
+    (tmp_path / "study.yaml").write_text(block("lengths"))
+    study = load_study(tmp_path / "study.yaml")
+    assert {point.config.dataset.n for point in study.points} == {64}
+    other = block("lengths").replace("{mean: 256, stdev: 64, min: 16}", "{min: 16, max: 512}")
+    (tmp_path / "study.yaml").write_text(other)
+    assert load_study(tmp_path / "study.yaml").points[0].config.max_input_tokens == 512
+
+
 def test_the_grammar_is_what_it_says(tmp_path):
     (tmp_path / "common.yaml").write_text("model: m\n")
     (tmp_path / "study.yaml").write_text(block("grammar"))

@@ -40,7 +40,7 @@ RUN = """
 import itertools, json, sys, types
 from pytest_llem import run_experiment
 from pytest_llem.measurement import window
-window.time = types.SimpleNamespace(perf_counter=itertools.count().__next__)
+window.time = types.SimpleNamespace(monotonic=itertools.count().__next__)
 for name, fields in json.loads(sys.argv[1]).items():
     result = run_experiment(fields)
     print(json.dumps([name, result.window.passes, result.tokens.deterministic, result.tokens.output_digest]))
@@ -124,7 +124,7 @@ def test_passes_are_compared_token_by_token(passes, deterministic):
 
 def test_passes_that_differ_are_warned_of(monkeypatch):
     said = "outputs differ between passes: this device's kernels are not deterministic"
-    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    clock = SimpleNamespace(monotonic=itertools.count().__next__)
     monkeypatch.setattr(window, "time", clock)  # two passes fill it
     fields = {**SEVERAL, "measurement": {"min_window_seconds": 2}}
     assert said not in run_experiment(fields).warnings

@@ -238,17 +238,19 @@ class PyTorchEngine:
     def _run(self, batch: Batch, options: GenerationConfig) -> Generated:
         clock = _TokenClock(self._decodes_alike)
         watch = {} if self.no_latency else {"streamer": clock}
-        torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attention)
         if self.no_latency:  # nobody can tell when decoding begins
             self._decodes_alike()
         started = time.perf_counter()
-        with torch.inference_mode(), told_plainly("generate cannot do what the experiment asks for"):
-            sequences = self._model.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                generation_config=options,
-                **watch,
-            )
+        try:
+            with torch.inference_mode(), told_plainly("generate cannot do what the experiment asks for"):
+                sequences = self._model.generate(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    generation_config=options,
+                    **watch,
+                )
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attention)
         return Generated(sequences, started, clock.times)
 
     def _decodes_alike(self) -> None:
