@@ -26,6 +26,7 @@ RESULT_LOST = "ResultLost"
 
 
 _NO_CYCLE = "no completed cycle"
+_UNKNOWN_THEN = "the version that measured it did not know this metric"
 
 #: The statistics of a point that has no result, for all such points: there may be 10,000.
 _NOTHING = {
@@ -170,7 +171,7 @@ def _summarise(figures: Sequence[Metric], name: str) -> Summary:
     values = [figure.value for figure in figures if figure.value is not None]
     if not values:
         reasons = [figure.reason for figure in figures if figure.reason]
-        return Summary(mean=None, n=0, unit=unit, reason=reasons[0] if reasons else _NO_CYCLE)
+        return Summary(mean=None, n=0, unit=unit, reason=reasons[0] if reasons else _UNKNOWN_THEN)
     boundaries = {figure.boundary for figure in figures if figure.value is not None}
     mean, sd, interval = mean_interval(values)
     return Summary(
