@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from pytest_llem import load_study
+from pytest_llem.results.metrics import CATALOGUE
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -90,6 +91,12 @@ def test_the_gate_runs(pytester):
     shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "studies")
     (pytester.path / "test_cost.py").write_text(block("gate"))
     pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
+
+
+def test_every_metric_is_on_the_page_of_the_numbers():
+    page = (ROOT / "docs" / "measurement.md").read_text().partition("<!-- metrics -->")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", page, re.M)
+    assert rows == [(name, one.unit, one.better or "–", one.meaning) for name, one in CATALOGUE.items()]
 
 
 def test_every_study_collects(pytester):
