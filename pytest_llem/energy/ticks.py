@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,7 @@ class _Watch:
         self._longest = longest
         self._shown: int | None = None
         self._looked = self._moved = 0.0
+        self._call = math.inf
         self.ticks: list[Tick] = []
         self.failure: str | None = None
 
@@ -84,16 +86,19 @@ class _Watch:
         except NvmlError as error:
             self.failure = str(error)
             return
-        # A reading is from somewhere within the call, and at both edges of a window from the same place in it.
-        now = (began + time.monotonic()) / 2
+        ended = time.monotonic()
+        # A reading is from the same place within every call, here called its middle. One that takes longer than
+        # the shortest was held up, before that place or after it: what is added belongs to either side.
+        self._call = min(self._call, ended - began)
+        earliest, latest = began + self._call / 2, ended - self._call / 2
         if self._shown is None:
-            self._moved = now
+            self._moved = latest
         elif shown != self._shown:
-            width = now - self._looked
+            width = latest - self._looked
             if self._longest is not None:
                 width = min(width, self._longest)
-            self.ticks.append(Tick(shown, now - width / 2, width))
-            self._moved = now
-        elif now - self._moved > LONGEST_TICK_S:
+            self.ticks.append(Tick(shown, latest - width / 2, width))
+            self._moved = latest
+        elif earliest - self._moved > LONGEST_TICK_S:
             self.failure = f"the energy counter stood still for {LONGEST_TICK_S} s (at {shown} mJ)"
-        self._shown, self._looked = shown, now
+        self._shown, self._looked = shown, earliest
