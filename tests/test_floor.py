@@ -8,12 +8,12 @@ import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.backends.protocol import ModelShape, RequestRecord, ShapeUnknownError
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.hardware import peaks
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.floor import NAMES, seconds_at_least, steps, work_metrics
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import EngineRecord
-from pytest_llem.results.metrics import CATALOGUE
 from tests.conftest import NOOP_STUDY
 
 #: A thousand weights in layers and a hundred in the head, 2 bytes each; 5 keys and values a token, 4 bytes each.

@@ -14,8 +14,8 @@ from pytest_llem.backends import loading
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.backends.pytorch import Generated, _dotted
 from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.measurement import prefill
-from pytest_llem.results.metrics import CATALOGUE
 from pytest_llem.study.config import DecoderConfig
 from pytest_llem.study.engines import PyTorchConfig
 from tests.support.tiny import GREEDY, NATURAL, PROMPTS, TINY, engine, generate, outputs

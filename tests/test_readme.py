@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from pytest_llem import load_study
-from pytest_llem.results.metrics import CATALOGUE
+from pytest_llem.catalogue import CATALOGUE
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
-from pytest_llem.results.metrics import CATALOGUE
+from pytest_llem.catalogue import CATALOGUE
 
 
 @pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])

@@ -12,7 +12,8 @@ from itertools import chain, islice
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine, RequestRecord
-from pytest_llem.results.metrics import PERCENTILES, Metric, metric
+from pytest_llem.catalogue import PERCENTILES
+from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import percentile
 from pytest_llem.study.config import ExperimentConfig
 

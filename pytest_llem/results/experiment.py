@@ -252,7 +252,7 @@ class DeviceEnergy(Record):
 class ExperimentResult(Document):
     """One point measured in one cycle.
 
-    ``metrics`` holds every name of :data:`pytest_llem.results.metrics.CATALOGUE`; one that could not be had is
+    ``metrics`` holds every name of :data:`pytest_llem.catalogue.CATALOGUE`; one that could not be had is
     null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
     one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
     was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.statistics import Summary
+from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
@@ -117,18 +118,26 @@ class PointResult(Record):
         axes: What distinguishes it: value by dotted key.
         config: Its resolved configuration.
         config_hash: Of that configuration.
-        metrics: Statistics by metric.
+        cycles: Those that are completed, in order.
+        metrics: Statistics by metric, whose ``values`` are those of ``cycles``, in their order.
+        bench: Facts of where and how it was measured, which a result has to share with one it is compared with.
+        subject: Facts of what was measured, which may differ there.
+        verdicts: Of the gates on it.
     """
 
     id: str
     axes: dict[str, Any]
     config: dict[str, Any]
     config_hash: str
+    cycles: list[int] = Field(default_factory=list)
     metrics: dict[str, Summary]
+    bench: dict[str, Any] = Field(default_factory=dict)
+    subject: dict[str, Any] = Field(default_factory=dict)
+    verdicts: list[GateVerdict] = Field(default_factory=list)
 
 
 class StudyResult(Document):
-    """The outcome of a study."""
+    """The outcome of a study. ``comparison`` is null where it was compared with nothing."""
 
     pytest_llem_version: str
     name: str
@@ -136,6 +145,7 @@ class StudyResult(Document):
     status: StudyStatus
     summary: StudySummary
     points: list[PointResult]
+    comparison: ComparisonRecord | None = None
     experiments: list[ManifestEntry]
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)

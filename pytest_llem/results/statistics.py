@@ -21,6 +21,8 @@ class Summary(BaseModel):
         method: For energies, the weakest method among the cycles.
         boundary: For energies, what they cover; null where the cycles disagree.
         reason: Why ``mean`` is null.
+        values: Of each completed cycle, in the order of the point's ``cycles``; null where one has none. Empty in
+            results of versions that did not keep them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,6 +36,7 @@ class Summary(BaseModel):
     method: str | None = None
     boundary: str | None = None
     reason: str | None = None
+    values: list[float | None] = []
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:

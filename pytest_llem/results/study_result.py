@@ -10,9 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.manifest import read_manifest, stored_result
-from pytest_llem.results.metrics import CATALOGUE, Method, Metric, weakest
+from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
 from pytest_llem.results.severity import severity
 from pytest_llem.results.statistics import Summary, mean_interval
@@ -73,8 +74,10 @@ def build_study_result(design: StudyResult, manifest: Manifest, directory: Path)
             by_point.setdefault(entry.config_hash, []).append(entry)
     found = _Findings()
     for point in design.points:
-        cycles = [_result(directory, entry) for entry in by_point.get(point.config_hash, ())]
-        results = [cycle for cycle in cycles if cycle is not None]
+        entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
+        found_here = [(entry.cycle, _result(directory, entry)) for entry in entries]
+        point.cycles = [cycle for cycle, result in found_here if result is not None]
+        results = [result for _, result in found_here if result is not None]
         point.metrics = summarise(results)
         for result in results:
             found.add(result)
@@ -160,14 +163,12 @@ def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
     """Return the statistics of every metric over a point's *cycles*."""
     if not cycles:
         return _NOTHING
-    return {
-        name: _summarise([cycle.metrics[name] for cycle in cycles if name in cycle.metrics], name)
-        for name in CATALOGUE
-    }
+    return {name: _summarise([cycle.metrics.get(name) for cycle in cycles], name) for name in CATALOGUE}
 
 
-def _summarise(figures: Sequence[Metric], name: str) -> Summary:
+def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     unit = CATALOGUE[name].unit
+    figures = [figure for figure in cycles if figure is not None]
     values = [figure.value for figure in figures if figure.value is not None]
     if not values:
         reasons = [figure.reason for figure in figures if figure.reason]
@@ -183,6 +184,7 @@ def _summarise(figures: Sequence[Metric], name: str) -> Summary:
         unit=unit,
         method=weakest(figure.method for figure in figures if figure.value is not None),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
+        values=[None if figure is None else figure.value for figure in cycles],
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.gates import Budget, GatesConfig
 from pytest_llem.study.identity import experiment_id, short_names
 from pytest_llem.study.order import run_order
 from pytest_llem.study.problems import Problem
@@ -80,6 +81,9 @@ class StudyConfig:
             here.
         design_hash: 16 hex digits over the points; the same for the same study on any machine.
         notes: What its author should know and is no mistake.
+        budgets: Limits on its results, of every point that they concern.
+        gates: How its results are compared with others.
+        gates_line: Line of that section, or of the sweep where there is none, from 1.
     """
 
     path: Path
@@ -93,6 +97,9 @@ class StudyConfig:
     runners: Mapping[str, str]
     design_hash: str
     notes: tuple[Problem, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    gates_line: int = 1
 
     @property
     def n_cycles(self) -> int:

@@ -1,0 +1,87 @@
+"""The catalogue of metrics: one name, one unit, one meaning, everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["lower", "higher", None]
+
+#: Of a window's latencies.
+PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a metric means.
+
+    Attributes:
+        unit: Its unit.
+        better: Which way is better; null where neither is.
+        meaning: In a sentence.
+    """
+
+    unit: str
+    better: Better
+    meaning: str
+
+
+def _latency(what: str) -> dict[str, Definition]:
+    key, meaning = what.split(":")
+    return {
+        f"{key}_p{p}_ms": Definition("ms", "lower", f"{meaning}, percentile {p} over the window's requests")
+        for p in PERCENTILES
+    }
+
+
+#: Every metric of an ExperimentResult, by name. Totals are per pass: all ``n`` prompts once.
+CATALOGUE: dict[str, Definition] = {
+    "energy_j": Definition("J", "lower", "Energy of a pass over the named boundary"),
+    "energy_per_output_token_j": Definition("J", "lower", "energy_j / output tokens, prefill included"),
+    "energy_per_input_token_j": Definition("J", "lower", "prefill_energy_j / input tokens"),
+    "energy_per_request_j": Definition("J", "lower", "energy_j / prompts"),
+    "wh_per_1000_requests": Definition("Wh", "lower", "energy_per_request_j in watt-hours, for a thousand"),
+    "tokens_per_joule": Definition("1/J", "higher", "Output tokens / energy_j"),
+    "edp_js": Definition("J·s", "lower", "Energy-delay product: energy_j · seconds"),
+    "mean_power_w": Definition("W", None, "Mean power over the window"),
+    "idle_context_w": Definition("W", None, "Power while the model is loaded and nothing runs"),
+    "active_energy_j": Definition(
+        "J", "lower", "energy_j less idle_context_w over the seconds metered; below 0 where idling took more"
+    ),
+    "gpu_energy_j": Definition("J", "lower", "Energy of a pass, GPU boards"),
+    "cpu_energy_j": Definition("J", "lower", "Energy of a pass, CPU packages"),
+    "dram_energy_j": Definition("J", "lower", "Energy of a pass, memory"),
+    "prefill_energy_j": Definition(
+        "J", "lower", "Energy of a pass with one new token a prompt; null unless measurement.prefill_split"
+    ),
+    "decode_energy_j": Definition(
+        "J", "lower", "energy_j less prefill_energy_j; below 0 where the two windows differ by chance"
+    ),
+    "seconds": Definition("s", "lower", "Time of a pass, synchronised at both ends"),
+    "prefill_seconds": Definition(
+        "s", "lower", "Time of a pass with one new token a prompt; null unless measurement.prefill_split"
+    ),
+    "decode_seconds": Definition("s", "lower", "seconds less prefill_seconds"),
+    "output_tokens_per_second": Definition("1/s", "higher", "Output tokens / seconds"),
+    "requests_per_second": Definition("1/s", "higher", "Prompts / seconds"),
+    **_latency("ttft:Time to first token, from the generate call"),
+    **_latency("itl:Inter-token latency"),
+    **_latency("e2e:Time to a request's last token, from the generate call"),
+    "model_memory_mb": Definition("MB", "lower", "Weights and buffers (10^6 bytes)"),
+    "peak_memory_mb": Definition("MB", "lower", "Most memory in use during the window (10^6 bytes)"),
+    "peak_temperature_c": Definition("°C", None, "Highest temperature of any device in the window"),
+    "throttled_seconds": Definition(
+        "s", None, "How long of the window clocks were held down: by the worst reason, on the worst device"
+    ),
+    "flops": Definition("FLOP", None, "Operations of a pass: 2 a weight and token, and attention; no padding"),
+    "mfu": Definition("ratio", None, "Model FLOPs utilisation: flops / seconds / the device's dense peak"),
+    "mbu": Definition(
+        "ratio",
+        None,
+        "Model bandwidth utilisation: bytes of weights and context / seconds / bandwidth",
+    ),
+    "times_floor": Definition("ratio", None, "seconds / the least that the device's peaks allow; never below 1"),
+    "load_seconds": Definition("s", "lower", "Time to load the model"),
+    "load_energy_j": Definition("J", "lower", "Energy of loading the model"),
+    "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, as the ini file states them"),
+}

@@ -1,0 +1,111 @@
+"""What a gate came to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pytest_llem.results.document import Record
+
+Gate = Literal["budget", "regression"]
+
+#: Of a pytest item.
+Outcome = Literal["passed", "failed", "skipped"]
+
+#: Of a budget: whether the mean is within its limits. Of a regression gate: whether the metric has changed.
+#: ``NOT JUDGED``: it could not be told; the reason says why.
+Verdict = Literal["WITHIN", "BEYOND", "SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE", "NOT JUDGED"]
+
+
+class GateVerdict(Record):
+    """What one gate says of one metric of one point.
+
+    Attributes:
+        gate: Of which kind it is.
+        id: As in the item's id, inside the brackets.
+        metric: By its name in the catalogue.
+        point: Id of the point.
+        verdict: What it says.
+        outcome: What its item comes to.
+        reason: Why it was not judged, or what else there is to say of it; in words, on one line.
+        unit: The metric's unit.
+        method: For energies, the weakest method among the cycles of either side.
+        mean: Of the candidate's cycles, null where none has a value.
+        ci95: Its 95 % t-interval.
+        n: Cycles of the candidate that have a value.
+        maximum: Of a budget; null where it has none.
+        minimum: Likewise.
+        within_noise: Of a budget: ``ci95`` straddles the limit.
+        reference_mean: Of the reference's cycles.
+        reference_n: Of them, those that have a value.
+        paired: Reference and candidate were interleaved, and are compared cycle by cycle.
+        ratio: Candidate / reference: of the geometric means.
+        interval: Two-sided interval of ``ratio`` at ``confidence``.
+        confidence: 1 − 2 · alpha: either bound is the one-sided one at alpha.
+        p: One-sided, Holm-adjusted over the family: of there being no change beyond delta in the direction found.
+        alpha: What p is held against.
+        delta: Relative change that does not count.
+        cycles_to_decide: Cycles on either side after which an inconclusive verdict is likely to be decided; null
+            where it is decided, or where no number would.
+        file: Where the gate is written, relative to the root of the run; null where it is written nowhere.
+        line: Likewise, from 1.
+    """
+
+    gate: Gate
+    id: str
+    metric: str
+    point: str
+    verdict: Verdict
+    outcome: Outcome
+    reason: str | None = None
+    unit: str
+    method: str | None = None
+    mean: float | None = None
+    ci95: tuple[float, float] | None = None
+    n: int = 0
+    maximum: float | None = None
+    minimum: float | None = None
+    within_noise: bool = False
+    reference_mean: float | None = None
+    reference_n: int = 0
+    paired: bool = False
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+    confidence: float | None = None
+    p: float | None = None
+    alpha: float | None = None
+    delta: float | None = None
+    cycles_to_decide: int | None = None
+    file: str | None = None
+    line: int | None = None
+
+
+class ComparisonRecord(Record):
+    """What a study was compared with, and how far that may be compared.
+
+    Attributes:
+        reference: Which result that is: a baseline's name, a file, an interpreter.
+        reference_version: Of pytest-llem there.
+        paired: Both were measured in turns, cycle by cycle, on the same devices.
+        alpha: Of false alarms, per gate and, by Holm, per family.
+        family: Regression gates that were judged.
+        bench: Facts that have to agree and do not, a line each.
+        compared_anyway: They were compared all the same, as ``--llem-compare-anyway`` says.
+        warnings: Facts that may differ and make a difference.
+        subject: Facts that differ, being what is tested, a line each.
+        new_points: Points that the reference lacks.
+        missing_points: Points of the reference that are not in the study any more.
+    """
+
+    reference: str
+    reference_version: str | None = None
+    paired: bool = False
+    alpha: float
+    family: int
+    bench: list[str] = Field(default_factory=list)
+    compared_anyway: bool = False
+    warnings: list[str] = Field(default_factory=list)
+    subject: list[str] = Field(default_factory=list)
+    new_points: list[str] = Field(default_factory=list)
+    missing_points: list[str] = Field(default_factory=list)
