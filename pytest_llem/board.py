@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: Topics: why no more of a study's experiments are run, in words; and which have a result from an earlier run.
-STOPPED, REPLAYED = "stopped", "replayed"
+#: Topics: why no more of a study's experiments are run, in words; which have a result from an earlier run; how a
+#: gate is marked.
+STOPPED, REPLAYED, MARKED = "stopped", "replayed", "marked"
 
 
 class Board:

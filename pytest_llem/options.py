@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pytest
 
@@ -34,6 +35,12 @@ YAML_SUFFIXES = (".yaml", ".yml")
 # As in study.execution.CYCLE_ORDERS, which is imported only once there is a study.
 _ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
 
+#: Verdicts that fail a comparison: a regression alone, or also what could not be decided.
+FailOn = Literal["regression", "inconclusive"]
+_FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
+
+_Word = TypeVar("_Word", bound=str)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -51,6 +58,12 @@ class Settings:
         order: Their order, or None for the study's own.
         no_gaps: No idle time between experiments.
         strict: A combination that is left out is an error.
+        baseline: The name of a saved baseline, or the path of a result, to compare with; or None.
+        against: The Python interpreter whose measurements to compare with, or None.
+        save: The name of the baseline to save, or None.
+        save_partial: Also of a run that lacks results.
+        compare_anyway: Whatever differs between what is compared.
+        fail_on: The verdicts that fail a comparison.
         max_experiments: A study of more stops before it starts, or None where that was confirmed.
         timeout: Deadline of every experiment, in seconds, or None for the study's own.
         model_path: Folders that hold models by name.
@@ -70,6 +83,12 @@ class Settings:
     order: CycleOrder | None
     no_gaps: bool
     strict: bool
+    baseline: str | None
+    against: Path | None
+    save: str | None
+    save_partial: bool
+    compare_anyway: bool
+    fail_on: FailOn
     max_experiments: int | None
     timeout: float | None
     model_path: tuple[Path, ...]
@@ -88,7 +107,7 @@ class Settings:
         if run_id is not None and not _is_name(run_id):
             raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
         given = config.getoption("llem_results_dir")
-        for option in ("llem_results_dir", "llem_plan", "llem_resume_from"):
+        for option in ("llem_results_dir", "llem_plan", "llem_resume_from", "llem_baseline", "llem_against"):
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
         results = given or config.getini("llem_results_dir")
@@ -96,6 +115,18 @@ class Settings:
         resume = config.getoption("llem_resume") or resume_from is not None
         if config.getoption("llem_resume_anyway") and not resume:
             raise pytest.UsageError("--llem-resume-anyway: needs --llem-resume or --llem-resume-from")
+        baseline, against = config.getoption("llem_baseline"), _against(config)
+        if baseline and against:
+            raise pytest.UsageError("--llem-against: there is a --llem-baseline already, and one reference will do")
+        if against and resume:
+            raise pytest.UsageError("--llem-resume: not with --llem-against, which measures both sides in turns")
+        if config.getoption("llem_compare_anyway") and not (baseline or against):
+            raise pytest.UsageError("--llem-compare-anyway: needs --llem-baseline or --llem-against")
+        save = config.getoption("llem_save")
+        if save is not None and not _is_name(save):
+            raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
+        if config.getoption("llem_save_partial") and save is None:
+            raise pytest.UsageError("--llem-save-partial: needs --llem-save")
         return cls(
             results_dir=_path("--llem-results-dir", config.rootpath, results),
             results_dir_given=given is not None,
@@ -107,9 +138,15 @@ class Settings:
             else None,
             resume_anyway=config.getoption("llem_resume_anyway"),
             cycles=_cycles(config),
-            order=_order(config),
+            order=_one_of(config, "llem_order", _ORDERS),
             no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
             strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
+            baseline=baseline,
+            against=against,
+            save=save,
+            save_partial=config.getoption("llem_save_partial"),
+            compare_anyway=config.getoption("llem_compare_anyway"),
+            fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
             max_experiments=None
             if config.getoption("llem_yes")
             else _whole_number("llem_max_experiments", config.getini("llem_max_experiments")),
@@ -196,12 +233,25 @@ def _cycles(config: pytest.Config) -> int | None:
     return _whole_number("llem_cycles", configured) if configured else None
 
 
-def _order(config: pytest.Config) -> CycleOrder | None:
-    given = config.getoption("llem_order")
-    name, order = ("llem_order", config.getini("llem_order")) if given is None else ("--llem-order", given)
-    if (order or given is not None) and order not in _ORDERS:
-        raise pytest.UsageError(f"{name}: must be one of {', '.join(_ORDERS)} (got {order!r})")
-    return order or None
+def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:
+    """Return which of *words* an option or its ini twin says, None where neither says any."""
+    given = config.getoption(option)
+    name = option if given is None else f"--{option.replace('_', '-')}"
+    word = config.getini(option) if given is None else given
+    if (word or given is not None) and word not in words:
+        raise pytest.UsageError(f"{name}: must be one of {', '.join(words)} (got {word!r})")
+    return word or None
+
+
+def _against(config: pytest.Config) -> Path | None:
+    """Return the interpreter to compare with. Links are not followed: that of a virtual environment is one."""
+    given = config.getoption("llem_against")
+    if not given:
+        return None
+    path = _path("--llem-against", config.invocation_params.dir, given)
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise pytest.UsageError(f"--llem-against: must be a Python interpreter (got {given!r})")
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
 
 
 def _timeout(config: pytest.Config) -> float | None:
@@ -271,6 +321,37 @@ def add_options(parser: pytest.Parser) -> None:
         help="also where the design, the device or the versions of packages have changed since",
     )
     group.addoption(
+        "--llem-save",
+        metavar="NAME",
+        help="keep the results as the baseline NAME, in .llem/baselines below rootdir",
+    )
+    group.addoption(
+        "--llem-save-partial",
+        action="store_true",
+        help="also those of a run in which an experiment failed, or was not selected",
+    )
+    group.addoption(
+        "--llem-baseline",
+        metavar="NAME|FILE",
+        help="compare with the baseline NAME, or a saved result: each metric of each point becomes a test",
+    )
+    group.addoption(
+        "--llem-against",
+        metavar="PYTHON",
+        help="compare with what the interpreter PYTHON measures, in turns with this one",
+    )
+    group.addoption(
+        "--llem-compare-anyway",
+        action="store_true",
+        help="also where the device, the data or the way of measuring differ",
+    )
+    group.addoption(
+        "--llem-fail-on",
+        metavar="VERDICT",
+        help="regression, or inconclusive: then also what could not be decided "
+        "(ini: llem_fail_on; default: regression)",
+    )
+    group.addoption(
         "--llem-cycles",
         metavar="N",
         help="repetitions of every point, whatever the study says (ini: llem_cycles)",
@@ -310,6 +391,7 @@ def add_options(parser: pytest.Parser) -> None:
         "llem_results_dir", "where each study's results folder goes, relative to rootdir", default="results"
     )
     parser.addini("llem_cycles", "repetitions of every point, whatever the study says", default="")
+    parser.addini("llem_fail_on", "regression, or inconclusive: the verdicts that fail a comparison", default="")
     parser.addini("llem_order", "sequential, interleaved or shuffled, whatever the study says", default="")
     parser.addini(
         "llem_timeout", "seconds after which an experiment is ended, whatever the study says", default=""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llem.nodes import FUNCTIONS
 from pytest_llem.options import (
     BOARD,
     REPLAYED_PROPERTY,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Name under which the recorder is registered.
 _RECORDER = "llem-recorder"
+
+#: And those under which gates are passed over in the loop, and judged after it.
+_SILENCE, _JUDGE = "llem-silence", "llem-judge"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
@@ -107,15 +111,18 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     return _plan_lines(config, plans_of(config, items))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     config = session.config
-    if not _studies(config):
-        return
-    if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
-        _prepare(config, config.workerinput["llem_session"])
-    elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
-        _record(config, [item.nodeid for item in session.items])
+    if _studies(config):
+        if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
+            _prepare(config, config.workerinput["llem_session"])
+        elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
+            _record(config, [item.nodeid for item in session.items])
+    done = yield
+    if (judge := config.pluginmanager.get_plugin(_JUDGE)) is not None:
+        judge.judge(session)
+    return done
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -129,7 +136,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
     config = node.config
-    if any("::experiment[" in one for one in ids) and not config.pluginmanager.has_plugin(_RECORDER):
+    if any(f"::{name}[" in one for name in FUNCTIONS for one in ids) and BOARD not in config.stash:
         recorder = _record(config, ids, config.stash[_SESSION])
         if recorder is None:
             return
@@ -215,9 +222,11 @@ def _runs_nothing(config: pytest.Config) -> bool:
 def _prepare(config: pytest.Config, session: str | None) -> None:
     """Make ready for experiments: in every process that runs or records them."""
     from pytest_llem.board import Board
+    from pytest_llem.collection.gates import Silence
     from pytest_llem.isolation.interrupts import Interrupts
 
     config.stash[BOARD] = Board(session)
+    config.pluginmanager.register(Silence(), _SILENCE)
     config.stash[_INTERRUPTS] = Interrupts()
     debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger
     config.stash[_INTERRUPTS].install(keyboard=not debugs)
@@ -229,9 +238,11 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         return None
     _prepare(config, session)
     from pytest_llem.collection.resume import announce, replays_of
+    from pytest_llem.reporting.judge import Judge
     from pytest_llem.reporting.recorder import Recorder
 
     recorder = Recorder.start(config, node_ids, lambda studies: announce(config, replays_of(config, studies)))
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
+    config.pluginmanager.register(Judge(config, node_ids, recorder), _JUDGE)
     return recorder

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "hardware": set(),
     "registry": set(),
     "board": set(),
+    "nodes": set(),
     "catalogue": set(),
     "study": {"catalogue", "registry"},
     "results": {"catalogue", "study"},
@@ -30,10 +31,10 @@ MAY_IMPORT = {
     "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
     "options": {"board", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
-    "collection": {"board", "gates", "hardware", "isolation", "options", "planning", "results", "study"},
-    "reporting": {"board", "catalogue", "gates", "options", "planning", "results", "study"},
+    "collection": {"board", "gates", "hardware", "isolation", "nodes", "options", "planning", "results", "study"},
+    "reporting": {"board", "catalogue", "gates", "nodes", "options", "planning", "results", "study"},
     "hookspecs": {"results"},
-    "plugin": {"board", "collection", "isolation", "options", "planning", "reporting", "hookspecs", "study"},
+    "plugin": {"board", "collection", "isolation", "nodes", "options", "planning", "reporting", "hookspecs", "study"},
     "fetch": {"backends", "measurement", "options", "registry", "study"},
     "cli": {"fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
@@ -91,7 +92,13 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            assert ours == ["pytest_llem", "pytest_llem.hookspecs", "pytest_llem.options", "pytest_llem.plugin"]
+            assert ours == [
+                "pytest_llem",
+                "pytest_llem.hookspecs",
+                "pytest_llem.nodes",
+                "pytest_llem.options",
+                "pytest_llem.plugin",
+            ]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
     )

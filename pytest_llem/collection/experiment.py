@@ -14,7 +14,9 @@ from pytest_llem.board import STOPPED
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
 from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.collection.resume import forget, replayed
+from pytest_llem.collection.items import run_of
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
+from pytest_llem.nodes import is_reference
 from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
@@ -25,7 +27,7 @@ from pytest_llem.study.design import Experiment, StudyConfig
 #: What an item's experiment came to: plain data that rides on the report to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
 
-#: The preflight of each study, by the node id of its file.
+#: The preflight of each run, by its key.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 
 #: The idle time before the item's first run, and what gives that before each further one.
@@ -47,15 +49,15 @@ PROPERTIES = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50
 
 def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
-    assert item.parent is not None
-    study = item.config.stash[STUDIES][item.parent.nodeid]
+    run = run_of(item)
+    study = item.config.stash[STUDIES][run]
     stored = replayed(item, planned)
     forget(item)
     if stored is not None:
         return _keep(item, planned, stored.outcome, stored.source)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
-    preflight = preflight_of(item.config, item.parent.nodeid, study)
+    preflight = preflight_of(item.config, run, study)
     refusal = preflight.reason(planned.point) or item.stash.get(NO_DEVICE, None)
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
@@ -84,8 +86,7 @@ def _keep(
         outcome: What came of it.
         source: The results directory that it is from, where it was not run.
     """
-    assert item.parent is not None
-    payload = _payload(item.parent.nodeid, planned, outcome, item.config)
+    payload = _payload(run_of(item), planned, outcome, item.config)
     item.stash[PAYLOAD] = payload | {"replayed_from": source}
     properties = _properties(outcome.result)
     if source is not None:
@@ -97,17 +98,16 @@ def _keep(
 
 def stopped(item: pytest.Item) -> str | None:
     """Return why no more experiments of *item*'s study are run; None while they are."""
-    assert item.parent is not None
-    reason: str | None = item.config.stash[BOARD].read(item.parent.nodeid, STOPPED)
+    reason: str | None = item.config.stash[BOARD].read(run_of(item), STOPPED)
     return reason
 
 
-def preflight_of(config: pytest.Config, file: str, study: StudyConfig) -> Preflight:
-    """Return the preflight of the study that the node *file* stands for."""
+def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflight:
+    """Return the preflight of a run of *study*, by the run's key."""
     known = config.stash.setdefault(_PREFLIGHTS, {})
-    if file not in known:
-        known[file] = Preflight(study, Settings.from_config(config).model_path, _import_path(config))
-    return known[file]
+    if run not in known:
+        known[run] = Preflight(study, Settings.from_config(config).model_path, _import_path(config, run))
+    return known[run]
 
 
 def _controller(config: pytest.Config) -> int | None:
@@ -116,8 +116,13 @@ def _controller(config: pytest.Config) -> int | None:
     return controller
 
 
-def _import_path(config: pytest.Config) -> list[Path]:
-    """Return where an engine of the user's own is looked for, whatever the interpreter."""
+def _import_path(config: pytest.Config, run: str) -> list[Path]:
+    """Return where an engine of the user's own is looked for, whatever the interpreter.
+
+    The reference has its own, installed there: with what lies here both sides would be the same.
+    """
+    if is_reference(run):
+        return []
     try:
         own = config.getini("pythonpath")
     except ValueError:  # its plugin is switched off
@@ -129,7 +134,7 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     point, board = planned.point, item.config.stash[BOARD]
     python = study.interpreter(point.config.backend)
     controller = _controller(item.config)
-    gap = _gap(item)
+    run, gap = run_of(item), _gap(item)
     settings = Settings.from_config(item.config)
     identity = Identity(
         experiment_id=planned.id,
@@ -142,9 +147,9 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         identity=identity.model_dump(mode="json"),
         config=point.config.model_dump(mode="json"),
         directory=str(study.path.parent),
-        root=str(item.config.rootpath),
+        root=str(_working_tree(item.config, python if is_reference(run) else None)),
         model_path=[str(folder) for folder in settings.model_path],
-        python_path=[str(folder) for folder in _import_path(item.config)],
+        python_path=[str(folder) for folder in _import_path(item.config, run)],
         lives_with=[controller] if controller else [],
         harness=[os.getpid(), *([controller] if controller else [])],
         python=str(python) if python else None,
@@ -157,6 +162,17 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     )
 
 
+def _working_tree(config: pytest.Config, reference: Path | None) -> Path:
+    """Return where the commit that is measured is checked out: for the reference, around its interpreter.
+
+    Nobody knows where that has its code from if it lies in the same tree: then it is nowhere.
+    """
+    if reference is None:
+        return config.rootpath
+    folder = reference.parent
+    return Path("/") if folder.is_relative_to(config.rootpath) else folder
+
+
 def _gap(item: pytest.Item) -> GapRecord | None:
     """Return the idle time before this run: a plugin may run the item again, inside the item's protocol."""
     if GAP in item.stash:
@@ -166,10 +182,10 @@ def _gap(item: pytest.Item) -> GapRecord | None:
     return item.stash[NEXT_GAP]() if NEXT_GAP in item.stash else None
 
 
-def _payload(file: str, planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
+def _payload(run: str, planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
     """Return *outcome* as what may cross from an xdist worker to the controller."""
     return {
-        "file": file,
+        "run": run,
         "experiment_id": planned.id,
         "result": outcome.result,
         "files": outcome.files,

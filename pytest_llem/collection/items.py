@@ -1,10 +1,10 @@
-"""A study file as a test module, its experiments as parametrized test items."""
+"""A study file as a test module, its experiments and gates as parametrized test items."""
 
 from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from pytest_llem.collection.selection import keywords
+from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
+from pytest_llem.gates.saved import BaselineError, load
+from pytest_llem.nodes import BUDGET, EXPERIMENT, EXPERIMENTS, REFERENCE, REGRESSION, run_key
 from pytest_llem.options import SELECTED_AXES, STUDIES, Settings
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyError, is_study, load_study
 from pytest_llem.study.problems import StudyError
 
-#: Name of the test function, and of the argument that carries its experiment.
-FUNCTION, ARGUMENT = "experiment", "planned"
+#: The argument that carries an item's experiment, and the one that carries its gate.
+PLANNED, GATE = "planned", "gate"
 
 _PASSED_OVER = (
     "{} is not collected: it has neither a sweep nor experiments "
@@ -56,28 +59,56 @@ class StudyFile(pytest.Module):
             if isinstance(error, TooManyError):
                 lines[-1] += f"; {_time(error, self.config)}"
             raise self.CollectError("\n".join(lines)) from None
-        self.config.stash.setdefault(STUDIES, {})[self.nodeid] = study
-        self.obj = _study_module(study)
+        studies = self.config.stash.setdefault(STUDIES, {})
+        studies[self.nodeid] = study
+        self._functions: dict[str, Any] = {EXPERIMENT: study.experiments}
+        if python := Settings.from_config(self.config).against:
+            studies[run_key(self.nodeid, REFERENCE)] = study.with_interpreter(python)
+            self._functions[REFERENCE] = self._functions[EXPERIMENT]
+        gates = self._gates(study)
+        self._functions |= {kind: found for kind, found in gates.items() if found}
+        self.obj = _study_module(study, self._functions)
         # The hook that turns functions into items: markers, fixtures and -k then work as in any module.
-        made: Any = self.ihook.pytest_pycollect_makeitem(
-            collector=self, name=FUNCTION, obj=getattr(self.obj, FUNCTION)
-        )
-        items: list[pytest.Item | pytest.Collector] = list(made or ())
+        items: list[pytest.Item | pytest.Collector] = []
+        for name in self._functions:
+            made: Any = self.ihook.pytest_pycollect_makeitem(
+                collector=self, name=name, obj=getattr(self.obj, name)
+            )
+            items += made or ()
         if named := self.config.stash.get(SELECTED_AXES, None):
             for item in items:
-                item.extra_keyword_matches.update(keywords(study, experiment_of(item), named))
+                axes, cycle = _place_of(item)
+                item.extra_keyword_matches.update(keywords(study, axes, cycle, named))
         return items
 
+    def _gates(self, study: StudyConfig) -> dict[str, list[Gate]]:
+        settings = Settings.from_config(self.config)
+        gates = {BUDGET: budget_gates(study)}
+        if settings.baseline:
+            try:
+                reference = load(settings.baseline, self.config.rootpath, study.name)
+            except BaselineError as error:
+                raise self.CollectError(f"--llem-baseline: {error}") from None
+            gates[REGRESSION] = regression_gates(study, reference)
+        elif settings.against:
+            gates[REGRESSION] = regression_gates(study, None)
+        return gates
+
     def istestfunction(self, obj: object, name: str) -> bool:
-        return name == FUNCTION  # whatever python_functions says
+        return name in self._functions  # whatever python_functions says
 
 
-# The body of every study item. It bears the name ``experiment`` and the study's place, and so fails there.
+# The body of every experiment. It bears the name of its function and the study's place, and so fails there.
 def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
     from pytest_llem.collection.experiment import explain, run_item  # not needed to collect
 
     if (error := run_item(planned, request.node)) is not None:
         pytest.fail(explain(error, request.config.option.tbstyle), pytrace=False)
+
+
+# The body of every gate, which the controller judges once all has been measured: it never runs.
+def _judged(gate: Gate) -> None:
+    pass
 
 
 @contextmanager
@@ -94,25 +125,66 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
+def is_experiment(item: pytest.Item) -> bool:
+    """Whether *item* is an experiment of a study."""
+    return _function(item) in EXPERIMENTS
+
+
+def is_gate(item: pytest.Item) -> bool:
+    """Whether *item* is a gate of a study."""
+    return isinstance(item.parent, StudyFile) and not is_experiment(item)
+
+
 def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
     """Return the experiment that an item of a StudyFile runs."""
     assert isinstance(item, pytest.Function)
-    experiment = item.callspec.params[ARGUMENT]
+    experiment = item.callspec.params[PLANNED]
     assert isinstance(experiment, Experiment)
     return experiment
 
 
+def run_of(item: pytest.Item) -> str:
+    """Return the key of the run that an experiment belongs to, which is that of its study too."""
+    assert item.parent is not None
+    return run_key(item.parent.nodeid, _function(item) or EXPERIMENT)
+
+
+def _function(item: pytest.Item) -> str | None:
+    """Return the name of a study item's function, None for any other item."""
+    ours = isinstance(item, pytest.Function) and isinstance(item.parent, StudyFile)
+    return item.originalname if ours and isinstance(item, pytest.Function) else None
+
+
+def _place_of(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, Any], int | None]:
+    """Return the axes of an item's point, and its cycle; a gate has none."""
+    assert isinstance(item, pytest.Function)
+    if PLANNED in item.callspec.params:
+        experiment = experiment_of(item)
+        return experiment.point.axes, experiment.cycle
+    return item.callspec.params[GATE].axes, None
+
+
 def restore_run_order(items: list[pytest.Item]) -> None:
-    """Put study items back in run order, in the places that study items hold: others stay where they are."""
+    """Put study items back in run order, in the places that study items hold: others stay where they are.
+
+    Each experiment has that of the reference beside it, before or after it: the sides take turns, cycle by cycle.
+    """
     slots = []
     by_file: dict[str, list[pytest.Item]] = {}
     for index, item in enumerate(items):
         if isinstance(item.parent, StudyFile):
             slots.append(index)
             by_file.setdefault(item.parent.nodeid, []).append(item)
-    ours = (item for file in by_file.values() for item in sorted(file, key=lambda one: experiment_of(one).index))
+    ours = (item for file in by_file.values() for item in sorted(file, key=_turn))
     for index, item in zip(slots, ours, strict=True):
         items[index] = item
+
+
+def _turn(item: pytest.Item) -> tuple[bool, int, bool]:
+    if not is_experiment(item):
+        return True, 0, False  # gates come last, in their own order
+    experiment = experiment_of(item)
+    return False, experiment.index, (_function(item) == REFERENCE) == (experiment.cycle % 2 == 1)
 
 
 def _time(error: TooManyError, config: pytest.Config) -> str:
@@ -125,31 +197,45 @@ def _time(error: TooManyError, config: pytest.Config) -> str:
     return "they take an unknown time" if each is None else f"they take about {duration_text(each * error.total)}"
 
 
-def _marked(experiment: Experiment) -> Any:
-    """Return an experiment with the marks that the study's rules come to."""
-    point = experiment.point
-    if not point.skip and not point.xfail:
-        return experiment
-    marks = [pytest.mark.skip(reason=point.skip)] if point.skip else []
-    if point.xfail:
-        marks.append(pytest.mark.xfail(reason=point.xfail))
-    return pytest.param(experiment, marks=marks)
+def _marked(one: Any, skip: str | None, xfail: str | None) -> Any:
+    """Return an experiment, or a gate, with the marks that the study's rules come to."""
+    if not skip and not xfail:
+        return one
+    marks = [pytest.mark.skip(reason=skip)] if skip else []
+    if xfail:
+        marks.append(pytest.mark.xfail(reason=xfail))
+    return pytest.param(one, marks=marks)
 
 
-def _study_module(study: StudyConfig) -> ModuleType:
-    """Return a module whose test function stands, as far as anyone can tell, at the study's sweep."""
+def _study_module(study: StudyConfig, contents: Mapping[str, Sequence[Experiment] | Sequence[Gate]]) -> ModuleType:
+    """Return a module whose test functions stand, as far as anyone can tell, in the study.
+
+    Args:
+        study: The study.
+        contents: What each function is parametrized with, by its name.
+    """
     module = ModuleType(study.path.stem)
     module.__file__ = str(study.path)
-    code = _run.__code__.replace(
-        co_filename=str(study.path), co_firstlineno=study.line, co_name=FUNCTION, co_qualname=FUNCTION
-    )
 
     def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-        experiments = study.experiments
-        ids = [experiment.id for experiment in experiments]
-        metafunc.parametrize(ARGUMENT, [_marked(experiment) for experiment in experiments], ids=ids)
+        name = metafunc.function.__name__
+        argument = PLANNED if name in EXPERIMENTS else GATE
+        values = [_marked(one, *_rules(one)) for one in contents[name]]
+        metafunc.parametrize(argument, values, ids=[one.id for one in contents[name]])
 
-    function = FunctionType(code, _run.__globals__, FUNCTION)
-    function.__module__ = module.__name__
-    vars(module).update({FUNCTION: function, "pytest_generate_tests": pytest_generate_tests})
+    for name, values in contents.items():
+        body: FunctionType = _run if name in EXPERIMENTS else _judged
+        line = study.line if name in EXPERIMENTS else min(one.line for one in values if isinstance(one, Gate))
+        code = body.__code__.replace(
+            co_filename=str(study.path), co_firstlineno=line, co_name=name, co_qualname=name
+        )
+        function = FunctionType(code, body.__globals__, name)
+        function.__module__ = module.__name__
+        setattr(module, name, function)
+    module.pytest_generate_tests = pytest_generate_tests  # type: ignore[attr-defined]
     return module
+
+
+def _rules(one: Experiment | Gate) -> tuple[str | None, str | None]:
+    holder = one.point if isinstance(one, Experiment) else one
+    return holder.skip, holder.xfail

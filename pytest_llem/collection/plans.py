@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from pytest_llem.collection.experiment import preflight_of
-from pytest_llem.collection.items import StudyFile, experiment_of
+from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.resume import replays_of
+from pytest_llem.gates.saved import BaselineError, load
+from pytest_llem.gates.sight import sight
+from pytest_llem.nodes import REFERENCE, is_reference, run_key
 from pytest_llem.options import STUDIES, Settings
 from pytest_llem.planning.plan import Plan
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -17,22 +21,41 @@ from pytest_llem.study.design import Experiment, StudyConfig
 def make_plans(
     config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
 ) -> list[Plan]:
-    """Return the plan of each study, by the node id of its file, for the experiments of it that are *selected*."""
-    in_order = {file: sorted(found, key=lambda experiment: experiment.index) for file, found in selected.items()}
-    replays = replays_of(config, {file: studies[file] for file, experiments in in_order.items() if experiments})
+    """Return the plan of each study for the experiments of it that are *selected*; both by the key of the run."""
+    in_order = {run: sorted(found, key=lambda experiment: experiment.index) for run, found in selected.items()}
+    replays = replays_of(config, {run: studies[run] for run, experiments in in_order.items() if experiments})
+    plans = {
+        run: Plan(studies[run], experiments, preflight_of(config, run, studies[run]), replays.get(run))
+        for run, experiments in in_order.items()
+    }
     return [
-        Plan(studies[file], experiments, preflight_of(config, file, studies[file]), replays.get(file))
-        for file, experiments in in_order.items()
+        replace(
+            plan, reference=plans.get(run_key(run, REFERENCE)), sight=_sight(config, studies[run]) if plan.to_run else ()
+        )
+        for run, plan in plans.items()
+        if not is_reference(run)
     ]
+
+
+def _sight(config: pytest.Config, study: StudyConfig) -> list[str]:
+    settings = Settings.from_config(config)
+    if settings.against is not None:
+        return sight(study, None)
+    if settings.baseline is None:
+        return []
+    try:
+        return sight(study, load(settings.baseline, config.rootpath, study.name))
+    except BaselineError as error:  # gone since the items were collected
+        raise pytest.UsageError(f"--llem-baseline: {error}") from error
 
 
 def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
     """Return the plan of each study that was collected; *items* are those that were selected."""
     studies = config.stash.get(STUDIES, {})
-    selected: dict[str, list[Experiment]] = {file: [] for file in studies}
+    selected: dict[str, list[Experiment]] = {run: [] for run in studies}
     for item in items:
-        if isinstance(item.parent, StudyFile):
-            selected[item.parent.nodeid].append(experiment_of(item))
+        if is_experiment(item):
+            selected[run_of(item)].append(experiment_of(item))
     return make_plans(config, studies, selected)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.board import REPLAYED
+from pytest_llem.collection.items import run_of
 from pytest_llem.isolation.launcher import Outcome
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.planning.present import here
@@ -88,8 +89,7 @@ def forget(item: pytest.Item) -> None:
 
 
 def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
-    assert item.parent is not None
-    notice: dict[str, Any] = item.config.stash[BOARD].read(item.parent.nodeid, REPLAYED) or {}
+    notice: dict[str, Any] = item.config.stash[BOARD].read(run_of(item), REPLAYED) or {}
     if (stored := notice.get(experiment.id)) is None:
         return None
     directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])

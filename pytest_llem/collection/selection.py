@@ -8,13 +8,13 @@ that point carry and no other name contains. Only expressions that used to be er
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from pytest_llem.options import SELECTED_AXES
-from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.document import read_value
 from pytest_llem.study.identity import CYCLE, value_text
 from pytest_llem.study.problems import did_you_mean
@@ -41,20 +41,23 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
     return _TERM.sub(bracketed, expression), axes
 
 
-def keywords(study: StudyConfig, experiment: Experiment, named: Collection[str]) -> Iterator[str]:
-    """Yield the keywords of an experiment that a ``-k`` expression may ask for.
+def keywords(
+    study: StudyConfig, axes: Mapping[str, Any], cycle: int | None, named: Collection[str]
+) -> Iterator[str]:
+    """Yield the keywords of an item that a ``-k`` expression may ask for.
 
     Args:
         study: Whose axes go by full and short names.
-        experiment: Whose values they have.
+        axes: The values of the item's point.
+        cycle: Its cycle; None for a gate, which has none.
         named: The axes that the expression names.
     """
-    for axis, value in experiment.point.axes.items():
-        for name in {axis, study.axis_names[axis]}:
+    for axis, value in axes.items():
+        for name in {axis, study.axis_names.get(axis, axis)}:
             if name in named:
                 yield _keyword(name, value)
-    if CYCLE in named:
-        yield _keyword(CYCLE, experiment.cycle)
+    if CYCLE in named and cycle is not None:
+        yield _keyword(CYCLE, cycle)
 
 
 def refuse_unknown_axes(studies: Iterable[StudyConfig], session: pytest.Session, items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llem.collection.baselines import measure_bare_once
 from pytest_llem.collection.experiment import DEVICES, GAP, NEXT_GAP, NO_DEVICE, preflight_of, stopped
-from pytest_llem.collection.items import StudyFile, experiment_of
+from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.live import live_line
 from pytest_llem.collection.resume import replayed
 from pytest_llem.hardware.gpus import Boards, boards_for
@@ -24,6 +24,7 @@ from pytest_llem.isolation.gaps import Gaps
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.isolation.memory import GpuMemory
 from pytest_llem.isolation.owner import Owner
+from pytest_llem.nodes import file_of
 from pytest_llem.options import BOARD, STUDIES
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO, ExperimentConfig
@@ -70,8 +71,8 @@ def turn(item: pytest.Item, *, is_last: bool) -> Iterator[None]:
     if not _is_started(item):
         yield
         return
-    assert item.parent is not None
-    study, experiment = item.config.stash[STUDIES][item.parent.nodeid], experiment_of(item)
+    run, experiment = run_of(item), experiment_of(item)
+    study = item.config.stash[STUDIES][run]
     session = item.config.stash.setdefault(_SESSION, _Session())
     devices = session.devices(study, experiment.point.config)
     worker = getattr(item.config, "workerinput", {}).get("workerid")
@@ -95,7 +96,7 @@ def turn(item: pytest.Item, *, is_last: bool) -> Iterator[None]:
                 session.gaps.note_first()
             with live_line(item.config) as show:
                 tell = _of_ours(show) if show else None
-                gap = _idle(session, study, (item.parent.nodeid, experiment.cycle), tell)
+                gap = _idle(session, study, (file_of(run), experiment.cycle), tell)
             waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
             item.stash[GAP] = _settle(session, ownership, gap.model_copy(update=waited))
             again = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
@@ -139,12 +140,12 @@ def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecor
 
 def _is_started(item: pytest.Item) -> bool:
     """Whether *item* is an experiment, and one for which a process will be started."""
-    if not isinstance(item.parent, StudyFile) or _is_skipped(item):
+    if not is_experiment(item) or _is_skipped(item):
         return False
-    experiment, file = experiment_of(item), item.parent.nodeid
+    experiment, run = experiment_of(item), run_of(item)
     if replayed(item, experiment) is not None or stopped(item) is not None:
         return False
-    return preflight_of(item.config, file, item.config.stash[STUDIES][file]).reason(experiment.point) is None
+    return preflight_of(item.config, run, item.config.stash[STUDIES][run]).reason(experiment.point) is None
 
 
 def _is_skipped(item: pytest.Item) -> bool:

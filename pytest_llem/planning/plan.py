@@ -25,12 +25,21 @@ class Plan:
         experiments: Those that were selected, in run order.
         preflight: Knows which of them cannot run here.
         replay: The results of earlier runs that stand for some of them; None where those were not asked for.
+        reference: What is measured in turns with them, to compare with; None where nothing is.
+        sight: What the comparison will be able to tell, in words.
     """
 
     study: StudyConfig
     experiments: Sequence[Experiment]
     preflight: Preflight
     replay: Replay | None = None
+    reference: Plan | None = None
+    sight: Sequence[str] = ()
+
+    @property
+    def python(self) -> str:
+        """The interpreters that it runs in, other than this one."""
+        return ", ".join(dict.fromkeys(self.study.runners.values()))
 
     @cached_property
     def to_run(self) -> list[Experiment]:
@@ -107,6 +116,17 @@ class Plan:
             "estimated_memory_bytes": self.memory_bytes,
             "excluded": [{"config": one.config, "reason": one.reason} for one in self.study.excluded],
             "preflight": [{"point": name, "reason": reason} for name, reason in self.refused.items()],
+            "reference": {
+                "python": self.reference.python,
+                "experiments": [experiment.id for experiment in self.reference.experiments],
+                "estimated_seconds": self.reference.seconds,
+                "preflight": [
+                    {"point": name, "reason": reason} for name, reason in self.reference.refused.items()
+                ],
+            }
+            if self.reference
+            else None,
+            "sight": list(self.sight),
             "notes": [f"{note.where}: {note.message}" for note in self.study.notes],
             "experiments": [
                 {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.manifest import MANIFEST, read_manifest, stored_result
+from pytest_llem.results.manifest import MANIFEST, read_manifest, runs_of, stored_result
 from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -113,7 +113,7 @@ class Resume:
         Raises:
             ResumeError: What is there was measured otherwise, or what was named is no results directory.
         """
-        runs = self._named(study) if self.source else _runs(results_dir, study)
+        runs = self._named(study) if self.source else runs_of(results_dir, study.name, study.design_hash)
         if runs is None:
             return None
         alike = [run for run in runs if self.anyway or run[1].study_design_hash == study.design_hash]
@@ -185,20 +185,6 @@ def _result_of(experiment: Experiment, directory: Path, entry: ManifestEntry) ->
     identity = result.identity
     own = (identity.config_hash, identity.cycle) == (experiment.point.config_hash, experiment.cycle)
     return result.model_dump(include={"environment", "engine", "effective_config"}) if own else None
-
-
-def _runs(results_dir: Path, study: StudyConfig) -> list[tuple[Path, Manifest]]:
-    """Return the runs that are there of *study*'s name or design: those of its name first, the newest first."""
-    found = []
-    for directory in results_dir.iterdir() if results_dir.is_dir() else ():
-        try:
-            manifest = read_manifest(directory)
-        except (OSError, ValueError):  # something else, which may well be there
-            continue
-        if manifest.study_name == study.name or manifest.study_design_hash == study.design_hash:
-            found.append((directory, manifest))
-    found.sort(key=lambda run: (run[1].study_name == study.name, run[1].started_at), reverse=True)
-    return found
 
 
 def _refusal(directory: Path, differences: list[str]) -> str:

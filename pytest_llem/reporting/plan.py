@@ -51,12 +51,22 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     elif len(plan.refused) < len(plan.points):
         text += " · memory unknown"
     lines = [text]
+    if plan.reference is not None:
+        lines += _reference(plan.reference)
+    lines += [f"  {line}" for line in plan.sight]
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
     if plan.replay is not None:
         lines.append(f"  resume: {_replayed(plan, plan.replay, directory)}")
     lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
     return lines
+
+
+def _reference(plan: Plan) -> list[str]:
+    """Return what is measured beside it, to compare with."""
+    time = "time unknown" if plan.seconds is None else f"about {duration_text(plan.seconds)} more"
+    text = f"  against {plan.python}: {counted(len(plan.experiments), 'experiment')} in turns, {time}"
+    return [text, *_grouped("preflight of the reference, will fail", plan.refused.items())]
 
 
 def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 
 from pytest_llem.board import STOPPED
-from pytest_llem.options import BOARD, STUDIES, YAML_SUFFIXES, Settings
+from pytest_llem.gates.saved import BaselineError, save
+from pytest_llem.nodes import REFERENCE, file_of, is_reference
+from pytest_llem.options import BOARD, Settings
+from pytest_llem.reporting.studies import experiments_by_run, study_of
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.models import ErrorRecord, StudyStatus
+from pytest_llem.results.models import ErrorRecord, StudyResult, StudyStatus
 from pytest_llem.study.design import Experiment, StudyConfig
-from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 
 #: What somebody's hook may raise. pytest's own are no Exceptions.
@@ -41,21 +43,22 @@ class Recorder:
 
     def __init__(self, config: pytest.Config, runs: Mapping[str, StudyRun]) -> None:
         self._config = config
-        self._by_file = runs
+        self._runs = runs
         self._by_node: dict[str, tuple[str, StudyRun, Experiment]] = {
-            node_id: (file, run, experiment)
-            for file, run in runs.items()
+            node_id: (key, run, experiment)
+            for key, run in runs.items()
             for node_id, experiment in run.selected.items()
         }
         self._by_identity = {
-            (file, experiment.id): (file, run, experiment)
-            for file, run in runs.items()
+            (key, experiment.id): (key, run, experiment)
+            for key, run in runs.items()
             for experiment in run.study.experiments
         }
         self._interrupted = False
         #: Failures, by study.
         self._in_a_row: Counter[str] = Counter()
         self._lost: list[str] = []
+        self._saved: list[str] = []
 
     @classmethod
     def start(
@@ -66,27 +69,29 @@ class Recorder:
         Args:
             config: The controller's.
             node_ids: Of all that is to run.
-            ready: Called with the studies, by the node id of their file, before anything is written.
+            ready: Called with the studies, by the key of their run, before anything is written.
 
         Raises:
             pytest.UsageError: A results directory cannot be made, or a hook fails.
         """
         settings = Settings.from_config(config)
-        selected = _by_file(config, node_ids)
+        selected = experiments_by_run(config, node_ids)
         try:
-            studies = {file: _study(config, file) for file in selected}
+            studies = {key: study_of(config, key) for key in selected}
         except StudyError as error:
             raise pytest.UsageError(str(error)) from error
         if studies:
             ready(studies)
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         known = host_environment(config.rootpath) if studies else {}
-        environments = {file: _environment(config, known) for file in studies}
+        environments = {key: _environment(config, known) for key in studies if not is_reference(key)}
         runs: dict[str, StudyRun] = {}
-        for file, study in studies.items():
-            results_dir = settings.results_dir_of(study, config.rootpath)
+        for key, study in studies.items():
+            results_dir, name = settings.results_dir_of(study, config.rootpath), f"{study.name}_{stamp}"
+            if is_reference(key):
+                results_dir, name = runs[file_of(key)].directory, REFERENCE
             try:
-                runs[file] = StudyRun.open(study, selected[file], results_dir, stamp, environments[file])
+                runs[key] = StudyRun.open(study, selected[key], results_dir, name, environments[file_of(key)])
             except OSError as error:
                 for run in runs.values():
                     run.finish("aborted")
@@ -94,19 +99,19 @@ class Recorder:
         return cls(config, runs) if runs else None
 
     @property
-    def runs(self) -> list[StudyRun]:
-        """The studies' runs."""
-        return list(self._by_file.values())
+    def runs(self) -> Mapping[str, StudyRun]:
+        """The runs, by their keys: of each study, and of its reference after it."""
+        return self._runs
 
     @property
     def studies(self) -> dict[str, StudyConfig]:
-        """The studies, by the node id of their file."""
-        return {file: run.study for file, run in self._by_file.items()}
+        """The studies, by the key of their run."""
+        return {key: run.study for key, run in self._runs.items()}
 
     @property
     def selected(self) -> dict[str, list[Experiment]]:
-        """The experiments that are to run, by the node id of their study's file."""
-        return {file: list(run.selected.values()) for file, run in self._by_file.items()}
+        """The experiments that are to run, by the key of their run."""
+        return {key: list(run.selected.values()) for key, run in self._runs.items()}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if nodeid in self._by_node:
@@ -123,50 +128,51 @@ class Recorder:
                 report.outcome = "failed"
                 report.longrepr = "the recorder knows of no such experiment, so its result is not saved"
             return
-        file, run, experiment = found
+        key, run, experiment = found
         if report.when == "teardown" and run.has_result(experiment):  # it was measured, whatever came after
             return
         try:
             if payload and payload["result"]:
                 result = run.completed(experiment, payload)
                 if payload["replayed_from"] is None:
-                    self._in_a_row[file] = 0
-                self._tell_finished(result, report)
+                    self._in_a_row[key] = 0
+                if not is_reference(key):
+                    self._tell_finished(result, report)
             elif payload:
                 error = ErrorRecord.model_validate(payload["error"])
                 if report.skipped:  # as xfail has it
                     run.skipped(experiment, _skip_reason(report), error)
                 else:
                     run.failed(experiment, error, payload["worker"])
-                    self._count_failure(file, error, report)
+                    self._count_failure(key, error, report)
             elif report.skipped:
                 run.skipped(experiment, _skip_reason(report))
             elif report.failed:  # in set-up or tear-down, or its xdist worker died
                 error = _outside(report)
                 run.failed(experiment, error)
-                self._count_failure(file, error, report)
+                self._count_failure(key, error, report)
         except (OSError, ValueError) as error:  # ValueError: no ExperimentResult, says pydantic
             # A measurement that could not be saved is no success, whatever the item came to.
             report.outcome = "failed"
             report.longrepr = f"the result could not be saved: {error}"
             run.unsaved(experiment, str(error))
 
-    def _count_failure(self, file: str, error: ErrorRecord, report: pytest.TestReport) -> None:
+    def _count_failure(self, key: str, error: ErrorRecord, report: pytest.TestReport) -> None:
         """Stop the study where too many of its experiments failed in a row."""
-        run = self._by_file[file]
+        run = self._runs[key]
         limit = run.study.execution.max_consecutive_failures
         # One that will be run again has not failed yet, and what preflight knew says nothing of the others.
         if limit is None or report.outcome != "failed" or error.kind in ("preflight", "interrupted"):
             return
-        self._in_a_row[file] += 1
-        if self._in_a_row[file] == limit:
+        self._in_a_row[key] += 1
+        if self._in_a_row[key] == limit:
             run.stopped = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
             with suppress(OSError):  # then only this process knows
-                self._config.stash[BOARD].post(file, STOPPED, run.stopped)
+                self._config.stash[BOARD].post(key, STOPPED, run.stopped)
 
     def _place(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
         """Return the experiment that a payload says it is from, whatever its item is called."""
-        return self._by_identity.get((payload["file"], payload["experiment_id"]))
+        return self._by_identity.get((payload["run"], payload["experiment_id"]))
 
     def _tell_finished(self, result: ExperimentResult, report: pytest.TestReport) -> None:
         """Call the hook. What it raises fails the item, and neither the session nor the experiment."""
@@ -188,7 +194,7 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)  # not after what may take long, or has no terminal any more to write to
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         ending: StudyStatus = "interrupted" if self._interrupted else "aborted"
-        for run in self.runs:
+        for key, run in self._runs.items():
             whole = run.is_done() and run.stopped is None
             try:
                 result = run.finish("completed" if whole else ending)
@@ -199,16 +205,35 @@ class Recorder:
             if run.lost:
                 self._lost += [f"{run.study.name}: {message}" for message in run.lost]
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            if is_reference(key):
+                continue
+            self._save(result, session)
             try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
             except RAISED as error:
                 self._lost.append(f"{run.study.name}: pytest_llem_study_finished: {_said(error)}")
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    def _save(self, result: StudyResult, session: pytest.Session) -> None:
+        """Keep *result* as a baseline, where that was asked for."""
+        settings = Settings.from_config(self._config)
+        if settings.save is None:
+            return
+        try:
+            path = save(result, settings.save, self._config.rootpath, partial=settings.save_partial)
+        except (BaselineError, OSError) as error:
+            self._lost.append(f"{result.name}: --llem-save: {error}")
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        else:
+            self._saved.append(f"baseline: {os.path.relpath(path, self._config.invocation_params.dir)}")
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for message in self._lost:
             terminalreporter.write_line(message, red=True)
-        for run in self.runs:
+        for key, run in self._runs.items():
+            if is_reference(key):
+                continue
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
             for line in summary_lines(run, self._config.invocation_params.dir, shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
@@ -257,31 +282,3 @@ def _outside(report: pytest.TestReport) -> ErrorRecord:
     if when == "???":
         return ErrorRecord(kind="crash", type="WorkerCrash", message=message)
     return ErrorRecord(kind="exception", type="Error", message=message, phase=when)
-
-
-def _by_file(config: pytest.Config, node_ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return the node ids of experiments by node id of their study."""
-    collected = config.stash.get(STUDIES, {})
-    found: dict[str, list[str]] = {}
-    for node_id in node_ids:
-        file, is_ours, _ = node_id.rpartition("::experiment[")
-        if is_ours and (file in collected or (not collected and (not file or file.endswith(YAML_SUFFIXES)))):
-            found.setdefault(file, []).append(node_id)
-    return found
-
-
-def _study(config: pytest.Config, file: str) -> StudyConfig:
-    """Return the study that was collected from *file*; read it where an xdist worker collected it.
-
-    Raises:
-        StudyError: The file is not what the worker read.
-        pytest.UsageError: Its place cannot be told from *file*.
-    """
-    collected = config.stash.get(STUDIES, {})
-    if file in collected:
-        return collected[file]
-    if not file:  # pytest's ids of items outside rootdir have no path
-        raise pytest.UsageError(
-            f"under xdist a study has to be below rootdir ({config.rootpath}): use --rootdir, or run without -n"
-        )
-    return load_study(config.rootpath / file, Settings.from_config(config).overrides)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.nodes import parse
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
-from pytest_llem.results.study_result import DESIGN, RESULT_LOST, build_study_result, study_design
+from pytest_llem.results.study_result import DESIGN, RESULT_LOST, Findings, add_results, complete, study_design
 from pytest_llem.study.design import Experiment, StudyConfig
 
 
@@ -38,6 +39,7 @@ class StudyRun:
     result: StudyResult | None = None
     stopped: str | None = None
     lost: list[str] = field(default_factory=list)
+    _summarised: tuple[StudyResult, Findings] | None = None
 
     @classmethod
     def open(
@@ -45,7 +47,7 @@ class StudyRun:
         study: StudyConfig,
         node_ids: Iterable[str],
         results_dir: Path,
-        stamp: str,
+        name: str,
         environment: dict[str, Any],
     ) -> StudyRun:
         """Make the results directory and write the first manifest.
@@ -54,7 +56,7 @@ class StudyRun:
             study: What is run.
             node_ids: Of the experiments that are to run; the study's others are deselected.
             results_dir: Where the directory goes.
-            stamp: Ends its name.
+            name: Of the directory; with a number behind it where that is taken.
             environment: What is known of this machine.
 
         Raises:
@@ -82,7 +84,7 @@ class StudyRun:
             experiments=entries,
         )
         design = study_design(study, manifest).model_dump_json() + "\n"
-        directory = _make_directory(results_dir, f"{study.name}_{stamp}")
+        directory = _make_directory(results_dir, name)
         try:
             write_atomically(directory / "study.yaml", study.text)
             if study.base_text is not None:
@@ -140,6 +142,14 @@ class StudyRun:
         """Whether nothing is pending or running any more."""
         return all(entry.status not in ("pending", "running") for entry in self.entries)
 
+    def summarise(self) -> StudyResult:
+        """Return what the experiments have come to; to be called once all have run."""
+        if self._summarised is None:
+            manifest = self.writer.manifest
+            result = study_design(self.study, manifest)
+            self._summarised = result, add_results(result, manifest, self.directory)
+        return self._summarised[0]
+
     def finish(self, status: StudyStatus) -> StudyResult:
         """Close the manifest and write the StudyResult.
 
@@ -147,8 +157,10 @@ class StudyRun:
             OSError: Either could not be written.
         """
         self.writer.finish(status)
-        manifest = self.writer.manifest
-        self.result = build_study_result(study_design(self.study, manifest), manifest, self.directory)
+        self.summarise()
+        assert self._summarised is not None
+        design, found = self._summarised
+        self.result = complete(design, self.writer.manifest, found)
         self.lost = [one.error.message for one in self.entries if one.error and one.error.type == RESULT_LOST]
         if self.lost:
             self.writer.finish(status)
@@ -166,7 +178,8 @@ def _match(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]
     by_id = {experiment.id: experiment for experiment in study.experiments}
     found: dict[str, Experiment] = {}
     for node_id in node_ids:
-        inside = node_id.rpartition("::experiment[")[2].rpartition("]")[0]
+        node = parse(node_id)
+        inside = node.name if node else ""
         if inside in by_id:
             found[node_id] = by_id[inside]
         elif held := [one for one in by_id if f"-{one}-" in f"-{inside}-"]:

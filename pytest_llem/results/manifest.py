@@ -284,3 +284,17 @@ class ManifestWriter:
             self._refresh_took = self._refreshed - begun
         self._unwritten.clear()
         self._journal.clear()
+
+
+def runs_of(results_dir: Path, name: str, design_hash: str) -> list[tuple[Path, Manifest]]:
+    """Return the runs that are there of a study's name or design: those of its name first, the newest first."""
+    found = []
+    for directory in results_dir.iterdir() if results_dir.is_dir() else ():
+        try:
+            manifest = read_manifest(directory)
+        except (OSError, ValueError):  # something else, which may well be there
+            continue
+        if manifest.study_name == name or manifest.study_design_hash == design_hash:
+            found.append((directory, manifest))
+    found.sort(key=lambda run: (run[1].study_name == name, run[1].started_at), reverse=True)
+    return found

@@ -68,11 +68,22 @@ def build_study_result(design: StudyResult, manifest: Manifest, directory: Path)
         manifest: What became of it. An experiment whose result is not there whole is made a failed one.
         directory: The study's results directory.
     """
+    return complete(design, manifest, add_results(design, manifest, directory))
+
+
+def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Findings:
+    """Put what each point's results come to on *design*, and return what else there is to say of them.
+
+    Args:
+        design: What was to be run.
+        manifest: What became of it so far. An experiment whose result is not there whole is made a failed one.
+        directory: The study's results directory.
+    """
     by_point: dict[str, list[ManifestEntry]] = {}
     for entry in manifest.experiments:
         if entry.status == "completed":
             by_point.setdefault(entry.config_hash, []).append(entry)
-    found = _Findings()
+    found = Findings()
     for point in design.points:
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
         found_here = [(entry.cycle, _result(directory, entry)) for entry in entries]
@@ -81,6 +92,11 @@ def build_study_result(design: StudyResult, manifest: Manifest, directory: Path)
         point.metrics = summarise(results)
         for result in results:
             found.add(result)
+    return found
+
+
+def complete(design: StudyResult, manifest: Manifest, found: Findings) -> StudyResult:
+    """Return *design*, which has its results, with what the *manifest* says at the end."""
     manifest.recount()
     design.status = manifest.status
     design.summary = _summary(manifest, found)
@@ -121,7 +137,7 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
     return None
 
 
-class _Findings:
+class Findings:
     """What is kept of each result, once it is summarised.
 
     Attributes:
@@ -188,7 +204,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     )
 
 
-def _summary(manifest: Manifest, found: _Findings) -> StudySummary:
+def _summary(manifest: Manifest, found: Findings) -> StudySummary:
     alike = len(found.boundaries) == 1 and len(found.known) == found.count
     ended = [entry.completed_at for entry in manifest.experiments if entry.completed_at]
     return StudySummary(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,11 @@ class StudyConfig:
     def output_dir(self) -> str | None:
         """Where the study wants its results folder, relative to rootdir; None leaves it to the options."""
         return self.points[0].config.output_dir
+
+    def with_interpreter(self, python: Path) -> StudyConfig:
+        """Return the same study with every experiment in the interpreter *python*."""
+        backends = {point.config.backend for point in self.points}
+        return replace(self, runners=dict.fromkeys(backends, str(python)))
 
     def interpreter(self, backend: str) -> Path | None:
         """Return the Python interpreter that an engine's experiments run in; None where it is this one."""

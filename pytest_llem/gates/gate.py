@@ -1,0 +1,68 @@
+"""The gates of a study, each a test item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pytest_llem.gates.regression import missing_points
+from pytest_llem.results.models import StudyResult
+from pytest_llem.study.design import StudyConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate of one point.
+
+    Attributes:
+        kind: Of which kind it is; the name of its test function.
+        id: What is in the brackets of its item's id.
+        axes: Of the point.
+        point: Its id.
+        line: Where it is written, from 1.
+        skip: Why the point is not run; None where it is.
+        xfail: Why it is expected to fail; None where it is not.
+    """
+
+    kind: Literal["budget", "regression"]
+    id: str
+    axes: Mapping[str, Any]
+    point: str
+    line: int
+    skip: str | None = None
+    xfail: str | None = None
+
+
+def budget_gates(study: StudyConfig) -> list[Gate]:
+    """Return a gate for each budget."""
+    points = {point.id: point for point in study.points}
+    return [
+        Gate(
+            "budget",
+            budget.id,
+            points[budget.point].axes,
+            budget.point,
+            budget.line,
+            points[budget.point].skip,
+            points[budget.point].xfail,
+        )
+        for budget in study.budgets
+    ]
+
+
+def regression_gates(study: StudyConfig, reference: StudyResult | None) -> list[Gate]:
+    """Return a gate for each metric of each point, and one for each point that only the reference has.
+
+    Args:
+        study: What is compared.
+        reference: With what; None where that is measured too, and has the same points.
+    """
+    line = study.gates_line
+    gates = [
+        Gate("regression", f"{metric}-{point.id}", point.axes, point.id, line, point.skip, point.xfail)
+        for point in study.points
+        for metric in study.gates.family
+    ]
+    missing = missing_points([point.axes for point in study.points], reference) if reference else []
+    return [*gates, *(Gate("regression", f"missing-{one.id}", one.axes, one.id, line) for one in missing)]

@@ -1,0 +1,261 @@
+"""Gates: judged in the controller once everything has run, and reported as the test items that they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.board import MARKED
+from pytest_llem.gates.budgets import judge_budget
+from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
+from pytest_llem.gates.regression import Comparison, compare
+from pytest_llem.gates.saved import BaselineError, load
+from pytest_llem.gates.text import verdict_line
+from pytest_llem.nodes import BUDGET, REFERENCE, REGRESSION, Node, run_key
+from pytest_llem.options import BOARD, Settings
+from pytest_llem.reporting.recorder import Recorder
+from pytest_llem.reporting.studies import gates_by_file, study_of
+from pytest_llem.results.manifest import runs_of
+from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.design import StudyConfig
+
+
+class Judge:
+    """Judges the gates of a session that were selected.
+
+    A gate judges what this session has measured of its point; where nothing of that was selected, the newest
+    result of the study's design.
+
+    Args:
+        config: The controller's.
+        node_ids: Of all that was selected.
+        recorder: Of the experiments among that; None where there are none.
+    """
+
+    def __init__(self, config: pytest.Config, node_ids: Iterable[str], recorder: Recorder | None) -> None:
+        self._config = config
+        self._gates = gates_by_file(config, node_ids)
+        self._recorder = recorder
+        self.comparisons: dict[str, Comparison] = {}
+        self.verdicts: list[GateVerdict] = []
+        #: Gates that the session did not come to.
+        self.left = sum(map(len, self._gates.values()))
+
+    def judge(self, session: pytest.Session) -> None:
+        """Judge them and report each; as pytest does, stop where ``-x`` or ``--maxfail`` says so.
+
+        Raises:
+            pytest.Session.Failed: Enough have failed.
+        """
+        for file, nodes in self._gates.items():
+            bench = _Bench(self._config, file, self._recorder)
+            found = bench.verdicts({node.name for node in nodes.values() if node.function == REGRESSION})
+            if bench.comparison is not None:
+                self.comparisons[file] = bench.comparison
+            for node_id, node in nodes.items():
+                gate = bench.gates[node.function, node.name]
+                verdict = found.get((node.function, node.name)) or bench.budget(node.name)
+                bench.keep(verdict)
+                self._report(node_id, gate, verdict)
+                self.left -= 1
+                if session.shouldfail:
+                    raise session.Failed(session.shouldfail)
+                if session.shouldstop:
+                    raise session.Interrupted(session.shouldstop)
+
+    def _report(self, node_id: str, gate: Gate, verdict: GateVerdict) -> None:
+        hook, location = self._config.hook, (verdict.file or "", gate.line - 1, f"{gate.kind}[{gate.id}]")
+        marks = {"skip": gate.skip, "xfail": gate.xfail} | (self._config.stash[BOARD].read(node_id, MARKED) or {})
+        hook.pytest_runtest_logstart(nodeid=node_id, location=location)
+        for when in ("setup", "call", "teardown"):
+            report = _report(node_id, location, when)
+            if when == "setup" and marks["skip"] is not None:
+                _skip(report, marks["skip"])
+            elif when == "call":
+                self.verdicts.append(verdict)
+                _tell(report, verdict, self._config.rootpath)
+                if marks["xfail"] is not None and verdict.outcome != "skipped":
+                    report.wasxfail = marks["xfail"]
+                    if verdict.outcome == "failed":
+                        report.outcome = "skipped"
+            hook.pytest_runtest_logreport(report=report)
+            if report.when == "setup" and report.skipped:
+                break
+        hook.pytest_runtest_logfinish(nodeid=node_id, location=location)
+
+
+class _Bench:
+    """One study's gates, and what they judge."""
+
+    def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None) -> None:
+        self._config = config
+        self._file = file
+        self._runs = {} if recorder is None else recorder.runs
+        self._settings = Settings.from_config(config)
+        self.study: StudyConfig = study_of(config, file)
+        self.comparison: Comparison | None = None
+
+    @cached_property
+    def gates(self) -> Mapping[tuple[str, str], Gate]:
+        """Every gate of the study, by its function and the name in its brackets."""
+        gates = budget_gates(self.study)
+        if self._settings.baseline or self._settings.against:
+            gates += regression_gates(self.study, self._baseline)
+        return {(gate.kind, gate.id): gate for gate in gates}
+
+    def verdicts(self, wanted: set[str]) -> dict[tuple[str, str], GateVerdict]:
+        """Return those of the comparison, if any of them is *wanted*.
+
+        Those of all points measured in this session are judged together, whichever were selected: Holm's procedure
+        is over the family.
+        """
+        if not wanted:
+            return {}
+        reference, name = self._reference
+        if reference is None or self._candidate is None:
+            why = "the reference has no results" if self._candidate else "it has no results"
+            return {(REGRESSION, one): self._unjudged(self.gates[REGRESSION, one], why) for one in wanted}
+        self.comparison = compare(
+            self._candidate,
+            reference,
+            self.study.gates,
+            name=name,
+            paired=self._settings.against is not None,
+            anyway=self._settings.compare_anyway,
+            points=(self._measured | {self.gates[REGRESSION, one].point for one in wanted}) if self._measured else None,
+            fail_on=self._settings.fail_on,
+            file=self._file,
+            line=self.study.gates_line,
+        )
+        if (result := self._own) is not None:
+            result.comparison = self.comparison.record
+        return {(REGRESSION, verdict.id): verdict for verdict in self.comparison.verdicts}
+
+    def budget(self, name: str) -> GateVerdict:
+        """Return that of a budget."""
+        budget = next(one for one in self.study.budgets if one.id == name)
+        return judge_budget(budget, self._points.get(budget.point), file=self._file)
+
+    def keep(self, verdict: GateVerdict) -> None:
+        """Put a verdict on the result of this session, where it is of that."""
+        if self._own is not None and verdict.point in self._measured:
+            next(one for one in self._own.points if one.id == verdict.point).verdicts.append(verdict)
+
+    def _unjudged(self, gate: Gate, reason: str) -> GateVerdict:
+        return GateVerdict(
+            gate="regression",
+            id=gate.id,
+            metric="",
+            point=gate.point,
+            verdict="NOT JUDGED",
+            outcome="failed",
+            reason=reason,
+            unit="",
+            file=self._file,
+            line=gate.line,
+        )
+
+    @cached_property
+    def _own(self) -> StudyResult | None:
+        """What this session has measured of the study."""
+        run = self._runs.get(self._file)
+        return run.summarise() if run is not None and run.selected else None
+
+    @cached_property
+    def _measured(self) -> set[str]:
+        """The points of which an experiment was selected."""
+        run = self._runs.get(self._file)
+        return {one.point.id for one in run.selected.values()} if run is not None else set()
+
+    @cached_property
+    def _candidate(self) -> StudyResult | None:
+        """This session's result, with points of which nothing was selected as they were measured last."""
+        points = list(self._points.values())
+        whole = self._own or (self._stored[1] if self._stored else None)
+        return whole.model_copy(update={"points": points}) if whole else None
+
+    @cached_property
+    def _points(self) -> dict[str, PointResult]:
+        """What is judged of each point: what this session has measured, else what was measured last."""
+        own = {one.id: one for one in self._own.points} if self._own else {}
+        if not {point.id for point in self.study.points} - self._measured:
+            return own
+        stored = {one.id: one for one in self._stored[1].points} if self._stored else {}
+        return {**own, **stored, **{name: one for name, one in own.items() if name in self._measured}}
+
+    @cached_property
+    def _stored(self) -> tuple[Path, StudyResult] | None:
+        """The newest result of the study's design that an earlier session has left."""
+        results_dir = self._settings.results_dir_of(self.study, self._config.rootpath)
+        own = self._runs.get(self._file)
+        for directory, manifest in runs_of(results_dir, self.study.name, self.study.design_hash):
+            is_own = own is not None and directory == own.directory
+            if not is_own and manifest.study_design_hash == self.study.design_hash and manifest.completed:
+                try:
+                    return directory, StudyResult.load(directory)
+                except (OSError, ValueError):  # of another version, or not whole
+                    continue
+        return None
+
+    @cached_property
+    def _baseline(self) -> StudyResult | None:
+        given = self._settings.baseline
+        try:
+            return load(given, self._config.rootpath, self.study.name) if given else None
+        except BaselineError as error:  # it was there when the items were collected
+            raise pytest.UsageError(f"--llem-baseline: {error}") from error
+
+    @property
+    def _reference(self) -> tuple[StudyResult | None, str]:
+        """What is compared with, and what it is called."""
+        if self._settings.against is None:
+            return self._baseline, self._settings.baseline or ""
+        run = self._runs.get(run_key(self._file, REFERENCE))
+        if run is not None and run.selected:
+            return run.summarise(), str(self._settings.against)
+        stored = self._stored[0] / REFERENCE if self._stored else None
+        try:
+            return (StudyResult.load(stored) if stored else None), str(self._settings.against)
+        except (OSError, ValueError):
+            return None, str(self._settings.against)
+
+
+def _report(node_id: str, location: tuple[str, int, str], when: Any) -> pytest.TestReport:
+    now = time.time()
+    return pytest.TestReport(node_id, location, {}, "passed", None, when, start=now, stop=now, duration=0.0)
+
+
+def _skip(report: pytest.TestReport, reason: str) -> None:
+    path, line, _ = report.location
+    report.outcome = "skipped"
+    report.longrepr = path, (line or 0) + 1, f"Skipped: {reason}"
+
+
+def _tell(report: pytest.TestReport, verdict: GateVerdict, root: Path) -> None:
+    """Put a verdict on its report."""
+    line = verdict_line(verdict)
+    report.outcome = verdict.outcome
+    if verdict.outcome == "skipped":
+        _skip(report, line)
+    elif verdict.outcome == "failed":
+        report.longrepr = _failure(line, root / report.location[0], report.location[1])
+    else:
+        report.sections.append(("llem", line))
+    figures = {"verdict": verdict.verdict, "mean": verdict.mean, "ratio": verdict.ratio, "p": verdict.p}
+    report.user_properties += [(f"llem_{name}", one) for name, one in figures.items() if one is not None]
+
+
+def _failure(line: str, path: Path, number: int | None) -> Any:
+    """Return what pytest would make of ``pytest.fail`` there: its short summary and JUnit XML then tell the line."""
+    try:
+        pytest.fail(line, pytrace=False)
+    except pytest.fail.Exception:
+        shown: Any = pytest.ExceptionInfo.from_current().getrepr(style="value")
+        shown.reprcrash.path, shown.reprcrash.lineno = str(path), (number or 0) + 1
+        return shown

@@ -1,0 +1,50 @@
+"""A conftest whose experiments are done at once and have the figures that a test wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RESULTS = Path(__file__).parent.parent / "golden" / "1.0" / "experiments"
+
+CONFTEST = """\
+import json
+from pathlib import Path
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.collection import experiment
+from pytest_llem.isolation.launcher import Outcome
+
+RESULT = json.loads(min(Path({results!r}).glob("*.json")).read_text())
+METHOD = {method!r}
+
+
+def _figure(name, text, facts):
+    value = eval(text, {{}}, facts)
+    if value is None:
+        return {{"value": None, "unit": CATALOGUE[name].unit, "reason": "the test has none"}}
+    energy = {{"method": METHOD, "boundary": "gpu_board"}} if "_j" in name else {{}}
+    return {{"value": value, "unit": CATALOGUE[name].unit, **energy}}
+
+
+def _done(job, **_):
+    facts = {{"cycle": job.identity["cycle"], "reference": job.python is not None, **job.identity["axes"]}}
+    facts = {{name.rpartition(".")[2]: value for name, value in facts.items()}}
+    figures = {{name: _figure(name, text, facts) for name, text in FIGURES.items()}}
+    metrics = {{**RESULT["metrics"], **figures}}
+    facts = {{"identity": job.identity, "effective_config": job.config, "metrics": metrics}}
+    return Outcome(json.dumps({{**RESULT, **facts}}), {{"requests.csv": "x"}})
+
+
+FIGURES = json.loads(Path(__file__).with_name("figures.json").read_text())
+experiment.run_isolated = _done
+"""
+
+
+def conftest(method: str = "measured") -> str:
+    """Return its text. What each metric comes to is in ``figures.json`` beside it: a Python expression of the cycle,
+    of whether it is the ``reference``, and of the point's axes by their last names.
+
+    Args:
+        method: How energies were obtained.
+    """
+    return CONFTEST.format(results=str(RESULTS), method=method)

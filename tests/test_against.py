@@ -1,0 +1,126 @@
+"""``--llem-against``: two interpreters measured in turns, cycle by cycle, and compared in pairs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from pytest_llem import StudyResult
+from tests.support import figures
+from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
+
+#: An engine of a user's own, whose batches take the time that the checkout says.
+ENGINE = """
+    from noop_engine import NoopEngine
+
+    class Engine(NoopEngine):
+        def generate(self, *args, **kwargs):
+            import time
+            time.sleep({seconds})
+            return super().generate(*args, **kwargs)
+"""
+
+
+@pytest.fixture(scope="module")
+def main(tmp_path_factory):
+    """The environment of another checkout: one whose engine takes longer."""
+    environment = Environment(tmp_path_factory.mktemp("main") / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+    environment.add("mine", "1.0", own_engine=ENGINE.format(seconds=0.06))
+    return environment
+
+
+@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
+def workers(request):
+    return request.param
+
+
+def test_both_sides_are_measured_and_compared_in_pairs(pytester, write_study, results, main, workers):
+    pytester.makepyfile(own_engine=ENGINE.format(seconds=0.02))
+    write_study(
+        backend="own_engine:Engine",
+        sweep={"n": [1, 2]},
+        execution={"n_cycles": 3},
+        gates={"metrics": ["seconds"]},
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", main.python, *workers, "-rA")
+    run.assert_outcomes(passed=6 + 6 + 2)
+    run.stdout.fnmatch_lines(
+        [
+            "llem: noop *: 2 points × 3 cycles = 6 experiments, *",
+            f"  against {main.python}: 6 experiments in turns, *",
+            "*PASSED study.yaml::reference[[]n=1-cycle=1[]]*",
+        ]
+    )
+    own, other = StudyResult.load(results.directory), StudyResult.load(results.directory / "reference")
+    assert (own.summary.completed, other.summary.completed) == (6, 6)
+    assert own.comparison.paired
+    assert own.comparison.reference == str(main.python)
+    for point in own.points:
+        (verdict,) = point.verdicts
+        assert verdict.verdict in ("IMPROVEMENT", "INCONCLUSIVE"), verdict  # never the other way round
+        assert verdict.ratio < 0.8
+        assert verdict.paired
+        assert (verdict.n, verdict.reference_n) == (3, 3)
+
+
+def test_the_sides_take_turns(pytester, write_study):
+    write_study(sweep={"noop.size": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "interleaved"})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", sys.executable, "--co", "-q")
+    order = [line.partition("::")[2].partition("-c")[::2] for line in run.outlines if "cycle=" in line]
+    assert order == [
+        (f"{side}[size={size}", f"ycle={cycle}]")
+        for cycle, sides in ((1, ("experiment", "reference")), (2, ("reference", "experiment")))
+        for size in (1, 2)
+        for side in sides
+    ]
+
+
+def test_pairs_tell_what_drifts_from_what_changed(pytester, write_study, results):
+    """Both sides drift by 20 % over the cycles; one takes 6 % more throughout."""
+    pytester.makeconftest(figures.conftest())
+    drifting = "(1 + 0.05 * cycle) * (1 + 0.001 * (-1) ** (cycle // 2))"
+    wanted = {"energy_per_output_token_j": f"(1 if reference else 1.06) * {drifting}"}
+    (pytester.path / "figures.json").write_text(json.dumps(wanted))
+    write_study(
+        sweep={"noop.size": [1]},
+        execution={"n_cycles": 4, "skip_preflight": True},
+        gates={"metrics": [*wanted]},
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", sys.executable)
+    run.assert_outcomes(passed=8, failed=1)
+    run.stdout.fnmatch_lines(["*REGRESSION: 1.06*"])
+
+
+def test_a_reference_that_cannot_run_says_so_before(pytester, write_study, tmp_path):
+    empty = Environment(tmp_path / "empty")
+    write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", empty.python)
+    run.stdout.fnmatch_lines(["  preflight of the reference, will fail: *", "*cannot be judged: *"])
+    assert run.parseoutcomes()["failed"] >= 2
+
+
+def test_the_plan_counts_both(pytester, write_study):
+    write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
+    run = pytester.runpytest_subprocess(
+        "study.yaml", "-p", "llem", "--llem-against", sys.executable, "--co", "--llem-plan", "plan.json"
+    )
+    assert run.ret == 0
+    plan = json.loads((pytester.path / "plan.json").read_text())
+    assert plan["reference"]["experiments"] == [one["id"] for one in plan["experiments"]]
+    assert plan["reference"]["python"] == sys.executable
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--llem-baseline", "main"), "*--llem-against: there is a --llem-baseline already, *"),
+        (("--llem-resume",), "*--llem-resume: not with --llem-against, *"),
+    ],
+)
+def test_options_that_do_not_go_together(pytester, write_study, options, message):
+    write_study()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", sys.executable, *options)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines([message])

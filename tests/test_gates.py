@@ -1,0 +1,254 @@
+"""Gates as test items: collected, selected, judged by the controller once all has run, reported as any test."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from pytest_llem import StudyResult
+from tests.support import figures
+
+ENERGY, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
+
+#: Half a percent up and down from cycle to cycle.
+WOBBLE = "(1 + 0.005 * (-1) ** cycle)"
+
+
+class Study:
+    """A study of two points whose experiments are done at once, with the figures that a test wants."""
+
+    def __init__(self, pytester, write_study, results):
+        self.pytester, self._write, self.results = pytester, write_study, results
+        self.root = pytester.path
+
+    def write(self, figures_=None, method="measured", **changes):
+        self.pytester.makeconftest(figures.conftest(method))
+        self.figures(figures_ or {ENERGY: f"0.1 * size * {WOBBLE}", SPEED: f"100 * {WOBBLE}"})
+        self._write(**{"sweep": {"noop.size": [1, 2]}, "execution": {"n_cycles": 4}, **changes})
+
+    def figures(self, wanted):
+        (self.root / "figures.json").write_text(json.dumps(wanted))
+
+    def run(self, *options):
+        return self.pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+
+    def newest(self):
+        found = [path for path in self.results.root.iterdir() if path.is_dir()]
+        return StudyResult.load(max(found, key=lambda path: json.loads((path / "manifest.json").read_text())["started_at"]))
+
+
+@pytest.fixture
+def study(pytester, write_study, results):
+    return Study(pytester, write_study, results)
+
+
+@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
+def workers(request):
+    return request.param
+
+
+class TestBudgets:
+    def test_they_are_items_of_their_own(self, study, workers):
+        study.write(budgets={ENERGY: 0.15})
+        run = study.run(*workers, "-rA", "--junitxml=report.xml")
+        run.assert_outcomes(passed=8 + 1, failed=1)
+        assert run.ret == 1
+        run.stdout.fnmatch_lines(
+            [
+                f"*PASSED study.yaml::budget[[]{ENERGY}-size=1[]]*",
+                f"*FAILED study.yaml::budget[[]{ENERGY}-size=2[]]*is beyond 0.15 J*",
+            ]
+        )
+        assert "%]" not in run.stdout.str() or "[100%]" in run.stdout.str()
+        cases = {case.get("name"): case for case in ET.parse(study.root / "report.xml").iter("testcase")}
+        assert len(cases) == 10
+        assert "is beyond 0.15 J" in cases[f"budget[{ENERGY}-size=2]"].find("failure").get("message")
+        assert cases[f"budget[{ENERGY}-size=1]"].find("failure") is None
+        first, second = study.newest().points
+        assert [one.verdict for one in first.verdicts] == ["WITHIN"]
+        assert [one.verdict for one in second.verdicts] == ["BEYOND"]
+
+    def test_a_failed_gate_is_no_failed_experiment(self, study):
+        study.write(budgets={ENERGY: 0.15})
+        study.run()
+        manifest = study.results.manifest
+        assert (manifest["status"], manifest["completed"], manifest["failed"]) == ("completed", 8, 0)
+
+    def test_progress_ends_at_100_percent(self, study, workers):
+        study.write(budgets={ENERGY: 0.15})
+        run = study.run(*workers, "-v")
+        shares = [int(line.rpartition("[")[2].rstrip("%]")) for line in run.outlines if line.endswith("%]")]
+        assert shares
+        assert shares == sorted(shares)
+        assert shares[-1] == 100
+
+    def test_they_are_collected_and_can_be_selected(self, study):
+        study.write(budgets={ENERGY: 0.15, SPEED: {"min": 50}})
+        listed = study.run("--collect-only", "-q").outlines
+        assert [line for line in listed if "::budget[" in line] == [
+            f"study.yaml::budget[{metric}-size={size}]" for size in (1, 2) for metric in (ENERGY, SPEED)
+        ]
+        study.run("-k", "size=1").assert_outcomes(passed=4 + 2, deselected=6)
+        study.run("-k", "size=1 and not budget").assert_outcomes(passed=4, deselected=8)
+        study.run("-k", "cycle=1").assert_outcomes(passed=2, deselected=10)
+        study.run("--deselect", f"study.yaml::budget[{ENERGY}-size=2]").assert_outcomes(passed=11, deselected=1)
+
+    def test_one_that_is_selected_alone_judges_the_newest_result(self, study, workers):
+        study.write(budgets={ENERGY: 0.15})
+        study.run()
+        node = f"study.yaml::budget[{ENERGY}-size=2]"
+        run = study.pytester.runpytest_subprocess(node, "-p", "llem", *workers)
+        run.assert_outcomes(failed=1)
+        assert len([path for path in study.results.root.iterdir() if path.is_dir()]) == 1, "nothing was run"
+        last = study.run("--lf", *workers)
+        last.assert_outcomes(failed=1, **({} if workers else {"deselected": 9}))
+
+    def test_one_that_is_selected_alone_has_nothing_to_judge_without_a_result(self, study):
+        study.write(budgets={ENERGY: 0.15})
+        run = study.run("-k", "budget and size=1")
+        run.assert_outcomes(failed=1, deselected=9)
+        run.stdout.fnmatch_lines(["*cannot be judged: *no completed cycle*"])
+
+    def test_after_x_they_are_left(self, study, workers):
+        study.write(sweep={"noop.size": [1]}, budgets={ENERGY: 0.15})
+        (study.root / "conftest.py").write_text(
+            "from pytest_llem.collection import experiment\n"
+            "from pytest_llem.isolation.launcher import Outcome\n"
+            "from pytest_llem.results.models import ErrorRecord\n"
+            "error = ErrorRecord(kind='crash', type='X', message='no')\n"
+            "experiment.run_isolated = lambda job, **_: Outcome(error=error)\n"
+        )
+        run = study.run("-x", *workers)
+        assert run.parseoutcomes()["failed"] == 1
+        assert "passed" not in run.parseoutcomes()
+        run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped before*"])
+
+    def test_x_stops_at_a_gate_too(self, study):
+        study.write(budgets={ENERGY: 0.05})
+        run = study.run("-x")
+        run.assert_outcomes(passed=8, failed=1)
+        run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped before*"])
+
+    def test_marks_count(self, study, workers):
+        study.write(
+            budgets={ENERGY: 0.05},
+            sweep={"noop.size": [1, 2, 3]},
+            skip=[{"where": {"noop.size": 1}, "reason": "no memory"}],
+            xfail=[{"where": {"noop.size": 2}, "reason": "known"}],
+        )
+        with (study.root / "conftest.py").open("a") as file:
+            file.write(
+                "\nimport pytest\ndef pytest_collection_modifyitems(items):\n"
+                "    for item in items:\n"
+                "        if 'size=3' in item.name and 'budget' in item.name:\n"
+                "            item.add_marker(pytest.mark.skip(reason='not this one'))\n"
+            )
+        run = study.run("-rsx", *workers)
+        run.assert_outcomes(passed=4, skipped=4 + 1 + 1, xfailed=1, xpassed=4)
+        run.stdout.fnmatch_lines(["SKIPPED*not this one*"])
+
+    def test_reruns_come_before(self, study):
+        pytest.importorskip("pytest_rerunfailures")
+        study.write(budgets={ENERGY: 0.15})
+        run = study.pytester.runpytest_subprocess(
+            "study.yaml", "-p", "llem", "-p", "pytest_rerunfailures", "--reruns", "2"
+        )
+        run.assert_outcomes(passed=9, failed=1)
+
+    def test_estimated_energy_decides_nothing_unless_it_may(self, study):
+        study.write(method="estimated", budgets={ENERGY: 0.15})
+        run = study.run("-k", "size=1")
+        run.assert_outcomes(passed=4, failed=1, deselected=5)
+        run.stdout.fnmatch_lines(["*cannot be judged: *estimated*energy.allow_estimated: true*"])
+        study.write(method="estimated", budgets={ENERGY: 0.15}, energy={"backend": "estimate", "allow_estimated": True})
+        study.run("-k", "size=1").assert_outcomes(passed=5, deselected=5)
+
+    def test_tb_line_and_no_terminal(self, study):
+        study.write(budgets={ENERGY: 0.15})
+        study.run("--tb=line").stdout.fnmatch_lines(["*study.yaml:*: *is beyond 0.15 J*"])
+        assert study.run("-p", "no:terminal").ret == 1
+
+
+class TestBaselines:
+    def test_what_is_saved_is_what_is_compared_with(self, study, workers):
+        study.write()
+        run = study.run("--llem-save", "main", *workers)
+        run.assert_outcomes(passed=8)
+        file = study.root / ".llem" / "baselines" / "main" / "noop.json"
+        assert file.is_file()
+        run.stdout.fnmatch_lines(["*baseline: .llem/baselines/main/noop.json"])
+        run = study.run("--llem-baseline", "main", *workers)
+        # Energy and speed of two points; TTFT is that of the engine's golden result, the same in all cycles.
+        run.assert_outcomes(passed=8 + 6)
+        assert study.newest().comparison.family == 6
+
+    def test_a_regression_fails(self, study, workers):
+        study.write()
+        study.run("--llem-save", "main")
+        study.figures({ENERGY: f"0.1 * size * {WOBBLE} * (1.2 if size == 2 else 1)", SPEED: f"100 * {WOBBLE}"})
+        run = study.run("--llem-baseline", "main", *workers)
+        run.assert_outcomes(passed=8 + 5, failed=1)
+        run.stdout.fnmatch_lines([f"FAILED study.yaml::regression[[]{ENERGY}-size=2[]] - *REGRESSION: 1.2*"])
+        (verdict,) = [one for one in study.newest().points[1].verdicts if one.metric == ENERGY]
+        assert verdict.verdict == "REGRESSION"
+        assert verdict.ratio == pytest.approx(1.2)
+        assert (verdict.n, verdict.reference_n) == (4, 4)
+
+    def test_what_cannot_be_decided_is_skipped_or_fails(self, study):
+        study.write()
+        study.run("--llem-save", "main")
+        study.figures({ENERGY: "0.1 * size * (1 + 0.05 * (-1) ** cycle)", SPEED: f"100 * {WOBBLE}"})
+        run = study.run("--llem-baseline", "main", "-rs")
+        run.assert_outcomes(passed=8 + 4, skipped=2)
+        run.stdout.fnmatch_lines(["SKIPPED*INCONCLUSIVE*cycles would decide*"])
+        study.run("--llem-baseline", "main", "--llem-fail-on", "inconclusive").assert_outcomes(passed=12, failed=2)
+
+    def test_missing_and_new_points(self, study, workers):
+        study.write()
+        study.run("--llem-save", "main")
+        study.write(sweep={"noop.size": [2, 3]})
+        run = study.run("--llem-baseline", "main", *workers, "-rs")
+        run.assert_outcomes(passed=8 + 3, failed=1, skipped=3)
+        run.stdout.fnmatch_lines(["SKIPPED*new*", "FAILED study.yaml::regression[[]missing-size=1[]]*"])
+
+    def test_a_partial_run_is_not_saved_unless_asked(self, study):
+        study.write()
+        run = study.run("--llem-save", "main", "-k", "size=1")
+        assert run.ret == 1
+        run.stdout.fnmatch_lines(["*--llem-save: *--llem-save-partial*"])
+        assert not (study.root / ".llem").exists()
+        assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
+        assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
+
+    def test_another_bench(self, study):
+        study.write()
+        study.run("--llem-save", "main")
+        study.write(measurement={"length_mode": "natural", "min_window_seconds": 0})
+        run = study.run("--llem-baseline", "main")
+        run.assert_outcomes(passed=8, failed=6)
+        run.stdout.fnmatch_lines(["*length mode*--llem-compare-anyway*"])
+        run = study.run("--llem-baseline", "main", "--llem-compare-anyway")
+        run.assert_outcomes(passed=8 + 6)
+        assert study.newest().comparison.compared_anyway
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--llem-baseline", "nothing"), "*--llem-baseline: *nothing*"),
+            (("--llem-baseline", ""), "ERROR: --llem-baseline: must not be empty"),
+            (("--llem-save", "a/b"), "ERROR: --llem-save: must be a name without path separators (got 'a/b')"),
+            (("--llem-save-partial",), "ERROR: --llem-save-partial: needs --llem-save"),
+            (("--llem-compare-anyway",), "ERROR: --llem-compare-anyway: needs --llem-baseline or --llem-against"),
+            (("--llem-fail-on", "never"), "ERROR: --llem-fail-on: must be one of regression, inconclusive (got 'never')"),
+            (("--llem-against", "nowhere"), "ERROR: --llem-against: must be a Python interpreter (got 'nowhere')"),
+        ],
+    )
+    def test_bad_options(self, study, options, message):
+        study.write()
+        run = study.run(*options)
+        assert run.ret != 0
+        lines = [*run.outlines, *run.errlines]
+        pytest.LineMatcher(lines).fnmatch_lines([message])
+        assert not study.results.root.exists()
