@@ -18,9 +18,12 @@ from tests.support import nvml, weights
 # huggingface_hub looks at it once, when it is imported, which a test module may do before any test runs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A shell without job control has what it starts in the background ignore Ctrl-C: so would all that tests start.
+# A shell without job control has what it starts in the background ignore Ctrl-C, and nohup has it ignore that the
+# terminal is gone: so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"

@@ -62,16 +62,17 @@ def test_joules_per_output_token_are_those_of_the_script_however_long_the_window
         assert (metrics[name]["method"], metrics[name]["source"]) == ("measured", "nvml_total_energy")
     assert metrics["energy_j"]["boundary"] == "gpu_board"
     assert metrics["cpu_energy_j"]["value"] is None
-    # A pass takes half a second, whatever the window.
-    assert metrics["seconds"]["value"] == pytest.approx(0.5, rel=0.25)
-    assert metrics["energy_j"]["value"] == pytest.approx(150, rel=0.25)
+    # A pass takes half a second of work, whatever the window; on a busy machine there are pauses in it.
+    assert metrics["seconds"]["value"] >= 0.5
+    assert metrics["energy_j"]["value"] >= 0.5 * BUSY_W * 0.995
 
 
 def test_active_energy_is_what_the_work_adds(board):
     result, drawn = board(measurement={"min_window_seconds": 1.0}, baseline={"duration_seconds": 5})
     assert result["baseline"]["idle_context_w"] == pytest.approx(IDLE_W, rel=0.01)
     passes, metrics = result["window"]["passes"], result["metrics"]
-    busy_s = known_energy_j(drawn, passes) / BUSY_W
+    edges = [at for at, _ in drawn.power]
+    idle_j = IDLE_W * (edges[-1] - edges[-4 * passes]) / passes
     active = metrics["active_energy_j"]
-    assert active["value"] == pytest.approx(busy_s * (BUSY_W - IDLE_W), rel=0.02)
+    assert active["value"] == pytest.approx(known_energy_j(drawn, passes) - idle_j, rel=0.02)
     assert active["method"] == "measured"
