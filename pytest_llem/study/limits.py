@@ -50,9 +50,7 @@ def apply_budgets(
                 pieces[index].setdefault(one.metric, []).append(one)
             if fitting:
                 notes += never_judged(document, one.at, one.metric, [points[index] for index in fitting])
-            elif not wrong and (
-                within or not scope
-            ):  # an experiment that is left out has no points, and may have none
+            elif within or not scope:  # nothing is amiss where an experiment is left out, and with it its budgets
                 notes.append(_without_effect(document, one, fits_others=bool(found), is_entry=bool(scope)))
     budgets, clashes = _merged(document, points, pieces)
     return budgets, [*problems, *clashes], notes

@@ -69,6 +69,7 @@ _SENTENCES = {
     "bool_type": "must be true or false",
     "model_type": "must be a mapping",
     "dict_type": "must be a mapping",
+    "list_type": "must be a list",
     "too_short": "must not be empty",
 }
 
