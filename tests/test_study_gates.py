@@ -211,14 +211,16 @@ class TestWrongBudgets:
         [
             (
                 "7",
-                "1: budgets: must be a mapping of metrics to limits, or a list of {metric, max, min, where} (got 7)",
+                "1: budgets: must be a mapping of metrics to limits, "
+                "or a list of {metric, max, min, where} (got 7)",
             ),
             ("{energy: 1}", "11: budgets.energy: no metric of that name (did you mean 'energy_j'?)"),
             ("{watts: 1}", "11: budgets.watts: no metric of that name"),
             ("{seconds: '4'}", "11: budgets.seconds: must be a number or a mapping {max, min} (got '4')"),
             (
                 "{seconds: yes}",
-                "11: budgets.seconds: must be a number or a mapping {max, min} (got yes, which YAML reads as true)",
+                "11: budgets.seconds: must be a number or a mapping {max, min} "
+                "(got yes, which YAML reads as true)",
             ),
             ("{seconds: }", "11: budgets.seconds: must be a number or a mapping {max, min} (got nothing)"),
             ("{seconds: [4]}", "11: budgets.seconds: must be a number or a mapping {max, min} (got [4])"),
@@ -271,7 +273,8 @@ class TestWrongBudgets:
         ]
 
     def test_also_those_of_one_that_is_left_out(self, tmp_path):
-        text = "model: m\nexperiments: [{n: 2}, {pytorch: {use_cache: false, cache_implementation: static}, budgets: @}]"
+        left_out = "{pytorch: {use_cache: false, cache_implementation: static}, budgets: @}"
+        text = f"model: m\nexperiments: [{{n: 2}}, {left_out}]\n"
         assert load(tmp_path, text.replace("@", "{seconds: 1}")).budgets == ()
         assert load(tmp_path, text.replace("@", "{seconds: 1}")).notes == ()
         assert len(errors(tmp_path, text.replace("@", "{second: 1}"))) == 1

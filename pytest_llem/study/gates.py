@@ -28,6 +28,7 @@ MetricName = Annotated[str, Field(json_schema_extra={"enum": [*CATALOGUE]})]
 _Compared = Annotated[
     str, Field(json_schema_extra={"enum": [name for name, one in CATALOGUE.items() if one.better is not None]})
 ]
+_Family = Annotated[list[_Compared], Field(min_length=1, json_schema_extra={"uniqueItems": True})]
 _Deltas = Annotated[dict[str, Delta], Field(json_schema_extra={"propertyNames": {"enum": [*CATALOGUE]}})]
 
 
@@ -65,7 +66,7 @@ class GatesConfig(NullableSection):
 
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
     delta: Delta | _Deltas = DEFAULT_DELTA
-    metrics: list[_Compared] | None = Field(default=None, min_length=1)
+    metrics: _Family | None = None
 
     @property
     def family(self) -> tuple[str, ...]:
