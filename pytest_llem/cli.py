@@ -29,8 +29,19 @@ HF_HUB_OFFLINE=1 nothing is downloaded.
 """
 
 
+_COMPARE = """\
+Compare two saved results, point by point and metric by metric, as pytest --llem-baseline does.
+
+A is the reference, B what is judged: each the name of a baseline below the current folder, a saved file, a
+study_result.json or a results directory. Which metrics are compared, and how finely, B's study says (gates:).
+
+Exit status: 0 where no gate failed, 1 where one did or could not be judged, 2 where a result cannot be read.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 where it failed, or 130 after Ctrl-C.
+    """Run one command and return its exit status: 0, 1 where it failed, 2 where it could not begin, or 130 after
+    Ctrl-C.
 
     Raises:
         SystemExit: By argparse; with 2 where the arguments are wrong.
@@ -86,7 +97,38 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder that holds models by name, which need no download; may be given several times",
     )
     fetch.set_defaults(run=_fetch)
+    _add_compare(commands)
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="tell regressions from noise between two saved results",
+        description=_COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    compare.add_argument("reference", metavar="A", help="what is compared with")
+    compare.add_argument("candidate", metavar="B", help="what is judged")
+    compare.add_argument("--format", choices=("table", "markdown", "json"), default="table", help="default: table")
+    compare.add_argument(
+        "--metric", action="append", default=[], help="compare this one; may be given several times"
+    )
+    compare.add_argument("--alpha", type=float, help="share of false alarms")
+    compare.add_argument("--delta", type=float, help="relative change that does not count (0.02 is 2 %%)")
+    compare.add_argument(
+        "--fail-on",
+        choices=("regression", "inconclusive"),
+        default="regression",
+        help="inconclusive: fail where it cannot be decided, too; default: regression",
+    )
+    compare.add_argument(
+        "--anyway",
+        action="store_true",
+        help="compare where the device, the data or the way of measuring differ, too",
+    )
+    compare.set_defaults(run=_compare)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -94,6 +136,29 @@ def _fetch(options: argparse.Namespace) -> int:
 
     _need_output()
     return fetch(options.studies, options.model_path)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pytest_llem.compare import compare_saved
+
+    _need_output()
+    try:
+        text, failed = compare_saved(
+            options.reference,
+            options.candidate,
+            form=options.format,
+            metrics=options.metric,
+            alpha=options.alpha,
+            delta=options.delta,
+            fail_on=options.fail_on,
+            anyway=options.anyway,
+        )
+    except ValueError as error:
+        print(f"llem: {error}", file=sys.stderr)
+        return 2
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return int(failed)
 
 
 def _schema(options: argparse.Namespace) -> int:

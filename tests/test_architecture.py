@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "hookspecs": {"results"},
     "plugin": {"board", "collection", "isolation", "nodes", "options", "planning", "reporting", "hookspecs", "study"},
     "fetch": {"backends", "measurement", "options", "registry", "study"},
-    "cli": {"fetch", "registry", "study"},
+    "compare": {"catalogue", "gates", "reporting", "results", "study"},
+    "cli": {"compare", "fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
     "__init__": {"api", "measurement", "results", "study"},
 }

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from pytest_llem.energy.account import Account
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
+from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.severity import severity
-
-#: A window of fewer ticks than this is too coarse for the counter that measured it.
-FEWEST_TICKS = 20
 
 #: By what share the energy counter and the sampled power may differ.
 MOST_DISAGREEMENT = 0.03

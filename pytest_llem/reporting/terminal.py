@@ -50,7 +50,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     shown = [point for point in result.points if point.config_hash in planned]
     if (left_out := len(shown) - MOST_POINTS) > 0:
         shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MOST_POINTS]
-    lines = _render(_table(shown, planned), width)
+    lines = render(_table(shown, planned), width)
     if left_out > 0:
         lines.append(f"{counted(left_out, 'more point')} in study_result.json")
     lines.append("")
@@ -89,8 +89,7 @@ def _done(run: StudyRun, result: StudyResult) -> str:
 def _table(points: Sequence[PointResult], planned: Mapping[str, int]) -> Table:
     methods = {point.metrics["energy_per_output_token_j"].method for point in points} - {None}
     mixed = len(methods) > 1
-    drawable = (sys.stdout.encoding or "").lower().startswith("utf")
-    table = Table(box=box.SIMPLE_HEAD if drawable else None, pad_edge=False, show_edge=False)
+    table = plain_table()
     table.add_column("point", overflow="fold", vertical="bottom")
     table.add_column("n", justify="right")
     for name, heading in COLUMNS:
@@ -112,14 +111,26 @@ def figure(summary: Summary) -> str:
     """Return a mean to three digits, with the half-width of its interval in percent where there is one."""
     if summary.mean is None:
         return "-"
-    text = f"{summary.mean:#.3g}".rstrip(".") if abs(summary.mean) < 1000 else f"{summary.mean:,.0f}"
+    text = number(summary.mean)
     if summary.ci95 is None or not summary.mean:
         return text
     half = (summary.ci95[1] - summary.ci95[0]) / 2 / abs(summary.mean)
     return f"{text} ±{half:.0%}" if half >= 0.1 else f"{text} ±{half:.1%}"
 
 
-def _render(table: Table, width: int) -> list[str]:
+def number(value: float) -> str:
+    """Return *value* to three digits, or to the unit where it has more."""
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def plain_table() -> Table:
+    """Return a table without edges; without lines, too, where the terminal could not draw them."""
+    drawable = (sys.stdout.encoding or "").lower().startswith("utf")
+    return Table(box=box.SIMPLE_HEAD if drawable else None, pad_edge=False, show_edge=False)
+
+
+def render(table: Table, width: int) -> list[str]:
+    """Return the lines of *table*, without colours, at most *width* characters wide."""
     text = io.StringIO()
     Console(file=text, width=width, color_system=None, emoji=False, markup=False).print(table)
     return [line.rstrip() for line in text.getvalue().splitlines()]

@@ -5,13 +5,15 @@ Results are read a point at a time and dropped once they are summarised: a study
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
+from pytest_llem.results.facts import CONCURRENT, bench_facts, overlapping, subject_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
@@ -90,8 +92,11 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.cycles = [cycle for cycle, result in found_here if result is not None]
         results = [result for _, result in found_here if result is not None]
         point.metrics = summarise(results)
+        point.bench = found.shared(bench_facts(results))
+        point.subject = found.shared(subject_facts(results))
         for result in results:
-            found.add(result)
+            found.add(result, point)
+    _tell_concurrent(found, manifest.experiments)
     return found
 
 
@@ -147,6 +152,7 @@ class Findings:
         boundaries: What those cover.
         methods: How they were obtained.
         warnings: The experiments that each concerns.
+        spans: From when to when each ran, and of which point it was.
     """
 
     def __init__(self) -> None:
@@ -156,9 +162,16 @@ class Findings:
         self.boundaries: set[str | None] = set()
         self.methods: set[Method | None] = set()
         self.warnings: dict[str, list[str]] = {}
+        self.spans: list[tuple[str, str, PointResult]] = []
+        self._facts: dict[str, dict[str, Any]] = {}
 
-    def add(self, result: ExperimentResult) -> None:
+    def shared(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return *facts*, as one object for all points that have the same: most do."""
+        return self._facts.setdefault(json.dumps(facts), facts)
+
+    def add(self, result: ExperimentResult, point: PointResult) -> None:
         self.count += 1
+        self.spans.append((result.started_at, result.completed_at, point))
         self.environment = self.environment or result.environment
         self.boundaries.add(result.metrics["energy_j"].boundary)
         self.methods.add(result.metrics["energy_j"].method)
@@ -202,6 +215,21 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
         values=[None if figure is None else figure.value for figure in cycles],
     )
+
+
+def _tell_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
+    """Write down for each point that has a result whether anything of its study ran beside any of its cycles."""
+    failed = [
+        (entry.started_at, entry.completed_at)
+        for entry in entries
+        if entry.status == "failed" and entry.started_at and entry.completed_at
+    ]
+    beside = overlapping([*((began, ended) for began, ended, _ in found.spans), *failed])
+    concurrent: dict[str, bool] = {}
+    for (_, _, point), one in zip(found.spans, beside, strict=False):
+        concurrent[point.id] = one or concurrent.get(point.id, False)
+    for _, _, point in found.spans:
+        point.bench = {**point.bench, CONCURRENT: concurrent[point.id]}
 
 
 def _summary(manifest: Manifest, found: Findings) -> StudySummary:
@@ -249,4 +277,5 @@ def _protocol(study: StudyConfig) -> dict[str, Any]:
         "window": "whole passes over all prompts; totals are per pass",
         "unit_of_repetition": "cycle",
         "interval": "Student t, 95 %",
+        "gates": study.gates.model_dump(mode="json"),
     }

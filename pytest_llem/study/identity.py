@@ -98,11 +98,16 @@ def _value_text(value: Any) -> str:
 
 def same_value(one: Any, other: Any) -> bool:
     """Whether two values mean the same in a study file: 1.0 is 1, true is not."""
-    return value_text(_plain(one)) == value_text(_plain(other))
+    return _meaning(one) == _meaning(other)
 
 
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def axes_key(axes: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """Return what two points share whose axes have the same values, as :func:`same_value` has it."""
+    return frozenset((axis, _meaning(value)) for axis, value in axes.items())
+
+
+def _meaning(value: Any) -> str:
+    return value_text(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def short_names(axes: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,118 @@
+"""What two points that are compared do not have in common, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llem.gates.matching import named
+from pytest_llem.results.facts import BENCH, FEWEST_TICKS, PREFILL_TICKS, TICKS, flat
+from pytest_llem.results.models import PointResult
+
+#: Of a configuration, what is a bench fact, and what changes no measurement.
+_NO_SUBJECT = {"measurement.length_mode", "output_dir"}
+
+#: Metrics that are of no measured window, so that its ticks say nothing of them.
+_NO_WINDOW = {"load_energy_j", "idle_context_w"}
+
+#: Those that are of the window of prefill, too.
+_PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
+
+_DIGEST = re.compile("[0-9a-f]{40,}")
+
+
+@dataclass(frozen=True)
+class BenchDifferences:
+    """Bench facts of two points that differ, a line each.
+
+    Attributes:
+        stops: Those that a metric cannot be compared with.
+        warns: The others.
+    """
+
+    stops: tuple[str, ...]
+    warns: tuple[str, ...]
+
+
+def bench_differences(candidate: PointResult, reference: PointResult, metric: str) -> BenchDifferences:
+    """Return what *metric* of two points was measured on that differs; both have values of it."""
+    here, there = _bench(candidate, metric), _bench(reference, metric)
+    is_energy = candidate.metrics[metric].method is not None or reference.metrics[metric].method is not None
+    stops: list[str] = []
+    warns: list[str] = []
+    for key, fact in BENCH.items():
+        one, other = here.get(key), there.get(key)
+        if one == other or (fact.concerns == "energy" and not is_energy):
+            continue
+        unknown = one is None or other is None
+        if fact.concerns == "nothing" and unknown:
+            continue
+        text = _difference(fact.name, one, other, "unknown" if fact.optional else "none")
+        text += f" ({fact.note})" if fact.note else ""
+        (warns if fact.concerns == "nothing" or (unknown and fact.optional) else stops).append(text)
+    return BenchDifferences(tuple(stops), tuple(warns))
+
+
+def _bench(point: PointResult, metric: str) -> dict[str, Any]:
+    """Return a point's bench facts: with the method and boundary of *metric*, which need not be energy_j's."""
+    summary = point.metrics[metric]
+    own = {"energy_method": summary.method, "energy_boundary": summary.boundary}
+    return {**point.bench, **{key: value for key, value in own.items() if value is not None}}
+
+
+def too_few_ticks(point: PointResult, metric: str) -> str | None:
+    """Return why the energy *metric* of *point* was read too coarsely to be judged; None where it was not."""
+    summary = point.metrics.get(metric)
+    if summary is None or summary.method is None or metric in _NO_WINDOW:
+        return None
+    windows = [TICKS, PREFILL_TICKS] if metric in _PREFILL else [TICKS]
+    ticks = min((point.bench[key] for key in windows if key in point.bench), default=None)
+    if ticks is None or ticks >= FEWEST_TICKS:
+        return None
+    return (
+        f"a window holds {ticks:g} ticks of the energy counter, and a gate needs {FEWEST_TICKS}: "
+        "raise measurement.min_window_seconds"
+    )
+
+
+def subject_differences(candidate: PointResult, reference: PointResult) -> Iterator[str]:
+    """Yield what was measured in two points that differs, a line each."""
+    here, there = _subject(candidate), _subject(reference)
+    for key in dict.fromkeys([*here, *there]):
+        if here.get(key) != there.get(key) and key not in _NO_SUBJECT:
+            yield _difference(key, here.get(key), there.get(key), "none")
+
+
+def _subject(point: PointResult) -> dict[str, Any]:
+    return {**point.subject, **flat(point.config)}
+
+
+def over_points(found: Iterable[tuple[str, Iterable[str]]], points: int) -> list[str]:
+    """Return lines once each, with the points that each concerns unless it concerns all.
+
+    Args:
+        found: Ids of points, and the lines of each.
+        points: How many points there are.
+    """
+    concerned: dict[str, dict[str, None]] = {}
+    for point, lines in found:
+        for line in lines:
+            concerned.setdefault(line, {})[point] = None
+    return [line if len(ids) == points else f"{line} [{named([*ids])}]" for line, ids in concerned.items()]
+
+
+def _difference(name: str, here: Any, there: Any, absent: str) -> str:
+    return f"{name}: {_shown(here, absent)} here, {_shown(there, absent)} in the reference"
+
+
+def _shown(value: Any, absent: str) -> str:
+    if value is None:
+        return absent
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_shown(one, absent) for one in value)
+    text = str(value)
+    return text[:12] if _DIGEST.fullmatch(text) else text

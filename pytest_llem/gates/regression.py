@@ -1,0 +1,169 @@
+"""Whether a study's metrics have changed against a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.cases import Case, make_case
+from pytest_llem.gates.differences import over_points, subject_differences
+from pytest_llem.gates.matching import missing_points, pairs
+from pytest_llem.gates.statistics import Decision, decide
+from pytest_llem.results.metrics import METHODS
+from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.statistics import Summary
+from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict
+from pytest_llem.study.gates import GatesConfig
+
+FailOn = Literal["regression", "inconclusive"]
+
+#: What an item comes to, by what was decided; the rest is a matter of ``fail_on``.
+_OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "IMPROVEMENT": "passed"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of comparing two results.
+
+    Attributes:
+        record: What was compared, and how far that may be.
+        verdicts: Of each metric of each point in the order of the study, and of each point that it lacks.
+    """
+
+    record: ComparisonRecord
+    verdicts: list[GateVerdict]
+
+
+def compare(
+    candidate: StudyResult,
+    reference: StudyResult,
+    settings: GatesConfig,
+    *,
+    name: str,
+    paired: bool = False,
+    anyway: bool = False,
+    fail_on: FailOn = "regression",
+    points: Collection[str] | None = None,
+    file: str | None = None,
+    line: int | None = None,
+) -> Comparison:
+    """Compare a study's results with others, point by point and metric by metric.
+
+    A point that the study does not have any more fails, whatever *points* says; one that the reference lacks is
+    listed. What cannot be judged fails, unless the metric is of the default family and neither side could have it.
+
+    Args:
+        candidate: What is judged.
+        reference: What it is compared with.
+        settings: Metrics, alpha and delta.
+        name: What the reference is called.
+        paired: Both were measured in turns: the cycles of one number belong together.
+        anyway: Compare where bench facts differ, too.
+        fail_on: The least that fails.
+        points: Ids of the candidate's points to judge; None for all.
+        file: Where the gates are written, relative to the root of the run.
+        line: Likewise, from 1.
+    """
+    chosen = [point for point in candidate.points if points is None or point.id in points]
+    matched = pairs(chosen, reference)
+    cases = [
+        make_case(pair, metric, settings, paired=paired, anyway=anyway)
+        for pair in matched
+        for metric in settings.family
+    ]
+    asked = [case.question for case in cases if case.question is not None]
+    decisions = iter(decide(asked, settings.alpha) if asked else [])
+    verdicts = [
+        _verdict(case, next(decisions) if case.question is not None else None, settings.alpha, fail_on)
+        for case in cases
+    ]
+    missing = missing_points([point.axes for point in candidate.points], reference)
+    verdicts += [_missing(point) for point in missing]
+    place = {"file": file, "line": line, "paired": paired}
+    known = [(pair.candidate, pair.reference) for pair in matched if pair.reference is not None]
+    benches = [(case.pair.candidate.id, case.bench) for case in cases if case.bench is not None]
+    stops = over_points(((point, bench.stops) for point, bench in benches), len(known))
+    record = ComparisonRecord(
+        reference=name,
+        reference_version=reference.pytest_llem_version,
+        paired=paired,
+        alpha=settings.alpha,
+        family=len(asked),
+        bench=stops,
+        compared_anyway=anyway and bool(stops),
+        warnings=over_points(((point, bench.warns) for point, bench in benches), len(known)),
+        subject=over_points(((one.id, subject_differences(one, other)) for one, other in known), len(known)),
+        new_points=[pair.candidate.id for pair in matched if pair.reference is None],
+        missing_points=[point.id for point in missing],
+    )
+    return Comparison(record, [verdict.model_copy(update=place) for verdict in verdicts])
+
+
+def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:
+    candidate, reference = case.pair.candidate, case.pair.reference
+    here = candidate.metrics.get(case.metric)
+    there = reference.metrics.get(case.metric) if reference is not None else None
+    fields: dict[str, Any] = {
+        "unit": CATALOGUE[case.metric].unit,
+        "method": _weakest(here, there),
+        "mean": here.mean if here else None,
+        "ci95": here.ci95 if here else None,
+        "n": here.n if here else 0,
+        "reference_mean": there.mean if there else None,
+        "reference_n": there.n if there else 0,
+    }
+    undecided: Outcome = "failed" if fail_on == "inconclusive" else "skipped"
+    if case.few:
+        fields |= {"verdict": "INCONCLUSIVE", "outcome": undecided, "reason": case.obstacle}
+    elif decision is None or case.question is None:
+        outcome = "skipped" if case.excused else "failed"
+        fields |= {"verdict": "NOT JUDGED", "outcome": outcome, "reason": case.obstacle}
+    else:
+        fields |= {
+            "verdict": decision.verdict,
+            "outcome": _OUTCOMES.get(decision.verdict, undecided),
+            "reason": _reason(decision),
+            "ratio": decision.ratio,
+            "interval": decision.interval,
+            "confidence": decision.confidence,
+            "p": decision.p,
+            "alpha": alpha,
+            "delta": case.question.delta,
+            "cycles_to_decide": decision.cycles_to_decide,
+        }
+    return GateVerdict(
+        gate="regression",
+        id=f"{case.metric}-{candidate.id}",
+        metric=case.metric,
+        point=candidate.id,
+        **fields,
+    )
+
+
+def _weakest(*summaries: Summary | None) -> str | None:
+    methods = {summary.method for summary in summaries if summary is not None}
+    return next((method for method in reversed(METHODS) if method in methods), None)
+
+
+def _reason(decision: Decision) -> str | None:
+    if decision.verdict != "INCONCLUSIVE":
+        return None
+    if decision.cycles_to_decide is None:
+        return "no number of cycles would be likely to decide it"
+    return f"about {decision.cycles_to_decide} cycles on either side would decide it"
+
+
+def _missing(point: PointResult) -> GateVerdict:
+    return GateVerdict(
+        gate="regression",
+        id=f"missing-{point.id}",
+        metric="",
+        point=point.id,
+        verdict="NOT JUDGED",
+        outcome="failed",
+        reason="in the reference, and not in the study any more: measure it, or save the reference again",
+        unit="",
+        reference_n=max(summary.n for summary in point.metrics.values()),
+    )

@@ -1,0 +1,233 @@
+"""Whether a metric has changed: t-tests on the logarithms of the cycles' values, and Holm's procedure over gates.
+
+The unit of repetition is the cycle. What is compared are geometric means: their ratio is the same whichever
+way round a metric is stated, J per token or tokens per J.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pytest_llem.gates.power import detectable
+from pytest_llem.gates.ttests import Judgement, judge, paired_estimate, unpaired_estimate, variance, welch
+
+if TYPE_CHECKING:
+    from pytest_llem.gates.ttests import Array
+
+__all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "decide", "detectable"]
+
+Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
+
+#: No more cycles than these are advised.
+MOST_CYCLES = 1000
+
+#: Of a ratio's logarithm: a bound of two cycles may be beyond what a float, or a reader, can take.
+_LARGEST_LOG = 700.0
+
+
+class UndecidableError(ValueError):
+    """There is nothing to judge; the message says why, on one line."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Candidate against reference, for one metric of one point.
+
+    Attributes:
+        log_ratio: ln(candidate / reference), of the geometric means.
+        standard_error: Of ``log_ratio``; 0 where neither side has any spread.
+        degrees: Degrees of freedom: Welch and Satterthwaite's, see :func:`~pytest_llem.gates.ttests.welch`; of
+            pairs, their number less 1.
+        n: Cycles of the candidate; of pairs, their number.
+        n_reference: Cycles of the reference; of pairs, their number.
+        paired: The cycles were compared one by one.
+        variance: Sample variance of the logarithms of the candidate's cycles; of pairs, of their differences.
+        variance_reference: Of the reference's; of pairs, 0.
+    """
+
+    log_ratio: float
+    standard_error: float
+    degrees: float
+    n: int
+    n_reference: int
+    paired: bool
+    variance: float
+    variance_reference: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """Has it changed for the worse, or for the better?
+
+    Attributes:
+        contrast: Candidate against reference.
+        better: Which way is better, as the catalogue says.
+        delta: Relative change that does not count, 0 or more: ratios from 1 / (1 + delta) to 1 + delta.
+    """
+
+    contrast: Contrast
+    better: Literal["lower", "higher"]
+    delta: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer.
+
+    Attributes:
+        verdict: In a word.
+        ratio: Candidate / reference.
+        interval: Two-sided, of ``ratio``, at ``confidence``, for this question alone: it may lie beyond delta
+            and the verdict be INCONCLUSIVE all the same by Holm's procedure.
+        confidence: 1 − 2 · alpha.
+        p: One-sided, of there being no change beyond delta in the direction found, adjusted over all questions.
+        cycles_to_decide: Of an inconclusive verdict, the least number of cycles that decides if either side has as
+            many, and mean and spread stay as they are: a side that has more keeps them. None where 1,000 do not.
+    """
+
+    verdict: Change
+    ratio: float
+    interval: tuple[float, float]
+    confidence: float
+    p: float
+    cycles_to_decide: int | None
+
+
+def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, paired: bool) -> Contrast:
+    """Compare a metric's values, given by cycle.
+
+    Args:
+        candidate: Of what is tested.
+        reference: Of what it is held against.
+        paired: Whether cycles of the same number were measured one after the other, and are compared one by one;
+            what the other side lacks is left out.
+
+    Raises:
+        UndecidableError: There are too few cycles, or a value is not above 0.
+    """
+    if paired:
+        common = sorted(candidate.keys() & reference.keys())
+        candidate, reference = ({cycle: side[cycle] for cycle in common} for side in (candidate, reference))
+        if len(common) < 2:
+            raise UndecidableError(f"needs at least 2 cycles that both sides have ({len(common)} in common)")
+    elif min(len(candidate), len(reference)) < 2:
+        raise UndecidableError(
+            f"needs at least 2 cycles on either side ({len(candidate)} here, {len(reference)} in the reference)"
+        )
+    logs, reference_logs = _logs(candidate, ""), _logs(reference, " of the reference")
+    estimate = paired_estimate(logs - reference_logs) if paired else unpaired_estimate(logs, reference_logs)
+    log_ratio, standard_error, degrees = map(float, estimate)
+    return Contrast(
+        log_ratio,
+        standard_error,
+        degrees,
+        n=len(candidate),
+        n_reference=len(reference),
+        paired=paired,
+        variance=float(variance(logs - reference_logs if paired else logs)),
+        variance_reference=0.0 if paired else float(variance(reference_logs)),
+    )
+
+
+def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
+    """Answer all questions of a study, which are one family.
+
+    REGRESSION: the one-sided bound at alpha lies beyond delta on the worse side. IMPROVEMENT: it does on the
+    better side. For either, Holm's procedure keeps the chance of a single false one among all questions at alpha.
+    SAME: the whole two-sided interval lies within delta. All else is INCONCLUSIVE.
+
+    Args:
+        questions: To be answered together.
+        alpha: Of false alarms, above 0 and below 0.5.
+
+    Returns:
+        The answers, in the order of the questions.
+    """
+    if not questions:
+        return []
+    judged = judge(*_arrays(questions), alpha)
+    # In Holm's procedure what is reported leaves the others a larger part of alpha.
+    worse_part, better_part = (alpha / max(1, int((~found).sum())) for found in (judged.worse, judged.better))
+    decisions = []
+    for at, question in enumerate(questions):
+        verdict = _verdict(judged, at)
+        p, part = judged.p_better[at], better_part
+        if _worsening(question) >= 0:
+            p, part = judged.p_worse[at], worse_part
+        decisions.append(
+            Decision(
+                verdict=verdict,
+                ratio=_exp(question.contrast.log_ratio),
+                interval=_interval(question.contrast, alpha),
+                confidence=1 - 2 * alpha,
+                p=float(p),
+                cycles_to_decide=_cycles(question, alpha, part) if verdict == "INCONCLUSIVE" else None,
+            )
+        )
+    return decisions
+
+
+def _worsening(question: Question) -> float:
+    return question.contrast.log_ratio if question.better == "lower" else -question.contrast.log_ratio
+
+
+def _arrays(questions: Sequence[Question]) -> tuple[Array, Array, Array, Array]:
+    """Return changes, their standard errors, degrees of freedom and margins."""
+    import numpy as np
+
+    rows = [
+        (_worsening(one), one.contrast.standard_error, one.contrast.degrees, math.log1p(one.delta))
+        for one in questions
+    ]
+    changes, errors, degrees, margins = np.array(rows).T
+    return changes, errors, degrees, margins
+
+
+def _verdict(judged: Judgement, at: int) -> Change:
+    if judged.worse[at]:
+        return "REGRESSION"
+    if judged.better[at]:
+        return "IMPROVEMENT"
+    return "SAME" if judged.same[at] else "INCONCLUSIVE"
+
+
+def _interval(contrast: Contrast, alpha: float) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
+    half = -float(stdtrit(contrast.degrees, alpha)) * contrast.standard_error
+    return _exp(contrast.log_ratio - half), _exp(contrast.log_ratio + half)
+
+
+def _cycles(question: Question, alpha: float, part_of_alpha: float) -> int | None:
+    """Return after how many cycles there would be an answer, were all else to stay as it is."""
+    import numpy as np
+
+    found = question.contrast
+    counts = np.arange(min(found.n, found.n_reference) + 1, MOST_CYCLES + 1)
+    if found.paired:
+        error, degrees = np.sqrt(found.variance / counts), np.asarray(counts - 1.0)
+    else:
+        here, there = np.maximum(counts, found.n), np.maximum(counts, found.n_reference)
+        error, degrees = welch(found.variance, here, found.variance_reference, there)
+    # Each count is a family of one: the others' part in Holm's procedure is in part_of_alpha.
+    change, error, degrees = np.full((len(counts), 1), _worsening(question)), error[:, None], degrees[:, None]
+    margin = math.log1p(question.delta)
+    changed = judge(change, error, degrees, margin, part_of_alpha)
+    decided = changed.worse | changed.better | judge(change, error, degrees, margin, alpha).same
+    return int(counts[decided[:, 0]][0]) if decided.any() else None
+
+
+def _logs(values: Mapping[int, float], of_whom: str) -> Array:
+    import numpy as np
+
+    for cycle, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise UndecidableError(f"cycle {cycle}{of_whom} is {value:g}, and ratios need values above 0")
+    return np.array([math.log(values[cycle]) for cycle in sorted(values)])
+
+
+def _exp(log: float) -> float:
+    return math.exp(max(-_LARGEST_LOG, min(log, _LARGEST_LOG)))

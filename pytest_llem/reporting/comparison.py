@@ -1,0 +1,167 @@
+"""What came of a comparison: for a terminal, as Markdown, and as JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from pytest_llem.gates.matching import named
+from pytest_llem.gates.regression import Comparison
+from pytest_llem.reporting.plan import counted
+from pytest_llem.reporting.terminal import number, plain_table, render
+from pytest_llem.results.document import SCHEMA_VERSION
+from pytest_llem.results.verdicts import GateVerdict
+
+#: Rows of a table, the worst; nobody reads more.
+MOST_ROWS = 60
+
+#: Lines of one kind below it.
+MOST_LINES = 8
+
+#: Verdicts, worst first.
+_ORDER = ("REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "IMPROVEMENT", "SAME")
+
+_SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
+
+_COLUMNS = ("reference", "here", "ratio", "n", "verdict")
+
+
+def lines(comparison: Comparison, width: int) -> list[str]:
+    """Return the table of a comparison, the worst first, and what else there is to say of it.
+
+    Args:
+        comparison: What was compared.
+        width: Of the terminal, in characters.
+    """
+    rows, left_out = _rows(comparison)
+    found = []
+    if rows:
+        table = plain_table()
+        table.add_column("metric\npoint", overflow="fold", vertical="bottom")
+        for heading in _COLUMNS:
+            table.add_column(heading, justify="left" if heading == "verdict" else "right", vertical="bottom")
+        for verdict in rows:
+            cells = (cell.replace(" ", "\n") for cell in _cells(verdict))
+            table.add_row(f"{verdict.metric}\n{verdict.point}", *cells)
+        found += render(table, width)
+    if left_out:
+        found.append(_more(left_out))
+    return [*found, *([""] if found else []), *_notes(comparison), _outcome(comparison)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the same as Markdown, as GitHub and GitLab show it; it ends with a newline."""
+    rows, left_out = _rows(comparison)
+    found = []
+    if rows:
+        found += [
+            _row("point", "metric", *_COLUMNS),
+            "| :-- | :-- | --: | --: | --: | --: | :-- |",
+            *(_row(verdict.point, verdict.metric, *_cells(verdict)) for verdict in rows),
+            "",
+        ]
+    if left_out:
+        found += [_more(left_out), ""]
+    found += [f"- {escaped(line)}" for line in _notes(comparison)]
+    return "\n".join([*found, "", f"**{escaped(_outcome(comparison))}**", ""])
+
+
+def as_json(comparison: Comparison) -> str:
+    """Return all of it as JSON: ``comparison``, a ComparisonRecord, and ``verdicts``, a list of GateVerdicts."""
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "comparison": comparison.record.model_dump(mode="json"),
+        "verdicts": [verdict.model_dump(mode="json") for verdict in comparison.verdicts],
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Return *text* as Markdown shows it literally, in a cell of a table too."""
+    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(map(escaped, cells))} |"
+
+
+def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]:
+    """Return what goes into a table, the worst first, and how many of each verdict do not. New and missing points
+    are listed, and no rows.
+    """
+    rows = [
+        one
+        for one in comparison.verdicts
+        if one.metric and (one.verdict != "NOT JUDGED" or one.outcome == "failed")
+    ]
+    rows.sort(key=lambda one: (_ORDER.index(one.verdict), -abs(math.log(one.ratio)) if one.ratio else 0.0))
+    return rows[:MOST_ROWS], Counter(str(one.verdict) for one in rows[MOST_ROWS:])
+
+
+def _cells(verdict: GateVerdict) -> tuple[str, ...]:
+    """Return what goes under :data:`_COLUMNS`."""
+    ratio = "-"
+    if verdict.ratio is not None:
+        ratio = f"{verdict.ratio:.3f}"
+        if verdict.interval is not None:
+            ratio += f" {verdict.interval[0]:.3f}–{verdict.interval[1]:.3f}"
+    one, other = verdict.reference_n, verdict.n
+    n = str(other) if one == other else f"{one}, {other}"
+    return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, n, verdict.verdict
+
+
+def _mean(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    record = comparison.record
+    version = f", measured with pytest-llem {record.reference_version}" if record.reference_version else ""
+    yield f"reference: {record.reference}{version}{'; in turns, compared cycle by cycle' if record.paired else ''}"
+    if record.family:
+        judged = [one for one in comparison.verdicts if one.confidence is not None]
+        used = sorted({one.delta for one in judged if one.delta is not None})
+        deltas = ", ".join(f"{delta:.1%}" for delta in used)
+        interval = f"ratio: here / reference, with its {judged[0].confidence:.0%} interval; " if judged else ""
+        yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
+    if record.compared_anyway:  # or else they are the reasons why it was not
+        yield from _capped("compared anyway", record.bench)
+    yield from _reasons([one for one in comparison.verdicts if one.metric and one.point not in record.new_points])
+    yield from _capped("warning", record.warnings)
+    yield from _capped("new", record.new_points)
+    yield from _capped("missing", record.missing_points)
+    yield from _capped("subject", record.subject)
+
+
+def _reasons(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
+    """Yield why gates were not judged, or not decided, with those that each reason concerns."""
+    concerned: dict[tuple[str, str], list[str]] = {}
+    for verdict in verdicts:
+        if verdict.reason is not None:
+            concerned.setdefault((verdict.verdict.lower(), verdict.reason), []).append(verdict.id)
+    told = list(concerned.items())
+    for (what, reason), ids in told[:MOST_LINES]:
+        yield f"{what}: {reason} [{named(ids)}]"
+    if len(told) > MOST_LINES:
+        yield f"{counted(len(told) - MOST_LINES, 'more reason')}"
+
+
+def _capped(what: str, found: Sequence[str]) -> Iterator[str]:
+    yield from (f"{what}: {one}" for one in found[:MOST_LINES])
+    if len(found) > MOST_LINES:
+        yield f"{what}: {len(found) - MOST_LINES} more"
+
+
+def _more(left_out: Mapping[str, int]) -> str:
+    return f"and {', '.join(f'{left_out[verdict]} {verdict}' for verdict in _ORDER if verdict in left_out)}"
+
+
+def _outcome(comparison: Comparison) -> str:
+    count = Counter(str(one.verdict) for one in comparison.verdicts)
+    text = ", ".join(f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict]) or "nothing to compare"
+    failed = sum(one.outcome == "failed" for one in comparison.verdicts)
+    return f"{text}: {counted(failed, 'gate')} failed" if failed else f"{text}: no gate failed"

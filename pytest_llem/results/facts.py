@@ -1,0 +1,173 @@
+"""What a point was measured on, and what was measured: what has to agree before two results are compared, and what
+may differ, being what is tested.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pytest_llem.results.experiment import ExperimentResult
+
+#: A window of fewer ticks than this is too coarse for the counter that measured it.
+FEWEST_TICKS = 20
+
+#: Ticks of the energy counter in the shortest window, of whole passes and of prefill alone.
+TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
+
+#: Another experiment of the study ran at the same time.
+CONCURRENT = "concurrent"
+
+Concerns = Literal["every metric", "energy", "nothing"]
+
+
+@dataclass(frozen=True)
+class BenchFact:
+    """What two results have to share.
+
+    Attributes:
+        name: In words.
+        concerns: Which metrics cannot be compared where it differs. ``nothing``: a difference is only warned of.
+        optional: Not every device tells it: known on one side only, it is no difference.
+        note: What else there is to say of a difference.
+    """
+
+    name: str
+    concerns: Concerns = "every metric"
+    optional: bool = False
+    note: str = ""
+
+
+#: By their keys in :attr:`pytest_llem.results.models.PointResult.bench`.
+BENCH: dict[str, BenchFact] = {
+    "gpu": BenchFact("GPU model"),
+    "cpu": BenchFact("CPU model"),
+    "cpus": BenchFact("CPUs that it may use", optional=True),
+    "power_limit": BenchFact("power limit", optional=True),
+    "mig": BenchFact("MIG"),
+    "energy_boundary": BenchFact("energy boundary", "energy"),
+    "energy_method": BenchFact("energy method", "energy"),
+    "length_mode": BenchFact("length mode"),
+    "dataset_hash": BenchFact("dataset hash", optional=True),
+    CONCURRENT: BenchFact("other experiments at the same time"),
+    "driver": BenchFact("GPU driver", "nothing"),
+    "gpu_uuids": BenchFact("GPU", "nothing", note="boards of one model differ by about 8 %"),
+    "host_cpu": BenchFact("the GPU's host", "nothing"),
+    "cpu_governor": BenchFact("CPU governor", "nothing"),
+}
+
+
+def bench_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
+    """Return the bench facts of a point's *cycles*, less whether anything ran beside them.
+
+    What is not known is left out; where cycles disagree, the value is the list of what they say. Beside the facts
+    of :data:`BENCH` there are :data:`TICKS` and :data:`PREFILL_TICKS`, where the counter moves in ticks.
+    """
+    facts = _merged([_bench(result) for result in cycles])
+    for key, windows in (
+        (TICKS, [result.window for result in cycles]),
+        (PREFILL_TICKS, [result.prefill_window for result in cycles]),
+    ):
+        shares = [window.quantisation_error for window in windows if window and window.quantisation_error]
+        if shares:
+            facts[key] = round(1 / max(shares), 1)
+    return facts
+
+
+def subject_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
+    """Return what may differ, of a point's *cycles*: versions by package, precision, the weights, the commit, and,
+    with dotted keys, the engine's effective settings and the variables that were set.
+
+    What is not known is left out; where cycles disagree, the value is the list of what they say.
+    """
+    return _merged([_subject(result) for result in cycles])
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested mapping by dotted key; null ones, and empty mappings, are left out."""
+    if isinstance(value, Mapping):
+        parts = (flat(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
+        return {key: leaf for part in parts for key, leaf in part.items()}
+    return {} if value is None else {prefix: value}
+
+
+def overlapping(spans: Sequence[tuple[str, str]]) -> list[bool]:
+    """Return for each span of time whether another one overlaps it: in O(n log n).
+
+    Args:
+        spans: From when to when: in UTC, as ISO 8601 in one format, so that their order is that of the texts.
+    """
+    found = [False] * len(spans)
+    longest: int | None = None  # of those that began, the one that ends last
+    for index in sorted(range(len(spans)), key=lambda one: spans[one]):
+        if longest is not None and spans[index][0] < spans[longest][1]:
+            found[index] = found[longest] = True
+        if longest is None or spans[index][1] >= spans[longest][1]:
+            longest = index
+    return found
+
+
+def _bench(result: ExperimentResult) -> dict[str, Any]:
+    environment, energy = result.environment, result.metrics["energy_j"]
+    known = energy.value is not None
+    return {
+        **(_cpu(environment) if result.engine.device == "cpu" else _gpu(result)),
+        "energy_boundary": energy.boundary if known else None,
+        "energy_method": energy.method if known else None,
+        "length_mode": result.effective_config.get("measurement", {}).get("length_mode"),
+        "dataset_hash": result.tokens.dataset_hash,
+        "cpu_governor": environment.get("cpu_governor"),
+    }
+
+
+def _cpu(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {"cpu": environment.get("cpu_model"), "cpus": environment.get("cpus_allowed")}
+
+
+def _gpu(result: ExperimentResult) -> dict[str, Any]:
+    gpus: Sequence[Mapping[str, Any]] = result.environment.get("gpus") or []
+    limits = sorted({gpu["power_limit_w"] for gpu in gpus if gpu.get("power_limit_w") is not None})
+    return {
+        # As the driver calls them, or else as the engine does.
+        "gpu": _counted(gpu.get("name") for gpu in gpus) or _counted(result.engine.device_names),
+        "power_limit": ", ".join(f"{limit:g} W" for limit in limits) or None,
+        "mig": "on" if any(gpu.get("mig_mode") for gpu in gpus) else None,
+        "driver": _counted({gpu.get("driver") for gpu in gpus}),
+        "gpu_uuids": ", ".join(sorted(gpu["uuid"] for gpu in gpus)) or None,
+        "host_cpu": result.environment.get("cpu_model"),
+    }
+
+
+def _counted(names: Iterable[str | None]) -> str | None:
+    count = Counter(name for name in names if name)
+    return ", ".join(f"{n} × {name}" if n > 1 else name for name, n in sorted(count.items())) or None
+
+
+def _subject(result: ExperimentResult) -> dict[str, Any]:
+    environment, engine = result.environment, result.engine
+    packages = {**environment.get("packages", {}), **engine.versions}
+    git = environment.get("git") or {}
+    return {
+        "engine": engine.name,
+        "python": environment.get("python"),
+        **dict(sorted(packages.items())),
+        "precision": result.effective_config.get("precision"),
+        "model_revision": engine.model_revision,
+        "model_fingerprint": engine.model_fingerprint,
+        "random_weights": engine.random_weights or None,
+        "commit": git.get("commit"),
+        "uncommitted_changes": git.get("dirty") or None,
+        **flat({"settings": engine.settings, "variables": environment.get("variables")}),
+    }
+
+
+def _merged(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values: dict[str, list[Any]] = {}
+    for one in facts:
+        for key, value in one.items():
+            known = values.setdefault(key, [])
+            if value is not None and value not in known:
+                known.append(value)
+    return {key: known[0] if len(known) == 1 else known for key, known in values.items() if known}

@@ -1,0 +1,208 @@
+"""What a point was measured on and with: bench facts, subject facts, and what ran beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.results import study_result
+from pytest_llem.results.facts import bench_facts, flat, overlapping, subject_facts
+from pytest_llem.results.manifest import ManifestWriter
+from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
+
+GOLDEN = Path(__file__).parent / "golden" / "1.0"
+
+GPU = {
+    "uuid": "GPU-1",
+    "name": "NVIDIA H100",
+    "driver": "580.1",
+    "power_limit_w": 700.0,
+    "mig_mode": False,
+    "sm_clock_mhz": 1980,
+}
+
+
+def _result(**changes):
+    """Return the golden experiment's result: fields by dotted key, with changes."""
+    data = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
+    for key, value in changes.items():
+        *parts, last = key.split("__")
+        section = data
+        for part in parts:
+            section = section[part]
+        section[last] = value
+    return ExperimentResult.model_validate(data)
+
+
+def _on_gpus(*gpus, **changes):
+    return _result(environment__gpus=list(gpus), engine__device="cuda", **changes)
+
+
+def test_on_cpus():
+    assert bench_facts([_result(tokens__dataset_hash="ab", environment__cpu_governor="performance")]) == {
+        "cpu": "A processor",
+        "cpus": 2,
+        "energy_boundary": "cpu_package",
+        "energy_method": "estimated",
+        "length_mode": "fixed",
+        "dataset_hash": "ab",
+        "cpu_governor": "performance",
+    }
+
+
+def test_on_a_gpu():
+    facts = bench_facts([_on_gpus(GPU)])
+    assert facts["gpu"] == "NVIDIA H100"
+    assert (facts["power_limit"], facts["driver"], facts["gpu_uuids"]) == ("700 W", "580.1", "GPU-1")
+    assert facts["host_cpu"] == "A processor"
+    assert not {"cpu", "cpus", "mig"} & set(facts)
+
+
+def test_on_several_gpus():
+    other = GPU | {"uuid": "GPU-0", "power_limit_w": 500.0, "mig_mode": True}
+    facts = bench_facts([_on_gpus(GPU, other)])
+    assert (facts["gpu"], facts["gpu_uuids"]) == ("2 × NVIDIA H100", "GPU-0, GPU-1")
+    assert (facts["power_limit"], facts["mig"], facts["driver"]) == ("500 W, 700 W", "on", "580.1")
+
+
+def test_a_gpu_that_nvml_does_not_know_is_told_by_the_engine():
+    facts = bench_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
+    assert facts["gpu"] == "NVIDIA T4"
+    assert "power_limit" not in facts
+
+
+def test_no_energy_is_no_fact():
+    facts = bench_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
+    assert not {"energy_method", "energy_boundary"} & set(facts)
+
+
+def test_cycles_that_disagree_are_all_told():
+    facts = bench_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
+    assert facts["gpu_uuids"] == ["GPU-1", "GPU-2"]
+    assert facts["gpu"] == "NVIDIA H100"
+
+
+def test_the_shortest_window_counts():
+    cycles = [_result(window__quantisation_error=share) for share in (1 / 100, 1 / 16, None)]
+    assert bench_facts(cycles)["energy_ticks"] == 16
+    split = _result(prefill_window={"passes": 1, "window_seconds": 1.0, "quantisation_error": 0.1})
+    assert bench_facts([split])["prefill_ticks"] == 10
+    assert "energy_ticks" not in bench_facts([split])
+
+
+def test_what_may_differ():
+    facts = subject_facts(
+        [
+            _result(
+                engine__versions={"vllm": "0.9", "torch": "2.13.0+cu130"},
+                engine__model_revision="abc",
+                engine__settings={"dtype": "bf16", "generation": {"top_k": 50, "seed": None}},
+                environment__variables={"OMP_NUM_THREADS": "4"},
+                environment__git={"commit": "f" * 40, "dirty": True},
+            )
+        ]
+    )
+    assert {key: facts[key] for key in ("python", "vllm", "torch", "pytest-llem", "precision")} == {
+        "python": "3.11.7",
+        "vllm": "0.9",
+        "torch": "2.13.0+cu130",  # the engine knows better than the host
+        "pytest-llem": "0.1.0",
+        "precision": "bf16",
+    }
+    assert facts["settings.generation.top_k"] == 50
+    assert facts["variables.OMP_NUM_THREADS"] == "4"
+    assert (facts["model_revision"], facts["commit"], facts["uncommitted_changes"]) == ("abc", "f" * 40, True)
+    assert not {"settings.generation.seed", "model_fingerprint", "random_weights"} & set(facts)
+
+
+def test_flat():
+    assert flat({"a": {"b": {"c": 1}, "d": [1, {"x": 2}]}, "e": None, "f": {}, "g": False}) == {
+        "a.b.c": 1,
+        "a.d": [1, {"x": 2}],
+        "g": False,
+    }
+
+
+MOMENTS = st.integers(0, 30)
+
+
+@given(st.lists(st.tuples(MOMENTS, MOMENTS).map(sorted).filter(lambda span: span[0] < span[1]), max_size=12))
+def test_overlaps_are_those_that_every_pair_shows(spans):
+    texts = [tuple(f"2026-11-23T20:55:{moment:02}.000Z" for moment in span) for span in spans]
+    assert overlapping(texts) == [
+        any(one != at and begin < ended and end > begun for one, (begin, end) in enumerate(spans))
+        for at, (begun, ended) in enumerate(spans)
+    ]
+
+
+def _time(seconds):
+    return f"2026-11-23T20:00:{seconds:02}.000Z"
+
+
+def _built(tmp_path, spans, failed=()):
+    """Return the StudyResult of experiments that ran from when to when: (point, cycle, began, ended)."""
+    given = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
+    places = [(point, cycle) for point, cycle, *_ in [*spans, *failed]]
+    entries = [
+        ManifestEntry(experiment_id=f"{point}-{cycle}", config_hash=point, config_summary=point, cycle=cycle)
+        for point, cycle in places
+    ]
+    manifest = Manifest(
+        study_name="s",
+        study_design_hash="0" * 16,
+        pytest_llem_version="0",
+        started_at=_time(0),
+        total_experiments=len(entries),
+        experiments=entries,
+    )
+    writer = ManifestWriter(tmp_path, manifest)
+    for point, cycle, began, ended in spans:
+        name = f"{point}-{cycle}"
+        identity = {"experiment_id": name, "config_hash": point, "cycle": cycle}
+        times = {"started_at": _time(began), "completed_at": _time(ended)}
+        writer.completed(name, json.dumps(given | {"identity": identity} | times), {})
+    for point, cycle, began, ended in failed:
+        writer.failed(f"{point}-{cycle}", ErrorRecord(kind="crash", type="Killed", message="gone"))
+        entry = writer.entry(f"{point}-{cycle}")
+        entry.started_at, entry.completed_at = _time(began), _time(ended)
+    writer.finish("completed")
+    design = StudyResult.load(GOLDEN)
+    (one,) = design.points[:1]
+    ids = dict.fromkeys(point for point, _ in places)
+    design.points = [
+        one.model_copy(update={"id": point, "config_hash": point, "bench": {}, "metrics": {}}) for point in ids
+    ]
+    built = study_result.build_study_result(design, writer.manifest, tmp_path)
+    return {point.id: point for point in built.points}
+
+
+@pytest.mark.parametrize(
+    ("spans", "failed", "concurrent"),
+    [
+        ([("a", 1, 0, 5), ("b", 1, 5, 9), ("a", 2, 10, 12)], [], {"a": False, "b": False}),
+        ([("a", 1, 0, 5), ("b", 1, 4, 9), ("c", 1, 10, 12)], [], {"a": True, "b": True, "c": False}),
+        ([("a", 1, 0, 2), ("a", 2, 3, 5), ("b", 1, 4, 9)], [], {"a": True, "b": True}),
+        ([("a", 1, 0, 5), ("b", 1, 6, 9)], [("c", 1, 1, 2)], {"a": True, "b": False, "c": None}),
+    ],
+    ids=["one after the other", "side by side", "one cycle of two", "beside one that failed"],
+)
+def test_what_ran_beside_a_point(tmp_path, spans, failed, concurrent):
+    points = _built(tmp_path, spans, failed)
+    assert {name: point.bench.get("concurrent") for name, point in points.items()} == concurrent
+
+
+def test_facts_are_written_down(tmp_path):
+    point = _built(tmp_path, [("a", 1, 0, 1), ("a", 2, 2, 3)])["a"]
+    assert point.bench["cpu"] == "A processor"
+    assert point.subject["torch"] == "2.13.0+cpu"
+    assert point.cycles == [1, 2]
+
+
+def test_a_point_without_a_result_has_no_facts(tmp_path):
+    point = _built(tmp_path, [("a", 1, 0, 1)], [("b", 1, 2, 3)])["b"]
+    assert (point.bench, point.subject, point.cycles) == ({}, {}, [])

@@ -1,0 +1,199 @@
+"""Baselines: found by name or path, saved so that their differences can be read, and loaded again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+
+import pytest
+
+from pytest_llem import StudyResult
+from pytest_llem.gates.saved import WIDTH, BaselineError, load, resolve, save, what_lacks
+from pytest_llem.results.models import ErrorRecord, ManifestEntry
+from tests.support.study_results import point, study_result
+
+
+@pytest.fixture
+def result():
+    return study_result(
+        point(
+            {"precision": "bf16"},
+            seconds=[0.1 + 0.2, 1 / 3, 1e-17],
+            energy_j=[10.0, 11.0, None],
+            ttft_p50_ms=[],
+            subject={"torch": "2.13.0", "settings.eos_token_id": [1, 2]},
+        ),
+        point({"precision": "fp32"}, seconds=[2.0, 2.5, 3.0]),
+        environment={"os": "Linux", "packages": {"torch": "2.13.0"}},
+        warnings=["a warning, with an é"],
+        result_files=["experiments/a-c1.json"],
+        excluded=[{"axes": {}, "reason": "no"}],
+    )
+
+
+def test_it_is_the_same_when_it_is_read_again(tmp_path, result):
+    file = save(result, "main", tmp_path)
+    assert file == tmp_path / ".llem" / "baselines" / "main" / "made-up.json"
+    found = load("main", tmp_path, "made-up")
+    assert found == StudyResult.load(file)
+    del result.points[0].metrics["ttft_p50_ms"]  # what is null says nothing
+    result.result_files, result.excluded = [], []
+    assert found == result
+    assert found.points[0].metrics["seconds"].values == [0.1 + 0.2, 1 / 3, 1e-17]
+
+
+def test_it_is_laid_out_for_reading_differences(tmp_path, result):
+    text = save(result, "main", tmp_path).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert text.endswith("}\n")
+    metrics = [line for line in lines if re.match(r' *"(seconds|energy_j)": \{"mean": .*\},?$', line)]
+    assert len(metrics) == 3
+    assert max(len(line) for line in lines if line not in metrics) < WIDTH + 1
+    assert '   "axes": {"precision": "bf16"},' in lines
+    assert ' "warnings": ["a warning, with an é"]' in text
+    assert "null" not in "".join(metrics).replace("11.0, null]", "")
+
+
+def test_saving_the_same_again_changes_nothing(tmp_path, result):
+    file = save(result, "main", tmp_path)
+    before = file.read_bytes()
+    save(load("main", tmp_path), "main", tmp_path)
+    assert file.read_bytes() == before
+    assert [one.name for one in file.parent.iterdir()] == [file.name], "nothing is left beside it"
+
+
+def test_a_changed_metric_changes_its_line(tmp_path, result):
+    before = save(result, "main", tmp_path).read_text(encoding="utf-8").splitlines()
+    changed = point({}, seconds=[2.0, 2.5, 3.1]).metrics["seconds"]
+    result.points[1].metrics["seconds"] = changed
+    after = save(result, "main", tmp_path).read_text(encoding="utf-8").splitlines()
+    delta = [line[0] for line in difflib.ndiff(before, after) if line[0] in "+-"]
+    assert delta == ["-", "+"]
+
+
+def test_a_new_metric_adds_a_line(tmp_path):
+    one = save(study_result(point({}, seconds=[1.0, 2.0])), "one", tmp_path).read_text()
+    both = study_result(point({}, seconds=[1.0, 2.0], requests_per_second=[1.0, 2.0]))
+    two = save(both, "two", tmp_path).read_text()
+    assert len(two.splitlines()) == len(one.splitlines()) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"status": "interrupted"}, "the run is interrupted"),
+        ({"status": "running"}, "the run is running"),
+        ({"experiments": ["completed", "failed", "failed"]}, "experiments failed: 2"),
+        ({"experiments": ["completed", "deselected", "pending"]}, "experiments not run: 2"),
+        ({"measurement_protocol": {"n_cycles": 5}}, "precision=bf16 has fewer cycles than 5"),
+    ],
+)
+def test_a_partial_run_is_saved_only_where_that_is_asked_for(tmp_path, result, changes, said):
+    if statuses := changes.get("experiments"):
+        changes = {"experiments": [_entry(number, status) for number, status in enumerate(statuses)]}
+    result = result.model_copy(update=changes)
+    assert what_lacks(result) == said
+    with pytest.raises(BaselineError, match=f"^{said}, and a baseline is saved of a whole run only$"):
+        save(result, "main", tmp_path)
+    assert not (tmp_path / ".llem").exists()
+    assert load("main", tmp_path).points if save(result, "main", tmp_path, partial=True) else None
+
+
+def test_what_the_study_skips_is_not_lacking(result):
+    result.experiments = [_entry(1, "completed"), _entry(2, "skipped")]
+    assert what_lacks(result) is None
+
+
+def test_points_without_a_result_are_left_out(tmp_path, result):
+    result.points.append(point({"precision": "fp16"}))
+    save(result, "main", tmp_path, partial=True)
+    assert [one.id for one in load("main", tmp_path).points] == ["precision=bf16", "precision=fp32"]
+    with pytest.raises(BaselineError, match="there is no result to save"):
+        save(study_result(point({})), "empty", tmp_path)
+
+
+def _entry(number, status):
+    error = (
+        ErrorRecord(kind="crash", type="Killed", message="gone", traceback="secret")
+        if status == "failed"
+        else None
+    )
+    return ManifestEntry(
+        experiment_id=f"e{number}", config_hash="0", config_summary="", cycle=1, status=status, error=error
+    )
+
+
+def test_no_traceback_is_kept(tmp_path, result):
+    result.experiments = [_entry(1, "failed")]
+    assert "secret" not in save(result, "main", tmp_path, partial=True).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a\\b", "a\nb", "."])
+def test_names_that_are_none(tmp_path, result, name):
+    with pytest.raises(BaselineError, match="the name of a baseline must be one without path separators"):
+        save(result, name, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_a_name_and_what_a_path_means(tmp_path, result, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = save(result, "main", tmp_path)
+    (tmp_path / "main").mkdir()
+    (tmp_path / "other").mkdir()
+    assert resolve("main", tmp_path) == file.parent, "a baseline, before a folder of that name"
+    assert [str(resolve(given, tmp_path)) for given in ("./main", "other")] == ["main", "other"]
+    assert load(str(file), tmp_path, "made-up") == load(str(file.parent), tmp_path, "made-up")
+
+
+def test_a_results_directory(tmp_path, result):
+    (tmp_path / "study_result.json").write_text(result.model_dump_json())
+    assert load(str(tmp_path), tmp_path, "made-up") == result
+    assert load(str(tmp_path / "study_result.json"), tmp_path) == result
+
+
+def _refused(given, root, study=None):
+    with pytest.raises(BaselineError) as raised:
+        load(given, root, study)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_what_is_not_there(tmp_path, result):
+    assert _refused("main", tmp_path) == f"no baseline 'main'; there are none in {'.llem/baselines'}"
+    save(result, "main", tmp_path)
+    save(result, "nightly", tmp_path)
+    assert _refused("mian", tmp_path) == "no baseline 'mian' (did you mean 'main'?); there are: main, nightly"
+    assert _refused("no/where", tmp_path) == "no/where: no such file or folder"
+    assert _refused("nowhere.json", tmp_path) == "nowhere.json: no such file or folder"
+    assert _refused("", tmp_path) == "'': no such file or folder"
+    folder = tmp_path / ".llem/baselines/main"
+    assert _refused("main", tmp_path, "made-op") == (
+        f"{folder}: holds none of the study 'made-op' (did you mean 'made-up'?); there are: made-up"
+    )
+
+
+def test_what_is_another_studys(tmp_path, result):
+    file = save(result, "main", tmp_path)
+    assert _refused(str(file), tmp_path, "other") == f"{file}: is of the study 'made-up', not of 'other'"
+
+
+def test_what_cannot_be_read(tmp_path, result):
+    file = save(result, "main", tmp_path)
+    data = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(data | {"schema_version": "2.0"}))
+    assert _refused("main", tmp_path, "made-up") == f"{file}: schema version 2.0 cannot be read here (this is 1.3)"
+    file.write_text("{}")
+    assert _refused("main", tmp_path).startswith(f"{file}: not a StudyResult: ")
+    file.unlink()
+    assert _refused("main", tmp_path) == f"{file.parent}: holds no results"
+    file.mkdir()
+    assert _refused("main", tmp_path).startswith(f"{file}: ")
+
+
+def test_of_several_one_is_to_be_named(tmp_path, result):
+    save(result, "main", tmp_path)
+    assert load("main", tmp_path) == load("main", tmp_path, "made-up")
+    folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent
+    assert _refused("main", tmp_path) == f"{folder}: holds several results, name one of them: made-up, second"
+    assert load("main", tmp_path, "second").name == "second"
