@@ -117,7 +117,7 @@ class Settings:
             raise pytest.UsageError("--llem-resume-anyway: needs --llem-resume or --llem-resume-from")
         baseline, against = config.getoption("llem_baseline"), _against(config)
         if baseline and against:
-            raise pytest.UsageError("--llem-against: there is a --llem-baseline already, and one reference will do")
+            raise pytest.UsageError("--llem-against: there is a --llem-baseline already: one of them")
         if against and resume:
             raise pytest.UsageError("--llem-resume: not with --llem-against, which measures both sides in turns")
         if config.getoption("llem_compare_anyway") and not (baseline or against):

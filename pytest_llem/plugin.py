@@ -111,7 +111,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     return _plan_lines(config, plans_of(config, items))
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)  # within what the terminal does once all has run
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     config = session.config
     if _studies(config):

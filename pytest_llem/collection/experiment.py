@@ -12,9 +12,9 @@ import pytest
 
 from pytest_llem.board import STOPPED
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
+from pytest_llem.collection.items import run_of
 from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.collection.resume import forget, replayed
-from pytest_llem.collection.items import run_of
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.nodes import is_reference
 from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings

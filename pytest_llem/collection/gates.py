@@ -1,4 +1,4 @@
-"""Gate items in pytest's loop: passed over in silence, for the controller judges them once all has been measured."""
+"""Gate items in pytest's loop: passed over in silence, for the controller judges them once all has run."""
 
 from __future__ import annotations
 

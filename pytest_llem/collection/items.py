@@ -161,7 +161,9 @@ def _place_of(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, Any], 
     if PLANNED in item.callspec.params:
         experiment = experiment_of(item)
         return experiment.point.axes, experiment.cycle
-    return item.callspec.params[GATE].axes, None
+    gate = item.callspec.params[GATE]
+    assert isinstance(gate, Gate)
+    return gate.axes, None
 
 
 def restore_run_order(items: list[pytest.Item]) -> None:
@@ -224,7 +226,7 @@ def _study_module(study: StudyConfig, contents: Mapping[str, Sequence[Experiment
         metafunc.parametrize(argument, values, ids=[one.id for one in contents[name]])
 
     for name, values in contents.items():
-        body: FunctionType = _run if name in EXPERIMENTS else _judged
+        body: Any = _run if name in EXPERIMENTS else _judged
         line = study.line if name in EXPERIMENTS else min(one.line for one in values if isinstance(one, Gate))
         code = body.__code__.replace(
             co_filename=str(study.path), co_firstlineno=line, co_name=name, co_qualname=name

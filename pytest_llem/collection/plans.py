@@ -30,7 +30,9 @@ def make_plans(
     }
     return [
         replace(
-            plan, reference=plans.get(run_key(run, REFERENCE)), sight=_sight(config, studies[run]) if plan.to_run else ()
+            plan,
+            reference=plans.get(run_key(run, REFERENCE)),
+            sight=_sight(config, studies[run]) if plan.to_run else (),
         )
         for run, plan in plans.items()
         if not is_reference(run)

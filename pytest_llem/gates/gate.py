@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pytest_llem.gates.regression import missing_points
+from pytest_llem.gates.matching import missing_points
 from pytest_llem.results.models import StudyResult
 from pytest_llem.study.design import StudyConfig
 

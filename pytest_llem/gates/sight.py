@@ -47,9 +47,8 @@ def sight(study: StudyConfig, reference: StudyResult | None) -> list[str]:
         if change is not None:
             told.append(f"{change:.1%}{metric} where cycles vary by {cv:.1%}")
     cycles = f"{n} cycles in turns" if reference is None else f"{n} cycles against {n_reference}"
-    return [
-        f"gates: {cycles} find a change of {'; '.join(told)} (power {POWER:.0%}, α {gates.alpha:g}, Holm over {family})"
-    ]
+    how = f"power {POWER:.0%}, α {gates.alpha:g}, Holm over {family}"
+    return [f"gates: {cycles} find a change of {'; '.join(told)} ({how})"]
 
 
 def _spreads(study: StudyConfig, reference: StudyResult | None) -> Iterator[tuple[str, float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.gates.text import verdict_line
-from pytest_llem.nodes import BUDGET, REFERENCE, REGRESSION, Node, run_key
+from pytest_llem.nodes import REFERENCE, REGRESSION, run_key
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.reporting.recorder import Recorder
 from pytest_llem.reporting.studies import gates_by_file, study_of
@@ -128,7 +128,9 @@ class _Bench:
             name=name,
             paired=self._settings.against is not None,
             anyway=self._settings.compare_anyway,
-            points=(self._measured | {self.gates[REGRESSION, one].point for one in wanted}) if self._measured else None,
+            points=(self._measured | {self.gates[REGRESSION, one].point for one in wanted})
+            if self._measured
+            else None,
             fail_on=self._settings.fail_on,
             file=self._file,
             line=self.study.gates_line,
@@ -252,10 +254,11 @@ def _tell(report: pytest.TestReport, verdict: GateVerdict, root: Path) -> None:
 
 
 def _failure(line: str, path: Path, number: int | None) -> Any:
-    """Return what pytest would make of ``pytest.fail`` there: its short summary and JUnit XML then tell the line."""
+    """Return what pytest would make of ``pytest.fail`` there: its summary and JUnit XML then tell the line."""
     try:
         pytest.fail(line, pytrace=False)
     except pytest.fail.Exception:
         shown: Any = pytest.ExceptionInfo.from_current().getrepr(style="value")
-        shown.reprcrash.path, shown.reprcrash.lineno = str(path), (number or 0) + 1
+        crash = shown.reprcrash
+        crash.path, crash.lineno, crash.message = str(path), (number or 0) + 1, line
         return shown

@@ -41,8 +41,8 @@ experiment.run_isolated = _done
 
 
 def conftest(method: str = "measured") -> str:
-    """Return its text. What each metric comes to is in ``figures.json`` beside it: a Python expression of the cycle,
-    of whether it is the ``reference``, and of the point's axes by their last names.
+    """Return its text. What each metric comes to is in ``figures.json`` beside it: a Python expression of the
+    cycle, of whether it is the ``reference``, and of the point's axes by their last names.
 
     Args:
         method: How energies were obtained.
