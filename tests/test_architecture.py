@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "hookspecs": {"results"},
     "plugin": {"board", "collection", "isolation", "options", "planning", "reporting", "hookspecs", "study"},
     "fetch": {"backends", "measurement", "options", "registry", "study"},
-    "cli": {"fetch", "registry", "study"},
+    "aa": {"gates", "results", "study"},
+    "cli": {"aa", "catalogue", "fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
     "__init__": {"api", "measurement", "results", "study"},
 }
