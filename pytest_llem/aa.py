@@ -14,6 +14,8 @@ from pytest_llem.results.models import StudyResult
 from pytest_llem.study.gates import DEFAULT_FAMILY, GatesConfig
 from pytest_llem.study.problems import printable
 
+_USELESS = "too few sessions, or too much between them, for a delta below 100 %"
+
 
 def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
     """Print the session effect of each metric and the lines for the study, and return the exit status.
@@ -46,6 +48,9 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
     usable = {effect.metric: rounded for effect in effects if (rounded := _rounded(effect.delta)) < 1}
     for line in _told(effects, usable, alpha):
         print(line)
+    for effect in effects:
+        if effect.metric not in usable:
+            print(f"llem: {effect.metric}: {_USELESS}", file=sys.stderr)
     return 0 if usable else 1
 
 
@@ -103,10 +108,7 @@ def _told(effects: Sequence[SessionEffect], usable: Mapping[str, float], alpha: 
     yield f"at most: its upper bound at {CONFIDENCE:.0%} confidence; more sessions bring it down, and delta too"
     yield f"delta: in {alpha:.0%} of comparisons at most, some metric of two sessions of the same differs by more"
     for effect in effects:
-        notes = [*effect.notes]
-        if effect.metric not in usable:
-            notes.append("too few sessions, or too much between them, for a delta below 100 %")
-        for note in notes:
+        for note in effect.notes:
             yield f"{effect.metric}: {printable(note)}"
     if usable:
         yield ""
