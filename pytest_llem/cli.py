@@ -28,6 +28,14 @@ llem_model_path too; what comes from the Hugging Face hub goes into its cache (H
 HF_HUB_OFFLINE=1 nothing is downloaded.
 """
 
+_AA = """\
+Tell how far sessions differ that measured the same, and the delta that a gate needs to compare sessions.
+
+Each DIR holds the results of one run of the same study, unchanged, on the same machine: a session. Five or
+more are advised, as far apart in time as later comparisons will be. Give all the metrics that the study gates.
+A gate that compares cycle by cycle (--llem-against) needs none of this.
+"""
+
 
 _COMPARE = """\
 Compare two saved results, point by point and metric by metric, as pytest --llem-baseline does.
@@ -98,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.set_defaults(run=_fetch)
     _add_compare(commands)
+    _add_aa(commands)
     return parser
 
 
@@ -129,6 +138,51 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="compare where the device, the data or the way of measuring differ, too",
     )
     compare.set_defaults(run=_compare)
+
+
+def _add_aa(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    aa = commands.add_parser(
+        "aa",
+        help="tell from repeated runs of the same which delta a gate needs",
+        description=_AA,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    aa.add_argument("results", metavar="DIR", nargs="+", type=Path, help="a results directory of the study")
+    aa.add_argument(
+        "--metric",
+        metavar="NAME",
+        action="append",
+        default=[],
+        type=_gated,
+        help="a metric to look at; may be given several times; default: those gated by default",
+    )
+    aa.set_defaults(run=_aa)
+
+
+def _gated(name: str) -> str:
+    """Return the name of a metric that a gate can look at.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    from pytest_llem.catalogue import CATALOGUE
+    from pytest_llem.study.problems import did_you_mean
+
+    if name not in CATALOGUE:
+        raise argparse.ArgumentTypeError(f"there is no metric {name!r}{did_you_mean(name, tuple(CATALOGUE))}")
+    if CATALOGUE[name].better is None:
+        raise argparse.ArgumentTypeError(f"{name} is not gated: neither more nor less of it is better")
+    return name
+
+
+def _aa(options: argparse.Namespace) -> int:
+    from pytest_llem.aa import aa
+
+    _need_output()
+    status = aa(options.results, options.metric)
+    sys.stdout.flush()
+    return status
 
 
 def _fetch(options: argparse.Namespace) -> int:

@@ -81,7 +81,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "llem: interrupted\n")
 
 
-@pytest.mark.parametrize("command", ["schema", "fetch study.yaml"])
+@pytest.mark.parametrize("command", ["schema", "fetch study.yaml", "aa results"])
 def test_no_standard_output_is_one_line(command):
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *command.split()],
@@ -94,7 +94,15 @@ def test_no_standard_output_is_one_line(command):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["shema"], ["schema", "extra"], ["schema", "--out", "x"], ["fetch"], ["fetch", "s.yaml", "--model-path"]],
+    [
+        [],
+        ["shema"],
+        ["schema", "extra"],
+        ["schema", "--out", "x"],
+        ["fetch"],
+        ["fetch", "s.yaml", "--model-path"],
+        ["aa"],
+    ],
 )
 def test_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:
@@ -113,8 +121,9 @@ def test_the_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help"], ["schema  ", "fetch  ", "pytest STUDY.yaml -p llem", "--version"]),
+        (["--help"], ["schema  ", "fetch  ", "aa  ", "pytest STUDY.yaml -p llem", "--version"]),
         (["fetch", "--help"], ["STUDY", "--model-path DIR", "HF_HUB_OFFLINE=1", "llem_model_path"]),
+        (["aa", "--help"], ["DIR", "--metric NAME", "session"]),
         (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
     ],
 )

@@ -1,0 +1,433 @@
+"""Verdicts on changes, held against scipy, against hand, and against their promises of false alarms and power."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pytest_llem.gates.power import _distance
+from pytest_llem.gates.statistics import (
+    Contrast,
+    Decision,
+    Question,
+    UndecidableError,
+    contrast,
+    decide,
+    detectable,
+)
+from pytest_llem.gates.ttests import holm, judge, paired_estimate, unpaired_estimate, welch
+from tests.support.pairs import ALPHA, FAMILY, METRICS, POINTS, Noise, Simulation, found, regressions
+
+PROPERTY = settings(deadline=None)  # other processes may have the machine's time
+
+HERE = [0.4512, 0.4609, 0.4533, 0.4571, 0.4498]
+THERE = [0.4401, 0.4388, 0.4432, 0.4415, 0.4379]
+
+
+def cycles(values):
+    return dict(enumerate(values, start=1))
+
+
+def compared(here, there, *, paired=False):
+    return contrast(cycles(here), cycles(there), paired=paired)
+
+
+def decision(here, there, *, better="lower", delta=0.02, alpha=ALPHA, paired=False) -> Decision:
+    [only] = decide([Question(compared(here, there, paired=paired), better, delta)], alpha)
+    return only
+
+
+def asked(log_ratio, *, error=0.01, better="lower", delta=0.0, degrees=8.0, n=5) -> Question:
+    """Return a question whose contrast has these figures."""
+    variance = error**2 * n / 2
+    return Question(Contrast(log_ratio, error, degrees, n, n, False, variance, variance), better, delta)
+
+
+class TestContrast:
+    def test_unpaired_is_welch_on_logarithms(self):
+        found = compared(HERE, THERE)
+        test = stats.ttest_ind(np.log(HERE), np.log(THERE), equal_var=False)
+        assert found.log_ratio / found.standard_error == pytest.approx(test.statistic, rel=1e-9)
+        assert found.degrees == pytest.approx(test.df, rel=1e-9)
+        assert math.exp(found.log_ratio) == pytest.approx(stats.gmean(HERE) / stats.gmean(THERE))
+        assert (found.n, found.n_reference, found.paired) == (5, 5, False)
+        assert found.variance == pytest.approx(np.var(np.log(HERE), ddof=1))
+        assert found.variance_reference == pytest.approx(np.var(np.log(THERE), ddof=1))
+
+    def test_paired_is_a_test_of_the_differences(self):
+        found = compared(HERE, THERE, paired=True)
+        test = stats.ttest_rel(np.log(HERE), np.log(THERE))
+        assert found.log_ratio / found.standard_error == pytest.approx(test.statistic, rel=1e-9)
+        assert (found.degrees, found.n, found.n_reference, found.paired) == (4, 5, 5, True)
+
+    def test_pairs_are_matched_by_their_cycle(self):
+        here, there = {4: 2.0, 1: 1.0, 2: 3.0, 9: 7.0}, {2: 1.5, 3: 9.0, 1: 1.0, 4: 1.0}
+        assert contrast(here, there, paired=True) == compared([1.0, 3.0, 2.0], [1.0, 1.5, 1.0], paired=True)
+
+    @pytest.mark.parametrize(("n", "n_reference"), [(2, 5), (3, 5), (5, 2)])
+    def test_unequal_numbers_are_never_more_certain_than_by_welch(self, n, n_reference):
+        here, there = HERE[:n], THERE[:n_reference]
+        found = compared(here, there)
+        test = stats.ttest_ind(np.log(here), np.log(there), equal_var=False)
+        pooled = stats.ttest_ind(np.log(here), np.log(there))
+        size = min(abs(test.statistic), abs(pooled.statistic))
+        assert abs(found.log_ratio / found.standard_error) == pytest.approx(size, rel=1e-9)
+        assert found.degrees == pytest.approx(min(test.df, 2 * (min(n, n_reference) - 1)), rel=1e-9)
+
+    @pytest.mark.parametrize(
+        ("here", "there", "paired", "said"),
+        [
+            ({1: 1.0}, {1: 1.0, 2: 1.0, 3: 1.0}, False, "2 cycles on either side (1 here, 3 in the reference)"),
+            ({1: 1.0, 2: 2.0}, {}, False, "2 cycles on either side (2 here, 0 in the reference)"),
+            ({1: 1.0, 2: 1.0}, {2: 1.0, 3: 1.0}, True, "2 cycles that both sides have (1 in common)"),
+            ({1: 1.0, 2: 0.0}, {1: 1.0, 2: 1.0}, False, "cycle 2 is 0, and ratios need values above 0"),
+            ({1: 1.0, 2: 1.0}, {1: -2.5, 2: 1.0}, True, "cycle 1 of the reference is -2.5, and"),
+            ({1: 1.0, 2: math.inf}, {1: 1.0, 2: 1.0}, False, "cycle 2 is inf, and"),
+            ({1: 1.0, 2: math.nan}, {1: 1.0, 2: 1.0}, False, "cycle 2 is nan, and"),
+        ],
+    )
+    def test_what_cannot_be_judged_says_why(self, here, there, paired, said):
+        with pytest.raises(UndecidableError) as raised:
+            contrast(here, there, paired=paired)
+        assert said in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+    def test_a_cycle_that_has_no_partner_may_hold_anything(self):
+        assert contrast({1: 1.0, 2: 2.0, 3: 0.0}, {1: 1.0, 2: 2.0}, paired=True).n == 2
+
+
+class TestDecide:
+    def test_the_bound_is_scipys(self):
+        for paired, test in (
+            (False, stats.ttest_ind(np.log(HERE), np.log(THERE), equal_var=False)),
+            (True, stats.ttest_rel(np.log(HERE), np.log(THERE))),
+        ):
+            found = decision(HERE, THERE, delta=0.0, paired=paired)
+            assert found.p == pytest.approx(test.pvalue / 2, rel=1e-9)
+            interval = test.confidence_interval(0.98)
+            assert found.interval == pytest.approx((math.exp(interval.low), math.exp(interval.high)), rel=1e-9)
+            assert found.confidence == pytest.approx(0.98)
+            assert found.ratio == pytest.approx(stats.gmean(HERE) / stats.gmean(THERE))
+
+    @pytest.mark.parametrize("delta", [0.0, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.06, 0.08])
+    @pytest.mark.parametrize("paired", [False, True])
+    def test_the_verdict_is_where_the_interval_lies(self, delta, paired):
+        found = decision(HERE, THERE, delta=delta, paired=paired)
+        low, high = found.interval
+        inside = high <= 1 + delta and low >= 1 / (1 + delta)
+        assert found.verdict == ("REGRESSION" if low > 1 + delta else "SAME" if inside else "INCONCLUSIVE")
+        assert (found.p <= ALPHA) == (found.verdict == "REGRESSION")
+        assert (found.cycles_to_decide is not None) == (found.verdict == "INCONCLUSIVE")
+
+    def test_all_four_verdicts(self):
+        wide = [0.40, 0.50, 0.45, 0.47, 0.43]
+        assert decision(HERE, THERE, delta=0.01).verdict == "REGRESSION"
+        assert decision(HERE, THERE, delta=0.01, better="higher").verdict == "IMPROVEMENT"
+        assert decision(HERE, THERE, delta=0.08).verdict == "SAME"
+        assert decision(wide, THERE, delta=0.02).verdict == "INCONCLUSIVE"
+
+    def test_no_questions(self):
+        assert decide([], ALPHA) == []
+
+    @pytest.mark.parametrize("paired", [False, True])
+    def test_two_cycles_will_do_where_they_agree(self, paired):
+        assert decision([2.0, 2.0001], [1.0, 1.0001], paired=paired).verdict == "REGRESSION"
+        assert decision([1.0, 1.03], [1.0, 1.0001], paired=paired).verdict == "INCONCLUSIVE"
+
+    def test_a_bound_that_is_beyond_all_floats_is_a_number(self):
+        found = decision([1e-3, 1e3], [1e-3, 1e3], alpha=1e-9)
+        assert all(map(math.isfinite, found.interval))
+        assert found.verdict == "INCONCLUSIVE"
+
+
+class TestWithoutSpread:
+    """Memory, for one, may be the same to the byte in all cycles."""
+
+    @pytest.mark.parametrize("paired", [False, True])
+    @pytest.mark.parametrize(
+        ("ratio", "delta", "verdict"),
+        [
+            (1.0, 0.0, "SAME"),
+            (1.0, 0.02, "SAME"),
+            (1.02, 0.02, "SAME"),
+            (1 / 1.02, 0.02, "SAME"),
+            (1.0200001, 0.02, "REGRESSION"),
+            (1.5, 0.02, "REGRESSION"),
+            (0.5, 0.02, "IMPROVEMENT"),
+            (1.0000001, 0.0, "REGRESSION"),
+        ],
+    )
+    def test_there_is_no_doubt(self, ratio, delta, verdict, paired):
+        for value, n in itertools.product((1.1, 0.1, 80_000_000_001.0, 3e-200), (2, 3, 7, 49)):
+            found = decision([value * ratio] * n, [value] * n, delta=delta, paired=paired)
+            assert found.verdict == verdict, (value, n)
+            assert found.interval == pytest.approx((ratio, ratio), rel=1e-9)
+            assert found.p == (1.0 if verdict == "SAME" else 0.0)
+            assert found.cycles_to_decide is None
+
+    def test_one_side_may_have_none(self):
+        found = compared([1.0, 1.0, 1.0], [1.0, 1.1, 1.2])
+        test = stats.ttest_ind([0, 0, 0], np.log([1.0, 1.1, 1.2]), equal_var=False)
+        assert found.degrees == pytest.approx(2)
+        assert found.log_ratio / found.standard_error == pytest.approx(test.statistic)
+
+    def test_pairs_whose_cycles_differ_alike(self):
+        here = [1.1 * value for value in HERE]
+        assert decision(here, HERE, delta=0.1, paired=True).verdict == "SAME"
+        assert decision(here, HERE, delta=0.09, paired=True).verdict == "REGRESSION"
+
+    @PROPERTY
+    @given(st.floats(1e-300, 1e300), st.integers(2, 40), st.integers(2, 40))
+    def test_rounding_is_no_change(self, value, n, n_reference):
+        assert decision([value] * n, [value] * n_reference, delta=0.0).verdict == "SAME"
+
+
+class TestHolm:
+    def test_by_hand(self):
+        assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert holm(np.array([0.9, 0.5])) == pytest.approx([1.0, 1.0])
+        assert holm(np.array([0.02])) == pytest.approx([0.02])
+
+    def test_each_family_is_on_its_own(self):
+        both = holm(np.array([[0.01, 0.04], [0.004, 0.002]]))
+        assert both == pytest.approx(np.array([[0.02, 0.04], [0.004, 0.004]]))
+
+    def test_it_decides(self):
+        def question(p):
+            return asked(-0.01 * stats.t.ppf(p, 8))
+
+        ps = [0.002, 0.004, 0.009, 0.3]
+        alone = [decide([question(p)], ALPHA)[0] for p in ps]
+        assert [one.verdict for one in alone] == ["REGRESSION"] * 3 + ["INCONCLUSIVE"]
+        assert [one.p for one in alone] == pytest.approx(ps)
+        together = decide([question(p) for p in reversed(ps)], ALPHA)[::-1]
+        assert [one.p for one in together] == pytest.approx([0.008, 0.012, 0.018, 0.3])
+        assert [one.verdict for one in together] == ["REGRESSION", "INCONCLUSIVE", "INCONCLUSIVE", "INCONCLUSIVE"]
+        assert together[0].interval == alone[0].interval
+
+    def test_either_direction_is_a_family(self):
+        worse, better = asked(0.031), asked(-0.031)
+        [alone] = decide([worse], ALPHA)
+        assert alone.p == pytest.approx(stats.t.sf(3.1, 8))
+        first, second = decide([worse, better], ALPHA)
+        assert (first.p, second.p) == (pytest.approx(2 * alone.p), pytest.approx(2 * alone.p))
+
+    @PROPERTY
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+    def test_adjusted_keeps_the_order_and_never_falls(self, ps):
+        given = np.array(ps)
+        adjusted = holm(given)
+        assert (adjusted >= given).all()
+        assert (adjusted <= 1).all()
+        assert (adjusted[np.argsort(given)] == np.sort(adjusted)).all()
+
+
+class TestCyclesToDecide:
+    @pytest.mark.parametrize("paired", [False, True])
+    @pytest.mark.parametrize("delta", [0.0, 0.02, 0.06])
+    def test_it_is_the_least_that_decides(self, paired, delta):
+        here, there = [0.46, 0.44, 0.47], [0.44, 0.45, 0.435]
+        question = Question(compared(here, there, paired=paired), "lower", delta)
+        [found] = decide([question], ALPHA)
+        assert found.verdict == "INCONCLUSIVE"
+        assert found.cycles_to_decide > 3
+
+        def at(n):
+            had = question.contrast
+            error, degrees = math.sqrt(had.variance / n), n - 1.0
+            if not paired:
+                error, degrees = map(float, welch(had.variance, n, had.variance_reference, n))
+            then = dataclasses.replace(had, standard_error=error, degrees=degrees, n=n, n_reference=n)
+            return decide([dataclasses.replace(question, contrast=then)], ALPHA)[0].verdict
+
+        assert at(found.cycles_to_decide - 1) == "INCONCLUSIVE"
+        assert at(found.cycles_to_decide) != "INCONCLUSIVE"
+
+    def test_a_side_that_has_more_keeps_them(self):
+        values = itertools.cycle([0.43, 0.45, 0.44, 0.446, 0.435])
+        there = [next(values) for _ in range(20)]
+        found = [decision([0.48, 0.52, 0.50], there[:n]) for n in (3, 20)]
+        assert [one.verdict for one in found] == ["INCONCLUSIVE"] * 2
+        assert 3 < found[1].cycles_to_decide <= found[0].cycles_to_decide
+
+    def test_none_where_no_number_would(self):
+        # The change is delta itself: it is neither beyond it nor safely inside.
+        assert decide([asked(math.log(1.02), delta=0.02)], ALPHA)[0].cycles_to_decide is None
+
+    def test_holm_asks_for_more(self):
+        alone = decide([asked(0.02)], ALPHA)[0].cycles_to_decide
+        among = decide([asked(0.02), *[asked(0.001)] * 11], ALPHA)[0].cycles_to_decide
+        reported = decide([asked(0.02), *[asked(1.0)] * 11], ALPHA)[0].cycles_to_decide
+        assert among > alone == reported
+
+
+VALUES = st.lists(st.floats(0.5, 2.0), min_size=2, max_size=8)
+SIDES = st.tuples(VALUES, VALUES)
+MIRRORED = {"REGRESSION": "IMPROVEMENT", "IMPROVEMENT": "REGRESSION"}
+
+
+class TestProperties:
+    @PROPERTY
+    @given(SIDES, st.booleans())
+    def test_sides_swapped_invert_it(self, sides, paired):
+        there, back = decision(*sides, paired=paired), decision(*reversed(sides), paired=paired)
+        assert back.ratio == pytest.approx(1 / there.ratio)
+        assert back.interval == pytest.approx((1 / there.interval[1], 1 / there.interval[0]))
+        assert back.verdict == MIRRORED.get(there.verdict, there.verdict)
+        assert back.cycles_to_decide == there.cycles_to_decide
+
+    @PROPERTY
+    @given(SIDES, st.booleans())
+    def test_what_is_better_mirrors_it(self, sides, paired):
+        lower, higher = (decision(*sides, better=better, paired=paired) for better in ("lower", "higher"))
+        assert higher.verdict == MIRRORED.get(lower.verdict, lower.verdict)
+        assert (higher.ratio, higher.interval) == (lower.ratio, lower.interval)
+        assert higher.cycles_to_decide == lower.cycles_to_decide
+
+    @PROPERTY
+    @given(SIDES, st.floats(1e-9, 1e9), st.booleans())
+    def test_units_do_not_matter(self, sides, scale, paired):
+        plain = decision(*sides, paired=paired)
+        assume(abs(plain.p - ALPHA) > 1e-9)
+        scaled = decision(*([scale * value for value in side] for side in sides), paired=paired)
+        assert scaled.interval == pytest.approx(plain.interval)
+        assert scaled.p == pytest.approx(plain.p, abs=1e-9)
+        assert scaled.verdict == plain.verdict
+
+    @PROPERTY
+    @given(SIDES, st.booleans(), st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)).map(sorted))
+    def test_a_larger_delta_is_never_stricter(self, sides, paired, deltas):
+        strict, lax = (decision(*sides, delta=delta, paired=paired) for delta in deltas)
+        assert strict.p <= lax.p + 1e-12
+        if lax.verdict in MIRRORED:
+            assert strict.verdict == lax.verdict
+        if strict.verdict == "SAME":
+            assert lax.verdict == "SAME"
+
+    @PROPERTY
+    @given(SIDES, st.floats(0, 0.9), st.floats(1e-6, 0.4), st.booleans())
+    def test_figures_are_numbers_that_fit_together(self, sides, delta, alpha, paired):
+        found = decision(*sides, delta=delta, alpha=alpha, paired=paired)
+        assert 0 < found.interval[0] <= found.ratio * (1 + 1e-12)
+        assert found.ratio <= found.interval[1] * (1 + 1e-12) < math.inf
+        assert 0 <= found.p <= 1
+        assert found.verdict not in MIRRORED or found.p <= alpha
+
+
+class TestDetectable:
+    @pytest.mark.parametrize(("cv", "percent"), [(0.005, (3.5, 5.0, 2.9)), (0.02, (8.1, 14.5, 5.7))])
+    def test_what_is_promised(self, cv, percent):
+        found = [
+            detectable(cv, n, n, delta=0.02, alpha=0.01, family=family) for n, family in ((5, 1), (5, 50), (10, 1))
+        ]
+        assert [100 * change for change in found] == pytest.approx(percent, abs=0.05)
+
+    @pytest.mark.parametrize("n", [3, 5, 20])
+    def test_pairs_are_a_noncentral_t(self, n):
+        far = math.log1p(detectable(0.01, n, n, delta=0.02, alpha=0.01, paired=True)) - math.log1p(0.02)
+        noncentrality = far / (math.sqrt(2 * math.log1p(0.01**2)) / math.sqrt(n))
+        assert stats.nct.sf(stats.t.isf(0.01, n - 1), n - 1, noncentrality) == pytest.approx(0.9, abs=1e-3)
+
+    def test_many_cycles_are_a_normal_approximation(self):
+        quantiles = stats.norm.isf(0.01) + stats.norm.ppf(0.8)
+        assert _distance(400, 400, 0.01, 0.8, False) == pytest.approx(quantiles * math.sqrt(2 / 400), rel=0.01)
+
+    def test_it_grows_with_what_it_should(self):
+        def of(cv=0.01, n=5, reference=5, delta=0.02, alpha=0.01, **more):
+            return detectable(cv, n, reference, delta=delta, alpha=alpha, **more)
+
+        plain = of()
+        assert all(other > plain for other in (of(cv=0.02), of(delta=0.03), of(alpha=0.001), of(family=12)))
+        assert all(other < plain for other in (of(n=6, reference=6), of(reference=50), of(power=0.5)))
+        assert of(n=5, reference=3) == of(n=3, reference=5) > plain
+        assert of(n=5, reference=9, paired=True) == of(paired=True)
+
+    def test_without_noise_it_is_delta(self):
+        assert detectable(0.0, 3, 3, delta=0.02, alpha=0.01) == pytest.approx(0.02)
+
+    @pytest.mark.parametrize(("n", "n_reference"), [(0, 5), (1, 5), (5, 1)])
+    def test_below_two_cycles_there_is_nothing(self, n, n_reference):
+        assert detectable(0.01, n, n_reference, delta=0.02, alpha=0.01) is None
+
+    def test_nothing_is_found_in_such_noise(self):
+        assert detectable(0.05, 2, 2, delta=0.02, alpha=0.01, family=50) is None
+
+
+class TestSimulation:
+    """A small edition of ``tests/benchmarks/gates.py``."""
+
+    @pytest.fixture
+    def simulation(self):
+        return Simulation(2000)
+
+    @pytest.mark.parametrize("paired", [False, True])
+    def test_it_judges_as_decide_does(self, paired):
+        few = Simulation(60)
+        here, there = few.side(Noise(0.02), 3), few.side(Noise(0.02), 3)
+        here[::3] += 0.4
+        estimate = paired_estimate(here - there) if paired else unpaired_estimate(here, there)
+        judged = judge(*estimate, np.full(FAMILY, np.log(1.02)), ALPHA)
+        verdicts = set()
+        for family in range(few.families):
+            contrasts = [
+                compared(*np.exp([here[family, at], there[family, at]]), paired=paired) for at in range(FAMILY)
+            ]
+            decisions = decide([Question(one, "lower", 0.02) for one in contrasts], ALPHA)
+            verdicts |= {one.verdict for one in decisions}
+            worse = [one.verdict == "REGRESSION" for one in decisions]
+            assert worse == judged.worse[family].tolist()
+            assert [one.verdict == "SAME" for one in decisions] == (judged.same & ~judged.worse)[family].tolist()
+            shown = [one.p if one.ratio >= 1 else 1.0 for one in decisions]
+            assert shown == pytest.approx(np.where(estimate.log_ratio >= 0, judged.p_worse, 1.0)[family])
+        assert {"REGRESSION", "INCONCLUSIVE"} <= verdicts
+        assert FAMILY == METRICS * POINTS
+
+    @pytest.mark.parametrize("cv", [0.005, 0.05])
+    @pytest.mark.parametrize("n", [3, 5])
+    @pytest.mark.parametrize("delta", [0.0, 0.02])
+    def test_false_alarms(self, simulation, cv, n, delta):
+        for estimate in (simulation.unpaired(Noise(cv), n), simulation.paired(Noise(cv), n)):
+            assert regressions(estimate, delta).beyond(ALPHA) == []
+
+    @pytest.mark.parametrize(("n", "n_reference"), [(2, 2), (2, 10), (3, 5), (3, 20), (10, 3)])
+    def test_false_alarms_of_unequal_numbers(self, simulation, n, n_reference):
+        assert regressions(simulation.unpaired(Noise(0.02), n, n_reference), 0.0).beyond(ALPHA) == []
+
+    def test_false_alarms_of_the_gates_that_are_none_among_those_that_are(self, simulation):
+        estimate = simulation.unpaired(Noise(0.01), 5)
+        changed = np.arange(FAMILY) < FAMILY // 2
+        shifted = estimate._replace(log_ratio=estimate.log_ratio + np.where(changed, 0.2, 0.0))
+        judged = judge(*shifted, 0.0, ALPHA).worse
+        assert judged[:, changed].mean() > 0.99
+        false = judged[:, ~changed].any(axis=-1).mean()
+        assert false <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / simulation.families)
+
+    def test_same_is_not_said_of_what_has_changed(self, simulation):
+        for n in (2, 3, 5):
+            for estimate in (simulation.unpaired(Noise(0.003), n), simulation.paired(Noise(0.003), n)):
+                judged = judge(estimate.log_ratio + np.log(1.02), *estimate[1:], np.log(1.02), ALPHA)
+                assert judged.same.mean() <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / judged.same.size)
+
+    def test_a_session_effect_is_what_pairing_takes_away_and_delta_leaves_room_for(self):
+        simulation, noise = Simulation(1000), Noise(0.005, session=0.01)
+        estimate = simulation.unpaired(noise, 5)
+        assert regressions(estimate, 0.02).beyond(ALPHA) != []
+        assert regressions(estimate, simulation.deltas(noise, 5, sessions=5)).beyond(ALPHA) == []
+        assert regressions(simulation.paired(noise, 5), 0.0).beyond(ALPHA) == []
+
+    @pytest.mark.parametrize("cv", [0.005, 0.02])
+    @pytest.mark.parametrize(("n", "n_reference"), [(3, 3), (5, 5), (3, 10)])
+    @pytest.mark.parametrize("family", [1, FAMILY])
+    def test_power(self, simulation, cv, n, n_reference, family):
+        noise = Noise(cv)
+        draws = {False: simulation.unpaired(noise, n, n_reference), True: simulation.paired(noise, n)}
+        for paired, estimate in draws.items():
+            change = detectable(cv, n, n_reference, delta=0.02, alpha=ALPHA, family=family, paired=paired)
+            assert found(estimate, change, 0.02, ALPHA / family) == pytest.approx(0.9, abs=0.03)

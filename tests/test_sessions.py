@@ -1,0 +1,309 @@
+"""``llem aa``: what sessions do to a metric, by hand and by simulation, and what it prints of that."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from pytest_llem import cli
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.sessions import Spread, session_delta, session_effect, session_spread
+from pytest_llem.gates.statistics import UndecidableError
+from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult, StudySummary
+from pytest_llem.results.statistics import Summary
+from pytest_llem.study.gates import DEFAULT_FAMILY, GatesConfig
+
+METRIC = "energy_per_output_token_j"
+
+
+def summary(cycles, **more):
+    known = [value for value in cycles if value is not None]
+    mean = statistics.fmean(known) if known else None
+    return Summary(**{"mean": mean, "n": len(known), "unit": CATALOGUE[METRIC].unit, "values": cycles} | more)
+
+
+def session(points, *, design="0" * 16, metric=METRIC, number=1, facts=None, entry=None):
+    """Return the result of a session: of each point, the values of its cycles or a Summary."""
+    return StudyResult(
+        pytest_llem_version="0",
+        name="study",
+        study_design_hash=design,
+        status="completed",
+        summary=StudySummary(total=1, completed=1, failed=0, wall_seconds=1.0),
+        points=[
+            PointResult(
+                id=name,
+                axes={},
+                config={},
+                config_hash=name,
+                metrics={metric: values if isinstance(values, Summary) else summary(values)},
+                **(facts or {}),
+            )
+            for name, values in points.items()
+        ],
+        experiments=[
+            ManifestEntry(
+                **{"experiment_id": "one", "config_hash": "a", "config_summary": "", "cycle": 1}
+                | {"status": "completed", "completed_at": f"2026-11-23T12:00:{number:02}Z"}
+                | (entry or {})
+            )
+        ],
+    )
+
+
+def effect(*sessions, metrics=1):
+    return session_effect(sessions, METRIC, alpha=0.01, metrics=metrics)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Write sessions as results directories and return their names."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*sessions):
+        names = []
+        for number, one in enumerate(sessions, start=1):
+            (tmp_path / f"r{number}").mkdir()
+            (tmp_path / f"r{number}" / "study_result.json").write_text(one.model_dump_json())
+            names.append(f"r{number}")
+        return names
+
+    return write
+
+
+@pytest.fixture
+def llem(capsys):
+    """Run ``llem aa`` and return its exit status, its output's lines, and what stands in standard error."""
+
+    def run(*arguments):
+        status = cli.main(["aa", *arguments])
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err
+
+    return run
+
+
+#: Five sessions of two points, of three cycles each; shifted as a whole, but for the noise.
+SHIFTS = (0.0, 0.012, -0.008, 0.005, -0.011)
+RUNS = [
+    {"a": [math.exp(s + e) for e in (0, 0.002, -0.001)], "b": [9 * math.exp(s + e) for e in (0.003, 0, -0.002)]}
+    for s in SHIFTS
+]
+
+
+class TestSpread:
+    def test_by_hand(self):
+        # Means 1, 3, of two cycles each; variance between 2, within 2 and so 1 of a mean.
+        found = session_spread([[[0.0, 2.0], [2.0, 4.0]]])
+        assert found.sigma == pytest.approx(1.0)
+        assert found.degrees == 1
+        assert found.noise_known
+        assert found.upper == pytest.approx(math.sqrt(2 / stats.chi2.ppf(0.05, 1) - 1))
+
+    def test_points_are_pooled_but_are_no_sessions(self):
+        points = [[[0.0, 2.0], [2.0, 4.0]], [[5.0, 5.0], [9.0, 9.0]]]
+        found = session_spread(points)
+        assert found.sigma == pytest.approx(math.sqrt((1 + 8) / 2))
+        assert found.degrees == 1
+
+    def test_a_point_of_more_sessions_weighs_more(self):
+        found = session_spread([[[0.0], [2.0]], [[1.0], [1.0], [1.0]]])
+        assert found.sigma == pytest.approx(math.sqrt(2 / 3))
+        assert found.degrees == 2
+        assert not found.noise_known
+
+    def test_noise_alone_is_no_session_effect(self):
+        assert session_spread([[[0.0, 2.0], [0.1, 2.1], [-0.1, 1.9]]]).sigma == 0
+
+    def test_sessions_that_are_the_same(self):
+        assert session_spread([[[1.0, 1.0], [1.0, 1.0]]]) == Spread(0.0, 0.0, 1, True)
+
+    @pytest.mark.parametrize("lengths", [(3, 3, 3, 3), (1, 2, 5, 4)])
+    def test_it_is_unbiased_and_its_bound_holds(self, lengths):
+        random, rounds = np.random.default_rng(6), 2000
+        found = []
+        for _ in range(rounds):
+            runs = [random.normal(random.normal(0, 2), 1.5, n).tolist() for n in lengths]
+            found.append(session_spread([runs]))
+        # Where sigma is cut off at 0 it is above what it should be, which is rare for one that large.
+        assert statistics.fmean(one.sigma**2 for one in found) == pytest.approx(4, rel=0.05)
+        assert sum(one.upper > 2 for one in found) / rounds == pytest.approx(0.95, abs=0.02)
+
+
+class TestDelta:
+    def test_it_is_a_prediction_bound(self):
+        spread = Spread(0.01, 0.02, 4, True)
+        bound = stats.t.isf(0.01, 4) * math.sqrt(2) * 0.01
+        assert session_delta(spread, alpha=0.01, metrics=1) == pytest.approx(math.expm1(bound))
+        three = stats.t.isf(0.01 / 3, 4) * math.sqrt(2) * 0.01
+        assert session_delta(spread, alpha=0.01, metrics=3) == pytest.approx(math.expm1(three))
+
+    def test_more_sessions_need_less(self):
+        deltas = [session_delta(Spread(0.01, 0.02, df, True), alpha=0.01, metrics=3) for df in (1, 2, 4, 9, 100)]
+        assert deltas == sorted(deltas, reverse=True)
+        assert deltas[-1] > 2 * 0.01
+
+    def test_it_is_two_percent_at_least(self):
+        assert session_delta(Spread(0.0, 0.01, 4, True), alpha=0.01, metrics=3) == 0.02
+
+    def test_the_next_session_is_within_it(self):
+        random, rounds, beyond = np.random.default_rng(7), 4000, 0
+        for _ in range(rounds):
+            *runs, here, there = random.normal(0, 0.03, (6, 1)).tolist()
+            delta = session_delta(session_spread([runs]), alpha=0.05, metrics=1)
+            beyond += here[0] - there[0] > math.log1p(delta)
+        assert beyond / rounds == pytest.approx(0.05, abs=0.012)
+
+
+class TestEffect:
+    def test_of_results(self):
+        found = effect(*map(session, RUNS), metrics=3)
+        points = [[[math.log(value) for value in run[name]] for run in RUNS] for name in ("a", "b")]
+        assert (found.metric, found.sessions, found.points, found.notes) == (METRIC, 5, 2, ())
+        assert found.spread == session_spread(points)
+        assert found.delta == session_delta(found.spread, alpha=0.01, metrics=3)
+        assert found.spread.sigma == pytest.approx(statistics.stdev(SHIFTS), rel=0.02)
+
+    @pytest.mark.parametrize(
+        ("bad", "reason"),
+        [
+            (summary([1.0, 0.0]), "a cycle is 0, and ratios need values above 0"),
+            (summary([1.0, -0.5]), "a cycle is -0.5, and ratios need values above 0"),
+            (summary([1.0], values=[]), "the version that measured it did not keep the values of cycles"),
+            (summary([1.0], boundary="cpu_package"), "sessions took energy over different boundaries"),
+        ],
+    )
+    def test_a_point_that_does_not_fit_is_left_out(self, bad, reason):
+        found = effect(session(RUNS[0]), session(RUNS[1] | {"b": bad}))
+        assert (found.points, found.notes) == (1, (f"without b: {reason}",))
+        with pytest.raises(UndecidableError, match=reason):
+            effect(session({"b": RUNS[0]["b"]}), session({"b": bad}))
+
+    def test_a_metric_that_is_null_everywhere_says_why(self):
+        empty = {name: summary([None], reason="no meter") for name in ("a", "b", "c")}
+        with pytest.raises(UndecidableError, match=r"^no meter$"):
+            effect(session(empty), session(empty))
+        with pytest.raises(UndecidableError, match=r"^no session has values$"):
+            session_effect([session(RUNS[0])] * 2, "seconds", alpha=0.01, metrics=1)
+
+    def test_what_failed_in_a_session_is_left_out_of_it(self):
+        runs = [RUNS[0], RUNS[1] | {"b": [None, 9.1, None]}, {"a": RUNS[2]["a"]}]
+        found = effect(*map(session, runs))
+        logs = [[[math.log(value) for value in run["a"]] for run in runs]]
+        logs.append([[math.log(value) for value in RUNS[0]["b"]], [math.log(9.1)]])
+        assert (found.sessions, found.points) == (3, 2)
+        assert found.spread == session_spread(logs)
+
+    def test_a_point_of_one_session(self):
+        found = effect(session(RUNS[0]), session({"a": RUNS[1]["a"]}))
+        assert found.notes == ("without b: only one session has values",)
+
+    def test_what_it_rests_on_is_told(self):
+        runs = [{"a": summary([value], method="estimated")} for value in (1.0, 1.1)]
+        assert effect(*map(session, runs)).notes == (
+            "one cycle a session: the noise of cycles is in sigma_session",
+            "estimated, not measured",
+        )
+
+
+class TestCommand:
+    def test_the_table_and_the_lines_to_paste(self, folders, llem):
+        names = folders(*(session(run, number=number) for number, run in enumerate(RUNS)))
+        status, lines, said = llem(*names, "--metric", METRIC)
+        assert (status, said) == (0, "")
+        found = effect(*map(session, RUNS))
+        delta = math.ceil(1000 * found.delta) / 1000
+        assert lines[0].split() == ["metric", "sessions", "points", "sigma_session", "at", "most", "delta"]
+        figures = [f"{100 * one:.3g}" for one in (found.spread.sigma, found.spread.upper, delta)]
+        assert lines[1].replace("%", "").split() == [METRIC, "5", "2", *figures]
+        start = lines.index("gates:")
+        pasted = yaml.safe_load("\n".join(lines[start:]))
+        assert pasted == {"gates": {"delta": {METRIC: delta}}}
+        assert GatesConfig.model_validate(pasted["gates"]).delta_of(METRIC) == delta
+
+    def test_by_default_it_is_what_gates_look_at(self, folders, llem):
+        runs = [session(run, number=number) for number, run in enumerate(RUNS)]
+        for one in runs:
+            for point in one.points:
+                point.metrics["output_tokens_per_second"] = summary([5.0, 5.1, 4.9])
+        status, lines, said = llem(*folders(*runs))
+        assert (status, said) == (0, "llem: ttft_p50_ms: no session has values\n")
+        deltas = yaml.safe_load("\n".join(lines[lines.index("gates:") :]))["gates"]["delta"]
+        assert list(deltas) == [*DEFAULT_FAMILY[:2]]
+        assert deltas["output_tokens_per_second"] == 0.02
+        assert deltas[METRIC] == math.ceil(1000 * effect(*runs, metrics=3).delta) / 1000
+
+    def test_sessions_that_say_too_little(self, folders, llem):
+        names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
+        status, lines, said = llem(*names, "--metric", METRIC)
+        assert status == 1
+        assert said == f"llem: {METRIC}: too few sessions, or too much between them, for a delta below 100 %\n"
+        assert "gates:" not in lines
+        assert "> 1000 %" in lines[1]
+
+    def test_nothing_to_go_by(self, folders, llem):
+        assert llem(*folders(session(RUNS[0]), session(RUNS[1], number=2)), "--metric", "seconds") == (
+            1,
+            [],
+            "llem: seconds: no session has values\n",
+        )
+
+    @pytest.mark.parametrize(
+        ("second", "said"),
+        [
+            ({"design": "1" * 16}, f"is of another study than r1: its design is {'1' * 16}, and not {'0' * 16}"),
+            ({"facts": {"bench": {"gpu": "A100"}}}, "was measured otherwise than r1: gpu"),
+            ({"number": 1}, "is the same session as r1"),
+            ({"entry": {"replayed_from": "study_x"}}, "one is of another session: study_x"),
+        ],
+    )
+    def test_what_is_no_session_of_the_same(self, folders, llem, second, said):
+        first = session(RUNS[0], facts={"bench": {"gpu": "H100"}})
+        names = folders(first, session(RUNS[1], **{"number": 2} | second))
+        assert llem(*names) == (1, [], f"llem: r2: {said}\n")
+
+    def test_what_is_tested_should_be_the_same(self, folders, llem):
+        runs = (session(RUNS[at], number=at, facts={"subject": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
+        status, _, said = llem(*folders(*runs), "--metric", METRIC)
+        assert status == 0
+        assert said.startswith("llem: r2: warning: is not the same as r1: torch; ")
+
+    def test_one_is_too_few(self, folders, llem):
+        assert llem(*folders(session(RUNS[0]))) == (
+            1,
+            [],
+            "llem: r1: is one session, and at least two are needed\n",
+        )
+
+    def test_what_cannot_be_read(self, folders, llem, tmp_path):
+        names = folders(session(RUNS[0]))
+        assert llem(*names, "gone") == (1, [], "llem: gone: No such file or directory\n")
+        (tmp_path / "empty").mkdir()
+        status, _, said = llem(*names, "empty")
+        assert (status, said.startswith("llem: empty"), said.count("\n")) == (1, True, 1)
+        (tmp_path / "other.json").write_text(json.dumps({"schema_version": "9.0"}))
+        status, _, said = llem(*names, "other.json")
+        assert (status, said.startswith("llem: other.json: schema version 9.0 cannot")) == (1, True)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "the following arguments are required: DIR"),
+            (["r1", "--metric", "sceonds"], "there is no metric 'sceonds' (did you mean 'seconds'?)"),
+            (
+                ["r1", "--metric", "mean_power_w"],
+                "mean_power_w is not gated: neither more nor less of it is better",
+            ),
+        ],
+    )
+    def test_wrong_usage(self, capsys, arguments, said):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["aa", *arguments])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
