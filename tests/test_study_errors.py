@@ -655,16 +655,27 @@ BASE: dict[str, Any] = {
         "experiment_gap_seconds": "auto",
     },
     "sweep": {"precision": ["bf16", "fp16"], "pytorch.batch_size": [1, 8], "decoder.top_p": 0.5},
+    "budgets": [
+        {"metric": "energy_j", "max": 4.5, "min": 1},
+        {"metric": "seconds", "max": 3, "where": {"precision": "bf16"}},
+        {"metric": "seconds", "min": 1, "where": {"batch_size": [1, 2]}},
+    ],
+    "gates": {
+        "alpha": 0.05,
+        "delta": {"seconds": 0.1, "ttft_p50_ms": 0.2},
+        "metrics": ["seconds", "ttft_p50_ms"],
+    },
     "experiments": [
-        {"precision": "fp32"},
-        {"n": 9, "pytorch": {"batch_size": 2}},
+        {"precision": "fp32", "budgets": {"energy_j": 4, "active_energy_j": {"max": 2, "min": -1}}},
+        {"n": 9, "pytorch": {"batch_size": 2}, "budgets": None},
         {"backend": "vllm", "vllm": {"engine": {"block_size": 16}}},
         {"backend": "my.own:Engine"},
     ],
     "skip": [{"where": {"precision": ["fp32"], "batch_size": 8}, "reason": "r"}],
     "xfail": [{"where": {"decoder.top_p": 0.5}}],
 }
-KEYS = sorted({key for section in (BASE, BASE["sweep"], BASE["pytorch"], BASE["execution"]) for key in section})
+_SECTIONS = (BASE, BASE["sweep"], BASE["pytorch"], BASE["execution"], BASE["gates"], *BASE["budgets"])
+KEYS = sorted({key for section in _SECTIONS for key in section} | {"seconds", "energy_j"})
 
 keys = (
     st.sampled_from(KEYS) | st.text(max_size=4) | st.sampled_from(["decoder.temperature.x", "a..b", ".", "other"])
@@ -746,6 +757,13 @@ def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, te
         assert found.points
         assert len({experiment.id for experiment in found.experiments}) == len(found.experiments)
         assert all(experiment.id.isascii() for experiment in found.experiments)
+        by_point = [(one.metric, one.point) for one in found.budgets]
+        assert len({*by_point}) == len(by_point)
+        assert {point for _, point in by_point} <= {point.id for point in found.points}
+        for one in found.budgets:
+            assert (one.maximum, one.minimum) != (None, None)
+            assert 1 <= one.line <= len(text.splitlines())
+        assert all(str(note).isprintable() and len(note.message) < 200 for note in found.notes)
         plan = Plan(found, found.experiments, Preflight(found, (tmp_path,), [tmp_path]))
         assert all(line.isprintable() for line in plan_lines(plan, tmp_path))
         assert len(json.loads(plan.to_json())["experiments"]) == len(found.experiments)

@@ -52,12 +52,12 @@ class TestBase:
     def test_its_study_keys_are_ignored(self, tmp_path):
         (tmp_path / "common.yaml").write_text(
             "model: m\nname: x\nversion: 2\nsweep: {n: [1, 2]}\nexperiments: [{n: 3}]\nexecution: {n_cycles: 9}\n"
-            "skip: 7\nxfail: 7\nrunners: 7\n"
+            "skip: 7\nxfail: 7\nrunners: 7\nbudgets: 7\ngates: 7\n"
         )
         study = load(tmp_path, "base: common.yaml\n")
         assert (study.name, len(study.points), study.n_cycles) == ("study", 1, 1)
         told = [note.where for note in study.notes]
-        assert told == ["sweep", "experiments", "runners", "execution", "skip", "xfail"]
+        assert told == ["sweep", "experiments", "runners", "execution", "budgets", "gates", "skip", "xfail"]
 
     def test_the_design_is_the_same_as_if_it_were_spelt_out(self, tmp_path):
         (tmp_path / "common.yaml").write_text("model: m\nn: 7\n")

@@ -114,7 +114,8 @@ class EnergyConfig(Section):
         backend: ``auto`` (the GPU's counter where the engine runs on one, else RAPL, else an estimate),
             the name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none.
             Default ``auto``; so are LLenergyMeasure's ``zeus`` and ``codecarbon``.
-        allow_estimated: An estimate will do, so that it is no longer warned of. Default false.
+        allow_estimated: An estimate will do: it is not warned of, and a gate on energy may pass or fail by it.
+            Part of no hash. Default false.
     """
 
     backend: str | None = AUTO

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.study.document import Document
+from pytest_llem.study.problems import Problem, did_you_mean
 from pytest_llem.study.section import NullableSection
+from pytest_llem.study.validation import section_problems
 
 #: What a regression gate looks at where the study does not say.
 DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
@@ -16,6 +21,15 @@ DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft
 DEFAULT_DELTA = 0.02
 
 Delta = Annotated[float, Field(ge=0, lt=1)]
+
+#: A name of the catalogue, for editors; what is none is told with what was meant.
+MetricName = Annotated[str, Field(json_schema_extra={"enum": [*CATALOGUE]})]
+
+_Compared = Annotated[
+    str, Field(json_schema_extra={"enum": [name for name, one in CATALOGUE.items() if one.better is not None]})
+]
+_Family = Annotated[list[_Compared], Field(min_length=1, json_schema_extra={"uniqueItems": True})]
+_Deltas = Annotated[dict[str, Delta], Field(json_schema_extra={"propertyNames": {"enum": [*CATALOGUE]}})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +58,15 @@ class GatesConfig(NullableSection):
 
     Attributes:
         alpha: Share of false alarms, of each gate and, by Holm's procedure, of all of a study's gates together.
-        delta: Relative change that does not count (0.02 is 2 %): one for all metrics, or by metric.
-        metrics: Names of the metrics to compare. Default: ``energy_per_output_token_j``,
+            Default 0.01.
+        delta: Relative change that does not count (0.02 is 2 %): one for all metrics, or by metric. Default 0.02.
+        metrics: Names of the metrics to compare. Default null: ``energy_per_output_token_j``,
             ``output_tokens_per_second`` and ``ttft_p50_ms``.
     """
 
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    delta: Delta | dict[str, Delta] = DEFAULT_DELTA
-    metrics: list[str] | None = Field(default=None, min_length=1)
+    delta: Delta | _Deltas = DEFAULT_DELTA
+    metrics: _Family | None = None
 
     @property
     def family(self) -> tuple[str, ...]:
@@ -61,3 +76,39 @@ class GatesConfig(NullableSection):
     def delta_of(self, metric: str) -> float:
         """Return the relative change of *metric* that does not count."""
         return self.delta.get(metric, DEFAULT_DELTA) if isinstance(self.delta, dict) else self.delta
+
+
+def read_gates(document: Document) -> tuple[GatesConfig, list[Problem], list[Problem]]:
+    """Return the section ``gates`` of a study file, what is wrong with it, and what in it has no effect."""
+    given = document.data.get("gates")
+    try:
+        gates = GatesConfig.model_validate({} if given is None else given)
+    except ValidationError as error:
+        return GatesConfig(), section_problems(document, ("gates",), GatesConfig, error), []
+    problems = _metrics_problems(document, gates.metrics or ())
+    notes: list[Problem] = []
+    for name in gates.delta if isinstance(gates.delta, dict) else ():
+        if fault := metric_fault(name):
+            problems.append(document.problem(("gates", "delta", name), fault))
+        elif name not in gates.family:
+            told = "has no effect: it is not among the metrics that are compared"
+            notes.append(document.problem(("gates", "delta", name), told))
+    return gates, problems, notes
+
+
+def metric_fault(name: str) -> str | None:
+    """Return what is wrong with the name of a metric, if anything."""
+    return None if name in CATALOGUE else f"no metric of that name{did_you_mean(name, tuple(CATALOGUE))}"
+
+
+def _metrics_problems(document: Document, names: Sequence[str]) -> list[Problem]:
+    problems = []
+    for index, name in enumerate(names):
+        fault = metric_fault(name)
+        if fault is None and CATALOGUE[name].better is None:
+            fault = f"{name} can be no gate: neither more nor less of it is better"
+        elif fault is None and name in names[:index]:
+            fault = f"{name} is there twice"
+        if fault:
+            problems.append(document.problem(("gates", "metrics", index), fault))
+    return problems

@@ -15,7 +15,10 @@ from pytest_llem.study.identity import value_text
 from pytest_llem.study.problems import Problem, shown
 
 #: Keys that belong to the study as a whole and not to an experiment. ``version`` is accepted and ignored.
-STUDY_KEYS = ("name", "version", "base", "sweep", "experiments", "runners", "execution", "skip", "xfail")
+STUDY_KEYS = (
+    *("name", "version", "base", "sweep", "experiments", "runners", "execution"),
+    *("budgets", "gates", "skip", "xfail"),
+)
 
 #: Fields that are an axis where the study gives a list, slowest first.
 LIST_AXES = ("backend", "model")
@@ -323,7 +326,7 @@ def _read_entries(
         lacking = [name for name in LIST_AXES if isinstance(shared.get(name), list) and name not in entry]
         problems += [document.problem(at, f"needs a {name} of its own: the study's is a list") for name in lacking]
         if not lacking:
-            entries[index] = entry
+            entries[index] = {key: one for key, one in entry.items() if key != "budgets"}
     return entries, problems
 
 

@@ -27,6 +27,9 @@ _SCALARS = {str, int, float, bool, type(None)}
 #: Fields that are hashed, in order: where results go says nothing about what they are.
 _HASHED = sorted({*ExperimentConfig.model_fields} - {"output_dir"})
 
+#: Fields of sections that change nothing that is measured: whatever they are, these stand in for them.
+_UNHASHED: dict[str, dict[str, Any]] = {"energy": {"allow_estimated": False}}
+
 _UNSAFE = re.compile(r"[^\w.+:/,{}\"'-]|%", re.ASCII)
 
 
@@ -58,7 +61,9 @@ class ConfigHasher:
     def _piece(self, name: str, value: Any) -> str:
         known = self._pieces.get((name, id(value)))
         if known is None:
-            plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            plain = value
+            if isinstance(value, BaseModel):
+                plain = value.model_dump(mode="json") | _UNHASHED.get(name, {})
             known = self._pieces[name, id(value)] = (value, f"{_ENCODE(name)}:{_ENCODE(plain)}")
         return known[1]
 

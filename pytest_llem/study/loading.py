@@ -10,12 +10,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from pytest_llem.study.base import shared_fields, with_base
+from pytest_llem.study.budgets import read_budgets
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, dotted, load_document
 from pytest_llem.study.execution import ExecutionConfig, Overrides
+from pytest_llem.study.foreseen import never_judged
+from pytest_llem.study.gates import read_gates
 from pytest_llem.study.grid import Draft, Grid, read_grid
 from pytest_llem.study.identity import ConfigHasher, point_id, short_names, study_design_hash
+from pytest_llem.study.limits import apply_budgets
 from pytest_llem.study.problems import Problem, StudyError, shown
 from pytest_llem.study.rules import apply_rules, read_rules
 from pytest_llem.study.runners import known_backends, read_runners
@@ -84,6 +88,11 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     problems += wrong
     rules, wrong = read_rules(document)
     problems += wrong
+    written, wrong = read_budgets(document)
+    problems += wrong
+    gates, wrong, idle = read_gates(document)
+    problems += wrong
+    notes += idle
     shared = shared_fields(document)
     backends = known_backends(document, shared)
     runners, wrong = read_runners(document, backends)
@@ -107,13 +116,20 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     names = short_names(dict.fromkeys(axis for _, axes, _ in checked.valid for axis in axes))
     hasher = ConfigHasher()
     points = [Point(point_id(axes, names), axes, config, hasher.hash(config)) for _, axes, config in checked.valid]
-    problems = _places(document, points) or _clashes(document, [at for at, _, _ in checked.valid], points)
+    places = [at for at, _, _ in checked.valid]
+    problems = _places(document, points) or _clashes(document, places, points)
     points, wrong, unused = apply_rules(document, rules, points)
-    if problems := [*problems, *wrong]:
+    problems += wrong
+    budgets, wrong, idle = apply_budgets(document, written, places, points)
+    problems += wrong
+    if problems:
         raise StudyError(problems)
+    for index, metric in enumerate(gates.metrics or ()):
+        idle += never_judged(document, ("gates", "metrics", index), metric, points)
+    sweep_line, _ = document.marks.get(("sweep",), document.marks.get(("experiments",), (1, 1)))
     return StudyConfig(
         path=path,
-        line=document.marks.get(("sweep",), document.marks.get(("experiments",), (1, 1)))[0],
+        line=sweep_line,
         name=name,
         text=document.text,
         base_text=document.base.text if document.base else None,
@@ -122,7 +138,10 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
         execution=execution,
         runners=runners,
         design_hash=study_design_hash(point.config_hash for point in points),
-        notes=(*notes, *checked.notes, *unused),
+        notes=(*notes, *checked.notes, *unused, *idle),
+        budgets=tuple(budgets),
+        gates=gates,
+        gates_line=document.marks.get(("gates",), (sweep_line, 1))[0],
     )
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.execution import Rule
-from pytest_llem.study.grid import flatten
-from pytest_llem.study.identity import same_value, short_names
-from pytest_llem.study.problems import Problem, did_you_mean, shown
+from pytest_llem.study.problems import Problem, shown
 from pytest_llem.study.validation import section_problems
+from pytest_llem.study.where import PointFinder
 
 Kind = Literal["skip", "xfail"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -61,24 +59,16 @@ def apply_rules(
     points = list(points)
     problems: list[Problem] = []
     notes: list[Problem] = []
-    axes = list(dict.fromkeys(axis for point in points for axis in point.axes))
-    full = {short: axis for axis, short in short_names(axes).items()} | {axis: axis for axis in axes}
+    finder = PointFinder(document, points)
     for kind, at, rule in rules:
         if not rule.reason.isprintable():
             problems.append(
                 document.problem((*at, "reason"), f"must be one line of text (got {shown(rule.reason)})")
             )
-        where = dict(flatten(rule.where))  # a section may be written as experiments have it
-        unknown = [name for name in where if name not in full and not _is_field(name)]
-        for name in unknown:
-            hint = did_you_mean(name, (*full, *ExperimentConfig.model_fields))
-            place = name if name in rule.where else name.partition(".")[0]
-            problem = document.problem((*at, "where", place), f"is no axis and no field{hint}")
-            problems.append(replace(problem, where=dotted((*at, "where", name))))
-        if unknown:
+        fitting, wrong = finder.find((*at, "where"), rule.where)
+        problems += wrong
+        if wrong:
             continue
-        wanted = {full.get(name, name): value for name, value in where.items()}
-        fitting = [index for index, point in enumerate(points) if _fits(point, wanted)]
         if not fitting:
             notes.append(document.problem((*at, "where"), "fits no point of this study"))
         reason = rule.reason or ", ".join(f"{name}: {json.dumps(value)}" for name, value in rule.where.items())
@@ -86,33 +76,3 @@ def apply_rules(
             point = points[index]
             points[index] = replace(point, skip=reason) if kind == "skip" else replace(point, xfail=reason)
     return points, problems, notes
-
-
-def _is_field(name: str) -> bool:
-    """Whether *name* is the dotted path of a field that holds a value, and no section."""
-    model: Any = ExperimentConfig
-    for part in name.split("."):
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return model is dict
-        if part not in model.model_fields:
-            return False
-        annotation = model.model_fields[part].annotation
-        kinds = [getattr(one, "__origin__", one) for one in (annotation, *get_args(annotation))]
-        model = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel | dict)), None)
-    return model is None or name == "dataset"
-
-
-def _fits(point: Point, wanted: Mapping[str, Any]) -> bool:
-    for name, value in wanted.items():
-        actual = point.axes[name] if name in point.axes else _value(point.config, name)
-        either = [value, *(value if isinstance(value, list) else ())]
-        if not any(same_value(actual, one) for one in either):
-            return False
-    return True
-
-
-def _value(config: ExperimentConfig, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
-    return value

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.study.budgets import BudgetConfig, LimitConfig
 from pytest_llem.study.config import (
     BaselineConfig,
     DecoderConfig,
@@ -26,6 +28,7 @@ from pytest_llem.study.config import (
 from pytest_llem.study.dataset import DatasetConfig, LengthConfig
 from pytest_llem.study.engines import ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.execution import ExecutionConfig, Rule
+from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.grid import LIST_AXES
 from pytest_llem.study.runners import ENGINE_CLASS, LOCAL
 from pytest_llem.study.section import NullableSection, field_docs
@@ -46,6 +49,9 @@ _MODELS: tuple[type[BaseModel], ...] = (
     VLLMConfig,
     LoRAConfig,
     ExecutionConfig,
+    LimitConfig,
+    BudgetConfig,
+    GatesConfig,
     Rule,
 )
 
@@ -117,7 +123,7 @@ def _described(model: type[BaseModel], schema: Schema) -> Schema:
     fields = {}
     for name, given in schema["properties"].items():
         field = {key: one for key, one in given.items() if key != "title"}
-        if issubclass(model, NullableSection):
+        if issubclass(model, NullableSection) and name not in schema.get("required", ()):
             field = _or_null(field)
         fields[name] = {"description": _plain(docs[name]), **field}
     kept = {key: one for key, one in schema.items() if key != "title"}
@@ -177,7 +183,7 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
             "description": "Points that are no grid: each says in what it differs from the fields of the study.",
             "type": "array",
             "minItems": 1,
-            "items": _reference(ExperimentConfig),
+            "items": _entry(defs[ExperimentConfig.__name__]),
         },
         "runners": {
             "description": f"Where each engine's experiments run: {LOCAL}, in this environment (the default), or "
@@ -195,8 +201,44 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
             "description": "How the study is run; none of it changes what is measured.",
             "anyOf": [_reference(ExecutionConfig), _NULL],
         },
+        "budgets": _budgets(),
+        "gates": {
+            "description": "How the results are compared with those of --llem-baseline or --llem-against.",
+            "anyOf": [_reference(GatesConfig), _NULL],
+        },
         "skip": {"description": "Points that are not run.", **rules},
         "xfail": {"description": "Points that are expected to fail.", **rules},
+    }
+
+
+def _entry(experiment: Schema) -> Schema:
+    """Return the schema of an entry of ``experiments``: an experiment's fields, and budgets of its own."""
+    fields = {
+        name: {"description": one["description"], **_reference(ExperimentConfig, name)}
+        for name, one in experiment["properties"].items()
+    }
+    own = "Limits on the results of this experiment, in place of the study's."
+    return {
+        "type": "object",
+        "properties": {**fields, "budgets": {"description": own, "$ref": "#/properties/budgets"}},
+        "patternProperties": experiment["patternProperties"],
+        "additionalProperties": False,
+    }
+
+
+def _budgets() -> Schema:
+    limit = [{"type": "number"}, _reference(LimitConfig)]
+    metrics = {
+        name: {"description": f"{one.meaning}. In {one.unit}: the most, or {{max, min}}.", "anyOf": limit}
+        for name, one in CATALOGUE.items()
+    }
+    return {
+        "description": "Limits on the mean over the cycles, by metric; where they are for some points, a list.",
+        "anyOf": [
+            {"type": "object", "properties": metrics, "additionalProperties": False},
+            {"type": "array", "items": _reference(BudgetConfig)},
+            _NULL,
+        ],
     }
 
 

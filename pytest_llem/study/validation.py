@@ -51,8 +51,8 @@ _ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
 #: Where a key that stands at the wrong level may belong.
 _HOMES: dict[str, type[BaseModel]] = {**_SECTIONS, "execution": ExecutionConfig, "dataset": DatasetConfig}
 
-#: Where in a location a kind follows, and after which key: a dataset, and its lengths, are a value or a section.
-_EITHER = {1: "dataset", 3: "input_len"}
+#: Where in a location a kind follows, and after which key: these are a value or a section.
+_EITHER = {(1, "dataset"), (3, "input_len"), (1, "delta")}
 
 _SENTENCES = {
     "missing": REQUIRED,
@@ -69,6 +69,7 @@ _SENTENCES = {
     "bool_type": "must be true or false",
     "model_type": "must be a mapping",
     "dict_type": "must be a mapping",
+    "list_type": "must be a list",
     "too_short": "must not be empty",
 }
 
@@ -299,14 +300,14 @@ def _placed(document: Document, at: KeyPath, location: KeyPath, message: str) ->
 
 
 def _details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetails]]:
-    """Yield each error with its location; of a dataset and its lengths, those of the kind that was meant."""
+    """Yield each error with its location; of what is a value or a section, those of the kind that was meant."""
     for detail in error.errors(include_url=False):
         location = detail["loc"]
         # After what may be a value or a section, pydantic names the kind that it tried.
-        kinds = [at for at in range(1, len(location)) if location[at - 1] == _EITHER.get(at)]
+        kinds = [at for at in range(1, len(location)) if (at, location[at - 1]) in _EITHER]
         if kinds and kinds[0] == 1:
             is_section = not str(location[kinds[-1]]).startswith("constrained-")
-            if detail["type"] == "model_type" if is_section else isinstance(detail["input"], dict):
+            if detail["type"] in ("model_type", "dict_type") if is_section else isinstance(detail["input"], dict):
                 continue
             location = tuple(part for at, part in enumerate(location) if at not in kinds)
         yield location, detail

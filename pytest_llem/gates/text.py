@@ -1,0 +1,100 @@
+"""Verdicts for people, a line each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pytest_llem.results.verdicts import GateVerdict
+
+#: No more cycles than this are looked at when it is asked how many would decide.
+MOST_CYCLES = 1000
+
+
+def verdict_line(verdict: GateVerdict) -> str:
+    """Return what *verdict* says, and by which figures, on one line."""
+    about = verdict.metric or verdict.point  # what is said of a whole point is of no metric
+    if verdict.verdict == "NOT JUDGED":
+        return f"{about}: cannot be judged{_after(': ', verdict.reason)}"
+    return f"{about}: {_budget(verdict) if verdict.gate == 'budget' else _regression(verdict)}"
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """Return *value* with at least so many significant digits, and with all of those before the point."""
+    if not value:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
+    return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _budget(verdict: GateVerdict) -> str:
+    unit = "" if verdict.unit == "ratio" else f" {verdict.unit}"
+    low, high = verdict.minimum, verdict.maximum
+    limits = [limit for limit in (low, high) if limit is not None]
+    assert verdict.mean is not None
+    mean = _apart(verdict.mean, limits)
+    if verdict.verdict == "BEYOND":
+        too_low = low is not None and verdict.mean < low
+        said = f"is {'below' if too_low else 'beyond'} {_exact(low if too_low else high)}"
+    elif high is None:
+        said = f"is not below {_exact(low)}"
+    else:
+        said = f"is within {_exact(high) if low is None else _span(_exact(low), _exact(high))}"
+    basis = _method(verdict)
+    if verdict.ci95 is not None:
+        basis.append(_span(*(figure(edge) for edge in verdict.ci95)))
+    basis.append(f"n = {verdict.n}")
+    return f"{mean}{unit} ({', '.join(basis)}) {said}{unit}{_after('; ', verdict.reason)}"
+
+
+def _regression(verdict: GateVerdict) -> str:
+    if verdict.ratio is None or verdict.interval is None:
+        return f"{verdict.verdict}{_after(': ', verdict.reason)}"
+    share = "" if verdict.confidence is None else f"{100 * verdict.confidence:.3g} % "
+    basis = [*_method(verdict), f"{share}interval {_span(*map(_ratio, verdict.interval))}"]
+    basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
+    if verdict.p is not None:
+        basis.append(f"p = {verdict.p:.2g}" if verdict.p >= 1e-4 else "p < 0.0001")
+    if verdict.delta is not None:
+        basis.append(f"δ = {100 * verdict.delta:.3g} %")
+    told = f"{verdict.verdict}: {_ratio(verdict.ratio)} × the reference ({', '.join(basis)})"
+    if verdict.verdict != "INCONCLUSIVE":
+        return f"{told}{_after('; ', verdict.reason)}"
+    if verdict.cycles_to_decide is None:
+        return f"{told}; no number of cycles up to {MOST_CYCLES:,} would decide"
+    return f"{told}; about {verdict.cycles_to_decide} cycles would decide"
+
+
+def _method(verdict: GateVerdict) -> list[str]:
+    """Return how an energy was obtained, where it was not simply measured."""
+    return [] if verdict.method in (None, "measured") else [verdict.method]
+
+
+def _after(mark: str, text: str | None) -> str:
+    return f"{mark}{text}" if text else ""
+
+
+def _apart(value: float, limits: Sequence[float]) -> str:
+    """Return *value* with as many digits as it takes to be on the same side of each limit as it is."""
+    texts = (figure(value, digits) for digits in range(3, 18))
+    told = (text for text in texts if _sides(float(text.replace(",", "")), limits) == _sides(value, limits))
+    return next(told, repr(value))
+
+
+def _sides(value: float, limits: Sequence[float]) -> list[int]:
+    return [(value > limit) - (value < limit) for limit in limits]
+
+
+def _exact(limit: float | None) -> str:
+    """Return a limit as somebody wrote it, whatever its digits."""
+    assert limit is not None
+    return f"{limit:,.15g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if 0.1 <= value < 10 else figure(value)
+
+
+def _span(low: str, high: str) -> str:
+    return f"{low} to {high}" if "-" in low + high else f"{low}–{high}"

@@ -1,0 +1,160 @@
+"""``budgets``: limits on the metrics of points, as a study file writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.study.document import Document, KeyPath
+from pytest_llem.study.gates import MetricName, metric_fault
+from pytest_llem.study.problems import Problem
+from pytest_llem.study.section import NullableSection
+from pytest_llem.study.validation import section_problems
+
+Bound = Literal["max", "min"]
+
+#: Metrics that may be below 0: differences, and what is counted from freezing.
+SIGNED = ("active_energy_j", "decode_energy_j", "decode_seconds", "peak_temperature_c")
+
+
+class LimitConfig(NullableSection):
+    """The limits of one metric: at least one of the two.
+
+    Attributes:
+        max: The mean may not be above this, in the metric's unit. Default null: no such limit.
+        min: The mean may not be below this. Default null: no such limit.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["max"]}, {"required": ["min"]}]})
+
+    max: float | None = None
+    min: float | None = None
+
+
+class BudgetConfig(LimitConfig):
+    """One entry of ``budgets``, where that is a list.
+
+    Attributes:
+        max: The mean may not be above this, in the metric's unit. Default null: no such limit.
+        min: The mean may not be below this. Default null: no such limit.
+        metric: Name of the metric. Required.
+        where: The points it is for: value by axis or field, as in ``skip``. Default null: all.
+    """
+
+    metric: MetricName
+    where: dict[str, Any] | None = Field(None, min_length=1)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A budget as it is written, for whichever points.
+
+    Attributes:
+        metric: By its name in the catalogue.
+        at: Where the metric is named.
+        entry: Where the whole of it stands.
+        bounds: Its limits, one at least.
+        where: The points it is for; None for all.
+    """
+
+    metric: str
+    at: KeyPath
+    entry: KeyPath
+    bounds: Mapping[Bound, float]
+    where: Mapping[str, Any] | None = None
+
+
+#: Budgets by what they are for: the study, at (), or the experiment at that place, which has none of the study's.
+Scoped = dict[KeyPath, list[Written]]
+
+
+def read_budgets(document: Document) -> tuple[Scoped, list[Problem]]:
+    """Return the budgets of a study file and of its experiments, and what is wrong with their shape."""
+    scopes: list[tuple[KeyPath, Any]] = [((), document.data)]
+    if isinstance(listed := document.data.get("experiments"), list):
+        scopes += [(("experiments", index), entry) for index, entry in enumerate(listed)]
+    found: Scoped = {}
+    problems: list[Problem] = []
+    for scope, data in scopes:
+        if not isinstance(data, dict) or "budgets" not in data:
+            continue
+        found[scope] = []
+        for one in _read(document, (*scope, "budgets"), data["budgets"]):
+            if isinstance(one, Problem):
+                problems.append(one)
+            else:
+                found[scope].append(one)
+    return found, problems
+
+
+def _read(document: Document, at: KeyPath, given: Any) -> Iterator[Written | Problem]:
+    if isinstance(given, dict):
+        for name, value in given.items():
+            yield from _of_mapping(document, (*at, name), name, value)
+    elif isinstance(given, list):
+        for index, entry in enumerate(given):
+            yield from _of_list(document, (*at, index), entry)
+    elif given is not None:
+        told = "must be a mapping of metrics to limits, or a list of {metric, max, min, where}"
+        yield document.problem(at, f"{told} {document.given(at, given)}")
+
+
+def _of_mapping(document: Document, at: KeyPath, name: str, value: Any) -> Iterator[Written | Problem]:
+    if fault := metric_fault(name):
+        is_entry = name in BudgetConfig.model_fields
+        yield document.problem(at, "a budget that names its metric is an entry of a list" if is_entry else fault)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield _checked(document, Written(name, at, at, {"max": float(value)}))
+    elif not isinstance(value, dict):
+        yield document.problem(at, f"must be a number or a mapping {{max, min}} {document.given(at, value)}")
+    else:
+        if "where" in value:
+            told = f"a budget for some points is an entry of a list, as {{metric: {name}, max: ..., where: ...}}"
+            yield document.problem((*at, "where"), f"unknown key: {told}")
+            value = {key: one for key, one in value.items() if key != "where"}
+        try:
+            limit = LimitConfig.model_validate(value)
+        except ValidationError as error:
+            yield from section_problems(document, at, LimitConfig, error)
+        else:
+            yield _checked(document, Written(name, at, at, _bounds(limit)))
+
+
+def _of_list(document: Document, at: KeyPath, entry: Any) -> Iterator[Written | Problem]:
+    if isinstance(entry, dict) and "metric" not in entry and (names := [key for key in entry if key in CATALOGUE]):
+        told = "unknown key: in a list a budget names its metric, as {{metric: {}, max: ...}}"
+        yield from (document.problem((*at, name), told.format(name)) for name in names)
+        return
+    try:
+        budget = BudgetConfig.model_validate(entry)
+    except ValidationError as error:
+        yield from section_problems(document, at, BudgetConfig, error)
+        return
+    if fault := metric_fault(budget.metric):
+        yield document.problem((*at, "metric"), fault)
+    else:
+        yield _checked(document, Written(budget.metric, (*at, "metric"), at, _bounds(budget), budget.where))
+
+
+def _bounds(limit: LimitConfig) -> dict[Bound, float]:
+    given: list[tuple[Bound, float | None]] = [("max", limit.max), ("min", limit.min)]
+    return {bound: value for bound, value in given if value is not None}
+
+
+def _checked(document: Document, budget: Written) -> Written | Problem:
+    """Return *budget*, or what is wrong with its numbers."""
+    bounds = budget.bounds
+    if not bounds:
+        return document.problem(budget.entry, "needs a max or a min")
+    if len(bounds) == 2 and bounds["min"] > bounds["max"]:
+        return document.problem(budget.entry, f"min {bounds['min']:.15g} is above max {bounds['max']:.15g}")
+    low = next((bound for bound, value in bounds.items() if value < 0), None)
+    if low and budget.metric not in SIGNED:
+        key = (*budget.entry, low)
+        at = key if key in document.marks else budget.entry
+        return document.problem(at, f"must be at least 0, as {budget.metric} is (got {bounds[low]:.15g})")
+    return budget

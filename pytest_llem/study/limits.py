@@ -1,0 +1,117 @@
+"""From budgets as they are written to one for each metric and point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_llem.study.budgets import Bound, Scoped, Written
+from pytest_llem.study.design import Point
+from pytest_llem.study.document import Document, KeyPath
+from pytest_llem.study.foreseen import named, never_judged
+from pytest_llem.study.gates import Budget
+from pytest_llem.study.problems import Problem
+from pytest_llem.study.where import PointFinder
+
+_NOUNS: dict[Bound, str] = {"max": "maximum", "min": "minimum"}
+
+#: A point's budgets as written, by metric.
+_Pieces = dict[str, list[Written]]
+
+#: Two budgets that do not go together, the later one first, and the limit of that one that does not.
+_Clash = tuple[Written, Bound, Written]
+
+
+def apply_budgets(
+    document: Document, given: Scoped, places: Sequence[KeyPath], points: Sequence[Point]
+) -> tuple[list[Budget], list[Problem], list[Problem]]:
+    """Return the budgets of all points; mistakes that show only with the points; and what is worth a note.
+
+    Args:
+        document: The study file.
+        given: What is written there.
+        places: Where each point stands.
+        points: All points, in file order.
+    """
+    finder = PointFinder(document, points)
+    pieces: list[_Pieces] = [{} for _ in points]
+    problems: list[Problem] = []
+    notes: list[Problem] = []
+    for scope, written in given.items():
+        within = dict.fromkeys(index for index, at in enumerate(places) if (at if at in given else ()) == scope)
+        for one in written:
+            found = list(within)
+            if one.where is not None:
+                found, wrong = finder.find((*one.entry, "where"), one.where)
+                problems += wrong
+                if wrong:
+                    continue
+            fitting = [index for index in found if index in within]
+            for index in fitting:
+                pieces[index].setdefault(one.metric, []).append(one)
+            if fitting:
+                notes += never_judged(document, one.at, one.metric, [points[index] for index in fitting])
+            elif within or not scope:  # nothing is amiss where an experiment is left out, and with it its budgets
+                notes.append(_without_effect(document, one, fits_others=bool(found), is_entry=bool(scope)))
+    budgets, clashes = _merged(document, points, pieces)
+    return budgets, [*problems, *clashes], notes
+
+
+def _without_effect(document: Document, one: Written, *, fits_others: bool, is_entry: bool) -> Problem:
+    if one.where is None:
+        return document.problem(one.at, "has no effect: every experiment has budgets of its own")
+    told = "fits no point of this study"
+    if fits_others:
+        told = "does not fit this experiment" if is_entry else "fits only experiments with budgets of their own"
+    return document.problem((*one.entry, "where"), told)
+
+
+def _merged(
+    document: Document, points: Sequence[Point], pieces: Sequence[_Pieces]
+) -> tuple[list[Budget], list[Problem]]:
+    """Return the budgets that the *pieces* of each point come to, and which of those do not go together."""
+    budgets: list[Budget] = []
+    clashes: dict[tuple[KeyPath, Bound, KeyPath], tuple[_Clash, list[Point]]] = {}
+    for point, by_metric in zip(points, pieces, strict=True):
+        for metric, written in by_metric.items():
+            holders: dict[Bound, Written] = {}
+            for later, bound, earlier in _clashing(written, holders):
+                key = (later.at, bound, earlier.at)
+                clashes.setdefault(key, ((later, bound, earlier), []))[1].append(point)
+            limits = {bound: holder.bounds[bound] for bound, holder in holders.items()}
+            line = _line(document, written[0])
+            budgets.append(
+                Budget(f"{metric}-{point.id}", metric, point.id, limits.get("max"), limits.get("min"), line)
+            )
+    return budgets, [_problem(document, clash, concerned) for clash, concerned in clashes.values()]
+
+
+def _clashing(written: Sequence[Written], holders: dict[Bound, Written]) -> Iterator[_Clash]:
+    """Enter into *holders* which of a point's budgets on one metric gives which limit; yield what clashes."""
+    for one in written:
+        for bound, value in one.bounds.items():
+            holder = holders.setdefault(bound, one)
+            if holder is not one:
+                yield one, bound, holder
+                continue
+            opposite: Bound = "min" if bound == "max" else "max"
+            other = holders.get(opposite)
+            if other and (value < other.bounds[opposite] if bound == "max" else value > other.bounds[opposite]):
+                yield one, bound, other
+
+
+def _problem(document: Document, clash: _Clash, concerned: Sequence[Point]) -> Problem:
+    later, bound, earlier = clash
+    key = (*later.entry, bound)
+    at = key if key in document.marks else later.at
+    line = _line(document, earlier)
+    if bound in earlier.bounds:
+        told = f"{later.metric} has a {_NOUNS[bound]} for {named(concerned)} already (line {line})"
+        return document.problem(at, f"{told}; where tells them apart")
+    opposite: Bound = "min" if bound == "max" else "max"
+    figures = f"{bound} {later.bounds[bound]:.15g}", f"{opposite} {earlier.bounds[opposite]:.15g} (line {line})"
+    return document.problem(at, f"{figures[0]} does not go with {figures[1]} for {named(concerned)}")
+
+
+def _line(document: Document, written: Written) -> int:
+    """Return the line on which a budget names its metric."""
+    return document.problem(written.at, "").line

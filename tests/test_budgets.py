@@ -1,0 +1,294 @@
+"""Whether figures keep to their budgets, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.budgets import judge_budget
+from pytest_llem.gates.text import figure, verdict_line
+from pytest_llem.results.carbon import Carbon
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.statistics import Summary, mean_interval
+from pytest_llem.results.study_result import _NOTHING, summarise
+from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.gates import Budget
+from tests.conftest import NOOP_STUDY
+
+COST = "energy_per_output_token_j"
+SPEED = "output_tokens_per_second"
+
+ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
+NOISE = "within noise: the 95 % interval straddles the limit"
+
+
+def budget(metric: str = COST, maximum: float | None = None, minimum: float | None = None) -> Budget:
+    return Budget(f"{metric}-n=1", metric, "n=1", maximum, minimum, 7)
+
+
+def point(metric: str, *values: float | None, allow: bool = False, **provenance: Any) -> PointResult:
+    """Return a point with one metric, of so many completed cycles."""
+    known = [value for value in values if value is not None]
+    mean, _, interval = mean_interval(known) if known else (None, None, None)
+    if CATALOGUE[metric].unit == "J" and known:
+        provenance = {"method": "measured", "boundary": "gpu_board", **provenance}
+    summary = Summary(
+        mean=mean, ci95=interval, n=len(known), unit=CATALOGUE[metric].unit, values=[*values], **provenance
+    )
+    config = {"energy": {"backend": "auto", "allow_estimated": allow}}
+    cycles = list(range(1, len(values) + 1))
+    return PointResult(id="n=1", axes={}, config=config, config_hash="0", cycles=cycles, metrics={metric: summary})
+
+
+def judge(limit: Budget, found: PointResult | None) -> GateVerdict:
+    return judge_budget(limit, found, file="studies/x.yaml")
+
+
+class TestJudging:
+    @pytest.mark.parametrize(
+        ("maximum", "minimum", "verdict"),
+        [
+            (2.01, None, "WITHIN"),
+            (2.0, None, "WITHIN"),  # at the limit is not beyond it
+            (1.99, None, "BEYOND"),
+            (None, 1.99, "WITHIN"),
+            (None, 2.0, "WITHIN"),
+            (None, 2.01, "BEYOND"),
+            (2.5, 1.5, "WITHIN"),
+            (2.0, 2.0, "WITHIN"),
+            (1.9, 1.5, "BEYOND"),
+            (2.5, 2.1, "BEYOND"),
+        ],
+    )
+    def test_it_fails_if_and_only_if_the_mean_is_beyond(self, maximum, minimum, verdict):
+        found = judge(budget(maximum=maximum, minimum=minimum), point(COST, 1.0, 2.0, 3.0))
+        assert (found.verdict, found.outcome) == (verdict, "failed" if verdict == "BEYOND" else "passed")
+        assert (found.maximum, found.minimum) == (maximum, minimum)
+
+    def test_all_that_it_says(self):
+        found = judge(budget(maximum=0.45), point(COST, 0.5, 0.51, 0.52))
+        low, high = found.ci95 or (0, 0)
+        assert (low, high) == (pytest.approx(0.51 - 0.0248414), pytest.approx(0.51 + 0.0248414))
+        assert found.model_dump(exclude_defaults=True) == {
+            "gate": "budget",
+            "id": f"{COST}-n=1",
+            "metric": COST,
+            "point": "n=1",
+            "verdict": "BEYOND",
+            "outcome": "failed",
+            "unit": "J",
+            "method": "measured",
+            "mean": pytest.approx(0.51),
+            "ci95": (low, high),
+            "n": 3,
+            "maximum": 0.45,
+            "file": "studies/x.yaml",
+            "line": 7,
+        }
+
+    def test_what_may_be_below_zero(self):
+        found = point("active_energy_j", -3.0, -1.0)
+        assert judge(budget("active_energy_j", maximum=-1), found).verdict == "WITHIN"
+        assert judge(budget("active_energy_j", maximum=-2.5), found).verdict == "BEYOND"
+        assert judge(budget("active_energy_j", minimum=-1), found).verdict == "BEYOND"
+
+    @pytest.mark.parametrize(
+        ("maximum", "verdict", "noisy"),
+        [(10.0, "WITHIN", False), (2.5, "WITHIN", True), (1.5, "BEYOND", True), (-1.0, "BEYOND", False)],
+    )
+    def test_within_noise(self, maximum, verdict, noisy):
+        """The interval of 1, 2, 3 is 2 ± 2.48."""
+        found = judge(budget("active_energy_j", maximum=maximum), point("active_energy_j", 1.0, 2.0, 3.0))
+        assert (found.verdict, found.within_noise) == (verdict, noisy)
+        assert found.reason == (NOISE if noisy else None)
+
+    def test_one_cycle_has_no_interval_and_decides_all_the_same(self):
+        found = judge(budget(maximum=1), point(COST, 1.0001))
+        assert (found.verdict, found.ci95, found.n, found.within_noise) == ("BEYOND", None, 1, False)
+
+    def test_cycles_without_a_value_are_left_out_and_told(self):
+        found = judge(budget(maximum=10), point(COST, 1.0, None, 3.0))
+        assert (found.verdict, found.mean, found.n) == ("WITHIN", 2.0, 2)
+        assert found.reason == f"{NOISE}; 2 of 3 cycles have a value"
+
+
+class TestNotJudged:
+    @pytest.mark.parametrize(
+        ("found", "reason"),
+        [
+            (None, "no completed cycle"),
+            (point(COST, None, reason="GPU is lost"), "GPU is lost"),
+            (point(COST, None), "it has no value"),
+            (point(SPEED, 1.0), "this result does not have it"),
+            (point(COST, 1.0, method="estimated"), ESTIMATED),
+            (point(COST, 1.0, 1.0, boundary=None), "its cycles differ in what their energy covers"),
+        ],
+    )
+    def test_it_fails_and_says_why(self, found, reason):
+        verdict = judge(budget(maximum=100), found)
+        assert (verdict.verdict, verdict.outcome, verdict.reason) == ("NOT JUDGED", "failed", reason)
+        assert verdict_line(verdict) == f"{COST}: cannot be judged: {reason}"
+
+    @pytest.mark.parametrize("metrics", [{}, _NOTHING])
+    def test_a_point_that_nothing_came_of(self, metrics):
+        nothing = PointResult(id="n=1", axes={}, config={}, config_hash="0", metrics=metrics)
+        assert judge(budget(maximum=1), nothing).reason == "no completed cycle"
+
+    def test_an_estimate_decides_where_that_is_allowed(self):
+        found = judge(budget(maximum=0.4), point(COST, 0.5, 0.5, method="estimated", allow=True))
+        assert (found.verdict, found.method) == ("BEYOND", "estimated")
+        assert verdict_line(found) == f"{COST}: 0.500 J (estimated, 0.500–0.500, n = 2) is beyond 0.4 J"
+
+    def test_what_is_estimated_has_no_say_in_time(self):
+        assert judge(budget(SPEED, minimum=1), point(SPEED, 2.0)).verdict == "WITHIN"
+
+    @pytest.mark.usefixtures("noop_engine")
+    def test_every_figure_made_of_an_estimate_is_one(self):
+        """What is derived of energy keeps its method, so that no budget on it passes or fails unasked."""
+        fields = {key: one for key, one in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+        config = ExperimentConfig.model_validate({**fields, "baseline": {"enabled": False}})
+        result = ExperimentOrchestrator(config, carbon=Carbon(400)).run().result
+        found = PointResult(
+            id="n=1",
+            axes={},
+            config=config.model_dump(mode="json"),
+            config_hash="0",
+            cycles=[1],
+            metrics=summarise([result]),
+        )
+        said = {name: judge(budget(name, maximum=1e9), found).reason for name in CATALOGUE}
+        estimated = {name for name, reason in said.items() if reason == ESTIMATED}
+        assert estimated == {
+            *("energy_j", "energy_per_request_j", "energy_per_output_token_j", "wh_per_1000_requests"),
+            *("tokens_per_joule", "edp_js", "mean_power_w", "cpu_energy_j", "load_energy_j", "gco2e_g"),
+        }
+        assert {name for name, reason in said.items() if reason is None} >= {"seconds", SPEED, "ttft_p50_ms"}
+
+
+def gate(**fields: Any) -> GateVerdict:
+    return GateVerdict.model_validate(
+        {
+            "gate": "regression",
+            "id": f"{SPEED}-n=1",
+            "metric": SPEED,
+            "point": "n=1",
+            "verdict": "SAME",
+            "outcome": "passed",
+            "unit": "1/s",
+            "ratio": 0.9134,
+            "interval": (0.8981, 0.9289),
+            "confidence": 0.98,
+            "n": 5,
+            "reference_n": 4,
+            "p": 0.00041,
+            "alpha": 0.01,
+            "delta": 0.02,
+            **fields,
+        }
+    )
+
+
+BASIS = "0.913 × the reference (98 % interval 0.898–0.929, n = 5 against 4, p = 0.00041, δ = 2 %)"
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("limits", "values", "told"),
+        [
+            ((0.45, None), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is beyond 0.45 J"),
+            ((0.6, None), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is within 0.6 J"),
+            ((None, 0.6), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is below 0.6 J"),
+            ((None, 0.4), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is not below 0.4 J"),
+            ((0.6, 0.4), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is within 0.4–0.6 J"),
+            ((0.45, 0.4), (0.5,), "0.500 J (n = 1) is beyond 0.45 J"),
+            ((0.5, None), (0.4, 0.5), f"0.450 J (-0.185 to 1.09, n = 2) is within 0.5 J; {NOISE}"),
+            ((1e-9, None), (1.234e-8,), "1.23e-08 J (n = 1) is beyond 1e-09 J"),
+            ((2e6, None), (12345.6,), "12,346 J (n = 1) is within 2,000,000 J"),
+            ((0, None), (0.0,), "0 J (n = 1) is within 0 J"),
+        ],
+    )
+    def test_of_a_budget(self, limits, values, told):
+        found = judge(budget("energy_j", *limits), point("energy_j", *values))
+        assert verdict_line(found) == f"energy_j: {told}"
+
+    def test_a_ratio_has_no_unit(self):
+        assert verdict_line(judge(budget("mfu", minimum=0.5), point("mfu", 0.25))) == (
+            "mfu: 0.250 (n = 1) is below 0.5"
+        )
+
+    def test_a_mean_next_to_its_limit_has_the_digits_that_tell_them_apart(self):
+        """To three digits it would be 95.3, and not below."""
+        found = judge(budget(SPEED, minimum=95.2704), point(SPEED, 95.2701))
+        assert verdict_line(found) == f"{SPEED}: 95.27 1/s (n = 1) is below 95.2704 1/s"
+
+    @settings(max_examples=300, deadline=None, derandomize=True, database=None)
+    @given(
+        mean=st.floats(-1e9, 1e9),
+        limit=st.floats(-1e9, 1e9) | st.sampled_from([0.0, 999.9999999999999, 1e-5, 0.1]),
+        step=st.sampled_from([0, 1, -1]),
+    )
+    def test_what_is_told_never_contradicts_the_verdict(self, mean, limit, step):
+        if step:
+            mean = math.nextafter(limit, step * math.inf)
+        found = judge(budget("active_energy_j", maximum=limit), point("active_energy_j", mean))
+        said = re.fullmatch(r"active_energy_j: (\S+) J \(n = 1\) is (\w+) (\S+) J", verdict_line(found))
+        assert said
+        shown, limit_shown = (float(said[index].replace(",", "")) for index in (1, 3))
+        assert limit_shown == pytest.approx(limit, rel=1e-14)
+        assert (shown > limit) == (mean > limit) == (said[2] == "beyond")
+
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({}, f"SAME: {BASIS}"),
+            ({"verdict": "REGRESSION", "outcome": "failed"}, f"REGRESSION: {BASIS}"),
+            ({"verdict": "IMPROVEMENT", "reason": "why"}, f"IMPROVEMENT: {BASIS}; why"),
+            (
+                {"verdict": "INCONCLUSIVE", "cycles_to_decide": 12, "reason": "about 12 cycles"},
+                f"INCONCLUSIVE: {BASIS}; about 12 cycles would decide",
+            ),
+            ({"verdict": "INCONCLUSIVE"}, f"INCONCLUSIVE: {BASIS}; no number of cycles up to 1,000 would decide"),
+            (
+                {"verdict": "INCONCLUSIVE", "ratio": None, "interval": None, "reason": "two cycles are needed"},
+                "INCONCLUSIVE: two cycles are needed",
+            ),
+            (
+                {"verdict": "INCONCLUSIVE", "interval": None, "reason": "two cycles are needed"},
+                "INCONCLUSIVE: two cycles are needed",
+            ),
+            (
+                {"paired": True, "reference_n": 5, "p": 1e-9, "delta": 0.015, "method": "estimated"},
+                "SAME: 0.913 × the reference (estimated, 98 % interval 0.898–0.929, n = 5 against 5, paired, "
+                "p < 0.0001, δ = 1.5 %)",
+            ),
+            (
+                {"p": None, "delta": None, "confidence": None, "ratio": 12.34, "interval": (0.05, 123.4)},
+                "SAME: 12.3 × the reference (interval 0.0500–123, n = 5 against 4)",
+            ),
+            ({"verdict": "NOT JUDGED", "reason": "boundaries differ"}, "cannot be judged: boundaries differ"),
+            ({"verdict": "NOT JUDGED"}, "cannot be judged"),
+        ],
+    )
+    def test_of_a_comparison(self, fields, told):
+        assert verdict_line(gate(**fields)) == f"{SPEED}: {told}"
+
+    def test_of_a_point_as_a_whole(self):
+        missing = gate(metric="", verdict="NOT JUDGED", reason="it is gone")
+        assert verdict_line(missing) == "n=1: cannot be judged: it is gone"
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            *((0.0, "0"), (0.5, "0.500"), (-0.0123456, "-0.0123"), (122.4, "122"), (28.06, "28.1")),
+            *((1616.2, "1,616"), (123456.7, "123,457"), (1.5e9, "1.5e+09"), (1.234e-7, "1.23e-07")),
+        ],
+    )  # fmt: skip
+    def test_figures(self, value, text):
+        assert figure(value) == text

@@ -1,0 +1,478 @@
+"""``budgets`` and ``gates`` in study files: what they mean, and what is told of mistakes in them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.study.budgets import SIGNED
+from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.foreseen import _OF_A_BASELINE, _OF_PREFILL
+from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY
+from pytest_llem.study.loading import load_study
+from pytest_llem.study.problems import StudyError
+
+STUDY = "model: m\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"
+
+#: The points of it.
+IDS = [f"precision={precision}-batch_size={size}" for precision in ("bf16", "fp32") for size in (1, 8)]
+
+
+def load(folder: Path, text: str) -> StudyConfig:
+    (folder / "s.yaml").write_text(text)
+    return load_study(folder / "s.yaml")
+
+
+def errors(folder: Path, text: str) -> list[str]:
+    with pytest.raises(StudyError) as caught:
+        load(folder, text)
+    return [str(problem.shown_from(folder)) for problem in caught.value.problems]
+
+
+def notes(folder: Path, text: str) -> list[str]:
+    return [str(note.shown_from(folder)) for note in load(folder, text).notes]
+
+
+def limits(study: StudyConfig) -> list[tuple[str, str, float | None, float | None, int]]:
+    return [(one.metric, one.point, one.maximum, one.minimum, one.line) for one in study.budgets]
+
+
+def after_study(text: str) -> str:
+    """Return *text* after the study, its first line being the file's third."""
+    return STUDY + textwrap.dedent(text).lstrip("\n")
+
+
+class TestBudgets:
+    @pytest.mark.parametrize(
+        ("written", "maximum", "minimum"),
+        [
+            ("{seconds: 4}", 4.0, None),
+            ("{seconds: 1e-3}", 0.001, None),
+            ("{seconds: {max: 4}}", 4.0, None),
+            ("{seconds: {min: 0.5}}", None, 0.5),
+            ("{seconds: {max: 4, min: 0.5}}", 4.0, 0.5),
+            ("{seconds: {max: 4, min: 4}}", 4.0, 4.0),
+            ("{seconds: {max: 4, min: }}", 4.0, None),
+            ("{seconds: 0}", 0.0, None),
+            ("[{metric: seconds, max: 4}]", 4.0, None),
+            ("[{metric: seconds, max: 4, min: 0.5, where: }]", 4.0, 0.5),
+            ("[{metric: seconds, max: 4}, {metric: seconds, min: 0.5}]", 4.0, 0.5),
+            ("[{metric: seconds, min: 0.5}, {metric: seconds, max: 4}]", 4.0, 0.5),
+        ],
+    )
+    def test_each_form_is_for_every_point(self, tmp_path, written, maximum, minimum):
+        study = load(tmp_path, f"{STUDY}budgets: {written}\n")
+        assert limits(study) == [("seconds", point, maximum, minimum, 3) for point in IDS]
+        assert [one.id for one in study.budgets] == [f"seconds-{point}" for point in IDS]
+        assert study.notes == ()
+
+    @pytest.mark.parametrize("written", ["", "{}", "[]", "~"])
+    def test_none(self, tmp_path, written):
+        assert load(tmp_path, f"{STUDY}budgets: {written}\n").budgets == ()
+
+    @pytest.mark.parametrize("metric", CATALOGUE)
+    def test_any_metric_may_have_one(self, tmp_path, metric):
+        assert limits(load(tmp_path, f"model: m\nbudgets: {{{metric}: 7.5}}\n")) == [
+            (metric, "model=m", 7.5, None, 2)
+        ]
+
+    @pytest.mark.parametrize("metric", SIGNED)
+    def test_what_may_be_below_zero_may_have_to_be(self, tmp_path, metric):
+        study = load(tmp_path, f"model: m\nbudgets: {{{metric}: {{max: -1, min: -2.5}}}}\n")
+        assert limits(study) == [(metric, "model=m", -1.0, -2.5, 2)]
+
+    def test_they_are_in_the_order_of_the_points_and_then_as_written(self, tmp_path):
+        study = load(
+            tmp_path,
+            after_study(
+                """
+                budgets:
+                  - {metric: ttft_p50_ms, max: 9, where: {batch_size: 8}}
+                  - metric: seconds
+                    max: 4
+                  - {metric: ttft_p50_ms, max: 5, where: {batch_size: 1}}
+                """
+            ),
+        )
+        first, second = ("seconds", 4.0, None, 5), ("ttft_p50_ms", 5.0, None, 7)
+        large = ("ttft_p50_ms", 9.0, None, 4)
+        of_points = [(IDS[0], [first, second]), (IDS[1], [large, first])]
+        of_points += [(IDS[2], [first, second]), (IDS[3], [large, first])]
+        assert limits(study) == [
+            (metric, point, maximum, minimum, line)
+            for point, budgets in of_points
+            for metric, maximum, minimum, line in budgets
+        ]
+
+    @pytest.mark.parametrize(
+        ("where", "fitting"),
+        [
+            ("{precision: fp32}", [2, 3]),
+            ("{pytorch.batch_size: 8.0, precision: [bf16, fp32]}", [1, 3]),
+            ("{pytorch: {batch_size: 8}, precision: bf16}", [1]),
+            ("{decoder.do_sample: true}", [0, 1, 2, 3]),
+        ],
+    )
+    def test_where_means_what_it_does_in_rules(self, tmp_path, where, fitting):
+        study = load(tmp_path, f"{STUDY}budgets: [{{metric: seconds, max: 4, where: {where}}}]\n")
+        assert [one.point for one in study.budgets] == [IDS[index] for index in fitting]
+
+    def test_an_experiment_may_have_its_own(self, tmp_path):
+        study = load(
+            tmp_path,
+            textwrap.dedent(
+                """\
+                model: m
+                budgets: {seconds: 4, ttft_p50_ms: 9}
+                sweep: {precision: [bf16]}
+                experiments:
+                  - {n: 2}
+                  - n: 3
+                    budgets: {seconds: {min: 1}}
+                  - {n: 4, budgets: }
+                  - {n: 5, budgets: {}}
+                  - {n: 6, budgets: []}
+                  - n: 7
+                    budgets:
+                      - {metric: seconds, max: 2, where: {n: 7}}
+                """
+            ),
+        )
+        assert limits(study) == [
+            ("seconds", "precision=bf16", 4.0, None, 2),
+            ("ttft_p50_ms", "precision=bf16", 9.0, None, 2),
+            ("seconds", "n=2", 4.0, None, 2),
+            ("ttft_p50_ms", "n=2", 9.0, None, 2),
+            ("seconds", "n=3", None, 1.0, 7),
+            ("seconds", "n=7", 2.0, None, 13),
+        ]
+        assert study.notes == ()
+
+    def test_a_single_experiment_may_have_some(self, tmp_path):
+        study = load(tmp_path, "model: m\nbudgets:\n  seconds: 4\n")
+        assert limits(study) == [("seconds", "model=m", 4.0, None, 3)]
+
+    def test_those_of_a_base_are_ignored_and_that_is_noted(self, tmp_path):
+        (tmp_path / "common.yaml").write_text(
+            "model: m\nbudgets: {second: 4}\ngates: 7\nexperiments: [{budgets: 7}]\n"
+        )
+        study = load(tmp_path, "base: common.yaml\n")
+        assert (study.budgets, study.gates.family, study.gates_line) == ((), DEFAULT_FAMILY, 1)
+        assert [str(note.shown_from(tmp_path)) for note in study.notes] == [
+            "common.yaml:4:1: experiments: is ignored in a base: it belongs to a study",
+            "common.yaml:2:1: budgets: is ignored in a base: it belongs to a study",
+            "common.yaml:3:1: gates: is ignored in a base: it belongs to a study",
+        ]
+
+    def test_a_point_that_is_skipped_keeps_them_without_complaint(self, tmp_path):
+        study = load(tmp_path, f"{STUDY}skip: [{{where: {{precision: fp32}}}}]\nbudgets: {{seconds: 4}}\n")
+        assert [one.point for one in study.budgets] == IDS
+
+
+class TestHashes:
+    #: As they were before there were budgets and gates.
+    DESIGN = "3e53b46c25bfff1c"
+    POINTS = ("fad6a17111cc28ef", "d3d83b30e601f40e", "dca26e2493b97b21", "cffb99f200db7488")
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            "",
+            "budgets: {seconds: 4, energy_j: {max: 3, min: 1}}",
+            "budgets: [{metric: seconds, max: 4, where: {batch_size: 8}}]",
+            "gates: {alpha: 0.05, delta: {seconds: 0.1}, metrics: [seconds]}",
+            "energy: {allow_estimated: true}",
+        ],
+    )
+    def test_they_are_what_they_were(self, tmp_path, more):
+        study = load(tmp_path, f"{STUDY}{more}\n")
+        assert (study.design_hash, tuple(point.config_hash for point in study.points)) == (
+            self.DESIGN,
+            self.POINTS,
+        )
+
+    def test_an_experiments_own_are_in_none_either(self, tmp_path):
+        text = "model: m\nexperiments: [{n: 1}, {n: 2{}}]\n"
+        plain, budgeted = (load(tmp_path, text.replace("{}", more)) for more in ("", ", budgets: {seconds: 1}"))
+        assert plain.design_hash == budgeted.design_hash
+        assert [point.id for point in plain.points] == [point.id for point in budgeted.points] == ["n=1", "n=2"]
+
+    def test_nor_do_they_tell_experiments_apart(self, tmp_path):
+        text = "model: m\nexperiments: [{n: 1, budgets: {seconds: 1}}, {n: 1, budgets: {seconds: 2}}]\n"
+        assert errors(tmp_path, text) == ["s.yaml:2:46: experiments[1]: is the same experiment as experiments[0]"]
+
+
+class TestWrongBudgets:
+    @pytest.mark.parametrize(
+        ("written", "told"),
+        [
+            (
+                "7",
+                "1: budgets: must be a mapping of metrics to limits, "
+                "or a list of {metric, max, min, where} (got 7)",
+            ),
+            ("{energy: 1}", "11: budgets.energy: no metric of that name (did you mean 'energy_j'?)"),
+            ("{watts: 1}", "11: budgets.watts: no metric of that name"),
+            ("{seconds: '4'}", "11: budgets.seconds: must be a number or a mapping {max, min} (got '4')"),
+            (
+                "{seconds: yes}",
+                "11: budgets.seconds: must be a number or a mapping {max, min} "
+                "(got yes, which YAML reads as true)",
+            ),
+            ("{seconds: }", "11: budgets.seconds: must be a number or a mapping {max, min} (got nothing)"),
+            ("{seconds: [4]}", "11: budgets.seconds: must be a number or a mapping {max, min} (got [4])"),
+            ("{seconds: .inf}", "11: budgets.seconds: must be a finite number (got .inf)"),
+            ("{seconds: {}}", "11: budgets.seconds: needs a max or a min"),
+            ("{seconds: {max: }}", "11: budgets.seconds: needs a max or a min"),
+            ("{seconds: {max: '4'}}", "21: budgets.seconds.max: must be a number (got '4')"),
+            ("{seconds: {max: true}}", "21: budgets.seconds.max: must be a number (got true)"),
+            ("{seconds: {maximum: 4}}", "21: budgets.seconds.maximum: unknown key (did you mean 'max'?)"),
+            ("{seconds: {max: 1, min: 2.5}}", "11: budgets.seconds: min 2.5 is above max 1"),
+            ("{seconds: -1}", "11: budgets.seconds: must be at least 0, as seconds is (got -1)"),
+            ("{seconds: {min: -1}}", "21: budgets.seconds.min: must be at least 0, as seconds is (got -1)"),
+            ("{metric: seconds}", "11: budgets.metric: a budget that names its metric is an entry of a list"),
+            (
+                "{seconds: {max: 1, where: {n: 1}}}",
+                "29: budgets.seconds.where: unknown key: a budget for some points is an entry of a list, as "
+                "{metric: seconds, max: ..., where: ...}",
+            ),
+            ("[7]", "11: budgets[0]: must be a mapping (got 7)"),
+            ("[{max: 4}]", "11: budgets[0].metric: is required"),
+            ("[{metric: , max: 4}]", "12: budgets[0].metric: is required"),
+            ("[{metric: 7, max: 4}]", "12: budgets[0].metric: must be a string (got 7); put it in quotes"),
+            (
+                "[{metric: second, max: 4}]",
+                "12: budgets[0].metric: no metric of that name (did you mean 'seconds'?)",
+            ),
+            ("[{metric: seconds}]", "11: budgets[0]: needs a max or a min"),
+            ("[{metric: seconds, max: 4, wher: {}}]", "37: budgets[0].wher: unknown key (did you mean 'where'?)"),
+            ("[{metric: seconds, max: 4, where: {}}]", "37: budgets[0].where: must not be empty (got {})"),
+            ("[{metric: seconds, max: 4, where: 7}]", "37: budgets[0].where: must be a mapping (got 7)"),
+            (
+                "[{metric: seconds, max: 4, where: {precison: fp32}}]",
+                "45: budgets[0].where.precison: is no axis and no field (did you mean 'precision'?)",
+            ),
+            (
+                "[{seconds: 4}]",
+                "12: budgets[0].seconds: unknown key: in a list a budget names its metric, as "
+                "{metric: seconds, max: ...}",
+            ),
+        ],
+    )
+    def test_what_is_none(self, tmp_path, written, told):
+        assert errors(tmp_path, f"{STUDY}budgets: {written}\n") == [f"s.yaml:3:{told}"]
+
+    def test_those_of_an_experiment_are_looked_at_likewise(self, tmp_path):
+        text = "model: m\nexperiments:\n- n: 1\n  budgets: {second: 1}\n- n: 2\n  budgets: [{metric: seconds}]\n"
+        assert errors(tmp_path, text) == [
+            "s.yaml:4:13: experiments[0].budgets.second: no metric of that name (did you mean 'seconds'?)",
+            "s.yaml:6:13: experiments[1].budgets[0]: needs a max or a min",
+        ]
+
+    def test_also_those_of_one_that_is_left_out(self, tmp_path):
+        left_out = "{pytorch: {use_cache: false, cache_implementation: static}, budgets: @}"
+        text = f"model: m\nexperiments: [{{n: 2}}, {left_out}]\n"
+        assert load(tmp_path, text.replace("@", "{seconds: 1}")).budgets == ()
+        assert load(tmp_path, text.replace("@", "{seconds: 1}")).notes == ()
+        assert len(errors(tmp_path, text.replace("@", "{second: 1}"))) == 1
+
+    def test_all_are_told_at_once(self, tmp_path):
+        told = errors(
+            tmp_path,
+            "model: m\nn: 0\nbudgets:\n  second: 1\n  energy_j: x\n  seconds: {max: x, mi: 2}\n"
+            "gates: {alpha: 2, metrcs: []}\n",
+        )
+        assert told == [
+            "s.yaml:2:1: n: must be at least 1 (got 0)",
+            "s.yaml:4:3: budgets.second: no metric of that name (did you mean 'seconds'?)",
+            "s.yaml:5:3: budgets.energy_j: must be a number or a mapping {max, min} (got 'x')",
+            "s.yaml:6:13: budgets.seconds.max: must be a number (got 'x')",
+            "s.yaml:6:21: budgets.seconds.mi: unknown key (did you mean 'min'?)",
+            "s.yaml:7:9: gates.alpha: must be less than 0.5 (got 2)",
+            "s.yaml:7:19: gates.metrcs: unknown key (did you mean 'metrics'?)",
+        ]
+
+    def test_two_for_the_same_are_one_too_many(self, tmp_path):
+        told = errors(
+            tmp_path,
+            after_study(
+                """
+                budgets:
+                  - {metric: seconds, max: 4}
+                  - {metric: seconds, max: 4, where: {precision: fp32}}
+                  - metric: seconds
+                    min: 1
+                  - {metric: seconds, min: 2, where: {precision: bf16, batch_size: 1}}
+                  - {metric: ttft_p50_ms, max: 2, where: {batch_size: 1}}
+                  - {metric: ttft_p50_ms, max: 2, where: {batch_size: 8}}
+                """
+            ),
+        )
+        assert told == [
+            f"s.yaml:5:23: budgets[1].max: seconds has a maximum for {IDS[2]} and 1 more already (line 4); "
+            "where tells them apart",
+            f"s.yaml:8:23: budgets[3].min: seconds has a minimum for {IDS[0]} already (line 6); "
+            "where tells them apart",
+        ]
+
+    @pytest.mark.parametrize(
+        ("first", "second", "told"),
+        [
+            ("max: 2", "min: 3", "min 3 does not go with max 2 (line 4) for model=m"),
+            ("min: 3", "max: 2", "max 2 does not go with min 3 (line 4) for model=m"),
+        ],
+    )
+    def test_two_that_leave_nothing_between_them(self, tmp_path, first, second, told):
+        text = f"model: m\n\nbudgets:\n- {{metric: seconds, {first}}}\n- {{metric: seconds, {second}}}\n"
+        assert errors(tmp_path, text) == [f"s.yaml:5:21: budgets[1].{second[:3]}: {told}"]
+
+    def test_the_study_has_them_and_no_axis(self, tmp_path):
+        told = "belongs to the study and not to an experiment"
+        assert errors(tmp_path, "model: m\nsweep: {budgets: [1, 2]}\n") == [f"s.yaml:2:9: budgets: {told}"]
+        assert errors(tmp_path, "model: m\nexperiments: [{gates: {}}]\n") == [f"s.yaml:2:16: gates: {told}"]
+
+
+class TestGates:
+    def test_without_them_the_default_holds(self, tmp_path):
+        study = load(tmp_path, "model: m\nn: 3\nsweep: {precision: [bf16]}\n")
+        assert (study.gates.alpha, study.gates.family, study.gates.delta_of("seconds")) == (
+            0.01,
+            DEFAULT_FAMILY,
+            DEFAULT_DELTA,
+        )
+        assert study.gates_line == 3
+        assert load(tmp_path, "model: m\nn: 3\ngates:\n").gates == study.gates
+
+    def test_they_are_read(self, tmp_path):
+        study = load(
+            tmp_path, f"{STUDY}gates: {{alpha: 0.05, delta: {{seconds: 0.1}}, metrics: [seconds, energy_j]}}\n"
+        )
+        gates = study.gates
+        assert (gates.alpha, gates.family, study.gates_line) == (0.05, ("seconds", "energy_j"), 3)
+        assert (gates.delta_of("seconds"), gates.delta_of("energy_j")) == (0.1, DEFAULT_DELTA)
+        assert load(tmp_path, f"{STUDY}gates: {{delta: 0}}\n").gates.delta_of("seconds") == 0
+        assert study.notes == ()
+
+    @pytest.mark.parametrize(
+        ("written", "told"),
+        [
+            ("7", "1: gates: must be a mapping (got 7)"),
+            ("{alpha: 0}", "9: gates.alpha: must be greater than 0 (got 0)"),
+            ("{alpha: 5%}", "9: gates.alpha: must be a number (got '5%')"),
+            ("{delta: 1}", "9: gates.delta: must be less than 1 (got 1)"),
+            ("{delta: x}", "9: gates.delta: must be a number (got 'x')"),
+            ("{delta: [0.1]}", "9: gates.delta: must be a number (got [0.1])"),
+            ("{delta: {seconds: -1}}", "17: gates.delta.seconds: must be at least 0 (got -1)"),
+            ("{delta: {seconds: x}}", "17: gates.delta.seconds: must be a number (got 'x')"),
+            (
+                "{delta: {second: 0.1}}",
+                "17: gates.delta.second: no metric of that name (did you mean 'seconds'?)",
+            ),
+            ("{metrics: seconds}", "9: gates.metrics: must be a list (got 'seconds')"),
+            ("{metrics: []}", "9: gates.metrics: must not be empty (got [])"),
+            ("{metrics: [7]}", "19: gates.metrics[0]: must be a string (got 7); put it in quotes"),
+            (
+                "{metrics: [seconds, second]}",
+                "28: gates.metrics[1]: no metric of that name (did you mean 'seconds'?)",
+            ),
+            ("{metrics: [seconds, seconds]}", "28: gates.metrics[1]: seconds is there twice"),
+            (
+                "{metrics: [mean_power_w]}",
+                "19: gates.metrics[0]: mean_power_w can be no gate: neither more nor less of it is better",
+            ),
+        ],
+    )
+    def test_what_is_none(self, tmp_path, written, told):
+        assert errors(tmp_path, f"{STUDY}gates: {written}\n") == [f"s.yaml:3:{told}"]
+
+    @pytest.mark.parametrize("metric", CATALOGUE)
+    def test_every_metric_that_can_get_worse_may_be_one(self, tmp_path, metric):
+        text = f"model: m\ngates: {{metrics: [{metric}]}}\n"
+        if CATALOGUE[metric].better:
+            assert load(tmp_path, text).gates.family == (metric,)
+        else:
+            assert len(errors(tmp_path, text)) == 1
+
+    def test_a_delta_of_what_is_not_compared_has_no_effect(self, tmp_path):
+        told = "has no effect: it is not among the metrics that are compared"
+        assert notes(tmp_path, f"{STUDY}gates: {{delta: {{ttft_p50_ms: 0.1, seconds: 0.1}}}}\n") == [
+            f"s.yaml:3:35: gates.delta.seconds: {told}"
+        ]
+
+
+class TestForeseen:
+    @pytest.mark.parametrize(
+        ("where", "told"),
+        [
+            ("{n: 30}", "37: budgets[0].where: fits no point of this study"),
+            ("{n: 3}", "37: budgets[0].where: fits only experiments with budgets of their own"),
+            ("", "12: budgets[0].metric: has no effect: every experiment has budgets of its own"),
+        ],
+    )
+    def test_budgets_of_no_point(self, tmp_path, where, told):
+        sweep = "sweep: {n: [1, 2]}" if where else "# no sweep"
+        text = f"model: m\n{sweep}\nbudgets: [{{metric: seconds, max: 4, where: {where}}}]\n"
+        assert notes(tmp_path, f"{text}experiments: [{{n: 3, budgets: {{}}}}]\n") == [f"s.yaml:3:{told}"]
+
+    def test_budgets_of_another_experiment(self, tmp_path):
+        text = "model: m\nexperiments: [{n: 1}, {n: 2, budgets: [{metric: seconds, max: 4, where: {n: 1}}]}]\n"
+        assert notes(tmp_path, text) == [
+            "s.yaml:2:66: experiments[1].budgets[0].where: does not fit this experiment"
+        ]
+
+    @pytest.mark.parametrize(
+        ("setting", "metric", "reason"),
+        [
+            ("energy: {backend: null}", "energy_j", "energy.backend is null"),
+            ("energy: {backend: null}", "tokens_per_joule", "energy.backend is null"),
+            ("energy: {backend: null}", "gco2e_g", "energy.backend is null"),
+            ("energy: {backend: null}", "peak_temperature_c", "energy.backend is null"),
+            (
+                "energy: {backend: estimate}",
+                "wh_per_1000_requests",
+                "energy.backend is 'estimate', and energy.allow_estimated false",
+            ),
+            ("baseline: {enabled: false}", "active_energy_j", "baseline.enabled is false"),
+            ("n: 1", "prefill_seconds", "measurement.prefill_split is false"),
+            ("n: 1", "energy_per_input_token_j", "measurement.prefill_split is false"),
+        ],
+    )
+    def test_what_can_never_be_judged(self, tmp_path, setting, metric, reason):
+        text = f"model: m\n{setting}\nbudgets: {{{metric}: 1}}\n"
+        assert notes(tmp_path, text) == [f"s.yaml:3:11: budgets.{metric}: can never be judged: {reason}"]
+
+    @pytest.mark.parametrize(
+        ("setting", "metric"),
+        [
+            ("energy: {backend: null}", "seconds"),
+            ("energy: {backend: null}", "output_tokens_per_second"),
+            ("energy: {backend: null}", "model_memory_mb"),
+            ("energy: {backend: null}", "mfu"),
+            ("energy: {backend: estimate, allow_estimated: true}", "energy_j"),
+            ("baseline: {enabled: false}", "energy_j"),
+            ("measurement: {prefill_split: true}", "prefill_energy_j"),
+        ],
+    )
+    def test_what_can(self, tmp_path, setting, metric):
+        assert notes(tmp_path, f"model: m\n{setting}\nbudgets: {{{metric}: 1}}\n") == []
+
+    def test_points_that_it_concerns_are_named_and_skipped_ones_are_not(self, tmp_path):
+        text = "model: m\nsweep: {energy.backend: [auto, null], n: [1, 2]}\nbudgets: {energy_j: 1}\n"
+        assert notes(tmp_path, text) == [
+            "s.yaml:3:11: budgets.energy_j: can never be judged for backend=null-n=1 and 1 more: "
+            "energy.backend is null"
+        ]
+        assert notes(tmp_path, f"{text}skip: [{{where: {{energy.backend: null}}}}]\n") == []
+
+    def test_a_gate_that_is_asked_for(self, tmp_path):
+        text = "model: m\nenergy: {backend: null}\ngates: {metrics: [seconds, energy_j]}\n"
+        assert notes(tmp_path, text) == [
+            "s.yaml:3:28: gates.metrics[1]: can never be judged: energy.backend is null"
+        ]
+        assert notes(tmp_path, "model: m\nenergy: {backend: null}\ngates: {alpha: 0.05}\n") == []
+
+    def test_the_metrics_named_are_there(self):
+        assert {*SIGNED, *_OF_PREFILL, *_OF_A_BASELINE} <= {*CATALOGUE}
