@@ -258,7 +258,7 @@ def _estimated(**fields):
 
 def test_an_estimate_decides_nothing_unless_that_is_allowed():
     record, verdict = one(_estimated(), _estimated(), ENERGY)
-    reason = "energy is estimated, not measured: with energy: {allow_estimated: true} in the study it may decide"
+    reason = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
     assert said(verdict) == ("NOT JUDGED", "failed", reason)
     assert record.family == 0
     assert one(_estimated(config=ALLOWED), _estimated(), ENERGY)[1].verdict == "SAME"
@@ -335,6 +335,16 @@ def test_a_window_of_few_ticks_is_no_ground_for_a_verdict(side):
         assert one(*points, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
     points[side].bench["energy_ticks"] = 20.0
     assert one(*points, ENERGY)[1].verdict == "SAME"
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_energy_of_one_boundary_in_one_cycle_and_another_in_the_next(side):
+    points = [point({}, energy_j=STEADY) for _ in range(2)]
+    points[side].metrics["energy_j"].boundary = None
+    points[side].bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
+    assert "energy boundary: " in one(*points, ENERGY)[1].reason
+    _, verdict = one(*points, ENERGY, anyway=True)
+    assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
 
 
 def test_the_window_of_prefill_counts_where_it_is_used():
