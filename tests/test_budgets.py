@@ -136,6 +136,16 @@ class TestNotJudged:
         assert (verdict.verdict, verdict.outcome, verdict.reason) == ("NOT JUDGED", "failed", reason)
         assert verdict_line(verdict) == f"{COST}: cannot be judged: {reason}"
 
+    def test_a_window_of_few_ticks(self):
+        found = point(COST, 1.0, 2.0)
+        found.bench["energy_ticks"] = 20.0
+        assert judge(budget(maximum=10), found).verdict == "WITHIN"
+        found.bench["energy_ticks"] = 12.5
+        assert judge(budget(maximum=10), found).reason == (
+            "a window holds 12.5 ticks of the energy counter, and a gate needs 20: "
+            "raise measurement.min_window_seconds"
+        )
+
     @pytest.mark.parametrize("metrics", [{}, _NOTHING])
     def test_a_point_that_nothing_came_of(self, metrics):
         nothing = PointResult(id="n=1", axes={}, config={}, config_hash="0", metrics=metrics)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import Budget
-
-ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
 
 _NO_CYCLE = "no completed cycle"
 
@@ -35,7 +34,9 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
         found |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
         if summary.mean is None:
             found["reason"] = summary.reason or "it has no value"
-        elif obstacle := _obstacle(summary, point):
+        elif summary.method == "estimated" and not allows_estimates(point):
+            found["reason"] = ESTIMATED
+        elif obstacle := measuring_obstacle(point, budget.metric):
             found["reason"] = obstacle
         else:
             found |= _judged(budget, summary, summary.mean, len(point.cycles))
@@ -51,15 +52,6 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
         line=budget.line,
         **found,
     )
-
-
-def _obstacle(summary: Summary, point: PointResult) -> str | None:
-    """Return why a mean that is there may decide nothing."""
-    if summary.method == "estimated" and not point.config.get("energy", {}).get("allow_estimated"):
-        return ESTIMATED
-    if summary.method is not None and summary.boundary is None and summary.n > 1:
-        return "its cycles differ in what their energy covers"
-    return None
 
 
 def _judged(budget: Budget, summary: Summary, mean: float, cycles: int) -> dict[str, Any]:

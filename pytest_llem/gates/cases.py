@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.differences import BenchDifferences, bench_differences, too_few_ticks
+from pytest_llem.gates.differences import BenchDifferences, bench_differences
 from pytest_llem.gates.matching import Pair
+from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
-from pytest_llem.results.statistics import Summary
 from pytest_llem.study.gates import GatesConfig
 
-ALLOW_ESTIMATED = "with energy: {allow_estimated: true} in the study it may decide"
-
 _NEW = "new: not in the reference"
-_ESTIMATED = f"energy is estimated, not measured: {ALLOW_ESTIMATED}"
 
 
 @dataclass(frozen=True)
@@ -51,51 +48,61 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
         paired: The cycles of one number belong together.
         anyway: Also where bench facts differ.
     """
-    candidate, reference = pair.candidate, pair.reference
-    if reference is None:
+    here, there = pair.candidate, pair.reference
+    if there is None:
         return Case(pair, metric, obstacle=_NEW, excused=True)
-    excusable = settings.metrics is None
     better = CATALOGUE[metric].better
     if better is None:
         return Case(pair, metric, obstacle="neither way of it is better, so that it cannot get worse")
-    here, there = candidate.metrics.get(metric), reference.metrics.get(metric)
-    allowed = bool(candidate.config.get("energy", {}).get("allow_estimated"))
-    usable = [
-        summary is not None and summary.mean is not None and (allowed or summary.method != "estimated")
-        for summary in (here, there)
-    ]
-    excused = excusable and not any(usable)
-    for summary, where in ((here, "here"), (there, "in the reference")):
-        if summary is None or summary.mean is None:
-            reason = f": {summary.reason}" if summary is not None and summary.reason else ""
-            return Case(pair, metric, obstacle=f"no value {where}{reason}", excused=excused)
-    assert here is not None
-    assert there is not None
-    if not any(usable):
-        return Case(pair, metric, obstacle=_ESTIMATED, excused=excused)
-    for point, summary, what in ((candidate, here, "this result"), (reference, there, "the reference")):
-        if not summary.values or len(summary.values) != len(point.cycles):
-            too_old = f"{what} was written by a version that kept no cycle values; measure it again"
-            return Case(pair, metric, obstacle=too_old)
-    bench = bench_differences(candidate, reference, metric)
-    obstacle: str | None
+    by_default = settings.metrics is None
+    usable = [_is_usable(side, metric, estimates=allows_estimates(here)) for side in (here, there)]
+    obstacle = _lack(here, metric, "here") or _lack(there, metric, "in the reference")
+    if obstacle is None and not any(usable):
+        obstacle = ESTIMATED
+    if obstacle is not None:
+        return Case(pair, metric, obstacle=obstacle, excused=by_default and not any(usable))
+    obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
+    if obstacle is not None:
+        return Case(pair, metric, obstacle=obstacle)
+    bench = bench_differences(here, there, metric)
     if bench.stops and not anyway:
         obstacle = f"cannot be compared: {'; '.join(bench.stops)} (--llem-compare-anyway compares all the same)"
     elif not all(usable):
-        obstacle = _ESTIMATED
+        obstacle = ESTIMATED
     else:
-        obstacle = too_few_ticks(candidate, metric) or too_few_ticks(reference, metric)
+        obstacle = measuring_obstacle(here, metric) or measuring_obstacle(there, metric)
     if obstacle is not None:
         return Case(pair, metric, obstacle=obstacle, bench=bench)
-    ours, theirs = _by_cycle(candidate, here), _by_cycle(reference, there)
-    few = min(len(ours), len(theirs), len(ours.keys() & theirs.keys()) if paired else len(ours)) < 2
+    ours, theirs = _by_cycle(here, metric), _by_cycle(there, metric)
+    common = len(ours.keys() & theirs.keys()) if paired else min(len(ours), len(theirs))
     try:
         asked = contrast(ours, theirs, paired=paired)
     except UndecidableError as error:
-        return Case(pair, metric, obstacle=str(error), excused=excusable, few=few, bench=bench)
+        return Case(pair, metric, obstacle=str(error), excused=by_default, few=common < 2, bench=bench)
     return Case(pair, metric, Question(asked, better, settings.delta_of(metric)), bench=bench)
 
 
-def _by_cycle(point: PointResult, summary: Summary) -> dict[int, float]:
+def _lack(point: PointResult, metric: str, where: str) -> str | None:
+    """Return why there is no value; None where there is one."""
+    summary = point.metrics.get(metric)
+    if summary is not None and summary.mean is not None:
+        return None
+    return f"no value {where}" + (f": {summary.reason}" if summary is not None and summary.reason else "")
+
+
+def _is_usable(point: PointResult, metric: str, *, estimates: bool) -> bool:
+    """Whether there is a value that may decide."""
+    return _lack(point, metric, "") is None and (estimates or point.metrics[metric].method != "estimated")
+
+
+def _age(point: PointResult, metric: str, whose: str) -> str | None:
+    """Return that the values of the cycles were not kept; None where they were."""
+    if 0 < len(point.cycles) == len(point.metrics[metric].values):
+        return None
+    return f"{whose} was written by a version that kept no cycle values; measure it again"
+
+
+def _by_cycle(point: PointResult, metric: str) -> dict[int, float]:
     """Return the values of a metric by cycle, those that there are."""
-    return {cycle: value for cycle, value in zip(point.cycles, summary.values, strict=True) if value is not None}
+    values = zip(point.cycles, point.metrics[metric].values, strict=True)
+    return {cycle: value for cycle, value in values if value is not None}

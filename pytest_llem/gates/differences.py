@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llem.gates.matching import named
-from pytest_llem.results.facts import BENCH, FEWEST_TICKS, PREFILL_TICKS, TICKS, flat
+from pytest_llem.results.facts import BENCH, flat
 from pytest_llem.results.models import PointResult
 
 #: Of a configuration, what is a bench fact, and what changes no measurement.
 _NO_SUBJECT = {"measurement.length_mode", "output_dir"}
-
-#: Metrics that are of no measured window, so that its ticks say nothing of them.
-_NO_WINDOW = {"load_energy_j", "idle_context_w"}
-
-#: Those that are of the window of prefill, too.
-_PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
 
 _DIGEST = re.compile("[0-9a-f]{40,}")
 
@@ -60,21 +54,6 @@ def _bench(point: PointResult, metric: str) -> dict[str, Any]:
     summary = point.metrics[metric]
     own = {"energy_method": summary.method, "energy_boundary": summary.boundary}
     return {**point.bench, **{key: value for key, value in own.items() if value is not None}}
-
-
-def too_few_ticks(point: PointResult, metric: str) -> str | None:
-    """Return why the energy *metric* of *point* was read too coarsely to be judged; None where it was not."""
-    summary = point.metrics.get(metric)
-    if summary is None or summary.method is None or metric in _NO_WINDOW:
-        return None
-    windows = [TICKS, PREFILL_TICKS] if metric in _PREFILL else [TICKS]
-    ticks = min((point.bench[key] for key in windows if key in point.bench), default=None)
-    if ticks is None or ticks >= FEWEST_TICKS:
-        return None
-    return (
-        f"a window holds {ticks:g} ticks of the energy counter, and a gate needs {FEWEST_TICKS}: "
-        "raise measurement.min_window_seconds"
-    )
 
 
 def subject_differences(candidate: PointResult, reference: PointResult) -> Iterator[str]:

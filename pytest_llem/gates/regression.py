@@ -10,12 +10,14 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, subject_differences
 from pytest_llem.gates.matching import missing_points, pairs
-from pytest_llem.gates.statistics import Decision, decide
+from pytest_llem.gates.statistics import MOST_CYCLES, Decision, decide
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict, Outcome, Verdict
 from pytest_llem.study.gates import GatesConfig
+
+__all__ = ["Comparison", "FailOn", "compare", "missing_points"]
 
 FailOn = Literal["regression", "inconclusive"]
 
@@ -151,7 +153,7 @@ def _reason(decision: Decision) -> str | None:
     if decision.verdict != "INCONCLUSIVE":
         return None
     if decision.cycles_to_decide is None:
-        return "no number of cycles would be likely to decide it"
+        return f"not even {MOST_CYCLES:,} cycles on either side would decide it"
     return f"about {decision.cycles_to_decide} cycles on either side would decide it"
 
 

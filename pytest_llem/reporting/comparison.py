@@ -27,7 +27,7 @@ _ORDER = ("REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "IMPROVEMENT", "SAME")
 
 _SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
 
-_COLUMNS = ("reference", "here", "ratio", "n", "verdict")
+_COLUMNS = ("reference", "here", "ratio", "interval", "n", "verdict")
 
 
 def lines(comparison: Comparison, width: int) -> list[str]:
@@ -41,12 +41,13 @@ def lines(comparison: Comparison, width: int) -> list[str]:
     found = []
     if rows:
         table = plain_table()
-        table.add_column("metric\npoint", overflow="fold", vertical="bottom")
-        for heading in _COLUMNS:
-            table.add_column(heading, justify="left" if heading == "verdict" else "right", vertical="bottom")
+        table.add_column("metric\npoint", overflow="fold")
+        for heading in ("reference", "here", "ratio\ninterval", "n", "verdict"):
+            table.add_column(heading, justify="left" if heading == "verdict" else "right")
         for verdict in rows:
-            cells = (cell.replace(" ", "\n") for cell in _cells(verdict))
-            table.add_row(f"{verdict.metric}\n{verdict.point}", *cells)
+            reference, here, ratio, interval, n, word = _cells(verdict)
+            what, change = f"{verdict.metric}\n{verdict.point}", f"{ratio}\n{interval}"
+            table.add_row(what, reference, here, change, n.replace(" ", "\n"), word.replace(" ", "\n"))
         found += render(table, width)
     if left_out:
         found.append(_more(left_out))
@@ -60,7 +61,7 @@ def markdown(comparison: Comparison) -> str:
     if rows:
         found += [
             _row("point", "metric", *_COLUMNS),
-            "| :-- | :-- | --: | --: | --: | --: | :-- |",
+            "| :-- | :-- | --: | --: | --: | --: | --: | :-- |",
             *(_row(verdict.point, verdict.metric, *_cells(verdict)) for verdict in rows),
             "",
         ]
@@ -93,25 +94,33 @@ def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]
     """Return what goes into a table, the worst first, and how many of each verdict do not. New and missing points
     are listed, and no rows.
     """
-    rows = [
-        one
-        for one in comparison.verdicts
-        if one.metric and (one.verdict != "NOT JUDGED" or one.outcome == "failed")
-    ]
-    rows.sort(key=lambda one: (_ORDER.index(one.verdict), -abs(math.log(one.ratio)) if one.ratio else 0.0))
+    rows = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
+    rows.sort(key=_badness)
     return rows[:MOST_ROWS], Counter(str(one.verdict) for one in rows[MOST_ROWS:])
 
 
-def _cells(verdict: GateVerdict) -> tuple[str, ...]:
+def _of_known_points(comparison: Comparison) -> list[GateVerdict]:
+    """Return the verdicts on points that both sides have."""
+    new = {*comparison.record.new_points}
+    return [one for one in comparison.verdicts if one.metric and one.point not in new]
+
+
+def _badness(verdict: GateVerdict) -> tuple[int, float]:
+    """Return what sorts by the verdict, and then by how far off the ratio is, to the digits that are shown."""
+    return _ORDER.index(verdict.verdict), -round(abs(math.log(verdict.ratio)), 3) if verdict.ratio else 0.0
+
+
+def _cells(verdict: GateVerdict) -> tuple[str, str, str, str, str, str]:
     """Return what goes under :data:`_COLUMNS`."""
-    ratio = "-"
-    if verdict.ratio is not None:
-        ratio = f"{verdict.ratio:.3f}"
-        if verdict.interval is not None:
-            ratio += f" {verdict.interval[0]:.3f}–{verdict.interval[1]:.3f}"
+    ratio, interval = "-" if verdict.ratio is None else f"{verdict.ratio:.3f}", ""
+    if verdict.interval is not None:
+        interval = f"{verdict.interval[0]:.3f}–{verdict.interval[1]:.3f}"
     one, other = verdict.reference_n, verdict.n
     n = str(other) if one == other else f"{one}, {other}"
-    return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, n, verdict.verdict
+    word: str = verdict.verdict
+    if verdict.cycles_to_decide is not None:
+        word += f" n≥{verdict.cycles_to_decide}"
+    return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, interval, n, word
 
 
 def _mean(value: float | None) -> str:
@@ -128,9 +137,11 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         deltas = ", ".join(f"{delta:.1%}" for delta in used)
         interval = f"ratio: here / reference, with its {judged[0].confidence:.0%} interval; " if judged else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
+    if any(one.cycles_to_decide is not None for one in comparison.verdicts):
+        yield "n≥: cycles that would decide it, if either side had as many"
     if record.compared_anyway:  # or else they are the reasons why it was not
         yield from _capped("compared anyway", record.bench)
-    yield from _reasons([one for one in comparison.verdicts if one.metric and one.point not in record.new_points])
+    yield from _reasons(_of_known_points(comparison))
     yield from _capped("warning", record.warnings)
     yield from _capped("new", record.new_points)
     yield from _capped("missing", record.missing_points)
@@ -141,7 +152,7 @@ def _reasons(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
     """Yield why gates were not judged, or not decided, with those that each reason concerns."""
     concerned: dict[tuple[str, str], list[str]] = {}
     for verdict in verdicts:
-        if verdict.reason is not None:
+        if verdict.reason is not None and verdict.cycles_to_decide is None:
             concerned.setdefault((verdict.verdict.lower(), verdict.reason), []).append(verdict.id)
     told = list(concerned.items())
     for (what, reason), ids in told[:MOST_LINES]:
@@ -161,7 +172,11 @@ def _more(left_out: Mapping[str, int]) -> str:
 
 
 def _outcome(comparison: Comparison) -> str:
-    count = Counter(str(one.verdict) for one in comparison.verdicts)
-    text = ", ".join(f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict]) or "nothing to compare"
+    record = comparison.record
+    count = Counter(str(one.verdict) for one in _of_known_points(comparison))
+    found = [f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict]]
+    found += [counted(len(record.new_points), "new point")] if record.new_points else []
+    found += [counted(len(record.missing_points), "missing point")] if record.missing_points else []
     failed = sum(one.outcome == "failed" for one in comparison.verdicts)
+    text = ", ".join(found) or "nothing to compare"
     return f"{text}: {counted(failed, 'gate')} failed" if failed else f"{text}: no gate failed"

@@ -24,7 +24,7 @@ H100 = {
 
 
 def summary(name: str, values: Sequence[float | None], **provenance: Any) -> Summary:
-    """Return the statistics of a metric: energies are measured, over a GPU, unless *provenance* differs."""
+    """Return the statistics of a metric: energies are measured, of the GPU's board, unless told otherwise."""
     known = [value for value in values if value is not None]
     unit = CATALOGUE[name].unit
     if not known:

@@ -1,0 +1,38 @@
+"""Why a metric of a point may decide nothing, though it has a value."""
+
+from __future__ import annotations
+
+from pytest_llem.results.facts import FEWEST_TICKS, PREFILL_TICKS, TICKS
+from pytest_llem.results.models import PointResult
+
+ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
+
+#: Metrics that are of no measured window, so that its ticks say nothing of them.
+_NO_WINDOW = {"load_energy_j", "idle_context_w"}
+
+#: Those that are of the window of prefill, too.
+_PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
+
+
+def allows_estimates(point: PointResult) -> bool:
+    """Whether the study says that estimated energy will do."""
+    return bool(point.config.get("energy", {}).get("allow_estimated"))
+
+
+def measuring_obstacle(point: PointResult, metric: str) -> str | None:
+    """Return what is wrong with how the energy *metric* of *point* was measured; None where nothing is."""
+    summary = point.metrics[metric]
+    if summary.method is None:  # no energy
+        return None
+    if summary.boundary is None and summary.n > 1:
+        return "its cycles differ in what their energy covers"
+    if metric in _NO_WINDOW:
+        return None
+    windows = [TICKS, PREFILL_TICKS] if metric in _PREFILL else [TICKS]
+    ticks = min((point.bench[key] for key in windows if key in point.bench), default=None)
+    if ticks is None or ticks >= FEWEST_TICKS:
+        return None
+    return (
+        f"a window holds {ticks:g} ticks of the energy counter, and a gate needs {FEWEST_TICKS}: "
+        "raise measurement.min_window_seconds"
+    )

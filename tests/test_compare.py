@@ -1,0 +1,291 @@
+"""``llem compare``: what it prints, in which form, and its exit status; and how a comparison is shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import cli
+from pytest_llem.gates.regression import Comparison, compare
+from pytest_llem.gates.saved import save
+from pytest_llem.reporting.comparison import MOST_LINES, MOST_ROWS, as_json, escaped, lines, markdown
+from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
+from pytest_llem.study.gates import GatesConfig
+from tests.support.study_results import H100, point, study_result
+
+GOLDEN = Path(__file__).parent / "golden" / "1.0"
+STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
+WIDTH = 80
+
+METRICS = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
+
+
+def _times(factor):
+    return [value * factor for value in STEADY]
+
+
+def _result(*factors, subject=None, **fields):
+    """Return a result of a point for each factor, which is how long it takes."""
+    return study_result(
+        *(
+            point(
+                {"precision": "bf16", "pytorch.batch_size": size},
+                id=f"precision=bf16-batch_size={size}",
+                energy_per_output_token_j=_times(0.123 * factor),
+                output_tokens_per_second=_times(1234 / factor),
+                ttft_p50_ms=_times(20 * factor),
+                subject=subject or {"torch": "2.13.0"},
+            )
+            for size, factor in enumerate(factors, start=1)
+        ),
+        **fields,
+    )
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Baselines below the current folder: main, one that is the same, and one that is worse."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    save(_result(1, 1), "main", tmp_path)
+    save(_result(1.001, 1.001, subject={"torch": "2.14.0"}), "same", tmp_path)
+    save(_result(1, 1.2), "worse", tmp_path)
+    return tmp_path
+
+
+def _llem(capsys, *arguments):
+    status = cli.main(["compare", *arguments])
+    out, error = capsys.readouterr()
+    return status, out, error
+
+
+def test_nothing_has_changed(saved, capsys):
+    status, out, error = _llem(capsys, "main", "same")
+    assert (status, error) == (0, "")
+    assert out.splitlines()[-1] == "6 SAME: no gate failed"
+    assert "subject: torch: 2.14.0 here, 2.13.0 in the reference" in out
+
+
+def test_a_regression_is_status_1(saved, capsys):
+    status, out, _ = _llem(capsys, "main", "worse")
+    assert status == 1
+    assert out.splitlines()[-1] == "3 REGRESSION, 3 SAME: 3 gates failed"
+    assert _llem(capsys, "worse", "main")[0] == 0, "the first is the reference"
+
+
+def test_the_table_holds_the_figures_worst_first(saved, capsys):
+    table = _llem(capsys, "main", "worse")[1].splitlines()
+    assert max(map(len, table[: table.index("")])) <= WIDTH
+    assert [word for line in table for word in line.split() if word in ("REGRESSION", "SAME")] == [
+        *["REGRESSION"] * 3,
+        *["SAME"] * 3,
+    ]
+    at = next(n for n, line in enumerate(table) if "energy_per_output_token_j" in line)
+    assert table[at].split() == ["energy_per_output_token_j", "0.123", "0.148", "1.200", "5", "REGRESSION"]
+    assert table[at + 1].split() == ["precision=bf16-batch_size=2", "1.198–1.202"]
+    assert any("98% interval; alpha 0.01 by Holm over 6 gates, delta 2.0%" in line for line in table)
+
+
+@pytest.mark.parametrize("given", ["directory", "file", "baseline file"])
+def test_what_may_be_compared(saved, capsys, given):
+    folder = saved / "results" / "run"
+    folder.mkdir(parents=True)
+    (folder / "study_result.json").write_text(_result(1, 1.2).model_dump_json())
+    places = {
+        "directory": folder,
+        "file": folder / "study_result.json",
+        "baseline file": saved / ".llem/baselines/worse/made-up.json",
+    }
+    assert _llem(capsys, "main", str(places[given]))[0] == 1
+
+
+def test_as_json(saved, capsys):
+    status, out, _ = _llem(capsys, "main", "worse", "--format", "json")
+    data = json.loads(out)
+    assert status == 1
+    assert data["schema_version"] == "1.3"
+    record = ComparisonRecord.model_validate(data["comparison"])
+    assert (record.reference, record.family) == ("main", 6)
+    verdicts = [GateVerdict.model_validate(one) for one in data["verdicts"]]
+    assert [one.verdict for one in verdicts] == ["SAME"] * 3 + ["REGRESSION"] * 3
+
+
+def test_as_markdown(saved, capsys):
+    _, out, _ = _llem(capsys, "main", "worse", "--format", "markdown")
+    table = out.splitlines()
+    assert table[0] == "| point | metric | reference | here | ratio | interval | n | verdict |"
+    assert table[2].count("|") == table[1].count("|") == table[0].count("|") == 9
+    what = r"| precision=bf16-batch\_size=2 | energy\_per\_output\_token\_j"
+    assert table[2] == what + " | 0.123 | 0.148 | 1.200 | 1.198–1.202 | 5 | REGRESSION |"
+    assert table[-1] == "**3 REGRESSION, 3 SAME: 3 gates failed**"
+
+
+def test_metrics_alpha_and_delta_may_be_given(saved, capsys):
+    arguments = (
+        "main",
+        "worse",
+        "--metric",
+        "ttft_p50_ms",
+        "--delta",
+        "0.5",
+        "--alpha",
+        "0.05",
+        "--format",
+        "json",
+    )
+    status, out, _ = _llem(capsys, *arguments)
+    data = json.loads(out)
+    assert status == 0
+    assert [(one["metric"], one["delta"], one["alpha"]) for one in data["verdicts"]] == [
+        ("ttft_p50_ms", 0.5, 0.05)
+    ] * 2
+
+
+def test_the_study_says_how_it_is_judged(saved, capsys):
+    gates = GatesConfig(alpha=0.02, delta={"ttft_p50_ms": 0.4}, metrics=["ttft_p50_ms"])
+    protocol = {"n_cycles": 5, "gates": gates.model_dump(mode="json")}
+    save(_result(1, 1.2, measurement_protocol=protocol), "told", saved)
+    status, out, _ = _llem(capsys, "main", "told", "--format", "json")
+    verdicts = json.loads(out)["verdicts"]
+    assert (status, [(one["metric"], one["delta"], one["alpha"]) for one in verdicts]) == (
+        0,
+        [("ttft_p50_ms", 0.4, 0.02)] * 2,
+    )
+    assert _llem(capsys, "main", "told", "--delta", "0.1")[0] == 1
+
+
+def test_what_is_inconclusive_fails_where_that_is_asked_for(saved, capsys):
+    noisy = study_result(point({}, output_tokens_per_second=[0.98, 1.0, 1.02]))
+    save(noisy, "noisy", saved)
+    status, out, _ = _llem(capsys, "noisy", "noisy")
+    assert (status, out.splitlines()[-1]) == (0, "2 NOT JUDGED, 1 INCONCLUSIVE: no gate failed")
+    assert "INCONCLUSIVE" in out
+    assert "n≥: cycles that would decide it, if either side had as many" in out
+    assert _llem(capsys, "noisy", "noisy", "--fail-on", "inconclusive")[0] == 1
+
+
+def test_other_devices_are_compared_anyway(saved, capsys):
+    other = _result(1, 1)
+    for one in other.points:
+        one.bench = H100 | {"gpu": "NVIDIA A100"}
+    save(other, "a100", saved)
+    line = "GPU model: NVIDIA A100 here, NVIDIA H100 80GB HBM3 in the reference"
+    status, out, _ = _llem(capsys, "main", "a100")
+    assert status == 1
+    assert f"not judged: cannot be compared: {line} " in out
+    status, out, _ = _llem(capsys, "main", "a100", "--anyway")
+    assert status == 0
+    assert f"compared anyway: {line}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nain", "same"), "no baseline 'nain' (did you mean 'main'?); there are: main, same, worse"),
+        (("main", "no/where"), "no/where: no such file or folder"),
+        (("main", "broken.json"), "broken.json: not a StudyResult: the file: Invalid JSON"),
+        (("main", "same", "--metric", "second"), "--metric: no metric 'second' (did you mean 'seconds'?)"),
+        (("main", "same", "--metric", "mfu"), "--metric: mfu: neither way is better, so that it cannot get worse"),
+        (("main", "same", "--alpha", "0.7"), "gates: alpha: Input should be less than 0.5"),
+        (("main", "same", "--delta", "-1"), "gates: delta"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_line_and_status_2(saved, capsys, arguments, said):
+    Path("broken.json").write_text("no")
+    status, out, error = _llem(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert error.startswith(f"llem: {said}")
+    assert error.count("\n") == 1
+
+
+def test_older_results_fail_and_say_why(saved, capsys):
+    status, out, _ = _llem(capsys, str(GOLDEN), str(GOLDEN), "--metric", "seconds")
+    assert status == 1
+    assert "was written by a version that kept no cycle values; measure it again" in " ".join(out.split())
+
+
+def test_it_is_a_command_that_needs_no_pytest_nor_torch(saved):
+    code = (
+        "import sys\n"
+        "from pytest_llem.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "assert not {'pytest', 'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", "main", "worse"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "3 REGRESSION" in done.stdout
+
+
+def _many(points):
+    factors = [1.2 if n == points // 2 else 1.001 for n in range(points)]
+    here, there = _result(*factors, subject={"torch": "2.14.0"}), _result(*[1] * points)
+    return compare(here, there, GatesConfig(), name="main")
+
+
+def test_many_points_are_shown_as_far_as_anyone_reads():
+    found = _many(50)
+    shown = lines(found, WIDTH)
+    assert sum("batch_size=" in line for line in shown) == MOST_ROWS
+    assert "batch_size=26" in shown[4], "the worst comes first"
+    assert f"and {150 - MOST_ROWS} SAME" in shown
+    assert max(len(line) for line in shown if "│" in line or "─" in line or "bf16" in line) <= WIDTH
+    assert f"and {150 - MOST_ROWS} SAME" in markdown(found)
+    assert len(json.loads(as_json(found))["verdicts"]) == 150
+
+
+def test_long_lists_are_cut():
+    record = ComparisonRecord(
+        reference="main",
+        alpha=0.01,
+        family=0,
+        subject=[f"package-{n}: 1 here, 2 in the reference" for n in range(30)],
+    )
+    shown = lines(Comparison(record, []), WIDTH)
+    assert sum(line.startswith("subject: package-") for line in shown) == MOST_LINES
+    assert f"subject: {30 - MOST_LINES} more" in shown
+    assert shown[-1] == "nothing to compare: no gate failed"
+
+
+def test_new_and_missing_points_are_listed():
+    found = compare(_result(1, 1, 1), _result(1), GatesConfig(), name="main")
+    assert "new: precision=bf16-batch_size=2" in lines(found, WIDTH)
+    gone = compare(_result(1), _result(1, 1), GatesConfig(), name="main")
+    shown = lines(gone, WIDTH)
+    assert "missing: precision=bf16-batch_size=2" in shown
+    assert shown[-1] == "3 SAME, 1 missing point: 1 gate failed"
+    assert lines(found, WIDTH)[-1] == "3 SAME, 2 new points: no gate failed"
+    assert not any(
+        "new" in line or "missing" in line
+        for line in lines(compare(_result(1), _result(1), GatesConfig(), name="m"), WIDTH)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a|b", r"a\|b"),
+        ("a\nb\r\nc", "a b c"),
+        ("<img src=x>&amp;", "&lt;img src=x&gt;&amp;amp;"),
+        ("[x](y) *z* `c` _u_", r"\[x\](y) \*z\* \`c\` \_u\_"),
+        (r"a\|b", r"a\\\|b"),
+    ],
+)
+def test_markdown_shows_what_it_is_given(text, shown):
+    assert escaped(text) == shown
+
+
+def test_ids_cannot_break_the_markdown():
+    name = "x=a|b\n| <b>"
+    given = study_result(point({"x": "y"}, id=name, seconds=STEADY))
+    found = compare(given, given, GatesConfig(metrics=["seconds"]), name="evil|<i>\nname")
+    text = markdown(found)
+    assert all(line.replace(r"\|", "").count("|") in (0, 9) for line in text.splitlines())
+    assert "<" not in text
+    assert "reference: evil\\|&lt;i&gt; name" in text

@@ -1,0 +1,401 @@
+"""Two results held against each other: verdicts, outcomes, and what cannot be compared."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import StudyResult
+from pytest_llem.gates.matching import missing_points
+from pytest_llem.gates.regression import compare
+from pytest_llem.study.gates import GatesConfig
+from tests.support.study_results import H100, point, study_result, summary
+
+GOLDEN = Path(__file__).parent / "golden" / "1.0"
+
+STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
+
+#: A metric of time, and one of energy.
+SECONDS, ENERGY = GatesConfig(metrics=["seconds"]), GatesConfig(metrics=["energy_j"])
+
+
+def times(values, factor):
+    return [value * factor for value in values]
+
+
+def one(candidate, reference, settings=SECONDS, **options):
+    """Return what came of two points, and its only verdict."""
+    found = compare(study_result(candidate), study_result(reference), settings, name="main", **options)
+    (verdict,) = found.verdicts
+    return found.record, verdict
+
+
+def said(verdict):
+    return verdict.verdict, verdict.outcome, verdict.reason
+
+
+def test_a_regression_by_hand():
+    reference = [math.exp(-0.01), math.exp(0.01)]
+    candidate = times(reference, math.exp(0.2))
+    record, verdict = one(point({}, seconds=candidate), point({}, seconds=reference), file="s.yaml", line=7)
+    assert said(verdict) == ("REGRESSION", "failed", None)
+    # Variances of 0.0002 over 2 cycles each: Welch's error is 0.01 · √2, with 2 degrees of freedom.
+    error, t_01 = 0.01 * math.sqrt(2), 6.964557
+    assert verdict.ratio == pytest.approx(math.exp(0.2))
+    assert verdict.interval == pytest.approx((math.exp(0.2 - t_01 * error), math.exp(0.2 + t_01 * error)))
+    t = (0.2 - math.log(1.02)) / error
+    assert verdict.p == pytest.approx((1 - t / math.sqrt(2 + t * t)) / 2)  # Student's distribution for 2 degrees
+    assert (verdict.confidence, verdict.alpha, verdict.delta) == (0.98, 0.01, 0.02)
+    assert verdict.mean == pytest.approx(math.exp(0.2) * math.cosh(0.01))
+    assert verdict.reference_mean == pytest.approx(math.cosh(0.01))
+    assert (verdict.n, verdict.reference_n, verdict.paired, verdict.unit) == (2, 2, False, "s")
+    assert (verdict.gate, verdict.id, verdict.metric, verdict.point) == ("regression", "seconds-", "seconds", "")
+    assert (verdict.file, verdict.line) == ("s.yaml", 7)
+    assert (record.reference, record.reference_version) == ("main", "0.1.0")
+    assert (record.family, record.alpha, record.paired, record.compared_anyway) == (1, 0.01, False, False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "factor", "expected"),
+    [
+        ("seconds", 1.2, ("REGRESSION", "failed", None)),
+        ("seconds", 0.8, ("IMPROVEMENT", "passed", None)),
+        ("seconds", 1.001, ("SAME", "passed", None)),
+        ("output_tokens_per_second", 1.2, ("IMPROVEMENT", "passed", None)),
+        ("output_tokens_per_second", 0.8, ("REGRESSION", "failed", None)),
+    ],
+)
+def test_which_way_is_better(metric, factor, expected):
+    settings = GatesConfig(metrics=[metric])
+    _, verdict = one(point({}, **{metric: times(STEADY, factor)}), point({}, **{metric: STEADY}), settings)
+    assert said(verdict) == expected
+
+
+@pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
+def test_what_cannot_be_decided(fail_on, outcome):
+    noisy = [0.98, 1.0, 1.02]
+    _, verdict = one(point({}, seconds=noisy), point({}, seconds=noisy), fail_on=fail_on)
+    assert verdict.cycles_to_decide > 3
+    assert said(verdict) == (
+        "INCONCLUSIVE",
+        outcome,
+        f"about {verdict.cycles_to_decide} cycles on either side would decide it",
+    )
+    assert verdict.ratio == pytest.approx(1)
+    wild = point({}, seconds=[0.5, 1.0, 2.0])
+    _, verdict = one(wild, wild, fail_on=fail_on)
+    assert said(verdict) == ("INCONCLUSIVE", outcome, "not even 1,000 cycles on either side would decide it")
+    assert verdict.cycles_to_decide is None
+
+
+@pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
+@pytest.mark.parametrize(("here", "there"), [([1.0], STEADY), (STEADY, [1.0]), ([1.0, None], STEADY)])
+def test_a_single_cycle_decides_nothing(here, there, fail_on, outcome):
+    record, verdict = one(point({}, seconds=here), point({}, seconds=there), fail_on=fail_on)
+    assert (verdict.verdict, verdict.outcome) == ("INCONCLUSIVE", outcome)
+    assert "at least 2 cycles on either side" in verdict.reason
+    assert (verdict.ratio, verdict.cycles_to_decide, record.family) == (None, None, 0)
+    assert verdict.mean == 1.0
+
+
+def test_cycles_that_belong_together():
+    drift = [1.0, 1.5, 2.0, 2.5, 3.0]
+    slower = [value * 1.1 * noise for value, noise in zip(drift, STEADY, strict=True)]
+    here, there = point({}, seconds=slower), point({}, seconds=drift)
+    assert one(here, there)[1].verdict == "INCONCLUSIVE"
+    record, verdict = one(here, there, paired=True)
+    assert (verdict.verdict, verdict.paired, record.paired) == ("REGRESSION", True, True)
+
+
+def test_cycles_are_paired_by_number():
+    there = point({}, seconds=[1.0, 2.0, 3.0])
+    here = point({}, seconds=[3.3, 2.2001, 9.0], cycles=[3, 2, 4])
+    assert one(here, there, paired=True)[1].ratio == pytest.approx(1.1, rel=1e-3)
+    apart = point({}, seconds=[1.0, 2.0], cycles=[7, 8])
+    assert said(one(apart, there, paired=True)[1])[0] == "INCONCLUSIVE"
+
+
+def test_holms_family_is_all_that_is_judged():
+    # One-sided p of 0.00305, as by hand above: below 0.01 alone, and not times 4.
+    reference = [math.exp(-0.01), math.exp(0.01)]
+    points = [point({"n": n}, seconds=reference) for n in range(4)]
+    worse = point({"n": 0}, seconds=times(reference, math.exp(0.2)))
+    found = compare(study_result(worse, *points[1:]), study_result(*points), SECONDS, name="main")
+    assert (found.record.family, found.verdicts[0].verdict) == (4, "INCONCLUSIVE")
+    assert found.verdicts[0].p == pytest.approx(4 * 0.0030505, rel=1e-3)
+    chosen = compare(study_result(worse, *points[1:]), study_result(*points), SECONDS, name="main", points=["n=0"])
+    assert [verdict.verdict for verdict in chosen.verdicts] == ["REGRESSION"]
+    assert chosen.record.family == 1
+
+
+def test_delta_by_metric():
+    settings = GatesConfig(metrics=["seconds", "load_seconds"], delta={"load_seconds": 0.5})
+    here = point({}, seconds=times(STEADY, 1.2), load_seconds=times(STEADY, 1.2))
+    there = point({}, seconds=STEADY, load_seconds=STEADY)
+    found = compare(study_result(here), study_result(there), settings, name="main")
+    assert [(one.verdict, one.delta) for one in found.verdicts] == [("REGRESSION", 0.02), ("SAME", 0.5)]
+
+
+def test_points_match_by_the_values_of_their_axes():
+    here = study_result(
+        point({"precision": "bf16", "n": 1}, seconds=STEADY), point({"precision": "fp16", "n": 1}, seconds=STEADY)
+    )
+    there = study_result(
+        point({"n": 1.0, "precision": "bf16"}, id="another", seconds=STEADY),
+        point({"precision": "fp32", "n": 1}, seconds=STEADY),
+        point({"precision": "fp32", "n": 2}),
+    )
+    found = compare(here, there, SECONDS, name="main")
+    assert [(one.id, *said(one)) for one in found.verdicts] == [
+        ("seconds-precision=bf16-n=1", "SAME", "passed", None),
+        ("seconds-precision=fp16-n=1", "NOT JUDGED", "skipped", "new: not in the reference"),
+        (
+            "missing-precision=fp32-n=1",
+            "NOT JUDGED",
+            "failed",
+            "in the reference, and not in the study any more: measure it, or save the reference again",
+        ),
+    ]
+    assert found.verdicts[-1].reference_n == 5
+    assert found.record.new_points == ["precision=fp16-n=1"]
+    assert found.record.missing_points == ["precision=fp32-n=1"], "what was never measured is not missing"
+    (missing,) = missing_points([one.axes for one in here.points], there)
+    assert missing.id == "precision=fp32-n=1"
+    assert missing_points([one.axes for one in there.points], there) == []
+
+
+BENCH = [
+    ("gpu", "NVIDIA A100", "GPU model: NVIDIA A100 here, NVIDIA H100 80GB HBM3 in the reference"),
+    ("power_limit", "500 W", "power limit: 500 W here, 700 W in the reference"),
+    ("mig", "on", "MIG: on here, none in the reference"),
+    ("length_mode", "natural", "length mode: natural here, fixed in the reference"),
+    ("dataset_hash", "e" * 64, "dataset hash: eeeeeeeeeeee here, dddddddddddd in the reference"),
+    ("concurrent", True, "other experiments at the same time: yes here, no in the reference"),
+    (
+        "gpu",
+        ["NVIDIA A100", "NVIDIA L4"],
+        "GPU model: NVIDIA A100, NVIDIA L4 here, NVIDIA H100 80GB HBM3 in the reference",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fact", "value", "line"), BENCH, ids=[f"{fact} {value}" for fact, value, _ in BENCH])
+def test_what_has_to_agree(fact, value, line):
+    here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
+    record, verdict = one(here, there)
+    reason = f"cannot be compared: {line} (--llem-compare-anyway compares all the same)"
+    assert said(verdict) == ("NOT JUDGED", "failed", reason)
+    assert (verdict.mean, verdict.reference_mean, verdict.ratio) == (1.0, 1.0, None)
+    assert (record.bench, record.compared_anyway, record.family) == ([line], False, 0)
+    record, verdict = one(here, there, anyway=True)
+    assert said(verdict) == ("SAME", "passed", None)
+    assert (record.bench, record.compared_anyway) == ([line], True)
+
+
+def test_anyway_is_told_only_where_something_differs():
+    record, _ = one(point({}, seconds=STEADY), point({}, seconds=STEADY), anyway=True)
+    assert not record.compared_anyway
+
+
+def test_a_cpu_is_no_gpu():
+    record, verdict = one(point({}, seconds=STEADY, bench={"cpu": "A processor"}), point({}, seconds=STEADY))
+    assert verdict.outcome == "failed"
+    assert "GPU model: none here, NVIDIA H100 80GB HBM3 in the reference" in record.bench
+    assert "CPU model: A processor here, none in the reference" in record.bench
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "line"),
+    [
+        ("driver", "590.2", "GPU driver: 590.2 here, 580.1 in the reference"),
+        (
+            "gpu_uuids",
+            "GPU-2",
+            "GPU: GPU-2 here, GPU-1 in the reference (boards of one model differ by about 8 %)",
+        ),
+        ("power_limit", None, "power limit: unknown here, 700 W in the reference"),
+    ],
+)
+def test_what_is_only_warned_of(fact, value, line):
+    here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
+    record, verdict = one(here, there)
+    assert verdict.verdict == "SAME"
+    assert (record.warnings, record.bench) == ([line], [])
+
+
+@pytest.mark.parametrize(
+    ("metric", "compared"), [("energy_j", False), ("seconds", True), ("peak_memory_mb", True)]
+)
+@pytest.mark.parametrize("provenance", [{"method": "sampled"}, {"boundary": "cpu_package"}])
+def test_how_energy_was_measured_concerns_energy_alone(metric, compared, provenance):
+    fact = {f"energy_{key}": value for key, value in provenance.items()}
+    given = summary(metric, STEADY, **(provenance if metric == "energy_j" else {}))
+    here = point({}, bench=H100 | fact, **{metric: given})
+    record, verdict = one(here, point({}, **{metric: STEADY}), GatesConfig(metrics=[metric]))
+    assert (verdict.verdict == "SAME") is compared
+    assert bool(record.bench) is not compared
+
+
+def test_an_energy_of_its_own_boundary():
+    values = summary("cpu_energy_j", STEADY, method="measured", boundary="cpu_package")
+    here, there = point({}, cpu_energy_j=values), point({}, cpu_energy_j=values)
+    settings = GatesConfig(metrics=["cpu_energy_j"])
+    assert one(here, there, settings)[1].verdict == "SAME"
+    there.bench["energy_method"] = "sampled"  # of energy_j
+    assert one(here, there, settings)[1].verdict == "SAME"
+
+
+ESTIMATED = summary("energy_j", STEADY, method="estimated", boundary="cpu_package")
+ALLOWED = {"energy": {"allow_estimated": True}}
+
+
+def _estimated(**fields):
+    bench = H100 | {"energy_method": "estimated", "energy_boundary": "cpu_package"}
+    return point({}, energy_j=ESTIMATED, energy_per_output_token_j=ESTIMATED, bench=bench, **fields)
+
+
+def test_an_estimate_decides_nothing_unless_that_is_allowed():
+    record, verdict = one(_estimated(), _estimated(), ENERGY)
+    reason = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
+    assert said(verdict) == ("NOT JUDGED", "failed", reason)
+    assert record.family == 0
+    assert one(_estimated(config=ALLOWED), _estimated(), ENERGY)[1].verdict == "SAME"
+    assert one(_estimated(), _estimated(config=ALLOWED), ENERGY)[1].verdict == "NOT JUDGED"
+    found = compare(study_result(_estimated()), study_result(_estimated()), GatesConfig(), name="main")
+    assert said(found.verdicts[0]) == ("NOT JUDGED", "skipped", reason), "nobody asked for energy"
+
+
+def test_an_estimate_is_no_measurement():
+    measured = point({}, energy_j=STEADY)
+    _, verdict = one(_estimated(), measured, ENERGY)
+    assert verdict.outcome == "failed"
+    assert "energy method: estimated here, measured in the reference" in verdict.reason
+    _, verdict = one(_estimated(), measured, ENERGY, anyway=True)
+    assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
+    assert "allow_estimated" in verdict.reason
+    _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
+    assert (verdict.verdict, verdict.method) == ("SAME", "estimated")
+
+
+def test_the_default_family_takes_what_there_is():
+    no_energy = summary("energy_per_output_token_j", [], reason="no meter")
+    here = point({}, energy_per_output_token_j=no_energy, output_tokens_per_second=STEADY)
+    found = compare(study_result(here), study_result(here), GatesConfig(), name="main")
+    assert [(one.metric, *said(one)) for one in found.verdicts] == [
+        ("energy_per_output_token_j", "NOT JUDGED", "skipped", "no value here: no meter"),
+        ("output_tokens_per_second", "SAME", "passed", None),
+        ("ttft_p50_ms", "NOT JUDGED", "skipped", "no value here"),
+    ]
+    assert found.record.family == 1
+
+
+def test_what_was_named_has_to_be_judged():
+    nothing = point({}, energy_j=[])
+    assert said(one(nothing, nothing, ENERGY)[1]) == ("NOT JUDGED", "failed", "no value here")
+
+
+def test_a_metric_that_one_side_lost_fails():
+    with_ttft, without = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[])
+    for here, there, reason in (
+        (without, with_ttft, "no value here"),
+        (with_ttft, without, "no value in the reference"),
+    ):
+        found = compare(study_result(here), study_result(there), GatesConfig(), name="main")
+        assert said(found.verdicts[-1]) == ("NOT JUDGED", "failed", reason)
+
+
+def test_ratios_need_values_above_0():
+    here, there = point({}, active_energy_j=[1.0, -1.0]), point({}, active_energy_j=[1.0, 2.0])
+    _, verdict = one(here, there, GatesConfig(metrics=["active_energy_j"]))
+    assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
+    assert "above 0" in verdict.reason
+
+
+def test_a_metric_that_is_neither_better_nor_worse():
+    given = point({}, mean_power_w=STEADY)
+    _, verdict = one(given, given, GatesConfig(metrics=["mean_power_w"]))
+    assert said(verdict) == ("NOT JUDGED", "failed", "neither way of it is better, so that it cannot get worse")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_window_of_few_ticks_is_no_ground_for_a_verdict(side):
+    points = [point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2)]
+    points[side].bench["energy_ticks"] = 19.4
+    _, verdict = one(*points, ENERGY)
+    assert said(verdict) == (
+        "NOT JUDGED",
+        "failed",
+        "a window holds 19.4 ticks of the energy counter, and a gate needs 20: "
+        "raise measurement.min_window_seconds",
+    )
+    assert one(*points, ENERGY, anyway=True)[1].verdict == "NOT JUDGED", "it is no difference"
+    for metric in ("load_energy_j", "seconds"):
+        assert one(*points, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
+    points[side].bench["energy_ticks"] = 20.0
+    assert one(*points, ENERGY)[1].verdict == "SAME"
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_energy_of_one_boundary_in_one_cycle_and_another_in_the_next(side):
+    points = [point({}, energy_j=STEADY) for _ in range(2)]
+    points[side].metrics["energy_j"].boundary = None
+    points[side].bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
+    assert "energy boundary: " in one(*points, ENERGY)[1].reason
+    _, verdict = one(*points, ENERGY, anyway=True)
+    assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
+
+
+def test_the_window_of_prefill_counts_where_it_is_used():
+    points = [
+        point({}, energy_j=STEADY, prefill_energy_j=STEADY, bench=H100 | {"prefill_ticks": 5}) for _ in range(2)
+    ]
+    assert one(*points, ENERGY)[1].verdict == "SAME"
+    assert one(*points, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
+
+
+def test_what_is_tested_is_told():
+    here = point(
+        {"n": 1},
+        seconds=STEADY,
+        config={"precision": "fp16", "pytorch": {"batch_size": 8}, "measurement": {"length_mode": "fixed"}},
+        subject={"torch": "2.13.0", "model_fingerprint": "a" * 64, "precision": "fp16"},
+    )
+    there = point({"n": 1}, seconds=STEADY, subject={"torch": "2.11.0", "commit": "c" * 40, "precision": "bf16"})
+    record, verdict = one(here, there)
+    assert verdict.verdict == "SAME"
+    assert record.subject == [
+        "torch: 2.13.0 here, 2.11.0 in the reference",
+        "model_fingerprint: aaaaaaaaaaaa here, none in the reference",
+        "precision: fp16 here, bf16 in the reference",
+        "pytorch.batch_size: 8 here, none in the reference",
+        "commit: none here, cccccccccccc in the reference",
+        "energy.allow_estimated: none here, no in the reference",
+    ]
+
+
+def test_what_concerns_some_points_says_which():
+    here = [point({"n": n}, seconds=STEADY, bench=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
+    there = [point({"n": n}, seconds=STEADY) for n in range(4)]
+    found = compare(study_result(*here), study_result(*there), SECONDS, name="main")
+    assert found.record.warnings == ["GPU driver: 590 here, 580.1 in the reference [n=1 and 2 more]"]
+
+
+def test_older_files_cannot_be_judged_and_say_so():
+    golden = StudyResult.load(GOLDEN)
+    settings = GatesConfig(metrics=["seconds"])
+    found = compare(golden, golden, settings, name="main")
+    assert said(found.verdicts[0]) == (
+        "NOT JUDGED",
+        "failed",
+        "this result was written by a version that kept no cycle values; measure it again",
+    )
+    here = golden.model_copy(deep=True)
+    here.points[0].cycles = [1, 2]
+    here.points[0].metrics["seconds"].values = [1.0, 2.0]
+    assert said(compare(here, golden, settings, name="main").verdicts[0])[2] == (
+        "the reference was written by a version that kept no cycle values; measure it again"
+    )
+    assert [verdict.outcome for verdict in found.verdicts] == ["failed", "failed"]
+    assert found.verdicts[1].reason == "no value here: no completed cycle"
