@@ -44,7 +44,9 @@ def test_both_sides_are_measured_and_compared_in_pairs(pytester, write_study, re
         execution={"n_cycles": 3},
         gates={"metrics": ["seconds"]},
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", main.python, *workers, "-rA")
+    run = pytester.runpytest_subprocess(
+        "study.yaml", "-p", "llem", f"--llem-against={main.python}", *workers, "-rA"
+    )
     run.assert_outcomes(passed=6 + 6 + 2)
     run.stdout.fnmatch_lines(
         [
@@ -67,7 +69,9 @@ def test_both_sides_are_measured_and_compared_in_pairs(pytester, write_study, re
 
 def test_the_sides_take_turns(pytester, write_study):
     write_study(sweep={"noop.size": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "interleaved"})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", sys.executable, "--co", "-q")
+    run = pytester.runpytest_subprocess(
+        "study.yaml", "-p", "llem", f"--llem-against={sys.executable}", "--co", "-q"
+    )
     order = [line.partition("::")[2].partition("-c")[::2] for line in run.outlines if "cycle=" in line]
     assert order == [
         (f"{side}[size={size}", f"ycle={cycle}]")
@@ -88,7 +92,7 @@ def test_pairs_tell_what_drifts_from_what_changed(pytester, write_study, results
         execution={"n_cycles": 4, "skip_preflight": True},
         gates={"metrics": [*wanted]},
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", sys.executable)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={sys.executable}")
     run.assert_outcomes(passed=8, failed=1)
     run.stdout.fnmatch_lines(["*REGRESSION: 1.06*"])
 
@@ -96,7 +100,7 @@ def test_pairs_tell_what_drifts_from_what_changed(pytester, write_study, results
 def test_a_reference_that_cannot_run_says_so_before(pytester, write_study, tmp_path):
     empty = Environment(tmp_path / "empty")
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", empty.python)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={empty.python}")
     run.stdout.fnmatch_lines(["  preflight of the reference, will fail: *", "*cannot be judged: *"])
     assert run.parseoutcomes()["failed"] >= 2
 
@@ -104,7 +108,7 @@ def test_a_reference_that_cannot_run_says_so_before(pytester, write_study, tmp_p
 def test_the_plan_counts_both(pytester, write_study):
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
     run = pytester.runpytest_subprocess(
-        "study.yaml", "-p", "llem", "--llem-against", sys.executable, "--co", "--llem-plan", "plan.json"
+        "study.yaml", "-p", "llem", f"--llem-against={sys.executable}", "--co", "--llem-plan", "plan.json"
     )
     assert run.ret == 0
     plan = json.loads((pytester.path / "plan.json").read_text())
@@ -115,12 +119,12 @@ def test_the_plan_counts_both(pytester, write_study):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--llem-baseline", "main"), "*--llem-against: there is a --llem-baseline already, *"),
+        (("--llem-baseline", "main"), "*--llem-against: there is a --llem-baseline already: *"),
         (("--llem-resume",), "*--llem-resume: not with --llem-against, *"),
     ],
 )
 def test_options_that_do_not_go_together(pytester, write_study, options, message):
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-against", sys.executable, *options)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={sys.executable}", *options)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines([message])

@@ -12,7 +12,7 @@ from pytest_llem.results.facts import BENCH, flat
 from pytest_llem.results.models import PointResult
 
 #: Of a configuration, what is a bench fact, and what changes no measurement.
-_NO_SUBJECT = {"measurement.length_mode", "output_dir"}
+_NO_SUBJECT = {"energy.allow_estimated", "measurement.length_mode", "output_dir"}
 
 _DIGEST = re.compile("[0-9a-f]{40,}")
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pytest_llem.gates.statistics import MOST_CYCLES
 from pytest_llem.results.verdicts import GateVerdict
-
-#: No more cycles than this are looked at when it is asked how many would decide.
-MOST_CYCLES = 1000
 
 
 def verdict_line(verdict: GateVerdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -18,6 +19,8 @@ from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.gates.text import verdict_line
 from pytest_llem.nodes import REFERENCE, REGRESSION, run_key
 from pytest_llem.options import BOARD, Settings
+from pytest_llem.reporting.comparison import lines as comparison_lines
+from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.recorder import Recorder
 from pytest_llem.reporting.studies import gates_by_file, study_of
 from pytest_llem.results.manifest import runs_of
@@ -42,6 +45,7 @@ class Judge:
         self._config = config
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
+        #: By the name of the study.
         self.comparisons: dict[str, Comparison] = {}
         self.verdicts: list[GateVerdict] = []
         #: Gates that the session did not come to.
@@ -57,7 +61,7 @@ class Judge:
             bench = _Bench(self._config, file, self._recorder)
             found = bench.verdicts({node.name for node in nodes.values() if node.function == REGRESSION})
             if bench.comparison is not None:
-                self.comparisons[file] = bench.comparison
+                self.comparisons[bench.study.name] = bench.comparison
             for node_id, node in nodes.items():
                 gate = bench.gates[node.function, node.name]
                 verdict = found.get((node.function, node.name)) or bench.budget(node.name)
@@ -68,6 +72,16 @@ class Judge:
                     raise session.Failed(session.shouldfail)
                 if session.shouldstop:
                     raise session.Interrupted(session.shouldstop)
+
+    @pytest.hookimpl(trylast=True)  # after the tables that they are about
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for study, comparison in self.comparisons.items():
+            terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
+            for line in comparison_lines(comparison, shutil.get_terminal_size().columns):
+                terminalreporter.write_line(line)
+        if self.left:
+            gates = counted(self.left, "gate")
+            terminalreporter.write_line(f"llem: {gates} not judged: the run was stopped before", yellow=True)
 
     def _report(self, node_id: str, gate: Gate, verdict: GateVerdict) -> None:
         hook, location = self._config.hook, (verdict.file or "", gate.line - 1, f"{gate.kind}[{gate.id}]")

@@ -237,6 +237,8 @@ class Recorder:
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
             for line in summary_lines(run, self._config.invocation_params.dir, shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
+        for line in self._saved:
+            terminalreporter.write_line(line)
 
 
 def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]:
