@@ -11,10 +11,10 @@ from typing import Literal
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.results.models import StudyResult
-from pytest_llem.study.gates import DEFAULT_FAMILY, GatesConfig
+from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY, GatesConfig
 from pytest_llem.study.problems import printable
 
-_USELESS = "too few sessions, or too much between them, for a delta below 100 %"
+_USELESS = "too few sessions, or too much between them, for a delta below 100%"
 
 
 def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
@@ -106,7 +106,7 @@ def _told(effects: Sequence[SessionEffect], usable: Mapping[str, float], alpha: 
     yield ""
     yield "sigma_session: standard deviation of what a session does to all its cycles alike"
     yield f"at most: its upper bound at {CONFIDENCE:.0%} confidence; more sessions bring it down, and delta too"
-    yield f"delta: in {alpha:.0%} of comparisons at most, some metric of two sessions of the same differs by more"
+    yield f"delta: {DEFAULT_DELTA:.0%}, or what two sessions differ by in any metric in {alpha:.0%} of comparisons"
     for effect in effects:
         for note in effect.notes:
             yield f"{effect.metric}: {printable(note)}"
@@ -142,4 +142,4 @@ def _rounded(delta: float) -> float:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %" if share < 10 else "> 1000 %"
+    return f"{100 * share:.3g}%" if share < 10 else "> 1000%"

@@ -243,9 +243,9 @@ class TestCommand:
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
         status, lines, said = llem(*names, "--metric", METRIC)
         assert status == 1
-        assert said == f"llem: {METRIC}: too few sessions, or too much between them, for a delta below 100 %\n"
+        assert said == f"llem: {METRIC}: too few sessions, or too much between them, for a delta below 100%\n"
         assert "gates:" not in lines
-        assert "> 1000 %" in lines[1]
+        assert "> 1000%" in lines[1]
 
     def test_nothing_to_go_by(self, folders, llem):
         assert llem(*folders(session(RUNS[0]), session(RUNS[1], number=2)), "--metric", "seconds") == (
