@@ -30,17 +30,31 @@ MAY_IMPORT = {
     "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
     "options": {"board", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
-    "collection": {"board", "gates", "hardware", "isolation", "options", "planning", "results", "study"},
+    "collection": {
+        *("board", "energy", "gates", "hardware", "isolation", "measurement", "options", "planning"),
+        *("results", "study"),
+    },
     "reporting": {"board", "catalogue", "gates", "options", "planning", "results", "study"},
     "hookspecs": {"results"},
-    "plugin": {"board", "collection", "isolation", "options", "planning", "reporting", "hookspecs", "study"},
+    "fixtures": {"collection", "energy"},
+    "plugin": {
+        "board",
+        "collection",
+        "fixtures",
+        "isolation",
+        "options",
+        "planning",
+        "reporting",
+        "hookspecs",
+        "study",
+    },
     "fetch": {"backends", "measurement", "options", "registry", "study"},
     "cli": {"fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
-    "__init__": {"api", "measurement", "results", "study"},
+    "__init__": {"api", "collection", "energy", "measurement", "results", "study"},
 }
 
-KNOWS_PYTEST = {"options", "collection", "reporting", "plugin"}
+KNOWS_PYTEST = {"options", "collection", "fixtures", "reporting", "plugin"}
 HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
 
 
@@ -91,7 +105,8 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            assert ours == ["pytest_llem", "pytest_llem.hookspecs", "pytest_llem.options", "pytest_llem.plugin"]
+            light = ["fixtures", "hookspecs", "options", "plugin"]
+            assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
     )
