@@ -34,6 +34,7 @@ CONFIG = {
 def run(pytester, tmp_path, monkeypatch):
     """Run tests of this source, on a machine without meters; return pytest's result."""
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("COLUMNS", "300")  # or pytest cuts its lines
 
     def call(source, *options, config=False):
@@ -51,6 +52,7 @@ def boards(tmp_path, nvml_library, monkeypatch):
     def install(*given):
         script = nvml.Script(tmp_path / "nvml.script", list(given))
         script.write()
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for name, value in nvml.environment(nvml_library, script).items():
             monkeypatch.setenv(name, value)
         return script

@@ -24,8 +24,8 @@ MOST_BYTES, OUR_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
 #: Rows of a table, entries of a list, characters of a cell.
 MOST_ROWS, MOST_ENTRIES, MOST_CHARACTERS = 200, 20, 300
 
-#: What GitHub's Markdown might take for more than text: markup, HTML, mathematics, links. An underscore within a word
-#: is none, nor a colon before a blank. (An address with an @ is linked whatever one does, and does no harm.)
+#: What GitHub's Markdown might take for more than text: markup, HTML, mathematics, links. An underscore within a
+#: word is none, nor a colon before a blank. (An address with an @ is linked whatever one does, and does no harm.)
 _MARKUP = re.compile(r"[\\`*{}\[\]<>#|~$&!^]|(?<![^\W_])_|_(?![^\W_])|:(?! )|(?<=\bwww)\.", re.IGNORECASE)
 
 
