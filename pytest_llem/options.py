@@ -29,6 +29,15 @@ SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: The user property of an experiment that was not run: the results directory that its result is from.
 REPLAYED_PROPERTY = "llem_replayed_from"
 
+#: The marker that holds an ordinary test to a budget.
+ENERGY_BUDGET = "energy_budget"
+
+#: What ``pytest --markers`` says of it.
+MARKER_HELP = (
+    f"{ENERGY_BUDGET}(*, joules=None, seconds=None, allow_estimated=False): "
+    "fail the test if its call takes more energy (J) or time (s); an estimate decides only where that is allowed"
+)
+
 #: Endings of a file that may be a study.
 YAML_SUFFIXES = (".yaml", ".yml")
 

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llem.fixtures import energy_meter as energy_meter
+from pytest_llem.fixtures import isolated_experiment as isolated_experiment
 from pytest_llem.nodes import FUNCTIONS
 from pytest_llem.options import (
     BOARD,
+    ENERGY_BUDGET,
+    MARKER_HELP,
     REPLAYED_PROPERTY,
     SELECTED_AXES,
     STUDIES,
@@ -56,6 +60,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     Settings.from_config(config)  # a wrong option is told before anything is collected
+    config.addinivalue_line("markers", MARKER_HELP)
     if "=" in (expression := config.getoption("keyword", "") or ""):
         from pytest_llem.collection.selection import rewrite
 
@@ -158,6 +163,23 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     from pytest_llem.collection.turns import turn
 
     with turn(item, is_last=nextitem is None):
+        return (yield)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker(ENERGY_BUDGET) is not None:
+        from pytest_llem.collection.energy_budget import EnergyBudget
+
+        EnergyBudget.of(item)  # a wrong one is told before anything runs
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # next to the test: what others do around it is none of its own
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    if item.get_closest_marker(ENERGY_BUDGET) is None:
+        return (yield)
+    from pytest_llem.collection.energy_budget import metered
+
+    with metered(item):
         return (yield)
 
 

@@ -31,19 +31,36 @@ MAY_IMPORT = {
     "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
     "options": {"board", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
-    "collection": {"board", "gates", "hardware", "isolation", "nodes", "options", "planning", "results", "study"},
+    "collection": {
+        *("board", "energy", "gates", "hardware", "isolation", "measurement", "nodes", "options", "planning"),
+        *("results", "study"),
+    },
     "reporting": {"board", "catalogue", "gates", "nodes", "options", "planning", "results", "study"},
     "hookspecs": {"results"},
-    "plugin": {"board", "collection", "hookspecs", "isolation", "nodes", "options", "planning", "reporting"},
+    "fixtures": {"collection", "energy"},
+    "plugin": {
+        *(
+            "board",
+            "collection",
+            "fixtures",
+            "hookspecs",
+            "isolation",
+            "nodes",
+            "options",
+            "planning",
+            "reporting",
+        ),
+        *("study",),
+    },
     "fetch": {"backends", "measurement", "options", "registry", "study"},
     "aa": {"gates", "results", "study"},
     "compare": {"catalogue", "gates", "reporting", "results", "study"},
     "cli": {"aa", "catalogue", "compare", "fetch", "registry", "study"},
     "api": {"backends", "measurement", "results", "study"},
-    "__init__": {"api", "measurement", "results", "study"},
+    "__init__": {"api", "collection", "energy", "measurement", "results", "study"},
 }
 
-KNOWS_PYTEST = {"options", "collection", "reporting", "plugin"}
+KNOWS_PYTEST = {"options", "collection", "fixtures", "reporting", "plugin"}
 HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
 
 
@@ -94,13 +111,8 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            assert ours == [
-                "pytest_llem",
-                "pytest_llem.hookspecs",
-                "pytest_llem.nodes",
-                "pytest_llem.options",
-                "pytest_llem.plugin",
-            ]
+            light = ["fixtures", "hookspecs", "nodes", "options", "plugin"]
+            assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
     )

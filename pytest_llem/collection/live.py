@@ -1,4 +1,4 @@
-"""A line below pytest's own, rewritten while a person waits, and gone afterwards."""
+"""Lines of ours while pytest runs: one below its own that is rewritten and goes again, and ones that stay."""
 
 from __future__ import annotations
 
@@ -75,3 +75,11 @@ class _Line:
         with suppress(OSError, ValueError):  # nobody looks any more
             self._terminal.write(f"{_MAKE_ROOM}{_BELOW}{shown}{_BACK}")
             self._terminal.flush()
+
+
+def say(config: pytest.Config, line: str) -> None:
+    """Write a line of ours below what pytest has written, unless ``-q`` was given; one that stays."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and config.get_verbosity() >= 0:
+        reporter.ensure_newline()
+        reporter.write_line(f"llem: {line}")

@@ -36,6 +36,12 @@ def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
         item.add_report_section("call", "experiment output", output)
 
 
+def show(config: pytest.Config, output: str) -> None:
+    """Print what an experiment has written, for pytest to capture, unless it was passed on."""
+    if output and not _is_live(config):
+        print(output, end="" if output.endswith("\n") else "\n")
+
+
 def _is_live(config: pytest.Config) -> bool:
     """Whether ``-s`` was given, in a process that has a terminal."""
     return getattr(config.option, "capture", None) == "no" and not hasattr(config, "workerinput")

@@ -15,7 +15,7 @@ import pytest
 from pytest_llem.collection.baselines import measure_bare_once
 from pytest_llem.collection.experiment import DEVICES, GAP, NEXT_GAP, NO_DEVICE, preflight_of, stopped
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
-from pytest_llem.collection.live import live_line
+from pytest_llem.collection.live import live_line, say
 from pytest_llem.collection.resume import replayed
 from pytest_llem.hardware.gpus import Boards, boards_for
 from pytest_llem.isolation.bare import SECONDS as BARE_SECONDS
@@ -85,9 +85,7 @@ def turn(item: pytest.Item, *, is_last: bool) -> Iterator[None]:
     with ExitStack() as held:
         try:
             ownership = held.enter_context(
-                owned(
-                    devices, Owner.here(study.name, experiment.id, worker), lambda line: _tell(item.config, line)
-                )
+                owned(devices, Owner.here(study.name, experiment.id, worker), partial(say, item.config))
             )
         except DeviceError as error:
             item.stash[NO_DEVICE] = str(error)
@@ -152,10 +150,3 @@ def _is_skipped(item: pytest.Item) -> bool:
     """Whether *item* is marked to be skipped. A condition that pytest has yet to evaluate is not."""
     conditions = (one for mark in item.iter_markers("skipif") for one in mark.args)
     return item.get_closest_marker("skip") is not None or any(one is True for one in conditions)
-
-
-def _tell(config: pytest.Config, line: str) -> None:
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and config.get_verbosity() >= 0:
-        reporter.ensure_newline()
-        reporter.write_line(f"llem: {line}")

@@ -1,0 +1,230 @@
+"""What GitHub Actions shows of a study: annotations at the lines of its gates, and a page of its own.
+
+Annotations are workflow commands, lines on standard output; the page is Markdown in the file that
+``GITHUB_STEP_SUMMARY`` names. Both do nothing outside of Actions.
+"""
+
+# No ``from __future__ import annotations``: here that is a function.
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pytest_llem.reporting.plan import counted
+from pytest_llem.reporting.terminal import COLUMNS, figure
+from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
+from pytest_llem.study.problems import printable
+
+#: GitHub takes 1 MiB of a step's summary, all of it or nothing, and others may write there before and after us.
+MOST_BYTES, OUR_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
+
+#: Rows of a table, entries of a list, characters of a cell.
+MOST_ROWS, MOST_ENTRIES, MOST_CHARACTERS = 200, 20, 300
+
+#: What GitHub's Markdown might take for more than text: markup, HTML, mathematics, links. An underscore within a
+#: word is none, nor a colon before a blank. (An address with an @ is linked whatever one does, and does no harm.)
+_MARKUP = re.compile(r"[\\`*{}\[\]<>#|~$&!^]|(?<![^\W_])_|_(?![^\W_])|:(?! )|(?<=\bwww)\.", re.IGNORECASE)
+
+
+def annotations(verdicts: Iterable[GateVerdict], root: Path, environ: Mapping[str, str]) -> list[str]:
+    """Return a workflow command for every gate that failed, and for every inconclusive one, at its line.
+
+    Escaped as ``@actions/core`` does it: ``%``, CR and LF everywhere, ``:`` and ``,`` in properties too.
+
+    Args:
+        verdicts: Of all gates.
+        root: What their files are relative to.
+        environ: The environment.
+    """
+    if environ.get("GITHUB_ACTIONS") != "true":
+        return []
+    lines = []
+    for verdict in verdicts:
+        if (level := _level(verdict)) is not None:
+            properties = {**_place(verdict, root, environ), "title": f"{verdict.gate}[{verdict.id}]"}
+            told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+            lines.append(f"::{level} {told}::{_data(message(verdict))}")
+    return lines
+
+
+def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) -> str | None:
+    """Append *results* to the step's summary; return a line that says why not, where it cannot be written.
+
+    Args:
+        results: Of each study.
+        environ: The environment.
+    """
+    file = environ.get("GITHUB_STEP_SUMMARY")
+    if environ.get("GITHUB_ACTIONS") != "true" or not file or not results:
+        return None
+    try:
+        with Path(file).open("ab") as summary:
+            room = min(OUR_BYTES, MOST_BYTES - SPARE_BYTES - summary.tell())
+            summary.write(_cut(_page(results), room))
+    except OSError as error:
+        return f"the summary for GitHub could not be written: {error}"
+    return None
+
+
+def message(verdict: GateVerdict) -> str:
+    """Return what a gate says, on one line."""
+    parts = (f"{verdict.metric} of {verdict.point}", verdict.verdict, _found(verdict), verdict.reason)
+    return ": ".join(part for part in parts if part)
+
+
+def escaped(text: str) -> str:
+    """Return *text* as GitHub's Markdown shows it, in a table's cell too: on one line, and as nothing but text."""
+    text = printable(" ".join(text.split()))
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[:MOST_CHARACTERS]}…"
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
+
+
+def _level(verdict: GateVerdict) -> str | None:
+    if verdict.outcome == "failed":
+        return "error"
+    return "warning" if verdict.verdict == "INCONCLUSIVE" else None
+
+
+def _place(verdict: GateVerdict, root: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return file and line of a gate as GitHub wants them: relative to the checkout, or not at all."""
+    if verdict.file is None:
+        return {}
+    workspace = Path(environ.get("GITHUB_WORKSPACE") or root)
+    path = Path(os.path.realpath(root / verdict.file))
+    try:
+        inside = path.relative_to(os.path.realpath(workspace))
+    except ValueError:  # GitHub would look for it in the checkout
+        return {}
+    return {"file": inside.as_posix(), **({"line": str(verdict.line)} if verdict.line else {})}
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _found(verdict: GateVerdict) -> str:
+    """Return the figures of a verdict: of a budget mean and limits, else the ratio and its interval."""
+    unit = f" {verdict.unit}" if verdict.unit else ""
+    if verdict.gate == "budget":
+        if verdict.mean is None:
+            return ""
+        limits = (("at most", verdict.maximum), ("at least", verdict.minimum))
+        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+        noise = ", within noise" if verdict.within_noise else ""
+        return f"{_number(verdict.mean)}{unit}, {bounds}{unit} allowed (n = {verdict.n}{noise})"
+    if verdict.ratio is None:
+        return ""
+    text = f"{verdict.ratio - 1:+.1%}"
+    if verdict.interval is not None:
+        low, high = (bound - 1 for bound in verdict.interval)
+        confidence = f" at {verdict.confidence:.0%}" if verdict.confidence is not None else ""
+        text += f", {low:+.1%} to {high:+.1%}{confidence}"
+    n = f"{verdict.n}" if verdict.n == verdict.reference_n else f"{verdict.reference_n} and {verdict.n}"
+    text += f" (n = {n})"
+    if verdict.cycles_to_decide is not None:
+        text += f"; {verdict.cycles_to_decide} cycles would be likely to decide"
+    return text
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _cut(lines: Iterable[str], room: int) -> bytes:
+    """Return as many of *lines* as there is *room* for, in bytes, with a word where some are missing."""
+    last = "\n… more in study_result.json\n".encode()
+    kept: list[bytes] = []
+    size = 0
+    for line in lines:
+        encoded = f"{line}\n".encode(errors="replace")
+        size += len(encoded)
+        if size + len(last) > room:
+            return b"".join([*kept, last]) if len(last) <= room else b""
+        kept.append(encoded)
+    return b"".join(kept)
+
+
+def _page(results: Sequence[StudyResult]) -> Iterator[str]:
+    for result in results:
+        yield f"\n### llem: {escaped(result.name)}\n"
+        summary = result.summary
+        failed = f", {summary.failed} failed" if summary.failed else ""
+        yield f"{summary.completed} of {counted(summary.total, 'experiment')} completed{failed}\n"
+        if result.comparison is not None:
+            yield from _comparison(result.comparison)
+        yield from _gates([verdict for point in result.points for verdict in point.verdicts])
+        yield from _points(result)
+        yield from _list("warning", result.warnings)
+        errors = [
+            (one.experiment_id, one.error) for one in result.experiments if one.error and one.status == "failed"
+        ]
+        yield from _list("failed", [f"{name}: {error.kind}: {error.message}" for name, error in errors])
+
+
+def _comparison(record: ComparisonRecord) -> Iterator[str]:
+    paired = ", measured in turns" if record.paired else ""
+    yield f"Compared with {escaped(record.reference)}{paired}; {record.alpha:.1%} false alarms at most.\n"
+    anyway = "differs, compared anyway" if record.compared_anyway else "differs"
+    yield from _list(anyway, record.bench)
+    yield from _list("note", record.warnings)
+    yield from _list("missing", record.missing_points)
+    yield from _list("new", record.new_points)
+
+
+def _gates(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
+    """Yield the table of gates, those that failed first."""
+    order = {"error": 0, "warning": 1, None: 2}
+    rows = [
+        (
+            f"**{verdict.verdict}**" if _level(verdict) == "error" else verdict.verdict,
+            escaped(f"{verdict.gate} {verdict.metric}"),
+            escaped(verdict.point),
+            escaped(": ".join(filter(None, (_found(verdict), verdict.reason)))),
+            verdict.method or "-",
+        )
+        for verdict in sorted(verdicts, key=lambda one: order[_level(one)])
+    ]
+    if rows:
+        yield from _table(("verdict", "gate", "point", "found", "energy is"), rows, "gate")
+
+
+def _points(result: StudyResult) -> Iterator[str]:
+    planned = Counter(one.config_hash for one in result.experiments if one.status != "deselected")
+    rows = [_row(point, planned[point.config_hash]) for point in result.points if point.config_hash in planned]
+    headings = [heading.replace("\n", " ") for _, heading in COLUMNS]
+    if rows:
+        yield from _table(("point", "n", *headings, "energy is"), rows, "point")
+
+
+def _row(point: PointResult, wanted: int) -> tuple[str, ...]:
+    n, method = point.metrics["seconds"].n, point.metrics["energy_per_output_token_j"].method
+    cells = [figure(point.metrics[name]) for name, _ in COLUMNS]
+    return escaped(point.id), str(n) if n == wanted else f"{n} of {wanted}", *cells, method or "-"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> Iterator[str]:
+    for row in (headings, ["---"] * len(headings), *rows[:MOST_ROWS]):
+        yield f"| {' | '.join(row)} |"
+    yield from _rest(len(rows) - MOST_ROWS, what)
+    yield ""
+
+
+def _list(what: str, texts: Sequence[str]) -> Iterator[str]:
+    for text in texts[:MOST_ENTRIES]:
+        yield f"- {what}: {escaped(text)}"
+    yield from _rest(len(texts) - MOST_ENTRIES, what)
+    if texts:
+        yield ""
+
+
+def _rest(count: int, what: str) -> Iterator[str]:
+    if count > 0:
+        yield f"\n… {count:,} more ({what}) in study_result.json"

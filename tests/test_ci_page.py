@@ -1,0 +1,122 @@
+"""The set-ups of docs/ci.md can be copied: their YAML parses, their shell too, and every option is one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "ci.md").read_text()
+
+#: They come with the gates themselves.
+TO_COME = {"--llem-against", "--llem-baseline", "--llem-compare-anyway", "--llem-fail-on", "--llem-save"}
+
+
+def blocks(name):
+    """Return the code blocks after a line ``<!-- name -->``."""
+    return re.findall(rf"^<!-- {name} -->\n```\w+\n(.*?)^```", PAGE, re.M | re.S)
+
+
+GITHUB, (GITLAB,), SHELL = blocks("github"), blocks("gitlab"), blocks("shell")
+
+
+def steps(workflow):
+    """Return the steps of the one job of a GitHub workflow."""
+    (job,) = yaml.safe_load(workflow)["jobs"].values()
+    return job["steps"]
+
+
+def scripts():
+    """Yield every piece of shell on the page."""
+    yield from SHELL
+    for workflow in GITHUB:
+        yield from (step["run"] for step in steps(workflow) if "run" in step)
+    (job,) = yaml.safe_load(GITLAB).values()
+    yield "\n".join(job["script"])
+
+
+def commands():
+    """Return the words of each call of pytest."""
+    lines = "\n".join(scripts()).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines if re.search(r"\bpytest ", line)]
+    return [words for words in found if words[0].endswith("pytest")]
+
+
+def test_there_are_the_set_ups_that_it_promises():
+    assert len(GITHUB) == 2
+    assert PAGE.count("```") == 2 * (len(GITHUB) + 1 + len(SHELL)), "no block is left unchecked"
+    options = [{word for word in words if word.startswith("--")} for words in commands()]
+    assert options == [
+        {"--llem-save"},
+        {"--llem-against", "--junitxml=report.xml"},
+        {"--llem-baseline", "--junitxml=report.xml"},
+        {"--llem-against", "--junitxml=report.xml"},
+    ]
+
+
+@pytest.mark.parametrize("workflow", GITHUB)
+def test_a_workflow_of_github_has_what_it_needs(workflow):
+    read = yaml.safe_load(workflow)
+    assert "pull_request" in read[True], "YAML 1.1 reads the key `on` as true"
+    assert read["permissions"] == {"contents": "read"}
+    (job,) = read["jobs"].values()
+    assert set(job) <= {"runs-on", "timeout-minutes", "env", "steps"}
+    for step in job["steps"]:
+        assert ("uses" in step) != ("run" in step)
+        assert set(step) <= {"uses", "with", "run", "name", "if"}
+        assert "${{" not in step.get("run", ""), "what a branch is called is no shell"
+    uploads = [step["with"]["path"] for step in job["steps"] if step.get("uses", "").startswith("actions/upload")]
+    assert [path.split() for path in uploads] == [["results/", "report.xml"]]
+
+
+def test_gitlab_gets_its_report():
+    (job,) = yaml.safe_load(GITLAB).values()
+    assert job["artifacts"] == {
+        "when": "always",
+        "paths": ["results/", "report.xml"],
+        "reports": {"junit": "report.xml"},
+    }
+    assert all(isinstance(line, str) for line in job["script"]), "a colon makes YAML read a mapping"
+
+
+@pytest.mark.parametrize("script", list(scripts()))
+def test_the_shell_parses(script):
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_option_named_exists(pytester):
+    named = set(re.findall(r"(?<![\w-])--(?:llem-[\w-]+|junitxml|lf|deselect)\b", PAGE))
+    told = pytester.runpytest_subprocess("--help", "-p", "llem").stdout.str().replace("--junit-xml", "--junitxml")
+    missing = {one for one in named if not re.search(rf"^  (?:[-\w]+, )*{one}(?![\w-])", told, re.M)}
+    assert missing == TO_COME
+
+
+def test_the_study_is_there():
+    named = {word for words in commands() for word in words if word.endswith(".yaml")}
+    assert named
+    assert all((ROOT / one).is_file() for one in named)
+
+
+def test_the_worktree_is_a_second_checkout_next_to_the_first(tmp_path):
+    """What the first workflow's shell does with git, for a runner that was cut off the last time, too."""
+    job = next(iter(yaml.safe_load(GITHUB[0])["jobs"].values()))
+    (shell,) = [step["run"] for step in job["steps"] if "worktree add" in step.get("run", "")]
+    git = [line for line in shell.splitlines() if "worktree" in line]
+    origin, work = tmp_path / "origin", tmp_path / "work" / "repo"
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (
+        ["init", "-q", "-b", "main", origin],
+        ["-C", origin, *identity, "commit", "-q", "--allow-empty", "-m", "one"],
+        ["clone", "-q", origin, work],
+    ):
+        subprocess.run(["git", *words], check=True, capture_output=True)
+    env = {"PATH": "/usr/bin:/bin", "REFERENCE": f"{work}/../main", "BASE": "main"}
+    for _ in range(2):
+        subprocess.run(["bash", "-e", "-c", "\n".join(git)], cwd=work, env=env, check=True, capture_output=True)
+        assert (work.parent / "main" / ".git").is_file()

@@ -1,0 +1,719 @@
+"""What ordinary tests get: isolated_experiment, energy_meter, the marker energy_budget."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tests.support import nvml
+from tests.support.powercap import Powercap
+from tests.support.processes import gone, wait_until
+
+GPU = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
+WATTS = 200.0
+
+#: Its counter ticks every 5 ms: a test of 0.1 s is long enough to be judged.
+TICK_MS = 5.0
+
+CONFIG = """
+CONFIG = {
+    "model": "none", "backend": "noop", "n": 2, "max_input_tokens": 4, "max_output_tokens": 3,
+    "warmup": {"enabled": False}, "measurement": {"min_window_seconds": 0},
+    "energy": {"backend": "estimate"}, "baseline": {"enabled": False},
+}
+"""
+
+
+@pytest.fixture
+def run(pytester, tmp_path, monkeypatch):
+    """Run tests of this source, on a machine without meters; return pytest's result."""
+    monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("COLUMNS", "300")  # or pytest cuts its lines
+
+    def call(source, *options, config=False):
+        pytester.makepyfile(test_it=(CONFIG if config else "") + source)
+        strict = ("--strict-markers", "-W", "error", "-p", "llem")
+        return pytester.runpytest_subprocess("test_it.py", *strict, *options)
+
+    return call
+
+
+@pytest.fixture
+def boards(tmp_path, nvml_library, monkeypatch):
+    """Have processes see scripted boards."""
+
+    def install(*given):
+        script = nvml.Script(tmp_path / "nvml.script", list(given))
+        script.write()
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        for name, value in nvml.environment(nvml_library, script).items():
+            monkeypatch.setenv(name, value)
+        return script
+
+    return install
+
+
+@pytest.fixture
+def board(boards):
+    """Have processes see one board, which draws 200 W."""
+    return boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": TICK_MS}))
+
+
+def properties(pytester, name="junit.xml"):
+    """Return the properties of each test case."""
+    cases = ET.parse(pytester.path / name).iter("testcase")
+    return {
+        case.get("name"): {one.get("name"): one.get("value") for one in case.iter("property")} for case in cases
+    }
+
+
+class TestEnergyMeter:
+    def test_a_counter_is_read_at_both_ends_of_the_block(self, run, board):
+        run(
+            f"""
+import time, sys
+import pytest
+
+def test_it(energy_meter):
+    with energy_meter() as m:
+        assert m.energy_j is None and m.reason == "the block has not ended yet"
+        time.sleep(0.3)
+        assert 0.3 <= m.seconds
+    assert 0.3 <= m.seconds < 3
+    tick = {TICK_MS / 1000}
+    low, high = m.seconds - 0.01, m.seconds + 5 * tick + 0.1
+    assert {WATTS} * low <= m.energy_j <= {WATTS} * high
+    assert (m.method, m.source, m.boundary) == ("measured", "nvml_total_energy", "gpu_board")
+    assert m.reason is None
+    assert 0 < m.uncertainty_j < {WATTS} * tick
+    (device,) = m.devices
+    assert (device.device, device.energy_j) == ("{GPU}", m.energy_j)
+    assert m.ticks == pytest.approx(m.energy_j / {WATTS} / tick, rel=0.1)
+    assert "torch" not in sys.modules
+"""
+        ).assert_outcomes(passed=1)
+        assert board.users() == 0, "NVML was let go"
+
+    def test_only_the_boards_that_cuda_may_use_are_read(self, run, boards, monkeypatch):
+        other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+        boards(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
+        source = """
+import time
+def test_it(energy_meter):
+    with energy_meter() as m:
+        time.sleep(0.05)
+    print([one.device for one in m.devices])
+    assert m.energy_j == sum(one.energy_j for one in m.devices)
+"""
+        for visible, seen in ((None, [GPU, other]), (other, [other])):
+            if visible:
+                monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+            run(source, "-s").stdout.fnmatch_lines([f"*{str(seen)[1:-1]}*"])
+
+    def test_without_a_meter_there_is_an_estimate_that_says_so(self, run):
+        run(
+            """
+import time
+def test_it(energy_meter):
+    with energy_meter() as m:
+        end = time.process_time() + 0.02
+        while time.process_time() < end: pass
+    assert m.energy_j >= 0.02 * 3.5
+    assert (m.method, m.source, m.boundary) == ("estimated", "cpu_time_model", "cpu_package")
+    assert m.uncertainty_j is None and m.ticks is None
+"""
+        ).assert_outcomes(passed=1)
+
+    def test_a_meter_can_be_chosen_and_what_it_lacks_is_told(self, run, tmp_path):
+        Powercap(tmp_path).zone("intel-rapl:0", "package-0")
+        run(
+            """
+import os
+from pathlib import Path
+import pytest
+
+COUNTER = Path(os.environ["LLEM_POWERCAP_ROOT"], "intel-rapl:0", "energy_uj")
+
+def test_rapl(energy_meter):
+    with energy_meter(backend="rapl") as m:
+        COUNTER.write_text(str(int(COUNTER.read_text()) + 12_500_000))
+    assert (m.energy_j, m.method, m.source) == (12.5, "measured", "rapl_package")
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("nvml", "nvml: the engine runs on no NVIDIA GPU"),
+    ("wattmetre", "wattmetre: 'wattmetre' is not installed (there are: "),
+])
+def test_none(energy_meter, name, reason):
+    with energy_meter(backend=name) as m:
+        pass
+    assert (m.energy_j, m.method) == (None, "unavailable")
+    assert m.reason.startswith(reason)
+    assert m.seconds >= 0 and m.devices == ()
+"""
+        ).assert_outcomes(passed=3)
+
+    def test_blocks_lie_in_each_other_and_run_side_by_side(self, run, board):
+        run(
+            f"""
+import threading, time
+
+def test_nested(energy_meter):
+    with energy_meter() as outer:
+        with energy_meter() as inner:
+            time.sleep(0.05)
+    assert outer.energy_j > inner.energy_j > {WATTS} * 0.05
+    assert outer.seconds > inner.seconds
+
+def test_threads(energy_meter):
+    found = []
+    def measure(seconds):
+        with energy_meter() as m:
+            time.sleep(seconds)
+        found.append((m.energy_j, m.seconds))
+    threads = [threading.Thread(target=measure, args=(s,)) for s in (0.1, 0.4)]
+    for one in threads: one.start()
+    for one in threads: one.join()
+    (short, _), (long, _) = sorted(found, key=lambda one: one[1])
+    assert {WATTS} * 0.1 <= short < long
+"""
+        ).assert_outcomes(passed=2)
+        assert board.users() == 0
+
+    def test_what_the_block_raises_comes_through_and_the_figures_are_there(self, run, board):
+        run(
+            """
+import pytest
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, StopIteration])
+def test_it(energy_meter, kind):
+    with pytest.raises(kind, match="mine"):
+        with energy_meter() as m:
+            raise kind("mine")
+    assert m.energy_j > 0 and m.reason is None
+    was = m.seconds
+    assert m.seconds == was
+"""
+        ).assert_outcomes(passed=3)
+        assert board.users() == 0, "the meter was closed"
+
+    def test_a_gpu_that_pytorch_uses_is_waited_for_at_both_ends(self, run):
+        """A stand-in that knows what it is asked: there need be no GPU."""
+        done = run(
+            """
+import sys, types
+import pytest
+
+CALLS = []
+
+def torch(**changes):
+    parts = {
+        "is_initialized": lambda: True, "device_count": lambda: 3, "current_device": lambda: 1,
+        "memory_reserved": lambda index: (7, 0, 0)[index], "synchronize": CALLS.append,
+    }
+    module = types.ModuleType("torch")
+    module.cuda = types.SimpleNamespace(**{**parts, **changes})
+    return module
+
+@pytest.fixture(autouse=True)
+def forget(): CALLS.clear()
+
+def test_those_that_it_uses(energy_meter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch())
+    with energy_meter():
+        assert CALLS == [0, 1]
+    assert CALLS == [0, 1] * 2
+
+def test_none_where_it_uses_none(energy_meter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch(is_initialized=lambda: False))
+    with energy_meter(): pass
+    assert CALLS == []
+
+def fails(index):
+    CALLS.append(index)
+    if len(CALLS) > 2: raise RuntimeError("device-side assert")
+
+def test_what_had_gone_wrong_on_it_is_raised(energy_meter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch(synchronize=fails))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        with energy_meter() as m: pass
+    assert m.energy_j is not None
+
+def test_but_not_in_the_place_of_what_the_block_raised(energy_meter, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch(synchronize=fails))
+    with pytest.raises(KeyError):
+        with energy_meter(): raise KeyError
+"""
+        )
+        done.assert_outcomes(passed=4)
+
+
+BUDGETS = """
+import time
+import pytest
+
+@pytest.mark.energy_budget(joules=1000, seconds=60)
+def test_within():
+    time.sleep(0.15)
+
+@pytest.mark.energy_budget(joules=10)
+def test_beyond():
+    time.sleep(0.15)
+
+@pytest.mark.energy_budget(seconds=0.01)
+def test_late():
+    time.sleep(0.15)
+
+@pytest.mark.energy_budget(joules=10, seconds=0.01)
+def test_both():
+    time.sleep(0.15)
+
+def test_other():
+    time.sleep(0.02)
+"""
+
+
+class TestEnergyBudget:
+    def test_a_test_fails_beyond_its_budget_and_says_so_in_a_line(self, run, board, pytester):
+        done = run(BUDGETS, "-rA", "--junitxml=junit.xml")
+        done.assert_outcomes(passed=2, failed=3)
+        joules = r"used [3-9]\d(\.\d)? J \(measured, nvml_total_energy\), more than its budget of 10 J"
+        seconds = r"took 0\.\d+ s, more than its budget of 0\.01 s"
+        done.stdout.re_match_lines_random(
+            [
+                f"FAILED test_it.py::test_beyond - Failed: {joules}$",
+                f"FAILED test_it.py::test_late - Failed: {seconds}$",
+                f"FAILED test_it.py::test_both - Failed: {joules}; {seconds}$",
+                f"{joules}$",
+            ]
+        )
+        assert "Traceback" not in done.stdout.str()
+        found = properties(pytester)
+        assert found["test_other"] == {}
+        for name in ("test_within", "test_beyond", "test_late", "test_both"):
+            figures = found[name]
+            assert set(figures) == {"llem_energy_j", "llem_energy_method", "llem_seconds"}
+            assert figures["llem_energy_method"] == "measured"
+            assert float(figures["llem_energy_j"]) >= WATTS * 0.15
+            assert float(figures["llem_seconds"]) >= 0.15
+        assert board.users() == 0
+
+    def test_workers_of_xdist_too(self, run, board, pytester):
+        done = run(BUDGETS, "-n", "2", "--junitxml=junit.xml")
+        done.assert_outcomes(passed=2, failed=3)
+        assert float(properties(pytester)["test_within"]["llem_energy_j"]) >= WATTS * 0.15
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            ("joules=1e6", "its energy budget of 1000000.0 J cannot be judged: the energy is estimated "
+             r"\(cpu_time_model\), and not measured; allow_estimated=True lets that decide"),
+            ("joules=1e6, allow_estimated=True", None),
+            ("joules=1e-12, allow_estimated=True",
+             r"used \S+ J \(estimated, cpu_time_model\), more than its budget of 1e-12 J"),
+            ("seconds=60", None),
+        ],
+    )  # fmt: skip
+    def test_an_estimate_decides_only_where_that_is_allowed(self, run, pytester, arguments, told):
+        done = run(
+            f"import pytest\n@pytest.mark.energy_budget({arguments})\ndef test_it(): sum(range(100_000))",
+            "--junitxml=junit.xml",
+        )
+        done.assert_outcomes(passed=int(told is None), failed=int(told is not None))
+        if told:
+            done.stdout.re_match_lines_random([f"{told}$"])
+        assert properties(pytester)["test_it"]["llem_energy_method"] == "estimated"
+
+    def test_energy_that_cannot_be_read_is_no_energy_within_the_budget(self, run, boards, pytester):
+        boards(nvml.Board(GPU, [(0, WATTS)], {"mig": 1}))
+        for allow in (False, True):
+            done = run(
+                f"""
+import pytest
+@pytest.mark.energy_budget(joules=1e6, allow_estimated={allow})
+def test_it(): pass
+""",
+                "--junitxml=junit.xml",
+            )
+            done.assert_outcomes(failed=1)
+            done.stdout.re_match_lines_random(
+                [
+                    r"its energy budget of 1000000.0 J cannot be judged: no energy could be read "
+                    r"\(nvml: .*MIG is on, .*"
+                ]
+            )
+            figures = properties(pytester)["test_it"]
+            assert set(figures) == {"llem_energy_method", "llem_seconds"}, "no energy is not 0 J"
+            assert figures["llem_energy_method"] == "unavailable"
+
+    def test_a_window_of_too_few_ticks_is_not_judged(self, run, boards):
+        boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": 20}))
+        source = """
+import time, pytest
+@pytest.mark.energy_budget(joules=1e6)
+def test_short(): time.sleep(0.1)
+@pytest.mark.energy_budget(joules=1e6)
+def test_long(): time.sleep(0.45)
+"""
+        done = run(source)
+        done.assert_outcomes(passed=1, failed=1)
+        done.stdout.re_match_lines_random(
+            [
+                r"its .* cannot be judged: 0\.1\d* s are \d ticks of the energy counter, and it takes 20: "
+                r"have the test work for 0\.\d+ s or more"
+            ]
+        )
+
+    def test_wrong_arguments_are_an_error_of_that_test(self, run):
+        wrong = {
+            "": "energy_budget: needs joules, seconds or both",
+            "joules=None": "energy_budget: needs joules, seconds or both",
+            "10": "energy_budget: takes keywords only: joules, seconds, allow_estimated (got 10)",
+            "joule=3": "energy_budget: has no 'joule' (did you mean 'joules'?)",
+            "watts=3": "energy_budget: has no 'watts' (there are: joules, seconds, allow_estimated)",
+            "joules=-1": "energy_budget: joules must be a number greater than 0 (got -1)",
+            "seconds=0": "energy_budget: seconds must be a number greater than 0 (got 0)",
+            "joules=True": "energy_budget: joules must be a number greater than 0 (got true)",
+            "joules='3 J'": "energy_budget: joules must be a number greater than 0 (got '3 J')",
+            "joules=float('nan')": "energy_budget: joules must be a number greater than 0 (got nan)",
+            "joules=float('inf')": "energy_budget: joules must be a number greater than 0 (got inf)",
+            "joules=1, allow_estimated=1": "energy_budget: allow_estimated must be true or false (got 1)",
+        }
+        tests = "".join(
+            f"@pytest.mark.energy_budget({arguments})\ndef test_{number}(): raise SystemError('it ran')\n"
+            for number, arguments in enumerate(wrong)
+        )
+        done = run(f"import pytest\n{tests}def test_right(): pass\n")
+        done.assert_outcomes(passed=1, errors=len(wrong))
+        for number, told in enumerate(wrong.values()):
+            assert f"ERROR test_it.py::test_{number} - Failed: {told}" in done.stdout.str()
+        assert "it ran" not in done.stdout.str()
+
+    def test_it_goes_with_the_rest_of_pytest(self, run):
+        done = run(
+            """
+import unittest
+import pytest
+
+tight = pytest.mark.energy_budget(seconds=1e-9)
+
+@tight
+@pytest.mark.xfail(reason="too slow", strict=True)
+def test_xfail(): pass
+
+@tight
+@pytest.mark.skip(reason="not now")
+def test_skip(): pass
+
+@tight
+def test_skips(): pytest.skip("not here")
+
+@tight
+def test_fails(): assert 1 == 2, "mine"
+
+@pytest.fixture
+def broken(): raise ValueError("no fixture")
+
+@tight
+def test_error(broken): pass
+
+@pytest.mark.parametrize("n", [
+    pytest.param(1, marks=tight), pytest.param(2, marks=pytest.mark.energy_budget(seconds=60)), 3,
+])
+def test_parametrized(n): pass
+
+@pytest.mark.energy_budget(seconds=60)
+class TestClass:
+    def test_inherits(self): pass
+
+    @tight  # the nearest counts
+    def test_own(self): pass
+
+@tight
+class TestUnittest(unittest.TestCase):
+    def test_late(self): pass
+    def test_wrong(self): self.assertEqual(1, 2)
+    def test_skipped(self): self.skipTest("no")
+""",
+            "-rA",
+        )
+        outcomes = done.parseoutcomes()
+        assert outcomes == {"xfailed": 1, "skipped": 3, "failed": 5, "errors": 1, "passed": 3}
+        said = done.stdout.str()
+        for name, told in (
+            ("test_fails", "AssertionError: mine"),
+            ("test_parametrized[1]", "Failed: took"),
+            ("TestClass::test_own", "Failed: took"),
+            ("TestUnittest::test_late", "Failed: took"),
+            ("TestUnittest::test_wrong", "AssertionError: 1 != 2"),
+        ):
+            assert f"FAILED test_it.py::{name} - {told}" in said
+        assert "ERROR test_it.py::test_error - ValueError: no fixture" in said
+
+    def test_a_test_that_runs_again_has_its_last_figures(self, run, pytester, monkeypatch):
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:random_order -p no:timeout -p no:tavern")
+        done = run(
+            """
+import pytest
+runs = []
+@pytest.mark.energy_budget(seconds=60)
+def test_it():
+    runs.append(1)
+    assert len(runs) > 1
+""",
+            *("--reruns", "1", "--junitxml=junit.xml"),
+        )
+        assert done.parseoutcomes() == {"passed": 1, "rerun": 1}
+        for case in ET.parse(pytester.path / "junit.xml").iter("testcase"):
+            names = [one.get("name") for one in case.iter("property")]
+            assert len(names) == len(set(names))
+
+    def test_it_is_told_of_and_means_nothing_elsewhere(self, run):
+        run("def test_it(): pass", "--markers").stdout.fnmatch_lines(["@pytest.mark.energy_budget(*"])
+        fixtures = run("def test_it(): pass", "--fixtures").stdout.str()
+        assert "energy_meter [session scope]" in fixtures
+        assert "isolated_experiment [session scope]" in fixtures
+        assert "no docstring available" not in fixtures.partition("llem")[2].partition("-----")[0]
+
+
+@pytest.mark.usefixtures("noop_engine")
+class TestIsolatedExperiment:
+    def test_it_runs_in_a_process_of_its_own(self, run, pytester):
+        (pytester.path / "notes").mkdir()
+        done = run(
+            """
+import json, os, sys
+from pathlib import Path
+import pytest
+from pytest_llem import ExperimentConfig, ExperimentResult, IsolatedExperiment
+
+@pytest.fixture(scope="module")
+def result(isolated_experiment: IsolatedExperiment) -> ExperimentResult:
+    return isolated_experiment({**CONFIG, "noop": {"report": str(Path("notes").absolute())}})
+
+def test_result(result):
+    assert result.tokens.output_tokens == 6
+    assert result.metrics["energy_j"].method == "estimated"
+    assert result.effective_config["backend"] == "noop"
+    assert result.identity.study_design_hash is None
+    assert result.gap.waited_seconds == 0
+    (note,) = [json.loads(one.read_text()) for one in Path("notes").iterdir()]
+    assert note["pid"] != os.getpid() and "pytest" not in note["modules"]
+    assert "torch" not in sys.modules
+
+def test_a_config_is_taken_too(isolated_experiment, result):
+    again = isolated_experiment(ExperimentConfig.model_validate(CONFIG))
+    assert again.identity.config_hash != result.identity.config_hash
+    assert again.metrics["gco2e_g"].value is not None
+""",
+            *("-o", "llem_carbon_intensity=400"),
+            config=True,
+        )
+        done.assert_outcomes(passed=2)
+
+    def test_paths_are_relative_to_rootdir_and_models_are_found_as_ever(self, run, pytester):
+        (pytester.path / "prompts.txt").write_text("one\ntwo\n")
+        (pytester.path / "own.py").write_text("from noop_engine import NoopEngine\nclass Own(NoopEngine): pass\n")
+        done = run(
+            """
+import os
+def test_dataset(isolated_experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = isolated_experiment({**CONFIG, "dataset": "prompts.txt", "max_input_tokens": 2})
+    assert result.tokens.input_tokens == 4 and result.tokens.truncated_prompts == 2
+
+def test_engine(isolated_experiment):
+    result = isolated_experiment({**CONFIG, "backend": "own:Own"})
+    assert result.engine.name == "noop"
+""",
+            config=True,
+        )
+        done.assert_outcomes(passed=2)
+
+    @pytest.mark.parametrize(
+        ("changes", "kind", "line"),
+        [
+            ('{"noop": {"fault": "say and raise"}}', "exception",
+             "exception while measuring: ValueError: the engine says no"),
+            ('{"noop": {"fault": "kill"}}', "crash",
+             "crash while measuring: the process was ended by SIGKILL"),
+            ('{"backend": "nothing"}', "preflight",
+             "preflight: engine 'nothing' is not installed here (there are: *"),
+            ('{"backend": "pytorch", "model": "no/such"}', "preflight", "preflight: model 'no/such'*"),
+        ],
+    )  # fmt: skip
+    def test_a_failure_is_an_exception_that_says_why(self, run, changes, kind, line):
+        done = run(
+            f"""
+import pytest
+from pytest_llem import ExperimentError
+
+def test_it(isolated_experiment):
+    isolated_experiment(CONFIG | {changes})
+
+def test_error(isolated_experiment):
+    with pytest.raises(ExperimentError) as caught:
+        isolated_experiment(CONFIG | {changes})
+    assert caught.value.error.kind == "{kind}"
+    assert ("a word from the engine" in caught.value.output) == ("say" in "{changes.replace('"', "")}")
+""",
+            config=True,
+        )
+        done.assert_outcomes(passed=1, failed=1)
+        done.stdout.fnmatch_lines(
+            [
+                f"E *pytest_llem.ExperimentError: {line}",
+                f"FAILED test_it.py::test_it - pytest_llem.ExperimentError: {line}",
+            ]
+        )
+        said = done.stdout.str()
+        if "say" in changes:
+            done.stdout.fnmatch_lines(["*_raise()*", "*Captured stdout call*", "a word from the engine"])
+        assert "self._failure" not in said, "where it was raised is nobody's concern"
+        assert ("Traceback (most recent call last)" in said) == ("say" in changes)
+
+    def test_a_wrong_config_is_told_as_ever(self, run):
+        done = run(
+            """
+import pytest
+from pydantic import ValidationError
+
+def test_it(isolated_experiment):
+    with pytest.raises(ValidationError, match="max_output_tokens"):
+        isolated_experiment({**CONFIG, "max_output_tokens": 0})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        isolated_experiment(CONFIG, timeout=-1)
+""",
+            config=True,
+        )
+        done.assert_outcomes(passed=1)
+
+    @pytest.mark.parametrize(("option", "argument"), [(["--llem-timeout=2"], ""), ([], ", timeout=2")])
+    def test_one_that_hangs_is_ended(self, run, pytester, option, argument):
+        (pytester.path / "notes").mkdir()
+        done = run(
+            f"""
+from pathlib import Path
+def test_it(isolated_experiment):
+    options = {{"fault": "hang", "report": str(Path("notes").absolute())}}
+    isolated_experiment({{**CONFIG, "noop": options}}{argument})
+""",
+            *option,
+            config=True,
+        )
+        done.assert_outcomes(failed=1)
+        done.stdout.fnmatch_lines(["E *ExperimentError: timeout while measuring: not done after 2 s (*"])
+        (note,) = (pytester.path / "notes").iterdir()
+        assert gone(int(note.stem))
+
+    def test_two_workers_never_measure_at_once(self, run, pytester):
+        done = run(
+            """
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_it(isolated_experiment, n):
+    options = {"seconds": 0.3, "span": str(Path("spans").absolute())}
+    result = isolated_experiment({**CONFIG, "noop": options})
+    with Path("waited").open("a") as file:
+        print(result.gap.waited_seconds, result.gap.waited_for, file=file)
+""",
+            *("-n", "2"),
+            config=True,
+        )
+        done.assert_outcomes(passed=2)
+        spans = [line.split() for line in (pytester.path / "spans").read_text().splitlines()]
+        assert [what for _, what, _ in spans] == ["begins", "ends"] * 2
+        assert spans[0][2] == spans[1][2] != spans[2][2]
+        waited = sorted((pytester.path / "waited").read_text().splitlines())
+        assert waited[0] == "0.0 None"
+        assert re.match(
+            r"\d\.\d+ cpu: pid \d+ \(gw\d\) runs study isolated_experiment, experiment test_it.py::test_it\[",
+            waited[1],
+        )
+
+    def test_ctrl_c_ends_it(self, pytester):
+        (pytester.path / "notes").mkdir()
+        pytester.makepyfile(
+            test_it=CONFIG
+            + """
+from pathlib import Path
+def test_it(isolated_experiment):
+    options = {"fault": "hang", "report": str(Path("notes").absolute())}
+    isolated_experiment({**CONFIG, "noop": options})
+"""
+        )
+        command = [sys.executable, "-m", "pytest", "-p", "llem", "test_it.py"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=pytester.path)
+        wait_until(lambda: any((pytester.path / "notes").glob("*.json")), 30)
+        os.kill(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == pytest.ExitCode.INTERRUPTED, said
+        assert "KeyboardInterrupt" in said
+        (note,) = (pytester.path / "notes").iterdir()
+        assert gone(int(note.stem))
+
+    def test_what_it_says_goes_on_to_the_terminal_with_s(self, run):
+        source = """
+def test_it(isolated_experiment):
+    isolated_experiment({**CONFIG, "noop": {"fault": "say"}})
+"""
+        assert run(source, "-s", config=True).stdout.str().count("a word from the engine") == 2, "once a batch"
+        assert "a word from the engine" not in run(source, config=True).stdout.str()
+        run(source, "-rP", config=True).stdout.fnmatch_lines(["*Captured stdout call*", "a word from the engine*"])
+
+    def test_a_meter_around_it_sees_it(self, run, board):
+        done = run(
+            f"""
+import pytest
+
+@pytest.mark.energy_budget(joules=1e6)
+def test_it(isolated_experiment, energy_meter):
+    with energy_meter() as m:
+        result = isolated_experiment({{**CONFIG, "noop": {{"gpu": "{GPU}", "seconds": 0.2, "size": 2}},
+            "energy": {{"backend": "nvml"}}}})
+    assert result.metrics["energy_j"].method == m.method == "measured"
+    assert m.energy_j > result.metrics["energy_j"].value > {WATTS} * 0.2
+""",
+            config=True,
+        )
+        done.assert_outcomes(passed=1)
+
+
+def test_the_public_names_annotate(pytester):
+    """Who annotates with them needs nothing but pytest_llem, and gets no pytest by it."""
+    pytester.makepyfile(
+        annotated="""
+import sys
+from pytest_llem import EnergyMeter, EnergyReading, ExperimentError, IsolatedExperiment
+
+def use(energy_meter: EnergyMeter, isolated_experiment: IsolatedExperiment) -> float | None:
+    with energy_meter() as m:
+        reading: EnergyReading = m
+    return reading.energy_j
+
+assert "pytest" not in sys.modules
+"""
+    )
+    subprocess.run([sys.executable, "annotated.py"], check=True, cwd=pytester.path)
+
+
+def test_pytest_itself_is_the_same_without(pytester):
+    """No test without the marker has anything to do with a meter."""
+    pytester.makepyfile(
+        """
+import sys
+def test_it():
+    assert not [name for name in sys.modules if name.startswith(("pytest_llem.energy", "pytest_llem.collection"))]
+"""
+    )
+    done = pytester.runpytest_subprocess("-p", "llem", "--junitxml=junit.xml")
+    done.assert_outcomes(passed=1)
+    assert list(properties(pytester).values()) == [{}]

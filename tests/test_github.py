@@ -1,0 +1,293 @@
+"""What GitHub Actions shows: annotations that a runner can read, and a page that nothing can break."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from pytest_llem import StudyResult
+from pytest_llem.reporting import github
+from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
+from tests.conftest import ROOT
+
+GOLDEN = ROOT / "tests" / "golden" / "1.0"
+ACTIONS = {"GITHUB_ACTIONS": "true"}
+
+BEYOND = GateVerdict(
+    gate="budget",
+    id="energy_per_output_token_j-batch_size=8",
+    metric="energy_per_output_token_j",
+    point="batch_size=8",
+    verdict="BEYOND",
+    outcome="failed",
+    unit="J",
+    method="measured",
+    mean=0.4712,
+    ci95=(0.46, 0.48),
+    n=5,
+    maximum=0.45,
+    file="studies/x.yaml",
+    line=12,
+)
+WITHIN = BEYOND.model_copy(update={"verdict": "WITHIN", "outcome": "passed", "mean": 0.44, "within_noise": True})
+REGRESSION = GateVerdict(
+    gate="regression",
+    id="output_tokens_per_second-batch_size=8",
+    metric="output_tokens_per_second",
+    point="batch_size=8",
+    verdict="REGRESSION",
+    outcome="failed",
+    unit="1/s",
+    mean=1210.0,
+    n=5,
+    reference_mean=1300.0,
+    reference_n=5,
+    ratio=0.93,
+    interval=(0.91, 0.951),
+    confidence=0.98,
+    file="studies/x.yaml",
+    line=3,
+)
+UNDECIDED = REGRESSION.model_copy(
+    update={"verdict": "INCONCLUSIVE", "outcome": "passed", "n": 3, "cycles_to_decide": 12}
+)
+NOT_JUDGED = BEYOND.model_copy(
+    update={"verdict": "NOT JUDGED", "mean": None, "n": 0, "reason": "energy is estimated"}
+)
+
+#: What anybody may call a model, or an error may say.
+NASTY = [
+    "a|b",
+    r"a\|b",
+    "a\nb\r\n| c | d |",
+    "<img src=x onerror=alert(1)>",
+    "</table><script>alert(1)</script>",
+    "<!-- ",
+    "&lt;b&gt; &amp; &#124;",
+    "**bold** __bold__ _it_ *it* ~~gone~~ `code` ``` ",
+    "[link](https://example.org) ![image](x.png) <https://example.org>",
+    "https://example.org www.example.org a@example.org",
+    "@somebody #12 $x^2$ $$y$$",
+    "# heading",
+    "- [ ] task",
+    "batch_size=8 _x_y_",
+    "trailing\\",
+    "\x1b[31mred\u202e\x00",
+]
+
+
+def parse(line):
+    """Return a workflow command as a runner reads it: its name, properties and message."""
+    name, properties, message = re.fullmatch(r"::(\w+) (.*?)::(.*)", line).groups()
+    pairs = [pair.split("=", 1) for pair in properties.split(",")]
+    escapes = (("%3A", ":"), ("%2C", ","), ("%0D", "\r"), ("%0A", "\n"), ("%25", "%"))
+
+    def plain(text, escapes):
+        for code, one in escapes:
+            text = text.replace(code, one)
+        return text
+
+    return name, {key: plain(value, escapes) for key, value in pairs}, plain(message, escapes[2:])
+
+
+class TestAnnotations:
+    def test_each_failed_gate_is_an_error_at_its_line(self):
+        lines = github.annotations([WITHIN, BEYOND, REGRESSION, NOT_JUDGED], Path("/work"), ACTIONS)
+        assert lines == [
+            "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
+            "energy_per_output_token_j of batch_size=8: BEYOND: 0.4712 J, at most 0.45 J allowed (n = 5)",
+            "::error file=studies/x.yaml,line=3,title=regression[output_tokens_per_second-batch_size=8]::"
+            "output_tokens_per_second of batch_size=8: REGRESSION: -7.0%25, -9.0%25 to -4.9%25 at 98%25 (n = 5)",
+            "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
+            "energy_per_output_token_j of batch_size=8: NOT JUDGED: energy is estimated",
+        ]
+
+    def test_an_inconclusive_one_is_a_warning_and_an_error_where_it_fails(self):
+        (line,) = github.annotations([UNDECIDED], Path("/work"), ACTIONS)
+        name, _, message = parse(line)
+        assert name == "warning"
+        assert message.endswith(
+            ": INCONCLUSIVE: -7.0%, -9.0% to -4.9% at 98% (n = 5 and 3); 12 cycles would be likely to decide"
+        )
+        failed = UNDECIDED.model_copy(update={"outcome": "failed"})
+        assert parse(github.annotations([failed], Path("/work"), ACTIONS)[0])[0] == "error"
+
+    @pytest.mark.parametrize("environ", [{}, {"GITHUB_ACTIONS": "false"}, {"CI": "true"}])
+    def test_there_are_none_elsewhere(self, environ):
+        assert github.annotations([BEYOND], Path("/work"), environ) == []
+
+    def test_what_would_end_a_command_is_escaped(self):
+        nasty = "100%,a:b::c\r\n::error::%0A"
+        verdict = BEYOND.model_copy(update={"id": nasty, "reason": nasty, "file": "a,b:c/x%.yaml"})
+        (line,) = github.annotations([verdict], Path("/work"), ACTIONS)
+        assert line.splitlines() == [line]
+        name, properties, message = parse(line)
+        assert name == "error"
+        assert properties == {"file": "a,b:c/x%.yaml", "line": "12", "title": f"budget[{nasty}]"}
+        assert message.endswith(nasty)
+
+    def test_files_are_told_relative_to_the_checkout(self, tmp_path):
+        checkout = tmp_path / "checkout"
+        (checkout / "project" / "studies").mkdir(parents=True)
+        link = tmp_path / "link"
+        link.symlink_to(checkout)
+        for root, workspace, told in (
+            (checkout / "project", checkout, "project/studies/x.yaml"),
+            (link / "project", checkout, "project/studies/x.yaml"),
+            (checkout / "project", link, "project/studies/x.yaml"),
+            (checkout, checkout / "project", None),
+        ):
+            environ = {**ACTIONS, "GITHUB_WORKSPACE": str(workspace)}
+            (line,) = github.annotations([BEYOND], root, environ)
+            found = parse(line)[1]
+            assert (found.get("file"), found.get("line")) == (told, "12" if told else None)
+
+    def test_a_gate_that_is_written_nowhere_has_no_line(self):
+        verdict = REGRESSION.model_copy(update={"file": None, "line": None})
+        (line,) = github.annotations([verdict], Path("/work"), ACTIONS)
+        assert set(parse(line)[1]) == {"title"}
+
+
+@pytest.fixture
+def result():
+    """Return a study's result, with verdicts on its first point."""
+    read = StudyResult.load(GOLDEN / "study_result.json")
+    read.points[0].verdicts = [WITHIN, UNDECIDED, BEYOND, REGRESSION]
+    return read
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Write a summary, and return it."""
+
+    def write(*results, before=b""):
+        file = tmp_path / "summary.md"
+        file.write_bytes(before)
+        told = github.write_summary(results, {**ACTIONS, "GITHUB_STEP_SUMMARY": str(file)})
+        assert told is None
+        return file.read_text()
+
+    return write
+
+
+def tables(text):
+    """Return the cells of each table, as a reader sees them, and everything else that is no plain text."""
+    found, other, in_cell = [], [], False
+    for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type == "inline":
+            other += [child.type for child in token.children if child.type not in ("text", "text_special")]
+            if in_cell:
+                found[-1][-1].append("".join(child.content for child in token.children))
+        elif token.type in ("html_block", "fence", "code_block", "hr"):
+            other.append(token.type)
+        in_cell = token.type in ("th_open", "td_open")
+    return found, other
+
+
+class TestSummary:
+    def test_it_has_the_gates_that_failed_first_and_every_point(self, page, result):
+        (gates, points), other = tables(page(result))
+        assert gates[0] == ["verdict", "gate", "point", "found", "energy is"]
+        assert [row[0] for row in gates[1:]] == ["BEYOND", "REGRESSION", "INCONCLUSIVE", "WITHIN"]
+        assert gates[1][1:] == [
+            "budget energy_per_output_token_j",
+            "batch_size=8",
+            "0.4712 J, at most 0.45 J allowed (n = 5)",
+            "measured",
+        ]
+        assert gates[2][3] == "-7.0%, -9.0% to -4.9% at 98% (n = 5)"
+        assert gates[4][3].endswith("(n = 5, within noise)")
+        assert set(other) <= {"strong_open", "strong_close"}
+        assert points[0] == ["point", "n", "out tok/s", "TTFT p50 ms", "J/out token", "energy is"]
+        assert [row[0] for row in points[1:]] == [point.id for point in result.points]
+        metrics = result.points[0].metrics
+        assert points[1][1] == str(metrics["seconds"].n)
+        assert points[1][2].startswith(f"{metrics['output_tokens_per_second'].mean:,.0f} ±")
+        assert points[1][5] == "estimated"
+
+    def test_warnings_errors_and_the_comparison_are_told(self, page, result):
+        result.comparison = ComparisonRecord(
+            reference="main",
+            paired=True,
+            alpha=0.01,
+            family=6,
+            bench=["power limit: 700 W and 600 W"],
+            compared_anyway=True,
+            warnings=["another driver"],
+            new_points=["batch_size=16"],
+        )
+        result.warnings = ["energy is estimated from CPU time, not measured"]
+        entry = result.experiments[0]
+        entry.status, entry.error = "failed", ErrorRecord(kind="oom", type="E", message="CUDA out of memory")
+        text = page(result)
+        for line in (
+            "Compared with main, measured in turns; 1.0% false alarms at most.",
+            "- differs, compared anyway: power limit: 700 W and 600 W",
+            "- note: another driver",
+            "- new: batch&#61;size",
+            "- warning: energy is estimated from CPU time, not measured",
+            f"- failed: {entry.experiment_id}: oom: CUDA out of memory",
+        ):
+            assert line.replace("&#61;size", "_size=16") in text.splitlines()
+
+    @pytest.mark.parametrize("nasty", NASTY)
+    def test_no_name_or_error_breaks_it(self, page, result, nasty):
+        result.name = nasty
+        result.warnings = [nasty]
+        for point in result.points:
+            point.id = nasty
+        result.points[0].verdicts = [BEYOND.model_copy(update={"point": nasty, "reason": nasty, "metric": nasty})]
+        text = page(result)
+        (gates, points), other = tables(text)
+        assert set(other) <= {"strong_open", "strong_close"}, "text, and nothing else"
+        assert {len(row) for row in gates} == {5}
+        assert {len(row) for row in points} == {6}
+        shown = "".join(
+            one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(nasty.split())
+        )
+        assert gates[1][2] == points[1][0] == shown
+        rest = re.sub(r"&#\d+;", "", text)
+        assert not re.search(r"<|https?://|\bwww\.|\$", rest)
+
+    def test_it_is_added_to_what_is_there_and_stays_small(self, page, result):
+        point = result.points[0]
+        result.points = [point.model_copy(update={"id": "|" * 5_000 + str(number)}) for number in range(5_000)]
+        result.warnings = ["!" * 1_000] * 1_000
+        text = page(result, before=b"what another tool wrote\n")
+        assert text.startswith("what another tool wrote\n")
+        assert len(text.encode()) <= github.OUR_BYTES + 30
+        assert text.rstrip().endswith("more in study_result.json")
+        full = page(result, before=b"x" * (github.MOST_BYTES - 1))
+        assert len(full.encode()) < github.MOST_BYTES, "or GitHub would drop what the other tool wrote"
+
+    def test_long_tables_and_lists_say_what_is_missing(self, page, result):
+        point = result.points[0].model_copy(update={"verdicts": []})
+        result.points = [point.model_copy(update={"id": f"n={number}"}) for number in range(1_000)]
+        result.warnings = [f"w{number}" for number in range(30)]
+        text = page(result)
+        (points,), _ = tables(text)
+        assert len(points) == 1 + github.MOST_ROWS
+        assert "… 800 more (point) in study_result.json" in text
+        assert "… 10 more (warning) in study_result.json" in text
+
+    def test_it_is_written_in_actions_alone(self, tmp_path, result):
+        file = tmp_path / "summary.md"
+        assert github.write_summary([result], {"GITHUB_STEP_SUMMARY": str(file)}) is None
+        assert github.write_summary([], {**ACTIONS, "GITHUB_STEP_SUMMARY": str(file)}) is None
+        assert github.write_summary([result], ACTIONS) is None
+        assert not file.exists()
+
+    def test_a_file_that_cannot_be_written_is_a_line(self, tmp_path, result):
+        for file in (tmp_path, tmp_path / "no" / "such", "/dev/full"):
+            told = github.write_summary([result], {**ACTIONS, "GITHUB_STEP_SUMMARY": os.fspath(file)})
+            assert told.startswith("the summary for GitHub could not be written: ")
+            assert len(told.splitlines()) == 1

@@ -1,0 +1,38 @@
+"""Every example of docs/ordinary-tests.md runs, and passes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "ordinary-tests.md").read_text()
+BLOCKS = re.findall(r"^<!-- (slow )?test -->\n```python\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def test_every_block_of_python_is_a_test():
+    assert len(BLOCKS) == PAGE.count("```python") == 4
+
+
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(source, marks=pytest.mark.slow if slow else ()) for slow, source in BLOCKS],
+    ids=[re.findall(r"def (test_\w+)", source)[-1] for _, source in BLOCKS],
+)
+def test_the_example_passes(pytester, tmp_path, monkeypatch, source):
+    # On a machine that can measure nothing: blocks of moments are less than a counter's tick.
+    monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    pytester.makepyfile(test_example=source)
+    run = pytester.runpytest_subprocess("-p", "llem", "--strict-markers", "-W", "error")
+    run.assert_outcomes(passed=source.count("\ndef test_"))
+
+
+def test_every_attribute_of_a_reading_is_on_the_page():
+    from pytest_llem import EnergyReading
+
+    names = {name for name in vars(EnergyReading()) if not name.startswith("_")} | {"seconds"}
+    table = PAGE.partition("| of `m`")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M)))) == names
