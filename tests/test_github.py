@@ -97,7 +97,7 @@ def parse(line):
 
 class TestAnnotations:
     def test_each_failed_gate_is_an_error_at_its_line(self):
-        lines = github.annotations([WITHIN, BEYOND, REGRESSION, NOT_JUDGED], Path("/work"), ACTIONS)
+        lines = github.workflow_commands([WITHIN, BEYOND, REGRESSION, NOT_JUDGED], Path("/work"), ACTIONS)
         assert lines == [
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
             "energy_per_output_token_j of batch_size=8: BEYOND: 0.4712 J, at most 0.45 J allowed (n = 5)",
@@ -108,23 +108,23 @@ class TestAnnotations:
         ]
 
     def test_an_inconclusive_one_is_a_warning_and_an_error_where_it_fails(self):
-        (line,) = github.annotations([UNDECIDED], Path("/work"), ACTIONS)
+        (line,) = github.workflow_commands([UNDECIDED], Path("/work"), ACTIONS)
         name, _, message = parse(line)
         assert name == "warning"
         assert message.endswith(
             ": INCONCLUSIVE: -7.0%, -9.0% to -4.9% at 98% (n = 5 and 3); 12 cycles would be likely to decide"
         )
         failed = UNDECIDED.model_copy(update={"outcome": "failed"})
-        assert parse(github.annotations([failed], Path("/work"), ACTIONS)[0])[0] == "error"
+        assert parse(github.workflow_commands([failed], Path("/work"), ACTIONS)[0])[0] == "error"
 
     @pytest.mark.parametrize("environ", [{}, {"GITHUB_ACTIONS": "false"}, {"CI": "true"}])
     def test_there_are_none_elsewhere(self, environ):
-        assert github.annotations([BEYOND], Path("/work"), environ) == []
+        assert github.workflow_commands([BEYOND], Path("/work"), environ) == []
 
     def test_what_would_end_a_command_is_escaped(self):
         nasty = "100%,a:b::c\r\n::error::%0A"
         verdict = BEYOND.model_copy(update={"id": nasty, "reason": nasty, "file": "a,b:c/x%.yaml"})
-        (line,) = github.annotations([verdict], Path("/work"), ACTIONS)
+        (line,) = github.workflow_commands([verdict], Path("/work"), ACTIONS)
         assert line.splitlines() == [line]
         name, properties, message = parse(line)
         assert name == "error"
@@ -143,13 +143,13 @@ class TestAnnotations:
             (checkout, checkout / "project", None),
         ):
             environ = {**ACTIONS, "GITHUB_WORKSPACE": str(workspace)}
-            (line,) = github.annotations([BEYOND], root, environ)
+            (line,) = github.workflow_commands([BEYOND], root, environ)
             found = parse(line)[1]
             assert (found.get("file"), found.get("line")) == (told, "12" if told else None)
 
     def test_a_gate_that_is_written_nowhere_has_no_line(self):
         verdict = REGRESSION.model_copy(update={"file": None, "line": None})
-        (line,) = github.annotations([verdict], Path("/work"), ACTIONS)
+        (line,) = github.workflow_commands([verdict], Path("/work"), ACTIONS)
         assert set(parse(line)[1]) == {"title"}
 
 

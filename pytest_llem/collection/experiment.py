@@ -15,6 +15,7 @@ from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_b
 from pytest_llem.collection.items import run_of
 from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.collection.resume import forget, replayed
+from pytest_llem.collection.surroundings import controller, import_path
 from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
 from pytest_llem.nodes import is_reference
 from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
@@ -110,30 +111,18 @@ def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflig
     return known[run]
 
 
-def _controller(config: pytest.Config) -> int | None:
-    """Return the process of xdist's controller, where this is a worker on the same machine."""
-    controller: int | None = getattr(config, "workerinput", {}).get("llem_controller")
-    return controller
-
-
 def _import_path(config: pytest.Config, run: str) -> list[Path]:
-    """Return where an engine of the user's own is looked for, whatever the interpreter.
+    """Return where an engine of the user's own is looked for.
 
     The reference has its own, installed there: with what lies here both sides would be the same.
     """
-    if is_reference(run):
-        return []
-    try:
-        own = config.getini("pythonpath")
-    except ValueError:  # its plugin is switched off
-        own = []
-    return [config.rootpath, *own]
+    return [] if is_reference(run) else import_path(config)
 
 
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
     point, board = planned.point, item.config.stash[BOARD]
     python = study.interpreter(point.config.backend)
-    controller = _controller(item.config)
+    pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
     run, gap = run_of(item), _gap(item)
     settings = Settings.from_config(item.config)
     identity = Identity(
@@ -150,8 +139,8 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         root=str(_working_tree(item.config, python if is_reference(run) else None)),
         model_path=[str(folder) for folder in settings.model_path],
         python_path=[str(folder) for folder in _import_path(item.config, run)],
-        lives_with=[controller] if controller else [],
-        harness=[os.getpid(), *([controller] if controller else [])],
+        lives_with=pytest_processes[1:],
+        harness=pytest_processes,
         python=str(python) if python else None,
         gap=gap.model_dump(mode="json") if gap else None,
         carbon=None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llem.board import Board
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline, measure_bare_once
+from pytest_llem.collection.surroundings import controller, import_path
 from pytest_llem.hardware.gpus import boards_for
 from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
 from pytest_llem.isolation.interpreter import package_versions
@@ -92,7 +93,7 @@ class IsolatedExperiment:
         settings = Settings.from_config(self._config)
         limit = settings.timeout if timeout is None else timeout
         study = _study(config, ExecutionConfig(experiment_timeout_seconds=limit), self._config.rootpath)
-        preflight = Preflight(study, settings.model_path, self._import_path())
+        preflight = Preflight(study, settings.model_path, import_path(self._config))
         if (refusal := preflight.reason(study.points[0])) is not None:
             raise self._failure(_refused(refusal))
         deadline = deadline_seconds(
@@ -114,7 +115,7 @@ class IsolatedExperiment:
 
         config = study.points[0].config
         devices = devices_of(config, boards_for(package_versions(None).get("torch")))
-        worker = self._workerinput.get("workerid")
+        worker = getattr(self._config, "workerinput", {}).get("workerid")
         test = os.environ.get("PYTEST_CURRENT_TEST", study.design_hash)
         with owned(devices, Owner.here(NAME, test, worker), partial(say, self._config)) as ownership:
             gap = self._settle(ownership)
@@ -140,8 +141,7 @@ class IsolatedExperiment:
 
     def _job(self, study: StudyConfig, settings: Settings, gap: GapRecord, devices: Collection[str]) -> Job:
         config, digest, root = study.points[0].config, study.design_hash, str(self._config.rootpath)
-        controller = self._workerinput.get("llem_controller")  # where this is a worker on the same machine
-        others = [controller] if controller else []
+        others = [pid] if (pid := controller(self._config)) else []
         intensity = settings.carbon_intensity
         return Job(
             identity=Identity(experiment_id=digest, config_hash=digest).model_dump(mode="json"),
@@ -149,7 +149,7 @@ class IsolatedExperiment:
             directory=root,
             root=root,
             model_path=[str(folder) for folder in settings.model_path],
-            python_path=[str(folder) for folder in self._import_path()],
+            python_path=[str(folder) for folder in import_path(self._config)],
             lives_with=others,
             harness=[os.getpid(), *others],
             gap=gap.model_dump(mode="json"),
@@ -157,20 +157,6 @@ class IsolatedExperiment:
             baseline=known_baseline(self._board, digest, None),
             idle_bare=bare_fields(self._board, config, devices),
         )
-
-    @property
-    def _workerinput(self) -> dict[str, Any]:
-        """What xdist's controller told this process, if it is a worker."""
-        told: dict[str, Any] = getattr(self._config, "workerinput", {})
-        return told
-
-    def _import_path(self) -> list[Path]:
-        """Return where an engine of the user's own is looked for."""
-        try:
-            own = self._config.getini("pythonpath")
-        except ValueError:  # its plugin is switched off
-            own = []
-        return [self._config.rootpath, *own]
 
     def _failure(self, error: ErrorRecord, output: str = "") -> ExperimentError:
         from pytest_llem.collection.experiment import explain

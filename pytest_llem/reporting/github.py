@@ -4,7 +4,7 @@ Annotations are workflow commands, lines on standard output; the page is Markdow
 ``GITHUB_STEP_SUMMARY`` names. Both do nothing outside of Actions.
 """
 
-# No ``from __future__ import annotations``: here that is a function.
+from __future__ import annotations
 
 import os
 import re
@@ -29,7 +29,7 @@ MOST_ROWS, MOST_ENTRIES, MOST_CHARACTERS = 200, 20, 300
 _MARKUP = re.compile(r"[\\`*{}\[\]<>#|~$&!^]|(?<![^\W_])_|_(?![^\W_])|:(?! )|(?<=\bwww)\.", re.IGNORECASE)
 
 
-def annotations(verdicts: Iterable[GateVerdict], root: Path, environ: Mapping[str, str]) -> list[str]:
+def workflow_commands(verdicts: Iterable[GateVerdict], root: Path, environ: Mapping[str, str]) -> list[str]:
     """Return a workflow command for every gate that failed, and for every inconclusive one, at its line.
 
     Escaped as ``@actions/core`` does it: ``%``, CR and LF everywhere, ``:`` and ``,`` in properties too.

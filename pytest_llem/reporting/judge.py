@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from pytest_llem.gates.text import verdict_line
 from pytest_llem.nodes import REFERENCE, REGRESSION, run_key
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.reporting.comparison import lines as comparison_lines
+from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.recorder import Recorder
 from pytest_llem.reporting.studies import gates_by_file, study_of
@@ -75,6 +77,8 @@ class Judge:
 
     @pytest.hookimpl(trylast=True)  # after the tables that they are about
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for command in workflow_commands(self.verdicts, self._config.rootpath, os.environ):
+            terminalreporter.write_line(command)
         for study, comparison in self.comparisons.items():
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
             for line in comparison_lines(comparison, shutil.get_terminal_size().columns):

@@ -19,6 +19,7 @@ from pytest_llem.board import STOPPED
 from pytest_llem.gates.saved import BaselineError, save
 from pytest_llem.nodes import REFERENCE, file_of, is_reference
 from pytest_llem.options import BOARD, Settings
+from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.studies import experiments_by_run, study_of
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import summary_lines
@@ -213,6 +214,10 @@ class Recorder:
             except RAISED as error:
                 self._lost.append(f"{run.study.name}: pytest_llem_study_finished: {_said(error)}")
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+        results = [run.result for key, run in self._runs.items() if run.result and not is_reference(key)]
+        if (unwritten := write_summary(results, os.environ)) is not None:
+            self._lost.append(unwritten)
 
     def _save(self, result: StudyResult, session: pytest.Session) -> None:
         """Keep *result* as a baseline, where that was asked for."""
