@@ -253,6 +253,17 @@ def test_long_lists_are_cut():
     assert shown[-1] == "nothing to compare: no gate failed"
 
 
+def test_no_interval_is_too_wide_for_the_table():
+    wild = study_result(point({}, id="precision=bf16-batch_size=2", output_tokens_per_second=[1.0, 9.0]))
+    found = compare(wild, wild, GatesConfig(metrics=["output_tokens_per_second"]), name="main")
+    low, high = found.verdicts[0].interval
+    assert low < 0.001
+    assert high > 1000
+    shown = lines(found, WIDTH)
+    assert shown[3].split()[0] == "output_tokens_per_second"
+    assert shown[4].split()[:2] == ["precision=bf16-batch_size=2", "<0.001–>1000"]
+
+
 def test_new_and_missing_points_are_listed():
     found = compare(_result(1, 1, 1), _result(1), GatesConfig(), name="main")
     assert "new: precision=bf16-batch_size=2" in lines(found, WIDTH)

@@ -90,6 +90,7 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(pytester, write_study, resul
         "n": 0,
         "unit": "s",
         "reason": "no completed cycle",
+        "values": [],
     }
     run.stdout.fnmatch_lines(["*exception while measuring: ValueError: the engine says no*"])
     run.stdout.fnmatch_lines(["*fault=raise * 0 of 1 * - *"])

@@ -112,15 +112,20 @@ def _badness(verdict: GateVerdict) -> tuple[int, float]:
 
 def _cells(verdict: GateVerdict) -> tuple[str, str, str, str, str, str]:
     """Return what goes under :data:`_COLUMNS`."""
-    ratio, interval = "-" if verdict.ratio is None else f"{verdict.ratio:.3f}", ""
-    if verdict.interval is not None:
-        interval = f"{verdict.interval[0]:.3f}–{verdict.interval[1]:.3f}"
+    ratio = "-" if verdict.ratio is None else _ratio(verdict.ratio)
+    interval = "" if verdict.interval is None else "–".join(map(_ratio, verdict.interval))
     one, other = verdict.reference_n, verdict.n
     n = str(other) if one == other else f"{one}, {other}"
     word: str = verdict.verdict
     if verdict.cycles_to_decide is not None:
         word += f" n≥{verdict.cycles_to_decide}"
     return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, interval, n, word
+
+
+def _ratio(value: float) -> str:
+    if value < 0.001:
+        return "<0.001"
+    return f"{value:.3f}" if value < 10 else f"{value:.3g}" if value < 1000 else ">1000"
 
 
 def _mean(value: float | None) -> str:
