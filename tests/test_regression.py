@@ -371,7 +371,6 @@ def test_what_is_tested_is_told():
         "precision: fp16 here, bf16 in the reference",
         "pytorch.batch_size: 8 here, none in the reference",
         "commit: none here, cccccccccccc in the reference",
-        "energy.allow_estimated: none here, no in the reference",
     ]
 
 

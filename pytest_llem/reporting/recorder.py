@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.board import STOPPED
-from pytest_llem.gates.saved import BaselineError, save
+from pytest_llem.gates.saved import BaselineError, save, what_lacks
 from pytest_llem.nodes import REFERENCE, file_of, is_reference
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.reporting.github import write_summary
@@ -227,7 +227,8 @@ class Recorder:
         try:
             path = save(result, settings.save, self._config.rootpath, partial=settings.save_partial)
         except (BaselineError, OSError) as error:
-            self._lost.append(f"{result.name}: --llem-save: {error}")
+            instead = " (--llem-save-partial saves it all the same)" if what_lacks(result) else ""
+            self._lost.append(f"{result.name}: --llem-save: {error}{instead}")
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
         else:

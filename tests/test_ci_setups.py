@@ -1,4 +1,4 @@
-"""The set-ups of docs/ci.md can be copied: their YAML parses, their shell too, and every option is one."""
+"""The set-ups for CI in the README can be copied: their YAML parses, their shell too, and every option is one."""
 
 from __future__ import annotations
 
