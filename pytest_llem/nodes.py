@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 #: An experiment of the study as it is here, and of the reference that it is compared with.
@@ -42,6 +43,16 @@ def parse(node_id: str) -> Node | None:
     """Take a node id apart; None where it is no study item's."""
     match = _NODE.match(node_id)
     return Node(**match.groupdict()) if match else None
+
+
+def held(name: str, ids: Collection[str]) -> str | None:
+    """Return the one of *ids* that the *name* of a node holds; None where it holds none.
+
+    A name may hold more: what a parametrized fixture adds, or the group that xdist appends.
+    """
+    if name in ids:
+        return name
+    return max((one for one in ids if f"-{one}-" in f"-{name}-"), key=len, default=None)
 
 
 def run_key(file: str, function: str) -> str:

@@ -151,6 +151,25 @@ class TestBudgets:
         run.assert_outcomes(passed=4, skipped=4 + 1 + 1, xfailed=1, xpassed=4)
         run.stdout.fnmatch_lines(["SKIPPED*not this one*"])
 
+    def test_expected_failures_count_as_pytest_counts_them(self, study):
+        limits = [{"metric": ENERGY, "max": 0.15, "where": {"noop.size": 1}}, {"metric": SPEED, "max": 1}]
+        study.write(budgets=limits, xfail=[{"where": {"noop.size": 1}, "reason": "known"}])
+        # Of size 1 the experiments and the first budget pass, which nobody expected.
+        study.run().assert_outcomes(passed=4, xpassed=4 + 1, xfailed=1, failed=1)
+        study.run("--runxfail").assert_outcomes(passed=8 + 1, failed=2)
+        run = study.run("-o", "xfail_strict=true", "-k", "budget or (size=1 and cycle=1)")
+        run.assert_outcomes(failed=1 + 1 + 1, xfailed=1, deselected=7)
+        run.stdout.fnmatch_lines(["*XPASS(strict)*known*"])
+
+    def test_a_fixture_with_parameters_changes_nothing(self, study, workers):
+        study.write(budgets={ENERGY: 0.15})
+        with (study.root / "conftest.py").open("a") as file:
+            file.write(
+                "\nimport pytest\n@pytest.fixture(autouse=True, params=['a', 'b'])\ndef twice(request): pass\n"
+            )
+        study.run("-k", "not experiment", *workers).assert_outcomes(failed=4)
+        study.run("-k", "budget or cycle=1", *workers).assert_outcomes(passed=4 + 2, failed=2)
+
     def test_reruns_come_before(self, study):
         pytest.importorskip("pytest_rerunfailures")
         study.write(budgets={ENERGY: 0.15})

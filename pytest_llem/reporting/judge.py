@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,10 +15,10 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import BaselineError, load
-from pytest_llem.gates.text import verdict_line
-from pytest_llem.nodes import REFERENCE, REGRESSION, run_key
+from pytest_llem.nodes import REFERENCE, REGRESSION, Node, held, run_key
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.reporting.comparison import lines as comparison_lines
+from pytest_llem.reporting.gate_reports import Marks, gate_reports
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.recorder import Recorder
@@ -47,9 +45,9 @@ class Judge:
         self._config = config
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
-        #: By the name of the study.
-        self.comparisons: dict[str, Comparison] = {}
-        self.verdicts: list[GateVerdict] = []
+        self._comparisons: list[tuple[str, Comparison]] = []
+        #: Of gates that count: neither skipped nor expected to fail.
+        self._verdicts: list[GateVerdict] = []
         #: Gates that the session did not come to.
         self.left = sum(map(len, self._gates.values()))
 
@@ -61,14 +59,15 @@ class Judge:
         """
         for file, nodes in self._gates.items():
             bench = _Bench(self._config, file, self._recorder)
-            found = bench.verdicts({node.name for node in nodes.values() if node.function == REGRESSION})
+            gates = {node_id: gate for node_id, node in nodes.items() if (gate := bench.gate(node)) is not None}
+            found = bench.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
             if bench.comparison is not None:
-                self.comparisons[bench.study.name] = bench.comparison
-            for node_id, node in nodes.items():
-                gate = bench.gates[node.function, node.name]
-                verdict = found.get((node.function, node.name)) or bench.budget(node.name)
-                bench.keep(verdict)
-                self._report(node_id, gate, verdict)
+                self._comparisons.append((bench.study.name, bench.comparison))
+            for node_id, gate in gates.items():
+                verdict = found[gate.id] if gate.kind == REGRESSION else bench.budget(gate.id)
+                if self._report(node_id, gate, verdict):
+                    self._verdicts.append(verdict)
+                    bench.keep(verdict)
                 self.left -= 1
                 if session.shouldfail:
                     raise session.Failed(session.shouldfail)
@@ -77,9 +76,9 @@ class Judge:
 
     @pytest.hookimpl(trylast=True)  # after the tables that they are about
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for command in workflow_commands(self.verdicts, self._config.rootpath, os.environ):
+        for command in workflow_commands(self._verdicts, self._config.rootpath, os.environ):
             terminalreporter.write_line(command)
-        for study, comparison in self.comparisons.items():
+        for study, comparison in self._comparisons:
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
             for line in comparison_lines(comparison, shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
@@ -87,25 +86,15 @@ class Judge:
             gates = counted(self.left, "gate")
             terminalreporter.write_line(f"llem: {gates} not judged: the run was stopped before", yellow=True)
 
-    def _report(self, node_id: str, gate: Gate, verdict: GateVerdict) -> None:
+    def _report(self, node_id: str, gate: Gate, verdict: GateVerdict) -> bool:
+        """Report a gate, and return whether what it says counts."""
         hook, location = self._config.hook, (verdict.file or "", gate.line - 1, f"{gate.kind}[{gate.id}]")
-        marks = {"skip": gate.skip, "xfail": gate.xfail} | (self._config.stash[BOARD].read(node_id, MARKED) or {})
+        marks = Marks.of(gate, self._config.stash[BOARD].read(node_id, MARKED) or {}, self._config)
         hook.pytest_runtest_logstart(nodeid=node_id, location=location)
-        for when in ("setup", "call", "teardown"):
-            report = _report(node_id, location, when)
-            if when == "setup" and marks["skip"] is not None:
-                _skip(report, marks["skip"])
-            elif when == "call":
-                self.verdicts.append(verdict)
-                _tell(report, verdict, self._config.rootpath)
-                if marks["xfail"] is not None and verdict.outcome != "skipped":
-                    report.wasxfail = marks["xfail"]
-                    if verdict.outcome == "failed":
-                        report.outcome = "skipped"
+        for report in gate_reports(node_id, location, verdict, marks, self._config.rootpath):
             hook.pytest_runtest_logreport(report=report)
-            if report.when == "setup" and report.skipped:
-                break
         hook.pytest_runtest_logfinish(nodeid=node_id, location=location)
+        return marks.skip is None and marks.xfail is None
 
 
 class _Bench:
@@ -127,8 +116,13 @@ class _Bench:
             gates += regression_gates(self.study, self._baseline)
         return {(gate.kind, gate.id): gate for gate in gates}
 
-    def verdicts(self, wanted: set[str]) -> dict[tuple[str, str], GateVerdict]:
-        """Return those of the comparison, if any of them is *wanted*.
+    def gate(self, node: Node) -> Gate | None:
+        """Return the gate that an item is of."""
+        name = held(node.name, {name for kind, name in self.gates if kind == node.function})
+        return None if name is None else self.gates[node.function, name]
+
+    def verdicts(self, wanted: set[str]) -> dict[str, GateVerdict]:
+        """Return those of the comparison by their ids, if any of them is *wanted*.
 
         Those of all points measured in this session are judged together, whichever were selected: Holm's procedure
         is over the family.
@@ -138,7 +132,7 @@ class _Bench:
         reference, name = self._reference
         if reference is None or self._candidate is None:
             why = "the reference has no results" if self._candidate else "it has no results"
-            return {(REGRESSION, one): self._unjudged(self.gates[REGRESSION, one], why) for one in wanted}
+            return {one: self._unjudged(self.gates[REGRESSION, one], why) for one in wanted}
         self.comparison = compare(
             self._candidate,
             reference,
@@ -155,7 +149,7 @@ class _Bench:
         )
         if (result := self._own) is not None:
             result.comparison = self.comparison.record
-        return {(REGRESSION, verdict.id): verdict for verdict in self.comparison.verdicts}
+        return {verdict.id: verdict for verdict in self.comparison.verdicts}
 
     def budget(self, name: str) -> GateVerdict:
         """Return that of a budget."""
@@ -244,39 +238,3 @@ class _Bench:
             return (StudyResult.load(stored) if stored else None), str(self._settings.against)
         except (OSError, ValueError):
             return None, str(self._settings.against)
-
-
-def _report(node_id: str, location: tuple[str, int, str], when: Any) -> pytest.TestReport:
-    now = time.time()
-    return pytest.TestReport(node_id, location, {}, "passed", None, when, start=now, stop=now, duration=0.0)
-
-
-def _skip(report: pytest.TestReport, reason: str) -> None:
-    path, line, _ = report.location
-    report.outcome = "skipped"
-    report.longrepr = path, (line or 0) + 1, f"Skipped: {reason}"
-
-
-def _tell(report: pytest.TestReport, verdict: GateVerdict, root: Path) -> None:
-    """Put a verdict on its report."""
-    line = verdict_line(verdict)
-    report.outcome = verdict.outcome
-    if verdict.outcome == "skipped":
-        _skip(report, line)
-    elif verdict.outcome == "failed":
-        report.longrepr = _failure(line, root / report.location[0], report.location[1])
-    else:
-        report.sections.append(("llem", line))
-    figures = {"verdict": verdict.verdict, "mean": verdict.mean, "ratio": verdict.ratio, "p": verdict.p}
-    report.user_properties += [(f"llem_{name}", one) for name, one in figures.items() if one is not None]
-
-
-def _failure(line: str, path: Path, number: int | None) -> Any:
-    """Return what pytest would make of ``pytest.fail`` there: its summary and JUnit XML then tell the line."""
-    try:
-        pytest.fail(line, pytrace=False)
-    except pytest.fail.Exception:
-        shown: Any = pytest.ExceptionInfo.from_current().getrepr(style="value")
-        crash = shown.reprcrash
-        crash.path, crash.lineno, crash.message = str(path), (number or 0) + 1, line
-        return shown

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.nodes import parse
+from pytest_llem.nodes import held, parse
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
@@ -171,19 +171,13 @@ class StudyRun:
 
 
 def _match(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
-    """Return the experiment of each node id.
-
-    An id may hold more than the experiment's: what a parametrized fixture adds, or the group that xdist appends.
-    """
+    """Return the experiment of each node id."""
     by_id = {experiment.id: experiment for experiment in study.experiments}
     found: dict[str, Experiment] = {}
     for node_id in node_ids:
         node = parse(node_id)
-        inside = node.name if node else ""
-        if inside in by_id:
-            found[node_id] = by_id[inside]
-        elif held := [one for one in by_id if f"-{one}-" in f"-{inside}-"]:
-            found[node_id] = by_id[max(held, key=len)]
+        if node is not None and (name := held(node.name, by_id)) is not None:
+            found[node_id] = by_id[name]
     return found
 
 

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/real_gate.py [--model NAME] [--model-path DIR] [--cycles N] [--seconds S]
 
-Both sides are run by pytest as a user would, with ``--llem-against``: an environment whose engine generates as many
-tokens, or fewer. Printed is what the gates on ``seconds`` and ``output_tokens_per_second`` say. Exits with 1 where
-the same is called a REGRESSION, or 20 % more tokens are not.
+Both sides are run by pytest as a user would, with ``--llem-against``: an environment whose engine generates as
+many tokens, or fewer. Printed is what the gates on ``seconds`` and ``output_tokens_per_second`` say. Exits with 1
+where the same is called a REGRESSION, or 20 % more tokens are not.
 """
 
 from __future__ import annotations
