@@ -2,67 +2,72 @@
 
     python tests/benchmarks/real_gate.py [--model NAME] [--model-path DIR] [--cycles N] [--seconds S]
 
-Both sides are run by pytest as a user would, with ``--llem-against``: an environment whose engine generates as
-many tokens, or fewer. Printed is what the gates on ``seconds`` and ``output_tokens_per_second`` say. Exits with 1
+The same is measured as a user would, with ``--llem-against`` another environment, which has what this one has. More
+tokens are a second study, of two points whose cycles alternate, compared in pairs. Printed is what the gates on
+``seconds`` and ``energy_j`` say (on a machine without a meter that is estimated, and allowed to decide). Exits with 1
 where the same is called a REGRESSION, or 20 % more tokens are not.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pytest_llem import StudyResult
+from pytest_llem.gates.regression import compare
 from pytest_llem.gates.text import verdict_line
+from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.gates import GatesConfig
 from tests.support.environments import EVERYTHING, Environment
 
-#: Of the reference; the candidate's are as many, or 20 % more.
-TOKENS = 20
-
-ENGINE = """
-    from pytest_llem.backends.pytorch import PyTorchEngine
-
-    class Engine(PyTorchEngine):
-        def __init__(self, config, context):
-            super().__init__(config.model_copy(update={{"max_output_tokens": {tokens}}}), context)
-"""
+FEWER, MORE = 20, 24
+METRICS = ["seconds", "energy_j"]
 
 
-def measure(folder: Path, reference: Path, tokens: int, options: argparse.Namespace) -> StudyResult:
-    """Run the study with as many tokens here, against the environment of *reference*, and return its result."""
-    here = folder / f"tokens-{tokens}"
-    here.mkdir()
-    (here / "gated_engine.py").write_text(ENGINE.format(tokens=tokens).replace("\n    ", "\n"))
+def measure(folder: Path, options: argparse.Namespace, *more: str, **changes: Any) -> StudyResult:
+    """Run a study in *folder*, which is made, and return its result."""
+    folder.mkdir()
     study = {
         "name": "gate",
         "model": options.model,
-        "backend": "gated_engine:Engine",
         "n": 4,
         "max_input_tokens": 32,
-        "max_output_tokens": tokens,
+        "max_output_tokens": FEWER,
         "warmup": {"convergence_detection": False, "n_warmup": 2},
         "baseline": {"enabled": False},
+        "energy": {"allow_estimated": True},
         "measurement": {"min_window_seconds": options.seconds},
-        "execution": {"n_cycles": options.cycles},
-        "gates": {"metrics": ["seconds", "output_tokens_per_second"]},
+        "execution": {"n_cycles": options.cycles, "cycle_order": "interleaved"},
+        "gates": {"metrics": METRICS},
+        **changes,
     }
-    (here / "study.yaml").write_text(yaml.safe_dump(study))
-    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "-q", "--rootdir", str(here)]
-    command += [f"--llem-against={reference}"]
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "-q", f"--rootdir={folder}", *more]
     if options.model_path:
         command += ["-o", f"llem_model_path={options.model_path.resolve()}"]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    found = list((here / "results").glob("*/study_result.json"))
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    found = list((folder / "results").glob("*/study_result.json"))
     if not found:
         raise SystemExit(f"{done.stdout}{done.stderr}")
     return StudyResult.load(found[0])
+
+
+def tell(what: str, result: StudyResult, verdicts: Iterable[GateVerdict]) -> dict[str, str]:
+    """Print what the gates say, and return their verdicts by metric."""
+    print(f"{what}:")
+    found = {}
+    for verdict in verdicts:
+        print(f"  {verdict_line(verdict)}; CV {result.points[-1].metrics[verdict.metric].cv or 0:.1%}")
+        found[verdict.metric] = verdict.verdict
+    return found
 
 
 def main() -> int:
@@ -73,24 +78,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each window")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    verdicts = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        environment = Environment(folder / "reference", *EVERYTHING)
-        engine = ENGINE.format(tokens=TOKENS)
-        environment.add("gated-engine", "1.0", gated_engine=engine)
-        for what, tokens in (("the same", TOKENS), ("20 % more tokens", TOKENS * 6 // 5)):
-            result = measure(folder, environment.python, tokens, options)
-            print(f"{what}:")
-            for verdict in (one for point in result.points for one in point.verdicts):
-                spread = next(point.metrics[verdict.metric].cv for point in result.points)
-                print(
-                    f"  {verdict_line(verdict)}; CV here {spread:.1%}" if spread else f"  {verdict_line(verdict)}"
-                )
-                verdicts[what, verdict.metric] = verdict.verdict
-    print(json.dumps({f"{what}: {metric}": said for (what, metric), said in verdicts.items()}))
-    false_alarm = "REGRESSION" in (verdicts["the same", name] for name in ("seconds", "output_tokens_per_second"))
-    return int(false_alarm or verdicts["20 % more tokens", "seconds"] != "REGRESSION")
+        python = Environment(folder / "environment", *EVERYTHING).python
+        same = measure(folder / "same", options, f"--llem-against={python}")
+        said_of_same = tell("the same", same, same.points[0].verdicts)
+        both = measure(folder / "more", options, sweep={"max_output_tokens": [FEWER, MORE]})
+    fewer, more = (
+        both.model_copy(update={"points": [point.model_copy(update={"axes": {}})]}) for point in both.points
+    )
+    verdicts = compare(more, fewer, GatesConfig(metrics=METRICS), name=f"{FEWER} tokens", paired=True).verdicts
+    said_of_more = tell("20 % more tokens", both, verdicts)
+    return int("REGRESSION" in said_of_same.values() or {*said_of_more.values()} != {"REGRESSION"})
 
 
 if __name__ == "__main__":
