@@ -258,6 +258,34 @@ class TestBaselines:
         run.assert_outcomes(passed=8 + 6)
         assert study.newest().comparison.compared_anyway
 
+    def test_the_plan_says_what_will_be_seen(self, study):
+        study.write()
+        study.run("--llem-save", "main")
+        run = study.run("--llem-baseline", "main", "--collect-only")
+        run.stdout.fnmatch_lines(
+            [
+                f"  gates: 4 cycles against 4 find a change of *% of {ENERGY} where cycles vary by 0.6%; *Holm over 6)"
+            ]
+        )
+        run = study.run("--llem-baseline", "main", "--llem-cycles", "1")
+        run.stdout.fnmatch_lines(
+            ["  gates: one cycle here decides nothing: every comparison will be INCONCLUSIVE *"]
+        )
+        run.assert_outcomes(passed=2, skipped=6)
+
+    def test_what_fails_may_be_said_in_the_ini_file(self, study):
+        study.write()
+        study.run("--llem-save", "main")
+        study.pytester.makeini("[pytest]\nllem_fail_on = inconclusive\n")
+        study.run("--llem-baseline", "main", "--llem-cycles", "1").assert_outcomes(passed=2, failed=6)
+
+    def test_a_saved_result_may_be_named(self, study):
+        study.write()
+        study.run("--llem-run-id", "first")
+        run = study.run("--llem-baseline=results/noop_first")
+        run.assert_outcomes(passed=8 + 6)
+        run.stdout.fnmatch_lines(["*llem: noop against results/noop_first*"])
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -280,3 +308,17 @@ class TestBaselines:
         lines = [*run.outlines, *run.errlines]
         pytest.LineMatcher(lines).fnmatch_lines([message])
         assert not study.results.root.exists()
+
+
+def test_what_github_shows(study, monkeypatch, workers):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(study.root / "summary.md"))
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(study.root))
+    study.write(budgets={ENERGY: 0.15})
+    run = study.run(*workers)
+    line = (study.root / "study.yaml").read_text().splitlines().index(f"  {ENERGY}: 0.15") + 1
+    run.stdout.fnmatch_lines([f"::error file=study.yaml,line={line},title=budget[[]{ENERGY}-size=2[]]::*0.15*"])
+    assert f"budget[{ENERGY}-size=1]" not in "".join(one for one in run.outlines if one.startswith("::"))
+    page = (study.root / "summary.md").read_text()
+    assert "size=2" in page
+    assert "BEYOND" in page

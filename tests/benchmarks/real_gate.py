@@ -3,9 +3,9 @@
     python tests/benchmarks/real_gate.py [--model NAME] [--model-path DIR] [--cycles N] [--seconds S]
 
 The same is measured as a user would, with ``--llem-against`` another environment, which has what this one has.
-More tokens are a second study, of two points whose cycles alternate, compared in pairs. Printed is what the gates on
-``seconds`` and ``energy_j`` say (on a machine without a meter that is estimated, and allowed to decide). Exits with
-1 where the same is called a REGRESSION, or 20 % more tokens are not.
+More tokens are a second study, of two points whose cycles alternate, compared in pairs. Printed is what the gates
+on ``seconds`` and ``energy_j`` say (on a machine without a meter that is estimated, and allowed to decide). Exits
+with 1 where the same is called a REGRESSION, or 20 % more tokens are not.
 """
 
 from __future__ import annotations
