@@ -10,6 +10,7 @@ from typing import Literal
 
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
+from pytest_llem.results.facts import BENCH
 from pytest_llem.results.models import StudyResult
 from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY, GatesConfig
 from pytest_llem.study.problems import printable
@@ -22,7 +23,7 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
 
     Args:
         paths: Results of the same study, a session each: directories, or files with a StudyResult.
-        metrics: By their names in the catalogue; empty for those that are gated where a study does not say.
+        metrics: By their names in the catalogue; empty for those that the study gates.
 
     Returns:
         0, or 1 where there is nothing to recommend.
@@ -36,7 +37,7 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         print(f"llem: {printable(str(error))}", file=sys.stderr)
         return 1
     alpha = GatesConfig().alpha
-    names = list(dict.fromkeys(metrics or DEFAULT_FAMILY))
+    names = list(dict.fromkeys(metrics or _family(results[-1])))
     effects = []
     for name in names:
         try:
@@ -76,8 +77,8 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
             raise ValueError(f"{path}: was measured otherwise than {paths[0]}: {', '.join(differ)}")
         if differ := _differing(first, result, "subject"):
             print(
-                f"llem: {path}: warning: is not the same as {paths[0]}: {', '.join(differ)}; "
-                "what that changes is taken for the session's effect",
+                f"llem: {path}: warning: {', '.join(differ)} not as in {paths[0]}: "
+                "what that changes is counted as the session's",
                 file=sys.stderr,
             )
         for entry in result.experiments:
@@ -90,14 +91,22 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
     return results
 
 
+def _family(result: StudyResult) -> Sequence[str]:
+    """Return the metrics that the study of *result* gates."""
+    said = (result.measurement_protocol.get("gates") or {}).get("metrics")
+    return said or DEFAULT_FAMILY
+
+
 def _differing(one: StudyResult, other: StudyResult, facts: Literal["bench", "subject"]) -> list[str]:
     """Return the names of the facts in which points of two results differ."""
     there = {point.config_hash: getattr(point, facts) for point in one.points}
+    minor = {key for key, fact in BENCH.items() if fact.concerns == "nothing"}
     differing: dict[str, None] = {}
     for point in other.points:
         here, known = getattr(point, facts), there.get(point.config_hash)
         if here and known:  # an earlier version wrote none down
-            differing |= {key: None for key in {**known, **here} if known.get(key) != here.get(key)}
+            keys = {**known, **here} if facts == "subject" else [key for key in BENCH if key not in minor]
+            differing |= {key: None for key in keys if known.get(key) != here.get(key)}
     return list(differing)
 
 

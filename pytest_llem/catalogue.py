@@ -63,6 +63,8 @@ CATALOGUE: dict[str, Definition] = {
     ),
     "decode_seconds": Definition("s", "lower", "seconds less prefill_seconds"),
     "output_tokens_per_second": Definition("1/s", "higher", "Output tokens / seconds"),
+    "input_tokens": Definition("tokens", None, "Tokens of a pass's prompts, without padding"),
+    "output_tokens": Definition("tokens", None, "Tokens of a pass's answers, up to and including each one's end"),
     "requests_per_second": Definition("1/s", "higher", "Prompts / seconds"),
     **_latency("ttft:Time to first token, from the generate call"),
     **_latency("itl:Inter-token latency"),

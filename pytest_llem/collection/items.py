@@ -143,6 +143,14 @@ def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
     return experiment
 
 
+def gate_of(item: pytest.Item | pytest.Collector) -> Gate:
+    """Return the gate that an item of a StudyFile is."""
+    assert isinstance(item, pytest.Function)
+    gate = item.callspec.params[GATE]
+    assert isinstance(gate, Gate)
+    return gate
+
+
 def run_of(item: pytest.Item) -> str:
     """Return the key of the run that an experiment belongs to, which is that of its study too."""
     assert item.parent is not None
@@ -161,9 +169,7 @@ def _place_of(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, Any], 
     if PLANNED in item.callspec.params:
         experiment = experiment_of(item)
         return experiment.point.axes, experiment.cycle
-    gate = item.callspec.params[GATE]
-    assert isinstance(gate, Gate)
-    return gate.axes, None
+    return gate_of(item).axes, None
 
 
 def restore_run_order(items: list[pytest.Item]) -> None:
@@ -182,9 +188,9 @@ def restore_run_order(items: list[pytest.Item]) -> None:
         items[index] = item
 
 
-def _turn(item: pytest.Item) -> tuple[bool, int, bool]:
-    if not is_experiment(item):
-        return True, 0, False  # gates come last, in their own order
+def _turn(item: pytest.Item) -> tuple[bool, int, int]:
+    if not is_experiment(item):  # gates come last, in their own order
+        return True, _function(item) == REGRESSION, gate_of(item).index
     experiment = experiment_of(item)
     return False, experiment.index, (_function(item) == REFERENCE) == (experiment.cycle % 2 == 1)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.protocol import DeviceReading
 from pytest_llem.hardware.gpus import visible_boards
+from pytest_llem.registry import METERS, installed
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import AUTO
 
@@ -89,7 +90,12 @@ class EnergyMeter:
             backend: The meter: ``auto`` (all that can measure, an estimate only where none can), ``nvml``,
                 ``rapl``, ``estimate``, or the name of an installed one. One that cannot be used gives no energy,
                 and the reason.
+
+        Raises:
+            ValueError: There is no meter of that name.
         """
+        if backend not in (names := (AUTO, *installed(METERS))):
+            raise ValueError(f"no meter of the name {backend!r} is installed (there are: {', '.join(names)})")
         meters = Meters.open(backend, [board.uuid for board in visible_boards().all])
         try:
             _synchronize()

@@ -65,7 +65,7 @@ def subject_differences(candidate: PointResult, reference: PointResult) -> Itera
 
 
 def _subject(point: PointResult) -> dict[str, Any]:
-    return {**point.subject, **flat(point.config)}
+    return {**flat(point.config), **point.subject}
 
 
 def over_points(found: Iterable[tuple[str, Iterable[str]]], points: int) -> list[str]:

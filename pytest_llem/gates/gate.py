@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pytest_llem.gates.matching import missing_points
@@ -21,6 +21,7 @@ class Gate:
         axes: Of the point.
         point: Its id.
         line: Where it is written, from 1.
+        index: Its place among the study's gates of its kind, from 0.
         skip: Why the point is not run; None where it is.
         xfail: Why it is expected to fail; None where it is not.
     """
@@ -30,6 +31,7 @@ class Gate:
     axes: Mapping[str, Any]
     point: str
     line: int
+    index: int
     skip: str | None = None
     xfail: str | None = None
 
@@ -44,10 +46,11 @@ def budget_gates(study: StudyConfig) -> list[Gate]:
             points[budget.point].axes,
             budget.point,
             budget.line,
+            index,
             points[budget.point].skip,
             points[budget.point].xfail,
         )
-        for budget in study.budgets
+        for index, budget in enumerate(study.budgets)
     ]
 
 
@@ -60,9 +63,10 @@ def regression_gates(study: StudyConfig, reference: StudyResult | None) -> list[
     """
     line = study.gates_line
     gates = [
-        Gate("regression", f"{metric}-{point.id}", point.axes, point.id, line, point.skip, point.xfail)
+        Gate("regression", f"{metric}-{point.id}", point.axes, point.id, line, 0, point.skip, point.xfail)
         for point in study.points
         for metric in study.gates.family
     ]
-    missing = missing_points([point.axes for point in study.points], reference) if reference else []
-    return [*gates, *(Gate("regression", f"missing-{one.id}", one.axes, one.id, line) for one in missing)]
+    for one in missing_points([point.axes for point in study.points], reference) if reference else ():
+        gates.append(Gate("regression", f"missing-{one.id}", one.axes, one.id, line, 0))
+    return [replace(gate, index=index) for index, gate in enumerate(gates)]

@@ -84,12 +84,17 @@ def compare(
     missing = missing_points([point.axes for point in candidate.points], reference)
     verdicts += [_missing(point) for point in missing]
     place = {"file": file, "line": line, "paired": paired}
-    known = [(pair.candidate, pair.reference) for pair in matched if pair.reference is not None]
+    known = [
+        (pair.candidate, pair.reference)
+        for pair in matched
+        if pair.reference is not None and pair.candidate.cycles and pair.reference.cycles
+    ]
     benches = [(case.pair.candidate.id, case.bench) for case in cases if case.bench is not None]
     stops = over_points(((point, bench.stops) for point, bench in benches), len(known))
     record = ComparisonRecord(
         reference=name,
         reference_version=reference.pytest_llem_version,
+        reference_started_at=reference.started_at,
         paired=paired,
         alpha=settings.alpha,
         family=len(asked),

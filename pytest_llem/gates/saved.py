@@ -18,7 +18,7 @@ BASELINES = Path(".llem", "baselines")
 WIDTH = 110
 
 #: Of a StudyResult, what a baseline leaves out: it says nothing of the figures, and differs from run to run.
-_LEFT_OUT = {"comparison", "excluded", "result_files"}
+_LEFT_OUT = {"comparison", "excluded", "experiments", "result_files"}
 
 
 class BaselineError(ValueError):
@@ -145,7 +145,7 @@ class _Table(dict[str, Any]):
 
 
 def _document(result: StudyResult, points: list[PointResult]) -> Iterator[str]:
-    data = result.model_copy(update={"experiments": []}).model_dump(mode="json", exclude={*_LEFT_OUT, "points"})
+    data = result.model_dump(mode="json", exclude={*_LEFT_OUT, "points"})
     data["points"] = [_point(point) for point in points]
     return _lines(data)
 

@@ -11,6 +11,9 @@ from pytest_llem.study.design import StudyConfig
 
 POWER = 0.9
 
+#: A gate that finds only larger changes than this finds nothing worth telling.
+MOST = 10.0
+
 #: Coefficients of variation, from cycle to cycle, of a load that the device bounds and of one that Python does:
 #: what is said where nothing has been measured yet.
 TYPICAL = (0.005, 0.02)
@@ -44,11 +47,11 @@ def sight(study: StudyConfig, reference: StudyResult | None) -> list[str]:
             family=family,
             paired=reference is None,
         )
-        if change is not None:
-            told.append(f"{change:.1%}{metric} where cycles vary by {cv:.1%}")
+        size = "nothing" if change is None or change > MOST else f"{change:.1%}"
+        told.append(f"{size}{metric} where cycles vary by {cv:.1%}")
     cycles = f"{n} cycles in turns" if reference is None else f"{n} cycles against {n_reference}"
     how = f"power {POWER:.0%}, α {gates.alpha:g}, Holm over {family}"
-    return [f"gates: {cycles} find a change of {'; '.join(told)} ({how})"]
+    return [f"gates: {cycles} find a change of ({how}):", *(f"  {one}" for one in told)]
 
 
 def _spreads(study: StudyConfig, reference: StudyResult | None) -> Iterator[tuple[str, float, float]]:

@@ -10,11 +10,16 @@ from pytest_llem.results.verdicts import GateVerdict
 
 
 def verdict_line(verdict: GateVerdict) -> str:
-    """Return what *verdict* says, and by which figures, on one line."""
-    about = verdict.metric or verdict.point  # what is said of a whole point is of no metric
+    """Return of which metric and point *verdict* is, what it says, and by which figures, on one line."""
+    about = f"{verdict.metric} of {verdict.point}" if verdict.metric else verdict.point
+    return f"{about}: {verdict_text(verdict)}"
+
+
+def verdict_text(verdict: GateVerdict) -> str:
+    """Return the same without the metric and the point, for where the id of the gate stands before it."""
     if verdict.verdict == "NOT JUDGED":
-        return f"{about}: cannot be judged{_after(': ', verdict.reason)}"
-    return f"{about}: {_budget(verdict) if verdict.gate == 'budget' else _regression(verdict)}"
+        return f"cannot be judged{_after(': ', verdict.reason)}"
+    return _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
 
 
 def figure(value: float, digits: int = 3) -> str:

@@ -76,11 +76,13 @@ def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
 
 
 def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
-    """Return time and throughput, per pass, from sync to sync."""
+    """Return time, tokens and throughput, per pass, from sync to sync."""
     seconds = window.seconds / len(window.passes)
     return {
         "seconds": metric("seconds", seconds),
         "output_tokens_per_second": metric("output_tokens_per_second", requests.output_tokens / seconds),
+        "input_tokens": metric("input_tokens", requests.input_tokens),
+        "output_tokens": metric("output_tokens", requests.output_tokens),
         "requests_per_second": metric("requests_per_second", len(requests.passes[0]) / seconds),
     }
 

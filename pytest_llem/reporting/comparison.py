@@ -134,7 +134,8 @@ def _mean(value: float | None) -> str:
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     record = comparison.record
-    version = f", measured with pytest-llem {record.reference_version}" if record.reference_version else ""
+    day = f" on {record.reference_started_at[:10]}" if record.reference_started_at else ""
+    version = f", measured{day} with pytest-llem {record.reference_version}" if record.reference_version else ""
     yield f"reference: {record.reference}{version}{'; in turns, compared cycle by cycle' if record.paired else ''}"
     if record.family:
         judged = [one for one in comparison.verdicts if one.confidence is not None]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from pytest_llem.gates.gate import Gate
-from pytest_llem.gates.text import verdict_line
+from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.results.verdicts import GateVerdict
 
 Location = tuple[str, int, str]
@@ -69,7 +69,9 @@ def gate_reports(
     if marks.xfail is not None and call.outcome != "skipped":
         _expect(call, marks.xfail, strict=marks.strict)
     yield call
-    yield _report(node_id, location, "teardown")
+    teardown = _report(node_id, location, "teardown")
+    teardown.user_properties += _figures(verdict)  # JUnit XML takes them from there
+    yield teardown
 
 
 def _report(node_id: str, location: Location, when: Literal["setup", "call", "teardown"]) -> pytest.TestReport:
@@ -79,16 +81,19 @@ def _report(node_id: str, location: Location, when: Literal["setup", "call", "te
 
 def _tell(report: pytest.TestReport, verdict: GateVerdict, root: Path) -> None:
     """Put a verdict on its report."""
-    line = verdict_line(verdict)
     report.outcome = verdict.outcome
     if verdict.outcome == "skipped":
-        _skip(report, line)
+        _skip(report, verdict_line(verdict))  # pytest shows no id there
     elif verdict.outcome == "failed":
-        report.longrepr = _failure(line, root / report.location[0], report.location[1])
+        report.longrepr = _failure(verdict_text(verdict), root / report.location[0], report.location[1])
     else:
-        report.sections.append(("llem", line))
+        report.sections.append(("llem", verdict_line(verdict)))
+
+
+def _figures(verdict: GateVerdict) -> list[tuple[str, object]]:
+    """Return a verdict's main figures as a report's user properties, which JUnit XML shows."""
     figures = {"verdict": verdict.verdict, "mean": verdict.mean, "ratio": verdict.ratio, "p": verdict.p}
-    report.user_properties += [(f"llem_{name}", one) for name, one in figures.items() if one is not None]
+    return [(f"llem_{name}", one) for name, one in figures.items() if one is not None]
 
 
 def _skip(report: pytest.TestReport, reason: str) -> None:

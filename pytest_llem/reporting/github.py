@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pytest_llem.gates.text import verdict_line, verdict_text
 from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.terminal import COLUMNS, figure
 from pytest_llem.results.models import PointResult, StudyResult
@@ -46,7 +47,7 @@ def workflow_commands(verdicts: Iterable[GateVerdict], root: Path, environ: Mapp
         if (level := _level(verdict)) is not None:
             properties = {**_place(verdict, root, environ), "title": f"{verdict.gate}[{verdict.id}]"}
             told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-            lines.append(f"::{level} {told}::{_data(message(verdict))}")
+            lines.append(f"::{level} {told}::{_data(verdict_line(verdict))}")
     return lines
 
 
@@ -67,12 +68,6 @@ def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) ->
     except OSError as error:
         return f"the summary for GitHub could not be written: {error}"
     return None
-
-
-def message(verdict: GateVerdict) -> str:
-    """Return what a gate says, on one line."""
-    parts = (f"{verdict.metric} of {verdict.point}", verdict.verdict, _found(verdict), verdict.reason)
-    return ": ".join(part for part in parts if part)
 
 
 def escaped(text: str) -> str:
@@ -110,34 +105,6 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _found(verdict: GateVerdict) -> str:
-    """Return the figures of a verdict: of a budget mean and limits, else the ratio and its interval."""
-    unit = f" {verdict.unit}" if verdict.unit else ""
-    if verdict.gate == "budget":
-        if verdict.mean is None:
-            return ""
-        limits = (("at most", verdict.maximum), ("at least", verdict.minimum))
-        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
-        noise = ", within noise" if verdict.within_noise else ""
-        return f"{_number(verdict.mean)}{unit}, {bounds}{unit} allowed (n = {verdict.n}{noise})"
-    if verdict.ratio is None:
-        return ""
-    text = f"{verdict.ratio - 1:+.1%}"
-    if verdict.interval is not None:
-        low, high = (bound - 1 for bound in verdict.interval)
-        confidence = f" at {verdict.confidence:.0%}" if verdict.confidence is not None else ""
-        text += f", {low:+.1%} to {high:+.1%}{confidence}"
-    n = f"{verdict.n}" if verdict.n == verdict.reference_n else f"{verdict.reference_n} and {verdict.n}"
-    text += f" (n = {n})"
-    if verdict.cycles_to_decide is not None:
-        text += f"; {verdict.cycles_to_decide} cycles would be likely to decide"
-    return text
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _cut(lines: Iterable[str], room: int) -> bytes:
     """Return as many of *lines* as there is *room* for, in bytes, with a word where some are missing."""
     last = "\n… more in study_result.json\n".encode()
@@ -171,7 +138,8 @@ def _page(results: Sequence[StudyResult]) -> Iterator[str]:
 
 def _comparison(record: ComparisonRecord) -> Iterator[str]:
     paired = ", measured in turns" if record.paired else ""
-    yield f"Compared with {escaped(record.reference)}{paired}; {record.alpha:.1%} false alarms at most.\n"
+    family = counted(record.family, "gate")
+    yield f"Compared with {escaped(record.reference)}{paired}; alpha {record.alpha:g}, Holm over {family}.\n"
     anyway = "differs, compared anyway" if record.compared_anyway else "differs"
     yield from _list(anyway, record.bench)
     yield from _list("note", record.warnings)
@@ -187,7 +155,7 @@ def _gates(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
             f"**{verdict.verdict}**" if _level(verdict) == "error" else verdict.verdict,
             escaped(f"{verdict.gate} {verdict.metric}"),
             escaped(verdict.point),
-            escaped(": ".join(filter(None, (_found(verdict), verdict.reason)))),
+            escaped(verdict_text(verdict)),
             verdict.method or "-",
         )
         for verdict in sorted(verdicts, key=lambda one: order[_level(one)])

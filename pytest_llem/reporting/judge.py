@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.nodes import REFERENCE, REGRESSION, Node, held, run_key
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.reporting.comparison import lines as comparison_lines
+from pytest_llem.reporting.earlier import Earlier
 from pytest_llem.reporting.gate_reports import Marks, gate_reports
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.plan import counted
@@ -48,6 +50,8 @@ class Judge:
         self._comparisons: list[tuple[str, Comparison]] = []
         #: Of gates that count: neither skipped nor expected to fail.
         self._verdicts: list[GateVerdict] = []
+        #: Results of earlier sessions, and how many gates were judged by each.
+        self._sources: Counter[Path] = Counter()
         #: Gates that the session did not come to.
         self.left = sum(map(len, self._gates.values()))
 
@@ -65,6 +69,8 @@ class Judge:
                 self._comparisons.append((bench.study.name, bench.comparison))
             for node_id, gate in gates.items():
                 verdict = found[gate.id] if gate.kind == REGRESSION else bench.budget(gate.id)
+                if (source := bench.sources.get(gate.point)) is not None:
+                    self._sources[source] += 1
                 if self._report(node_id, gate, verdict):
                     self._verdicts.append(verdict)
                     bench.keep(verdict)
@@ -82,6 +88,11 @@ class Judge:
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
             for line in comparison_lines(comparison, shutil.get_terminal_size().columns):
                 terminalreporter.write_line(line)
+        for source, number in self._sources.items():
+            shown = os.path.relpath(source, self._config.invocation_params.dir)
+            terminalreporter.write_line(
+                f"llem: {counted(number, 'gate')} judged by what was measured before: {shown}"
+            )
         if self.left:
             gates = counted(self.left, "gate")
             terminalreporter.write_line(f"llem: {gates} not judged: the run was stopped before", yellow=True)
@@ -107,6 +118,8 @@ class _Bench:
         self._settings = Settings.from_config(config)
         self.study: StudyConfig = study_of(config, file)
         self.comparison: Comparison | None = None
+        #: The results directories that points of which nothing was selected are judged by.
+        self.sources: dict[str, Path] = {}
 
     @cached_property
     def gates(self) -> Mapping[tuple[str, str], Gate]:
@@ -149,12 +162,27 @@ class _Bench:
         )
         if (result := self._own) is not None:
             result.comparison = self.comparison.record
-        return {verdict.id: verdict for verdict in self.comparison.verdicts}
+        return {verdict.id: self._placed(verdict) for verdict in self.comparison.verdicts}
 
     def budget(self, name: str) -> GateVerdict:
         """Return that of a budget."""
         budget = next(one for one in self.study.budgets if one.id == name)
-        return judge_budget(budget, self._points.get(budget.point), file=self._file)
+        return self._placed(judge_budget(budget, self._points.get(budget.point), file=self._file))
+
+    def _placed(self, verdict: GateVerdict) -> GateVerdict:
+        """Return a verdict that says when it is of an earlier session, or of a part of the cycles."""
+        if verdict.point in self._measured:
+            measured, wanted = len(self._points[verdict.point].cycles), self.study.n_cycles
+            note = f"{measured} of {wanted} cycles" if 0 < measured < wanted else None
+        elif (source := self.sources.get(verdict.point)) is not None:
+            note = f"measured before, in {source.name}"
+        else:
+            note = "nothing of it was selected, or measured before" if self._names_point(verdict) else None
+        told = "; ".join(filter(None, (verdict.reason, note)))
+        return verdict.model_copy(update={"reason": told or None})
+
+    def _names_point(self, verdict: GateVerdict) -> bool:
+        return any(point.id == verdict.point for point in self.study.points)
 
     def keep(self, verdict: GateVerdict) -> None:
         """Put a verdict on the result of this session, where it is of that."""
@@ -190,32 +218,29 @@ class _Bench:
     @cached_property
     def _candidate(self) -> StudyResult | None:
         """This session's result, with points of which nothing was selected as they were measured last."""
-        points = list(self._points.values())
-        whole = self._own or (self._stored[1] if self._stored else None)
-        return whole.model_copy(update={"points": points}) if whole else None
+        whole = self._own or self._earlier.result()
+        return whole.model_copy(update={"points": list(self._points.values())}) if whole else None
 
     @cached_property
     def _points(self) -> dict[str, PointResult]:
         """What is judged of each point: what this session has measured, else what was measured last."""
         own = {one.id: one for one in self._own.points} if self._own else {}
-        if not {point.id for point in self.study.points} - self._measured:
-            return own
-        stored = {one.id: one for one in self._stored[1].points} if self._stored else {}
-        return {**own, **stored, **{name: one for name, one in own.items() if name in self._measured}}
+        for point in self.study.points:
+            if point.id not in self._measured and (found := self._earlier.point(point.id, self.study.n_cycles)):
+                self.sources[point.id], own[point.id] = found
+        return own
 
     @cached_property
-    def _stored(self) -> tuple[Path, StudyResult] | None:
-        """The newest result of the study's design that an earlier session has left."""
+    def _earlier(self) -> Earlier:
         results_dir = self._settings.results_dir_of(self.study, self._config.rootpath)
-        own = self._runs.get(self._file)
-        for directory, manifest in runs_of(results_dir, self.study.name, self.study.design_hash):
-            is_own = own is not None and directory == own.directory
-            if not is_own and manifest.study_design_hash == self.study.design_hash and manifest.completed:
-                try:
-                    return directory, StudyResult.load(directory)
-                except (OSError, ValueError):  # of another version, or not whole
-                    continue
-        return None
+        run, digest = self._runs.get(self._file), self.study.design_hash
+        return Earlier(
+            [
+                directory
+                for directory, manifest in runs_of(results_dir, self.study.name, digest)
+                if manifest.study_design_hash == digest and (run is None or directory != run.directory)
+            ]
+        )
 
     @cached_property
     def _baseline(self) -> StudyResult | None:
@@ -233,8 +258,4 @@ class _Bench:
         run = self._runs.get(run_key(self._file, REFERENCE))
         if run is not None and run.selected:
             return run.summarise(), str(self._settings.against)
-        stored = self._stored[0] / REFERENCE if self._stored else None
-        try:
-            return (StudyResult.load(stored) if stored else None), str(self._settings.against)
-        except (OSError, ValueError):
-            return None, str(self._settings.against)
+        return self._earlier.reference(), str(self._settings.against)

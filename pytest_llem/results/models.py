@@ -137,16 +137,21 @@ class PointResult(Record):
 
 
 class StudyResult(Document):
-    """The outcome of a study. ``comparison`` is null where it was compared with nothing."""
+    """The outcome of a study.
+
+    ``comparison`` is null where it was compared with nothing; ``started_at`` in results of versions that did not
+    tell; ``experiments`` is empty in a baseline.
+    """
 
     pytest_llem_version: str
     name: str
     study_design_hash: str
     status: StudyStatus
+    started_at: str | None = None
     summary: StudySummary
     points: list[PointResult]
     comparison: ComparisonRecord | None = None
-    experiments: list[ManifestEntry]
+    experiments: list[ManifestEntry] = Field(default_factory=list)
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)

@@ -44,6 +44,7 @@ def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
         name=study.name,
         study_design_hash=study.design_hash,
         status="running",
+        started_at=manifest.started_at,
         summary=StudySummary(total=manifest.total_experiments, completed=0, failed=0, wall_seconds=0.0),
         points=[
             PointResult(

@@ -87,6 +87,7 @@ class ComparisonRecord(Record):
     Attributes:
         reference: Which result that is: a baseline's name, a file, an interpreter.
         reference_version: Of pytest-llem there.
+        reference_started_at: When it was measured.
         paired: Both were measured in turns, cycle by cycle, on the same devices.
         alpha: Of false alarms, per gate and, by Holm, per family.
         family: Regression gates that were judged.
@@ -100,6 +101,7 @@ class ComparisonRecord(Record):
 
     reference: str
     reference_version: str | None = None
+    reference_started_at: str | None = None
     paired: bool = False
     alpha: float
     family: int

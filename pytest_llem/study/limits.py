@@ -51,7 +51,9 @@ def apply_budgets(
             if fitting:
                 notes += never_judged(document, one.at, one.metric, [points[index] for index in fitting])
             elif within or not scope:  # nothing is amiss where an experiment is left out, and with it its budgets
-                notes.append(_without_effect(document, one, fits_others=bool(found), is_entry=bool(scope)))
+                told = _without_effect(document, one, fits_others=bool(found), is_entry=bool(scope))
+                # A limit that nothing is held to, for a slip in a value, would be green for ever.
+                (notes if one.where is None or found else problems).append(told)
     budgets, clashes = _merged(document, points, pieces)
     return budgets, [*problems, *clashes], notes
 
