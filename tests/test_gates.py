@@ -194,6 +194,42 @@ class TestBudgets:
         assert study.run("-p", "no:terminal").ret == 1
 
 
+class TestOrdinaryTests:
+    """Gates are passed over in the loop, and tests of other files come after them."""
+
+    def test_they_are_set_up_as_ever(self, study, workers):
+        study.write(budgets={ENERGY: 0.15})
+        (study.root / "other").mkdir()
+        (study.root / "other" / "test_other.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
+        run = study.run("other", *workers)
+        run.assert_outcomes(passed=9 + 2, failed=1)
+        assert run.ret == 1
+
+    def test_fixtures_that_fail_as_they_end_are_errors(self, study, workers):
+        study.write(budgets={ENERGY: 1})
+        with (study.root / "conftest.py").open("a") as file:
+            for scope in ("session", "module"):
+                file.write(
+                    f"\nimport pytest\n@pytest.fixture(scope={scope!r}, autouse=True)\ndef of_{scope}():\n"
+                    f"    yield\n    print('output of {scope}')\n    raise RuntimeError('{scope} fails')\n"
+                )
+        run = study.run(*workers, "--junitxml=report.xml")
+        run.assert_outcomes(passed=10, errors=2 if workers else 1)  # every worker has a session
+        assert run.ret == 1
+        run.stdout.fnmatch_lines(["*RuntimeError: session fails", "*Captured stdout teardown*"])
+        run.stdout.no_fnmatch_line("*INTERNALERROR*")
+        assert len(list(ET.parse(study.root / "report.xml").iter("error"))) == (2 if workers else 1)
+
+    def test_x_stops_where_such_a_fixture_fails(self, study):
+        study.write(budgets={ENERGY: 1})
+        with (study.root / "conftest.py").open("a") as file:
+            file.write("\nimport pytest\n@pytest.fixture(scope='module', autouse=True)\ndef one():\n")
+            file.write("    yield\n    raise RuntimeError\n")
+        run = study.run("-x")
+        run.assert_outcomes(passed=8, errors=1)
+        run.stdout.fnmatch_lines(["*2 gates not judged: the run was stopped before*"])
+
+
 class TestBaselines:
     def test_what_is_saved_is_what_is_compared_with(self, study, workers):
         study.write()
