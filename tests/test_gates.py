@@ -151,6 +151,29 @@ class TestBudgets:
         run.assert_outcomes(passed=4, skipped=4 + 1 + 1, xfailed=1, xpassed=4)
         run.stdout.fnmatch_lines(["SKIPPED*not this one*"])
 
+    @pytest.mark.parametrize(
+        ("mark", "outcome"),
+        [
+            ("xfail(condition=False, reason='no')", "failed"),
+            ("xfail(False, reason='no')", "failed"),
+            ("xfail(True, reason='yes')", "xfailed"),
+            ("xfail(reason='yes')", "xfailed"),
+            ("skipif(False, reason='no')", "failed"),
+            ("skipif(True, reason='yes')", "skipped"),
+        ],
+    )
+    def test_a_marks_condition_counts(self, study, mark, outcome):
+        study.write(budgets={ENERGY: 0.05}, sweep={"noop.size": [1]}, execution={"n_cycles": 1})
+        with (study.root / "conftest.py").open("a") as file:
+            file.write(
+                "\nimport pytest\ndef pytest_collection_modifyitems(items):\n"
+                f"    items[-1].add_marker(pytest.mark.{mark})\n"
+            )
+        run = study.run("-rsx")
+        run.assert_outcomes(passed=1, **{outcome: 1})
+        if outcome != "failed":
+            run.stdout.fnmatch_lines(["*yes"])
+
     def test_expected_failures_count_as_pytest_counts_them(self, study):
         limits = [{"metric": ENERGY, "max": 0.15, "where": {"noop.size": 1}}, {"metric": SPEED, "max": 1}]
         study.write(budgets=limits, xfail=[{"where": {"noop.size": 1}, "reason": "known"}])

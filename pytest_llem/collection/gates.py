@@ -45,10 +45,17 @@ def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
 
 
 def _marks(item: pytest.Item) -> dict[str, str]:
-    """Return the reason of each mark that keeps a gate from counting, beside those of its study's own rules."""
-    marks = {}
-    for name in ("skip", "xfail"):
-        for mark in item.iter_markers(name):
-            if name == "skip" or not mark.args:
-                marks[name] = str(mark.kwargs.get("reason") or (mark.args[0] if mark.args else "")) or name
+    """Return the reason of each mark that keeps a gate from counting, beside those of its study's own rules.
+
+    A condition counts where it is a value: text is evaluated as an item is set up, which a gate never is.
+    """
+    marks: dict[str, str] = {}
+    for mark in item.iter_markers():
+        if mark.name == "skip":
+            marks.setdefault("skip", str(mark.kwargs.get("reason") or next(iter(mark.args), "")) or "skip")
+        elif mark.name in ("skipif", "xfail"):
+            conditions = mark.args or ([mark.kwargs["condition"]] if "condition" in mark.kwargs else [])
+            if any(bool(one) and not isinstance(one, str) for one in conditions or [mark.name == "xfail"]):
+                name = mark.name.removesuffix("if")
+                marks.setdefault(name, str(mark.kwargs.get("reason") or name))
     return marks
