@@ -117,6 +117,10 @@ class TestAnnotations:
         failed = UNDECIDED.model_copy(update={"outcome": "failed"})
         assert parse(github.workflow_commands([failed], Path("/work"), ACTIONS)[0])[0] == "error"
 
+    def test_what_is_said_of_a_whole_point_names_no_metric(self):
+        missing = NOT_JUDGED.model_copy(update={"metric": "", "reason": "in the reference"})
+        assert github.message(missing) == "batch_size=8: NOT JUDGED: in the reference"
+
     @pytest.mark.parametrize("environ", [{}, {"GITHUB_ACTIONS": "false"}, {"CI": "true"}])
     def test_there_are_none_elsewhere(self, environ):
         assert github.workflow_commands([BEYOND], Path("/work"), environ) == []

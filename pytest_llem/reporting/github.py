@@ -71,7 +71,8 @@ def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) ->
 
 def message(verdict: GateVerdict) -> str:
     """Return what a gate says, on one line."""
-    parts = (f"{verdict.metric} of {verdict.point}", verdict.verdict, _found(verdict), verdict.reason)
+    about = f"{verdict.metric} of {verdict.point}" if verdict.metric else verdict.point
+    parts = (about, verdict.verdict, _found(verdict), verdict.reason)
     return ": ".join(part for part in parts if part)
 
 
