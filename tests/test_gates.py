@@ -306,6 +306,26 @@ class TestBaselines:
         assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
         assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
 
+    def test_two_studies_of_one_name_are_not_saved_as_one(self, study, write_study):
+        study.write()
+        write_study("second.yaml", sweep={"noop.size": [3]})
+        run = study.run("second.yaml", "--llem-save", "main")
+        assert run.ret == 1
+        run.stdout.fnmatch_lines(["noop: --llem-save: 2 studies of this run have that name, *"])
+        assert not (study.root / ".llem").exists()
+
+    def test_an_item_that_is_of_no_gate_does_not_go_unnoticed(self, study):
+        study.write(sweep={"noop.size": [1, 2, 3]})
+        study.run("--llem-save", "main")
+        file = study.root / ".llem" / "baselines" / "main" / "noop.json"
+        # pytest tells two of one name apart by a number behind each.
+        file.write_text(file.read_text().replace('"id": "size=3"', '"id": "size=2"'))
+        study.write(sweep={"noop.size": [1]})
+        run = study.run("--llem-baseline", "main")
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines(["ERROR: study.yaml::regression[[]missing-size=2*: *has no such gate"])
+        assert study.newest().summary.completed == 4
+
     def test_another_bench(self, study):
         study.write()
         study.run("--llem-save", "main")
