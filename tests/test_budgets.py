@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.budgets import judge_budget
-from pytest_llem.gates.text import figure, verdict_line
+from pytest_llem.gates.text import figure, verdict_line, verdict_text
 from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary, mean_interval
@@ -134,7 +134,7 @@ class TestNotJudged:
     def test_it_fails_and_says_why(self, found, reason):
         verdict = judge(budget(maximum=100), found)
         assert (verdict.verdict, verdict.outcome, verdict.reason) == ("NOT JUDGED", "failed", reason)
-        assert verdict_line(verdict) == f"{COST}: cannot be judged: {reason}"
+        assert verdict_text(verdict) == f"cannot be judged: {reason}"
 
     def test_a_window_of_few_ticks(self):
         found = point(COST, 1.0, 2.0)
@@ -154,7 +154,7 @@ class TestNotJudged:
     def test_an_estimate_decides_where_that_is_allowed(self):
         found = judge(budget(maximum=0.4), point(COST, 0.5, 0.5, method="estimated", allow=True))
         assert (found.verdict, found.method) == ("BEYOND", "estimated")
-        assert verdict_line(found) == f"{COST}: 0.500 J (estimated, 0.500–0.500, n = 2) is beyond 0.4 J"
+        assert verdict_text(found) == "0.500 J (estimated, 0.500–0.500, n = 2) is beyond 0.4 J"
 
     def test_what_is_estimated_has_no_say_in_time(self):
         assert judge(budget(SPEED, minimum=1), point(SPEED, 2.0)).verdict == "WITHIN"
@@ -226,17 +226,15 @@ class TestWords:
     )
     def test_of_a_budget(self, limits, values, told):
         found = judge(budget("energy_j", *limits), point("energy_j", *values))
-        assert verdict_line(found) == f"energy_j: {told}"
+        assert verdict_text(found) == told
 
     def test_a_ratio_has_no_unit(self):
-        assert verdict_line(judge(budget("mfu", minimum=0.5), point("mfu", 0.25))) == (
-            "mfu: 0.250 (n = 1) is below 0.5"
-        )
+        assert verdict_text(judge(budget("mfu", minimum=0.5), point("mfu", 0.25))) == "0.250 (n = 1) is below 0.5"
 
     def test_a_mean_next_to_its_limit_has_the_digits_that_tell_them_apart(self):
         """To three digits it would be 95.3, and not below."""
         found = judge(budget(SPEED, minimum=95.2704), point(SPEED, 95.2701))
-        assert verdict_line(found) == f"{SPEED}: 95.27 1/s (n = 1) is below 95.2704 1/s"
+        assert verdict_text(found) == "95.27 1/s (n = 1) is below 95.2704 1/s"
 
     @settings(max_examples=300, deadline=None, derandomize=True, database=None)
     @given(
@@ -248,7 +246,7 @@ class TestWords:
         if step:
             mean = math.nextafter(limit, step * math.inf)
         found = judge(budget("active_energy_j", maximum=limit), point("active_energy_j", mean))
-        said = re.fullmatch(r"active_energy_j: (\S+) J \(n = 1\) is (\w+) (\S+) J", verdict_line(found))
+        said = re.fullmatch(r"(\S+) J \(n = 1\) is (\w+) (\S+) J", verdict_text(found))
         assert said
         shown, limit_shown = (float(said[index].replace(",", "")) for index in (1, 3))
         assert limit_shown == pytest.approx(limit, rel=1e-14)
@@ -287,11 +285,12 @@ class TestWords:
         ],
     )
     def test_of_a_comparison(self, fields, told):
-        assert verdict_line(gate(**fields)) == f"{SPEED}: {told}"
+        assert verdict_text(gate(**fields)) == told
 
     def test_of_a_point_as_a_whole(self):
         missing = gate(metric="", verdict="NOT JUDGED", reason="it is gone")
         assert verdict_line(missing) == "n=1: cannot be judged: it is gone"
+        assert verdict_line(gate(verdict="NOT JUDGED")) == f"{SPEED} of n=1: cannot be judged"
 
     @pytest.mark.parametrize(
         ("value", "text"),

@@ -156,6 +156,29 @@ class TestBudgets:
         run.assert_outcomes(passed=4, skipped=4 + 1 + 1, xfailed=1, xpassed=4)
         run.stdout.fnmatch_lines(["SKIPPED*not this one*"])
 
+    @pytest.mark.parametrize(
+        ("mark", "outcome"),
+        [
+            ("xfail(condition=False, reason='no')", "failed"),
+            ("xfail(False, reason='no')", "failed"),
+            ("xfail(True, reason='yes')", "xfailed"),
+            ("xfail(reason='yes')", "xfailed"),
+            ("skipif(False, reason='no')", "failed"),
+            ("skipif(True, reason='yes')", "skipped"),
+        ],
+    )
+    def test_a_marks_condition_counts(self, study, mark, outcome):
+        study.write(budgets={ENERGY: 0.05}, sweep={"noop.size": [1]}, execution={"n_cycles": 1})
+        with (study.root / "conftest.py").open("a") as file:
+            file.write(
+                "\nimport pytest\ndef pytest_collection_modifyitems(items):\n"
+                f"    items[-1].add_marker(pytest.mark.{mark})\n"
+            )
+        run = study.run("-rsx")
+        run.assert_outcomes(passed=1, **{outcome: 1})
+        if outcome != "failed":
+            run.stdout.fnmatch_lines(["*yes"])
+
     def test_expected_failures_count_as_pytest_counts_them(self, study):
         limits = [{"metric": ENERGY, "max": 0.15, "where": {"noop.size": 1}}, {"metric": SPEED, "max": 1}]
         study.write(budgets=limits, xfail=[{"where": {"noop.size": 1}, "reason": "known"}])
@@ -197,6 +220,42 @@ class TestBudgets:
         study.write(budgets={ENERGY: 0.15})
         study.run("--tb=line").stdout.fnmatch_lines(["*study.yaml:*: *is beyond 0.15 J*"])
         assert study.run("-p", "no:terminal").ret == 1
+
+
+class TestOrdinaryTests:
+    """Gates are passed over in the loop, and tests of other files come after them."""
+
+    def test_they_are_set_up_as_ever(self, study, workers):
+        study.write(budgets={ENERGY: 0.15})
+        (study.root / "other").mkdir()
+        (study.root / "other" / "test_other.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
+        run = study.run("other", *workers)
+        run.assert_outcomes(passed=9 + 2, failed=1)
+        assert run.ret == 1
+
+    def test_fixtures_that_fail_as_they_end_are_errors(self, study, workers):
+        study.write(budgets={ENERGY: 1})
+        with (study.root / "conftest.py").open("a") as file:
+            for scope in ("session", "module"):
+                file.write(
+                    f"\nimport pytest\n@pytest.fixture(scope={scope!r}, autouse=True)\ndef of_{scope}():\n"
+                    f"    yield\n    print('output of {scope}')\n    raise RuntimeError('{scope} fails')\n"
+                )
+        run = study.run(*workers, "--junitxml=report.xml")
+        run.assert_outcomes(passed=10, errors=2 if workers else 1)  # every worker has a session
+        assert run.ret == 1
+        run.stdout.fnmatch_lines(["*RuntimeError: session fails", "*Captured stdout teardown*"])
+        run.stdout.no_fnmatch_line("*INTERNALERROR*")
+        assert len(list(ET.parse(study.root / "report.xml").iter("error"))) == (2 if workers else 1)
+
+    def test_x_stops_where_such_a_fixture_fails(self, study):
+        study.write(budgets={ENERGY: 1})
+        with (study.root / "conftest.py").open("a") as file:
+            file.write("\nimport pytest\n@pytest.fixture(scope='module', autouse=True)\ndef one():\n")
+            file.write("    yield\n    raise RuntimeError\n")
+        run = study.run("-x")
+        run.assert_outcomes(passed=8, errors=1)
+        run.stdout.fnmatch_lines(["*2 gates not judged: the run was stopped before*"])
 
 
 class TestBaselines:
@@ -249,6 +308,26 @@ class TestBaselines:
         assert not (study.root / ".llem").exists()
         assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
         assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
+
+    def test_two_studies_of_one_name_are_not_saved_as_one(self, study, write_study):
+        study.write()
+        write_study("second.yaml", sweep={"noop.size": [3]})
+        run = study.run("second.yaml", "--llem-save", "main")
+        assert run.ret == 1
+        run.stdout.fnmatch_lines(["noop: --llem-save: 2 studies of this run have that name, *"])
+        assert not (study.root / ".llem").exists()
+
+    def test_an_item_that_is_of_no_gate_does_not_go_unnoticed(self, study):
+        study.write(sweep={"noop.size": [1, 2, 3]})
+        study.run("--llem-save", "main")
+        file = study.root / ".llem" / "baselines" / "main" / "noop.json"
+        # pytest tells two of one name apart by a number behind each.
+        file.write_text(file.read_text().replace('"id": "size=3"', '"id": "size=2"'))
+        study.write(sweep={"noop.size": [1]})
+        run = study.run("--llem-baseline", "main")
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines(["ERROR: study.yaml::regression[[]missing-size=2*: *has no such gate"])
+        assert study.newest().summary.completed == 4
 
     def test_another_bench(self, study):
         study.write()

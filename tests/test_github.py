@@ -100,11 +100,12 @@ class TestAnnotations:
         lines = github.workflow_commands([WITHIN, BEYOND, REGRESSION, NOT_JUDGED], Path("/work"), ACTIONS)
         assert lines == [
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
-            "energy_per_output_token_j of batch_size=8: BEYOND: 0.4712 J, at most 0.45 J allowed (n = 5)",
+            "energy_per_output_token_j of batch_size=8: 0.471 J (0.460–0.480, n = 5) is beyond 0.45 J",
             "::error file=studies/x.yaml,line=3,title=regression[output_tokens_per_second-batch_size=8]::"
-            "output_tokens_per_second of batch_size=8: REGRESSION: -7.0%25, -9.0%25 to -4.9%25 at 98%25 (n = 5)",
+            "output_tokens_per_second of batch_size=8: REGRESSION: 0.930 × the reference (98 %25 interval 0.910–0.951, "
+            "n = 5 against 5)",
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
-            "energy_per_output_token_j of batch_size=8: NOT JUDGED: energy is estimated",
+            "energy_per_output_token_j of batch_size=8: cannot be judged: energy is estimated",
         ]
 
     def test_an_inconclusive_one_is_a_warning_and_an_error_where_it_fails(self):
@@ -112,10 +113,16 @@ class TestAnnotations:
         name, _, message = parse(line)
         assert name == "warning"
         assert message.endswith(
-            ": INCONCLUSIVE: -7.0%, -9.0% to -4.9% at 98% (n = 5 and 3); 12 cycles would be likely to decide"
+            ": INCONCLUSIVE: 0.930 × the reference (98 % interval 0.910–0.951, n = 3 against 5); "
+            "about 12 cycles would decide"
         )
         failed = UNDECIDED.model_copy(update={"outcome": "failed"})
         assert parse(github.workflow_commands([failed], Path("/work"), ACTIONS)[0])[0] == "error"
+
+    def test_what_is_said_of_a_whole_point_names_no_metric(self):
+        missing = NOT_JUDGED.model_copy(update={"metric": "", "reason": "in the reference"})
+        (line,) = github.workflow_commands([missing], Path("/work"), ACTIONS)
+        assert parse(line)[2] == "batch_size=8: cannot be judged: in the reference"
 
     @pytest.mark.parametrize("environ", [{}, {"GITHUB_ACTIONS": "false"}, {"CI": "true"}])
     def test_there_are_none_elsewhere(self, environ):
@@ -201,11 +208,10 @@ class TestSummary:
         assert gates[1][1:] == [
             "budget energy_per_output_token_j",
             "batch_size=8",
-            "0.4712 J, at most 0.45 J allowed (n = 5)",
+            "0.471 J (0.460–0.480, n = 5) is beyond 0.45 J",
             "measured",
         ]
-        assert gates[2][3] == "-7.0%, -9.0% to -4.9% at 98% (n = 5)"
-        assert gates[4][3].endswith("(n = 5, within noise)")
+        assert gates[2][3].startswith("REGRESSION: 0.930 × the reference (98 % interval 0.910–0.951, n = 5")
         assert set(other) <= {"strong_open", "strong_close"}
         assert points[0] == ["point", "n", "out tok/s", "TTFT p50 ms", "J/out token", "energy is"]
         assert [row[0] for row in points[1:]] == [point.id for point in result.points]
@@ -230,7 +236,7 @@ class TestSummary:
         entry.status, entry.error = "failed", ErrorRecord(kind="oom", type="E", message="CUDA out of memory")
         text = page(result)
         for line in (
-            "Compared with main, measured in turns; 1.0% false alarms at most.",
+            "Compared with main, measured in turns; alpha 0.01, Holm over 6 gates.",
             "- differs, compared anyway: power limit: 700 W and 600 W",
             "- note: another driver",
             "- new: batch&#61;size",

@@ -313,6 +313,19 @@ def test_ratios_need_values_above_0():
     assert "above 0" in verdict.reason
 
 
+def test_a_metric_that_is_0_on_one_side_alone_fails():
+    some, nothing = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[0.0] * 5)
+    part = point({}, ttft_p50_ms=[0.0, *times(STEADY[1:], 9)])
+    for here, there, outcome in (
+        (nothing, some, "failed"),
+        (part, some, "failed"),
+        (some, nothing, "failed"),
+        (nothing, nothing, "skipped"),
+    ):
+        found = compare(study_result(here), study_result(there), GatesConfig(), name="main")
+        assert (found.verdicts[-1].verdict, found.verdicts[-1].outcome) == ("NOT JUDGED", outcome)
+
+
 def test_a_metric_that_is_neither_better_nor_worse():
     given = point({}, mean_power_w=STEADY)
     _, verdict = one(given, given, GatesConfig(metrics=["mean_power_w"]))

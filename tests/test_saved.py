@@ -191,6 +191,17 @@ def test_what_cannot_be_read(tmp_path, result):
     assert _refused("main", tmp_path).startswith(f"{file}: ")
 
 
+def test_a_name_that_no_file_can_have(tmp_path):
+    assert _refused("a" * 300, tmp_path).endswith(": File name too long")
+
+
+@pytest.mark.parametrize("name", ["a\n::error::b", "\x1b[31m", "é"])
+def test_ids_that_no_point_has(tmp_path, result, name):
+    result.points[1].id = name
+    file = save(result, "main", tmp_path)
+    assert _refused("main", tmp_path) == f"{file}: no point has an id like {name!a}"
+
+
 def test_of_several_one_is_to_be_named(tmp_path, result):
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")

@@ -78,7 +78,9 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
     try:
         asked = contrast(ours, theirs, paired=paired)
     except UndecidableError as error:
-        return Case(pair, metric, obstacle=str(error), excused=by_default, few=common < 2, bench=bench)
+        nobody = not any(value > 0 for side in (ours, theirs) for value in side.values())
+        excused = by_default and nobody  # one that a side has lost is not
+        return Case(pair, metric, obstacle=str(error), excused=excused, few=common < 2, bench=bench)
     return Case(pair, metric, Question(asked, better, settings.delta_of(metric)), bench=bench)
 
 

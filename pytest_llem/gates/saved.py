@@ -60,15 +60,18 @@ def load(given: str, root: Path, study: str | None = None) -> StudyResult:
     Raises:
         BaselineError: There is none, or it is another study's, or cannot be read.
     """
-    path = resolve(given, root)
-    if path.is_dir() and not any((path / name).exists() for name in (MANIFEST, "study_result.json")):
-        path = _of_study(path, study)
     try:
+        path = resolve(given, root)
+        if path.is_dir() and not any((path / name).exists() for name in (MANIFEST, "study_result.json")):
+            path = _of_study(path, study)
         result = StudyResult.load(path)
     except ValueError as error:
         raise BaselineError(str(error)) from error
-    except OSError as error:
-        raise BaselineError(f"{path}: {error.strerror or error}") from error
+    except OSError as error:  # a name may be too long, and a folder closed to us
+        raise BaselineError(f"{error.filename or given}: {error.strerror or error}") from error
+    odd = next((point.id for point in result.points if not (point.id.isascii() and point.id.isprintable())), None)
+    if odd is not None:  # it becomes an item's, and is printed
+        raise BaselineError(f"{path}: no point has an id like {odd!a}")
     if study is not None and result.name != study:
         raise BaselineError(f"{path}: is of the study {result.name!r}, not of {study!r}")
     return result

@@ -60,10 +60,11 @@ class Judge:
 
         Raises:
             pytest.Session.Failed: Enough have failed.
+            pytest.UsageError: What an item is to judge is not there any more.
         """
         for file, nodes in self._gates.items():
             bench = _Bench(self._config, file, self._recorder)
-            gates = {node_id: gate for node_id, node in nodes.items() if (gate := bench.gate(node)) is not None}
+            gates = {node_id: bench.gate(node_id, node) for node_id, node in nodes.items()}
             found = bench.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
             if bench.comparison is not None:
                 self._comparisons.append((bench.study.name, bench.comparison))
@@ -129,10 +130,16 @@ class _Bench:
             gates += regression_gates(self.study, self._baseline)
         return {(gate.kind, gate.id): gate for gate in gates}
 
-    def gate(self, node: Node) -> Gate | None:
-        """Return the gate that an item is of."""
+    def gate(self, node_id: str, node: Node) -> Gate:
+        """Return the gate that an item is of.
+
+        Raises:
+            pytest.UsageError: There is none: it must not pass for one that was judged.
+        """
         name = held(node.name, {name for kind, name in self.gates if kind == node.function})
-        return None if name is None else self.gates[node.function, name]
+        if name is None:
+            raise pytest.UsageError(f"{node_id}: the study, or what it is compared with, has no such gate")
+        return self.gates[node.function, name]
 
     def verdicts(self, wanted: set[str]) -> dict[str, GateVerdict]:
         """Return those of the comparison by their ids, if any of them is *wanted*.

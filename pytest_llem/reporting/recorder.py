@@ -224,10 +224,14 @@ class Recorder:
         settings = Settings.from_config(self._config)
         if settings.save is None:
             return
+        twins = sum(run.study.name == result.name for key, run in self._runs.items() if not is_reference(key))
         try:
+            if twins > 1:
+                raise BaselineError(f"{twins} studies of this run have that name, and a baseline holds one")
             path = save(result, settings.save, self._config.rootpath, partial=settings.save_partial)
         except (BaselineError, OSError) as error:
-            instead = " (--llem-save-partial saves it all the same)" if what_lacks(result) else ""
+            partial = twins == 1 and what_lacks(result)
+            instead = " (--llem-save-partial saves it all the same)" if partial else ""
             self._lost.append(f"{result.name}: --llem-save: {error}{instead}")
             if session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
