@@ -6,6 +6,7 @@ Loading it imports nothing but the standard library, so that ``llem --help`` ans
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -196,6 +197,8 @@ def _compare(options: argparse.Namespace) -> int:
     from pytest_llem.compare import compare_saved
 
     _need_output()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it has dashes, and names that are anybody's
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         text, failed = compare_saved(
             options.reference,

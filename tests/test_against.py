@@ -97,6 +97,23 @@ def test_pairs_tell_what_drifts_from_what_changed(pytester, write_study, results
     run.stdout.fnmatch_lines(["*REGRESSION: 1.06*"])
 
 
+def test_what_was_interrupted_cannot_be_resumed(pytester, write_study, results):
+    text = figures.conftest() + (
+        "def _stopped(job, **options):\n"
+        "    if job.python is not None:\n"
+        "        raise KeyboardInterrupt\n"
+        "    return _done(job, **options)\n"
+        "experiment.run_isolated = _stopped\n"
+    )
+    pytester.makeconftest(text)
+    (pytester.path / "figures.json").write_text("{}")
+    write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={sys.executable}")
+    assert run.ret == pytest.ExitCode.INTERRUPTED
+    assert (results.manifest["status"], results.manifest["completed"]) == ("interrupted", 1)
+    run.stdout.no_fnmatch_line("*--llem-resume*")
+
+
 def test_a_reference_that_cannot_run_says_so_before(pytester, write_study, tmp_path):
     empty = Environment(tmp_path / "empty")
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2})

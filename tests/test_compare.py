@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,20 @@ def test_it_is_a_command_that_needs_no_pytest_nor_torch(saved):
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "3 REGRESSION" in done.stdout
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "json"])
+def test_a_terminal_without_unicode(saved, form):
+    save(_result(1, 1, subject={"torch": "2.13.0é\x1b[31m"}), "odd", saved)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_llem.cli", "compare", "main", "odd", "--format", form],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "6 SAME" in done.stdout.decode("ascii") or json.loads(done.stdout)["verdicts"]
+    assert b"\x1b" not in done.stdout
 
 
 def _many(points):

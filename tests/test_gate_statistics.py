@@ -358,6 +358,7 @@ class TestDetectable:
 
     def test_nothing_is_found_in_such_noise(self):
         assert detectable(0.05, 2, 2, delta=0.02, alpha=0.01, family=50) is None
+        assert detectable(1e200, 5, 5, delta=0.02, alpha=0.01) is None
 
 
 class TestSimulation:

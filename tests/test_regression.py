@@ -387,6 +387,12 @@ def test_what_is_tested_is_told():
     ]
 
 
+def test_what_has_no_result_differs_in_nothing():
+    """Its facts are unknown, which is not that there are none."""
+    here, there = point({}, seconds=STEADY, subject={"torch": "2.13.0"}), point({}, seconds=[], subject={})
+    assert one(here, there)[0].subject == one(there, here)[0].subject == []
+
+
 def test_what_concerns_some_points_says_which():
     here = [point({"n": n}, seconds=STEADY, bench=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
     there = [point({"n": n}, seconds=STEADY) for n in range(4)]

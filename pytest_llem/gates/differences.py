@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llem.gates.matching import named
+from pytest_llem.gates.matching import is_measured, named
 from pytest_llem.results.facts import BENCH, flat
 from pytest_llem.results.models import PointResult
+from pytest_llem.study.problems import printable
 
 #: Of a configuration, what is a bench fact, and what changes no measurement.
 _NO_SUBJECT = {"energy.allow_estimated", "measurement.length_mode", "output_dir"}
@@ -57,7 +58,9 @@ def _bench(point: PointResult, metric: str) -> dict[str, Any]:
 
 
 def subject_differences(candidate: PointResult, reference: PointResult) -> Iterator[str]:
-    """Yield what was measured in two points that differs, a line each."""
+    """Yield what was measured in two points that differs, a line each; nothing where one has no result."""
+    if not (is_measured(candidate) and is_measured(reference)):
+        return
     here, there = _subject(candidate), _subject(reference)
     for key in dict.fromkeys([*here, *there]):
         if here.get(key) != there.get(key) and key not in _NO_SUBJECT:
@@ -93,5 +96,5 @@ def _shown(value: Any, absent: str) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(_shown(one, absent) for one in value)
-    text = str(value)
+    text = printable(str(value))
     return text[:12] if _DIGEST.fullmatch(text) else text

@@ -47,7 +47,7 @@ def detectable(
     """
     if min(n, n_reference) < 2:
         return None
-    spread = math.sqrt(math.log1p(cv**2))  # of the logarithm of a lognormal value
+    spread = math.sqrt(math.log1p(cv * cv))  # of the logarithm of a lognormal value
     change = math.log1p(delta) + spread * _distance(n, n_reference, alpha / family, power, paired)
     return math.expm1(change) if change <= _MOST else None
 

@@ -78,7 +78,7 @@ def as_json(comparison: Comparison) -> str:
         "comparison": comparison.record.model_dump(mode="json"),
         "verdicts": [verdict.model_dump(mode="json") for verdict in comparison.verdicts],
     }
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(data, indent=1) + "\n"  # ASCII: it is read whatever the terminal's encoding
 
 
 def escaped(text: str) -> str:

@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pytest_llem.nodes import REFERENCE
 from pytest_llem.reporting.plan import counted
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.statistics import Summary
@@ -60,7 +61,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     if len(result.warnings) > MOST_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
     lines.append(_done(run, result))
-    if result.status != "completed":
+    if result.status != "completed" and not (run.directory / REFERENCE).exists():  # two sides are not resumed
         lines.append("--llem-resume goes on from here")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
     return lines
