@@ -102,8 +102,8 @@ class TestAnnotations:
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
             "energy_per_output_token_j of batch_size=8: 0.471 J (0.460–0.480, n = 5) is beyond 0.45 J",
             "::error file=studies/x.yaml,line=3,title=regression[output_tokens_per_second-batch_size=8]::"
-            "output_tokens_per_second of batch_size=8: REGRESSION: 0.930 × the reference (98 %25 interval 0.910–0.951, "
-            "n = 5 against 5)",
+            "output_tokens_per_second of batch_size=8: REGRESSION: 0.930 × the reference "
+            "(98 %25 interval 0.910–0.951, n = 5 against 5)",
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
             "energy_per_output_token_j of batch_size=8: cannot be judged: energy is estimated",
         ]
