@@ -117,14 +117,14 @@ def test_while_the_result_is_written(start, write_study, pytester, results):
         import pathlib, time
         from pytest_llem.reporting import study_run
 
-        build = study_run.build_study_result
+        complete = study_run.complete
 
         def slowly(*arguments, **named):
             pathlib.Path("finishing").touch()
             time.sleep(2)
-            return build(*arguments, **named)
+            return complete(*arguments, **named)
 
-        study_run.build_study_result = slowly
+        study_run.complete = slowly
         """
     )
     run = start()
