@@ -141,7 +141,8 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         judged = [one for one in comparison.verdicts if one.confidence is not None]
         used = sorted({one.delta for one in judged if one.delta is not None})
         deltas = ", ".join(f"{100 * delta:.1f} %" for delta in used)
-        interval = f"ratio: here / reference, with its {100 * judged[0].confidence:.3g} % interval; " if judged else ""
+        share = f"{100 * judged[0].confidence:.3g} %" if judged else ""
+        interval = f"ratio: here / reference, with its {share} interval; " if judged else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
