@@ -139,10 +139,10 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield f"reference: {record.reference}{version}{'; in turns, compared cycle by cycle' if record.paired else ''}"
     if record.family:
         judged = [one for one in comparison.verdicts if one.confidence is not None]
+        shares = {f"{100 * one.confidence:.3g} %" for one in judged if one.confidence is not None}
         used = sorted({one.delta for one in judged if one.delta is not None})
         deltas = ", ".join(f"{100 * delta:.1f} %" for delta in used)
-        share = f"{100 * judged[0].confidence:.3g} %" if judged else ""
-        interval = f"ratio: here / reference, with its {share} interval; " if judged else ""
+        interval = f"ratio: here / reference, with its {shares.pop()} interval; " if shares else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
