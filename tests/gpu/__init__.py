@@ -1,0 +1,7 @@
+"""What only a GPU can show. Skipped where there is none; docs/gpu.md has the figures of the boards it ran on.
+
+    pytest tests/gpu/test_counter.py        # one file at a time, and without -n: they want the GPU to themselves
+
+Each file takes less than ten minutes on one H100. What was found is listed at the end of the run, and is in
+``--junitxml``. Models of Llama's shapes are made on the spot, with random weights.
+"""

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pytest_llem import StudyResult, run_study
+from pytest_llem.hardware.gpus import Board, visible_boards
+from tests.support.weights import cache
+
+FOUND = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def board() -> Board:
+    """The GPU that CUDA counts as its first."""
+    board = visible_boards().first
+    if board is None:
+        pytest.skip("no NVIDIA GPU here")
+    return board
+
+
+@pytest.fixture
+def found(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> Callable[[str, object], None]:
+    """Note a figure: what it is, and its value."""
+
+    def note(what: str, value: object) -> None:
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        record_property(what, shown)
+        request.config.stash.setdefault(FOUND, []).append(f"{request.node.name}: {what}: {shown}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if figures := config.stash.get(FOUND, []):
+        terminalreporter.section("figures")
+        for figure in figures:
+            terminalreporter.write_line(figure)
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    from tests.gpu import loads  # not at the top: it imports torch
+
+    return getattr(loads, function)(*arguments)
+
+
+@pytest.fixture(scope="module")
+def on_gpu(board: Board) -> Iterator[Callable[..., Any]]:
+    """Call a function of ``loads``, by its name, in a process of its own: pytest's never uses the GPU."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *arguments: pool.submit(_call, function, board.uuid, *arguments).result()
+
+
+def _model(shape: str) -> Path:
+    folder = cache() / f"llama-{shape}-random"
+    if not folder.is_dir():
+        made = [sys.executable, "-m", "tests.gpu.shapes", shape, str(folder)]
+        subprocess.run(made, cwd=Path(__file__).parents[2], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_1b() -> Path:
+    """A folder with a model of the shape of Llama 3.2 1B, in bf16."""
+    return _model("1b")
+
+
+@pytest.fixture(scope="session")
+def llama_8b() -> Path:
+    """A folder with a model of the shape of Llama 3.1 8B, in bf16."""
+    return _model("8b")
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudyResult]:
+    """Run a study, given by its fields, and return its result; *args* are pytest's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+
+    def run(name: str, *args: str, **fields: Any) -> StudyResult:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"name": name, **fields}, sort_keys=False))
+        return run_study(path, pytest_args=[f"--rootdir={tmp_path}", *args])
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch, _offline: None) -> None:
+    """The host's processors decide how fast kernels are launched: leave them as a user has them."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -1,0 +1,40 @@
+"""Engines that do not do what they should: the engine ``pytorch``, but for ``generate``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+
+from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.backends.pytorch import Batch, Generated, PyTorchEngine
+from pytest_llem.study.config import ExperimentConfig
+
+
+class Idle(PyTorchEngine):
+    """Loads the model, and leaves it alone for a second where it should generate."""
+
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        super().__init__(config, context)
+        self.no_latency = "nothing is generated"
+
+    def generate(self, batch: Batch) -> Generated:
+        time.sleep(1.0)
+        rows, length = batch.input_ids.shape
+        new = self._config.workload.output_len
+        return Generated(torch.zeros((rows, length + new), dtype=torch.long), time.perf_counter(), [])
+
+
+class Raises(PyTorchEngine):
+    def generate(self, batch: Batch) -> Generated:
+        super().generate(batch)
+        raise RuntimeError("as it should")
+
+
+class Dies(PyTorchEngine):
+    def generate(self, batch: Batch) -> Generated:
+        super().generate(batch)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError

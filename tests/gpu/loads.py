@@ -1,0 +1,157 @@
+"""Loads for a GPU, and what meters say of them. They run in a process of their own: see ``on_gpu``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from pytest_llem.energy.gpu import COUNTER
+from pytest_llem.energy.metering import EnergyMeter
+from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy.protocol import Reading
+from pytest_llem.hardware.nvml import Nvml
+
+#: The side of the matrices: one product takes some 10 ms, so that seconds of them fit into CUDA's queue.
+SIDE = 16384
+
+
+class Matmuls:
+    """Products of square matrices in bf16, one after the other: what a GPU draws most power for."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self._left, self._right = (torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        self._product = torch.empty_like(self._left)
+        self.run(50)
+        began = time.monotonic()
+        self.run(100)
+        self._each = (time.monotonic() - began) / 100
+
+    def queue(self, count: int) -> None:
+        for _ in range(count):
+            torch.matmul(self._left, self._right, out=self._product)
+
+    def run(self, count: int) -> None:
+        self.queue(count)
+        torch.cuda.synchronize()
+
+    def count(self, seconds: float) -> int:
+        """Return how many take *seconds*."""
+        return max(1, round(seconds / self._each))
+
+
+def _energy(reading: Reading) -> float:
+    [device] = reading.devices
+    assert device.energy_j is not None, device.reason
+    return device.energy_j
+
+
+def _open(uuid: str, *, sampler: bool = False) -> NvmlMeter:
+    meter = NvmlMeter(sampler=sampler)
+    meter.open([uuid])
+    return meter
+
+
+def alignment(uuid: str, windows: int, seconds: float) -> tuple[list[float], list[float]]:
+    """Return the energies in J of equal windows of a steady load: aligned to ticks, and cut wherever they end."""
+    load, meter = Matmuls(), _open(uuid)
+    count = load.count(seconds)
+    load.run(load.count(15))  # warm: a cold board draws less
+    aligned, unaligned = [], []
+    with Nvml() as nvml:
+        handle = nvml.call("nvmlDeviceGetHandleByUUID", uuid)
+        for _ in range(windows):
+            meter.begin()
+            load.run(count)
+            aligned.append(_energy(meter.end()))
+            before = nvml.call(COUNTER, handle)
+            load.run(count)
+            unaligned.append((nvml.call(COUNTER, handle) - before) / 1000)
+    meter.close()
+    return aligned, unaligned
+
+
+def adjacent(uuid: str, windows: int, seconds: float) -> tuple[list[float], float, float, float]:
+    """Return the energies of adjacent windows and of one around them in J, its mean power in W, and the tick in s.
+
+    Where one window ends and the next begins both wait for the same tick.
+    """
+    load = Matmuls()
+    whole, parts = _open(uuid), [_open(uuid) for _ in range(windows)]
+    count = load.count(seconds)
+    energies = []
+    with ThreadPoolExecutor(2) as pool:
+        around = pool.submit(whole.begin)
+        parts[0].begin()
+        around.result()
+        for at, part in enumerate(parts):
+            load.run(count)
+            next_begins = pool.submit(parts[at + 1].begin if at + 1 < windows else whole.end)
+            energies.append(_energy(part.end()))
+            last = next_begins.result()
+    assert last is not None
+    for meter in (whole, *parts):
+        meter.close()
+    return energies, _energy(last), _energy(last) / last.seconds, last.tick_seconds or 0.0
+
+
+def queued(uuid: str, seconds: float) -> tuple[float, float, float]:
+    """Return the energy in J of work that is queued, and of which none has been waited for when the block ends:
+    by the meter for ordinary tests, by one that is told to wait, and by one that does not wait.
+    """
+    load, meter, measure = Matmuls(), _open(uuid), EnergyMeter()
+    count = load.count(seconds)
+    with measure("nvml") as trapped:
+        load.queue(count)
+    torch.cuda.synchronize()
+    meter.begin()
+    load.run(count)
+    explicit = _energy(meter.end())
+    meter.begin()
+    load.queue(count)
+    unsynchronised = _energy(meter.end())
+    torch.cuda.synchronize()
+    meter.close()
+    assert trapped.energy_j is not None, trapped.reason
+    return trapped.energy_j, explicit, unsynchronised
+
+
+def observed(uuid: str, rounds: int, seconds: float) -> list[tuple[float, float]]:
+    """Return of each round the ratios of time and of energy, with a sampler beside the same work ÷ without one."""
+    load = Matmuls()
+    meters = {sampler: _open(uuid, sampler=sampler) for sampler in (False, True)}
+    count = load.count(seconds)
+    load.run(load.count(15))
+    ratios = []
+    for at in range(rounds):
+        seen = {}
+        for sampler in (False, True) if at % 2 else (True, False):
+            meters[sampler].begin()
+            began = time.monotonic()
+            load.run(count)
+            taken = time.monotonic() - began
+            seen[sampler] = taken, _energy(meters[sampler].end())
+        ratios.append((seen[True][0] / seen[False][0], seen[True][1] / seen[False][1]))
+    for meter in meters.values():
+        meter.close()
+    return ratios
+
+
+def held(uuid: str, gigabytes: Sequence[int], seconds: float) -> list[float]:
+    """Return the power in W of a process that holds memory and does nothing, for each number of *gigabytes*."""
+    meter, watts = _open(uuid), []
+    for amount in gigabytes:
+        memory = torch.ones(amount * 10**9, dtype=torch.uint8, device="cuda")
+        torch.cuda.synchronize()
+        time.sleep(5)
+        meter.begin()
+        time.sleep(seconds)
+        reading = meter.end()
+        watts.append(_energy(reading) / reading.seconds)
+        del memory
+        torch.cuda.empty_cache()
+    meter.close()
+    return watts

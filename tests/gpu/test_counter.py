@@ -1,0 +1,99 @@
+"""The energy counter: its ticks, its windows, and what power says of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem import IsolatedExperiment
+from pytest_llem.energy.gpu import COUNTER
+from pytest_llem.hardware.gpus import Board
+from pytest_llem.hardware.nvml import Nvml
+
+Found = Callable[[str, object], None]
+OnGpu = Callable[..., Any]
+
+
+def _variation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / statistics.fmean(values)
+
+
+def test_it_rises_in_ticks(board: Board, found: Found) -> None:
+    seen: list[tuple[float, int]] = []
+    with Nvml() as nvml:
+        handle = nvml.call("nvmlDeviceGetHandleByUUID", board.uuid)
+        ends = time.monotonic() + 10
+        while time.monotonic() < ends:
+            shown = nvml.call(COUNTER, handle)
+            if not seen or shown != seen[-1][1]:
+                seen.append((time.monotonic(), shown))
+            time.sleep(0.002)
+    assert all(after > before for (_, before), (_, after) in pairwise(seen))
+    found("ticks in 10 s", len(seen) - 1)
+    found("s from tick to tick", statistics.median(after - before for (before, _), (after, _) in pairwise(seen)))
+    assert len(seen) > 50
+
+
+def test_power_says_the_same(isolated_experiment: IsolatedExperiment, llama_1b: Path, found: Found) -> None:
+    result = isolated_experiment(
+        {
+            "model": str(llama_1b),
+            "n": 8,
+            "max_input_tokens": 128,
+            "max_output_tokens": 128,
+            "pytorch": {"batch_size": 8},
+            "warmup": {"n_warmup": 1, "convergence_detection": False},
+            "baseline": {"enabled": False},
+            "measurement": {"min_window_seconds": 30},
+        }
+    )
+    [device] = result.devices
+    assert device.energy_j is not None
+    assert device.integral_j is not None
+    found("decode, W", device.energy_j / (device.seconds or 0))
+    found("integral / counter", device.integral_j / device.energy_j)
+    found("tick in the result, s", result.window.tick_seconds)
+    assert device.integral_j == pytest.approx(device.energy_j, rel=0.03)
+    assert result.window.tick_seconds == pytest.approx(0.1, rel=0.9)
+    assert result.engine.random_weights
+    assert result.metrics["energy_per_output_token_j"].method == "measured"
+
+
+def test_aligned_windows_agree(on_gpu: OnGpu, found: Found) -> None:
+    aligned, unaligned = on_gpu("alignment", 20, 2.0)
+    found("windows of 2 s, CV in %", 100 * _variation(aligned))
+    found("unaligned, CV in %", 100 * _variation(unaligned))
+    found("W", statistics.fmean(aligned) / 2)
+    assert _variation(aligned) <= 0.01
+    assert _variation(aligned) < _variation(unaligned)
+
+
+def test_adjacent_windows_add_up(on_gpu: OnGpu, found: Found) -> None:
+    parts, whole, watts, tick = on_gpu("adjacent", 3, 3.0)
+    found("whole, J", whole)
+    found("sum of 3 parts - whole, J", sum(parts) - whole)
+    found("a tick, J", watts * tick)
+    assert abs(sum(parts) - whole) <= max(watts * tick, 0.005 * whole)
+
+
+def test_queued_work_counts(on_gpu: OnGpu, found: Found) -> None:
+    trapped, explicit, unsynchronised = on_gpu("queued", 3.0)
+    found("queued / waited for", trapped / explicit)
+    found("nobody waits / waited for", unsynchronised / explicit)
+    assert trapped == pytest.approx(explicit, rel=0.02)
+    assert unsynchronised < 0.8 * explicit
+
+
+def test_looking_costs_nothing(on_gpu: OnGpu, found: Found) -> None:
+    ratios = on_gpu("observed", 6, 4.0)
+    seconds, energy = (statistics.median(one[at] for one in ratios) for at in (0, 1))
+    found("sampler at 10 Hz / none, time", seconds)
+    found("sampler at 10 Hz / none, energy", energy)
+    assert abs(seconds - 1) <= 0.005
+    assert abs(energy - 1) <= 0.01

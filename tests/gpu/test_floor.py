@@ -1,0 +1,60 @@
+"""How near to the hardware the 8B shape comes, and what a token of it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem import IsolatedExperiment
+
+Found = Callable[[str, object], None]
+
+STATIC = {"cache_implementation": "static"}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "options"),
+    [(1, {}), (1, STATIC), (8, STATIC), (64, STATIC)],
+    ids=["1-eager", "1-static", "8-static", "64-static"],
+)
+def test_no_pass_is_faster_than_the_floor(
+    isolated_experiment: IsolatedExperiment,
+    llama_8b: Path,
+    found: Found,
+    batch_size: int,
+    options: dict[str, Any],
+) -> None:
+    result = isolated_experiment(
+        {
+            "model": str(llama_8b),
+            "n": batch_size,
+            "max_input_tokens": 128,
+            "max_output_tokens": 128,
+            "pytorch": {"batch_size": batch_size, **options},
+            "warmup": {"n_warmup": 2, "convergence_detection": False},
+            "baseline": {"enabled": False},
+        }
+    )
+    metrics = result.metrics
+    for name in (
+        "times_floor",
+        "mbu",
+        "mfu",
+        "output_tokens_per_second",
+        "energy_per_output_token_j",
+        "itl_p50_ms",
+        "mean_power_w",
+        "peak_temperature_c",
+        "throttled_seconds",
+    ):
+        found(name, metrics[name].value)
+    found(
+        "throttled by reason, s", result.devices[0].conditions and result.devices[0].conditions.throttled_seconds
+    )
+    floor = metrics["times_floor"].value
+    assert floor is not None
+    assert floor >= 1
+    assert metrics["throttled_seconds"].value is not None

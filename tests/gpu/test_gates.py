@@ -1,0 +1,85 @@
+"""The gates on real silicon: the same is the same, and 5 % more is more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem import StudyResult
+from pytest_llem.gates.regression import compare
+from pytest_llem.gates.text import verdict_line
+from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.gates import GatesConfig
+from tests.support.environments import EVERYTHING, Environment
+
+Found = Callable[[str, object], None]
+Study = Callable[..., StudyResult]
+
+METRICS = ["energy_j", "seconds"]
+
+QUICK: dict[str, Any] = {
+    "warmup": {"n_warmup": 3, "convergence_detection": False},
+    "baseline": {"enabled": False},
+    "measurement": {"min_window_seconds": 5},
+    "gates": {"metrics": METRICS},
+}
+
+#: The GPU computes all the time: tokens go in, and one comes out.
+PREFILL = {**QUICK, "n": 32, "max_output_tokens": 1, "pytorch": {"batch_size": 32}}
+
+#: The GPU waits for Python most of the time.
+DECODE = {**QUICK, "n": 8, "max_input_tokens": 64, "max_output_tokens": 64, "pytorch": {"batch_size": 8}}
+
+
+@pytest.fixture
+def same(tmp_path: Path) -> str:
+    """The option that compares with an environment that has what this one has."""
+    return f"--llem-against={Environment(tmp_path / 'environment', *EVERYTHING).python}"
+
+
+def verdicts(result: StudyResult, found: Found) -> dict[str, GateVerdict]:
+    for verdict in result.points[0].verdicts:
+        found("gate", f"{verdict_line(verdict)}; CV {result.points[0].metrics[verdict.metric].cv or 0:.2%}")
+    return {verdict.metric: verdict for verdict in result.points[0].verdicts}
+
+
+def test_prefill(study: Study, llama_1b: Path, same: str, found: Found) -> None:
+    base = {**PREFILL, "model": str(llama_1b)}
+    cycles = {"execution": {"n_cycles": 10, "experiment_gap_seconds": 0}}
+    first = study("base", same, **base, max_input_tokens=512, **cycles)
+    for verdict in verdicts(first, found).values():
+        assert verdict.ratio is not None
+        assert abs(verdict.ratio - 1) <= 0.005
+        assert verdict.verdict == "SAME"
+    fewer = {"execution": {"n_cycles": 5, "experiment_gap_seconds": 0}}
+    more = study("base", **base, max_input_tokens=538, **fewer)
+    judged = compare(more, first, GatesConfig(metrics=METRICS), name="5 % fewer tokens", anyway=True)
+    more = more.model_copy(
+        update={"points": [more.points[0].model_copy(update={"verdicts": list(judged.verdicts)})]}
+    )
+    assert {one.verdict for one in verdicts(more, found).values()} == {"REGRESSION"}
+
+
+def test_eager_decode(study: Study, llama_1b: Path, same: str, found: Found) -> None:
+    result = study(
+        "eager", same, **DECODE, model=str(llama_1b), execution={"n_cycles": 10, "experiment_gap_seconds": 0}
+    )
+    assert "REGRESSION" not in {one.verdict for one in verdicts(result, found).values()}
+
+
+def test_more_tokens_cost_more(study: Study, llama_1b: Path, found: Found) -> None:
+    fields = {**DECODE, "model": str(llama_1b)}
+    del fields["max_output_tokens"]
+    result = study(
+        "tokens",
+        **fields,
+        sweep={"max_output_tokens": [64, 128, 256, 512]},
+        execution={"n_cycles": 1, "experiment_gap_seconds": 0, "cycle_order": "sequential"},
+    )
+    energies = [point.metrics["energy_j"].mean for point in result.points]
+    found("J a pass of 8 prompts, 64, 128, 256, 512 tokens", ", ".join(f"{one:.1f}" for one in energies if one))
+    assert all(one is not None and other is not None and one < other for one, other in pairwise(energies))

@@ -1,0 +1,50 @@
+"""The idle machine: bare, with a context, with memory held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytest_llem import IsolatedExperiment
+from pytest_llem.hardware.gpus import Board
+
+Found = Callable[[str, object], None]
+
+
+def test_nothing_costs_nothing(
+    isolated_experiment: IsolatedExperiment, llama_1b: Path, board: Board, found: Found
+) -> None:
+    """First of all: the bare machine is measured before anything has used the GPU."""
+    result = isolated_experiment(
+        {
+            "model": str(llama_1b),
+            "backend": "tests.gpu.engines:Idle",
+            "n": 1,
+            "max_output_tokens": 1,
+            "warmup": {"enabled": False},
+            "measurement": {"min_window_seconds": 30},
+        },
+    )
+    assert result.baseline is not None
+    assert result.baseline.idle_context_w is not None
+    assert result.baseline.idle_bare_w is not None
+    bare, context = result.baseline.idle_bare_w[board.uuid], result.baseline.idle_context_w
+    active = result.metrics["active_energy_j"]
+    passes, seconds = result.window.passes, result.window.window_seconds
+    assert active.value is not None
+    assert active.uncertainty is not None
+    found("bare, W", bare)
+    found("context - bare, W", context - bare)
+    found("active energy of 30 s of nothing, J", passes * active.value)
+    found("its standard uncertainty, J", passes * active.uncertainty)
+    assert 15 <= context - bare <= 70
+    assert abs(passes * active.value) <= 2 * seconds
+    assert abs(active.value) <= 2 * active.uncertainty  # 95 %
+
+
+def test_memory_that_is_held_draws_little(on_gpu: Callable[..., Any], found: Found) -> None:
+    little, much = on_gpu("held", (1, 40), 8.0)
+    found("1 GB, W", little)
+    found("40 GB, W", much)
+    assert abs(much - little) <= 3

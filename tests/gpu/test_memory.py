@@ -1,0 +1,62 @@
+"""Whatever becomes of an experiment, its memory is free again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import ExperimentError, IsolatedExperiment
+from pytest_llem.hardware.gpus import Board
+from pytest_llem.hardware.nvml import Nvml
+
+Found = Callable[[str, object], None]
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [("pytorch", None), ("tests.gpu.engines:Raises", "exception"), ("tests.gpu.engines:Dies", "signal")],
+)
+def test_it_is_free_again(
+    isolated_experiment: IsolatedExperiment,
+    llama_1b: Path,
+    board: Board,
+    found: Found,
+    engine: str,
+    kind: str | None,
+) -> None:
+    config = {
+        "model": str(llama_1b),
+        "backend": engine,
+        "n": 1,
+        "max_output_tokens": 8,
+        "warmup": {"enabled": False},
+        "baseline": {"enabled": False},
+        "measurement": {"min_window_seconds": 0},
+    }
+    with Nvml() as nvml:
+        handle = nvml.call("nvmlDeviceGetHandleByUUID", board.uuid)
+
+        def used() -> int:
+            return int(nvml.call("nvmlDeviceGetMemoryInfo", handle).used)
+
+        before = used()
+        if kind is None:
+            isolated_experiment(config)
+        else:
+            with pytest.raises(ExperimentError) as failed:
+                isolated_experiment(config)
+            assert failed.value.error.kind == kind
+        began = time.monotonic()
+        while used() - before > 2**20 and time.monotonic() - began < 10:
+            time.sleep(0.05)
+        found("memory left, bytes", used() - before)
+        found("s until it was free", time.monotonic() - began)
+        assert used() - before <= 2**20
+        holders = nvml.call("nvmlDeviceGetComputeRunningProcesses", handle)
+        assert os.getpid() not in [one.pid for one in holders]
+    # In a container, NVML may know other process ids than we do: no library of CUDA's driver, no context.
+    assert "libcuda" not in Path("/proc/self/maps").read_text()
