@@ -28,7 +28,7 @@ def _has_context() -> bool:
 
 @pytest.mark.parametrize(
     ("engine", "kind"),
-    [("pytorch", None), ("tests.gpu.engines:Raises", "exception"), ("tests.gpu.engines:Dies", "signal")],
+    [("pytorch", None), ("tests.gpu.engines:Raises", "exception"), ("tests.gpu.engines:Dies", "crash")],
 )
 def test_it_is_free_again(
     isolated_experiment: IsolatedExperiment,
