@@ -85,7 +85,6 @@ def llama_8b() -> Path:
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudyResult]:
     """Run a study, given by its fields, and return its result; *args* are pytest's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OMP_NUM_THREADS")
 
     def run(name: str, *args: str, **fields: Any) -> StudyResult:
         path = tmp_path / f"{name}.yaml"
