@@ -379,10 +379,10 @@ def test_what_is_tested_is_told():
     record, verdict = one(here, there)
     assert verdict.verdict == "SAME"
     assert record.subject == [
-        "torch: 2.13.0 here, 2.11.0 in the reference",
-        "model_fingerprint: aaaaaaaaaaaa here, none in the reference",
         "precision: fp16 here, bf16 in the reference",
         "pytorch.batch_size: 8 here, none in the reference",
+        "torch: 2.13.0 here, 2.11.0 in the reference",
+        "model_fingerprint: aaaaaaaaaaaa here, none in the reference",
         "commit: none here, cccccccccccc in the reference",
     ]
 

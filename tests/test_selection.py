@@ -65,7 +65,7 @@ def carried(folder: Path, text: str, *, point: int = 0, cycle: int = 1) -> set[s
 def carried_by(study: StudyConfig, experiment: Experiment) -> set[str]:
     """Return the keywords of an experiment under an expression that names every axis."""
     named = {*study.axis_names, *study.axis_names.values(), "cycle"}
-    return set(keywords(study, experiment, named))
+    return set(keywords(study, experiment.point.axes, experiment.cycle, named))
 
 
 class TestRewrite:
@@ -183,8 +183,8 @@ experiments:
         file = tmp_path / "s.yaml"
         file.write_text(STUDY, encoding="utf-8")
         study = load_study(file)
-        experiment = study.experiments[0]
-        assert set(keywords(study, experiment, ["batch_size", "decoder.temperature", "other"])) == {
+        one, named = study.experiments[0], ["batch_size", "decoder.temperature", "other"]
+        assert set(keywords(study, one.point.axes, one.cycle, named)) == {
             "[batch_size:8]",
             "[decoder.temperature:0.7]",
         }

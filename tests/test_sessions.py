@@ -272,7 +272,7 @@ class TestCommand:
         runs = (session(RUNS[at], number=at, facts={"subject": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
         status, _, said = llem(*folders(*runs), "--metric", METRIC)
         assert status == 0
-        assert said.startswith("llem: r2: warning: is not the same as r1: torch; ")
+        assert said.startswith("llem: r2: warning: torch not as in r1: ")
 
     def test_one_is_too_few(self, folders, llem):
         assert llem(*folders(session(RUNS[0]))) == (

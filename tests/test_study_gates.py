@@ -407,7 +407,6 @@ class TestForeseen:
     @pytest.mark.parametrize(
         ("where", "told"),
         [
-            ("{n: 30}", "37: budgets[0].where: fits no point of this study"),
             ("{n: 3}", "37: budgets[0].where: fits only experiments with budgets of their own"),
             ("", "12: budgets[0].metric: has no effect: every experiment has budgets of its own"),
         ],
