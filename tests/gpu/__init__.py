@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped where there is none; docs/gpu.md has the figures of the boards it ran on.
+"""What only a GPU can show. Skipped where there is none; the README has the figures of the board it ran on.
 
     pytest tests/gpu/test_counter.py        # one file at a time, and without -n: they want the GPU to themselves
 

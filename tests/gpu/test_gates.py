@@ -47,17 +47,23 @@ def verdicts(result: StudyResult, found: Found) -> dict[str, GateVerdict]:
     return {verdict.metric: verdict for verdict in result.points[0].verdicts}
 
 
-def test_prefill(study: Study, llama_1b: Path, same: str, found: Found) -> None:
-    base = {**PREFILL, "model": str(llama_1b)}
-    cycles = {"execution": {"n_cycles": 10, "experiment_gap_seconds": 0}}
-    first = study("base", same, **base, max_input_tokens=512, **cycles)
-    for verdict in verdicts(first, found).values():
+def test_the_same_is_the_same(study: Study, llama_1b: Path, same: str, found: Found) -> None:
+    """In turns, ten cycles against ten, where the GPU is never idle."""
+    cycles = {"n_cycles": 10, "experiment_gap_seconds": 0}
+    result = study("prefill", same, **PREFILL, model=str(llama_1b), max_input_tokens=512, execution=cycles)
+    for verdict in verdicts(result, found).values():
         assert verdict.ratio is not None
         assert abs(verdict.ratio - 1) <= 0.005
         assert verdict.verdict == "SAME"
-    fewer = {"execution": {"n_cycles": 5, "experiment_gap_seconds": 0}}
-    more = study("base", **base, max_input_tokens=538, **fewer)
-    judged = compare(more, first, GatesConfig(metrics=METRICS), name="5 % fewer tokens", anyway=True)
+
+
+def test_five_percent_more_is_found(study: Study, llama_1b: Path, found: Found) -> None:
+    cycles = {"n_cycles": 5, "experiment_gap_seconds": 0}
+    fewer, more = (
+        study(f"tokens-{length}", **PREFILL, model=str(llama_1b), max_input_tokens=length, execution=cycles)
+        for length in (512, 538)
+    )
+    judged = compare(more, fewer, GatesConfig(metrics=METRICS), name="5 % fewer tokens", anyway=True)
     more = more.model_copy(
         update={"points": [more.points[0].model_copy(update={"verdicts": list(judged.verdicts)})]}
     )
