@@ -1,23 +1,27 @@
 """Throughput inside an experiment ÷ that of a bare script on the same batches.
 
     python tests/benchmarks/throughput.py [--model NAME] [--model-path DIR] [--batch-size N] [--rounds N]
+                                          [--cache-implementation NAME]
 
 Each round runs both, one after the other, each in a fresh process; the ratio is taken within the round. The bare
 script loads the same model, warms up on the same batches as often, and calls ``generate`` on them until the same
 time is full. 1.0 means that measuring costs nothing. The spread from run to run (CV over the rounds) is printed
-for both: a round is what a cycle is to a study.
+for both: a round is what a cycle is to a study. The harness's share is the processor time that pytest, guardian and
+meters take in the window ÷ the experiment's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 from pytest_llem.backends.models import resolve_model
+from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.study.config import ExperimentConfig
 
@@ -39,6 +43,8 @@ batches = [torch.tensor(prompts[at : at + step], device=device) for at in range(
 config = GenerationConfig(
     max_new_tokens=job["output_len"], do_sample=True, temperature=1.0, top_k=50, top_p=1.0, pad_token_id=0
 )
+if job["cache_implementation"]:
+    config.cache_implementation = job["cache_implementation"]
 model.generation_config = config
 
 def sync():
@@ -66,6 +72,7 @@ def main() -> None:
     parser.add_argument("--model", default="builtin:tiny-llama")
     parser.add_argument("--model-path", type=Path, default=[], action="append", help="folder of models")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--cache-implementation", help="as in a study's section pytorch, such as static")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each window")
     options = parser.parse_args()
@@ -77,43 +84,58 @@ def main() -> None:
             "dataset": shape,
             "warmup": {"n_warmup": 1, "convergence_detection": False},
             "measurement": {"min_window_seconds": options.seconds},
-            "pytorch": {"batch_size": options.batch_size},
+            "energy": {"backend": "estimate"},  # it looks at the processor time
+            "pytorch": {
+                "batch_size": options.batch_size,
+                "cache_implementation": options.cache_implementation,
+            },
         }
     )
     paths = [str(path) for path in options.model_path]
     job = Job(
-        {"experiment_id": "bench", "config_hash": "0" * 16}, config.model_dump(mode="json"), ".", model_path=paths
+        {"experiment_id": "bench", "config_hash": "0" * 16},
+        config.model_dump(mode="json"),
+        ".",
+        model_path=paths,
+        harness=[os.getpid()],
     )
     bare_job = {
         "model": resolve_model(options.model, options.model_path).location,
         "batch_size": options.batch_size,
+        "cache_implementation": options.cache_implementation,
         "warmups": 2,
         "seconds": options.seconds,
         **shape,
     }
-    inside, bare = [], []
+    inside, bare, shares = [], [], []
     for number in range(options.rounds):
         pair = [lambda: _inside(job), lambda: _bare(bare_job)]
         order = [0, 1] if number % 2 == 0 else [1, 0]
         figures = {which: pair[which]() for which in order}
-        inside.append(figures[0])
-        bare.append(figures[1])
+        (tokens, share), other = figures[0], figures[1]
+        inside.append(tokens)
+        shares.append(share)
+        bare.append(other)
         ratio = inside[-1] / bare[-1]
         print(f"round {number + 1}: inside {inside[-1]:.1f} tok/s, bare {bare[-1]:.1f} tok/s, ratio {ratio:.3f}")
     ratios = [one / other for one, other in zip(inside, bare, strict=True)]
     print(f"ratio: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}")
     if options.rounds > 1:
         print(f"CV: inside {_cv(inside):.1%}, bare {_cv(bare):.1%}")
+    print(f"harness's share of the processor time: median {statistics.median(shares):.3%}, max {max(shares):.3%}")
 
 
 def _cv(figures: list[float]) -> float:
     return statistics.stdev(figures) / statistics.fmean(figures)
 
 
-def _inside(job: Job) -> float:
+def _inside(job: Job) -> tuple[float, float]:
+    """Return the tokens per second of an experiment, and the harness's share of the processor time."""
     outcome = run_isolated(job)
     assert outcome.result is not None, outcome
-    return float(json.loads(outcome.result)["metrics"]["output_tokens_per_second"]["value"])
+    result = json.loads(outcome.result)
+    spent = result["window"]["window_energy_j"] / WATTS_PER_BUSY_THREAD
+    return float(result["metrics"]["output_tokens_per_second"]["value"]), result["harness_cpu_seconds"] / spent
 
 
 def _bare(job: dict[str, object]) -> float:

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.energy.gpu import COUNTER
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.protocol import Reading
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.measurement.prompts import build_workload
+from pytest_llem.study.config import ExperimentConfig
 
 #: The side of the matrices: one product takes some 10 ms, so that seconds of them fit into CUDA's queue.
 SIDE = 16384
@@ -138,6 +143,36 @@ def observed(uuid: str, rounds: int, seconds: float) -> list[tuple[float, float]
     for meter in meters.values():
         meter.close()
     return ratios
+
+
+def decoding(uuid: str, model: str, tokens: int) -> tuple[float, float]:
+    """Return how long a token takes one prompt's decoding with a static cache, and for how much of that kernels run,
+    both in ms, the prompt included.
+    """
+    config = ExperimentConfig.model_validate(
+        {
+            "model": model,
+            "dataset": {"n": 1, "input_len": 32, "output_len": tokens},
+            "pytorch": {"cache_implementation": "static"},
+        }
+    )
+    engine = PyTorchEngine(config, EngineContext())
+    engine.fetch()
+    engine.load()
+    [batch] = engine.prepare(build_workload(config, engine, None).prompts)
+    for _ in range(3):
+        engine.generate(batch)
+    engine.synchronize()
+    began = time.perf_counter()
+    engine.generate(batch)
+    engine.synchronize()
+    took = time.perf_counter() - began
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        engine.generate(batch)
+        engine.synchronize()
+    busy_us = sum(event.self_device_time_total for event in seen.key_averages())
+    engine.close()
+    return 1000 * took / tokens, busy_us / 1000 / tokens
 
 
 def held(uuid: str, gigabytes: Sequence[int], seconds: float) -> list[float]:

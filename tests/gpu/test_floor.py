@@ -11,6 +11,7 @@ import pytest
 from pytest_llem import IsolatedExperiment
 
 Found = Callable[[str, object], None]
+OnGpu = Callable[..., Any]
 
 STATIC = {"cache_implementation": "static"}
 
@@ -58,3 +59,36 @@ def test_no_pass_is_faster_than_the_floor(
     assert floor is not None
     assert floor >= 1
     assert metrics["throttled_seconds"].value is not None
+
+
+def test_where_the_rest_of_a_token_goes(on_gpu: OnGpu, llama_8b: Path, found: Found) -> None:
+    """Of a token's time, what kernels do not need is Python between them."""
+    took, busy = on_gpu("decoding", str(llama_8b), 128)
+    found("ms a token", took)
+    found("of which kernels run, ms", busy)
+    assert 0 < busy <= took
+
+
+def test_a_board_at_its_limit_says_so(
+    isolated_experiment: IsolatedExperiment, llama_8b: Path, found: Found
+) -> None:
+    """Prompts alone keep the processors busy: the board reaches its power limit, and slows its clocks."""
+    result = isolated_experiment(
+        {
+            "model": str(llama_8b),
+            "n": 16,
+            "max_input_tokens": 512,
+            "max_output_tokens": 1,
+            "pytorch": {"batch_size": 16},
+            "warmup": {"n_warmup": 5, "convergence_detection": False},
+            "baseline": {"enabled": False},
+        }
+    )
+    [device] = result.devices
+    assert device.conditions is not None
+    assert device.conditions.throttled_seconds is not None
+    for name in ("mean_power_w", "peak_temperature_c", "throttled_seconds", "times_floor", "mfu"):
+        found(name, result.metrics[name].value)
+    found("throttled by reason, s", device.conditions.throttled_seconds)
+    assert device.conditions.throttled_seconds["power"] > 0
+    assert any(warning.startswith("throttled: ") for warning in result.warnings)
