@@ -146,7 +146,7 @@ def observed(uuid: str, rounds: int, seconds: float) -> list[tuple[float, float]
 
 
 def decoding(uuid: str, model: str, tokens: int) -> tuple[float, float]:
-    """Return how long a token takes one prompt's decoding with a static cache, and for how much of that kernels run,
+    """Return how long a token takes where one prompt is decoded with a static cache, and how long kernels run of it,
     both in ms, the prompt included.
     """
     config = ExperimentConfig.model_validate(
