@@ -6,8 +6,8 @@
 Each round runs both, one after the other, each in a fresh process; the ratio is taken within the round. The bare
 script loads the same model, warms up on the same batches as often, and calls ``generate`` on them until the same
 time is full. 1.0 means that measuring costs nothing. The spread from run to run (CV over the rounds) is printed
-for both: a round is what a cycle is to a study. The share of the harness is the processor time that pytest, guardian
-and meters take in the window ÷ the experiment's own.
+for both: a round is what a cycle is to a study. The harness's share is the processor time that pytest,
+guardian and meters take in the window ÷ the experiment's own.
 """
 
 from __future__ import annotations

@@ -146,8 +146,9 @@ def observed(uuid: str, rounds: int, seconds: float) -> list[tuple[float, float]
 
 
 def decoding(uuid: str, model: str, tokens: int) -> tuple[float, float]:
-    """Return how long a token takes where one prompt is decoded with a static cache, and how long kernels run of it,
-    both in ms, the prompt included.
+    """Return how long each token of a single prompt takes with a static cache, and how long kernels run for it.
+
+    Both in ms; the prompt's own pass counts among them.
     """
     config = ExperimentConfig.model_validate(
         {
