@@ -6,9 +6,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Reading
 
@@ -115,11 +116,11 @@ class RaplMeter:
     each is a small file, and one that comes too late is seen to, and gives a null.
 
     Args:
-        root: The powercap folder; the environment variable ``LLEM_POWERCAP_ROOT`` serves the tests.
+        root: The powercap folder.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self._root = root or Path(os.environ.get("LLEM_POWERCAP_ROOT") or POWERCAP)
+        self._root = root or powercap_root()
         self._zones: list[_Zone] = []
         self._tracks: list[_Track] = []
         self._began = 0.0
@@ -175,6 +176,38 @@ class RaplMeter:
                 self._look()
 
 
+def powercap_root() -> Path:
+    """Return the powercap folder; the environment variable ``LLEM_POWERCAP_ROOT`` serves the tests."""
+    return Path(os.environ.get("LLEM_POWERCAP_ROOT") or POWERCAP)
+
+
+class Domain(NamedTuple):
+    """What one counter covers: its folder, the device's name, the boundary, and how a reading calls its source."""
+
+    folder: Path
+    device: str
+    boundary: str
+    source: str
+
+
+def domains(root: Path) -> Iterator[Domain]:
+    """Yield the packages and their memory; the counters themselves are not read.
+
+    Raises:
+        OSError: A name cannot be read.
+    """
+    packages: dict[str, str] = {}
+    for folder in sorted(root.glob("intel-rapl:*")) if root.is_dir() else ():  # a package before its zones
+        name = (folder / "name").read_text().strip()
+        index = folder.name.split(":")[1]
+        if name.startswith("package"):
+            # The kernel's name: the index counts psys too, and a package of several dies is several zones.
+            packages[index] = name.removeprefix("package-")
+            yield Domain(folder, name, "cpu_package", "rapl_package")
+        elif name == "dram":
+            yield Domain(folder, f"dram-{packages.get(index, index)}", "dram", "rapl_dram")
+
+
 def _zones(root: Path) -> list[_Zone]:
     """Return the counters of the packages and of their memory.
 
@@ -183,22 +216,11 @@ def _zones(root: Path) -> list[_Zone]:
         ValueError: What is there is no counter.
     """
     zones: list[_Zone] = []
-    packages: dict[str, str] = {}
-    for folder in sorted(root.glob("intel-rapl:*")) if root.is_dir() else ():  # a package before its zones
-        name = (folder / "name").read_text().strip()
-        index = folder.name.split(":")[1]
-        if name.startswith("package"):
-            # The kernel's name: the index counts psys too, and a package of several dies is several zones.
-            packages[index] = name.removeprefix("package-")
-            boundary, source, device = "cpu_package", "rapl_package", name
-        elif name == "dram":
-            boundary, source, device = "dram", "rapl_dram", f"dram-{packages.get(index, index)}"
-        else:
-            continue
-        span = int((folder / "max_energy_range_uj").read_text())
+    for domain in domains(root):
+        span = int((domain.folder / "max_energy_range_uj").read_text())
         if span <= 0:
-            raise ValueError(f"{folder}: a counter with a range of {span} µJ")
-        zone = _Zone(folder, device, boundary, source, span)
+            raise ValueError(f"{domain.folder}: a counter with a range of {span} µJ")
+        zone = _Zone(*domain, span)
         zone.read()
         zones.append(zone)
     return zones

@@ -60,34 +60,53 @@ def boards_for(torch: str | None) -> Boards:
     Args:
         torch: Its version, which tells a build for CPUs alone; None for no torch.
     """
-    cpu_only = torch is None or torch.partition("+")[2].startswith("cpu")
-    if cpu_only or os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+    if is_for_cpus_alone(torch) or os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return Boards()
     return visible_boards()
 
 
+def is_for_cpus_alone(torch: str | None) -> bool:
+    """Return whether a PyTorch of that version is built for CPUs alone, or there is none."""
+    return torch is None or torch.partition("+")[2].startswith("cpu")
+
+
 @dataclass(frozen=True)
 class Handles:
-    """NVML's handles of the boards that CUDA may use, by UUID, and the UUID of CUDA's first where it is known."""
+    """NVML's handles of the boards that CUDA may use.
+
+    Attributes:
+        by_uuid: Those that answer, by UUID.
+        first: The UUID of CUDA's first, where it is known.
+        lost: Names of those that do not answer, as :func:`all_handles` has them.
+    """
 
     by_uuid: dict[str, Any]
     first: str | None
+    lost: frozenset[str] = frozenset()
+
+
+def all_handles(nvml: Nvml) -> dict[str, Any]:
+    """Return all boards as *nvml* hands them out, by UUID and in its order.
+
+    One that does not answer keeps its place all the same, as None under a name that is none.
+    """
+    handles: dict[str, Any] = {}
+    for index in range(nvml.ask("nvmlDeviceGetCount") or 0):
+        handle = nvml.ask("nvmlDeviceGetHandleByIndex", index)
+        uuid = nvml.ask("nvmlDeviceGetUUID", handle) if handle is not None else None
+        handles[uuid or f"lost {index}"] = handle if uuid else None
+    return handles
 
 
 def visible_handles(nvml: Nvml) -> Handles:
     """Return the boards that CUDA may use as *nvml* hands them out."""
-    handles: dict[str, Any] = {}
-    names: set[str | None] = set()
-    for index in range(nvml.ask("nvmlDeviceGetCount") or 0):
-        handle = nvml.ask("nvmlDeviceGetHandleByIndex", index)
-        uuid = nvml.ask("nvmlDeviceGetUUID", handle) if handle is not None else None
-        # One that does not answer keeps its place all the same.
-        handles[uuid or f"lost {index}"] = handle if uuid else None
-        names.add(nvml.ask("nvmlDeviceGetName", handle) if uuid else None)
+    handles = all_handles(nvml)
+    names = {nvml.ask("nvmlDeviceGetName", one) if one is not None else None for one in handles.values()}
     counted = len(names) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     uuids, ordered = cuda_order(list(handles), os.environ.get("CUDA_VISIBLE_DEVICES"), counted=counted)
     by_uuid = {uuid: handles[uuid] for uuid in uuids if handles[uuid] is not None}
-    return Handles(by_uuid, uuids[0] if ordered and uuids and uuids[0] in by_uuid else None)
+    first = uuids[0] if ordered and uuids and uuids[0] in by_uuid else None
+    return Handles(by_uuid, first, frozenset(uuids) - by_uuid.keys())
 
 
 def cuda_order(uuids: Sequence[str], visible: str | None, *, counted: bool = True) -> tuple[list[str], bool]:

@@ -31,6 +31,20 @@ _THROTTLE_FIELDS = {
 #: The same by ``nvmlPerfPolicyType_t``, for drivers that lack those field values.
 _VIOLATIONS = {"power": 0, "thermal": 1, "sync_boost": 2, "board_limit": 3, "reliability": 5}
 
+#: Bits of ``nvmlClocksEventReason…``: why clocks are as they are at the moment.
+IDLE, SETTING = "idle", "setting"
+_REASONS = {
+    IDLE: 0x1,
+    SETTING: 0x2,  # applications' clocks, or locked ones
+    "power": 0x4,
+    "hw_slowdown": 0x8,
+    "sync_boost": 0x10,
+    "sw_thermal": 0x20,
+    "hw_thermal": 0x40,
+    "hw_power_brake": 0x80,
+    "display": 0x100,
+}
+
 #: A reading outside of these, in °C and in W, is none. No board that is on draws nothing.
 _TEMPERATURES_C = (-40.0, 150.0)
 _POWERS_W = (0.001, 10_000.0)
@@ -38,11 +52,16 @@ _POWERS_W = (0.001, 10_000.0)
 
 def power_source(nvml: Nvml, handle: Any) -> PowerSource | None:
     """Return the best of what tells a board's power; None where nothing does."""
+    return next(iter(power_sources(nvml, handle)), None)
+
+
+def power_sources(nvml: Nvml, handle: Any) -> list[PowerSource]:
+    """Return all of what tells a board's power, the best first."""
     told = nvml.fields(handle, *_POWER_FIELDS.values())
     sources: list[PowerSource] = [source for source, field in _POWER_FIELDS.items() if told.get(field)]
-    if not sources and power_w(nvml, handle, "nvml_power_usage") is not None:
+    if power_w(nvml, handle, "nvml_power_usage") is not None:
         sources.append("nvml_power_usage")
-    return sources[0] if sources else None
+    return sources
 
 
 def power_w(nvml: Nvml, handle: Any, source: PowerSource) -> float | None:
@@ -77,6 +96,35 @@ def clocks_mhz(nvml: Nvml, handle: Any) -> tuple[float | None, float | None]:
     kinds = ("NVML_CLOCK_SM", "NVML_CLOCK_MEM")
     processors, memory = (nvml.ask("nvmlDeviceGetClockInfo", handle, nvml.constant(kind)) for kind in kinds)
     return processors, memory
+
+
+def clock_reasons(nvml: Nvml, handle: Any) -> list[str] | None:
+    """Return why a board's clocks are as they are at the moment; None where it does not tell."""
+    for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+        bits = nvml.ask(name, handle)  # old drivers have only the latter
+        if bits is not None:
+            return [reason for reason, bit in _REASONS.items() if bits & bit]
+    return None
+
+
+def lasting_clock_mhz(nvml: Nvml, handle: Any) -> int | None:
+    """Return a clock for the processors that a board can hold under load, in MHz; None where it tells none.
+
+    The default of applications' clocks, which the vendor gives for that; where it has none below its highest
+    clock, the highest of those that are at most three quarters of that: the power limit often forbids more.
+    """
+    sm = nvml.constant("NVML_CLOCK_SM")
+    most = nvml.ask("nvmlDeviceGetMaxClockInfo", handle, sm)
+    default = nvml.ask("nvmlDeviceGetDefaultApplicationsClock", handle, sm)
+    if default and most and default < most:
+        return int(default)
+    memory_clocks = nvml.ask("nvmlDeviceGetSupportedMemoryClocks", handle)
+    if not memory_clocks:
+        return None
+    clocks = nvml.ask("nvmlDeviceGetSupportedGraphicsClocks", handle, max(memory_clocks))
+    if not clocks:
+        return None
+    return max((int(one) for one in clocks if one <= 0.75 * max(clocks)), default=int(min(clocks)))
 
 
 def throttled_ns(nvml: Nvml, handle: Any) -> dict[str, int]:

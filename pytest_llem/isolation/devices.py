@@ -111,6 +111,30 @@ def owned(devices: Collection[str], owner: Owner, tell: Callable[[str], None]) -
         yield ownership
 
 
+def holder(name: str) -> Owner | None:
+    """Return who has a device at the moment, as his note says; None where nobody has, or it cannot be told."""
+    try:
+        note = read_note(Path(tempfile.gettempdir(), FOLDER, f"{name}.json"))
+    except OSError:  # no folder for temporary files
+        return None
+    return note if note and note.is_running() else None
+
+
+def try_locks() -> Path:
+    """Return the folder of the locks, once a lock could be had in it.
+
+    Raises:
+        DeviceError: There cannot be locks.
+    """
+    folder = _folder()
+    try:
+        with FileLock(folder / f"try-{os.getpid()}.lock", mode=0o666, fallback_to_soft=False) as lock:
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except OSError as error:
+        raise _refusal(error) from None
+    return folder
+
+
 class _Waiting:
     """For whom a process waits: told once, and remembered."""
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.hardware.gpus import board
 from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.hardware.settings import newest_cuda, settings
 from pytest_llem.results.environment import host_environment
 
 
@@ -28,45 +28,4 @@ def environment(gpus: Sequence[str], directory: Path | None = None) -> dict[str,
     if not gpus:
         return found | {"cuda_driver": None, "gpus": []}
     with Nvml() as nvml:
-        newest = nvml.ask("nvmlSystemGetCudaDriverVersion")
-        cuda = f"{newest // 1000}.{newest % 1000 // 10}" if newest is not None else None
-        return found | {"cuda_driver": cuda, "gpus": [_gpu(nvml, uuid) for uuid in gpus]}
-
-
-def _gpu(nvml: Nvml, uuid: str) -> dict[str, Any]:
-    """Return what is known of a GPU: power in W, clocks in MHz. What NVML does not tell is null."""
-    handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
-    if handle is None:
-        return {"uuid": uuid, "nvml": nvml.error}
-    known = board(nvml, uuid, handle)
-    default_limit = nvml.ask("nvmlDeviceGetPowerManagementDefaultLimit", handle)
-    return {
-        "uuid": uuid,
-        "name": known.name,
-        "driver": known.driver,
-        "power_limit_w": known.power_limit_w,
-        "default_power_limit_w": default_limit / 1000 if default_limit is not None else None,
-        "memory_mb": round(known.memory_bytes / 1e6) if known.memory_bytes is not None else None,
-        "persistence_mode": known.persistence_mode,
-        "ecc_mode": _current(nvml.ask("nvmlDeviceGetEccMode", handle)),
-        "mig_mode": _current(nvml.ask("nvmlDeviceGetMigMode", handle)),
-        **_clocks(nvml, handle),
-        "pcie_generation": nvml.ask("nvmlDeviceGetMaxPcieLinkGeneration", handle),  # an idle link is slower
-        "pcie_width": nvml.ask("nvmlDeviceGetCurrPcieLinkWidth", handle),
-    }
-
-
-def _clocks(nvml: Nvml, handle: Any) -> dict[str, int | None]:
-    """Return the clocks of processors and memory: as they are, at most, and as applications are to have them."""
-    kinds = (("sm", nvml.constant("NVML_CLOCK_SM")), ("memory", nvml.constant("NVML_CLOCK_MEM")))
-    calls = (
-        ("{}_clock_mhz", "nvmlDeviceGetClockInfo"),
-        ("max_{}_clock_mhz", "nvmlDeviceGetMaxClockInfo"),
-        ("application_{}_clock_mhz", "nvmlDeviceGetApplicationsClock"),
-    )
-    return {key.format(kind): nvml.ask(call, handle, constant) for key, call in calls for kind, constant in kinds}
-
-
-def _current(modes: Any) -> bool | None:
-    """Return whether a mode is on, of what NVML gives: the current and the pending one."""
-    return bool(modes[0]) if modes is not None else None
+        return found | {"cuda_driver": newest_cuda(nvml), "gpus": [settings(nvml, uuid) for uuid in gpus]}

@@ -93,7 +93,7 @@ def host_environment(directory: Path | None = None) -> dict[str, Any]:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "virtual_machine": is_virtual(),
-        "container": _container(),
+        "container": container(),
         **processor(),
         "memory_mb": round(psutil.virtual_memory().total / 1e6),
         "python": platform.python_version(),
@@ -109,7 +109,7 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in given.items() if _HARMLESS.fullmatch(value)}
 
 
-def _container(root: Path = Path("/")) -> str | None:
+def container(root: Path = Path("/")) -> str | None:
     """Return the kind of container this is, as far as it leaves a sign; None for no sign."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "kubernetes"

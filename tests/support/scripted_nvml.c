@@ -36,7 +36,15 @@
  *       used_mb 0 500         from t = 0 on 500 MB of that are in use; more such lines as for power, none: 0
  *       no_memory 1           it tells nothing of its memory
  *       capability 9.0        CUDA compute capability; default 9.0
+ *       default_limit_w 700   the vendor's; default: none is told
  *       persistence 1
+ *       ecc 1                 default: none is told
+ *       compute_mode 2        nvmlComputeMode_t
+ *       max_sm_clock 1980     MHz; default: none is told
+ *       default_sm_clock 1590 of applications; likewise
+ *       clocks 345 1980 15    clocks that the processors can be set to: from, to, in steps of
+ *       reasons 1             bits of nvmlClocksEventReason...; default: none are told
+ *       user 4242 900 python  a process that computes on it: pid, MB, name; more such lines as there are
  *       mig 1
  *       no_counter 1          it has no energy counter, being older than Volta
  *       reset_at 3.0          at t = 3 the energy counter starts again from 0
@@ -98,8 +106,13 @@ enum { NVML_VALUE_TYPE_UNSIGNED_INT = 1, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG = 3 
 enum { NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2 };
 enum { NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83, NVML_FI_DEV_POWER_AVERAGE = 185, NVML_FI_DEV_POWER_INSTANT = 186 };
 enum { NVML_DEVICE_ARCH_PASCAL = 4, NVML_DEVICE_ARCH_HOPPER = 9 };
+typedef struct {
+    unsigned int pid;
+    unsigned long long usedGpuMemory;
+    unsigned int gpuInstanceId, computeInstanceId;
+} nvmlProcessInfo_t;
 
-enum { BOARDS = 80, SEGMENTS = 32, RULES = 160, TEXT = 256 };
+enum { BOARDS = 80, SEGMENTS = 32, RULES = 160, TEXT = 256, USERS = 8 };
 
 /* Why a board may hold its clocks down: field values, the first six of which are also nvmlPerfPolicyType_t. */
 static const struct {
@@ -121,10 +134,20 @@ typedef struct {
     int n;
 } Course;
 
+typedef struct {
+    unsigned int pid;
+    double mb;
+    char name[TEXT];
+} User;
+
 typedef struct Board {
     char uuid[TEXT], name[TEXT];
     double tick_ms, phase_ms, counter_mj, power_limit_w, memory_mb, reset_at, lost_at;
     double persistence, mig, no_counter, no_power_reading, averages, old_driver, early_driver, no_memory, capability;
+    double default_limit_w, ecc, compute_mode, max_sm_clock, default_sm_clock, reasons;
+    double clocks[3]; /* from, to, in steps of; none where the last is 0 */
+    User users[USERS];
+    int n_users;
     Course watts, celsius, used_mb, sm_clock, memory_clock, throttle[REASONS];
 } Board;
 typedef Board *nvmlDevice_t;
@@ -196,6 +219,12 @@ static void add_throttle(Board *board, const char *value) {
     give_up("throttle %s", value);
 }
 
+static void add_user(Board *board, const char *value) {
+    if (board->n_users == USERS) give_up("more than %d lines of user", USERS);
+    User *user = &board->users[board->n_users++];
+    if (sscanf(value, "%u %lf %255[^\n]", &user->pid, &user->mb, user->name) < 3) give_up("user %s", value);
+}
+
 static void read_line(const char *word, const char *value) {
     Board *board = script.n_boards ? &script.boards[script.n_boards - 1] : NULL;
     double number = strtod(value, NULL);
@@ -220,6 +249,7 @@ static void read_line(const char *word, const char *value) {
         board->tick_ms = 20;
         board->capability = 9.0;
         board->reset_at = board->lost_at = INFINITY;
+        board->reasons = board->ecc = -1;
     } else if (!board) {
         give_up("%s before any device", word);
     } else if (!strcmp(word, "name")) {
@@ -236,6 +266,11 @@ static void read_line(const char *word, const char *value) {
         add_segment(&board->memory_clock, word, value);
     } else if (!strcmp(word, "throttle")) {
         add_throttle(board, value);
+    } else if (!strcmp(word, "user")) {
+        add_user(board, value);
+    } else if (!strcmp(word, "clocks")) {
+        if (sscanf(value, "%lf %lf %lf", &board->clocks[0], &board->clocks[1], &board->clocks[2]) < 3)
+            give_up("clocks %s", value);
     } else {
         const struct {
             const char *word;
@@ -249,6 +284,9 @@ static void read_line(const char *word, const char *value) {
             {"averages", &board->averages},       {"no_power_reading", &board->no_power_reading},
             {"old_driver", &board->old_driver},   {"early_driver", &board->early_driver},
             {"no_memory", &board->no_memory},     {"capability", &board->capability},
+            {"ecc", &board->ecc},                 {"default_limit_w", &board->default_limit_w},
+            {"reasons", &board->reasons},         {"compute_mode", &board->compute_mode},
+            {"max_sm_clock", &board->max_sm_clock}, {"default_sm_clock", &board->default_sm_clock},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -625,5 +663,123 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int n, nvmlFieldValue
 nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *architecture) {
     ENTER(device)
     *architecture = value = device->no_counter ? NVML_DEVICE_ARCH_PASCAL : NVML_DEVICE_ARCH_HOPPER;
+    LEAVE
+}
+
+nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) {
+    call(__func__, NULL);
+    nvmlReturn_t result = users ? failure(__func__, NULL) : NVML_ERROR_UNINITIALIZED;
+    *version = 13000;
+    trace(__func__, NULL, result, 13000);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned int length) {
+    call(__func__, NULL);
+    nvmlReturn_t result = users ? NVML_ERROR_NOT_FOUND : NVML_ERROR_UNINITIALIZED;
+    for (int i = 0; users && i < script.n_boards; i++)
+        for (int j = 0; j < script.boards[i].n_users; j++)
+            if (script.boards[i].users[j].pid == pid) result = put(name, length, script.boards[i].users[j].name);
+    trace(__func__, NULL, result, pid);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+nvmlReturn_t nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t device, unsigned int *milliwatts) {
+    ENTER(device)
+    if (!device->default_limit_w)
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else
+        *milliwatts = value = (unsigned int)(device->default_limit_w * 1000);
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
+    ENTER(device)
+    if (device->ecc < 0)
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else
+        *current = *pending = device->ecc != 0;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t device, unsigned int *mode) {
+    ENTER(device)
+    *mode = (unsigned int)device->compute_mode;
+    LEAVE
+}
+
+/* MHz, where there are any. */
+static nvmlReturn_t told_mhz(double clock, int type, unsigned int *mhz) {
+    if (type != NVML_CLOCK_SM || !clock) return NVML_ERROR_NOT_SUPPORTED;
+    *mhz = (unsigned int)clock;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMaxClockInfo(nvmlDevice_t device, int type, unsigned int *mhz) {
+    ENTER(device)
+    result = told_mhz(device->max_sm_clock, type, mhz);
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetDefaultApplicationsClock(nvmlDevice_t device, int type, unsigned int *mhz) {
+    ENTER(device)
+    result = told_mhz(device->default_sm_clock, type, mhz);
+    LEAVE
+}
+
+/* A list as NVML gives it: how many there are, and only where there is room for all of them, these. */
+static nvmlReturn_t told_list(unsigned int n, unsigned int *count) {
+    unsigned int room = *count;
+    *count = n;
+    return n > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetSupportedMemoryClocks(nvmlDevice_t device, unsigned int *count, unsigned int *mhz) {
+    ENTER(device)
+    if (!device->clocks[2])
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else if ((result = told_list(1, count)) == NVML_SUCCESS)
+        mhz[0] = 2619;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned int memory, unsigned int *count,
+                                                  unsigned int *mhz) {
+    ENTER(device)
+    double from = device->clocks[0], step = device->clocks[2];
+    if (!step || memory != 2619)
+        result = NVML_ERROR_NOT_FOUND;
+    else if ((result = told_list((unsigned int)((device->clocks[1] - from) / step) + 1, count)) == NVML_SUCCESS)
+        for (unsigned int i = 0; i < *count; i++) mhz[i] = (unsigned int)(from + (*count - 1 - i) * step);
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *bits) {
+    ENTER(device)
+    if (device->reasons < 0)
+        result = NVML_ERROR_NOT_SUPPORTED;
+    else
+        *bits = value = (unsigned long long)device->reasons;
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
+                                                     nvmlProcessInfo_t *processes) {
+    ENTER(device)
+    if ((result = told_list((unsigned int)device->n_users, count)) == NVML_SUCCESS)
+        for (unsigned int i = 0; i < *count; i++) {
+            const User *user = &device->users[i];
+            processes[i] = (nvmlProcessInfo_t){user->pid, (unsigned long long)(user->mb * 1e6), 0, 0};
+        }
+    LEAVE
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
+                                                      nvmlProcessInfo_t *processes) {
+    ENTER(device)
+    (void)processes;
+    *count = 0;
     LEAVE
 }
