@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -53,7 +54,7 @@ def test_the_schema_is_written_to_a_file(tmp_path, capsys):
 )
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys, place, said):
     file = str(tmp_path / place)
-    assert cli.main(["schema", "--output", file]) == 1
+    assert cli.main(["schema", "--output", file]) == 2
     assert capsys.readouterr() == ("", f"llem: {file}: {said}\n")
 
 
@@ -62,14 +63,14 @@ def test_a_reader_that_goes_away_is_no_mistake():
     os.close(reader)
     done = llem("schema", stdout=writer)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (2, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_output_that_cannot_be_written_is_one_line():
     with Path("/dev/full").open("w") as full:
         done = llem("schema", stdout=full)
-    assert (done.returncode, done.stderr) == (1, "llem: standard output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "llem: standard output: No space left on device\n")
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys):
@@ -81,7 +82,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "llem: interrupted\n")
 
 
-@pytest.mark.parametrize("command", ["schema", "fetch study.yaml", "aa results"])
+@pytest.mark.parametrize("command", ["schema", "fetch study.yaml", "aa results", "compare A B", "doctor"])
 def test_no_standard_output_is_one_line(command):
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *command.split()],
@@ -89,7 +90,7 @@ def test_no_standard_output_is_one_line(command):
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (1, "llem: standard output: is closed\n")
+    assert (done.returncode, done.stderr) == (2, "llem: standard output: is closed\n")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,13 @@ def test_no_standard_output_is_one_line(command):
         ["fetch"],
         ["fetch", "s.yaml", "--model-path"],
         ["aa"],
+        ["aa", "results", "--metric", "sceonds"],
+        ["compare", "A"],
+        ["compare", "A", "B", "--form", "json"],
+        ["doctor", "here"],
+        ["doctor", "--format", "xml"],
+        ["doctor", "--timeout", "0"],
+        ["doctor", "--timeout", "soon"],
     ],
 )
 def test_wrong_usage(capsys, arguments):
@@ -123,20 +131,59 @@ def test_the_version(capsys):
     [
         (["--help"], ["schema  ", "fetch  ", "aa  ", "pytest STUDY.yaml -p llem", "--version"]),
         (["fetch", "--help"], ["STUDY", "--model-path DIR", "HF_HUB_OFFLINE=1", "llem_model_path"]),
-        (["aa", "--help"], ["DIR", "--metric NAME", "session"]),
+        (["compare", "--help"], ["A  ", "B  ", "--metric METRIC", "--fail-on VERDICT"]),
+        (["aa", "--help"], ["DIR", "--metric METRIC", "session"]),
+        (["doctor", "--help"], ["--format FORMAT", "--python PYTHON", "--timeout SECONDS", "blocks"]),
         (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
     ],
 )
 def test_help_says_what_there_is_and_loads_nothing_for_it(arguments, said):
     code = (
         "import sys\n"
+        "before = set(sys.modules)\n"  # a path file of the environment may import what it likes
         "from pytest_llem.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as stopped: assert stopped.code == 0\n"
-        "assert not {'pydantic', 'yaml', 'rich', 'pytest', 'torch'} & set(sys.modules)\n"
-        "assert not [one for one in sys.modules if one.startswith('pytest_llem.study')]\n"
+        "loaded = set(sys.modules) - before\n"
+        "assert {one.partition('.')[0] for one in loaded} - sys.stdlib_module_names == {'pytest_llem'}\n"
+        "ours = {one for one in loaded if one.startswith('pytest_llem.')}\n"
+        "assert all(one.startswith('pytest_llem.cli') for one in ours), ours\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert all(text in done.stdout for text in said)
+
+
+NAMES = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in NAMES)], ids=["llem", *NAMES])
+def test_help_has_one_style_and_fits_a_terminal(capsys, monkeypatch, arguments):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    if arguments:
+        assert "examples:" in lines
+        statuses = lines[lines.index("exit status:") + 1 :]
+        assert [line.split()[0] for line in statuses if not line.startswith("    ")][-2:] == ["2", "130"]
+        assert statuses[0].startswith("  0    ")
+
+
+def test_the_list_of_commands_is_the_modules(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = re.findall(r"^    (\w+) +\S", capsys.readouterr().out, re.M)
+    assert listed == NAMES
+
+
+def test_an_error_without_standard_error_is_silent():
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "aa", "no/where"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")

@@ -189,8 +189,6 @@ def test_other_devices_are_compared_anyway(saved, capsys):
         (("nain", "same"), "no baseline 'nain' (did you mean 'main'?); there are: main, same, worse"),
         (("main", "no/where"), "no/where: no such file or folder"),
         (("main", "broken.json"), "broken.json: not a StudyResult: the file: Invalid JSON"),
-        (("main", "same", "--metric", "second"), "--metric: no metric 'second' (did you mean 'seconds'?)"),
-        (("main", "same", "--metric", "mfu"), "--metric: mfu: neither way is better, so that it cannot get worse"),
         (("main", "same", "--alpha", "0.7"), "gates: alpha: Input should be less than 0.5"),
         (("main", "same", "--delta", "-1"), "gates: delta"),
     ],
@@ -201,6 +199,20 @@ def test_what_cannot_be_compared_is_a_line_and_status_2(saved, capsys, arguments
     assert (status, out) == (2, "")
     assert error.startswith(f"llem: {said}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("second", "there is no metric 'second' (did you mean 'seconds'?)"),
+        ("mfu", "mfu is not gated: neither more nor less of it is better"),
+    ],
+)
+def test_a_metric_that_is_none_is_wrong_usage(saved, capsys, metric, said):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compare", "main", "same", "--metric", metric])
+    assert stopped.value.code == 2
+    assert f"argument --metric: {said}" in capsys.readouterr().err
 
 
 def test_older_results_fail_and_say_why(saved, capsys):

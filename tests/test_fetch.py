@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from pytest_llem.backends.tiny_llama import tiny_llama
-from pytest_llem.fetch import Need, needs
+from pytest_llem.cli.needs import Need, needs
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.loading import load_study
 from tests.support.hub import COMMIT, serving

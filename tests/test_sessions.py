@@ -266,7 +266,7 @@ class TestCommand:
     def test_what_is_no_session_of_the_same(self, folders, llem, second, said):
         first = session(RUNS[0], facts={"bench": {"gpu": "H100"}})
         names = folders(first, session(RUNS[1], **{"number": 2} | second))
-        assert llem(*names) == (1, [], f"llem: r2: {said}\n")
+        assert llem(*names) == (2, [], f"llem: r2: {said}\n")
 
     def test_what_is_tested_should_be_the_same(self, folders, llem):
         runs = (session(RUNS[at], number=at, facts={"subject": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
@@ -276,20 +276,20 @@ class TestCommand:
 
     def test_one_is_too_few(self, folders, llem):
         assert llem(*folders(session(RUNS[0]))) == (
-            1,
+            2,
             [],
             "llem: r1: is one session, and at least two are needed\n",
         )
 
     def test_what_cannot_be_read(self, folders, llem, tmp_path):
         names = folders(session(RUNS[0]))
-        assert llem(*names, "gone") == (1, [], "llem: gone: No such file or directory\n")
+        assert llem(*names, "gone") == (2, [], "llem: gone: No such file or directory\n")
         (tmp_path / "empty").mkdir()
         status, _, said = llem(*names, "empty")
-        assert (status, said.startswith("llem: empty"), said.count("\n")) == (1, True, 1)
+        assert (status, said.startswith("llem: empty"), said.count("\n")) == (2, True, 1)
         (tmp_path / "other.json").write_text(json.dumps({"schema_version": "9.0"}))
         status, _, said = llem(*names, "other.json")
-        assert (status, said.startswith("llem: other.json: schema version 9.0 cannot")) == (1, True)
+        assert (status, said.startswith("llem: other.json: schema version 9.0 cannot")) == (2, True)
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -1,13 +1,13 @@
-"""``llem aa``: how far sessions differ that measured the same, and the delta that leaves room for that."""
+"""How far sessions differ that measured the same, and the delta that leaves room for that: ``llem aa`` tells."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pytest_llem.cli.command import DONE, FAILED, NOT_RUN, complain
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.results.facts import BENCH
@@ -26,7 +26,7 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         metrics: By their names in the catalogue; empty for those that the study gates.
 
     Returns:
-        0, or 1 where there is nothing to recommend.
+        0, 1 where there is nothing to recommend, or 2 where a path holds no such result.
 
     Raises:
         OSError: A result cannot be read.
@@ -34,8 +34,8 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
     try:
         results = _read(paths)
     except ValueError as error:
-        print(f"llem: {printable(str(error))}", file=sys.stderr)
-        return 1
+        complain(str(error))
+        return NOT_RUN
     alpha = GatesConfig().alpha
     names = list(dict.fromkeys(metrics or _family(results[-1])))
     effects = []
@@ -43,16 +43,16 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
         try:
             effects.append(session_effect(results, name, alpha=alpha, metrics=len(names)))
         except UndecidableError as error:
-            print(f"llem: {name}: {printable(str(error))}", file=sys.stderr)
+            complain(f"{name}: {error}")
     if not effects:
-        return 1
+        return FAILED
     usable = {effect.metric: rounded for effect in effects if (rounded := _rounded(effect.delta)) < 1}
     for line in _told(effects, usable, alpha):
         print(line)
     for effect in effects:
         if effect.metric not in usable:
-            print(f"llem: {effect.metric}: {_USELESS}", file=sys.stderr)
-    return 0 if usable else 1
+            complain(f"{effect.metric}: {_USELESS}")
+    return DONE if usable else FAILED
 
 
 def _read(paths: Sequence[Path]) -> list[StudyResult]:
@@ -76,10 +76,9 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
         if differ := _differing(first, result, "bench"):
             raise ValueError(f"{path}: was measured otherwise than {paths[0]}: {', '.join(differ)}")
         if differ := _differing(first, result, "subject"):
-            print(
-                f"llem: {path}: warning: {', '.join(differ)} not as in {paths[0]}: "
-                "what that changes is counted as the session's",
-                file=sys.stderr,
+            complain(
+                f"{path}: warning: {', '.join(differ)} not as in {paths[0]}: "
+                "what that changes is counted as the session's"
             )
         for entry in result.experiments:
             if entry.replayed_from is not None:

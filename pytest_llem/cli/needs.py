@@ -13,6 +13,7 @@ from pytest_llem import registry
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import EngineContext, PreflightError
 from pytest_llem.backends.refusals import one_line
+from pytest_llem.cli.command import DONE, FAILED
 from pytest_llem.measurement.hub_dataset import cached_dataset, fetch_dataset
 from pytest_llem.measurement.prompts import hub_dataset
 from pytest_llem.options import Settings, read_config
@@ -63,7 +64,7 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
     """
     pytest_config = read_config(paths)
     if pytest_config is None:  # pytest has said why
-        return 1
+        return FAILED
     settings = Settings.from_config(pytest_config)
     sys.path.append(str(pytest_config.rootpath))  # where an experiment looks for an engine, too
     studies = list(_read(paths, settings))
@@ -77,7 +78,7 @@ def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
             reason = re.sub(r"^(model|dataset) .*? not found: ", "", one_line(error), count=1)
             told = f"not to be had: {need}: {reason}"
         print(printable(told), flush=True)
-    return 0 if complete else 1
+    return DONE if complete else FAILED
 
 
 def needs(studies: Iterable[StudyConfig]) -> list[Need]:

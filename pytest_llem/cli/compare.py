@@ -1,0 +1,141 @@
+"""``llem compare``: two saved results, held against each other as a run would hold them."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llem.cli.command import (
+    DONE,
+    FAILED,
+    NOT_RUN,
+    Commands,
+    complain,
+    gated_metric,
+    need_output,
+    write,
+)
+from pytest_llem.cli.command import (
+    add as add_command,
+)
+
+if TYPE_CHECKING:
+    from pytest_llem.results.models import StudyResult
+    from pytest_llem.study.gates import GatesConfig
+
+_DESCRIPTION = """\
+Compare two saved results, point by point and metric by metric, as
+pytest --llem-baseline does.
+
+A is the reference, B what is judged: each the name of a baseline below the
+current folder, a saved file, a study_result.json or a results directory.
+Which metrics are compared, and how finely, B's study says (gates:).
+"""
+
+_EXAMPLES = """\
+  llem compare main results/llama_2026-11-24T09-12-41Z
+  llem compare A B --metric seconds --format markdown
+"""
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "compare",
+        _run,
+        summary="tell regressions from noise between two saved results",
+        description=_DESCRIPTION,
+        statuses={DONE: "no gate failed", FAILED: "a gate failed, or could not be judged"},
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("reference", metavar="A", help="what is compared with")
+    parser.add_argument("candidate", metavar="B", help="what is judged")
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        choices=("table", "markdown", "json"),
+        default="table",
+        help="table (default), markdown or json",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="METRIC",
+        action="append",
+        default=[],
+        type=gated_metric,
+        help="look at this one; may be given several times; default: those that the study gates",
+    )
+    parser.add_argument("--alpha", metavar="ALPHA", type=float, help="share of false alarms (0.01 is 1 %%)")
+    parser.add_argument(
+        "--delta", metavar="DELTA", type=float, help="relative change that does not count (0.02 is 2 %%)"
+    )
+    parser.add_argument(
+        "--fail-on",
+        metavar="VERDICT",
+        choices=("regression", "inconclusive"),
+        default="regression",
+        help="regression (default), or inconclusive: fail where it cannot be decided, too",
+    )
+    parser.add_argument(
+        "--anyway",
+        action="store_true",
+        help="compare where the device, the data or the way of measuring differ, too",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    need_output()
+    try:
+        text, failed = _compared(options)
+    except ValueError as error:
+        complain(str(error))
+        return NOT_RUN
+    write(text)
+    return FAILED if failed else DONE
+
+
+def _compared(options: argparse.Namespace) -> tuple[str, bool]:
+    """Return the comparison as text, and whether any gate failed.
+
+    Raises:
+        ValueError: A result cannot be read, or the rest makes no sense.
+    """
+    from pytest_llem.gates.regression import compare
+    from pytest_llem.gates.saved import load
+    from pytest_llem.reporting import comparison as shown
+
+    there, here = load(options.reference, Path()), load(options.candidate, Path())
+    settings = _settings(here, options.metric, options.alpha, options.delta)
+    found = compare(here, there, settings, name=options.reference, anyway=options.anyway, fail_on=options.fail_on)
+    failed = any(verdict.outcome == "failed" for verdict in found.verdicts)
+    if options.format == "json":
+        return shown.as_json(found), failed
+    if options.format == "markdown":
+        return shown.markdown(found), failed
+    return "\n".join(shown.lines(found, shutil.get_terminal_size().columns)) + "\n", failed
+
+
+def _settings(
+    result: StudyResult, metrics: Sequence[str], alpha: float | None, delta: float | None
+) -> GatesConfig:
+    """Return what the study of *result* says of its gates, with what is given in its place.
+
+    Raises:
+        ValueError: It makes no sense.
+    """
+    from pydantic import ValidationError
+
+    from pytest_llem.study.gates import GatesConfig
+
+    given: dict[str, Any] = {"metrics": list(dict.fromkeys(metrics)) or None, "alpha": alpha, "delta": delta}
+    said = dict(result.measurement_protocol.get("gates") or {})
+    said |= {key: value for key, value in given.items() if value is not None}
+    try:
+        return GatesConfig.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"gates: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,0 +1,197 @@
+"""What stands in the way, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_llem.doctor.examination import SEVERITIES, Examination, Finding, Severity, Verdict
+from pytest_llem.doctor.gpu_findings import gpu_findings
+from pytest_llem.doctor.records import Cpu, Driver, Gpu, Rapl, Software, Surroundings
+from pytest_llem.doctor.surroundings import HUB, LOCKS, RESULTS, TEMPORARY
+from pytest_llem.hardware.gpus import is_for_cpus_alone
+
+#: Less free space than this is told, in MB.
+LITTLE_MB = 2_000
+
+#: A machine whose load is above this share of its CPUs, and this number of them, is not at rest.
+_BUSY_SHARE, _BUSY = 0.1, 0.5
+
+_RAPL_COMMANDS = [
+    'sudo chgrp -R "$(id -gn)" /sys/class/powercap/intel-rapl/',
+    "sudo find /sys/class/powercap/intel-rapl/ -name energy_uj -exec chmod g+r {} +",
+]
+
+
+def findings(seen: Examination, used: Sequence[Gpu]) -> list[Finding]:
+    """Return what stands in the way, the worst first.
+
+    Args:
+        seen: What was found of everything else.
+        used: The GPUs that an engine runs on where nothing else is said.
+    """
+    found = [
+        *_driver(seen, used),
+        *_torch(seen.software, seen.driver, seen.gpus, seen.verdict),
+        *gpu_findings([gpu for gpu in seen.gpus if gpu.visible], used, seen.surroundings),
+        *_rapl(seen.rapl, seen.cpu, seen.surroundings, on_gpu=bool(used)),
+        *_engines(seen.software),
+        *_cpu(seen.cpu, on_gpu=bool(used)),
+        *_surroundings(seen.surroundings),
+    ]
+    if seen.verdict.method != "measured" and not any(one.severity == "blocks" for one in found):
+        reason = seen.verdict.reason or "no meter reads this machine"
+        found.append(Finding(severity="blocks", about="energy", what=reason))
+    return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
+
+
+def _driver(seen: Examination, used: Sequence[Gpu]) -> Iterator[Finding]:
+    driver, gpus, around = seen.driver, seen.gpus, seen.surroundings
+    if driver.error is not None and driver.present:
+        if driver.stuck:
+            do, commands = "the driver hangs: reset the GPU, or restart the machine", ["sudo dmesg | grep -i nvrm"]
+        elif around.container is not None:
+            do, commands = "let the container have the GPU, as docker run --gpus all does", []
+        else:
+            do, commands = "NVIDIA's own tool tells more", ["nvidia-smi"]
+        spared = seen.verdict.method == "measured" and not used
+        severity: Severity = "hinders" if spared else "blocks"
+        yield Finding(severity=severity, about="NVML", what=driver.error, do=do, commands=commands)
+    hidden = [gpu for gpu in gpus if not gpu.visible]
+    if gpus and len(hidden) == len(gpus):
+        yield Finding(
+            severity="note",
+            about="GPUs",
+            what=f"CUDA_VISIBLE_DEVICES={around.cuda_visible_devices or ''} leaves none to experiments",
+        )
+
+
+def _torch(software: Software, driver: Driver, gpus: Sequence[Gpu], verdict: Verdict) -> Iterator[Finding]:
+    versions = {package.name: package.version for package in software.packages}
+    torch = versions.get("torch")
+    if torch is not None and is_for_cpus_alone(torch) and any(gpu.visible for gpu in gpus):
+        yield Finding(
+            severity="hinders" if verdict.method == "measured" else "blocks",
+            about="torch",
+            what=f"torch {torch} is built for CPUs alone, and does not use the GPU",
+            do="install a build for CUDA",
+        )
+    built = next((engine.torch_cuda for engine in software.engines if engine.torch_cuda), None)
+    if built and driver.cuda and _pair(built) > _pair(driver.cuda):
+        other_major = _pair(built)[0] > _pair(driver.cuda)[0]
+        yield Finding(
+            severity="blocks" if other_major else "note",
+            about="torch",
+            what=f"torch {torch} is built for CUDA {built}, and driver {driver.version} runs up to {driver.cuda}",
+            do="install a newer driver, or a torch that is built for an older CUDA" if other_major else None,
+        )
+
+
+def _rapl(rapl: Rapl, cpu: Cpu, around: Surroundings, *, on_gpu: bool) -> Iterator[Finding]:
+    if rapl.error is None:
+        return
+    do, commands = None, []
+    if rapl.denied:
+        do, commands = "let your group read the counters, after each boot", _RAPL_COMMANDS
+    elif rapl.domains:
+        do = "virtual machines may show counters that stand still" if cpu.virtual_machine else None
+    elif cpu.virtual_machine:
+        do = "this is a virtual machine, and those seldom have one: measure on the machine itself, or on a GPU"
+    elif around.container is not None:
+        do = "containers hide it: docker run --security-opt systempaths=unconfined, or measure outside"
+    else:
+        do = "this processor has none, or its module is not loaded"
+        commands = ["sudo modprobe intel_rapl_msr"]
+    reason = rapl.error.removeprefix("RAPL: ")
+    if on_gpu:
+        what = f"CPU energy is not measured beside the GPU's: {reason}"
+        yield Finding(severity="note", about="RAPL", what=what, do=do, commands=commands)
+    else:
+        yield Finding(severity="blocks", about="RAPL", what=reason, do=do, commands=commands)
+
+
+def _engines(software: Software) -> Iterator[Finding]:
+    if software.error is not None:
+        yield Finding(severity="blocks", about="python", what=f"{software.executable} {software.error}")
+        return
+    if not software.engines:
+        yield Finding(
+            severity="blocks",
+            about="engines",
+            what="none is installed",
+            commands=[f"{software.executable} -m pip install pytest-llem"],
+        )
+    usable = any(engine.error is None for engine in software.engines)
+    for engine in software.engines:
+        if engine.error is not None:
+            yield Finding(
+                severity="hinders" if usable else "blocks",
+                about=f"engine {engine.name}",
+                what=f"it cannot be imported: {engine.error}",
+            )
+
+
+def _cpu(cpu: Cpu, *, on_gpu: bool) -> Iterator[Finding]:
+    if cpu.held_by is not None and not on_gpu:
+        what = f"an experiment has it: {cpu.held_by}"
+        yield Finding(severity="hinders", about="CPU", what=what, do="others wait for its end")
+    elif cpu.load is not None and cpu.load > max(_BUSY, _BUSY_SHARE * (cpu.count or 1)):
+        yield Finding(
+            severity="hinders",
+            about="CPU",
+            what=f"it is not at rest: the load of the last minute is {cpu.load:g} on {cpu.count} CPUs",
+            do="end what runs, and wait",
+        )
+    if cpu.limit is not None and cpu.limit < (cpu.count or 0):
+        yield Finding(
+            severity="note" if on_gpu else "hinders",
+            about="CPU",
+            what=f"this process may take the time of {cpu.limit:g} of {cpu.count} CPUs, and no more",
+            do=f"as many threads as that: OMP_NUM_THREADS={max(1, int(cpu.limit))}",
+        )
+    if cpu.governor is not None and cpu.governor != "performance":
+        yield Finding(
+            severity="note" if on_gpu else "hinders",
+            about="CPU",
+            what=f"its clocks follow the load (governor {cpu.governor})",
+            do="hold them up, until the next boot",
+            commands=["sudo cpupower frequency-set -g performance"],
+        )
+    if cpu.virtual_machine and not on_gpu:
+        yield Finding(
+            severity="note", about="CPU", what="a virtual machine: others may share its cores, which it cannot see"
+        )
+
+
+def _surroundings(around: Surroundings) -> Iterator[Finding]:
+    if around.os != "Linux":
+        yield Finding(severity="blocks", about="system", what=f"{around.os} is not supported: Linux is")
+    if around.container is not None:
+        what = f"this is a container ({around.container}): what runs outside of it cannot be seen"
+        yield Finding(severity="note", about="container", what=what)
+    if around.memory_limit_mb is not None and around.memory_limit_mb < (around.memory_mb or 0):
+        what = f"this process may have {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,}"
+        yield Finding(severity="note", about="memory", what=f"{what}: the plan does not know of that")
+    for folder in around.folders:
+        if folder.error is not None:
+            needed = folder.what_for in (TEMPORARY, LOCKS)
+            yield Finding(
+                severity="blocks" if needed else "note",
+                about=folder.what_for,
+                what=f"{folder.path}: {folder.error}" if folder.path else folder.error,
+                do=_FOLDERS[folder.what_for],
+            )
+        elif folder.free_mb is not None and folder.free_mb < LITTLE_MB and folder.what_for != LOCKS:
+            what = f"{folder.free_mb:,} MB are free on the disk of {folder.path}"
+            yield Finding(severity="note", about=folder.what_for, what=what, do=_FOLDERS[folder.what_for])
+
+
+_FOLDERS = {
+    TEMPORARY: "TMPDIR says where another one is",
+    LOCKS: "every experiment takes a lock: TMPDIR says where else they can be",
+    RESULTS: "pytest --llem-results-dir says where else they can go",
+    HUB: "HF_HOME says where else it can be",
+}
+
+
+def _pair(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())

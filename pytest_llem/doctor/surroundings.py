@@ -1,0 +1,96 @@
+"""What else of this machine matters: a container's limits, folders, disks, the hub's cache."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from pytest_llem.doctor.records import Folder, Surroundings
+from pytest_llem.hardware.cgroups import memory_limit_bytes
+from pytest_llem.isolation.devices import DeviceError, try_locks
+from pytest_llem.results.environment import container
+
+TEMPORARY, LOCKS, RESULTS, HUB = "temporary files", "locks", "results", "the hub's cache"
+
+
+def surroundings() -> Surroundings:
+    """Return what is known of them."""
+    limit = memory_limit_bytes()
+    memory_mb, swap_mb = _memory_mb()
+    return Surroundings(
+        os=platform.system(),
+        kernel=platform.release(),
+        container=container(),
+        memory_mb=memory_mb,
+        memory_limit_mb=round(limit / 1e6) if limit is not None else None,
+        swap_used_mb=swap_mb,
+        hf_hub_offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+        cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        folders=[_temporary(), _locks(), _written(RESULTS, Path.cwd), _written(HUB, _hub)],
+    )
+
+
+def _memory_mb() -> tuple[int | None, int | None]:
+    """Return the machine's memory, and how much of its swap is in use."""
+    import psutil
+
+    memory = swap = None
+    with suppress(OSError, RuntimeError, psutil.Error):
+        memory = round(psutil.virtual_memory().total / 1e6)
+    with suppress(OSError, RuntimeError, psutil.Error):
+        swap = round(psutil.swap_memory().used / 1e6)
+    return memory, swap
+
+
+def _temporary() -> Folder:
+    found = Folder(what_for=TEMPORARY)
+    try:
+        found.path = tempfile.gettempdir()
+        with tempfile.TemporaryDirectory(prefix="llem-"):
+            found.free_mb = _free_mb(Path(found.path))
+    except OSError as error:
+        found.error = error.strerror or str(error)
+    return found
+
+
+def _locks() -> Folder:
+    found = Folder(what_for=LOCKS)
+    try:
+        path = try_locks()
+    except DeviceError as error:
+        found.error = str(error)
+    else:
+        found.path, found.free_mb = str(path), _free_mb(path)
+    return found
+
+
+def _hub() -> Path:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+
+
+def _written(what_for: str, where: Callable[[], Path]) -> Folder:
+    """Return a folder that need not be there yet."""
+    found = Folder(what_for=what_for)
+    try:
+        path = where()
+        found.path = str(path)
+        there = next(one for one in (path, *path.absolute().parents) if one.exists())
+        found.free_mb = _free_mb(there)
+        if not os.access(there, os.W_OK | os.X_OK):
+            found.error = "Permission denied"
+    except (OSError, RuntimeError) as error:  # a folder that is gone, a home that nobody knows
+        found.error = getattr(error, "strerror", None) or str(error)
+    return found
+
+
+def _free_mb(path: Path) -> int | None:
+    try:
+        return round(shutil.disk_usage(path).free / 1e6)
+    except OSError:
+        return None

@@ -1,0 +1,94 @@
+"""What energy will be on this machine, by the rule of ``energy.backend: auto``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_llem.doctor.examination import Verdict
+from pytest_llem.doctor.records import Gpu, Meter, Rapl
+from pytest_llem.hardware.gpus import is_for_cpus_alone
+
+CPU = "cpu"
+
+
+def used_gpus(gpus: Sequence[Gpu], torch: str | None) -> list[Gpu]:
+    """Return the GPUs that an engine runs on where nothing else is said: CUDA's first, or all that it may be.
+
+    Args:
+        gpus: Of this machine.
+        torch: Version of the PyTorch that engines use; None for none.
+    """
+    if is_for_cpus_alone(torch):
+        return []
+    visible = [gpu for gpu in gpus if gpu.visible]
+    return [gpu for gpu in visible if gpu.first] or visible
+
+
+def verdict(gpus: Sequence[Gpu], rapl: Rapl, meters: Sequence[Meter], *, stuck: bool = False) -> Verdict:
+    """Return what energy will be, and note in *meters* which of them are taken, and why others are not.
+
+    Args:
+        gpus: Those that an engine runs on; none for the CPU.
+        rapl: The CPUs' counters.
+        meters: Those installed.
+        stuck: The driver of GPUs that engines would take hangs.
+    """
+    if stuck and not gpus:
+        return Verdict(method="unavailable", device="unknown", reason="the NVIDIA driver does not answer")
+    device = ", ".join(gpu.uuid or f"GPU {gpu.index}" for gpu in gpus) or CPU
+    refusals = {
+        "nvml": _refusal(gpus) if gpus else "engines run on no NVIDIA GPU",
+        "rapl": rapl.error,
+        "estimate": "the estimate knows CPUs only, and engines run on a GPU" if gpus else None,
+    }
+    measured = [name for name in (("nvml", "rapl") if gpus else ("rapl",)) if refusals[name] is None]
+    taken = measured or [name for name in ("estimate",) if refusals[name] is None]
+    for meter in meters:
+        meter.auto = meter.name in taken
+        meter.error = refusals.get(meter.name)
+    reason = refusals["nvml" if gpus else "rapl"]
+    if "nvml" in taken:
+        counting = all(gpu.energy_counter for gpu in gpus)
+        source = "nvml_total_energy" if counting else gpus[0].power_sources[0]
+        why = None if counting else "no energy counter: boards have one from Volta on"
+        return Verdict(
+            method="measured" if counting else "sampled",
+            source=source,
+            boundary="gpu_board",
+            meter="nvml",
+            device=device,
+            reason=why,
+        )
+    if "rapl" in taken:
+        boundaries = "+".join(dict.fromkeys(domain.boundary for domain in rapl.domains))
+        sources = "+".join(dict.fromkeys(_SOURCES[domain.boundary] for domain in rapl.domains))
+        return Verdict(
+            method="measured", source=sources, boundary=boundaries, meter="rapl", device=device, reason=reason
+        )
+    if "estimate" in taken:
+        return Verdict(
+            method="estimated",
+            source="cpu_time_model",
+            boundary="cpu_package",
+            meter="estimate",
+            device=device,
+            reason=reason,
+        )
+    return Verdict(method="unavailable", device=device, reason=reason)
+
+
+_SOURCES = {"cpu_package": "rapl_package", "dram": "rapl_dram"}
+
+
+def _refusal(gpus: Sequence[Gpu]) -> str | None:
+    """Return why NVML's meter gives no energy of these GPUs; None where it does."""
+    for gpu in gpus:
+        if reason := gpu.error or gpu.refusal:
+            return reason
+        if gpu.energy_counter and gpu.energy_counter_error:
+            return f"NVML: {gpu.uuid}: {gpu.energy_counter_error}"
+        if gpu.energy_counter is None:
+            return f"NVML: {gpu.uuid}: it did not answer in time"
+        if not gpu.energy_counter and not gpu.power_sources:
+            return f"NVML: {gpu.uuid}: no energy counter, and no reading of power"
+    return None

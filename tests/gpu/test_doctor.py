@@ -1,0 +1,43 @@
+"""``llem doctor`` on silicon: what it tells is so, and it takes no part of the GPU for that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from pytest_llem.doctor.examination import Examination
+from pytest_llem.hardware.gauges import Gauges
+from pytest_llem.hardware.gpus import Board
+
+#: A CUDA context takes some hundreds of MB.
+_CONTEXT_BYTES = 100e6
+
+
+def test_what_it_tells_of_a_gpu(board: Board, found: Callable[[str, object], None]) -> None:
+    command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--format", "json"]
+    with Gauges() as look:
+        before = most = look()[board.uuid].used_bytes or 0
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            while process.poll() is None:
+                most = max(most, look()[board.uuid].used_bytes or 0)
+                time.sleep(0.01)
+            out = process.stdout.read() if process.stdout else ""
+    assert process.returncode in (0, 1)
+    assert most - before < _CONTEXT_BYTES, "no CUDA context is made"
+    seen = Examination.model_validate_json(out)
+    (gpu,) = [one for one in seen.gpus if one.uuid == board.uuid]
+    assert (gpu.name, gpu.driver, gpu.first, gpu.refusal) == (board.name, board.driver, True, None)
+    found("tick in ms", gpu.tick_ms)
+    found("a call in ms", gpu.call_ms)
+    found("power told by", ", ".join(gpu.power_sources))
+    found("clocks", f"{gpu.sm_clock_mhz} of {gpu.max_sm_clock_mhz} MHz, due to {gpu.clock_reasons}")
+    found("a clock to lock them at", gpu.lasting_clock_mhz)
+    found("what stands in the way", "; ".join(f"{one.severity}: {one.about}: {one.what}" for one in seen.findings))
+    assert gpu.energy_counter_error is None
+    assert gpu.tick_ms is not None
+    assert 5 < gpu.tick_ms < 500
+    assert gpu.call_ms is not None
+    assert gpu.call_ms < gpu.tick_ms
+    assert (seen.verdict.method, seen.verdict.source) == ("measured", "nvml_total_energy")

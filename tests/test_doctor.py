@@ -1,0 +1,730 @@
+"""``llem doctor``: what it finds on machines of all kinds, what it says of that, and that it never hangs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import jsonschema
+import psutil
+import pytest
+
+from pytest_llem import cli
+from pytest_llem.doctor import examination, gpus, processor, records, software
+from pytest_llem.doctor.examination import Examination
+from pytest_llem.doctor.records import Driver, Gpu
+from pytest_llem.doctor.verdict import used_gpus
+from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
+from pytest_llem.isolation.devices import FOLDER
+from pytest_llem.isolation.owner import Owner
+from pytest_llem.results.document import Record
+from tests.conftest import ROOT
+from tests.support import nvml
+from tests.support.powercap import Powercap, add
+from tests.support.processes import gone, wait_until
+
+A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+H100 = {
+    "name": "NVIDIA H100 80GB HBM3",
+    "memory_mb": 81_559,
+    "power_limit_w": 650,
+    "default_limit_w": 700,
+    "tick_ms": 40,
+    "max_sm_clock": 1980,
+    "clocks": "345 1980 15",
+    "reasons": 1,
+    "persistence": 1,
+}
+SENSORS = ["sm_clock 0 345", "temperature 0 34"]
+
+#: What an engine's import tells, without the time that torch takes.
+_QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
+
+
+def board(uuid=A, *, used_mb=500, rules=(), **more):
+    lines = {key: value for key, value in {**H100, **more}.items() if value is not None}
+    return nvml.Board(uuid, [(0.0, 70.0)], lines, [(0.0, used_mb)], [*SENSORS, *rules])
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A bare machine at rest, with one engine and a torch for CUDA; no driver, no RAPL, no container."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path / "powercap"))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(processor, "is_virtual", lambda: False)
+    monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: None)
+    monkeypatch.setattr(gpus, "_SIGNS", ("no/sign",))
+    # No board of this machine either, should it have one.
+    monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", 'print(\'{"driver": {"error": "no NVML"}}\')'))
+    imports(monkeypatch, torch_cuda="12.8")
+    return torch(tmp_path, monkeypatch, "2.11.0+cu128")
+
+
+def torch(tmp_path, monkeypatch, version):
+    """Have metadata say that a torch of that version is installed."""
+    metadata = tmp_path / f"site-{version}" / f"torch-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(metadata.parents[1])
+
+
+def imports(monkeypatch, **told):
+    monkeypatch.setattr(software, "_IMPORT", _QUICK.format(software._MARKER, {"error": None} | told))
+
+
+@pytest.fixture
+def boards(nvml_library, tmp_path, monkeypatch):
+    """Return what puts scripted boards into this machine."""
+    command = (sys.executable, "-P", "-m", "pytest_llem.doctor.boards")
+
+    def put(*boards, **more):
+        script = nvml.Script(tmp_path / "script", list(boards), **more)
+        script.write()
+        for name, value in nvml.environment(nvml_library, script).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(gpus, "COMMAND", command)
+        return script
+
+    return put
+
+
+@pytest.fixture
+def powercap(tmp_path):
+    return Powercap(tmp_path / "powercap")
+
+
+@pytest.fixture
+def doctor(capsys):
+    """Run ``llem doctor --format json`` and return its exit status and what it prints, as an Examination."""
+
+    def run(*arguments):
+        status = cli.main(["doctor", "--format", "json", *arguments])
+        out, err = capsys.readouterr()
+        assert err == ""
+        return status, Examination.model_validate_json(out)
+
+    return run
+
+
+def about(found, severity, about=None):
+    return [one for one in found.findings if one.severity == severity and about in (None, one.about)]
+
+
+class TestGpus:
+    def test_one_that_is_measured(self, boards, doctor):
+        script = boards(board(), call_ms=0.2)
+        status, found = doctor()
+        assert status == 0
+        verdict = {"method": "measured", "source": "nvml_total_energy", "boundary": "gpu_board", "meter": "nvml"}
+        assert found.verdict.model_dump() == verdict | {"device": A, "reason": None}
+        (gpu,) = found.gpus
+        assert 20 < gpu.tick_ms < 80
+        assert 0.2 <= gpu.call_ms < 20
+        told = {
+            "index": 0,
+            "uuid": A,
+            "name": "NVIDIA H100 80GB HBM3",
+            "visible": True,
+            "first": True,
+            "driver": "580.159.04",
+            "capability": "9.0",
+            "memory_mb": 81_559,
+            "used_mb": 500,
+            "energy_counter": True,
+            "energy_counter_error": None,
+            "power_sources": ["nvml_power_instant", "nvml_power_average", "nvml_power_usage"],
+            "refusal": None,
+            "power_w": 70.0,
+            "temperature_c": 34.0,
+            "power_limit_w": 650.0,
+            "default_power_limit_w": 700.0,
+            "persistence_mode": True,
+            "mig_mode": False,
+            "compute_mode": "default",
+            "sm_clock_mhz": 345.0,
+            "max_sm_clock_mhz": 1980.0,
+            "lasting_clock_mhz": 1485,
+            "clock_reasons": ["idle"],
+            "users": [],
+            "held_by": None,
+        }
+        assert gpu.model_dump(include=set(told)) == told
+        assert (found.driver.version, found.driver.cuda, found.driver.error) == ("580.159.04", "13.0", None)
+        assert [(one.name, one.auto) for one in found.meters if one.auto] == [("nvml", True)]
+        assert script.users() == 0, "NVML is let go"
+        assert about(found, "blocks") == []
+
+    def test_persistence_and_clocks_have_their_commands(self, boards, doctor):
+        boards(board(persistence=0), board(B, persistence=0))
+        status, found = doctor()
+        assert status == 0, "it hinders, and no more"
+        persistence, clocks = about(found, "hinders", "GPUs 0, 1")
+        assert persistence.what.startswith("persistence mode is off")
+        assert persistence.commands == ["sudo nvidia-smi -i 0,1 -pm 1"]
+        assert clocks.what.startswith("clocks are not locked")
+        assert clocks.commands == ["sudo nvidia-smi -i 0,1 -lgc 1485,1485"]
+        assert "nvidia-smi -i 0,1 -rgc" in clocks.do
+
+    @pytest.mark.parametrize(
+        ("changes", "held", "said"),
+        [
+            ({"reasons": 2}, True, None),
+            ({"reasons": None}, None, "clocks may not be locked (NVML does not tell)"),
+            ({"reasons": 1}, False, "clocks are not locked"),
+            # An idle board that keeps its clock up: locked, or kept so by a driver.
+            ({"reasons": 1, "max_sm_clock": 400}, None, "clocks may not be locked (NVML does not tell)"),
+        ],
+    )
+    def test_whether_clocks_are_locked_is_told_as_far_as_it_is_known(self, boards, doctor, changes, held, said):
+        boards(board(**changes))
+        _, found = doctor()
+        assert found.gpus[0].clocks_held is held
+        assert [one.what.partition(":")[0] for one in about(found, "hinders", "GPU 0")] == [said] * (
+            said is not None
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "mhz"),
+        [({"default_sm_clock": 1095}, 1095), ({"default_sm_clock": 1980}, 1485), ({"clocks": None}, None)],
+    )
+    def test_the_clock_to_lock_them_at(self, boards, doctor, changes, mhz):
+        boards(board(**changes))
+        _, found = doctor()
+        assert found.gpus[0].lasting_clock_mhz == mhz
+        (clocks,) = about(found, "hinders", "GPU 0")
+        assert clocks.commands == ([f"sudo nvidia-smi -i 0 -lgc {mhz},{mhz}"] if mhz else [])
+
+    def test_a_default_clock_at_the_top_is_none_to_lock_at(self, boards, doctor):
+        boards(board(default_sm_clock=1980, clocks="345 1980 100"))
+        assert doctor()[1].gpus[0].lasting_clock_mhz == 1445
+
+    def test_throttling_now(self, boards, doctor):
+        boards(board(reasons=0x2 | 0x4 | 0x40))
+        _, found = doctor()
+        (finding,) = about(found, "hinders", "GPU 0")
+        assert finding.what == "its clocks are held down at the moment: power, hw_thermal"
+
+    def test_mig(self, boards, doctor):
+        boards(board(mig=1))
+        status, found = doctor()
+        assert status == 1
+        assert (found.verdict.method, found.verdict.meter) == ("unavailable", None)
+        (finding,) = about(found, "blocks")
+        assert (finding.about, finding.commands) == ("GPU 0", ["sudo nvidia-smi -i 0 -mig 0"])
+        refusals = {one.name: one.error for one in found.meters}
+        assert "MIG is on" in refusals["nvml"]
+        assert refusals["estimate"] is not None
+
+    def test_a_board_that_has_no_counter_is_sampled(self, boards, doctor):
+        boards(board(no_counter=1))
+        status, found = doctor()
+        assert (status, found.verdict.method, found.verdict.source) == (1, "sampled", "nvml_power_instant")
+        assert found.gpus[0].energy_counter is False
+        assert "Not Supported" in found.gpus[0].energy_counter_error
+        assert "from Volta on" in about(found, "blocks")[0].what
+
+    def test_a_board_that_tells_nothing_of_energy(self, boards, doctor):
+        boards(board(no_counter=1, no_power_reading=1))
+        status, found = doctor()
+        assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
+        assert "no reading of power" in about(found, "blocks")[0].what
+
+    def test_a_counter_that_stands_still(self, boards, doctor):
+        boards(board(tick_ms=1_000_000))
+        status, found = doctor()
+        assert (status, found.verdict.method, found.gpus[0].tick_ms) == (1, "unavailable", None)
+        assert "stood still" in found.gpus[0].energy_counter_error
+        assert "stood still" in about(found, "blocks")[0].what
+
+    def test_one_that_fell_off_the_bus(self, boards, doctor, monkeypatch):
+        boards(board(lost_at=0), board(B))
+        status, found = doctor()
+        assert [(gpu.index, gpu.uuid, "lost" in (gpu.error or "")) for gpu in found.gpus] == [
+            (0, None, True),
+            (1, B, False),
+        ]
+        assert (status, found.gpus[1].energy_counter) == (1, True)
+        assert about(found, "blocks", "GPU 0")[0].what.startswith("it does not answer: ")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
+        status, found = doctor()
+        assert (status, [gpu.visible for gpu in found.gpus]) == (0, [False, True])
+
+    def test_a_compute_mode_that_lets_nobody_in(self, boards, doctor):
+        boards(board(compute_mode=2))
+        status, found = doctor()
+        assert (status, found.verdict.method) == (1, "measured")
+        assert about(found, "blocks")[0].commands == ["sudo nvidia-smi -i 0 -c 0"]
+
+    def test_its_users(self, boards, doctor):
+        boards(board(user="4242 900 /usr/bin/python3", used_mb=1400))
+        _, found = doctor()
+        assert [one.model_dump() for one in found.gpus[0].users] == [
+            {"pid": 4242, "name": "python3", "used_mb": 900}
+        ]
+        assert "others use it: python3 (pid 4242)" in [one.what for one in about(found, "hinders", "GPU 0")]
+
+    def test_users_that_are_not_to_be_seen(self, boards, doctor, monkeypatch):
+        monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: "docker")
+        boards(board(used_mb=20_000))
+        _, found = doctor()
+        what = [one.what for one in about(found, "hinders", "GPU 0")]
+        assert any(one.startswith("20,000 MB of its memory are in use") and "container" in one for one in what)
+
+    def test_an_experiment_that_has_it(self, boards, doctor, tmp_path):
+        boards(board())
+        (tmp_path / FOLDER).mkdir()
+        owner = Owner.here("llama", "precision=bf16-cycle=1")
+        (tmp_path / FOLDER / f"{A}.json").write_text(owner.model_dump_json())
+        _, found = doctor()
+        assert found.gpus[0].held_by.startswith(f"pid {os.getpid()} runs study llama")
+        assert any("an experiment has it" in one.what for one in about(found, "hinders", "GPU 0"))
+        ended = owner.model_copy(update={"ended": datetime.now(UTC)})
+        (tmp_path / FOLDER / f"{A}.json").write_text(ended.model_dump_json())
+        assert doctor()[1].gpus[0].held_by is None
+
+    def test_those_that_are_hidden_are_shown_and_not_judged(self, boards, doctor, monkeypatch):
+        boards(board(mig=1), board(B))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
+        status, found = doctor()
+        assert (status, found.verdict.device) == (0, B)
+        assert [(gpu.visible, gpu.first) for gpu in found.gpus] == [(False, False), (True, True)]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        status, found = doctor()
+        assert (status, found.verdict.device) == (1, "cpu")
+        assert about(found, "note", "GPUs")
+
+    def test_boards_that_differ_have_no_known_first(self, boards, doctor):
+        boards(board(), board(B, name="NVIDIA L4", mig=1))
+        status, found = doctor()
+        assert (status, found.verdict.device) == (1, f"{A}, {B}")
+        assert about(found, "note", "GPUs 0, 1")[0].commands == [f"export CUDA_VISIBLE_DEVICES={A}"]
+
+    def test_a_torch_that_does_not_use_it(self, boards, doctor, tmp_path, monkeypatch):
+        torch(tmp_path, monkeypatch, "2.12.0+cpu")
+        imports(monkeypatch, torch_cuda=None)
+        boards(board())
+        status, found = doctor()
+        assert (status, found.verdict.method, found.verdict.device) == (1, "estimated", "cpu")
+        assert "built for CPUs alone" in about(found, "blocks", "torch")[0].what
+
+    @pytest.mark.parametrize(("cuda", "severity"), [("14.1", "blocks"), ("13.2", "note"), ("13.0", None)])
+    def test_a_torch_for_a_newer_cuda_than_the_driver_runs(self, boards, doctor, monkeypatch, cuda, severity):
+        imports(monkeypatch, torch_cuda=cuda)
+        boards(board())
+        status, found = doctor()
+        assert status == (1 if severity == "blocks" else 0)
+        assert [one.severity for one in found.findings if one.about == "torch"] == [severity] * (
+            severity is not None
+        )
+
+    def test_which_ones_engines_run_on(self):
+        first, second = Gpu(index=0, uuid=A), Gpu(index=1, uuid=B, first=True)
+        assert used_gpus([first, second], "2.13.0+cu128") == [second]
+        assert used_gpus([first], "2.13.0") == [first]
+        assert used_gpus([first.model_copy(update={"visible": False})], "2.13.0") == []
+        assert used_gpus([first], "2.13.0+cpu") == used_gpus([first], None) == []
+
+
+class TestDriver:
+    @pytest.mark.parametrize(("function", "known"), [("nvmlInit", 0), ("nvmlDeviceGetName", 0), ("186", 1)])
+    def test_one_that_hangs_is_given_up_on(self, boards, doctor, monkeypatch, tmp_path, function, known):
+        slow = "nvmlDeviceGetFieldValues" if function == "186" else function
+        script = boards(board(), rules=[f"takes {slow} 600000"])
+        began = time.monotonic()
+        status, found = doctor("--timeout", "3")
+        assert time.monotonic() - began < 60
+        assert (status, found.driver.stuck, found.verdict.method) == (1, True, "unavailable")
+        assert found.driver.error.startswith("no answer within 3 s while ")
+        finding = about(found, "blocks", "NVML")[0]
+        assert finding.commands == ["sudo dmesg | grep -i nvrm"]
+        asked = {call.pid for call in script.calls()} if script._trace.exists() else set()
+        assert all(map(gone, asked))
+
+    def test_one_that_refuses(self, boards, doctor, monkeypatch):
+        monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
+        boards(board(), rules=["fail nvmlInit 9"])
+        status, found = doctor()
+        assert (status, found.driver.present, found.gpus) == (1, True, [])
+        assert found.driver.error.startswith("nvmlInit: Driver Not Loaded")
+        assert about(found, "blocks", "NVML")[0].commands == ["nvidia-smi"]
+        monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: "docker")
+        assert "--gpus all" in about(doctor()[1], "blocks", "NVML")[0].do
+
+    def test_none_at_all_is_no_obstacle_of_its_own(self, doctor):
+        _, found = doctor()
+        assert (found.driver, found.gpus) == (Driver(error="no NVML"), [])
+        assert [one.about for one in about(found, "blocks")] == ["RAPL"]
+
+    def test_a_library_that_crashes(self, doctor, monkeypatch):
+        crash = 'import os; print(\'{"driver": {"version": "1"}}\', flush=True); os.kill(os.getpid(), 11)'
+        monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", crash))
+        monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
+        status, found = doctor()
+        assert (status, found.driver.version) == (1, "1")
+        assert found.driver.error == "it crashed (SIGSEGV) while it was asked"
+
+    def test_words_of_others_on_its_output(self, doctor, monkeypatch):
+        code = 'print(\'warning: x\'); print(3); print(\'{"driver": {"version": "2"}}\'); print(\'{"gpu":\')'
+        monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", code))
+        assert doctor()[1].driver.version == "2"
+
+
+class TestCpu:
+    @pytest.fixture
+    def counting(self, powercap, monkeypatch):
+        """RAPL of a package and its memory, which count while they are watched."""
+        counters = [powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")]
+        sleep = SimpleNamespace(sleep=lambda _: [add(one, 1.0) for one in counters])
+        monkeypatch.setattr(processor, "time", sleep)
+        return counters
+
+    def test_rapl_that_is_readable(self, doctor, counting):
+        status, found = doctor()
+        verdict = {"method": "measured", "meter": "rapl", "device": "cpu", "reason": None}
+        assert (status, found.rapl.error) == (0, None)
+        assert found.verdict.model_dump() == verdict | {
+            "source": "rapl_package+rapl_dram",
+            "boundary": "cpu_package+dram",
+        }
+        assert [(one.device, one.error) for one in found.rapl.domains] == [("package-0", None), ("dram-0", None)]
+        assert about(found, "blocks") == []
+
+    def test_rapl_that_may_not_be_read(self, doctor, counting, monkeypatch):
+        read = Path.read_text
+
+        def refuse(path, *arguments, **options):
+            if path.name == "energy_uj":
+                raise PermissionError(13, "Permission denied", str(path))
+            return read(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+        status, found = doctor()
+        assert (status, found.verdict.method, found.rapl.denied) == (1, "estimated", True)
+        assert {one.error for one in found.rapl.domains} == {"Permission denied"}
+        (finding,) = about(found, "blocks", "RAPL")
+        assert finding.what.startswith("permission denied for ")
+        page = (ROOT / "docs" / "doctor.md").read_text()
+        assert len(finding.commands) == 2
+        assert all(command in page for command in finding.commands)
+
+    @pytest.mark.parametrize(
+        ("virtual", "container", "said"),
+        [
+            (True, None, "this is a virtual machine"),
+            (False, "docker", "systempaths=unconfined"),
+            (False, None, "module is not loaded"),
+        ],
+    )
+    def test_no_rapl(self, doctor, monkeypatch, virtual, container, said):
+        monkeypatch.setattr(processor, "is_virtual", lambda: virtual)
+        monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: container)
+        status, found = doctor()
+        assert (status, found.verdict.method, found.verdict.meter) == (1, "estimated", "estimate")
+        assert found.verdict.reason == found.rapl.error
+        assert said in about(found, "blocks", "RAPL")[0].do
+
+    def test_rapl_that_always_shows_the_same(self, doctor, powercap):
+        powercap.zone("intel-rapl:0", "package-0", energy_uj=0)
+        status, found = doctor()
+        assert (status, found.verdict.method) == (1, "estimated")
+        assert "did not rise" in found.rapl.domains[0].error
+
+    def test_rapl_that_is_no_number(self, doctor, powercap):
+        powercap.zone("intel-rapl:0", "package-0").write_text("many\n")
+        status, found = doctor()
+        assert (status, found.verdict.method) == (1, "estimated")
+        assert "many" in found.rapl.domains[0].error
+
+    def test_beside_a_gpu_it_is_a_note(self, boards, doctor):
+        boards(board())
+        _, found = doctor()
+        assert about(found, "note", "RAPL")[0].what.startswith("CPU energy is not measured beside the GPU's")
+
+    def test_what_makes_its_figures_unsteady(self, doctor, counting, monkeypatch):
+        known = processor.processor() | {"cpu_governor": "powersave", "cpu_count": 8}
+        monkeypatch.setattr(processor, "processor", lambda: known)
+        monkeypatch.setattr(processor, "cpu_limit", lambda: 2.5)
+        monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
+        status, found = doctor()
+        assert status == 0
+        load, limit, governor = about(found, "hinders", "CPU")
+        assert "the load of the last minute is 3 on 8 CPUs" in load.what
+        assert ("2.5 of 8 CPUs" in limit.what, "OMP_NUM_THREADS=2" in limit.do) == (True, True)
+        assert governor.commands == ["sudo cpupower frequency-set -g performance"]
+
+
+class TestSoftware:
+    def test_an_engine_that_cannot_be_imported(self, boards, doctor, monkeypatch):
+        imports(monkeypatch, error="ImportError: libcudart.so.12", torch_cuda=None)
+        boards(board())
+        status, found = doctor()
+        assert (status, found.verdict.method) == (1, "measured")
+        assert [(one.name, one.error) for one in found.software.engines] == [
+            ("pytorch", "ImportError: libcudart.so.12")
+        ]
+        assert about(found, "blocks", "engine pytorch")
+
+    def test_one_of_several_hinders(self, boards, doctor, monkeypatch, noop_engine):
+        code = "import sys; sys.argv[2] == 'noop' or sys.exit(3); " + software._IMPORT
+        monkeypatch.setattr(software, "_IMPORT", code)
+        boards(board())
+        status, found = doctor()
+        assert {one.name: one.error for one in found.software.engines} == {
+            "noop": None,
+            "pytorch": "it ended with status 3",
+        }
+        assert status == 0
+        assert about(found, "hinders", "engine pytorch")
+
+    @pytest.mark.parametrize(
+        ("code", "said"),
+        [
+            ("import os; os.kill(os.getpid(), 11)", "it crashed (SIGSEGV)"),
+            ("import time; time.sleep(600)", "no answer within 2 s"),
+            ("print('nothing')", "it told nothing"),
+        ],
+    )
+    def test_an_import_that_ends_otherwise(self, boards, doctor, monkeypatch, code, said):
+        monkeypatch.setattr(software, "_IMPORT", code)
+        status, found = doctor("--timeout", "2")
+        assert (status, found.software.engines[0].error) == (1, said)
+
+    def test_another_interpreter(self, doctor):
+        _, found = doctor("--python", sys.executable)
+        assert found.software.executable == sys.executable
+        assert [one.name for one in found.software.engines] == ["pytorch"]
+
+    def test_one_that_lacks_something(self, doctor, tmp_path):
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+        python = str(tmp_path / "bare" / "bin" / "python")
+        status, found = doctor("--python", python)
+        assert (status, found.software.engines) == (1, [])
+        (finding,) = about(found, "blocks", "python")
+        assert finding.what.startswith(f"{python} has no pytest-llem: install it there: {python} -m pip install")
+
+    def test_one_that_is_not_there(self, doctor):
+        status, found = doctor("--python", "no/python")
+        assert status == 1
+        assert "is not there" in about(found, "blocks", "python")[0].what
+
+    @pytest.mark.slow
+    def test_the_real_engine_is_imported_elsewhere(self):
+        code = (
+            "import sys\n"
+            "from pytest_llem.cli import main\n"
+            "status = main(['doctor', '--format', 'json'])\n"
+            "assert status in (0, 1)\n"
+            "assert not {'torch', 'transformers', 'pynvml', 'pytest'} & set(sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        found = Examination.model_validate_json(done.stdout)
+        (engine,) = [one for one in found.software.engines if one.name == "pytorch"]
+        assert (engine.error, engine.distribution) == (None, "pytest-llem")
+
+
+class TestSurroundings:
+    def test_locks_that_cannot_be_had(self, boards, doctor, tmp_path):
+        boards(board())
+        (tmp_path / FOLDER).write_text("no folder")
+        status, found = doctor()
+        assert (status, found.verdict.method) == (1, "measured")
+        assert "is no folder; remove it" in about(found, "blocks", "locks")[0].what
+
+    def test_no_folder_for_temporary_files(self, boards, doctor, monkeypatch):
+        boards(board())
+
+        def none():
+            raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+        monkeypatch.setattr(tempfile, "gettempdir", none)
+        status, found = doctor()
+        assert status == 1
+        assert {one.about for one in about(found, "blocks")} == {"temporary files", "locks"}
+
+    def test_it_leaves_no_files(self, doctor, tmp_path):
+        doctor()
+        before = {*tmp_path.rglob("*")}
+        doctor()
+        assert {*tmp_path.rglob("*")} == before
+
+    def test_little_space_is_a_note(self, doctor, monkeypatch):
+        usage = SimpleNamespace(free=500_000_000)
+        monkeypatch.setattr("pytest_llem.doctor.surroundings.shutil.disk_usage", lambda _: usage)
+        _, found = doctor()
+        assert [one.about for one in about(found, "note")] == ["temporary files", "results", "the hub's cache"]
+
+    def test_where_the_cache_is(self, doctor, monkeypatch, tmp_path):
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        _, found = doctor()
+        assert found.surroundings.hf_hub_offline is True
+        assert found.surroundings.folders[-1].path == str(tmp_path / "hub")
+
+    def test_limits_of_a_container(self, doctor, monkeypatch):
+        monkeypatch.setattr("pytest_llem.doctor.surroundings.memory_limit_bytes", lambda: 512_000_000)
+        _, found = doctor()
+        assert found.surroundings.memory_limit_mb == 512
+        assert about(found, "note", "memory")[0].what.startswith("this process may have 512 MB of the machine's ")
+
+    def test_a_home_that_nobody_knows(self, doctor, monkeypatch):
+        def unknown(path):
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "expanduser", unknown)
+        _, found = doctor()
+        assert found.surroundings.folders[-1].error == "Could not determine home directory."
+
+
+class TestControlGroups:
+    def test_of_version_2(self, tmp_path):
+        self._group(tmp_path, "0::/slice/job\n")
+        self._write(tmp_path / "slice" / "job", **{"memory.max": "max", "cpu.max": "max 100000"})
+        assert self._limits(tmp_path) == (None, None)
+        self._write(tmp_path / "slice", **{"memory.max": "8000000000", "cpu.max": "250000 100000"})
+        assert self._limits(tmp_path) == (8_000_000_000, 2.5), "of a group around it"
+        self._write(tmp_path / "slice" / "job", **{"memory.max": "4000000000"})
+        assert self._limits(tmp_path) == (4_000_000_000, 2.5)
+
+    def test_of_version_1(self, tmp_path):
+        self._group(tmp_path, "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n")
+        self._write(tmp_path / "memory", **{"memory.limit_in_bytes": "9223372036854771712"})
+        self._write(tmp_path / "cpu", **{"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"})
+        assert self._limits(tmp_path) == (None, None)
+        self._write(tmp_path / "memory", **{"memory.limit_in_bytes": "1000000000"})
+        self._write(tmp_path / "cpu", **{"cpu.cfs_quota_us": "50000"})
+        assert self._limits(tmp_path) == (1_000_000_000, 0.5)
+
+    def test_of_none(self, tmp_path):
+        assert self._limits(tmp_path) == (None, None)
+
+    def _group(self, root, text):
+        (root / "proc" / "self").mkdir(parents=True)
+        (root / "proc" / "self" / "cgroup").write_text(text)
+
+    def _write(self, folder, **files):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(f"{text}\n")
+
+    def _limits(self, root):
+        return memory_limit_bytes(root / "proc", root), cpu_limit(root / "proc", root)
+
+
+class TestOutput:
+    def run(self, capsys, monkeypatch, width):
+        monkeypatch.setenv("COLUMNS", str(width))
+        status = cli.main(["doctor"])
+        return status, capsys.readouterr().out.splitlines()
+
+    @pytest.mark.parametrize("width", [80, 200])
+    def test_it_fits_the_terminal(self, boards, capsys, monkeypatch, width):
+        long = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
+        users = [f"user {4000 + one} 900 /usr/bin/python3.11-with-a-long-name" for one in range(5)]
+        boards(
+            board(name=long, persistence=0, used_mb=70_000, rules=users),
+            board(B, reasons=0xFF),
+            board("GPU-c", mig=1),
+        )
+        status, lines = self.run(capsys, monkeypatch, width)
+        assert status == 1
+        assert [line for line in lines if len(line) > width and not line.lstrip().startswith("$ ")] == []
+        text = "\n".join(lines)
+        assert A in text
+        assert "sudo nvidia-smi -i 0 -pm 1" in text
+
+    def test_the_verdict_comes_first_and_the_worst_next(self, boards, capsys, monkeypatch):
+        boards(board(persistence=0, compute_mode=2))
+        status, lines = self.run(capsys, monkeypatch, 100)
+        assert status == 1
+        assert lines[0] == "energy here will be measured: gpu_board by nvml_total_energy (meter nvml)"
+        assert lines[2] == "What stands in the way"
+        severities = re.findall(r"^  (blocks|hinders|note) ", "\n".join(lines), re.M)
+        assert severities == sorted(severities)
+        assert severities[0] == "blocks"
+        for title in ("GPUs (driver 580.159.04, CUDA up to 13.0)", "Energy of GPUs", "State of GPUs", "CPU"):
+            assert title in lines
+        for title in ("Meters", "Packages", "Surroundings"):
+            assert title in lines
+
+    def test_names_are_shown_and_not_obeyed(self, boards, capsys, monkeypatch):
+        boards(board(name="H100 \x1b[31m[red]", user="42 1 \x1b]0;x"))
+        _, lines = self.run(capsys, monkeypatch, 120)
+        text = "\n".join(lines)
+        assert "\x1b" not in text
+        assert "[red]" in text
+
+    def test_a_terminal_without_unicode(self, capfdbinary, monkeypatch):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_llem.cli", "doctor", "--timeout", "0.5"],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        )
+        assert (done.returncode in (0, 1), done.stderr) == (True, b"")
+        assert done.stdout.isascii()
+
+    def test_the_json_is_as_its_schema_says(self, boards, capsys):
+        boards(board(user="42 1 x"), board(B, lost_at=0))
+        cli.main(["doctor", "--format", "json"])
+        told = json.loads(capsys.readouterr().out)
+        jsonschema.validate(told, Examination.model_json_schema(mode="serialization"))
+        assert told["schema_version"] == "1.0"
+        assert {*told} == {*Examination.model_fields}, "what is not known is there, as null"
+
+    def test_a_reader_that_goes_away(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--timeout", "0.5"]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (2, "")
+
+    def test_ctrl_c_leaves_nobody_behind(self, boards, tmp_path):
+        script = boards(board(), rules=["takes nvmlDeviceGetName 600000"])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest_llem.cli", "doctor"],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: script._trace.exists() and len(psutil.Process(process.pid).children()) >= 2)
+        children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (130, "", "llem: interrupted\n")
+        wait_until(lambda: all(map(gone, children)))
+
+
+def test_every_key_is_on_the_page():
+    page = (ROOT / "docs" / "doctor.md").read_text().partition("## The keys of the JSON")[2]
+    kinds = [
+        one
+        for module in (examination, records)
+        for one in vars(module).values()
+        if inspect.isclass(one) and issubclass(one, Record) and one.__module__ == module.__name__
+    ]
+    assert len(kinds) == 15
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.M)
+    wanted = []
+    for kind in kinds:
+        told = inspect.getdoc(kind).partition("\nAttributes:\n")[2]
+        meanings = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", told, re.S | re.M))
+        assert {*meanings} == {*kind.model_fields}
+        wanted += [(name, " ".join(meanings[name].split()).replace("``", "`")) for name in kind.model_fields]
+    assert sorted(rows) == sorted(wanted)
