@@ -15,7 +15,7 @@ from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.severity import severity
+from pytest_llem.results.severity import severity, worst
 
 CPU = EngineRecord(name="e", device="cpu")
 GPU = EngineRecord(name="e", device="cuda", device_names=["A GPU"])
@@ -96,6 +96,31 @@ def test_a_floor_that_is_broken_through():
     assert warnings(times_floor=metric("times_floor", None, reason="no peak is known")) == []
 
 
+LOST = Total(None, "unavailable", "nvml_total_energy", "gpu_board", "GPU-1: GPU is lost")
+
+
+def test_an_energy_that_is_not_there_is_told_whatever_other_meter_was_refused():
+    """Most machines with a GPU let nobody read RAPL."""
+    assert warnings(refusals={"rapl": "permission denied"}, total=LOST) == [
+        "no energy: GPU-1: GPU is lost",
+        "meter rapl: permission denied",
+    ]
+    assert warnings(total=LOST) == ["no energy: GPU-1: GPU is lost"]
+
+
+def test_why_no_meter_could_be_used_is_told_once():
+    refusals = {"nvml": "Driver Not Loaded", "rapl": "permission denied"}
+    with_none = Meters(refusals=refusals).end().total
+    assert warnings(refusals=refusals, total=with_none) == [
+        "no energy: nvml: Driver Not Loaded; rapl: permission denied"
+    ]
+
+
+def test_an_energy_that_nobody_wants_is_not_missed():
+    meters = Meters.open(None, [])
+    assert warnings(refusals=meters.refusals, total=meters.end().total, engine=CPU) == []
+
+
 # ---- order ----
 
 
@@ -150,6 +175,19 @@ def test_every_warning_has_a_place_of_its_own():
 def test_what_nobody_has_ranked_comes_before_what_matters_little():
     unheard = severity("an unheard-of thing")
     assert severity("temperature of GPU-1 went") < unheard < severity("meter rapl: no")
+
+
+def test_a_terminal_shows_one_of_each_kind_first():
+    """Each experiment was throttled for another time."""
+    throttled = [f"throttled: GPU-1 for {number} s of the window by power" for number in range(1, 41)]
+    others = ["unheard of: a", "unheard of: b"]
+    rest = ["warm-up stopped after 20 runs before latencies settled", *others, "random weights: speed is real"]
+    assert worst([*throttled, *rest], 5) == [throttled[0], *rest]
+    assert worst([*throttled, *rest], 6) == [*throttled[:2], *rest]
+    assert worst([*throttled, *rest], 2) == [throttled[0], rest[0]], "the worst kinds"
+    assert worst(throttled, 5) == throttled[:5]
+    assert worst(rest, 50) == rest
+    assert worst([], 5) == []
 
 
 # ---- what the window itself tells ----

@@ -108,7 +108,30 @@ def test_one_that_fails_while_measuring_costs_its_figures_alone(run, experiments
     assert (energy.value, energy.method) == (None, "unavailable")
     assert energy.reason == f"wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0"
     assert result.metrics["output_tokens_per_second"].value > 0
-    assert f"meter wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0" in result.warnings
+    assert result.warnings == [f"no energy: wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0"]
+
+
+@pytest.mark.parametrize("shown", ["nan", "inf"])
+def test_what_is_no_number_costs_its_figures_alone(run, experiments, monkeypatch, shown):
+    monkeypatch.setenv("WATTMETER_SHOWS", shown)
+    done, _ = run()
+    done.assert_outcomes(passed=1)
+    [result] = experiments()
+    energy = result.metrics["energy_j"]
+    assert (energy.value, energy.method) == (None, "unavailable")
+    assert energy.reason == f"wattmeter: ValueError: energy_j must be a finite number (got {shown})"
+    assert result.metrics["output_tokens_per_second"].value > 0
+
+
+def test_a_meter_that_shows_nothing_divides_by_nothing(run, experiments, monkeypatch):
+    """0 J is what it says, and no number of tokens a joule."""
+    monkeypatch.setenv("WATTMETER_SHOWS", "0")
+    done, _ = run()
+    done.assert_outcomes(passed=1)
+    metrics = experiments()[0].metrics
+    assert (metrics["energy_j"].value, metrics["energy_per_output_token_j"].value) == (0, 0)
+    found = metrics["tokens_per_joule"]
+    assert (found.value, found.method, found.reason) == (None, "unavailable", "energy_j is 0")
 
 
 def test_one_that_fails_to_close_costs_nothing(run, experiments, monkeypatch):

@@ -13,6 +13,9 @@ from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableEr
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
 
+#: Why there is no energy where nobody wants one.
+SWITCHED_OFF = "energy: switched off by energy.backend"
+
 
 @dataclass(frozen=True)
 class Total:
@@ -85,7 +88,8 @@ class Meters:
         """
         opened = cls()
         if backend is None:
-            opened.refusals["energy"] = "switched off by energy.backend"
+            name, _, why = SWITCHED_OFF.partition(": ")
+            opened.refusals[name] = why
         elif backend == AUTO:
             for name in ("nvml", "rapl") if gpus else ("rapl",):  # a GPU's board before the CPU that feeds it
                 opened._try(name, gpus)
@@ -157,7 +161,11 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
     boundary = "+".join(dict.fromkeys(part.boundary for part in parts))
     source = "+".join(dict.fromkeys(part.source for part in parts))
     devices = tuple(part.device for part in parts)
-    missing = [f"{part.device}: {part.reason}" for part in parts if part.energy_j is None]
+    missing = [
+        f"{part.device}: {part.reason or 'the meter gave none, and no reason'}"
+        for part in parts
+        if part.energy_j is None
+    ]
     if missing:
         return Total(None, "unavailable", source, boundary, "; ".join(missing), devices=devices)
     total = sum(part.energy_j for part in parts if part.energy_j is not None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from pytest_llem.results.metrics import METHODS, Method
@@ -13,8 +14,18 @@ class MeterUnavailableError(Exception):
     """A meter that cannot read anything here; the message says why, and what would help."""
 
 
+class _Finite:
+    """A dataclass whose figures are numbers: what a meter makes of nothing is None."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]  # those that inherit it are dataclasses
+            figure = getattr(self, one.name)
+            if isinstance(figure, float) and not math.isfinite(figure):
+                raise ValueError(f"{one.name} must be a finite number (got {figure})")
+
+
 @dataclass(frozen=True)
-class Conditions:
+class Conditions(_Finite):
     """What a device was like over a window. What it does not tell is None.
 
     Attributes:
@@ -36,7 +47,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class PowerSample:
+class PowerSample(_Finite):
     """One look at a device while a window was open. What it did not tell is None.
 
     Attributes:
@@ -57,7 +68,7 @@ class PowerSample:
 
 
 @dataclass(frozen=True)
-class DeviceReading:
+class DeviceReading(_Finite):
     """Energy of one device between ``begin`` and ``end``.
 
     Attributes:
@@ -93,12 +104,13 @@ class DeviceReading:
     conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)} (got {self.method!r})")
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(_Finite):
     """What a meter saw between ``begin`` and ``end``.
 
     Attributes:

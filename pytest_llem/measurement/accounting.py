@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.measurement.prompts import Workload
@@ -65,14 +66,19 @@ def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
         metrics["energy_per_output_token_j"] = metric(
             "energy_per_output_token_j", None, method="unavailable", reason="nothing was generated"
         )
-    per_joule = metrics["energy_j"].model_copy(update={"unit": "1/J"})
-    if per_joule.value:
-        tokens = output_tokens / per_joule.value
-        share = None if per_joule.uncertainty is None else per_joule.uncertainty / per_joule.value
-        update = {"value": tokens, "uncertainty": None if share is None else tokens * share}
-        per_joule = per_joule.model_copy(update=update)
-    metrics["tokens_per_joule"] = per_joule
+    metrics["tokens_per_joule"] = _tokens_per_joule(output_tokens, metrics["energy_j"])
     return metrics
+
+
+def _tokens_per_joule(output_tokens: float, energy_j: Metric) -> Metric:
+    update: dict[str, Any] = {"unit": "1/J"}
+    if energy_j.value == 0:  # of a meter from outside: ours know no device that takes nothing
+        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": "energy_j is 0"}
+    elif energy_j.value is not None:
+        tokens = output_tokens / energy_j.value
+        share = None if energy_j.uncertainty is None else energy_j.uncertainty / abs(energy_j.value)
+        update |= {"value": tokens, "uncertainty": None if share is None else abs(tokens) * share}
+    return energy_j.model_copy(update=update)
 
 
 def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from pytest_llem.energy.account import Account
+from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
@@ -47,9 +47,11 @@ def find_warnings(
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
     """
     account, total = window.account, window.account.total
-    found = [f"meter {name}: {why}" for name, why in refusals.items()]
-    if total.energy_j is None and not refusals:
-        found.append(f"no energy: {total.reason}")
+    reason = total.reason or ""
+    refused = (f"{name}: {why}" for name, why in refusals.items())
+    found = [f"meter {one}" for one in refused if one not in reason]
+    if total.energy_j is None and reason != SWITCHED_OFF:
+        found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
         found.append("energy is estimated from CPU time, not measured")
     if cut[0]:

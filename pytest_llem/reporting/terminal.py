@@ -17,6 +17,7 @@ from rich.table import Table
 from pytest_llem.nodes import REFERENCE
 from pytest_llem.reporting.plan import counted
 from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.severity import worst
 from pytest_llem.results.statistics import Summary
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     lines.append("")
     if any(point.metrics["seconds"].ci95 for point in shown):
         lines.append("mean over n cycles, ± half of its 95 % interval")
-    lines += [f"warning: {warning}" for warning in result.warnings[:MOST_WARNINGS]]
+    lines += [f"warning: {warning}" for warning in worst(result.warnings, MOST_WARNINGS)]
     if len(result.warnings) > MOST_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
     lines.append(_done(run, result))

@@ -1,7 +1,7 @@
 """A meter from outside: what somebody's wattmeter at the wall would look like. It always shows the same power.
 
 The environment variable WATTMETER_FAILS names the one of its methods that fails, and WATTMETER_LOG a file to which
-it adds what is asked of it, a line each.
+it adds what is asked of it, a line each. WATTMETER_SHOWS is another power that it shows, in W.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Wattmeter:
     def end(self):
         self._asked("end")
         seconds = time.monotonic() - self.began
+        watts = float(os.environ.get("WATTMETER_SHOWS", WATTS))
         socket = DeviceReading(
             device="socket-1",
             boundary="wall",
-            energy_j=WATTS * seconds,
+            energy_j=watts * seconds,
             method="sampled",
             source="wattmeter_power",
             seconds=seconds,
