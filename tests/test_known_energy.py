@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.measurement import window as windows
 from tests.conftest import NOOP_STUDY
 from tests.support import nvml
 
@@ -19,21 +22,46 @@ TOKENS = 12
 
 
 def measure(changes):
-    """Return the result of an experiment as plain data. Runs in a process that sees the board."""
+    """Return the result of an experiment as plain data. Runs in a process that sees the board; ``tail`` is added to
+    its script as the first batch of the window begins.
+    """
+    tail = changes.pop("tail", "")
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     given = {**fields, "n": 4, "energy": {"backend": "nvml"}, **changes}
     given["noop"] = {"gpu": GPU, "watts": [IDLE_W, BUSY_W], "size": 2, "seconds": 0.25}
+    begin = windows.Meters.begin
+    opened = []
+
+    def begin_and_change(meters):
+        begin(meters)
+        opened.append(meters)
+        if len(opened) == 2 and tail:  # the first window is that of loading
+            _change(tail)
+
+    windows.Meters.begin = begin_and_change
     return ExperimentOrchestrator(ExperimentConfig.model_validate(given)).run().result.model_dump(mode="json")
+
+
+def _change(tail):
+    """Add to the board's script: lines in which NOW is that instant."""
+    path = Path(os.environ["LLEM_SCRIPTED_NVML"])
+    text = path.read_text()
+    start = float(re.search(r"^start (.*)$", text, re.MULTILINE)[1])
+    changed = path.with_suffix(".changed")
+    changed.write_text(text + tail.replace("NOW", f"{time.monotonic() - start:.9f}"))
+    changed.replace(path)
 
 
 @pytest.fixture
 def board(tmp_path, nvml_library, noop_engine):
     """Return a function that measures on a board, and gives the result and the board's power over time."""
 
-    def run(**changes):
-        script = nvml.Script(tmp_path / "nvml.script", [nvml.Board(GPU, [(0, IDLE_W)])])
+    def run(more=None, rules=(), call_ms=0.0, **changes):
+        board = nvml.Board(GPU, [(0, IDLE_W)], dict(more or {}), rules=list(rules))
+        script = nvml.Script(tmp_path / "nvml.script", [board], call_ms)
         script.write()
-        result = nvml.run(nvml.environment(nvml_library, script), measure, changes)
+        env = nvml.environment(nvml_library, script) | {"LLEM_POWERCAP_ROOT": str(tmp_path / "powercap")}
+        result = nvml.run(env, measure, changes)
         lines = re.findall(r"^power (\S+) (\S+)$", Path(script.path).read_text(), re.MULTILINE)
         return result, nvml.Board(GPU, [(float(at), float(watts)) for at, watts in lines])
 
@@ -46,16 +74,32 @@ def known_energy_j(board, passes):
     return board.energy_j(edges[-4 * passes], edges[-1]) / passes
 
 
-@pytest.mark.parametrize("seconds", [1.0, 3.0])
-def test_joules_per_output_token_are_those_of_the_script_however_long_the_window_is(board, seconds):
-    result, drawn = board(measurement={"min_window_seconds": seconds}, baseline={"enabled": False})
-    passes = result["window"]["passes"]
+@pytest.mark.parametrize(
+    ("seconds", "tick_ms", "call_ms"), [(1.0, 20, 0), (3.0, 20, 0), (2.0, 100, 0), (4.0, 100, 4)]
+)
+def test_joules_per_output_token_are_those_of_the_script_however_long_the_window_is(
+    board, seconds, tick_ms, call_ms
+):
+    result, drawn = board(
+        {"tick_ms": tick_ms, "counter_mj": 5_000_000_000},
+        call_ms=call_ms,
+        measurement={"min_window_seconds": seconds},
+        baseline={"enabled": False},
+    )
+    window, metrics = result["window"], result["metrics"]
+    passes = window["passes"]
     assert passes >= seconds / 0.55
-    metrics = result["metrics"]
     known = known_energy_j(drawn, passes)
-    # The end waits for a tick of 20 ms, in which nothing runs.
-    tail = 0.021 * IDLE_W / passes
-    assert known * 0.995 <= metrics["energy_j"]["value"] <= (known + tail) * 1.005
+    # Nothing runs around the passes; the end waits for a tick.
+    span = drawn.power[-1][0] - drawn.power[-4 * passes][0]
+    around = window["energy_seconds"] - span
+    assert -2.5 * result["devices"][0]["uncertainty_j"] / IDLE_W <= around
+    exact = (known * passes + around * IDLE_W) / passes
+    assert metrics["energy_j"]["value"] == pytest.approx(exact, rel=0.005)
+    assert metrics["energy_per_output_token_j"]["value"] == pytest.approx(exact / TOKENS, rel=0.005)
+    # What of it is none of the passes' is a tick at most, and told.
+    assert around == pytest.approx(window["tail_seconds"], abs=0.02)
+    assert metrics["energy_j"]["value"] - known <= (tick_ms / 1000 + 0.02) * IDLE_W / passes + 0.005 * known
     assert metrics["energy_per_output_token_j"]["value"] == pytest.approx(metrics["energy_j"]["value"] / TOKENS)
     assert metrics["energy_per_request_j"]["value"] == pytest.approx(metrics["energy_j"]["value"] / 4)
     for name in ("energy_j", "energy_per_output_token_j", "gpu_energy_j"):
@@ -76,3 +120,53 @@ def test_active_energy_is_what_the_work_adds(board):
     active = metrics["active_energy_j"]
     assert active["value"] == pytest.approx(known_energy_j(drawn, passes) - idle_j, rel=0.02)
     assert active["method"] == "measured"
+
+
+# ---- what goes wrong on the way ----
+
+
+def test_a_board_that_is_lost_in_the_window_costs_its_energy_and_that_is_told_first(board):
+    """RAPL cannot be read either, as on most machines with GPUs: that is no reason to keep still."""
+    quick = {"measurement": {"min_window_seconds": 1.0}, "baseline": {"enabled": False}}
+    result, _ = board(energy={"backend": "auto"}, tail="lost_at NOW\n", **quick)
+    metrics = result["metrics"]
+    for name in ("energy_j", "energy_per_output_token_j", "gpu_energy_j", "tokens_per_joule", "edp_js"):
+        assert (metrics[name]["value"], metrics[name]["method"]) == (None, "unavailable"), name
+        assert "GPU is lost" in metrics[name]["reason"], name
+    assert metrics["output_tokens_per_second"]["value"] > 0
+    assert metrics["load_energy_j"]["value"] > 0, "it was not lost by then"
+    no_energy, *_, rapl = result["warnings"]
+    assert no_energy.startswith(f"no energy: {GPU}: NVML: nvmlDeviceGetTotalEnergyConsumption: GPU is lost")
+    assert rapl.startswith("meter rapl: RAPL: no package counter")
+
+
+def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board):
+    quick = {"measurement": {"min_window_seconds": 0.5}, "baseline": {"enabled": False}}
+    result, _ = board({"mig": 1}, energy={"backend": "auto"}, **quick)
+    assert result["metrics"]["energy_j"]["value"] is None
+    assert result["devices"] == []
+    assert result["warnings"][0].startswith(f"no energy: nvml: NVML: {GPU}: MIG is on")
+
+
+def test_a_counter_that_is_off_a_throttled_board_and_one_that_warms_up_are_in_the_result_the_worst_first(board):
+    """The counter counts a tenth too much, half of the time the power limit holds the clocks down."""
+    result, drawn = board(
+        {"counter_gain": 1.1},
+        rules=["throttle power 0 0.5", "temperature 0 40", "temperature 3 70 ramp"],
+        measurement={"min_window_seconds": 2.0},
+        baseline={"enabled": False},
+    )
+    off, throttled, warmer, *_ = result["warnings"]
+    assert off.startswith(f"energy counter and sampled power disagree on {GPU}: ")
+    assert throttled.startswith(f"throttled: {GPU} for 1")
+    assert warmer.startswith(f"temperature of {GPU} went from ")
+    [device] = result["devices"]
+    assert device["integral_j"] / device["energy_j"] == pytest.approx(1 / 1.1, abs=0.03)
+    known = known_energy_j(drawn, result["window"]["passes"])
+    assert result["metrics"]["energy_j"]["value"] == pytest.approx(1.1 * known, rel=0.02), "it is the counter's"
+    seconds = result["window"]["window_seconds"]
+    assert result["metrics"]["throttled_seconds"]["value"] == pytest.approx(seconds / 2, abs=0.1)
+    conditions = device["conditions"]
+    assert conditions["peak_temperature_c"] == result["metrics"]["peak_temperature_c"]["value"]
+    assert conditions["start_temperature_c"] + 5 < conditions["end_temperature_c"]
+    assert conditions["throttled_seconds"] == {"power": pytest.approx(seconds / 2, abs=0.1)}

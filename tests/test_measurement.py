@@ -137,6 +137,31 @@ def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch):
         run()
 
 
+def test_peak_memory_is_the_windows_own(monkeypatch):
+    """The first batches of all, which warm up, take more than those that are measured; so does what comes after."""
+    import noop_engine
+
+    engine, used, asked = noop_engine.NoopEngine, [0], []
+    generate = engine.generate
+
+    def growing(self, batch):
+        asked.append(batch)
+        used[0] = max(used[0], 9_000_000 if len(asked) <= 2 else 2_000_000)
+        return generate(self, batch)
+
+    def first(self, batch):
+        used[0] = 7_000_000
+
+    monkeypatch.setattr(engine, "generate", growing)
+    monkeypatch.setattr(engine, "generate_first", first)
+    monkeypatch.setattr(engine, "reset_peak_memory", lambda self: used.__setitem__(0, 0))
+    monkeypatch.setattr(engine, "peak_memory_bytes", lambda self: used[0])
+    warmup = {"n_warmup": 1, "convergence_detection": False}
+    result = run(warmup=warmup, measurement={"prefill_split": True, "min_window_seconds": 0}).result
+    assert result.warmup.runs == 2
+    assert result.metrics["peak_memory_mb"].value == 2.0
+
+
 def test_a_meter_asked_for_by_name_is_there_or_the_experiment_fails(monkeypatch, tmp_path):
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     with pytest.raises(PreflightError, match=r"meter 'rapl' cannot be used: RAPL: no package counter"):

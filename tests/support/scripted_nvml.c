@@ -15,6 +15,7 @@
  *       tick_ms 100           the energy counter moves this often, on multiples of it since the start
  *       phase_ms 30           and this much later than that
  *       counter_mj 5000       the energy counter at t = 0
+ *       counter_gain 1.1      it counts so much for each joule; default 1
  *       power 0 70            from t = 0 on it draws 70 W; at least one such line, in order of time
  *       power 2.5 300         from t = 2.5 on 300 W
  *       power 4 700 ramp      up to t = 4 it went straight from there to 700 W
@@ -112,7 +113,7 @@ typedef struct {
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
 
-enum { BOARDS = 80, SEGMENTS = 32, RULES = 160, TEXT = 256, USERS = 8 };
+enum { BOARDS = 80, SEGMENTS = 128, RULES = 160, TEXT = 256, USERS = 8 };
 
 /* Why a board may hold its clocks down: field values, the first six of which are also nvmlPerfPolicyType_t. */
 static const struct {
@@ -142,7 +143,7 @@ typedef struct {
 
 typedef struct Board {
     char uuid[TEXT], name[TEXT];
-    double tick_ms, phase_ms, counter_mj, power_limit_w, memory_mb, reset_at, lost_at;
+    double tick_ms, phase_ms, counter_mj, counter_gain, power_limit_w, memory_mb, reset_at, lost_at;
     double persistence, mig, no_counter, no_power_reading, averages, old_driver, early_driver, no_memory, capability;
     double default_limit_w, ecc, compute_mode, max_sm_clock, default_sm_clock, reasons;
     double clocks[3]; /* from, to, in steps of; none where the last is 0 */
@@ -247,6 +248,7 @@ static void read_line(const char *word, const char *value) {
         snprintf(board->uuid, TEXT, "%s", value);
         snprintf(board->name, TEXT, "Scripted");
         board->tick_ms = 20;
+        board->counter_gain = 1;
         board->capability = 9.0;
         board->reset_at = board->lost_at = INFINITY;
         board->reasons = board->ecc = -1;
@@ -287,6 +289,7 @@ static void read_line(const char *word, const char *value) {
             {"ecc", &board->ecc},                 {"default_limit_w", &board->default_limit_w},
             {"reasons", &board->reasons},         {"compute_mode", &board->compute_mode},
             {"max_sm_clock", &board->max_sm_clock}, {"default_sm_clock", &board->default_sm_clock},
+            {"counter_gain", &board->counter_gain},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -349,10 +352,11 @@ static double integral(const Course *course, double a, double b) {
 
 static unsigned long long counter_mj(const Board *board, double t) {
     double tick_s = board->tick_ms / 1000, phase_s = board->phase_ms / 1000;
+    double mj_per_j = 1000 * board->counter_gain;
     double ticked = floor((t - phase_s) / tick_s) * tick_s + phase_s;
     if (t < board->reset_at)
-        return (unsigned long long)(board->counter_mj + 1000 * integral(&board->watts, 0, ticked));
-    return (unsigned long long)(1000 * integral(&board->watts, board->reset_at, ticked));
+        return (unsigned long long)(board->counter_mj + mj_per_j * integral(&board->watts, 0, ticked));
+    return (unsigned long long)(mj_per_j * integral(&board->watts, board->reset_at, ticked));
 }
 
 /* Power over the second before t. */
