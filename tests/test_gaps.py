@@ -124,6 +124,11 @@ def test_an_automatic_gap_has_a_shortest_time():
     assert max(host.sleeps) <= 0.5
 
 
+def test_it_takes_5_s_at_least_and_120_s_at_most():
+    assert Host((0, _one(40))).wait("auto") == (5.0, "target")
+    assert _until(_one(60)).wait("auto") == (120.0, "timeout")
+
+
 def test_every_gpu_has_to_be_there():
     first = {A: GpuState(40, 70.0), B: GpuState(30, 60.0)}
     host = Host((0, first), (20, {**first, B: GpuState(35, 60.0)}), (60, first))
@@ -404,7 +409,7 @@ SHORT_GAPS = """
 
 
 def test_auto_waits_until_the_board_is_as_at_first_and_no_longer_than_it_may(
-    pytester, write_study, gaps, scripted
+    pytester, write_study, gaps, scripted, results
 ):
     """The first experiment leaves a board that never cools, the second one a cool one."""
     write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
@@ -421,7 +426,8 @@ def test_auto_waits_until_the_board_is_as_at_first_and_no_longer_than_it_may(
         pathlib.Path({path!r} + ".new").replace({path!r})
 """
     )
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
+    done = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    done.assert_outcomes(passed=3)
     first, second, third = gaps()
     assert first == FIRST
     assert second.reason == "timeout"
@@ -431,6 +437,9 @@ def test_auto_waits_until_the_board_is_as_at_first_and_no_longer_than_it_may(
     assert scripted.users() == 0
     functions = [call.function for call in scripted.calls()]
     assert functions.count("nvmlShutdown") == 3, "it is held for each look and each gap, and not between"
+    warnings = [one for one in results.study_result["warnings"] if "gap" in one]
+    assert warnings == ["the gap ended after 1 s with a GPU still warmer or busier than at first (n=2)"]
+    done.stdout.fnmatch_lines([f"warning: {warnings[0]}"])
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,13 @@ def test_warm_up_ends_when_latencies_settle(clock):
     assert runs == list(range(1, 10))
 
 
+def test_warm_up_looks_at_its_last_latencies_alone_and_not_before_there_are_enough(clock):
+    settled = [9.0, 1.0, 9.0, 1.0, *[2.0] * 20]
+    engine = Engine(clock, settled)
+    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, min_prompts=8, window_size=3), lambda run: None)
+    assert (record.runs, record.converged, record.cv) == (9, True, 0.0)
+
+
 def test_warm_up_gives_up_and_says_so(clock):
     engine = Engine(clock, [1.0, 2.0] * 20)
     record = warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run: None)
@@ -256,6 +263,8 @@ def test_latency_percentiles_are_over_requests_and_gaps():
     assert metrics["itl_p50_ms"].value == pytest.approx(30)
     assert metrics["e2e_p50_ms"].value == pytest.approx(2000)
     assert metrics["e2e_p99_ms"].value == pytest.approx(2980)
+    two = Requests([requests[:2], requests[2:]])
+    assert two.latency_metrics() == metrics, "of all passes"
 
 
 def test_latencies_that_an_engine_cannot_tell_are_null_with_its_reason():

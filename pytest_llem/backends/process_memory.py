@@ -11,12 +11,13 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 
-def reset_peak_rss() -> None:
-    """Let the peak start from what is held now. Where the kernel does not allow it, it stays the process's."""
+def reset_peak_rss() -> bool:
+    """Let the peak start from what is held now; return whether it does. Not every kernel can, or allows it."""
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK)
     except OSError:
-        return
+        return False
+    return True
 
 
 def peak_rss_bytes() -> int | None:

@@ -114,6 +114,7 @@ class PyTorchEngine:
         self._model: Any = None
         self._tokenizer: Any = None
         self._source: ModelSource | None = None
+        self._peak_is_known = False
 
     def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
         with told_plainly("generate cannot do what the experiment asks for"):
@@ -288,12 +289,12 @@ class PyTorchEngine:
         for index in self._indices:
             torch.cuda.reset_peak_memory_stats(index)
         if not self._indices:
-            reset_peak_rss()
+            self._peak_is_known = reset_peak_rss()
 
     def peak_memory_bytes(self) -> int | None:
         if self._indices:
             return int(sum(torch.cuda.max_memory_allocated(index) for index in self._indices))
-        return peak_rss_bytes()
+        return peak_rss_bytes() if self._peak_is_known else None  # or it would be that of loading
 
     def close(self) -> None:
         self._model = None

@@ -19,6 +19,7 @@ _WORST_FIRST = [
         "warm-up stopped",
         "drift",
         "temperature",
+        "the gap ended",
         "outputs differ",
         "energy counter of",
         "$",

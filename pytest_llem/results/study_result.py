@@ -250,12 +250,17 @@ def _summary(manifest: Manifest, found: Findings) -> StudySummary:
 
 
 def _gap_warnings(gap: GapRecord | None) -> list[str]:
-    if gap is None or not gap.memory_left_mb:
+    if gap is None:
         return []
-    return [
-        f"{', '.join(gap.memory_left_mb)} had not given back the memory of the experiment before: "
-        "gap.memory_left_mb of the result says how much"
-    ]
+    found = []
+    if gap.reason == "timeout":
+        found.append(f"the gap ended after {gap.seconds:.0f} s with a GPU still warmer or busier than at first")
+    if gap.memory_left_mb:
+        found.append(
+            f"{', '.join(gap.memory_left_mb)} had not given back the memory of the experiment before: "
+            "gap.memory_left_mb of the result says how much"
+        )
+    return found
 
 
 def _named(ids: Sequence[str]) -> str:
