@@ -62,8 +62,17 @@ def test_flops_of_smollm2_are_torchs(smollm2):
     made.load()
     for torchs, ours in both(made, [list(range(1000, 1300))] * 2):
         assert ours == pytest.approx(torchs, rel=0.01)
-    # 134.5 million weights, of which the 49152 · 576 of head and embedding are one tensor
-    assert made.shape().weight_bytes == 4 * made.describe().settings["parameters"]
+    # Each tensor once: the 49152 · 576 of head and embedding are one, which is read as the head.
+    shape, model = made.shape(), made._model
+    tensors = {one.data_ptr(): one for one in model.state_dict().values()}
+    assert shape.weight_bytes == sum(one.nbytes for one in tensors.values()) == 4 * 134_515_008
+    with torch.no_grad():
+        cache = model(input_ids=torch.arange(7)[None] + 1000, use_cache=True).past_key_values
+    kept = sum(one.nbytes for layer in cache.layers for one in (layer.keys, layer.values))
+    assert 7 * shape.kv_values_per_token * shape.kv_bytes_per_value == kept
+    # What a pass reads: the weights in each of 4 steps, and in all but the first the context of both prompts.
+    read = sum(step.bytes for step in steps(shape, [(300, 4)] * 2))
+    assert read == 4 * shape.weight_bytes + 2 * (301 + 302 + 303) * kept / 7
 
 
 def test_padding_and_what_comes_after_an_end_count_for_nothing(monkeypatch):
