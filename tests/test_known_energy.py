@@ -22,8 +22,8 @@ TOKENS = 12
 
 
 def measure(changes):
-    """Return the result of an experiment as plain data. Runs in a process that sees the board; ``tail`` is added to
-    its script as the first batch of the window begins.
+    """Return the result of an experiment as plain data. Runs in a process that sees the board; ``tail`` is added
+    to its script as the window has begun.
     """
     tail = changes.pop("tail", "")
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}

@@ -138,7 +138,7 @@ def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch):
 
 
 def test_peak_memory_is_the_windows_own(monkeypatch):
-    """The first batches of all, which warm up, take more than those that are measured; so does what comes after."""
+    """The first batches, which warm up, take more than those that are measured; so does what comes after."""
     import noop_engine
 
     engine, used, asked = noop_engine.NoopEngine, [0], []

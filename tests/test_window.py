@@ -8,6 +8,7 @@ import pytest
 
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement import warmup as warmups
 from pytest_llem.measurement import window as windows
 from pytest_llem.measurement.warmup import warm_up
@@ -108,6 +109,15 @@ def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device, sec
     tail_j = (window.account.seconds - window.seconds) * IDLE_W
     assert window.seconds / len(window.passes) == pytest.approx(4.0)
     assert (window.account.total.energy_j - tail_j) / len(window.passes) == pytest.approx(4 * BUSY_W)
+
+
+def test_loading_is_over_when_the_device_has_done_its_part(device, monkeypatch):
+    monkeypatch.setattr(orchestrator, "time", SimpleNamespace(perf_counter=lambda: device.now))
+    device.load = lambda: device.generate("weights")
+    metrics, total = orchestrator._load(device, Meters({"m": device}))
+    assert [name for name, _ in device.log] == ["begin", "generate weights", "synchronize", "end"]
+    assert metrics["load_seconds"].value == pytest.approx(2.0)
+    assert metrics["load_energy_j"].value == total.energy_j == pytest.approx(2 * BUSY_W + 0.05 * IDLE_W)
 
 
 def test_warming_up_waits_for_the_device_too(device):

@@ -39,8 +39,9 @@ def severity(warning: str) -> int:
 
 
 def worst(warnings: Sequence[str], most: int) -> list[str]:
-    """Return *most* of *warnings*, in their order: the worst, and a second one of a kind only where there are no more
-    kinds. Forty experiments that were each throttled for another time must not hide the one that has no energy.
+    """Return *most* of *warnings*, in their order: the worst, and a second one of a kind only where there are no
+    more kinds. Forty experiments that were each throttled for another time must not hide a warm-up that did not
+    settle.
     """
     seen: defaultdict[int | str, int] = defaultdict(int)
     ranks = []
