@@ -14,17 +14,21 @@ from typing import Any, get_args
 
 import pytest
 
-from pytest_llem.energy.account import Account, Meters
-from pytest_llem.energy.nvml import NvmlMeter
+from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.energy.nvml import NvmlMeter, _skew, _Span
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.hardware.sensors import PowerSource, power_w
+from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.environment import environment as gpu_environment
+from pytest_llem.measurement.window import Window
+from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
 from tests.support.nvml import Board, Ramp, Script
 from tests.support.powercap import Powercap, add
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+GPU = EngineRecord(name="e", device="cuda")
 WORK_S = 2.05  # which ends between two ticks
 
 
@@ -172,6 +176,12 @@ def test_two_boards_that_tick_apart(run):
     assert max(abs(a - c), abs(b - d)) == pytest.approx(0.05), "each is cut at its own ticks"
 
 
+def test_the_skew_is_that_of_the_edges_that_lie_furthest_apart():
+    assert _skew([_Span(1.0, 9.0), _Span(1.02, 9.05), _Span(1.01, 9.01)]) == pytest.approx(0.05)
+    assert _skew([_Span(1.0, 9.0), _Span(1.05, 9.01)]) == pytest.approx(0.05)
+    assert _skew([_Span(1.0, 9.0)]) is _skew([]) is None
+
+
 @pytest.mark.parametrize("call_ms", [0, 4])
 def test_eight_boards_of_different_ticks_and_powers(run, call_ms):
     boards, courses = _eight()
@@ -311,6 +321,29 @@ def test_a_board_lost_in_the_window_has_no_energy(run):
 def test_a_counter_reset_in_the_window_gives_no_energy(run):
     seen = run(_measure, _board(), args=("nvml", [A], {"reset_at": 0.0}))
     _assert_lost(seen.account, "the energy counter did not rise (from 5")
+
+
+def _reset_unseen(script: Script) -> Reading:
+    """Measure a window in which a counter that has just begun starts again, and rises beyond where it was."""
+    meter = NvmlMeter()
+    meter.open([A])
+    meter.begin()
+    script.boards[0].more["reset_at"] = script.now() + 1
+    script.write()
+    time.sleep(2.2)
+    reading = meter.end()
+    meter.close()
+    return reading
+
+
+def test_a_reset_that_the_counter_does_not_show_is_shown_by_the_integral(run):
+    """It rose, by the half of what was drawn: as long as power is sampled beside it, that is warned of."""
+    (device,) = run(_reset_unseen, _board(counter_mj=0)).devices
+    assert device.energy_j < 0.7 * 300 * device.seconds
+    assert device.integral_j == pytest.approx(300 * device.seconds, rel=0.03)
+    account = Account((device,), Total(device.energy_j, "measured"), device.seconds, 0.02)
+    (warning,) = find_warnings(Window([[]], device.seconds, account), None, GPU, {})
+    assert warning.startswith(f"energy counter and sampled power disagree on {A}: ")
 
 
 def test_a_counter_that_stands_still_gives_no_energy(run):

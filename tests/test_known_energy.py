@@ -28,7 +28,7 @@ def measure(changes):
     tail = changes.pop("tail", "")
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     given = {**fields, "n": 4, "energy": {"backend": "nvml"}, **changes}
-    given["noop"] = {"gpu": GPU, "watts": [IDLE_W, BUSY_W], "size": 2, "seconds": 0.25}
+    given["noop"] = {"gpu": GPU, "watts": [IDLE_W, BUSY_W], "size": 2, "seconds": 0.25, "first_seconds": 0.1}
     begin = windows.Meters.begin
     opened = []
 
@@ -120,6 +120,26 @@ def test_active_energy_is_what_the_work_adds(board):
     active = metrics["active_energy_j"]
     assert active["value"] == pytest.approx(known_energy_j(drawn, passes) - idle_j, rel=0.02)
     assert active["method"] == "measured"
+
+
+def test_prompts_and_answers_share_what_the_script_says(board):
+    measurement = {"min_window_seconds": 1.0, "prefill_split": True}
+    result, drawn = board(measurement=measurement, baseline={"enabled": False})
+    window, prefill, metrics = result["window"], result["prefill_window"], result["metrics"]
+    edges = [at for at, _ in drawn.power]
+    first = len(edges) - 4 * prefill["passes"]
+    both = first - 2  # one batch more runs between the windows
+    first_j = drawn.energy_j(edges[first], edges[-1]) / prefill["passes"]
+    whole_j = drawn.energy_j(edges[both - 4 * window["passes"]], edges[both - 1]) / window["passes"]
+    # Either window ends with a tick's wait.
+    tail_j = 0.021 * IDLE_W * (1 / prefill["passes"] + 1 / window["passes"])
+    found = {name: metrics[name]["value"] for name in ("prefill_energy_j", "decode_energy_j")}
+    assert found["prefill_energy_j"] == pytest.approx(first_j, abs=tail_j + 0.01 * first_j)
+    assert found["decode_energy_j"] == pytest.approx(whole_j - first_j, abs=tail_j + 0.01 * whole_j)
+    assert {metrics[name]["method"] for name in found} == {"attributed"}
+    assert metrics["energy_per_input_token_j"]["value"] == pytest.approx(
+        found["prefill_energy_j"] / result["tokens"]["input_tokens"]
+    )
 
 
 # ---- what goes wrong on the way ----

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from pytest_llem import StudyError, StudyResult, run_study
+from pytest_llem import ExperimentConfig, StudyError, StudyResult, run_study
 from pytest_llem.api import StudyRunError
 
 
@@ -80,3 +81,21 @@ def test_load_reads_a_newer_minor_version(pytester, write_study):
     newer = {**written, "schema_version": "1.9", "something_new": 1}
     (pytester.path / "newer.json").write_text(json.dumps(newer))
     assert StudyResult.load("newer.json").name == "noop"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passthrough_kwargs": {"typical_p": math.nan}}, r"passthrough_kwargs\.typical_p must be .*\(got nan\)"),
+        ({"passthrough_kwargs": {"a": [{"b": math.inf}]}}, r"passthrough_kwargs\.a\[0\]\.b must be .*\(got inf\)"),
+        (
+            {"backend": "other", "other": {"level": -math.inf}},
+            r"other\.level must be a finite number \(got -inf\)",
+        ),
+        ({"backend": "vllm", "vllm": {"engine": {"x": math.nan}}}, r"vllm\.engine\.x must be a finite number"),
+    ],
+)
+def test_what_no_result_could_hold_is_refused(changes, message):
+    """A study file cannot say such a number; code can."""
+    with pytest.raises(ValueError, match=message):
+        ExperimentConfig.model_validate({"model": "m", **changes})

@@ -88,6 +88,22 @@ def quantised(model: Any) -> dict[str, Any] | None:
     return found
 
 
+def constants(model: Any) -> list[torch.Tensor]:
+    """Return what bitsandbytes keeps beside the weights of *model* to compute with them: neither parameters nor
+    buffers. Nothing where it has quantised none.
+    """
+    kept: list[torch.Tensor | None] = []
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        # Of 8 bits, with the weights until they have run, and then with their layer.
+        kept += [getattr(holder, "SCB", None) for holder in (weight, getattr(module, "state", None))]
+        state = getattr(weight, "quant_state", None)
+        while state is not None:  # its own constants may be quantised in their turn
+            kept += [state.absmax, state.code]
+            state = getattr(state, "state2", None)
+    return [one for one in kept if one is not None]
+
+
 def compilation(options: PyTorchConfig) -> dict[str, str] | None:
     """Return mode and backend of ``torch.compile``, None where nothing is compiled."""
     if not options.torch_compile:

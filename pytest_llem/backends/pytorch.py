@@ -282,7 +282,8 @@ class PyTorchEngine:
         return model_shape(self._model)
 
     def model_memory_bytes(self) -> int:
-        tensors = [*self._model.parameters(), *self._model.buffers()]
+        model = self._model
+        tensors = [*model.parameters(), *model.buffers(), *loading.constants(model)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def reset_peak_memory(self) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pytest_llem.study.dataset import MOST, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
 from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
-from pytest_llem.study.section import Section
+from pytest_llem.study.section import Section, finite
 
 Precision = Literal["fp32", "fp16", "bf16"]
 LengthMode = Literal["fixed", "natural"]
@@ -246,6 +246,8 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"decoder.min_new_tokens {shortest} is more than max_output_tokens {self.max_output_tokens}"
             )
+        finite(self.passthrough_kwargs, "passthrough_kwargs")
+        finite(self.engine_section, self.backend)
         if self.passthrough_kwargs and (taken := {*self.passthrough_kwargs} & {*type(self).model_fields}):
             raise ValueError(f"passthrough_kwargs may not hold {min(taken)!r}, which is a field of its own")
         return self

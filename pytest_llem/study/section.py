@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Any, ClassVar
 
@@ -40,6 +41,22 @@ class NullableSection(Section):
         if not isinstance(data, dict):
             return data
         return {key: one for key, one in data.items() if one is not None or key in cls.NULL_MEANS}
+
+
+def finite(value: Any, name: str) -> None:
+    """See that what an engine takes by its own names holds numbers only that JSON, and so a result, can hold.
+
+    Raises:
+        ValueError: One is none; *name* is where *value* stands.
+    """
+    if isinstance(value, dict):
+        for key, one in value.items():
+            finite(one, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for place, one in enumerate(value):
+            finite(one, f"{name}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number (got {value})")
 
 
 def field_docs(section: type[BaseModel]) -> dict[str, str]:

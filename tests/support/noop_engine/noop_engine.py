@@ -219,7 +219,9 @@ class NoopEngine:
         return time.perf_counter()
 
     def generate_first(self, batch):
+        self._draw(busy=True)
         time.sleep(self.options.get("first_seconds", 0))
+        self._draw(busy=False)
 
     def synchronize(self):
         pass
