@@ -85,7 +85,7 @@ def test_quantised_weights_run_and_are_written_down(packages, smollm2):
         assert one["version"] == BITSANDBYTES.partition("==")[2]
         assert {key: one["said"][key] for key in OPTIONS[name]} == OPTIONS[name]
 
-    # 106.2 million weights in linear layers; 28.3 million in embedding and head, and 35 thousand in norms, stay so.
+    # 106.2 million weights in linear layers; embedding and head, 28.3 million, and norms stay bf16.
     # For each 64 weights of 4 bits there is a constant of 4 bytes, 2 for some CPUs, or of one where these are
     # quantised too; for each row of weights of 8 bits one of 4 bytes.
     linear, rest = 106_168_320, 2 * (28_311_552 + 35_136)

@@ -90,7 +90,7 @@ def test_load_reads_a_newer_minor_version(pytester, write_study):
         ({"passthrough_kwargs": {"a": [{"b": math.inf}]}}, r"passthrough_kwargs\.a\[0\]\.b must be .*\(got inf\)"),
         (
             {"backend": "other", "other": {"level": -math.inf}},
-            r"other\.level must be a finite number \(got -inf\)",
+            r"other\.level must be .*\(got -inf\)",
         ),
         ({"backend": "vllm", "vllm": {"engine": {"x": math.nan}}}, r"vllm\.engine\.x must be a finite number"),
     ],
