@@ -52,6 +52,22 @@ def test_a_device_map_runs(placed):
         assert (list(made.gpus), made.describe().device) == ([], "cpu")
 
 
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
+def test_memory_that_is_not_to_be_used_is_not():
+    """Of 12 MB, 8 may be in memory: the rest is read from the disk when its turn comes."""
+    options = {"device_map": "auto", "max_memory": {"cpu": "8MB"}, "batch_size": 3}
+    made = engine(**GREEDY, pytorch=options)
+    assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
+    assert set(made.describe().settings["hf_device_map"].values()) == {"cpu", "disk"}
+
+
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
+def test_a_module_that_the_model_lacks_is_told():
+    reason = r"^pytorch\.device_map: LlamaForCausalLM has no module 'lm_heads' \(did you mean 'lm_head'\?\)$"
+    with pytest.raises(PreflightError, match=reason):
+        engine(pytorch={"device_map": {"model": "cpu", "lm_heads": "cpu"}})
+
+
 @pytest.mark.parametrize(
     ("options", "given"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.backends.refusals import one_line, told_plainly
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
+from pytest_llem.study.problems import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,6 +61,8 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
         wanted["max_memory"] = {_device(key): size for key, size in options.max_memory.items()}
     with told_plainly(f"model {config.model!r} cannot be loaded"):
         model = AutoModelForCausalLM.from_pretrained(source.location, **wanted)
+    if isinstance(options.device_map, dict):
+        _check_modules(model, options.device_map)
     # bitsandbytes has put its model where it belongs, and lets nobody move it.
     if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         model = model.to(device)
@@ -67,6 +70,15 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
     if how := compilation(options):
         _compile(model, how)
     return model
+
+
+def _check_modules(model: Any, places: Mapping[str, int | str]) -> None:
+    """See that *model* has what *places* names: transformers passes over what it does not know."""
+    known = (*dict(model.named_modules()), *dict(model.named_parameters()))
+    for name in places:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise PreflightError(f"pytorch.device_map: {type(model).__name__} has no module {name!r}{hint}")
 
 
 def _quantisation(options: PyTorchConfig) -> BitsAndBytesConfig:
