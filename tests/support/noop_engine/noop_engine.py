@@ -6,7 +6,8 @@ which each process leaves a note about itself), ``fail_once`` (a file: who does 
 ``family`` (a folder in which its children leave their ids), ``filler`` (characters that make its result long),
 ``break`` (a file: while it is there, a fault ``… while broken`` is done), ``fetch`` (seconds to get the model),
 ``span`` (a file to which each process adds when it begins and ends), ``gpu`` (the UUID of a scripted board that it
-says it runs on) and ``watts`` (what that board draws while nothing runs, and while a batch does).
+says it runs on, or several) and ``watts`` (what the script's last board draws while nothing runs, and while a
+batch does).
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ class NoopEngine:
         if unknown:
             raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
         self.output_len = config.workload.output_len
-        self.gpus = [self.options["gpu"]] if "gpu" in self.options else []
+        gpus = self.options.get("gpu", [])
+        self.gpus = [gpus] if isinstance(gpus, str) else gpus
         self._span("begins")
 
     def _span(self, what):
