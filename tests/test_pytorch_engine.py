@@ -172,6 +172,18 @@ def test_what_is_to_change_speed_alone_changes_no_token(options):
     assert {name: written[name] for name in options} == options
 
 
+@pytest.mark.parametrize("changes", [{}, {"decoder": {"do_sample": False}}], ids=["sampled", "greedy"])
+def test_what_a_model_brings_of_its_own_is_not_mixed_in(changes, tmp_path):
+    """generate fills up what a call leaves unset; the study says everything, or transformers' default does."""
+    shutil.copytree(tiny_llama(), tmp_path / "made")
+    path = tmp_path / "made" / "generation_config.json"
+    own = json.loads(path.read_text()) if path.exists() else {}
+    further = {"do_sample": True, "min_p": 0.999, "suppress_tokens": list(range(3, 130))}
+    path.write_text(json.dumps({**own, **further}))
+    made = engine(model=str(tmp_path / "made"), **changes)
+    assert outputs(made) == outputs(engine(**changes))
+
+
 def test_no_token_pair_comes_twice():
     plain = outputs(engine(**GREEDY, max_output_tokens=40), PROMPTS[:1])[0]
     apart = outputs(engine(**GREEDY, max_output_tokens=40, pytorch={"no_repeat_ngram_size": 2}), PROMPTS[:1])[0]
