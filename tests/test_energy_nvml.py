@@ -596,6 +596,38 @@ def test_conditions(run):
     assert 1 <= known.throttled_seconds["power"] <= most_s
 
 
+#: For what share of the time each reason holds the clocks down.
+SHARES = {
+    "power": 0.8,
+    "thermal": 0.1,
+    "sync_boost": 0.2,
+    "board_limit": 0.3,
+    "low_utilization": 0.4,
+    "reliability": 0.5,
+    "sw_thermal": 0.6,
+    "hw_thermal": 0.7,
+    "hw_power_brake": 0.9,
+}
+
+
+@pytest.mark.parametrize(
+    ("rules", "untold"),
+    [
+        ([], {"low_utilization"}),
+        (["fail nvmlDeviceGetFieldValues 3"], {"low_utilization", "sw_thermal", "hw_thermal", "hw_power_brake"}),
+    ],
+    ids=["fields", "violations"],
+)
+def test_every_reason_of_throttling_is_told_by_its_name(run, rules, untold):
+    board = _board()
+    board.rules += [*rules, *(f"throttle {reason} 0 {share}" for reason, share in SHARES.items())]
+    (device,) = run(_watch, board, args=(0.5, {})).reading.devices
+    told = device.conditions.throttled_seconds
+    assert set(told) == SHARES.keys() - untold
+    for reason, seconds in told.items():
+        assert seconds / told["power"] == pytest.approx(SHARES[reason] / SHARES["power"], rel=0.05), reason
+
+
 def test_settings_under_the_ids_of_counters_are_no_counters(run):
     """What later drivers count there, the first ones of their branches do not."""
     board = _board(early_driver=1)

@@ -65,7 +65,11 @@ def test_the_window_holds_whole_passes_and_totals_are_per_pass(meter):
     assert value["energy_j"] == pytest.approx(60 / passes)
     assert value["energy_per_output_token_j"] == pytest.approx(60 / passes / 6)
     assert value["tokens_per_joule"] == pytest.approx(6 / (60 / passes))
+    assert value["energy_per_request_j"] == pytest.approx(60 / passes / 2)
+    assert value["wh_per_1000_requests"] == pytest.approx(60 / passes / 2 / 3.6)
+    assert value["edp_js"] == pytest.approx(60 / passes * value["seconds"])
     assert value["mean_power_w"] == pytest.approx(30.0)
+    assert result.window.tail_seconds == pytest.approx(2.0 - result.window.window_seconds)
     assert value["gpu_energy_j"] == pytest.approx(60 / passes)
     assert value["cpu_energy_j"] is None
     assert value["load_energy_j"] == 1.0
