@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--model-path", type=Path, default=[], action="append", help="folder of models")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--cache-implementation", help="as in a study's section pytorch, such as static")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each window")
     options = parser.parse_args()
 
