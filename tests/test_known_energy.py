@@ -206,7 +206,8 @@ def test_a_counter_that_is_off_a_throttled_board_and_one_that_warms_up_are_in_th
         measurement={"min_window_seconds": 2.0},
         baseline={"enabled": False},
     )
-    off, throttled, warmer, *_ = result["warnings"]
+    # On a busy machine passes drift, too.
+    off, throttled, warmer, *_ = [one for one in result["warnings"] if not one.startswith("drift")]
     assert off.startswith(f"energy counter and sampled power disagree on {GPU}: ")
     assert throttled.startswith(f"throttled: {GPU} for ")
     assert warmer.startswith(f"temperature of {GPU} went from 40 to 70 °C")
