@@ -338,6 +338,13 @@ class TestBaselines:
         assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
         assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
 
+    def test_there_is_nothing_to_save_of_gates_alone(self, study, workers):
+        study.write(budgets={ENERGY: 1})
+        study.run()
+        run = study.run("--llem-save", "main", "-k", "budget", *workers)
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines(["ERROR: --llem-save: no experiment is selected, so there is nothing to save"])
+
     def test_two_studies_of_one_name_are_not_saved_as_one(self, study, write_study):
         study.write()
         write_study("second.yaml", sweep={"noop.size": [3]})
