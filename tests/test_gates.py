@@ -312,6 +312,18 @@ class TestBaselines:
         assert verdict.ratio == pytest.approx(1.2)
         assert (verdict.n, verdict.reference_n) == (4, 4)
 
+    def test_gates_that_were_not_selected_fail_nothing(self, study):
+        study.write()
+        study.run("--llem-save", "main")
+        study.figures({ENERGY: f"0.12 * size * {WOBBLE}", SPEED: f"100 * {WOBBLE}"})
+        with (study.root / "study.yaml").open("a") as file:
+            file.write(f"budgets: {{{ENERGY}: 1}}\n")
+        run = study.run(
+            "--llem-baseline", "main", "--deselect", f"study.yaml::regression[{ENERGY}-size=1]", "-k", "not ttft"
+        )
+        run.assert_outcomes(passed=8 + 2 + 2, failed=1, deselected=3)
+        run.stdout.fnmatch_lines(["2 REGRESSION, 4 SAME: 1 gate failed (1 more not selected, or expected to)"])
+
     def test_what_cannot_be_decided_is_skipped_or_fails(self, study):
         study.write()
         study.run("--llem-save", "main")

@@ -48,7 +48,8 @@ class Judge:
         self._config = config
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
-        self._comparisons: list[tuple[str, Comparison]] = []
+        #: With the name of their study, and the ids of their gates that count.
+        self._comparisons: list[tuple[str, Comparison, set[str]]] = []
         #: Of gates that count: neither skipped nor expected to fail.
         self._verdicts: list[GateVerdict] = []
         #: Results of earlier sessions, and how many gates were judged by each.
@@ -67,8 +68,9 @@ class Judge:
             bench = _Bench(self._config, file, self._recorder)
             gates = {node_id: bench.gate(node_id, node) for node_id, node in nodes.items()}
             found = bench.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
+            counting: set[str] = set()
             if bench.comparison is not None:
-                self._comparisons.append((bench.study.name, bench.comparison))
+                self._comparisons.append((bench.study.name, bench.comparison, counting))
             for node_id, gate in gates.items():
                 verdict = found[gate.id] if gate.kind == REGRESSION else bench.budget(gate.id)
                 judged = bench.judged(gate.kind, gate.point)
@@ -77,6 +79,7 @@ class Judge:
                 if self._report(node_id, gate, verdict):
                     self._verdicts.append(verdict)
                     bench.keep(verdict)
+                    counting |= {verdict.id} if gate.kind == REGRESSION else set()  # a budget's may be the same
                 self.left -= 1
                 if session.shouldfail:
                     raise session.Failed(session.shouldfail)
@@ -87,9 +90,9 @@ class Judge:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for command in workflow_commands(self._verdicts, self._config.rootpath, os.environ):
             terminalreporter.write_line(command)
-        for study, comparison in self._comparisons:
+        for study, comparison, counting in self._comparisons:
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
-            for line in comparison_lines(comparison, shutil.get_terminal_size().columns):
+            for line in comparison_lines(comparison, shutil.get_terminal_size().columns, counting):
                 terminalreporter.write_line(line)
         for source, number in self._sources.items():
             shown = os.path.relpath(source, self._config.invocation_params.dir)
