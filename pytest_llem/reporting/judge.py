@@ -262,6 +262,7 @@ class _Bench:
         """What is compared with: a baseline, or of each point what was measured in turns with it."""
         if self._settings.against is None:
             return self._baseline
-        found = self._sides.own_reference or self._earlier.reference(self._name)
+        own = self._sides.own_reference if self._sides.measured else None
+        found = own or self._earlier.reference(self._name)
         points = [turns.there for turns in self._turns.values()]
         return found.model_copy(update={"points": points}) if found else None
