@@ -97,6 +97,50 @@ def test_pairs_tell_what_drifts_from_what_changed(pytester, write_study, results
     run.stdout.fnmatch_lines(["*REGRESSION: 1.06*"])
 
 
+@pytest.fixture
+def drift(pytester, write_study):
+    """Run a study whose sessions differ by a factor: there is no telling from two of them what has changed."""
+    pytester.makeconftest(figures.conftest())
+    write_study(
+        sweep={"noop.size": [1]},
+        execution={"n_cycles": 4, "skip_preflight": True},
+        gates={"metrics": ["energy_per_output_token_j"]},
+    )
+
+    def run(factor, *options):
+        wanted = {"energy_per_output_token_j": f"{factor} * (1 + 0.05 * cycle)"}
+        (pytester.path / "figures.json").write_text(json.dumps(wanted))
+        return pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+
+    return run
+
+
+AGAINST = f"--llem-against={sys.executable}"
+
+
+def test_a_gate_alone_judges_what_one_session_has_measured_in_turns(drift):
+    drift(1, AGAINST, "--llem-run-id=turns").assert_outcomes(passed=8 + 1)
+    drift(3, "--llem-run-id=later").assert_outcomes(passed=4)
+    run = drift(3, AGAINST, "-k", "regression", "-rP")
+    run.assert_outcomes(passed=1, deselected=8)
+    run.stdout.fnmatch_lines(["*SAME: 1.000 × the reference*paired*", "llem: 1 gate *before: results/noop_turns"])
+
+
+def test_what_was_measured_in_turns_with_another_is_not_judged(drift, tmp_path):
+    other = Environment(tmp_path / "other", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+    drift(1, f"--llem-against={other.python}").assert_outcomes(passed=8 + 1)
+    run = drift(1, AGAINST, "-k", "regression")
+    run.assert_outcomes(failed=1, deselected=8)
+    run.stdout.fnmatch_lines(["cannot be judged: the reference has no results"])
+
+
+def test_a_reference_of_another_session_is_none(drift):
+    drift(1, AGAINST).assert_outcomes(passed=8 + 1)
+    run = drift(3, AGAINST, "-k", "experiment or regression")
+    run.assert_outcomes(passed=4, failed=1, deselected=4)
+    run.stdout.fnmatch_lines(["cannot be judged: no value in the reference; its reference was not selected, *"])
+
+
 def test_what_was_interrupted_cannot_be_resumed(pytester, write_study, results):
     text = figures.conftest() + (
         "def _stopped(job, **options):\n"

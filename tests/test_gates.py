@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -118,6 +120,18 @@ class TestBudgets:
         run.assert_outcomes(failed=1, deselected=9)
         run.stdout.fnmatch_lines(["*cannot be judged: *no completed cycle*"])
 
+    def test_one_of_a_point_that_was_never_measured(self, study):
+        study.write(budgets={ENERGY: 0.15})
+        study.run("--llem-save", "main")
+        for one in study.results.root.iterdir():
+            if one.is_dir():
+                shutil.rmtree(one)
+        study.run("-k", "experiment and size=1").assert_outcomes(passed=4, deselected=6)
+        run = study.run("--llem-baseline", "main", "-k", "size=2 and not experiment")
+        run.assert_outcomes(failed=1 + 3, deselected=4 + 4 + 4)
+        run.stdout.fnmatch_lines(["cannot be judged: *nothing of it was selected, or measured before"] * 4)
+        run.stdout.no_fnmatch_line("missing: *")
+
     def test_after_x_they_are_left(self, study, workers):
         study.write(sweep={"noop.size": [1]}, budgets={ENERGY: 0.15})
         (study.root / "conftest.py").write_text(
@@ -198,13 +212,28 @@ class TestBudgets:
         study.run("-k", "not experiment", *workers).assert_outcomes(failed=4)
         study.run("-k", "budget or cycle=1", *workers).assert_outcomes(passed=4 + 2, failed=2)
 
-    def test_reruns_come_before(self, study):
+    def test_reruns_come_before(self, study, workers, monkeypatch):
+        """What counts is the last attempt; a gate that fails is not run again."""
         pytest.importorskip("pytest_rerunfailures")
-        study.write(budgets={ENERGY: 0.15})
-        run = study.pytester.runpytest_subprocess(
-            "study.yaml", "-p", "llem", "-p", "pytest_rerunfailures", "--reruns", "2"
-        )
-        run.assert_outcomes(passed=9, failed=1)
+        monkeypatch.delenv("PYTEST_ADDOPTS")
+        study.write({ENERGY: "0.1 * size"}, budgets={ENERGY: 0.15})
+        with (study.root / "conftest.py").open("a") as file:
+            file.write(
+                "\nfrom pathlib import Path\nfrom pytest_llem.results.models import ErrorRecord\n"
+                "def _late(job, **options):\n"
+                "    tried = Path(__file__).with_name(job.identity['experiment_id'])\n"
+                "    if tried.exists():\n"
+                "        return _done(job, **options)\n"
+                "    tried.touch()\n"
+                "    return Outcome(error=ErrorRecord(kind='crash', type='X', message='no'))\n"
+                "experiment.run_isolated = _late\n"
+            )
+        plugins = ("-p", "no:randomly", "-p", "no:random_order")
+        run = study.run(*plugins, "--reruns", "2", "-v", *workers)
+        assert run.parseoutcomes() == {"passed": 8 + 1, "failed": 1, "rerun": 8}
+        assert [point.metrics[ENERGY].n for point in study.newest().points] == [4, 4]
+        shares = [int(share) for share in re.findall(r"\[ *(\d+)%\]", run.stdout.str())]
+        assert (shares, shares[-1]) == (sorted(shares), 100)
 
     def test_estimated_energy_decides_nothing_unless_it_may(self, study):
         study.write(method="estimated", budgets={ENERGY: 0.15})
@@ -283,6 +312,18 @@ class TestBaselines:
         assert verdict.ratio == pytest.approx(1.2)
         assert (verdict.n, verdict.reference_n) == (4, 4)
 
+    def test_gates_that_were_not_selected_fail_nothing(self, study):
+        study.write()
+        study.run("--llem-save", "main")
+        study.figures({ENERGY: f"0.12 * size * {WOBBLE}", SPEED: f"100 * {WOBBLE}"})
+        with (study.root / "study.yaml").open("a") as file:
+            file.write(f"budgets: {{{ENERGY}: 1}}\n")
+        run = study.run(
+            "--llem-baseline", "main", "--deselect", f"study.yaml::regression[{ENERGY}-size=1]", "-k", "not ttft"
+        )
+        run.assert_outcomes(passed=8 + 2 + 2, failed=1, deselected=3)
+        run.stdout.fnmatch_lines(["2 REGRESSION, 4 SAME: 1 gate failed (1 more not selected, or expected to)"])
+
     def test_what_cannot_be_decided_is_skipped_or_fails(self, study):
         study.write()
         study.run("--llem-save", "main")
@@ -308,6 +349,13 @@ class TestBaselines:
         assert not (study.root / ".llem").exists()
         assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
         assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
+
+    def test_there_is_nothing_to_save_of_gates_alone(self, study, workers):
+        study.write(budgets={ENERGY: 1})
+        study.run()
+        run = study.run("--llem-save", "main", "-k", "budget", *workers)
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines(["ERROR: --llem-save: no experiment is selected, so there is nothing to save"])
 
     def test_two_studies_of_one_name_are_not_saved_as_one(self, study, write_study):
         study.write()

@@ -202,6 +202,12 @@ def test_ids_that_no_point_has(tmp_path, result, name):
     assert _refused("main", tmp_path) == f"{file}: no point has an id like {name!a}"
 
 
+def test_two_points_of_the_same_axes(tmp_path, result):
+    result.points[1].axes = {"precision": "bf16"}
+    file = save(result, "main", tmp_path)
+    assert _refused("main", tmp_path) == f"{file}: precision=bf16 and precision=fp32 have the same axes"
+
+
 def test_of_several_one_is_to_be_named(tmp_path, result):
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")

@@ -239,6 +239,16 @@ class TestCommand:
         assert deltas["output_tokens_per_second"] == 0.02
         assert deltas[METRIC] == math.ceil(1000 * effect(*runs, metrics=3).delta) / 1000
 
+    def test_the_study_says_its_alpha_and_metrics(self, folders, llem):
+        runs = [session(run, number=number) for number, run in enumerate(RUNS)]
+        for one in runs:
+            one.measurement_protocol["gates"] = {"alpha": 0.05, "delta": 0.02, "metrics": [METRIC]}
+        status, lines, _ = llem(*folders(*runs))
+        assert status == 0
+        delta = session_effect(runs, METRIC, alpha=0.05, metrics=1).delta
+        assert lines[1].split()[-1] == f"{math.ceil(1000 * delta) / 10:.3g}%"
+        assert any("5% of comparisons" in line for line in lines)
+
     def test_sessions_that_say_too_little(self, folders, llem):
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
         status, lines, said = llem(*names, "--metric", METRIC)

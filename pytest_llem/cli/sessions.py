@@ -36,8 +36,9 @@ def aa(paths: Sequence[Path], metrics: Sequence[str]) -> int:
     except ValueError as error:
         complain(str(error))
         return NOT_RUN
-    alpha = GatesConfig().alpha
-    names = list(dict.fromkeys(metrics or _family(results[-1])))
+    said = results[-1].measurement_protocol.get("gates") or {}
+    alpha = said.get("alpha") or GatesConfig().alpha
+    names = list(dict.fromkeys(metrics or said.get("metrics") or DEFAULT_FAMILY))
     effects = []
     for name in names:
         try:
@@ -88,12 +89,6 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 if seen != at:
                     raise ValueError(f"{path}: is the same session as {paths[seen]}")
     return results
-
-
-def _family(result: StudyResult) -> Sequence[str]:
-    """Return the metrics that the study of *result* gates."""
-    said = (result.measurement_protocol.get("gates") or {}).get("metrics")
-    return said or DEFAULT_FAMILY
 
 
 def _differing(one: StudyResult, other: StudyResult, facts: Literal["bench", "subject"]) -> list[str]:

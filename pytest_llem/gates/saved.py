@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_llem.results.manifest import MANIFEST, write_atomically
 from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.study.identity import axes_key
 from pytest_llem.study.problems import did_you_mean
 
 #: Where they are, below the root of the run.
@@ -72,6 +73,10 @@ def load(given: str, root: Path, study: str | None = None) -> StudyResult:
     odd = next((point.id for point in result.points if not (point.id.isascii() and point.id.isprintable())), None)
     if odd is not None:  # it becomes an item's, and is printed
         raise BaselineError(f"{path}: no point has an id like {odd!a}")
+    seen: dict[object, PointResult] = {}
+    for point in result.points:
+        if (twin := seen.setdefault(axes_key(point.axes), point)) is not point:  # a merge of two, say
+            raise BaselineError(f"{path}: {twin.id} and {point.id} have the same axes")
     if study is not None and result.name != study:
         raise BaselineError(f"{path}: is of the study {result.name!r}, not of {study!r}")
     return result

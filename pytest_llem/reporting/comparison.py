@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
@@ -30,12 +30,13 @@ _SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
 _COLUMNS = ("reference", "here", "ratio", "interval", "n", "verdict")
 
 
-def lines(comparison: Comparison, width: int) -> list[str]:
+def lines(comparison: Comparison, width: int, counting: Collection[str] | None = None) -> list[str]:
     """Return the table of a comparison, the worst first, and what else there is to say of it.
 
     Args:
         comparison: What was compared.
         width: Of the terminal, in characters.
+        counting: Ids of the gates that may fail a run, the others being there for their family; None for all.
     """
     rows, left_out = _rows(comparison)
     found = []
@@ -51,7 +52,7 @@ def lines(comparison: Comparison, width: int) -> list[str]:
         found += render(table, width)
     if left_out:
         found.append(_more(left_out))
-    return [*found, *([""] if found else []), *_notes(comparison), _outcome(comparison)]
+    return [*found, *([""] if found else []), *_notes(comparison), _outcome(comparison, counting)]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -178,12 +179,14 @@ def _more(left_out: Mapping[str, int]) -> str:
     return f"and {', '.join(f'{left_out[verdict]} {verdict}' for verdict in _ORDER if verdict in left_out)}"
 
 
-def _outcome(comparison: Comparison) -> str:
+def _outcome(comparison: Comparison, counting: Collection[str] | None = None) -> str:
     record = comparison.record
     count = Counter(str(one.verdict) for one in _of_known_points(comparison))
     found = [f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict]]
     found += [counted(len(record.new_points), "new point")] if record.new_points else []
     found += [counted(len(record.missing_points), "missing point")] if record.missing_points else []
-    failed = sum(one.outcome == "failed" for one in comparison.verdicts)
-    text = ", ".join(found) or "nothing to compare"
-    return f"{text}: {counted(failed, 'gate')} failed" if failed else f"{text}: no gate failed"
+    bad = [one.id for one in comparison.verdicts if one.outcome == "failed"]
+    failed = sum(counting is None or one in counting for one in bad)
+    text = f"{', '.join(found) or 'nothing to compare'}: {counted(failed, 'gate') if failed else 'no gate'} failed"
+    others = len(bad) - failed
+    return f"{text} ({others} more not selected, or expected to)" if others else text

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_llem.nodes import REFERENCE
 from pytest_llem.results.models import PointResult, StudyResult
+
+
+class Measured(NamedTuple):
+    """A point's result, and the results directory that has it."""
+
+    directory: Path
+    point: PointResult
+
+
+class MeasuredInTurns(NamedTuple):
+    """Likewise, and the same point of the reference that it was measured in turns with."""
+
+    directory: Path
+    point: PointResult
+    reference: PointResult
 
 
 class Earlier:
@@ -20,38 +36,62 @@ class Earlier:
         self._directories = directories
         self._read: dict[Path, StudyResult | None] = {}
 
-    def point(self, name: str, cycles: int) -> tuple[Path, PointResult] | None:
+    def point(self, name: str, cycles: int) -> Measured | None:
         """Return the newest result of a point that has so many cycles, else the newest one that has any.
 
         Args:
             name: Id of the point.
             cycles: As many as the study wants.
-
-        Returns:
-            Its results directory, and what that has of the point.
         """
-        found = [(directory, one) for directory, one in self._points(name, cycles) if one.cycles]
-        whole = [(directory, one) for directory, one in found if len(one.cycles) >= cycles]
-        return next(iter([*whole, *found]), None)
+        part: Measured | None = None
+        for directory, result in self._results():
+            point = _point_of(result, name)
+            if point is not None and len(point.cycles) >= cycles:
+                return Measured(directory, point)
+            if part is None and point is not None and point.cycles:
+                part = Measured(directory, point)
+        return part
+
+    def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInTurns | None:
+        """Return the newest result of a point of which both sides have so many cycles, else any.
+
+        Args:
+            name: Id of the point.
+            cycles: As many as the study wants.
+            interpreter: The reference's.
+        """
+        part: MeasuredInTurns | None = None
+        for directory, result, other in self._turns(interpreter):
+            point, reference = _point_of(result, name), _point_of(other, name)
+            if point is None or reference is None:
+                continue
+            common = len(set(point.cycles) & set(reference.cycles))
+            if common >= cycles:
+                return MeasuredInTurns(directory, point, reference)
+            if part is None and common:
+                part = MeasuredInTurns(directory, point, reference)
+        return part
 
     def result(self) -> StudyResult | None:
         """Return the newest result."""
-        return next((one for directory in self._directories if (one := self._load(directory))), None)
+        return next((result for _, result in self._results()), None)
 
-    def reference(self) -> StudyResult | None:
+    def reference(self, interpreter: str) -> StudyResult | None:
         """Return the newest result of a reference that was measured in turns with the study."""
-        found = (self._load(directory / REFERENCE) for directory in self._directories)
-        return next((one for one in found if one is not None), None)
+        return next((reference for _, _, reference in self._turns(interpreter)), None)
 
-    def _points(self, name: str, cycles: int) -> Iterator[tuple[Path, PointResult]]:
-        """Yield what there is of a point, up to the first that is whole."""
+    def _turns(self, interpreter: str) -> Iterator[tuple[Path, StudyResult, StudyResult]]:
+        """Yield results with their references, but for those that say that they were compared with another one."""
+        for directory, result in self._results():
+            if result.comparison is not None and result.comparison.reference != interpreter:
+                continue
+            if (reference := self._load(directory / REFERENCE)) is not None:
+                yield directory, result, reference
+
+    def _results(self) -> Iterator[tuple[Path, StudyResult]]:
         for directory in self._directories:
-            result = self._load(directory)
-            for point in result.points if result else ():
-                if point.id == name:
-                    yield directory, point
-                    if len(point.cycles) >= cycles:
-                        return
+            if (result := self._load(directory)) is not None:
+                yield directory, result
 
     def _load(self, directory: Path) -> StudyResult | None:
         if directory not in self._read:
@@ -60,3 +100,7 @@ class Earlier:
             except (OSError, ValueError):  # of another version, or not whole
                 self._read[directory] = None
         return self._read[directory]
+
+
+def _point_of(result: StudyResult, name: str) -> PointResult | None:
+    return next((point for point in result.points if point.id == name), None)

@@ -24,9 +24,10 @@ from pytest_llem.reporting.gate_reports import Marks, gate_reports
 from pytest_llem.reporting.github import workflow_commands
 from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.recorder import Recorder
+from pytest_llem.reporting.sides import Judged, Sides, Turns
 from pytest_llem.reporting.studies import gates_by_file, study_of
 from pytest_llem.results.manifest import runs_of
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.design import StudyConfig
 
@@ -47,7 +48,8 @@ class Judge:
         self._config = config
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
-        self._comparisons: list[tuple[str, Comparison]] = []
+        #: With the name of their study, and the ids of their gates that count.
+        self._comparisons: list[tuple[str, Comparison, set[str]]] = []
         #: Of gates that count: neither skipped nor expected to fail.
         self._verdicts: list[GateVerdict] = []
         #: Results of earlier sessions, and how many gates were judged by each.
@@ -66,15 +68,18 @@ class Judge:
             bench = _Bench(self._config, file, self._recorder)
             gates = {node_id: bench.gate(node_id, node) for node_id, node in nodes.items()}
             found = bench.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
+            counting: set[str] = set()
             if bench.comparison is not None:
-                self._comparisons.append((bench.study.name, bench.comparison))
+                self._comparisons.append((bench.study.name, bench.comparison, counting))
             for node_id, gate in gates.items():
                 verdict = found[gate.id] if gate.kind == REGRESSION else bench.budget(gate.id)
-                if (source := bench.sources.get(gate.point)) is not None:
-                    self._sources[source] += 1
+                judged = bench.judged(gate.kind, gate.point)
+                if judged is not None and judged.source is not None:
+                    self._sources[judged.source] += 1
                 if self._report(node_id, gate, verdict):
                     self._verdicts.append(verdict)
                     bench.keep(verdict)
+                    counting |= {verdict.id} if gate.kind == REGRESSION else set()  # a budget's may be the same
                 self.left -= 1
                 if session.shouldfail:
                     raise session.Failed(session.shouldfail)
@@ -85,9 +90,9 @@ class Judge:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for command in workflow_commands(self._verdicts, self._config.rootpath, os.environ):
             terminalreporter.write_line(command)
-        for study, comparison in self._comparisons:
+        for study, comparison, counting in self._comparisons:
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
-            for line in comparison_lines(comparison, shutil.get_terminal_size().columns):
+            for line in comparison_lines(comparison, shutil.get_terminal_size().columns, counting):
                 terminalreporter.write_line(line)
         for source, number in self._sources.items():
             shown = os.path.relpath(source, self._config.invocation_params.dir)
@@ -115,12 +120,12 @@ class _Bench:
     def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None) -> None:
         self._config = config
         self._file = file
-        self._runs = {} if recorder is None else recorder.runs
         self._settings = Settings.from_config(config)
+        runs = {} if recorder is None else recorder.runs
+        self._run = runs.get(file)
         self.study: StudyConfig = study_of(config, file)
+        self._sides = Sides(self.study, self._run, runs.get(run_key(file, REFERENCE)), self._earlier)
         self.comparison: Comparison | None = None
-        #: The results directories that points of which nothing was selected are judged by.
-        self.sources: dict[str, Path] = {}
 
     @cached_property
     def gates(self) -> Mapping[tuple[str, str], Gate]:
@@ -141,6 +146,10 @@ class _Bench:
             raise pytest.UsageError(f"{node_id}: the study, or what it is compared with, has no such gate")
         return self.gates[node.function, name]
 
+    def judged(self, gate: str, point: str) -> Judged | None:
+        """Return what a gate of that kind judges of a point; None for a point that the study does not have."""
+        return (self._compared if gate == REGRESSION else self._sides.points).get(point)
+
     def verdicts(self, wanted: set[str]) -> dict[str, GateVerdict]:
         """Return those of the comparison by their ids, if any of them is *wanted*.
 
@@ -149,52 +158,54 @@ class _Bench:
         """
         if not wanted:
             return {}
-        reference, name = self._reference
-        if reference is None or self._candidate is None:
-            why = "the reference has no results" if self._candidate else "it has no results"
+        candidate, reference = self._sides.own or self._earlier.result(), self._reference
+        if reference is None or candidate is None:
+            why = "the reference has no results" if candidate else "it has no results"
             return {one: self._unjudged(self.gates[REGRESSION, one], why) for one in wanted}
+        measured = self._sides.measured or {name for name, one in self._compared.items() if one.point.cycles}
         self.comparison = compare(
-            self._candidate,
+            candidate.model_copy(update={"points": [one.point for one in self._compared.values()]}),
             reference,
             self.study.gates,
-            name=name,
+            name=self._name,
             paired=self._settings.against is not None,
             anyway=self._settings.compare_anyway,
-            points=(self._measured | {self.gates[REGRESSION, one].point for one in wanted})
-            if self._measured
-            else None,
+            points=measured | {self.gates[REGRESSION, one].point for one in wanted},
             fail_on=self._settings.fail_on,
             file=self._file,
             line=self.study.gates_line,
         )
-        if (result := self._own) is not None:
+        if (result := self._sides.own) is not None:
             result.comparison = self.comparison.record
         return {verdict.id: self._placed(verdict) for verdict in self.comparison.verdicts}
 
     def budget(self, name: str) -> GateVerdict:
         """Return that of a budget."""
         budget = next(one for one in self.study.budgets if one.id == name)
-        return self._placed(judge_budget(budget, self._points.get(budget.point), file=self._file))
+        return self._placed(judge_budget(budget, self._sides.points[budget.point].point, file=self._file))
 
     def _placed(self, verdict: GateVerdict) -> GateVerdict:
         """Return a verdict that says when it is of an earlier session, or of a part of the cycles."""
-        if verdict.point in self._measured:
-            measured, wanted = len(self._points[verdict.point].cycles), self.study.n_cycles
-            note = f"{measured} of {wanted} cycles" if 0 < measured < wanted else None
-        elif (source := self.sources.get(verdict.point)) is not None:
-            note = f"measured before, in {source.name}"
-        else:
-            note = "nothing of it was selected, or measured before" if self._names_point(verdict) else None
-        told = "; ".join(filter(None, (verdict.reason, note)))
+        told = "; ".join(filter(None, (verdict.reason, self._note(verdict))))
         return verdict.model_copy(update={"reason": told or None})
 
-    def _names_point(self, verdict: GateVerdict) -> bool:
-        return any(point.id == verdict.point for point in self.study.points)
+    def _note(self, verdict: GateVerdict) -> str | None:
+        judged = self.judged(verdict.gate, verdict.point)
+        if judged is None:
+            return None
+        if verdict.point in self._sides.measured:
+            if verdict.gate == REGRESSION and self._settings.against and verdict.point in self._sides.alone:
+                return "its reference was not selected, and is measured in turns with it"
+            measured, wanted = len(judged.point.cycles), self.study.n_cycles
+            return f"{measured} of {wanted} cycles" if 0 < measured < wanted else None
+        if judged.source is None:
+            return "nothing of it was selected, or measured before"
+        return f"measured before, in {judged.source.name}"
 
     def keep(self, verdict: GateVerdict) -> None:
         """Put a verdict on the result of this session, where it is of that."""
-        if self._own is not None and verdict.point in self._measured:
-            next(one for one in self._own.points if one.id == verdict.point).verdicts.append(verdict)
+        if self._sides.own is not None and verdict.point in self._sides.measured:
+            next(one for one in self._sides.own.points if one.id == verdict.point).verdicts.append(verdict)
 
     def _unjudged(self, gate: Gate, reason: str) -> GateVerdict:
         return GateVerdict(
@@ -211,36 +222,9 @@ class _Bench:
         )
 
     @cached_property
-    def _own(self) -> StudyResult | None:
-        """What this session has measured of the study."""
-        run = self._runs.get(self._file)
-        return run.summarise() if run is not None and run.selected else None
-
-    @cached_property
-    def _measured(self) -> set[str]:
-        """The points of which an experiment was selected."""
-        run = self._runs.get(self._file)
-        return {one.point.id for one in run.selected.values()} if run is not None else set()
-
-    @cached_property
-    def _candidate(self) -> StudyResult | None:
-        """This session's result, with points of which nothing was selected as they were measured last."""
-        whole = self._own or self._earlier.result()
-        return whole.model_copy(update={"points": list(self._points.values())}) if whole else None
-
-    @cached_property
-    def _points(self) -> dict[str, PointResult]:
-        """What is judged of each point: what this session has measured, else what was measured last."""
-        own = {one.id: one for one in self._own.points} if self._own else {}
-        for point in self.study.points:
-            if point.id not in self._measured and (found := self._earlier.point(point.id, self.study.n_cycles)):
-                self.sources[point.id], own[point.id] = found
-        return own
-
-    @cached_property
     def _earlier(self) -> Earlier:
         results_dir = self._settings.results_dir_of(self.study, self._config.rootpath)
-        run, digest = self._runs.get(self._file), self.study.design_hash
+        run, digest = self._run, self.study.design_hash
         return Earlier(
             [
                 directory
@@ -258,11 +242,27 @@ class _Bench:
             raise pytest.UsageError(f"--llem-baseline: {error}") from error
 
     @property
-    def _reference(self) -> tuple[StudyResult | None, str]:
-        """What is compared with, and what it is called."""
+    def _name(self) -> str:
+        """What is compared with."""
+        return str(self._settings.against or self._settings.baseline)
+
+    @cached_property
+    def _turns(self) -> Mapping[str, Turns]:
+        return self._sides.in_turns(self._name)
+
+    @cached_property
+    def _compared(self) -> Mapping[str, Judged]:
+        """Each point as it is held against the reference."""
         if self._settings.against is None:
-            return self._baseline, self._settings.baseline or ""
-        run = self._runs.get(run_key(self._file, REFERENCE))
-        if run is not None and run.selected:
-            return run.summarise(), str(self._settings.against)
-        return self._earlier.reference(), str(self._settings.against)
+            return self._sides.points
+        return {name: turns.here for name, turns in self._turns.items()}
+
+    @property
+    def _reference(self) -> StudyResult | None:
+        """What is compared with: a baseline, or of each point what was measured in turns with it."""
+        if self._settings.against is None:
+            return self._baseline
+        own = self._sides.own_reference if self._sides.measured else None
+        found = own or self._earlier.reference(self._name)
+        points = [turns.there for turns in self._turns.values()]
+        return found.model_copy(update={"points": points}) if found else None

@@ -73,10 +73,12 @@ class Recorder:
             ready: Called with the studies, by the key of their run, before anything is written.
 
         Raises:
-            pytest.UsageError: A results directory cannot be made, or a hook fails.
+            pytest.UsageError: A results directory cannot be made, a hook fails, or there will be nothing to save.
         """
         settings = Settings.from_config(config)
         selected = experiments_by_run(config, node_ids)
+        if settings.save is not None and not selected:
+            raise pytest.UsageError("--llem-save: no experiment is selected, so there is nothing to save")
         try:
             studies = {key: study_of(config, key) for key in selected}
         except StudyError as error:

@@ -113,7 +113,7 @@ typedef struct {
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
 
-enum { BOARDS = 80, SEGMENTS = 128, RULES = 160, TEXT = 256, USERS = 8 };
+enum { BOARDS = 80, SEGMENTS = 256, RULES = 160, TEXT = 256, USERS = 8 };
 
 /* Why a board may hold its clocks down: field values, the first six of which are also nvmlPerfPolicyType_t. */
 static const struct {

@@ -1,0 +1,61 @@
+"""The README's tables of what gates promise are those of ``tests/benchmarks/gates.py``."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pytest_llem.gates.statistics import detectable
+from tests.conftest import ROOT
+from tests.support.pairs import ALPHA, FAMILY, grid
+
+BENCHMARK = ROOT / "tests" / "benchmarks" / "gates.py"
+
+README = (ROOT / "README.md").read_text()
+
+
+def tables(text):
+    """Return the percentages in each table whose rows begin with a CV and a number of cycles, by these two."""
+    found = []
+    for block in re.findall(r"^\| CV.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M):
+        rows = [line.strip("| ").split("|") for line in block.splitlines()]
+        found.append(
+            {
+                (float(cv.strip(" %")) / 100, int(n)): [
+                    float(one) for one in re.findall(r"([\d.,]+) ?%", " ".join(cells))
+                ]
+                for cv, n, *cells in rows
+            }
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def told():
+    alarms, changes = tables(README)
+    assert list(alarms) == list(changes) == list(grid())
+    return alarms, changes
+
+
+def test_the_changes_that_are_found(told):
+    for (cv, n), shown in told[1].items():
+        found = [
+            100 * detectable(cv, n, n, delta=0.02, alpha=ALPHA, family=family, paired=paired)
+            for paired in (False, True)
+            for family in (1, FAMILY, 50)
+        ]
+        assert shown == pytest.approx(found, abs=0.051, rel=0.005), (cv, n)
+
+
+@pytest.mark.slow
+def test_the_false_alarms(told):
+    """What is simulated holds, and is what the README shows but for the last digit, in which libraries differ."""
+    done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same, sessions, _ = tables(done.stdout)
+    for point, shown in told[0].items():
+        unpaired, delta_of_aa, paired = sessions[point][:2], sessions[point][2:4], sessions[point][-2:]
+        assert shown == pytest.approx([*same[point], *unpaired, *delta_of_aa, *paired], abs=0.02), point

@@ -1,0 +1,77 @@
+"""The gates on real weights: ten cycles against ten of the same in turns, and a fifth more tokens against them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import yaml
+
+from pytest_llem import StudyResult
+from tests.conftest import ROOT
+from tests.support import nvml
+from tests.support.board_engine import GPU, IDLE_W, JOULES_PER_TOKEN
+from tests.support.environments import EVERYTHING, Environment
+
+pytestmark = pytest.mark.slow
+
+TOKENS, MORE_TOKENS = 10, 12
+
+STUDY = {
+    "name": "gate",
+    "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "backend": "tests.support.board_engine:BoardEngine",
+    "n": 1,
+    "max_input_tokens": 8,
+    "warmup": {"enabled": False},
+    "baseline": {"enabled": False},
+    "energy": {"backend": "nvml"},
+    "measurement": {"min_window_seconds": 0},
+    "execution": {"n_cycles": 10, "experiment_gap_seconds": 0},
+    # Cores that others use, too: what README says of time on such machines.
+    "gates": {"metrics": ["energy_j", "seconds"], "delta": {"seconds": 0.25}},
+}
+
+
+@pytest.fixture
+def run(pytester, results, smollm2, nvml_library, monkeypatch):
+    """Run the study with so many output tokens; return pytest's result, and the study's point."""
+    board = nvml.Board(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
+    script = nvml.Script(pytester.path / "nvml.script", [board])
+    script.write()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in nvml.environment(nvml_library, script).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
+    monkeypatch.setenv("COLUMNS", "200")  # or pytest cuts its lines
+
+    def call(run_id, tokens, *options):
+        (pytester.path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "max_output_tokens": tokens}))
+        model_path = ("-o", f"llem_model_path={smollm2}")
+        done = pytester.runpytest_subprocess(
+            "study.yaml", "-p", "llem", f"--llem-run-id={run_id}", *model_path, *options
+        )
+        (point,) = StudyResult.load(results.root / f"gate_{run_id}").points
+        return done, point
+
+    return call
+
+
+def test_the_same_is_no_regression_and_a_fifth_more_tokens_are_one(run, tmp_path):
+    python = Environment(tmp_path / "environment", *EVERYTHING).python
+    done, point = run("same", TOKENS, f"--llem-against={python}", "--llem-save=main")
+    assert done.ret == 0
+    energy, seconds = point.verdicts
+    for verdict in (energy, seconds):
+        assert verdict.verdict != "REGRESSION", verdict
+        assert (verdict.n, verdict.reference_n, verdict.paired) == (10, 10, True)
+    assert energy.method == "measured"
+    assert energy.ratio == pytest.approx(1, abs=0.1)
+    assert energy.mean > TOKENS * JOULES_PER_TOKEN
+
+    done, point = run("more", MORE_TOKENS, "--llem-baseline=main", "--llem-cycles=3")
+    assert done.ret == 1
+    done.stdout.fnmatch_lines(["FAILED study.yaml::regression[[]energy_j-*[]] - REGRESSION: 1.* × the reference*"])
+    (energy,) = [one for one in point.verdicts if one.metric == "energy_j"]
+    assert (energy.verdict, energy.n, energy.reference_n) == ("REGRESSION", 3, 10)
+    assert energy.ratio == pytest.approx(MORE_TOKENS / TOKENS, abs=0.1)
