@@ -35,9 +35,9 @@ class ExecutionConfig(NullableSection):
         experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
             and as idle as before the first one. Default ``auto``.
         cycle_gap_seconds: Idle time before a new cycle, in seconds, where that is longer. Default 0.
-        experiment_timeout_seconds: End an experiment that takes longer, in seconds from the start of its process;
-            the download of a model does not count. Default null: computed from the model's size, the prompts and
-            the tokens, as the plan shows it.
+        experiment_timeout_seconds: End an experiment that takes longer, in seconds from its turn, with what it has
+            yet to import; the download of a model does not count. Default null: computed from the model's size,
+            the prompts and the tokens, as the plan shows it.
         max_consecutive_failures: Once this many experiments have failed in a row, the study's others are skipped;
             null for never. Default 5.
         start_method: ``spawn`` starts an interpreter for each experiment, which imports what it needs;
