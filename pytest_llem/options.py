@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from pytest_llem.board import Board
     from pytest_llem.study.design import StudyConfig
-    from pytest_llem.study.execution import CycleOrder, Overrides
+    from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
 
 #: The studies of this session, by the node id of their file.
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
@@ -41,8 +41,9 @@ MARKER_HELP = (
 #: Endings of a file that may be a study.
 YAML_SUFFIXES = (".yaml", ".yml")
 
-# As in study.execution.CYCLE_ORDERS, which is imported only once there is a study.
+# As in study.execution, which is imported only once there is a study.
 _ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
+_START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 
 #: Verdicts that fail a comparison: a regression alone, or also what could not be decided.
 FailOn = Literal["regression", "inconclusive"]
@@ -65,6 +66,7 @@ class Settings:
         resume_anyway: Whatever has changed since.
         cycles: Repetitions of every point, or None for the study's own.
         order: Their order, or None for the study's own.
+        start_method: How experiments' processes come to be, or None for the study's own way.
         no_gaps: No idle time between experiments.
         strict: A combination that is left out is an error.
         baseline: The name of a saved baseline, or the path of a result, to compare with; or None.
@@ -90,6 +92,7 @@ class Settings:
     resume_anyway: bool
     cycles: int | None
     order: CycleOrder | None
+    start_method: StartMethod | None
     no_gaps: bool
     strict: bool
     baseline: str | None
@@ -148,6 +151,7 @@ class Settings:
             resume_anyway=config.getoption("llem_resume_anyway"),
             cycles=_cycles(config),
             order=_one_of(config, "llem_order", _ORDERS),
+            start_method=_one_of(config, "llem_start_method", _START_METHODS),
             no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
             strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
             baseline=baseline,
@@ -180,6 +184,7 @@ class Settings:
         return Overrides(
             n_cycles=self.cycles,
             cycle_order=self.order,
+            start_method=self.start_method,
             no_gaps=self.no_gaps,
             strict=self.strict,
             max_experiments=self.max_experiments,
@@ -377,6 +382,12 @@ def add_options(parser: pytest.Parser) -> None:
         "(ini: llem_timeout; default: from the model's size, prompts and tokens)",
     )
     group.addoption(
+        "--llem-start-method",
+        metavar="METHOD",
+        help="spawn, or forkserver: fork experiments from a process that has imported what they need, "
+        "whatever the study says (ini: llem_start_method)",
+    )
+    group.addoption(
         "--llem-no-gaps",
         action="store_true",
         help="no idle time between experiments (ini: llem_no_gaps)",
@@ -405,6 +416,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(
         "llem_timeout", "seconds after which an experiment is ended, whatever the study says", default=""
     )
+    parser.addini("llem_start_method", "spawn or forkserver, whatever the study says", default="")
     parser.addini("llem_no_gaps", "no idle time between experiments", type="bool", default=False)
     parser.addini(
         "llem_strict", "a combination that makes no valid experiment is an error", type="bool", default=False

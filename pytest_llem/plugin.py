@@ -162,7 +162,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return (yield)
     from pytest_llem.collection.turns import turn
 
-    with turn(item, is_last=nextitem is None):
+    with turn(item, nextitem):
         return (yield)
 
 

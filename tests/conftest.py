@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pytest_llem.isolation.launcher import Job
+from pytest_llem.isolation.launcher import Job, run_isolated
+from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.isolation.server import Servers
 from pytest_llem.study.config import ExperimentConfig
 from tests.support import nvml, weights
 
@@ -92,6 +95,31 @@ def job(noop_engine: None) -> Callable[..., Job]:
         return Job(identity, config.model_dump(mode="json"), directory=".", python=python)
 
     return make
+
+
+#: Ways to start an experiment's process.
+START_METHODS = ("spawn", "forkserver")
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Every way to start an experiment's process, for tests that hold whatever it is."""
+    return str(request.param)
+
+
+@pytest.fixture
+def servers(start_method: str) -> Iterator[Servers | None]:
+    """Forkservers, None where processes are spawned."""
+    servers = Servers() if start_method == "forkserver" else None
+    yield servers
+    if servers is not None:
+        servers.end()
+
+
+@pytest.fixture
+def run(servers: Servers | None) -> Callable[..., Outcome]:
+    """Return what runs a job in a process of its own, started in each way."""
+    return functools.partial(run_isolated, servers=servers)
 
 
 @pytest.fixture

@@ -257,11 +257,11 @@ def test_an_experiment_gets_the_deadline_of_the_plan(pytester, write_study):
         """
         import pytest
         from pytest_llem.collection import experiment
-        from pytest_llem.isolation.launcher import Outcome
+        from pytest_llem.isolation.outcome import Outcome
         from pytest_llem.results.models import ErrorRecord
 
         def pytest_configure():
-            experiment.run_isolated = lambda job, timeout, on_output: Outcome(
+            experiment.run_isolated = lambda job, timeout, **_: Outcome(
                 error=ErrorRecord(kind="crash", type="None", message=f"deadline {timeout}")
             )
         """

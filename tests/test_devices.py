@@ -861,3 +861,26 @@ def test_memory_that_is_not_told_is_not_claimed_to_be_back(pytester, write_study
     write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
     pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=2)
     assert [(gap.memory_waited_seconds, gap.memory_left_mb) for gap in recorded()] == [(None, None)] * 2
+
+
+def test_devices_are_passed_on_to_the_next_experiment():
+    with owned([CPU], _owner("one"), Told()) as ownership:
+        ownership.note_used({CPU: 7})
+        ownership.waited_seconds = 3.0
+        assert ownership.pass_on(_owner("two"))
+        note = json.loads((Path(tempfile.gettempdir()) / FOLDER / f"{CPU}.json").read_text())
+        assert (note["experiment"], note["used_bytes"], note["ended"]) == ("two", 7, None)
+        assert (ownership.waited_seconds, ownership.waited_for) == (0.0, None)
+
+
+def test_unless_somebody_waits_for_one():
+    code = (
+        "from pytest_llem.isolation.devices import owned\nfrom pytest_llem.isolation.owner import Owner\n"
+        f"with owned(['{CPU}'], Owner.here('other', 'there'), lambda line: print('waits', flush=True)): pass"
+    )
+    with owned([CPU], _owner("one"), Told()) as ownership:
+        waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert waiting.stdout.readline() == "waits\n"
+        assert not ownership.pass_on(_owner("two"))
+    assert waiting.wait(60) == 0
+    waiting.stdout.close()

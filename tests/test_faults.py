@@ -15,7 +15,6 @@ import pytest
 
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import guardian
-from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.oom import oom_kills
 from pytest_llem.results.experiment import ExperimentResult
 from tests.support.processes import gone, wait_until
@@ -34,76 +33,76 @@ def _pids(folder):
 
 
 class TestBeforeItsFirstLine:
-    def test_an_interpreter_that_is_not_there(self, job):
-        error = run_isolated(job(python="/nowhere/python"), timeout=3600).error
+    def test_an_interpreter_that_is_not_there(self, job, run):
+        error = run(job(python="/nowhere/python"), timeout=3600).error
         assert (error.kind, error.type) == ("crash", "NotStarted")
         assert error.message == "no process: /nowhere/python: No such file or directory"
 
-    def test_an_interpreter_that_is_no_program(self, job, tmp_path):
+    def test_an_interpreter_that_is_no_program(self, job, run, tmp_path):
         (tmp_path / "python").write_text("text")
-        error = run_isolated(job(python=str(tmp_path / "python")), timeout=3600).error
+        error = run(job(python=str(tmp_path / "python")), timeout=3600).error
         assert (error.type, error.message) == ("NotStarted", f"no process: {tmp_path}/python: Permission denied")
 
-    def test_an_interpreter_that_cannot_import_us(self, job, tmp_path):
+    def test_an_interpreter_that_cannot_import_us(self, job, run, tmp_path):
         python = _script(tmp_path / "python", f"exec {sys.executable} -I -c 'import nothing_of_that_name'")
-        outcome = run_isolated(job(python=python), timeout=3600)
+        outcome = run(job(python=python), timeout=3600)
         assert (outcome.error.kind, outcome.error.phase) == ("crash", "starting")
         assert outcome.error.message == "the process ended with status 1 and left no result"
         assert "No module named 'nothing_of_that_name'" in outcome.output
 
-    def test_no_room_for_its_files(self, job, monkeypatch, tmp_path):
+    def test_no_room_for_its_files(self, job, run, monkeypatch, tmp_path):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-        error = run_isolated(job()).error
+        error = run(job()).error
         assert (error.kind, error.type) == ("crash", "NotStarted")
         assert "No such file or directory" in error.message
 
-    def test_what_lies_in_the_current_folder_is_not_in_the_way(self, job, tmp_path, monkeypatch):
+    def test_what_lies_in_the_current_folder_is_not_in_the_way(self, job, run, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
-        assert run_isolated(job()).error is None
+        assert run(job()).error is None
 
 
 class TestHangs:
     @pytest.mark.parametrize("fault", ["hang", "hold the lock"])
-    def test_at_the_deadline_nothing_is_left(self, job, tmp_path, fault):
+    def test_at_the_deadline_nothing_is_left(self, job, run, tmp_path, fault):
         """Its children have left its session, were orphaned, and ignore every signal that can be ignored."""
         for name in ("family", "notes"):
             (tmp_path / name).mkdir()
         options = {"family": str(tmp_path / "family"), "report": str(tmp_path / "notes")}
-        outcome = run_isolated(job(fault=fault, **options), timeout=8)
+        outcome = run(job(fault=fault, **options), timeout=8)
         assert (outcome.error.kind, outcome.error.phase) == ("timeout", "measuring")
         assert "in generate" in outcome.error.traceback, "where it was is told"
         pids = _pids(tmp_path / "family") + _pids(tmp_path / "notes")
         assert len(pids) == 4
         assert all(map(gone, pids))
 
-    def test_after_a_result_nothing_is_left_either(self, job, tmp_path):
-        outcome = run_isolated(job(family=str(tmp_path)))
+    def test_after_a_result_nothing_is_left_either(self, job, run, tmp_path):
+        outcome = run(job(family=str(tmp_path)))
         assert outcome.error is None
         assert len(_pids(tmp_path)) >= 3
         assert all(map(gone, _pids(tmp_path)))
 
-    def test_one_that_is_stopped_is_ended_too(self, job, tmp_path):
+    def test_one_that_is_stopped_is_ended_too(self, job, run, tmp_path):
         def stop():
             wait_until(lambda: any(tmp_path.iterdir()))
             os.kill(_pids(tmp_path)[0], signal.SIGSTOP)
 
         threading.Thread(target=stop).start()
-        outcome = run_isolated(job(fault="hang", report=str(tmp_path)), timeout=8)
+        outcome = run(job(fault="hang", report=str(tmp_path)), timeout=8)
         assert outcome.error.kind == "timeout"
         assert gone(_pids(tmp_path)[0])
 
-    def test_getting_the_model_does_not_count(self, job):
-        assert run_isolated(job(fetch=6), timeout=5).error is None
+    def test_getting_the_model_does_not_count(self, job, run):
+        assert run(job(fetch=6), timeout=5).error is None
 
-    def test_but_does_not_take_for_ever(self, job, monkeypatch):
+    def test_but_does_not_take_for_ever(self, job, run, monkeypatch):
         monkeypatch.setattr(childs, "FETCH_SECONDS", 1.0)
-        error = run_isolated(job(fetch=3600), timeout=5).error
+        error = run(job(fetch=3600), timeout=5).error
         assert (error.kind, error.phase) == ("timeout", "fetching the model")
 
 
 class TestKilled:
-    def test_its_guardian_was(self, job, tmp_path):
+    def test_its_guardian_was(self, job, run, tmp_path):
         """What is left of the group is ended without it."""
 
         def kill():
@@ -112,19 +111,22 @@ class TestKilled:
             os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
 
         threading.Thread(target=kill).start()
-        error = run_isolated(job(fault="hang", report=str(tmp_path))).error
+        error = run(job(fault="hang", report=str(tmp_path))).error
         assert (error.kind, error.type) == ("crash", "Unknown")
         wait_until(lambda: gone(_pids(tmp_path)[0]))
 
     @pytest.mark.slow
-    def test_pytorch_without_memory(self, job):
-        error = run_isolated(job(fault="torch allocate")).error
+    def test_pytorch_without_memory(self, job, run):
+        error = run(job(fault="torch allocate")).error
         assert (error.kind, error.type) == ("oom", "RuntimeError")
 
     @pytest.mark.slow
-    def test_by_the_kernel_for_memory(self, pytester, write_study, results):
+    def test_by_the_kernel_for_memory(self, pytester, write_study, results, start_method):
         """pytest and the experiment share the limit, as in a container; the experiment goes."""
-        write_study(sweep={"noop.fault": ["fill memory", "none"]}, execution={"n_cycles": 1})
+        write_study(
+            sweep={"noop.fault": ["fill memory", "none"]},
+            execution={"n_cycles": 1, "start_method": start_method},
+        )
         group = _limited_group(600 * 2**20)
         try:
             done = subprocess.run(
@@ -188,8 +190,8 @@ class TestTheKernelsCount:
 
 
 class TestMuch:
-    def test_a_result_of_50_mb_is_intact(self, job):
-        outcome = run_isolated(job(filler=50_000_000))
+    def test_a_result_of_50_mb_is_intact(self, job, run):
+        outcome = run(job(filler=50_000_000))
         assert outcome.error is None
         result = ExperimentResult.model_validate_json(outcome.result)
         assert result.engine.settings["filler"] == "x" * 50_000_000
@@ -210,20 +212,20 @@ class TestMuch:
         pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         assert int((pytester.path / "peak").read_text()) < 300_000_000
 
-    def test_a_closed_event_channel_costs_nothing(self, job):
-        assert run_isolated(job(fault="close")).error is None
+    def test_a_closed_event_channel_costs_nothing(self, job, run):
+        assert run(job(fault="close")).error is None
 
 
 class TestPytestIsKilled:
     @pytest.mark.parametrize("fault", ["hang", "hold the lock"])
-    def test_nothing_outlives_it(self, pytester, write_study, monkeypatch, fault):
+    def test_nothing_outlives_it(self, pytester, write_study, monkeypatch, fault, start_method):
         for name in ("family", "notes", "temporary"):
             (pytester.path / name).mkdir()
         monkeypatch.setenv("TMPDIR", str(pytester.path / "temporary"))
         options = {
             name: str(pytester.path / folder) for name, folder in (("family", "family"), ("report", "notes"))
         }
-        write_study(noop={"fault": fault, **options}, sweep={"n": [1]})
+        write_study(noop={"fault": fault, **options}, sweep={"n": [1]}, execution={"start_method": start_method})
         run = subprocess.Popen(
             [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"], stdout=subprocess.DEVNULL
         )
@@ -235,10 +237,14 @@ class TestPytestIsKilled:
         wait_until(lambda: all(map(gone, pids)), 30)
         wait_until(lambda: not list((pytester.path / "temporary").glob("llem-*")), 30)
 
-    def test_nor_xdists_controller(self, pytester, write_study):
+    def test_nor_xdists_controller(self, pytester, write_study, start_method):
         """Its workers take some seconds to notice; their experiments do not."""
         (pytester.path / "notes").mkdir()
-        write_study(noop={"fault": "hang", "report": str(pytester.path / "notes")}, sweep={"n": [1]})
+        write_study(
+            noop={"fault": "hang", "report": str(pytester.path / "notes")},
+            sweep={"n": [1]},
+            execution={"start_method": start_method},
+        )
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "-n", "1"]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_until(lambda: any((pytester.path / "notes").iterdir()))
@@ -249,22 +255,24 @@ class TestPytestIsKilled:
         assert not gone(xdist), "the experiment did not wait for that"
 
 
-def test_sys_path_may_hold_paths(job, monkeypatch):
+def test_sys_path_may_hold_paths(job, run, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, Path("somewhere"), None])
-    assert run_isolated(job()).error is None
+    assert run(job()).error is None
 
 
-def test_without_file_descriptors_nothing_is_left(job, tmp_path, monkeypatch):
+def test_without_file_descriptors_nothing_is_left(job, run, servers, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(list(Path("/proc/self/fd").iterdir()))
-    for spare in range(2, 9):
+    for spare in range(2, 14):
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, limit[1]))
         try:
-            error = run_isolated(job()).error
+            error = run(job()).error
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limit)
         assert error is None or error.type == "NotStarted"
+        if servers is not None:
+            servers.end()
         assert list(tmp_path.iterdir()) == []
         assert len(list(Path("/proc/self/fd").iterdir())) == used
 

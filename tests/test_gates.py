@@ -136,7 +136,7 @@ class TestBudgets:
         study.write(sweep={"noop.size": [1]}, budgets={ENERGY: 0.15})
         (study.root / "conftest.py").write_text(
             "from pytest_llem.collection import experiment\n"
-            "from pytest_llem.isolation.launcher import Outcome\n"
+            "from pytest_llem.isolation.outcome import Outcome\n"
             "from pytest_llem.results.models import ErrorRecord\n"
             "error = ErrorRecord(kind='crash', type='X', message='no')\n"
             "experiment.run_isolated = lambda job, **_: Outcome(error=error)\n"

@@ -49,10 +49,15 @@ SIGNALS = {
 }
 
 
+FORKSERVER = ("--llem-start-method", "forkserver")
+
+
 @pytest.mark.parametrize(
     ("case", "workers"),
     [(case, ()) for case in SIGNALS]
-    + [(case, ("-n", "2")) for case in ("ctrl-c", "ctrl-c three times", "term to pytest")],
+    + [(case, ("-n", "2")) for case in ("ctrl-c", "ctrl-c three times", "term to pytest")]
+    + [(case, FORKSERVER) for case in ("ctrl-c", "ctrl-c three times", "hup", "mixed")]
+    + [(case, ("-n", "2", *FORKSERVER)) for case in ("ctrl-c three times", "term to pytest")],
     ids=str,
 )
 def test_the_child_goes_and_the_manifest_says_interrupted(start, write_study, results, notes, case, workers):

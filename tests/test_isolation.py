@@ -12,15 +12,14 @@ import pytest
 
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import launcher
-from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.output import CappedOutput
 from pytest_llem.results.experiment import ExperimentResult
 from tests.support.processes import gone, wait_until
 
 
-def test_a_result_comes_back_whole(job):
+def test_a_result_comes_back_whole(job, run):
     phases = []
-    outcome = run_isolated(job(), on_phase=phases.append)
+    outcome = run(job(), on_phase=phases.append)
     assert outcome.error is None
     result = ExperimentResult.model_validate_json(outcome.result)
     assert result.identity.experiment_id == "one"
@@ -36,9 +35,9 @@ def test_a_result_comes_back_whole(job):
     ]
 
 
-def test_every_experiment_has_a_process_of_its_own(job, tmp_path):
+def test_every_experiment_has_a_process_of_its_own(job, run, tmp_path):
     for _ in range(2):
-        assert run_isolated(job(report=str(tmp_path))).error is None
+        assert run(job(report=str(tmp_path))).error is None
     first, second = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert first["pid"] != second["pid"]
     assert os.getpid() not in (first["pid"], second["pid"])
@@ -90,8 +89,8 @@ def test_the_child_holds_no_pytest_and_the_parent_no_torch(pytester, write_study
         ("allocate", "oom", "MemoryError", ""),
     ],
 )
-def test_how_it_ended_is_told(job, fault, kind, type_, message):
-    outcome = run_isolated(job(fault=fault))
+def test_how_it_ended_is_told(job, run, fault, kind, type_, message):
+    outcome = run(job(fault=fault))
     assert outcome.result is None
     assert (outcome.error.kind, outcome.error.type, outcome.error.message) == (kind, type_, message)
     assert outcome.error.phase == "measuring"
@@ -99,27 +98,27 @@ def test_how_it_ended_is_told(job, fault, kind, type_, message):
 
 
 @pytest.mark.parametrize("fault", ["linger", "linger at exit"])
-def test_a_result_is_not_kept_waiting_for_a_process_that_will_not_exit(job, fault, monkeypatch):
+def test_a_result_is_not_kept_waiting_for_a_process_that_will_not_exit(job, run, fault, monkeypatch):
     monkeypatch.setattr(childs, "GRACE_SECONDS", 0.5)
-    outcome = run_isolated(job(fault=fault))
+    outcome = run(job(fault=fault))
     assert outcome.error is None
     assert ExperimentResult.model_validate_json(outcome.result)
 
 
-def test_an_orphan_that_holds_the_pipes_stalls_nothing(job, monkeypatch):
+def test_an_orphan_that_holds_the_pipes_stalls_nothing(job, run, monkeypatch):
     """It lives for 60 s and holds what multiprocessing would wait for."""
     monkeypatch.setattr(childs, "REAP_SECONDS", 1000.0)
     began = time.monotonic()
-    assert run_isolated(job(fault="orphan")).error is None
+    assert run(job(fault="orphan")).error is None
     assert time.monotonic() - began < 50
 
 
-def test_an_interrupt_during_the_cleanup_does_not_end_it(job, monkeypatch):
+def test_an_interrupt_during_the_cleanup_does_not_end_it(job, run, monkeypatch):
     """Further Ctrl-C come while the first one's process is being ended."""
     end = launcher.Child.end
     ended = []
 
-    def interrupt(child, *_):
+    def interrupt(child, *_, **__):
         child._read(10)  # it has told its id
         raise KeyboardInterrupt
 
@@ -132,34 +131,34 @@ def test_an_interrupt_during_the_cleanup_does_not_end_it(job, monkeypatch):
     monkeypatch.setattr(launcher.Child, "wait", interrupt)
     monkeypatch.setattr(launcher.Child, "end", end_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_isolated(job(fault="hang"))
+        run(job(fault="hang"))
     assert len(ended) == 4
     assert gone(ended[0]._pid)
 
 
-def test_a_very_long_timeout_is_one(job):
-    assert run_isolated(job(), timeout=3e9).error is None
+def test_a_very_long_timeout_is_one(job, run):
+    assert run(job(), timeout=3e9).error is None
 
 
-def test_garbage_on_the_event_channel_costs_nothing(job):
-    outcome = run_isolated(job(fault="garbage"))
+def test_garbage_on_the_event_channel_costs_nothing(job, run):
+    outcome = run(job(fault="garbage"))
     assert outcome.error is None
 
 
-def test_a_preflight_error_is_one_line(job):
-    outcome = run_isolated(job(sise=3))
+def test_a_preflight_error_is_one_line(job, run):
+    outcome = run(job(sise=3))
     assert (outcome.error.kind, outcome.error.message) == ("preflight", "noop: unknown option 'sise'")
     assert outcome.error.traceback is None
 
 
-def test_a_deadline_ends_it(job, tmp_path):
-    outcome = run_isolated(job(fault="hang", report=str(tmp_path)), timeout=5)
+def test_a_deadline_ends_it(job, run, tmp_path):
+    outcome = run(job(fault="hang", report=str(tmp_path)), timeout=5)
     assert (outcome.error.kind, outcome.error.message) == ("timeout", "not done after 5 s")
     assert all(gone(int(path.stem)) for path in tmp_path.iterdir())
 
 
-def test_output_is_kept_up_to_a_cap(job):
-    outcome = run_isolated(job(fault="shout"))
+def test_output_is_kept_up_to_a_cap(job, run):
+    outcome = run(job(fault="shout"))
     assert outcome.error is None
     assert outcome.output.startswith("xxx")
     assert outcome.output.endswith("the last words")

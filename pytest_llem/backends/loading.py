@@ -7,13 +7,21 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+)
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-from pytest_llem.backends.models import ModelSource
-from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.backends.models import ModelSource, cached_snapshot, resolve_model
+from pytest_llem.backends.protocol import EngineContext, ModelNotFoundError, PreflightError
 from pytest_llem.backends.refusals import one_line, told_plainly
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
@@ -36,6 +44,24 @@ def import_class(source: ModelSource, options: PyTorchConfig) -> None:
     with suppress(Exception):
         config = AutoConfig.from_pretrained(source.location, **origin(options))
         MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+
+
+def preload_classes(config: ExperimentConfig, context: EngineContext) -> None:
+    """Import the classes of a model and its tokenizer, where its files are here and bring no code of their own."""
+    options = config.pytorch or PyTorchConfig()
+    if options.trust_remote_code:
+        return
+    with suppress(ModelNotFoundError):
+        source = resolve_model(config.model, context.model_path, options.revision, download=False)
+        folder = cached_snapshot(source.location, options.revision) if source.kind == "hub" else source.location
+        if source.kind == "builtin" and not Path(source.location).is_dir():  # made by the first one who needs it
+            MODEL_FOR_CAUSAL_LM_MAPPING.get(LlamaConfig, None)
+        elif folder is not None and Path(folder).is_dir():
+            here = ModelSource(str(folder), "local")
+            import_class(here, PyTorchConfig())
+            with suppress(Exception):
+                name = json.loads(Path(folder, "tokenizer_config.json").read_text())["tokenizer_class"]
+                tokenizer_class_from_name(name)
 
 
 def load_model(source: ModelSource, config: ExperimentConfig, device: torch.device) -> Any:

@@ -96,7 +96,7 @@ class Engine(Protocol):
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.
 
-    Beside this it may be a :class:`TellsShape` and a :class:`SplitsPrefill`.
+    Beside this it may be a :class:`TellsShape`, a :class:`SplitsPrefill` and a :class:`Preloads`.
     """
 
     #: UUIDs of the GPUs it may run on, empty on a CPU. Known from the start, for the meters.
@@ -187,3 +187,16 @@ class SplitsPrefill(Protocol):
 
     def generate_first(self, batch: Any) -> Any:
         """Do what ``generate`` does, up to one new token for each prompt of *batch*."""
+
+
+@runtime_checkable
+class Preloads(Protocol):
+    """An engine that imports more than its own module, and can do so ahead. Optional."""
+
+    @classmethod
+    def preload(cls, config: ExperimentConfig, context: EngineContext) -> None:
+        """Import what an experiment of *config* is going to import; what fails is told when it runs.
+
+        Called before there is an engine: in a forkserver, whose processes share what it has imported, or while a
+        process waits for its turn. It opens no device, starts no thread and asks no network.
+        """

@@ -92,6 +92,10 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # untyped there
 class PyTorchEngine:
     """The engine ``pytorch``: one model, batches of ``pytorch.batch_size`` prompts."""
 
+    @classmethod
+    def preload(cls, config: ExperimentConfig, context: EngineContext) -> None:
+        loading.preload_classes(config, context)
+
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         if missing := unmet(config):
             raise PreflightError("; ".join(missing))

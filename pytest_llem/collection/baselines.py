@@ -50,6 +50,12 @@ def keep_baseline(board: Board, config_hash: str, python: Path | None, result: s
             board.post(_point(config_hash, python), _CONTEXT, baseline)
 
 
+def bare_is_due(board: Board, config: ExperimentConfig, devices: Collection[str]) -> bool:
+    """Whether :func:`measure_bare_once` would measure."""
+    name, gpus = _meter(config, devices)
+    return name is not None and any(board.read(one, _BARE) is None for one in _places(name, gpus))
+
+
 def measure_bare_once(
     board: Board, config: ExperimentConfig, devices: Collection[str], on_idle: Callable[[], None]
 ) -> None:

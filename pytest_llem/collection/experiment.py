@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_b
 from pytest_llem.collection.items import run_of
 from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.collection.resume import forget, replayed
+from pytest_llem.collection.servers import servers_of
 from pytest_llem.collection.surroundings import controller, import_path
-from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
-from pytest_llem.nodes import is_reference
+from pytest_llem.isolation.launcher import Job, Started, run_isolated
+from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.nodes import file_of, is_reference
 from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
@@ -37,6 +40,12 @@ NEXT_GAP = pytest.StashKey[Callable[[], GapRecord]]()
 
 #: The devices that are owned for the item.
 DEVICES = pytest.StashKey[Collection[str]]()
+
+#: Its process, where that has been started ahead.
+STARTED = pytest.StashKey[Started]()
+
+#: What takes over a process that has left its result, and has yet to exit.
+EXITING = pytest.StashKey[Callable[[Started], None]]()
 
 #: Why the item cannot have its devices.
 NO_DEVICE = pytest.StashKey[str]()
@@ -68,12 +77,37 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         size = preflight.footprint(config)
         item.config.stash[BOARD].sign_in()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
-        outcome = run_isolated(job, timeout=timeout, on_output=passed_on(item.config))
+        outcome = run_isolated(
+            job,
+            servers=servers_of(item.config, file_of(run), study.execution),
+            started=_started(item),
+            timeout=timeout,
+            on_output=passed_on(item.config),
+            on_result=item.stash.get(EXITING, None),
+        )
         if outcome.result is not None:
             python = study.interpreter(config.backend)
             keep_baseline(item.config.stash[BOARD], planned.point.config_hash, python, outcome.result)
     add_section(item, outcome.output, failed=outcome.error is not None)
     return _keep(item, planned, outcome)
+
+
+def start_early(item: pytest.Item, planned: Experiment) -> Started:
+    """Return a process for *planned* that is yet to be started, and that *item* uses if it still fits then."""
+    run = run_of(item)
+    study = item.config.stash[STUDIES][run]
+    servers = servers_of(item.config, file_of(run), study.execution)
+    item.stash[STARTED] = Started(_early_job(study, planned, item), servers, early=True)
+    return item.stash[STARTED]
+
+
+def _started(item: pytest.Item) -> Started | None:
+    """Return the process that was started ahead, for the first run of the item."""
+    if STARTED not in item.stash:
+        return None
+    started = item.stash[STARTED]
+    del item.stash[STARTED]
+    return started
 
 
 def _keep(
@@ -120,10 +154,23 @@ def _import_path(config: pytest.Config, run: str) -> list[Path]:
 
 
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
+    """Return what is to be done, to be told once the devices are the item's and idle."""
     point, board = planned.point, item.config.stash[BOARD]
+    gap = _gap(item)
+    return replace(
+        _early_job(study, planned, item),
+        gap=gap.model_dump(mode="json") if gap else None,
+        baseline=known_baseline(board, point.config_hash, study.interpreter(point.config.backend)),
+        idle_bare=bare_fields(board, point.config, item.stash.get(DEVICES, ())),
+    )
+
+
+def _early_job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
+    """Return what is to be done, as far as that can be told before."""
+    point = planned.point
     python = study.interpreter(point.config.backend)
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
-    run, gap = run_of(item), _gap(item)
+    run = run_of(item)
     settings = Settings.from_config(item.config)
     identity = Identity(
         experiment_id=planned.id,
@@ -142,12 +189,9 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         lives_with=pytest_processes[1:],
         harness=pytest_processes,
         python=str(python) if python else None,
-        gap=gap.model_dump(mode="json") if gap else None,
         carbon=None
         if settings.carbon_intensity is None
         else {"intensity": settings.carbon_intensity, "pue": settings.pue},
-        baseline=known_baseline(board, point.config_hash, python),
-        idle_bare=bare_fields(board, point.config, item.stash.get(DEVICES, ())),
     )
 
 

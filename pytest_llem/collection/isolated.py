@@ -17,8 +17,9 @@ from pytest_llem.collection.surroundings import controller, import_path
 from pytest_llem.hardware.gpus import boards_for
 from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
 from pytest_llem.isolation.interpreter import package_versions
-from pytest_llem.isolation.launcher import Job, Outcome, run_isolated
+from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.memory import GpuMemory
+from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
@@ -92,7 +93,10 @@ class IsolatedExperiment:
             config = ExperimentConfig.model_validate(dict(config))
         settings = Settings.from_config(self._config)
         limit = settings.timeout if timeout is None else timeout
-        study = _study(config, ExecutionConfig(experiment_timeout_seconds=limit), self._config.rootpath)
+        execution = ExecutionConfig(
+            experiment_timeout_seconds=limit, start_method=settings.start_method or "spawn"
+        )
+        study = _study(config, execution, self._config.rootpath)
         preflight = Preflight(study, settings.model_path, import_path(self._config))
         if (refusal := preflight.reason(study.points[0])) is not None:
             raise self._failure(_refused(refusal))
@@ -112,6 +116,7 @@ class IsolatedExperiment:
     def _run_alone(self, study: StudyConfig, settings: Settings, deadline: float) -> Outcome:
         from pytest_llem.collection.live import say
         from pytest_llem.collection.output import passed_on, show
+        from pytest_llem.collection.servers import servers_of
 
         config = study.points[0].config
         devices = devices_of(config, boards_for(package_versions(None).get("torch")))
@@ -121,7 +126,8 @@ class IsolatedExperiment:
             gap = self._settle(ownership)
             measure_bare_once(self._board, config, ownership.devices, lambda: None)
             job = self._job(study, settings, gap, ownership.devices)
-            outcome = run_isolated(job, timeout=deadline, on_output=passed_on(self._config))
+            servers = servers_of(self._config, NAME, study.execution)
+            outcome = run_isolated(job, servers=servers, timeout=deadline, on_output=passed_on(self._config))
         show(self._config, outcome.output)
         return outcome
 

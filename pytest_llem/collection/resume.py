@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem.board import REPLAYED
 from pytest_llem.collection.items import run_of
-from pytest_llem.isolation.launcher import Outcome
+from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.planning.present import here
 from pytest_llem.planning.resume import Replay, Resume, ResumeError

@@ -9,11 +9,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from pytest_llem.collection.baselines import measure_bare_once
-from pytest_llem.collection.experiment import DEVICES, GAP, NEXT_GAP, NO_DEVICE, preflight_of, stopped
+from pytest_llem.collection.baselines import bare_is_due, measure_bare_once
+from pytest_llem.collection.exiting import Exiting
+from pytest_llem.collection.experiment import (
+    DEVICES,
+    EXITING,
+    GAP,
+    NEXT_GAP,
+    NO_DEVICE,
+    STARTED,
+    preflight_of,
+    start_early,
+    stopped,
+)
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.live import live_line, say
 from pytest_llem.collection.resume import replayed
@@ -38,14 +50,24 @@ class _Session:
     Attributes:
         gaps: Waits for time to pass, or for GPUs to cool.
         memory: Waits for GPUs' memory.
+        exiting: Processes of items whose turn is over, or nearly.
         cycle: File and cycle of the experiment before; None before the first one.
     """
 
     gaps: Gaps = field(default_factory=Gaps)
     memory: GpuMemory = field(default_factory=GpuMemory)
+    exiting: Exiting = field(default_factory=Exiting)
     cycle: tuple[str, int] | None = None
 
     _boards: dict[Path | None, Boards] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> _Session:
+        """Return that of a session of pytest."""
+        if _SESSION not in config.stash:
+            config.stash[_SESSION] = session = cls()
+            config.add_cleanup(session.exiting.close)
+        return config.stash[_SESSION]
 
     def devices(self, study: StudyConfig, config: ExperimentConfig) -> tuple[str, ...]:
         """Return the devices that an experiment runs on, as far as the torch of its interpreter tells."""
@@ -59,51 +81,95 @@ _SESSION = pytest.StashKey[_Session]()
 
 
 @contextmanager
-def turn(item: pytest.Item, *, is_last: bool) -> Iterator[None]:
+def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Own the devices that *item* runs on, and idle before it as its study says; others start at once.
 
-    What was done is left on the item, and so is why its devices cannot be had.
+    What was done is left on the item, and so is why its devices cannot be had. Where its process is still exiting
+    at the end, and the next experiment follows at once, that one's turn begins meanwhile.
 
     Args:
         item: Any item that is about to run.
-        is_last: No other item follows in this process.
+        nextitem: The one that follows in this process; None for none.
     """
+    session = _Session.of(item.config)
     if not _is_started(item):
+        session.exiting.close()
         yield
         return
     run, experiment = run_of(item), experiment_of(item)
     study = item.config.stash[STUDIES][run]
-    session = item.config.stash.setdefault(_SESSION, _Session())
     devices = session.devices(study, experiment.point.config)
     worker = getattr(item.config, "workerinput", {}).get("workerid")
     # NVML is left alone where nothing would come of it.
     studies = item.config.stash[STUDIES].values()
-    looks = session.cycle is None and not is_last
+    looks = session.cycle is None and nextitem is not None
     looks = looks and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
     if looks:
         session.gaps.note_first()
     with ExitStack() as held:
-        try:
-            ownership = held.enter_context(
-                owned(devices, Owner.here(study.name, experiment.id, worker), partial(say, item.config))
-            )
-        except DeviceError as error:
-            item.stash[NO_DEVICE] = str(error)
-        else:
-            if looks and ownership.waited_seconds:  # somebody else was busy then
-                session.gaps.note_first()
-            with live_line(item.config) as show:
-                tell = _of_ours(show) if show else None
-                gap = _idle(session, study, (file_of(run), experiment.cycle), tell)
-            waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
-            item.stash[GAP] = _settle(session, ownership, gap.model_copy(update=waited))
-            again = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
-            item.stash[NEXT_GAP] = lambda: _settle(session, ownership, again)
+        owner = Owner.here(study.name, experiment.id, worker)
+        ownership = session.exiting.pass_on(devices, owner, held)
+        if ownership is None:
+            try:
+                ownership = held.enter_context(owned(devices, owner, partial(say, item.config)))
+            except DeviceError as error:
+                item.stash[NO_DEVICE] = str(error)
+        if ownership is None:
+            yield
+            return
+        held.callback(session.exiting.wind_up)
+        if looks and ownership.waited_seconds:  # somebody else was busy then
+            session.gaps.note_first()
+        before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
+        gap = None if before is None else _gap(study, is_new_cycle=session.cycle != before)
+        if _is_worthwhile(session, item, ownership, gap):
+            _start_early(session, item, held)
+        session.exiting.wind_up()
+        with live_line(item.config) as show:
+            idled = _idle(session, gap, _of_ours(show) if show else None)
+        waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
+        with ExitStack() as noted:  # items stay to the end of the session
+            item.stash[GAP] = _settle(session, ownership, idled.model_copy(update=waited))
+            item.stash[NEXT_GAP] = lambda: _again(session, ownership)
             item.stash[DEVICES] = ownership.devices
-            held.callback(item.stash.__delitem__, NEXT_GAP)  # items stay to the end of the session
-            held.callback(item.stash.__delitem__, DEVICES)
+            item.stash[EXITING] = session.exiting.take
+            noted.callback(item.stash.__delitem__, NEXT_GAP)
+            noted.callback(item.stash.__delitem__, DEVICES)
+            noted.callback(item.stash.__delitem__, EXITING)
             _measure_bare(item.config, experiment.point.config, ownership.devices)
-        yield
+            yield
+        if nextitem is not None and _follows_at_once(nextitem) and session.exiting.is_any():
+            session.exiting.keep(ownership, held)
+
+
+def _is_worthwhile(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
+    """Whether there is something to wait for while the item's process imports, and nothing is measured."""
+    config = experiment_of(item).point.config
+    if bare_is_due(item.config.stash[BOARD], config, ownership.devices):
+        return False
+    return session.exiting.is_any() or (gap is not None and session.gaps.will_wait(*gap))
+
+
+def _start_early(session: _Session, item: pytest.Item, held: ExitStack) -> None:
+    """Start the item's process, which is gone at the end of *held* where it was not needed."""
+    started = start_early(item, experiment_of(item))
+
+    def end() -> None:
+        item.stash.setdefault(STARTED, started)
+        del item.stash[STARTED]
+        if started not in session.exiting:
+            started.end()
+
+    held.callback(end)
+    try:
+        started.start()
+    except OSError:  # then it is started when it is needed, and that is told
+        end()
+
+
+def _follows_at_once(item: pytest.Item) -> bool:
+    """Whether *item* is an experiment, and one that runs without being asked for by another process."""
+    return is_experiment(item) and not hasattr(item.config, "workerinput")
 
 
 def _of_ours(show: Callable[[str], None]) -> Callable[[str], None]:
@@ -118,14 +184,26 @@ def _measure_bare(config: pytest.Config, experiment: ExperimentConfig, devices: 
         measure_bare_once(config.stash[BOARD], experiment, devices, idle)
 
 
-def _idle(
-    session: _Session, study: StudyConfig, cycle: tuple[str, int], tell: Callable[[str], None] | None
-) -> GapRecord:
-    before, session.cycle = session.cycle, cycle
-    if before is None:
+#: Idle time as a study has it, and the least that it is.
+_Gap = tuple[float | Literal["auto"], float]
+
+
+def _gap(study: StudyConfig, *, is_new_cycle: bool) -> _Gap:
+    execution = study.execution
+    return execution.experiment_gap_seconds, execution.cycle_gap_seconds if is_new_cycle else 0.0
+
+
+def _idle(session: _Session, gap: _Gap | None, tell: Callable[[str], None] | None) -> GapRecord:
+    if gap is None:
         return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
-    at_least = study.execution.cycle_gap_seconds if cycle != before else 0.0
-    return session.gaps.wait(study.execution.experiment_gap_seconds, at_least, tell)
+    return session.gaps.wait(*gap, tell)
+
+
+def _again(session: _Session, ownership: Ownership) -> GapRecord:
+    """Have the item's devices ready for a further run of it."""
+    session.exiting.wind_up()
+    gap = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
+    return _settle(session, ownership, gap)
 
 
 def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecord:

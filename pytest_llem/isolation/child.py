@@ -6,9 +6,8 @@ import json
 import math
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pytest_llem.isolation import guardian, worker
 from pytest_llem.isolation.output import CappedOutput
+from pytest_llem.isolation.starting import Ends, Keeper, Starter
 
 #: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.
 REAP_SECONDS = guardian.REAP_SECONDS + 5
@@ -53,25 +53,26 @@ class Child:
         self.refused: str | None = None
         self._on_phase = on_phase
         self._on_output = on_output
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self._keeper: Keeper | None = None
+        self._guardian: int | None = None
         self._pid: int | None = None
         self._told_status = False
         self._heard = {"events": b"", "reports": b""}
         #: Each reading end, and what takes what comes from it.
         self._sources: dict[int, Callable[[bytes], None]] = {}
         self._reports = -1
+        #: The writing ends: of the guardian's orders, and of the process's cue.
+        self._orders: int | None = None
+        self._cue: int | None = None
         self._fetching_since: float | None = None
         self._fetched_for = 0.0
 
-    def start(
-        self, python: str, attempt: Path, environment: Mapping[str, str], lives_with: Sequence[int] = ()
-    ) -> None:
-        """Start the guardian, which starts the process.
+    def start(self, starter: Starter, attempt: Path, lives_with: Sequence[int] = ()) -> None:
+        """Start the guardian, which starts the process, which waits for its cue.
 
         Args:
-            python: The interpreter.
+            starter: Starts it.
             attempt: The folder that holds the job.
-            environment: Its environment variables.
             lives_with: Processes, beside this one, whose end is its end.
 
         Raises:
@@ -86,25 +87,29 @@ class Child:
                 os.set_blocking(ours, False)
             self._reports = next(iter(self._sources))
             reports, output, events = theirs
-            # -P: what lies in the current folder is not in the way of the standard library.
-            command = [python, "-P", "-m", worker.__name__, str(attempt), str(events)]
-            self._guardian = subprocess.Popen(
-                guardian.guarded(command, str(attempt), lives_with),
-                stdin=subprocess.PIPE,
-                stdout=reports,
-                stderr=output,
-                pass_fds=[events],
-                env=environment,
-                start_new_session=True,  # a terminal's Ctrl-C is for pytest
-            )
+            orders, self._orders = os.pipe()
+            theirs.append(orders)
+            cue, self._cue = os.pipe()
+            theirs.append(cue)
+            self._keeper = starter.start(Ends(orders, reports, output, events, cue), attempt, lives_with)
         finally:
             for fd in theirs:  # or their ends would never be seen
                 os.close(fd)
 
-    def wait(self, timeout: float | None) -> bool:
+    def give_cue(self) -> None:
+        """Have the process begin."""
+        assert self._cue is not None
+        with suppress(OSError):  # it is gone
+            os.write(self._cue, b"\n")
+
+    def wait(self, timeout: float | None, *, until_done: bool = False) -> bool:
         """Sleep until all has ended, reading what it says. Return whether the time was up first.
 
         One that has left its result is given a little longer, and not left to hang in a thread or an exit handler.
+
+        Args:
+            timeout: Seconds that it has up to there; None for no end.
+            until_done: Return as soon as it says that it has left its result, or its error.
         """
         began = time.monotonic()
         limit = math.inf if timeout is None else timeout
@@ -112,6 +117,9 @@ class Child:
         while not self._is_over():
             now = time.monotonic()
             if self.phase == worker.DONE and left_result is None:
+                if until_done:
+                    self._drain()
+                    return False
                 left_result = now
             if left_result is not None:
                 left = left_result + GRACE_SECONDS - now
@@ -128,34 +136,48 @@ class Child:
 
     def end(self) -> None:
         """Have the guardian kill everything, and wait until it has. May be called again."""
-        process = self._guardian
         give_up = time.monotonic() + REAP_SECONDS
-        if process is not None:
+        if (keeper := self._keeper) is not None:
+            self._read(0.0)  # it may have told of itself
             self._order(guardian.END)
-            while not self._is_over() and (left := give_up - time.monotonic()) > 0:
+            while self._reports in self._sources and (left := give_up - time.monotonic()) > 0:
                 self._read(left)
             if self.status is None and self._pid is not None:  # the guardian itself was killed, or is stuck
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._pid, signal.SIGKILL)
-            process.kill()
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
-        for _ in range(MOST_LEFTOVERS):
-            if not self._read(0.0):
-                break
+            keeper.kill(self._guardian if self._reports in self._sources else None)
+            if not self._told_status:
+                status, refused = keeper.give_up()
+                if self._pid is None:
+                    self.status, self.refused = status, self.refused or refused
+        self._drain()
         for fd in list(self._sources):
             self._close(fd)
+        ends, self._orders, self._cue = (self._orders, self._cue), None, None
+        for end in ends:
+            if end is not None:
+                os.close(end)
+
+    @property
+    def keeper(self) -> str:
+        """Whose death is its own, in words."""
+        return self._keeper.name if self._keeper is not None else ""
+
+    def is_over(self) -> bool:
+        """Whether all has ended: looks, and does not wait."""
+        self._drain()
+        return self._is_over()
 
     def _is_over(self) -> bool:
         """Whether the guardian has told that nobody is left, or is gone itself."""
         return self._told_status or self._reports not in self._sources
 
     def _order(self, order: bytes) -> None:
-        assert self._guardian is not None
-        assert self._guardian.stdin is not None
-        with suppress(OSError, ValueError):  # it is gone
-            os.write(self._guardian.stdin.fileno(), order)
+        if self._orders is not None:
+            with suppress(OSError):  # it is gone
+                os.write(self._orders, order)
+        if self._pid is None and self._keeper is not None:
+            self._keeper.order(order)
 
     def _close(self, fd: int) -> None:
         del self._sources[fd]
@@ -172,6 +194,12 @@ class Child:
                 self._close(fd)
         return bool(ready)
 
+    def _drain(self) -> None:
+        """Read what is in the pipes."""
+        for _ in range(MOST_LEFTOVERS):
+            if not self._read(0.0):
+                break
+
     def _take_output(self, chunk: bytes) -> None:
         self.output.write(chunk)
         self._on_output(chunk)
@@ -179,6 +207,7 @@ class Child:
     def _hear_reports(self, chunk: bytes) -> None:
         for said in self._objects("reports", chunk):
             self._pid = said.get("pid", self._pid)
+            self._guardian = said.get("guardian", self._guardian)
             if "status" in said:
                 self._told_status, self.status = True, said["status"]
             self.refused = said.get("refused", self.refused)

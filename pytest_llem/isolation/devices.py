@@ -65,6 +65,19 @@ class Ownership:
         """Their names."""
         return set(self._locks)
 
+    def pass_on(self, owner: Owner) -> bool:
+        """Have the next experiment of this process own the devices at once, unless another process waits for one.
+
+        Returns:
+            Whether it owns them: where it does not, all is as before.
+        """
+        if any(lock.is_waited_for() for lock in self._locks.values()):
+            return False
+        for lock in self._locks.values():
+            lock.pass_on(owner)
+        self.waited_seconds, self.waited_for = 0.0, None
+        return True
+
     def note_used(self, used: Mapping[str, int]) -> None:
         """Note the memory that GPUs have in use now, before an experiment, in bytes by UUID."""
         self.used_before = dict(used)
@@ -210,6 +223,20 @@ class _Lock:
             raise _refusal(error) from None
         self._queue.release()
         return True
+
+    def is_waited_for(self) -> bool:
+        """Whether a process is the next one for this device."""
+        try:
+            self._queue.acquire(blocking=False)
+        except (Timeout, OSError):
+            return True
+        self._queue.release()
+        return False
+
+    def pass_on(self, owner: Owner) -> None:
+        """Have another experiment of this process own the device from now on."""
+        self._owner = owner.model_copy(update={"used_bytes": self._owner.used_bytes})
+        self.note()
 
     def note(self, **changes: object) -> None:
         """Write down who has the device."""

@@ -54,6 +54,10 @@ class Gaps:
             seen = {uuid: state for uuid, state in look().items() if state.temperature_c is not None}
         self._first |= {uuid: _lower(state, self._first.get(uuid, state)) for uuid, state in seen.items()}
 
+    def will_wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> bool:
+        """Whether :meth:`wait` would idle, as far as that can be told without a look."""
+        return at_least > 0 or (bool(self._first) if gap == "auto" else gap > 0)
+
     def wait(
         self, gap: float | Literal["auto"], at_least: float = 0.0, tell: Callable[[str], None] | None = None
     ) -> GapRecord:

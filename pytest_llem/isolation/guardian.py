@@ -2,6 +2,8 @@
 
     python -I -S guardian.py ATTEMPT PIDS COMMAND…
 
+A process of a forkserver becomes one by :func:`guard` alone, without this module being run.
+
 It is the parent of the experiment's process and inherits whatever of its descendants lose their own parent, also
 those that have left its session, so that in the end it can kill every one of them. It runs nobody else's code, so
 nothing keeps it from doing so: no library that holds the interpreter's lock, and no death of the pytest process.
@@ -9,9 +11,9 @@ nothing keeps it from doing so: no library that holds the interpreter's lock, an
 Standard input holds orders: :data:`END`, or :data:`TIME_IS_UP` to have the process say first where it is. The end
 of the file is the pytest process's own: everything ends, and the folder ATTEMPT is removed. So it is when one of
 the processes PIDS ends, ids with commas between them: xdist's controller. Standard output takes what there is to
-tell, a JSON object a line: ``{"pid": …}`` of the started process, ``{"refused": …}`` where it could not be
-started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is left. Standard error
-becomes the experiment's standard output and error.
+tell, a JSON object a line: ``{"pid": …, "guardian": …}`` of the started process and this one, ``{"refused": …}``
+where it could not be started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is
+left. Standard error becomes the experiment's standard output and error.
 
 Nothing but the standard library is imported, and little of it: every experiment waits for this.
 """
@@ -60,13 +62,28 @@ def guarded(command: Sequence[str], attempt: str = "", lives_with: Iterable[int]
 
 def main(attempt: str, pids: str, command: list[str]) -> None:
     """Start *command*, and return when nothing of it is left."""
+    told = guard(attempt, pids)
+    if told is not None:
+        _execute(command, told)
+
+
+def guard(attempt: str, pids: str) -> int | None:
+    """Fork the experiment's process, as the leader of a session of its own that dies with this one.
+
+    Returns:
+        In that process, a file descriptor that takes why it cannot be started. In this one None, once nothing of
+        the other is left.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    woken = _wake_on_child()
+    woken, wake = wake_on_child()
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # standard input tells
     watched = _watch(pids)
-    worker = _start(command)
-    _tell(pid=worker)
+    guardian = os.getpid()
+    worker = os.fork()  # there is but one thread
+    if not worker:
+        return _begin(guardian, {woken, wake, *watched})
+    _tell(pid=worker, guardian=guardian)
     abandoned = False
     while not _has_ended(worker):
         ready, _, _ = select.select([0, woken, *watched], [], [])
@@ -86,14 +103,11 @@ def main(attempt: str, pids: str, command: list[str]) -> None:
     if abandoned:
         shutil.rmtree(attempt, ignore_errors=True)
     _tell(status=status)
+    return None
 
 
-def _start(command: list[str]) -> int:
-    """Start *command* as the leader of a session of its own that dies with this process. Return its id."""
-    guardian = os.getpid()
-    worker = os.fork()  # there is but one thread
-    if worker:
-        return worker
+def _begin(guardian: int, not_its_own: Iterable[int]) -> int:
+    """Make this process, just forked, the experiment's."""
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guardian:
@@ -101,16 +115,26 @@ def _start(command: list[str]) -> int:
         os.setsid()
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
             score.write("1000")  # where memory runs out the experiment goes, and not pytest
+        signal.set_wakeup_fd(-1)
         for number in {*_SIGNALS, signal.SIGCHLD} - {signal.SIGINT}:  # that one is pytest's
             signal.signal(number, signal.SIG_DFL)
+        for fd in not_its_own:
+            os.close(fd)
         told = os.dup(1)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
+        os.close(nothing)
         os.dup2(2, 1)
-        try:
-            os.execv(command[0], command)
-        except OSError as error:
-            _tell(told, refused=f"{command[0]}: {error.strerror}")
+    except BaseException:
+        os._exit(127)
+    return told
+
+
+def _execute(command: list[str], told: int) -> None:
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        _tell(told, refused=f"{command[0]}: {error.strerror}")
     finally:
         os._exit(127)
 
@@ -124,14 +148,14 @@ def _watch(pids: str) -> set[int]:
     return watched
 
 
-def _wake_on_child() -> int:
-    """Return what becomes readable when a child ends."""
+def wake_on_child() -> tuple[int, int]:
+    """Return both ends of a pipe that becomes readable when a child ends."""
     woken, wake = os.pipe()
     for end in (woken, wake):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    return woken
+    return woken, wake
 
 
 def _has_ended(worker: int) -> bool:

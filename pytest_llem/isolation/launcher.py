@@ -1,4 +1,4 @@
-"""One experiment, one fresh process: started, waited for, ended whole, and its outcome collected."""
+"""One experiment, one process: started, waited for, ended whole, and its outcome collected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,12 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.isolation import worker
-from pytest_llem.isolation.child import FETCH_SECONDS, REAP_SECONDS, Child
+from pytest_llem.isolation.child import Child
 from pytest_llem.isolation.oom import oom_kills
+from pytest_llem.isolation.outcome import Outcome, collect
+from pytest_llem.isolation.server import Servers, here
+from pytest_llem.isolation.starting import Spawn, Starter
 from pytest_llem.results.models import ErrorRecord
 
 #: What would lead another interpreter to this one's packages.
 OURS_ALONE = ("PYTHONPATH", "PYTHONHOME")
+
+#: Environment variables that a process is told once it begins: what was imported before has not looked at them.
+TOLD_LATE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTEST_CURRENT_TEST")
 
 
 @dataclass(frozen=True)
@@ -58,64 +63,166 @@ class Job:
     idle_bare: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came back: a result, or an error.
+class Started:
+    """A job's process, from its start to the last of it: it imports what the job needs, and waits for its cue.
 
-    Attributes:
-        result: An ExperimentResult as JSON text, or None.
-        files: What goes beside the result, text by suffix (``requests.csv``).
-        error: Why there is no result, or None.
-        output: What the process wrote to standard output and standard error, head and tail.
+    Args:
+        job: The experiment, as far as it is known yet.
+        servers: Fork it from one of these; None to start an interpreter for it.
+        early: It is started before its turn.
     """
 
-    result: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    error: ErrorRecord | None = None
-    output: str = ""
+    def __init__(self, job: Job, servers: Servers | None = None, *, early: bool = False) -> None:
+        self._needs = _needs(job)
+        self._servers = servers
+        self._early = early
+        self._attempt: Path | None = None
+        self._child: Child | None = None
+        self._killed_before: int | None = None
+        self._on_phase: Callable[[str], None] = lambda phase: None
+        self._on_output: Callable[[bytes], None] = lambda chunk: None
+        self._job = job
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            OSError: There is no room for its files, or no process to be had.
+        """
+        starter, self._attempt = _starter(self._job, self._servers)
+        self._tell(self._job)
+        self._killed_before = oom_kills()
+        self._child = Child(lambda phase: self._on_phase(phase), lambda chunk: self._on_output(chunk))
+        self._child.start(starter, self._attempt, self._job.lives_with)
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether nothing of it is left, as its guardian says."""
+        return self._child is not None and self._child.is_over()
+
+    def fits(self, job: Job, servers: Servers | None) -> bool:
+        """Whether it is what would be started for *job* now."""
+        return servers is self._servers and _needs(job) == self._needs
+
+    def run(
+        self,
+        job: Job,
+        timeout: float | None,
+        on_phase: Callable[[str], None],
+        on_output: Callable[[bytes], None],
+    ) -> Outcome:
+        """Have it do *job*, and return what came of it: with a result, that may be before it has exited.
+
+        Raises:
+            OSError: There is no room for its files.
+        """
+        assert self._attempt is not None
+        assert self._child is not None
+        self._on_phase, self._on_output = on_phase, on_output
+        self._tell(job)
+        self._child.give_cue()
+        timed_out = self._child.wait(timeout, until_done=True)
+        if not (self._attempt / worker.RESULT).is_file():
+            timed_out = timed_out or self._child.wait(timeout)
+            _insist(self._child.end)
+        return collect(self._attempt, self._child, timeout if timed_out else None, self._killed_before)
+
+    def wind_up(self) -> None:
+        """Let it exit, if not for ever, and end what is left of it. May be called again."""
+        try:
+            if self._child is not None:
+                self._child.wait(0.0)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End it at once, and leave nothing of it. May be called again."""
+        if self._child is not None:
+            _insist(self._child.end)
+        if self._attempt is not None:
+            _insist(functools.partial(shutil.rmtree, self._attempt, ignore_errors=True))
+
+    def _tell(self, job: Job) -> None:
+        assert self._attempt is not None
+        start = {"method": "spawn" if self._servers is None else "forkserver", "early": self._early}
+        worker.leave(self._attempt / worker.JOB, json.dumps(_told(job) | {"start": start}))
 
 
 def run_isolated(
     job: Job,
     *,
+    servers: Servers | None = None,
+    started: Started | None = None,
     timeout: float | None = None,
     on_phase: Callable[[str], None] = lambda phase: None,
     on_output: Callable[[bytes], None] = lambda chunk: None,
+    on_result: Callable[[Started], None] | None = None,
 ) -> Outcome:
     """Run *job* in a process of its own and return what came of it. Sleeps meanwhile.
 
-    Whatever happens, here or there, no process that descends from the job's is left when this returns or raises.
+    Whatever happens, here or there, no process that descends from the job's is left when this returns or raises:
+    but for one with a result that *on_result* has taken over.
 
     Args:
         job: The experiment.
+        servers: Fork it from one of these; None to start an interpreter for it.
+        started: Has been started for it ahead. It is ended where it does not fit any more.
         timeout: End it after this many seconds, those of fetching its dataset and its model not counted; None
             for never.
         on_phase: Called with each phase as it begins there.
         on_output: Called with what it writes to standard output and standard error, as that comes.
+        on_result: Called with a process that has left its result, and has yet to exit: whoever is called winds it
+            up. None to wait for that.
     """
-    attempt = None
+    if started is not None and not started.fits(job, servers):
+        started.end()
+        started = None
     try:
-        attempt = Path(tempfile.mkdtemp(prefix="llem-"))
-        (attempt / worker.JOB).write_text(json.dumps(_told(job)), encoding="utf-8")
-        killed_before = oom_kills()
-        child = Child(on_phase, on_output)
+        process = started or Started(job, servers)
         try:
-            child.start(job.python or sys.executable, attempt, _environment(job), job.lives_with)
-            timed_out = child.wait(timeout)
-        finally:
-            _insist(child.end)
-        return _collect(attempt, child, timeout if timed_out else None, killed_before)
+            if started is None:
+                process.start()
+            outcome = process.run(job, timeout, on_phase, on_output)
+            if outcome.result is not None:
+                (on_result or Started.wind_up)(process)
+        except BaseException:
+            process.end()
+            raise
+        if outcome.result is None:
+            process.end()
     except OSError as error:  # no room for its files, or no process to be had
         return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {error}"))
-    finally:
-        if attempt is not None:
-            _insist(functools.partial(shutil.rmtree, attempt, ignore_errors=True))
+    return outcome
+
+
+def _starter(job: Job, servers: Servers | None) -> tuple[Starter, Path]:
+    """Return what starts a job's process, and a new folder for it."""
+    environment = _environment(job)
+    if servers is None:
+        return Spawn(job.python or sys.executable, environment), Path(tempfile.mkdtemp(prefix="llem-"))
+    early = {name: value for name, value in environment.items() if name not in TOLD_LATE}
+    server = servers.get(job.python, early, [_path(job), job.python_path])
+    return server, Path(tempfile.mkdtemp(dir=server.folder))
+
+
+def _needs(job: Job) -> list[object]:
+    """Return what a process of *job* cannot be told any more once it has started."""
+    environment = {name: value for name, value in _environment(job).items() if name not in TOLD_LATE}
+    known = [job.config, job.model_path, job.python_path, job.lives_with, job.python]
+    return [environment, _path(job), here(), *known]
 
 
 def _told(job: Job) -> dict[str, Any]:
-    """Return what the worker reads: the job, and the whole path to modules where it is the same interpreter's."""
-    path = [os.fspath(one) for one in sys.path if isinstance(one, str | os.PathLike)]  # people put Paths there
-    return vars(job) | {"sys_path": None if job.python else path}
+    """Return what the worker reads."""
+    environment = _environment(job)
+    late = {name: environment.get(name) for name in TOLD_LATE}
+    return vars(job) | {"sys_path": _path(job), "environment": late}
+
+
+def _path(job: Job) -> list[str] | None:
+    """Return the whole path to modules, None where it is another interpreter's."""
+    # People put Paths there.
+    return None if job.python else [os.fspath(one) for one in sys.path if isinstance(one, str | os.PathLike)]
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -142,48 +249,3 @@ def _insist(cleanup: Callable[[], None]) -> None:
             break
     if interrupt is not None:
         raise interrupt
-
-
-def _collect(attempt: Path, child: Child, timeout: float | None, killed_before: int | None) -> Outcome:
-    output = child.output.text()
-    try:
-        if (result := attempt / worker.RESULT).is_file():  # whole, or it would not bear that name: it counts
-            files = {file.name: file.read_text(encoding="utf-8") for file in attempt.glob(worker.BESIDE)}
-            return Outcome(result.read_text(encoding="utf-8"), files, output=output)
-        if (error := attempt / worker.ERROR).is_file():
-            record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))
-            return Outcome(error=record, output=output)
-    except ValueError as error:
-        record = ErrorRecord(kind="crash", type="Unreadable", message=f"what it left cannot be read: {error}")
-    else:
-        record = _failure(child, killed_before) if timeout is None else _timeout(attempt, child, timeout)
-    record.phase = child.phase
-    return Outcome(error=record, output=output)
-
-
-def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
-    limit = FETCH_SECONDS if child.phase in worker.FETCHING else timeout
-    stacks = attempt / worker.STACKS
-    where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
-    message = f"not done after {limit:g} s"
-    return ErrorRecord(kind="timeout", type="Timeout", message=message, traceback=where or None)
-
-
-def _failure(child: Child, killed_before: int | None) -> ErrorRecord:
-    status = child.status
-    if child.refused is not None:
-        return ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {child.refused}")
-    if status is None:
-        message = f"its guardian was killed, or it did not go within {REAP_SECONDS:g} s of SIGKILL"
-        return ErrorRecord(kind="crash", type="Unknown", message=message)
-    if status >= 0:
-        message = f"the process ended with status {status} and left no result"
-        return ErrorRecord(kind="crash", type="Exit", message=message)
-    if status == -signal.SIGKILL and oom_kills() != killed_before:
-        message = "the kernel killed the process: there was no memory left"
-        return ErrorRecord(kind="oom", type="SIGKILL", message=message)
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:  # a real-time signal has no name
-        name = f"signal {-status}"
-    return ErrorRecord(kind="crash", type=name, message=f"the process was ended by {name}")

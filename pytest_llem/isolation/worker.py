@@ -1,23 +1,28 @@
 """The experiment's own process: reads a job, runs it, leaves one file behind.
 
-    python -m pytest_llem.isolation.worker ATTEMPT EVENTS
+    python -m pytest_llem.isolation.worker ATTEMPT EVENTS CUE
 
 ATTEMPT is the folder that holds the job, and gets the result; EVENTS the file descriptor on which each phase is
-announced, a JSON object a line. Nothing of pytest is imported here, and nothing heavy before the orchestrator asks
-for its engine.
+announced, a JSON object a line; CUE the one on which it is told to begin, by a byte. Up to then it imports what
+the job needs, and opens no device. Then it reads the job again: what was found out meanwhile is in it. Nothing of
+pytest is imported here.
 """
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import io
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pytest_llem.isolation.guardian import ASK_WHERE
 
@@ -46,14 +51,16 @@ _NO_MEMORY = (
 )
 
 
-def main(attempt: str, events: int) -> None:
+def main(attempt: str, events: int, cue: int) -> None:
     """Run the job in the directory *attempt*.
 
     Args:
         attempt: Holds the job; the result goes there.
         events: Each phase is announced here.
+        cue: It begins once there is a byte; at the end of the file nobody wants it any more.
     """
-    os.set_inheritable(events, False)
+    for fd in (events, cue):
+        os.set_inheritable(fd, False)
     sys.argv[1:] = []  # what is imported may look at them
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
@@ -74,30 +81,73 @@ def main(attempt: str, events: int) -> None:
             return
 
     try:
-        job = json.loads((directory / JOB).read_text(encoding="utf-8"))
-        run(job, directory, announce)
+        announce("importing")
+        start = {"began_at": _now()}
+        make_ready(read_job(directory))
+        start["ready_at"] = _now()
+        if not os.read(cue, 1):
+            return
+        run(read_job(directory), start, directory, announce)
     except SystemExit:
         raise  # the status tells
     except BaseException as error:
         leave(directory / ERROR, json.dumps(describe(error, phase)))
-        announce(DONE)
-    else:
-        announce(DONE)
-    finally:
-        for stream in (sys.stdout, sys.stderr):
+    _flush()  # what it has said is told before that it is done
+    announce(DONE)
+    finish()
+
+
+def finish() -> NoReturn:
+    """End as an interpreter does, but do not take its modules apart: with those of torch that takes a second."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    _flush()
+    os._exit(0)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # anyone may have put anything in their place
             stream.flush()
 
 
-def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -> None:
-    """Run *job* and leave its result in *directory*."""
-    announce("importing")
+def read_job(directory: Path) -> dict[str, Any]:
+    """Return the job in *directory*."""
+    job = json.loads((directory / JOB).read_text(encoding="utf-8"))
+    assert isinstance(job, dict)
+    return job
+
+
+def make_ready(job: dict[str, Any]) -> None:
+    """Import what *job* needs. What cannot be imported is told by whoever asks for it next."""
     if job["sys_path"] is not None:
         sys.path[:] = job["sys_path"]
     sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
+    from pytest_llem.measurement.preloading import preload
+    from pytest_llem.study.config import ExperimentConfig
+
+    with suppress(Exception):
+        preload(ExperimentConfig.model_validate(job["config"]), tuple(map(Path, job["model_path"])))
+
+
+def run(job: dict[str, Any], start: dict[str, str], directory: Path, announce: Callable[[str], None]) -> None:
+    """Run *job* and leave its result in *directory*.
+
+    Args:
+        job: The job.
+        start: When this process began, and when it had imported what it needs: fields of a StartRecord.
+        directory: The attempt's.
+        announce: Called with each phase as it begins.
+    """
+    for name, value in job["environment"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.results.carbon import Carbon
-    from pytest_llem.results.experiment import BaselineRecord, GapRecord, Identity
+    from pytest_llem.results.experiment import BaselineRecord, GapRecord, Identity, StartRecord
     from pytest_llem.study.config import ExperimentConfig
 
     measured = ExperimentOrchestrator(
@@ -115,9 +165,15 @@ def run(job: dict[str, Any], directory: Path, announce: Callable[[str], None]) -
         measured.result.baseline = measured.result.baseline.model_copy(update=job["idle_bare"])
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
+    measured.result.start = StartRecord.model_validate(start | job["start"])
     for name, text in measured.files().items():
         leave(directory / name, text)
     leave(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
+
+
+def _now() -> str:
+    """Return the time as results have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def leave(path: Path, text: str) -> None:
@@ -166,4 +222,4 @@ def _sound(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -112,6 +112,7 @@ class Plan:
             "study_design_hash": self.study.design_hash,
             "n_cycles": self.study.n_cycles,
             "cycle_order": self.study.execution.cycle_order,
+            "start_method": self.study.execution.start_method,
             "estimated_seconds": self.seconds,
             "estimated_memory_bytes": self.memory_bytes,
             "excluded": [{"config": one.config, "reason": one.reason} for one in self.study.excluded],

@@ -42,6 +42,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f", about {duration_text(plan.seconds)}"
     if plan.deadlines:
         text += f" · deadline {_deadline(plan)}"
+    if study.execution.start_method != "spawn":
+        text += f" · {study.execution.start_method}"
     if study.excluded:
         text += f" · {counted(len(study.excluded), 'combination')} left out"
     if plan.memory_bytes is not None:

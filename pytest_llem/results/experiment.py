@@ -171,6 +171,22 @@ class WindowRecord(Record):
     drift: float | None = None
 
 
+class StartRecord(Record):
+    """How an experiment's process came to be. Null: it had none of its own.
+
+    Attributes:
+        method: ``spawn`` or ``forkserver``.
+        began_at: When it began to import what it needs.
+        ready_at: When it had.
+        early: It began while its turn was waited for, and not at its turn.
+    """
+
+    method: str
+    began_at: str
+    ready_at: str
+    early: bool = False
+
+
 class GapRecord(Record):
     """The idle time before an experiment, and what else it had to wait for. Null: it was not looked at.
 
@@ -269,6 +285,7 @@ class ExperimentResult(Document):
     baseline: BaselineRecord | None = None
     warmup: WarmupRecord | None = None
     gap: GapRecord | None = None
+    start: StartRecord | None = None
     tokens: TokenRecord
     engine: EngineRecord
     environment: dict[str, Any] = Field(default_factory=dict)

@@ -271,10 +271,17 @@ def _seconds_between(start: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
+_ISOLATION = {
+    "spawn": "a fresh spawned process for every experiment",
+    "forkserver": "a process for every experiment, forked from one that has imported and opened no device",
+}
+
+
 def _protocol(study: StudyConfig) -> dict[str, Any]:
     execution = study.execution
     return {
-        "isolation": "a fresh spawned process for every experiment",
+        "isolation": _ISOLATION[execution.start_method],
+        "start_method": execution.start_method,
         "n_cycles": study.n_cycles,
         "cycle_order": execution.cycle_order,
         "shuffle_seed": study.design_hash if execution.shuffle_seed is None else execution.shuffle_seed,

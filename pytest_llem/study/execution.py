@@ -11,12 +11,15 @@ from pytest_llem.study.section import NullableSection, Section, told
 
 CycleOrder = Literal["sequential", "interleaved", "shuffled"]
 
+StartMethod = Literal["spawn", "forkserver"]
+
 Gap = Annotated[
     Literal["auto"] | Annotated[float, Field(ge=0)], told("must be 'auto' or a number of seconds, 0 or more")
 ]
 
-#: Every :data:`CycleOrder`.
+#: Every :data:`CycleOrder`, and every :data:`StartMethod`.
 CYCLE_ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
+START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 
 
 class ExecutionConfig(NullableSection):
@@ -32,11 +35,13 @@ class ExecutionConfig(NullableSection):
         experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
             and as idle as before the first one. Default ``auto``.
         cycle_gap_seconds: Idle time before a new cycle, in seconds, where that is longer. Default 0.
-        experiment_timeout_seconds: End an experiment that takes longer, in seconds from the start of its process;
-            the download of a model does not count. Default null: computed from the model's size, the prompts and
-            the tokens, as the plan shows it.
+        experiment_timeout_seconds: End an experiment that takes longer, in seconds from its turn, with what it has
+            yet to import; the download of a model does not count. Default null: computed from the model's size,
+            the prompts and the tokens, as the plan shows it.
         max_consecutive_failures: Once this many experiments have failed in a row, the study's others are skipped;
             null for never. Default 5.
+        start_method: ``spawn`` starts an interpreter for each experiment, which imports what it needs;
+            ``forkserver`` forks each from one that has imported it and opens no device. Default ``spawn``.
         skip_preflight: Let experiments start without looking first whether they can run. Default false.
     """
 
@@ -49,6 +54,7 @@ class ExecutionConfig(NullableSection):
     cycle_gap_seconds: float = Field(0.0, ge=0)
     experiment_timeout_seconds: float | None = Field(None, gt=0)
     max_consecutive_failures: int | None = Field(5, ge=1)
+    start_method: StartMethod = "spawn"
     skip_preflight: bool = False
 
 
@@ -72,6 +78,7 @@ class Overrides:
     Attributes:
         n_cycles: Repetitions of every point, or None for the file's.
         cycle_order: Their order, or None for the file's.
+        start_method: How their processes come to be, or None for the file's way.
         no_gaps: No idle time between experiments.
         strict: A combination that is left out is an error.
         max_experiments: A study of more is an error, or None for no such limit.
@@ -80,6 +87,7 @@ class Overrides:
 
     n_cycles: int | None = None
     cycle_order: CycleOrder | None = None
+    start_method: StartMethod | None = None
     no_gaps: bool = False
     strict: bool = False
     max_experiments: int | None = None

@@ -170,6 +170,8 @@ def _read_execution(document: Document, overrides: Overrides) -> tuple[Execution
     changes: dict[str, Any] = {"n_cycles": overrides.n_cycles or execution.n_cycles or (1 if is_single else 3)}
     if overrides.cycle_order:
         changes["cycle_order"] = overrides.cycle_order
+    if overrides.start_method:
+        changes["start_method"] = overrides.start_method
     if overrides.no_gaps:
         changes |= {"experiment_gap_seconds": 0.0, "cycle_gap_seconds": 0.0}
     if overrides.timeout_seconds is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.collection import experiment
-from pytest_llem.isolation.launcher import Outcome
+from pytest_llem.isolation.outcome import Outcome
 
 RESULT = json.loads(min(Path({results!r}).glob("*.json")).read_text())
 METHOD = {method!r}

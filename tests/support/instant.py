@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from pytest_llem.collection import experiment
-from pytest_llem.isolation.launcher import Outcome
+from pytest_llem.isolation.outcome import Outcome
 
 RESULT = json.loads(min(Path({results!r}).glob("*.json")).read_text())
 _count = 0

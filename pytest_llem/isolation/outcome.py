@@ -1,0 +1,82 @@
+"""What came of an experiment's process."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_llem.isolation import worker
+from pytest_llem.isolation.child import FETCH_SECONDS, REAP_SECONDS, Child
+from pytest_llem.isolation.oom import oom_kills
+from pytest_llem.results.models import ErrorRecord
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back: a result, or an error.
+
+    Attributes:
+        result: An ExperimentResult as JSON text, or None.
+        files: What goes beside the result, text by suffix (``requests.csv``).
+        error: Why there is no result, or None.
+        output: What the process wrote to standard output and standard error, head and tail.
+    """
+
+    result: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    error: ErrorRecord | None = None
+    output: str = ""
+
+
+def collect(attempt: Path, child: Child, timeout: float | None, killed_before: int | None) -> Outcome:
+    """Return what a process has left, or why it has left nothing.
+
+    Args:
+        attempt: Its folder.
+        child: The process, which has ended or is done.
+        timeout: The deadline that it missed, in seconds; None where it did not.
+        killed_before: How many processes the kernel had killed for memory before it began.
+    """
+    output = child.output.text()
+    try:
+        if (result := attempt / worker.RESULT).is_file():  # whole, or it would not bear that name: it counts
+            files = {file.name: file.read_text(encoding="utf-8") for file in attempt.glob(worker.BESIDE)}
+            return Outcome(result.read_text(encoding="utf-8"), files, output=output)
+        if (error := attempt / worker.ERROR).is_file():
+            record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))
+            return Outcome(error=record, output=output)
+    except ValueError as error:
+        record = ErrorRecord(kind="crash", type="Unreadable", message=f"what it left cannot be read: {error}")
+    else:
+        record = _failure(child, killed_before) if timeout is None else _timeout(attempt, child, timeout)
+    record.phase = child.phase
+    return Outcome(error=record, output=output)
+
+
+def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
+    limit = FETCH_SECONDS if child.phase in worker.FETCHING else timeout
+    stacks = attempt / worker.STACKS
+    where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
+    message = f"not done after {limit:g} s"
+    return ErrorRecord(kind="timeout", type="Timeout", message=message, traceback=where or None)
+
+
+def _failure(child: Child, killed_before: int | None) -> ErrorRecord:
+    status = child.status
+    if child.refused is not None:
+        return ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {child.refused}")
+    if status is None:
+        message = f"{child.keeper} was killed, or it did not go within {REAP_SECONDS:g} s of SIGKILL"
+        return ErrorRecord(kind="crash", type="Unknown", message=message)
+    if status >= 0:
+        message = f"the process ended with status {status} and left no result"
+        return ErrorRecord(kind="crash", type="Exit", message=message)
+    if status == -signal.SIGKILL and oom_kills() != killed_before:
+        message = "the kernel killed the process: there was no memory left"
+        return ErrorRecord(kind="oom", type="SIGKILL", message=message)
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal has no name
+        name = f"signal {-status}"
+    return ErrorRecord(kind="crash", type=name, message=f"the process was ended by {name}")

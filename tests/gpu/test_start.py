@@ -1,0 +1,60 @@
+"""What a forkserver holds where there is a GPU, and that its processes can use that."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.isolation.launcher import Job, run_isolated
+from pytest_llem.isolation.server import Servers
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.study.config import ExperimentConfig
+
+FIELDS = {
+    "model": "builtin:tiny-llama",
+    "n": 2,
+    "max_output_tokens": 8,
+    "warmup": {"enabled": False},
+    "baseline": {"enabled": False},
+    "measurement": {"min_window_seconds": 1},
+}
+
+
+def _links(pid: int) -> list[str]:
+    return [str(Path(file).readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def test_the_server_opens_no_device_and_its_processes_do(monkeypatch, found, board):
+    """Seen from outside: threads, open files, and what is mapped. A context shows as memory on the board, too."""
+    tiny_llama()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    config = ExperimentConfig.model_validate(FIELDS).model_dump(mode="json")
+    job = Job({"experiment_id": "one", "config_hash": "0" * 16}, config, directory=".")
+    servers, digests = Servers(), set()
+    try:
+        for _ in range(3):
+            outcome = run_isolated(job, servers=servers, timeout=300)
+            assert outcome.error is None, outcome.error
+            result = ExperimentResult.model_validate_json(outcome.result)
+            assert result.engine.device == "cuda"
+            digests.add(result.tokens.output_digest)
+            (guardian,) = [
+                one for one in psutil.Process(os.getpid()).children() if "forkserver" in " ".join(one.cmdline())
+            ]
+            (server,) = guardian.children()
+            assert server.num_threads() == 1
+            assert not [link for link in _links(server.pid) if link.startswith("/dev/nvidia")]
+        started = result.start
+        assert started is not None
+        found("began", started.began_at)
+        found("ready", started.ready_at)
+    finally:
+        servers.end()
+    spawned = run_isolated(job, timeout=300)
+    assert spawned.error is None, spawned.error
+    digests.add(ExperimentResult.model_validate_json(spawned.result).tokens.output_digest)
+    assert len(digests) == 1, "the same tokens, however it was started"
