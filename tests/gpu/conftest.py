@@ -82,14 +82,21 @@ def llama_8b() -> Path:
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudyResult]:
-    """Run a study, given by its fields, and return its result; *args* are pytest's."""
+def study(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., StudyResult]:
+    """Run a study, given by its fields, and return its result; *args* are pytest's.
+
+    Its processes start as ``--llem-start-method`` says, as those of ``isolated_experiment`` do.
+    """
     monkeypatch.chdir(tmp_path)
+    given = request.config.getoption("llem_start_method")
+    start = [f"--llem-start-method={given}"] if given else []
 
     def run(name: str, *args: str, **fields: Any) -> StudyResult:
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"name": name, **fields}, sort_keys=False))
-        return run_study(path, pytest_args=[f"--rootdir={tmp_path}", *args])
+        return run_study(path, pytest_args=[f"--rootdir={tmp_path}", *start, *args])
 
     return run
 
