@@ -121,6 +121,13 @@ class TestTheServer:
         spawned = ExperimentResult.model_validate_json(run_isolated(tiny).result)
         assert digests == {spawned.tokens.output_digest}, "the same tokens, however it was started"
 
+    def test_libraries_that_start_threads_are_kept_from_it(self, servers, engine):
+        """In an environment with scikit-learn, transformers brings pandas and pyarrow."""
+        pytest.importorskip("pyarrow")
+        for _ in range(2):
+            assert run_isolated(engine("import pyarrow"), servers=servers).error is None
+            assert _server().num_threads() == 1
+
     def test_it_keeps_no_files_and_no_memory(self, servers, job):
         seen = []
         for _ in range(12):

@@ -31,6 +31,10 @@ def here() -> str:
     except OSError:
         return "/"
 
+#: Keeps libraries from starting threads as they are imported, which a fork would not take along: pyarrow, which
+#: pandas and scikit-learn bring, has an allocator that does.
+NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
 
 class Server:
     """One forkserver: a :class:`pytest_llem.isolation.starting.Starter`. It is started with its first experiment.
@@ -72,7 +76,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env=self._environment,
+                env={**NO_THREADS, **self._environment},
                 start_new_session=True,
             )
             undone.pop_all()
