@@ -77,6 +77,27 @@ def test_the_window_holds_whole_passes_and_totals_are_per_pass(meter):
     assert (energy.method, energy.source, energy.boundary) == ("measured", "nvml_total_energy", "gpu_board")
 
 
+def test_boards_packages_and_memory_are_kept_apart(meter):
+    meter(
+        DeviceReading("package-0", "cpu_package", 30.0, "measured", "rapl_package"),
+        DeviceReading("dram-0", "dram", 6.0, "measured", "rapl_dram"),
+        DeviceReading("package-1", "cpu_package", 20.0, "measured", "rapl_package"),
+    )
+    found = run().result.metrics
+    assert {name: found[f"{name}_energy_j"].value for name in ("gpu", "cpu", "dram")} == {
+        "gpu": None,
+        "cpu": 50.0,
+        "dram": 6.0,
+    }
+    assert [found[f"{name}_energy_j"].boundary for name in ("gpu", "cpu", "dram")] == [
+        "gpu_board",
+        "cpu_package",
+        "dram",
+    ]
+    assert (found["energy_j"].value, found["energy_j"].boundary) == (56.0, "cpu_package+dram")
+    assert found["gpu_energy_j"].reason == "no meter read gpu_board"
+
+
 def test_an_energy_that_is_not_there_is_null_with_its_reason(meter):
     meter(DeviceReading("GPU-1", "gpu_board", None, "unavailable", "nvml_total_energy", "GPU is lost"))
     result = run().result
