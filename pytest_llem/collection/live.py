@@ -27,7 +27,7 @@ def live_line(config: pytest.Config) -> Iterator[Line | None]:
     That is where standard output is no terminal, with ``-q``, and in a worker of xdist. To be entered while pytest
     does not capture the output: the line then shows also while it does.
     """
-    if not _is_seen(config):
+    if not is_seen(config):
         yield None
         return
     sys.stdout.flush()
@@ -38,7 +38,8 @@ def live_line(config: pytest.Config) -> Iterator[Line | None]:
         line.close()
 
 
-def _is_seen(config: pytest.Config) -> bool:
+def is_seen(config: pytest.Config) -> bool:
+    """Whether somebody would see a live line."""
     if not config.pluginmanager.has_plugin("terminalreporter") or hasattr(config, "workerinput"):
         return False
     try:

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from pytest_llem.collection.experiment import ONLOOKER, preflight_of
+from pytest_llem.collection.experiment import ONLOOKER
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.live import live_line
 from pytest_llem.collection.onlooker import Onlooker, Place
+from pytest_llem.collection.plans import make_forecast
 from pytest_llem.nodes import file_of, is_reference
 from pytest_llem.options import STUDIES
-from pytest_llem.planning.forecast import Forecast, forecast
+from pytest_llem.planning.forecast import Forecast
 from pytest_llem.study.design import Experiment
 from pytest_llem.study.identity import CYCLE, value_text
 
@@ -93,11 +94,7 @@ def _forecast(items: list[pytest.Item]) -> Forecast:
     for item in items:
         by_run.setdefault(run_of(item), []).append(experiment_of(item))
     config = items[0].config
-    studies = config.stash[STUDIES]
-    return forecast(
-        (run, studies[run], preflight_of(config, run, studies[run]), [(one.id, one.point) for one in experiments])
-        for run, experiments in by_run.items()
-    )
+    return make_forecast(config, config.stash[STUDIES], by_run)
 
 
 def _key(item: pytest.Item) -> tuple[str, str]:
