@@ -279,7 +279,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
 
 
 def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
-    """Return what writes a line for each experiment as it ends; None where nobody wants that, or one line shows."""
+    """Return what writes a line for each experiment as it ends; None where nobody wants it."""
     from pytest_llem.collection.live import is_seen
     from pytest_llem.collection.plans import make_forecast
     from pytest_llem.reporting.lines import Lines

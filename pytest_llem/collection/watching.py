@@ -93,8 +93,8 @@ def _forecast(items: list[pytest.Item]) -> Forecast:
     by_run: dict[str, list[Experiment]] = {}
     for item in items:
         by_run.setdefault(run_of(item), []).append(experiment_of(item))
-    config = items[0].config
-    return make_forecast(config, config.stash[STUDIES], by_run)
+    studies = items[0].config.stash[STUDIES]
+    return make_forecast(items[0].config, studies, by_run)
 
 
 def _key(item: pytest.Item) -> tuple[str, str]:
