@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.terminal import COLUMNS, figure, plain_table
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, best, pareto_optimal
+from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import short_names, value_text
 
@@ -68,7 +70,7 @@ def points_table(
         ids: Show each point's id, for pasting, and not its axes.
     """
     rows = _Rows(points, planned)
-    more = [one for one in MORE_COLUMNS if any(point.metrics[one[0]].mean is not None for point in points)]
+    more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
     wider = [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
     axes = [] if ids else list(dict.fromkeys(axis for point in points for axis in point.axes))
     layouts = [(axes, columns) for columns in (*wider, LEAST_COLUMNS)] if axes else []
@@ -88,7 +90,7 @@ class _Rows:
         self._planned = planned
         self.optimal = pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
-        self._methods = {point.metrics[COST].method for point in points} - {None}
+        self._methods = {_summary(point, COST).method for point in points} - {None}
 
     def table(self, axes: Sequence[str], columns: Sequence[tuple[str, str]]) -> tuple[Table, bool]:
         """Return the table with *axes*, or else with ids, and whether a best figure is marked."""
@@ -107,7 +109,7 @@ class _Rows:
             table.add_column("point", overflow="fold", vertical="bottom")
         table.add_column("n", justify="right")
         for name, heading in columns:
-            methods = {point.metrics[name].method for point in self._points} - {None}
+            methods = {_summary(point, name).method for point in self._points} - {None}
             if not mixed and len(methods) == 1:  # what is estimated says so wherever it is shown
                 heading += f"\n{methods.pop()}"
             table.add_column(heading, justify="right", no_wrap=True)
@@ -120,18 +122,23 @@ class _Rows:
         for place, point in enumerate(self._points):
             cells = [OPTIMAL if place in self.optimal else ""] if self.optimal else []
             cells += [_value(point, axis) for axis in axes] or [point.id]
-            n, wanted = point.metrics["seconds"].n, self._planned[point.config_hash]
+            n, wanted = _summary(point, "seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == wanted else f"{n} of {wanted}")
             for name, _ in columns:
                 mark = BEST if place in best_places[name] else " " if best_places[name] else ""
-                cells.append(f"{figure(point.metrics[name])}{mark}")
+                cells.append(f"{figure(_summary(point, name))}{mark}")
             if mixed:
-                cells.append(point.metrics[COST].method or "-")
+                cells.append(_summary(point, COST).method or "-")
             if judged:
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")
             table.add_row(*cells)
         return table, any(best_places.values())
+
+
+def _summary(point: PointResult, metric: str) -> Summary:
+    """Return the statistics of a metric; those of nothing where an older version did not know it."""
+    return point.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
 
 
 def _value(point: PointResult, axis: str) -> str:
