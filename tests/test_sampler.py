@@ -317,7 +317,7 @@ def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env, reader):
     assert {one[1] for one in samples} == {0, 1}
     if reader == "is gone":
         return
-    with open(ours, "rb") as told:
+    with os.fdopen(ours, "rb") as told:
         lines = told.read().splitlines()
     if reader == "sleeps":
         assert set(b"".join(lines)) == set(b"x"), "nothing was written into a pipe that is full"

@@ -138,6 +138,7 @@ class Onlooker:
             cut.truncate(max(room, SHORTEST_NAME), overflow="ellipsis")
             yield joined(head, cut, doing, *others)
         yield joined(head, doing, short)
+        yield joined(head, doing, self._times(short=True, study=False))
         yield joined(head, doing)
 
     def _head(self) -> Text:
@@ -165,15 +166,14 @@ class Onlooker:
         celsius = "" if glance.temperature_c is None else f"{glance.temperature_c:.0f} °C"
         return Text(" ".join(filter(None, (watts, celsius))), "magenta")
 
-    def _times(self, *, short: bool) -> Text:
+    def _times(self, *, short: bool, study: bool = True) -> Text:
         place, here = self._place, self.elapsed_s
         left = None if place.expected_s is None else max(0.0, place.expected_s - here)
-        whole = None if left is None or place.study_left_s is None else left + place.study_left_s
-        one, all_of_it = (
-            _span(here, left, short=short),
-            _span(self._clock() - place.study_began, whole, short=short),
-        )
-        return Text(f"{one}{_GAP if short else '; '}study {all_of_it}", "dim")
+        parts = [_span(here, left, short=short)]
+        if study:
+            whole = None if left is None or place.study_left_s is None else left + place.study_left_s
+            parts.append(f"study {_span(self._clock() - place.study_began, whole, short=short)}")
+        return Text(_GAP.join(parts), "dim")
 
 
 def _span(elapsed: float, left: float | None, *, short: bool) -> str:
