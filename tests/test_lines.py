@@ -149,12 +149,11 @@ def test_replayed_ones_have_none(write_study, lines):
     assert found == []
 
 
-@pytest.mark.parametrize("redirection", ["| head -n 1", "| head -c 700", ">&-", "> /dev/full", "2>&- | cat"])
-def test_when_nobody_can_read_it_the_results_are_there(pytester, write_study, results, redirection):
-    write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
-    command = f"{sys.executable} -m pytest -p llem study.yaml {redirection}"
-    subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
-    if results.root.exists():  # else pytest itself has not come that far
-        assert results.manifest["status"] in ("completed", "interrupted", "aborted")
-        done = [one for one in results.manifest["experiments"] if one["status"] == "completed"]
-        assert len(done) == len(list((results.directory / "experiments").glob("*.json")))
+def test_when_nobody_reads_it_any_more_the_results_are_there(pytester, write_study, results):
+    """pytest itself gives up then, and what was measured is kept."""
+    write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
+    command = f"{sys.executable} -m pytest -p llem study.yaml | grep -m 1 'llem: 1/3'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert LINE.fullmatch(done.stdout.rstrip())
+    assert results.manifest["status"] == "aborted"
+    assert 1 <= results.study_result["summary"]["completed"] < 3

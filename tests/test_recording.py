@@ -60,10 +60,12 @@ def test_the_table_says_what_was_found_and_where_it_is(pytester, write_study, re
             "llem: noop [[]????????????????[]]: 4 points × 2 cycles = 8 experiments, shuffled, *",
             "*= llem: noop =*",
             "*TTFT p50*J/out token*",
-            "point * n *out tok/s*ms*estimated*",
-            "precision=bf16-size=1 * 2 *10*",
-            "*warning: energy is estimated from CPU time, not measured*",
+            "*precision * size * n *out tok/s*ms*estimated*",
+            "*bf16 * 1 * 2 *10*",
+            "[*] best mean of its column",
+            "P Pareto-optimal in J/out token and out tok/s",
             "8 of 8 experiments completed",
+            "warning: energy is estimated from CPU time, not measured",
             f"results: results/{results.directory.name}",
         ]
     )
