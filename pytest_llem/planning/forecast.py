@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 
 from pytest_llem.planning import estimate
 from pytest_llem.planning.preflight import Preflight
@@ -54,56 +54,82 @@ class Forecast:
         self._points = points
         self._estimates = estimates
         self._pending = dict.fromkeys(points)
-        #: What experiments have taken, less what only a first one takes, by point.
-        self._taken: dict[Hashable, list[float]] = {}
-        #: Of completed ones: what they have taken, and what was estimated for them.
-        self._completed: list[tuple[float, float | None]] = []
-        self._left: float | None = None
-        self._is_known = False
+        #: How many are left, by point, and what has been taken: how often and how long in all, in s.
+        self._count = Counter(points.values())
+        self._taken: dict[Hashable, tuple[int, float]] = {}
+        #: Of completed ones: how many, what they have taken, and that and the estimate of those that had one.
+        self._completed, self._seconds = 0, 0.0
+        self._actual, self._estimated = 0.0, 0.0
+        #: Of those that are left: what points that have run will take; estimates of the others, for each and
+        #: once; how many have none. There may be 20,000 of them, so that none of it is added up anew each time.
+        self._known, self._each, self._once, self._unknown = 0.0, 0.0, 0.0, 0
+        for point in self._count:
+            self._add(point, 1)
 
     def begin(self, key: Hashable) -> None:
         """Count an experiment as left no more: it runs, or will not."""
-        self._pending.pop(key, None)
-        self._is_known = False
+        if key in self._pending:
+            del self._pending[key]
+            point = self._points[key]
+            self._add(point, -1)
+            self._count[point] -= 1
+            self._add(point, 1)
 
     def end(self, key: Hashable, seconds: float, *, completed: bool) -> None:
         """Learn of what an experiment has taken. One that failed tells nothing of other points."""
         self.begin(key)
         point = self._points.get(key)
         estimated = self._estimates.get(point)
-        first = not self._taken.get(point)
-        seconds = max(0.0, seconds - estimated.once) if estimated is not None and first and completed else seconds
-        self._taken.setdefault(point, []).append(seconds)
+        if estimated is not None and completed and point not in self._taken:
+            seconds = max(0.0, seconds - estimated.once)
+        times, total = self._taken.get(point, (0, 0.0))
+        self._add(point, -1)
+        self._taken[point] = times + 1, total + seconds
+        self._add(point, 1)
         if completed:
-            self._completed.append((seconds, estimated.each if estimated is not None else None))
+            self._completed, self._seconds = self._completed + 1, self._seconds + seconds
+            if estimated is not None:
+                self._actual, self._estimated = self._actual + seconds, self._estimated + estimated.each
 
     def seconds(self, key: Hashable) -> float | None:
         """Return what an experiment is expected to take, in s; None where nothing tells."""
-        return self._of(self._points.get(key), self._ratio())
+        point = self._points.get(key)
+        if point in self._taken:
+            times, total = self._taken[point]
+            return total / times
+        estimated = self._estimates.get(point)
+        return self._mean if estimated is None else estimated.each * self._ratio + estimated.once
 
     def left(self) -> float | None:
         """Return what those that are left are expected to take, one after the other, in s; None: nothing tells."""
-        if not self._is_known:
-            ratio = self._ratio()
-            each = [self._of(self._points[key], ratio) for key in self._pending]
-            known = [seconds for seconds in each if seconds is not None]
-            self._left = sum(known) if len(known) == len(each) else None
-            self._is_known = True
-        return self._left
+        mean = self._mean
+        if self._unknown and mean is None:
+            return None
+        return max(0.0, self._known + self._each * self._ratio + self._once + self._unknown * (mean or 0.0))
 
-    def _of(self, point: Hashable, ratio: float | None) -> float | None:
-        if taken := self._taken.get(point):
-            return fmean(taken)
-        estimated = self._estimates.get(point)
-        if estimated is not None:
-            return estimated.each * (1.0 if ratio is None else ratio) + estimated.once
-        return fmean(seconds for seconds, _ in self._completed) if self._completed else None
+    def _add(self, point: Hashable, sign: int) -> None:
+        """Add what is left of a point to the sums, or take it out."""
+        count = self._count[point]
+        if not count:
+            return
+        if point in self._taken:
+            times, total = self._taken[point]
+            self._known += sign * count * total / times
+        elif (estimated := self._estimates.get(point)) is not None:
+            self._each += sign * count * estimated.each
+            self._once += sign * estimated.once
+        else:
+            self._unknown += sign * count
 
-    def _ratio(self) -> float | None:
-        """Return by what factor the completed ones have taken longer than estimated; None where nothing tells."""
-        known = [(seconds, estimated) for seconds, estimated in self._completed if estimated]
-        estimated = sum(one for _, one in known if one is not None)
-        return sum(seconds for seconds, _ in known) / estimated if estimated else None
+    @property
+    def _mean(self) -> float | None:
+        """What the completed ones have taken on average, in s; None where there is none."""
+        return self._seconds / self._completed if self._completed else None
+
+    @property
+    def _ratio(self) -> float:
+        """By what factor the completed ones have taken longer than estimated; 1 where nothing tells."""
+        return self._actual / self._estimated if self._estimated else 1.0
 
 
 def forecast(runs: Iterable[tuple[str, StudyConfig, Preflight, Iterable[tuple[str, Point]]]]) -> Forecast:
