@@ -92,7 +92,8 @@ class Line:
     def close(self) -> None:
         """Leave it empty for good."""
         self.erase()
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # a number that is soon somebody else's
+        os.close(fd)
 
     def _write(self, text: str) -> None:
         shown = f"{_MAKE_ROOM}{_BELOW}{text}{_BACK}".encode(self._encoding, errors="replace")
