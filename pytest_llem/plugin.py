@@ -17,7 +17,7 @@ import pytest
 
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
-from pytest_llem.nodes import FUNCTIONS
+from pytest_llem.nodes import FUNCTIONS, file_of
 from pytest_llem.options import (
     BOARD,
     ENERGY_BUDGET,
@@ -34,13 +34,19 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
     from pytest_llem.isolation.interrupts import Interrupts
+    from pytest_llem.planning.forecast import Forecast
     from pytest_llem.planning.plan import Plan
+    from pytest_llem.reporting.lines import Lines
+    from pytest_llem.reporting.recorder import Recorder
 
 #: Name under which the recorder is registered.
 _RECORDER = "llem-recorder"
 
 #: And those under which gates are passed over in the loop, and judged after it.
 _SILENCE, _JUDGE = "llem-silence", "llem-judge"
+
+#: And that under which a line is written for each experiment.
+_LINES = "llem-lines"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
@@ -266,5 +272,25 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     recorder = Recorder.start(config, node_ids, lambda studies: announce(config, replays_of(config, studies)))
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
+        if (lines := _lines(config, recorder)) is not None:
+            config.pluginmanager.register(lines, _LINES)
     config.pluginmanager.register(Judge(config, node_ids, recorder), _JUDGE)
     return recorder
+
+
+def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
+    """Return what writes a line for each experiment as it ends; None where nobody wants it."""
+    from pytest_llem.collection.live import is_seen
+    from pytest_llem.collection.plans import make_forecast
+    from pytest_llem.reporting.lines import Lines
+
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    verbosity = config.get_verbosity()
+    if reporter is None or verbosity < 0 or (is_seen(config) and not verbosity and not _is_xdist(config)):
+        return None
+
+    def forecast_of(file: str) -> Forecast:
+        keys = [key for key in recorder.runs if file_of(key) == file]
+        return make_forecast(config, recorder.studies, {key: recorder.selected[key] for key in keys})
+
+    return Lines(reporter, recorder.runs, forecast_of)

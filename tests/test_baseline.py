@@ -17,6 +17,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.measurement.baseline import PARTS, baseline_metrics, measure_baseline
+from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import BaselineRecord, ExperimentResult
 from pytest_llem.study.config import BaselineConfig
@@ -334,8 +335,8 @@ def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu):
 def _run(phases=None, **changes):
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     config = ExperimentConfig.model_validate({**fields, **changes})
-    note = phases.append if phases is not None else lambda phase: None
-    return ExperimentOrchestrator(config, on_phase=note).run().result
+    note = phases.append if phases is not None else lambda progress: None
+    return ExperimentOrchestrator(config, on_progress=note).run().result
 
 
 @pytest.fixture
@@ -375,9 +376,12 @@ def test_a_run_on_a_machine_whose_power_is_known():
         measurement={"min_window_seconds": 0.5},
         warmup={"n_warmup": 1, "convergence_detection": False},
     )
-    assert (
-        phases.index("preparing") < phases.index("measuring the idle machine") < phases.index("warming up, run 1")
-    )
+    told = [progress.phase for progress in phases]
+    assert told.index("preparing") < told.index("measuring the idle machine") < told.index("warming up")
+    assert Progress("measuring the idle machine", total=5.0, unit="s") in phases
+    assert [progress for progress in phases if progress.phase == "warming up"] == [
+        Progress("warming up", done, 2, "runs") for done in (1, 2)
+    ]
     assert result.baseline.idle_context_w == pytest.approx(40.0, rel=0.01)
     assert result.baseline.uncertainty_w > 0
     assert result.metrics["active_energy_j"].uncertainty > 0

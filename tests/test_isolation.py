@@ -13,18 +13,34 @@ import pytest
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import launcher
 from pytest_llem.isolation.output import CappedOutput
+from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.experiment import ExperimentResult
 from tests.support.processes import gone, wait_until
 
 
+class Watching:
+    """Somebody who looks on, and keeps what there was to see."""
+
+    def __init__(self, every_s=60.0):
+        self.every_s = every_s
+        self.seen = []
+        self.ticks = []
+
+    def see(self, seen):
+        self.seen.append(seen)
+
+    def tick(self):
+        self.ticks.append(time.monotonic())
+
+
 def test_a_result_comes_back_whole(job, run):
-    phases = []
-    outcome = run(job(), on_phase=phases.append)
+    watcher = Watching()
+    outcome = run(job(), watcher=watcher)
     assert outcome.error is None
     result = ExperimentResult.model_validate_json(outcome.result)
     assert result.identity.experiment_id == "one"
     assert outcome.files["requests.csv"].startswith("pass,request,")
-    assert phases == [
+    assert [seen.phase for seen in watcher.seen] == [
         "importing",
         "fetching the model",
         "loading",
@@ -33,6 +49,14 @@ def test_a_result_comes_back_whole(job, run):
         "accounting",
         "done",
     ]
+
+
+def test_who_looks_on_is_woken_up_now_and_then(job, run):
+    watcher = Watching(every_s=0.2)
+    assert run(job(seconds=0.5), watcher=watcher).error is None
+    measuring = [progress for progress in watcher.seen if progress.phase == "measuring"]
+    assert measuring == [Progress("measuring", total=0.0, unit="s")]
+    assert len(watcher.ticks) >= len(watcher.seen) + 2, "nothing is said within the window of a second"
 
 
 def test_every_experiment_has_a_process_of_its_own(job, run, tmp_path):

@@ -72,5 +72,6 @@ def test_two_runs_at_once_do_not_mix(pytester, write_study):
         result = StudyResult.load(directory)
         assert (result.status, result.summary.completed) == ("completed", 2)
         names = sorted(path.name for path in directory.iterdir())
-        assert names == ["experiments", "manifest.json", "study.yaml", "study_result.json"]
+        written = ["manifest.json", "study.yaml", "study_result.json", "summary.csv"]
+        assert names == ["experiments", "experiments.csv", *written]
         assert len(list((directory / "experiments").iterdir())) == 4

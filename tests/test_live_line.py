@@ -1,19 +1,29 @@
-"""What a person in front of a terminal sees of the idle times, and what is left of it."""
+"""What a person in front of a terminal sees while a study runs, and what is left of it."""
 
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import sys
+import time
+from itertools import pairwise
 
 import pytest
 
+from pytest_llem.collection import live
+from pytest_llem.collection.live import Line
+from pytest_llem.collection.onlooker import Onlooker, Place, clock_text
 from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.isolation.gaps import Gaps
+from pytest_llem.measurement.progress import Glance, Progress
+from pytest_llem.results.experiment import ExperimentResult
+from tests.support import nvml
 from tests.support.terminal import Screen, watch
 
-OURS = "llem: idle"
+#: How the live line begins, and no other.
+OURS = re.compile(r"llem: \d+/\d+  ")
 
 
 @pytest.fixture
@@ -24,7 +34,7 @@ def run(pytester):
         screen, seen = Screen(columns, rows), []
 
         def look(screen):
-            seen.extend(line for line in screen.lines() if line.startswith(OURS) and line not in seen[-1:])
+            seen.extend(line for line in screen.lines() if OURS.match(line) and line not in seen[-1:])
             on_change(screen)
 
         status = watch([sys.executable, "-m", "pytest", "-p", "llem", *arguments], screen, look)
@@ -35,6 +45,22 @@ def run(pytester):
 
 STUDY = {"sweep": {"n": [1, 2, 3]}, "execution": {"n_cycles": 1, "experiment_gap_seconds": 2.5}}
 
+#: An experiment with all its phases, each of them long enough to be seen.
+PHASES = {
+    "sweep": {"precision": ["bf16", "fp32"]},
+    "noop": {"seconds": 0.6, "fetch": 1.2},
+    "n": 1,
+    "warmup": {"n_warmup": 1, "max_prompts": 5, "cv_threshold": 1e-12},
+    "measurement": {"min_window_seconds": 2.5},
+    "execution": {"n_cycles": 1, "experiment_gap_seconds": 1.5, "cycle_order": "sequential"},
+}
+
+
+def _phases(seen):
+    """Return what the lines say is being done, without figures, in order and each once."""
+    found = [re.split(r"  +", line)[2] for line in seen]
+    return list(dict.fromkeys(re.sub(r"[ ,]*\d.*", "", one) for one in found))
+
 
 @pytest.mark.parametrize("rows", [40, 5], ids=["high", "low"])  # a low one has the line at its lower edge
 def test_it_counts_down_below_pytests_line_and_is_gone(pytester, write_study, run, rows):
@@ -42,15 +68,34 @@ def test_it_counts_down_below_pytests_line_and_is_gone(pytester, write_study, ru
     pytester.makepyfile(test_plain="def test_one(): pass\ndef test_two(): pass")
     status, lines, seen = run("test_plain.py", "study.yaml", rows=rows)
     assert status == 0
-    assert seen[0] == "llem: idle, 3 s left"
-    assert "llem: idle, 2 s left" in seen
-    assert len(seen) <= 2 * 3, "once a second, and two gaps"
-    assert not [line for line in lines if OURS in line], "it is gone"
+    for left in (3, 2, 1):
+        assert [line for line in seen if re.match(rf"llem: 2/3  n=\d  idle, {left} s left  0:0", line)]
+    assert not [line for line in lines if OURS.match(line)], "it is gone"
     assert [line for line in lines if line.startswith("test_plain.py ..")]
     assert [line for line in lines if re.fullmatch(r"study\.yaml \.\.\. +\[100%\]", line)], (
         "dots and name are whole"
     )
     assert len([line for line in lines if "study.yaml" in line and "[" in line]) == 1
+    assert not [line for line in lines if line.startswith("llem: ") and "tok/s," in line], "no line is left either"
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_it_tells_the_phases_and_the_time(pytester, write_study, run, columns):
+    write_study(**PHASES)
+    status, lines, seen = run("study.yaml", columns=columns)
+    assert status == 0
+    assert {len(line) < columns for line in seen} == {True}
+    told = _phases(seen)
+    wanted = ["starting", "fetching the model", "warming up", "measuring", "idle"]
+    assert [one for one in told if one in wanted] == wanted
+    assert [line for line in seen if re.search(r"  warming up [2-5]/5  ", line)]
+    assert [line for line in seen if re.search(r"  measuring [12]/2 s  ", line)], "of the window's seconds"
+    assert [line for line in seen if line.startswith("llem: 1/2  precision=bf16  ")]
+    first, second = ([line for line in seen if line.startswith(f"llem: {number}/2")] for number in (1, 2))
+    assert not [line for line in first if "left" in line or " -" in line], "nobody knows yet"
+    left = ", about 0:0" if columns == 200 else " -0:0"
+    assert [line for line in second if left in line], "as long as the first one took"
+    assert [line for line in lines if re.fullmatch(r"study\.yaml \.\. +\[100%\]", line)]
 
 
 def test_with_v_too(pytester, write_study, run):
@@ -58,30 +103,129 @@ def test_with_v_too(pytester, write_study, run):
     status, lines, seen = run("study.yaml", "-v", columns=120)
     assert status == 0
     assert seen
-    assert not [line for line in lines if OURS in line]
+    assert not [line for line in lines if OURS.match(line)]
     passed = [line for line in lines if "PASSED" in line]
     assert [line.partition("::")[0] for line in passed] == ["study.yaml"] * 3
     assert [line[-6:] for line in passed] == ["[ 33%]", "[ 66%]", "[100%]"]
+    after = [lines[lines.index(line) + 1] for line in passed]
+    assert [re.match(r"llem: \d/3 n=\d: [\d,]+ tok/s, ", line) is not None for line in after] == [True] * 3
 
 
 def test_in_a_narrow_terminal_it_is_cut(pytester, write_study, run):
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
     _, _, seen = run("study.yaml", "--no-header", "--no-summary", columns=18)
-    assert set(seen) == {"llem: idle, 1 s l"}
+    assert "llem: 2/3  idle, …" in [*seen, *(line.ljust(17) for line in seen)] or "llem: 2/3  idle,…" in seen
+    assert max(map(len, seen)) <= 17
 
 
 @pytest.mark.parametrize("arguments", [["-q"], ["-n", "1"]], ids=["quiet", "xdist"])
 def test_where_nobody_wants_it_there_is_none(pytester, write_study, run, arguments):
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
-    status, _, seen = run("study.yaml", *arguments)
+    status, lines, seen = run("study.yaml", *arguments)
     assert (status, seen) == (0, [])
+    plain = [line for line in lines if re.match(r"\. llem: \d/3 n=\d: ", line)]
+    assert len(plain) == (0 if "-q" in arguments else 3)
+
+
+@pytest.mark.parametrize("term", ["dumb", ""])
+def test_a_terminal_that_can_do_nothing_gets_lines(pytester, write_study, run, monkeypatch, term):
+    pytester.makeconftest(
+        f"import os\nos.environ['TERM'] = {term!r}" if term else "import os\ndel os.environ['TERM']"
+    )
+    write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0}})
+    status, lines, seen = run("study.yaml")
+    assert (status, seen) == (0, [])
+    assert len([line for line in lines if re.match(r"\. llem: \d/3 n=\d: ", line)]) == 3
 
 
 def test_without_a_terminal_there_is_none(pytester, write_study):
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
     done = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
-    assert OURS not in done.stdout.str()
+    assert not [line for line in done.outlines if OURS.match(line)]
     assert "\x1b" not in done.stdout.str()
+
+
+@pytest.mark.parametrize("arguments", [("-s",), ("--capture=sys",), ("--capture=tee-sys",), ("--color=no",)])
+def test_what_the_experiment_writes_stays_whole(pytester, write_study, run, arguments):
+    write_study(**{**PHASES, "noop": {"fault": "say", "seconds": 0.4}, "sweep": {"precision": ["bf16"]}})
+    status, lines, seen = run("study.yaml", *arguments)
+    assert status == 0
+    assert seen
+    assert not [line for line in lines if OURS.match(line)]
+    said = [line for line in lines if "a word from the engine ☃" in line]
+    assert {line.removeprefix("study.yaml ") for line in said} == (
+        {"a word from the engine ☃"} if "-s" in arguments else set()
+    )
+
+
+def test_no_color_is_respected(pytester, write_study, run, monkeypatch):
+    monkeypatch.delenv("PY_COLORS")  # pytester's
+    written = []
+    monkeypatch.setattr(
+        Screen, "write", lambda self, text, old=Screen.write: (written.append(text), old(self, text))
+    )
+    write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0}})
+    run("study.yaml")
+    assert "\x1b[36mstarting" in "".join(written)
+    written.clear()
+    run("study.yaml", "--color=no")
+    assert "starting" in "".join(written)
+    assert "\x1b[36m" not in "".join(written)
+
+
+def test_power_and_temperature_come_from_the_sampler(
+    pytester, write_study, run, results, monkeypatch, nvml_library
+):
+    """And from nobody else: pytest's own process asks nothing of NVML while a window is open."""
+    uuid = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
+    board = nvml.Board(
+        uuid, [(0.0, 312.4)], {"memory_mb": 80_000, "tick_ms": 20, "temperature": "0 61", "power_limit_w": 700}
+    )
+    script = nvml.Script(pytester.path / "script", [board])
+    script.write()
+    for name in ("LD_LIBRARY_PATH", "LLEM_SCRIPTED_NVML"):
+        monkeypatch.setenv(name, nvml.environment(nvml_library, script)[name])
+    pytester.makeconftest(
+        "import os, pathlib\ndef pytest_configure(): pathlib.Path('pid').write_text(str(os.getpid()))"
+    )
+    write_study(
+        **{
+            **PHASES,
+            "sweep": {"precision": ["bf16"]},
+            "noop": {"seconds": 0.5, "gpu": uuid, "report": str(pytester.path)},
+            "energy": {"backend": "nvml"},
+            "baseline": {"duration_seconds": 5},
+            "measurement": {"min_window_seconds": 4},
+        }
+    )
+    status, lines, seen = run("study.yaml", "--llem-no-gaps", columns=100)
+    assert status == 0, "\n".join(lines)
+    assert [line for line in seen if re.search(r"  measuring [123]/4 s  312 W 61 °C  ", line)]
+    assert [line for line in seen if re.search(r"  measuring the idle machine [1-4]/5 s  312 W 61 °C", line)]
+    file = results.directory / results.manifest["experiments"][0]["result_file"]
+    result = ExperimentResult.model_validate_json(file.read_text())
+    assert result.metrics["energy_j"].method == "measured"
+    counted = [call.at for call in script.looks(0.0, time.monotonic())]
+    own = int((pytester.path / "pid").read_text())
+    meanwhile = [call for call in script.calls() if call.pid == own and counted[0] < call.at < counted[-1]]
+    assert meanwhile == []
+
+
+def test_who_looks_on_costs_next_to_nothing(pytester, write_study, run, results):
+    """Processor time of pytest's process and the guardian in a window of 6 s: below 1 % of a core."""
+    write_study(
+        **{
+            **PHASES,
+            "sweep": {"precision": ["bf16"]},
+            "measurement": {"min_window_seconds": 6},
+            "warmup": {"enabled": False},
+        }
+    )
+    _, _, seen = run("study.yaml")
+    assert len([line for line in seen if "measuring" in line]) >= 4
+    file = results.directory / results.manifest["experiments"][0]["result_file"]
+    result = ExperimentResult.model_validate_json(file.read_text())
+    assert result.harness_cpu_seconds < 0.01 * result.window.window_seconds
 
 
 def test_ctrl_c_takes_it_away(pytester, write_study, run):
@@ -92,13 +236,175 @@ def test_ctrl_c_takes_it_away(pytester, write_study, run):
     interrupted = []
 
     def interrupt(screen):
-        if not interrupted and [line for line in screen.lines() if line == "llem: idle, 3600 s left"]:
+        if not interrupted and [line for line in screen.lines() if "  idle, 3600 s left" in line]:
             interrupted.append(True)
             os.kill(int((pytester.path / "pid").read_text()), signal.SIGINT)
 
     status, lines, _ = run("study.yaml", on_change=interrupt)
     assert status == pytest.ExitCode.INTERRUPTED
-    assert not [line for line in lines if OURS in line]
+    assert not [line for line in lines if OURS.match(line)]
+
+
+def test_ctrl_c_in_a_window_takes_it_away(pytester, write_study, run):
+    write_study(**{**PHASES, "noop": {"seconds": 60}, "warmup": {"enabled": False}})
+    pytester.makeconftest(
+        "import os, pathlib\ndef pytest_configure(): pathlib.Path('pid').write_text(str(os.getpid()))"
+    )
+    interrupted = []
+
+    def interrupt(screen):
+        if not interrupted and [line for line in screen.lines() if "  measuring 1/2 s" in line]:
+            interrupted.append(True)
+            os.kill(int((pytester.path / "pid").read_text()), signal.SIGINT)
+
+    status, lines, _ = run("study.yaml", on_change=interrupt)
+    assert status == pytest.ExitCode.INTERRUPTED
+    assert not [line for line in lines if OURS.match(line)]
+
+
+# ---- the line ----
+
+
+@pytest.fixture
+def terminal():
+    """Both ends of a terminal: what reads what it shows, and what is written to."""
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    yield ours, os.dup(theirs)
+    for fd in (ours, theirs):
+        os.close(fd)
+
+
+def test_it_is_rewritten_twice_a_second_at_most(terminal, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    line, shown = Line(terminal[1]), []
+    for _ in range(32):
+        line.show(lambda width: shown.append(now[0]) or "x")
+        now[0] += 0.0625
+    assert len(shown) == 4
+    assert min(later - earlier for earlier, later in pairwise(shown)) >= 0.5
+    line.erase()
+    line.show(lambda width: shown.append(now[0]) or "x")
+    assert len(shown) == 5, "after it was taken away it comes back at once"
+    line.close()
+
+
+def test_a_terminal_that_is_stopped_is_not_waited_for(terminal):
+    line = Line(terminal[1])
+    began = time.monotonic()
+    for _ in range(200):  # nobody reads: it fills up
+        line._is_shown = False
+        line.show(lambda width: "x" * 1000)
+    line.close()
+    assert time.monotonic() - began < 20
+
+
+# ---- what it says ----
+
+PLACE = Place(
+    number=3,
+    count=120,
+    name="precision=bf16-pytorch.cache_implementation=static-batch_size=8-cycle=2",
+    short="bf16, static, 8, cycle 2",
+    expected_s=21.0,
+    study_began=-3700.0,
+    study_left_s=1200.0,
+)
+
+
+class Recorded:
+    """A line of a width that keeps what was last shown."""
+
+    def __init__(self, width):
+        self.width, self.text = width, ""
+
+    def show(self, compose):
+        self.text = compose(self.width)
+
+
+def _says(width, *seen, at=12.0, place=PLACE, colours=False):
+    now = [0.0]
+    line = Recorded(width)
+    onlooker = Onlooker(line, place, clock=lambda: now[0], colours=colours)
+    for one in seen:
+        now[0] = at - 4
+        onlooker.see(one)
+    now[0] = at
+    onlooker.tick()
+    return line.text
+
+
+WINDOW = Progress("measuring", total=10.0, unit="s"), Glance(312.4, 61.0)
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [
+        (
+            199,
+            "llem: 3/120  precision=bf16-pytorch.cache_implementation=static-batch_size=8-cycle=2  "
+            "measuring 4/10 s  312 W 61 °C  0:12, about 0:09 left  study 1:01:52, about 20:09 left",
+        ),
+        (
+            100,
+            "llem: 3/120  bf16, static, 8, cycl…  measuring 4/10 s  312 W 61 °C  0:12 -0:09  study 1:01:52 -20:09",
+        ),
+        (79, "llem: 3/120  bf16, static,…  measuring 4/10 s  0:12 -0:09  study 1:01:52 -20:09"),
+        (70, "llem: 3/120  measuring 4/10 s  0:12 -0:09  study 1:01:52 -20:09"),
+        (60, "llem: 3/120  measuring 4/10 s  0:12 -0:09"),
+        (40, "llem: 3/120  measuring 4/10 s"),
+        (20, "llem: 3/120  measur…"),
+    ],
+)
+def test_what_does_not_fit_is_left_out(width, text):
+    said = _says(width, *WINDOW)
+    assert len(said) <= width
+    assert said == text
+
+
+@pytest.mark.parametrize(
+    ("progress", "text"),
+    [
+        (Progress("loading"), "loading 4 s"),
+        (Progress("warming up", 3, 10, "runs"), "warming up 3/10"),
+        (Progress("warming up", 11, None, "runs"), "warming up 11"),
+        (Progress("measuring", total=3.0, unit="s"), "measuring 4 s"),  # to the end of the pass
+        (Progress("measuring", total=0.0, unit="s"), "measuring 4 s"),
+        (Progress("a\x1b[2Jphase"), "a\\x1b[2Jphase 4 s"),
+    ],
+)
+def test_how_far_a_phase_is(progress, text):
+    assert f"  {text}  0:12" in _says(199, progress)
+
+
+def test_what_nobody_knows_is_not_said():
+    place = Place(1, 4, "n=1", "1", None, 0.0, None)
+    assert _says(79, Progress("loading"), place=place) == "llem: 1/4  n=1  loading 4 s  0:12  study 0:12"
+    assert "W" not in _says(199, Progress("measuring"), Glance(None, 50.0))
+    assert "°C" not in _says(199, Progress("measuring"), Glance(70.0))
+
+
+def test_a_glance_grows_old():
+    now, line = [0.0], Recorded(199)
+    onlooker = Onlooker(line, PLACE, clock=lambda: now[0])
+    onlooker.see(Glance(300.0, 60.0))
+    onlooker.tick()
+    assert "300 W" in line.text
+    now[0] = 60.0
+    onlooker.tick()
+    assert "300 W" not in line.text, "nobody has looked for a minute"
+
+
+def test_colours_are_those_of_the_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[36mmeasuring" in _says(199, *WINDOW, colours=True)
+    assert "\x1b" not in _says(199, *WINDOW)
+
+
+def test_a_clock():
+    assert [clock_text(seconds) for seconds in (0, 9.9, 61, 3723)] == ["0:00", "0:09", "1:01", "1:02:03"]
 
 
 # ---- what is told ----

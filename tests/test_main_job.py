@@ -39,10 +39,10 @@ def test_quickstart(pytester, results):
         [
             "*= llem: quickstart =*",
             "*TTFT p50*J/out token*",
-            "precision=bf16-batch_size=1 * 2 *",
-            "precision=bf16-batch_size=8 * 2 *",
-            "precision=fp32-batch_size=1 * 2 *",
-            "precision=fp32-batch_size=8 * 2 *",
+            "*bf16 * 1 * 2 *",
+            "*bf16 * 8 * 2 *",
+            "*fp32 * 1 * 2 *",
+            "*fp32 * 8 * 2 *",
             "8 of 8 experiments completed",
             "results: results/quickstart_*",
         ]

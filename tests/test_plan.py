@@ -67,7 +67,7 @@ def test_it_is_told_once_before_the_first_experiment(pytester, write_study, work
     write_study(sweep={"n": [1]}, execution={"n_cycles": 2})
     out = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).outlines
     [plan] = [index for index, line in enumerate(out) if line.startswith("llem: noop [")]
-    assert plan < next(index for index, line in enumerate(out) if "study.yaml .." in line or line.startswith(".."))
+    assert plan < next(index for index, line in enumerate(out) if line.startswith(". llem: 1/2 "))
 
 
 def test_quiet_shows_none(pytester, write_study):

@@ -127,7 +127,7 @@ def test_a_dataset_that_cannot_be_used_is_one_clear_line(tmp_path, name, content
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     phases = []
     with pytest.raises(PreflightError, match=message) as told:
-        ExperimentOrchestrator(config(dataset=name), directory=tmp_path, on_phase=phases.append).run()
+        ExperimentOrchestrator(config(dataset=name), directory=tmp_path, on_progress=phases.append).run()
     assert "\n" not in str(told.value)
     assert phases == [], "before an engine is even made"
 
@@ -300,7 +300,8 @@ def test_fetching_a_dataset_is_a_phase_that_no_deadline_counts(monkeypatch):
     monkeypatch.setattr(prompts, "fetch_dataset", lambda dataset: Path("c0ffee"))
     monkeypatch.setattr(prompts, "read_dataset", lambda dataset, folder: [Prompt("one"), Prompt("two")])
     phases = []
-    result = ExperimentOrchestrator(config(dataset="owner/name"), on_phase=phases.append).run().result
+    note = lambda progress: phases.append(progress.phase)  # noqa: E731
+    result = ExperimentOrchestrator(config(dataset="owner/name"), on_progress=note).run().result
     assert phases[:2] == ["fetching the dataset", "fetching the model"]
     assert set(phases) & set(FETCHING) == set(FETCHING)
     assert result.tokens.dataset_revision == "c0ffee"

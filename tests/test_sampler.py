@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -278,6 +280,7 @@ def test_it_ends_when_its_standard_input_does(env):
         "-m",
         "pytest_llem.energy.sampler",
         str(os.getpid()),
+        "",
         f"{A}=nvml_power_instant",
     ]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
@@ -289,11 +292,46 @@ def test_it_ends_when_its_standard_input_does(env):
     assert (process.returncode, errors) == (0, b"")
 
 
+@pytest.mark.parametrize("reader", ["reads", "sleeps", "is gone"])
+def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env, reader):
+    """Once a second: the power of all boards, the temperature of the hottest. Samples come ten times as often."""
+    _, environment = env(_board(A), _board(B, watts=80.0, temperature="0 66"))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
+    ours, shown = os.pipe()
+    if reader == "sleeps":
+        os.set_blocking(shown, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(shown, b"x" * 4096)
+        os.set_blocking(shown, True)
+    elif reader == "is gone":
+        os.close(ours)
+    asked = [f"{uuid}=nvml_power_instant" for uuid in (A, B)]
+    command = [sys.executable, "-P", "-m", "pytest_llem.energy.sampler", str(os.getpid()), str(shown), *asked]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[shown]
+    ) as process:
+        os.close(shown)
+        samples = [json.loads(process.stdout.readline()) for _ in range(2 * 25)]
+        process.stdin.close()
+    assert {one[1] for one in samples} == {0, 1}
+    if reader == "is gone":
+        return
+    with os.fdopen(ours, "rb") as told:
+        lines = told.read().splitlines()
+    if reader == "sleeps":
+        assert set(b"".join(lines)) == set(b"x"), "nothing was written into a pipe that is full"
+        return
+    assert 2 <= len(lines) <= 8
+    assert json.loads(lines[0])["power_w"] == pytest.approx(380.0)
+    assert json.loads(lines[-1]) == {"power_w": pytest.approx(380.0), "temperature_c": 66}
+
+
 def test_without_nvml_it_says_so(tmp_path):
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     environment = nvml.environment(tmp_path, Script(tmp_path / "script", []))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
-    command = [sys.executable, "-P", "-m", "pytest_llem.energy.sampler", str(os.getpid()), f"{A}="]
+    command = [sys.executable, "-P", "-m", "pytest_llem.energy.sampler", str(os.getpid()), "", f"{A}="]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == '{"failed": "nvmlInit: NVML Shared Library Not Found"}\n'
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +20,7 @@ from pytest_llem.collection.servers import servers_of
 from pytest_llem.collection.surroundings import controller, import_path
 from pytest_llem.isolation.launcher import Job, Started, run_isolated
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.measurement.progress import Progress
 from pytest_llem.nodes import file_of, is_reference
 from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
 from pytest_llem.planning.deadline import deadline_seconds
@@ -27,6 +28,10 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import GapRecord, Identity
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.study.execution import ExecutionConfig
+
+if TYPE_CHECKING:
+    from pytest_llem.collection.onlooker import Onlooker
 
 #: What an item's experiment came to: plain data that rides on the report to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
@@ -49,6 +54,9 @@ EXITING = pytest.StashKey[Callable[[Started], None]]()
 
 #: Why the item cannot have its devices.
 NO_DEVICE = pytest.StashKey[str]()
+
+#: The one who looks on while its experiment runs; nothing where nobody does.
+ONLOOKER: pytest.StashKey[Onlooker] = pytest.StashKey()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
@@ -77,14 +85,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         size = preflight.footprint(config)
         item.config.stash[BOARD].sign_in()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
-        outcome = run_isolated(
-            job,
-            servers=servers_of(item.config, file_of(run), study.execution),
-            started=_started(item),
-            timeout=timeout,
-            on_output=passed_on(item.config),
-            on_result=item.stash.get(EXITING, None),
-        )
+        outcome = _run(item, job, study.execution, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
             keep_baseline(item.config.stash[BOARD], planned.point.config_hash, python, outcome.result)
@@ -108,6 +109,29 @@ def _started(item: pytest.Item) -> Started | None:
     started = item.stash[STARTED]
     del item.stash[STARTED]
     return started
+
+
+def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, timeout: float) -> Outcome:
+    """Run *job*, with whoever looks on."""
+    onlooker = item.stash.get(ONLOOKER, None)
+    erase = onlooker.erase if onlooker is not None else lambda: None
+    if onlooker is not None:
+        onlooker.see(Progress("starting"))
+    try:
+        outcome = run_isolated(
+            job,
+            servers=servers_of(item.config, file_of(run_of(item)), execution),
+            started=_started(item),
+            timeout=timeout,
+            watcher=onlooker,
+            on_output=passed_on(item.config, erase),
+            on_result=item.stash.get(EXITING, None),
+        )
+    finally:
+        erase()  # pytest goes on with its own line
+    if onlooker is not None:
+        onlooker.completed = outcome.error is None
+    return outcome
 
 
 def _keep(

@@ -10,8 +10,13 @@ from contextlib import suppress
 import pytest
 
 
-def passed_on(config: pytest.Config) -> Callable[[bytes], None]:
-    """Return what takes an experiment's output as it comes: with ``-s`` it goes on to the terminal."""
+def passed_on(config: pytest.Config, before: Callable[[], None] = lambda: None) -> Callable[[bytes], None]:
+    """Return what takes an experiment's output as it comes: with ``-s`` it goes on to the terminal.
+
+    Args:
+        config: Of pytest.
+        before: Called each time, before something is written there.
+    """
     if not _is_live(config):
         return lambda chunk: None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -19,6 +24,7 @@ def passed_on(config: pytest.Config) -> Callable[[bytes], None]:
 
     def write(chunk: bytes) -> None:
         text = decoder.decode(chunk)
+        before()
         with suppress(OSError, ValueError):  # nobody reads it any more: the experiment goes on
             sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
             sys.stdout.flush()

@@ -14,6 +14,7 @@ from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.gates.sight import sight
 from pytest_llem.nodes import REFERENCE, is_reference, run_key
 from pytest_llem.options import STUDIES, Settings
+from pytest_llem.planning.forecast import Forecast, forecast
 from pytest_llem.planning.plan import Plan
 from pytest_llem.study.design import Experiment, StudyConfig
 
@@ -37,6 +38,19 @@ def make_plans(
         for run, plan in plans.items()
         if not is_reference(run)
     ]
+
+
+def make_forecast(
+    config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
+) -> Forecast:
+    """Return how long the experiments that are *selected* are expected to take; both by the key of the run.
+
+    Each is known by that key and its id.
+    """
+    return forecast(
+        (run, studies[run], preflight_of(config, run, studies[run]), [(one.id, one.point) for one in experiments])
+        for run, experiments in selected.items()
+    )
 
 
 def _sight(config: pytest.Config, study: StudyConfig) -> list[str]:

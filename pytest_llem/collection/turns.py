@@ -4,7 +4,7 @@ before any limit on its time runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,8 +27,9 @@ from pytest_llem.collection.experiment import (
     stopped,
 )
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
-from pytest_llem.collection.live import live_line, say
+from pytest_llem.collection.live import say
 from pytest_llem.collection.resume import replayed
+from pytest_llem.collection.watching import onlooker
 from pytest_llem.hardware.gpus import Boards, boards_for
 from pytest_llem.isolation.bare import SECONDS as BARE_SECONDS
 from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
@@ -41,6 +42,8 @@ from pytest_llem.options import BOARD, STUDIES
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.design import StudyConfig
+
+_BARE = f"measuring the idle machine, {BARE_SECONDS:.0f} s"
 
 
 @dataclass
@@ -125,10 +128,9 @@ def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
         if _is_worthwhile(session, item, ownership, gap):
             _start_early(session, item, held)
         session.exiting.wind_up()
-        with live_line(item.config) as show:
-            idled = _idle(session, gap, _of_ours(show) if show else None)
-        waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
-        with ExitStack() as noted:  # items stay to the end of the session
+        with onlooker(item) as watcher, ExitStack() as noted:  # items stay to the end of the session
+            idled = _idle(session, gap, watcher.say if watcher else None)
+            waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
             item.stash[GAP] = _settle(session, ownership, idled.model_copy(update=waited))
             item.stash[NEXT_GAP] = lambda: _again(session, ownership)
             item.stash[DEVICES] = ownership.devices
@@ -136,7 +138,10 @@ def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
             noted.callback(item.stash.__delitem__, NEXT_GAP)
             noted.callback(item.stash.__delitem__, DEVICES)
             noted.callback(item.stash.__delitem__, EXITING)
-            _measure_bare(item.config, experiment.point.config, ownership.devices)
+            idle = partial(watcher.say, _BARE) if watcher else lambda: None
+            measure_bare_once(item.config.stash[BOARD], experiment.point.config, ownership.devices, idle)
+            if watcher is not None:
+                watcher.erase()  # pytest goes on with its own line
             yield
         if nextitem is not None and _follows_at_once(nextitem) and session.exiting.is_any():
             session.exiting.keep(ownership, held)
@@ -170,18 +175,6 @@ def _start_early(session: _Session, item: pytest.Item, held: ExitStack) -> None:
 def _follows_at_once(item: pytest.Item) -> bool:
     """Whether *item* is an experiment, and one that runs without being asked for by another process."""
     return is_experiment(item) and not hasattr(item.config, "workerinput")
-
-
-def _of_ours(show: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda text: show(f"llem: {text}")
-
-
-def _measure_bare(config: pytest.Config, experiment: ExperimentConfig, devices: Collection[str]) -> None:
-    """Have the session know what the devices draw while nobody uses them, if it is to."""
-    with live_line(config) as show:
-        tell = _of_ours(show) if show else lambda text: None
-        idle = partial(tell, f"measuring the idle machine, {BARE_SECONDS:.0f} s")
-        measure_bare_once(config.stash[BOARD], experiment, devices, idle)
 
 
 #: Idle time as a study has it, and the least that it is.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from pytest_llem import registry
-from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading
+from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading, Shows
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
 
@@ -77,16 +77,18 @@ class Meters:
     meters: dict[str, Meter] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
     _begun: dict[str, Meter] = field(default_factory=dict, init=False, repr=False)
+    _show_on: int | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, backend: str | None, gpus: Sequence[str]) -> Meters:
+    def open(cls, backend: str | None, gpus: Sequence[str], show_on: int | None = None) -> Meters:
         """Open what ``energy.backend`` asks for.
 
         Args:
             backend: ``auto`` (all that can measure, an estimate only where none can), a meter's name, or None.
             gpus: UUIDs of the GPUs the engine runs on.
+            show_on: The pipe on which those that can show what the devices are like; None where nobody looks.
         """
-        opened = cls()
+        opened = cls(_show_on=show_on)
         if backend is None:
             name, _, why = SWITCHED_OFF.partition(": ")
             opened.refusals[name] = why
@@ -102,6 +104,8 @@ class Meters:
     def _try(self, name: str, gpus: Sequence[str]) -> None:
         try:
             meter: Meter = registry.load(registry.METERS, name)()
+            if self._show_on is not None and isinstance(meter, Shows):
+                meter.show_on(self._show_on)
             meter.open(gpus)
         except Exception as error:
             self._refuse(name, error)

@@ -73,6 +73,10 @@ class NvmlMeter:
         self._before: dict[str, Look] = {}
         self._start: dict[str, list[Tick] | str] = {}
         self._began = 0.0
+        self._show_on: int | None = None
+
+    def show_on(self, fd: int) -> None:
+        self._show_on = fd
 
     def open(self, gpus: Sequence[str]) -> None:
         if not gpus:
@@ -83,7 +87,7 @@ class NvmlMeter:
                 raise MeterUnavailableError(f"NVML: {self._nvml.error}")
             self._gpus = [find(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
             if self._sampler:
-                self._sampling = Sampling({gpu.uuid: gpu.source for gpu in self._gpus})
+                self._sampling = Sampling({gpu.uuid: gpu.source for gpu in self._gpus}, self._show_on)
             self._periods = self._probe()
             if self._sampling is not None:
                 self._sampling.wait()  # it got up while ticks were waited for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pytest_llem.results.metrics import METHODS, Method
 
@@ -155,3 +155,15 @@ class Meter(Protocol):
 
     def close(self) -> None:
         """Let go of what ``open`` took. Not called where ``open`` raised: it has let go by then."""
+
+
+@runtime_checkable
+class Shows(Protocol):
+    """A meter that can also show, while it measures, what its devices are like."""
+
+    def show_on(self, fd: int) -> None:
+        """From ``open`` on write to the pipe *fd*, about once a second, what the devices are like.
+
+        A JSON object a line: ``power_w`` of all of them in W, ``temperature_c`` of the hottest in °C. Where
+        the pipe is full nothing is written.
+        """

@@ -29,12 +29,13 @@ class Sampling:
 
     Args:
         sources: What tells each board's power, by UUID; None where nothing does.
+        show_on: The pipe on which the sampler shows what the boards are like; None where nobody looks.
 
     Attributes:
         samples: What was read of it and not yet forgotten, in order of time.
     """
 
-    def __init__(self, sources: Mapping[str, PowerSource | None]) -> None:
+    def __init__(self, sources: Mapping[str, PowerSource | None], show_on: int | None = None) -> None:
         self._boards = list(sources)
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
@@ -43,13 +44,15 @@ class Sampling:
         self._cpu: list[tuple[float, float]] = []
         self.samples: list[PowerSample] = []
         asked = [f"{uuid}={source or ''}" for uuid, source in sources.items()]
+        shown = "" if show_on is None else str(show_on)
         try:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until close
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", sampler.__name__, str(os.getpid()), *asked],
+                [sys.executable, "-P", "-m", sampler.__name__, str(os.getpid()), shown, *asked],
                 stdin=subprocess.PIPE,
                 stdout=self._file,
                 stderr=subprocess.DEVNULL,
+                pass_fds=() if show_on is None else [show_on],
             )
         except OSError as error:
             self._failure = str(error)

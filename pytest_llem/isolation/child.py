@@ -16,6 +16,7 @@ from typing import Any
 from pytest_llem.isolation import guardian, worker
 from pytest_llem.isolation.output import CappedOutput
 from pytest_llem.isolation.starting import Ends, Keeper, Starter
+from pytest_llem.measurement.progress import Progress, Watcher, parse
 
 #: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.
 REAP_SECONDS = guardian.REAP_SECONDS + 5
@@ -29,8 +30,8 @@ FETCH_SECONDS = 6 * 3600.0
 #: The longest single sleep; poll(2) takes no more than some weeks.
 LONGEST_WAIT = 86_400.0
 
-#: Bytes of an unfinished announcement, and characters of a phase, that are kept.
-EVENT_CAP, PHASE_CAP = 1 << 16, 80
+#: Bytes of an unfinished announcement that are kept.
+EVENT_CAP = 1 << 16
 
 #: Reads of what is still in the pipes at the end. They hold no more, unless somebody goes on writing.
 MOST_LEFTOVERS = 64
@@ -44,14 +45,15 @@ class Child:
         output: What it has written.
         status: How the process ended, as subprocess has it; None while it has not, or nobody can tell.
         refused: Why it could not be started, or None.
+        watcher: Who is told how far it is; None while nobody looks.
     """
 
-    def __init__(self, on_phase: Callable[[str], None], on_output: Callable[[bytes], None]) -> None:
+    def __init__(self, on_output: Callable[[bytes], None]) -> None:
         self.phase = "starting"
         self.output = CappedOutput()
         self.status: int | None = None
         self.refused: str | None = None
-        self._on_phase = on_phase
+        self.watcher: Watcher | None = None
         self._on_output = on_output
         self._keeper: Keeper | None = None
         self._guardian: int | None = None
@@ -131,7 +133,11 @@ class Child:
                 if left_result is None:
                     self._order(guardian.TIME_IS_UP)
                 return left_result is None
-            self._read(min(left, LONGEST_WAIT))
+            if self.watcher is None:
+                self._read(min(left, LONGEST_WAIT))
+            else:
+                self._read(min(left, self.watcher.every_s))
+                self.watcher.tick()
         return False
 
     def end(self) -> None:
@@ -214,13 +220,15 @@ class Child:
 
     def _hear_events(self, chunk: bytes) -> None:
         for said in self._objects("events", chunk):
-            if not isinstance(phase := said.get("phase"), str):
+            if (seen := parse(said)) is None:
                 continue
-            self.phase = phase[:PHASE_CAP]
-            if self._fetching_since is not None:
-                self._fetched_for += time.monotonic() - self._fetching_since
-            self._fetching_since = time.monotonic() if phase in worker.FETCHING else None
-            self._on_phase(self.phase)
+            if isinstance(seen, Progress):
+                self.phase = seen.phase
+                if self._fetching_since is not None:
+                    self._fetched_for += time.monotonic() - self._fetching_since
+                self._fetching_since = time.monotonic() if seen.phase in worker.FETCHING else None
+            if self.watcher is not None:
+                self.watcher.see(seen)
 
     def _objects(self, channel: str, chunk: bytes) -> list[dict[str, Any]]:
         """Return the JSON objects, one a line, that *chunk* completes; what is none is not one of ours."""

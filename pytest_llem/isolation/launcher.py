@@ -19,6 +19,7 @@ from pytest_llem.isolation.oom import oom_kills
 from pytest_llem.isolation.outcome import Outcome, collect
 from pytest_llem.isolation.server import Servers, here
 from pytest_llem.isolation.starting import Spawn, Starter
+from pytest_llem.measurement.progress import Watcher
 from pytest_llem.results.models import ErrorRecord
 
 #: What would lead another interpreter to this one's packages.
@@ -79,7 +80,6 @@ class Started:
         self._attempt: Path | None = None
         self._child: Child | None = None
         self._killed_before: int | None = None
-        self._on_phase: Callable[[str], None] = lambda phase: None
         self._on_output: Callable[[bytes], None] = lambda chunk: None
         self._job = job
 
@@ -92,7 +92,7 @@ class Started:
         starter, self._attempt = _starter(self._job, self._servers)
         self._tell(self._job)
         self._killed_before = oom_kills()
-        self._child = Child(lambda phase: self._on_phase(phase), lambda chunk: self._on_output(chunk))
+        self._child = Child(lambda chunk: self._on_output(chunk))
         self._child.start(starter, self._attempt, self._job.lives_with)
 
     @property
@@ -108,7 +108,7 @@ class Started:
         self,
         job: Job,
         timeout: float | None,
-        on_phase: Callable[[str], None],
+        watcher: Watcher | None,
         on_output: Callable[[bytes], None],
     ) -> Outcome:
         """Have it do *job*, and return what came of it: with a result, that may be before it has exited.
@@ -118,10 +118,11 @@ class Started:
         """
         assert self._attempt is not None
         assert self._child is not None
-        self._on_phase, self._on_output = on_phase, on_output
-        self._tell(job)
+        self._child.watcher, self._on_output = watcher, on_output
+        self._tell(job, watched=watcher is not None)
         self._child.give_cue()
         timed_out = self._child.wait(timeout, until_done=True)
+        self._child.watcher = None  # whatever it still has to say is no progress
         if not (self._attempt / worker.RESULT).is_file():
             timed_out = timed_out or self._child.wait(timeout)
             _insist(self._child.end)
@@ -142,10 +143,10 @@ class Started:
         if self._attempt is not None:
             _insist(functools.partial(shutil.rmtree, self._attempt, ignore_errors=True))
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, job: Job, *, watched: bool = False) -> None:
         assert self._attempt is not None
         start = {"method": "spawn" if self._servers is None else "forkserver", "early": self._early}
-        worker.leave(self._attempt / worker.JOB, json.dumps(_told(job) | {"start": start}))
+        worker.leave(self._attempt / worker.JOB, json.dumps(_told(job) | {"start": start, "watched": watched}))
 
 
 def run_isolated(
@@ -154,11 +155,11 @@ def run_isolated(
     servers: Servers | None = None,
     started: Started | None = None,
     timeout: float | None = None,
-    on_phase: Callable[[str], None] = lambda phase: None,
+    watcher: Watcher | None = None,
     on_output: Callable[[bytes], None] = lambda chunk: None,
     on_result: Callable[[Started], None] | None = None,
 ) -> Outcome:
-    """Run *job* in a process of its own and return what came of it. Sleeps meanwhile.
+    """Run *job* in a process of its own and return what came of it. Sleeps meanwhile, unless somebody looks on.
 
     Whatever happens, here or there, no process that descends from the job's is left when this returns or raises:
     but for one with a result that *on_result* has taken over.
@@ -169,7 +170,7 @@ def run_isolated(
         started: Has been started for it ahead. It is ended where it does not fit any more.
         timeout: End it after this many seconds, those of fetching its dataset and its model not counted; None
             for never.
-        on_phase: Called with each phase as it begins there.
+        watcher: Who is told how far it is; None where nobody looks.
         on_output: Called with what it writes to standard output and standard error, as that comes.
         on_result: Called with a process that has left its result, and has yet to exit: whoever is called winds it
             up. None to wait for that.
@@ -182,7 +183,7 @@ def run_isolated(
         try:
             if started is None:
                 process.start()
-            outcome = process.run(job, timeout, on_phase, on_output)
+            outcome = process.run(job, timeout, watcher, on_output)
             if outcome.result is not None:
                 (on_result or Started.wind_up)(process)
         except BaseException:

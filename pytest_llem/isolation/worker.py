@@ -2,7 +2,7 @@
 
     python -m pytest_llem.isolation.worker ATTEMPT EVENTS CUE
 
-ATTEMPT is the folder that holds the job, and gets the result; EVENTS the file descriptor on which each phase is
+ATTEMPT is the folder that holds the job, and gets the result; EVENTS the file descriptor on which each step is
 announced, a JSON object a line; CUE the one on which it is told to begin, by a byte. Up to then it imports what
 the job needs, and opens no device. Then it reads the job again: what was found out meanwhile is in it. Nothing of
 pytest is imported here.
@@ -56,7 +56,7 @@ def main(attempt: str, events: int, cue: int) -> None:
 
     Args:
         attempt: Holds the job; the result goes there.
-        events: Each phase is announced here.
+        events: Each step is announced here: a Progress as a line of JSON.
         cue: It begins once there is a byte; at the end of the file nobody wants it any more.
     """
     for fd in (events, cue):
@@ -70,13 +70,13 @@ def main(attempt: str, events: int, cue: int) -> None:
     faulthandler.enable(file=sys.stderr)
     faulthandler.register(ASK_WHERE, file=stacks)
 
-    phase = "starting"
+    latest = "starting"
 
-    def announce(new_phase: str) -> None:
-        nonlocal phase
-        phase = new_phase
+    def announce(phase: str, **more: Any) -> None:
+        nonlocal latest
+        latest = phase
         try:
-            os.write(events, json.dumps({"phase": phase}).encode() + b"\n")
+            os.write(events, json.dumps({"phase": phase, **more}).encode() + b"\n")
         except OSError:  # nobody listens any more; the result still counts
             return
 
@@ -87,11 +87,11 @@ def main(attempt: str, events: int, cue: int) -> None:
         start["ready_at"] = _now()
         if not os.read(cue, 1):
             return
-        run(read_job(directory), start, directory, announce)
+        run(read_job(directory), start, directory, announce, events)
     except SystemExit:
         raise  # the status tells
     except BaseException as error:
-        leave(directory / ERROR, json.dumps(describe(error, phase)))
+        leave(directory / ERROR, json.dumps(describe(error, latest)))
     _flush()  # what it has said is told before that it is done
     announce(DONE)
     finish()
@@ -130,14 +130,17 @@ def make_ready(job: dict[str, Any]) -> None:
         preload(ExperimentConfig.model_validate(job["config"]), tuple(map(Path, job["model_path"])))
 
 
-def run(job: dict[str, Any], start: dict[str, str], directory: Path, announce: Callable[[str], None]) -> None:
+def run(
+    job: dict[str, Any], start: dict[str, str], directory: Path, announce: Callable[..., None], events: int
+) -> None:
     """Run *job* and leave its result in *directory*.
 
     Args:
         job: The job.
         start: When this process began, and when it had imported what it needs: fields of a StartRecord.
         directory: The attempt's.
-        announce: Called with each phase as it begins.
+        announce: Called with each step: the fields of a Progress.
+        events: Where that is announced.
     """
     for name, value in job["environment"].items():
         if value is None:
@@ -159,7 +162,8 @@ def run(job: dict[str, Any], start: dict[str, str], directory: Path, announce: C
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
         known_baseline=BaselineRecord.model_validate(job["baseline"]) if job["baseline"] else None,
         harness=[*job["harness"], os.getppid()],  # the guardian
-        on_phase=announce,
+        on_progress=lambda progress: announce(**progress.as_event()),
+        show_on=events if job["watched"] else None,
     ).run()
     if measured.result.baseline is not None:
         measured.result.baseline = measured.result.baseline.model_copy(update=job["idle_bare"])

@@ -18,6 +18,7 @@ from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
+from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
@@ -69,7 +70,8 @@ class ExperimentOrchestrator:
         carbon: What electricity emits here, where that is stated.
         known_baseline: What an earlier cycle of *config* has found of the idle machine.
         harness: Whose processor time is that of measuring: the processes that started this one.
-        on_phase: Called with each phase as it begins.
+        on_progress: Called with each phase as it begins, and with each run of the warm-up; never within a window.
+        show_on: The pipe on which meters show what the devices are like; None where nobody looks.
     """
 
     config: ExperimentConfig
@@ -80,7 +82,8 @@ class ExperimentOrchestrator:
     carbon: Carbon | None = None
     known_baseline: BaselineRecord | None = None
     harness: Sequence[int] = ()
-    on_phase: Callable[[str], None] = lambda phase: None
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    show_on: int | None = None
 
     def run(self) -> Measured:
         """Load, warm up, measure, and account for it.
@@ -89,15 +92,15 @@ class ExperimentOrchestrator:
             PreflightError: Something it needs is not there.
         """
         config, started_at = self.config, now()
-        texts = read_texts(config, self.directory, lambda: self.on_phase("fetching the dataset"))
+        texts = read_texts(config, self.directory, lambda: self._tell("fetching the dataset"))
         engine = self._engine()
-        self.on_phase("fetching the model")
+        self._tell("fetching the model")
         engine.fetch()
         meters = self._meters(engine)
         try:
-            self.on_phase("loading")
+            self._tell("loading")
             load_metrics, load_energy = _load(engine, meters)
-            self.on_phase("preparing")
+            self._tell("preparing")
             workload = build_workload(config, engine, texts)
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
@@ -108,23 +111,28 @@ class ExperimentOrchestrator:
                 load_energy,
                 config.baseline,
                 known=self.known_baseline,
-                on_idle=lambda: self.on_phase("measuring the idle machine"),
+                on_idle=lambda: self._tell("measuring the idle machine", config.baseline.duration_seconds),
             )
-            warmup = warm_up(engine, batches, config.warmup, lambda run: self.on_phase(f"warming up, run {run}"))
-            self.on_phase("measuring")
+            warmup = warm_up(
+                engine,
+                batches,
+                config.warmup,
+                lambda run, most: self.on_progress(Progress("warming up", run, most, "runs")),
+            )
+            min_seconds = config.measurement.min_window_seconds
+            self._tell("measuring", min_seconds)
             engine.reset_peak_memory()
             harness = Harness(self.harness)
-            min_seconds = config.measurement.min_window_seconds
             window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed)
             harness_cpu_seconds = harness.cpu_seconds(window.account.harness_cpu_seconds)
             peak_memory = engine.peak_memory_bytes()
             prefill = None
             if config.measurement.prefill_split:
-                self.on_phase("measuring the prompts alone")
+                self._tell("measuring the prompts alone", min_seconds)
                 prefill = measure_prefill(
                     engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed
                 )
-            self.on_phase("accounting")
+            self._tell("accounting")
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config)
             record = engine.describe()
@@ -175,9 +183,13 @@ class ExperimentOrchestrator:
             engine.close()
         return Measured(result, requests, window)
 
+    def _tell(self, phase: str, seconds: float | None = None) -> None:
+        """Tell of a phase that begins, and for how long it lasts at least, where that is known."""
+        self.on_progress(Progress(phase, total=seconds, unit=None if seconds is None else "s"))
+
     def _meters(self, engine: Engine) -> Meters:
         wanted = self.config.energy.backend
-        meters = Meters.open(wanted, engine.gpus)
+        meters = Meters.open(wanted, engine.gpus, self.show_on)
         if wanted not in (None, AUTO) and not meters.meters:
             raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
         return meters

@@ -13,7 +13,7 @@ from pytest_llem.study.config import WarmupConfig
 
 
 def warm_up(
-    engine: Engine, batches: Sequence[Any], config: WarmupConfig, on_run: Callable[[int], None]
+    engine: Engine, batches: Sequence[Any], config: WarmupConfig, on_run: Callable[[int, int | None], None]
 ) -> WarmupRecord | None:
     """Run the longest and the median batch ``n_warmup`` times each, then the median one until latencies settle.
 
@@ -24,7 +24,8 @@ def warm_up(
         engine: Loaded.
         batches: Those of a pass.
         config: When it is enough.
-        on_run: Called with the number of each run, from 1.
+        on_run: Called before each run with its number, from 1, and with how many there may be; None once they only
+            fill ``thermal_floor_seconds``.
 
     Returns:
         What was done, or None where it is switched off.
@@ -34,12 +35,14 @@ def warm_up(
     by_length = sorted(batches, key=engine.positions)
     longest, median = by_length[-1], by_length[len(by_length) // 2]
     began = time.perf_counter()
-    runs = 0
+    runs, most = 0, 2 * config.n_warmup
+    if config.convergence_detection:
+        most = max(most, config.max_prompts)
 
     def run(batch: Any) -> float:
         nonlocal runs
         runs += 1
-        on_run(runs)
+        on_run(runs, most if runs <= most else None)
         started = time.perf_counter()
         engine.generate(batch)
         engine.synchronize()

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from pytest_llem.isolation import bare as bare_machine
-from pytest_llem.planning import estimate
 from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.forecast import expected
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.resume import Replay
 from pytest_llem.study.design import Experiment, Point, StudyConfig
@@ -71,15 +71,11 @@ class Plan:
         each: dict[str, float] = {}
         baselines = 0.0
         for point in self.points:
-            footprint = self.preflight.footprint(point.config)
-            if point.id in self.refused:
-                each[point.id] = 0.0
-            elif footprint is None:
+            known = expected(point, self.study, self.preflight)
+            if known is None:
                 return None
-            else:
-                host = self.preflight.host_of(point.config)
-                each[point.id] = estimate.seconds(point.config, self.study.execution, footprint, host)
-                baselines += estimate.baseline_seconds(point.config, host)
+            each[point.id] = known.each
+            baselines += known.once
         bare = bare_machine.SECONDS if baselines else 0.0
         return sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run) + baselines + bare
 

@@ -22,7 +22,7 @@ from pytest_llem.options import BOARD, Settings
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.studies import experiments_by_run, study_of
 from pytest_llem.reporting.study_run import StudyRun
-from pytest_llem.reporting.terminal import summary_lines
+from pytest_llem.reporting.terminal import WARNING, summary_lines
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord, StudyResult, StudyStatus
@@ -247,8 +247,9 @@ class Recorder:
             if is_reference(key):
                 continue
             terminalreporter.write_sep("=", f"llem: {run.study.name}")
-            for line in summary_lines(run, self._config.invocation_params.dir, shutil.get_terminal_size().columns):
-                terminalreporter.write_line(line)
+            where, width = self._config.invocation_params.dir, shutil.get_terminal_size().columns
+            for line in summary_lines(run, where, width, ids=self._config.get_verbosity() > 0):
+                terminalreporter.write_line(line, yellow=line.startswith(WARNING))
         for line in self._saved:
             terminalreporter.write_line(line)
 

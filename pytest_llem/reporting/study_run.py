@@ -15,6 +15,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
 from pytest_llem.results.study_result import DESIGN, RESULT_LOST, Findings, add_results, complete, study_design
+from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.design import Experiment, StudyConfig
 
 
@@ -165,6 +166,8 @@ class StudyRun:
         if self.lost:
             self.writer.finish(status)
         write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
+        write_atomically(self.directory / "summary.csv", point_table(self.result).to_csv())
+        write_atomically(self.directory / "experiments.csv", experiment_table(self.result).to_csv())
         with suppress(OSError):  # the result says all that it says
             (self.directory / DESIGN).unlink()
         return self.result

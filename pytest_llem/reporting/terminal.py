@@ -6,7 +6,6 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from pytest_llem.nodes import REFERENCE
 from pytest_llem.reporting.plan import counted
-from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.models import StudyResult
 from pytest_llem.results.severity import worst
 from pytest_llem.results.statistics import Summary
 
@@ -29,6 +28,9 @@ MOST_WARNINGS = 5
 #: Rows of the table; laying out 10,000 takes a quarter of a minute, and nobody reads them.
 MOST_POINTS = 200
 
+#: How a line begins that warns.
+WARNING = "warning: "
+
 #: Metric, heading.
 COLUMNS = (
     ("output_tokens_per_second", "out tok/s"),
@@ -37,14 +39,17 @@ COLUMNS = (
 )
 
 
-def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
-    """Return the table of a study, its warnings, and where the results are.
+def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = False) -> list[str]:
+    """Return the table of a study, what became of its experiments, its warnings, and where the results are.
 
     Args:
         run: A study that has ended.
         directory: What the results' path is shown relative to.
         width: Of the terminal, in characters.
+        ids: Show each point's id, and not its axes.
     """
+    from pytest_llem.reporting.points import BEST, OPTIMAL, points_table  # it stands on this module
+
     result = run.result
     if result is None:
         return []
@@ -52,18 +57,23 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     shown = [point for point in result.points if point.config_hash in planned]
     if (left_out := len(shown) - MOST_POINTS) > 0:
         shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MOST_POINTS]
-    lines = render(_table(shown, planned), width)
+    made = points_table(shown, planned, width, ids=ids)
+    lines = render(made.table, width)
     if left_out > 0:
-        lines.append(f"{counted(left_out, 'more point')} in study_result.json")
+        lines.append(f"{counted(left_out, 'more point')} in summary.csv")
     lines.append("")
     if any(point.metrics["seconds"].ci95 for point in shown):
         lines.append("mean over n cycles, ± half of its 95 % interval")
-    lines += [f"warning: {warning}" for warning in worst(result.warnings, MOST_WARNINGS)]
-    if len(result.warnings) > MOST_WARNINGS:
-        lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
+    if made.has_best:
+        lines.append(f"{BEST} best mean of its column")
+    if made.has_optimal:
+        lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
     lines.append(_done(run, result))
     if result.status != "completed" and not (run.directory / REFERENCE).exists():  # two sides are not resumed
         lines.append("--llem-resume goes on from here")
+    lines += [f"{WARNING}{warning}" for warning in worst(result.warnings, MOST_WARNINGS)]
+    if len(result.warnings) > MOST_WARNINGS:
+        lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
     return lines
 
@@ -86,27 +96,6 @@ def _done(run: StudyRun, result: StudyResult) -> str:
     if run.stopped is not None:
         text += f"; stopped: {run.stopped}"
     return text
-
-
-def _table(points: Sequence[PointResult], planned: Mapping[str, int]) -> Table:
-    methods = {point.metrics["energy_per_output_token_j"].method for point in points} - {None}
-    mixed = len(methods) > 1
-    table = plain_table()
-    table.add_column("point", overflow="fold", vertical="bottom")
-    table.add_column("n", justify="right")
-    for name, heading in COLUMNS:
-        if name == "energy_per_output_token_j" and methods and not mixed:
-            heading += f"\n{methods.copy().pop()}"
-        table.add_column(heading, justify="right")
-    if mixed:
-        table.add_column("energy is")
-    for point in points:
-        n, wanted = point.metrics["seconds"].n, planned[point.config_hash]
-        cells = [figure(point.metrics[name]) for name, _ in COLUMNS]
-        if mixed:
-            cells.append(point.metrics["energy_per_output_token_j"].method or "-")
-        table.add_row(point.id, str(n) if n == wanted else f"{n} of {wanted}", *cells)
-    return table
 
 
 def figure(summary: Summary) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
+
+if TYPE_CHECKING:
+    import pandas
 
 ErrorKind = Literal["crash", "timeout", "oom", "exception", "interrupted", "preflight"]
 EntryStatus = Literal["pending", "running", "completed", "failed", "skipped", "deselected"]
@@ -176,3 +179,21 @@ class StudyResult(Document):
             return cls.read(path)
         file = path / "study_result.json"
         return cls.read(file) if file.exists() else load_unfinished(path)
+
+    def to_dataframe(self, per: Literal["point", "experiment"] = "point") -> pandas.DataFrame:
+        """Return it as a data frame: a row for each point, or for each experiment.
+
+        The columns are those of ``summary.csv`` and of ``experiments.csv``: axes by their dotted keys, metrics by
+        their names in the catalogue: of a point the mean, and ``…_sd``, ``…_ci95_low``, ``…_ci95_high``, ``…_n``.
+        ``attrs["units"]`` holds each column's unit. NaN means absent, and nothing else.
+
+        Args:
+            per: What there is a row for.
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: *per* is neither.
+        """
+        from pytest_llem.results.dataframe import dataframe  # it stands on this module
+
+        return dataframe(self, per)

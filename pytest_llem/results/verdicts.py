@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
@@ -79,6 +80,18 @@ class GateVerdict(Record):
     cycles_to_decide: int | None = None
     file: str | None = None
     line: int | None = None
+
+
+#: From worst to best, among those of one outcome.
+_WORST_FIRST = ("BEYOND", "REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "SAME", "WITHIN", "IMPROVEMENT")
+_OUTCOMES = ("failed", "skipped", "passed")
+
+
+def worst(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
+    """Return the worst of *verdicts*, one that failed before any other; None of none."""
+    return min(
+        verdicts, key=lambda one: (_OUTCOMES.index(one.outcome), _WORST_FIRST.index(one.verdict)), default=None
+    )
 
 
 class ComparisonRecord(Record):

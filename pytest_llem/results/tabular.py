@@ -1,0 +1,224 @@
+"""A StudyResult as rows: for spreadsheets and data frames, per point and per experiment.
+
+A cell that is None is absent, and never 0. Every column of a metric says its unit.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult
+from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
+from pytest_llem.results.statistics import Summary
+from pytest_llem.results.verdicts import worst
+from pytest_llem.study.identity import value_text
+
+Cell = str | int | float | bool | None
+
+#: What there is a row for.
+Per = Literal["point", "experiment"]
+
+#: Metrics whose unit their name does not tell, and what does.
+_UNTOLD = {"ratio": "_ratio"}
+
+#: Units of energies and of what is made of them: only these have a method.
+_ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of the same columns.
+
+    Attributes:
+        columns: Their names, in order.
+        rows: A cell for each column.
+        units: Of those columns that have one, by name.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    units: Mapping[str, str]
+
+    def to_csv(self) -> str:
+        """Return it as CSV text: a cell that is absent is empty, a boolean ``true`` or ``false``."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_spelt(cell) for cell in row] for row in self.rows)
+        return text.getvalue()
+
+
+def column(metric: str) -> str:
+    """Return the name of a metric's column: its own, which tells its unit, or with the unit behind it."""
+    return f"{metric}{_UNTOLD.get(CATALOGUE[metric].unit, '')}"
+
+
+def point_table(result: StudyResult) -> Table:
+    """Return a row for each point that was to run: axes, and of each metric its mean, by its name, and spread.
+
+    ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and ``…_ci95_high`` the 95 % interval of
+    the mean, ``…_n`` the cycles that have a value. ``…_method`` and ``…_boundary`` tell how an energy was obtained
+    and what it covers.
+    """
+    axes = _axes(result)
+    planned = {entry.config_hash for entry in _entries(result)}
+    points = [point for point in result.points if point.config_hash in planned or not result.experiments]
+    optimal = pareto_optimal(points)
+    found = []
+    for place, point in enumerate(points):
+        verdict = worst(point.verdicts)
+        both = [point.metrics.get(name) for name in (SPEED, COST)]
+        compared = all(summary is not None and summary.mean is not None for summary in both)
+        row: dict[str, Cell] = {
+            "study": result.name,
+            "point": point.id,
+            "config_hash": point.config_hash,
+            **_axis_cells(point, axes),
+            "cycles": len(point.cycles),
+            "pareto_optimal": place in optimal if compared else None,
+            "verdict": verdict.verdict if verdict is not None else None,
+        }
+        for name in CATALOGUE:
+            row |= _spread(name, point.metrics.get(name))
+        found.append(row)
+    spread = {
+        f"{column(name)}{suffix}": definition.unit
+        for name, definition in CATALOGUE.items()
+        for suffix in ("", "_sd", "_ci95_low", "_ci95_high")
+    }
+    return _table(found, spread)
+
+
+def experiment_table(result: StudyResult) -> Table:
+    """Return a row for each experiment that was to run, in run order: axes, what became of it, and each metric.
+
+    ``…_method`` and ``…_boundary`` are those of all cycles of its point, the weakest method among them.
+    """
+    axes = _axes(result)
+    points = {point.config_hash: point for point in result.points}
+    found = []
+    for entry in _entries(result):
+        point = points.get(entry.config_hash)
+        row: dict[str, Cell] = {
+            "study": result.name,
+            "experiment": entry.experiment_id,
+            "point": entry.config_summary,
+            "config_hash": entry.config_hash,
+            "cycle": entry.cycle,
+            **(_axis_cells(point, axes) if point is not None else dict.fromkeys(axes)),
+            "status": entry.status,
+            "error": f"{entry.error.kind}: {entry.error.message}" if entry.error else None,
+            "attempt": entry.attempt or None,
+            "worker": entry.worker,
+            "device": entry.device,
+            "replayed_from": entry.replayed_from,
+            "started_at": entry.started_at,
+            "completed_at": entry.completed_at,
+            "wall_seconds": _between(entry.started_at, entry.completed_at),
+        }
+        for name in CATALOGUE:
+            summary = point.metrics.get(name) if point is not None else None
+            value = _of_cycle(point, summary, entry)
+            row[column(name)] = value
+            if _has_method(name):
+                row |= _provenance(name, summary if value is not None else None)
+        found.append(row)
+    units = {column(name): definition.unit for name, definition in CATALOGUE.items()} | {"wall_seconds": "s"}
+    return _table(found, units)
+
+
+def table(result: StudyResult, per: Per) -> Table:
+    """Return the rows of *result* for each point, or for each experiment.
+
+    Raises:
+        ValueError: *per* is neither.
+    """
+    if per == "point":
+        return point_table(result)
+    if per == "experiment":
+        return experiment_table(result)
+    raise ValueError(f"per: {per!r} is neither 'point' nor 'experiment'")
+
+
+def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Table:
+    columns = list(rows[0]) if rows else []
+    return Table(
+        columns, [list(row.values()) for row in rows], {name: units[name] for name in columns if name in units}
+    )
+
+
+def _axes(result: StudyResult) -> list[str]:
+    """Return the axes of all points, by their dotted keys: short names may be those of other columns."""
+    return list(dict.fromkeys(axis for point in result.points for axis in point.axes))
+
+
+def _axis_cells(point: PointResult, axes: Sequence[str]) -> dict[str, Cell]:
+    """Return the values of a point's axes, None where it lacks one; null, a list or a mapping as ids have them."""
+    return {axis: _plain(point.axes[axis]) if axis in point.axes else None for axis in axes}
+
+
+def _plain(value: object) -> Cell:
+    return value if isinstance(value, str | int | float) else value_text(value)
+
+
+def _has_method(metric: str) -> bool:
+    return CATALOGUE[metric].unit in _ENERGIES
+
+
+def _spread(metric: str, summary: Summary | None) -> dict[str, Cell]:
+    name = column(metric)
+    low, high = summary.ci95 if summary is not None and summary.ci95 is not None else (None, None)
+    cells: dict[str, Cell] = {
+        name: summary.mean if summary is not None else None,
+        f"{name}_sd": summary.sd if summary is not None else None,
+        f"{name}_ci95_low": low,
+        f"{name}_ci95_high": high,
+        f"{name}_n": summary.n if summary is not None else 0,
+    }
+    return cells | _provenance(metric, summary) if _has_method(metric) else cells
+
+
+def _provenance(metric: str, summary: Summary | None) -> dict[str, Cell]:
+    method, boundary = (summary.method, summary.boundary) if summary is not None else (None, None)
+    return {f"{column(metric)}_method": method, f"{column(metric)}_boundary": boundary}
+
+
+def _entries(result: StudyResult) -> list[ManifestEntry]:
+    """Return the experiments that were to run. A baseline keeps none: it has those that were completed."""
+    if result.experiments:
+        return [one for one in result.experiments if one.status != "deselected"]
+    return [
+        ManifestEntry(
+            experiment_id=f"{point.id}-cycle={cycle}",
+            config_hash=point.config_hash,
+            config_summary=point.id,
+            cycle=cycle,
+            status="completed",
+        )
+        for point in result.points
+        for cycle in point.cycles
+    ]
+
+
+def _of_cycle(point: PointResult | None, summary: Summary | None, entry: ManifestEntry) -> float | None:
+    """Return a metric's value in one cycle; None where it has none, or the result does not keep it."""
+    if point is None or summary is None or entry.status != "completed" or entry.cycle not in point.cycles:
+        return None
+    place = point.cycles.index(entry.cycle)
+    return summary.values[place] if place < len(summary.values) else None
+
+
+def _between(start: str | None, end: str | None) -> float | None:
+    if start is None or end is None:
+        return None
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+def _spelt(cell: Cell) -> Cell:
+    return str(cell).lower() if isinstance(cell, bool) else cell

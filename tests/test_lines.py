@@ -1,0 +1,159 @@
+"""A line for each experiment as it ends, where no live line can be: beside what pytest itself writes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+LINE = re.compile(
+    r"(?P<dot>[.FsxER]?) ?llem: (?P<number>\d+)/(?P<count>\d+) (?P<name>[^: ]+)"
+    r"(?P<found>: | failed: | failed as expected: )(?P<rest>.*)"
+)
+FIGURES = re.compile(r"[\d,.e+-]+ tok/s, [\d,.e+-]+ J/output token \(estimated\), \d+\.\d s(; about .+ left)?")
+SEQUENTIAL = {"n_cycles": 1, "cycle_order": "sequential"}
+
+
+@pytest.fixture
+def lines(pytester):
+    """Run pytest in a log; return its output, and what each line of ours says."""
+
+    def call(*arguments, **options):
+        done = pytester.runpytest_subprocess(*arguments, "-p", "llem")
+        return done, [match for line in done.outlines if (match := LINE.fullmatch(line))]
+
+    return call
+
+
+def test_each_experiment_has_one_behind_its_dot(pytester, write_study, lines):
+    pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass", test_then="def test_c(): pass")
+    write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
+    done, found = lines("test_before.py", "study.yaml", "test_then.py")
+    done.assert_outcomes(passed=6)
+    assert [line["name"] for line in found] == ["n=1", "n=2", "n=3"]
+    assert [(line["dot"], line["number"], line["count"]) for line in found] == [
+        (".", f"{n}", "3") for n in (1, 2, 3)
+    ]
+    assert all(FIGURES.fullmatch(line["rest"]) for line in found), [line["rest"] for line in found]
+    assert not found[-1]["rest"].endswith("left")
+    at = done.outlines.index("study.yaml ")
+    assert re.fullmatch(r"test_before\.py \.\. +\[ 33%\]", done.outlines[at - 1])
+    assert [bool(LINE.match(line)) for line in done.outlines[at + 1 : at + 4]] == [True] * 3
+    assert re.fullmatch(r" +\[ 83%\]", done.outlines[at + 4]), "pytest's own, as at the end of any file"
+    assert re.fullmatch(r"test_then\.py \. +\[100%\]", done.outlines[at + 5])
+    assert "" not in done.outlines[at : at + 6]
+
+
+def test_under_xdist_the_controller_writes_them(pytester, write_study, lines):
+    pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass")
+    write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
+    done, found = lines("test_before.py", "study.yaml", "-n", "2")
+    done.assert_outcomes(passed=5)
+    assert sorted(line["name"] for line in found) == ["n=1", "n=2", "n=3"]
+    assert [line["number"] for line in found] == ["1", "2", "3"]
+    done.stdout.re_match_lines([r" *\.* +\[100%\]$"])
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
+def test_with_v_each_is_below_its_test(write_study, lines, workers):
+    write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
+    done, found = lines("study.yaml", "-v", *workers)
+    passed = [at for at, line in enumerate(done.outlines) if "PASSED" in line]
+    assert [done.outlines[at + 1].partition(":")[0] for at in passed] == ["llem", "llem"]
+    assert [line["dot"] for line in found] == ["", ""]
+    percentages = re.findall(r"\[ *(\d+)%\]", done.stdout.str())
+    assert percentages == ["50", "100"]
+    assert "" not in done.outlines[passed[0] : passed[-1] + 2]
+
+
+@pytest.mark.parametrize("quiet", ["-q", "-qq", "-p no:terminal"])
+def test_who_wants_quiet_gets_none(write_study, lines, results, quiet):
+    write_study(sweep={"n": [1]}, execution=SEQUENTIAL)
+    done, found = lines("study.yaml", *quiet.split())
+    assert done.ret == 0
+    assert found == []
+    assert "llem: 1/1" not in done.stdout.str()
+    assert results.manifest["completed"] == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--no-header", "--tb=no", "--tb=line", "-s", "--capture=tee-sys", "-p no:cacheprovider", "-x"),
+        *("-o console_output_style=classic", "-o console_output_style=count", "-o console_output_style=times"),
+        *("--no-summary", "-rA", "--durations=3", "--color=yes", "--show-capture=no", "-p no:logging"),
+    ],
+)
+def test_with_any_other_option_they_are_the_same(write_study, lines, option):
+    write_study(sweep={"n": [1]}, execution=SEQUENTIAL)
+    done, _ = lines("study.yaml", *option.split())
+    assert done.ret == 0
+    text = re.sub(r"\x1b\[[\d;]*m", "", done.stdout.str())
+    assert len(re.findall(r"^\. llem: 1/1 n=1: .* J/output token \(estimated\), \d", text, re.MULTILINE)) == 1
+    assert "INTERNALERROR" not in text + done.stderr.str()
+
+
+def test_a_failure_is_told_in_words(write_study, lines):
+    faults = ["raise", "kill", "none", "hang", "long message"]
+    write_study(
+        sweep={"noop.fault": faults},
+        execution={**SEQUENTIAL, "experiment_timeout_seconds": 15},
+        xfail=[{"where": {"noop.fault": "kill"}, "reason": "known"}],
+    )
+    _, found = lines("study.yaml", "--tb=no")
+    told = {line["name"]: f"{line['dot']}{line['found']}{line['rest']}" for line in found}
+    assert len(told) == 5
+    assert re.match(
+        r"F failed: exception while measuring: ValueError: the engine says no, \d+\.\d s", told["fault=raise"]
+    )
+    assert re.match(
+        r"x failed as expected: crash while measuring: the process was ended by SIGKILL", told["fault=kill"]
+    )
+    assert re.match(r"\.: [\d,]+ tok/s, ", told["fault=none"])
+    assert re.match(r"F failed: timeout while measuring: not done after 15 s, 1\d\.\d s", told["fault=hang"])
+    assert max(map(len, told.values())) < 170
+
+
+def test_what_was_not_run_has_none_and_is_counted(write_study, lines):
+    write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL, skip=[{"where": {"n": 2}, "reason": "too slow"}])
+    done, found = lines("study.yaml")
+    done.assert_outcomes(passed=2, skipped=1)
+    assert [(line["name"], line["number"]) for line in found] == [("n=1", "1"), ("n=3", "3")]
+
+
+def test_what_failed_before_its_process_began_has_one(pytester, write_study, lines):
+    pytester.makeconftest("def pytest_runtest_setup(item):\n    assert 'n=2' not in item.name, 'not this one'")
+    write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
+    _, found = lines("study.yaml", "--tb=no")
+    assert [(line["dot"], line["name"], line["found"]) for line in found] == [
+        (".", "n=1", ": "),
+        ("E", "n=2", " failed: "),
+    ]
+
+
+def test_gates_get_their_dots_on_a_line_of_their_own(write_study, lines):
+    write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL, budgets=[{"metric": "output_tokens", "max": 1e9}])
+    done, found = lines("study.yaml")
+    done.assert_outcomes(passed=4)
+    assert len(found) == 2
+    assert [line for line in done.outlines if re.fullmatch(r"\.\. +\[100%\]", line)]
+
+
+def test_replayed_ones_have_none(write_study, lines):
+    write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
+    lines("study.yaml")
+    done, found = lines("study.yaml", "--llem-resume", "--llem-run-id", "again")
+    done.assert_outcomes(passed=2)
+    assert found == []
+
+
+def test_when_nobody_reads_it_any_more_the_results_are_there(pytester, write_study, results):
+    """pytest itself gives up then, and what was measured is kept."""
+    write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
+    command = f"{sys.executable} -m pytest -p llem study.yaml | grep -m 1 'llem: 1/3'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert LINE.fullmatch(done.stdout.rstrip())
+    assert results.manifest["status"] == "aborted"
+    assert 1 <= results.study_result["summary"]["completed"] < 3

@@ -1,0 +1,98 @@
+"""Which points are best."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llem.results.pareto import best, pareto_optimal
+from tests.support.study_results import point, summary
+
+COST = "energy_per_output_token_j"
+
+
+def _point(number, speed, cost, method="measured", boundary="gpu_board"):
+    cost = summary(COST, [cost], method=method, boundary=boundary)
+    return point({"n": number}, output_tokens_per_second=[speed], energy_per_output_token_j=cost)
+
+
+def _points(*figures):
+    return [_point(number, *one) for number, one in enumerate(figures)]
+
+
+def test_no_other_is_better_in_one_and_as_good_in_the_other():
+    points = _points((100, 1.0), (200, 0.5), (300, 0.7), (300, 0.8), (50, 0.5), (50, 0.1))
+    assert pareto_optimal(points) == {1, 2, 5}
+
+
+def test_equal_ones_are_so_together():
+    assert pareto_optimal(_points((100, 1.0), (100, 1.0), (100, 1.1), (90, 1.0))) == {0, 1}
+
+
+def test_one_that_lacks_a_figure_is_not_among_them():
+    points = _points((100, 1.0), (None, 0.1), (500, None), (200, 0.9))
+    assert pareto_optimal(points) == {3}
+
+
+def test_energies_of_different_kinds_are_not_compared():
+    points = _points(
+        (100, 1.0),
+        (90, 2.0),
+        (1000, 0.001, "estimated", "cpu_package"),
+        (2000, 0.002, "estimated", "cpu_package"),
+        (5000, 1e-6, "estimated", "gpu_board"),
+        (9000, 1e-9, "measured", None),
+    )
+    assert pareto_optimal(points) == {0, 2, 3}, "neither those whose energy is like no other's"
+    assert best(points, COST) == {0, 2}
+    assert best(points, "output_tokens_per_second") == {5}, "this is no energy"
+
+
+def test_one_point_alone_is_not_the_best():
+    assert pareto_optimal(_points((100, 1.0))) == set()
+    assert best(_points((100, 1.0)), COST) == set()
+
+
+def test_the_best_is_what_the_catalogue_says_is_better():
+    points = _points((100, 1.0), (200, 2.0), (200, 2.0))
+    assert best(points, "output_tokens_per_second") == {1, 2}
+    assert best(points, COST) == {0}
+    assert best(points, "mean_power_w") == set(), "neither way is better"
+    assert best(_points((100, 1.0), (100, 1.0)), "output_tokens_per_second") == set(), "all are the same"
+
+
+def test_below_zero_is_less():
+    points = [point({"n": n}, active_energy_j=[joules]) for n, joules in enumerate((0.5, -0.25, 0.0))]
+    assert best(points, "active_energy_j") == {1}
+
+
+FIGURES = st.lists(
+    st.tuples(
+        st.sampled_from([None, 1.0, 2.0, 3.0, 4.0]),
+        st.sampled_from([None, -1.0, 0.0, 1.0, 2.0]),
+        st.sampled_from(["measured", "estimated"]),
+    ),
+    max_size=8,
+)
+
+
+@given(FIGURES)
+def test_it_is_what_the_definition_says(figures):
+    points = _points(*figures)
+    known = [place for place, (speed, cost, _) in enumerate(figures) if None not in (speed, cost)]
+
+    def beats(one, other):
+        (speed, cost, method), (others_speed, others_cost, others_method) = figures[one], figures[other]
+        no_worse = speed >= others_speed and cost <= others_cost
+        return method == others_method and no_worse and (speed, cost) != (others_speed, others_cost)
+
+    alone = [place for place in known if sum(figures[one][2] == figures[place][2] for one in known) == 1]
+    wanted = {place for place in known if place not in alone and not any(beats(one, place) for one in known)}
+    assert pareto_optimal(points) == wanted
+
+
+@pytest.mark.parametrize("figures", [[], [(None, None)]])
+def test_of_nothing_nothing_is_best(figures):
+    points = _points(*figures)
+    assert (pareto_optimal(points), best(points, COST)) == (set(), set())

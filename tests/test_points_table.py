@@ -1,0 +1,138 @@
+"""The table of points at the end: readable at 80 columns with 50 of them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+
+import pytest
+
+from pytest_llem.reporting.points import points_table
+from pytest_llem.reporting.terminal import render
+from pytest_llem.results.verdicts import GateVerdict
+from tests.support.study_results import point, summary
+
+COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
+
+
+def _point(axes, speed, cost, ttft=20.0, method="measured", **more):
+    values = [speed * 0.99, speed * 1.01]
+    cost = summary(COST, [cost * 0.98, cost * 1.02], method=method, boundary="gpu_board")
+    hashed = f"{abs(hash(tuple(axes.items()))):016x}"[:16]
+    metrics = {"seconds": [1.0, 1.1], "ttft_p50_ms": [ttft, ttft], SPEED: values, COST: cost}
+    return point(axes, config_hash=hashed, **metrics, **more)
+
+
+def _lines(points, width, planned=2, **options):
+    made = points_table(points, Counter({one.config_hash: planned for one in points}), width, **options)
+    lines = render(made.table, width)
+    assert max(map(len, lines)) <= width
+    return lines, made
+
+
+@pytest.fixture
+def fifty():
+    axes = {
+        "precision": ["bf16", "fp16"],
+        "pytorch.batch_size": [1, 8, 16, 32, 64],
+        "max_output_tokens": [64, 128, 256, 512, 1024],
+    }
+    grid = itertools.product(*axes.values())
+    return [
+        _point(dict(zip(axes, values, strict=True)), 100.0 * values[1], 5.0 / values[1] + index / 100)
+        for index, values in enumerate(grid)
+    ]
+
+
+def test_fifty_points_take_a_line_each_at_80_columns(fifty):
+    lines, _ = _lines(fifty, 80)
+    rule = next(at for at, line in enumerate(lines) if set(line) <= {"─", " "})
+    rows = lines[rule + 1 :]
+    assert len(rows) == 50
+    heading = " ".join(" ".join(lines[:rule]).split())
+    for word in ("precision", "batch_size", "output_", "tokens", "n", "out tok/s", "J/out token", "measured"):
+        assert word in heading
+    assert re.match(r"[P ]  bf16 +1 +64 +2 +100 ±\S+ ", rows[0])
+
+
+def test_a_wide_terminal_shows_more(fifty):
+    for one in fifty:
+        one.metrics["itl_p50_ms"] = summary("itl_p50_ms", [5.0, 5.1])
+        one.metrics["energy_j"] = summary("energy_j", [500.0, 510.0])
+    narrow, _ = _lines(fifty, 80)
+    wide, _ = _lines(fifty, 200)
+    assert "J/pass" not in "".join(narrow)
+    heading = " ".join(wide[:4])
+    assert "ITL p50" in heading
+    assert "J/pass" in heading
+    assert heading.count("measured") == 2, "each energy says how it was obtained"
+    assert len(wide) - len(narrow) in (-1, 0, 1)
+
+
+def test_ids_can_be_pasted(fifty):
+    lines, _ = _lines(fifty, 200, ids=True)
+    for one in fifty:
+        assert any(f" {one.id} " in line for line in lines)
+
+
+def test_axes_that_take_too_much_give_way_to_ids():
+    axes = {f"engine.a_rather_long_option_{number}": f"a rather long value {number}" for number in range(6)}
+    lines, _ = _lines([_point({**axes, "n": n}, 100.0 * n, 1.0) for n in (1, 2)], 80)
+    assert " point" in "".join(lines[:4])
+    folded = "".join(line[:40].strip() for line in lines)
+    assert "engine.a_rather_long_option_5=a" in re.sub(r"\s", "", folded) or "option_5" in folded
+
+
+def test_the_best_and_the_optimal_are_marked():
+    points = [
+        _point({"n": 1}, 100, 1.0, ttft=10.0),
+        _point({"n": 2}, 200, 0.5, ttft=20.0),
+        _point({"n": 3}, 300, 0.7, ttft=20.0),
+        _point({"n": 4}, 250, 0.9, ttft=20.0),
+    ]
+    lines, made = _lines(points, 80)
+    assert made.has_best
+    assert made.has_optimal
+    one, two, three, four = lines[-4:]
+    assert [line[:1] for line in (one, two, three, four)] == [" ", "P", "P", " "]
+    assert [line.count("*") for line in (one, two, three, four)] == [1, 1, 1, 0]
+    assert re.search(r"10\.0 ±\S+\*", one)
+    assert re.search(r"0\.500 ±\S+\*", two)
+    assert re.search(r"300 ±\S+\*", three)
+
+
+def test_energies_of_different_kinds_are_told_apart_and_not_compared():
+    points = [
+        _point({"n": 1}, 100, 1.0),
+        _point({"n": 2}, 200, 1.5),
+        _point({"n": 3}, 900, 1e-6, method="estimated"),
+    ]
+    lines, _ = _lines(points, 80)
+    assert "energy is" in lines[-5] + lines[-6]
+    assert [line.split()[-1] for line in lines[-3:]] == ["measured", "measured", "estimated"]
+    assert [line[:1] for line in lines[-3:]] == ["P", "P", " "]
+
+
+def test_the_worst_verdict_is_shown():
+    points = [_point({"n": n}, 100 * n, 1.0) for n in (1, 2, 3)]
+    verdict = {"gate": "budget", "id": "x", "metric": SPEED, "unit": "1/s"}
+    for outcome, found in (("passed", "WITHIN"), ("failed", "REGRESSION"), ("passed", "INCONCLUSIVE")):
+        points[0].verdicts.append(GateVerdict(**verdict, point="n=1", outcome=outcome, verdict=found))
+    points[1].verdicts.append(GateVerdict(**verdict, point="n=2", outcome="passed", verdict="WITHIN"))
+    lines, _ = _lines(points, 80)
+    assert [line.split()[-1] for line in lines[-3:]] == ["REGRESSION", "WITHIN", "-"]
+
+
+def test_one_point_is_the_best_of_nothing():
+    lines, made = _lines([_point({"n": 1}, 100, 1.0)], 80, planned=3)
+    assert (made.has_best, made.has_optimal) == (False, False)
+    assert "2 of 3" in lines[-1]
+    assert "*" not in "".join(lines)
+
+
+def test_what_nobody_measured_is_no_number():
+    points = [_point({"n": 1}, 100, 1.0), point({"n": 2}, config_hash="f" * 16)]
+    lines, made = _lines(points, 80)
+    assert not made.has_optimal
+    assert lines[-1].split() == ["2", "0", "of", "2", *("-" * 4)]

@@ -1,0 +1,120 @@
+"""How far an experiment is, as it crosses from its process, and when the rest of a study will be done."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llem.measurement.progress import PHASE_CAP, Glance, Progress, parse
+from pytest_llem.planning.forecast import Expected, Forecast
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        Progress("loading"),
+        Progress("warming up", 3, 10, "runs"),
+        Progress("warming up", 11, None, "runs"),
+        Progress("measuring", total=10.0, unit="s"),
+    ],
+)
+def test_it_comes_out_as_it_went_in(progress):
+    assert parse(json.loads(json.dumps(progress.as_event()))) == progress
+
+
+@pytest.mark.parametrize(
+    ("event", "seen"),
+    [
+        ({"power_w": 312.5, "temperature_c": 61}, Glance(312.5, 61.0)),
+        ({"power_w": 70}, Glance(70.0)),
+        ({"phase": "loading", "colour": "red"}, Progress("loading")),
+        ({"phase": "loading", "done": "3", "total": True, "unit": "miles"}, Progress("loading")),
+        ({"phase": "loading", "total": float("nan"), "unit": ["s"]}, Progress("loading")),
+        ({"phase": "x" * 1000}, Progress("x" * PHASE_CAP)),
+        ({"phase": 3}, None),
+        ({"power_w": "much"}, None),
+        ({"power_w": float("inf"), "temperature_c": 10**400}, None),
+        ({}, None),
+    ],
+)
+def test_what_makes_no_sense_is_left_out(event, seen):
+    assert parse(event) == seen
+
+
+JSON = st.sampled_from([None, True, [1], {"a": 1}, "text", ""]) | st.integers() | st.floats()
+
+
+@given(st.dictionaries(st.sampled_from(["phase", "done", "total", "unit", "power_w", "temperature_c"]), JSON))
+def test_whatever_is_said_nothing_is_raised(event):
+    assert parse(event) is None or isinstance(parse(event), Progress | Glance)
+
+
+# ---- when the rest will be done ----
+
+
+def _forecast(estimates, cycles=2):
+    points = {(point, cycle): point for cycle in range(cycles) for point in estimates}
+    return Forecast(points, estimates)
+
+
+def test_at_first_it_is_the_plans_estimate():
+    forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0, once=5.0)})
+    assert forecast.seconds(("b", 0)) == 35.0
+    forecast.begin(("b", 0))
+    assert forecast.left() == pytest.approx(10 + 10 + 35)
+
+
+def test_estimates_are_corrected_by_what_experiments_have_taken():
+    forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0)})
+    forecast.end(("a", 0), 20.0, completed=True)
+    assert forecast.seconds(("b", 0)) == pytest.approx(60.0), "twice as long as estimated"
+    forecast.end(("b", 0), 45.0, completed=True)
+    assert forecast.seconds(("b", 1)) == pytest.approx(45.0), "a point takes what it took"
+    assert forecast.left() == pytest.approx(20 + 45)
+
+
+def test_the_idle_machine_is_measured_once():
+    forecast = _forecast({"a": Expected(10.0, once=30.0)})
+    forecast.end(("a", 0), 41.0, completed=True)
+    assert forecast.left() == pytest.approx(11.0)
+
+
+def test_one_that_failed_says_nothing_of_other_points():
+    forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0)})
+    forecast.end(("a", 0), 0.5, completed=False)
+    assert forecast.seconds(("b", 0)) == 30.0
+    assert forecast.seconds(("a", 1)) == 0.5
+
+
+def test_without_an_estimate_it_is_not_known_before_one_has_run():
+    forecast = _forecast({"a": None, "b": None})
+    assert (forecast.seconds(("a", 0)), forecast.left()) == (None, None)
+    forecast.end(("a", 0), 8.0, completed=True)
+    assert forecast.seconds(("b", 0)) == 8.0
+    assert forecast.left() == 24.0
+
+
+def test_a_large_study_is_not_added_up_anew_each_time():
+    """The sums that are carried along are those of what is left."""
+    estimates = {point: [None, Expected(point), Expected(point, once=3.0)][point % 3] for point in range(60)}
+    forecast = _forecast(estimates)
+    order = [(point, cycle) for point in range(60) for cycle in range(2)]
+    for number, key in enumerate(order[:-1], 1):
+        forecast.end(key, key[0] + number % 7, completed=number % 5 != 0)
+        left = {}
+        for one in order[number:]:
+            left.setdefault(one[0], []).append(forecast.seconds(one))
+        once = (
+            sum(len(each) - 1 for point, each in left.items() if point % 3 == 2 and (point, 0) in order[number:])
+            * 3
+        )
+        assert forecast.left() == pytest.approx(sum(map(sum, left.values())) - once)
+
+
+def test_nothing_is_left_after_the_last():
+    forecast = _forecast({"a": None}, cycles=1)
+    forecast.end(("a", 0), 8.0, completed=True)
+    assert forecast.left() == pytest.approx(0)

@@ -1,0 +1,201 @@
+"""summary.csv, experiments.csv and data frames: what is in them, with its unit, and what is not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import sys
+
+import pandas
+import pytest
+
+from pytest_llem import StudyResult
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.models import ErrorRecord, ManifestEntry
+from pytest_llem.results.tabular import column, experiment_table, point_table
+from pytest_llem.results.verdicts import GateVerdict
+from tests.conftest import ROOT
+from tests.support.study_results import point, study_result
+
+COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
+
+#: What in a name tells a unit.
+TOLD = {
+    "J": r"_j$",
+    "Wh": r"^wh_",
+    "1/J": r"_per_joule$",
+    "J·s": r"_js$",
+    "W": r"_w$",
+    "s": r"seconds$",
+    "1/s": r"_per_second$",
+    "tokens": r"_tokens$",
+    "ms": r"_ms$",
+    "MB": r"_mb$",
+    "°C": r"_c$",
+    "FLOP": r"^flops$",
+    "ratio": r"_ratio$",
+    "g": r"_g$",
+}
+
+
+@pytest.mark.parametrize("metric", CATALOGUE)
+def test_every_column_tells_its_unit(metric):
+    assert column(metric).startswith(metric)
+    assert re.search(TOLD[CATALOGUE[metric].unit], column(metric))
+
+
+def _entry(one, cycle, status="completed", **more):
+    return ManifestEntry(
+        experiment_id=f"{one.id}-cycle={cycle}",
+        config_hash=one.config_hash,
+        config_summary=one.id,
+        cycle=cycle,
+        status=status,
+        **more,
+    )
+
+
+@pytest.fixture
+def result():
+    """Two points in two cycles, an engine's option swept in one of them; one experiment failed."""
+    first = point(
+        {"precision": "bf16", "noop.seconds": 0.5},
+        config_hash="a" * 16,
+        output_tokens_per_second=[100.0, 110.0],
+        energy_per_output_token_j=[0.5, 0.6],
+        active_energy_j=[-0.25, 0.0],
+    )
+    second = point(
+        {"precision": None, "order": ["a", "b"], "flag": True},
+        config_hash="b" * 16,
+        cycles=[2],
+        output_tokens_per_second=[200.0],
+        energy_per_output_token_j=[0.4],
+    )
+    verdict = {"gate": "budget", "id": "x", "metric": SPEED, "point": first.id, "unit": "1/s"}
+    for outcome, found in (("passed", "WITHIN"), ("failed", "BEYOND"), ("passed", "SAME")):
+        first.verdicts.append(GateVerdict(**verdict, outcome=outcome, verdict=found))
+    error = ErrorRecord(kind="crash", type="SIGKILL", message='it was "killed", \n=1+1')
+    times = {"started_at": "2026-11-25T10:00:00.000Z", "completed_at": "2026-11-25T10:00:09.500Z"}
+    entries = [
+        _entry(first, 1, **times),
+        _entry(second, 1, "failed", error=error),
+        _entry(second, 2),
+        _entry(first, 2),
+        _entry(first, 3, "deselected"),
+    ]
+    return study_result(first, second, experiments=entries)
+
+
+def _rows(table):
+    return list(csv.DictReader(io.StringIO(table.to_csv())))
+
+
+def test_a_row_for_each_point(result):
+    first, second = _rows(point_table(result))
+    assert (first["precision"], first["noop.seconds"], first["order"], first["flag"]) == ("bf16", "0.5", "", "")
+    assert (second["precision"], second["noop.seconds"], second["flag"]) == ("null", "", "true")
+    assert (first["cycles"], second["cycles"]) == ("2", "1")
+    assert float(first[SPEED]) == 105
+    assert float(first[f"{SPEED}_sd"]) == pytest.approx(math.sqrt(50))
+    low, high = float(first[f"{SPEED}_ci95_low"]), float(first[f"{SPEED}_ci95_high"])
+    assert (low + high) / 2 == pytest.approx(105)
+    assert (first[f"{SPEED}_n"], second[f"{SPEED}_n"]) == ("2", "1")
+    assert second[f"{SPEED}_sd"] == second[f"{SPEED}_ci95_low"] == "", "absent is empty"
+    assert float(first["active_energy_j"]) == -0.125
+    assert second["active_energy_j"] == second["ttft_p50_ms"] == "", "and not 0"
+    assert (first[f"{COST}_method"], first[f"{COST}_boundary"]) == ("measured", "gpu_board")
+    assert f"{SPEED}_method" not in first
+    assert (first["pareto_optimal"], second["pareto_optimal"]) == ("false", "true")
+    assert (first["verdict"], second["verdict"]) == ("BEYOND", "")
+
+
+def test_a_row_for_each_experiment(result):
+    rows = _rows(experiment_table(result))
+    assert [(row["status"], row["cycle"]) for row in rows] == [
+        *(("completed", "1"), ("failed", "1"), ("completed", "2"), ("completed", "2")),
+    ]
+    first, failed, other, last = rows
+    assert [row[SPEED] for row in rows] == ["100.0", "", "200.0", "110.0"]
+    assert [row[COST] for row in rows] == ["0.5", "", "0.4", "0.6"]
+    assert first["wall_seconds"] == "9.5"
+    assert failed["error"] == 'crash: it was "killed", \n=1+1', "quoted"
+    assert (failed[f"{COST}_method"], other[f"{COST}_method"]) == ("", "measured")
+    assert last["active_energy_j"] == "0.0", "which is not absent"
+    assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_a_baseline_keeps_no_experiments_and_has_rows_all_the_same(result):
+    rows = _rows(experiment_table(result.model_copy(update={"experiments": []})))
+    assert [(row["point"], row["cycle"], row[SPEED]) for row in rows] == [
+        (result.points[0].id, "1", "100.0"),
+        (result.points[0].id, "2", "110.0"),
+        (result.points[1].id, "2", "200.0"),
+    ]
+
+
+def test_axes_named_like_metrics_do_not_collide():
+    one = point({"noop.seconds": 3, "n": 2}, seconds=[1.0])
+    table = point_table(study_result(one))
+    assert len(set(table.columns)) == len(table.columns)
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["noop.seconds"], row["n"], row["seconds"]) == (3, 2, 1.0)
+
+
+def test_a_data_frame_has_the_same_cells_and_the_units(result):
+    for per, table in (("point", point_table(result)), ("experiment", experiment_table(result))):
+        frame = result.to_dataframe(per=per)
+        assert list(frame.columns) == list(table.columns)
+        assert len(frame) == len(table.rows)
+        for place, row in enumerate(table.rows):
+            for name, cell in zip(table.columns, row, strict=True):
+                found = frame.iloc[place][name]
+                assert pandas.isna(found) if cell is None else found == cell
+        assert frame[SPEED].dtype == frame["ttft_p50_ms"].dtype == "float64"
+        assert frame.attrs["units"][COST] == "J"
+        assert frame.attrs["units"]["ttft_p50_ms"] == "ms"
+    assert result.to_dataframe().attrs["units"][f"{SPEED}_sd"] == "1/s"
+    assert result.to_dataframe()["active_energy_j"].isna().tolist() == [False, True]
+
+
+def test_a_data_frame_of_nothing():
+    assert len(study_result().to_dataframe()) == 0
+    assert len(study_result().to_dataframe("experiment")) == 0
+
+
+def test_a_data_frame_of_neither(result):
+    with pytest.raises(ValueError, match=r"^per: 'cycle' is neither 'point' nor 'experiment'$"):
+        result.to_dataframe("cycle")
+
+
+def test_without_pandas_one_line_says_what_to_install(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'pytest-llem\[dataframe\]'$") as told:
+        result.to_dataframe()
+    assert "\n" not in str(told.value)
+
+
+def test_a_result_of_an_older_version_has_rows_too():
+    result = StudyResult.load(ROOT / "tests" / "golden" / "1.0")
+    frame = result.to_dataframe()
+    assert frame[SPEED].notna().any()
+    assert len(result.to_dataframe("experiment")) == result.summary.total
+
+
+def test_a_run_writes_both_files(pytester, write_study, results):
+    write_study(sweep={"noop.fault": ["none", "raise"], "precision": ["bf16"]})
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "not (fault=raise and cycle=2)")
+    result = StudyResult.load(results.directory)
+    for name, per in (("summary.csv", "point"), ("experiments.csv", "experiment")):
+        with (results.directory / name).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        frame = result.to_dataframe(per)
+        assert [row["noop.fault"] for row in rows] == frame["noop.fault"].tolist()
+        for row, found in zip(rows, frame[SPEED].tolist(), strict=True):
+            assert (row[SPEED] == "") == math.isnan(found)
+            assert not row[SPEED] or float(row[SPEED]) == found, "to the last digit"
+    assert len(result.to_dataframe("experiment")) == 3
+    summary = result.to_dataframe().set_index("noop.fault")
+    assert summary.loc["none", "output_tokens_per_second"] == result.points[0].metrics[SPEED].mean
