@@ -65,6 +65,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int) -> list[str]:
     if result.status != "completed" and not (run.directory / REFERENCE).exists():  # two sides are not resumed
         lines.append("--llem-resume goes on from here")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
+    if run.page is not None:
+        lines.append(f"report: {Path(os.path.relpath(run.page, directory))}")
     return lines
 
 
