@@ -28,7 +28,7 @@ def page_files(file: Path, names: Sequence[str]) -> list[Path]:
 
 
 def write_page(directory: Path, file: Path, result: StudyResult) -> str | None:
-    """Write the page of *result*, whose files are in *directory*, and return what kept it from being written, or None.
+    """Write the page of *result*, whose files are in *directory*; return what kept it from being written, or None.
 
     The results are saved, so that whatever goes wrong here is told, and no more than that.
     """

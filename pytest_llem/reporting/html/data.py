@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.reporting.html.samples import Latencies, Power, read_latencies, read_power
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.manifest import stored_files, stored_result
+from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult
 
 #: Points on a page, the rest being told of: nobody reads more, and browsers take their time.
@@ -102,9 +102,11 @@ def _add(contents: Contents, directory: Path, cycle: Cycle, most: int) -> None:
     except ValueError:  # of another version
         return
     contents.provenance.add(result)
-    files = stored_files(directory, cycle.entry)
-    contents.latencies.setdefault(cycle.point, Latencies()).extend(read_latencies(files.get("requests.csv", "")))
-    if samples := read_power(files.get("power.csv", ""), most):
+    assert cycle.entry.result_file is not None  # which was read
+    stem = directory / cycle.entry.result_file.removesuffix(".json")
+    requests, power = (_text(stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("requests.csv", "power.csv"))
+    contents.latencies.setdefault(cycle.point, Latencies()).extend(read_latencies(requests or ""))
+    if samples := read_power(power or "", most):
         window = result.window.energy_seconds or result.window.window_seconds
         contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, window, samples))
 

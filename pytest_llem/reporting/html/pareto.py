@@ -17,6 +17,9 @@ SPEED, COST = "output_tokens_per_second", "energy_per_output_token_j"
 #: Points whose numbers have room beside their marks.
 MOST_NUMBERED = 40
 
+#: Optimal points that are named below.
+MOST_NAMED = 6
+
 #: How each method is drawn: what is not measured is hollow.
 _OPEN = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "triangle-up"}
 
@@ -64,8 +67,8 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
         xaxis=speed.axis("output tokens per second"),
         yaxis=cost.axis(f"J per output token{of}"),
     )
-    names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:12])
-    more = f" and {len(optimal) - 12} more" if len(optimal) > 12 else ""
+    names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MOST_NAMED])
+    more = f" and {len(optimal) - MOST_NAMED} more" if len(optimal) > MOST_NAMED else ""
     caption = (
         f"Each mark is one of {len(known)} points; down and to the right is better. "
         f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}. "

@@ -16,10 +16,11 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
 @dataclass(frozen=True)
 class Select:
-    """One choice that the reader has."""
+    """One choice that the reader has: its options, and which of them is taken at first."""
 
     label: str
     options: list[str]
+    first: int = 0
 
 
 @dataclass
@@ -61,6 +62,7 @@ def _layout(*, height: int = 440, **more: Any) -> Json:
         "linecolor": "var(--line)",
         "zeroline": False,
         "automargin": True,
+        "separatethousands": True,
         "ticks": "outside",
         "tickcolor": "var(--line)",
         "title": {"font": {"size": 13, "color": "var(--muted)"}, "standoff": 12},

@@ -11,6 +11,9 @@ from pytest_llem.results.statistics import Summary
 #: The axis is logarithmic where values differ by more than this factor.
 FAR_APART = 20
 
+#: So many decades have room for labels between the powers of ten.
+_DECADES = 3.5
+
 #: How far beyond the means an interval is followed, as a share of their span.
 _BEYOND = 0.35
 
@@ -30,7 +33,10 @@ class Range:
     cut: bool
 
     def axis(self, title: str) -> dict[str, object]:
-        return {"type": self.type, "range": self.edges, "title": {"text": title}}
+        found: dict[str, object] = {"type": self.type, "range": self.edges, "title": {"text": title}}
+        if self.type == "log":  # 1, 2, 5, or powers of ten alone
+            found["dtick"] = "D2" if self.edges[1] - self.edges[0] < _DECADES else 1
+        return found
 
 
 def range_of(summaries: Sequence[Summary]) -> Range:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.ranges import bars, range_of
 from pytest_llem.reporting.html.words import (
+    axis_text,
     label_of,
     metrics_with_values,
     neutral,
@@ -41,8 +42,10 @@ def sweep_plot(points: Sequence[PointResult]) -> Plot | None:
         layers[str(place)] = _along(points, names[axis], values, lines)
         for number, metric in enumerate(metrics):
             layers[f"{place}/{number}"] = _heights(points, metric, lines)
+    # Along the longest axis there are the fewest lines.
+    longest = max(range(len(axes)), key=lambda place: len(list(axes.values())[place]))
     selects = [
-        Select("along", [names[axis] for axis in axes]),
+        Select("along", [names[axis] for axis in axes], longest),
         Select("metric", [title_of(metric) for metric in metrics]),
     ]
     caption = (
@@ -65,7 +68,7 @@ def _lines(points: Sequence[PointResult], axis: str, values: list[Any], names: d
     lines: dict[str, list[tuple[int, int]]] = {}
     for index, point in enumerate(points):
         if axis in point.axes:
-            rest = ", ".join(f"{names[one]}={value_text(it)}" for one, it in point.axes.items() if one != axis)
+            rest = ", ".join(f"{names[one]}={axis_text(it)}" for one, it in point.axes.items() if one != axis)
             lines.setdefault(rest, []).append((places[value_text(point.axes[axis])], index))
     return [(rest, sorted(line)) for rest, line in lines.items()]
 
@@ -90,7 +93,7 @@ def _along(points: Sequence[PointResult], name: str, values: list[Any], lines: S
     layout = {
         "xaxis": {
             "tickvals": list(range(len(values))),
-            "ticktext": [neutral(value_text(one), 24) for one in values],
+            "ticktext": [neutral(axis_text(one), 24) for one in values],
             "title": {"text": neutral(name)},
             "range": [-0.4, len(values) - 0.6],
         }

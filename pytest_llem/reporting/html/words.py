@@ -113,8 +113,13 @@ def ticks_of(points: Sequence[PointResult]) -> tuple[str, list[str]]:
     names = short_names(axes)
     if len(points) > 16 or any(list(point.axes) != axes for point in points) or not axes:
         return "point", [f"#{index + 1}" for index in range(len(points))]
-    texts = [" · ".join(clipped(value_text(point.axes[axis]), 24) for axis in axes) for point in points]
+    texts = [" · ".join(clipped(axis_text(point.axes[axis]), 24) for axis in axes) for point in points]
     return " · ".join(names[axis] for axis in axes), texts
+
+
+def axis_text(value: Any) -> str:
+    """Return an axis value as somebody wrote it; ids have it with what is unsafe in them spelt out."""
+    return value if isinstance(value, str) else value_text(value)
 
 
 def clipped(text: str, most: int = 80) -> str:

@@ -69,12 +69,12 @@
     root.dataset.drawn = "true";
   })();
 
-  // ---- paper: light, and nothing folded away ----
+  // ---- paper: light, and nothing folded away but the tables behind plots, which may be long ----
 
   let folded = [];
   addEventListener("beforeprint", () => {
     root.classList.add("printing");
-    folded = [...document.querySelectorAll("details:not([open])")];
+    folded = [...document.querySelectorAll("details:not([open], .data)")];
     for (const one of folded) one.open = true;
     drawAll();
   });
