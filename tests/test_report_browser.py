@@ -66,9 +66,9 @@ def opened(chromium) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda message: said.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
-        address = file.as_uri()
-        page.on("request", lambda one: None if one.url == address else said.append(f"request: {one.url}"))
-        page.goto(address)
+        own = (file.as_uri(), "blob:", "data:")
+        page.on("request", lambda one: None if one.url.startswith(own) else said.append(f"request: {one.url}"))
+        page.goto(own[0])
         page.wait_for_selector("html[data-drawn]")
         return page
 
@@ -119,6 +119,17 @@ def test_pointing_at_a_mark_shows_its_point(page):
     text = _hover(page, "pareto")
     assert re.search(r"#\d precision=(bf16|fp32)-size=\d", text), text
     assert "J per output token, measured" in text
+
+
+def test_plotly_offers_to_save_an_image_and_to_send_nothing_anywhere(page):
+    figure = _figure(page, "pareto")
+    figure.scroll_into_view_if_needed()
+    figure.hover()
+    buttons = figure.locator(".modebar-btn").evaluate_all("all => all.map(one => one.ariaLabel)")
+    assert buttons == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
+    with page.expect_download() as saved:
+        figure.locator(".modebar-btn").first.click()
+    assert saved.value.suggested_filename == "boards – pytest-llem pareto.png"
 
 
 def test_a_choice_changes_the_plot(page):

@@ -51,7 +51,10 @@ def run(directory: Path, library: Path, *arguments: str) -> Path:
     paths = os.pathsep.join(filter(None, [str(NOOP_ENGINE), os.environ.get("PYTHONPATH")]))
     options = [word for name in OTHER_PLUGINS for word in ("-p", f"no:{name}")]
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--rootdir", directory, *options]
-    environment = nvml.environment(library, script) | {"PYTHONPATH": paths, "PYTEST_ADDOPTS": ""}
+    # Locks of devices of its own, and no words for the CI that all this runs in.
+    own = {"PYTHONPATH": paths, "PYTEST_ADDOPTS": "", "TMPDIR": str(directory)}
+    environment = nvml.environment(library, script) | own
+    environment.pop("GITHUB_ACTIONS", None)
     done = subprocess.run(
         [*command, "--llem-run-id", "one", *arguments],
         cwd=directory,

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from pytest_llem.reporting.html.data import Contents, Cycle
 from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.words import (
+    MAIN,
     cycle_figure,
     label_of,
     metrics_with_values,
@@ -18,13 +19,16 @@ from pytest_llem.reporting.html.words import (
     unit_of,
 )
 
+#: Values that a page holds, whatever their number of metrics.
+MOST_VALUES = 100_000
+
 _RELATIVE, _ABSOLUTE = "relative to the point's mean", "as measured"
 
 
 def cycles_plot(contents: Contents) -> Plot | None:
     """Return the plot; None where there is nothing to show."""
-    metrics = metrics_with_values(contents.points)
-    groups = _by_cycle(contents)
+    groups, metrics = _by_cycle(contents), metrics_with_values(contents.points)
+    some = metrics[: max(len(MAIN), MOST_VALUES // max(1, len(contents.cycles)))]
     if not groups or not metrics:
         return None
     traces = [
@@ -40,7 +44,8 @@ def cycles_plot(contents: Contents) -> Plot | None:
         for place, (number, group) in enumerate(groups.items())
     ]
     layers: dict[str, Json] = {}
-    for index, metric in enumerate(metrics):
+    for index, metric in enumerate(some):
+        layers[str(index)] = {"data": [{"text": _texts(contents, group, metric)} for group in groups.values()]}
         layers[f"{index}/0"] = _heights(contents, metric, groups, relative=True)
         layers[f"{index}/1"] = _heights(contents, metric, groups, relative=False)
     caption = (
@@ -48,8 +53,10 @@ def cycles_plot(contents: Contents) -> Plot | None:
         "Relative to the mean of its point, a drift of the machine shows as a slope, and an outlier stands apart. "
         "The table of experiments has the main figures of each."
     )
+    if len(some) < len(metrics):
+        caption += f" There are so many that {len(metrics) - len(some)} further metrics are left out."
     selects = [
-        Select("metric", [title_of(metric) for metric in metrics]),
+        Select("metric", [title_of(metric) for metric in some]),
         Select("values", [_RELATIVE, _ABSOLUTE]),
     ]
     base = figure(traces, xaxis={"title": {"text": "order in which experiments ran"}, "rangemode": "tozero"})
@@ -78,7 +85,7 @@ def _heights(
     for group in groups.values():
         found = [value_of(contents, one, metric) for _, one in group]
         heights = [_deviation(contents, metric, one, it) for (_, one), it in zip(group, found, strict=True)]
-        traces.append({"y": heights if relative else [short(one) for one in found], "text": _texts(found, metric)})
+        traces.append({"y": heights if relative else [short(one) for one in found]})
         values += [one for one in found if one is not None]
     note = "" if values else "This result does not keep the value of each cycle."
     title = f"{name_of(metric)}, % off the point's mean" if relative else title_of(metric)
@@ -98,5 +105,5 @@ def _deviation(contents: Contents, metric: str, cycle: Cycle, value: float | Non
     return None if value is None or not mean else float(f"{100 * (value - mean) / abs(mean):.4g}")
 
 
-def _texts(values: Sequence[float | None], metric: str) -> list[str]:
-    return [f"{cycle_figure(one)} {unit_of(metric)}".strip() for one in values]
+def _texts(contents: Contents, group: Sequence[tuple[int, Cycle]], metric: str) -> list[str]:
+    return [f"{cycle_figure(value_of(contents, one, metric))} {unit_of(metric)}".strip() for _, one in group]

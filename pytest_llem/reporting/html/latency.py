@@ -8,6 +8,7 @@ from pytest_llem.reporting.html.data import Contents
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.samples import KINDS, SHOWN
 from pytest_llem.reporting.html.words import label_of, neutral, ticks_of
+from pytest_llem.reporting.plan import counted
 
 
 def latency_plot(contents: Contents) -> Plot | None:
@@ -91,7 +92,9 @@ def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) ->
         + "<extra></extra>",
     )
     lacking = len(contents.points) - len(known)
-    note = f"{lacking} of {len(contents.points)} points have none of these." if lacking else ""
+    note = (
+        f"{counted(lacking, 'point')} without these {'is' if lacking == 1 else 'are'} left out." if lacking else ""
+    )
     return {"data": [box.to_plotly_json(), mark.to_plotly_json()], "layout": {}, "note": note}
 
 

@@ -70,7 +70,8 @@ class Provenance:
         for device in result.devices:
             if device.energy_j and device.integral_j is not None:
                 self._see("integral", device.integral_j / device.energy_j)
-        self._tell("load", result.engine.model_source or "unknown")
+        if result.engine.model_source is not None:
+            self._tell("load", result.engine.model_source)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what there is to say of how it was measured: what, and over all experiments."""

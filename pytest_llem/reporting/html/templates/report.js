@@ -2,11 +2,14 @@
 (() => {
   const plots = JSON.parse(document.getElementById("llem-plots").textContent);
   const root = document.documentElement;
+  // Nothing of it reaches out, as plotly's own button for sharing would.
   const config = {
     responsive: true,
     displaylogo: false,
     typesetMath: false,
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   };
 
   // ---- plots ----
@@ -52,7 +55,8 @@
       layout.margin = { l: 40, r: 6, t: 30, b: 44 };
     }
     figure.querySelector(".note").textContent = found.note ?? "";
-    return Plotly.react(figure.querySelector(".canvas"), found.data, layout, config);
+    const image = { filename: `${document.title} ${figure.dataset.plot}` };
+    return Plotly.react(figure.querySelector(".canvas"), found.data, layout, { ...config, toImageButtonOptions: image });
   }
 
   const figures = [...document.querySelectorAll("figure[data-plot]")];
