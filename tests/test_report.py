@@ -18,9 +18,9 @@ import pytest
 from pytest_llem import StudyResult, cli, extras
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.page import as_json
-from pytest_llem.reporting.html.pareto import pareto_optimal, pareto_plot
+from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.ranges import range_of
-from pytest_llem.reporting.html.rows import best_of, facts, groups
+from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.words import name_of, neutral, shown, title_of, told
@@ -402,30 +402,37 @@ def test_data_cannot_end_its_script():
 # ---- what is on the plots ----
 
 
-def test_pareto_optimal_points_are_those_that_none_beats():
+def test_pareto_optimal_points_stand_out_and_estimates_are_marked():
     def at(speed, cost, **how):
         given = {} if cost is None else {COST: summary(COST, [cost], **how)}
         return point({"size": speed}, **{SPEED: [speed], **given})
 
-    points = [at(10.0, 5.0), at(20.0, 5.0), at(30.0, 7.0), at(25.0, 8.0), at(40.0, None), at(20.0, 5.0)]
-    assert pareto_optimal(points) == {1, 2}
-    points.append(at(1.0, 0.001, method="estimated", boundary="cpu_package"))
-    assert pareto_optimal(points) == {1, 2, 6}, "an estimate beats nothing that is measured"
-    plot = pareto_plot(points)
-    assert "Energies of different methods or boundaries are not held against each other." in plot.caption
+    estimated = {"method": "estimated", "boundary": "cpu_package"}
+    measured = [at(10.0, 5.0), at(20.0, 5.0), at(30.0, 7.0), at(25.0, 8.0), at(40.0, None)]
+    plot = pareto_plot([*measured, at(1.0, 0.001, **estimated), at(2.0, 0.001, **estimated)])
     named = {trace["name"]: trace for trace in plot.figure["data"] if "name" in trace}
-    assert named["Pareto-optimal, estimated (cpu_package)"]["marker"]["symbol"] == "diamond-open"
-    assert named["Pareto-optimal, measured (gpu_board)"]["x"] == [20.0, 30.0]
-    assert "customdata" in named["other points, measured (gpu_board)"]
+    assert {name: trace["x"] for name, trace in named.items()} == {
+        "Pareto-optimal, measured (gpu_board)": [20.0, 30.0],
+        "other points, measured (gpu_board)": [10.0, 25.0],
+        "Pareto-optimal, estimated (cpu_package)": [2.0],
+        "other points, estimated (cpu_package)": [1.0],
+    }
+    symbols = {trace["marker"]["symbol"] for name, trace in named.items() if "estimated" in name}
+    assert symbols == {"diamond-open"}
+    assert "Energies of different methods or boundaries are not held against each other." in plot.caption
+    assert "hollow marks are not measured" in plot.caption
+    assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
+    alone = pareto_plot(measured[:1])
+    assert "Pareto" not in alone.caption
+    assert alone.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (measured)"
 
 
-def test_the_best_is_none_where_figures_cannot_be_compared():
-    one, other = point({"a": 1}, **{COST: [1.0]}), point({"a": 2}, **{COST: [2.0], "mean_power_w": [1.0]})
-    assert best_of([one, other], COST) == {0}
-    assert best_of([one, one], COST) == set()
-    assert best_of([one, other], "mean_power_w") == set(), "neither way is better"
-    estimated = point({"a": 3}, **{COST: summary(COST, [0.1], method="estimated")})
-    assert best_of([one, other, estimated], COST) == set()
+def test_the_best_of_each_kind_of_energy_is_named(tmp_path):
+    points = [point({"a": n}, **{COST: [2.0 - n]}) for n in range(2)]
+    points += [point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10], method="estimated")}) for n in range(2)]
+    text = page_of(_written(tmp_path, *points)).text
+    assert "Least energy per output token 1.00 J n = 1: #2 a=1, measured" in text
+    assert "Least energy per output token 0.100 J n = 1: #4 a=3, estimated" in text
 
 
 def test_a_line_joins_points_that_differ_in_the_axis_alone():

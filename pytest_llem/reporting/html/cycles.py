@@ -13,7 +13,6 @@ from pytest_llem.reporting.html.words import (
     cycle_figure,
     label_of,
     metrics_with_values,
-    name_of,
     neutral,
     title_of,
     unit_of,
@@ -88,7 +87,7 @@ def _heights(
         traces.append({"y": heights if relative else [short(one) for one in found]})
         values += [one for one in found if one is not None]
     note = "" if values else "This result does not keep the value of each cycle."
-    title = f"{name_of(metric)}, % off the point's mean" if relative else title_of(metric)
+    title = "% off the mean of its point" if relative else title_of(metric)
     far = not relative and values and min(values) > 0 and max(values) > 20 * min(values)
     axis: Json = {
         "title": {"text": title},

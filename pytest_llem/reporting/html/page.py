@@ -17,7 +17,7 @@ from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.cycles import cycles_plot
 from pytest_llem.reporting.html.data import Contents
 from pytest_llem.reporting.html.latency import latency_plot, latency_rows
-from pytest_llem.reporting.html.pareto import pareto_optimal, pareto_plot
+from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_power
 from pytest_llem.reporting.html.samples import SHOWN
@@ -26,7 +26,8 @@ from pytest_llem.reporting.html.words import MAIN, NOTHING, clipped, label_of, n
 from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.terminal import figure, number
 from pytest_llem.results.facts import BENCH
-from pytest_llem.results.models import StudyResult
+from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
 
@@ -173,19 +174,8 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
         about = f"of {counted(len(verdicts), 'gate')}" + (f", {open_} undecided" if open_ else "")
         figure_ = f"{bad} failed" if bad else "none failed"
         facts.append(Fact("Gates", figure_, about, "bad" if bad else "good"))
-    for metric in _BEST:
-        best = sorted(rows.best_of(points, metric)) or _only(contents, metric)
-        if best:
-            one = points[best[0]].metrics[metric]
-            method = f", {one.method}" if one.method else ""
-            facts.append(
-                Fact(
-                    _BEST[metric] if len(points) > 1 else name_of(metric),
-                    f"{number(one.mean or 0.0)} {unit_of(metric).replace('1/s', 'tokens/s')}",
-                    f"{_interval(one)}{label_of(best[0], points[best[0]])}{method}",
-                    "estimated" if one.method == "estimated" else "",
-                )
-            )
+    for metric, name in _BEST.items():
+        facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
     if optimal and len(points) > 1:
         facts.append(Fact("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
     if summary.energy_j is not None:
@@ -212,10 +202,27 @@ def _done(result: StudyResult) -> Fact:
     return Fact("Experiments", f"{summary.completed} of {summary.total}", about, tone)
 
 
-def _only(contents: Contents, metric: str) -> list[int]:
-    """Return the one point there is, where there is one."""
-    has = len(contents.points) == 1 and metric in contents.points[0].metrics
-    return [0] if has and contents.points[0].metrics[metric].mean is not None else []
+def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
+    """Return where the best points are, one for each method and boundary; an only point is one."""
+    if len(points) == 1:
+        only = points[0].metrics.get(metric)
+        return [0] if only is not None and only.mean is not None else []
+    found: dict[tuple[str | None, str | None], int] = {}
+    for place in sorted(best(points, metric)):
+        one = points[place].metrics[metric]
+        found.setdefault((one.method, one.boundary), place)
+    return list(found.values())
+
+
+def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact:
+    one = points[place].metrics[metric]
+    assert one.mean is not None
+    return Fact(
+        name if len(points) > 1 else name_of(metric),
+        f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
+        f"{_interval(one)}{label_of(place, points[place])}{f', {one.method}' if one.method else ''}",
+        "estimated" if one.method == "estimated" else "",
+    )
 
 
 def _without(contents: Contents, metrics: list[str]) -> list[tuple[str, str]]:

@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from pytest_llem.reporting.html.plots import Plot, figure, short
 from pytest_llem.reporting.html.ranges import Range, bars, range_of
 from pytest_llem.reporting.html.words import label_of, neutral, shown
+from pytest_llem.reporting.plan import counted
 from pytest_llem.results.models import PointResult
-
-SPEED, COST = "output_tokens_per_second", "energy_per_output_token_j"
+from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 
 #: Points whose numbers have room beside their marks.
 MOST_NUMBERED = 40
@@ -22,26 +22,6 @@ MOST_NAMED = 6
 
 #: How each method is drawn: what is not measured is hollow.
 _OPEN = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "triangle-up"}
-
-
-def pareto_optimal(points: Sequence[PointResult]) -> set[int]:
-    """Return the indices of points that no other one beats in cost or in speed without losing in the other.
-
-    Only energies of one method and boundary are held against each other.
-    """
-    found: set[int] = set()
-    for kind in {_kind(point) for point in points}:
-        known = sorted(
-            (-_mean(point, SPEED), _mean(point, COST), index)
-            for index, point in enumerate(points)
-            if _kind(point) == kind and _has_both(point)
-        )
-        least = float("inf")
-        for _, cost, index in known:
-            if cost < least:
-                least = cost
-                found.add(index)
-    return found
 
 
 def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
@@ -69,11 +49,10 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     )
     names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MOST_NAMED])
     more = f" and {len(optimal) - MOST_NAMED} more" if len(optimal) > MOST_NAMED else ""
-    caption = (
-        f"Each mark is one of {len(known)} points; down and to the right is better. "
-        f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}. "
-        "Bars are 95 % intervals of the mean."
-    )
+    caption = f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better. "
+    if optimal:
+        caption += f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}. "
+    caption += "Bars are 95 % intervals of the mean."
     if methods != ["measured"]:
         caption += f" The energy here is {' or '.join(methods)}" + (
             ", not measured." if "measured" not in methods else ": hollow marks are not measured."

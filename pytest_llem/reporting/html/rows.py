@@ -23,6 +23,7 @@ from pytest_llem.reporting.html.words import (
     unit_of,
 )
 from pytest_llem.results.models import ErrorRecord, ManifestEntry, PointResult, StudyResult
+from pytest_llem.results.pareto import best
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.identity import value_text
 
@@ -84,7 +85,7 @@ def heads(metrics: Iterable[str]) -> list[Column]:
 
 
 def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) -> list[Row]:
-    best = {metric: best_of(contents.points, metric) for metric in metrics}
+    best_places = {metric: best(contents.points, metric) for metric in metrics}
     planned = Counter(entry.config_hash for entry in contents.result.experiments if entry.status != "deselected")
     rows = []
     for index, point in enumerate(contents.points):
@@ -92,7 +93,7 @@ def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) ->
         for metric in metrics:
             summary = point.metrics.get(metric)
             mean = summary.mean if summary is not None else None
-            cells.append(Cell(shown(summary), told(summary, unit_of(metric)), mean, index in best[metric]))
+            cells.append(Cell(shown(summary), told(summary, unit_of(metric)), mean, index in best_places[metric]))
         n, wanted = len(point.cycles), planned[point.config_hash]
         cost = point.metrics.get("energy_per_output_token_j")
         rows.append(
@@ -108,23 +109,6 @@ def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) ->
             )
         )
     return rows
-
-
-def best_of(points: Sequence[PointResult], metric: str) -> set[int]:
-    """Return the indices of the best points by a metric; none where neither way is better, where all are alike, or
-    where energies are of several methods or boundaries.
-    """
-    found = {index: one for index, point in enumerate(points) if (one := point.metrics.get(metric)) and one.n}
-    means = {index: one.mean for index, one in found.items() if one.mean is not None}
-    better = CATALOGUE[metric].better
-    if (
-        better is None
-        or len(set(means.values())) < 2
-        or len({(it.method, it.boundary) for it in found.values()}) > 1
-    ):
-        return set()
-    limit = min(means.values()) if better == "lower" else max(means.values())
-    return {index for index, mean in means.items() if mean == limit}
 
 
 def _verdicts(verdicts: Sequence[GateVerdict]) -> list[tuple[str, str, int]]:
