@@ -248,6 +248,7 @@ def test_gates_failures_and_the_study_are_told(page):
         "gpu_board",
         "min_window_seconds: 0.5",
         "Sampled power, integrated ÷ the counter",
+        "Processes are started by\tspawn",
     ):
         assert said in text
     assert "3 failed" not in text

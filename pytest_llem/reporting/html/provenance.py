@@ -67,6 +67,8 @@ class Provenance:
         if idle is not None:
             self._see("idle", idle.idle_context_w)
             self._tell("idle", idle.reason or idle.method)
+        if result.start is not None:
+            self._tell("start", result.start.method)
         for device in result.devices:
             if device.energy_j and device.integral_j is not None:
                 self._see("integral", device.integral_j / device.energy_j)
@@ -87,6 +89,7 @@ class Provenance:
             ("A tick's share of the window, at most", f"{100 * max(quantisation):.2g} %" if quantisation else ""),
             ("Sampled power, integrated ÷ the counter", self._span("integral")),
             ("Processor time of measuring, during a window", self._span("harness", "s")),
+            ("Processes are started by", self._counts("start")),
             ("Models are from", self._counts("load")),
         ]
         return [(what, text) for what, text in rows if text]
