@@ -49,6 +49,9 @@ _START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 FailOn = Literal["regression", "inconclusive"]
 _FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
 
+#: Options that an empty text says nothing to.
+_PATHS = ("llem_results_dir", "llem_plan", "llem_html", "llem_resume_from", "llem_baseline", "llem_against")
+
 _Word = TypeVar("_Word", bound=str)
 
 
@@ -61,6 +64,7 @@ class Settings:
         results_dir_given: The command line says so, which no study overrides.
         run_id: Ends the folder's name in place of the time, or None.
         plan: Where the plan is written, or None.
+        html: Where the page of the results is written, or None.
         resume: What an earlier run has completed is not run again.
         resume_from: The results directory of that run; None for the newest one of a study's design.
         resume_anyway: Whatever has changed since.
@@ -87,6 +91,7 @@ class Settings:
     results_dir_given: bool
     run_id: str | None
     plan: Path | None
+    html: Path | None
     resume: bool
     resume_from: Path | None
     resume_anyway: bool
@@ -119,11 +124,12 @@ class Settings:
         if run_id is not None and not _is_name(run_id):
             raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
         given = config.getoption("llem_results_dir")
-        for option in ("llem_results_dir", "llem_plan", "llem_resume_from", "llem_baseline", "llem_against"):
+        for option in _PATHS:
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
         results = given or config.getini("llem_results_dir")
         plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
+        html = config.getoption("llem_html")
         resume = config.getoption("llem_resume") or resume_from is not None
         if config.getoption("llem_resume_anyway") and not resume:
             raise pytest.UsageError("--llem-resume-anyway: needs --llem-resume or --llem-resume-from")
@@ -144,6 +150,7 @@ class Settings:
             results_dir_given=given is not None,
             run_id=run_id,
             plan=_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
+            html=_path("--llem-html", config.invocation_params.dir, html) if html else None,
             resume=resume,
             resume_from=_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
             if resume_from
@@ -190,6 +197,28 @@ class Settings:
             max_experiments=self.max_experiments,
             timeout_seconds=self.timeout,
         )
+
+
+def check_html(file: Path) -> None:
+    """See before anything runs that a page can be written to *file*, as far as that can be told.
+
+    Raises:
+        pytest.UsageError: It cannot be, or what writes it is not installed.
+    """
+    from pytest_llem.extras import lacking
+
+    if (problem := lacking("report")) is not None:
+        raise pytest.UsageError(f"--llem-html: {problem}")
+    try:
+        if file.exists() and not file.is_file():
+            raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
+        folder = next(parent for parent in file.parents if parent.exists())
+        if not folder.is_dir():
+            raise pytest.UsageError(f"--llem-html: '{folder}' is no directory")
+    except OSError as error:
+        raise pytest.UsageError(f"--llem-html: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise pytest.UsageError(f"--llem-html: '{folder}' cannot be written to")
 
 
 class _ConfigReader:
@@ -406,6 +435,12 @@ def add_options(parser: pytest.Parser) -> None:
         "--llem-plan",
         metavar="FILE",
         help="write what is to be run to FILE, as JSON; with --collect-only nothing else happens",
+    )
+    group.addoption(
+        "--llem-html",
+        metavar="FILE",
+        help="write the results as a page to FILE; of several studies, each to FILE with its name in it "
+        "(needs pytest-llem[report])",
     )
     parser.addini(
         "llem_results_dir", "where each study's results folder goes, relative to rootdir", default="results"

@@ -28,6 +28,7 @@ from pytest_llem.options import (
     YAML_SUFFIXES,
     Settings,
     add_options,
+    check_html,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    Settings.from_config(config)  # a wrong option is told before anything is collected
+    settings = Settings.from_config(config)  # a wrong option is told before anything is collected
+    if settings.html is not None and not hasattr(config, "workerinput"):
+        check_html(settings.html)
     config.addinivalue_line("markers", MARKER_HELP)
     if "=" in (expression := config.getoption("keyword", "") or ""):
         from pytest_llem.collection.selection import rewrite

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "backends": {"study", "results"},
     "measurement": {"catalogue", "backends", "energy", "hardware", "registry", "results", "study"},
     "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
-    "options": {"board", "study"},
+    "extras": set(),
+    "options": {"board", "extras", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
     "collection": {
         *("board", "energy", "gates", "hardware", "isolation", "measurement", "nodes", "options", "planning"),
@@ -58,6 +59,7 @@ MAY_IMPORT = {
             "backends",
             "catalogue",
             "doctor",
+            "extras",
             "gates",
             "measurement",
             "options",
@@ -73,6 +75,9 @@ MAY_IMPORT = {
 
 KNOWS_PYTEST = {"options", "collection", "fixtures", "reporting", "plugin"}
 HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
+
+#: What only some installations have, and the room that needs it.
+PAGES, PAGES_NEED = "reporting.html", {"jinja2", "plotly"}
 
 
 def _modules() -> Iterator[tuple[str, str, Path]]:
@@ -113,6 +118,13 @@ def test_what_is_heavy_is_imported_late(room, name, path):
     parts = ("pytorch", "generation", "loading", "shape")
     theirs = dict.fromkeys((f"backends.{part}" for part in parts), HEAVY)
     assert heavy <= theirs.get(name, set())
+
+
+@EVERY_MODULE
+def test_pages_are_written_by_one_room_that_is_entered_late(room, name, path):
+    if not name.startswith(f"{PAGES}.") or name == f"{PAGES}.__init__":
+        assert not {one.partition(".")[0] for one in _imports(path)} & PAGES_NEED
+        assert not [one for one in _imports(path, at_load=True) if one.startswith(f"pytest_llem.{PAGES}")]
 
 
 def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):

@@ -82,7 +82,9 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "llem: interrupted\n")
 
 
-@pytest.mark.parametrize("command", ["schema", "fetch study.yaml", "aa results", "compare A B", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["schema", "fetch study.yaml", "aa results", "compare A B", "doctor", "report results"]
+)
 def test_no_standard_output_is_one_line(command):
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *command.split()],
@@ -105,6 +107,8 @@ def test_no_standard_output_is_one_line(command):
         ["aa"],
         ["aa", "results", "--metric", "sceonds"],
         ["compare", "A"],
+        ["report"],
+        ["report", "A", "B"],
         ["compare", "A", "B", "--form", "json"],
         ["doctor", "here"],
         ["doctor", "--format", "xml"],
@@ -134,6 +138,7 @@ def test_the_version(capsys):
         (["compare", "--help"], ["A  ", "B  ", "--metric METRIC", "--fail-on VERDICT"]),
         (["aa", "--help"], ["DIR", "--metric METRIC", "session"]),
         (["doctor", "--help"], ["--format FORMAT", "--python PYTHON", "--timeout SECONDS", "blocks"]),
+        (["report", "--help"], ["DIR", "-o FILE", "pip install 'pytest-llem[report]'"]),
         (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
     ],
 )

@@ -10,11 +10,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.cli import aa, compare, doctor, fetch, schema
+from pytest_llem.cli import aa, compare, doctor, fetch, report, schema
 from pytest_llem.cli.command import INTERRUPTED, NOT_RUN, complain, forget_output
 
 #: In the order in which help lists them.
-COMMANDS = (compare, aa, schema, fetch, doctor)
+COMMANDS = (report, compare, aa, schema, fetch, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

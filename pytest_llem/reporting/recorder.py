@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pytest_llem.gates.saved import BaselineError, save, what_lacks
 from pytest_llem.nodes import REFERENCE, file_of, is_reference
 from pytest_llem.options import BOARD, Settings
 from pytest_llem.reporting.github import write_summary
+from pytest_llem.reporting.pages import page_files, write_page
 from pytest_llem.reporting.studies import experiments_by_run, study_of
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.terminal import WARNING, summary_lines
@@ -197,6 +199,7 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)  # not after what may take long, or has no terminal any more to write to
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         ending: StudyStatus = "interrupted" if self._interrupted else "aborted"
+        pages = self._pages()
         for key, run in self._runs.items():
             whole = run.is_done() and run.stopped is None
             try:
@@ -211,6 +214,8 @@ class Recorder:
             if is_reference(key):
                 continue
             self._save(result, session)
+            if key in pages:
+                self._write_page(run, result, pages[key], session)
             try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
             except RAISED as error:
@@ -239,6 +244,21 @@ class Recorder:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
         else:
             self._saved.append(f"baseline: {os.path.relpath(path, self._config.invocation_params.dir)}")
+
+    def _pages(self) -> dict[str, Path]:
+        """Return where the page of each study goes, by the key of its run; nothing where none is wanted."""
+        file, keys = Settings.from_config(self._config).html, [key for key in self._runs if not is_reference(key)]
+        names = [self._runs[key].study.name for key in keys]
+        return {} if file is None else dict(zip(keys, page_files(file, names), strict=True))
+
+    def _write_page(self, run: StudyRun, result: StudyResult, file: Path, session: pytest.Session) -> None:
+        problem = write_page(run.directory, file, result)
+        if problem is None:
+            run.page = file
+            return
+        self._lost.append(f"{run.study.name}: {problem}")
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for message in self._lost:

@@ -31,6 +31,7 @@ class StudyRun:
         result: The StudyResult, once the study has ended.
         stopped: Why it was ended before all had run, where that was ours to decide; or None.
         lost: Results that were saved and are not there any more at the end, in words.
+        page: Where its page is, once that is written; or None.
     """
 
     study: StudyConfig
@@ -40,6 +41,7 @@ class StudyRun:
     result: StudyResult | None = None
     stopped: str | None = None
     lost: list[str] = field(default_factory=list)
+    page: Path | None = None
     _summarised: tuple[StudyResult, Findings] | None = None
 
     @classmethod

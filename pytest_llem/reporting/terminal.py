@@ -75,6 +75,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     if len(result.warnings) > MOST_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
+    if run.page is not None:
+        lines.append(f"report: {Path(os.path.relpath(run.page, directory))}")
     return lines
 
 

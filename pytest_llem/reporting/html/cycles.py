@@ -1,0 +1,108 @@
+"""Every cycle's value, in the order in which they ran: drift shows as a slope, an outlier as a mark on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from pytest_llem.reporting.html.data import Contents, Cycle
+from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.words import (
+    MAIN,
+    cycle_figure,
+    label_of,
+    metrics_with_values,
+    neutral,
+    title_of,
+    unit_of,
+)
+
+#: Values that a page holds, whatever their number of metrics.
+MOST_VALUES = 100_000
+
+_RELATIVE, _ABSOLUTE = "relative to the point's mean", "as measured"
+
+
+def cycles_plot(contents: Contents) -> Plot | None:
+    """Return the plot; None where there is nothing to show."""
+    groups, metrics = _by_cycle(contents), metrics_with_values(contents.points)
+    some = metrics[: max(len(MAIN), MOST_VALUES // max(1, len(contents.cycles)))]
+    if not groups or not metrics:
+        return None
+    traces = [
+        go.Scatter(
+            mode="markers",
+            name=f"cycle {number}",
+            x=[order for order, _ in group],
+            marker={"size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)], "opacity": 0.9},
+            customdata=[[neutral(label_of(one.point, contents.points[one.point]))] for _, one in group],
+            hovertemplate=f"<b>%{{customdata[0]}}</b><br>cycle {number}: %{{text}}<br>run %{{x}}<extra></extra>",
+            showlegend=len(groups) > 1,
+        )
+        for place, (number, group) in enumerate(groups.items())
+    ]
+    layers: dict[str, Json] = {}
+    for index, metric in enumerate(some):
+        layers[str(index)] = {"data": [{"text": _texts(contents, group, metric)} for group in groups.values()]}
+        layers[f"{index}/0"] = _heights(contents, metric, groups, relative=True)
+        layers[f"{index}/1"] = _heights(contents, metric, groups, relative=False)
+    caption = (
+        f"The value of each of {len(contents.cycles)} completed experiments, in the order in which they ran. "
+        "Relative to the mean of its point, a drift of the machine shows as a slope, and an outlier stands apart. "
+        "The table of experiments has the main figures of each."
+    )
+    if len(some) < len(metrics):
+        caption += f" There are so many that {len(metrics) - len(some)} further metrics are left out."
+    selects = [
+        Select("metric", [title_of(metric) for metric in some]),
+        Select("values", [_RELATIVE, _ABSOLUTE]),
+    ]
+    base = figure(traces, xaxis={"title": {"text": "order in which experiments ran"}, "rangemode": "tozero"})
+    return Plot("cycles", "Every cycle in run order", caption, base, selects, layers)
+
+
+def _by_cycle(contents: Contents) -> dict[int, list[tuple[int, Cycle]]]:
+    """Return the experiments by cycle, each with its place in run order, from 1."""
+    groups: dict[int, list[tuple[int, Cycle]]] = {}
+    for order, one in enumerate(contents.cycles, 1):
+        groups.setdefault(one.entry.cycle, []).append((order, one))
+    return dict(sorted(groups.items()))
+
+
+def value_of(contents: Contents, cycle: Cycle, metric: str) -> float | None:
+    """Return what one experiment found; None where there is none, or where the result did not keep it."""
+    summary = contents.points[cycle.point].metrics.get(metric)
+    values = summary.values if summary is not None else []
+    return values[cycle.place] if cycle.place < len(values) else None
+
+
+def _heights(
+    contents: Contents, metric: str, groups: dict[int, list[tuple[int, Cycle]]], *, relative: bool
+) -> Json:
+    traces, values = [], []
+    for group in groups.values():
+        found = [value_of(contents, one, metric) for _, one in group]
+        heights = [_deviation(contents, metric, one, it) for (_, one), it in zip(group, found, strict=True)]
+        traces.append({"y": heights if relative else [short(one) for one in found]})
+        values += [one for one in found if one is not None]
+    note = "" if values else "This result does not keep the value of each cycle."
+    title = "% off the mean of its point" if relative else title_of(metric)
+    far = not relative and values and min(values) > 0 and max(values) > 20 * min(values)
+    axis: Json = {
+        "title": {"text": title},
+        "type": "log" if far else "linear",
+        "ticksuffix": " %" if relative else "",
+    }
+    zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0}
+    shapes = [{**zero, "line": {"color": "var(--muted)", "width": 1, "dash": "dot"}}] if relative else []
+    return {"data": traces, "layout": {"yaxis": axis, "shapes": shapes}, "note": note}
+
+
+def _deviation(contents: Contents, metric: str, cycle: Cycle, value: float | None) -> float | None:
+    mean = contents.points[cycle.point].metrics[metric].mean
+    return None if value is None or not mean else float(f"{100 * (value - mean) / abs(mean):.4g}")
+
+
+def _texts(contents: Contents, group: Sequence[tuple[int, Cycle]], metric: str) -> list[str]:
+    return [f"{cycle_figure(value_of(contents, one, metric))} {unit_of(metric)}".strip() for _, one in group]

@@ -1,0 +1,101 @@
+"""How latencies are distributed: over all requests of all cycles of a point."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.samples import KINDS, SHOWN
+from pytest_llem.reporting.html.words import label_of, neutral, ticks_of
+from pytest_llem.reporting.plan import counted
+
+
+def latency_plot(contents: Contents) -> Plot | None:
+    """Return the plot; None where no request has a latency."""
+    kinds = [kind for kind in KINDS if any(one.values.get(kind) for one in contents.latencies.values())]
+    if not kinds:
+        return None
+    title, ticks = ticks_of(contents.points)
+    chosen = sorted(contents.latencies)
+    # Beside each other where there are many, else below each other, where long names have room.
+    across = len(chosen) > 16
+    marked = [index for index in chosen if not across or index % max(1, len(chosen) // 10) == 0]
+    along: Json = {
+        "tickvals": marked,
+        "ticktext": [neutral(ticks[index]) for index in marked],
+        "title": {"text": neutral(title)},
+    }
+    if not across:
+        along["autorange"] = "reversed"
+    layers: dict[str, Json] = {}
+    for place, kind in enumerate(kinds):
+        layers[str(place)] = _boxes(contents, kind, chosen, across=across)
+    far: Json = {"title": {"text": "ms"}, "rangemode": "tozero"}
+    base = figure(
+        [],
+        height=460 if across else max(260, 110 + 44 * len(chosen)),
+        showlegend=False,
+        margin={"l": 56, "r": 12, "t": 12, "b": 48},
+        xaxis=along if across else far,
+        yaxis=far if across else along,
+    )
+    caption = (
+        "Over all requests of all cycles of each point: the box spans the middle half, its line is the median, "
+        "and whiskers go from the 5th to the 95th percentile. Requests of one batch are not independent of each "
+        "other. The table below has the figures."
+    )
+    selects = [Select("latency", [KINDS[kind] for kind in kinds])]
+    return Plot("latency", "Latency distributions", caption, base, selects, layers)
+
+
+def latency_rows(contents: Contents) -> list[tuple[str, str, int, list[str]]]:
+    """Return the same as a table: latency, point, number of requests, and the percentiles of ``SHOWN`` in ms."""
+    rows = []
+    for kind, name in KINDS.items():
+        for index, one in sorted(contents.latencies.items()):
+            if (found := one.percentiles(kind)) is not None:
+                figures = [f"{found[p]:.4g}" for p in SHOWN]
+                rows.append((name, label_of(index, contents.points[index]), len(one.values[kind]), figures))
+    return rows
+
+
+def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) -> Json:
+    every = {index: contents.latencies[index].percentiles(kind) for index in chosen}
+    known = {index: found for index, found in every.items() if found is not None}
+    places = list(known)
+    ends = {name: [short(found[p]) for found in known.values()] for name, p in _ENDS.items()}
+    box = go.Box(
+        **ends,
+        **{"x" if across else "y": places, "orientation": "v" if across else "h"},
+        name="",
+        boxpoints=False,
+        width=0.5,
+        marker={"color": "var(--accent)"},
+        line={"width": 1.5},
+        fillcolor="var(--box)",
+        hoverinfo="skip",
+    )
+    # Boxes say nothing of which point they are: marks in their middle do.
+    medians = ends["median"]
+    mark = go.Scatter(
+        mode="markers",
+        x=places if across else medians,
+        y=medians if across else places,
+        marker={"size": 9, "color": "var(--accent)", "symbol": "line-ns" if not across else "line-ew"},
+        customdata=[
+            [neutral(label_of(index, contents.points[index])), *(f"{found[p]:.4g}" for p in SHOWN)]
+            for index, found in known.items()
+        ],
+        hovertemplate="<b>%{customdata[0]}</b><br>"
+        + "<br>".join(f"p{p}: %{{customdata[{place}]}} ms" for place, p in enumerate(SHOWN, 1))
+        + "<extra></extra>",
+    )
+    lacking = len(contents.points) - len(known)
+    note = (
+        f"{counted(lacking, 'point')} without these {'is' if lacking == 1 else 'are'} left out." if lacking else ""
+    )
+    return {"data": [box.to_plotly_json(), mark.to_plotly_json()], "layout": {}, "note": note}
+
+
+_ENDS = {"lowerfence": 5, "q1": 25, "median": 50, "q3": 75, "upperfence": 95}

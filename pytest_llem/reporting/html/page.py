@@ -1,0 +1,241 @@
+"""The page: what was read, as HTML."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from pytest_llem.planning.estimate import duration_text
+from pytest_llem.reporting.html import rows
+from pytest_llem.reporting.html.cycles import cycles_plot
+from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.latency import latency_plot, latency_rows
+from pytest_llem.reporting.html.pareto import pareto_plot
+from pytest_llem.reporting.html.plots import Plot
+from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_power
+from pytest_llem.reporting.html.samples import SHOWN
+from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.html.words import MAIN, NOTHING, clipped, label_of, name_of, title_of, unit_of
+from pytest_llem.reporting.plan import counted
+from pytest_llem.reporting.terminal import figure, number
+from pytest_llem.results.facts import BENCH
+from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.pareto import best, pareto_optimal
+from pytest_llem.results.statistics import Summary
+from pytest_llem.study.identity import short_names, value_text
+
+#: What a status means, where it is not simply that all is done.
+_STATUS = {
+    "running": "It is not at its end, or was killed: this is what there was.",
+    "interrupted": "It was interrupted before its end.",
+    "aborted": "It was ended before all had run.",
+}
+
+
+#: What the best point of a metric is called.
+_BEST = {
+    "output_tokens_per_second": "Most tokens per second",
+    "energy_per_output_token_j": "Least energy per output token",
+    "ttft_p50_ms": "Shortest time to first token (p50)",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One of the figures at the top."""
+
+    name: str
+    figure: str
+    about: str
+    tone: str = ""
+
+
+def render(contents: Contents) -> str:
+    """Return the whole page. It asks for nothing, and runs no script but its own."""
+    environment = Environment(
+        loader=PackageLoader("pytest_llem.reporting.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script, style, plotly = _file("report.js"), _file("report.css"), get_plotlyjs()
+    plots = [
+        pareto_plot(contents.points),
+        sweep_plot(contents.points),
+        cycles_plot(contents),
+        power_plot(contents),
+        latency_plot(contents),
+    ]
+    shown = {plot.key: plot for plot in plots if plot is not None}
+    return environment.get_template("report.html.j2").render(
+        **_content(contents, shown),
+        # Not escaped: they are ours, or, as the data, hold nothing that ends a script.
+        data=as_json({key: plot.data() for key, plot in shown.items()}),
+        plotly=plotly,
+        script=script,
+        style=style,
+        policy=policy(plotly, script),
+    )
+
+
+def policy(*scripts: str) -> str:
+    """Return a Content-Security-Policy that lets these scripts run and no other, and nothing be fetched."""
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def as_json(data: Any) -> str:
+    """Return *data* as JSON that is safe within a script element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _file(name: str) -> str:
+    return files("pytest_llem.reporting.html").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
+    result, points = contents.result, contents.points
+    metrics, optimal = rows.columns(points), pareto_optimal(points)
+    few = [metric for metric in MAIN[:7] if metric in metrics]
+    failed = rows.failures(result.experiments)
+    return {
+        "result": result,
+        "contents": contents,
+        "subtitle": _subtitle(contents),
+        "status": _STATUS.get(result.status),
+        "facts": _facts(contents, optimal),
+        "plots": plots,
+        "why_no_power": why_no_power(points),
+        "columns": rows.heads(metrics),
+        "points": rows.point_rows(contents, metrics, optimal),
+        "without": _without(contents, metrics),
+        "cycle_columns": [title_of(metric) for metric in few],
+        "cycles": rows.cycle_rows(contents, few),
+        "power": power_rows(contents),
+        "latencies": latency_rows(contents),
+        "percentiles": SHOWN,
+        "failures": failed[: rows.MOST_FAILURES],
+        "failures_left_out": max(0, len(failed) - rows.MOST_FAILURES),
+        "skips": rows.skips(result),
+        "excluded": [(_axes(one.get("axes", {})), one.get("reason", "")) for one in result.excluded],
+        "gates": rows.gate_rows(result.points),
+        "environment": rows.groups(result.environment),
+        "protocol": rows.pairs({key: it for key, it in result.measurement_protocol.items() if key != "gates"}),
+        "gate_settings": rows.pairs(result.measurement_protocol.get("gates") or {}),
+        "bench": [(BENCH[key].name, text) for key, text in rows.facts(points, "bench") if key in BENCH],
+        "subject": rows.facts(points, "subject"),
+        "settings": rows.shared_settings(points),
+        "number": number,
+        "clipped": clipped,
+    }
+
+
+def _subtitle(contents: Contents) -> str:
+    result = contents.result
+    models = sorted({str(point.config.get("model")) for point in result.points if point.config.get("model")})
+    values: dict[str, set[str]] = {}
+    for point in result.points:
+        for axis, value in point.axes.items():
+            values.setdefault(axis, set()).add(value_text(value))
+    names = short_names(values)
+    axes = [names[axis] for axis, found in values.items() if len(found) > 1]
+    cycles = result.measurement_protocol.get("n_cycles")
+    text = f"What inference costs: {counted(len(result.points), 'point')}"
+    if axes:
+        text += f" over {', '.join(axes[:6])}{' and more' if len(axes) > 6 else ''}"
+    if isinstance(cycles, int):
+        text += f", {counted(cycles, 'cycle')} each"
+    if models:
+        text += f", of {', '.join(models[:4])}{f' and {len(models) - 4} more models' if len(models) > 4 else ''}"
+    return text
+
+
+def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
+    result, points = contents.result, contents.points
+    summary = result.summary
+    facts = [_done(result)]
+    verdicts = [verdict for point in result.points for verdict in point.verdicts]
+    if verdicts:
+        bad = sum(verdict.outcome == "failed" for verdict in verdicts)
+        open_ = sum(verdict.outcome == "skipped" for verdict in verdicts)
+        about = f"of {counted(len(verdicts), 'gate')}" + (f", {open_} undecided" if open_ else "")
+        figure_ = f"{bad} failed" if bad else "none failed"
+        facts.append(Fact("Gates", figure_, about, "bad" if bad else "good"))
+    for metric, name in _BEST.items():
+        facts += [_best(points, place, metric, name) for place in _first_of_each_kind(points, metric)]
+    if optimal and len(points) > 1:
+        facts.append(Fact("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
+    if summary.energy_j is not None:
+        about = f"of all windows, {summary.method}" if summary.method else "of all windows"
+        facts.append(Fact("Energy", f"{number(summary.energy_j)} J", about))
+    if summary.wall_seconds:
+        facts.append(Fact("Took", duration_text(summary.wall_seconds), "from first start to last end"))
+    return facts
+
+
+def _interval(summary: Summary) -> str:
+    """Return ``±24%, n = 3: ``."""
+    half = figure(summary).partition(" ")[2]
+    return f"{f'{half}, ' if half else ''}n = {summary.n}: "
+
+
+def _done(result: StudyResult) -> Fact:
+    summary = result.summary
+    skipped = sum(entry.status == "skipped" for entry in result.experiments)
+    left = sum(entry.status in ("pending", "running") for entry in result.experiments)
+    numbers = {"failed": summary.failed, "skipped": skipped, "not run": left, "replayed": summary.replayed}
+    about = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "completed"
+    tone = "bad" if summary.failed else "good" if summary.completed == summary.total else ""
+    return Fact("Experiments", f"{summary.completed} of {summary.total}", about, tone)
+
+
+def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
+    """Return where the best points are, one for each method and boundary; an only point is one."""
+    if len(points) == 1:
+        only = points[0].metrics.get(metric)
+        return [0] if only is not None and only.mean is not None else []
+    found: dict[tuple[str | None, str | None], int] = {}
+    for place in sorted(best(points, metric)):
+        one = points[place].metrics[metric]
+        found.setdefault((one.method, one.boundary), place)
+    return list(found.values())
+
+
+def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact:
+    one = points[place].metrics[metric]
+    assert one.mean is not None
+    return Fact(
+        name if len(points) > 1 else name_of(metric),
+        f"{number(one.mean)} {unit_of(metric).replace('1/s', 'tokens/s')}",
+        f"{_interval(one)}{label_of(place, points[place])}{f', {one.method}' if one.method else ''}",
+        "estimated" if one.method == "estimated" else "",
+    )
+
+
+def _without(contents: Contents, metrics: list[str]) -> list[tuple[str, str]]:
+    """Return the metrics that have no value at any point that was measured, and why."""
+    measured = [point for point in contents.points if point.cycles]
+    found: dict[str, str] = {}
+    for point in measured:
+        for metric, summary in point.metrics.items():
+            if summary.mean is None:
+                found.setdefault(metric, summary.reason or NOTHING)
+    has_value = {metric for point in measured for metric, one in point.metrics.items() if one.mean is not None}
+    return [(title_of(metric), reason) for metric, reason in found.items() if metric not in has_value]
+
+
+def _axes(axes: dict[str, Any]) -> str:
+    return ", ".join(f"{axis}={rows.plain(value)}" for axis, value in axes.items())

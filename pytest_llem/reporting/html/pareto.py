@@ -1,0 +1,138 @@
+"""Joules per output token against tokens per second, and the points that no other one beats in both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from pytest_llem.reporting.html.plots import Plot, figure, short
+from pytest_llem.reporting.html.ranges import Range, bars, range_of
+from pytest_llem.reporting.html.words import label_of, neutral, shown
+from pytest_llem.reporting.plan import counted
+from pytest_llem.results.models import PointResult
+from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
+
+#: Points whose numbers have room beside their marks.
+MOST_NUMBERED = 40
+
+#: Optimal points that are named below.
+MOST_NAMED = 6
+
+#: How each method is drawn: what is not measured is hollow.
+_OPEN = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "triangle-up"}
+
+
+def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
+    """Return the plot; None where no point has both figures."""
+    known = [index for index, point in enumerate(points) if _has_both(point)]
+    if not known:
+        return None
+    optimal = pareto_optimal(points)
+    kinds = sorted({_kind(points[index]) for index in known})
+    speed = range_of([points[index].metrics[SPEED] for index in known])
+    cost = range_of([points[index].metrics[COST] for index in known])
+    traces = [_frontier(points, [index for index in known if index in optimal], kind) for kind in kinds]
+    for kind in kinds:
+        for best in (False, True):  # the optimal ones on top
+            chosen = [one for one in known if _kind(points[one]) == kind and (one in optimal) == best]
+            if chosen:
+                traces.append(_markers(points, chosen, (speed, cost), kind, best))
+    methods = sorted({kind[0] for kind in kinds})
+    of = f" ({methods[0]})" if len(methods) == 1 else " (method: see legend)"
+    plot = figure(
+        traces,
+        height=480,
+        xaxis=speed.axis("output tokens per second"),
+        yaxis=cost.axis(f"J per output token{of}"),
+    )
+    names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MOST_NAMED])
+    more = f" and {len(optimal) - MOST_NAMED} more" if len(optimal) > MOST_NAMED else ""
+    caption = f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better. "
+    if optimal:
+        caption += f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}. "
+    caption += "Bars are 95 % intervals of the mean."
+    if methods != ["measured"]:
+        caption += f" The energy here is {' or '.join(methods)}" + (
+            ", not measured." if "measured" not in methods else ": hollow marks are not measured."
+        )
+    if len(kinds) > 1:
+        caption += " Energies of different methods or boundaries are not held against each other."
+    if speed.cut or cost.cut:
+        caption += " Intervals that go beyond the plot are cut off: double-click shows them whole."
+    return Plot("pareto", "Energy against speed", caption, plot)
+
+
+def _markers(
+    points: Sequence[PointResult],
+    chosen: Sequence[int],
+    axes: tuple[Range, Range],
+    kind: tuple[str, str],
+    best: bool,
+) -> object:
+    method, boundary = kind
+    name = f"{'Pareto-optimal' if best else 'other points'}, {method}{f' ({boundary})' if boundary else ''}"
+    speeds, costs = ([points[index].metrics[metric] for index in chosen] for metric in (SPEED, COST))
+    color = "var(--accent)" if best else "var(--muted)"
+    style = {"type": "data", "symmetric": False, "color": "var(--bar)", "thickness": 1, "width": 2}
+    return go.Scatter(
+        mode="markers+text" if len(points) <= MOST_NUMBERED else "markers",
+        text=[f"#{index + 1}" for index in chosen],
+        textposition=[f"top {_side(speed.mean, axes[0])}" for speed in speeds],
+        textfont={"size": 11, "color": "var(--muted)"},
+        name=neutral(name),
+        x=[short(one.mean) for one in speeds],
+        y=[short(one.mean) for one in costs],
+        error_x={**style, **bars(speeds, axes[0])},
+        error_y={**style, **bars(costs, axes[1])},
+        marker={
+            "size": 12 if best else 9,
+            "color": color,
+            "symbol": _OPEN.get(method, "circle"),
+            "line": {"width": 2 if method in _OPEN else 1, "color": color},
+        },
+        customdata=[
+            [neutral(label_of(index, points[index])), shown(speed), shown(cost), method, cost.n]
+            for index, speed, cost in zip(chosen, speeds, costs, strict=True)
+        ],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]} tokens/s"
+        "<br>%{customdata[2]} J per output token, %{customdata[3]}<br>n = %{customdata[4]}<extra></extra>",
+    )
+
+
+def _side(speed: float | None, axis: Range) -> str:
+    """Return on which side of a mark there is room."""
+    assert speed is not None
+    place = math.log10(speed) if axis.type == "log" else speed
+    return "left" if place > sum(axis.edges) / 2 else "right"
+
+
+def _frontier(points: Sequence[PointResult], optimal: Sequence[int], kind: tuple[str, str]) -> object:
+    """Return the line through the optimal points: steps, as nothing between them was measured."""
+    known = sorted(
+        (_mean(points[one], SPEED), _mean(points[one], COST)) for one in optimal if _kind(points[one]) == kind
+    )
+    return go.Scatter(
+        mode="lines",
+        x=[short(speed) for speed, _ in known],
+        y=[short(cost) for _, cost in known],
+        line={"shape": "vh", "color": "var(--accent)", "width": 1, "dash": "dot"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _kind(point: PointResult) -> tuple[str, str]:
+    cost = point.metrics.get(COST)
+    return (cost.method or "unknown", cost.boundary or "") if cost is not None else ("unknown", "")
+
+
+def _has_both(point: PointResult) -> bool:
+    return all((one := point.metrics.get(name)) is not None and one.mean is not None for name in (SPEED, COST))
+
+
+def _mean(point: PointResult, metric: str) -> float:
+    mean = point.metrics[metric].mean
+    assert mean is not None
+    return mean

@@ -1,0 +1,93 @@
+"""Power over time: what was sampled in each cycle of a point, with the window that its energy is of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.samples import Power
+from pytest_llem.reporting.html.words import label_of, neutral
+from pytest_llem.results.models import PointResult
+
+_FULL_HEIGHT = {"yref": "paper", "y0": 0, "y1": 1}
+_DASHES = ("solid", "dot", "dash", "dashdot")
+
+
+def power_plot(contents: Contents) -> Plot | None:
+    """Return the plot; None where no power was sampled."""
+    if not contents.power:
+        return None
+    chosen = sorted(contents.power)
+    layers = {str(place): _point(contents.power[index]) for place, index in enumerate(chosen)}
+    selects = [Select("point", [label_of(index, contents.points[index]) for index in chosen])]
+    caption = (
+        "The power that was sampled in each cycle of a point. The shaded span is the measured window: it begins "
+        "at 0, and dashed lines show where that of each cycle ends."
+    )
+    base = figure(
+        [],
+        xaxis={"title": {"text": "seconds since the window began"}},
+        yaxis={"title": {"text": "power (W)"}, "rangemode": "tozero"},
+    )
+    return Plot("power", "Power over time", caption, base, selects, layers)
+
+
+def why_no_power(points: Sequence[PointResult]) -> str:
+    """Return why there is no plot of it."""
+    energies = (point.metrics.get("energy_j") for point in points)
+    methods = {one.method for one in energies if one is not None and one.mean is not None}
+    told = f" Here energy is {' or '.join(sorted(one for one in methods if one))}." if methods - {None} else ""
+    return f"No power was sampled: only GPUs that are read through NVML have samples over time.{told}"
+
+
+def _point(cycles: Sequence[Power]) -> Json:
+    several = any(len(one.samples) > 1 for one in cycles)
+    traces = [
+        go.Scatter(
+            mode="lines",
+            name=f"cycle {one.cycle}" + (f" · {neutral(device, 16)}" if several else ""),
+            x=[round(at, 3) for at, _ in samples],
+            y=[short(watts) for _, watts in samples],
+            line={"width": 1.5, "dash": _DASHES[number % len(_DASHES)], "color": f"var(--series-{place % 8 + 1})"},
+            hovertemplate="%{y} W after %{x} s",
+            showlegend=True,
+        ).to_plotly_json()
+        for place, one in enumerate(cycles)
+        for number, (device, samples) in enumerate(one.samples.items())
+    ]
+    longest = max(one.window_seconds for one in cycles)
+    shapes = [_span(longest), _edge(0.0), *(_edge(end) for end in sorted({one.window_seconds for one in cycles}))]
+    windows = ", ".join(f"cycle {one.cycle}: {one.window_seconds:.3g} s" for one in cycles[:10])
+    reach = [samples[end][0] for one in cycles for samples in one.samples.values() for end in (0, -1)]
+    margin = 0.04 * longest
+    edges = [short(min(0.0, *reach) - margin), short(max(longest, *reach) + margin)]
+    layout = {"shapes": shapes, "xaxis": {"range": edges}}
+    return {"data": traces, "layout": layout, "note": f"Windows: {windows}."}
+
+
+def _span(seconds: float) -> Json:
+    """Return the shade of the longest window."""
+    fill = {"layer": "below", "fillcolor": "var(--window)", "line": {"width": 0}}
+    return {"type": "rect", "x0": 0, "x1": short(seconds), **_FULL_HEIGHT, **fill}
+
+
+def _edge(seconds: float) -> Json:
+    """Return the mark of where a window begins or ends."""
+    line = {"width": 1, "dash": "dash", "color": "var(--muted)"}
+    return {"type": "line", "x0": short(seconds), "x1": short(seconds), **_FULL_HEIGHT, "line": line}
+
+
+def power_rows(contents: Contents) -> list[tuple[str, int, str, list[str]]]:
+    """Return the same as a table: point, cycle, device, and least, mean and most of its samples, in W."""
+    rows = []
+    for index in sorted(contents.power):
+        for one in contents.power[index]:
+            for device, samples in one.samples.items():
+                watts = [watts for _, watts in samples]
+                mean = sum(watts) / len(watts)
+                figures = [f"{value:.4g}" for value in (min(watts), mean, max(watts))]
+                rows.append((label_of(index, contents.points[index]), one.cycle, device, figures))
+    return rows

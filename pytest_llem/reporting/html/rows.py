@@ -1,0 +1,248 @@
+"""The tables of a page: of points, of experiments, of gates, of what failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.gates.text import verdict_text
+from pytest_llem.reporting.html.cycles import value_of
+from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.words import (
+    MAIN,
+    NOTHING,
+    cycle_figure,
+    label_of,
+    metrics_with_values,
+    name_of,
+    shown,
+    told,
+    unit_of,
+)
+from pytest_llem.results.models import ErrorRecord, ManifestEntry, PointResult, StudyResult
+from pytest_llem.results.pareto import best
+from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.study.identity import value_text
+
+#: Failures that are shown with their tracebacks.
+MOST_FAILURES = 100
+
+#: What counts as bad comes first.
+_OUTCOMES = ("failed", "skipped", "passed")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in a table.
+
+    Attributes:
+        text: As it is shown; a dash where there is none.
+        title: All there is to say of it, or why there is none.
+        sort: What it sorts by; null where there is none.
+        best: It is the best of its column.
+    """
+
+    text: str
+    title: str
+    sort: float | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric that has a column."""
+
+    name: str
+    unit: str
+    meaning: str
+    main: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point."""
+
+    number: int
+    point: PointResult
+    n: str
+    cells: list[Cell]
+    method: str
+    optimal: bool
+    verdicts: list[tuple[str, str, int]]
+    keywords: str
+
+
+def columns(points: Sequence[PointResult]) -> list[str]:
+    """Return the metrics that have a column: those with a value anywhere, and the first ones in any case."""
+    return list(dict.fromkeys([*MAIN[:5], *metrics_with_values(points)]))
+
+
+def heads(metrics: Iterable[str]) -> list[Column]:
+    return [Column(name_of(one), unit_of(one), CATALOGUE[one].meaning, one in MAIN) for one in metrics]
+
+
+def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) -> list[Row]:
+    best_places = {metric: best(contents.points, metric) for metric in metrics}
+    planned = Counter(entry.config_hash for entry in contents.result.experiments if entry.status != "deselected")
+    rows = []
+    for index, point in enumerate(contents.points):
+        cells = []
+        for metric in metrics:
+            summary = point.metrics.get(metric)
+            mean = summary.mean if summary is not None else None
+            cells.append(Cell(shown(summary), told(summary, unit_of(metric)), mean, index in best_places[metric]))
+        n, wanted = len(point.cycles), planned[point.config_hash]
+        cost = point.metrics.get("energy_per_output_token_j")
+        rows.append(
+            Row(
+                number=index + 1,
+                point=point,
+                n=str(n) if n >= wanted else f"{n} of {wanted}",
+                cells=cells,
+                method=(cost.method if cost is not None else None) or NOTHING,
+                optimal=index in optimal,
+                verdicts=_verdicts(point.verdicts),
+                keywords=_keywords(point),
+            )
+        )
+    return rows
+
+
+def _verdicts(verdicts: Sequence[GateVerdict]) -> list[tuple[str, str, int]]:
+    """Return the outcomes and words of a point's verdicts with their numbers, the worst first."""
+    count = Counter((one.outcome, str(one.verdict)) for one in verdicts)
+    ordered = sorted(count, key=lambda one: _OUTCOMES.index(one[0]))
+    return [(outcome, word, count[outcome, word]) for outcome, word in ordered]
+
+
+def _keywords(point: PointResult) -> str:
+    """Return what a filter ``axis=value`` finds a point by: axes with their whole and their last names."""
+    names = [(axis, value) for axis, value in point.axes.items()]
+    last = [(axis.rpartition(".")[2], value) for axis, value in point.axes.items()]
+    return "\n".join(dict.fromkeys(f"{axis}={value_text(one)}".lower() for axis, one in [*names, *last]))
+
+
+def cycle_rows(contents: Contents, metrics: Sequence[str]) -> list[tuple[int, str, ManifestEntry, list[str]]]:
+    """Return each completed experiment in run order: its place, its point, its entry, and figures."""
+    return [
+        (
+            order,
+            label_of(one.point, contents.points[one.point]),
+            one.entry,
+            [cycle_figure(value_of(contents, one, metric)) for metric in metrics],
+        )
+        for order, one in enumerate(contents.cycles, 1)
+    ]
+
+
+def gate_rows(points: Sequence[PointResult]) -> list[tuple[GateVerdict, str]]:
+    """Return the verdicts, failed ones first, and what each says."""
+    verdicts = [verdict for point in points for verdict in point.verdicts]
+    verdicts.sort(key=lambda one: _OUTCOMES.index(one.outcome))
+    return [(verdict, verdict_text(verdict)) for verdict in verdicts]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Experiments that failed alike."""
+
+    ids: list[str]
+    error: ErrorRecord
+    expected: str | None
+
+
+def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
+    """Return the errors, each once, with the experiments that had it."""
+    found: dict[tuple[Any, ...], Failure] = {}
+    for entry in entries:
+        if entry.error is None or entry.status not in ("failed", "skipped"):
+            continue
+        error, expected = entry.error, entry.reason if entry.status == "skipped" else None
+        key = (error.kind, error.type, error.phase, error.message, expected)
+        found.setdefault(key, Failure([], error, expected)).ids.append(entry.experiment_id)
+    return list(found.values())
+
+
+def skips(result: StudyResult) -> list[tuple[str, list[str]]]:
+    """Return why experiments were skipped, with those that each reason concerns."""
+    found: dict[str, list[str]] = {}
+    for entry in result.experiments:
+        if entry.status == "skipped" and entry.error is None:
+            found.setdefault(entry.reason or "no reason was given", []).append(entry.experiment_id)
+    return list(found.items())
+
+
+def pairs(data: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Return the leaves of nested plain data by dotted key, in words; null ones are told as such."""
+    if isinstance(data, Mapping):
+        return [
+            leaf for key, part in data.items() for leaf in pairs(part, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(data, list) and any(isinstance(part, Mapping) for part in data):
+        return [leaf for number, part in enumerate(data) for leaf in pairs(part, f"{prefix}[{number}]")]
+    return [(prefix, plain(data))]
+
+
+def groups(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the same as :func:`pairs` in tables: what is nested has one of its own. What is null is named at the
+    end of its table.
+    """
+    tables = [("machine", pairs({key: one for key, one in data.items() if not _is_nested(one)}))]
+    for key, one in data.items():
+        if isinstance(one, Mapping):
+            tables.append((key, pairs(one)))
+        elif _is_nested(one):
+            tables += [(f"{key} {number}", pairs(part)) for number, part in enumerate(one, 1)]
+    return [(title, _known(found)) for title, found in tables if found]
+
+
+def _is_nested(data: Any) -> bool:
+    return isinstance(data, Mapping) or (
+        isinstance(data, list) and any(isinstance(part, Mapping) for part in data)
+    )
+
+
+def _known(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    unknown = [key for key, text in found if text == NOTHING]
+    known = [(key, text) for key, text in found if text != NOTHING]
+    return [*known, ("not known", ", ".join(unknown))] if unknown else known
+
+
+def plain(data: Any) -> str:
+    """Return a scalar, or a list of them, as people write it."""
+    if data is None:
+        return NOTHING
+    if isinstance(data, bool):
+        return "yes" if data else "no"
+    if isinstance(data, list):
+        return ", ".join(map(plain, data)) or NOTHING
+    return str(data)
+
+
+def facts(points: Sequence[PointResult], which: str) -> list[tuple[str, str]]:
+    """Return the facts of all points by key: what they share, or each value with the number of points it is of."""
+    values: dict[str, Counter[str]] = {}
+    measured = [point for point in points if point.cycles]
+    for point in measured:
+        for key, one in getattr(point, which).items():
+            values.setdefault(key, Counter())[plain(one)] += 1
+    return [
+        (key, next(iter(count)) if len(count) == 1 and count.total() == len(measured) else _each(count))
+        for key, count in values.items()
+    ]
+
+
+def _each(count: Counter[str]) -> str:
+    found = [f"{text} ({n} of the points)" for text, n in count.most_common(8)]
+    return "; ".join(found) + (f"; and {len(count) - 8} more" if len(count) > 8 else "")
+
+
+def shared_settings(points: Sequence[PointResult]) -> list[tuple[str, str]]:
+    """Return what all points' configurations have in common."""
+    every = [dict(pairs(point.config)) for point in points]
+    if not every:
+        return []
+    return [(key, text) for key, text in every[0].items() if all(one.get(key) == text for one in every)]

@@ -1,0 +1,148 @@
+"use strict";
+(() => {
+  const plots = JSON.parse(document.getElementById("llem-plots").textContent);
+  const root = document.documentElement;
+  // Nothing of it reaches out, as plotly's own button for sharing would.
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    typesetMath: false,
+    showSendToCloud: false,
+    plotlyServerURL: "",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+  };
+
+  // ---- plots ----
+
+  const isObject = (it) => it !== null && typeof it === "object" && !Array.isArray(it);
+
+  // What is over wins; traces are merged one by one.
+  function merged(under, over) {
+    const found = { ...under };
+    for (const [key, value] of Object.entries(over)) {
+      if (isObject(value) && isObject(found[key])) found[key] = merged(found[key], value);
+      else if (key === "data" && found.data?.length) found.data = found.data.map((one, n) => merged(one, value[n] ?? {}));
+      else found[key] = value;
+    }
+    return found;
+  }
+
+  // Colours are the page's, by name, so that they follow light and dark.
+  function colored(it, style) {
+    if (typeof it === "string") return it.startsWith("var(--") ? style.getPropertyValue(it.slice(4, -1)).trim() : it;
+    if (Array.isArray(it)) return it.length && typeof it[0] === "number" ? it : it.map((one) => colored(one, style));
+    if (isObject(it)) return Object.fromEntries(Object.entries(it).map(([key, one]) => [key, colored(one, style)]));
+    return it;
+  }
+
+  function chosen(figure) {
+    const { figure: base, layers } = plots[figure.dataset.plot];
+    let found = base;
+    let place = "";
+    for (const select of figure.querySelectorAll("select")) {
+      place += (place && "/") + select.value;
+      if (layers[place]) found = merged(found, layers[place]);
+    }
+    return found;
+  }
+
+  function draw(figure) {
+    const found = colored(chosen(figure), getComputedStyle(root));
+    const narrow = figure.clientWidth < 560;
+    const layout = { ...found.layout };
+    if (narrow) {
+      layout.font = { ...layout.font, size: 11 };
+      layout.margin = { l: 40, r: 6, t: 30, b: 44 };
+    }
+    figure.querySelector(".note").textContent = found.note ?? "";
+    const image = { filename: `${document.title} ${figure.dataset.plot}` };
+    return Plotly.react(figure.querySelector(".canvas"), found.data, layout, { ...config, toImageButtonOptions: image });
+  }
+
+  const figures = [...document.querySelectorAll("figure[data-plot]")];
+  const drawAll = () => Promise.all(figures.map(draw));
+  for (const figure of figures) figure.addEventListener("change", () => draw(figure));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+
+  // One after the other, so that the page can be used meanwhile.
+  (async () => {
+    for (const figure of figures) {
+      await draw(figure);
+      await new Promise((done) => setTimeout(done));
+    }
+    root.dataset.drawn = "true";
+  })();
+
+  // ---- paper: light, and nothing folded away but the tables behind plots, which may be long ----
+
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    root.classList.add("printing");
+    folded = [...document.querySelectorAll("details:not([open], .data)")];
+    for (const one of folded) one.open = true;
+    drawAll();
+  });
+  addEventListener("afterprint", () => {
+    root.classList.remove("printing");
+    for (const one of folded) one.open = false;
+    drawAll();
+  });
+
+  // ---- tables ----
+
+  function sortValue(cell) {
+    if (cell.dataset.sort !== undefined) return cell.dataset.sort === "" ? null : Number(cell.dataset.sort);
+    const text = cell.textContent.trim();
+    if (text === "–") return null;
+    const number = Number(text.replaceAll(",", ""));
+    return text === "" || Number.isNaN(number) ? text.toLowerCase() : number;
+  }
+
+  function compared(one, other) {
+    if (typeof one === typeof other) return typeof one === "number" ? one - other : one.localeCompare(other);
+    return typeof one === "number" ? -1 : 1;
+  }
+
+  function sort(head) {
+    const table = head.closest("table");
+    const down = head.getAttribute("aria-sort") === "ascending";
+    for (const one of table.tHead.rows[0].cells) one.setAttribute("aria-sort", "none");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const body = table.tBodies[0];
+    const rows = [...body.rows].map((row) => [sortValue(row.cells[head.cellIndex]), row]);
+    rows.sort(([one], [other]) => {
+      if (one === null || other === null) return (one === null) - (other === null); // what there is not is last
+      return down ? compared(other, one) : compared(one, other);
+    });
+    body.append(...rows.map(([, row]) => row));
+  }
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    table.tHead.addEventListener("click", (event) => {
+      const head = event.target.closest("button")?.closest("th");
+      if (head) sort(head);
+    });
+  }
+
+  const table = document.getElementById("point-table");
+  const count = document.getElementById("count");
+  const rows = [...table.tBodies[0].rows].map((row) => ({
+    row,
+    text: row.textContent.toLowerCase(),
+    keywords: new Set(row.dataset.keywords.split("\n")),
+  }));
+  document.getElementById("filter").addEventListener("input", (event) => {
+    const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let left = 0;
+    for (const { row, text, keywords } of rows) {
+      const exact = (word) => word.indexOf("=") > 0 && !word.endsWith("=");
+      const fits = words.every((word) => (exact(word) ? keywords.has(word) : text.includes(word)));
+      row.hidden = !fits;
+      left += fits;
+    }
+    count.textContent = left === rows.length ? `${left} points` : `${left} of ${rows.length} points`;
+  });
+  document.getElementById("more").addEventListener("change", (event) => {
+    table.classList.toggle("all-metrics", event.target.checked);
+  });
+})();

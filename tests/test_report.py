@@ -1,0 +1,524 @@
+"""The page of a study: when it is written and where, what is on it, and what is told where it cannot be."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pytest_llem import StudyResult, cli, extras
+from pytest_llem.reporting.html import write_report
+from pytest_llem.reporting.html.page import as_json
+from pytest_llem.reporting.html.pareto import pareto_plot
+from pytest_llem.reporting.html.ranges import range_of
+from pytest_llem.reporting.html.rows import facts, groups
+from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
+from pytest_llem.reporting.html.sweep import sweep_plot
+from pytest_llem.reporting.html.words import name_of, neutral, shown, title_of, told
+from pytest_llem.reporting.pages import page_files
+from pytest_llem.results.statistics import Summary
+from tests.conftest import ROOT
+from tests.support.study_results import point, study_result, summary
+
+GOLDEN = ROOT / "tests" / "golden" / "1.0"
+SPEED, COST = "output_tokens_per_second", "energy_per_output_token_j"
+QUICK = {"sweep": {"noop.size": [1, 2]}, "execution": {"n_cycles": 1}}
+
+
+class _Text(HTMLParser):
+    """Collects what a page says, and the scripts and addresses in it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.titles: list[str] = []
+        self.addresses: list[str] = []
+        self._silent = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self._silent = tag if tag in ("script", "style") else ""
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        self.titles += [value for name, value in attrs if name == "title"]
+
+    def handle_endtag(self, tag):
+        self._silent = ""
+
+    def handle_data(self, data):
+        if not self._silent:
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+def page_of(file: Path) -> _Text:
+    return _Text(file.read_text())
+
+
+def plots_of(file: Path):
+    """Return what the page's script draws."""
+    found = re.search(r'<script type="application/json" id="llem-plots">(.*?)</script>', file.read_text(), re.S)
+    return json.loads(found[1])
+
+
+# ---- when it is written, and where ----
+
+
+def test_it_is_written_at_the_end_of_a_run_and_named_below_the_results(pytester, write_study):
+    write_study(**QUICK)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "out/page.html")
+    run.assert_outcomes(passed=2)
+    run.stdout.fnmatch_lines(["results: results/noop_*", "report: out/page.html"])
+    page = page_of(pytester.path / "out" / "page.html")
+    assert "2 of 2" in page.text
+    assert "J per output token (estimated)" in json.dumps(plots_of(pytester.path / "out" / "page.html")["pareto"])
+    assert "The energy here is estimated, not measured." in page.text
+    assert "No power was sampled" in page.text
+    assert all(one.startswith(("#", "data:")) for one in page.addresses)
+
+
+def test_the_file_is_relative_to_where_pytest_was_called(pytester, write_study, monkeypatch):
+    write_study(**QUICK)
+    (pytester.path / "below").mkdir()
+    monkeypatch.chdir(pytester.path / "below")
+    pytester.runpytest_subprocess("../study.yaml", "-p", "llem", "--llem-html", "page.html", "--rootdir", "..")
+    assert (pytester.path / "below" / "page.html").is_file()
+
+
+def test_failures_are_on_it_and_the_controller_writes_it(pytester, write_study):
+    write_study(
+        sweep={"precision": ["bf16"]},
+        experiments=[{"noop": {"fault": "raise"}}],
+        execution={"n_cycles": 1},
+        budgets={"seconds": 1e-9},
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2", "--llem-html", "page.html")
+    assert run.ret == 1
+    run.stdout.fnmatch_lines(["report: page.html"])
+    page = page_of(pytester.path / "page.html")
+    for said in ("1 of 2", "1 failed", "ValueError", "the engine says no", "BEYOND", "NOT JUDGED"):
+        assert said in page.text
+
+
+def test_an_interrupted_run_has_one_too(pytester, write_study):
+    write_study(**QUICK)
+    pytester.makeconftest("def pytest_llem_experiment_finished(result): raise KeyboardInterrupt")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
+    assert run.ret == pytest.ExitCode.INTERRUPTED
+    run.stdout.fnmatch_lines(["report: page.html"])
+    assert "This run is interrupted." in page_of(pytester.path / "page.html").text
+
+
+def test_several_studies_have_a_page_each(pytester, write_study):
+    for name in ("one", "two"):
+        write_study(f"{name}.yaml", name=name, **QUICK)
+    run = pytester.runpytest_subprocess("one.yaml", "two.yaml", "-p", "llem", "--llem-html", "page.html")
+    run.stdout.fnmatch_lines(["report: page-one.html", "report: page-two.html"])
+    assert not (pytester.path / "page.html").exists()
+    assert "<h1>two</h1>" in (pytester.path / "page-two.html").read_text()
+
+
+def test_names_of_pages():
+    file = Path("a/page.html")
+    assert page_files(file, ["x"]) == [file]
+    assert page_files(file, ["x", "y", "x"]) == [Path(f"a/page-{name}.html") for name in ("x", "y", "x-2")]
+
+
+def test_nothing_is_written_where_nothing_runs(pytester, write_study):
+    write_study(**QUICK)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html", "--collect-only")
+    assert not (pytester.path / "page.html").exists()
+
+
+def test_without_it_what_it_needs_is_not_loaded(pytester, write_study):
+    write_study(**QUICK)
+    pytester.makeconftest(
+        """
+        import sys
+
+        def pytest_unconfigure():
+            rooms = ("plotly", "jinja2", "pytest_llem.reporting.html")
+            loaded = [name for name in sys.modules if name.startswith(rooms)]
+            assert "pytest_llem.reporting.recorder" in sys.modules and not loaded, loaded
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    assert run.ret == 0
+    assert run.stderr.str() == ""
+
+
+# ---- where it cannot be written ----
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("", "--llem-html: must not be empty"),
+        ("folder", "--llem-html: must be a file (got '*/folder')"),
+        ("study.yaml/page.html", "--llem-html: '*/study.yaml' is no directory"),
+        ("x" * 300, "--llem-html: *File name too long*"),
+        ("/dev/null", "--llem-html: must be a file (got '/dev/null')"),
+    ],
+)
+def test_a_file_that_cannot_be_is_a_usage_error(pytester, write_study, file, said):
+    write_study(**QUICK)
+    (pytester.path / "folder").mkdir()
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", file)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines([f"ERROR: {said}"])
+    assert not (pytester.path / "results").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_is_a_usage_error(pytester, write_study):
+    write_study(**QUICK)
+    (pytester.path / "folder").mkdir(mode=0o555)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "folder/page.html")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: --llem-html: '*/folder' cannot be written to"])
+
+
+def test_what_is_not_installed_is_a_usage_error(pytester, write_study):
+    write_study(**QUICK)
+    pytester.makeconftest(
+        """
+        import pytest_llem.extras as extras
+
+        extras.find_spec = lambda name: None
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    said = "jinja2 and plotly are not installed: pip install 'pytest-llem[[]report[]]'"
+    run.stderr.fnmatch_lines([f"ERROR: --llem-html: {said}"])
+    assert not (pytester.path / "results").exists()
+
+
+def test_the_results_outlive_a_page_that_cannot_be_written_any_more(pytester, write_study, results):
+    write_study(**QUICK)
+    pytester.makeconftest(
+        """
+        import pathlib
+
+        def pytest_llem_experiment_finished(result):
+            pathlib.Path("page.html").mkdir(exist_ok=True)
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
+    assert run.ret == 1
+    run.stdout.fnmatch_lines(["noop: --llem-html: */page.html: *Is a directory*", "2 of 2 experiments completed"])
+    run.stdout.no_fnmatch_line("report: *")
+    assert results.study_result["summary"]["completed"] == 2
+
+
+def test_a_mistake_of_ours_costs_no_result_either(pytester, write_study, results):
+    write_study(**QUICK)
+    pytester.makeconftest(
+        """
+        import pytest_llem.reporting.html as html
+
+        def write_report(*_):
+            raise ZeroDivisionError("a mistake")
+
+        html.write_report = write_report
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
+    assert run.ret == 1
+    run.stdout.fnmatch_lines(["noop: --llem-html: */page.html: ZeroDivisionError: a mistake"])
+    assert results.study_result["summary"]["completed"] == 2
+
+
+# ---- llem report ----
+
+
+def test_llem_report_writes_into_the_folder_or_elsewhere(tmp_path, capsys):
+    directory = tmp_path / "golden"
+    shutil.copytree(GOLDEN, directory)
+    assert cli.main(["report", str(directory)]) == 0
+    assert capsys.readouterr() == (f"{directory / 'report.html'}\n", "")
+    assert cli.main(["report", str(directory), "-o", str(tmp_path / "new" / "page.html")]) == 0
+    assert (tmp_path / "new" / "page.html").read_text() == (directory / "report.html").read_text()
+
+
+def test_a_result_of_an_earlier_version_has_a_page(tmp_path):
+    write_report(GOLDEN, tmp_path / "page.html")
+    page, result = page_of(tmp_path / "page.html"), StudyResult.load(GOLDEN)
+    assert result.name in page.text
+    assert all(one.id in page.text for one in result.points)
+
+
+def test_a_run_that_goes_on_has_a_page(pytester, write_study):
+    write_study(**QUICK)
+    pytester.makeconftest(
+        """
+        import pathlib, subprocess, sys
+
+        def pytest_llem_experiment_finished(result):
+            (directory,) = pathlib.Path("results").glob("noop_*")
+            command = [sys.executable, "-m", "pytest_llem.cli", "report", str(directory), "-o", "page.html"]
+            if not pathlib.Path("page.html").exists():
+                subprocess.run(command, check=True)
+        """
+    )
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
+    page = page_of(pytester.path / "page.html")
+    assert "This run is running. It is not at its end, or was killed" in page.text
+    assert "1 of 2" in page.text
+    assert "1 not run" in page.text
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "is no results directory"),
+        (lambda path: path.write_text("x"), "is no results directory"),
+        (lambda path: path.mkdir(), "holds no manifest.json, so no results of a study"),
+        (lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").mkdir(), "Is a directory"),
+    ],
+)
+def test_llem_report_says_in_a_line_what_is_wrong(tmp_path, capsys, make, said):
+    make(tmp_path / "given")
+    assert cli.main(["report", str(tmp_path / "given")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("llem: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_llem_report_says_what_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "plotly" else object())
+    assert cli.main(["report", str(GOLDEN)]) == 2
+    assert capsys.readouterr().err == "llem: plotly is not installed: pip install 'pytest-llem[report]'\n"
+
+
+def test_llem_report_loads_neither_pytest_nor_torch(tmp_path):
+    code = (
+        "import sys; from pytest_llem.cli import main; assert main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'pytest', 'pandas'} & set(sys.modules)"
+    )
+    arguments = ["report", str(GOLDEN), "-o", str(tmp_path / "page.html")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+# ---- what is on it ----
+
+
+def _written(tmp_path, *points, **fields):
+    """Return the page of a made-up result that lies in a folder without anything else."""
+    result = study_result(*points, **fields)
+    write_report(tmp_path, tmp_path / "page.html", result)
+    return tmp_path / "page.html"
+
+
+def test_what_there_is_not_is_a_dash_with_its_reason_and_never_0(tmp_path):
+    absent = Summary(mean=None, n=0, unit="J", reason="no meter <here>")
+    file = _written(
+        tmp_path,
+        point({"size": 1}, **{SPEED: [10.0, 12.0], COST: absent}),
+        point({"size": 2}, **{SPEED: [0.0, 0.0], COST: absent}),
+    )
+    page = page_of(file)
+    assert "no value: no meter <here>" in page.titles
+    assert "– (no value: no meter <here>)" in page.text
+    assert "No point has both tokens per second and energy per output token." in page.text
+    assert "Energy per output token (J) no meter <here>" in page.text
+    assert "pareto" not in plots_of(file)
+    assert "0.00 ±" not in page.text
+    assert "11.0 ±" in page.text
+
+
+def test_nothing_at_all_is_a_page(tmp_path):
+    page = page_of(_written(tmp_path))
+    for said in (
+        "0 of 0",
+        "No experiment is completed.",
+        "It is not among the results.",
+        "No axis has two values",
+    ):
+        assert said in page.text
+
+
+def test_files_that_are_not_ours_are_passed_over(tmp_path):
+    directory = tmp_path / "golden"
+    shutil.copytree(GOLDEN, directory)
+    result = StudyResult.load(directory)
+    entry = next(one for one in result.experiments if one.result_file)
+    stem = directory / entry.result_file.removesuffix(".json")
+    stem.with_name(f"{stem.name}.requests.csv").write_bytes(b"\xff\0,x\n1,2\n")
+    stem.with_name(f"{stem.name}.power.csv").write_text("seconds,device,power_w\n,,\nnan,a,1\n0.5,a,inf\nx\n")
+    (directory / "study.yaml").write_bytes(b"\xff\xfe")
+    write_report(directory, tmp_path / "page.html")
+    assert "power" not in plots_of(tmp_path / "page.html")
+
+
+def test_more_points_than_anybody_reads_are_told_of(tmp_path, monkeypatch):
+    from pytest_llem.reporting.html import data
+
+    monkeypatch.setattr(data, "MOST_POINTS", 2)
+    points = [
+        point({"size": n}, config_hash=str(n), **{SPEED: values})
+        for n, values in ((1, []), (2, [1.0]), (3, [2.0]))
+    ]
+    points[0].cycles = []
+    entries = [{"experiment_id": "1", "config_hash": "1", "config_summary": "", "cycle": 1, "status": "pending"}]
+    page = page_of(_written(tmp_path, *points, experiments=entries))
+    assert "1 more point is in study_result.json, and not on this page." in page.text
+    assert "size=3" in page.text, "those with results come first"
+
+
+def test_scripts_are_those_that_the_policy_names(tmp_path):
+    html = _written(tmp_path, point({"size": 1}, **{SPEED: [1.0], COST: [2.0]})).read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', html)[1].replace("&#39;", "'")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert len(scripts) == policy.count("sha256-") == 2
+    assert not re.search(r"<[^>]* on\w+=", html.partition("<script")[0])
+
+
+def test_data_cannot_end_its_script():
+    text = as_json({"</script><!--": "a&b\u2028\u2029<"})
+    assert not {*"<>&\u2028\u2029"} & {*text}
+    assert json.loads(text) == {"</script><!--": "a&b\u2028\u2029<"}
+    with pytest.raises(ValueError, match="JSON"):
+        as_json(float("nan"))
+
+
+# ---- what is on the plots ----
+
+
+def test_pareto_optimal_points_stand_out_and_estimates_are_marked():
+    def at(speed, cost, **how):
+        given = {} if cost is None else {COST: summary(COST, [cost], **how)}
+        return point({"size": speed}, **{SPEED: [speed], **given})
+
+    estimated = {"method": "estimated", "boundary": "cpu_package"}
+    measured = [at(10.0, 5.0), at(20.0, 5.0), at(30.0, 7.0), at(25.0, 8.0), at(40.0, None)]
+    plot = pareto_plot([*measured, at(1.0, 0.001, **estimated), at(2.0, 0.001, **estimated)])
+    named = {trace["name"]: trace for trace in plot.figure["data"] if "name" in trace}
+    assert {name: trace["x"] for name, trace in named.items()} == {
+        "Pareto-optimal, measured (gpu_board)": [20.0, 30.0],
+        "other points, measured (gpu_board)": [10.0, 25.0],
+        "Pareto-optimal, estimated (cpu_package)": [2.0],
+        "other points, estimated (cpu_package)": [1.0],
+    }
+    symbols = {trace["marker"]["symbol"] for name, trace in named.items() if "estimated" in name}
+    assert symbols == {"diamond-open"}
+    assert "Energies of different methods or boundaries are not held against each other." in plot.caption
+    assert "hollow marks are not measured" in plot.caption
+    assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
+    alone = pareto_plot(measured[:1])
+    assert "Pareto" not in alone.caption
+    assert alone.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (measured)"
+
+
+def test_the_best_of_each_kind_of_energy_is_named(tmp_path):
+    points = [point({"a": n}, **{COST: [2.0 - n]}) for n in range(2)]
+    points += [point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10], method="estimated")}) for n in range(2)]
+    text = page_of(_written(tmp_path, *points)).text
+    assert "Least energy per output token 1.00 J n = 1: #2 a=1, measured" in text
+    assert "Least energy per output token 0.100 J n = 1: #4 a=3, estimated" in text
+
+
+def test_a_line_joins_points_that_differ_in_the_axis_alone():
+    points = [
+        point({"precision": precision, "noop.size": size}, **{SPEED: [size * 10.0]})
+        for precision in ("bf16", "<b>fp32</b>")
+        for size in (16, 2)
+    ]
+    plot = sweep_plot(points)
+    assert [select.options for select in plot.selects] == [
+        ["precision", "size"],
+        ["Output tokens per second (1/s)"],
+    ]
+    layer, values = plot.layers["1"], plot.layers["1/0"]
+    assert layer["layout"]["xaxis"]["ticktext"] == ["2", "16"], "numbers in order"
+    assert [trace["name"] for trace in layer["data"]] == ["precision=bf16", "precision=&lt;b&gt;fp32&lt;/b&gt;"]
+    assert [trace["y"] for trace in values["data"]] == [[20.0, 160.0]] * 2
+    assert plot.layers["0"]["layout"]["xaxis"]["ticktext"] == ["bf16", "&lt;b&gt;fp32&lt;/b&gt;"]
+    assert sweep_plot(points[:1]) is None
+
+
+def test_an_axis_reaches_as_far_as_is_legible():
+    def mean(value, half=None):
+        return Summary(mean=value, n=2, unit="s", ci95=None if half is None else (value - half, value + half))
+
+    narrow = range_of([mean(10.0, 0.1), mean(12.0, 0.1)])
+    assert (narrow.type, narrow.cut) == ("linear", False)
+    assert narrow.edges[0] < 9.9 < 12.1 < narrow.edges[1]
+    wide = range_of([mean(10.0, 500.0), mean(12.0, 0.1)])
+    assert wide.cut
+    assert 0 <= wide.edges[0] < 10 < 12 < wide.edges[1] < 20
+    far = range_of([mean(0.01, 1.0), mean(100.0)])
+    assert (far.type, far.cut) == ("log", True)
+    assert far.edges[0] < -2
+    assert far.edges[1] > 2
+    assert range_of([mean(0.0)]).edges[0] < range_of([mean(0.0)]).edges[1]
+    assert range_of([mean(-3.0), mean(2.0)]).edges[0] < -3
+
+
+def test_samples_keep_their_extremes_when_they_are_thinned():
+    rows = [f"{at / 10},GPU-1,{400 if at == 777 else 100 + at % 7}" for at in range(2000)]
+    found = read_power("\n".join(["seconds,device,power_w", *rows]), 100)
+    assert len(found["GPU-1"]) <= 100
+    assert (77.7, 400.0) in found["GPU-1"]
+    assert found["GPU-1"] == sorted(found["GPU-1"])
+    assert len(read_power("\n".join(["seconds,device,power_w", *rows]), 2000)["GPU-1"]) == 2000
+
+
+def test_percentiles_are_over_the_requests_of_all_cycles():
+    found = Latencies()
+    for cycle in range(2):
+        rows = "".join(f"1,{n},1,1,{n + 50 * cycle},,9\n" for n in range(1, 51))
+        found.extend(read_latencies(f"pass,request,input_tokens,output_tokens,ttft_ms,itl_mean_ms,e2e_ms\n{rows}"))
+    assert found.percentiles("ttft_ms")[50] == pytest.approx(50.5)
+    assert found.percentiles("ttft_ms")[95] == pytest.approx(95.05)
+    assert found.percentiles("itl_mean_ms") is None
+    assert read_latencies("x") == {}
+
+
+# ---- words ----
+
+
+def test_words():
+    assert [name_of(one) for one in ("ttft_p50_ms", "gpu_energy_j", "output_tokens_per_second")] == [
+        "TTFT p50",
+        "GPU energy",
+        "Output tokens per second",
+    ]
+    assert title_of("mfu") == "MFU"
+    assert (shown(None), shown(Summary(mean=None, n=0, unit="J"))) == ("–", "–")
+    assert told(summary(COST, [1.0, 2.0, 3.0]), "J") == (
+        "2 J, 95 % interval -0.4841 to 4.484, sd 1, n = 3, measured, gpu_board"
+    )
+    assert neutral("<b>&lt;\n%{x}", 99) == "&lt;b&gt;&amp;lt; %{x}"
+    assert neutral("x" * 200) == "x" * 119 + "…"
+
+
+def test_facts_that_differ_are_told_with_how_many_points_they_are_of():
+    points = [point({"a": n}, **{SPEED: [1.0]}, bench={"gpu": "A" if n else "B", "cpus": 2}) for n in range(3)]
+    assert facts(points, "bench") == [("gpu", "A (2 of the points); B (1 of the points)"), ("cpus", "2")]
+
+
+def test_the_environment_is_told_by_parts_and_what_is_not_known_is_named():
+    environment = {"os": "Linux", "smt": None, "packages": {"torch": "2"}, "gpus": [{"name": "A", "mig": False}]}
+    assert groups(environment) == [
+        ("machine", [("os", "Linux"), ("not known", "smt")]),
+        ("packages", [("torch", "2")]),
+        ("gpus 1", [("name", "A"), ("mig", "no")]),
+    ]
