@@ -31,6 +31,7 @@ def here() -> str:
     except OSError:
         return "/"
 
+
 #: Keeps libraries from starting threads as they are imported, which a fork would not take along: pyarrow, which
 #: pandas and scikit-learn bring, has an allocator that does.
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
