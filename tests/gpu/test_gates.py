@@ -32,7 +32,14 @@ QUICK: dict[str, Any] = {
 PREFILL = {**QUICK, "n": 32, "max_output_tokens": 1, "pytorch": {"batch_size": 32}}
 
 #: The GPU waits for Python most of the time.
-DECODE = {**QUICK, "n": 8, "max_input_tokens": 64, "max_output_tokens": 64, "pytorch": {"batch_size": 8}}
+DECODE = {
+    **QUICK,
+    "n": 8,
+    "max_input_tokens": 64,
+    "max_output_tokens": 64,
+    "pytorch": {"batch_size": 8},
+    "warmup": {"n_warmup": 1, "convergence_detection": False},
+}
 
 
 @pytest.fixture

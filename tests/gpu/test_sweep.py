@@ -16,7 +16,7 @@ def test_batches_and_precisions(
         model=str(llama_1b),
         n=32,
         max_input_tokens=128,
-        max_output_tokens=32,
+        max_output_tokens=16,
         warmup={"n_warmup": 1, "convergence_detection": False},
         baseline={"enabled": False},
         measurement={"min_window_seconds": 5},
