@@ -36,6 +36,7 @@ class Range:
         found: dict[str, object] = {"type": self.type, "range": self.edges, "title": {"text": title}}
         if self.type == "log":  # 1, 2, 5, or powers of ten alone
             found["dtick"] = "D2" if self.edges[1] - self.edges[0] < _DECADES else 1
+            found["tickformat"] = ",.6~g"  # or a 20 would be labelled 2
         return found
 
 
