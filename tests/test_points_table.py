@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from pytest_llem.reporting.points import points_table
-from pytest_llem.reporting.terminal import render
+from pytest_llem.reporting.tables import render
 from pytest_llem.results.verdicts import GateVerdict
 from tests.support.study_results import point, summary
 

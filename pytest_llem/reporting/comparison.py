@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
 from pytest_llem.reporting.plan import counted
-from pytest_llem.reporting.terminal import number, plain_table, render
+from pytest_llem.reporting.tables import number, plain_table, render
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_llem.doctor.examination import Examination, Finding, Verdict
 from pytest_llem.doctor.records import Gpu
-from pytest_llem.reporting.terminal import plain_table, render
+from pytest_llem.reporting.tables import plain_table, render
 from pytest_llem.study.problems import printable
 
 #: Narrower than this nothing could be read.

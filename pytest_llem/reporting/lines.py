@@ -16,7 +16,7 @@ from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
 from pytest_llem.reporting.recorder import PAYLOAD_ATTRIBUTE
 from pytest_llem.reporting.study_run import StudyRun
-from pytest_llem.reporting.terminal import number
+from pytest_llem.reporting.tables import number
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.design import Experiment
 from pytest_llem.study.problems import printable

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.terminal import COLUMNS, figure, plain_table
+from pytest_llem.reporting.tables import COLUMNS, figure, plain_table
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, best, pareto_optimal
 from pytest_llem.results.statistics import Summary

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from pytest_llem.nodes import REFERENCE
 from pytest_llem.reporting.plan import counted
+from pytest_llem.reporting.points import BEST, OPTIMAL, points_table
+from pytest_llem.reporting.tables import render
 from pytest_llem.results.models import StudyResult
 from pytest_llem.results.severity import worst
-from pytest_llem.results.statistics import Summary
 
 if TYPE_CHECKING:
     from pytest_llem.reporting.study_run import StudyRun
@@ -31,13 +26,6 @@ MOST_POINTS = 200
 #: How a line begins that warns.
 WARNING = "warning: "
 
-#: Metric, heading.
-COLUMNS = (
-    ("output_tokens_per_second", "out tok/s"),
-    ("ttft_p50_ms", "TTFT p50\nms"),
-    ("energy_per_output_token_j", "J/out token"),
-)
-
 
 def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = False) -> list[str]:
     """Return the table of a study, what became of its experiments, its warnings, and where the results are.
@@ -48,8 +36,6 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
         width: Of the terminal, in characters.
         ids: Show each point's id, and not its axes.
     """
-    from pytest_llem.reporting.points import BEST, OPTIMAL, points_table  # it stands on this module
-
     result = run.result
     if result is None:
         return []
@@ -98,32 +84,3 @@ def _done(run: StudyRun, result: StudyResult) -> str:
     if run.stopped is not None:
         text += f"; stopped: {run.stopped}"
     return text
-
-
-def figure(summary: Summary) -> str:
-    """Return a mean to three digits, with the half-width of its interval in percent where there is one."""
-    if summary.mean is None:
-        return "-"
-    text = number(summary.mean)
-    if summary.ci95 is None or not summary.mean:
-        return text
-    half = (summary.ci95[1] - summary.ci95[0]) / 2 / abs(summary.mean)
-    return f"{text} ±{half:.0%}" if half >= 0.1 else f"{text} ±{half:.1%}"
-
-
-def number(value: float) -> str:
-    """Return *value* to three digits, or to the unit where it has more."""
-    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def plain_table() -> Table:
-    """Return a table without edges; without lines, too, where the terminal could not draw them."""
-    drawable = (sys.stdout.encoding or "").lower().startswith("utf")
-    return Table(box=box.SIMPLE_HEAD if drawable else None, pad_edge=False, show_edge=False)
-
-
-def render(table: Table, width: int) -> list[str]:
-    """Return the lines of *table*, without colours, at most *width* characters wide."""
-    text = io.StringIO()
-    Console(file=text, width=width, color_system=None, emoji=False, markup=False).print(table)
-    return [line.rstrip() for line in text.getvalue().splitlines()]
