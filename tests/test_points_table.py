@@ -70,6 +70,18 @@ def test_a_wide_terminal_shows_more(fifty):
     assert len(wide) - len(narrow) in (-1, 0, 1)
 
 
+def test_a_dumb_terminal_has_its_own_width_too(fifty, monkeypatch):
+    for one in fifty:
+        one.metrics["itl_p50_ms"] = summary("itl_p50_ms", [5.0, 5.1])
+        one.metrics["energy_j"] = summary("energy_j", [500.0, 510.0])
+    expected = {width: _lines(fifty, width)[0] for width in (60, 80, 200)}
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes whatever it writes to for a terminal
+    for width, lines in expected.items():
+        assert _lines(fifty, width)[0] == lines
+        assert "…" not in "".join(lines)
+
+
 def test_ids_can_be_pasted(fifty):
     lines, _ = _lines(fifty, 200, ids=True)
     for one in fifty:

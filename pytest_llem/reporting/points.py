@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.tables import COLUMNS, figure, plain_table
+from pytest_llem.reporting.tables import COLUMNS, figure, paper, plain_table
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, best, pareto_optimal
 from pytest_llem.results.statistics import Summary
@@ -156,5 +155,5 @@ def _broken(name: str) -> str:
 
 
 def _fits(table: Table, width: int) -> bool:
-    console = Console(width=10_000, color_system=None)
+    console = paper(10_000)
     return Measurement.get(console, console.options, table).maximum <= width

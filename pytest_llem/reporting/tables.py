@@ -43,6 +43,14 @@ def plain_table() -> Table:
 
 def render(table: Table, width: int) -> list[str]:
     """Return the lines of *table*, without colours, at most *width* characters wide."""
-    text = io.StringIO()
-    Console(file=text, width=width, color_system=None, emoji=False, markup=False).print(table)
-    return [line.rstrip() for line in text.getvalue().splitlines()]
+    console = paper(width)
+    with console.capture() as text:
+        console.print(table)
+    return [line.rstrip() for line in text.get().splitlines()]
+
+
+def paper(width: int) -> Console:
+    """Return what tables are laid out on: no terminal, since rich takes one of ``TERM=dumb`` for 80 wide."""
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=False, color_system=None, emoji=False, markup=False
+    )
