@@ -55,6 +55,14 @@ def test_on_cpus():
     }
 
 
+def test_how_a_process_started_counts_where_it_holds_what_it_imported():
+    start = {"method": "spawn", "began_at": "2026-11-25T23:00:00.000Z", "ready_at": "2026-11-25T23:00:03.000Z"}
+    forked = _result(start=start | {"method": "forkserver"})
+    assert bench_facts([_result(start=start)])["start_method"] == "spawn"
+    assert bench_facts([_result(start=start), forked])["start_method"] == ["spawn", "forkserver"]
+    assert "start_method" not in bench_facts([_on_gpus(GPU, start=start)])
+
+
 def test_on_a_gpu():
     facts = bench_facts([_on_gpus(GPU)])
     assert facts["gpu"] == "NVIDIA H100"

@@ -238,6 +238,15 @@ def test_how_energy_was_measured_concerns_energy_alone(metric, compared, provena
     assert bool(record.bench) is not compared
 
 
+@pytest.mark.parametrize(("metric", "compared"), [("peak_memory_mb", False), ("seconds", True)])
+def test_what_a_process_shares_is_no_memory_saved(metric, compared):
+    here = point({}, bench=H100 | {"start_method": "forkserver"}, **{metric: STEADY})
+    there = point({}, bench=H100 | {"start_method": "spawn"}, **{metric: STEADY})
+    record, verdict = one(here, there, GatesConfig(metrics=[metric]))
+    assert (verdict.verdict == "SAME") is compared
+    assert record.bench == ([] if compared else ["start method: forkserver here, spawn in the reference"])
+
+
 def test_an_energy_of_its_own_boundary():
     values = summary("cpu_energy_j", STEADY, method="measured", boundary="cpu_package")
     here, there = point({}, cpu_energy_j=values), point({}, cpu_energy_j=values)

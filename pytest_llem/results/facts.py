@@ -20,7 +20,10 @@ TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
 #: Another experiment of the study ran at the same time.
 CONCURRENT = "concurrent"
 
-Concerns = Literal["every metric", "energy", "nothing"]
+#: The most memory in use, which on a CPU holds what a process has imported, unless it shares that with others.
+PEAK_MEMORY = "peak_memory_mb"
+
+Concerns = Literal["every metric", "energy", "peak memory", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ BENCH: dict[str, BenchFact] = {
     "energy_boundary": BenchFact("energy boundary", "energy"),
     "energy_method": BenchFact("energy method", "energy"),
     "length_mode": BenchFact("length mode"),
+    "start_method": BenchFact("start method", "peak memory", optional=True),
     "dataset_hash": BenchFact("dataset hash", optional=True),
     CONCURRENT: BenchFact("other experiments at the same time"),
     "driver": BenchFact("GPU driver", "nothing"),
@@ -113,7 +117,7 @@ def _bench(result: ExperimentResult) -> dict[str, Any]:
     environment, energy = result.environment, result.metrics["energy_j"]
     known = energy.value is not None
     return {
-        **(_cpu(environment) if result.engine.device == "cpu" else _gpu(result)),
+        **(_cpu(result) if result.engine.device == "cpu" else _gpu(result)),
         "energy_boundary": energy.boundary if known else None,
         "energy_method": energy.method if known else None,
         "length_mode": result.effective_config.get("measurement", {}).get("length_mode"),
@@ -122,8 +126,13 @@ def _bench(result: ExperimentResult) -> dict[str, Any]:
     }
 
 
-def _cpu(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {"cpu": environment.get("cpu_model"), "cpus": environment.get("cpus_allowed")}
+def _cpu(result: ExperimentResult) -> dict[str, Any]:
+    environment = result.environment
+    return {
+        "cpu": environment.get("cpu_model"),
+        "cpus": environment.get("cpus_allowed"),
+        "start_method": result.start.method if result.start else None,
+    }
 
 
 def _gpu(result: ExperimentResult) -> dict[str, Any]:
