@@ -6,7 +6,14 @@ import json
 
 import pytest
 
-from pytest_llem.planning.estimate import baseline_seconds, duration_text, memory_bytes, seconds
+from pytest_llem.planning.estimate import (
+    FORK_SECONDS,
+    STARTUP_SECONDS,
+    baseline_seconds,
+    duration_text,
+    memory_bytes,
+    seconds,
+)
 from pytest_llem.planning.footprint import from_config, read_footprint
 from pytest_llem.planning.host import Gpu, Host
 from pytest_llem.planning.plan import Plan
@@ -107,6 +114,16 @@ class TestPlanFile:
         assert all("size=2" in one["id"] for one in plan["experiments"])
         assert plan["estimated_seconds"] is None
         assert plan["estimated_memory_bytes"] is None
+
+    def test_a_forkserver_imports_once(self, pytester, write_study):
+        write_study(**{**TINY, "sweep": {"n": [1, 2, 3]}})
+        seconds = {}
+        for method in ("spawn", "forkserver"):
+            arguments = ["--llem-plan", "plan.json", "--llem-start-method", method]
+            pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *arguments)
+            seconds[method] = json.loads((pytester.path / "plan.json").read_text())["estimated_seconds"]
+        forks = STARTUP_SECONDS + 6 * FORK_SECONDS
+        assert seconds["spawn"] - seconds["forkserver"] == pytest.approx(6 * STARTUP_SECONDS - forks)
 
     @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
     def test_it_is_written_when_experiments_run_too(self, pytester, write_study, workers):

@@ -18,8 +18,8 @@ BYTES_4BIT, BYTES_8BIT = 0.6, 1.1
 #: What a process needs before there is a model: PyTorch's libraries, a CUDA context.
 RUNTIME_BYTES = 0.5 * 2**30
 
-#: Starting a process and importing PyTorch and transformers, in seconds.
-STARTUP_SECONDS = 8.0
+#: Starting a process and importing PyTorch and transformers, in seconds; and forking one that has imported them.
+STARTUP_SECONDS, FORK_SECONDS = 8.0, 0.5
 
 #: Reading weights into memory, in bytes a second.
 LOAD_RATE = 0.5e9
@@ -115,7 +115,13 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
     loading = weight_bytes(config, footprint) / LOAD_RATE
-    return STARTUP_SECONDS + loading + warmup + window + idle
+    forked = execution.start_method == "forkserver"
+    return (FORK_SECONDS if forked else STARTUP_SECONDS) + loading + warmup + window + idle
+
+
+def server_seconds(execution: ExecutionConfig) -> float:
+    """Return how long a study's forkserver imports, in seconds; 0 where it has none."""
+    return STARTUP_SECONDS if execution.start_method == "forkserver" else 0.0
 
 
 def _window(config: ExperimentConfig, one_pass: float) -> float:

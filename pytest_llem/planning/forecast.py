@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_llem.planning import estimate
 from pytest_llem.planning.preflight import Preflight
@@ -17,7 +17,8 @@ class Expected:
 
     Attributes:
         each: Every one of them.
-        once: What the first of them takes beyond that: it measures the idle machine.
+        once: What the first of them takes beyond that: it measures the idle machine, and that of a study waits for
+            its forkserver.
     """
 
     each: float
@@ -141,8 +142,12 @@ def forecast(runs: Iterable[tuple[str, StudyConfig, Preflight, Iterable[tuple[st
     points: dict[Hashable, Hashable] = {}
     estimates: dict[Hashable, Expected | None] = {}
     for run, study, preflight, experiments in runs:
+        server = estimate.server_seconds(study.execution)
         for name, point in experiments:
             points[run, name] = (run, point.id)
             if (run, point.id) not in estimates:
-                estimates[run, point.id] = expected(point, study, preflight)
+                found = expected(point, study, preflight)
+                if found is not None and found.each:
+                    found, server = replace(found, once=found.once + server), 0.0
+                estimates[run, point.id] = found
     return Forecast(points, estimates)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_llem.isolation import bare as bare_machine
 from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.estimate import server_seconds
 from pytest_llem.planning.forecast import expected
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.planning.resume import Replay
@@ -66,7 +67,7 @@ class Plan:
     def seconds(self) -> float | None:
         """A rough estimate of how long all of it takes, in seconds; None where a model's size is unknown.
 
-        The idle machine is measured once for each point, and once with nothing loaded.
+        The idle machine is measured once for each point, and once with nothing loaded; a forkserver starts once.
         """
         each: dict[str, float] = {}
         baselines = 0.0
@@ -77,7 +78,9 @@ class Plan:
             each[point.id] = known.each
             baselines += known.once
         bare = bare_machine.SECONDS if baselines else 0.0
-        return sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run) + baselines + bare
+        experiments = sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
+        server = server_seconds(self.study.execution) if experiments else 0.0
+        return server + experiments + baselines + bare
 
     @cached_property
     def deadlines(self) -> dict[str, float]:
