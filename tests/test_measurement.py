@@ -48,7 +48,7 @@ class Meter:
 def meter(monkeypatch):
     def use(*devices, tick_seconds=None):
         meters = Meters({"test": Meter(*devices, tick_seconds=tick_seconds)})
-        monkeypatch.setattr(Meters, "open", lambda backend, gpus: meters)
+        monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: meters)
 
     return use
 
@@ -234,7 +234,7 @@ def test_warm_up_ends_when_latencies_settle(clock):
     durations = [1.0, 9.0, 1.0, 5.0, 2.0, 2.01, 1.99, 2.0, 2.0, 99.0]
     engine = Engine(clock, durations)
     runs = []
-    record = warm_up(engine, [10, 30, 20], WarmupConfig(n_warmup=2), runs.append)
+    record = warm_up(engine, [10, 30, 20], WarmupConfig(n_warmup=2), lambda run, most: runs.append(run))
     assert engine.ran == [30, 20, 30, 20] + [20] * 5
     assert (record.runs, record.converged) == (9, True)
     assert record.cv < 0.05
@@ -245,31 +245,31 @@ def test_warm_up_ends_when_latencies_settle(clock):
 def test_warm_up_looks_at_its_last_latencies_alone_and_not_before_there_are_enough(clock):
     settled = [9.0, 1.0, 9.0, 1.0, *[2.0] * 20]
     engine = Engine(clock, settled)
-    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, min_prompts=8, window_size=3), lambda run: None)
+    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, min_prompts=8, window_size=3), lambda run, most: None)
     assert (record.runs, record.converged, record.cv) == (9, True, 0.0)
 
 
 def test_warm_up_gives_up_and_says_so(clock):
     engine = Engine(clock, [1.0, 2.0] * 20)
-    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run: None)
+    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run, most: None)
     assert (record.runs, record.converged) == (12, False)
     assert record.cv > 0.05
 
 
 def test_warm_up_without_detection_runs_what_it_was_told(clock):
     engine = Engine(clock, [1.0, 2.0] * 20)
-    record = warm_up(engine, [1], WarmupConfig(n_warmup=3, convergence_detection=False), lambda run: None)
+    record = warm_up(engine, [1], WarmupConfig(n_warmup=3, convergence_detection=False), lambda run, most: None)
     assert (record.runs, record.converged) == (6, None)
 
 
 def test_warm_up_keeps_the_load_on(clock):
     engine = Engine(clock, [1.0] * 50)
     config = WarmupConfig(n_warmup=3, convergence_detection=False, thermal_floor_seconds=20)
-    assert warm_up(engine, [1], config, lambda run: None).seconds == 20
+    assert warm_up(engine, [1], config, lambda run, most: None).seconds == 20
 
 
 def test_warm_up_may_be_switched_off(clock):
-    assert warm_up(Engine(clock, []), [1], WarmupConfig(enabled=False), lambda run: None) is None
+    assert warm_up(Engine(clock, []), [1], WarmupConfig(enabled=False), lambda run, most: None) is None
 
 
 def test_an_unsettled_warm_up_is_a_warning():

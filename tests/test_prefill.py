@@ -138,7 +138,7 @@ class TestExperiment:
             def close(self):
                 pass
 
-        monkeypatch.setattr(Meters, "open", lambda backend, gpus: Meters({"one": Meter()}))
+        monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: Meters({"one": Meter()}))
         result = run()
         value = {name: one.value for name, one in result.metrics.items()}
         assert (value["energy_j"], value["prefill_energy_j"], value["decode_energy_j"]) == (60.0, 20.0, 40.0)

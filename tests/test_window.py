@@ -123,5 +123,5 @@ def test_loading_is_over_when_the_device_has_done_its_part(device, monkeypatch):
 def test_warming_up_waits_for_the_device_too(device):
     """Or it would take the time of queueing for a latency, and call the first ones settled."""
     config = WarmupConfig(n_warmup=2, convergence_detection=False)
-    record = warm_up(device, ["a", "longer"], config, lambda run: None)
+    record = warm_up(device, ["a", "longer"], config, lambda run, most: None)
     assert (record.runs, record.seconds) == (4, pytest.approx(8.0))
