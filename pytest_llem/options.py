@@ -205,13 +205,16 @@ def check_html(file: Path) -> None:
     Raises:
         pytest.UsageError: It cannot be, or what writes it is not installed.
     """
+    from pytest_llem import overwriting
     from pytest_llem.extras import lacking
 
-    if (problem := lacking("report")) is not None:
-        raise pytest.UsageError(f"--llem-html: {problem}")
+    if (missing := lacking("report")) is not None:
+        raise pytest.UsageError(f"--llem-html: {missing}")
     try:
         if file.exists() and not file.is_file():
             raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
+        if (problem := overwriting.problem(file, overwriting.PAGE)) is not None:
+            raise pytest.UsageError(f"--llem-html: {problem}")
         folder = next(parent for parent in file.parents if parent.exists())
         if not folder.is_dir():
             raise pytest.UsageError(f"--llem-html: '{folder}' is no directory")

@@ -30,14 +30,18 @@ MAY_IMPORT = {
     "measurement": {"catalogue", "backends", "energy", "hardware", "registry", "results", "study"},
     "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
     "extras": set(),
-    "options": {"board", "extras", "study"},
+    "overwriting": set(),
+    "options": {"board", "extras", "overwriting", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
     "collection": {
-        *("board", "energy", "gates", "hardware", "isolation", "measurement", "nodes", "options", "planning"),
-        *("results", "study"),
+        *("board", "energy", "gates", "hardware", "isolation", "measurement", "nodes", "options"),
+        *("overwriting", "planning", "results", "study"),
     },
     "doctor": {"backends", "energy", "hardware", "isolation", "planning", "registry", "results"},
-    "reporting": {"board", "catalogue", "doctor", "gates", "nodes", "options", "planning", "results", "study"},
+    "reporting": {
+        *("board", "catalogue", "doctor", "gates", "nodes", "options", "overwriting", "planning", "results"),
+        *("study",),
+    },
     "hookspecs": {"results"},
     "fixtures": {"collection", "energy"},
     "plugin": {

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -175,6 +176,30 @@ class TestTheServer:
         assert (forked.kind, forked.type, forked.message) == (spawned.kind, spawned.type, spawned.message)
         assert run_isolated(job(), servers=servers).error is None
 
+    @pytest.mark.parametrize(
+        "at_import",
+        [
+            "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+            "import time; os.fork() or (time.sleep(60), os._exit(0))",
+        ],
+        ids=["blocks signals", "leaves a child"],
+    )
+    def test_nobody_waits_for_what_its_import_has_done(self, servers, engine, monkeypatch, at_import):
+        """Its end is seen although a signal is blocked, and although somebody else has the pipes."""
+        monkeypatch.setattr("pytest_llem.isolation.child.GRACE_SECONDS", 1000.0)
+        monkeypatch.setattr("pytest_llem.isolation.child.REAP_SECONDS", 1000.0)
+        jobs, outcomes = engine(at_import), []
+        run = threading.Thread(target=lambda: outcomes.append(run_isolated(jobs, servers=servers)), daemon=True)
+        run.start()
+        run.join(60)
+        assert [outcome.error for outcome in outcomes] == [None]
+
+    @pytest.mark.parametrize("value", ["None", "io.StringIO()"])
+    def test_its_import_may_put_anything_in_place_of_the_streams(self, servers, engine, value):
+        jobs = engine(f"import io; sys.stdout = sys.stderr = {value}")
+        for _ in range(2):
+            assert run_isolated(jobs, servers=servers).error is None
+
     def test_an_import_that_hangs_is_ended_at_the_deadline(self, servers, engine):
         error = run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=9).error
         assert (error.kind, error.message) == ("timeout", "not done after 9 s")
@@ -247,8 +272,6 @@ class TestTheProcess:
 
 class TestItsEnd:
     def test_when_it_is_killed_its_experiment_fails_and_the_next_has_another(self, servers, job, tmp_path):
-        import threading
-
         def kill():
             wait_until(lambda: any(tmp_path.iterdir()))
             _server().kill()

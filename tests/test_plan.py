@@ -105,6 +105,15 @@ class TestPlanFile:
         assert plan["estimated_seconds"] > 0
         assert plan["estimated_memory_bytes"] > 2**29
 
+    def test_a_study_that_is_named_in_its_place_stays(self, pytester, write_study):
+        study = write_study("one.study.yaml")
+        before = study.read_text()
+        run = pytester.runpytest("-p", "llem", "--collect-only", "--llem-plan", "one.study.yaml")
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        said = "ERROR: --llem-plan: is something else, and not to be replaced (got '*/one.study.yaml')"
+        run.stderr.fnmatch_lines([said])
+        assert study.read_text() == before
+
     def test_it_holds_only_what_is_selected(self, pytester, write_study):
         write_study()
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json", "-k", "size=2"]

@@ -26,8 +26,8 @@ def _point(axes, speed, cost, ttft=20.0, method="measured", **more):
 
 def _lines(points, width, planned=2, **options):
     made = points_table(points, Counter({one.config_hash: planned for one in points}), width, **options)
-    lines = render(made.table, width)
-    assert max(map(len, lines)) <= width
+    lines = render(made.table, made.width)
+    assert max(map(len, lines)) <= made.width
     return lines, made
 
 
@@ -80,6 +80,26 @@ def test_a_dumb_terminal_has_its_own_width_too(fifty, monkeypatch):
     for width, lines in expected.items():
         assert _lines(fifty, width)[0] == lines
         assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [1, 20, 40, 50])
+def test_in_a_narrow_terminal_no_figure_loses_digits(fifty, width):
+    lines, made = _lines(fifty, width)
+    assert made.width <= 64
+    text = "\n".join(lines)
+    assert "…" not in text
+    assert all(f" {speed} ±13%" in text for speed in ("100", "800", "1,600"))
+    assert "precision=bf" in text
+
+
+def test_a_long_value_does_not_take_the_screen():
+    lines, _ = _lines([_point({"a": value * 3000}, 100.0, 1.0) for value in "xy"], 80)
+    assert len(lines) < 20
+    assert "…" in "".join(lines)
+
+
+def test_at_80_columns_all_is_within(fifty):
+    assert _lines(fifty, 80)[1].width == 80
 
 
 def test_ids_can_be_pasted(fifty):

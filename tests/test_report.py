@@ -169,6 +169,7 @@ def test_without_it_what_it_needs_is_not_loaded(pytester, write_study):
         ("study.yaml/page.html", "--llem-html: '*/study.yaml' is no directory"),
         ("x" * 300, "--llem-html: *File name too long*"),
         ("/dev/null", "--llem-html: must be a file (got '/dev/null')"),
+        ("study.yaml", "--llem-html: is something else, and not to be replaced (got '*/study.yaml')"),
     ],
 )
 def test_a_file_that_cannot_be_is_a_usage_error(pytester, write_study, file, said):
@@ -286,6 +287,10 @@ def test_a_run_that_goes_on_has_a_page(pytester, write_study):
         (lambda path: path.write_text("x"), "is no results directory"),
         (lambda path: path.mkdir(), "holds no manifest.json, so no results of a study"),
         (lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").mkdir(), "Is a directory"),
+        (
+            lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").write_text("mine"),
+            "is something else, and not to be replaced",
+        ),
     ],
 )
 def test_llem_report_says_in_a_line_what_is_wrong(tmp_path, capsys, make, said):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_llem import overwriting
 from pytest_llem.collection.experiment import preflight_of
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.resume import replays_of
@@ -87,6 +88,8 @@ def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
     if len(plans) != 1:
         raise pytest.UsageError(f"--llem-plan: takes one study ({len(plans) or 'none'} collected)")
     try:
+        if (problem := overwriting.problem(path, overwriting.PLAN)) is not None:
+            raise pytest.UsageError(f"--llem-plan: {problem}")
         path.write_text(plans[0].to_json(), encoding="utf-8")
     except OSError as error:
         raise pytest.UsageError(f"--llem-plan: {error}") from error

@@ -146,7 +146,8 @@ class Child:
         if (keeper := self._keeper) is not None:
             self._read(0.0)  # it may have told of itself
             self._order(guardian.END)
-            while self._reports in self._sources and (left := give_up - time.monotonic()) > 0:
+            # Not up to the end of the file: who was forked as the engine was imported may have the pipe, too.
+            while not self._is_over() and (left := give_up - time.monotonic()) > 0:
                 self._read(left)
             if self.status is None and self._pid is not None:  # the guardian itself was killed, or is stuck
                 with suppress(ProcessLookupError, PermissionError):

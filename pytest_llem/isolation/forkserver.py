@@ -108,7 +108,7 @@ def _import(attempt: Path, ends: Ends, known: set[str]) -> None:
     if wanted in known:
         return
     with _saying(ends.output), (attempt / worker.STACKS).open("w") as stacks:
-        faulthandler.enable(file=sys.stderr)
+        faulthandler.enable(file=2)  # whatever has become of sys.stderr
         faulthandler.register(guardian.ASK_WHERE, file=stacks)
         try:
             worker.make_ready(job)
@@ -134,7 +134,7 @@ def _saying(output: int) -> Iterator[None]:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(Exception):  # anyone may have put anything in their place
                 stream.flush()
         _fall_silent()
 

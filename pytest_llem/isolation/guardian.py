@@ -75,6 +75,7 @@ def guard(attempt: str, pids: str) -> int | None:
         the other is left.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever blocks that a child has ended
     woken, wake = wake_on_child()
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # standard input tells
@@ -82,7 +83,7 @@ def guard(attempt: str, pids: str) -> int | None:
     guardian = os.getpid()
     worker = os.fork()  # there is but one thread
     if not worker:
-        return _begin(guardian, {woken, wake, *watched})
+        return _begin(guardian, {woken, wake, *watched}, blocked)
     _tell(pid=worker, guardian=guardian)
     abandoned = False
     while not _has_ended(worker):
@@ -106,7 +107,7 @@ def guard(attempt: str, pids: str) -> int | None:
     return None
 
 
-def _begin(guardian: int, not_its_own: Iterable[int]) -> int:
+def _begin(guardian: int, not_its_own: Iterable[int], blocked: Iterable[int]) -> int:
     """Make this process, just forked, the experiment's."""
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -120,6 +121,7 @@ def _begin(guardian: int, not_its_own: Iterable[int]) -> int:
             signal.signal(number, signal.SIG_DFL)
         for fd in not_its_own:
             os.close(fd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         told = os.dup(1)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)

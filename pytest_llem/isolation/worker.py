@@ -63,11 +63,11 @@ def main(attempt: str, events: int, cue: int) -> None:
         os.set_inheritable(fd, False)
     sys.argv[1:] = []  # what is imported may look at them
     for stream in (sys.stdout, sys.stderr):
-        assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # what a server has imported may have put another in its place
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     directory = Path(attempt)
     stacks = (directory / STACKS).open("w")  # it has to stay open
-    faulthandler.enable(file=sys.stderr)
+    faulthandler.enable(file=2)  # whatever has become of sys.stderr
     faulthandler.register(ASK_WHERE, file=stacks)
 
     latest = "starting"

@@ -39,6 +39,12 @@ LEAST_COLUMNS = tuple(one for one in COLUMNS if one[0] in (SPEED, COST))
 #: Headings of axes are broken into lines of so many characters.
 HEADING_WIDTH = 10
 
+#: Characters of a point's id that are shown, its beginning and its end, unless it is for pasting.
+MOST_CHARACTERS = 160
+
+#: Of a column of ids: in a narrower terminal lines are longer than it is, as no figure may lose digits.
+NARROWEST_ID = 12
+
 
 @dataclass(frozen=True)
 class PointsTable:
@@ -46,11 +52,13 @@ class PointsTable:
 
     Attributes:
         table: A row for each point.
+        width: What it needs, in characters: the terminal's, or more where that is too narrow for the figures.
         has_best: A figure is marked as the best of its column.
         has_optimal: A point is marked as Pareto-optimal.
     """
 
     table: Table
+    width: int
     has_best: bool
     has_optimal: bool
 
@@ -75,10 +83,14 @@ def points_table(
     layouts = [(axes, columns) for columns in (*wider, LEAST_COLUMNS)] if axes else []
     layouts += [([], columns) for columns in wider]
     for shown, columns in layouts:
-        table, has_best = rows.table(shown, columns)
-        if _fits(table, width):
+        table, has_best = rows.table(shown, columns, whole=ids)
+        if _widest(table) <= width:
+            return PointsTable(table, width, has_best, bool(rows.optimal))
+    for columns in (COLUMNS, LEAST_COLUMNS):  # these fold ids
+        table, has_best = rows.table([], columns, whole=ids)
+        if _narrowest(table) <= width:
             break
-    return PointsTable(table, has_best, bool(rows.optimal))  # the last one folds ids
+    return PointsTable(table, max(width, _narrowest(table)), has_best, bool(rows.optimal))
 
 
 class _Rows:
@@ -91,8 +103,8 @@ class _Rows:
         self._verdicts = [worst(point.verdicts) for point in points]
         self._methods = {_summary(point, COST).method for point in points} - {None}
 
-    def table(self, axes: Sequence[str], columns: Sequence[tuple[str, str]]) -> tuple[Table, bool]:
-        """Return the table with *axes*, or else with ids, and whether a best figure is marked."""
+    def table(self, axes: Sequence[str], columns: Sequence[tuple[str, str]], *, whole: bool) -> tuple[Table, bool]:
+        """Return the table with *axes*, or else with ids, *whole* ones, and whether a best figure is marked."""
         mixed = len(self._methods) > 1
         table = plain_table()
         table.collapse_padding = True  # every column counts
@@ -105,8 +117,8 @@ class _Rows:
                 _broken(names[axis]), justify="right" if numbers else "left", vertical="bottom", no_wrap=True
             )
         if not axes:
-            table.add_column("point", overflow="fold", vertical="bottom")
-        table.add_column("n", justify="right")
+            table.add_column("point", overflow="fold", vertical="bottom", min_width=NARROWEST_ID)
+        table.add_column("n", justify="right", no_wrap=True)
         for name, heading in columns:
             methods = {_summary(point, name).method for point in self._points} - {None}
             if not mixed and len(methods) == 1:  # what is estimated says so wherever it is shown
@@ -120,7 +132,7 @@ class _Rows:
         best_places = {name: best(self._points, name) for name, _ in columns}
         for place, point in enumerate(self._points):
             cells = [OPTIMAL if place in self.optimal else ""] if self.optimal else []
-            cells += [_value(point, axis) for axis in axes] or [point.id]
+            cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
             n, wanted = _summary(point, "seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == wanted else f"{n} of {wanted}")
             for name, _ in columns:
@@ -154,6 +166,22 @@ def _broken(name: str) -> str:
     return "\n".join(lines)
 
 
-def _fits(table: Table, width: int) -> bool:
+def _clipped(text: str) -> str:
+    half = MOST_CHARACTERS // 2
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]}…{text[-half:]}"
+
+
+def _widest(table: Table) -> int:
+    """Return how wide *table* is with nothing folded."""
     console = paper(10_000)
-    return Measurement.get(console, console.options, table).maximum <= width
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _narrowest(table: Table) -> int:
+    """Return how wide *table* is where its ids are folded as far as they may be."""
+    (column,) = [one for one in table.columns if one.min_width is not None]
+    column.width = NARROWEST_ID
+    try:
+        return _widest(table)
+    finally:
+        column.width = None

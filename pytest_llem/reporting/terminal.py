@@ -44,7 +44,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     if (left_out := len(shown) - MOST_POINTS) > 0:
         shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MOST_POINTS]
     made = points_table(shown, planned, width, ids=ids)
-    lines = render(made.table, width)
+    lines = render(made.table, made.width)
     if left_out > 0:
         lines.append(f"{counted(left_out, 'more point')} in summary.csv")
     lines.append("")

@@ -19,13 +19,16 @@ def write_report(directory: Path, file: Path, result: StudyResult | None = None)
         result: What the study came to, where that is known; else it is read.
 
     Raises:
-        ValueError: *directory* holds no results.
+        ValueError: *directory* holds no results, or *file* is there and no page.
         OSError: They cannot be read, or *file* cannot be written.
     """
+    from pytest_llem import overwriting
     from pytest_llem.reporting.html.data import read_contents
     from pytest_llem.reporting.html.page import render
     from pytest_llem.results.manifest import write_atomically
 
+    if (problem := overwriting.problem(file, overwriting.PAGE)) is not None:
+        raise ValueError(problem)
     contents = read_contents(directory, result or StudyResult.load(directory))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, render(contents))
