@@ -22,7 +22,6 @@ from pytest_llem.options import (
     BOARD,
     ENERGY_BUDGET,
     MARKER_HELP,
-    REPLAYED_PROPERTY,
     SELECTED_AXES,
     STUDIES,
     YAML_SUFFIXES,
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
 #: Name under which the recorder is registered.
 _RECORDER = "llem-recorder"
 
-#: And those under which gates are passed over in the loop, and judged after it.
-_SILENCE, _JUDGE = "llem-silence", "llem-judge"
+#: And those of what is done around items, of what passes over gates in the loop, and of what judges them after it.
+_RUNNING, _SILENCE, _JUDGE = "llem-running", "llem-silence", "llem-judge"
 
 #: And that under which a line is written for each experiment.
 _LINES = "llem-lines"
@@ -165,16 +164,6 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
                 reporter.write_line(line)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of what times the item
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    if not _studies(item.config) or _runs_nothing(item.config):
-        return (yield)
-    from pytest_llem.collection.turns import turn
-
-    with turn(item, nextitem):
-        return (yield)
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker(ENERGY_BUDGET) is not None:
         from pytest_llem.collection.energy_budget import EnergyBudget
@@ -190,29 +179,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
     with metered(item):
         return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if call.when == "call" and _studies(item.config):
-        from pytest_llem.collection.experiment import attach_payload, place_skip
-
-        attach_payload(item, report)
-        place_skip(item, report)
-    return report
-
-
-def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
-    if (
-        report.when == "call"
-        and report.passed
-        and any(name == REPLAYED_PROPERTY for name, _ in report.user_properties)
-    ):
-        return "passed", ".", "REPLAYED"
-    return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -254,9 +220,12 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     """Make ready for experiments: in every process that runs or records them."""
     from pytest_llem.board import Board
     from pytest_llem.collection.gates import Silence
+    from pytest_llem.collection.running import Running
     from pytest_llem.isolation.interrupts import Interrupts
 
     config.stash[BOARD] = Board(session)
+    if not _runs_nothing(config):
+        config.pluginmanager.register(Running(), _RUNNING)
     config.pluginmanager.register(Silence(), _SILENCE)
     config.stash[_INTERRUPTS] = Interrupts()
     debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger

@@ -45,7 +45,7 @@ STUDY = {
 
 def run(directory: Path, experiments: int, method: str) -> list[tuple[float, float]]:
     """Run the study, and return the memory of pytest in MB by the time of day in s at which it was looked at."""
-    study = {**STUDY, "sweep": {"noop.size": list(range(experiments))}}
+    study = {**STUDY, "sweep": {"noop.size": list(range(1, experiments + 1))}}
     (directory / "scale.yaml").write_text(yaml.safe_dump(study))
     options = [
         "-p",
