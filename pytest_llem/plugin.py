@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llem.declarations import add_options
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
 from pytest_llem.nodes import FUNCTIONS, file_of
@@ -26,7 +27,6 @@ from pytest_llem.options import (
     STUDIES,
     YAML_SUFFIXES,
     Settings,
-    add_options,
     check_html,
 )
 

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
     "extras": set(),
     "overwriting": set(),
+    "declarations": set(),
     "options": {"board", "extras", "overwriting", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
     "collection": {
@@ -48,6 +49,7 @@ MAY_IMPORT = {
         *(
             "board",
             "collection",
+            "declarations",
             "fixtures",
             "hookspecs",
             "isolation",
@@ -77,7 +79,7 @@ MAY_IMPORT = {
     "__init__": {"api", "collection", "energy", "measurement", "results", "study"},
 }
 
-KNOWS_PYTEST = {"options", "collection", "fixtures", "reporting", "plugin"}
+KNOWS_PYTEST = {"declarations", "options", "collection", "fixtures", "reporting", "plugin"}
 HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
 
 #: What only some installations have, and the room that needs it.
@@ -138,7 +140,7 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            light = ["fixtures", "hookspecs", "nodes", "options", "plugin"]
+            light = ["declarations", "fixtures", "hookspecs", "nodes", "options", "plugin"]
             assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
