@@ -1,23 +1,26 @@
 """Throughput with the sampler of power ÷ without it, over a scripted board.
 
-    python tests/benchmarks/sampler.py [--rounds N] [--seconds S] [--boards N] [--call-ms MS]
+    python tests/benchmarks/sampler.py [--rounds N] [--boards N] [--call-ms MS]
 
-One process loads the tiny model once. Each round measures it with and without the sampler, one after the other, in
-turns which comes first; the ratio is taken within the round. 1.0 means that sampling costs nothing. Many short
-rounds tell more than few long ones: a machine's speed drifts.
+One process loads the tiny model once and starts the sampler once. A round is two batches, one beside which the
+sampler runs, and one for which it is stopped (SIGSTOP), in turns which comes first; the ratio is taken within the
+round. 1.0 means that sampling costs nothing. A batch lasts longer than from one sample to the next, so each has
+its share of them; and many short rounds tell more than few long ones, for a machine's speed drifts.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -30,12 +33,15 @@ from tests.support import nvml
 from tests.support.nvml import Board, Script
 
 SHAPE = {"n": 8, "input_len": 64, "output_len": 32}
+TOKENS = SHAPE["n"] * SHAPE["output_len"]
+
+#: Quantile of the normal distribution for an interval of 95 %.
+Z = 1.96
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="two at least")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of each window")
+    parser.add_argument("--rounds", type=int, default=500, help="ten at least")
     parser.add_argument("--boards", type=int, default=1)
     parser.add_argument("--call-ms", type=float, default=4.0, help="how long a call of NVML takes")
     options = parser.parse_args()
@@ -47,53 +53,47 @@ def main() -> None:
             script.write()
             env = nvml.environment(nvml.build(Path(folder)), script)
             raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=env).returncode)
-    ratios = compare(uuids, options.rounds, options.seconds)
-    mean, error = statistics.fmean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
-    spread = f"min {min(ratios):.4f}, max {max(ratios):.4f}, mean {mean:.4f} ± {error:.4f} (standard error)"
-    print(f"with ÷ without: median {statistics.median(ratios):.4f}, {spread}")
+    ratios = sorted(compare(uuids, options.rounds))
+    # Of the median, from the ranks that enclose it (binomial, Conover 1999, 3.2).
+    half = Z * len(ratios) ** 0.5 / 2
+    low, high = ratios[int(len(ratios) / 2 - half)], ratios[min(int(len(ratios) / 2 + half), len(ratios) - 1)]
+    print(f"with ÷ without: median {statistics.median(ratios):.4f} (95 %: {low:.4f} to {high:.4f})")
 
 
-def compare(uuids: list[str], rounds: int, seconds: float) -> list[float]:
-    """Return the ratios of tokens/s, and say how each round went."""
+def compare(uuids: list[str], rounds: int) -> list[float]:
+    """Return the ratios of tokens/s, and say what was found beside them."""
     config = ExperimentConfig.model_validate(
         {"model": "builtin:tiny-llama", "dataset": SHAPE, "pytorch": {"batch_size": SHAPE["n"]}}
     )
     engine = PyTorchEngine(config, EngineContext())
     engine.fetch()
     engine.load()
-    batches = engine.prepare(build_workload(config, engine, None).prompts)
-    for batch in batches:
+    [batch] = engine.prepare(build_workload(config, engine, None).prompts)
+    for _ in range(3):
         engine.generate(batch)
-    ratios = []
-    for number in range(rounds):
-        figures = {}
-        for sampler in (True, False) if number % 2 == 0 else (False, True):
-            meter = NvmlMeter(sampler=sampler)
-            meter.open(uuids)
-            try:
-                meter.begin()
-                passes, began = 0, time.perf_counter()
-                while time.perf_counter() - began < seconds:
-                    for batch in batches:
-                        engine.generate(batch)
-                    passes += 1
-                tokens = passes * SHAPE["n"] * SHAPE["output_len"]
-                figures[sampler] = tokens / (time.perf_counter() - began)
-                reading = meter.end()
-                if bool(reading.samples) != sampler:
-                    raise SystemExit("the sampler was not as it should have been")
-                if sampler:
-                    cpu_s = reading.harness_cpu_seconds
-            finally:
-                meter.close()
-        ratios.append(figures[True] / figures[False])
-        print(
-            f"round {number + 1}: with {figures[True]:.1f} tok/s, without {figures[False]:.1f} tok/s, "
-            f"ratio {ratios[-1]:.4f}; the sampler took {cpu_s:.3f} s of processor time",
-            flush=True,
-        )
-    engine.close()
-    return ratios
+    meter = NvmlMeter()
+    meter.open(uuids)
+    [sampler] = psutil.Process().children()
+    spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    try:
+        meter.begin()
+        for number in range(rounds):
+            for runs in (True, False) if number % 2 == 0 else (False, True):
+                sampler.send_signal(signal.SIGCONT if runs else signal.SIGSTOP)
+                began = time.monotonic()
+                engine.generate(batch)
+                spans[runs].append((began, time.monotonic()))
+        sampler.send_signal(signal.SIGCONT)
+        samples = meter.end().samples
+    finally:
+        meter.close()
+        engine.close()
+    took = {runs: [ended - began for began, ended in found] for runs, found in spans.items()}
+    for runs, how in ((True, "with"), (False, "without")):
+        inside = sum(began <= one.at <= ended for began, ended in spans[runs] for one in samples)
+        speed, rate = TOKENS / statistics.median(took[runs]), inside / sum(took[runs])
+        print(f"{how}: {speed:.1f} tok/s, {rate:.2f} samples/s")
+    return [without / with_it for with_it, without in zip(took[True], took[False], strict=True)]
 
 
 if __name__ == "__main__":
