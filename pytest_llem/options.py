@@ -6,9 +6,8 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import pytest
 
@@ -55,8 +54,7 @@ _PATHS = ("llem_results_dir", "llem_plan", "llem_html", "llem_resume_from", "lle
 _Word = TypeVar("_Word", bound=str)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):  # a dataclass of so many fields takes 2 ms to define, in every run of pytest
     """What the user asked for.
 
     Attributes:

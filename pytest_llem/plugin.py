@@ -18,7 +18,6 @@ import pytest
 from pytest_llem.declarations import add_options
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
-from pytest_llem.nodes import FUNCTIONS, file_of
 from pytest_llem.options import (
     BOARD,
     ENERGY_BUDGET,
@@ -148,6 +147,8 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
+    from pytest_llem.nodes import FUNCTIONS
+
     config = node.config
     if any(f"::{name}[" in one for name in FUNCTIONS for one in ids) and BOARD not in config.stash:
         recorder = _record(config, ids, config.stash[_SESSION])
@@ -254,6 +255,7 @@ def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
     """Return what writes a line for each experiment as it ends; None where nobody wants it."""
     from pytest_llem.collection.live import is_seen
     from pytest_llem.collection.plans import make_forecast
+    from pytest_llem.nodes import file_of
     from pytest_llem.reporting.lines import Lines
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")

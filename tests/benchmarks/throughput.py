@@ -6,8 +6,8 @@
 Each round runs both, one after the other, each in a fresh process; the ratio is taken within the round. The bare
 script loads the same model, warms up on the same batches as often, and calls ``generate`` on them until the same
 time is full. 1.0 means that measuring costs nothing. The spread from run to run (CV over the rounds) is printed
-for both: a round is what a cycle is to a study. The harness's share is the processor time that pytest,
-guardian and meters take in the window ÷ the experiment's own.
+for both, and their ratio: a round is what a cycle is to a study. The harness's share is the processor time that
+pytest, guardian and meters take in the window ÷ the experiment's own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+from scipy import stats
 
 from pytest_llem.backends.models import resolve_model
 from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD
@@ -84,7 +87,7 @@ def main() -> None:
             "dataset": shape,
             "warmup": {"n_warmup": 1, "convergence_detection": False},
             "measurement": {"min_window_seconds": options.seconds},
-            "energy": {"backend": "estimate"},  # it looks at the processor time
+            "energy": {"backend": "nvml" if torch.cuda.is_available() else "estimate"},
             "pytorch": {
                 "batch_size": options.batch_size,
                 "cache_implementation": options.cache_implementation,
@@ -121,7 +124,7 @@ def main() -> None:
     ratios = [one / other for one, other in zip(inside, bare, strict=True)]
     print(f"ratio: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}")
     if options.rounds > 1:
-        print(f"CV: inside {_cv(inside):.1%}, bare {_cv(bare):.1%}")
+        print(f"CV: inside {_cv(inside):.1%}, bare {_cv(bare):.1%}, {_ratio_of_cvs(inside, bare)}")
     print(f"harness's share of the processor time: median {statistics.median(shares):.3%}, max {max(shares):.3%}")
 
 
@@ -129,12 +132,25 @@ def _cv(figures: list[float]) -> float:
     return statistics.stdev(figures) / statistics.fmean(figures)
 
 
+def _ratio_of_cvs(one: list[float], other: list[float]) -> str:
+    """Return the ratio, with its interval as for standard deviations of normal samples (F distribution)."""
+    ratio, freedom = _cv(one) / _cv(other), (len(one) - 1, len(other) - 1)
+    low, high = (ratio / stats.f.ppf(at, *freedom) ** 0.5 for at in (0.975, 0.025))
+    return f"ratio {ratio:.2f} (95 %: {low:.2f} to {high:.2f})"
+
+
 def _inside(job: Job) -> tuple[float, float]:
     """Return the tokens per second of an experiment, and the harness's share of the processor time."""
     outcome = run_isolated(job)
     assert outcome.result is not None, outcome
     result = json.loads(outcome.result)
-    spent = result["window"]["window_energy_j"] / WATTS_PER_BUSY_THREAD
+    window = result["window"]
+    # The estimate is of the processor time. Beside a GPU one thread is busy.
+    spent = (
+        window["window_seconds"]
+        if torch.cuda.is_available()
+        else window["window_energy_j"] / WATTS_PER_BUSY_THREAD
+    )
     return float(result["metrics"]["output_tokens_per_second"]["value"]), result["harness_cpu_seconds"] / spent
 
 
