@@ -140,7 +140,7 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            light = ["declarations", "fixtures", "hookspecs", "nodes", "options", "plugin"]
+            light = ["declarations", "fixtures", "hookspecs", "options", "plugin"]
             assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
