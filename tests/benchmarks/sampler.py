@@ -54,7 +54,7 @@ def main() -> None:
             env = nvml.environment(nvml.build(Path(folder)), script)
             raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=env).returncode)
     ratios = sorted(compare(uuids, options.rounds))
-    # Of the median, from the ranks that enclose it (binomial, Conover 1999, 3.2).
+    # Of the median, from the ranks that enclose it: how many lie below is binomial.
     half = Z * len(ratios) ** 0.5 / 2
     low, high = ratios[int(len(ratios) / 2 - half)], ratios[min(int(len(ratios) / 2 + half), len(ratios) - 1)]
     print(f"with ÷ without: median {statistics.median(ratios):.4f} (95 %: {low:.4f} to {high:.4f})")
@@ -93,6 +93,8 @@ def compare(uuids: list[str], rounds: int) -> list[float]:
         inside = sum(began <= one.at <= ended for began, ended in spans[runs] for one in samples)
         speed, rate = TOKENS / statistics.median(took[runs]), inside / sum(took[runs])
         print(f"{how}: {speed:.1f} tok/s, {rate:.2f} samples/s")
+        if (rate > 1) != runs:  # what was cut by SIGSTOP may be seen as it goes on
+            raise SystemExit("the sampler was not as it should have been")
     return [without / with_it for with_it, without in zip(took[True], took[False], strict=True)]
 
 
