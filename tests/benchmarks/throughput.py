@@ -3,11 +3,13 @@
     python tests/benchmarks/throughput.py [--model NAME] [--model-path DIR] [--batch-size N] [--rounds N]
                                           [--cache-implementation NAME]
 
-Each round runs both, one after the other, each in a fresh process; the ratio is taken within the round. The bare
-script loads the same model, warms up on the same batches as often, and calls ``generate`` on them until the same
-time is full. 1.0 means that measuring costs nothing. The spread from run to run (CV over the rounds) is printed
-for both, and their ratio: a round is what a cycle is to a study. The harness's share is the processor time that
-pytest, guardian and meters take in the window ÷ the experiment's own.
+A round starts an experiment, isolated and metered as in any study, and a bare script that loads the same model and
+warms up on the same batches as often. Then they take turns, a pass each, so that neither a drifting machine nor a
+neighbour on it favours either: a pass of one is compared to the other's next. 1.0 means that measuring costs nothing.
+
+A round is to a benchmark what a cycle is to a study: the spread from round to round (CV) is printed for both, and
+their ratio, with the interval for two spreads of pairs (Morgan 1939, Pitman 1939). The harness's share is the
+processor time that pytest, guardian and meters take in the window, waiting included, ÷ the experiment's own.
 """
 
 from __future__ import annotations
@@ -18,21 +20,27 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import turns
 from scipy import stats
 
 from pytest_llem.backends.models import resolve_model
-from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.study.config import ExperimentConfig
 
-BARE = """
-import json, random, sys, time
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+SHAPE = {"n": 8, "input_len": 64, "output_len": 32}
 
+BARE = """
+import json, os, random, sys, time
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging
+
+logging.disable_progress_bar()
 job = json.loads(sys.argv[1])
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16).to(device).eval()
@@ -61,13 +69,36 @@ def generate(batch):
 for _ in range(job["warmups"]):
     generate(batches[0])
 sync()
-tokens, began = 0, time.perf_counter()
-while time.perf_counter() - began < job["seconds"]:
+mine, other = (os.open(os.path.join(job["folder"], name), os.O_RDWR) for name in ("bare", "inside"))
+seconds = []
+while os.read(mine, 1) == b".":
+    began = time.perf_counter()
     for batch in batches:
-        tokens += generate(batch)[:, job["input_len"] :].numel()
+        generate(batch)
     sync()
-print(tokens / (time.perf_counter() - began))
+    seconds.append(time.perf_counter() - began)
+    os.write(other, b".")
+print(json.dumps(seconds))
 """
+
+
+@dataclass(frozen=True)
+class Round:
+    """What each pass took, in s, in the order of their turns, and the harness's share of the processor time."""
+
+    inside: Sequence[float]
+    bare: Sequence[float]
+    share: float
+
+    def ratios(self) -> list[float]:
+        """Return the throughput inside ÷ the bare script's, of each pair of passes."""
+        return [bare / inside for inside, bare in zip(self.inside, self.bare, strict=False)]
+
+    def speeds(self) -> tuple[float, float]:
+        """Return the tokens per second, inside and of the bare script."""
+        tokens, pairs = SHAPE["n"] * SHAPE["output_len"], len(self.ratios())
+        inside, bare = (pairs * tokens / sum(side[:pairs]) for side in (self.inside, self.bare))
+        return inside, bare
 
 
 def main() -> None:
@@ -77,86 +108,81 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--cache-implementation", help="as in a study's section pytorch, such as static")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of each window")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each window, for both of them")
     options = parser.parse_args()
-
-    shape = {"n": 8, "input_len": 64, "output_len": 32}
-    config = ExperimentConfig.model_validate(
-        {
-            "model": options.model,
-            "dataset": shape,
-            "warmup": {"n_warmup": 1, "convergence_detection": False},
-            "measurement": {"min_window_seconds": options.seconds},
-            "energy": {"backend": "nvml" if torch.cuda.is_available() else "estimate"},
-            "pytorch": {
-                "batch_size": options.batch_size,
-                "cache_implementation": options.cache_implementation,
-            },
-        }
-    )
-    paths = [str(path) for path in options.model_path]
-    job = Job(
-        {"experiment_id": "bench", "config_hash": "0" * 16},
-        config.model_dump(mode="json"),
-        ".",
-        model_path=paths,
-        harness=[os.getpid()],
-    )
-    bare_job = {
-        "model": resolve_model(options.model, options.model_path).location,
-        "batch_size": options.batch_size,
-        "cache_implementation": options.cache_implementation,
-        "warmups": 2,
-        "seconds": options.seconds,
-        **shape,
-    }
-    inside, bare, shares = [], [], []
+    rounds = []
     for number in range(options.rounds):
-        pair = [lambda: _inside(job), lambda: _bare(bare_job)]
-        order = [0, 1] if number % 2 == 0 else [1, 0]
-        figures = {which: pair[which]() for which in order}
-        (tokens, share), other = figures[0], figures[1]
-        inside.append(tokens)
-        shares.append(share)
-        bare.append(other)
-        ratio = inside[-1] / bare[-1]
-        print(f"round {number + 1}: inside {inside[-1]:.1f} tok/s, bare {bare[-1]:.1f} tok/s, ratio {ratio:.3f}")
-    ratios = [one / other for one, other in zip(inside, bare, strict=True)]
-    print(f"ratio: median {statistics.median(ratios):.3f}, min {min(ratios):.3f}, max {max(ratios):.3f}")
-    if options.rounds > 1:
-        print(f"CV: inside {_cv(inside):.1%}, bare {_cv(bare):.1%}, {_ratio_of_cvs(inside, bare)}")
+        rounds.append(compare(options, first=(turns.INSIDE, turns.BARE)[number % 2]))
+        inside, bare = rounds[-1].speeds()
+        ratios = rounds[-1].ratios()
+        print(
+            f"round {number + 1}: inside {inside:.1f} tok/s, bare {bare:.1f} tok/s, "
+            f"ratio of {len(ratios)} pairs {statistics.median(ratios):.3f}",
+            flush=True,
+        )
+    ratios = sorted(ratio for one in rounds for ratio in one.ratios())
+    # Of the median, from the ranks that enclose it: how many lie below is binomial.
+    low, high = (ratios[int(stats.binom.ppf(at, len(ratios) - 1, 0.5))] for at in (0.025, 0.975))
+    print(f"ratio: median {statistics.median(ratios):.3f} (95 %: {low:.3f} to {high:.3f})")
+    if len(rounds) > 2:
+        print(spreads(*zip(*(one.speeds() for one in rounds), strict=True)))
+    shares = [one.share for one in rounds]
     print(f"harness's share of the processor time: median {statistics.median(shares):.3%}, max {max(shares):.3%}")
 
 
-def _cv(figures: list[float]) -> float:
-    return statistics.stdev(figures) / statistics.fmean(figures)
+def compare(options: argparse.Namespace, first: str) -> Round:
+    """Run an experiment and a bare script in turns; *first* has the first one."""
+    passed_on = {"batch_size": options.batch_size, "cache_implementation": options.cache_implementation}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for side in (turns.INSIDE, turns.BARE):
+            os.mkfifo(folder / side)
+        cues = {side: os.open(folder / side, os.O_RDWR) for side in (turns.INSIDE, turns.BARE)}
+        config = ExperimentConfig.model_validate(
+            {
+                "model": options.model,
+                "dataset": SHAPE,
+                "backend": turns.NAME,
+                turns.NAME: {**passed_on, "folder": name},
+                "warmup": {"n_warmup": 1, "convergence_detection": False},
+                "measurement": {"min_window_seconds": options.seconds},
+                "energy": {"backend": "nvml" if torch.cuda.is_available() else "estimate"},
+            }
+        )
+        job = Job(
+            {"experiment_id": "bench", "config_hash": "0" * 16},
+            config.model_dump(mode="json"),
+            ".",
+            model_path=[str(path) for path in options.model_path],
+            python_path=[str(Path(__file__).parent)],
+            harness=[os.getpid()],
+        )
+        location = resolve_model(options.model, options.model_path).location
+        bare_job = {"model": location, "warmups": 2, "folder": name, **passed_on, **SHAPE}
+        command = [sys.executable, "-c", BARE, json.dumps(bare_job)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as bare:
+            os.write(cues[first], turns.GO)
+            outcome = run_isolated(job, timeout=600 + options.seconds)
+            os.write(cues[turns.BARE], turns.STOP)  # also where the experiment failed
+            printed, _ = bare.communicate()
+        for cue in cues.values():
+            os.close(cue)
+        assert outcome.result is not None, outcome
+        assert bare.returncode == 0
+        found = json.loads((folder / turns.FOUND).read_text())
+        harness_cpu_seconds = json.loads(outcome.result)["harness_cpu_seconds"]
+        return Round(found["seconds"], json.loads(printed), harness_cpu_seconds / found["cpu_seconds"])
 
 
-def _ratio_of_cvs(one: list[float], other: list[float]) -> str:
-    """Return the ratio, with its interval as for standard deviations of normal samples (F distribution)."""
-    ratio, freedom = _cv(one) / _cv(other), (len(one) - 1, len(other) - 1)
-    low, high = (ratio / stats.f.ppf(at, *freedom) ** 0.5 for at in (0.975, 0.025))
-    return f"ratio {ratio:.2f} (95 %: {low:.2f} to {high:.2f})"
-
-
-def _inside(job: Job) -> tuple[float, float]:
-    """Return the tokens per second of an experiment, and the harness's share of the processor time."""
-    outcome = run_isolated(job)
-    assert outcome.result is not None, outcome
-    result = json.loads(outcome.result)
-    window = result["window"]
-    # The estimate is of the processor time. Beside a GPU one thread is busy.
-    spent = (
-        window["window_seconds"]
-        if torch.cuda.is_available()
-        else window["window_energy_j"] / WATTS_PER_BUSY_THREAD
-    )
-    return float(result["metrics"]["output_tokens_per_second"]["value"]), result["harness_cpu_seconds"] / spent
-
-
-def _bare(job: dict[str, object]) -> float:
-    command = [sys.executable, "-c", BARE, json.dumps(job)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def spreads(one: Sequence[float], other: Sequence[float]) -> str:
+    """Return both CVs and their ratio, with its interval of 95 %: of two samples that go together, in pairs."""
+    cvs = [statistics.stdev(figures) / statistics.fmean(figures) for figures in (one, other)]
+    freedom = len(one) - 2
+    correlation = statistics.correlation(one, other)
+    width = 1 + 2 * (1 - correlation**2) * stats.t.ppf(0.975, freedom) ** 2 / freedom
+    ratio = cvs[0] / cvs[1]
+    low, high = (ratio * (width + sign * (width**2 - 1) ** 0.5) ** 0.5 for sign in (-1, 1))
+    return f"CV: inside {cvs[0]:.1%}, bare {cvs[1]:.1%}, ratio {ratio:.2f} (95 %: {low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

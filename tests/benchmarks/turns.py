@@ -1,0 +1,64 @@
+"""The engine of ``throughput.py``: ours, which runs its passes in turns with another process's."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.study.config import ExperimentConfig
+
+NAME = "turns:InTurns"
+
+#: What lies in the folder of both processes: a FIFO for each, and what this engine found.
+INSIDE, BARE, FOUND = "inside", "bare", "found.json"
+
+#: A byte in a FIFO: it is your turn, or there are no more.
+GO, STOP = b".", b"x"
+
+
+class InTurns(PyTorchEngine):
+    """Times each pass of the measured window, from its seed until the device is drained, when its turn comes.
+
+    Its section is that of ``pytorch``, and ``folder``: where the FIFOs are.
+    """
+
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        section = config.engine_section
+        self._folder = Path(section.pop("folder"))
+        plain = {name: value for name, value in config.model_dump().items() if name != NAME}
+        super().__init__(
+            ExperimentConfig.model_validate({**plain, "backend": "pytorch", "pytorch": section}), context
+        )
+        self._in_window, self._began = False, 0.0
+        self._seconds: list[float] = []
+        self._cpu_seconds = 0.0
+
+    def reset_peak_memory(self) -> None:
+        super().reset_peak_memory()  # the last that is done before the window
+        self._mine, self._other = (os.open(self._folder / name, os.O_RDWR) for name in (INSIDE, BARE))
+        self._in_window, self._cpu_seconds = True, -time.process_time()
+
+    def seed(self, seed: int) -> None:
+        if self._in_window:
+            os.read(self._mine, 1)
+            self._began = time.perf_counter()
+        super().seed(seed)
+
+    def synchronize(self) -> None:
+        super().synchronize()
+        if self._began:
+            self._seconds.append(time.perf_counter() - self._began)
+            self._began = 0.0
+            os.write(self._other, GO)
+
+    def peak_memory_bytes(self) -> int | None:
+        self._in_window = False  # the first that is done after it
+        self._cpu_seconds += time.process_time()
+        os.write(self._other, STOP)
+        found = {"seconds": self._seconds, "cpu_seconds": self._cpu_seconds}
+        (self._folder / FOUND).write_text(json.dumps(found))
+        return super().peak_memory_bytes()
