@@ -4,7 +4,8 @@
 
 A study of N points of an engine that does nothing, from end to end, by pytest. Printed are the time from one
 experiment's end to the next one's, as medians over tenths of the study, and the memory of the pytest process
-(resident, without what it shares) as each tenth ends; and the ratio of the last tenth's to the first's.
+(resident, without what it shares) as each tenth ends; and the ratio of the last tenth's to the first's. pytest
+keeps three reports of every test: beside it is how plain pytest's memory grows with as many tests that do nothing.
 """
 
 from __future__ import annotations
@@ -43,22 +44,34 @@ STUDY = {
 }
 
 
-def run(directory: Path, experiments: int, method: str) -> list[tuple[float, float]]:
-    """Run the study, and return the memory of pytest in MB by the time of day in s at which it was looked at."""
+PLAIN = """
+import time
+import pytest
+
+@pytest.mark.parametrize("size", range(1, {experiments} + 1), ids="size={{}}".format)
+def test_nothing(size):
+    time.sleep(0.01)  # to be looked at meanwhile
+"""
+
+
+def run_study(directory: Path, experiments: int, method: str) -> list[tuple[float, float]]:
+    """Run the study, and return what *run* returns."""
     study = {**STUDY, "sweep": {"noop.size": list(range(1, experiments + 1))}}
     (directory / "scale.yaml").write_text(yaml.safe_dump(study))
-    options = [
-        "-p",
-        "no:cacheprovider",
-        "-qq",
-        "--llem-yes",
-        "--llem-start-method",
-        method,
-        "--llem-run-id",
-        "run",
-    ]
+    options = ["--llem-yes", "--llem-start-method", method, "--llem-run-id", "run"]
+    return run(directory, ["scale.yaml", "-p", "pytest_llem.plugin", *options])
+
+
+def run_plain(directory: Path, experiments: int) -> list[tuple[float, float]]:
+    """Run as many tests that do nothing, without the plugin, and return what *run* returns."""
+    (directory / "test_plain.py").write_text(PLAIN.format(experiments=experiments))
+    return run(directory, ["test_plain.py"])
+
+
+def run(directory: Path, options: Sequence[str]) -> list[tuple[float, float]]:
+    """Run pytest, and return its memory in MB by the time of day in s at which it was looked at."""
     process = psutil.Popen(
-        [sys.executable, "-m", "pytest", "scale.yaml", "-p", "pytest_llem.plugin", *options],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-qq", *options],
         cwd=directory,
         env={
             **os.environ,
@@ -92,8 +105,9 @@ def main() -> None:
     parser.add_argument("--start-method", choices=("spawn", "forkserver"), default="forkserver")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        memory = run(Path(folder), options.experiments, options.start_method)
+        memory = run_study(Path(folder), options.experiments, options.start_method)
         manifest = json.loads((Path(folder) / "results" / "scale_run" / "manifest.json").read_text())
+        plain = [max(one) for one in parts([held for _, held in run_plain(Path(folder), options.experiments)])]
     ends = sorted(datetime.fromisoformat(one["completed_at"]).timestamp() for one in manifest["experiments"])
     if manifest["completed"] != options.experiments:
         sys.exit(f"{manifest['completed']} of {options.experiments} experiments completed")
@@ -102,6 +116,7 @@ def main() -> None:
     for number, (milliseconds, megabytes) in enumerate(zip(took, held, strict=True), start=1):
         print(f"tenth {number}: {milliseconds:.1f} ms an experiment, pytest holds {megabytes:.1f} MB")
     print(f"last tenth / first: time {took[-1] / took[0]:.2f}, memory {held[-1] / held[0]:.2f}")
+    print(f"plain pytest, likewise: memory {plain[-1] / plain[0]:.2f} ({plain[0]:.1f} to {plain[-1]:.1f} MB)")
 
 
 if __name__ == "__main__":
