@@ -1,8 +1,55 @@
-"""Command-line options and their ini twins, as ``pytest --help`` has them."""
+"""Command-line options, their ini twins and the marker, as pytest's help has them."""
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
+
+#: The marker that holds an ordinary test to a budget.
+ENERGY_BUDGET = "energy_budget"
+
+#: What ``pytest --markers`` says of it.
+MARKER_HELP = (
+    f"{ENERGY_BUDGET}(*, joules=None, seconds=None, allow_estimated=False): "
+    "fail the test if its call takes more energy (J) or time (s); an estimate decides only where that is allowed"
+)
+
+#: Endings of a file that may be a study.
+YAML_SUFFIXES = (".yaml", ".yml")
+
+#: Type, default and help of each key of the ini file.
+INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
+    "llem_results_dir": (
+        "string",
+        "results",
+        "where each study's results folder goes, relative to rootdir",
+    ),
+    "llem_cycles": ("string", "", "repetitions of every point, whatever the study says"),
+    "llem_fail_on": ("string", "", "regression, or inconclusive: the verdicts that fail a comparison"),
+    "llem_order": ("string", "", "sequential, interleaved or shuffled, whatever the study says"),
+    "llem_timeout": ("string", "", "seconds after which an experiment is ended, whatever the study says"),
+    "llem_start_method": ("string", "", "spawn or forkserver, whatever the study says"),
+    "llem_no_gaps": ("bool", False, "no idle time between experiments"),
+    "llem_strict": ("bool", False, "a combination that makes no valid experiment is an error"),
+    "llem_max_experiments": ("string", "500", "a study of more experiments needs --llem-yes"),
+    "llem_model_path": (
+        "paths",
+        [],
+        "folders that hold models by name, looked in before the Hugging Face hub",
+    ),
+    "llem_carbon_intensity": (
+        "string",
+        "",
+        "what electricity emits here, in gCO2e per kWh; without it gco2e_g is null",
+    ),
+    "llem_pue": ("string", "", "power usage effectiveness of the site, for gco2e_g; default 1"),
+    "llem_files": (
+        "args",
+        ["*.study.yaml", "*.study.yml"],
+        "file names taken as studies when pytest walks a directory; a YAML named on the command line always is",
+    ),
+}
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -112,36 +159,16 @@ def add_options(parser: pytest.Parser) -> None:
         help="write the results as a page to FILE; of several studies, each to FILE with its name in it "
         "(needs pytest-llem[report])",
     )
-    parser.addini(
-        "llem_results_dir", "where each study's results folder goes, relative to rootdir", default="results"
-    )
-    parser.addini("llem_cycles", "repetitions of every point, whatever the study says", default="")
-    parser.addini("llem_fail_on", "regression, or inconclusive: the verdicts that fail a comparison", default="")
-    parser.addini("llem_order", "sequential, interleaved or shuffled, whatever the study says", default="")
-    parser.addini(
-        "llem_timeout", "seconds after which an experiment is ended, whatever the study says", default=""
-    )
-    parser.addini("llem_start_method", "spawn or forkserver, whatever the study says", default="")
-    parser.addini("llem_no_gaps", "no idle time between experiments", type="bool", default=False)
-    parser.addini(
-        "llem_strict", "a combination that makes no valid experiment is an error", type="bool", default=False
-    )
-    parser.addini("llem_max_experiments", "a study of more experiments needs --llem-yes", default="500")
-    parser.addini(
-        "llem_model_path",
-        "folders that hold models by name, looked in before the Hugging Face hub",
-        type="paths",
-        default=[],
-    )
-    parser.addini(
-        "llem_carbon_intensity",
-        "what electricity emits here, in gCO2e per kWh; without it gco2e_g is null",
-        default="",
-    )
-    parser.addini("llem_pue", "power usage effectiveness of the site, for gco2e_g; default 1", default="")
-    parser.addini(
-        "llem_files",
-        "file names taken as studies when pytest walks a directory; a YAML named on the command line always is",
-        type="args",
-        default=["*.study.yaml", "*.study.yml"],
-    )
+    for name, (type_, default, text) in INI.items():
+        parser.addini(name, text, type=type_, default=default)
+
+
+def is_anything_said(config: pytest.Config) -> bool:
+    """Whether the command line or the ini file says anything of ours, be it wrong."""
+    given = (value for name, value in vars(config.option).items() if name.startswith("llem_"))
+    if any(value is not None and value is not False for value in given):
+        return True
+    try:
+        return any(config.getini(name) != default for name, (_, default, _) in INI.items())
+    except ValueError:  # no truth value, or a quote that is not closed
+        return True

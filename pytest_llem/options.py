@@ -1,4 +1,4 @@
-"""What the command line and the ini file say, and what is kept of a session."""
+"""What the command line and the ini file say. Imported once they say anything, or there is a study."""
 
 from __future__ import annotations
 
@@ -6,39 +6,15 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_llem.board import Board
     from pytest_llem.study.design import StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
-
-#: The studies of this session, by the node id of their file.
-STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
-
-#: What the recorder tells the processes that run experiments.
-BOARD: pytest.StashKey[Board] = pytest.StashKey()
-
-#: The axes that the session's -k expression names.
-SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()
-
-#: The user property of an experiment that was not run: the results directory that its result is from.
-REPLAYED_PROPERTY = "llem_replayed_from"
-
-#: The marker that holds an ordinary test to a budget.
-ENERGY_BUDGET = "energy_budget"
-
-#: What ``pytest --markers`` says of it.
-MARKER_HELP = (
-    f"{ENERGY_BUDGET}(*, joules=None, seconds=None, allow_estimated=False): "
-    "fail the test if its call takes more energy (J) or time (s); an estimate decides only where that is allowed"
-)
-
-#: Endings of a file that may be a study.
-YAML_SUFFIXES = (".yaml", ".yml")
 
 # As in study.execution, which is imported only once there is a study.
 _ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
@@ -54,7 +30,8 @@ _PATHS = ("llem_results_dir", "llem_plan", "llem_html", "llem_resume_from", "lle
 _Word = TypeVar("_Word", bound=str)
 
 
-class Settings(NamedTuple):  # a dataclass of so many fields takes 2 ms to define, in every run of pytest
+@dataclass(frozen=True)
+class Settings:
     """What the user asked for.
 
     Attributes:

@@ -15,19 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.declarations import add_options
+from pytest_llem.declarations import ENERGY_BUDGET, MARKER_HELP, YAML_SUFFIXES, add_options, is_anything_said
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
-from pytest_llem.options import (
-    BOARD,
-    ENERGY_BUDGET,
-    MARKER_HELP,
-    SELECTED_AXES,
-    STUDIES,
-    YAML_SUFFIXES,
-    Settings,
-    check_html,
-)
+from pytest_llem.stash import BOARD, SELECTED_AXES, STUDIES
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -64,9 +55,12 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings = Settings.from_config(config)  # a wrong option is told before anything is collected
-    if settings.html is not None and not hasattr(config, "workerinput"):
-        check_html(settings.html)
+    if is_anything_said(config):
+        from pytest_llem.options import Settings, check_html
+
+        settings = Settings.from_config(config)  # what is wrong is told before anything is collected
+        if settings.html is not None and not hasattr(config, "workerinput"):
+            check_html(settings.html)
     config.addinivalue_line("markers", MARKER_HELP)
     if "=" in (expression := config.getoption("keyword", "") or ""):
         from pytest_llem.collection.selection import rewrite
@@ -82,7 +76,7 @@ def pytest_collect_file(
     if file_path.suffix not in YAML_SUFFIXES or any(collected):
         return collected  # not ours, or already another plugin's
     named = parent.session.isinitpath(file_path)
-    if named or any(fnmatch.fnmatch(file_path.name, one) for one in Settings.from_config(parent.config).files):
+    if named or any(fnmatch.fnmatch(file_path.name, one) for one in parent.config.getini("llem_files")):
         from pytest_llem.collection.items import StudyFile
 
         study_file: StudyFile = StudyFile.from_parent(parent, path=file_path)

@@ -32,16 +32,17 @@ MAY_IMPORT = {
     "extras": set(),
     "overwriting": set(),
     "declarations": set(),
-    "options": {"board", "extras", "overwriting", "study"},
+    "stash": {"board", "study"},
+    "options": {"extras", "overwriting", "study"},
     "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
     "collection": {
-        *("board", "energy", "gates", "hardware", "isolation", "measurement", "nodes", "options"),
-        *("overwriting", "planning", "results", "study"),
+        *("board", "declarations", "energy", "gates", "hardware", "isolation", "measurement", "nodes"),
+        *("options", "overwriting", "planning", "results", "stash", "study"),
     },
     "doctor": {"backends", "energy", "hardware", "isolation", "planning", "registry", "results"},
     "reporting": {
-        *("board", "catalogue", "doctor", "gates", "nodes", "options", "overwriting", "planning", "results"),
-        *("study",),
+        *("board", "catalogue", "declarations", "doctor", "gates", "nodes", "options", "overwriting"),
+        *("planning", "results", "stash", "study"),
     },
     "hookspecs": {"results"},
     "fixtures": {"collection", "energy"},
@@ -58,7 +59,7 @@ MAY_IMPORT = {
             "planning",
             "reporting",
         ),
-        *("study",),
+        *("stash", "study"),
     },
     "cli": {
         *(
@@ -79,7 +80,7 @@ MAY_IMPORT = {
     "__init__": {"api", "collection", "energy", "measurement", "results", "study"},
 }
 
-KNOWS_PYTEST = {"declarations", "options", "collection", "fixtures", "reporting", "plugin"}
+KNOWS_PYTEST = {"declarations", "stash", "options", "collection", "fixtures", "reporting", "plugin"}
 HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
 
 #: What only some installations have, and the room that needs it.
@@ -140,7 +141,7 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            light = ["declarations", "fixtures", "hookspecs", "options", "plugin"]
+            light = ["declarations", "fixtures", "hookspecs", "plugin", "stash"]
             assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """

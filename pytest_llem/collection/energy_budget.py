@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from pytest_llem.declarations import ENERGY_BUDGET
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
-from pytest_llem.options import ENERGY_BUDGET
 from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.study.problems import did_you_mean, shown
 

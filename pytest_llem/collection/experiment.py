@@ -22,11 +22,12 @@ from pytest_llem.isolation.launcher import Job, Started, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.nodes import file_of, is_reference
-from pytest_llem.options import BOARD, REPLAYED_PROPERTY, STUDIES, Settings
+from pytest_llem.options import Settings
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.experiment import GapRecord, Identity
 from pytest_llem.results.models import ErrorRecord
+from pytest_llem.stash import BOARD, STUDIES
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig
 
@@ -60,6 +61,9 @@ ONLOOKER: pytest.StashKey[Onlooker] = pytest.StashKey()
 
 #: Where on the report it rides.
 REPORT_ATTRIBUTE = "llem"
+
+#: The user property of an experiment that was not run: the results directory that its result is from.
+REPLAYED_PROPERTY = "llem_replayed_from"
 
 #: Figures that go into the report's user properties, and so into JUnit XML.
 #: Their names there are made once: reports stay to the end of the session.

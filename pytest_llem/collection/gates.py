@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llem.board import MARKED
 from pytest_llem.collection.items import is_gate
-from pytest_llem.options import BOARD
+from pytest_llem.stash import BOARD
 
 
 class Silence:

@@ -15,7 +15,8 @@ from pytest_llem.collection.selection import keywords
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.nodes import BUDGET, EXPERIMENT, EXPERIMENTS, REFERENCE, REGRESSION, run_key
-from pytest_llem.options import SELECTED_AXES, STUDIES, Settings
+from pytest_llem.options import Settings
+from pytest_llem.stash import SELECTED_AXES, STUDIES
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyError, is_study, load_study
 from pytest_llem.study.problems import StudyError

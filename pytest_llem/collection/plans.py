@@ -14,9 +14,10 @@ from pytest_llem.collection.resume import replays_of
 from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.gates.sight import sight
 from pytest_llem.nodes import REFERENCE, is_reference, run_key
-from pytest_llem.options import STUDIES, Settings
+from pytest_llem.options import Settings
 from pytest_llem.planning.forecast import Forecast, forecast
 from pytest_llem.planning.plan import Plan
+from pytest_llem.stash import STUDIES
 from pytest_llem.study.design import Experiment, StudyConfig
 
 

@@ -12,11 +12,12 @@ import pytest
 from pytest_llem.board import REPLAYED
 from pytest_llem.collection.items import run_of
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.options import BOARD, Settings
+from pytest_llem.options import Settings
 from pytest_llem.planning.present import here
 from pytest_llem.planning.resume import Replay, Resume, ResumeError
 from pytest_llem.results.manifest import stored_files, stored_result
 from pytest_llem.results.models import ManifestEntry
+from pytest_llem.stash import BOARD
 from pytest_llem.study.design import Experiment, StudyConfig
 
 _REPLAYS = pytest.StashKey[dict[str, Replay]]()

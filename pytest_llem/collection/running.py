@@ -6,9 +6,8 @@ from collections.abc import Generator
 
 import pytest
 
-from pytest_llem.collection.experiment import attach_payload, place_skip
+from pytest_llem.collection.experiment import REPLAYED_PROPERTY, attach_payload, place_skip
 from pytest_llem.collection.turns import turn
-from pytest_llem.options import REPLAYED_PROPERTY
 
 
 class Running:

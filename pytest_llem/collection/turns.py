@@ -38,8 +38,8 @@ from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.isolation.memory import GpuMemory
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.nodes import file_of
-from pytest_llem.options import BOARD, STUDIES
 from pytest_llem.results.experiment import GapRecord
+from pytest_llem.stash import BOARD, STUDIES
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.design import StudyConfig
 

@@ -14,8 +14,8 @@ from pytest_llem.collection.live import live_line
 from pytest_llem.collection.onlooker import Onlooker, Place
 from pytest_llem.collection.plans import make_forecast
 from pytest_llem.nodes import file_of, is_reference
-from pytest_llem.options import STUDIES
 from pytest_llem.planning.forecast import Forecast
+from pytest_llem.stash import STUDIES
 from pytest_llem.study.design import Experiment
 from pytest_llem.study.identity import CYCLE, value_text
 

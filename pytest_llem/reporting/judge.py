@@ -17,7 +17,7 @@ from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.nodes import REFERENCE, REGRESSION, Node, held, run_key
-from pytest_llem.options import BOARD, Settings
+from pytest_llem.options import Settings
 from pytest_llem.reporting.comparison import lines as comparison_lines
 from pytest_llem.reporting.earlier import Earlier
 from pytest_llem.reporting.gate_reports import Marks, gate_reports
@@ -29,6 +29,7 @@ from pytest_llem.reporting.studies import gates_by_file, study_of
 from pytest_llem.results.manifest import runs_of
 from pytest_llem.results.models import StudyResult
 from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.stash import BOARD
 from pytest_llem.study.design import StudyConfig
 
 

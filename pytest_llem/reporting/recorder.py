@@ -19,7 +19,7 @@ import pytest
 from pytest_llem.board import STOPPED
 from pytest_llem.gates.saved import BaselineError, save, what_lacks
 from pytest_llem.nodes import REFERENCE, file_of, is_reference
-from pytest_llem.options import BOARD, Settings
+from pytest_llem.options import Settings
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.pages import page_files, write_page
 from pytest_llem.reporting.studies import experiments_by_run, study_of
@@ -28,6 +28,7 @@ from pytest_llem.reporting.terminal import WARNING, summary_lines
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord, StudyResult, StudyStatus
+from pytest_llem.stash import BOARD
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.problems import StudyError
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 
+from pytest_llem.declarations import YAML_SUFFIXES
 from pytest_llem.nodes import EXPERIMENTS, GATES, Node, file_of, is_reference, parse
-from pytest_llem.options import STUDIES, YAML_SUFFIXES, Settings
+from pytest_llem.options import Settings
+from pytest_llem.stash import STUDIES
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.loading import load_study
 

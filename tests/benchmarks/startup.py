@@ -2,14 +2,18 @@
 
     python tests/benchmarks/startup.py [--rounds N]
 
-Printed are: what an installed plugin adds to ``pytest --version`` and to an ordinary suite, in ms of wall time and
-of processor time, as medians of differences taken within a round, both ways in turns; ``llem --help``; and the
+Printed are: what the installed plugin adds to ``pytest --version`` and to an ordinary suite, in ms of wall time
+and of processor time, as medians of differences taken within a round, both ways in turns; ``llem --help``; and the
 time from the command to the first token that is measured, of the quickstart study, by its parts.
+
+The plugin is installed as its users have it: from a wheel, into a folder of its own, compiled. Beside pytest there
+is nothing else, for other plugins cost more than what is looked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import resource
@@ -18,16 +22,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-#: Without other plugins, which cost more than what is looked for.
-ALONE = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HF_HUB_OFFLINE": "1"}
+#: Compiled once, as everywhere: who does not write bytecode compiles the plugin at every start, and not pytest.
+COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+#: Without other plugins.
+ALONE = {**COMPILED, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HF_HUB_OFFLINE": "1"}
 PLUGIN = ("-p", "pytest_llem.plugin")
+
+#: What a plain pytest consists of.
+PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 
 SUITE = """\
 import pytest
@@ -38,10 +48,10 @@ def test_it(one):
 """
 
 
-def timed(command: Sequence[str], directory: Path) -> tuple[float, float]:
+def timed(command: Sequence[str], directory: Path, env: Mapping[str, str] = ALONE) -> tuple[float, float]:
     """Return the wall time and the processor time that *command* takes, in ms."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, cwd=directory, env=ALONE, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -49,14 +59,29 @@ def timed(command: Sequence[str], directory: Path) -> tuple[float, float]:
     return 1000 * wall, 1000 * processor
 
 
+def install(directory: Path) -> None:
+    """Make a folder of plain pytest, and one of the plugin alone."""
+    plain, plugin = directory / "plain", directory / "plugin"
+    plain.mkdir()
+    for name in PYTEST:
+        distribution = importlib.metadata.distribution(name)
+        for part in {Path(str(file)).parts[0] for file in distribution.files or ()} - {".."}:
+            (plain / part).symlink_to(str(distribution.locate_file(part)))
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(plugin), str(ROOT)]
+    subprocess.run(command, check=True, env=COMPILED)
+
+
 def added(name: str, arguments: Sequence[str], directory: Path, rounds: int) -> None:
-    """Print what the plugin adds to a command of pytest's."""
-    plain = [sys.executable, "-m", "pytest", *arguments]
+    """Print what the plugin adds to a command of pytest's, in *directory*, which *install* has filled."""
+    command = [sys.executable, "-S", "-m", "pytest", *arguments]
+    plain, plugin = directory / "plain", directory / "plugin"
+    ways = [COMPILED | {"PYTHONPATH": os.pathsep.join(map(str, path))} for path in ([plain], [plain, plugin])]
     differences: list[tuple[float, float]] = []
     base: list[tuple[float, float]] = []
+    for env in ways:
+        timed(command, directory, env)  # pytest compiles plugins itself
     for number in range(rounds):
-        ways = [plain, [*plain, *PLUGIN]]
-        took = {at: timed(ways[at], directory) for at in ((0, 1) if number % 2 else (1, 0))}
+        took = {at: timed(command, directory, ways[at]) for at in ((0, 1) if number % 2 else (1, 0))}
         base.append(took[0])
         differences.append((took[1][0] - took[0][0], took[1][1] - took[0][1]))
     for at, what in enumerate(("wall time", "processor time")):
@@ -115,6 +140,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         (directory / "test_it.py").write_text(SUITE)
+        install(directory)
         added("pytest --version", ["--version"], directory, options.rounds)
         added("a suite of 100 tests", ["test_it.py", "-q", "-p", "no:cacheprovider"], directory, options.rounds)
     help_of_llem(options.rounds)
