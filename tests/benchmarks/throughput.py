@@ -6,6 +6,7 @@
 A round starts an experiment, isolated and metered as in any study, and a bare script that loads the same model and
 warms up on the same batches as often. Then they take turns, a pass each, so that neither a drifting machine nor
 its neighbours favour either: a pass is compared to the other's of the same turn. 1.0: measuring costs nothing.
+Guardian and sampler run beside both: what they cost is the harness's share, and what ``sampler.py`` prints.
 
 A round is to a benchmark what a cycle is to a study: the spread from round to round (CV) is printed for both, and
 their ratio, with the interval for two spreads of pairs (Morgan 1939, Pitman 1939). The harness's share is the
