@@ -1,47 +1,24 @@
-"""pytest's hooks; each calls into a room of its own.
+"""pytest's hooks in every run; each calls into a room of its own.
 
 This module is loaded in every pytest run of its environment, so it imports nothing but pytest and the standard
-library until a study is collected.
+library, and what only a session with studies asks for is registered once there is one: see ``session``.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import os
-import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llem.declarations import ENERGY_BUDGET, MARKER_HELP, YAML_SUFFIXES, add_options, is_anything_said
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
-from pytest_llem.stash import BOARD, SELECTED_AXES, STUDIES
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
-
-    from pytest_llem.isolation.interrupts import Interrupts
-    from pytest_llem.planning.forecast import Forecast
-    from pytest_llem.planning.plan import Plan
-    from pytest_llem.reporting.lines import Lines
-    from pytest_llem.reporting.recorder import Recorder
-
-#: Name under which the recorder is registered.
-_RECORDER = "llem-recorder"
-
-#: And those of what is done around items, of what passes over gates in the loop, and of what judges them after it.
-_RUNNING, _SILENCE, _JUDGE = "llem-running", "llem-silence", "llem-judge"
-
-#: And that under which a line is written for each experiment.
-_LINES = "llem-lines"
-
-_INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
-
-#: What a session is called where it has several processes.
-_SESSION: pytest.StashKey[str] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,17 +32,12 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if is_anything_said(config):
-        from pytest_llem.options import Settings, check_html
-
-        settings = Settings.from_config(config)  # what is wrong is told before anything is collected
-        if settings.html is not None and not hasattr(config, "workerinput"):
-            check_html(settings.html)
     config.addinivalue_line("markers", MARKER_HELP)
-    if "=" in (expression := config.getoption("keyword", "") or ""):
-        from pytest_llem.collection.selection import rewrite
+    expression = config.getoption("keyword", "") or ""
+    if "=" in expression or is_anything_said(config):
+        from pytest_llem.session import configure
 
-        config.option.keyword, config.stash[SELECTED_AXES] = rewrite(expression)
+        configure(config, expression)  # what is wrong is told before anything is collected
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,85 +50,21 @@ def pytest_collect_file(
     named = parent.session.isinitpath(file_path)
     if named or any(fnmatch.fnmatch(file_path.name, one) for one in parent.config.getini("llem_files")):
         from pytest_llem.collection.items import StudyFile
+        from pytest_llem.session import register
 
+        register(parent.config)
         study_file: StudyFile = StudyFile.from_parent(parent, path=file_path)
         study_file.named = named
         collected.append(study_file)
     return collected
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(
-    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
-) -> Generator[None, None, None]:
-    studies = _studies(config)
-    if SELECTED_AXES in config.stash and not session.testsfailed:
-        from pytest_llem.collection.selection import refuse_unknown_axes
-
-        refuse_unknown_axes(studies.values(), session, items)
-    yield
-    if studies:
-        from pytest_llem.collection.items import restore_run_order
-
-        restore_run_order(items)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    config = session.config
-    if config.getoption("llem_plan") and not session.testsfailed and not _is_xdist(config):
-        from pytest_llem.collection.plans import plans_of, write_plan
-
-        write_plan(config, plans_of(config, session.items))
-
-
-def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    if not _studies(config) or config.get_verbosity() < 0 or _is_xdist(config):  # the controller tells it
-        return []
-    from pytest_llem.collection.plans import plans_of
-
-    return _plan_lines(config, plans_of(config, items))
-
-
-@pytest.hookimpl(wrapper=True, trylast=True)  # within what the terminal does once all has run
-def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    config = session.config
-    if _studies(config):
-        if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
-            _prepare(config, config.workerinput["llem_session"])
-        elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
-            _record(config, [item.nodeid for item in session.items])
-    done = yield
-    if (judge := config.pluginmanager.get_plugin(_JUDGE)) is not None:
-        judge.judge(session)
-    return done
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    # xdist's own name of the session may be the user's, and another session's too.
-    node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
-    if node.gateway.spec.popen:  # on this machine
-        node.workerinput["llem_controller"] = os.getpid()
+    from pytest_llem.session import introduce, register
 
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
-    from pytest_llem.nodes import FUNCTIONS
-
-    config = node.config
-    if any(f"::{name}[" in one for name in FUNCTIONS for one in ids) and BOARD not in config.stash:
-        recorder = _record(config, ids, config.stash[_SESSION])
-        if recorder is None:
-            return
-        from pytest_llem.collection.plans import make_plans, write_plan
-
-        plans = make_plans(config, recorder.studies, recorder.selected)
-        write_plan(config, plans)
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if reporter and config.get_verbosity() >= 0:
-            reporter.write_line("")  # xdist leaves the line on which it counts its workers unfinished
-            for line in _plan_lines(config, plans):
-                reporter.write_line(line)
+    register(node.config)  # a controller collects nothing: of studies it hears from its workers
+    introduce(node)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -174,91 +82,3 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
     with metered(item):
         return (yield)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    if _INTERRUPTS in session.config.stash:
-        session.config.stash[_INTERRUPTS].ignore()  # results are being written
-    yield
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if _INTERRUPTS in config.stash:
-        config.stash[_INTERRUPTS].restore()
-    if BOARD in config.stash and not hasattr(config, "workerinput"):
-        config.stash[BOARD].close()
-
-
-def _studies(config: pytest.Config) -> dict[str, Any]:
-    """Return the studies collected so far, by node id of their file, without importing anything for it."""
-    return config.stash.get(STUDIES, {})
-
-
-def _is_xdist(config: pytest.Config) -> bool:
-    """Whether this process is an xdist worker, or a controller that collects nothing itself."""
-    return hasattr(config, "workerinput") or config.pluginmanager.has_plugin("dsession")
-
-
-def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
-    from pytest_llem.reporting.plan import plan_lines
-
-    return [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
-
-
-def _runs_nothing(config: pytest.Config) -> bool:
-    option = config.option
-    return any(getattr(option, name, False) for name in ("collectonly", "setuponly", "setupplan"))
-
-
-def _prepare(config: pytest.Config, session: str | None) -> None:
-    """Make ready for experiments: in every process that runs or records them."""
-    from pytest_llem.board import Board
-    from pytest_llem.collection.gates import Silence
-    from pytest_llem.collection.running import Running
-    from pytest_llem.isolation.interrupts import Interrupts
-
-    config.stash[BOARD] = Board(session)
-    if not _runs_nothing(config):
-        config.pluginmanager.register(Running(), _RUNNING)
-    config.pluginmanager.register(Silence(), _SILENCE)
-    config.stash[_INTERRUPTS] = Interrupts()
-    debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger
-    config.stash[_INTERRUPTS].install(keyboard=not debugs)
-
-
-def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Any:
-    """Start recording, unless nothing is going to run."""
-    if _runs_nothing(config):
-        return None
-    _prepare(config, session)
-    from pytest_llem.collection.resume import announce, replays_of
-    from pytest_llem.reporting.judge import Judge
-    from pytest_llem.reporting.recorder import Recorder
-
-    recorder = Recorder.start(config, node_ids, lambda studies: announce(config, replays_of(config, studies)))
-    if recorder is not None:
-        config.pluginmanager.register(recorder, _RECORDER)
-        if (lines := _lines(config, recorder)) is not None:
-            config.pluginmanager.register(lines, _LINES)
-    config.pluginmanager.register(Judge(config, node_ids, recorder), _JUDGE)
-    return recorder
-
-
-def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
-    """Return what writes a line for each experiment as it ends; None where nobody wants it."""
-    from pytest_llem.collection.live import is_seen
-    from pytest_llem.collection.plans import make_forecast
-    from pytest_llem.nodes import file_of
-    from pytest_llem.reporting.lines import Lines
-
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    verbosity = config.get_verbosity()
-    if reporter is None or verbosity < 0 or (is_seen(config) and not verbosity and not _is_xdist(config)):
-        return None
-
-    def forecast_of(file: str) -> Forecast:
-        keys = [key for key in recorder.runs if file_of(key) == file]
-        return make_forecast(config, recorder.studies, {key: recorder.selected[key] for key in keys})
-
-    return Lines(reporter, recorder.runs, forecast_of)

@@ -46,21 +46,10 @@ MAY_IMPORT = {
     },
     "hookspecs": {"results"},
     "fixtures": {"collection", "energy"},
-    "plugin": {
-        *(
-            "board",
-            "collection",
-            "declarations",
-            "fixtures",
-            "hookspecs",
-            "isolation",
-            "nodes",
-            "options",
-            "planning",
-            "reporting",
-        ),
-        *("stash", "study"),
+    "session": {
+        *("board", "collection", "isolation", "nodes", "options", "planning", "reporting", "stash", "study"),
     },
+    "plugin": {"collection", "declarations", "fixtures", "hookspecs", "session"},
     "cli": {
         *(
             "backends",
@@ -80,7 +69,7 @@ MAY_IMPORT = {
     "__init__": {"api", "collection", "energy", "measurement", "results", "study"},
 }
 
-KNOWS_PYTEST = {"declarations", "stash", "options", "collection", "fixtures", "reporting", "plugin"}
+KNOWS_PYTEST = {"declarations", "stash", "options", "collection", "fixtures", "reporting", "session", "plugin"}
 HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
 
 #: What only some installations have, and the room that needs it.
@@ -141,7 +130,7 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            light = ["declarations", "fixtures", "hookspecs", "plugin", "stash"]
+            light = ["declarations", "fixtures", "hookspecs", "plugin"]
             assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
