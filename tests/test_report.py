@@ -429,6 +429,9 @@ def test_pareto_optimal_points_stand_out_and_estimates_are_marked():
     assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
     alone = pareto_plot(measured[:1])
     assert "Pareto" not in alone.caption
+    assert "intervals" not in alone.caption  # of one cycle there is none
+    repeated = pareto_plot([point({"a": 1}, **{SPEED: [10.0, 11.0], COST: [5.0, 5.1]})])
+    assert "Bars are 95 % intervals of the mean." in repeated.caption
     assert alone.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (measured)"
 
 

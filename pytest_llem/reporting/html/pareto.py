@@ -47,21 +47,21 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
         xaxis=speed.axis("output tokens per second"),
         yaxis=cost.axis(f"J per output token{of}"),
     )
-    names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MOST_NAMED])
-    more = f" and {len(optimal) - MOST_NAMED} more" if len(optimal) > MOST_NAMED else ""
-    caption = f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better. "
+    told = [f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better."]
     if optimal:
-        caption += f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}. "
-    caption += "Bars are 95 % intervals of the mean."
+        names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MOST_NAMED])
+        more = f" and {len(optimal) - MOST_NAMED} more" if len(optimal) > MOST_NAMED else ""
+        told.append(f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}.")
+    if any(points[index].metrics[metric].ci95 for index in known for metric in (SPEED, COST)):
+        told.append("Bars are 95 % intervals of the mean.")
     if methods != ["measured"]:
-        caption += f" The energy here is {' or '.join(methods)}" + (
-            ", not measured." if "measured" not in methods else ": hollow marks are not measured."
-        )
+        marked = ": hollow marks are not measured" if "measured" in methods else ", not measured"
+        told.append(f"The energy here is {' or '.join(methods)}{marked}.")
     if len(kinds) > 1:
-        caption += " Energies of different methods or boundaries are not held against each other."
+        told.append("Energies of different methods or boundaries are not held against each other.")
     if speed.cut or cost.cut:
-        caption += " Intervals that go beyond the plot are cut off: double-click shows them whole."
-    return Plot("pareto", "Energy against speed", caption, plot)
+        told.append("Intervals that go beyond the plot are cut off: double-click shows them whole.")
+    return Plot("pareto", "Energy against speed", " ".join(told), plot)
 
 
 def _markers(

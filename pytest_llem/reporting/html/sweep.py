@@ -49,8 +49,9 @@ def sweep_plot(points: Sequence[PointResult]) -> Plot | None:
         Select("metric", [title_of(metric) for metric in metrics]),
     ]
     caption = (
-        "The mean over the cycles of each point against a swept axis, with its 95 % interval. Points that differ "
-        "in nothing else are joined; between them nothing was measured. The table of points has the same figures."
+        "The mean over the cycles of each point against a swept axis, with its 95 % interval where there is more "
+        "than one. Points that differ in nothing else are joined; between them nothing was measured. The table of "
+        "points has the same figures."
     )
     return Plot("sweep", "Along the swept axes", caption, figure([], height=460), selects, layers)
 
