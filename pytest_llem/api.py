@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import uuid
@@ -63,7 +64,7 @@ def run_study(
         command += ["-k", select]
     if model_path:
         # ini lists of paths are split as a shell splits words.
-        folders = " ".join(f"'{Path(folder).resolve()}'" for folder in model_path)
+        folders = shlex.join(str(Path(folder).resolve()) for folder in model_path)
         command += ["-o", f"llem_model_path={folders}"]
     for name, stated in (("llem_carbon_intensity", carbon_intensity), ("llem_pue", pue)):
         if stated is not None:

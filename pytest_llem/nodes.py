@@ -12,6 +12,9 @@ EXPERIMENT, REFERENCE = "experiment", "reference"
 #: Gates: of a budget, and of a comparison.
 BUDGET, REGRESSION = "budget", "regression"
 
+#: Attribute of a call report that carries an experiment's outcome.
+PAYLOAD_ATTRIBUTE = "llem"
+
 EXPERIMENTS, GATES = (EXPERIMENT, REFERENCE), (BUDGET, REGRESSION)
 FUNCTIONS = (*EXPERIMENTS, *GATES)
 

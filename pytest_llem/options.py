@@ -102,7 +102,7 @@ class Settings:
         for option in _PATHS:
             if config.getoption(option) == "":
                 raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
-        results = given or config.getini("llem_results_dir")
+        results = given or _ini(config, "llem_results_dir")
         plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
         html = config.getoption("llem_html")
         resume = config.getoption("llem_resume") or resume_from is not None
@@ -144,7 +144,7 @@ class Settings:
             fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
             max_experiments=None
             if config.getoption("llem_yes")
-            else _whole_number("llem_max_experiments", config.getini("llem_max_experiments")),
+            else _whole_number("llem_max_experiments", _ini(config, "llem_max_experiments")),
             timeout=_timeout(config),
             model_path=tuple(_ini(config, "llem_model_path")),
             carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
@@ -242,7 +242,7 @@ def _is_name(text: str) -> bool:
 def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
-    except ValueError as error:  # no truth value, or a quote that is not closed
+    except (TypeError, ValueError) as error:  # no text, no truth value, or a quote that is not closed
         raise pytest.UsageError(f"{name}: {error}") from None
 
 
@@ -250,7 +250,7 @@ def _cycles(config: pytest.Config) -> int | None:
     given = config.getoption("llem_cycles")
     if given is not None:
         return _whole_number("--llem-cycles", given)
-    configured = config.getini("llem_cycles")
+    configured = _ini(config, "llem_cycles")
     return _whole_number("llem_cycles", configured) if configured else None
 
 
@@ -258,7 +258,7 @@ def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word
     """Return which of *words* an option or its ini twin says, None where neither says any."""
     given = config.getoption(option)
     name = option if given is None else f"--{option.replace('_', '-')}"
-    word = config.getini(option) if given is None else given
+    word = _ini(config, option) if given is None else given
     if (word or given is not None) and word not in words:
         raise pytest.UsageError(f"{name}: must be one of {', '.join(words)} (got {word!r})")
     return word or None
@@ -277,7 +277,7 @@ def _against(config: pytest.Config) -> Path | None:
 
 def _timeout(config: pytest.Config) -> float | None:
     given = config.getoption("llem_timeout")
-    name, text = ("llem_timeout", config.getini("llem_timeout")) if given is None else ("--llem-timeout", given)
+    name, text = ("llem_timeout", _ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
     if given is None and not text:
         return None
     try:
@@ -291,7 +291,7 @@ def _timeout(config: pytest.Config) -> float | None:
 
 def _number(config: pytest.Config, name: str, least: float, what: str) -> float | None:
     """Return what the ini file says, None where it says nothing."""
-    text = config.getini(name)
+    text = _ini(config, name)
     if not text:
         return None
     try:

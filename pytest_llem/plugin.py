@@ -1,7 +1,7 @@
 """pytest's hooks in every run; each calls into a room of its own.
 
 This module is loaded in every pytest run of its environment, so it imports nothing but pytest and the standard
-library, and what only a session with studies asks for is registered once there is one: see ``session``.
+library until it comes across a study's file, and what only studies need is registered then: see ``session``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 from pytest_llem.declarations import ENERGY_BUDGET, MARKER_HELP, YAML_SUFFIXES, add_options, is_anything_said
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
+from pytest_llem.stash import SELECTED_AXES, STUDIES
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -50,13 +51,30 @@ def pytest_collect_file(
     named = parent.session.isinitpath(file_path)
     if named or any(fnmatch.fnmatch(file_path.name, one) for one in parent.config.getini("llem_files")):
         from pytest_llem.collection.items import StudyFile
-        from pytest_llem.session import register
 
-        register(parent.config)
         study_file: StudyFile = StudyFile.from_parent(parent, path=file_path)
         study_file.named = named
         collected.append(study_file)
     return collected
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    if STUDIES not in config.stash and SELECTED_AXES not in config.stash:
+        return (yield)
+    # Here and not among the session's hooks: whose is the last word on the order would hang on when they came.
+    from pytest_llem.collection.items import restore_run_order
+    from pytest_llem.collection.selection import refuse_unknown_axes
+    from pytest_llem.session import register
+
+    register(config)
+    if not session.testsfailed:
+        refuse_unknown_axes(config.stash.get(STUDIES, {}).values(), session, items)
+    restore_run_order(items)  # --sw goes on from a place in it
+    yield
+    restore_run_order(items)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,11 +6,10 @@ import os
 import sys
 import uuid
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.options import Settings, check_html
 from pytest_llem.stash import BOARD, SELECTED_AXES, STUDIES
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_llem.planning.plan import Plan
     from pytest_llem.reporting.lines import Lines
     from pytest_llem.reporting.recorder import Recorder
+    from pytest_llem.study.design import StudyConfig
 
 #: Names under which these hooks are registered, and the recorder.
 _SESSION_HOOKS, _RECORDER = "llem-session", "llem-recorder"
@@ -30,6 +30,9 @@ _RUNNING, _SILENCE, _JUDGE = "llem-running", "llem-silence", "llem-judge"
 
 #: And that under which a line is written for each experiment.
 _LINES = "llem-lines"
+
+#: Options of which nothing comes without a study: results, and comparisons.
+_OF_STUDIES = "plan", "html", "save", "baseline", "against", "resume", "resume-from"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
@@ -49,6 +52,8 @@ def configure(config: pytest.Config, expression: str) -> None:
     Raises:
         pytest.UsageError: Something said is wrong.
     """
+    from pytest_llem.options import Settings, check_html
+
     register(config)
     settings = Settings.from_config(config)
     if settings.html is not None and not hasattr(config, "workerinput"):
@@ -65,22 +70,6 @@ def introduce(node: WorkerController) -> None:
     node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
     if node.gateway.spec.popen:  # on this machine
         node.workerinput["llem_controller"] = os.getpid()
-
-
-@pytest.hookimpl(wrapper=True)  # not tryfirst: within what --ff and --nf do, for theirs is the last word
-def pytest_collection_modifyitems(
-    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
-) -> Generator[None, None, None]:
-    studies = _studies(config)
-    if SELECTED_AXES in config.stash and not session.testsfailed:
-        from pytest_llem.collection.selection import refuse_unknown_axes
-
-        refuse_unknown_axes(studies.values(), session, items)
-    yield
-    if studies:
-        from pytest_llem.collection.items import restore_run_order
-
-        restore_run_order(items)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -133,6 +122,15 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
                 reporter.write_line(line)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    errors = terminalreporter.stats.get("error", ())
+    if BOARD in config.stash or _studies(config) or any(isinstance(one, pytest.CollectReport) for one in errors):
+        return
+    if asked := [f"--llem-{name}" for name in _OF_STUDIES if config.getoption(f"--llem-{name}")]:
+        why = f"no study was collected, so nothing came of {', '.join(asked)}"
+        terminalreporter.write_line(f"llem: {why}", yellow=True)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     if _INTERRUPTS in session.config.stash:
@@ -147,8 +145,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[BOARD].close()
 
 
-def _studies(config: pytest.Config) -> dict[str, Any]:
-    """Return the studies collected so far, by node id of their file, without importing anything for it."""
+def _studies(config: pytest.Config) -> dict[str, StudyConfig]:
+    """Return the studies collected so far, by node id of their file; none in xdist's controller."""
     return config.stash.get(STUDIES, {})
 
 
@@ -176,7 +174,7 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     from pytest_llem.isolation.interrupts import Interrupts
 
     config.stash[BOARD] = Board(session)
-    if not _runs_nothing(config):
+    if not _runs_nothing(config):  # as a worker may
         config.pluginmanager.register(Running(), _RUNNING)
     config.pluginmanager.register(Silence(), _SILENCE)
     config.stash[_INTERRUPTS] = Interrupts()
@@ -184,7 +182,7 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     config.stash[_INTERRUPTS].install(keyboard=not debugs)
 
 
-def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Any:
+def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Recorder | None:
     """Start recording, unless nothing is going to run."""
     if _runs_nothing(config):
         return None

@@ -36,6 +36,21 @@ def workers(request):
     return request.param
 
 
+def test_other_plugins_see_the_sides_in_turns(pytester, write_study, main):
+    """As they run: --sw goes on from a place in that order."""
+    pytester.makepyfile(own_engine=ENGINE.format(seconds=0.0))
+    write_study(backend="own_engine:Engine", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    with (pytester.path / "conftest.py").open("a") as file:
+        file.write(
+            "\ndef pytest_collection_modifyitems(items):\n"
+            "    print('seen:', *(item.name.partition('[')[0] for item in items))\n"
+        )
+    run = pytester.runpytest_subprocess(
+        "study.yaml", "-p", "llem", f"--llem-against={main.python}", "--collect-only", "-s"
+    )
+    run.stdout.fnmatch_lines(["seen: experiment reference experiment reference *"])
+
+
 def test_both_sides_are_measured_and_compared_in_pairs(pytester, write_study, results, main, workers):
     pytester.makepyfile(own_engine=ENGINE.format(seconds=0.02))
     write_study(

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "session": {
         *("board", "collection", "isolation", "nodes", "options", "planning", "reporting", "stash", "study"),
     },
-    "plugin": {"collection", "declarations", "fixtures", "hookspecs", "session"},
+    "plugin": {"collection", "declarations", "fixtures", "hookspecs", "session", "stash"},
     "cli": {
         *(
             "backends",
@@ -130,7 +130,7 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            light = ["declarations", "fixtures", "hookspecs", "plugin"]
+            light = ["declarations", "fixtures", "hookspecs", "plugin", "stash"]
             assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """

@@ -150,6 +150,13 @@ def test_an_unknown_axis_is_refused(pytester, write_study, workers):
     run.assert_outcomes(errors=1 if workers else 0)
 
 
+def test_an_axis_is_refused_where_there_is_no_study(pytester):
+    pytester.makepyfile("def test(): pass")
+    run = pytester.runpytest("-p", "llem", "-k", "size=8")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["ERROR: -k: no study is collected that could have an axis size"])
+
+
 def test_last_failed_and_deselect(pytester, write_study):
     write_study(sweep={"noop.fault": ["raise", "none"]}, execution=IN_ORDER)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1, failed=1)
@@ -167,6 +174,31 @@ def test_failed_first_runs_those_first_and_the_rest_in_order(pytester, write_stu
     assert collected(run) == [
         f"study.yaml::experiment[n={n}-fault={fault}]" for fault in ("raise", "none") for n in (1, 2)
     ]
+
+
+def test_a_conftest_found_late_has_not_the_last_word_on_the_order(pytester, write_study):
+    write_study("a.study.yaml", sweep={"n": [1, 2, 3]}, execution=IN_ORDER)
+    (pytester.mkpydir("late") / "conftest.py").write_text(
+        "import pytest\n@pytest.hookimpl(wrapper=True)\n"
+        "def pytest_collection_modifyitems(items):\n    yield\n    items.reverse()\n"
+    )
+    (pytester.path / "late" / "test_it.py").write_text("def test(): pass\n")
+    run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q")
+    ours = [one for one in collected(run) if "experiment" in one]
+    assert ours == [f"a.study.yaml::experiment[n={n}]" for n in (1, 2, 3)]
+
+
+def test_a_study_that_a_conftest_collects_runs(pytester, write_study, results):
+    write_study("study.llem", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    with (pytester.path / "conftest.py").open("a") as file:
+        file.write(
+            "\nfrom pytest_llem.collection.items import StudyFile\n"
+            "def pytest_collect_file(file_path, parent):\n"
+            "    if file_path.suffix == '.llem':\n"
+            "        return StudyFile.from_parent(parent, path=file_path)\n"
+        )
+    pytester.runpytest_subprocess("study.llem", "-p", "llem").assert_outcomes(passed=2)
+    assert results.manifest["completed"] == 2
 
 
 def test_without_a_cache(pytester, write_study, results):

@@ -193,6 +193,27 @@ class TestBudgets:
         if outcome != "failed":
             run.stdout.fnmatch_lines(["*yes"])
 
+    @pytest.mark.parametrize(
+        ("mark", "options", "outcome"),
+        [
+            ("xfail(strict=True, reason='x')", [], "failed"),
+            ("xfail(reason='x')", ["-o", "xfail_strict=true"], "failed"),
+            ("xfail(strict=False, reason='x')", ["-o", "xfail_strict=true"], "xpassed"),
+            pytest.param(
+                *("xfail(reason='x')", ["-o", "strict=true"], "failed"),
+                marks=pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 has that key"),
+            ),
+        ],
+    )
+    def test_a_gate_that_passes_against_expectation_is_as_strict_as_any_test(self, study, mark, options, outcome):
+        study.write(budgets={ENERGY: 1.0}, sweep={"noop.size": [1]}, execution={"n_cycles": 1})
+        with (study.root / "conftest.py").open("a") as file:
+            file.write(
+                "\nimport pytest\ndef pytest_collection_modifyitems(items):\n"
+                f"    items[-1].add_marker(pytest.mark.{mark})\n"
+            )
+        study.run(*options).assert_outcomes(passed=1, **{outcome: 1})
+
     def test_expected_failures_count_as_pytest_counts_them(self, study):
         limits = [{"metric": ENERGY, "max": 0.15, "where": {"noop.size": 1}}, {"metric": SPEED, "max": 1}]
         study.write(budgets=limits, xfail=[{"where": {"noop.size": 1}, "reason": "known"}])

@@ -54,9 +54,9 @@ def test_a_run_without_a_result_says_what_pytest_said(write_study):
 
 def test_model_path_reaches_the_experiment(pytester):
     (pytester.path / "study.yaml").write_text("model: owner/name\nexecution: {n_cycles: 1}\n")
-    result = run_study("study.yaml", model_path=["a b", "c"], quiet=True)
+    result = run_study("study.yaml", model_path=["a b", "c's"], quiet=True)
     message = result.experiments[0].error.message
-    assert f"({pytester.path / 'a b'}, {pytester.path / 'c'})" in message
+    assert f"({pytester.path / 'a b'}, {pytester.path}/c's)" in message
 
 
 @pytest.mark.parametrize(

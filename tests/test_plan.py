@@ -153,6 +153,16 @@ class TestPlanFile:
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["ERROR: --llem-plan: takes one study (none collected)"])
 
+    @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
+    def test_what_is_asked_of_studies_where_there_is_none_is_told(self, pytester, workers):
+        pytester.makepyfile("def test(): pass")
+        asked = ["--llem-save=main", "--llem-baseline=main", "--llem-resume"]
+        run = pytester.runpytest_subprocess("-p", "llem", *asked, *workers)
+        run.assert_outcomes(passed=1)
+        run.stdout.fnmatch_lines(
+            ["llem: no study was collected, so nothing came of --llem-save, --llem-baseline, --llem-resume"]
+        )
+
     @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
     def test_a_place_that_cannot_be_written_is_a_usage_error(self, pytester, write_study, workers):
         write_study(sweep={"n": [1]})
@@ -271,6 +281,13 @@ class TestOverrides:
         result = pytester.runpytest("-p", "llem", *how)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert f"ERROR: {told}" in result.errlines
+
+    @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 reads TOML's own types")
+    def test_a_number_in_the_ini_file_is_a_usage_error(self, pytester):
+        (pytester.path / "pytest.toml").write_text("[pytest]\nllem_cycles = 3\n")
+        run = pytester.runpytest("-p", "llem")
+        assert run.ret == pytest.ExitCode.USAGE_ERROR
+        run.stderr.fnmatch_lines(["ERROR: llem_cycles: *expects a string*"])
 
     @pytest.mark.parametrize("how", [["--llem-strict"], ["-o", "llem_strict=true"]])
     def test_strict_takes_no_left_out_combination(self, pytester, write_study, how):

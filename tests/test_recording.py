@@ -271,6 +271,45 @@ def test_a_hook_may_fail_an_item(pytester, write_study, results, gate, workers):
     assert set(results.statuses().values()) == {"completed"}, "a gate that fails is no failed experiment"
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
+def test_what_a_hook_fails_fails_the_run_though_it_was_expected_to_fail(pytester, write_study, workers):
+    write_study(
+        sweep={"n": [1, 2]},
+        execution={"n_cycles": 1},
+        xfail=[{"where": {"n": 2}, "reason": "known"}],
+    )
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_llem_experiment_finished(result):
+            if result.identity.axes["n"] == 2:
+                pytest.fail("too dear")
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run.assert_outcomes(passed=1, failed=1)
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_hook_that_fails_leaves_another_exit_status_as_it_is(pytester, write_study):
+    write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_llem_experiment_finished(result):
+            pytest.exit("enough", 7)
+
+        def pytest_llem_study_finished(study_result):
+            pytest.fail("too dear")
+        """
+    )
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run.stdout.fnmatch_lines(["noop: pytest_llem_study_finished: too dear"])
+    assert run.ret == 7
+
+
 def test_a_hook_may_fail_the_run(pytester, write_study, results):
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest("def pytest_llem_study_finished(study_result, directory): raise ValueError('too dear')")

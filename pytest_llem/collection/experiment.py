@@ -21,7 +21,7 @@ from pytest_llem.collection.surroundings import controller, import_path
 from pytest_llem.isolation.launcher import Job, Started, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.nodes import file_of, is_reference
+from pytest_llem.nodes import PAYLOAD_ATTRIBUTE, file_of, is_reference
 from pytest_llem.options import Settings
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
@@ -58,9 +58,6 @@ NO_DEVICE = pytest.StashKey[str]()
 
 #: The one who looks on while its experiment runs; nothing where nobody does.
 ONLOOKER: pytest.StashKey[Onlooker] = pytest.StashKey()
-
-#: Where on the report it rides.
-REPORT_ATTRIBUTE = "llem"
 
 #: The user property of an experiment that was not run: the results directory that its result is from.
 REPLAYED_PROPERTY = "llem_replayed_from"
@@ -277,7 +274,7 @@ def explain(error: ErrorRecord, style: str = "auto") -> str:
 def attach_payload(item: pytest.Item, report: pytest.TestReport) -> None:
     """Put what came of *item*'s experiment on its report, as plain JSON."""
     if PAYLOAD in item.stash:
-        setattr(report, REPORT_ATTRIBUTE, item.stash[PAYLOAD])
+        setattr(report, PAYLOAD_ATTRIBUTE, item.stash[PAYLOAD])
         del item.stash[PAYLOAD]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
+from typing import Any
 
 import pytest
 
@@ -44,12 +45,13 @@ def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
         item.ihook.pytest_runtest_logreport(report=report)
 
 
-def _marks(item: pytest.Item) -> dict[str, str]:
+def _marks(item: pytest.Item) -> dict[str, Any]:
     """Return the reason of each mark that keeps a gate from counting, beside those of its study's own rules.
 
-    A condition counts where it is a value: text is evaluated as an item is set up, which a gate never is.
+    Whether an xfail is strict is among them, where it says so. A condition counts where it is a value: text is
+    evaluated as an item is set up, which a gate never is.
     """
-    marks: dict[str, str] = {}
+    marks: dict[str, Any] = {}
     for mark in item.iter_markers():
         if mark.name == "skip":
             marks.setdefault("skip", str(mark.kwargs.get("reason") or next(iter(mark.args), "")) or "skip")
@@ -57,5 +59,7 @@ def _marks(item: pytest.Item) -> dict[str, str]:
             conditions = mark.args or ([mark.kwargs["condition"]] if "condition" in mark.kwargs else [])
             if any(bool(one) and not isinstance(one, str) for one in conditions or [mark.name == "xfail"]):
                 name = mark.name.removesuffix("if")
+                if name == "xfail" and name not in marks and mark.kwargs.get("strict") is not None:
+                    marks["strict"] = bool(mark.kwargs["strict"])
                 marks.setdefault(name, str(mark.kwargs.get("reason") or name))
     return marks

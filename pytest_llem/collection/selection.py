@@ -8,7 +8,7 @@ that point carry and no other name contains. Only expressions that used to be er
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -60,7 +60,9 @@ def keywords(
         yield _keyword(CYCLE, cycle)
 
 
-def refuse_unknown_axes(studies: Iterable[StudyConfig], session: pytest.Session, items: list[pytest.Item]) -> None:
+def refuse_unknown_axes(
+    studies: Collection[StudyConfig], session: pytest.Session, items: list[pytest.Item]
+) -> None:
     """Stop where a ``-k`` expression names an axis that no study has: a misspelt ``not`` would run everything.
 
     Raises:
@@ -77,6 +79,8 @@ def refuse_unknown_axes(studies: Iterable[StudyConfig], session: pytest.Session,
     axes = tuple(sorted(known))
     hint = did_you_mean(unknown[0], axes) or f" (there are: {', '.join(axes)})"
     message = f"-k: no collected study has an axis {', '.join(unknown)}{hint}"
+    if not studies:
+        message = f"-k: no study is collected that could have an axis {', '.join(unknown)}"
     if not hasattr(session.config, "workerinput"):
         raise pytest.UsageError(message)
     items.clear()

@@ -32,17 +32,14 @@ class Marks:
     strict: bool = False
 
     @classmethod
-    def of(cls, gate: Gate, marked: Mapping[str, str], config: pytest.Config) -> Marks:
-        """Return those of *gate*, and with what reasons its item is *marked*."""
+    def of(cls, gate: Gate, marked: Mapping[str, Any], config: pytest.Config) -> Marks:
+        """Return those of *gate*, whose item is *marked* so: ``skip`` and ``xfail`` with why, and ``strict``."""
         expected = marked.get("xfail", gate.xfail)
-        try:
-            strict = bool(config.getini("xfail_strict"))
-        except (KeyError, ValueError):  # its plugin is switched off
-            strict = False
+        said = (marked.get("strict"), *(_ini(config, name) for name in ("xfail_strict", "strict")))
         return cls(
             skip=marked.get("skip", gate.skip),
             xfail=None if config.getoption("runxfail", False) else expected,
-            strict=strict,
+            strict=next((bool(one) for one in said if one is not None), False),
         )
 
 
@@ -72,6 +69,14 @@ def gate_reports(
     teardown = _report(node_id, location, "teardown")
     teardown.user_properties += _figures(verdict)  # JUnit XML takes them from there
     yield teardown
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    """Return what the ini file says; None where it does not, or nothing knows of it."""
+    try:
+        return config.getini(name)
+    except (KeyError, ValueError):  # the plugin of it is switched off, or it came with a later pytest
+        return None
 
 
 def _report(node_id: str, location: Location, when: Literal["setup", "call", "teardown"]) -> pytest.TestReport:

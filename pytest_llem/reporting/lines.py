@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.nodes import file_of, is_reference
+from pytest_llem.nodes import PAYLOAD_ATTRIBUTE, file_of, is_reference
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
-from pytest_llem.reporting.recorder import PAYLOAD_ATTRIBUTE
 from pytest_llem.reporting.study_run import StudyRun
 from pytest_llem.reporting.tables import number
 from pytest_llem.results.models import ErrorRecord

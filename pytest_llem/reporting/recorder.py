@@ -18,7 +18,7 @@ import pytest
 
 from pytest_llem.board import STOPPED
 from pytest_llem.gates.saved import BaselineError, save, what_lacks
-from pytest_llem.nodes import REFERENCE, file_of, is_reference
+from pytest_llem.nodes import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, is_reference
 from pytest_llem.options import Settings
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.pages import page_files, write_page
@@ -32,11 +32,8 @@ from pytest_llem.stash import BOARD
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.problems import StudyError
 
-#: What somebody's hook may raise. pytest's own are no Exceptions.
+#: What somebody's hook may raise. pytest.fail and pytest.skip are no Exceptions; pytest.exit is one.
 RAISED = (Exception, SystemExit, pytest.fail.Exception, pytest.skip.Exception)
-
-#: Attribute of a call report that carries an experiment's outcome.
-PAYLOAD_ATTRIBUTE = "llem"
 
 
 class Recorder:
@@ -131,8 +128,7 @@ class Recorder:
         found = self._by_node.get(report.nodeid) if payload is None else self._place(payload)
         if found is None:
             if payload is not None:
-                report.outcome = "failed"
-                report.longrepr = "the recorder knows of no such experiment, so its result is not saved"
+                _fail(report, "the recorder knows of no such experiment, so its result is not saved")
             return
         key, run, experiment = found
         if report.when == "teardown" and run.has_result(experiment):  # it was measured, whatever came after
@@ -159,8 +155,7 @@ class Recorder:
                 self._count_failure(key, error, report)
         except (OSError, ValueError) as error:  # ValueError: no ExperimentResult, says pydantic
             # A measurement that could not be saved is no success, whatever the item came to.
-            report.outcome = "failed"
-            report.longrepr = f"the result could not be saved: {error}"
+            _fail(report, f"the result could not be saved: {error}")
             run.unsaved(experiment, str(error))
 
     def _count_failure(self, key: str, error: ErrorRecord, report: pytest.TestReport) -> None:
@@ -187,8 +182,7 @@ class Recorder:
         except pytest.exit.Exception:
             raise
         except RAISED as error:
-            report.outcome = "failed"
-            report.longrepr = f"pytest_llem_experiment_finished: {_said(error)}"
+            _fail(report, f"pytest_llem_experiment_finished: {_said(error)}")
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # Under xdist, -x and --maxfail end here too, with an exception derived from this one.
@@ -207,11 +201,11 @@ class Recorder:
                 result = run.finish("completed" if whole else ending)
             except OSError as error:
                 self._lost.append(f"{run.study.name}: the study's result could not be saved: {error}")
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+                _fail_session(session)
                 continue
             if run.lost:
                 self._lost += [f"{run.study.name}: {message}" for message in run.lost]
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+                _fail_session(session)
             if is_reference(key):
                 continue
             self._save(result, session)
@@ -221,7 +215,7 @@ class Recorder:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
             except RAISED as error:
                 self._lost.append(f"{run.study.name}: pytest_llem_study_finished: {_said(error)}")
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+                _fail_session(session)
 
         results = [run.result for key, run in self._runs.items() if run.result and not is_reference(key)]
         if (unwritten := write_summary(results, os.environ)) is not None:
@@ -241,8 +235,7 @@ class Recorder:
             partial = twins == 1 and what_lacks(result)
             instead = " (--llem-save-partial saves it all the same)" if partial else ""
             self._lost.append(f"{result.name}: --llem-save: {error}{instead}")
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            _fail_session(session)
         else:
             self._saved.append(f"baseline: {os.path.relpath(path, self._config.invocation_params.dir)}")
 
@@ -258,12 +251,10 @@ class Recorder:
             run.page = file
             return
         self._lost.append(f"{run.study.name}: {problem}")
-        if session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        _fail_session(session)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for message in self._lost:
-            terminalreporter.write_line(message, red=True)
+        self._tell_lost(terminalreporter)
         for key, run in self._runs.items():
             if is_reference(key):
                 continue
@@ -273,6 +264,27 @@ class Recorder:
                 terminalreporter.write_line(line, yellow=line.startswith(WARNING))
         for line in self._saved:
             terminalreporter.write_line(line)
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        # pytest has no summary where pytest.exit has named an exit status.
+        if (reporter := config.pluginmanager.get_plugin("terminalreporter")) is not None:
+            self._tell_lost(reporter)
+
+    def _tell_lost(self, reporter: pytest.TerminalReporter) -> None:
+        while self._lost:
+            reporter.write_line(self._lost.pop(0), red=True)
+
+
+def _fail(report: pytest.TestReport, why: str) -> None:
+    report.outcome = "failed"
+    report.longrepr = why
+    vars(report).pop("wasxfail", None)  # pytest counts no failure of what is expected to fail
+
+
+def _fail_session(session: pytest.Session) -> None:
+    """Have pytest exit with 1, unless it exits with another status already, such as 2 after Ctrl-C."""
+    if session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,8 @@
     python tests/benchmarks/startup.py [--rounds N]
 
 Printed are: what the installed plugin adds to ``pytest --version`` and to an ordinary suite, in ms of wall time
-and of processor time, both ways in turns: the median of the differences taken within a round, and how the fastest
-tenth of either differ, which whatever else the machine does has slowed least; ``llem --help``; and the time from
-the command to the first token that is measured, of the quickstart study, by its parts.
+and of processor time, as medians of differences taken within a round, both ways in turns; ``llem --help``; and the
+time from the command to the first token that is measured, of the quickstart study, by its parts.
 
 The plugin is installed as its users have it: from a wheel, into a folder of its own, compiled. Beside pytest there
 is nothing else, for other plugins cost more than what is looked for.
@@ -77,21 +76,19 @@ def added(name: str, arguments: Sequence[str], directory: Path, rounds: int) -> 
     command = [sys.executable, "-S", "-m", "pytest", *arguments]
     plain, plugin = directory / "plain", directory / "plugin"
     ways = [COMPILED | {"PYTHONPATH": os.pathsep.join(map(str, path))} for path in ([plain], [plain, plugin])]
-    rounds_ms: list[list[tuple[float, float]]] = []
+    differences: list[tuple[float, float]] = []
+    base: list[tuple[float, float]] = []
     for env in ways:
         timed(command, directory, env)  # pytest compiles plugins itself
     for number in range(rounds):
         took = {at: timed(command, directory, ways[at]) for at in ((0, 1) if number % 2 else (1, 0))}
-        rounds_ms.append([took[0], took[1]])
+        base.append(took[0])
+        differences.append((took[1][0] - took[0][0], took[1][1] - took[0][1]))
     for at, what in enumerate(("wall time", "processor time")):
-        without, with_it = ([one[way][at] for one in rounds_ms] for way in (0, 1))
-        low, middle, high = statistics.quantiles((b - a for a, b in zip(without, with_it, strict=True)), n=4)
+        low, middle, high = statistics.quantiles((one[at] for one in differences), n=4)
+        without = statistics.median(one[at] for one in base)
         spread = f"half of them {low:+.1f} to {high:+.1f}"
-        print(f"{name}, {what}: {statistics.median(without):.0f} ms, with the plugin {middle:+.1f} ms ({spread})")
-        fast, fast_with_it = (
-            statistics.mean(sorted(times)[: max(1, rounds // 10)]) for times in (without, with_it)
-        )
-        print(f"  the fastest tenth: {fast:.0f} ms, with the plugin {fast_with_it - fast:+.1f} ms")
+        print(f"{name}, {what}: {without:.0f} ms, with the plugin {middle:+.1f} ms ({spread})")
 
 
 def help_of_llem(rounds: int) -> None:
