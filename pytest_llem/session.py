@@ -122,10 +122,14 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
                 reporter.write_line(line)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    errors = terminalreporter.stats.get("error", ())
-    if BOARD in config.stash or _studies(config) or any(isinstance(one, pytest.CollectReport) for one in errors):
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
+    if BOARD in config.stash or _studies(config) or _runs_nothing(config):
         return
+    errors = terminalreporter.stats.get("error", ())
+    if exitstatus == pytest.ExitCode.INTERRUPTED or any(isinstance(one, pytest.CollectReport) for one in errors):
+        return  # there may be one, or a broken one
     if asked := [f"--llem-{name}" for name in _OF_STUDIES if config.getoption(f"--llem-{name}")]:
         why = f"no study was collected, so nothing came of {', '.join(asked)}"
         terminalreporter.write_line(f"llem: {why}", yellow=True)

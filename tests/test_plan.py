@@ -163,6 +163,16 @@ class TestPlanFile:
             ["llem: no study was collected, so nothing came of --llem-save, --llem-baseline, --llem-resume"]
         )
 
+    @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
+    def test_not_so_where_there_is_one_that_is_broken_or_is_not_to_run(self, pytester, write_study, workers):
+        write_study(sweep={"n": [1]})
+        asked = ["study.yaml", "-p", "llem", "--llem-resume", *workers]
+        looked = pytester.runpytest_subprocess(*asked, "--setup-plan")
+        write_study(sweep={"n": "no list"})
+        broken = pytester.runpytest_subprocess(*asked)
+        broken.assert_outcomes(errors=1)
+        assert "no study was collected" not in looked.stdout.str() + broken.stdout.str()
+
     @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
     def test_a_place_that_cannot_be_written_is_a_usage_error(self, pytester, write_study, workers):
         write_study(sweep={"n": [1]})
