@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
+import pkgutil
+import re
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+import pytest_llem
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.isolation.server import Servers
@@ -31,8 +36,21 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
 
-#: Plugins of the test environment, by the names of their entry points.
-OTHER_PLUGINS = ("tavern", "randomly", "random_order", "rerunfailures", "timeout")
+#: Plugins of the test environment, by the names of their entry points. Hypothesis's alone takes a second, since it
+#: imports all of Hypothesis at the end of each run.
+OTHER_PLUGINS = ("tavern", "randomly", "random_order", "rerunfailures", "timeout", "hypothesispytest", "anyio")
+
+# What a test starts compiles each module once, also where PYTHONDONTWRITEBYTECODE is set for the tests themselves.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# pytester forgets what a run of pytest in this process imports, but an extension module cannot be imported twice.
+# So whatever a controller may import is imported here.
+for _module in pkgutil.walk_packages(pytest_llem.__path__, "pytest_llem."):
+    if not re.search(r"\.(backends|measurement)\.|__main__", _module.name):
+        importlib.import_module(_module.name)
+for _name in ("numpy", "scipy.stats", "pandas"):
+    importlib.import_module(_name)
 
 NOOP_STUDY = {
     "name": "noop",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llem import StudyResult
+from tests.conftest import Results
 from tests.support import figures
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 
@@ -24,7 +28,7 @@ ENGINE = """
 
 
 @pytest.fixture(scope="module")
-def main(tmp_path_factory):
+def main(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """The environment of another checkout: one whose engine takes longer."""
     environment = Environment(tmp_path_factory.mktemp("main") / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     environment.add("mine", "1.0", own_engine=ENGINE.format(seconds=0.06))
@@ -32,11 +36,13 @@ def main(tmp_path_factory):
 
 
 @pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request):
+def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return request.param
 
 
-def test_other_plugins_see_the_sides_in_turns(pytester, write_study, main):
+def test_other_plugins_see_the_sides_in_turns(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], main: Environment
+) -> None:
     """As they run: --sw goes on from a place in that order."""
     pytester.makepyfile(own_engine=ENGINE.format(seconds=0.0))
     write_study(backend="own_engine:Engine", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
@@ -51,7 +57,13 @@ def test_other_plugins_see_the_sides_in_turns(pytester, write_study, main):
     run.stdout.fnmatch_lines(["seen: experiment reference experiment reference *"])
 
 
-def test_both_sides_are_measured_and_compared_in_pairs(pytester, write_study, results, main, workers):
+def test_both_sides_are_measured_and_compared_in_pairs(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    results: Results,
+    main: Environment,
+    workers: tuple[str, ...],
+) -> None:
     pytester.makepyfile(own_engine=ENGINE.format(seconds=0.02))
     write_study(
         backend="own_engine:Engine",
@@ -82,7 +94,7 @@ def test_both_sides_are_measured_and_compared_in_pairs(pytester, write_study, re
         assert (verdict.n, verdict.reference_n) == (3, 3)
 
 
-def test_the_sides_take_turns(pytester, write_study):
+def test_the_sides_take_turns(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.size": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "interleaved"})
     run = pytester.runpytest_subprocess(
         "study.yaml", "-p", "llem", f"--llem-against={sys.executable}", "--co", "-q"
@@ -96,7 +108,9 @@ def test_the_sides_take_turns(pytester, write_study):
     ]
 
 
-def test_pairs_tell_what_drifts_from_what_changed(pytester, write_study, results):
+def test_pairs_tell_what_drifts_from_what_changed(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     """Both sides drift by 20 % over the cycles; one takes 6 % more throughout."""
     pytester.makeconftest(figures.conftest())
     drifting = "(1 + 0.05 * cycle) * (1 + 0.001 * (-1) ** (cycle // 2))"
@@ -113,7 +127,7 @@ def test_pairs_tell_what_drifts_from_what_changed(pytester, write_study, results
 
 
 @pytest.fixture
-def drift(pytester, write_study):
+def drift(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., Any]:
     """Run a study whose sessions differ by a factor: there is no telling from two of them what has changed."""
     pytester.makeconftest(figures.conftest())
     write_study(
@@ -122,7 +136,7 @@ def drift(pytester, write_study):
         gates={"metrics": ["energy_per_output_token_j"]},
     )
 
-    def run(factor, *options):
+    def run(factor: Any, *options: Any) -> Any:
         wanted = {"energy_per_output_token_j": f"{factor} * (1 + 0.05 * cycle)"}
         (pytester.path / "figures.json").write_text(json.dumps(wanted))
         return pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
@@ -133,7 +147,7 @@ def drift(pytester, write_study):
 AGAINST = f"--llem-against={sys.executable}"
 
 
-def test_a_gate_alone_judges_what_one_session_has_measured_in_turns(drift):
+def test_a_gate_alone_judges_what_one_session_has_measured_in_turns(drift: Callable[..., Any]) -> None:
     drift(1, AGAINST, "--llem-run-id=turns").assert_outcomes(passed=8 + 1)
     drift(3, "--llem-run-id=later").assert_outcomes(passed=4)
     run = drift(3, AGAINST, "-k", "regression", "-rP")
@@ -141,7 +155,7 @@ def test_a_gate_alone_judges_what_one_session_has_measured_in_turns(drift):
     run.stdout.fnmatch_lines(["*SAME: 1.000 × the reference*paired*", "llem: 1 gate *before: results/noop_turns"])
 
 
-def test_what_was_measured_in_turns_with_another_is_not_judged(drift, tmp_path):
+def test_what_was_measured_in_turns_with_another_is_not_judged(drift: Callable[..., Any], tmp_path: Path) -> None:
     other = Environment(tmp_path / "other", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     drift(1, f"--llem-against={other.python}").assert_outcomes(passed=8 + 1)
     run = drift(1, AGAINST, "-k", "regression")
@@ -149,14 +163,16 @@ def test_what_was_measured_in_turns_with_another_is_not_judged(drift, tmp_path):
     run.stdout.fnmatch_lines(["cannot be judged: the reference has no results"])
 
 
-def test_a_reference_of_another_session_is_none(drift):
+def test_a_reference_of_another_session_is_none(drift: Callable[..., Any]) -> None:
     drift(1, AGAINST).assert_outcomes(passed=8 + 1)
     run = drift(3, AGAINST, "-k", "experiment or regression")
     run.assert_outcomes(passed=4, failed=1, deselected=4)
     run.stdout.fnmatch_lines(["cannot be judged: no value in the reference; its reference was not selected, *"])
 
 
-def test_what_was_interrupted_cannot_be_resumed(pytester, write_study, results):
+def test_what_was_interrupted_cannot_be_resumed(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     text = figures.conftest() + (
         "def _stopped(job, **options):\n"
         "    if job.python is not None:\n"
@@ -173,7 +189,9 @@ def test_what_was_interrupted_cannot_be_resumed(pytester, write_study, results):
     run.stdout.no_fnmatch_line("*--llem-resume*")
 
 
-def test_a_reference_that_cannot_run_says_so_before(pytester, write_study, tmp_path):
+def test_a_reference_that_cannot_run_says_so_before(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], tmp_path: Path
+) -> None:
     empty = Environment(tmp_path / "empty")
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={empty.python}")
@@ -181,7 +199,7 @@ def test_a_reference_that_cannot_run_says_so_before(pytester, write_study, tmp_p
     assert run.parseoutcomes()["failed"] >= 2
 
 
-def test_the_plan_counts_both(pytester, write_study):
+def test_the_plan_counts_both(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
     run = pytester.runpytest_subprocess(
         "study.yaml", "-p", "llem", f"--llem-against={sys.executable}", "--co", "--llem-plan", "plan.json"
@@ -199,7 +217,9 @@ def test_the_plan_counts_both(pytester, write_study):
         (("--llem-resume",), "*--llem-resume: not with --llem-against, *"),
     ],
 )
-def test_options_that_do_not_go_together(pytester, write_study, options, message):
+def test_options_that_do_not_go_together(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], options: tuple[str, ...], message: str
+) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={sys.executable}", *options)
     assert run.ret == pytest.ExitCode.USAGE_ERROR

@@ -99,7 +99,7 @@ EVERY_MODULE = pytest.mark.parametrize(("room", "name", "path"), _MODULES, ids=[
 
 
 @EVERY_MODULE
-def test_no_room_imports_against_the_flow(room, name, path):
+def test_no_room_imports_against_the_flow(room: str, name: str, path: Path) -> None:
     ours = {one.split(".")[1] for one in _imports(path) if one.startswith("pytest_llem.")}
     assert ours - {room} <= MAY_IMPORT[room]
     everything = {one.partition(".")[0] for one in _imports(path)}
@@ -109,7 +109,7 @@ def test_no_room_imports_against_the_flow(room, name, path):
 
 
 @EVERY_MODULE
-def test_what_is_heavy_is_imported_late(room, name, path):
+def test_what_is_heavy_is_imported_late(room: str, name: str, path: Path) -> None:
     heavy = {one.partition(".")[0] for one in _imports(path, at_load=True)} & HEAVY
     parts = ("pytorch", "generation", "loading", "shape")
     theirs = dict.fromkeys((f"backends.{part}" for part in parts), HEAVY)
@@ -117,13 +117,13 @@ def test_what_is_heavy_is_imported_late(room, name, path):
 
 
 @EVERY_MODULE
-def test_pages_are_written_by_one_room_that_is_entered_late(room, name, path):
+def test_pages_are_written_by_one_room_that_is_entered_late(room: str, name: str, path: Path) -> None:
     if not name.startswith(f"{PAGES}.") or name == f"{PAGES}.__init__":
         assert not {one.partition(".")[0] for one in _imports(path)} & PAGES_NEED
         assert not [one for one in _imports(path, at_load=True) if one.startswith(f"pytest_llem.{PAGES}")]
 
 
-def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
+def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import sys
@@ -138,7 +138,7 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester):
     pytester.runpytest_subprocess("-p", "llem", "-p", "no:xdist").assert_outcomes(passed=1)
 
 
-def test_the_public_names_are_there_and_late():
+def test_the_public_names_are_there_and_late() -> None:
     code = (
         "import sys, pytest_llem\n"
         "assert not {'pydantic', 'yaml', 'torch'} & set(sys.modules)\n"
@@ -151,7 +151,7 @@ def test_the_public_names_are_there_and_late():
         pytest_llem.nothing  # noqa: B018
 
 
-def test_entry_points():
+def test_entry_points() -> None:
     assert {point.name: point.value for point in entry_points(group="pytest11")}["llem"] == "pytest_llem.plugin"
     assert "pytorch" in entry_points(group="pytest_llem.backends").names
     assert {"nvml", "rapl", "estimate"} <= entry_points(group="pytest_llem.energy").names
@@ -160,5 +160,5 @@ def test_entry_points():
             assert point.load()
 
 
-def test_it_is_typed():
+def test_it_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()

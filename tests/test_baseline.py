@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle
@@ -33,35 +34,35 @@ MEASURED = Total(1.0, "measured", "rapl_package", "cpu_package", devices=("packa
 class Engine:
     """Notes what is done with it, as the meter does."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.log = []
 
-    def generate(self, batch):
+    def generate(self, batch: Any) -> None:
         self.log.append(f"generate {batch}")
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         self.log.append("synchronize")
 
 
 class Meter:
     """Reads a constant power, or one after the other, over parts of equal length."""
 
-    def __init__(self, log, watts=50.0, **device):
+    def __init__(self, log: Any, watts: float = 50.0, **device: Any) -> None:
         self.log, self.watts = log, cycle(watts if isinstance(watts, list) else [watts])
         self.device = {"boundary": "cpu_package", "method": "measured", "source": "rapl_package", **device}
 
-    def begin(self):
+    def begin(self) -> None:
         self.log.append("begin")
         self.began = time.monotonic()
 
-    def end(self):
+    def end(self) -> Any:
         self.log.append("end")
         watts = next(self.watts)
         assert time.monotonic() - self.began >= SHORT.duration_seconds / PARTS
         energy_j = None if watts is None else watts * 2.0
         return Reading((DeviceReading("package-0", energy_j=energy_j, **self.device),), 2.0)
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
@@ -71,7 +72,7 @@ def baseline(
     config: BaselineConfig = SHORT,
     known: BaselineRecord | None = None,
     **device: Any,
-):
+) -> Any:
     engine = Engine()
     meter = Meter(engine.log, **device) if meter is None else meter
     meters = Meters({"one": meter} if meter else {})
@@ -80,7 +81,7 @@ def baseline(
     return record, engine.log
 
 
-def test_it_is_measured_after_one_batch_with_nothing_running():
+def test_it_is_measured_after_one_batch_with_nothing_running() -> None:
     record, log = baseline()
     assert record.idle_context_w == pytest.approx(50.0)
     assert record.seconds == 10
@@ -92,49 +93,49 @@ def test_it_is_measured_after_one_batch_with_nothing_running():
     assert log == ["generate b", "synchronize", "idle", *["begin", "end"] * 5], "in parts, back to back"
 
 
-def test_a_sampling_meter_measures_too():
+def test_a_sampling_meter_measures_too() -> None:
     record, _ = baseline(method="sampled", loading=Total(1.0, "sampled"))
     assert (record.idle_context_w, record.method) == (pytest.approx(50.0), "sampled")
 
 
 @pytest.mark.parametrize("method", ["estimated", "attributed"])
-def test_a_model_of_the_power_knows_no_idle_machine(method):
+def test_a_model_of_the_power_knows_no_idle_machine(method: str) -> None:
     record, log = baseline(loading=Total(1.0, method, "cpu_time_model", "cpu_package"))
     assert (record.idle_context_w, record.method) == (None, "unavailable")
     assert record.reason == f"energy is {method} (cpu_time_model), which tells nothing of an idle machine"
     assert log == [], "and nobody waits for it"
 
 
-def test_a_meter_that_turns_out_to_estimate_gives_none():
+def test_a_meter_that_turns_out_to_estimate_gives_none() -> None:
     record, _ = baseline(loading=Total(None, "unavailable"), method="estimated")
     assert (record.idle_context_w, record.method) == (None, "unavailable")
     assert "energy is estimated" in record.reason
 
 
-def test_it_may_be_switched_off():
+def test_it_may_be_switched_off() -> None:
     record, log = baseline(config=BaselineConfig(enabled=False))
     assert (record.idle_context_w, record.reason) == (None, "switched off by baseline.enabled")
     assert log == []
 
 
-def test_without_a_meter_there_is_none():
+def test_without_a_meter_there_is_none() -> None:
     record, log = baseline(meter=False, loading=Total(None, "unavailable", reason="rapl: permission denied"))
     assert (record.idle_context_w, record.reason) == (None, "rapl: permission denied")
     assert log == []
 
 
-def test_a_counter_that_failed_while_loading_has_another_try():
+def test_a_counter_that_failed_while_loading_has_another_try() -> None:
     record, _ = baseline(loading=Total(None, "unavailable", reason="it did not rise"))
     assert record.idle_context_w == pytest.approx(50.0)
 
 
-def test_a_counter_that_fails_leaves_none():
+def test_a_counter_that_fails_leaves_none() -> None:
     record, _ = baseline(watts=None, method="unavailable", reason="GPU is lost")
     assert (record.idle_context_w, record.seconds, record.method) == (None, None, "unavailable")
     assert "GPU is lost" in record.reason
 
 
-def test_one_part_that_fails_leaves_none():
+def test_one_part_that_fails_leaves_none() -> None:
     record, _ = baseline(watts=[50.0, 50.0, None, 50.0, 50.0], reason="GPU is lost")
     assert (record.idle_context_w, record.uncertainty_w, record.age_seconds) == (None, None, None)
     assert "GPU is lost" in record.reason
@@ -144,7 +145,7 @@ PARTS_W = [49.0, 51.0, 50.5, 52.0, 48.0]
 
 
 @pytest.mark.parametrize("edges_j", [None, 0.0, 3.0])
-def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j):
+def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j: float | None) -> None:
     record, _ = baseline(watts=PARTS_W, uncertainty_j=edges_j)
     assert record.idle_context_w == pytest.approx(50.1)
     scatter = statistics.stdev(PARTS_W) / math.sqrt(5)
@@ -167,10 +168,10 @@ EARLIER = BaselineRecord(
 )
 
 
-def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch):
+def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Later(datetime):
         @classmethod
-        def now(cls, zone):
+        def now(cls, zone: Any) -> Any:
             return datetime(2026, 11, 24, 10, 1, 30, tzinfo=zone)
 
     monkeypatch.setattr("pytest_llem.measurement.baseline.datetime", Later)
@@ -189,13 +190,13 @@ def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch):
         {"idle_context_w": None, "reason": "GPU is lost"},
     ],
 )
-def test_another_meters_or_devices_is_not(changes):
+def test_another_meters_or_devices_is_not(changes: dict[str, Any]) -> None:
     record, log = baseline(known=EARLIER.model_copy(update=changes))
     assert (record.idle_context_w, record.age_seconds) == (pytest.approx(50.0), 0.0)
     assert "idle" in log
 
 
-def test_nor_is_one_where_none_is_wanted_or_measured():
+def test_nor_is_one_where_none_is_wanted_or_measured() -> None:
     off = BaselineConfig(enabled=False)
     assert baseline(known=EARLIER, config=off)[0].idle_context_w is None
     estimate = Total(1.0, "estimated", "rapl_package", "cpu_package", devices=("package-0",))
@@ -209,12 +210,14 @@ IDLE = BaselineRecord(
 )
 
 
-def _metrics(record, energy_j=100.0, method="measured", reason=None, edges_j=None):
+def _metrics(
+    record: Any, energy_j: float = 100.0, method: str = "measured", reason: Any = None, edges_j: Any = None
+) -> Any:
     total = Total(energy_j, method, "nvml_total_energy", "gpu_board", reason, uncertainty_j=edges_j)
     return baseline_metrics(record, Window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
 
 
-def test_active_energy_is_a_passs_without_the_idle_one_over_the_metered_seconds():
+def test_active_energy_is_a_passs_without_the_idle_one_over_the_metered_seconds() -> None:
     metrics = _metrics(IDLE)
     active = metrics["active_energy_j"]
     assert metrics["idle_context_w"].value == 20.0
@@ -223,12 +226,12 @@ def test_active_energy_is_a_passs_without_the_idle_one_over_the_metered_seconds(
     assert (active.method, active.source, active.boundary) == ("measured", "nvml_total_energy", "gpu_board")
 
 
-def test_it_may_be_below_zero():
+def test_it_may_be_below_zero() -> None:
     assert _metrics(IDLE, energy_j=30.0)["active_energy_j"].value == pytest.approx(-2.5)
 
 
 @pytest.mark.parametrize(("energy_j", "value"), [(100.0, 15.0), (30.0, -2.5)])
-def test_its_uncertainty_is_that_of_both(energy_j, value):
+def test_its_uncertainty_is_that_of_both(energy_j: float, value: float) -> None:
     idle = IDLE.model_copy(update={"uncertainty_w": 0.5})
     metrics = _metrics(idle, energy_j, edges_j=0.8)
     assert metrics["idle_context_w"].uncertainty == 0.5
@@ -239,16 +242,16 @@ def test_its_uncertainty_is_that_of_both(energy_j, value):
 
 
 @pytest.mark.parametrize(("idle_w", "edges_j"), [(None, 0.8), (0.5, None)])
-def test_an_uncertainty_of_which_a_part_is_unknown_is_unknown(idle_w, edges_j):
+def test_an_uncertainty_of_which_a_part_is_unknown_is_unknown(idle_w: float | None, edges_j: float | None) -> None:
     active = _metrics(IDLE.model_copy(update={"uncertainty_w": idle_w}), edges_j=edges_j)["active_energy_j"]
     assert (active.value, active.uncertainty, active.interval95) == (15.0, None, None)
 
 
-def test_it_claims_no_more_than_its_weakest_part():
+def test_it_claims_no_more_than_its_weakest_part() -> None:
     assert _metrics(IDLE.model_copy(update={"method": "sampled"}))["active_energy_j"].method == "sampled"
 
 
-def test_without_a_baseline_it_is_null_with_the_reason():
+def test_without_a_baseline_it_is_null_with_the_reason() -> None:
     metrics = _metrics(BaselineRecord(reason="switched off by baseline.enabled"))
     assert {name: metric.value for name, metric in metrics.items()} == {
         "idle_context_w": None,
@@ -259,12 +262,12 @@ def test_without_a_baseline_it_is_null_with_the_reason():
     assert {metric.method for metric in metrics.values()} == {"unavailable"}
 
 
-def test_without_an_energy_it_is_null_with_that_reason():
+def test_without_an_energy_it_is_null_with_that_reason() -> None:
     active = _metrics(IDLE, None, "unavailable", "GPU is lost")["active_energy_j"]
     assert (active.value, active.reason) == (None, "GPU is lost")
 
 
-def test_another_boundarys_baseline_is_not_subtracted():
+def test_another_boundarys_baseline_is_not_subtracted() -> None:
     active = _metrics(IDLE.model_copy(update={"boundary": "cpu_package"}))["active_energy_j"]
     assert (active.value, active.method) == (None, "unavailable")
     assert active.reason == "the baseline covers cpu_package, and the window gpu_board"
@@ -275,7 +278,7 @@ def test_another_boundarys_baseline_is_not_subtracted():
 A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 
 
-def _idle_and_window(script, busy_s):
+def _idle_and_window(script: Any, busy_s: Any) -> Any:
     """Return what a GPU's idle power and a window of *busy_s* a pass come to, in a process that finds it.
 
     The baseline begins on a full second of the script's.
@@ -299,8 +302,8 @@ def _idle_and_window(script, busy_s):
 
 
 @pytest.fixture
-def on_gpu(nvml_library, tmp_path):
-    def call(*power, **more):
+def on_gpu(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
+    def call(*power: Any, **more: Any) -> Any:
         board = nvml.Board(A, list(power), {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
         script = nvml.Script(tmp_path / "script", [board])
         script.write()
@@ -309,7 +312,7 @@ def on_gpu(nvml_library, tmp_path):
     return call
 
 
-def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu):
+def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu: Callable[..., Any]) -> None:
     record, metrics, window = on_gpu((0.0, 121.5))
     assert record.idle_context_w == pytest.approx(121.5, rel=0.01)
     assert (record.devices, record.method, record.source) == ([A], "measured", "nvml_total_energy")
@@ -320,7 +323,7 @@ def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu):
     assert abs(active.value) < 0.02 * 121.5 * window.account.seconds
 
 
-def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu):
+def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu: Callable[..., Any]) -> None:
     """Of a power that is not quite constant: it changes with each part of the baseline."""
     record, metrics, window = on_gpu(*((k / 2, 124.0 if k % 2 else 118.0) for k in range(32)))
     low, high = metrics["active_energy_j"].interval95
@@ -332,7 +335,7 @@ def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu):
 # ---- a whole experiment ----
 
 
-def _run(phases=None, **changes):
+def _run(phases: Any = None, **changes: Any) -> Any:
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     config = ExperimentConfig.model_validate({**fields, **changes})
     note = phases.append if phases is not None else lambda progress: None
@@ -340,7 +343,7 @@ def _run(phases=None, **changes):
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package whose counter rises with the clock: 40 W, and 60 W more while the engine generates."""
     import noop_engine
 
@@ -349,12 +352,12 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path / "powercap"))
     read, generate = Path.read_text, noop_engine.NoopEngine.generate
 
-    def read_text(path, *args, **kwargs):
+    def read_text(path: Any, *args: Any, **kwargs: Any) -> Any:
         if path == counter:
             return f"{round((40 * time.monotonic() + 60 * busy[0]) * 1e6) % 262_143_328_850}\n"
         return read(path, *args, **kwargs)
 
-    def timed(self, batch):
+    def timed(self, batch: Any) -> Any:
         began = time.monotonic()
         generated = generate(self, batch)
         busy[0] += time.monotonic() - began
@@ -366,7 +369,7 @@ def machine(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("noop_engine", "machine")
-def test_a_run_on_a_machine_whose_power_is_known():
+def test_a_run_on_a_machine_whose_power_is_known() -> None:
     phases = []
     result = _run(
         phases,
@@ -396,7 +399,7 @@ def test_a_run_on_a_machine_whose_power_is_known():
 
 
 @pytest.mark.usefixtures("noop_engine")
-def test_an_estimate_has_no_baseline_and_waits_for_none():
+def test_an_estimate_has_no_baseline_and_waits_for_none() -> None:
     phases = []
     result = _run(phases)
     assert "measuring the idle machine" not in phases

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
+
+from tests.conftest import Results
 
 REASON = "3 experiments in a row failed (execution.max_consecutive_failures)"
 
 
 @pytest.fixture
-def write(write_study):
+def write(write_study: Callable[..., Path]) -> Callable[..., Any]:
     """Write a study of these faults, in this order."""
 
-    def write(*faults, limit=3, **changes):
+    def write(*faults: Any, limit: int = 3, **changes: Any) -> None:
         execution = {"n_cycles": 1, "cycle_order": "sequential", "max_consecutive_failures": limit}
         named = [f"{fault}{' ' * number}" for number, fault in enumerate(faults)]  # every point is another
         write_study(sweep={"noop.fault": named}, execution=execution, **changes)
@@ -19,11 +25,13 @@ def write(write_study):
     return write
 
 
-def _statuses(results):
+def _statuses(results: Any) -> Any:
     return list(results.statuses().values())
 
 
-def test_the_rest_is_skipped_with_the_reason(pytester, write, results):
+def test_the_rest_is_skipped_with_the_reason(
+    pytester: pytest.Pytester, write: Callable[..., Any], results: Results
+) -> None:
     write("raise", "none", "raise", "kill", "memory", "none", "none")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rs")
     run.assert_outcomes(failed=4, passed=1, skipped=2)
@@ -39,7 +47,7 @@ def test_the_rest_is_skipped_with_the_reason(pytester, write, results):
     )
 
 
-def test_so_it_is_under_xdist(pytester, write, results):
+def test_so_it_is_under_xdist(pytester: pytest.Pytester, write: Callable[..., Any], results: Results) -> None:
     write(*["raise"] * 12)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2")
     statuses = _statuses(results)
@@ -48,19 +56,21 @@ def test_so_it_is_under_xdist(pytester, write, results):
     assert run.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_by_default_five(pytester, write_study, results):
+def test_by_default_five(pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> None:
     faults = [f"raise{' ' * number}" for number in range(8)]
     write_study(sweep={"noop.fault": faults}, execution={"n_cycles": 1})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(failed=5, skipped=3)
 
 
-def test_null_never_stops(pytester, write, results):
+def test_null_never_stops(pytester: pytest.Pytester, write: Callable[..., Any], results: Results) -> None:
     write(*["raise"] * 7, limit=None)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(failed=7)
     assert results.manifest["status"] == "completed"
 
 
-def test_what_preflight_refuses_counts_for_nothing(pytester, write_study, results):
+def test_what_preflight_refuses_counts_for_nothing(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(
         sweep={"backend": ["noop", "none.of:That", "none.of:This"]},
         execution={"n_cycles": 1, "cycle_order": "sequential", "max_consecutive_failures": 2},
@@ -70,13 +80,17 @@ def test_what_preflight_refuses_counts_for_nothing(pytester, write_study, result
     assert results.manifest["status"] == "completed"
 
 
-def test_what_was_expected_to_fail_counts_for_nothing(pytester, write, results):
+def test_what_was_expected_to_fail_counts_for_nothing(
+    pytester: pytest.Pytester, write: Callable[..., Any], results: Results
+) -> None:
     xfail = [{"where": {"fault": ["raise", "raise "]}, "reason": "as ever"}]
     write("raise", "raise", "raise", limit=2, xfail=xfail)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(xfailed=2, failed=1)
 
 
-def test_another_study_goes_on(pytester, write, write_study, results):
+def test_another_study_goes_on(
+    pytester: pytest.Pytester, write: Callable[..., Any], write_study: Callable[..., Path], results: Results
+) -> None:
     write("raise", "raise", "none", limit=2)
     write_study("other.yaml", name="other", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "other.yaml", "-p", "llem")

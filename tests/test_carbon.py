@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llem import run_experiment, run_study
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.metrics import metric
+from tests.conftest import Results
 from tests.support.tiny import TINY
 
 ENERGY = metric("energy_j", 7.2e6, method="measured", source="m", boundary="gpu_board", uncertainty=3.6e5)
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     """2 kWh, a fifth on top for the site, at 400 g."""
     found = emissions(Carbon(400, 1.2), ENERGY)
     assert (found.value, found.unit) == (pytest.approx(960.0), "g")
@@ -24,24 +28,24 @@ def test_by_hand():
     assert found.source == "m × 400 gCO2e/kWh, PUE 1.2"
 
 
-def test_nothing_stated_nothing_claimed():
+def test_nothing_stated_nothing_claimed() -> None:
     found = emissions(None, ENERGY)
     assert (found.value, found.reason) == (None, "no llem_carbon_intensity is given")
 
 
-def test_no_energy_no_emissions():
+def test_no_energy_no_emissions() -> None:
     lost = metric("energy_j", None, method="unavailable", reason="GPU is lost")
     found = emissions(Carbon(400), lost)
     assert (found.value, found.method, found.reason) == (None, "unavailable", "GPU is lost")
 
 
 @pytest.mark.parametrize(("intensity", "pue"), [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0.99), (1, math.nan)])
-def test_what_is_no_such_figure(intensity, pue):
+def test_what_is_no_such_figure(intensity: float, pue: float) -> None:
     with pytest.raises(ValueError, match="must be a number"):
         Carbon(intensity, pue)
 
 
-def test_a_lone_experiment():
+def test_a_lone_experiment() -> None:
     result = run_experiment(TINY, carbon_intensity=360, pue=2)
     figures = result.metrics
     assert figures["gco2e_g"].value == pytest.approx(figures["energy_j"].value * 2 * 1e-4)
@@ -53,12 +57,14 @@ def test_a_lone_experiment():
 ONE = {"sweep": {"precision": ["bf16"]}, "execution": {"n_cycles": 1}}
 
 
-def one_result(directory):
+def one_result(directory: Any) -> Any:
     (file,) = directory.glob("experiments/*.json")
     return json.loads(file.read_text())
 
 
-def test_the_ini_file_reaches_the_experiment_and_no_hash(pytester, write_study, results):
+def test_the_ini_file_reaches_the_experiment_and_no_hash(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(**ONE)
     pytester.makeini("[pytest]\nllem_carbon_intensity = 3.6e6\nllem_pue = 1.5\n")
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "with").assert_outcomes(passed=1)
@@ -74,7 +80,7 @@ def test_the_ini_file_reaches_the_experiment_and_no_hash(pytester, write_study, 
         assert stated["identity"][name] == silent["identity"][name]
 
 
-def test_a_study_of_the_library(write_study, pytester):
+def test_a_study_of_the_library(write_study: Callable[..., Path], pytester: pytest.Pytester) -> None:
     result = run_study(write_study(**ONE), results_dir="out", carbon_intensity=3.6e6, pue=2, quiet=True)
     (point,) = result.points
     assert point.metrics["gco2e_g"].mean == pytest.approx(2 * point.metrics["energy_j"].mean)
@@ -91,7 +97,9 @@ def test_a_study_of_the_library(write_study, pytester):
         ("llem_pue = nan", "llem_pue: must be a number, at least 1 (got 'nan')"),
     ],
 )
-def test_a_mistake_is_a_line(pytester, write_study, ini, said):
+def test_a_mistake_is_a_line(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], ini: str, said: str
+) -> None:
     write_study(**ONE)
     pytester.makeini(f"[pytest]\n{ini}\n")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")

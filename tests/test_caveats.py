@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,24 +22,35 @@ CPU = EngineRecord(name="e", device="cpu")
 GPU = EngineRecord(name="e", device="cuda", device_names=["A GPU"])
 
 
-def device(energy_j=100.0, integral_j=None, name="GPU-1", **conditions):
+def device(energy_j: float = 100.0, integral_j: Any = None, name: str = "GPU-1", **conditions: Any) -> Any:
     known = Conditions(**conditions) if conditions else None
     return DeviceReading(
         name, "gpu_board", energy_j, "measured", "nvml_total_energy", integral_j=integral_j, conditions=known
     )
 
 
-def window(*devices, seconds=10.0, tick=0.1, pass_seconds=(), total=None):
+def window(
+    *devices: Any, seconds: float = 10.0, tick: float = 0.1, pass_seconds: Any = (), total: Any = None
+) -> Any:
     total = total or Total(100.0, "measured", "nvml_total_energy", "gpu_board")
     return Window([[]], seconds, Account(devices, total, seconds, tick), pass_seconds)
 
 
-def warnings(*devices, refusals=None, warmup=None, engine=GPU, total=None, pass_seconds=(), tick=0.1, **given):
+def warnings(
+    *devices: Any,
+    refusals: Any = None,
+    warmup: Any = None,
+    engine: Any = GPU,
+    total: Any = None,
+    pass_seconds: Any = (),
+    tick: float = 0.1,
+    **given: Any,
+) -> Any:
     one = window(*devices, total=total, pass_seconds=pass_seconds, tick=tick)
     return find_warnings(one, warmup, engine, refusals or {}, **given)
 
 
-def test_nothing_to_say():
+def test_nothing_to_say() -> None:
     fine = device(
         integral_j=102.9,
         start_temperature_c=60,
@@ -52,7 +64,7 @@ def test_nothing_to_say():
 # ---- each of them ----
 
 
-def test_counter_and_integral_that_disagree():
+def test_counter_and_integral_that_disagree() -> None:
     (one,) = warnings(device(integral_j=103.1), device(200.0, 200.0, name="GPU-2"))
     assert one == "energy counter and sampled power disagree on GPU-1: 100 J and 103.1 J (+3.1%)"
     (one,) = warnings(device(integral_j=96.0))
@@ -60,14 +72,14 @@ def test_counter_and_integral_that_disagree():
     assert warnings(device(None, 96.0)) == warnings(device(96.0, None)) == []
 
 
-def test_a_window_of_few_ticks_compares_no_integral():
+def test_a_window_of_few_ticks_compares_no_integral() -> None:
     (one,) = warnings(device(integral_j=150.0), tick=0.51)
     assert one.startswith("the window holds 20 ticks of the energy counter, fewer than 20")
     (one,) = warnings(device(integral_j=150.0), tick=0.5)
     assert one.startswith("energy counter and sampled power disagree")
 
 
-def test_throttling_is_told_with_its_time_and_reason():
+def test_throttling_is_told_with_its_time_and_reason() -> None:
     throttled = {"sw_power_cap": 2.345, "hw_slowdown": 0.0, "sw_thermal": 0.5}
     assert warnings(device(throttled_seconds=throttled)) == [
         "throttled: GPU-1 for 2.3 s of the window by sw_power_cap",
@@ -76,13 +88,13 @@ def test_throttling_is_told_with_its_time_and_reason():
 
 
 @pytest.mark.parametrize("end", [54.9, 65.1])
-def test_a_temperature_that_drifts(end):
+def test_a_temperature_that_drifts(end: float) -> None:
     (one,) = warnings(device(start_temperature_c=60.0, end_temperature_c=end))
     assert one == f"temperature of GPU-1 went from 60 to {end:.0f} °C within the window"
     assert warnings(device(start_temperature_c=60.0)) == warnings(device(end_temperature_c=60.0)) == []
 
 
-def test_passes_that_drift():
+def test_passes_that_drift() -> None:
     (one,) = warnings(pass_seconds=[1.0, 1.0, 1.1, 1.1])
     assert one == "drift: passes took 10% longer in the second half of the window"
     (one,) = warnings(pass_seconds=[1.0, 1.0, 0.9, 0.9])
@@ -90,7 +102,7 @@ def test_passes_that_drift():
     assert warnings(pass_seconds=[1.0, 2.0, 3.0]) == []
 
 
-def test_a_floor_that_is_broken_through():
+def test_a_floor_that_is_broken_through() -> None:
     (one,) = warnings(times_floor=metric("times_floor", 0.97))
     assert one.startswith("times_floor is 0.97, and nothing is faster than 1: a bug of pytest-llem")
     assert warnings(times_floor=metric("times_floor", None, reason="no peak is known")) == []
@@ -99,7 +111,7 @@ def test_a_floor_that_is_broken_through():
 LOST = Total(None, "unavailable", "nvml_total_energy", "gpu_board", "GPU-1: GPU is lost")
 
 
-def test_an_energy_that_is_not_there_is_told_whatever_other_meter_was_refused():
+def test_an_energy_that_is_not_there_is_told_whatever_other_meter_was_refused() -> None:
     """Most machines with a GPU let nobody read RAPL."""
     assert warnings(refusals={"rapl": "permission denied"}, total=LOST) == [
         "no energy: GPU-1: GPU is lost",
@@ -108,7 +120,7 @@ def test_an_energy_that_is_not_there_is_told_whatever_other_meter_was_refused():
     assert warnings(total=LOST) == ["no energy: GPU-1: GPU is lost"]
 
 
-def test_why_no_meter_could_be_used_is_told_once():
+def test_why_no_meter_could_be_used_is_told_once() -> None:
     refusals = {"nvml": "Driver Not Loaded", "rapl": "permission denied"}
     with_none = Meters(refusals=refusals).end().total
     assert warnings(refusals=refusals, total=with_none) == [
@@ -116,7 +128,7 @@ def test_why_no_meter_could_be_used_is_told_once():
     ]
 
 
-def test_an_energy_that_nobody_wants_is_not_missed():
+def test_an_energy_that_nobody_wants_is_not_missed() -> None:
     meters = Meters.open(None, [])
     assert warnings(refusals=meters.refusals, total=meters.end().total, engine=CPU) == []
 
@@ -124,7 +136,7 @@ def test_an_energy_that_nobody_wants_is_not_missed():
 # ---- order ----
 
 
-def all_of_them():
+def all_of_them() -> Any:
     hot = device(
         integral_j=200.0,
         start_temperature_c=40,
@@ -160,24 +172,24 @@ BEGINNINGS = [
 ]
 
 
-def test_the_worst_come_first():
+def test_the_worst_come_first() -> None:
     found = all_of_them()
     assert len(found) == len(BEGINNINGS)
     assert [one.startswith(beginning) for one, beginning in zip(found, BEGINNINGS, strict=True)] == [True] * 12
 
 
-def test_every_warning_has_a_place_of_its_own():
+def test_every_warning_has_a_place_of_its_own() -> None:
     places = [severity(one) for one in all_of_them()]
     assert all(before < after for before, after in itertools.pairwise(places))
     assert severity("no energy: lost") < severity("throttled: GPU-1 for 1 s of the window by x")
 
 
-def test_what_nobody_has_ranked_comes_before_what_matters_little():
+def test_what_nobody_has_ranked_comes_before_what_matters_little() -> None:
     unheard = severity("an unheard-of thing")
     assert severity("temperature of GPU-1 went") < unheard < severity("meter rapl: no")
 
 
-def test_a_terminal_shows_one_of_each_kind_first():
+def test_a_terminal_shows_one_of_each_kind_first() -> None:
     """Each experiment was throttled for another time."""
     throttled = [f"throttled: GPU-1 for {number} s of the window by power" for number in range(1, 41)]
     others = ["unheard of: a", "unheard of: b"]
@@ -196,27 +208,27 @@ def test_a_terminal_shows_one_of_each_kind_first():
 class Engine:
     """Takes as long for each pass as it is told."""
 
-    def __init__(self, now, durations):
+    def __init__(self, now: Any, durations: Any) -> None:
         self.now, self.durations = now, iter(durations)
 
-    def seed(self, seed):
+    def seed(self, seed: Any) -> None:
         pass
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         pass
 
-    def generate(self, batch):
+    def generate(self, batch: Any) -> None:
         self.now[0] += next(self.durations)
 
 
-def measured(monkeypatch, durations, min_seconds):
+def measured(monkeypatch: pytest.MonkeyPatch, durations: Any, min_seconds: Any) -> Any:
     now = [100.0]
     monkeypatch.setattr(windows, "time", SimpleNamespace(monotonic=lambda: now[0]))
     engine = Engine(now, durations)
     return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
 
 
-def test_the_times_of_passes_and_their_drift(monkeypatch):
+def test_the_times_of_passes_and_their_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     one = measured(monkeypatch, [1.0, 2.0, 99.0, 2.0, 4.0, 7.0], 108)
     assert one.pass_seconds == [1.0, 2.0, 99.0, 2.0, 4.0]
     assert one.seconds == 108.0
@@ -225,14 +237,14 @@ def test_the_times_of_passes_and_their_drift(monkeypatch):
     assert (record.drift, record.pass_seconds_cv) == (pytest.approx(1.0), pytest.approx(1.0 / 1.5))
 
 
-def test_few_passes_tell_little(monkeypatch):
+def test_few_passes_tell_little(monkeypatch: pytest.MonkeyPatch) -> None:
     record = accounting.window_record(measured(monkeypatch, [1.0, 3.0, 5.0], 9))
     assert (record.passes, record.drift, record.pass_seconds_cv) == (3, None, pytest.approx(2 / 3))
     record = accounting.window_record(measured(monkeypatch, [1.0], 0))
     assert (record.drift, record.pass_seconds_cv) == (None, None)
 
 
-def test_temperature_and_throttling_are_the_worst_devices(monkeypatch):
+def test_temperature_and_throttling_are_the_worst_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     account = Account(
         (
             device(peak_temperature_c=70.0, throttled_seconds={"a": 1.0, "b": 2.0}),

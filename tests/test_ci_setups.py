@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +17,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "README.md").read_text().partition("\n## In CI\n")[2].partition("\n## ")[0]
 
 
-def blocks(name):
+def blocks(name: Any) -> Any:
     """Return the code blocks after a line ``<!-- name -->``."""
     return re.findall(rf"^<!-- {name} -->\n```\w+\n(.*?)^```", PAGE, re.M | re.S)
 
@@ -22,13 +25,13 @@ def blocks(name):
 GITHUB, (GITLAB,), SHELL = blocks("github"), blocks("gitlab"), blocks("shell")
 
 
-def steps(workflow):
+def steps(workflow: Any) -> Any:
     """Return the steps of the one job of a GitHub workflow."""
     (job,) = yaml.safe_load(workflow)["jobs"].values()
     return job["steps"]
 
 
-def scripts():
+def scripts() -> Iterator[Any]:
     """Yield every piece of shell on the page."""
     yield from SHELL
     for workflow in GITHUB:
@@ -37,14 +40,14 @@ def scripts():
     yield "\n".join(job["script"])
 
 
-def commands():
+def commands() -> Any:
     """Return the words of each call of pytest."""
     lines = "\n".join(scripts()).replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines if re.search(r"\bpytest ", line)]
     return [words for words in found if words[0].endswith("pytest")]
 
 
-def test_there_are_the_set_ups_that_it_promises():
+def test_there_are_the_set_ups_that_it_promises() -> None:
     assert len(GITHUB) == 2
     assert PAGE.count("```") == 2 * (len(GITHUB) + 1 + len(SHELL)), "no block is left unchecked"
     options = [{word for word in words if word.startswith("--")} for words in commands()]
@@ -57,7 +60,7 @@ def test_there_are_the_set_ups_that_it_promises():
 
 
 @pytest.mark.parametrize("workflow", GITHUB)
-def test_a_workflow_of_github_has_what_it_needs(workflow):
+def test_a_workflow_of_github_has_what_it_needs(workflow: str) -> None:
     read = yaml.safe_load(workflow)
     assert "pull_request" in read[True], "YAML 1.1 reads the key `on` as true"
     assert read["permissions"] == {"contents": "read"}
@@ -71,7 +74,7 @@ def test_a_workflow_of_github_has_what_it_needs(workflow):
     assert [path.split() for path in uploads] == [["results/", "report.xml"]]
 
 
-def test_gitlab_gets_its_report():
+def test_gitlab_gets_its_report() -> None:
     (job,) = yaml.safe_load(GITLAB).values()
     assert job["artifacts"] == {
         "when": "always",
@@ -82,25 +85,25 @@ def test_gitlab_gets_its_report():
 
 
 @pytest.mark.parametrize("script", list(scripts()))
-def test_the_shell_parses(script):
+def test_the_shell_parses(script: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_every_option_named_exists(pytester):
+def test_every_option_named_exists(pytester: pytest.Pytester) -> None:
     named = set(re.findall(r"(?<![\w-])--(?:llem-[\w-]+|junitxml|lf|deselect)\b", PAGE))
     told = pytester.runpytest_subprocess("--help", "-p", "llem").stdout.str().replace("--junit-xml", "--junitxml")
     missing = {one for one in named if not re.search(rf"^  (?:[-\w]+, )*{one}(?![\w-])", told, re.M)}
     assert not missing
 
 
-def test_the_study_is_there():
+def test_the_study_is_there() -> None:
     named = {word for words in commands() for word in words if word.endswith(".yaml")}
     assert named
     assert all((ROOT / one).is_file() for one in named)
 
 
-def test_the_worktree_is_a_second_checkout_next_to_the_first(tmp_path):
+def test_the_worktree_is_a_second_checkout_next_to_the_first(tmp_path: Path) -> None:
     """What the first workflow's shell does with git, for a runner that was cut off the last time, too."""
     job = next(iter(yaml.safe_load(GITHUB[0])["jobs"].values()))
     (shell,) = [step["run"] for step in job["steps"] if "worktree add" in step.get("run", "")]

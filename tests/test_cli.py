@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,29 +21,29 @@ from tests.conftest import ROOT
 COMMAND = [sys.executable, "-m", "pytest_llem.cli"]
 
 
-def llem(*arguments, **options):
+def llem(*arguments: Any, **options: Any) -> Any:
     return subprocess.run([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, check=False, **options)
 
 
-def test_the_script_is_declared():
+def test_the_script_is_declared() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {
         "llem": f"{cli.__name__}:{cli.main.__name__}"
     }
 
 
-def test_the_schema_is_printed(capsys):
+def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == study_schema(installed(BACKENDS))
 
 
-def test_it_knows_what_is_installed(noop_engine):
+def test_it_knows_what_is_installed(noop_engine: None) -> None:
     done = llem("schema", stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
     assert "noop" in json.loads(done.stdout)["properties"]
     assert "noop" not in study_schema()["properties"]
 
 
-def test_the_schema_is_written_to_a_file(tmp_path, capsys):
+def test_the_schema_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "study.schema.json"
     assert cli.main(["schema", "-o", str(file)]) == 0
     assert capsys.readouterr() == ("", "")
@@ -52,13 +53,15 @@ def test_the_schema_is_written_to_a_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("place", "said"), [("no/where.json", "No such file or directory"), ("", "Is a directory")]
 )
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys, place, said):
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, said: str
+) -> None:
     file = str(tmp_path / place)
     assert cli.main(["schema", "--output", file]) == 2
     assert capsys.readouterr() == ("", f"llem: {file}: {said}\n")
 
 
-def test_a_reader_that_goes_away_is_no_mistake():
+def test_a_reader_that_goes_away_is_no_mistake() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = llem("schema", stdout=writer)
@@ -67,14 +70,14 @@ def test_a_reader_that_goes_away_is_no_mistake():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_output_that_cannot_be_written_is_one_line():
+def test_output_that_cannot_be_written_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = llem("schema", stdout=full)
     assert (done.returncode, done.stderr) == (2, "llem: standard output: No space left on device\n")
 
 
-def test_ctrl_c_is_one_line(monkeypatch, capsys):
-    def interrupt(_):
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pytest_llem.study.schema.schema_text", interrupt)
@@ -85,7 +88,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "command", ["schema", "fetch study.yaml", "aa results", "compare A B", "doctor", "report results"]
 )
-def test_no_standard_output_is_one_line(command):
+def test_no_standard_output_is_one_line(command: str) -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *command.split()],
         stderr=subprocess.PIPE,
@@ -116,14 +119,14 @@ def test_no_standard_output_is_one_line(command):
         ["doctor", "--timeout", "soon"],
     ],
 )
-def test_wrong_usage(capsys, arguments):
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[Any]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
     assert "error: " in capsys.readouterr().err
 
 
-def test_the_version(capsys):
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--version"])
     assert stopped.value.code == 0
@@ -142,7 +145,7 @@ def test_the_version(capsys):
         (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
     ],
 )
-def test_help_says_what_there_is_and_loads_nothing_for_it(arguments, said):
+def test_help_says_what_there_is_and_loads_nothing_for_it(arguments: list[str], said: list[str]) -> None:
     code = (
         "import sys\n"
         "before = set(sys.modules)\n"  # a path file of the environment may import what it likes
@@ -164,7 +167,9 @@ NAMES = [command.__name__.rpartition(".")[2] for command in cli.COMMANDS]
 
 
 @pytest.mark.parametrize("arguments", [[], *([name] for name in NAMES)], ids=["llem", *NAMES])
-def test_help_has_one_style_and_fits_a_terminal(capsys, monkeypatch, arguments):
+def test_help_has_one_style_and_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[Any]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--help"])
@@ -177,14 +182,14 @@ def test_help_has_one_style_and_fits_a_terminal(capsys, monkeypatch, arguments):
         assert statuses[0].startswith("  0    ")
 
 
-def test_the_list_of_commands_is_the_modules(capsys):
+def test_the_list_of_commands_is_the_modules(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     listed = re.findall(r"^    (\w+) +\S", capsys.readouterr().out, re.M)
     assert listed == NAMES
 
 
-def test_an_error_without_standard_error_is_silent():
+def test_an_error_without_standard_error_is_silent() -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "aa", "no/where"],
         stdout=subprocess.PIPE,

@@ -6,24 +6,33 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.conftest import Results
 
 IDS = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
 IN_ORDER = {"n_cycles": 1, "cycle_order": "sequential"}
 
 
-def collected(run):
+def collected(run: Any) -> Any:
     return [line for line in run.outlines if "::" in line]
 
 
-def test_a_file_of_any_name_is_a_study_when_named(pytester, write_study):
+def test_a_file_of_any_name_is_a_study_when_named(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study("anything.yml", execution=IN_ORDER)
     run = pytester.runpytest_subprocess("anything.yml", "-p", "llem", "--collect-only", "-q")
     assert collected(run) == [f"anything.yml::experiment[{one}]" for one in IDS]
 
 
-def test_in_a_directory_only_study_files_are_taken(pytester, write_study):
+def test_in_a_directory_only_study_files_are_taken(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study("one.study.yaml", execution=IN_ORDER)
     write_study("two.yaml", execution=IN_ORDER)
     (pytester.path / "lone.study.yaml").write_text("model: none\nbackend: noop\n")
@@ -40,7 +49,9 @@ def test_in_a_directory_only_study_files_are_taken(pytester, write_study):
     assert "two.yaml" in {line.partition("::")[0] for line in collected(run)}
 
 
-def test_a_yaml_of_another_plugin_is_left_alone(pytester, write_study):
+def test_a_yaml_of_another_plugin_is_left_alone(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study("theirs.yaml")
     pytester.makeconftest(
         """
@@ -63,7 +74,9 @@ def test_a_yaml_of_another_plugin_is_left_alone(pytester, write_study):
 
 
 @pytest.mark.parametrize("autoload", [True, False])
-def test_the_plugin_may_be_named_whether_autoloaded_or_not(pytester, write_study, monkeypatch, autoload):
+def test_the_plugin_may_be_named_whether_autoloaded_or_not(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, autoload: bool
+) -> None:
     if not autoload:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     write_study()
@@ -71,7 +84,9 @@ def test_the_plugin_may_be_named_whether_autoloaded_or_not(pytester, write_study
     run.assert_outcomes(passed=8)
 
 
-def test_a_pasted_id_runs_that_experiment(pytester, write_study, results):
+def test_a_pasted_id_runs_that_experiment(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml::experiment[precision=bf16-size=2-cycle=2]", "-p", "llem")
     run.assert_outcomes(passed=1)
@@ -79,7 +94,9 @@ def test_a_pasted_id_runs_that_experiment(pytester, write_study, results):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_a_typo_in_one_study_is_a_located_collection_error(pytester, write_study, workers):
+def test_a_typo_in_one_study_is_a_located_collection_error(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
+) -> None:
     write_study("good.yaml")
     (pytester.path / "studies").mkdir()
     (pytester.path / "studies" / "bad.yaml").write_text("model: x\nprecison: bf16\nsweep:\n  n: [0]\n")
@@ -97,7 +114,7 @@ def test_a_typo_in_one_study_is_a_located_collection_error(pytester, write_study
     assert workers or not (pytester.path / "results").exists(), "nothing ran"
 
 
-def test_the_place_of_an_item_is_the_studys(pytester, write_study):
+def test_the_place_of_an_item_is_the_studys(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     path = write_study(sweep={"noop.fault": ["raise"]}, execution={"n_cycles": 1})
     line = path.read_text().splitlines().index("sweep:") + 1
     pytester.makeconftest(
@@ -112,7 +129,9 @@ def test_the_place_of_an_item_is_the_studys(pytester, write_study):
     )
 
 
-def test_study_items_keep_their_order_and_ordinary_tests_theirs(pytester, write_study):
+def test_study_items_keep_their_order_and_ordinary_tests_theirs(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study()
     pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass")
     pytester.makeconftest(
@@ -134,7 +153,9 @@ def test_study_items_keep_their_order_and_ordinary_tests_theirs(pytester, write_
     ]
 
 
-def test_selection_by_axis_runs_exactly_that(pytester, write_study, results):
+def test_selection_by_axis_runs_exactly_that(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"noop.size": [1, 10], "n": [1, 2]}, execution=IN_ORDER)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "size=1 and not n=2")
     run.assert_outcomes(passed=1, deselected=3)
@@ -142,7 +163,9 @@ def test_selection_by_axis_runs_exactly_that(pytester, write_study, results):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_an_unknown_axis_is_refused(pytester, write_study, workers):
+def test_an_unknown_axis_is_refused(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
+) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "not batch_sise=8", *workers)
     assert run.ret != 0
@@ -150,14 +173,14 @@ def test_an_unknown_axis_is_refused(pytester, write_study, workers):
     run.assert_outcomes(errors=1 if workers else 0)
 
 
-def test_an_axis_is_refused_where_there_is_no_study(pytester):
+def test_an_axis_is_refused_where_there_is_no_study(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test(): pass")
     run = pytester.runpytest("-p", "llem", "-k", "size=8")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines(["ERROR: -k: no study is collected that could have an axis size"])
 
 
-def test_last_failed_and_deselect(pytester, write_study):
+def test_last_failed_and_deselect(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.fault": ["raise", "none"]}, execution=IN_ORDER)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1, failed=1)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--lf").assert_outcomes(failed=1, deselected=1)
@@ -167,7 +190,9 @@ def test_last_failed_and_deselect(pytester, write_study):
     run.assert_outcomes(passed=1, deselected=1)
 
 
-def test_failed_first_runs_those_first_and_the_rest_in_order(pytester, write_study):
+def test_failed_first_runs_those_first_and_the_rest_in_order(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "n": [1, 2]}, execution=IN_ORDER)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2, failed=2)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--ff", "--collect-only", "-q")
@@ -176,7 +201,9 @@ def test_failed_first_runs_those_first_and_the_rest_in_order(pytester, write_stu
     ]
 
 
-def test_a_conftest_found_late_has_not_the_last_word_on_the_order(pytester, write_study):
+def test_a_conftest_found_late_has_not_the_last_word_on_the_order(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study("a.study.yaml", sweep={"n": [1, 2, 3]}, execution=IN_ORDER)
     (pytester.mkpydir("late") / "conftest.py").write_text(
         "import pytest\n@pytest.hookimpl(wrapper=True)\n"
@@ -188,7 +215,9 @@ def test_a_conftest_found_late_has_not_the_last_word_on_the_order(pytester, writ
     assert ours == [f"a.study.yaml::experiment[n={n}]" for n in (1, 2, 3)]
 
 
-def test_a_study_that_a_conftest_collects_runs(pytester, write_study, results):
+def test_a_study_that_a_conftest_collects_runs(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study("study.llem", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     with (pytester.path / "conftest.py").open("a") as file:
         file.write(
@@ -201,13 +230,13 @@ def test_a_study_that_a_conftest_collects_runs(pytester, write_study, results):
     assert results.manifest["completed"] == 2
 
 
-def test_without_a_cache(pytester, write_study, results):
+def test_without_a_cache(pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> None:
     write_study(execution=IN_ORDER)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:cacheprovider").assert_outcomes(passed=4)
     assert results.manifest["status"] == "completed"
 
 
-def test_collecting_imports_no_torch(pytester):
+def test_collecting_imports_no_torch(pytester: pytest.Pytester) -> None:
     study = pytester.path / "study.yaml"
     study.write_text("model: builtin:tiny-llama\nsweep: {pytorch.batch_size: [1, 8]}\n")
     code = (
@@ -219,7 +248,7 @@ def test_collecting_imports_no_torch(pytester):
     assert "study.yaml::experiment[batch_size=8-cycle=3]" in done.stdout
 
 
-def test_help_tells_the_options(pytester):
+def test_help_tells_the_options(pytester: pytest.Pytester) -> None:
     run = pytester.runpytest_subprocess("--help", "-p", "llem")
     run.stdout.fnmatch_lines(
         ["energy studies of LLM inference:", "*--llem-results-dir=DIR*", "*--llem-run-id=ID*"]
@@ -228,13 +257,13 @@ def test_help_tells_the_options(pytester):
         run.stdout.fnmatch_lines([f"*{option} (*"])
 
 
-def test_quiet_is_quiet(pytester, write_study):
+def test_quiet_is_quiet(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only", "-qq")
     assert [line for line in run.outlines if line] == ["study.yaml: 8"]
 
 
-def test_ordinary_runs_do_not_notice(pytester, monkeypatch):
+def test_ordinary_runs_do_not_notice(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile("def test_plain(request): assert not [f for f in request.fixturenames if 'llem' in f]")
     outputs = []
@@ -245,14 +274,18 @@ def test_ordinary_runs_do_not_notice(pytester, monkeypatch):
     assert outputs[0] == outputs[1]
 
 
-def test_without_a_terminal_reporter_the_results_are_there(pytester, write_study, results):
+def test_without_a_terminal_reporter_the_results_are_there(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
     assert run.ret == 0
     assert results.study_result["summary"]["completed"] == 1
 
 
-def test_a_study_outside_the_rootdir(pytester, write_study, results):
+def test_a_study_outside_the_rootdir(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     path = write_study(execution={"n_cycles": 1})
     inner = pytester.path / "inner"
     inner.mkdir()
@@ -266,7 +299,9 @@ def test_a_study_outside_the_rootdir(pytester, write_study, results):
     run.stderr.fnmatch_lines(["ERROR: under xdist a study has to be below rootdir *"])
 
 
-def test_the_working_directory_does_not_matter(pytester, write_study):
+def test_the_working_directory_does_not_matter(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(execution={"n_cycles": 1})
     (pytester.path / "deep").mkdir()
     os.chdir(pytester.path / "deep")

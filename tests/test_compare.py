@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,11 @@ WIDTH = 80
 METRICS = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
 
 
-def _times(factor):
+def _times(factor: Any) -> Any:
     return [value * factor for value in STEADY]
 
 
-def _result(*factors, subject=None, **fields):
+def _result(*factors: Any, subject: Any = None, **fields: Any) -> Any:
     """Return a result of a point for each factor, which is how long it takes."""
     return study_result(
         *(
@@ -48,7 +49,7 @@ def _result(*factors, subject=None, **fields):
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Baselines below the current folder: main, one that is the same, and one that is worse."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", str(WIDTH))
@@ -58,27 +59,27 @@ def saved(tmp_path, monkeypatch):
     return tmp_path
 
 
-def _llem(capsys, *arguments):
+def _llem(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
     status = cli.main(["compare", *arguments])
     out, error = capsys.readouterr()
     return status, out, error
 
 
-def test_nothing_has_changed(saved, capsys):
+def test_nothing_has_changed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, error = _llem(capsys, "main", "same")
     assert (status, error) == (0, "")
     assert out.splitlines()[-1] == "6 SAME: no gate failed"
     assert "subject: torch: 2.14.0 here, 2.13.0 in the reference" in out
 
 
-def test_a_regression_is_status_1(saved, capsys):
+def test_a_regression_is_status_1(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _llem(capsys, "main", "worse")
     assert status == 1
     assert out.splitlines()[-1] == "3 REGRESSION, 3 SAME: 3 gates failed"
     assert _llem(capsys, "worse", "main")[0] == 0, "the first is the reference"
 
 
-def test_the_table_holds_the_figures_worst_first(saved, capsys):
+def test_the_table_holds_the_figures_worst_first(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = _llem(capsys, "main", "worse")[1].splitlines()
     assert max(map(len, table[: table.index("")])) <= WIDTH
     assert [word for line in table for word in line.split() if word in ("REGRESSION", "SAME")] == [
@@ -92,7 +93,7 @@ def test_the_table_holds_the_figures_worst_first(saved, capsys):
 
 
 @pytest.mark.parametrize("given", ["directory", "file", "baseline file"])
-def test_what_may_be_compared(saved, capsys, given):
+def test_what_may_be_compared(saved: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
     folder = saved / "results" / "run"
     folder.mkdir(parents=True)
     (folder / "study_result.json").write_text(_result(1, 1.2).model_dump_json())
@@ -104,7 +105,7 @@ def test_what_may_be_compared(saved, capsys, given):
     assert _llem(capsys, "main", str(places[given]))[0] == 1
 
 
-def test_as_json(saved, capsys):
+def test_as_json(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _llem(capsys, "main", "worse", "--format", "json")
     data = json.loads(out)
     assert status == 1
@@ -115,7 +116,7 @@ def test_as_json(saved, capsys):
     assert [one.verdict for one in verdicts] == ["SAME"] * 3 + ["REGRESSION"] * 3
 
 
-def test_as_markdown(saved, capsys):
+def test_as_markdown(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = _llem(capsys, "main", "worse", "--format", "markdown")
     table = out.splitlines()
     assert table[0] == "| point | metric | reference | here | ratio | interval | n | verdict |"
@@ -125,7 +126,7 @@ def test_as_markdown(saved, capsys):
     assert table[-1] == "**3 REGRESSION, 3 SAME: 3 gates failed**"
 
 
-def test_metrics_alpha_and_delta_may_be_given(saved, capsys):
+def test_metrics_alpha_and_delta_may_be_given(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (
         "main",
         "worse",
@@ -146,7 +147,7 @@ def test_metrics_alpha_and_delta_may_be_given(saved, capsys):
     ] * 2
 
 
-def test_the_study_says_how_it_is_judged(saved, capsys):
+def test_the_study_says_how_it_is_judged(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gates = GatesConfig(alpha=0.02, delta={"ttft_p50_ms": 0.4}, metrics=["ttft_p50_ms"])
     protocol = {"n_cycles": 5, "gates": gates.model_dump(mode="json")}
     save(_result(1, 1.2, measurement_protocol=protocol), "told", saved)
@@ -159,7 +160,9 @@ def test_the_study_says_how_it_is_judged(saved, capsys):
     assert _llem(capsys, "main", "told", "--delta", "0.1")[0] == 1
 
 
-def test_what_is_inconclusive_fails_where_that_is_asked_for(saved, capsys):
+def test_what_is_inconclusive_fails_where_that_is_asked_for(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     noisy = study_result(point({}, output_tokens_per_second=[0.98, 1.0, 1.02]))
     save(noisy, "noisy", saved)
     status, out, _ = _llem(capsys, "noisy", "noisy")
@@ -169,7 +172,7 @@ def test_what_is_inconclusive_fails_where_that_is_asked_for(saved, capsys):
     assert _llem(capsys, "noisy", "noisy", "--fail-on", "inconclusive")[0] == 1
 
 
-def test_other_devices_are_compared_anyway(saved, capsys):
+def test_other_devices_are_compared_anyway(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = _result(1, 1)
     for one in other.points:
         one.bench = H100 | {"gpu": "NVIDIA A100"}
@@ -193,7 +196,9 @@ def test_other_devices_are_compared_anyway(saved, capsys):
         (("main", "same", "--delta", "-1"), "gates: delta"),
     ],
 )
-def test_what_cannot_be_compared_is_a_line_and_status_2(saved, capsys, arguments, said):
+def test_what_cannot_be_compared_is_a_line_and_status_2(
+    saved: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
     Path("broken.json").write_text("no")
     status, out, error = _llem(capsys, *arguments)
     assert (status, out) == (2, "")
@@ -208,20 +213,22 @@ def test_what_cannot_be_compared_is_a_line_and_status_2(saved, capsys, arguments
         ("mfu", "mfu is not gated: neither more nor less of it is better"),
     ],
 )
-def test_a_metric_that_is_none_is_wrong_usage(saved, capsys, metric, said):
+def test_a_metric_that_is_none_is_wrong_usage(
+    saved: Path, capsys: pytest.CaptureFixture[str], metric: str, said: str
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["compare", "main", "same", "--metric", metric])
     assert stopped.value.code == 2
     assert f"argument --metric: {said}" in capsys.readouterr().err
 
 
-def test_older_results_fail_and_say_why(saved, capsys):
+def test_older_results_fail_and_say_why(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _llem(capsys, str(GOLDEN), str(GOLDEN), "--metric", "seconds")
     assert status == 1
     assert "was written by a version that kept no cycle values; measure it again" in " ".join(out.split())
 
 
-def test_it_is_a_command_that_needs_no_pytest_nor_torch(saved):
+def test_it_is_a_command_that_needs_no_pytest_nor_torch(saved: Path) -> None:
     code = (
         "import sys\n"
         "from pytest_llem.cli import main\n"
@@ -237,7 +244,7 @@ def test_it_is_a_command_that_needs_no_pytest_nor_torch(saved):
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "json"])
-def test_a_terminal_without_unicode(saved, form):
+def test_a_terminal_without_unicode(saved: Path, form: str) -> None:
     save(_result(1, 1, subject={"torch": "2.13.0é\x1b[31m"}), "odd", saved)
     done = subprocess.run(
         [sys.executable, "-m", "pytest_llem.cli", "compare", "main", "odd", "--format", form],
@@ -250,13 +257,13 @@ def test_a_terminal_without_unicode(saved, form):
     assert b"\x1b" not in done.stdout
 
 
-def _many(points):
+def _many(points: Any) -> Any:
     factors = [1.2 if n == points // 2 else 1.001 for n in range(points)]
     here, there = _result(*factors, subject={"torch": "2.14.0"}), _result(*[1] * points)
     return compare(here, there, GatesConfig(), name="main")
 
 
-def test_many_points_are_shown_as_far_as_anyone_reads():
+def test_many_points_are_shown_as_far_as_anyone_reads() -> None:
     found = _many(50)
     shown = lines(found, WIDTH)
     assert sum("batch_size=" in line for line in shown) == MOST_ROWS
@@ -267,7 +274,7 @@ def test_many_points_are_shown_as_far_as_anyone_reads():
     assert len(json.loads(as_json(found))["verdicts"]) == 150
 
 
-def test_long_lists_are_cut():
+def test_long_lists_are_cut() -> None:
     record = ComparisonRecord(
         reference="main",
         alpha=0.01,
@@ -280,7 +287,7 @@ def test_long_lists_are_cut():
     assert shown[-1] == "nothing to compare: no gate failed"
 
 
-def test_no_interval_is_too_wide_for_the_table():
+def test_no_interval_is_too_wide_for_the_table() -> None:
     wild = study_result(point({}, id="precision=bf16-batch_size=2", output_tokens_per_second=[1.0, 9.0]))
     found = compare(wild, wild, GatesConfig(metrics=["output_tokens_per_second"]), name="main")
     low, high = found.verdicts[0].interval
@@ -291,7 +298,7 @@ def test_no_interval_is_too_wide_for_the_table():
     assert shown[4].split()[:2] == ["precision=bf16-batch_size=2", "<0.001–>1000"]
 
 
-def test_new_and_missing_points_are_listed():
+def test_new_and_missing_points_are_listed() -> None:
     found = compare(_result(1, 1, 1), _result(1), GatesConfig(), name="main")
     assert "new: precision=bf16-batch_size=2" in lines(found, WIDTH)
     gone = compare(_result(1), _result(1, 1), GatesConfig(), name="main")
@@ -315,11 +322,11 @@ def test_new_and_missing_points_are_listed():
         (r"a\|b", r"a\\\|b"),
     ],
 )
-def test_markdown_shows_what_it_is_given(text, shown):
+def test_markdown_shows_what_it_is_given(text: str, shown: str) -> None:
     assert escaped(text) == shown
 
 
-def test_ids_cannot_break_the_markdown():
+def test_ids_cannot_break_the_markdown() -> None:
     name = "x=a|b\n| <b>"
     given = study_result(point({"x": "y"}, id=name, seconds=STEADY))
     found = compare(given, given, GatesConfig(metrics=["seconds"]), name="evil|<i>\nname")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from pytest_llem.planning.footprint import from_config
 from pytest_llem.planning.host import Gpu, Host
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
+from tests.conftest import Results
 
 LLAMA_70B = from_config(
     {
@@ -40,19 +44,19 @@ GPUS = Host(2**40, GPU.gpus * 4)
 NEVER = {"enabled": False}
 
 
-def deadline(model, host=GPU, timeout=None, /, **changes):
+def deadline(model: Any, host: Any = GPU, timeout: Any = None, /, **changes: Any) -> Any:
     execution = ExecutionConfig(experiment_timeout_seconds=timeout)
     return deadline_seconds(ExperimentConfig.model_validate({"model": "m", **changes}), execution, model, host)
 
 
 class TestComputed:
-    def test_seventy_billion_weights_load_for_half_an_hour(self):
+    def test_seventy_billion_weights_load_for_half_an_hour(self) -> None:
         least = {"n": 1, "max_output_tokens": 1, "warmup": NEVER, "baseline": NEVER}
         assert LLAMA_70B.parameters == pytest.approx(70.6e9, rel=0.01)
         loading = deadline(LLAMA_70B, **least) - deadline(LLAMA_1B, **least)
         assert 29 * 60 <= loading <= 31 * 60
 
-    def test_it_is_the_sum_of_the_docstring(self):
+    def test_it_is_the_sum_of_the_docstring(self) -> None:
         # One weight, and nothing to do: 5 min, the window, the floor and the baseline at their face value.
         nothing = from_config(
             dict.fromkeys(
@@ -84,7 +88,7 @@ class TestComputed:
             {"pytorch": {"load_in_4bit": True, "num_beams": 4}},
         ],
     )
-    def test_it_is_far_from_what_is_expected_and_never_below(self, host, changes):
+    def test_it_is_far_from_what_is_expected_and_never_below(self, host: Host, changes: dict[str, Any]) -> None:
         config = ExperimentConfig.model_validate({"model": "m", **changes})
         expected = seconds(config, ExecutionConfig(experiment_gap_seconds=0.0), LLAMA_1B, host)
         found = deadline(LLAMA_1B, host, **changes)
@@ -95,7 +99,7 @@ class TestComputed:
         assert found - asked >= 4 * (expected - asked)
         assert found % 60 == 0
 
-    def test_it_grows_with_prompts_tokens_and_warm_up(self):
+    def test_it_grows_with_prompts_tokens_and_warm_up(self) -> None:
         usual = deadline(LLAMA_1B)
         assert deadline(LLAMA_1B, n=1000) > usual
         assert deadline(LLAMA_1B, max_output_tokens=1000) > usual
@@ -104,7 +108,7 @@ class TestComputed:
         assert deadline(LLAMA_1B, pytorch={"batch_size": 50}) < usual
         assert deadline(LLAMA_1B, CPU) > usual
 
-    def test_what_is_quantised_is_read_whole_before(self):
+    def test_what_is_quantised_is_read_whole_before(self) -> None:
         least = {"n": 1, "max_output_tokens": 1, "warmup": NEVER}
         four_bit = deadline(LLAMA_70B, **least, pytorch={"load_in_4bit": True})
         assert four_bit == pytest.approx(deadline(LLAMA_70B, **least), rel=0.1)
@@ -118,28 +122,28 @@ class TestComputed:
             {"device_map": "auto", "max_memory": {"0": "1GiB", "cpu": "50GiB"}},
         ],
     )
-    def test_what_is_not_on_the_gpu_takes_its_time(self, options):
+    def test_what_is_not_on_the_gpu_takes_its_time(self, options: dict[str, Any]) -> None:
         there = deadline(LLAMA_1B, pytorch={"device_map": "auto"})
         assert there == deadline(LLAMA_1B)
         assert deadline(LLAMA_1B, pytorch=options) > 5 * there
 
-    def test_so_does_what_does_not_fit_there(self):
+    def test_so_does_what_does_not_fit_there(self) -> None:
         spread = {"pytorch": {"device_map": "auto"}}
         assert deadline(LLAMA_70B, GPU, **spread) > 5 * deadline(LLAMA_70B, GPUS, **spread)
 
-    def test_an_unknown_size_gets_two_hours_and_what_is_known(self):
+    def test_an_unknown_size_gets_two_hours_and_what_is_known(self) -> None:
         least = {"n": 1, "warmup": NEVER, "baseline": NEVER, "measurement": {"min_window_seconds": 0}}
         assert deadline(None, **least, max_output_tokens=1) == 7200 + 60  # begun minutes count
         assert deadline(None, **{**least, "n": 6000}, max_output_tokens=20) == 7200 + 6000
         floored = {**least, "warmup": {"thermal_floor_seconds": 600}}
         assert deadline(None, **floored, max_output_tokens=1) == 7200 + 60 + 600
 
-    def test_no_number_is_too_large(self):
+    def test_no_number_is_too_large(self) -> None:
         huge = {"measurement": {"min_window_seconds": 1e308}, "warmup": {"thermal_floor_seconds": 1e308}}
         for model in (None, LLAMA_1B):
             assert deadline(model, **huge, n=10**8, max_output_tokens=10**8) == 315_360_000
 
-    def test_what_is_given_is_taken_as_it_is(self):
+    def test_what_is_given_is_taken_as_it_is(self) -> None:
         assert deadline(LLAMA_70B, GPU, 0.5) == deadline(None, CPU, 0.5) == 0.5
 
 
@@ -153,18 +157,20 @@ TINY = {
 }
 
 
-def line(result):
+def line(result: Any) -> Any:
     [found] = [one for one in result.outlines if one.startswith("llem: ")]
     return found
 
 
 class TestInThePlan:
-    def test_it_stands_beside_the_time(self, pytester, write_study):
+    def test_it_stands_beside_the_time(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study(**TINY)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " s · deadline 6 min each · needs about 0.5 GiB" in line(result)
 
-    def test_the_shortest_and_the_longest(self, pytester, write_study):
+    def test_the_shortest_and_the_longest(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 6–16 min each · " in line(result)
@@ -172,27 +178,33 @@ class TestInThePlan:
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 6 min–2.1 h each · " in line(result)
 
-    def test_of_a_single_experiment(self, pytester, write_study):
+    def test_of_a_single_experiment(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study(**{**TINY, "sweep": None})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 6 min · " in line(result)
 
-    def test_an_unknown_model(self, pytester, write_study):
+    def test_an_unknown_model(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study()
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert line(result).endswith(", time unknown · deadline 2.0 h each · memory unknown")
 
-    def test_what_was_given_is_called_that(self, pytester, write_study):
+    def test_what_was_given_is_called_that(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**{**TINY, "execution": {"experiment_timeout_seconds": 1234.5}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 1,234.5 s each (given) · " in line(result)
 
-    def test_where_nothing_is_started_there_is_none(self, pytester, write_study):
+    def test_where_nothing_is_started_there_is_none(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(runners={"noop": "docker"})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert "deadline" not in line(result)
 
-    def test_the_file_has_it_for_each_experiment_that_is_started(self, pytester, write_study):
+    def test_the_file_has_it_for_each_experiment_that_is_started(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(
             **{
                 **TINY,
@@ -220,12 +232,16 @@ class TestInThePlan:
 class TestOption:
     @pytest.mark.parametrize("how", [["--llem-timeout", "90"], ["-o", "llem_timeout=90"]])
     @pytest.mark.parametrize("given", [None, 5])
-    def test_it_wins_over_the_study(self, pytester, write_study, how, given):
+    def test_it_wins_over_the_study(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str], given: int | None
+    ) -> None:
         write_study(**{**TINY, "execution": {"n_cycles": 1, "experiment_timeout_seconds": given}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
         assert " · deadline 90 s each (given) · " in line(result)
 
-    def test_the_command_line_wins_over_the_ini_file(self, pytester, write_study):
+    def test_the_command_line_wins_over_the_ini_file(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**TINY)
         pytester.makeini("[pytest]\nllem_timeout = 90\n")
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-timeout", "0.25")
@@ -233,7 +249,14 @@ class TestOption:
 
     @pytest.mark.parametrize("single", [False, True])
     @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
-    def test_what_hangs_is_ended(self, pytester, write_study, results, single, workers):
+    def test_what_hangs_is_ended(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        single: bool,
+        workers: list[Any],
+    ) -> None:
         write_study(noop={"fault": "hang"}, sweep=None if single else {"n": [1]}, execution={"n_cycles": 1})
         result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-timeout", "3.5", *workers)
         result.assert_outcomes(failed=1)
@@ -241,7 +264,7 @@ class TestOption:
         assert (error["kind"], error["message"]) == ("timeout", "not done after 3.5 s")
 
     @pytest.mark.parametrize("text", ["0", "-1", "soon", "", "nan", "inf", "1e999"])
-    def test_what_cannot_be_meant_is_a_usage_error(self, pytester, text):
+    def test_what_cannot_be_meant_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
         result = pytester.runpytest("-p", "llem", f"--llem-timeout={text}")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         told = f"must be a number of seconds, greater than 0 (got {text!r})"
@@ -251,7 +274,9 @@ class TestOption:
             assert f"ERROR: llem_timeout: {told}" in result.errlines
 
 
-def test_an_experiment_gets_the_deadline_of_the_plan(pytester, write_study):
+def test_an_experiment_gets_the_deadline_of_the_plan(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
     pytester.makeconftest(
         """

@@ -12,9 +12,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,7 +30,7 @@ from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Set
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.planning.host import Gpu, this_host
 from pytest_llem.study.config import ExperimentConfig
-from tests.conftest import OTHER_PLUGINS, ROOT
+from tests.conftest import OTHER_PLUGINS, ROOT, Results
 from tests.support import nvml
 from tests.support.nvml import Script
 
@@ -39,7 +41,7 @@ ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the locks; nobody else uses it."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -49,12 +51,12 @@ def folder(tmp_path, monkeypatch):
 # ---- which boards there are ----
 
 
-def _board(uuid=A, **more):
+def _board(uuid: Any = A, **more: Any) -> Any:
     return nvml.Board(uuid, [(0.0, 70.0)], {"memory_mb": 80_000, "power_limit_w": 700, **more})
 
 
 @pytest.fixture
-def cuda_build(tmp_path, monkeypatch):
+def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have new processes believe that the torch there is a build for CUDA."""
     metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
@@ -63,10 +65,12 @@ def cuda_build(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def gpus(nvml_library, tmp_path, monkeypatch, cuda_build):
+def gpus(
+    nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_build: None
+) -> Callable[..., Any]:
     """Return what gives new processes boards."""
 
-    def give(*boards):
+    def give(*boards: Any) -> Any:
         script = Script(tmp_path / "script", list(boards))
         script.write()
         for name, value in nvml.environment(nvml_library, script).items():
@@ -76,7 +80,7 @@ def gpus(nvml_library, tmp_path, monkeypatch, cuda_build):
     return give
 
 
-def test_what_nvml_tells_of_a_board(gpus):
+def test_what_nvml_tells_of_a_board(gpus: Callable[..., Any]) -> None:
     script = gpus(_board(name="Scripted H100", capability=9.0), _board(B, name="Old", capability=7.5, no_memory=1))
     h100 = Board(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
     old = Board(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
@@ -85,7 +89,7 @@ def test_what_nvml_tells_of_a_board(gpus):
     assert script.users() == 0
 
 
-def test_a_lost_board_is_none(gpus):
+def test_a_lost_board_is_none(gpus: Callable[..., Any]) -> None:
     gpus(_board(lost_at=0), _board(B))
     env = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     seen = nvml.run(env, visible_boards)
@@ -93,13 +97,13 @@ def test_a_lost_board_is_none(gpus):
     assert seen.first is None, "CUDA counts the lost one, or does not"
 
 
-def test_without_nvml_there_are_no_boards(tmp_path, cuda_build):
+def test_without_nvml_there_are_no_boards(tmp_path: Path, cuda_build: None) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
     assert nvml.run(env, visible_boards) == nvml.run(env, boards_for, "2.13.0") == Boards()
 
 
-def test_the_plan_counts_what_torch_would_use(gpus, monkeypatch):
+def test_the_plan_counts_what_torch_would_use(gpus: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(_board(name="a"), _board(B, name="b", capability=8.0), _board("GPU-c", no_memory=1))
     assert len(nvml.run(os.environ, this_host).gpus) == 2, "one without memory of its own is left out"
     env = os.environ | {"CUDA_VISIBLE_DEVICES": B}
@@ -124,19 +128,19 @@ TWO = (Board(A), Board(B))
         ({"backend": "vllm"}, Boards(TWO, TWO[0]), [A, B]),
     ],
 )
-def test_the_devices_of_an_experiment(config, boards, names):
+def test_the_devices_of_an_experiment(config: dict[str, Any], boards: Boards, names: list[str]) -> None:
     assert sorted(devices_of(ExperimentConfig(model="m", **config), boards)) == names
 
 
 # ---- locks ----
 
 
-def _owner(experiment="here", **changes):
+def _owner(experiment: str = "here", **changes: Any) -> Any:
     return Owner.here("s", experiment).model_copy(update=changes)
 
 
 @contextmanager
-def _holding(*names, experiment="there"):
+def _holding(*names: Any, experiment: str = "there") -> Iterator[Any]:
     """Have another process own devices, from before until after; give that process."""
     code = (
         "import sys, time; from pytest_llem.isolation.devices import owned\n"
@@ -158,19 +162,19 @@ def _holding(*names, experiment="there"):
 class Told(list):
     """What was told; the first time something is, *then* is called."""
 
-    def __init__(self, then=lambda: None):
+    def __init__(self, then: Any = lambda: None) -> None:
         self._then = then
 
-    def __call__(self, line):
+    def __call__(self, line: Any) -> None:
         self.append(line)
         self._then()
 
 
-def _text(process, experiment="there"):
+def _text(process: Any, experiment: str = "there") -> Any:
     return rf"cpu: pid {process.pid} runs study other, experiment {experiment} since \d\d:\d\d:\d\d"
 
 
-def test_what_is_free_is_had_at_once():
+def test_what_is_free_is_had_at_once() -> None:
     told = Told()
     for _ in range(3):
         with owned([CPU], _owner(), told) as ownership:
@@ -178,7 +182,7 @@ def test_what_is_free_is_had_at_once():
     assert told == []
 
 
-def test_who_waits_says_for_whom():
+def test_who_waits_says_for_whom() -> None:
     with _holding(CPU) as other:
         told = Told(other.stdin.close)
         with owned([CPU], _owner(), told) as ownership:
@@ -188,7 +192,7 @@ def test_who_waits_says_for_whom():
     assert told == [f"waiting for {ownership.waited_for}"]
 
 
-def test_who_waits_uses_no_cpu():
+def test_who_waits_uses_no_cpu() -> None:
     with _holding(CPU) as other:
         timer = threading.Timer(3, other.stdin.close)
         timer.start()
@@ -199,7 +203,7 @@ def test_who_waits_uses_no_cpu():
     assert used < 0.05 * ownership.waited_seconds
 
 
-def test_a_dead_owners_lock_is_free_and_he_is_not_told_of(folder):
+def test_a_dead_owners_lock_is_free_and_he_is_not_told_of(folder: Path) -> None:
     with _holding(CPU) as other:
         told = Told(lambda: os.kill(other.pid, signal.SIGKILL))
         with owned([CPU], _owner(), told) as ownership:
@@ -216,7 +220,7 @@ def test_a_dead_owners_lock_is_free_and_he_is_not_told_of(folder):
             assert ownership.waited_for == "cpu: another process has it"
 
 
-def test_one_that_waits_and_is_stopped_does_not_keep_others_waiting(monkeypatch):
+def test_one_that_waits_and_is_stopped_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "PATIENCE_S", 1.0)
     with _holding(CPU) as first:
         code = (
@@ -235,13 +239,13 @@ def test_one_that_waits_and_is_stopped_does_not_keep_others_waiting(monkeypatch)
             assert second.wait(60) == 0
 
 
-def test_a_process_of_the_same_id_is_another_one():
+def test_a_process_of_the_same_id_is_another_one() -> None:
     assert _owner().is_running()
     assert not _owner(began=psutil.Process().create_time() - 60).is_running()
     assert not _owner(ended=datetime.now(UTC)).is_running()
 
 
-def test_several_are_had_together():
+def test_several_are_had_together() -> None:
     with _holding(B) as other:
         told = Told(other.stdin.close)
         with owned([B, A], _owner(), told) as ownership:
@@ -251,12 +255,12 @@ def test_several_are_had_together():
                 pass
 
 
-def _give_up():
+def _give_up() -> None:
     raise TimeoutError("it waits")
 
 
-def test_a_wait_can_be_interrupted_and_leaves_nothing_held():
-    def interrupt():
+def test_a_wait_can_be_interrupted_and_leaves_nothing_held() -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
     with _holding(B), pytest.raises(KeyboardInterrupt), owned([A, B], _owner(), Told(interrupt)):
@@ -265,7 +269,7 @@ def test_a_wait_can_be_interrupted_and_leaves_nothing_held():
         pass
 
 
-def test_who_has_waited_longer_comes_first():
+def test_who_has_waited_longer_comes_first() -> None:
     """One that wants it again at once does not get it before another that waits."""
     code = (
         "import sys; from pytest_llem.isolation.devices import owned\n"
@@ -283,7 +287,7 @@ def test_who_has_waited_longer_comes_first():
     assert not re.match("(aaa|bbb)", order)
 
 
-def test_anybody_may_use_the_locks(folder):
+def test_anybody_may_use_the_locks(folder: Path) -> None:
     before = os.umask(0o077)
     try:
         with owned([CPU], _owner(), Told()):
@@ -294,7 +298,7 @@ def test_anybody_may_use_the_locks(folder):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
-def test_two_users_share_them():
+def test_two_users_share_them() -> None:
     nobody = 65534
     with tempfile.TemporaryDirectory(dir="/tmp") as shared:
         Path(shared).chmod(0o1777)
@@ -324,7 +328,7 @@ def test_two_users_share_them():
     ],
     ids=["a link", "a file", "a lock that is a link", "a lock that is a folder"],
 )
-def test_where_there_cannot_be_locks(folder, spoil, message):
+def test_where_there_cannot_be_locks(folder: Path, spoil: Callable[..., Any], message: str) -> None:
     spoil(folder)
     with pytest.raises(DeviceError) as caught, owned([CPU], _owner(), Told()):
         pass
@@ -346,7 +350,7 @@ def test_where_there_cannot_be_locks(folder, spoil, message):
     ],
     ids=["garbage", "no text", "nested", "a pipe", "a link", "a link before it", "no process"],
 )
-def test_whatever_lies_where_a_note_should_be(folder, put):
+def test_whatever_lies_where_a_note_should_be(folder: Path, put: Callable[..., Any]) -> None:
     folder.mkdir()
     other = folder.parent / "other"
     other.write_text("theirs")
@@ -357,7 +361,7 @@ def test_whatever_lies_where_a_note_should_be(folder, put):
     assert other.read_text() == "theirs"
 
 
-def test_what_a_note_says_is_fit_for_a_terminal():
+def test_what_a_note_says_is_fit_for_a_terminal() -> None:
     text = str(_owner("\x1b[31m" + "x" * 9000, study="a\nb", worker="gw1"))
     assert text.isprintable()
     assert text.startswith(f"pid {os.getpid()} (gw1) runs study a?b, experiment ?[31mxxx")
@@ -378,7 +382,7 @@ NOW = datetime.now(UTC)
         ({"pid": 1, "ended": NOW + timedelta(days=5)}, None),
     ],
 )
-def test_whose_memory_is_waited_for(last, used):
+def test_whose_memory_is_waited_for(last: dict[str, Any], used: int | None) -> None:
     assert _owner(**{"used_bytes": 7, **last}).used_before(_owner(since=NOW)) == used
 
 
@@ -386,21 +390,21 @@ def test_whose_memory_is_waited_for(last, used):
 
 
 class Memory:
-    def __init__(self, *course):
+    def __init__(self, *course: Any) -> None:
         """Take looks, in bytes by UUID, from when on."""
         self.now, self.sleeps = 0.0, []
         self._course = course
         self.memory = GpuMemory(gauges=self._gauges, sleep=self._sleep, clock=lambda: self.now)
 
     @contextmanager
-    def _gauges(self):
+    def _gauges(self) -> Iterator[Any]:
         yield lambda: [
             {uuid: GpuState(used_bytes=used) for uuid, used in look.items()}
             for since, look in self._course
             if since <= self.now
         ][-1]
 
-    def _sleep(self, seconds):
+    def _sleep(self, seconds: Any) -> None:
         self.sleeps.append(seconds)
         self.now += seconds
 
@@ -423,13 +427,13 @@ GB = 10**9
         ([(0, {})], {A: GB}, Settled(None, None, {})),
     ],
 )
-def test_memory_is_waited_for(course, before, settled):
+def test_memory_is_waited_for(course: list[Any], before: dict[str, Any], settled: Settled) -> None:
     host = Memory(*course)
     assert host.memory.settle({A}, before) == settled
     assert max(host.sleeps, default=0) <= 0.25
 
 
-def test_without_a_gpu_nothing_is_looked_at():
+def test_without_a_gpu_nothing_is_looked_at() -> None:
     assert GpuMemory(gauges=pytest.fail).settle(set(), {}) == Settled()
 
 
@@ -439,10 +443,10 @@ def test_without_a_gpu_nothing_is_looked_at():
 class Spans:
     """What engines noted of when they began and ended."""
 
-    def __init__(self, path):
+    def __init__(self, path: Any) -> None:
         self.path = path
 
-    def overlap(self, count):
+    def overlap(self, count: Any) -> Any:
         """Whether any two of *count* processes overlap."""
         lines = [line.split() for line in self.path.read_text().splitlines()]
         assert len(lines) == 2 * count
@@ -455,15 +459,15 @@ class Spans:
 
 
 @pytest.fixture
-def spans(tmp_path):
+def spans(tmp_path: Path) -> Spans:
     return Spans(tmp_path / "spans")
 
 
 @pytest.fixture
-def recorded(results):
+def recorded(results: Results) -> Callable[..., Any]:
     """Return the recorded gaps of the completed experiments of a run, in run order."""
 
-    def read(root=None):
+    def read(root: Any = None) -> Any:
         [directory] = [path for path in (root or results.root).iterdir() if path.is_dir()]
         entries = json.loads((directory / "manifest.json").read_text())["experiments"]
         texts = [(directory / one["result_file"]).read_text() for one in entries if one["status"] == "completed"]
@@ -472,7 +476,7 @@ def recorded(results):
     return read
 
 
-def _start(pytester, *arguments, **env):
+def _start(pytester: pytest.Pytester, *arguments: Any, **env: Any) -> Any:
     command = [sys.executable, "-m", "pytest", *arguments]
     return subprocess.Popen(
         command,
@@ -485,7 +489,9 @@ def _start(pytester, *arguments, **env):
     )
 
 
-def test_workers_take_turns(pytester, write_study, recorded, spans):
+def test_workers_take_turns(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], recorded: Callable[..., Any], spans: Spans
+) -> None:
     write_study(sweep={"n": [1, 2, 3, 4]}, noop={"span": str(spans.path), "seconds": 0.1}, execution=ONE_CYCLE)
     run = pytester.runpytest_subprocess("study.yaml", *LLEM, "-n", "2")
     run.assert_outcomes(passed=4)
@@ -499,7 +505,9 @@ def test_workers_take_turns(pytester, write_study, recorded, spans):
     assert all(gap.memory_waited_seconds is gap.memory_left_mb is None for gap in gaps), "there is no GPU"
 
 
-def test_two_runs_take_turns_and_the_second_one_says_so(pytester, write_study, recorded, spans):
+def test_two_runs_take_turns_and_the_second_one_says_so(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], recorded: Callable[..., Any], spans: Spans
+) -> None:
     write_study(sweep={"n": [1, 2, 3]}, noop={"span": str(spans.path), "seconds": 0.3}, execution=ONE_CYCLE)
     runs = [_start(pytester, "study.yaml", *LLEM, f"--llem-results-dir={name}") for name in "ab"]
     outputs = [run.communicate(timeout=120)[0] for run in runs]
@@ -516,7 +524,12 @@ def test_two_runs_take_turns_and_the_second_one_says_so(pytester, write_study, r
 
 
 @pytest.mark.parametrize("quiet", [(), ("-q",)])
-def test_the_terminal_says_for_whom(pytester, write_study, recorded, quiet):
+def test_the_terminal_says_for_whom(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    recorded: Callable[..., Any],
+    quiet: tuple[str, ...],
+) -> None:
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     pytester.makeconftest(
         """
@@ -544,14 +557,20 @@ def test_the_terminal_says_for_whom(pytester, write_study, recorded, quiet):
     assert gap.waited_seconds > 0
 
 
-def _wait_until(there, seconds=60):
+def _wait_until(there: Any, seconds: int = 60) -> None:
     deadline = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_on_different_gpus_nobody_waits(pytester, write_study, gpus, recorded, folder):
+def test_on_different_gpus_nobody_waits(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Callable[..., Any],
+    recorded: Callable[..., Any],
+    folder: Path,
+) -> None:
     gpus(_board(A), _board(B))
     write_study(sweep={"n": [1, 2]}, noop={"seconds": 0.3}, execution=ONE_CYCLE)
     runs = [
@@ -564,7 +583,12 @@ def test_on_different_gpus_nobody_waits(pytester, write_study, gpus, recorded, f
     assert {path.stem for path in folder.iterdir()} == {A, B}
 
 
-def test_an_engine_that_may_use_any_gpu_owns_all(pytester, write_study, gpus, recorded):
+def test_an_engine_that_may_use_any_gpu_owns_all(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Callable[..., Any],
+    recorded: Callable[..., Any],
+) -> None:
     gpus(_board(A), _board(B))
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     with _holding(CPU), _holding(B) as other:
@@ -575,7 +599,9 @@ def test_an_engine_that_may_use_any_gpu_owns_all(pytester, write_study, gpus, re
     assert gap.waited_for.startswith(f"{B}: pid {other.pid} runs study other")
 
 
-def test_what_starts_no_process_waits_for_nobody(pytester, write_study):
+def test_what_starts_no_process_waits_for_nobody(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"n": [1]}, runners={"noop": "docker"}, execution=ONE_CYCLE)
     write_study("skipped.yaml", sweep={"n": [1]}, execution=ONE_CYCLE)
     pytester.makepyfile(test_plain="def test_plain(): pass")
@@ -594,12 +620,14 @@ def test_what_starts_no_process_waits_for_nobody(pytester, write_study):
     run.assert_outcomes(failed=1, skipped=1, passed=1)
 
 
-def _let_in(monkeypatch, name):
+def _let_in(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
     others = [one for one in OTHER_PLUGINS if one != name]
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{one}" for one in others))
 
 
-def test_no_time_limit_counts_the_wait(pytester, write_study, monkeypatch):
+def test_no_time_limit_counts_the_wait(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _let_in(monkeypatch, "timeout")
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     with _holding(CPU):
@@ -629,7 +657,13 @@ IS_OWNED = """
 """
 
 
-def test_it_is_owned_from_set_up_to_the_last_rerun(pytester, write_study, monkeypatch, tmp_path, recorded):
+def test_it_is_owned_from_set_up_to_the_last_rerun(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recorded: Callable[..., Any],
+) -> None:
     _let_in(monkeypatch, "rerunfailures")
     write_study(sweep={"n": [1]}, noop={"fail_once": str(tmp_path / "failed")}, execution=ONE_CYCLE)
     pytester.makepyfile(test_plain="def test_plain(): pass")
@@ -668,7 +702,9 @@ def test_it_is_owned_from_set_up_to_the_last_rerun(pytester, write_study, monkey
         ("runtest_logstart(nodeid)", "ValueError"),  # an internal error
     ],
 )
-def test_it_is_given_back_whatever_ends_the_run(pytester, write_study, hook, error):
+def test_it_is_given_back_whatever_ends_the_run(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], hook: str, error: str
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
     pytester.makeconftest(
         IS_OWNED
@@ -685,7 +721,9 @@ def test_it_is_given_back_whatever_ends_the_run(pytester, write_study, hook, err
     assert (pytester.path / "seen").read_text().splitlines() == ["call True", "end False"]
 
 
-def test_without_locks_the_experiment_fails_and_says_why(pytester, write_study, folder, results):
+def test_without_locks_the_experiment_fails_and_says_why(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], folder: Path, results: Results
+) -> None:
     folder.symlink_to(folder.parent)
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     pytester.makepyfile(test_plain="def test_plain(): pass")
@@ -697,7 +735,9 @@ def test_without_locks_the_experiment_fails_and_says_why(pytester, write_study, 
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_ctrl_c_ends_the_wait(pytester, write_study, results, workers):
+def test_ctrl_c_ends_the_wait(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
     pytester.makeconftest(
         """
@@ -723,7 +763,9 @@ def test_ctrl_c_ends_the_wait(pytester, write_study, results, workers):
     assert set(results.statuses().values()) == {"pending"}
 
 
-def test_a_killed_runs_device_is_free_at_once(pytester, write_study, recorded, tmp_path):
+def test_a_killed_runs_device_is_free_at_once(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], recorded: Callable[..., Any], tmp_path: Path
+) -> None:
     write_study(
         "hangs.yaml", sweep={"n": [1]}, noop={"fault": "hang", "report": str(tmp_path)}, execution=ONE_CYCLE
     )
@@ -766,13 +808,19 @@ MEMORY = """
 """
 
 
-def _used(mb=500):
+def _used(mb: int = 500) -> Any:
     board = _board()
     board.used_mb = [(0.0, mb)]
     return board
 
 
-def test_memory_that_comes_back_late_is_waited_for(pytester, write_study, gpus, recorded, results):
+def test_memory_that_comes_back_late_is_waited_for(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Callable[..., Any],
+    recorded: Callable[..., Any],
+    results: Results,
+) -> None:
     script = gpus(_used())
     write_study(sweep={"n": [1, 2, 3]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -794,7 +842,13 @@ def test_memory_that_comes_back_late_is_waited_for(pytester, write_study, gpus, 
     assert script.users() == 0
 
 
-def test_memory_that_stays_is_told_and_what_follows_runs(pytester, write_study, gpus, recorded, results):
+def test_memory_that_stays_is_told_and_what_follows_runs(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Callable[..., Any],
+    recorded: Callable[..., Any],
+    results: Results,
+) -> None:
     gpus(_used())
     write_study(sweep={"n": [1, 2, 3]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -817,7 +871,12 @@ def test_memory_that_stays_is_told_and_what_follows_runs(pytester, write_study, 
     run.stdout.fnmatch_lines([f"warning: {A} had not given back the memory of the experiment before: *"])
 
 
-def test_memory_of_a_run_before_is_waited_for_too(pytester, write_study, gpus, recorded):
+def test_memory_of_a_run_before_is_waited_for_too(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Callable[..., Any],
+    recorded: Callable[..., Any],
+) -> None:
     gpus(_used())
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -834,8 +893,13 @@ def test_memory_of_a_run_before_is_waited_for_too(pytester, write_study, gpus, r
 
 
 def test_memory_of_an_attempt_before_is_waited_for_too(
-    pytester, write_study, gpus, recorded, monkeypatch, tmp_path
-):
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Callable[..., Any],
+    recorded: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     _let_in(monkeypatch, "rerunfailures")
     gpus(_used())
     write_study(sweep={"n": [1]}, noop={"fail_once": str(tmp_path / "failed")}, execution=ONE_CYCLE)
@@ -856,14 +920,19 @@ def test_memory_of_an_attempt_before_is_waited_for_too(
     assert (gap.note, gap.memory_left_mb) == ("run again at once", {A: 2000.0})
 
 
-def test_memory_that_is_not_told_is_not_claimed_to_be_back(pytester, write_study, gpus, recorded):
+def test_memory_that_is_not_told_is_not_claimed_to_be_back(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Callable[..., Any],
+    recorded: Callable[..., Any],
+) -> None:
     gpus(_board(no_memory=1))
     write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
     pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=2)
     assert [(gap.memory_waited_seconds, gap.memory_left_mb) for gap in recorded()] == [(None, None)] * 2
 
 
-def test_devices_are_passed_on_to_the_next_experiment():
+def test_devices_are_passed_on_to_the_next_experiment() -> None:
     with owned([CPU], _owner("one"), Told()) as ownership:
         ownership.note_used({CPU: 7})
         ownership.waited_seconds = 3.0
@@ -873,7 +942,7 @@ def test_devices_are_passed_on_to_the_next_experiment():
         assert (ownership.waited_seconds, ownership.waited_for) == (0.0, None)
 
 
-def test_unless_somebody_waits_for_one():
+def test_unless_somebody_waits_for_one() -> None:
     code = (
         "from pytest_llem.isolation.devices import owned\nfrom pytest_llem.isolation.owner import Owner\n"
         f"with owned(['{CPU}'], Owner.here('other', 'there'), lambda line: print('waits', flush=True)): pass"

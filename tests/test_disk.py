@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.results.manifest import read_manifest, stored_result
+from tests.conftest import Results
 
 #: Does something as the second of three experiments ends, before its result is written, and as the third starts.
 CONFTEST = """
@@ -42,10 +46,10 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture
-def run(pytester, write_study):
+def run(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., Any]:
     """Run the study with what happens, as Python, to its second and third experiment, and before the first."""
 
-    def run(second, third="pass", prepare=""):
+    def run(second: Any, third: str = "pass", prepare: str = "") -> Callable[..., Any]:
         write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
         conftest = CONFTEST.replace("SECOND", second).replace("THIRD", third).replace("PREPARE", prepare)
         pytester.makeconftest(conftest)
@@ -59,7 +63,7 @@ def run(pytester, write_study):
 
 
 @pytest.fixture
-def disk(pytester):
+def disk(pytester: pytest.Pytester) -> Iterator[Path]:
     """A file system of 1 MB of its own under ``results``."""
     directory = pytester.path / "results"
     directory.mkdir()
@@ -74,7 +78,7 @@ def disk(pytester):
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def _read(results):
+def _read(results: Any) -> Any:
     """Return what a reader finds: the statuses, in order. What is called completed is there whole."""
     manifest = read_manifest(results.directory)
     for entry in manifest.experiments:
@@ -82,7 +86,7 @@ def _read(results):
     return [entry.status for entry in manifest.experiments]
 
 
-def test_a_disk_that_was_full_for_one_experiment(run, disk, results):
+def test_a_disk_that_was_full_for_one_experiment(run: Callable[..., Any], disk: Path, results: Results) -> None:
     ran = run("fill()", "(results / 'filler').unlink()")
     ran.assert_outcomes(passed=2, failed=1)
     ran.stdout.fnmatch_lines(["the result could not be saved: *No space left on device*"])
@@ -92,7 +96,7 @@ def test_a_disk_that_was_full_for_one_experiment(run, disk, results):
     assert "No space left on device" in result.experiments[1].error.message
 
 
-def test_a_disk_that_stays_full(run, disk, results):
+def test_a_disk_that_stays_full(run: Callable[..., Any], disk: Path, results: Results) -> None:
     ran = run("fill()")
     ran.assert_outcomes(passed=1, failed=2)
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
@@ -103,7 +107,9 @@ def test_a_disk_that_stays_full(run, disk, results):
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["for one experiment", "to the end"])
-def test_a_file_system_that_turns_read_only(run, disk, results, again):
+def test_a_file_system_that_turns_read_only(
+    run: Callable[..., Any], disk: Path, results: Results, again: bool
+) -> None:
     remount = f"subprocess.run('mount -o remount,{{}} ' + {shlex.quote(str(disk))!r}, shell=True, check=True)"
     ran = run(remount.format("ro"), remount.format("rw") if again else "pass")
     ran.assert_outcomes(passed=1 + again, failed=2 - again)
@@ -116,7 +122,9 @@ def test_a_file_system_that_turns_read_only(run, disk, results, again):
         assert StudyResult.load(results.directory).summary.completed == 1
 
 
-def test_a_directory_that_may_no_longer_be_written(pytester, run, results):
+def test_a_directory_that_may_no_longer_be_written(
+    pytester: pytest.Pytester, run: Callable[..., Any], results: Results
+) -> None:
     closed = pytester.path / "closed"
     closed.mkdir(mode=0o555)
     if os.access(closed, os.W_OK):
@@ -129,7 +137,7 @@ def test_a_directory_that_may_no_longer_be_written(pytester, run, results):
     assert _read(results)[0] == "completed"
 
 
-def test_a_file_that_may_not_grow_so_far(run, results):
+def test_a_file_that_may_not_grow_so_far(run: Callable[..., Any], results: Results) -> None:
     """As a disk that is full, without a disk: a result is larger than what may be written, and a line is not."""
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
     ran = run(limit.format("4096"), limit.format("resource.RLIM_INFINITY"))
@@ -138,7 +146,9 @@ def test_a_file_that_may_not_grow_so_far(run, results):
     assert _read(results) == ["completed", "failed", "completed"]
 
 
-def test_results_that_are_deleted_are_failures_and_the_others_are_kept(run, results):
+def test_results_that_are_deleted_are_failures_and_the_others_are_kept(
+    run: Callable[..., Any], results: Results
+) -> None:
     ran = run("shutil.rmtree(run_directory() / 'experiments')")
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
     ran.stdout.fnmatch_lines(["noop: experiments/*-c1.json is gone, or no longer what was written"])
@@ -147,7 +157,9 @@ def test_results_that_are_deleted_are_failures_and_the_others_are_kept(run, resu
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.journal", "study_design.json", "study.yaml"])
-def test_a_record_that_is_deleted_costs_no_experiment(run, results, name):
+def test_a_record_that_is_deleted_costs_no_experiment(
+    run: Callable[..., Any], results: Results, name: str
+) -> None:
     seldom = "from pytest_llem.results import manifest; manifest.REFRESH_SHARE = manifest.REFRESH_PAUSE = 1e9"
     ran = run(f"(run_directory() / {name!r}).unlink()", prepare=seldom)  # or so small a study has no journal
     ran.assert_outcomes(passed=3)
@@ -155,7 +167,7 @@ def test_a_record_that_is_deleted_costs_no_experiment(run, results, name):
     assert StudyResult.load(results.directory).status == "completed"
 
 
-def test_a_directory_that_is_deleted_and_made_again(run, results):
+def test_a_directory_that_is_deleted_and_made_again(run: Callable[..., Any], results: Results) -> None:
     ran = run("gone = run_directory(); shutil.rmtree(gone); gone.mkdir()")
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
     assert _read(results) == ["failed", "completed", "completed"]

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jsonschema
 import psutil
@@ -51,13 +53,13 @@ SENSORS = ["sm_clock 0 345", "temperature 0 34"]
 _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
 
 
-def board(uuid=A, *, used_mb=500, rules=(), **more):
+def board(uuid: Any = A, *, used_mb: int = 500, rules: Any = (), **more: Any) -> Any:
     lines = {key: value for key, value in {**H100, **more}.items() if value is not None}
     return nvml.Board(uuid, [(0.0, 70.0)], lines, [(0.0, used_mb)], [*SENSORS, *rules])
 
 
 @pytest.fixture(autouse=True)
-def machine(tmp_path, monkeypatch):
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bare machine at rest, with one engine and a torch for CUDA; no driver, no RAPL, no container."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -74,7 +76,7 @@ def machine(tmp_path, monkeypatch):
     return torch(tmp_path, monkeypatch, "2.11.0+cu128")
 
 
-def torch(tmp_path, monkeypatch, version):
+def torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Any) -> None:
     """Have metadata say that a torch of that version is installed."""
     metadata = tmp_path / f"site-{version}" / f"torch-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
@@ -82,16 +84,16 @@ def torch(tmp_path, monkeypatch, version):
     monkeypatch.syspath_prepend(metadata.parents[1])
 
 
-def imports(monkeypatch, **told):
+def imports(monkeypatch: pytest.MonkeyPatch, **told: Any) -> None:
     monkeypatch.setattr(software, "_IMPORT", _QUICK.format(software._MARKER, {"error": None} | told))
 
 
 @pytest.fixture
-def boards(nvml_library, tmp_path, monkeypatch):
+def boards(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return what puts scripted boards into this machine."""
     command = (sys.executable, "-P", "-m", "pytest_llem.doctor.boards")
 
-    def put(*boards, **more):
+    def put(*boards: Any, **more: Any) -> Any:
         script = nvml.Script(tmp_path / "script", list(boards), **more)
         script.write()
         for name, value in nvml.environment(nvml_library, script).items():
@@ -103,15 +105,15 @@ def boards(nvml_library, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def powercap(tmp_path):
+def powercap(tmp_path: Path) -> Powercap:
     return Powercap(tmp_path / "powercap")
 
 
 @pytest.fixture
-def doctor(capsys):
+def doctor(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Run ``llem doctor --format json`` and return its exit status and what it prints, as an Examination."""
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         status = cli.main(["doctor", "--format", "json", *arguments])
         out, err = capsys.readouterr()
         assert err == ""
@@ -120,12 +122,12 @@ def doctor(capsys):
     return run
 
 
-def about(found, severity, about=None):
+def about(found: Any, severity: Any, about: Any = None) -> Any:
     return [one for one in found.findings if one.severity == severity and about in (None, one.about)]
 
 
 class TestGpus:
-    def test_one_that_is_measured(self, boards, doctor):
+    def test_one_that_is_measured(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         script = boards(board(), call_ms=0.2)
         status, found = doctor()
         assert status == 0
@@ -168,7 +170,9 @@ class TestGpus:
         assert script.users() == 0, "NVML is let go"
         assert about(found, "blocks") == []
 
-    def test_persistence_and_clocks_have_their_commands(self, boards, doctor):
+    def test_persistence_and_clocks_have_their_commands(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
         boards(board(persistence=0), board(B, persistence=0))
         status, found = doctor()
         assert status == 0, "it hinders, and no more"
@@ -189,7 +193,14 @@ class TestGpus:
             ({"reasons": 1, "max_sm_clock": 400}, None, "clocks may not be locked (NVML does not tell)"),
         ],
     )
-    def test_whether_clocks_are_locked_is_told_as_far_as_it_is_known(self, boards, doctor, changes, held, said):
+    def test_whether_clocks_are_locked_is_told_as_far_as_it_is_known(
+        self,
+        boards: Callable[..., Any],
+        doctor: Callable[..., Any],
+        changes: dict[str, Any],
+        held: bool | None,
+        said: str | None,
+    ) -> None:
         boards(board(**changes))
         _, found = doctor()
         assert found.gpus[0].clocks_held is held
@@ -201,24 +212,28 @@ class TestGpus:
         ("changes", "mhz"),
         [({"default_sm_clock": 1095}, 1095), ({"default_sm_clock": 1980}, 1485), ({"clocks": None}, None)],
     )
-    def test_the_clock_to_lock_them_at(self, boards, doctor, changes, mhz):
+    def test_the_clock_to_lock_them_at(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], changes: dict[str, Any], mhz: int | None
+    ) -> None:
         boards(board(**changes))
         _, found = doctor()
         assert found.gpus[0].lasting_clock_mhz == mhz
         (clocks,) = about(found, "hinders", "GPU 0")
         assert clocks.commands == ([f"sudo nvidia-smi -i 0 -lgc {mhz},{mhz}"] if mhz else [])
 
-    def test_a_default_clock_at_the_top_is_none_to_lock_at(self, boards, doctor):
+    def test_a_default_clock_at_the_top_is_none_to_lock_at(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
         boards(board(default_sm_clock=1980, clocks="345 1980 100"))
         assert doctor()[1].gpus[0].lasting_clock_mhz == 1445
 
-    def test_throttling_now(self, boards, doctor):
+    def test_throttling_now(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board(reasons=0x2 | 0x4 | 0x40))
         _, found = doctor()
         (finding,) = about(found, "hinders", "GPU 0")
         assert finding.what == "its clocks are held down at the moment: power, hw_thermal"
 
-    def test_mig(self, boards, doctor):
+    def test_mig(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board(mig=1))
         status, found = doctor()
         assert status == 1
@@ -229,7 +244,9 @@ class TestGpus:
         assert "MIG is on" in refusals["nvml"]
         assert refusals["estimate"] is not None
 
-    def test_a_board_that_has_no_counter_is_sampled(self, boards, doctor):
+    def test_a_board_that_has_no_counter_is_sampled(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
         boards(board(no_counter=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.source) == (1, "sampled", "nvml_power_instant")
@@ -237,20 +254,24 @@ class TestGpus:
         assert "Not Supported" in found.gpus[0].energy_counter_error
         assert "from Volta on" in about(found, "blocks")[0].what
 
-    def test_a_board_that_tells_nothing_of_energy(self, boards, doctor):
+    def test_a_board_that_tells_nothing_of_energy(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
         boards(board(no_counter=1, no_power_reading=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
         assert "no reading of power" in about(found, "blocks")[0].what
 
-    def test_a_counter_that_stands_still(self, boards, doctor):
+    def test_a_counter_that_stands_still(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board(tick_ms=1_000_000))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].tick_ms) == (1, "unavailable", None)
         assert "stood still" in found.gpus[0].energy_counter_error
         assert "stood still" in about(found, "blocks")[0].what
 
-    def test_one_that_fell_off_the_bus(self, boards, doctor, monkeypatch):
+    def test_one_that_fell_off_the_bus(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         boards(board(lost_at=0), board(B))
         status, found = doctor()
         assert [(gpu.index, gpu.uuid, "lost" in (gpu.error or "")) for gpu in found.gpus] == [
@@ -263,13 +284,15 @@ class TestGpus:
         status, found = doctor()
         assert (status, [gpu.visible for gpu in found.gpus]) == (0, [False, True])
 
-    def test_a_compute_mode_that_lets_nobody_in(self, boards, doctor):
+    def test_a_compute_mode_that_lets_nobody_in(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
         boards(board(compute_mode=2))
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
         assert about(found, "blocks")[0].commands == ["sudo nvidia-smi -i 0 -c 0"]
 
-    def test_its_users(self, boards, doctor):
+    def test_its_users(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board(user="4242 900 /usr/bin/python3", used_mb=1400))
         _, found = doctor()
         assert [one.model_dump() for one in found.gpus[0].users] == [
@@ -277,14 +300,18 @@ class TestGpus:
         ]
         assert "others use it: python3 (pid 4242)" in [one.what for one in about(found, "hinders", "GPU 0")]
 
-    def test_users_that_are_not_to_be_seen(self, boards, doctor, monkeypatch):
+    def test_users_that_are_not_to_be_seen(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: "docker")
         boards(board(used_mb=20_000))
         _, found = doctor()
         what = [one.what for one in about(found, "hinders", "GPU 0")]
         assert any(one.startswith("20,000 MB of its memory are in use") and "container" in one for one in what)
 
-    def test_an_experiment_that_has_it(self, boards, doctor, tmp_path):
+    def test_an_experiment_that_has_it(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], tmp_path: Path
+    ) -> None:
         boards(board())
         (tmp_path / FOLDER).mkdir()
         owner = Owner.here("llama", "precision=bf16-cycle=1")
@@ -296,7 +323,9 @@ class TestGpus:
         (tmp_path / FOLDER / f"{A}.json").write_text(ended.model_dump_json())
         assert doctor()[1].gpus[0].held_by is None
 
-    def test_those_that_are_hidden_are_shown_and_not_judged(self, boards, doctor, monkeypatch):
+    def test_those_that_are_hidden_are_shown_and_not_judged(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         boards(board(mig=1), board(B))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
         status, found = doctor()
@@ -307,13 +336,21 @@ class TestGpus:
         assert (status, found.verdict.device) == (1, "cpu")
         assert about(found, "note", "GPUs")
 
-    def test_boards_that_differ_have_no_known_first(self, boards, doctor):
+    def test_boards_that_differ_have_no_known_first(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
         boards(board(), board(B, name="NVIDIA L4", mig=1))
         status, found = doctor()
         assert (status, found.verdict.device) == (1, f"{A}, {B}")
         assert about(found, "note", "GPUs 0, 1")[0].commands == [f"export CUDA_VISIBLE_DEVICES={A}"]
 
-    def test_a_torch_that_does_not_use_it(self, boards, doctor, tmp_path, monkeypatch):
+    def test_a_torch_that_does_not_use_it(
+        self,
+        boards: Callable[..., Any],
+        doctor: Callable[..., Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         torch(tmp_path, monkeypatch, "2.12.0+cpu")
         imports(monkeypatch, torch_cuda=None)
         boards(board())
@@ -322,7 +359,14 @@ class TestGpus:
         assert "built for CPUs alone" in about(found, "blocks", "torch")[0].what
 
     @pytest.mark.parametrize(("cuda", "severity"), [("14.1", "blocks"), ("13.2", "note"), ("13.0", None)])
-    def test_a_torch_for_a_newer_cuda_than_the_driver_runs(self, boards, doctor, monkeypatch, cuda, severity):
+    def test_a_torch_for_a_newer_cuda_than_the_driver_runs(
+        self,
+        boards: Callable[..., Any],
+        doctor: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        cuda: str,
+        severity: str | None,
+    ) -> None:
         imports(monkeypatch, torch_cuda=cuda)
         boards(board())
         status, found = doctor()
@@ -331,7 +375,7 @@ class TestGpus:
             severity is not None
         )
 
-    def test_which_ones_engines_run_on(self):
+    def test_which_ones_engines_run_on(self) -> None:
         first, second = Gpu(index=0, uuid=A), Gpu(index=1, uuid=B, first=True)
         assert used_gpus([first, second], "2.13.0+cu128") == [second]
         assert used_gpus([first], "2.13.0") == [first]
@@ -341,7 +385,15 @@ class TestGpus:
 
 class TestDriver:
     @pytest.mark.parametrize(("function", "known"), [("nvmlInit", 0), ("nvmlDeviceGetName", 0), ("186", 1)])
-    def test_one_that_hangs_is_given_up_on(self, boards, doctor, monkeypatch, tmp_path, function, known):
+    def test_one_that_hangs_is_given_up_on(
+        self,
+        boards: Callable[..., Any],
+        doctor: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+        function: str,
+        known: int,
+    ) -> None:
         slow = "nvmlDeviceGetFieldValues" if function == "186" else function
         script = boards(board(), rules=[f"takes {slow} 600000"])
         began = time.monotonic()
@@ -354,7 +406,9 @@ class TestDriver:
         asked = {call.pid for call in script.calls()} if script._trace.exists() else set()
         assert all(map(gone, asked))
 
-    def test_one_that_refuses(self, boards, doctor, monkeypatch):
+    def test_one_that_refuses(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
         boards(board(), rules=["fail nvmlInit 9"])
         status, found = doctor()
@@ -364,12 +418,12 @@ class TestDriver:
         monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: "docker")
         assert "--gpus all" in about(doctor()[1], "blocks", "NVML")[0].do
 
-    def test_none_at_all_is_no_obstacle_of_its_own(self, doctor):
+    def test_none_at_all_is_no_obstacle_of_its_own(self, doctor: Callable[..., Any]) -> None:
         _, found = doctor()
         assert (found.driver, found.gpus) == (Driver(error="no NVML"), [])
         assert [one.about for one in about(found, "blocks")] == ["RAPL"]
 
-    def test_a_library_that_crashes(self, doctor, monkeypatch):
+    def test_a_library_that_crashes(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         crash = 'import os; print(\'{"driver": {"version": "1"}}\', flush=True); os.kill(os.getpid(), 11)'
         monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", crash))
         monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
@@ -377,7 +431,9 @@ class TestDriver:
         assert (status, found.driver.version) == (1, "1")
         assert found.driver.error == "it crashed (SIGSEGV) while it was asked"
 
-    def test_words_of_others_on_its_output(self, doctor, monkeypatch):
+    def test_words_of_others_on_its_output(
+        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         code = 'print(\'warning: x\'); print(3); print(\'{"driver": {"version": "2"}}\'); print(\'{"gpu":\')'
         monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", code))
         assert doctor()[1].driver.version == "2"
@@ -385,14 +441,14 @@ class TestDriver:
 
 class TestCpu:
     @pytest.fixture
-    def counting(self, powercap, monkeypatch):
+    def counting(self, powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         """RAPL of a package and its memory, which count while they are watched."""
         counters = [powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")]
         sleep = SimpleNamespace(sleep=lambda _: [add(one, 1.0) for one in counters])
         monkeypatch.setattr(processor, "time", sleep)
         return counters
 
-    def test_rapl_that_is_readable(self, doctor, counting):
+    def test_rapl_that_is_readable(self, doctor: Callable[..., Any], counting: list[Path]) -> None:
         status, found = doctor()
         verdict = {"method": "measured", "meter": "rapl", "device": "cpu", "reason": None}
         assert (status, found.rapl.error) == (0, None)
@@ -403,10 +459,12 @@ class TestCpu:
         assert [(one.device, one.error) for one in found.rapl.domains] == [("package-0", None), ("dram-0", None)]
         assert about(found, "blocks") == []
 
-    def test_rapl_that_may_not_be_read(self, doctor, counting, monkeypatch):
+    def test_rapl_that_may_not_be_read(
+        self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         read = Path.read_text
 
-        def refuse(path, *arguments, **options):
+        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
             if path.name == "energy_uj":
                 raise PermissionError(13, "Permission denied", str(path))
             return read(path, *arguments, **options)
@@ -429,7 +487,14 @@ class TestCpu:
             (False, None, "module is not loaded"),
         ],
     )
-    def test_no_rapl(self, doctor, monkeypatch, virtual, container, said):
+    def test_no_rapl(
+        self,
+        doctor: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        virtual: bool,
+        container: str | None,
+        said: str,
+    ) -> None:
         monkeypatch.setattr(processor, "is_virtual", lambda: virtual)
         monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: container)
         status, found = doctor()
@@ -437,24 +502,26 @@ class TestCpu:
         assert found.verdict.reason == found.rapl.error
         assert said in about(found, "blocks", "RAPL")[0].do
 
-    def test_rapl_that_always_shows_the_same(self, doctor, powercap):
+    def test_rapl_that_always_shows_the_same(self, doctor: Callable[..., Any], powercap: Powercap) -> None:
         powercap.zone("intel-rapl:0", "package-0", energy_uj=0)
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "estimated")
         assert "did not rise" in found.rapl.domains[0].error
 
-    def test_rapl_that_is_no_number(self, doctor, powercap):
+    def test_rapl_that_is_no_number(self, doctor: Callable[..., Any], powercap: Powercap) -> None:
         powercap.zone("intel-rapl:0", "package-0").write_text("many\n")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "estimated")
         assert "many" in found.rapl.domains[0].error
 
-    def test_beside_a_gpu_it_is_a_note(self, boards, doctor):
+    def test_beside_a_gpu_it_is_a_note(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board())
         _, found = doctor()
         assert about(found, "note", "RAPL")[0].what.startswith("CPU energy is not measured beside the GPU's")
 
-    def test_what_makes_its_figures_unsteady(self, doctor, counting, monkeypatch):
+    def test_what_makes_its_figures_unsteady(
+        self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         known = processor.processor() | {"cpu_governor": "powersave", "cpu_count": 8}
         monkeypatch.setattr(processor, "processor", lambda: known)
         monkeypatch.setattr(processor, "cpu_limit", lambda: 2.5)
@@ -468,7 +535,9 @@ class TestCpu:
 
 
 class TestSoftware:
-    def test_an_engine_that_cannot_be_imported(self, boards, doctor, monkeypatch):
+    def test_an_engine_that_cannot_be_imported(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         imports(monkeypatch, error="ImportError: libcudart.so.12", torch_cuda=None)
         boards(board())
         status, found = doctor()
@@ -478,7 +547,13 @@ class TestSoftware:
         ]
         assert about(found, "blocks", "engine pytorch")
 
-    def test_one_of_several_hinders(self, boards, doctor, monkeypatch, noop_engine):
+    def test_one_of_several_hinders(
+        self,
+        boards: Callable[..., Any],
+        doctor: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        noop_engine: None,
+    ) -> None:
         code = "import sys; sys.argv[2] == 'noop' or sys.exit(3); " + software._IMPORT
         monkeypatch.setattr(software, "_IMPORT", code)
         boards(board())
@@ -498,17 +573,24 @@ class TestSoftware:
             ("print('nothing')", "it told nothing"),
         ],
     )
-    def test_an_import_that_ends_otherwise(self, boards, doctor, monkeypatch, code, said):
+    def test_an_import_that_ends_otherwise(
+        self,
+        boards: Callable[..., Any],
+        doctor: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        code: str,
+        said: str,
+    ) -> None:
         monkeypatch.setattr(software, "_IMPORT", code)
         status, found = doctor("--timeout", "2")
         assert (status, found.software.engines[0].error) == (1, said)
 
-    def test_another_interpreter(self, doctor):
+    def test_another_interpreter(self, doctor: Callable[..., Any]) -> None:
         _, found = doctor("--python", sys.executable)
         assert found.software.executable == sys.executable
         assert [one.name for one in found.software.engines] == ["pytorch"]
 
-    def test_one_that_lacks_something(self, doctor, tmp_path):
+    def test_one_that_lacks_something(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
         python = str(tmp_path / "bare" / "bin" / "python")
         status, found = doctor("--python", python)
@@ -516,13 +598,13 @@ class TestSoftware:
         (finding,) = about(found, "blocks", "python")
         assert finding.what.startswith(f"{python} has no pytest-llem: install it there: {python} -m pip install")
 
-    def test_one_that_is_not_there(self, doctor):
+    def test_one_that_is_not_there(self, doctor: Callable[..., Any]) -> None:
         status, found = doctor("--python", "no/python")
         assert status == 1
         assert "is not there" in about(found, "blocks", "python")[0].what
 
     @pytest.mark.slow
-    def test_the_real_engine_is_imported_elsewhere(self):
+    def test_the_real_engine_is_imported_elsewhere(self) -> None:
         code = (
             "import sys\n"
             "from pytest_llem.cli import main\n"
@@ -537,17 +619,21 @@ class TestSoftware:
 
 
 class TestSurroundings:
-    def test_locks_that_cannot_be_had(self, boards, doctor, tmp_path):
+    def test_locks_that_cannot_be_had(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], tmp_path: Path
+    ) -> None:
         boards(board())
         (tmp_path / FOLDER).write_text("no folder")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
         assert "is no folder; remove it" in about(found, "blocks", "locks")[0].what
 
-    def test_no_folder_for_temporary_files(self, boards, doctor, monkeypatch):
+    def test_no_folder_for_temporary_files(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         boards(board())
 
-        def none():
+        def none() -> None:
             raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
         monkeypatch.setattr(tempfile, "gettempdir", none)
@@ -555,33 +641,35 @@ class TestSurroundings:
         assert status == 1
         assert {one.about for one in about(found, "blocks")} == {"temporary files", "locks"}
 
-    def test_it_leaves_no_files(self, doctor, tmp_path):
+    def test_it_leaves_no_files(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
         doctor()
         before = {*tmp_path.rglob("*")}
         doctor()
         assert {*tmp_path.rglob("*")} == before
 
-    def test_little_space_is_a_note(self, doctor, monkeypatch):
+    def test_little_space_is_a_note(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         usage = SimpleNamespace(free=500_000_000)
         monkeypatch.setattr("pytest_llem.doctor.surroundings.shutil.disk_usage", lambda _: usage)
         _, found = doctor()
         assert [one.about for one in about(found, "note")] == ["temporary files", "results", "the hub's cache"]
 
-    def test_where_the_cache_is(self, doctor, monkeypatch, tmp_path):
+    def test_where_the_cache_is(
+        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         _, found = doctor()
         assert found.surroundings.hf_hub_offline is True
         assert found.surroundings.folders[-1].path == str(tmp_path / "hub")
 
-    def test_limits_of_a_container(self, doctor, monkeypatch):
+    def test_limits_of_a_container(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pytest_llem.doctor.surroundings.memory_limit_bytes", lambda: 512_000_000)
         _, found = doctor()
         assert found.surroundings.memory_limit_mb == 512
         assert about(found, "note", "memory")[0].what.startswith("this process may have 512 MB of the machine's ")
 
-    def test_a_home_that_nobody_knows(self, doctor, monkeypatch):
-        def unknown(path):
+    def test_a_home_that_nobody_knows(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        def unknown(path: Any) -> None:
             raise RuntimeError("Could not determine home directory.")
 
         for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
@@ -592,7 +680,7 @@ class TestSurroundings:
 
 
 class TestControlGroups:
-    def test_of_version_2(self, tmp_path):
+    def test_of_version_2(self, tmp_path: Path) -> None:
         self._group(tmp_path, "0::/slice/job\n")
         self._write(tmp_path / "slice" / "job", **{"memory.max": "max", "cpu.max": "max 100000"})
         assert self._limits(tmp_path) == (None, None)
@@ -601,7 +689,7 @@ class TestControlGroups:
         self._write(tmp_path / "slice" / "job", **{"memory.max": "4000000000"})
         assert self._limits(tmp_path) == (4_000_000_000, 2.5)
 
-    def test_of_version_1(self, tmp_path):
+    def test_of_version_1(self, tmp_path: Path) -> None:
         self._group(tmp_path, "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n")
         self._write(tmp_path / "memory", **{"memory.limit_in_bytes": "9223372036854771712"})
         self._write(tmp_path / "cpu", **{"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"})
@@ -610,30 +698,36 @@ class TestControlGroups:
         self._write(tmp_path / "cpu", **{"cpu.cfs_quota_us": "50000"})
         assert self._limits(tmp_path) == (1_000_000_000, 0.5)
 
-    def test_of_none(self, tmp_path):
+    def test_of_none(self, tmp_path: Path) -> None:
         assert self._limits(tmp_path) == (None, None)
 
-    def _group(self, root, text):
+    def _group(self, root: Any, text: Any) -> None:
         (root / "proc" / "self").mkdir(parents=True)
         (root / "proc" / "self" / "cgroup").write_text(text)
 
-    def _write(self, folder, **files):
+    def _write(self, folder: Any, **files: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (folder / name).write_text(f"{text}\n")
 
-    def _limits(self, root):
+    def _limits(self, root: Any) -> Any:
         return memory_limit_bytes(root / "proc", root), cpu_limit(root / "proc", root)
 
 
 class TestOutput:
-    def run(self, capsys, monkeypatch, width):
+    def run(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: Any) -> Any:
         monkeypatch.setenv("COLUMNS", str(width))
         status = cli.main(["doctor"])
         return status, capsys.readouterr().out.splitlines()
 
     @pytest.mark.parametrize("width", [80, 200])
-    def test_it_fits_the_terminal(self, boards, capsys, monkeypatch, width):
+    def test_it_fits_the_terminal(
+        self,
+        boards: Callable[..., Any],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        width: int,
+    ) -> None:
         long = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
         users = [f"user {4000 + one} 900 /usr/bin/python3.11-with-a-long-name" for one in range(5)]
         boards(
@@ -648,7 +742,9 @@ class TestOutput:
         assert A in text
         assert "sudo nvidia-smi -i 0 -pm 1" in text
 
-    def test_the_verdict_comes_first_and_the_worst_next(self, boards, capsys, monkeypatch):
+    def test_the_verdict_comes_first_and_the_worst_next(
+        self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         boards(board(persistence=0, compute_mode=2))
         status, lines = self.run(capsys, monkeypatch, 100)
         assert status == 1
@@ -662,14 +758,18 @@ class TestOutput:
         for title in ("Meters", "Packages", "Surroundings"):
             assert title in lines
 
-    def test_names_are_shown_and_not_obeyed(self, boards, capsys, monkeypatch):
+    def test_names_are_shown_and_not_obeyed(
+        self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         boards(board(name="H100 \x1b[31m[red]", user="42 1 \x1b]0;x"))
         _, lines = self.run(capsys, monkeypatch, 120)
         text = "\n".join(lines)
         assert "\x1b" not in text
         assert "[red]" in text
 
-    def test_a_terminal_without_unicode(self, capfdbinary, monkeypatch):
+    def test_a_terminal_without_unicode(
+        self, capfdbinary: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "pytest_llem.cli", "doctor", "--timeout", "0.5"],
             capture_output=True,
@@ -679,7 +779,9 @@ class TestOutput:
         assert (done.returncode in (0, 1), done.stderr) == (True, b"")
         assert done.stdout.isascii()
 
-    def test_the_json_is_as_its_schema_says(self, boards, capsys):
+    def test_the_json_is_as_its_schema_says(
+        self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         boards(board(user="42 1 x"), board(B, lost_at=0))
         cli.main(["doctor", "--format", "json"])
         told = json.loads(capsys.readouterr().out)
@@ -687,7 +789,7 @@ class TestOutput:
         assert told["schema_version"] == "1.0"
         assert {*told} == {*Examination.model_fields}, "what is not known is there, as null"
 
-    def test_a_reader_that_goes_away(self):
+    def test_a_reader_that_goes_away(self) -> None:
         reader, writer = os.pipe()
         os.close(reader)
         command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--timeout", "0.5"]
@@ -695,7 +797,7 @@ class TestOutput:
         os.close(writer)
         assert (done.returncode, done.stderr) == (2, "")
 
-    def test_ctrl_c_leaves_nobody_behind(self, boards, tmp_path):
+    def test_ctrl_c_leaves_nobody_behind(self, boards: Callable[..., Any], tmp_path: Path) -> None:
         script = boards(board(), rules=["takes nvmlDeviceGetName 600000"])
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest_llem.cli", "doctor"],
@@ -711,7 +813,7 @@ class TestOutput:
         wait_until(lambda: all(map(gone, children)))
 
 
-def test_every_key_is_on_the_page():
+def test_every_key_is_on_the_page() -> None:
     page = (ROOT / "docs" / "doctor.md").read_text().partition("## The keys of the JSON")[2]
     kinds = [
         one

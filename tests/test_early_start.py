@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import psutil
 import pytest
 
+from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
 #: An engine that takes its time to import and to exit, and notes who was there when.
@@ -47,12 +52,12 @@ BACKEND = "slow_engine:Engine"
 
 
 @pytest.fixture
-def study(pytester, write_study):
+def study(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., Any]:
     """Write a study of the engine, with a gap of so many seconds."""
     pytester.makepyfile(slow_engine=ENGINE)
     pytester.mkdir("notes")
 
-    def write(gap, method="spawn", points=3):
+    def write(gap: Any, method: str = "spawn", points: int = 3) -> Any:
         execution = {"n_cycles": 1, "experiment_gap_seconds": gap, "start_method": method}
         return write_study(
             backend=BACKEND,
@@ -64,8 +69,8 @@ def study(pytester, write_study):
 
 
 @pytest.fixture
-def notes(pytester):
-    def read():
+def notes(pytester: pytest.Pytester) -> Callable[..., Any]:
+    def read() -> Any:
         found = [json.loads(file.read_text()) for file in (pytester.path / "notes").iterdir() if not file.suffix]
         return sorted(found, key=lambda note: note["imported"])
 
@@ -73,24 +78,31 @@ def notes(pytester):
 
 
 @pytest.fixture
-def measured(results):
+def measured(results: Results) -> Callable[..., Any]:
     """Return the results in the order in which they were measured."""
 
-    def read():
+    def read() -> Any:
         found = [results.read(entry["result_file"]) for entry in results.manifest["experiments"]]
         return sorted(found, key=lambda result: result["started_at"])
 
     return read
 
 
-def _start(*arguments):
+def _start(*arguments: Any) -> Any:
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 class TestInTheGap:
     @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-    def test_no_import_falls_into_anybodys_experiment(self, pytester, study, measured, monkeypatch, workers):
+    def test_no_import_falls_into_anybodys_experiment(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        measured: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        workers: tuple[str, ...],
+    ) -> None:
         """From loading to accounting, and so in any window. All times are the results' own."""
         monkeypatch.setenv("IMPORT_SECONDS", "1")
         study(3)
@@ -108,24 +120,32 @@ class TestInTheGap:
             assert one["gap"]["reason"] == "fixed"
             assert one["gap"]["seconds"] >= 3
 
-    def test_it_is_only_where_there_is_a_gap(self, pytester, study, measured):
+    def test_it_is_only_where_there_is_a_gap(
+        self, pytester: pytest.Pytester, study: Callable[..., Any], measured: Callable[..., Any]
+    ) -> None:
         study(600)
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-no-gaps")
         run.assert_outcomes(passed=3)
         assert [result["start"]["early"] for result in measured()] == [False] * 3
 
-    def test_its_deadline_begins_at_its_turn(self, pytester, study, measured):
+    def test_its_deadline_begins_at_its_turn(
+        self, pytester: pytest.Pytester, study: Callable[..., Any], measured: Callable[..., Any]
+    ) -> None:
         study(6, points=2)
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-timeout", "5")
         run.assert_outcomes(passed=2)
         assert [result["start"]["early"] for result in measured()] == [False, True]
 
-    def test_a_forkserver_forks_there_too(self, pytester, study, measured):
+    def test_a_forkserver_forks_there_too(
+        self, pytester: pytest.Pytester, study: Callable[..., Any], measured: Callable[..., Any]
+    ) -> None:
         study(1, "forkserver")
         pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
         assert [result["start"]["early"] for result in measured()] == [False, True, True]
 
-    def test_one_that_dies_there_fails(self, pytester, study, results):
+    def test_one_that_dies_there_fails(
+        self, pytester: pytest.Pytester, study: Callable[..., Any], results: Results
+    ) -> None:
         study(2, points=2)
         file = pytester.path / "slow_engine.py"
         file.write_text(
@@ -137,7 +157,9 @@ class TestInTheGap:
 
 
 class TestNotNeeded:
-    def test_it_is_gone_where_its_item_is_skipped(self, pytester, study, notes):
+    def test_it_is_gone_where_its_item_is_skipped(
+        self, pytester: pytest.Pytester, study: Callable[..., Any], notes: Callable[..., Any]
+    ) -> None:
         study(2)
         pytester.makeconftest(
             """
@@ -154,7 +176,13 @@ class TestNotNeeded:
         assert len([note for note in notes() if "begun" in note]) == 2
         assert all(gone(note["pid"]) for note in notes())
 
-    def test_one_with_another_environment_takes_its_place(self, pytester, study, notes, measured):
+    def test_one_with_another_environment_takes_its_place(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        notes: Callable[..., Any],
+        measured: Callable[..., Any],
+    ) -> None:
         study(2, points=2)
         pytester.makeconftest(
             """
@@ -173,17 +201,25 @@ class TestNotNeeded:
 
     @pytest.mark.parametrize("method", ["spawn", "forkserver"])
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    def test_it_is_gone_when_the_session_is(self, pytester, study, notes, monkeypatch, method, number):
+    def test_it_is_gone_when_the_session_is(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+        number: Signals,
+    ) -> None:
         pytester.mkdir("temporary")
         monkeypatch.setenv("TMPDIR", str(pytester.path / "temporary"))
         study(600, method)
         run = _start()
 
-        def family():
+        def family() -> Any:
             found = psutil.Process(run.pid).children(recursive=True)
             return [one.pid for one in found if not gone(one.pid)]
 
-        def waits():
+        def waits() -> Any:
             done = list(pytester.path.glob("results/*/experiments/*.json"))
             return done and len(notes()) == 2 and len(family()) == (2 if method == "spawn" else 4)
 
@@ -194,7 +230,9 @@ class TestNotNeeded:
         wait_until(lambda: all(map(gone, pids)), 30 if number == signal.SIGKILL else 0.5)
         wait_until(lambda: not list((pytester.path / "temporary").glob("llem-*")), 30)
 
-    def test_nor_when_the_controller_is_killed(self, pytester, study, notes):
+    def test_nor_when_the_controller_is_killed(
+        self, pytester: pytest.Pytester, study: Callable[..., Any], notes: Callable[..., Any]
+    ) -> None:
         study(600)
         run = _start("-n", "1")
         wait_until(lambda: len(notes()) == 2, 120)
@@ -206,8 +244,14 @@ class TestNotNeeded:
 class TestExits:
     @pytest.mark.parametrize("method", ["spawn", "forkserver"])
     def test_the_next_one_imports_meanwhile_and_begins_afterwards(
-        self, pytester, study, notes, measured, monkeypatch, method
-    ):
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        notes: Callable[..., Any],
+        measured: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+    ) -> None:
         monkeypatch.setenv("EXIT_SECONDS", "2")
         study(0, method)
         pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
@@ -220,7 +264,13 @@ class TestExits:
         assert all(gone(note["pid"]) for note in seen), "the last one, too"
         assert [result["start"]["early"] for result in measured()] == [False, True, True]
 
-    def test_its_result_is_told_before(self, pytester, study, notes, monkeypatch):
+    def test_its_result_is_told_before(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         monkeypatch.setenv("EXIT_SECONDS", "3")
         study(0, points=1)
         pytester.makeconftest(
@@ -237,7 +287,13 @@ class TestExits:
         assert float((pytester.path / "told").read_text()) < note["exited"]
         assert gone(note["pid"])
 
-    def test_its_devices_are_its_own_up_to_then(self, pytester, study, notes, monkeypatch):
+    def test_its_devices_are_its_own_up_to_then(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         """Whoever waits for them in another session of pytest, or in another worker of xdist."""
         monkeypatch.setenv("EXIT_SECONDS", "1")
         study(0, points=2)
@@ -249,7 +305,14 @@ class TestExits:
             assert one["exited"] <= following["begun"]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-    def test_what_exits_is_gone_with_the_session(self, pytester, study, notes, monkeypatch, number):
+    def test_what_exits_is_gone_with_the_session(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        number: Signals,
+    ) -> None:
         monkeypatch.setenv("EXIT_SECONDS", "100")
         study(0)
         run = _start()
@@ -260,7 +323,13 @@ class TestExits:
         wait_until(lambda: all(gone(note["pid"]) for note in notes()), 30)
         assert not any("exited" in note for note in notes())
 
-    def test_ordinary_tests_do_not_run_beside_it(self, pytester, study, notes, monkeypatch):
+    def test_ordinary_tests_do_not_run_beside_it(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         monkeypatch.setenv("EXIT_SECONDS", "1")
         study(0, points=1)
         pytester.makepyfile(

@@ -6,7 +6,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,7 @@ GPU = "GPU-00000000-0000-0000-0000-000000000000"
 
 
 @pytest.fixture(autouse=True)
-def powercap(tmp_path, monkeypatch):
+def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Powercap:
     """Put an empty powercap folder in the machine's place."""
     folder = Powercap(tmp_path / "powercap")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(folder.root))
@@ -36,26 +39,26 @@ class Fixed:
     log: list[str] = field(default_factory=list)
     name: str = ""
 
-    def _step(self, name):
+    def _step(self, name: Any) -> None:
         self.log.append(self.name + name)
         if name in self.fails:
             raise self.fails[name]
 
-    def open(self, gpus):
+    def open(self, gpus: Any) -> None:
         self._step("open")
 
-    def begin(self):
+    def begin(self) -> None:
         self._step("begin")
 
-    def end(self):
+    def end(self) -> Any:
         self._step("end")
         return self.reading
 
-    def close(self):
+    def close(self) -> None:
         self._step("close")
 
 
-def _reading(*devices):
+def _reading(*devices: Any) -> Any:
     return Reading(tuple(DeviceReading(*device) for device in devices), 2.0)
 
 
@@ -63,13 +66,13 @@ BOARD = ("GPU-1", "gpu_board", 100.0, "measured", "nvml_total_energy")
 PACKAGE = ("package-0", "cpu_package", 10.0, "measured", "rapl_package")
 
 
-def _work(seconds=0.02):
+def _work(seconds: float = 0.02) -> None:
     began = time.process_time()
     while time.process_time() - began < seconds:
         pass
 
 
-def _measure(meters):
+def _measure(meters: Any) -> Any:
     meters.begin()
     _work()
     account = meters.end()
@@ -80,7 +83,7 @@ def _measure(meters):
 # ---- which meter ----
 
 
-def test_auto_on_a_cpu_reads_rapl(powercap):
+def test_auto_on_a_cpu_reads_rapl(powercap: Powercap) -> None:
     counter = powercap.zone("intel-rapl:0", "package-0")
     meters = Meters.open("auto", [])
     meters.begin()
@@ -93,7 +96,7 @@ def test_auto_on_a_cpu_reads_rapl(powercap):
     assert meters.refusals == {}
 
 
-def test_auto_without_rapl_estimates_and_says_so():
+def test_auto_without_rapl_estimates_and_says_so() -> None:
     meters = Meters.open("auto", [])
     assert "no package counter" in meters.refusals["rapl"]
     account = _measure(meters)
@@ -105,7 +108,7 @@ def test_auto_without_rapl_estimates_and_says_so():
     assert (gpu.energy_j, gpu.method, gpu.boundary) == (None, "unavailable", "gpu_board")
 
 
-def test_the_estimate_counts_this_process_and_children_it_waited_for():
+def test_the_estimate_counts_this_process_and_children_it_waited_for() -> None:
     busy = "import time\nwhile time.process_time() < 0.1: pass"
     meter = EstimateMeter()
     meter.open([])
@@ -120,7 +123,7 @@ def test_the_estimate_counts_this_process_and_children_it_waited_for():
     assert reading.seconds > 0
 
 
-def test_the_estimate_knows_no_gpus():
+def test_the_estimate_knows_no_gpus() -> None:
     with pytest.raises(MeterUnavailableError, match="CPUs only"):
         EstimateMeter().open([GPU])
     meters = Meters.open("estimate", [GPU])
@@ -129,12 +132,12 @@ def test_the_estimate_knows_no_gpus():
     assert (total.energy_j, total.method) == (None, "unavailable")
 
 
-def test_nvml_without_a_gpu_is_refused():
+def test_nvml_without_a_gpu_is_refused() -> None:
     meters = Meters.open("nvml", [])
     assert meters.refusals == {"nvml": "the engine runs on no NVIDIA GPU"}
 
 
-def test_none_switches_off():
+def test_none_switches_off() -> None:
     account = _measure(Meters.open(None, [GPU]))
     assert account.devices == ()
     assert account.seconds is None
@@ -142,7 +145,7 @@ def test_none_switches_off():
     assert account.total.reason == "energy: switched off by energy.backend"
 
 
-def test_an_unknown_meter_is_refused():
+def test_an_unknown_meter_is_refused() -> None:
     total = _measure(Meters.open("wattmetre", [])).total
     assert (total.energy_j, total.method) == (None, "unavailable")
     assert total.reason.startswith("wattmetre: 'wattmetre' is not installed (there are: ")
@@ -153,10 +156,10 @@ def test_an_unknown_meter_is_refused():
 
 
 @pytest.fixture
-def outside(tmp_path, monkeypatch):
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Install a distribution with a meter ``plug``, whose module has this source."""
 
-    def install(source):
+    def install(source: Any) -> None:
         site = tmp_path / "site"
         info = site / "llem_plug-1.0.dist-info"
         info.mkdir(parents=True)
@@ -170,7 +173,7 @@ def outside(tmp_path, monkeypatch):
     return install
 
 
-def test_a_meter_comes_in_by_its_entry_point(outside):
+def test_a_meter_comes_in_by_its_entry_point(outside: Callable[..., Any]) -> None:
     outside(
         """
         from pytest_llem.energy.protocol import DeviceReading, Reading
@@ -215,7 +218,9 @@ def test_a_meter_comes_in_by_its_entry_point(outside):
         ),
     ],
 )
-def test_a_meter_from_outside_that_does_not_open_is_refused(outside, source, reason):
+def test_a_meter_from_outside_that_does_not_open_is_refused(
+    outside: Callable[..., Any], source: str, reason: str
+) -> None:
     outside(source)
     meters = Meters.open("plug", [])
     assert meters.refusals == {"plug": reason}
@@ -234,7 +239,7 @@ def test_a_meter_from_outside_that_does_not_open_is_refused(outside, source, rea
         (["estimated", "measured", "attributed"], "estimated"),
     ],
 )
-def test_a_sum_claims_no_more_than_its_weakest_part(methods, weakest):
+def test_a_sum_claims_no_more_than_its_weakest_part(methods: list[str], weakest: str) -> None:
     parts = [(f"part-{i}", "wall", 1.5, method, "plug_power") for i, method in enumerate(methods)]
     account = _measure(Meters({"fixed": Fixed(_reading(*parts))}))
     assert account.total.method == weakest
@@ -242,7 +247,7 @@ def test_a_sum_claims_no_more_than_its_weakest_part(methods, weakest):
     assert account.over("wall") == account.total
 
 
-def test_a_sum_of_which_a_part_is_missing_is_missing():
+def test_a_sum_of_which_a_part_is_missing_is_missing() -> None:
     lost = ("GPU-2", "gpu_board", None, "unavailable", "nvml_total_energy", "NVML: GPU is lost")
     account = _measure(Meters({"fixed": Fixed(_reading(BOARD, lost))}))
     total = account.total
@@ -251,18 +256,18 @@ def test_a_sum_of_which_a_part_is_missing_is_missing():
     assert account.over("gpu_board") == total
 
 
-def test_a_sum_of_nothing_is_not_zero():
+def test_a_sum_of_nothing_is_not_zero() -> None:
     total = _measure(Meters({"fixed": Fixed()})).total
     assert (total.energy_j, total.method) == (None, "unavailable")
     assert total.reason == "the meter read no device"
 
 
-def test_no_meter_at_all():
+def test_no_meter_at_all() -> None:
     total = _measure(Meters()).total
     assert (total.energy_j, total.method, total.reason) == (None, "unavailable", "there is no meter")
 
 
-def test_the_first_meter_decides_and_begins_and_ends_first():
+def test_the_first_meter_decides_and_begins_and_ends_first() -> None:
     log = []
     board, cpu = Fixed(_reading(BOARD), name="board ", log=log), Fixed(_reading(PACKAGE), name="cpu ", log=log)
     meters = Meters({"board": board, "cpu": cpu})
@@ -278,7 +283,7 @@ def test_the_first_meter_decides_and_begins_and_ends_first():
 
 
 @pytest.mark.parametrize("step", ["begin", "end"])
-def test_a_deciding_meter_that_fails_leaves_no_total(step):
+def test_a_deciding_meter_that_fails_leaves_no_total(step: str) -> None:
     failing = Fixed(_reading(BOARD), fails={step: RuntimeError("out of order")})
     meters = Meters({"board": failing, "cpu": Fixed(_reading(PACKAGE))})
     account = _measure(meters)
@@ -292,7 +297,7 @@ def test_a_deciding_meter_that_fails_leaves_no_total(step):
     assert ("end" in failing.log) is (step == "end"), "a window that did not begin does not end"
 
 
-def test_another_meter_that_fails_costs_only_its_own():
+def test_another_meter_that_fails_costs_only_its_own() -> None:
     meters = Meters({"board": Fixed(_reading(BOARD)), "cpu": Fixed(fails={"end": OSError("gone")})})
     account = _measure(meters)
     assert account.total.energy_j == 100.0
@@ -300,7 +305,7 @@ def test_another_meter_that_fails_costs_only_its_own():
     assert meters.refusals == {"cpu": "OSError: gone"}
 
 
-def test_a_failed_window_leaves_the_next_one_whole():
+def test_a_failed_window_leaves_the_next_one_whole() -> None:
     meter = Fixed(_reading(BOARD), fails={"begin": OSError("not now")})
     meters = Meters({"board": meter})
     meters.begin()
@@ -309,7 +314,7 @@ def test_a_failed_window_leaves_the_next_one_whole():
     assert _measure(meters).total.energy_j == 100.0
 
 
-def test_every_meter_is_closed():
+def test_every_meter_is_closed() -> None:
     first, second = (Fixed(fails={"close": OSError("stuck")}) for _ in range(2))
     Meters({"first": first, "second": second}).close()
     assert (first.log, second.log) == (["close"], ["close"])

@@ -33,7 +33,7 @@ WORK_S = 2.05  # which ends between two ticks
 
 
 @pytest.fixture
-def run(nvml_library, tmp_path):
+def run(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
     """Call a function in a new process that finds the boards; the script is its first argument."""
 
     def call(function: Callable[..., Any], *boards: Board, args: tuple[Any, ...] = (), **script: Any) -> Any:
@@ -157,7 +157,9 @@ def _eight(tick_ms: tuple[int, ...] = (20, 100)) -> tuple[list[Board], dict[str,
 
 
 @pytest.mark.parametrize(("tick_ms", "call_ms"), [(20, 0), (100, 0), (100, 4)])
-def test_energy_is_the_integral_of_power_between_two_ticks(run, tick_ms, call_ms):
+def test_energy_is_the_integral_of_power_between_two_ticks(
+    run: Callable[..., Any], tick_ms: int, call_ms: int
+) -> None:
     seen = run(_watch, _board(tick_ms=tick_ms), args=(WORK_S, {A: "step"}), call_ms=call_ms)
     _assert_right(seen, [A])
     assert seen.reading.seconds >= WORK_S
@@ -166,7 +168,7 @@ def test_energy_is_the_integral_of_power_between_two_ticks(run, tick_ms, call_ms
     assert seen.reading.tick_seconds == pytest.approx(tick_ms / 1000, rel=0.2, abs=2 * seen.unseen_s)
 
 
-def test_two_boards_that_tick_apart(run):
+def test_two_boards_that_tick_apart(run: Callable[..., Any]) -> None:
     boards = [_board(A, tick_ms=100), _board(B, 100.0, tick_ms=100, phase_ms=50)]
     seen = run(_watch, *boards, args=(WORK_S, {A: "ramp"}))
     _assert_right(seen, [A, B])
@@ -176,24 +178,24 @@ def test_two_boards_that_tick_apart(run):
     assert max(abs(a - c), abs(b - d)) == pytest.approx(0.05), "each is cut at its own ticks"
 
 
-def test_the_skew_is_that_of_the_edges_that_lie_furthest_apart():
+def test_the_skew_is_that_of_the_edges_that_lie_furthest_apart() -> None:
     assert _skew([_Span(1.0, 9.0), _Span(1.02, 9.05), _Span(1.01, 9.01)]) == pytest.approx(0.05)
     assert _skew([_Span(1.0, 9.0), _Span(1.05, 9.01)]) == pytest.approx(0.05)
     assert _skew([_Span(1.0, 9.0)]) is _skew([]) is None
 
 
 @pytest.mark.parametrize("call_ms", [0, 4])
-def test_eight_boards_of_different_ticks_and_powers(run, call_ms):
+def test_eight_boards_of_different_ticks_and_powers(run: Callable[..., Any], call_ms: int) -> None:
     boards, courses = _eight()
     _assert_right(run(_watch, *boards, args=(WORK_S, courses), call_ms=call_ms), [one.uuid for one in boards])
 
 
 @pytest.mark.slow
-def test_long_windows(nvml_library, tmp_path):
+def test_long_windows(nvml_library: Path, tmp_path: Path) -> None:
     """20 s, side by side: they sleep most of the time."""
     cases = [((20, 100), 0), ((20,), 4), ((100,), 0), ((100,), 4)]
 
-    def watch(case):
+    def watch(case: Any) -> Any:
         number, (tick_ms, call_ms) = case
         boards, courses = _eight(tick_ms)
         script = Script(tmp_path / f"script{number}", boards, call_ms)
@@ -206,7 +208,7 @@ def test_long_windows(nvml_library, tmp_path):
 
 
 @pytest.mark.parametrize("fails", [(), (186, 185)], ids=["instant", "usage"])
-def test_a_board_without_a_counter_is_sampled(run, fails):
+def test_a_board_without_a_counter_is_sampled(run: Callable[..., Any], fails: tuple[int, ...]) -> None:
     """A step may have come anywhere between two samples 0.1 s apart: ±2.5 % here, and so the uncertainty says."""
     rules = [f"fail {field} 3" for field in fails]
     boards = [
@@ -281,7 +283,7 @@ def _measure(script: Script, backend: str, uuids: list[str], change: dict[str, f
     )
 
 
-def test_two_boards_and_their_sum(run):
+def test_two_boards_and_their_sum(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(A, 300), _board(B, 100), args=("nvml", [A, B]))
     assert (seen.refusals, seen.users) == ({}, 0)
     first, second = seen.account.devices
@@ -294,7 +296,7 @@ def test_two_boards_and_their_sum(run):
     assert (total.method, total.boundary, total.source) == ("measured", "gpu_board", "nvml_total_energy")
 
 
-def test_a_board_asked_for_twice_counts_once(run):
+def test_a_board_asked_for_twice_counts_once(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(), args=("nvml", [A, A]))
     assert [device.device for device in seen.account.devices] == [A]
 
@@ -309,7 +311,7 @@ def _assert_lost(account: Account, reason: str) -> None:
     assert A in total.reason
 
 
-def test_a_board_lost_in_the_window_has_no_energy(run):
+def test_a_board_lost_in_the_window_has_no_energy(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(A), _board(B), args=("nvml", [A, B], {"lost_at": 0.0}))
     _assert_lost(seen.account, "nvmlDeviceGetTotalEnergyConsumption: GPU is lost")
     other = seen.account.devices[1]
@@ -318,7 +320,7 @@ def test_a_board_lost_in_the_window_has_no_energy(run):
     assert seen.users == 0
 
 
-def test_a_counter_reset_in_the_window_gives_no_energy(run):
+def test_a_counter_reset_in_the_window_gives_no_energy(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(), args=("nvml", [A], {"reset_at": 0.0}))
     _assert_lost(seen.account, "the energy counter did not rise (from 5")
 
@@ -336,7 +338,7 @@ def _reset_unseen(script: Script) -> Reading:
     return reading
 
 
-def test_a_reset_that_the_counter_does_not_show_is_shown_by_the_integral(run):
+def test_a_reset_that_the_counter_does_not_show_is_shown_by_the_integral(run: Callable[..., Any]) -> None:
     """It rose, by the half of what was drawn: as long as power is sampled beside it, that is warned of."""
     (device,) = run(_reset_unseen, _board(counter_mj=0)).devices
     assert device.energy_j < 0.7 * 300 * device.seconds
@@ -346,7 +348,7 @@ def test_a_reset_that_the_counter_does_not_show_is_shown_by_the_integral(run):
     assert warning.startswith(f"energy counter and sampled power disagree on {A}: ")
 
 
-def test_a_counter_that_stands_still_gives_no_energy(run):
+def test_a_counter_that_stands_still_gives_no_energy(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(watts=0), args=("nvml", [A]))
     _assert_lost(seen.account, "the energy counter stood still for 0.5 s (at 5000000000 mJ)")
     assert seen.account.tick_seconds is None
@@ -365,7 +367,7 @@ def _lost_between_windows(script: Script) -> list[Account]:
     return accounts
 
 
-def test_every_window_stands_for_itself(run):
+def test_every_window_stands_for_itself(run: Callable[..., Any]) -> None:
     first, second, third = run(_lost_between_windows, _board())
     assert first.total.energy_j > 0
     _assert_lost(second, "GPU is lost")
@@ -395,19 +397,19 @@ def _refusal(script: Script, uuids: list[str]) -> tuple[str, int]:
         pytest.param([_board(A), _board(B, mig=1)], f"NVML: {B}: MIG is on", id="second"),
     ],
 )
-def test_refused_with_a_reason_and_nothing_held(run, boards, reason):
+def test_refused_with_a_reason_and_nothing_held(run: Callable[..., Any], boards: list[Board], reason: str) -> None:
     message, users = run(_refusal, *boards, args=([A, B] if len(boards) == 2 else [A],))
     assert message.startswith(reason)
     assert users == 0
 
 
-def test_no_driver(run):
+def test_no_driver(run: Callable[..., Any]) -> None:
     message, users = run(_refusal, args=([A],), rules=["fail nvmlInit 9"])
     assert message == "NVML: nvmlInit: Driver Not Loaded"
     assert users == 0
 
 
-def test_no_nvml(tmp_path):
+def test_no_nvml(tmp_path: Path) -> None:
     # What cannot be loaded hides whatever is installed.
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -427,14 +429,14 @@ def _no_nvml() -> str:
     raise AssertionError("it opened")
 
 
-def test_no_gpu_no_nvml():
+def test_no_gpu_no_nvml() -> None:
     meter = NvmlMeter()
     with pytest.raises(MeterUnavailableError, match="no NVIDIA GPU"):
         meter.open([])
     meter.close()
 
 
-def test_auto_reads_the_board_first_and_rapl_beside_it(run, tmp_path):
+def test_auto_reads_the_board_first_and_rapl_beside_it(run: Callable[..., Any], tmp_path: Path) -> None:
     powercap = Powercap(tmp_path / "powercap")
     powercap.zone("intel-rapl:0", "package-0")
     seen = run(_measure, _board(), args=("auto", [A]))
@@ -446,7 +448,7 @@ def test_auto_reads_the_board_first_and_rapl_beside_it(run, tmp_path):
     assert account.tick_seconds is not None
 
 
-def test_auto_without_rapl_says_so(run):
+def test_auto_without_rapl_says_so(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(), args=("auto", [A]))
     assert seen.account.total.boundary == "gpu_board"
     assert set(seen.refusals) == {"rapl"}
@@ -454,7 +456,7 @@ def test_auto_without_rapl_says_so(run):
     assert (cpu.energy_j, cpu.method, cpu.reason) == (None, "unavailable", "no meter read cpu_package")
 
 
-def test_auto_on_a_board_whose_energy_cannot_be_had(run, tmp_path):
+def test_auto_on_a_board_whose_energy_cannot_be_had(run: Callable[..., Any], tmp_path: Path) -> None:
     dumb = {"no_counter": 1, "no_power_reading": 1}
     seen = run(_measure, _board(**dumb), args=("auto", [A]))
     assert set(seen.refusals) == {"nvml", "rapl", "estimate"}
@@ -467,7 +469,7 @@ def test_auto_on_a_board_whose_energy_cannot_be_had(run, tmp_path):
     assert seen.account.total.boundary == "cpu_package"
 
 
-def test_a_sum_with_a_sampled_board_is_sampled(run):
+def test_a_sum_with_a_sampled_board_is_sampled(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(A), _board(B, no_counter=1), args=("nvml", [A, B]))
     total = seen.account.total
     assert (total.method, total.source) == ("sampled", "nvml_total_energy+nvml_power_instant")
@@ -495,7 +497,7 @@ def _with_errors(script: Script) -> Seen:
     return Seen(reading, script.boards, {}, (0.0, 0.0), 0.0, script.users())
 
 
-def test_every_error_of_the_counter_leaves_a_null_with_its_reason(run):
+def test_every_error_of_the_counter_leaves_a_null_with_its_reason(run: Callable[..., Any]) -> None:
     uuids = [f"GPU-{moment}-{code}" for moment in ("begin", "end") for code in CODES]
     seen = run(_with_errors, *map(_board, [*uuids, "GPU-no-error"]))
     *failed, fine = seen.reading.devices
@@ -532,7 +534,7 @@ def _whole_board(uuid: str, code: int = 0) -> Board:
 
 
 @pytest.mark.parametrize("code", [3, 13, 999], ids=["not-supported", "function-not-found", "unknown"])
-def test_what_a_board_does_not_tell_costs_just_that(run, code):
+def test_what_a_board_does_not_tell_costs_just_that(run: Callable[..., Any], code: int) -> None:
     seen = run(_watch, *(_whole_board(f"GPU-{name}", code) for name in CALLS), args=(0.7, {}))
     found = dict(zip(CALLS, seen.reading.devices, strict=True))
     for name, device in found.items():
@@ -585,7 +587,7 @@ def _warming(script: Script) -> tuple[Reading, float]:
     return reading, ended - throttled_from
 
 
-def test_conditions(run):
+def test_conditions(run: Callable[..., Any]) -> None:
     reading, most_s = run(_warming, _board())
     (device,) = reading.devices
     known = device.conditions
@@ -618,7 +620,9 @@ SHARES = {
     ],
     ids=["fields", "violations"],
 )
-def test_every_reason_of_throttling_is_told_by_its_name(run, rules, untold):
+def test_every_reason_of_throttling_is_told_by_its_name(
+    run: Callable[..., Any], rules: list[Any], untold: set[str]
+) -> None:
     board = _board()
     board.rules += [*rules, *(f"throttle {reason} 0 {share}" for reason, share in SHARES.items())]
     (device,) = run(_watch, board, args=(0.5, {})).reading.devices
@@ -628,7 +632,7 @@ def test_every_reason_of_throttling_is_told_by_its_name(run, rules, untold):
         assert seconds / told["power"] == pytest.approx(SHARES[reason] / SHARES["power"], rel=0.05), reason
 
 
-def test_settings_under_the_ids_of_counters_are_no_counters(run):
+def test_settings_under_the_ids_of_counters_are_no_counters(run: Callable[..., Any]) -> None:
     """What later drivers count there, the first ones of their branches do not."""
     board = _board(early_driver=1)
     board.rules += ["throttle power 0 0.5", "throttle sw_thermal 0 0.5"]
@@ -636,7 +640,7 @@ def test_settings_under_the_ids_of_counters_are_no_counters(run):
     assert set(device.conditions.throttled_seconds) == {"power"}
 
 
-def test_slow_looks_at_both_edges_are_outside_the_window(run):
+def test_slow_looks_at_both_edges_are_outside_the_window(run: Callable[..., Any]) -> None:
     seen = run(_watch, _board(), args=(0.5, {}), rules=["takes nvmlDeviceGetFieldValues 80"])
     began, ended = seen.spans[A]
     (device,) = seen.reading.devices
@@ -654,7 +658,7 @@ def _powers(script: Script) -> dict[str, float | None]:
         return {source: power_w(opened, handle, source) for source in get_args(PowerSource)}
 
 
-def test_only_one_reading_of_power_is_of_now(run):
+def test_only_one_reading_of_power_is_of_now(run: Callable[..., Any]) -> None:
     powers = run(_powers, _board(watts=100.0, averages=1))
     assert powers["nvml_power_instant"] == 500
     assert 150 < powers["nvml_power_average"] <= powers["nvml_power_usage"] < 500
@@ -664,7 +668,7 @@ def _environment(script: Script, uuids: list[str]) -> tuple[list[dict[str, Any]]
     return gpu_environment(uuids)["gpus"], script.users()
 
 
-def test_the_environment_names_board_and_driver(run):
+def test_the_environment_names_board_and_driver(run: Callable[..., Any]) -> None:
     board = _board(name="Scripted H100 80GB", power_limit_w=700, memory_mb=85_520, persistence=1)
     gpus, users = run(_environment, board, args=([A, B],), driver="580.1")
     known, unknown = gpus

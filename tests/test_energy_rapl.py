@@ -6,9 +6,11 @@ import errno
 import math
 import threading
 import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from tests.support.powercap import RANGE_UJ, Powercap, add
 
 
 @pytest.fixture
-def powercap(tmp_path):
+def powercap(tmp_path: Path) -> Powercap:
     return Powercap(tmp_path / "powercap")
 
 
@@ -32,11 +34,11 @@ class Clock:
         on_move: Called as it has moved.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now, self.on_move = 100.0, lambda: None
         self._changed, self._due, self._is_set = threading.Condition(), None, False
 
-    def advance(self, seconds):
+    def advance(self, seconds: Any) -> None:
         """Let time pass; whoever is due meanwhile has done what he does by then."""
         target = self.now + seconds
         with self._changed:
@@ -48,30 +50,30 @@ class Clock:
                     return
                 self._wake()
 
-    def _wake(self):
+    def _wake(self) -> None:
         self._due = None
         self._changed.notify_all()
 
     # threading.Event, for one that waits
 
-    def wait(self, timeout):
+    def wait(self, timeout: Any) -> Any:
         with self._changed:
             self._due = math.inf if self._is_set else self.now + timeout
             self._changed.notify_all()
             assert self._changed.wait_for(lambda: self._due is None or self._is_set, 60)
             return self._is_set
 
-    def set(self):
+    def set(self) -> None:
         with self._changed:
             self._is_set = True
             self._wake()
 
-    def clear(self):
+    def clear(self) -> None:
         self._is_set, self._due = False, None
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     names = {name: getattr(threading, name) for name in ("Lock", "Thread", "TIMEOUT_MAX")}
     monkeypatch.setattr(rapl, "threading", SimpleNamespace(**names, Event=lambda: clock))
@@ -80,17 +82,17 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def meter(powercap, clock):
+def meter(powercap: Powercap, clock: Clock) -> Iterator[RaplMeter]:
     meter = RaplMeter(powercap.root)
     yield meter
     meter.close()
 
 
-def _by_device(reading):
+def _by_device(reading: Any) -> Any:
     return {device.device: device for device in reading.devices}
 
 
-def _window(meter, clock, seconds, change):
+def _window(meter: Any, clock: Any, seconds: Any, change: Any) -> Any:
     """Return the devices of a window of so many seconds in which *change* happens."""
     meter.open([])
     meter.begin()
@@ -103,7 +105,7 @@ def _window(meter, clock, seconds, change):
     return _by_device(reading)
 
 
-def test_packages_and_memory_of_two_sockets(powercap, monkeypatch):
+def test_packages_and_memory_of_two_sockets(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
     # The folders' numbers are not the packages': psys has one of them too.
     package_0 = powercap.zone("intel-rapl:0", "package-0")
     core_0 = powercap.zone("intel-rapl:0:0", "core")
@@ -141,7 +143,7 @@ def test_packages_and_memory_of_two_sockets(powercap, monkeypatch):
     assert account.tick_seconds is None
 
 
-def test_two_dies_in_one_package(powercap, meter, clock):
+def test_two_dies_in_one_package(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     for die in (0, 1):
         powercap.zone(f"intel-rapl:{die}", f"package-0-die-{die}")
         powercap.zone(f"intel-rapl:{die}:0", "dram")
@@ -155,14 +157,14 @@ def test_two_dies_in_one_package(powercap, meter, clock):
     ]
 
 
-def test_a_counter_goes_round(powercap, meter, clock):
+def test_a_counter_goes_round(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0", energy_uj=RANGE_UJ - 100_000_000)
     devices = _window(meter, clock, 10.0, lambda: add(package, 1100))
     assert int(package.read_text()) == 1_000_000_000
     assert devices["package-0"].energy_j == pytest.approx(1100)
 
 
-def test_windows_follow_each_other(powercap, meter, clock):
+def test_windows_follow_each_other(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     meter.open([])
     for joules in (5, 7):
@@ -171,17 +173,19 @@ def test_windows_follow_each_other(powercap, meter, clock):
         assert meter.end().devices[0].energy_j == joules
 
 
-def _assert_none(device, reason):
+def _assert_none(device: Any, reason: Any) -> None:
     assert (device.energy_j, device.method) == (None, "unavailable")
     assert device.reason.startswith("RAPL: ")
     assert reason in device.reason
 
 
-def test_one_that_was_not_looked_at_for_too_long_may_have_gone_round_twice(powercap, meter, clock):
+def test_one_that_was_not_looked_at_for_too_long_may_have_gone_round_twice(
+    powercap: Powercap, meter: RaplMeter, clock: Clock
+) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     dram = powercap.zone("intel-rapl:0:0", "dram")
 
-    def the_thread_is_kept_from_running():
+    def the_thread_is_kept_from_running() -> None:
         clock.now += 300.0
 
     meter.open([])
@@ -198,13 +202,13 @@ def test_one_that_was_not_looked_at_for_too_long_may_have_gone_round_twice(power
     assert meter.end().devices[0].energy_j == 5, "and the next window is whole"
 
 
-def test_a_counter_that_falls_too_far_was_reset(powercap, meter, clock):
+def test_a_counter_that_falls_too_far_was_reset(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0", energy_uj=100_000_000_000)
     devices = _window(meter, clock, 10.0, lambda: package.write_text("5000000"))
     _assert_none(devices["package-0"], "the counter was reset (it fell from 100000000000 to 5000000 µJ in 10.0 s)")
 
 
-def test_a_counter_that_stands_still_is_no_zero(powercap, meter, clock):
+def test_a_counter_that_stands_still_is_no_zero(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     powercap.zone("intel-rapl:0:0", "dram", energy_uj=0)
     devices = _window(meter, clock, 10.0, lambda: add(package, 500))
@@ -212,7 +216,7 @@ def test_a_counter_that_stands_still_is_no_zero(powercap, meter, clock):
     _assert_none(devices["dram-0"], "the counter did not rise (from 0 µJ)")
 
 
-def test_a_counter_that_vanishes_in_the_window(powercap, monkeypatch):
+def test_a_counter_that_vanishes_in_the_window(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     dram = powercap.zone("intel-rapl:0:0", "dram")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(powercap.root))
@@ -229,7 +233,7 @@ def test_a_counter_that_vanishes_in_the_window(powercap, monkeypatch):
     assert "dram-0: RAPL: " in total.reason
 
 
-def test_a_counter_that_is_no_number(powercap, meter, clock):
+def test_a_counter_that_is_no_number(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     devices = _window(meter, clock, 10.0, lambda: package.write_text("\n"))
     _assert_none(devices["package-0"], "invalid literal")
@@ -238,19 +242,19 @@ def test_a_counter_that_is_no_number(powercap, meter, clock):
 
 
 @pytest.mark.parametrize("span", [0, -1])
-def test_a_counter_without_a_range_is_none(powercap, meter, span):
+def test_a_counter_without_a_range_is_none(powercap: Powercap, meter: RaplMeter, span: int) -> None:
     powercap.zone("intel-rapl:0", "package-0", range_uj=span)
     with pytest.raises(MeterUnavailableError, match=f"a counter with a range of {span} µJ"):
         meter.open([])
 
 
 @pytest.fixture
-def deny(monkeypatch):
+def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Deny the counters given from then on: root, who may run this, reads what chmod forbids."""
     denied = set()
     read_text = Path.read_text
 
-    def read(path, *args, **kwargs):
+    def read(path: Any, *args: Any, **kwargs: Any) -> Any:
         if path in denied:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return read_text(path, *args, **kwargs)
@@ -260,10 +264,12 @@ def deny(monkeypatch):
 
 
 @pytest.mark.parametrize("denied", [0, 1, 2, 3])
-def test_one_that_is_denied_in_mid_window_leaves_the_others(powercap, meter, clock, deny, denied):
+def test_one_that_is_denied_in_mid_window_leaves_the_others(
+    powercap: Powercap, meter: RaplMeter, clock: Clock, deny: Callable[..., Any], denied: int
+) -> None:
     counters = _two_sockets(powercap)
 
-    def change():
+    def change() -> None:
         for counter in counters:
             add(counter, 25)
         deny([counters[denied]])
@@ -273,7 +279,9 @@ def test_one_that_is_denied_in_mid_window_leaves_the_others(powercap, meter, clo
     assert [device.energy_j for device in devices] == [25, 25, 25]
 
 
-def test_a_failure_in_between_is_no_less_one_because_it_is_over_at_the_end(powercap, meter, clock, monkeypatch):
+def test_a_failure_in_between_is_no_less_one_because_it_is_over_at_the_end(
+    powercap: Powercap, meter: RaplMeter, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rapl, "MOST_WATTS", {"cpu_package": 1e6, "dram": 300.0})
     package = powercap.zone("intel-rapl:0", "package-0")
     text = package.read_text()
@@ -289,7 +297,7 @@ def test_a_failure_in_between_is_no_less_one_because_it_is_over_at_the_end(power
 # ---- energies against the script's exact integral ----
 
 
-def _two_sockets(powercap, starts=(1_000_000,) * 4, spans=(RANGE_UJ,) * 4):
+def _two_sockets(powercap: Any, starts: Any = (1_000_000,) * 4, spans: Any = (RANGE_UJ,) * 4) -> Any:
     folders = ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1", "intel-rapl:1:0")
     names = ("package-0", "dram", "package-1", "dram")
     zones = zip(folders, names, starts, spans, strict=True)
@@ -307,7 +315,7 @@ SCRIPTS = {
 }
 
 
-def _integral(script, until):
+def _integral(script: Any, until: Any) -> Any:
     points = [point for point in script if point[0] < until]
     last_at, last = points[-1]
     following = [point for point in script if point[0] >= until]
@@ -322,13 +330,15 @@ RANGES = [RANGE_UJ, 10_000_000_000, 1_000_000_000]
 @pytest.mark.parametrize("span", RANGES)
 @pytest.mark.parametrize("seconds", [2.0, 7.25, 20.0])
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-def test_every_script_is_right_to_half_a_percent(powercap, meter, clock, script, seconds, span):
+def test_every_script_is_right_to_half_a_percent(
+    powercap: Powercap, meter: RaplMeter, clock: Clock, script: list[Any], seconds: float, span: int
+) -> None:
     shares = [1.0, 0.25, 0.7, 0.1]  # of the script's power: two packages, and the memory of each
     starts = [span - 1_000_000, 5_000_000, span // 2, span - 100_000]
     counters = _two_sockets(powercap, starts, [span] * 4)
     began = clock.now
 
-    def move():
+    def move() -> None:
         energy_uj = _integral(script, clock.now - began) * 1e6 if clock.now > began else 0
         for counter, start, share in zip(counters, starts, shares, strict=True):
             counter.write_text(f"{int(start + share * energy_uj) % span}\n")
@@ -341,10 +351,10 @@ def test_every_script_is_right_to_half_a_percent(powercap, meter, clock, script,
         assert device.uncertainty_j == pytest.approx(device.energy_j / seconds * 0.001 * math.sqrt(1 / 6))
 
 
-def test_a_window_of_hours_goes_round_many_times(powercap, meter, clock):
+def test_a_window_of_hours_goes_round_many_times(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     counters = _two_sockets(powercap)
 
-    def move():
+    def move() -> None:
         for counter in counters:
             counter.write_text(f"{int(1e6 + 250e6 * (clock.now - 100)) % RANGE_UJ}\n")
 
@@ -354,13 +364,13 @@ def test_a_window_of_hours_goes_round_many_times(powercap, meter, clock):
     assert [device.energy_j for device in devices.values()] == pytest.approx([7200 * 250] * 4)
 
 
-def test_the_thread_looks_in_real_time_and_ends(powercap, monkeypatch):
+def test_the_thread_looks_in_real_time_and_ends(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a counter that could be round in a second, and is in less than two."""
     monkeypatch.setattr(rapl, "MOST_WATTS", {"cpu_package": 100.0, "dram": 100.0})
     counter = powercap.zone("intel-rapl:0", "package-0", range_uj=100_000_000)
     read, seen = Path.read_text, []
 
-    def read_text(path, *args, **kwargs):
+    def read_text(path: Any, *args: Any, **kwargs: Any) -> Any:
         if path != counter:
             return read(path, *args, **kwargs)
         seen.append(int(60 * time.monotonic() * 1e6))
@@ -381,11 +391,11 @@ def test_the_thread_looks_in_real_time_and_ends(powercap, monkeypatch):
     assert "llem-rapl" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_permission_denied(powercap, meter, monkeypatch):
+def test_permission_denied(powercap: Powercap, meter: RaplMeter, monkeypatch: pytest.MonkeyPatch) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     read_text = Path.read_text
 
-    def denied(path, *args, **kwargs):  # root, who may run this, reads what chmod forbids
+    def denied(path: Any, *args: Any, **kwargs: Any) -> Any:  # root, who may run this, reads what chmod forbids
         if path.name == "energy_uj":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return read_text(path, *args, **kwargs)
@@ -398,18 +408,18 @@ def test_permission_denied(powercap, meter, monkeypatch):
     assert "permission denied" in Meters.open("rapl", []).refusals["rapl"]
 
 
-def test_no_folder(tmp_path):
+def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(MeterUnavailableError, match=r"no package counter under .*nothing"):
         RaplMeter(tmp_path / "nothing").open([])
 
 
-def test_no_package(powercap, meter):
+def test_no_package(powercap: Powercap, meter: RaplMeter) -> None:
     powercap.zone("intel-rapl:0", "psys")
     with pytest.raises(MeterUnavailableError, match="no package counter"):
         meter.open([])
 
 
-def test_where_it_looks(powercap, tmp_path, monkeypatch):
+def test_where_it_looks(powercap: Powercap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     powercap.zone("intel-rapl:0", "package-0")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(powercap.root))
     RaplMeter().open([])

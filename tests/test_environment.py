@@ -9,8 +9,10 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,11 @@ from pytest_llem.measurement.environment import environment
 from pytest_llem.results import environment as host
 from pytest_llem.results.processor import cpu_model, is_virtual, processor
 from pytest_llem.results.working_tree import working_tree
+from tests.conftest import Results
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A git repository with one commit, whose names nobody else is to know."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
@@ -31,7 +34,7 @@ def repository(tmp_path, monkeypatch):
     folder = tmp_path / "repository"
     folder.mkdir()
 
-    def git(*arguments):
+    def git(*arguments: Any) -> Any:
         named = ("-c", "user.name=Ann Author", "-c", "user.email=ann@example.org")
         done = subprocess.run(["git", *named, *arguments], cwd=folder, capture_output=True, text=True, check=True)
         return done.stdout.strip()
@@ -45,7 +48,7 @@ def repository(tmp_path, monkeypatch):
 
 
 class TestGit:
-    def test_a_clean_tree_and_a_dirty_one(self, repository):
+    def test_a_clean_tree_and_a_dirty_one(self, repository: SimpleNamespace) -> None:
         commit = repository.git("rev-parse", "HEAD")
         assert working_tree(repository.folder) == {"commit": commit, "dirty": False}
         (repository.folder / "untracked").touch()
@@ -57,25 +60,29 @@ class TestGit:
         repository.git("checkout", "-q", "file")
         assert working_tree(repository.folder) == {"commit": commit, "dirty": False}
 
-    def test_before_the_first_commit(self, repository, tmp_path):
+    def test_before_the_first_commit(self, repository: SimpleNamespace, tmp_path: Path) -> None:
         (tmp_path / "new").mkdir()
         subprocess.run(["git", "init", "-q"], cwd=tmp_path / "new", check=True)
         assert working_tree(tmp_path / "new") == {"commit": None, "dirty": False}
 
-    def test_outside_of_a_repository(self, repository, tmp_path, monkeypatch):
+    def test_outside_of_a_repository(
+        self, repository: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
         (tmp_path / "elsewhere").mkdir()
         assert working_tree(tmp_path / "elsewhere") is None
         monkeypatch.setenv("GIT_DIR", str(repository.folder / ".git"))
         assert working_tree(tmp_path / "elsewhere")["commit"] == repository.git("rev-parse", "HEAD")
 
-    def test_without_git(self, repository, monkeypatch):
+    def test_without_git(self, repository: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
         assert working_tree(repository.folder) is None
         assert host.host_environment(repository.folder)["git"] is None
         assert working_tree(repository.folder / "nowhere") is None
 
-    def test_a_git_that_hangs_is_not_waited_for(self, repository, tmp_path, monkeypatch):
+    def test_a_git_that_hangs_is_not_waited_for(
+        self, repository: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
         (tmp_path / "git").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -86,10 +93,10 @@ class TestGit:
 
 class TestProcessor:
     @pytest.fixture
-    def machine(self, tmp_path):
+    def machine(self, tmp_path: Path) -> Callable[..., Any]:
         """A file tree of a machine, from its files' texts."""
 
-        def make(**texts):
+        def make(**texts: Any) -> Any:
             for name, text in texts.items():
                 file = tmp_path / name.replace("__", "/")
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +105,7 @@ class TestProcessor:
 
         return make
 
-    def test_what_the_system_tells(self, machine):
+    def test_what_the_system_tells(self, machine: Callable[..., Any]) -> None:
         cpus = "sys__devices__system__cpu__"
         root = machine(
             **{
@@ -128,7 +135,7 @@ class TestProcessor:
         }
         assert is_virtual(root) is True
 
-    def test_what_it_does_not_tell_is_none(self, machine):
+    def test_what_it_does_not_tell_is_none(self, machine: Callable[..., Any]) -> None:
         found = processor(machine(proc__cpuinfo="BogoMIPS : 50\n"))
         assert {name for name, value in found.items() if value is None} >= {"cpu_governor", "cpu_boost", "smt"}
         assert cpu_model(machine()) == (platform.processor() or None)
@@ -137,7 +144,7 @@ class TestProcessor:
 
 
 class TestVariables:
-    def test_only_those_of_the_list_and_no_paths(self, monkeypatch):
+    def test_only_those_of_the_list_and_no_paths(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in host.VARIABLES:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -160,13 +167,13 @@ class FakeNvml:
     NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
     NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_FUNCTION_NOT_FOUND = 3, 13
 
-    def nvmlInit(self):  # noqa: N802
+    def nvmlInit(self) -> None:  # noqa: N802
         pass
 
-    def nvmlShutdown(self):  # noqa: N802
+    def nvmlShutdown(self) -> None:  # noqa: N802
         pass
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: Any) -> Any:
         answers = {
             "nvmlSystemGetCudaDriverVersion": lambda: 13010,
             "nvmlSystemGetDriverVersion": lambda: "580.1",
@@ -188,13 +195,13 @@ class FakeNvml:
         except KeyError:
             raise AttributeError(name) from None
 
-    def fail(self):
+    def fail(self) -> None:
         error = self.NVMLError("Not Supported")
         error.value = self.NVML_ERROR_NOT_SUPPORTED
         raise error
 
 
-def test_what_nvml_tells_of_each_gpu(monkeypatch, tmp_path):
+def test_what_nvml_tells_of_each_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     found = environment(["GPU-1", "GPU-2"], tmp_path)
     assert found["cuda_driver"] == "13.1"
@@ -222,7 +229,7 @@ def test_what_nvml_tells_of_each_gpu(monkeypatch, tmp_path):
     assert nvml.Nvml().error is None
 
 
-def test_without_a_gpu_nvml_is_not_asked(monkeypatch, tmp_path):
+def test_without_a_gpu_nvml_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     found = environment([], tmp_path)
     assert (found["gpus"], found["cuda_driver"]) == ([], None)
@@ -242,10 +249,16 @@ SECRETS = {
 
 
 @pytest.fixture
-def run(pytester, write_study, repository, monkeypatch, results):
+def run(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    repository: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    results: Results,
+) -> Callable[..., Any]:
     """Run the study in a repository, where much is set that no result is to tell, and return all that it wrote."""
 
-    def inside(conftest="", **changes):
+    def inside(conftest: str = "", **changes: Any) -> Any:
         (repository.folder / ".git").rename(pytester.path / ".git")
         home = pytester.path / "secret-home"
         home.mkdir()
@@ -260,7 +273,9 @@ def run(pytester, write_study, repository, monkeypatch, results):
     return inside
 
 
-def test_no_name_path_or_token_is_told(run, results, pytester):
+def test_no_name_path_or_token_is_told(
+    run: Callable[..., Any], results: Results, pytester: pytest.Pytester
+) -> None:
     run().assert_outcomes(passed=1)
     secrets = {"secret", getpass.getuser(), platform.node(), str(pytester.path), str(Path.home())} - {"root", ""}
     written = [file for file in results.directory.rglob("*") if file.is_file()]
@@ -270,7 +285,9 @@ def test_no_name_path_or_token_is_told(run, results, pytester):
         assert {secret for secret in secrets if secret in text} == set(), file.name
 
 
-def test_the_commit_of_the_working_directory_is_told(run, results, pytester):
+def test_the_commit_of_the_working_directory_is_told(
+    run: Callable[..., Any], results: Results, pytester: pytest.Pytester
+) -> None:
     run().assert_outcomes(passed=1)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=pytester.path, capture_output=True, text=True, check=True
@@ -280,7 +297,7 @@ def test_the_commit_of_the_working_directory_is_told(run, results, pytester):
         assert written["environment"]["git"] == {"commit": commit, "dirty": True}, "its one file is not there"
 
 
-def test_a_hook_adds_to_the_environment(run, results):
+def test_a_hook_adds_to_the_environment(run: Callable[..., Any], results: Results) -> None:
     hook = """
         def pytest_llem_environment(environment):
             assert environment["python"]
@@ -300,7 +317,9 @@ def test_a_hook_adds_to_the_environment(run, results):
         ("environment['x'] = float('nan')", "pytest_llem_environment: ValueError: *JSON*"),
     ],
 )
-def test_a_hook_that_fails_ends_the_session_before_it_begins(run, pytester, body, message):
+def test_a_hook_that_fails_ends_the_session_before_it_begins(
+    run: Callable[..., Any], pytester: pytest.Pytester, body: str, message: str
+) -> None:
     result = run(f"import pytest\n\ndef pytest_llem_environment(environment):\n    {body}\n")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {message}"])

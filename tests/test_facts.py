@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ GPU = {
 }
 
 
-def _result(**changes):
+def _result(**changes: Any) -> Any:
     """Return the golden experiment's result: fields by dotted key, with changes."""
     data = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     for key, value in changes.items():
@@ -39,11 +40,11 @@ def _result(**changes):
     return ExperimentResult.model_validate(data)
 
 
-def _on_gpus(*gpus, **changes):
+def _on_gpus(*gpus: Any, **changes: Any) -> Any:
     return _result(environment__gpus=list(gpus), engine__device="cuda", **changes)
 
 
-def test_on_cpus():
+def test_on_cpus() -> None:
     assert bench_facts([_result(tokens__dataset_hash="ab", environment__cpu_governor="performance")]) == {
         "cpu": "A processor",
         "cpus": 2,
@@ -55,7 +56,7 @@ def test_on_cpus():
     }
 
 
-def test_how_a_process_started_counts_where_it_holds_what_it_imported():
+def test_how_a_process_started_counts_where_it_holds_what_it_imported() -> None:
     start = {"method": "spawn", "began_at": "2026-11-25T23:00:00.000Z", "ready_at": "2026-11-25T23:00:03.000Z"}
     forked = _result(start=start | {"method": "forkserver"})
     assert bench_facts([_result(start=start)])["start_method"] == "spawn"
@@ -63,7 +64,7 @@ def test_how_a_process_started_counts_where_it_holds_what_it_imported():
     assert "start_method" not in bench_facts([_on_gpus(GPU, start=start)])
 
 
-def test_on_a_gpu():
+def test_on_a_gpu() -> None:
     facts = bench_facts([_on_gpus(GPU)])
     assert facts["gpu"] == "NVIDIA H100"
     assert (facts["power_limit"], facts["driver"], facts["gpu_uuids"]) == ("700 W", "580.1", "GPU-1")
@@ -71,31 +72,31 @@ def test_on_a_gpu():
     assert not {"cpu", "cpus", "mig"} & set(facts)
 
 
-def test_on_several_gpus():
+def test_on_several_gpus() -> None:
     other = GPU | {"uuid": "GPU-0", "power_limit_w": 500.0, "mig_mode": True}
     facts = bench_facts([_on_gpus(GPU, other)])
     assert (facts["gpu"], facts["gpu_uuids"]) == ("2 × NVIDIA H100", "GPU-0, GPU-1")
     assert (facts["power_limit"], facts["mig"], facts["driver"]) == ("500 W, 700 W", "on", "580.1")
 
 
-def test_a_gpu_that_nvml_does_not_know_is_told_by_the_engine():
+def test_a_gpu_that_nvml_does_not_know_is_told_by_the_engine() -> None:
     facts = bench_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
     assert facts["gpu"] == "NVIDIA T4"
     assert "power_limit" not in facts
 
 
-def test_no_energy_is_no_fact():
+def test_no_energy_is_no_fact() -> None:
     facts = bench_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
     assert not {"energy_method", "energy_boundary"} & set(facts)
 
 
-def test_cycles_that_disagree_are_all_told():
+def test_cycles_that_disagree_are_all_told() -> None:
     facts = bench_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
     assert facts["gpu_uuids"] == ["GPU-1", "GPU-2"]
     assert facts["gpu"] == "NVIDIA H100"
 
 
-def test_the_shortest_window_counts():
+def test_the_shortest_window_counts() -> None:
     cycles = [_result(window__quantisation_error=share) for share in (1 / 100, 1 / 16, None)]
     assert bench_facts(cycles)["energy_ticks"] == 16
     split = _result(prefill_window={"passes": 1, "window_seconds": 1.0, "quantisation_error": 0.1})
@@ -103,7 +104,7 @@ def test_the_shortest_window_counts():
     assert "energy_ticks" not in bench_facts([split])
 
 
-def test_what_may_differ():
+def test_what_may_differ() -> None:
     facts = subject_facts(
         [
             _result(
@@ -128,7 +129,7 @@ def test_what_may_differ():
     assert not {"settings.generation.seed", "model_fingerprint", "random_weights"} & set(facts)
 
 
-def test_flat():
+def test_flat() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": [1, {"x": 2}]}, "e": None, "f": {}, "g": False}) == {
         "a.b.c": 1,
         "a.d": [1, {"x": 2}],
@@ -140,7 +141,7 @@ MOMENTS = st.integers(0, 30)
 
 
 @given(st.lists(st.tuples(MOMENTS, MOMENTS).map(sorted).filter(lambda span: span[0] < span[1]), max_size=12))
-def test_overlaps_are_those_that_every_pair_shows(spans):
+def test_overlaps_are_those_that_every_pair_shows(spans: Any) -> None:
     texts = [tuple(f"2026-11-23T20:55:{moment:02}.000Z" for moment in span) for span in spans]
     assert overlapping(texts) == [
         any(one != at and begin < ended and end > begun for one, (begin, end) in enumerate(spans))
@@ -148,11 +149,11 @@ def test_overlaps_are_those_that_every_pair_shows(spans):
     ]
 
 
-def _time(seconds):
+def _time(seconds: Any) -> Any:
     return f"2026-11-23T20:00:{seconds:02}.000Z"
 
 
-def _built(tmp_path, spans, failed=()):
+def _built(tmp_path: Path, spans: Any, failed: Any = ()) -> Any:
     """Return the StudyResult of experiments that ran from when to when: (point, cycle, began, ended)."""
     given = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     places = [(point, cycle) for point, cycle, *_ in [*spans, *failed]]
@@ -199,18 +200,20 @@ def _built(tmp_path, spans, failed=()):
     ],
     ids=["one after the other", "side by side", "one cycle of two", "beside one that failed"],
 )
-def test_what_ran_beside_a_point(tmp_path, spans, failed, concurrent):
+def test_what_ran_beside_a_point(
+    tmp_path: Path, spans: list[tuple[str, int, int, int]], failed: list[Any], concurrent: dict[str, Any]
+) -> None:
     points = _built(tmp_path, spans, failed)
     assert {name: point.bench.get("concurrent") for name, point in points.items()} == concurrent
 
 
-def test_facts_are_written_down(tmp_path):
+def test_facts_are_written_down(tmp_path: Path) -> None:
     point = _built(tmp_path, [("a", 1, 0, 1), ("a", 2, 2, 3)])["a"]
     assert point.bench["cpu"] == "A processor"
     assert point.subject["torch"] == "2.13.0+cpu"
     assert point.cycles == [1, 2]
 
 
-def test_a_point_without_a_result_has_no_facts(tmp_path):
+def test_a_point_without_a_result_has_no_facts(tmp_path: Path) -> None:
     point = _built(tmp_path, [("a", 1, 0, 1)], [("b", 1, 2, 3)])["b"]
     assert (point.bench, point.subject, point.cycles) == ({}, {}, [])

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,47 +18,57 @@ import pytest
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import guardian
 from pytest_llem.isolation.oom import oom_kills
+from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
+from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def _script(path, *lines):
+def _script(path: Any, *lines: Any) -> Any:
     path.write_text("\n".join(("#!/bin/sh", *lines, "")))
     path.chmod(0o755)
     return str(path)
 
 
-def _pids(folder):
+def _pids(folder: Any) -> Any:
     return [int(path.stem) for path in folder.iterdir()]
 
 
 class TestBeforeItsFirstLine:
-    def test_an_interpreter_that_is_not_there(self, job, run):
+    def test_an_interpreter_that_is_not_there(self, job: Callable[..., Any], run: Callable[..., Any]) -> None:
         error = run(job(python="/nowhere/python"), timeout=3600).error
         assert (error.kind, error.type) == ("crash", "NotStarted")
         assert error.message == "no process: /nowhere/python: No such file or directory"
 
-    def test_an_interpreter_that_is_no_program(self, job, run, tmp_path):
+    def test_an_interpreter_that_is_no_program(
+        self, job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path
+    ) -> None:
         (tmp_path / "python").write_text("text")
         error = run(job(python=str(tmp_path / "python")), timeout=3600).error
         assert (error.type, error.message) == ("NotStarted", f"no process: {tmp_path}/python: Permission denied")
 
-    def test_an_interpreter_that_cannot_import_us(self, job, run, tmp_path):
+    def test_an_interpreter_that_cannot_import_us(
+        self, job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path
+    ) -> None:
         python = _script(tmp_path / "python", f"exec {sys.executable} -I -c 'import nothing_of_that_name'")
         outcome = run(job(python=python), timeout=3600)
         assert (outcome.error.kind, outcome.error.phase) == ("crash", "starting")
         assert outcome.error.message == "the process ended with status 1 and left no result"
         assert "No module named 'nothing_of_that_name'" in outcome.output
 
-    def test_no_room_for_its_files(self, job, run, monkeypatch, tmp_path):
+    def test_no_room_for_its_files(
+        self, job: Callable[..., Any], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
         error = run(job()).error
         assert (error.kind, error.type) == ("crash", "NotStarted")
         assert "No such file or directory" in error.message
 
-    def test_what_lies_in_the_current_folder_is_not_in_the_way(self, job, run, tmp_path, monkeypatch):
+    def test_what_lies_in_the_current_folder_is_not_in_the_way(
+        self, job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
         assert run(job()).error is None
@@ -64,7 +76,9 @@ class TestBeforeItsFirstLine:
 
 class TestHangs:
     @pytest.mark.parametrize("fault", ["hang", "hold the lock"])
-    def test_at_the_deadline_nothing_is_left(self, job, run, tmp_path, fault):
+    def test_at_the_deadline_nothing_is_left(
+        self, job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path, fault: str
+    ) -> None:
         """Its children have left its session, were orphaned, and ignore every signal that can be ignored."""
         for name in ("family", "notes"):
             (tmp_path / name).mkdir()
@@ -76,14 +90,18 @@ class TestHangs:
         assert len(pids) == 4
         assert all(map(gone, pids))
 
-    def test_after_a_result_nothing_is_left_either(self, job, run, tmp_path):
+    def test_after_a_result_nothing_is_left_either(
+        self, job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path
+    ) -> None:
         outcome = run(job(family=str(tmp_path)))
         assert outcome.error is None
         assert len(_pids(tmp_path)) >= 3
         assert all(map(gone, _pids(tmp_path)))
 
-    def test_one_that_is_stopped_is_ended_too(self, job, run, tmp_path):
-        def stop():
+    def test_one_that_is_stopped_is_ended_too(
+        self, job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        def stop() -> None:
             wait_until(lambda: any(tmp_path.iterdir()))
             os.kill(_pids(tmp_path)[0], signal.SIGSTOP)
 
@@ -92,20 +110,22 @@ class TestHangs:
         assert outcome.error.kind == "timeout"
         assert gone(_pids(tmp_path)[0])
 
-    def test_getting_the_model_does_not_count(self, job, run):
+    def test_getting_the_model_does_not_count(self, job: Callable[..., Any], run: Callable[..., Any]) -> None:
         assert run(job(fetch=6), timeout=5).error is None
 
-    def test_but_does_not_take_for_ever(self, job, run, monkeypatch):
+    def test_but_does_not_take_for_ever(
+        self, job: Callable[..., Any], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(childs, "FETCH_SECONDS", 1.0)
         error = run(job(fetch=3600), timeout=5).error
         assert (error.kind, error.phase) == ("timeout", "fetching the model")
 
 
 class TestKilled:
-    def test_its_guardian_was(self, job, run, tmp_path):
+    def test_its_guardian_was(self, job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path) -> None:
         """What is left of the group is ended without it."""
 
-        def kill():
+        def kill() -> None:
             wait_until(lambda: any(tmp_path.iterdir()))
             stat = Path(f"/proc/{_pids(tmp_path)[0]}/stat").read_text()
             os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
@@ -116,12 +136,14 @@ class TestKilled:
         wait_until(lambda: gone(_pids(tmp_path)[0]))
 
     @pytest.mark.slow
-    def test_pytorch_without_memory(self, job, run):
+    def test_pytorch_without_memory(self, job: Callable[..., Any], run: Callable[..., Any]) -> None:
         error = run(job(fault="torch allocate")).error
         assert (error.kind, error.type) == ("oom", "RuntimeError")
 
     @pytest.mark.slow
-    def test_by_the_kernel_for_memory(self, pytester, write_study, results, start_method):
+    def test_by_the_kernel_for_memory(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, start_method: str
+    ) -> None:
         """pytest and the experiment share the limit, as in a container; the experiment goes."""
         write_study(
             sweep={"noop.fault": ["fill memory", "none"]},
@@ -149,7 +171,7 @@ class TestKilled:
         assert error["message"] == "the kernel killed the process: there was no memory left"
 
 
-def _limited_group(size):
+def _limited_group(size: Any) -> Any:
     """Return a new control group whose processes may take so many bytes; skip where none can be made."""
     version_1 = (CGROUPS / "memory" / "cgroup.procs").exists()
     group = (CGROUPS / "memory" if version_1 else CGROUPS) / f"llem-test-{os.getpid()}"
@@ -173,7 +195,7 @@ class TestTheKernelsCount:
             ("4:cpu,memory:/on/the/host\n0::/\n", "memory/memory.oom_control"),
         ],
     )
-    def test_is_that_of_the_own_control_group(self, tmp_path, membership, counter):
+    def test_is_that_of_the_own_control_group(self, tmp_path: Path, membership: str, counter: str) -> None:
         (tmp_path / "proc" / "self").mkdir(parents=True)
         (tmp_path / "proc" / "self" / "cgroup").write_text(membership)
         (tmp_path / "proc" / "vmstat").write_text("oom_kill 99\n")
@@ -181,22 +203,24 @@ class TestTheKernelsCount:
         (tmp_path / counter).write_text("oom 7\noom_kill 3\n")
         assert oom_kills(tmp_path / "proc", tmp_path) == 3
 
-    def test_or_else_the_machines(self, tmp_path):
+    def test_or_else_the_machines(self, tmp_path: Path) -> None:
         (tmp_path / "vmstat").write_text("pgfault 1\noom_kill 5\n")
         assert oom_kills(tmp_path, tmp_path) == 5
 
-    def test_or_nobodys(self, tmp_path):
+    def test_or_nobodys(self, tmp_path: Path) -> None:
         assert oom_kills(tmp_path, tmp_path) is None
 
 
 class TestMuch:
-    def test_a_result_of_50_mb_is_intact(self, job, run):
+    def test_a_result_of_50_mb_is_intact(self, job: Callable[..., Any], run: Callable[..., Any]) -> None:
         outcome = run(job(filler=50_000_000))
         assert outcome.error is None
         result = ExperimentResult.model_validate_json(outcome.result)
         assert result.engine.settings["filler"] == "x" * 50_000_000
 
-    def test_a_gigabyte_of_output_is_not_held(self, pytester, write_study):
+    def test_a_gigabyte_of_output_is_not_held(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         """Measured where pytest runs: its peak memory is far below what was written."""
         write_study(noop={"fault": "pour"}, sweep={"n": [1]}, execution={"n_cycles": 1})
         pytester.makeconftest(
@@ -212,13 +236,20 @@ class TestMuch:
         pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         assert int((pytester.path / "peak").read_text()) < 300_000_000
 
-    def test_a_closed_event_channel_costs_nothing(self, job, run):
+    def test_a_closed_event_channel_costs_nothing(self, job: Callable[..., Any], run: Callable[..., Any]) -> None:
         assert run(job(fault="close")).error is None
 
 
 class TestPytestIsKilled:
     @pytest.mark.parametrize("fault", ["hang", "hold the lock"])
-    def test_nothing_outlives_it(self, pytester, write_study, monkeypatch, fault, start_method):
+    def test_nothing_outlives_it(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        monkeypatch: pytest.MonkeyPatch,
+        fault: str,
+        start_method: str,
+    ) -> None:
         for name in ("family", "notes", "temporary"):
             (pytester.path / name).mkdir()
         monkeypatch.setenv("TMPDIR", str(pytester.path / "temporary"))
@@ -237,7 +268,9 @@ class TestPytestIsKilled:
         wait_until(lambda: all(map(gone, pids)), 30)
         wait_until(lambda: not list((pytester.path / "temporary").glob("llem-*")), 30)
 
-    def test_nor_xdists_controller(self, pytester, write_study, start_method):
+    def test_nor_xdists_controller(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], start_method: str
+    ) -> None:
         """Its workers take some seconds to notice; their experiments do not."""
         (pytester.path / "notes").mkdir()
         write_study(
@@ -255,12 +288,20 @@ class TestPytestIsKilled:
         assert not gone(xdist), "the experiment did not wait for that"
 
 
-def test_sys_path_may_hold_paths(job, run, monkeypatch):
+def test_sys_path_may_hold_paths(
+    job: Callable[..., Any], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, Path("somewhere"), None])
     assert run(job()).error is None
 
 
-def test_without_file_descriptors_nothing_is_left(job, run, servers, tmp_path, monkeypatch):
+def test_without_file_descriptors_nothing_is_left(
+    job: Callable[..., Any],
+    run: Callable[..., Any],
+    servers: Servers | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(list(Path("/proc/self/fd").iterdir()))
@@ -277,7 +318,7 @@ def test_without_file_descriptors_nothing_is_left(job, run, servers, tmp_path, m
         assert len(list(Path("/proc/self/fd").iterdir())) == used
 
 
-def test_the_parent_sleeps_meanwhile(pytester, write_study):
+def test_the_parent_sleeps_meanwhile(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     """Processor time of pytest's process over 5 s of an experiment that sleeps: below 1 % of a core."""
     write_study(
         noop={"seconds": 7}, sweep={"n": [1]}, execution={"n_cycles": 1}, measurement={"min_window_seconds": 0}
@@ -313,7 +354,7 @@ def test_the_parent_sleeps_meanwhile(pytester, write_study):
     assert float((pytester.path / "used").read_text()) < 0.05
 
 
-def test_the_guardian_imports_little():
+def test_the_guardian_imports_little() -> None:
     """Every experiment waits for it to start."""
     code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(len(sys.modules), 'pytest_llem' in sys.modules)"
     command = [sys.executable, "-I", "-S", "-c", code, guardian.__file__]

@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +17,13 @@ from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.cli.needs import Need, needs
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.loading import load_study
-from tests.support.hub import COMMIT, serving
+from tests.conftest import Results
+from tests.support.hub import COMMIT, Hub, serving
 
 TINY = "n: 1\nmax_output_tokens: 2\nwarmup: {enabled: false}\nmeasurement: {min_window_seconds: 0}\n"
 
 
-def llem(*arguments, **environment):
+def llem(*arguments: Any, **environment: Any) -> Any:
     """Run ``llem fetch`` and return its exit status, its output's lines, and what stands in standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest_llem.cli", "fetch", *arguments],
@@ -33,10 +37,10 @@ def llem(*arguments, **environment):
 
 
 @pytest.fixture
-def study(pytester):
+def study(pytester: pytest.Pytester) -> Callable[..., Any]:
     """Write a study into the current directory and return its name."""
 
-    def write(text, name="study.yaml"):
+    def write(text: Any, name: str = "study.yaml") -> Any:
         (pytester.path / name).write_text(text)
         return name
 
@@ -44,7 +48,7 @@ def study(pytester):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of models as the hub has them."""
     whole, sharded, pickled = (tmp_path_factory.mktemp(name) / "model" for name in ("whole", "sharded", "pickled"))
     shutil.copytree(tiny_llama(), whole)
@@ -61,13 +65,13 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(models):
+def hub(models: dict[str, Path]) -> Iterator[Hub]:
     with serving(models) as hub:
         yield hub
 
 
 @pytest.fixture
-def online(hub, tmp_path, monkeypatch):
+def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """Have processes ask the hub and use a cache of their own; without a network again, they find that one."""
     environment = hub.environment(tmp_path / "hf")
     for name in [name for name in os.environ if name.startswith("HF_")]:
@@ -81,7 +85,14 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where 
 
 
 class TestHub:
-    def test_what_was_fetched_is_found_without_a_network(self, pytester, study, online, monkeypatch, results):
+    def test_what_was_fetched_is_found_without_a_network(
+        self,
+        pytester: pytest.Pytester,
+        study: Callable[..., Any],
+        online: Hub,
+        monkeypatch: pytest.MonkeyPatch,
+        results: Results,
+    ) -> None:
         file = study(f"model: owner/whole\n{TINY}execution: {{n_cycles: 1}}\nsweep: {{precision: [bf16, fp32]}}")
         assert llem(file)[:2] == (0, ["fetched: owner/whole"])
         assert sorted(online.downloads) == [
@@ -103,14 +114,14 @@ class TestHub:
         assert (result["engine"]["model_source"], result["engine"]["model_revision"]) == ("hub", COMMIT)
         assert llem(file)[:2] == (0, ["already here: owner/whole"])
 
-    def test_what_is_here_is_not_downloaded_again(self, study, online):
+    def test_what_is_here_is_not_downloaded_again(self, study: Callable[..., Any], online: Hub) -> None:
         file = study("model: owner/sharded")
         assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
         online.downloads.clear()
         assert llem(file)[:2] == (0, ["already here: owner/sharded"])
         assert online.downloads == []
 
-    def test_what_is_half_here_is_completed(self, study, online, tmp_path):
+    def test_what_is_half_here_is_completed(self, study: Callable[..., Any], online: Hub, tmp_path: Path) -> None:
         file = study("model: owner/sharded")
         llem(file)
         [shard] = (tmp_path / "hf").rglob("snapshots/*/model-00002*")
@@ -128,7 +139,7 @@ class TestHub:
         assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
         assert online.downloads == ["owner/sharded/model-00002-of-00002.safetensors"]
 
-    def test_each_model_and_revision_once_over_all_studies(self, study, online):
+    def test_each_model_and_revision_once_over_all_studies(self, study: Callable[..., Any], online: Hub) -> None:
         first = study("sweep: {model: [owner/whole, owner/sharded], n: [1, 2]}", "a.yaml")
         second = study(
             f"model: owner/whole\nsweep: {{pytorch.revision: [null, '{COMMIT}'], precision: [bf16, fp16]}}",
@@ -142,7 +153,7 @@ class TestHub:
             f"already here: owner/whole (revision {COMMIT})",
         ]
 
-    def test_it_goes_on_after_what_cannot_be_had(self, study, online):
+    def test_it_goes_on_after_what_cannot_be_had(self, study: Callable[..., Any], online: Hub) -> None:
         file = study(
             "experiments:\n"
             "- {model: owner/none}\n"
@@ -169,7 +180,7 @@ class TestHub:
         ]
         assert lines[4].startswith("not to be had: a\\n\\x1b[31mb: ")
 
-    def test_no_network_is_said_to_be_why(self, study, tmp_path):
+    def test_no_network_is_said_to_be_why(self, study: Callable[..., Any], tmp_path: Path) -> None:
         file = study("model: owner/whole")
         status, lines, _ = llem(file, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
         assert (status, lines) == (
@@ -182,13 +193,13 @@ class TestHub:
 
 
 class TestNoDownload:
-    def test_the_builtin_is_made(self, study, tmp_path):
+    def test_the_builtin_is_made(self, study: Callable[..., Any], tmp_path: Path) -> None:
         file = study("model: builtin:tiny-llama")
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["fetched: builtin:tiny-llama"])
         assert (tmp_path / "pytest-llem" / "tiny-llama-v1" / "model.safetensors").is_file()
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["already here: builtin:tiny-llama"])
 
-    def test_a_cache_that_cannot_be_written_is_a_line(self, study, tmp_path):
+    def test_a_cache_that_cannot_be_written_is_a_line(self, study: Callable[..., Any], tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         status, [line, other], _ = llem(
             study("sweep: {model: ['builtin:tiny-llama', .]}"), XDG_CACHE_HOME=str(tmp_path / "file")
@@ -197,7 +208,7 @@ class TestNoDownload:
         assert line.startswith("not to be had: builtin:tiny-llama: ")
         assert "Not a directory" in line
 
-    def test_folders_of_models_by_name(self, pytester, study):
+    def test_folders_of_models_by_name(self, pytester: pytest.Pytester, study: Callable[..., Any]) -> None:
         for folder in ("one/owner/a", "two/owner/b", "three/owner/c", "local"):
             (pytester.path / folder).mkdir(parents=True)
         file = study("sweep: {model: [owner/a, owner/b, owner/c, ./local]}")
@@ -210,17 +221,19 @@ class TestNoDownload:
         assert lines[1].startswith("not to be had: owner/b: no folder owner/b; none of that name under ")
         assert f"(one, {pytester.path / 'three'})" in lines[1]
 
-    def test_what_is_skipped_needs_nothing(self, study):
+    def test_what_is_skipped_needs_nothing(self, study: Callable[..., Any]) -> None:
         file = study("sweep: {model: [owner/none, .]}\nskip: [{where: {model: owner/none}}]")
         assert llem(file) == (0, ["already here: ."], "")
 
-    def test_a_large_study_is_none_too_many(self, study):
+    def test_a_large_study_is_none_too_many(self, study: Callable[..., Any]) -> None:
         assert llem(study("model: .\nsweep: {n: [1, 2], max_output_tokens: [1, 2]}"), PYTEST_ADDOPTS="-o llem_max_"
             "experiments=3") == (0, ["already here: ."], "")  # fmt: skip
 
 
 class TestMistakes:
-    def test_a_wrong_study_is_told_as_pytest_tells_it_and_the_others_are_fetched(self, pytester, study):
+    def test_a_wrong_study_is_told_as_pytest_tells_it_and_the_others_are_fetched(
+        self, pytester: pytest.Pytester, study: Callable[..., Any]
+    ) -> None:
         wrong = study("modle: m\nn: 0\nsweep: {n: [1]}", "wrong.yaml")
         good = study("model: .", "good.yaml")
         status, lines, said = llem(wrong, "missing.yaml", good)
@@ -231,17 +244,19 @@ class TestMistakes:
         collected = pytester.runpytest_subprocess(wrong, "-p", "llem", "--collect-only").outlines
         assert told[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
 
-    def test_an_ini_file_that_pytest_does_not_take(self, pytester, study):
+    def test_an_ini_file_that_pytest_does_not_take(
+        self, pytester: pytest.Pytester, study: Callable[..., Any]
+    ) -> None:
         pytester.makeini("[pytest]\nllem_model_path = '\n")
         status, lines, said = llem(study("model: ."))
         assert (status, lines) == (1, [])
         assert "ERROR: llem_model_path: No closing quotation" in said
 
     @pytest.mark.parametrize("options", ["-n 2", "--collect-only -q", "-W error -p no:llem-recorder"])
-    def test_whatever_pytest_is_usually_told(self, study, options):
+    def test_whatever_pytest_is_usually_told(self, study: Callable[..., Any], options: str) -> None:
         assert llem(study("model: ."), PYTEST_ADDOPTS=options) == (0, ["already here: ."], "")
 
-    def test_strict_holds_here_too(self, pytester, study):
+    def test_strict_holds_here_too(self, pytester: pytest.Pytester, study: Callable[..., Any]) -> None:
         pytester.makeini("[pytest]\nllem_strict = true\n")
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
         status, lines, said = llem(file)
@@ -272,7 +287,7 @@ class Engine:
 
 class TestOwnEngine:
     @pytest.mark.parametrize("folder", [".", "engines"])
-    def test_it_fetches_itself(self, pytester, study, folder):
+    def test_it_fetches_itself(self, pytester: pytest.Pytester, study: Callable[..., Any], folder: str) -> None:
         (pytester.path / folder).mkdir(exist_ok=True)
         (pytester.path / folder / "mine.py").write_text(OWN_ENGINE)
         pytester.makeini("[pytest]\npythonpath = engines\nllem_model_path = models\n")
@@ -295,7 +310,7 @@ class TestOwnEngine:
             f"good {{'level': {level}}} ['models']" for level in (1, 2)
         ]
 
-    def test_one_that_is_not_there(self, study):
+    def test_one_that_is_not_there(self, study: Callable[..., Any]) -> None:
         file = study("model: m\nbackend: [vllm, 'nowhere.to_be:Found']")
         status, [first, second], _ = llem(file)
         assert status == 1
@@ -306,7 +321,7 @@ class TestOwnEngine:
         )
 
     @pytest.mark.skipif("vllm" in installed(BACKENDS), reason="it is installed here")
-    def test_the_files_of_one_that_runs_elsewhere(self, tmp_path):
+    def test_the_files_of_one_that_runs_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(
             "model: owner/name\nbackend: [vllm, tensorrt]\nrunners: {vllm: /opt/vllm/bin/python}"
         )

@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import nvml
+from tests.support.nvml import Script
 from tests.support.powercap import Powercap
 from tests.support.processes import gone, wait_until
 
@@ -31,13 +35,13 @@ CONFIG = {
 
 
 @pytest.fixture
-def run(pytester, tmp_path, monkeypatch):
+def run(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run tests of this source, on a machine without meters; return pytest's result."""
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("COLUMNS", "300")  # or pytest cuts its lines
 
-    def call(source, *options, config=False):
+    def call(source: Any, *options: Any, config: bool = False) -> Any:
         pytester.makepyfile(test_it=(CONFIG if config else "") + source)
         strict = ("--strict-markers", "-W", "error", "-p", "llem")
         return pytester.runpytest_subprocess("test_it.py", *strict, *options)
@@ -46,10 +50,10 @@ def run(pytester, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def boards(tmp_path, nvml_library, monkeypatch):
+def boards(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Have processes see scripted boards."""
 
-    def install(*given):
+    def install(*given: Any) -> Any:
         script = nvml.Script(tmp_path / "nvml.script", list(given))
         script.write()
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -61,12 +65,12 @@ def boards(tmp_path, nvml_library, monkeypatch):
 
 
 @pytest.fixture
-def board(boards):
+def board(boards: Callable[..., Any]) -> Script:
     """Have processes see one board, which draws 200 W."""
     return boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": TICK_MS}))
 
 
-def properties(pytester, name="junit.xml"):
+def properties(pytester: pytest.Pytester, name: str = "junit.xml") -> Any:
     """Return the properties of each test case."""
     cases = ET.parse(pytester.path / name).iter("testcase")
     return {
@@ -75,7 +79,7 @@ def properties(pytester, name="junit.xml"):
 
 
 class TestEnergyMeter:
-    def test_a_counter_is_read_at_both_ends_of_the_block(self, run, board):
+    def test_a_counter_is_read_at_both_ends_of_the_block(self, run: Callable[..., Any], board: Script) -> None:
         run(
             f"""
 import time, sys
@@ -101,7 +105,9 @@ def test_it(energy_meter):
         ).assert_outcomes(passed=1)
         assert board.users() == 0, "NVML was let go"
 
-    def test_only_the_boards_that_cuda_may_use_are_read(self, run, boards, monkeypatch):
+    def test_only_the_boards_that_cuda_may_use_are_read(
+        self, run: Callable[..., Any], boards: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
         boards(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
         source = """
@@ -117,7 +123,7 @@ def test_it(energy_meter):
                 monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
             run(source, "-s").stdout.fnmatch_lines([f"*{str(seen)[1:-1]}*"])
 
-    def test_without_a_meter_there_is_an_estimate_that_says_so(self, run):
+    def test_without_a_meter_there_is_an_estimate_that_says_so(self, run: Callable[..., Any]) -> None:
         run(
             """
 import time
@@ -131,7 +137,9 @@ def test_it(energy_meter):
 """
         ).assert_outcomes(passed=1)
 
-    def test_a_meter_can_be_chosen_and_what_it_lacks_is_told(self, run, tmp_path):
+    def test_a_meter_can_be_chosen_and_what_it_lacks_is_told(
+        self, run: Callable[..., Any], tmp_path: Path
+    ) -> None:
         Powercap(tmp_path).zone("intel-rapl:0", "package-0")
         run(
             """
@@ -160,7 +168,7 @@ def test_a_name_that_nobody_has(energy_meter):
 """
         ).assert_outcomes(passed=3)
 
-    def test_blocks_lie_in_each_other_and_run_side_by_side(self, run, board):
+    def test_blocks_lie_in_each_other_and_run_side_by_side(self, run: Callable[..., Any], board: Script) -> None:
         run(
             f"""
 import threading, time
@@ -187,7 +195,9 @@ def test_threads(energy_meter):
         ).assert_outcomes(passed=2)
         assert board.users() == 0
 
-    def test_what_the_block_raises_comes_through_and_the_figures_are_there(self, run, board):
+    def test_what_the_block_raises_comes_through_and_the_figures_are_there(
+        self, run: Callable[..., Any], board: Script
+    ) -> None:
         run(
             """
 import pytest
@@ -204,7 +214,7 @@ def test_it(energy_meter, kind):
         ).assert_outcomes(passed=3)
         assert board.users() == 0, "the meter was closed"
 
-    def test_a_gpu_that_pytorch_uses_is_waited_for_at_both_ends(self, run):
+    def test_a_gpu_that_pytorch_uses_is_waited_for_at_both_ends(self, run: Callable[..., Any]) -> None:
         """A stand-in that knows what it is asked: there need be no GPU."""
         done = run(
             """
@@ -281,7 +291,9 @@ def test_other():
 
 
 class TestEnergyBudget:
-    def test_a_test_fails_beyond_its_budget_and_says_so_in_a_line(self, run, board, pytester):
+    def test_a_test_fails_beyond_its_budget_and_says_so_in_a_line(
+        self, run: Callable[..., Any], board: Script, pytester: pytest.Pytester
+    ) -> None:
         done = run(BUDGETS, "-rA", "--junitxml=junit.xml")
         done.assert_outcomes(passed=2, failed=3)
         joules = r"used [3-9]\d(\.\d)? J \(measured, nvml_total_energy\), more than its budget of 10 J"
@@ -305,7 +317,7 @@ class TestEnergyBudget:
             assert float(figures["llem_seconds"]) >= 0.15
         assert board.users() == 0
 
-    def test_workers_of_xdist_too(self, run, board, pytester):
+    def test_workers_of_xdist_too(self, run: Callable[..., Any], board: Script, pytester: pytest.Pytester) -> None:
         done = run(BUDGETS, "-n", "2", "--junitxml=junit.xml")
         done.assert_outcomes(passed=2, failed=3)
         assert float(properties(pytester)["test_within"]["llem_energy_j"]) >= WATTS * 0.15
@@ -321,7 +333,9 @@ class TestEnergyBudget:
             ("seconds=60", None),
         ],
     )  # fmt: skip
-    def test_an_estimate_decides_only_where_that_is_allowed(self, run, pytester, arguments, told):
+    def test_an_estimate_decides_only_where_that_is_allowed(
+        self, run: Callable[..., Any], pytester: pytest.Pytester, arguments: str, told: str | None
+    ) -> None:
         done = run(
             f"import pytest\n@pytest.mark.energy_budget({arguments})\ndef test_it(): sum(range(100_000))",
             "--junitxml=junit.xml",
@@ -331,7 +345,9 @@ class TestEnergyBudget:
             done.stdout.re_match_lines_random([f"{told}$"])
         assert properties(pytester)["test_it"]["llem_energy_method"] == "estimated"
 
-    def test_energy_that_cannot_be_read_is_no_energy_within_the_budget(self, run, boards, pytester):
+    def test_energy_that_cannot_be_read_is_no_energy_within_the_budget(
+        self, run: Callable[..., Any], boards: Callable[..., Any], pytester: pytest.Pytester
+    ) -> None:
         boards(nvml.Board(GPU, [(0, WATTS)], {"mig": 1}))
         for allow in (False, True):
             done = run(
@@ -353,7 +369,9 @@ def test_it(): pass
             assert set(figures) == {"llem_energy_method", "llem_seconds"}, "no energy is not 0 J"
             assert figures["llem_energy_method"] == "unavailable"
 
-    def test_a_window_of_too_few_ticks_is_not_judged(self, run, boards):
+    def test_a_window_of_too_few_ticks_is_not_judged(
+        self, run: Callable[..., Any], boards: Callable[..., Any]
+    ) -> None:
         boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": 20}))
         source = """
 import time, pytest
@@ -371,7 +389,7 @@ def test_long(): time.sleep(0.45)
             ]
         )
 
-    def test_wrong_arguments_are_an_error_of_that_test(self, run):
+    def test_wrong_arguments_are_an_error_of_that_test(self, run: Callable[..., Any]) -> None:
         wrong = {
             "": "energy_budget: needs joules, seconds or both",
             "joules=None": "energy_budget: needs joules, seconds or both",
@@ -396,7 +414,7 @@ def test_long(): time.sleep(0.45)
             assert f"ERROR test_it.py::test_{number} - Failed: {told}" in done.stdout.str()
         assert "it ran" not in done.stdout.str()
 
-    def test_it_goes_with_the_rest_of_pytest(self, run):
+    def test_it_goes_with_the_rest_of_pytest(self, run: Callable[..., Any]) -> None:
         done = run(
             """
 import unittest
@@ -457,7 +475,9 @@ class TestUnittest(unittest.TestCase):
             assert f"FAILED test_it.py::{name} - {told}" in said
         assert "ERROR test_it.py::test_error - ValueError: no fixture" in said
 
-    def test_a_test_that_runs_again_has_its_last_figures(self, run, pytester, monkeypatch):
+    def test_a_test_that_runs_again_has_its_last_figures(
+        self, run: Callable[..., Any], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:random_order -p no:timeout -p no:tavern")
         done = run(
             """
@@ -475,7 +495,7 @@ def test_it():
             names = [one.get("name") for one in case.iter("property")]
             assert len(names) == len(set(names))
 
-    def test_it_is_told_of_and_means_nothing_elsewhere(self, run):
+    def test_it_is_told_of_and_means_nothing_elsewhere(self, run: Callable[..., Any]) -> None:
         run("def test_it(): pass", "--markers").stdout.fnmatch_lines(["@pytest.mark.energy_budget(*"])
         fixtures = run("def test_it(): pass", "--fixtures").stdout.str()
         assert "energy_meter [session scope]" in fixtures
@@ -485,7 +505,7 @@ def test_it():
 
 @pytest.mark.usefixtures("noop_engine")
 class TestIsolatedExperiment:
-    def test_it_runs_in_a_process_of_its_own(self, run, pytester):
+    def test_it_runs_in_a_process_of_its_own(self, run: Callable[..., Any], pytester: pytest.Pytester) -> None:
         (pytester.path / "notes").mkdir()
         done = run(
             """
@@ -518,7 +538,9 @@ def test_a_config_is_taken_too(isolated_experiment, result):
         )
         done.assert_outcomes(passed=2)
 
-    def test_paths_are_relative_to_rootdir_and_models_are_found_as_ever(self, run, pytester):
+    def test_paths_are_relative_to_rootdir_and_models_are_found_as_ever(
+        self, run: Callable[..., Any], pytester: pytest.Pytester
+    ) -> None:
         (pytester.path / "prompts.txt").write_text("one\ntwo\n")
         (pytester.path / "own.py").write_text("from noop_engine import NoopEngine\nclass Own(NoopEngine): pass\n")
         done = run(
@@ -549,7 +571,9 @@ def test_engine(isolated_experiment):
             ('{"backend": "pytorch", "model": "no/such"}', "preflight", "preflight: model 'no/such'*"),
         ],
     )  # fmt: skip
-    def test_a_failure_is_an_exception_that_says_why(self, run, changes, kind, line):
+    def test_a_failure_is_an_exception_that_says_why(
+        self, run: Callable[..., Any], changes: str, kind: str, line: str
+    ) -> None:
         done = run(
             f"""
 import pytest
@@ -579,7 +603,7 @@ def test_error(isolated_experiment):
         assert "self._failure" not in said, "where it was raised is nobody's concern"
         assert ("Traceback (most recent call last)" in said) == ("say" in changes)
 
-    def test_a_wrong_config_is_told_as_ever(self, run):
+    def test_a_wrong_config_is_told_as_ever(self, run: Callable[..., Any]) -> None:
         done = run(
             """
 import pytest
@@ -596,7 +620,9 @@ def test_it(isolated_experiment):
         done.assert_outcomes(passed=1)
 
     @pytest.mark.parametrize(("option", "argument"), [(["--llem-timeout=2"], ""), ([], ", timeout=2")])
-    def test_one_that_hangs_is_ended(self, run, pytester, option, argument):
+    def test_one_that_hangs_is_ended(
+        self, run: Callable[..., Any], pytester: pytest.Pytester, option: list[Any], argument: str
+    ) -> None:
         (pytester.path / "notes").mkdir()
         done = run(
             f"""
@@ -613,7 +639,7 @@ def test_it(isolated_experiment):
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 
-    def test_two_workers_never_measure_at_once(self, run, pytester):
+    def test_two_workers_never_measure_at_once(self, run: Callable[..., Any], pytester: pytest.Pytester) -> None:
         done = run(
             """
 from pathlib import Path
@@ -640,7 +666,7 @@ def test_it(isolated_experiment, n):
             waited[1],
         )
 
-    def test_ctrl_c_ends_it(self, pytester):
+    def test_ctrl_c_ends_it(self, pytester: pytest.Pytester) -> None:
         (pytester.path / "notes").mkdir()
         pytester.makepyfile(
             test_it=CONFIG
@@ -661,7 +687,7 @@ def test_it(isolated_experiment):
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 
-    def test_what_it_says_goes_on_to_the_terminal_with_s(self, run):
+    def test_what_it_says_goes_on_to_the_terminal_with_s(self, run: Callable[..., Any]) -> None:
         source = """
 def test_it(isolated_experiment):
     isolated_experiment({**CONFIG, "noop": {"fault": "say"}})
@@ -670,7 +696,7 @@ def test_it(isolated_experiment):
         assert "a word from the engine" not in run(source, config=True).stdout.str()
         run(source, "-rP", config=True).stdout.fnmatch_lines(["*Captured stdout call*", "a word from the engine*"])
 
-    def test_a_meter_around_it_sees_it(self, run, board):
+    def test_a_meter_around_it_sees_it(self, run: Callable[..., Any], board: Script) -> None:
         done = run(
             f"""
 import pytest
@@ -688,7 +714,7 @@ def test_it(isolated_experiment, energy_meter):
         done.assert_outcomes(passed=1)
 
 
-def test_the_public_names_annotate(pytester):
+def test_the_public_names_annotate(pytester: pytest.Pytester) -> None:
     """Who annotates with them needs nothing but pytest_llem, and gets no pytest by it."""
     pytester.makepyfile(
         annotated="""
@@ -706,7 +732,7 @@ assert "pytest" not in sys.modules
     subprocess.run([sys.executable, "annotated.py"], check=True, cwd=pytester.path)
 
 
-def test_pytest_itself_is_the_same_without(pytester):
+def test_pytest_itself_is_the_same_without(pytester: pytest.Pytester) -> None:
     """No test without the marker has anything to do with a meter."""
     pytester.makepyfile(
         """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -33,32 +35,32 @@ SLOW = Peaks({"bf16": 1000.0}, 100.0, cache_bytes=2000)
 GPU = EngineRecord(name="e", device="cuda", device_names=["Slow GPU"])
 
 
-def records(*lengths):
+def records(*lengths: Any) -> Any:
     return [RequestRecord(tokens_in, [7] * tokens_out) for tokens_in, tokens_out in lengths]
 
 
 class Engine:
     """Tells a shape, or raises."""
 
-    def __init__(self, shape=SHAPE):
+    def __init__(self, shape: Any = SHAPE) -> None:
         self.given = shape
 
-    def shape(self):
+    def shape(self) -> Any:
         if isinstance(self.given, Exception):
             raise self.given
         return self.given
 
 
 @pytest.fixture(autouse=True)
-def _slow_gpu(monkeypatch):
+def _slow_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peaks._PEAKS, "Slow GPU", SLOW)
 
 
-def work(requests, seconds=1.0, *, engine=None, record=GPU):
+def work(requests: Any, seconds: float = 1.0, *, engine: Any = None, record: Any = GPU) -> Any:
     return work_metrics(engine or Engine(), record, requests, seconds)
 
 
-def test_a_batch_by_hand():
+def test_a_batch_by_hand() -> None:
     """Prompts of 3 and 2 tokens, answers of 3 and 1: the second row ends with prefill."""
     prefill, first, second = steps(SHAPE, [(3, 3), (2, 1)])
     # 2·1000·(3+2) in layers, 2·100·2 in the head, 4·10·(9+4) in attention, of which 4·10·(6+3) has to be
@@ -77,7 +79,7 @@ def test_a_batch_by_hand():
     assert found["mfu"].value == pytest.approx(15_680 / 135.6 / 1000)
 
 
-def test_a_step_takes_the_longer_of_reading_and_computing():
+def test_a_step_takes_the_longer_of_reading_and_computing() -> None:
     prefill, step = steps(SHAPE, [(3, 2)])
     assert seconds_at_least(prefill, SLOW, 1000) == 22.0
     assert seconds_at_least(prefill, SLOW, 100) == pytest.approx((6000 + 200 + 240) / 100)
@@ -85,7 +87,7 @@ def test_a_step_takes_the_longer_of_reading_and_computing():
     assert seconds_at_least(step, SLOW, 10) == pytest.approx(236.0)
 
 
-def test_weights_are_read_once_for_a_batch_and_context_for_each_row():
+def test_weights_are_read_once_for_a_batch_and_context_for_each_row() -> None:
     """Two batches of one, and one of two."""
     alone = Requests([records((3, 2), (3, 2))], sizes=[1, 1])
     together = Requests([records((3, 2), (3, 2))], sizes=[2])
@@ -95,7 +97,7 @@ def test_weights_are_read_once_for_a_batch_and_context_for_each_row():
     assert work(together)["mbu"].value == pytest.approx((2200 + 2200 + 160) / 100)
 
 
-def test_passes_that_differ_are_averaged():
+def test_passes_that_differ_are_averaged() -> None:
     both = work(Requests([records((3, 2)), records((3, 4))]))
     first, second = (work(Requests([records((3, tokens))])) for tokens in (2, 4))
     for name in ("flops", "mfu", "mbu"):
@@ -105,11 +107,11 @@ def test_passes_that_differ_are_averaged():
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
-def test_it_grows_as_it_should(tokens):
+def test_it_grows_as_it_should(tokens: int) -> None:
     base = Requests([records((5, tokens))])
     floor = 1 / work(base)["times_floor"].value
 
-    def floor_with(requests=base, **changes):
+    def floor_with(requests: Any = base, **changes: Any) -> Any:
         return 1 / work(requests, engine=Engine(replace(SHAPE, **changes)))["times_floor"].value
 
     assert floor_with(weight_bytes=22_000, kv_bytes_per_value=40) == pytest.approx(10 * floor), "memory-bound"
@@ -120,7 +122,7 @@ def test_it_grows_as_it_should(tokens):
     assert work(base, seconds=2)["times_floor"].value == pytest.approx(2 * work(base)["times_floor"].value)
 
 
-def test_nothing_generated_still_takes_its_prefill():
+def test_nothing_generated_still_takes_its_prefill() -> None:
     (only,) = steps(SHAPE, [(3, 0)])
     assert only.flops == 6000 + 200 + 360
 
@@ -128,7 +130,7 @@ def test_nothing_generated_still_takes_its_prefill():
 # ---- where it is not known ----
 
 
-def reasons(found):
+def reasons(found: Any) -> Any:
     assert set(found) == set(NAMES)
     assert all((one.value is None) == bool(one.reason) for one in found.values())
     return {name: one.reason for name, one in found.items()}
@@ -137,34 +139,34 @@ def reasons(found):
 REQUESTS = Requests([records((3, 2))])
 
 
-def test_an_engine_that_tells_no_shape():
+def test_an_engine_that_tells_no_shape() -> None:
     assert set(reasons(work(REQUESTS, engine=object())).values()) == {
         "the engine does not tell the shape of its model"
     }
 
 
-def test_a_shape_that_is_not_known():
+def test_a_shape_that_is_not_known() -> None:
     found = work(REQUESTS, engine=Engine(ShapeUnknownError("the weights are quantised")))
     assert set(reasons(found).values()) == {"the weights are quantised"}
     found = work(REQUESTS, engine=Engine(KeyError("oops")))
     assert set(reasons(found).values()) == {"the engine cannot tell the shape of its model: KeyError: 'oops'"}
 
 
-def test_a_context_beyond_the_sliding_window():
+def test_a_context_beyond_the_sliding_window() -> None:
     narrow = Engine(replace(SHAPE, window=4))
     reason = "a context of 5 tokens is longer than the model's sliding window of 4"
     assert set(reasons(work(REQUESTS, engine=narrow)).values()) == {reason}
     assert work(REQUESTS, engine=Engine(replace(SHAPE, window=5))) == work(REQUESTS)
 
 
-def test_a_processor_has_no_peak(monkeypatch):
+def test_a_processor_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_llem.measurement.floor.cpu_model", lambda: "A Fast CPU")
     found = reasons(work(REQUESTS, record=EngineRecord(name="e", device="cpu")))
     assert found.pop("flops") is None
     assert set(found.values()) == {"no peak is known of A Fast CPU"}
 
 
-def test_a_gpu_that_is_not_in_the_table():
+def test_a_gpu_that_is_not_in_the_table() -> None:
     for name in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA Unheard 9000"):
         record = EngineRecord(name="e", device="cuda", device_names=[name])
         found = reasons(work(REQUESTS, record=record))
@@ -172,18 +174,18 @@ def test_a_gpu_that_is_not_in_the_table():
         assert set(found.values()) == {f"no peak is known of {name}"}
 
 
-def test_several_devices():
+def test_several_devices() -> None:
     record = EngineRecord(name="e", device="cuda", device_names=["Slow GPU"] * 2)
     assert reasons(work(REQUESTS, record=record))["mbu"] == "the model ran on 2 devices"
 
 
-def test_a_precision_without_a_peak_has_a_bandwidth_still():
+def test_a_precision_without_a_peak_has_a_bandwidth_still() -> None:
     found = work(REQUESTS, engine=Engine(replace(SHAPE, precision="tf32")))
     assert found["mbu"].value == work(REQUESTS)["mbu"].value
     assert reasons(found)["mfu"] == reasons(found)["times_floor"] == "no peak of tf32 is known of Slow GPU"
 
 
-def test_weights_that_fit_the_cache():
+def test_weights_that_fit_the_cache() -> None:
     found = work(REQUESTS, engine=Engine(replace(SHAPE, weight_bytes=2000)))
     assert found["mfu"].value == work(REQUESTS)["mfu"].value
     expected = "the weights (0 MB) fit the cache of Slow GPU (0 MB)"
@@ -194,7 +196,7 @@ def test_weights_that_fit_the_cache():
 # ---- peaks ----
 
 
-def test_peaks_are_found_by_the_names_of_cuda():
+def test_peaks_are_found_by_the_names_of_cuda() -> None:
     h100 = peaks_of("NVIDIA H100 80GB HBM3")
     assert (h100.flops["bf16"], h100.bandwidth, h100.cache_bytes) == (989.5e12, 3.35e12, 50 * 2**20)
     assert peaks_of("A100-SXM4-40GB") == peaks_of("NVIDIA A100-SXM4-40GB")
@@ -203,7 +205,7 @@ def test_peaks_are_found_by_the_names_of_cuda():
 
 
 @pytest.mark.parametrize("name", [name for name in peaks._PEAKS if name != "Slow GPU"])
-def test_peaks_are_of_their_units(name):
+def test_peaks_are_of_their_units(name: str) -> None:
     """Tera and not giga, dense and not sparse: machine balance of known GPUs lies in a narrow band."""
     known = peaks._PEAKS[name]
     assert 50e12 <= known.flops["fp16"] <= 2500e12
@@ -216,10 +218,10 @@ def test_peaks_are_of_their_units(name):
 
 
 @pytest.fixture
-def run(noop_engine, monkeypatch):
+def run(noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     import noop_engine as module
 
-    def measured(shape, seconds=0.0, batch=1, **changes):
+    def measured(shape: Any, seconds: float = 0.0, batch: int = 1, **changes: Any) -> Any:
         fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
         config = {**fields, "baseline": {"enabled": False}, "noop": {"seconds": seconds, "size": batch}, **changes}
         monkeypatch.setattr(module.NoopEngine, "shape", Engine(shape).shape, raising=False)
@@ -229,7 +231,7 @@ def run(noop_engine, monkeypatch):
     return measured
 
 
-def test_every_result_holds_every_metric(run):
+def test_every_result_holds_every_metric(run: Callable[..., Any]) -> None:
     for shape in (SHAPE, ShapeUnknownError("no")):
         result = run(shape)
         assert set(result.metrics) == set(CATALOGUE)
@@ -238,13 +240,13 @@ def test_every_result_holds_every_metric(run):
             assert (one.value is None) == bool(one.reason), name
 
 
-def test_every_metric_is_defined():
+def test_every_metric_is_defined() -> None:
     for name, one in CATALOGUE.items():
         assert all((one.unit, one.meaning)), name
         assert one.better in ("lower", "higher", None), name
 
 
-def test_it_is_that_of_the_batches_of_the_experiment(run):
+def test_it_is_that_of_the_batches_of_the_experiment(run: Callable[..., Any]) -> None:
     """Two prompts of 4 tokens, 3 new ones each: 2200, 2200 + 5·20 and 2200 + 6·20 bytes for a row alone."""
     alone, together = run(SHAPE, seconds=0.01), run(SHAPE, seconds=0.01, batch=2)
     moved = {1: 2 * (3 * 2200 + 220), 2: 3 * 2200 + 2 * 220}
@@ -254,7 +256,7 @@ def test_it_is_that_of_the_batches_of_the_experiment(run):
         assert result.metrics["times_floor"].value == pytest.approx(seconds / (moved[size] / 100))
 
 
-def test_faster_than_the_floor_is_a_bug_of_ours(run, monkeypatch):
+def test_faster_than_the_floor_is_a_bug_of_ours(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass takes milliseconds, and 136 s at least."""
     (warning,) = [one for one in run(SHAPE).warnings if one.startswith("times_floor")]
     assert "please report it" in warning

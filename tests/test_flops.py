@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,19 +27,19 @@ from pytest_llem.backends.shape import model_shape  # noqa: E402
 EAGER = {"attn_implementation": "eager", "batch_size": 8}
 
 
-def counted(run, *arguments):
+def counted(run: Any, *arguments: Any) -> Any:
     """Return the FLOPs that torch counts of a call, and what it gives."""
     with FlopCounterMode(display=False) as counter:
         given = run(*arguments)
     return counter.get_total_flops(), given
 
 
-def said(made, requests):
+def said(made: Any, requests: Any) -> Any:
     lengths = [(one.input_tokens, len(one.output_ids)) for one in requests]
     return [step.flops for step in steps(made.shape(), lengths)]
 
 
-def both(made, prompts):
+def both(made: Any, prompts: Any) -> Any:
     """Return torch's FLOPs and ours, of prefill and of the whole."""
     (batch,) = made.prepare(prompts)
     made.seed(0)
@@ -47,14 +50,14 @@ def both(made, prompts):
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 9])
-def test_flops_of_the_tiny_model_are_torchs(tokens):
+def test_flops_of_the_tiny_model_are_torchs(tokens: int) -> None:
     made = engine(**GREEDY, pytorch=EAGER, max_output_tokens=tokens)
     for torchs, ours in both(made, [[5 + n % 200 for n in range(100)]] * 3):
         assert ours == pytest.approx(torchs, rel=0.01)
 
 
 @pytest.mark.slow
-def test_flops_of_smollm2_are_torchs(smollm2):
+def test_flops_of_smollm2_are_torchs(smollm2: Path) -> None:
     """A prompt of 300 tokens, so that attention counts for something."""
     fields = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "max_output_tokens": 4, **GREEDY, "pytorch": EAGER}
     made = PyTorchEngine(config(**fields), EngineContext((smollm2,)))
@@ -75,13 +78,13 @@ def test_flops_of_smollm2_are_torchs(smollm2):
     assert read == 4 * shape.weight_bytes + 2 * (301 + 302 + 303) * kept / 7
 
 
-def test_padding_and_what_comes_after_an_end_count_for_nothing(monkeypatch):
+def test_padding_and_what_comes_after_an_end_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row by row, without padding, torch counts what we say of the batch."""
     made = engine(**GREEDY, measurement=NATURAL, pytorch=EAGER)
     forward = made._model.forward
 
     @functools.wraps(forward)  # generate looks at what it takes
-    def ending(*args, **kwargs):
+    def ending(*args: Any, **kwargs: Any) -> Any:
         given = forward(*args, **kwargs)
         given.logits[..., 2] += torch.where(given.logits.argmax(-1) % 2 == 0, 30.0, -30.0)
         return given
@@ -109,13 +112,13 @@ DENSE = {
 }
 
 
-def made_of(name):
+def made_of(name: Any) -> Any:
     """Return the model of an entry of DENSE."""
     return decoder(name.removeprefix("tied "), **DENSE[name])
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_shapes_of_architectures_count_as_torch_does(name):
+def test_shapes_of_architectures_count_as_torch_does(name: str) -> None:
     model = made_of(name)
     ids = torch.arange(10, 22)[None]
     with torch.no_grad():
@@ -126,7 +129,7 @@ def test_shapes_of_architectures_count_as_torch_does(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "tied llama", "gpt2"])
-def test_the_bytes_of_a_step_are_those_of_its_tensors(name):
+def test_the_bytes_of_a_step_are_those_of_its_tensors(name: str) -> None:
     model = made_of(name)
     tensors = dict(model.named_parameters())  # a tensor of two names is in it once
     looked_up = {"gpt2": ["transformer.wpe.weight"], "llama": ["model.embed_tokens.weight"], "tied llama": []}
@@ -137,7 +140,7 @@ def test_the_bytes_of_a_step_are_those_of_its_tensors(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
-def test_the_bytes_of_a_token_are_those_of_the_cache(name):
+def test_the_bytes_of_a_token_are_those_of_the_cache(name: str) -> None:
     model = made_of(name).to(torch.bfloat16)
     with torch.no_grad():
         cache = model(input_ids=torch.arange(7)[None] + 10, use_cache=True).past_key_values
@@ -147,45 +150,45 @@ def test_the_bytes_of_a_token_are_those_of_the_cache(name):
     assert shape.precision == "bf16"
 
 
-def test_the_narrowest_window_is_told():
+def test_the_narrowest_window_is_told() -> None:
     assert model_shape(made_of("mistral")).window == 16
     assert model_shape(made_of("gemma2")).window == 64
     assert model_shape(made_of("llama")).window is None
 
 
-def with_a_layer_of_two(model):
+def with_a_layer_of_two(model: Any) -> Any:
     model.model.layers[1] = model.model.layers[0]
     return model
 
 
-def with_a_matrix(model):
+def with_a_matrix(model: Any) -> Any:
     model.model.norm.weight = torch.nn.Parameter(torch.ones(32, 1))
     return model
 
 
-def run_twice(model):
+def run_twice(model: Any) -> Any:
     layer = model.model.layers[0].mlp
     forward = type(layer).forward
     layer.forward = lambda states: forward(layer, forward(layer, states))
     return model
 
 
-def spread(model):
+def spread(model: Any) -> Any:
     model.lm_head.to("meta")
     return model
 
 
-def two_stacks(model):
+def two_stacks(model: Any) -> Any:
     model.config.is_encoder_decoder = True
     return model
 
 
-def mixed(model):
+def mixed(model: Any) -> Any:
     model.model.layers[0].mlp.to(torch.float64)
     return model
 
 
-def quantised(model):
+def quantised(model: Any) -> Any:
     quantisation = SimpleNamespace(to_json_string=lambda use_diff: '{"quant_method": "gptq"}')
     model.config.quantization_config = quantisation
     return model
@@ -205,7 +208,7 @@ def quantised(model):
         (lambda: quantised(decoder("llama")), "the weights are quantised"),
     ],
 )
-def test_what_is_no_plain_decoder_is_told(model, reason):
+def test_what_is_no_plain_decoder_is_told(model: Callable[..., Any], reason: str) -> None:
     with pytest.raises(ShapeUnknownError, match=f"^{reason}"):
         model_shape(model())
 
@@ -219,12 +222,12 @@ def test_what_is_no_plain_decoder_is_told(model, reason):
         ({"passthrough_kwargs": {"guidance_scale": 1.5}}, "guidance runs every token through the model twice"),
     ],
 )
-def test_generating_that_computes_more_is_told(changes, reason):
+def test_generating_that_computes_more_is_told(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ShapeUnknownError, match=f"^{reason}"):
         engine(**changes).shape()
 
 
-def test_fp32_that_may_be_tf32_has_no_peak_of_fp32():
+def test_fp32_that_may_be_tf32_has_no_peak_of_fp32() -> None:
     made = engine(**GREEDY)
     assert made.shape().precision == "fp32"
     torch.set_float32_matmul_precision("high")

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +20,7 @@ import pytest
 from pytest_llem.isolation.launcher import run_isolated
 from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
+from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
 #: An engine whose import does what each test says.
@@ -37,18 +41,18 @@ ENGINE = """
 
 
 @pytest.fixture
-def servers():
+def servers() -> Iterator[Servers]:
     servers = Servers()
     yield servers
     servers.end()
 
 
 @pytest.fixture
-def notes(tmp_path, monkeypatch):
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     (tmp_path / "notes").mkdir()
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
 
-    def read():
+    def read() -> Any:
         files = sorted((tmp_path / "notes").iterdir(), key=lambda file: file.stat().st_mtime_ns)
         return [json.loads(file.read_text()) for file in files]
 
@@ -56,10 +60,12 @@ def notes(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def engine(tmp_path, monkeypatch, job, notes):
+def engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: Callable[..., Any], notes: Callable[..., Any]
+) -> Callable[..., Any]:
     """Return what makes a job for an engine with something in its module."""
 
-    def make(at_import="", name="forked_engine", **options):
+    def make(at_import: str = "", name: str = "forked_engine", **options: Any) -> Any:
         import textwrap
         from dataclasses import replace
 
@@ -73,7 +79,7 @@ def engine(tmp_path, monkeypatch, job, notes):
     return make
 
 
-def _server():
+def _server() -> Any:
     """Return the one forkserver of this process: the child of a guardian that is its child."""
     guardians = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
     (guardian,) = guardians
@@ -81,12 +87,14 @@ def _server():
     return server
 
 
-def _links(pid):
+def _links(pid: Any) -> Any:
     return [str(Path(file).readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 class TestTheServer:
-    def test_experiments_do_not_import_again(self, servers, engine, notes):
+    def test_experiments_do_not_import_again(
+        self, servers: Servers, engine: Callable[..., Any], notes: Callable[..., Any]
+    ) -> None:
         jobs = engine()
         outcomes = [run_isolated(jobs, servers=servers) for _ in range(3)]
         assert [outcome.error for outcome in outcomes] == [None] * 3
@@ -97,7 +105,9 @@ class TestTheServer:
         assert {start.method for start in starts} == {"forkserver"}
         assert all(start.began_at <= start.ready_at for start in starts)
 
-    def test_it_has_one_thread_and_no_device(self, servers, job, monkeypatch):
+    def test_it_has_one_thread_and_no_device(
+        self, servers: Servers, job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """As it is seen from outside, with the engine, the class of the model and all that these bring."""
         pytest.importorskip("torch")
         monkeypatch.setenv("OMP_NUM_THREADS", "4")  # some libraries start threads as they are imported
@@ -122,14 +132,16 @@ class TestTheServer:
         spawned = ExperimentResult.model_validate_json(run_isolated(tiny).result)
         assert digests == {spawned.tokens.output_digest}, "the same tokens, however it was started"
 
-    def test_libraries_that_start_threads_are_kept_from_it(self, servers, engine):
+    def test_libraries_that_start_threads_are_kept_from_it(
+        self, servers: Servers, engine: Callable[..., Any]
+    ) -> None:
         """In an environment with scikit-learn, transformers brings pandas and pyarrow."""
         pytest.importorskip("pyarrow")
         for _ in range(2):
             assert run_isolated(engine("import pyarrow"), servers=servers).error is None
             assert _server().num_threads() == 1
 
-    def test_it_keeps_no_files_and_no_memory(self, servers, job):
+    def test_it_keeps_no_files_and_no_memory(self, servers: Servers, job: Callable[..., Any]) -> None:
         seen = []
         for _ in range(12):
             assert run_isolated(job(), servers=servers).error is None
@@ -152,7 +164,9 @@ class TestTheServer:
             ),
         ],
     )
-    def test_what_cannot_be_forked_is_refused(self, servers, engine, job, at_import, reason):
+    def test_what_cannot_be_forked_is_refused(
+        self, servers: Servers, engine: Callable[..., Any], job: Callable[..., Any], at_import: str, reason: str
+    ) -> None:
         outcome = run_isolated(engine(at_import), servers=servers)
         assert outcome.error.kind == "preflight"
         assert outcome.error.message == (
@@ -162,7 +176,9 @@ class TestTheServer:
         assert run_isolated(engine(at_import)).error is None
         assert run_isolated(job(), servers=servers).error is None, "another server takes its place"
 
-    def test_what_its_import_raises_is_the_experiments_failure(self, servers, engine):
+    def test_what_its_import_raises_is_the_experiments_failure(
+        self, servers: Servers, engine: Callable[..., Any]
+    ) -> None:
         jobs = engine("print('a word'); raise ValueError('not today')")
         forked, spawned = run_isolated(jobs, servers=servers), run_isolated(jobs)
         assert (forked.error.kind, forked.error.message) == (spawned.error.kind, spawned.error.message)
@@ -170,7 +186,9 @@ class TestTheServer:
         assert "a word" in forked.output
 
     @pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), 11)"])
-    def test_so_is_its_death_there(self, servers, engine, job, end):
+    def test_so_is_its_death_there(
+        self, servers: Servers, engine: Callable[..., Any], job: Callable[..., Any], end: str
+    ) -> None:
         jobs = engine(end)
         forked, spawned = run_isolated(jobs, servers=servers).error, run_isolated(jobs).error
         assert (forked.kind, forked.type, forked.message) == (spawned.kind, spawned.type, spawned.message)
@@ -184,7 +202,9 @@ class TestTheServer:
         ],
         ids=["blocks signals", "leaves a child"],
     )
-    def test_nobody_waits_for_what_its_import_has_done(self, servers, engine, monkeypatch, at_import):
+    def test_nobody_waits_for_what_its_import_has_done(
+        self, servers: Servers, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, at_import: str
+    ) -> None:
         """Its end is seen although a signal is blocked, and although somebody else has the pipes."""
         monkeypatch.setattr("pytest_llem.isolation.child.GRACE_SECONDS", 1000.0)
         monkeypatch.setattr("pytest_llem.isolation.child.REAP_SECONDS", 1000.0)
@@ -195,12 +215,16 @@ class TestTheServer:
         assert [outcome.error for outcome in outcomes] == [None]
 
     @pytest.mark.parametrize("value", ["None", "io.StringIO()"])
-    def test_its_import_may_put_anything_in_place_of_the_streams(self, servers, engine, value):
+    def test_its_import_may_put_anything_in_place_of_the_streams(
+        self, servers: Servers, engine: Callable[..., Any], value: str
+    ) -> None:
         jobs = engine(f"import io; sys.stdout = sys.stderr = {value}")
         for _ in range(2):
             assert run_isolated(jobs, servers=servers).error is None
 
-    def test_an_import_that_hangs_is_ended_at_the_deadline(self, servers, engine):
+    def test_an_import_that_hangs_is_ended_at_the_deadline(
+        self, servers: Servers, engine: Callable[..., Any]
+    ) -> None:
         error = run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=9).error
         assert (error.kind, error.message) == ("timeout", "not done after 9 s")
         assert "forked_engine.py" in error.traceback, "where it was is told"
@@ -208,7 +232,13 @@ class TestTheServer:
 
 
 class TestTheProcess:
-    def test_its_environment_is_that_of_its_turn(self, servers, engine, notes, monkeypatch):
+    def test_its_environment_is_that_of_its_turn(
+        self,
+        servers: Servers,
+        engine: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         jobs = engine()
         for gpus in ("0", "1", None):
             if gpus is None:
@@ -223,7 +253,13 @@ class TestTheProcess:
         assert [one["PYTEST_CURRENT_TEST"] for one in environments] == ["with 0", "with 1", "with None"]
         assert {one["PYTHONHASHSEED"] for one in environments} == {"0"}
 
-    def test_what_else_has_changed_takes_another_server(self, servers, engine, notes, monkeypatch):
+    def test_what_else_has_changed_takes_another_server(
+        self,
+        servers: Servers,
+        engine: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         jobs = engine()
         assert run_isolated(jobs, servers=servers).error is None
         monkeypatch.setenv("A_LIBRARY_READS_IT", "1")
@@ -233,7 +269,15 @@ class TestTheProcess:
         assert gone(first["imported_by"])
         assert second["environ"]["A_LIBRARY_READS_IT"] == "1"
 
-    def test_it_is_as_one_that_was_spawned(self, servers, job, tmp_path, engine, notes, monkeypatch):
+    def test_it_is_as_one_that_was_spawned(
+        self,
+        servers: Servers,
+        job: Callable[..., Any],
+        tmp_path: Path,
+        engine: Callable[..., Any],
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         """Its signals, limits, current folder, open files and streams."""
         monkeypatch.chdir(tmp_path)
         look = (
@@ -260,7 +304,9 @@ class TestTheProcess:
         forked, spawned = [json.loads(file.read_text()) for file in (tmp_path / "notes").glob("*.look")]
         assert forked == spawned
 
-    def test_numpys_generator_is_not_shared(self, servers, engine, tmp_path):
+    def test_numpys_generator_is_not_shared(
+        self, servers: Servers, engine: Callable[..., Any], tmp_path: Path
+    ) -> None:
         pytest.importorskip("numpy")
         drawn = "import numpy, atexit\natexit.register(lambda: Path(os.environ['NOTES'], f'{os.getpid()}.drawn')"
         jobs = engine(f"{drawn}.write_text(str(numpy.random.random())))")
@@ -271,8 +317,10 @@ class TestTheProcess:
 
 
 class TestItsEnd:
-    def test_when_it_is_killed_its_experiment_fails_and_the_next_has_another(self, servers, job, tmp_path):
-        def kill():
+    def test_when_it_is_killed_its_experiment_fails_and_the_next_has_another(
+        self, servers: Servers, job: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        def kill() -> None:
             wait_until(lambda: any(tmp_path.iterdir()))
             _server().kill()
 
@@ -283,7 +331,7 @@ class TestItsEnd:
         assert all(gone(int(note.stem)) for note in tmp_path.iterdir())
         assert run_isolated(job(), servers=servers).error is None
 
-    def test_killed_while_it_has_nothing_to_do(self, servers, job):
+    def test_killed_while_it_has_nothing_to_do(self, servers: Servers, job: Callable[..., Any]) -> None:
         assert run_isolated(job(), servers=servers).error is None
         server = _server()
         guardian = server.parent()
@@ -292,7 +340,7 @@ class TestItsEnd:
         assert run_isolated(job(), servers=servers).error is None
         assert _server().pid != server.pid
 
-    def test_with_them_goes_all(self, servers, job):
+    def test_with_them_goes_all(self, servers: Servers, job: Callable[..., Any]) -> None:
         assert run_isolated(job(), servers=servers).error is None
         server = _server()
         pids, folders = [server.pid, server.parent().pid], [one.folder for _, one in servers._servers.values()]
@@ -302,7 +350,15 @@ class TestItsEnd:
 
     @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
     @pytest.mark.parametrize("how", ["ends", signal.SIGINT, signal.SIGKILL], ids=str)
-    def test_with_the_session_it_goes(self, pytester, write_study, tmp_path, monkeypatch, how, workers):
+    def test_with_the_session_it_goes(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        how: Signals | str,
+        workers: tuple[str, ...],
+    ) -> None:
         (pytester.path / "notes").mkdir()
         (pytester.path / "temporary").mkdir()
         monkeypatch.setenv("TMPDIR", str(pytester.path / "temporary"))
@@ -334,7 +390,7 @@ class TestItsEnd:
         wait_until(lambda: all(name.startswith("llem-board") for name in left()), 30)
 
 
-def test_each_interpreter_has_its_own(servers, job, tmp_path):
+def test_each_interpreter_has_its_own(servers: Servers, job: Callable[..., Any], tmp_path: Path) -> None:
     """One is reached through a link: to it that is another."""
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\nexport PYTHONPATH={os.environ["PYTHONPATH"]}\nexec {sys.executable} "$@"\n')
@@ -347,7 +403,9 @@ def test_each_interpreter_has_its_own(servers, job, tmp_path):
     assert {one.cmdline()[6] for one in guardians} == {sys.executable, str(other)}
 
 
-def test_another_study_has_another(pytester, write_study, results):
+def test_another_study_has_another(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     """And one that spawns has none."""
     for name, method in (("a.yaml", "forkserver"), ("b.yaml", "forkserver"), ("c.yaml", "spawn")):
         write_study(name, name=name[0], sweep={"n": [1, 2]}, execution={"n_cycles": 1, "start_method": method})
@@ -374,7 +432,9 @@ def test_another_study_has_another(pytester, write_study, results):
 
 class TestOption:
     @pytest.mark.parametrize("how", [["--llem-start-method", "{}"], ["-o", "llem_start_method={}"]])
-    def test_it_wins_over_the_study(self, pytester, write_study, results, how):
+    def test_it_wins_over_the_study(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, how: list[str]
+    ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1, "start_method": "spawn"})
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *(one.format("forkserver") for one in how))
         run.assert_outcomes(passed=1)
@@ -383,13 +443,15 @@ class TestOption:
         (entry,) = results.manifest["experiments"]
         assert results.read(entry["result_file"])["start"]["method"] == "forkserver"
 
-    def test_the_default_is_spawn(self, pytester, write_study, results):
+    def test_the_default_is_spawn(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
         run.stdout.no_fnmatch_line("*forkserver*")
         assert results.study_result["measurement_protocol"]["start_method"] == "spawn"
 
-    def test_it_is_in_no_hash(self, pytester, write_study):
+    def test_it_is_in_no_hash(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         hashes = set()
         for method in ("spawn", "forkserver"):
             write_study(execution={"start_method": method})
@@ -400,13 +462,13 @@ class TestOption:
         assert len(hashes) == 1
 
     @pytest.mark.parametrize("text", ["fork", ""])
-    def test_what_cannot_be_meant_is_a_usage_error(self, pytester, text):
+    def test_what_cannot_be_meant_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
         result = pytester.runpytest("-p", "llem", "--llem-start-method", text)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         told = f"ERROR: --llem-start-method: must be one of spawn, forkserver (got {text!r})"
         assert told in result.errlines
 
-    def test_isolated_experiment_obeys_it(self, pytester, noop_engine):
+    def test_isolated_experiment_obeys_it(self, pytester: pytest.Pytester, noop_engine: None) -> None:
         pytester.makepyfile(
             """
             FIELDS = {"model": "none", "backend": "noop", "n": 1, "energy": {"backend": "estimate"},

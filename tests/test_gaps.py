@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from pytest_llem.hardware.gauges import Gauges, GpuState
 from pytest_llem.hardware.gpus import cuda_order
 from pytest_llem.isolation.gaps import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, Gaps
 from pytest_llem.results.experiment import GapRecord
-from tests.conftest import OTHER_PLUGINS
+from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import nvml
 from tests.support.nvml import Board, Script
 
@@ -29,7 +31,7 @@ UNREAD = GapRecord(seconds=0, reason="skipped", note="no GPU's temperature could
 UNWANTED = GapRecord(seconds=0, reason="skipped", note="none is wanted")
 
 
-def _at_once(gap):
+def _at_once(gap: Any) -> Any:
     """Return the record of a run whose devices were free."""
     return gap.model_copy(update={"waited_seconds": 0.0})
 
@@ -49,7 +51,7 @@ class Host:
         sleeps: How long each sleep was.
     """
 
-    def __init__(self, *course):
+    def __init__(self, *course: Any) -> None:
         self.course = course
         self.now = 0.0
         self.held = 0
@@ -59,21 +61,21 @@ class Host:
         self.gaps.note_first()
 
     @contextmanager
-    def _gauges(self):
+    def _gauges(self) -> Iterator[Any]:
         self.held += 1
         yield self._look
         self.held -= 1
 
-    def _look(self):
+    def _look(self) -> Any:
         assert self.held == 1
         self.looks.append(self.now)
         return [look for since, look in self.course if since <= self.now][-1]
 
-    def _sleep(self, seconds):
+    def _sleep(self, seconds: Any) -> None:
         self.sleeps.append(seconds)
         self.now += seconds
 
-    def wait(self, *arguments):
+    def wait(self, *arguments: Any) -> Any:
         assert self.held == 0
         before = self.now
         gap = self.gaps.wait(*arguments)
@@ -82,21 +84,21 @@ class Host:
         return gap.seconds, gap.reason
 
 
-def _one(temperature, power=70.0):
+def _one(temperature: Any, power: float = 70.0) -> Any:
     return {A: GpuState(temperature, power)}
 
 
 HOT = (1, _one(60, 300.0))
 
 
-def _until(then, at=30.0):
+def _until(then: Any, at: float = 30.0) -> Any:
     """Return a host whose GPU is at 40 °C and 70 W at first, hot from 1 s on, and *then* from *at* on."""
     host = Host((0, _one(40)), HOT, (at, then))
     host.now = 2.0
     return host
 
 
-def test_an_automatic_gap_ends_when_the_gpu_is_as_it_was():
+def test_an_automatic_gap_ends_when_the_gpu_is_as_it_was() -> None:
     assert _until(_one(40)).wait("auto") == (28.0, "target")
 
 
@@ -114,29 +116,29 @@ def test_an_automatic_gap_ends_when_the_gpu_is_as_it_was():
         ({**_one(40), B: GpuState(90, 700.0)}, "target"),  # not there at first
     ],
 )
-def test_as_cool_and_as_idle_as_at_first(then, reason):
+def test_as_cool_and_as_idle_as_at_first(then: dict[str, Any], reason: str) -> None:
     assert _until(then).wait("auto") == ((28.0, reason) if reason == "target" else (LONGEST_S, reason))
 
 
-def test_an_automatic_gap_has_a_shortest_time():
+def test_an_automatic_gap_has_a_shortest_time() -> None:
     host = Host((0, _one(40)))
     assert host.wait("auto") == (SHORTEST_S, "target")
     assert max(host.sleeps) <= 0.5
 
 
-def test_it_takes_5_s_at_least_and_120_s_at_most():
+def test_it_takes_5_s_at_least_and_120_s_at_most() -> None:
     assert Host((0, _one(40))).wait("auto") == (5.0, "target")
     assert _until(_one(60)).wait("auto") == (120.0, "timeout")
 
 
-def test_every_gpu_has_to_be_there():
+def test_every_gpu_has_to_be_there() -> None:
     first = {A: GpuState(40, 70.0), B: GpuState(30, 60.0)}
     host = Host((0, first), (20, {**first, B: GpuState(35, 60.0)}), (60, first))
     host.now = 20.0
     assert host.wait("auto") == (40.0, "target")
 
 
-def test_of_two_looks_at_first_the_lower_figures_count():
+def test_of_two_looks_at_first_the_lower_figures_count() -> None:
     for one, other in [(_one(60, 70.0), _one(40, 300.0)), (_one(40, 70.0), _one(60, 300.0))]:
         host = Host((0, one), (1, other), (2, _one(45, 90.0)), (20, _one(40, 70.0)))
         host.now = 1.0
@@ -145,45 +147,45 @@ def test_of_two_looks_at_first_the_lower_figures_count():
         assert host.wait("auto") == (18.0, "target")
 
 
-def test_a_power_that_never_was_read_is_not_waited_for():
+def test_a_power_that_never_was_read_is_not_waited_for() -> None:
     assert Host((0, _one(40, None))).wait("auto") == (SHORTEST_S, "target")
 
 
-def test_without_a_temperature_there_is_nothing_to_wait_for():
+def test_without_a_temperature_there_is_nothing_to_wait_for() -> None:
     for first in ({}, _one(None)):
         host = Host((0, first))
         assert host.gaps.wait("auto") == UNREAD
         assert host.looks == [0.0], "at first, and never again"
 
 
-def test_gpus_that_are_gone_are_not_waited_for():
+def test_gpus_that_are_gone_are_not_waited_for() -> None:
     host = Host((0, _one(40)), (1, _one(None)))
     host.now = 2.0
     assert host.wait("auto") == (0.0, "skipped")
 
 
 @pytest.mark.parametrize(("gap", "at_least", "seconds"), [(7.5, 0.0, 7.5), (7.5, 20.0, 20.0), (0.0, 3.0, 3.0)])
-def test_a_fixed_gap_is_waited_out(gap, at_least, seconds):
+def test_a_fixed_gap_is_waited_out(gap: float, at_least: float, seconds: float) -> None:
     host = Host((0, _one(90)))
     host.now = 1.0
     assert host.wait(gap, at_least) == (seconds, "fixed")
     assert host.looks == [0.0]
 
 
-def test_a_fixed_gap_is_waited_out_though_a_sleep_ends_early():
+def test_a_fixed_gap_is_waited_out_though_a_sleep_ends_early() -> None:
     host = Host((0, {}))
     host.gaps.sleep = lambda seconds: host._sleep(seconds / 2 if seconds > 0.01 else seconds)
     assert host.gaps.wait(10.0).seconds >= 10.0
     assert len(host.sleeps) > 1
 
 
-def test_a_gap_longer_than_one_sleep_can_be():
+def test_a_gap_longer_than_one_sleep_can_be() -> None:
     host = Host((0, {}))
     assert host.wait(1e8) == (1e8, "fixed")
     assert max(host.sleeps) == LONGEST_SLEEP_S
 
 
-def test_none_is_wanted():
+def test_none_is_wanted() -> None:
     host = Host((0, _one(90)))
     assert host.gaps.wait(0.0) == UNWANTED
     assert host.sleeps == []
@@ -193,25 +195,25 @@ def test_none_is_wanted():
     ("at_least", "expected"),
     [(20.0, (28.0, "target")), (50.0, (50.0, "fixed"))],
 )
-def test_an_automatic_gap_is_drawn_out_to_that_of_the_cycle(at_least, expected):
+def test_an_automatic_gap_is_drawn_out_to_that_of_the_cycle(at_least: float, expected: tuple[float, str]) -> None:
     assert _until(_one(40)).wait("auto", at_least) == expected
 
 
-def test_the_gap_of_the_cycle_needs_no_temperature():
+def test_the_gap_of_the_cycle_needs_no_temperature() -> None:
     assert Host((0, {})).wait("auto", 30.0) == (30.0, "fixed")
 
 
-def test_an_interrupted_wait_lets_nvml_go():
+def test_an_interrupted_wait_lets_nvml_go() -> None:
     class Interrupted(Gauges):
         left = 0
 
-        def __exit__(self, *error):
+        def __exit__(self, *error: Any) -> None:
             Interrupted.left += 1
 
-        def __enter__(self):
+        def __enter__(self) -> Any:
             return lambda: _one(40)
 
-    def interrupt(seconds):
+    def interrupt(seconds: Any) -> None:
         raise KeyboardInterrupt
 
     gaps = Gaps(gauges=Interrupted, sleep=interrupt)
@@ -240,11 +242,11 @@ def test_an_interrupted_wait_lets_nvml_go():
         ("NoDevFiles", []),
     ],
 )
-def test_boards_that_cuda_may_use(visible, found):
+def test_boards_that_cuda_may_use(visible: str | None, found: list[Any]) -> None:
     assert cuda_order([A, B], visible) == (found, True)
 
 
-def test_an_index_tells_nothing_where_cuda_counts_otherwise():
+def test_an_index_tells_nothing_where_cuda_counts_otherwise() -> None:
     assert cuda_order([A, B], "1", counted=False) == ([A, B], False)
     assert cuda_order([A, B], None, counted=False) == ([A, B], False)
     assert cuda_order([A, B], f"{B},{A}", counted=False) == ([B, A], True)
@@ -252,10 +254,10 @@ def test_an_index_tells_nothing_where_cuda_counts_otherwise():
 
 
 @pytest.fixture
-def look(nvml_library, tmp_path):
+def look(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
     """Look once at boards, in a new process with the given environment."""
 
-    def call(*boards, **env):
+    def call(*boards: Any, **env: Any) -> Any:
         script = Script(tmp_path / "script", list(boards))
         script.write()
         return nvml.run(nvml.environment(nvml_library, script) | env, _look, script)
@@ -263,7 +265,7 @@ def look(nvml_library, tmp_path):
     return call
 
 
-def _look(script):
+def _look(script: Any) -> Any:
     with Gauges() as look:
         held = script.users()
         seen = dict(look())
@@ -271,46 +273,46 @@ def _look(script):
     return seen, held, script.users()
 
 
-def _board(uuid=A, celsius=35, watts=70.0, **more):
+def _board(uuid: Any = A, celsius: int = 35, watts: float = 70.0, **more: Any) -> Any:
     return Board(uuid, [(0.0, watts)], {**({"temperature": f"0 {celsius}"} if celsius else {}), **more})
 
 
-def test_temperature_and_power_of_every_board(look):
+def test_temperature_and_power_of_every_board(look: Callable[..., Any]) -> None:
     seen, held, left = look(_board(), _board(B, 48, 412.5, old_driver=1))
     assert seen == {A: GpuState(35.0, 70.0, 0), B: GpuState(48.0, 412.5, 0)}
     assert (held, left) == (1, 0)
 
 
-def test_what_a_board_does_not_tell_is_none(look):
+def test_what_a_board_does_not_tell_is_none(look: Callable[..., Any]) -> None:
     seen, _, _ = look(_board(celsius=None, no_memory=1), _board(B, no_power_reading=1, used_mb="0 512"))
     assert seen == {A: GpuState(None, 70.0, None), B: GpuState(35.0, None, 512_000_000)}
 
 
-def test_what_no_board_can_have_is_none(look):
+def test_what_no_board_can_have_is_none(look: Callable[..., Any]) -> None:
     seen, _, _ = look(_board(celsius=4000, watts=4e6))
     assert seen == {A: GpuState(None, None, 0)}
 
 
-def test_a_lost_board_is_left_out_and_keeps_its_place(look):
+def test_a_lost_board_is_left_out_and_keeps_its_place(look: Callable[..., Any]) -> None:
     boards = [_board(A, lost_at=0), _board(B)]
     assert set(look(*boards)[0]) == {B}
     assert set(look(*boards, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
 
 
-def test_only_boards_that_are_visible(look):
+def test_only_boards_that_are_visible(look: Callable[..., Any]) -> None:
     assert set(look(_board(A), _board(B), CUDA_VISIBLE_DEVICES="1")[0]) == {B}
     different = [_board(A, name="Small"), _board(B, name="Large")]
     assert set(look(*different, CUDA_VISIBLE_DEVICES="1")[0]) == {A, B}
     assert set(look(*different, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
 
 
-def test_no_nvml_is_no_reading(tmp_path):
+def test_no_nvml_is_no_reading(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
     assert nvml.run(env, _seen) == {}
 
 
-def _seen():
+def _seen() -> Any:
     with Gauges() as look:
         return dict(look())
 
@@ -319,10 +321,10 @@ def _seen():
 
 
 @pytest.fixture
-def gaps(results):
+def gaps(results: Results) -> Callable[..., Any]:
     """Return the recorded gaps of the completed experiments, in run order."""
 
-    def read():
+    def read() -> Any:
         entries = [entry for entry in results.manifest["experiments"] if entry["status"] == "completed"]
         texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
         return [ExperimentResult.model_validate_json(text).gap for text in texts]
@@ -330,11 +332,13 @@ def gaps(results):
     return read
 
 
-def _seconds_between(earlier, later):
+def _seconds_between(earlier: Any, later: Any) -> Any:
     return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
 
 
-def test_a_fixed_gap_is_kept_and_written_down(pytester, write_study, results, gaps):
+def test_a_fixed_gap_is_kept_and_written_down(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, gaps: Callable[..., Any]
+) -> None:
     write_study(execution={"n_cycles": 1, "experiment_gap_seconds": 0.4})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
     first, *others = gaps()
@@ -352,7 +356,13 @@ def test_a_fixed_gap_is_kept_and_written_down(pytester, write_study, results, ga
 @pytest.mark.parametrize(
     ("order", "cycles"), [("interleaved", [False, True, False]), ("sequential", [True, True, True])]
 )
-def test_a_new_cycle_has_a_gap_of_its_own(pytester, write_study, gaps, order, cycles):
+def test_a_new_cycle_has_a_gap_of_its_own(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gaps: Callable[..., Any],
+    order: str,
+    cycles: list[bool],
+) -> None:
     """Whether an experiment is of another cycle than the one before, from the second one on."""
     write_study(
         sweep={"n": [1, 2]},
@@ -370,7 +380,9 @@ def test_a_new_cycle_has_a_gap_of_its_own(pytester, write_study, gaps, order, cy
     assert all(gap == _at_once(UNWANTED) for gap, new in zip(others, cycles, strict=True) if not new)
 
 
-def test_a_gap_is_set_by_each_study_for_its_own(pytester, write_study, gaps, results):
+def test_a_gap_is_set_by_each_study_for_its_own(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], gaps: Callable[..., Any], results: Results
+) -> None:
     one = {"sweep": {"n": [1, 2]}}
     write_study("a.yaml", name="a", execution={"n_cycles": 1, "experiment_gap_seconds": 0}, **one)
     write_study("b.yaml", name="b", execution={"n_cycles": 1, "experiment_gap_seconds": 0.2}, **one)
@@ -383,7 +395,13 @@ def test_a_gap_is_set_by_each_study_for_its_own(pytester, write_study, gaps, res
     assert seen == {"a": ["skipped", "skipped"], "b": ["fixed", "fixed"]}
 
 
-def test_auto_without_nvml_is_no_gap(pytester, write_study, gaps, monkeypatch, tmp_path):
+def test_auto_without_nvml_is_no_gap(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gaps: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path), prepend=os.pathsep)
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
@@ -392,7 +410,7 @@ def test_auto_without_nvml_is_no_gap(pytester, write_study, gaps, monkeypatch, t
 
 
 @pytest.fixture
-def scripted(nvml_library, tmp_path, monkeypatch):
+def scripted(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Give the runs of pytest that follow a board at 35 °C and 70 W."""
     script = Script(tmp_path / "script", [_board()])
     script.write()
@@ -409,8 +427,12 @@ SHORT_GAPS = """
 
 
 def test_auto_waits_until_the_board_is_as_at_first_and_no_longer_than_it_may(
-    pytester, write_study, gaps, scripted, results
-):
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gaps: Callable[..., Any],
+    scripted: Script,
+    results: Results,
+) -> None:
     """The first experiment leaves a board that never cools, the second one a cool one."""
     write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     text, path = scripted.path.read_text(), str(scripted.path)
@@ -445,13 +467,21 @@ def test_auto_waits_until_the_board_is_as_at_first_and_no_longer_than_it_may(
 @pytest.mark.parametrize(
     ("execution", "points"), [({"experiment_gap_seconds": 0}, [1, 2]), ({}, [1])], ids=["none-wanted", "alone"]
 )
-def test_nvml_is_left_alone_where_nothing_would_come_of_it(pytester, write_study, scripted, execution, points):
+def test_nvml_is_left_alone_where_nothing_would_come_of_it(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    scripted: Script,
+    execution: dict[str, Any],
+    points: list[int],
+) -> None:
     write_study(sweep={"n": points}, execution={"n_cycles": 1, **execution})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=len(points))
     assert not scripted.path.with_suffix(".trace").exists()
 
 
-def test_each_worker_keeps_its_own(pytester, write_study, results):
+def test_each_worker_keeps_its_own(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"n": [1, 2, 3, 4, 5, 6]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.3})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2").assert_outcomes(passed=6)
     by_worker = {}
@@ -464,7 +494,9 @@ def test_each_worker_keeps_its_own(pytester, write_study, results):
         assert all(gap.reason == "fixed" and gap.seconds >= 0.3 for gap in others)
 
 
-def test_no_gap_for_what_is_skipped(pytester, write_study, results, gaps):
+def test_no_gap_for_what_is_skipped(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, gaps: Callable[..., Any]
+) -> None:
     """Neither before one that is, nor before the first that is not: either would take an hour."""
     write_study(sweep={"n": [1, 2, 3, 4]}, execution=AN_HOUR)
     pytester.makepyfile(test_plain="def test_plain(): pass")
@@ -485,12 +517,19 @@ def test_no_gap_for_what_is_skipped(pytester, write_study, results, gaps):
 
 
 @pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
-def test_no_gap_where_nothing_runs(pytester, write_study, option):
+def test_no_gap_where_nothing_runs(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], option: str
+) -> None:
     write_study(execution=AN_HOUR)
     assert pytester.runpytest_subprocess("study.yaml", "-p", "llem", option, timeout=120).ret == 0
 
 
-def test_neither_time_limit_nor_duration_counts_it(pytester, write_study, gaps, monkeypatch):
+def test_neither_time_limit_nor_duration_counts_it(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gaps: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     allowed = [name for name in OTHER_PLUGINS if name != "timeout"]
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in allowed))
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.2})
@@ -516,7 +555,12 @@ def test_neither_time_limit_nor_duration_counts_it(pytester, write_study, gaps, 
     assert seen == ["timer skipped", "start", "timer fixed", "start"], "the gap is over before either begins"
 
 
-def test_what_is_run_again_has_no_gap_before_it(pytester, write_study, gaps, monkeypatch):
+def test_what_is_run_again_has_no_gap_before_it(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gaps: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     allowed = [name for name in OTHER_PLUGINS if name != "rerunfailures"]
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in allowed))
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 0.2})
@@ -541,7 +585,9 @@ def test_what_is_run_again_has_no_gap_before_it(pytester, write_study, gaps, mon
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_ctrl_c_ends_it(pytester, write_study, results, workers):
+def test_ctrl_c_ends_it(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+) -> None:
     write_study(sweep={"n": [1, 2, 3, 4, 5]}, execution=AN_HOUR)
     pytester.makeconftest(
         """

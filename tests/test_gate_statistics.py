@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,27 +32,37 @@ HERE = [0.4512, 0.4609, 0.4533, 0.4571, 0.4498]
 THERE = [0.4401, 0.4388, 0.4432, 0.4415, 0.4379]
 
 
-def cycles(values):
+def cycles(values: Any) -> Any:
     return dict(enumerate(values, start=1))
 
 
-def compared(here, there, *, paired=False):
+def compared(here: Any, there: Any, *, paired: bool = False) -> Any:
     return contrast(cycles(here), cycles(there), paired=paired)
 
 
-def decision(here, there, *, better="lower", delta=0.02, alpha=ALPHA, paired=False) -> Decision:
+def decision(
+    here: Any, there: Any, *, better: str = "lower", delta: float = 0.02, alpha: Any = ALPHA, paired: bool = False
+) -> Decision:
     [only] = decide([Question(compared(here, there, paired=paired), better, delta)], alpha)
     return only
 
 
-def asked(log_ratio, *, error=0.01, better="lower", delta=0.0, degrees=8.0, n=5) -> Question:
+def asked(
+    log_ratio: Any,
+    *,
+    error: float = 0.01,
+    better: str = "lower",
+    delta: float = 0.0,
+    degrees: float = 8.0,
+    n: int = 5,
+) -> Question:
     """Return a question whose contrast has these figures."""
     variance = error**2 * n / 2
     return Question(Contrast(log_ratio, error, degrees, n, n, False, variance, variance), better, delta)
 
 
 class TestContrast:
-    def test_unpaired_is_welch_on_logarithms(self):
+    def test_unpaired_is_welch_on_logarithms(self) -> None:
         found = compared(HERE, THERE)
         test = stats.ttest_ind(np.log(HERE), np.log(THERE), equal_var=False)
         assert found.log_ratio / found.standard_error == pytest.approx(test.statistic, rel=1e-9)
@@ -61,18 +72,18 @@ class TestContrast:
         assert found.variance == pytest.approx(np.var(np.log(HERE), ddof=1))
         assert found.variance_reference == pytest.approx(np.var(np.log(THERE), ddof=1))
 
-    def test_paired_is_a_test_of_the_differences(self):
+    def test_paired_is_a_test_of_the_differences(self) -> None:
         found = compared(HERE, THERE, paired=True)
         test = stats.ttest_rel(np.log(HERE), np.log(THERE))
         assert found.log_ratio / found.standard_error == pytest.approx(test.statistic, rel=1e-9)
         assert (found.degrees, found.n, found.n_reference, found.paired) == (4, 5, 5, True)
 
-    def test_pairs_are_matched_by_their_cycle(self):
+    def test_pairs_are_matched_by_their_cycle(self) -> None:
         here, there = {4: 2.0, 1: 1.0, 2: 3.0, 9: 7.0}, {2: 1.5, 3: 9.0, 1: 1.0, 4: 1.0}
         assert contrast(here, there, paired=True) == compared([1.0, 3.0, 2.0], [1.0, 1.5, 1.0], paired=True)
 
     @pytest.mark.parametrize(("n", "n_reference"), [(2, 5), (3, 5), (5, 2)])
-    def test_unequal_numbers_are_never_more_certain_than_by_welch(self, n, n_reference):
+    def test_unequal_numbers_are_never_more_certain_than_by_welch(self, n: int, n_reference: int) -> None:
         here, there = HERE[:n], THERE[:n_reference]
         found = compared(here, there)
         test = stats.ttest_ind(np.log(here), np.log(there), equal_var=False)
@@ -93,18 +104,20 @@ class TestContrast:
             ({1: 1.0, 2: math.nan}, {1: 1.0, 2: 1.0}, False, "cycle 2 is nan, and"),
         ],
     )
-    def test_what_cannot_be_judged_says_why(self, here, there, paired, said):
+    def test_what_cannot_be_judged_says_why(
+        self, here: dict[int, float], there: dict[str, Any], paired: bool, said: str
+    ) -> None:
         with pytest.raises(UndecidableError) as raised:
             contrast(here, there, paired=paired)
         assert said in str(raised.value)
         assert "\n" not in str(raised.value)
 
-    def test_a_cycle_that_has_no_partner_may_hold_anything(self):
+    def test_a_cycle_that_has_no_partner_may_hold_anything(self) -> None:
         assert contrast({1: 1.0, 2: 2.0, 3: 0.0}, {1: 1.0, 2: 2.0}, paired=True).n == 2
 
 
 class TestDecide:
-    def test_the_bound_is_scipys(self):
+    def test_the_bound_is_scipys(self) -> None:
         for paired, test in (
             (False, stats.ttest_ind(np.log(HERE), np.log(THERE), equal_var=False)),
             (True, stats.ttest_rel(np.log(HERE), np.log(THERE))),
@@ -118,7 +131,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("delta", [0.0, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.06, 0.08])
     @pytest.mark.parametrize("paired", [False, True])
-    def test_the_verdict_is_where_the_interval_lies(self, delta, paired):
+    def test_the_verdict_is_where_the_interval_lies(self, delta: float, paired: bool) -> None:
         found = decision(HERE, THERE, delta=delta, paired=paired)
         low, high = found.interval
         inside = high <= 1 + delta and low >= 1 / (1 + delta)
@@ -126,22 +139,22 @@ class TestDecide:
         assert (found.p <= ALPHA) == (found.verdict == "REGRESSION")
         assert (found.cycles_to_decide is not None) == (found.verdict == "INCONCLUSIVE")
 
-    def test_all_four_verdicts(self):
+    def test_all_four_verdicts(self) -> None:
         wide = [0.40, 0.50, 0.45, 0.47, 0.43]
         assert decision(HERE, THERE, delta=0.01).verdict == "REGRESSION"
         assert decision(HERE, THERE, delta=0.01, better="higher").verdict == "IMPROVEMENT"
         assert decision(HERE, THERE, delta=0.08).verdict == "SAME"
         assert decision(wide, THERE, delta=0.02).verdict == "INCONCLUSIVE"
 
-    def test_no_questions(self):
+    def test_no_questions(self) -> None:
         assert decide([], ALPHA) == []
 
     @pytest.mark.parametrize("paired", [False, True])
-    def test_two_cycles_will_do_where_they_agree(self, paired):
+    def test_two_cycles_will_do_where_they_agree(self, paired: bool) -> None:
         assert decision([2.0, 2.0001], [1.0, 1.0001], paired=paired).verdict == "REGRESSION"
         assert decision([1.0, 1.03], [1.0, 1.0001], paired=paired).verdict == "INCONCLUSIVE"
 
-    def test_a_bound_that_is_beyond_all_floats_is_a_number(self):
+    def test_a_bound_that_is_beyond_all_floats_is_a_number(self) -> None:
         found = decision([1e-3, 1e3], [1e-3, 1e3], alpha=1e-9)
         assert all(map(math.isfinite, found.interval))
         assert found.verdict == "INCONCLUSIVE"
@@ -164,7 +177,7 @@ class TestWithoutSpread:
             (1.0000001, 0.0, "REGRESSION"),
         ],
     )
-    def test_there_is_no_doubt(self, ratio, delta, verdict, paired):
+    def test_there_is_no_doubt(self, ratio: float, delta: float, verdict: str, paired: bool) -> None:
         for value, n in itertools.product((1.1, 0.1, 80_000_000_001.0, 3e-200), (2, 3, 7, 49)):
             found = decision([value * ratio] * n, [value] * n, delta=delta, paired=paired)
             assert found.verdict == verdict, (value, n)
@@ -172,35 +185,35 @@ class TestWithoutSpread:
             assert found.p == (1.0 if verdict == "SAME" else 0.0)
             assert found.cycles_to_decide is None
 
-    def test_one_side_may_have_none(self):
+    def test_one_side_may_have_none(self) -> None:
         found = compared([1.0, 1.0, 1.0], [1.0, 1.1, 1.2])
         test = stats.ttest_ind([0, 0, 0], np.log([1.0, 1.1, 1.2]), equal_var=False)
         assert found.degrees == pytest.approx(2)
         assert found.log_ratio / found.standard_error == pytest.approx(test.statistic)
 
-    def test_pairs_whose_cycles_differ_alike(self):
+    def test_pairs_whose_cycles_differ_alike(self) -> None:
         here = [1.1 * value for value in HERE]
         assert decision(here, HERE, delta=0.1, paired=True).verdict == "SAME"
         assert decision(here, HERE, delta=0.09, paired=True).verdict == "REGRESSION"
 
     @PROPERTY
     @given(st.floats(1e-300, 1e300), st.integers(2, 40), st.integers(2, 40))
-    def test_rounding_is_no_change(self, value, n, n_reference):
+    def test_rounding_is_no_change(self, value: Any, n: Any, n_reference: Any) -> None:
         assert decision([value] * n, [value] * n_reference, delta=0.0).verdict == "SAME"
 
 
 class TestHolm:
-    def test_by_hand(self):
+    def test_by_hand(self) -> None:
         assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
         assert holm(np.array([0.9, 0.5])) == pytest.approx([1.0, 1.0])
         assert holm(np.array([0.02])) == pytest.approx([0.02])
 
-    def test_each_family_is_on_its_own(self):
+    def test_each_family_is_on_its_own(self) -> None:
         both = holm(np.array([[0.01, 0.04], [0.004, 0.002]]))
         assert both == pytest.approx(np.array([[0.02, 0.04], [0.004, 0.004]]))
 
-    def test_it_decides(self):
-        def question(p):
+    def test_it_decides(self) -> None:
+        def question(p: Any) -> Any:
             return asked(-0.01 * stats.t.ppf(p, 8))
 
         ps = [0.002, 0.004, 0.009, 0.3]
@@ -212,7 +225,7 @@ class TestHolm:
         assert [one.verdict for one in together] == ["REGRESSION", "INCONCLUSIVE", "INCONCLUSIVE", "INCONCLUSIVE"]
         assert together[0].interval == alone[0].interval
 
-    def test_either_direction_is_a_family(self):
+    def test_either_direction_is_a_family(self) -> None:
         worse, better = asked(0.031), asked(-0.031)
         [alone] = decide([worse], ALPHA)
         assert alone.p == pytest.approx(stats.t.sf(3.1, 8))
@@ -221,7 +234,7 @@ class TestHolm:
 
     @PROPERTY
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-    def test_adjusted_keeps_the_order_and_never_falls(self, ps):
+    def test_adjusted_keeps_the_order_and_never_falls(self, ps: Any) -> None:
         given = np.array(ps)
         adjusted = holm(given)
         assert (adjusted >= given).all()
@@ -232,14 +245,14 @@ class TestHolm:
 class TestCyclesToDecide:
     @pytest.mark.parametrize("paired", [False, True])
     @pytest.mark.parametrize("delta", [0.0, 0.02, 0.06])
-    def test_it_is_the_least_that_decides(self, paired, delta):
+    def test_it_is_the_least_that_decides(self, paired: bool, delta: float) -> None:
         here, there = [0.46, 0.44, 0.47], [0.44, 0.45, 0.435]
         question = Question(compared(here, there, paired=paired), "lower", delta)
         [found] = decide([question], ALPHA)
         assert found.verdict == "INCONCLUSIVE"
         assert found.cycles_to_decide > 3
 
-        def at(n):
+        def at(n: Any) -> Any:
             had = question.contrast
             error, degrees = math.sqrt(had.variance / n), n - 1.0
             if not paired:
@@ -250,18 +263,18 @@ class TestCyclesToDecide:
         assert at(found.cycles_to_decide - 1) == "INCONCLUSIVE"
         assert at(found.cycles_to_decide) != "INCONCLUSIVE"
 
-    def test_a_side_that_has_more_keeps_them(self):
+    def test_a_side_that_has_more_keeps_them(self) -> None:
         values = itertools.cycle([0.43, 0.45, 0.44, 0.446, 0.435])
         there = [next(values) for _ in range(20)]
         found = [decision([0.48, 0.52, 0.50], there[:n]) for n in (3, 20)]
         assert [one.verdict for one in found] == ["INCONCLUSIVE"] * 2
         assert 3 < found[1].cycles_to_decide <= found[0].cycles_to_decide
 
-    def test_none_where_no_number_would(self):
+    def test_none_where_no_number_would(self) -> None:
         # The change is delta itself: it is neither beyond it nor safely inside.
         assert decide([asked(math.log(1.02), delta=0.02)], ALPHA)[0].cycles_to_decide is None
 
-    def test_holm_asks_for_more(self):
+    def test_holm_asks_for_more(self) -> None:
         alone = decide([asked(0.02)], ALPHA)[0].cycles_to_decide
         among = decide([asked(0.02), *[asked(0.001)] * 11], ALPHA)[0].cycles_to_decide
         reported = decide([asked(0.02), *[asked(1.0)] * 11], ALPHA)[0].cycles_to_decide
@@ -276,7 +289,7 @@ MIRRORED = {"REGRESSION": "IMPROVEMENT", "IMPROVEMENT": "REGRESSION"}
 class TestProperties:
     @PROPERTY
     @given(SIDES, st.booleans())
-    def test_sides_swapped_invert_it(self, sides, paired):
+    def test_sides_swapped_invert_it(self, sides: Any, paired: Any) -> None:
         there, back = decision(*sides, paired=paired), decision(*reversed(sides), paired=paired)
         assert back.ratio == pytest.approx(1 / there.ratio)
         assert back.interval == pytest.approx((1 / there.interval[1], 1 / there.interval[0]))
@@ -285,7 +298,7 @@ class TestProperties:
 
     @PROPERTY
     @given(SIDES, st.booleans())
-    def test_what_is_better_mirrors_it(self, sides, paired):
+    def test_what_is_better_mirrors_it(self, sides: Any, paired: Any) -> None:
         lower, higher = (decision(*sides, better=better, paired=paired) for better in ("lower", "higher"))
         assert higher.verdict == MIRRORED.get(lower.verdict, lower.verdict)
         assert (higher.ratio, higher.interval) == (lower.ratio, lower.interval)
@@ -293,7 +306,7 @@ class TestProperties:
 
     @PROPERTY
     @given(SIDES, st.floats(1e-9, 1e9), st.booleans())
-    def test_units_do_not_matter(self, sides, scale, paired):
+    def test_units_do_not_matter(self, sides: Any, scale: Any, paired: Any) -> None:
         plain = decision(*sides, paired=paired)
         assume(abs(plain.p - ALPHA) > 1e-9)
         scaled = decision(*([scale * value for value in side] for side in sides), paired=paired)
@@ -303,7 +316,7 @@ class TestProperties:
 
     @PROPERTY
     @given(SIDES, st.booleans(), st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)).map(sorted))
-    def test_a_larger_delta_is_never_stricter(self, sides, paired, deltas):
+    def test_a_larger_delta_is_never_stricter(self, sides: Any, paired: Any, deltas: Any) -> None:
         strict, lax = (decision(*sides, delta=delta, paired=paired) for delta in deltas)
         assert strict.p <= lax.p + 1e-12
         if lax.verdict in MIRRORED:
@@ -313,7 +326,7 @@ class TestProperties:
 
     @PROPERTY
     @given(SIDES, st.floats(0, 0.9), st.floats(1e-6, 0.4), st.booleans())
-    def test_figures_are_numbers_that_fit_together(self, sides, delta, alpha, paired):
+    def test_figures_are_numbers_that_fit_together(self, sides: Any, delta: Any, alpha: Any, paired: Any) -> None:
         found = decision(*sides, delta=delta, alpha=alpha, paired=paired)
         assert 0 < found.interval[0] <= found.ratio * (1 + 1e-12)
         assert found.ratio <= found.interval[1] * (1 + 1e-12) < math.inf
@@ -331,22 +344,24 @@ PROMISED = [
 
 class TestDetectable:
     @pytest.mark.parametrize(("cv", "n", "family", "change"), PROMISED)
-    def test_what_is_promised(self, cv, n, family, change):
+    def test_what_is_promised(self, cv: float, n: int, family: int, change: float) -> None:
         found = detectable(cv, n, n, delta=0.02, alpha=ALPHA, family=family)
         assert found == pytest.approx(change, abs=0.0006)
 
     @pytest.mark.parametrize("n", [3, 5, 20])
-    def test_pairs_are_a_noncentral_t(self, n):
+    def test_pairs_are_a_noncentral_t(self, n: int) -> None:
         far = math.log1p(detectable(0.01, n, n, delta=0.02, alpha=0.01, paired=True)) - math.log1p(0.02)
         noncentrality = far / (math.sqrt(2 * math.log1p(0.01**2)) / math.sqrt(n))
         assert stats.nct.sf(stats.t.isf(0.01, n - 1), n - 1, noncentrality) == pytest.approx(0.9, abs=1e-3)
 
-    def test_many_cycles_are_a_normal_approximation(self):
+    def test_many_cycles_are_a_normal_approximation(self) -> None:
         quantiles = stats.norm.isf(0.01) + stats.norm.ppf(0.8)
         assert _distance(400, 400, 0.01, 0.8, False) == pytest.approx(quantiles * math.sqrt(2 / 400), rel=0.01)
 
-    def test_it_grows_with_what_it_should(self):
-        def of(cv=0.01, n=5, reference=5, delta=0.02, alpha=0.01, **more):
+    def test_it_grows_with_what_it_should(self) -> None:
+        def of(
+            cv: float = 0.01, n: int = 5, reference: int = 5, delta: float = 0.02, alpha: float = 0.01, **more: Any
+        ) -> Any:
             return detectable(cv, n, reference, delta=delta, alpha=alpha, **more)
 
         plain = of()
@@ -355,14 +370,14 @@ class TestDetectable:
         assert of(n=5, reference=3) == of(n=3, reference=5) > plain
         assert of(n=5, reference=9, paired=True) == of(paired=True)
 
-    def test_without_noise_it_is_delta(self):
+    def test_without_noise_it_is_delta(self) -> None:
         assert detectable(0.0, 3, 3, delta=0.02, alpha=0.01) == pytest.approx(0.02)
 
     @pytest.mark.parametrize(("n", "n_reference"), [(0, 5), (1, 5), (5, 1)])
-    def test_below_two_cycles_there_is_nothing(self, n, n_reference):
+    def test_below_two_cycles_there_is_nothing(self, n: int, n_reference: int) -> None:
         assert detectable(0.01, n, n_reference, delta=0.02, alpha=0.01) is None
 
-    def test_nothing_is_found_in_such_noise(self):
+    def test_nothing_is_found_in_such_noise(self) -> None:
         assert detectable(0.05, 2, 2, delta=0.02, alpha=0.01, family=50) is None
         assert detectable(1e200, 5, 5, delta=0.02, alpha=0.01) is None
 
@@ -371,11 +386,11 @@ class TestSimulation:
     """A small edition of ``tests/benchmarks/gates.py``."""
 
     @pytest.fixture
-    def simulation(self):
+    def simulation(self) -> Simulation:
         return Simulation(2000)
 
     @pytest.mark.parametrize("paired", [False, True])
-    def test_it_judges_as_decide_does(self, paired):
+    def test_it_judges_as_decide_does(self, paired: bool) -> None:
         few = Simulation(60)
         here, there = few.side(Noise(0.02), 3), few.side(Noise(0.02), 3)
         here[::3] += 0.4
@@ -399,15 +414,15 @@ class TestSimulation:
     @pytest.mark.parametrize("cv", [0.005, 0.05])
     @pytest.mark.parametrize("n", [3, 5])
     @pytest.mark.parametrize("delta", [0.0, 0.02])
-    def test_false_alarms(self, simulation, cv, n, delta):
+    def test_false_alarms(self, simulation: Simulation, cv: float, n: int, delta: float) -> None:
         for estimate in (simulation.unpaired(Noise(cv), n), simulation.paired(Noise(cv), n)):
             assert regressions(estimate, delta).beyond(ALPHA) == []
 
     @pytest.mark.parametrize(("n", "n_reference"), [(2, 2), (2, 10), (3, 5), (3, 20), (10, 3)])
-    def test_false_alarms_of_unequal_numbers(self, simulation, n, n_reference):
+    def test_false_alarms_of_unequal_numbers(self, simulation: Simulation, n: int, n_reference: int) -> None:
         assert regressions(simulation.unpaired(Noise(0.02), n, n_reference), 0.0).beyond(ALPHA) == []
 
-    def test_false_alarms_of_the_gates_that_are_none_among_those_that_are(self, simulation):
+    def test_false_alarms_of_the_gates_that_are_none_among_those_that_are(self, simulation: Simulation) -> None:
         estimate = simulation.unpaired(Noise(0.01), 5)
         changed = np.arange(FAMILY) < FAMILY // 2
         shifted = estimate._replace(log_ratio=estimate.log_ratio + np.where(changed, 0.2, 0.0))
@@ -416,13 +431,13 @@ class TestSimulation:
         false = judged[:, ~changed].any(axis=-1).mean()
         assert false <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / simulation.families)
 
-    def test_same_is_not_said_of_what_has_changed(self, simulation):
+    def test_same_is_not_said_of_what_has_changed(self, simulation: Simulation) -> None:
         for n in (2, 3, 5):
             for estimate in (simulation.unpaired(Noise(0.003), n), simulation.paired(Noise(0.003), n)):
                 judged = judge(estimate.log_ratio + np.log(1.02), *estimate[1:], np.log(1.02), ALPHA)
                 assert judged.same.mean() <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / judged.same.size)
 
-    def test_a_session_effect_is_what_pairing_takes_away_and_delta_leaves_room_for(self):
+    def test_a_session_effect_is_what_pairing_takes_away_and_delta_leaves_room_for(self) -> None:
         simulation, noise = Simulation(1000), Noise(0.005, session=0.01)
         estimate = simulation.unpaired(noise, 5)
         assert regressions(estimate, 0.02).beyond(ALPHA) != []
@@ -430,14 +445,14 @@ class TestSimulation:
         assert regressions(simulation.paired(noise, 5), 0.0).beyond(ALPHA) == []
 
     @pytest.mark.parametrize(("cv", "n", "family", "change"), PROMISED)
-    def test_what_is_promised_is_found(self, cv, n, family, change):
+    def test_what_is_promised_is_found(self, cv: float, n: int, family: int, change: float) -> None:
         estimate = Simulation(2000).unpaired(Noise(cv), n)
         assert found(estimate, change, 0.02, ALPHA / family) == pytest.approx(0.9, abs=0.03)
 
     @pytest.mark.parametrize("cv", [0.005, 0.02])
     @pytest.mark.parametrize(("n", "n_reference"), [(3, 3), (5, 5), (3, 10)])
     @pytest.mark.parametrize("family", [1, FAMILY])
-    def test_power(self, simulation, cv, n, n_reference, family):
+    def test_power(self, simulation: Simulation, cv: float, n: int, n_reference: int, family: int) -> None:
         noise = Noise(cv)
         draws = {False: simulation.unpaired(noise, n, n_reference), True: simulation.paired(noise, n)}
         for paired, estimate in draws.items():

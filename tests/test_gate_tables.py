@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ BENCHMARK = ROOT / "tests" / "benchmarks" / "gates.py"
 README = (ROOT / "README.md").read_text()
 
 
-def tables(text):
+def tables(text: Any) -> Any:
     """Return the percentages in each table whose rows begin with a CV and a number of cycles, by these two."""
     found = []
     for block in re.findall(r"^\| CV.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M):
@@ -34,13 +35,13 @@ def tables(text):
 
 
 @pytest.fixture(scope="module")
-def told():
+def told() -> tuple[dict[tuple[Any, ...], list[float]], ...]:
     alarms, changes = tables(README)
     assert list(alarms) == list(changes) == list(grid())
     return alarms, changes
 
 
-def test_the_changes_that_are_found(told):
+def test_the_changes_that_are_found(told: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
     for (cv, n), shown in told[1].items():
         found = [
             100 * detectable(cv, n, n, delta=0.02, alpha=ALPHA, family=family, paired=paired)
@@ -51,7 +52,7 @@ def test_the_changes_that_are_found(told):
 
 
 @pytest.mark.slow
-def test_the_false_alarms(told):
+def test_the_false_alarms(told: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
     """What is simulated holds, and is what the README shows but for the last digit, in which libraries differ."""
     done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -81,13 +83,13 @@ NASTY = [
 ]
 
 
-def parse(line):
+def parse(line: Any) -> Any:
     """Return a workflow command as a runner reads it: its name, properties and message."""
     name, properties, message = re.fullmatch(r"::(\w+) (.*?)::(.*)", line).groups()
     pairs = [pair.split("=", 1) for pair in properties.split(",")]
     escapes = (("%3A", ":"), ("%2C", ","), ("%0D", "\r"), ("%0A", "\n"), ("%25", "%"))
 
-    def plain(text, escapes):
+    def plain(text: Any, escapes: Any) -> Any:
         for code, one in escapes:
             text = text.replace(code, one)
         return text
@@ -96,7 +98,7 @@ def parse(line):
 
 
 class TestAnnotations:
-    def test_each_failed_gate_is_an_error_at_its_line(self):
+    def test_each_failed_gate_is_an_error_at_its_line(self) -> None:
         lines = github.workflow_commands([WITHIN, BEYOND, REGRESSION, NOT_JUDGED], Path("/work"), ACTIONS)
         assert lines == [
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
@@ -108,7 +110,7 @@ class TestAnnotations:
             "energy_per_output_token_j of batch_size=8: cannot be judged: energy is estimated",
         ]
 
-    def test_an_inconclusive_one_is_a_warning_and_an_error_where_it_fails(self):
+    def test_an_inconclusive_one_is_a_warning_and_an_error_where_it_fails(self) -> None:
         (line,) = github.workflow_commands([UNDECIDED], Path("/work"), ACTIONS)
         name, _, message = parse(line)
         assert name == "warning"
@@ -119,16 +121,16 @@ class TestAnnotations:
         failed = UNDECIDED.model_copy(update={"outcome": "failed"})
         assert parse(github.workflow_commands([failed], Path("/work"), ACTIONS)[0])[0] == "error"
 
-    def test_what_is_said_of_a_whole_point_names_no_metric(self):
+    def test_what_is_said_of_a_whole_point_names_no_metric(self) -> None:
         missing = NOT_JUDGED.model_copy(update={"metric": "", "reason": "in the reference"})
         (line,) = github.workflow_commands([missing], Path("/work"), ACTIONS)
         assert parse(line)[2] == "batch_size=8: cannot be judged: in the reference"
 
     @pytest.mark.parametrize("environ", [{}, {"GITHUB_ACTIONS": "false"}, {"CI": "true"}])
-    def test_there_are_none_elsewhere(self, environ):
+    def test_there_are_none_elsewhere(self, environ: dict[str, Any]) -> None:
         assert github.workflow_commands([BEYOND], Path("/work"), environ) == []
 
-    def test_what_would_end_a_command_is_escaped(self):
+    def test_what_would_end_a_command_is_escaped(self) -> None:
         nasty = "100%,a:b::c\r\n::error::%0A"
         verdict = BEYOND.model_copy(update={"id": nasty, "reason": nasty, "file": "a,b:c/x%.yaml"})
         (line,) = github.workflow_commands([verdict], Path("/work"), ACTIONS)
@@ -138,7 +140,7 @@ class TestAnnotations:
         assert properties == {"file": "a,b:c/x%.yaml", "line": "12", "title": f"budget[{nasty}]"}
         assert message.endswith(nasty)
 
-    def test_files_are_told_relative_to_the_checkout(self, tmp_path):
+    def test_files_are_told_relative_to_the_checkout(self, tmp_path: Path) -> None:
         checkout = tmp_path / "checkout"
         (checkout / "project" / "studies").mkdir(parents=True)
         link = tmp_path / "link"
@@ -154,14 +156,14 @@ class TestAnnotations:
             found = parse(line)[1]
             assert (found.get("file"), found.get("line")) == (told, "12" if told else None)
 
-    def test_a_gate_that_is_written_nowhere_has_no_line(self):
+    def test_a_gate_that_is_written_nowhere_has_no_line(self) -> None:
         verdict = REGRESSION.model_copy(update={"file": None, "line": None})
         (line,) = github.workflow_commands([verdict], Path("/work"), ACTIONS)
         assert set(parse(line)[1]) == {"title"}
 
 
 @pytest.fixture
-def result():
+def result() -> StudyResult:
     """Return a study's result, with verdicts on its first point."""
     read = StudyResult.load(GOLDEN / "study_result.json")
     read.points[0].verdicts = [WITHIN, UNDECIDED, BEYOND, REGRESSION]
@@ -169,10 +171,10 @@ def result():
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(tmp_path: Path) -> Callable[..., Any]:
     """Write a summary, and return it."""
 
-    def write(*results, before=b""):
+    def write(*results: Any, before: bytes = b"") -> Any:
         file = tmp_path / "summary.md"
         file.write_bytes(before)
         told = github.write_summary(results, {**ACTIONS, "GITHUB_STEP_SUMMARY": str(file)})
@@ -182,7 +184,7 @@ def page(tmp_path):
     return write
 
 
-def tables(text):
+def tables(text: Any) -> Any:
     """Return the cells of each table, as a reader sees them, and everything else that is no plain text."""
     found, other, in_cell = [], [], False
     for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
@@ -201,7 +203,9 @@ def tables(text):
 
 
 class TestSummary:
-    def test_it_has_the_gates_that_failed_first_and_every_point(self, page, result):
+    def test_it_has_the_gates_that_failed_first_and_every_point(
+        self, page: Callable[..., Any], result: StudyResult
+    ) -> None:
         (gates, points), other = tables(page(result))
         assert gates[0] == ["verdict", "gate", "point", "found", "energy is"]
         assert [row[0] for row in gates[1:]] == ["BEYOND", "REGRESSION", "INCONCLUSIVE", "WITHIN"]
@@ -220,7 +224,9 @@ class TestSummary:
         assert points[1][2].startswith(f"{metrics['output_tokens_per_second'].mean:,.0f} ±")
         assert points[1][5] == "estimated"
 
-    def test_warnings_errors_and_the_comparison_are_told(self, page, result):
+    def test_warnings_errors_and_the_comparison_are_told(
+        self, page: Callable[..., Any], result: StudyResult
+    ) -> None:
         result.comparison = ComparisonRecord(
             reference="main",
             paired=True,
@@ -246,7 +252,7 @@ class TestSummary:
             assert line.replace("&#61;size", "_size=16") in text.splitlines()
 
     @pytest.mark.parametrize("nasty", NASTY)
-    def test_no_name_or_error_breaks_it(self, page, result, nasty):
+    def test_no_name_or_error_breaks_it(self, page: Callable[..., Any], result: StudyResult, nasty: str) -> None:
         result.name = nasty
         result.warnings = [nasty]
         for point in result.points:
@@ -264,7 +270,9 @@ class TestSummary:
         rest = re.sub(r"&#\d+;", "", text)
         assert not re.search(r"<|https?://|\bwww\.|\$", rest)
 
-    def test_it_is_added_to_what_is_there_and_stays_small(self, page, result):
+    def test_it_is_added_to_what_is_there_and_stays_small(
+        self, page: Callable[..., Any], result: StudyResult
+    ) -> None:
         point = result.points[0]
         result.points = [point.model_copy(update={"id": "|" * 5_000 + str(number)}) for number in range(5_000)]
         result.warnings = ["!" * 1_000] * 1_000
@@ -275,7 +283,9 @@ class TestSummary:
         full = page(result, before=b"x" * (github.MOST_BYTES - 1))
         assert len(full.encode()) < github.MOST_BYTES, "or GitHub would drop what the other tool wrote"
 
-    def test_long_tables_and_lists_say_what_is_missing(self, page, result):
+    def test_long_tables_and_lists_say_what_is_missing(
+        self, page: Callable[..., Any], result: StudyResult
+    ) -> None:
         point = result.points[0].model_copy(update={"verdicts": []})
         result.points = [point.model_copy(update={"id": f"n={number}"}) for number in range(1_000)]
         result.warnings = [f"w{number}" for number in range(30)]
@@ -285,14 +295,14 @@ class TestSummary:
         assert "… 800 more (point) in study_result.json" in text
         assert "… 10 more (warning) in study_result.json" in text
 
-    def test_it_is_written_in_actions_alone(self, tmp_path, result):
+    def test_it_is_written_in_actions_alone(self, tmp_path: Path, result: StudyResult) -> None:
         file = tmp_path / "summary.md"
         assert github.write_summary([result], {"GITHUB_STEP_SUMMARY": str(file)}) is None
         assert github.write_summary([], {**ACTIONS, "GITHUB_STEP_SUMMARY": str(file)}) is None
         assert github.write_summary([result], ACTIONS) is None
         assert not file.exists()
 
-    def test_a_file_that_cannot_be_written_is_a_line(self, tmp_path, result):
+    def test_a_file_that_cannot_be_written_is_a_line(self, tmp_path: Path, result: StudyResult) -> None:
         for file in (tmp_path, tmp_path / "no" / "such", "/dev/full"):
             told = github.write_summary([result], {**ACTIONS, "GITHUB_STEP_SUMMARY": os.fspath(file)})
             assert told.startswith("the summary for GitHub could not be written: ")

@@ -6,29 +6,33 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 
 from pytest_llem import ExperimentResult, run_experiment
 from pytest_llem.measurement.harness import Harness
-from tests.conftest import NOOP_STUDY
+from tests.conftest import NOOP_STUDY, Results
 
 
 @pytest.fixture
-def other():
+def other() -> Iterator[Popen]:
     """A process that works for a fifth of a second and then waits."""
     code = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield process
 
 
-def _work(seconds):
+def _work(seconds: Any) -> None:
     began = time.process_time()
     while time.process_time() - began < seconds:
         pass
 
 
-def test_it_is_what_the_processes_took_since(other):
+def test_it_is_what_the_processes_took_since(other: Popen) -> None:
     other.stdout.readline()  # it has worked, which is none of this window's
     harness = Harness([os.getpid(), other.pid])
     _work(0.3)
@@ -37,20 +41,20 @@ def test_it_is_what_the_processes_took_since(other):
     other.communicate(b"\n")
 
 
-def test_a_process_that_is_gone_leaves_it_unknown(other):
+def test_a_process_that_is_gone_leaves_it_unknown(other: Popen) -> None:
     harness = Harness([os.getpid(), other.pid])
     other.communicate(b"\n")
     assert harness.cpu_seconds(2.0) is None
     assert Harness([other.pid]).cpu_seconds(None) is None
 
 
-def test_without_processes_it_is_the_meters():
+def test_without_processes_it_is_the_meters() -> None:
     assert Harness([]).cpu_seconds(None) is None
     assert Harness([]).cpu_seconds(0.25) == 0.25
 
 
 @pytest.mark.usefixtures("noop_engine")
-def test_a_lone_experiment_has_nobody_around_it():
+def test_a_lone_experiment_has_nobody_around_it() -> None:
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     assert run_experiment(fields).harness_cpu_seconds is None
 
@@ -68,7 +72,13 @@ BUSY = """
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_a_studys_result_tells_it(pytester, write_study, results, busy, workers):
+def test_a_studys_result_tells_it(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    results: Results,
+    busy: bool,
+    workers: tuple[str, ...],
+) -> None:
     """A pytest process sleeps while an experiment runs; one in which a thread works shows."""
     write_study(
         sweep={"n": [1]},

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,8 @@ from pytest_llem import ExperimentConfig
 from pytest_llem.backends.requirements import Packages
 from pytest_llem.measurement.prompts import dataset_problem, hub_dataset
 from pytest_llem.study.dataset import ALIASES, HubDataset
-from tests.support.hub import COMMIT, serving
+from tests.conftest import Results
+from tests.support.hub import COMMIT, Hub, serving
 
 pyarrow = pytest.importorskip("pyarrow", reason="the extra datasets is not installed")
 pytest.importorskip("datasets")
@@ -58,7 +62,7 @@ assert "torch" not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of datasets as the hub has them."""
     from pyarrow import parquet
 
@@ -92,7 +96,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(folders):
+def hub(folders: dict[str, Path]) -> Iterator[Hub]:
     with serving({}, folders) as hub:
         hub.gated.add("owner/gated")
         yield hub
@@ -102,10 +106,10 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where 
 
 
 @pytest.fixture
-def read(hub, tmp_path):
+def read(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
     """Read datasets in a process of their own, with a cache of this test's, and return what each gave."""
 
-    def ask(*wanted, **environment):
+    def ask(*wanted: Any, **environment: Any) -> Any:
         rows = [one if "|" in one else f"{one}|2|interleaved" for one in wanted]
         done = subprocess.run(
             [sys.executable, "-c", READ, *rows],
@@ -121,7 +125,7 @@ def read(hub, tmp_path):
     return ask
 
 
-def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read, hub):
+def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read: Callable[..., Any], hub: Hub) -> None:
     found = read("owner/parquet|4|interleaved", "owner/parquet|4|grouped", "owner/parquet|3|shuffled")
     assert [prompts for prompts, _, _ in found[:2]] == [["a1", "b1", "c1", "a2"], ["a1", "a2", "b1", "c1"]]
     assert len({*found[2][0]} & {"a1", "a2", "b1", "c1"}) == 3
@@ -129,7 +133,7 @@ def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read, hub):
     assert sorted(hub.downloads) == ["owner/parquet/train-00000-of-00001.parquet"], "once, and no program"
 
 
-def test_what_was_read_once_is_there_without_a_network(read, hub):
+def test_what_was_read_once_is_there_without_a_network(read: Callable[..., Any], hub: Hub) -> None:
     wanted = ("owner/parquet", f"owner/parquet@{COMMIT}", "owner/several/main:test", "aienergyscore")
     online = read(*wanted)
     assert [prompts for prompts, _, _ in online] == [
@@ -144,7 +148,7 @@ def test_what_was_read_once_is_there_without_a_network(read, hub):
     assert hub.downloads == []
 
 
-def test_subset_split_and_column_are_named(read):
+def test_subset_split_and_column_are_named(read: Callable[..., Any]) -> None:
     assert read("owner/several/other", "owner/several/main:validation", "owner/several/main:test#answer") == [
         [["other test 0", "other test 1"], COMMIT, 1],
         [["main validation 0", "main validation 1"], COMMIT, 1],
@@ -155,7 +159,7 @@ def test_subset_split_and_column_are_named(read):
 NO_FILE = "no file of that name; "
 
 
-def test_what_cannot_be_had_is_one_line(read):
+def test_what_cannot_be_had_is_one_line(read: Callable[..., Any]) -> None:
     wanted = {
         "owner/none": f"not found: {NO_FILE}not on the Hugging Face hub, or private (then set HF_TOKEN)",
         "owner/plain@v9": f"not found: {NO_FILE}the Hugging Face hub has it, but no revision 'v9'",
@@ -183,13 +187,13 @@ def test_what_cannot_be_had_is_one_line(read):
     assert few == "dataset 'owner/plain' holds 4 prompts, and the experiment asks for n: 5"
 
 
-def test_a_column_of_another_name_is_suggested(read, folders):
+def test_a_column_of_another_name_is_suggested(read: Callable[..., Any], folders: dict[str, Path]) -> None:
     (folders["owner/numbers"] / "train.csv").write_text("verse,b\nx,2\ny,3\n")
     assert "name one, as owner/numbers#verse" in read("owner/numbers")[0]
     assert read("owner/numbers#verse")[0][0] == ["x", "y"]
 
 
-def test_what_is_only_half_there_is_not_there(read, tmp_path):
+def test_what_is_only_half_there_is_not_there(read: Callable[..., Any], tmp_path: Path) -> None:
     read("owner/parquet")
     [file] = (tmp_path / "hf").rglob("snapshots/*/data/*.parquet")
     file.unlink()
@@ -197,7 +201,7 @@ def test_what_is_only_half_there_is_not_there(read, tmp_path):
     assert read("owner/parquet")[0][0] == ["a1", "b1"], "it is completed"
 
 
-def test_without_a_network_what_is_not_there_is_known_at_once(read):
+def test_without_a_network_what_is_not_there_is_known_at_once(read: Callable[..., Any]) -> None:
     [said] = read("owner/plain", **OFFLINE)
     assert said == (
         f"dataset 'owner/plain' not found: {NO_FILE}not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the "
@@ -205,11 +209,11 @@ def test_without_a_network_what_is_not_there_is_known_at_once(read):
     )
 
 
-def problem(name, directory, **packages):
+def problem(name: Any, directory: Any, **packages: Any) -> Any:
     return dataset_problem(ExperimentConfig(model="m", dataset=name), directory, Packages(**packages))
 
 
-def test_preflight_knows_that_the_library_is_missing(tmp_path):
+def test_preflight_knows_that_the_library_is_missing(tmp_path: Path) -> None:
     assert problem("owner/name", tmp_path, has=lambda module: False, pip="there/bin/python -m pip") == (
         "dataset 'owner/name' is looked for on the Hugging Face hub, and that needs datasets: "
         "there/bin/python -m pip install datasets"
@@ -219,7 +223,7 @@ def test_preflight_knows_that_the_library_is_missing(tmp_path):
     )
 
 
-def test_what_is_here_is_not_looked_for_on_the_hub(tmp_path):
+def test_what_is_here_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "prompts.csv").touch()
     assert problem("owner/prompts.csv", tmp_path).startswith("dataset 'owner/prompts.csv': expected ")
@@ -239,7 +243,7 @@ def test_what_is_here_is_not_looked_for_on_the_hub(tmp_path):
         ("aienergyscore", ("AIEnergyScore/text_generation", None, None, None, None)),
     ],
 )
-def test_how_a_dataset_is_named(text, fields):
+def test_how_a_dataset_is_named(text: str, fields: tuple[Any, ...]) -> None:
     found = HubDataset.parse(text)
     assert (found.name, found.revision, found.subset, found.split, found.column) == fields
     assert HubDataset.parse(str(found)) == found
@@ -248,7 +252,7 @@ def test_how_a_dataset_is_named(text, fields):
 @pytest.mark.parametrize(
     "text", ["a", "a/b/c/d", "/a/b", "./a/b", "~/a/b", "a/b:", "a/b.jsonl", "a//b", "a/b@", "../a"]
 )
-def test_what_is_no_name_of_a_dataset(text):
+def test_what_is_no_name_of_a_dataset(text: str) -> None:
     assert HubDataset.parse(text) is None
 
 
@@ -265,7 +269,7 @@ execution: {n_cycles: 1}
 
 
 @pytest.fixture
-def online(hub, tmp_path, monkeypatch):
+def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     environment = hub.environment(tmp_path / "hf")
     for name in [name for name in os.environ if name.startswith("HF_")]:
         monkeypatch.delenv(name)
@@ -274,10 +278,12 @@ def online(hub, tmp_path, monkeypatch):
     return hub
 
 
-def test_a_study_of_it_fetched_ahead_and_run_without_a_network(pytester, online, monkeypatch, results):
+def test_a_study_of_it_fetched_ahead_and_run_without_a_network(
+    pytester: pytest.Pytester, online: Hub, monkeypatch: pytest.MonkeyPatch, results: Results
+) -> None:
     (pytester.path / "study.yaml").write_text(STUDY)
 
-    def fetch():
+    def fetch() -> Any:
         command = [sys.executable, "-m", "pytest_llem.cli", "fetch", "study.yaml"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout.splitlines()[-1]

@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,9 @@ from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_b
 from pytest_llem.energy import rapl
 from pytest_llem.isolation.bare import SECONDS, bare_meter, measure_bare
 from pytest_llem.study.config import ExperimentConfig
+from tests.conftest import Results
 from tests.support import nvml
+from tests.support.nvml import Script
 from tests.support.powercap import Powercap, add
 from tests.support.processes import wait_until
 
@@ -26,7 +31,7 @@ COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
 
 
 @pytest.fixture(autouse=True)
-def powercap(tmp_path, monkeypatch):
+def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Powercap:
     """Put an empty powercap folder in the machine's place."""
     folder = Powercap(tmp_path / "powercap")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(folder.root))
@@ -40,7 +45,7 @@ def powercap(tmp_path, monkeypatch):
     ("backend", "gpus", "name"),
     [("auto", [A], "nvml"), ("auto", [], "rapl"), ("rapl", [A], "rapl"), ("nvml", [], "nvml")],
 )
-def test_the_meter_is_that_of_the_experiment(backend, gpus, name):
+def test_the_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: str) -> None:
     assert bare_meter(ExperimentConfig(model="m", energy={"backend": backend}), gpus) == (name, None)
 
 
@@ -52,7 +57,7 @@ def test_the_meter_is_that_of_the_experiment(backend, gpus, name):
         ({"energy": {"backend": "estimate"}}, "meter 'estimate' is not asked outside of experiments"),
     ],
 )
-def test_where_there_is_none_the_reason_is_kept(changes, reason):
+def test_where_there_is_none_the_reason_is_kept(changes: dict[str, Any], reason: str) -> None:
     config = ExperimentConfig(model="m", **changes)
     assert bare_meter(config, [A]) == (None, reason)
     assert bare_fields(Board(), config, [A]) == {"idle_bare_reason": reason}
@@ -62,14 +67,14 @@ def test_where_there_is_none_the_reason_is_kept(changes, reason):
 
 
 @pytest.fixture
-def sleep(monkeypatch):
+def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return what makes a sleep: it moves the meter's clock alone, and does something meanwhile."""
 
-    def make(meanwhile=lambda: None):
+    def make(meanwhile: Any = lambda: None) -> Any:
         now = [100.0]
         monkeypatch.setattr(rapl, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-        def sleep(seconds):
+        def sleep(seconds: Any) -> None:
             now[0] += seconds
             meanwhile()
 
@@ -78,11 +83,11 @@ def sleep(monkeypatch):
     return make
 
 
-def test_packages_and_memory_are_measured_for_five_seconds(powercap, sleep):
+def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, sleep: Callable[..., Any]) -> None:
     package, dram = powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")
     log = []
 
-    def meanwhile():
+    def meanwhile() -> None:
         log.append("asleep")
         add(package, 60.0)
         add(dram, 7.5)
@@ -96,7 +101,7 @@ def test_packages_and_memory_are_measured_for_five_seconds(powercap, sleep):
     assert found["idle_bare_reason"] is None
 
 
-def test_a_counter_that_fails_is_left_out_with_its_reason(powercap, sleep):
+def test_a_counter_that_fails_is_left_out_with_its_reason(powercap: Powercap, sleep: Callable[..., Any]) -> None:
     package, dram = powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")
     found = measure_bare("rapl", [], sleep=sleep(lambda: (add(package, 60.0), dram.unlink())))
     assert found["idle_bare_w"] == {"package-0": pytest.approx(12.0)}
@@ -109,8 +114,8 @@ def test_a_counter_that_fails_is_left_out_with_its_reason(powercap, sleep):
 
 
 @pytest.mark.parametrize("name", ["rapl", "nvml"])
-def test_without_a_meter_nobody_waits(name):
-    def sleep(seconds):
+def test_without_a_meter_nobody_waits(name: str) -> None:
+    def sleep(seconds: Any) -> None:
         pytest.fail("it waits")
 
     found = measure_bare(name, [], sleep=sleep)
@@ -121,11 +126,11 @@ def test_without_a_meter_nobody_waits(name):
 # ---- what later cycles know ----
 
 
-def _result(**baseline):
+def _result(**baseline: Any) -> Any:
     return json.dumps({"baseline": {"idle_context_w": 40.0, "age_seconds": 0.0, **baseline}})
 
 
-def test_a_baseline_is_known_to_later_cycles_of_its_point_alone(tmp_path):
+def test_a_baseline_is_known_to_later_cycles_of_its_point_alone(tmp_path: Path) -> None:
     board = Board()
     assert known_baseline(board, "abc", None) is None
     keep_baseline(board, "abc", None, _result())
@@ -135,14 +140,14 @@ def test_a_baseline_is_known_to_later_cycles_of_its_point_alone(tmp_path):
 
 
 @pytest.mark.parametrize("baseline", [{"idle_context_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
-def test_only_what_was_measured_is_kept(baseline):
+def test_only_what_was_measured_is_kept(baseline: dict[str, Any]) -> None:
     board = Board()
     keep_baseline(board, "abc", None, _result(**baseline))
     keep_baseline(board, "abc", None, '{"baseline": null}')
     assert known_baseline(board, "abc", None) is None
 
 
-def test_the_newest_that_was_measured_counts():
+def test_the_newest_that_was_measured_counts() -> None:
     board = Board()
     for watts in (40.0, 45.0):  # the second was measured as the first did not fit
         keep_baseline(board, "abc", None, _result(idle_context_w=watts))
@@ -153,7 +158,7 @@ def test_the_newest_that_was_measured_counts():
 
 
 @pytest.fixture
-def gpus(nvml_library, tmp_path, monkeypatch):
+def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Give new processes two boards, and a torch that seems to be a build for CUDA."""
     metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
@@ -171,7 +176,7 @@ STUDY = {"energy": {"backend": "auto"}, "sweep": {"n": [1, 2]}, "baseline": {"du
 NO_GAPS = {"n_cycles": 2, "experiment_gap_seconds": 0}
 
 
-def _shorter(seconds):
+def _shorter(seconds: Any) -> Any:
     return f"""
         import os, pathlib, sys
         import pytest_llem.isolation.bare as bare
@@ -184,8 +189,8 @@ def _shorter(seconds):
 
 
 @pytest.fixture
-def baselines(results):
-    def read():
+def baselines(results: Results) -> Callable[..., Any]:
+    def read() -> Any:
         entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
         texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
         return [ExperimentResult.model_validate_json(text).baseline for text in texts]
@@ -193,13 +198,19 @@ def baselines(results):
     return read
 
 
-def _reads(script):
+def _reads(script: Any) -> Any:
     """Return how often the counters of the boards were read."""
     return sum(call.function == COUNTER for call in script.calls()) if script._trace.exists() else 0
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_each_gpu_is_measured_once_before_the_first_experiment(pytester, write_study, baselines, gpus, workers):
+def test_each_gpu_is_measured_once_before_the_first_experiment(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    baselines: Callable[..., Any],
+    gpus: Script,
+    workers: tuple[str, ...],
+) -> None:
     write_study(**STUDY, execution=NO_GAPS)
     pytester.makeconftest(_shorter(0.5))
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=4)
@@ -224,7 +235,13 @@ def test_each_gpu_is_measured_once_before_the_first_experiment(pytester, write_s
     ],
     ids=["collect-only", "switched off", "no energy", "skipped"],
 )
-def test_where_nothing_would_come_of_it_nobody_waits(pytester, write_study, gpus, changes, arguments):
+def test_where_nothing_would_come_of_it_nobody_waits(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    gpus: Script,
+    changes: dict[str, Any],
+    arguments: list[Any],
+) -> None:
     write_study(**{**STUDY, **changes}, execution=NO_GAPS)
     pytester.makeconftest(_shorter(3600))
     done = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *arguments, timeout=120)
@@ -232,7 +249,9 @@ def test_where_nothing_would_come_of_it_nobody_waits(pytester, write_study, gpus
     assert _reads(gpus) == 0
 
 
-def test_replayed_results_are_not_waited_for(pytester, write_study, gpus):
+def test_replayed_results_are_not_waited_for(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
+) -> None:
     write_study(**STUDY, execution=NO_GAPS)
     pytester.makeconftest(_shorter(0.1))
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
@@ -244,7 +263,9 @@ def test_replayed_results_are_not_waited_for(pytester, write_study, gpus):
     assert _reads(gpus) == before
 
 
-def test_ctrl_c_ends_it(pytester, write_study, gpus, results):
+def test_ctrl_c_ends_it(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script, results: Results
+) -> None:
     write_study(**STUDY, execution=NO_GAPS)
     pytester.makeconftest(_shorter(3600))
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]

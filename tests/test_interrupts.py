@@ -7,18 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import pytest
 
+from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
 
 @pytest.fixture
-def start(pytester):
+def start(pytester: pytest.Pytester) -> Iterator[Callable[..., Any]]:
     """Start pytest on the study, as the leader of a process group of its own."""
     started = []
 
-    def start(*arguments):
+    def start(*arguments: Any) -> Callable[..., Any]:
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *arguments]
         started.append(subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True))
         return started[-1]
@@ -31,7 +36,7 @@ def start(pytester):
 
 
 @pytest.fixture
-def notes(pytester):
+def notes(pytester: pytest.Pytester) -> Path:
     (pytester.path / "notes").mkdir()
     return pytester.path / "notes"
 
@@ -60,7 +65,14 @@ FORKSERVER = ("--llem-start-method", "forkserver")
     + [(case, ("-n", "2", *FORKSERVER)) for case in ("ctrl-c three times", "term to pytest")],
     ids=str,
 )
-def test_the_child_goes_and_the_manifest_says_interrupted(start, write_study, results, notes, case, workers):
+def test_the_child_goes_and_the_manifest_says_interrupted(
+    start: Callable[..., Any],
+    write_study: Callable[..., Path],
+    results: Results,
+    notes: Path,
+    case: str,
+    workers: tuple[str, ...],
+) -> None:
     numbers, whole_group = SIGNALS[case]
     write_study(noop={"report": str(notes), "fault": "hang"}, sweep={"n": [1, 2]})
     run = start(*workers)
@@ -82,7 +94,9 @@ def test_the_child_goes_and_the_manifest_says_interrupted(start, write_study, re
     assert "--llem-resume goes on from here" in output
 
 
-def test_as_somebody_at_a_terminal_would(start, write_study, results, notes):
+def test_as_somebody_at_a_terminal_would(
+    start: Callable[..., Any], write_study: Callable[..., Path], results: Results, notes: Path
+) -> None:
     """What was measured before stays."""
     write_study(
         noop={"report": str(notes)},
@@ -98,7 +112,9 @@ def test_as_somebody_at_a_terminal_would(start, write_study, results, notes):
     assert "1 passed" in output
 
 
-def test_in_a_gap(start, write_study, results, notes):
+def test_in_a_gap(
+    start: Callable[..., Any], write_study: Callable[..., Path], results: Results, notes: Path
+) -> None:
     write_study(
         noop={"report": str(notes)}, sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 600}
     )
@@ -114,7 +130,9 @@ def test_in_a_gap(start, write_study, results, notes):
     assert sorted(results.statuses().values()) == ["completed", "pending"]
 
 
-def test_while_the_result_is_written(start, write_study, pytester, results):
+def test_while_the_result_is_written(
+    start: Callable[..., Any], write_study: Callable[..., Path], pytester: pytest.Pytester, results: Results
+) -> None:
     """What is nearly done is done."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -142,7 +160,9 @@ def test_while_the_result_is_written(start, write_study, pytester, results):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_collecting_nothing_is_written(start, write_study, pytester, number):
+def test_while_collecting_nothing_is_written(
+    start: Callable[..., Any], write_study: Callable[..., Path], pytester: pytest.Pytester, number: Signals
+) -> None:
     write_study()
     pytester.makeconftest(
         """
@@ -161,7 +181,7 @@ def test_while_collecting_nothing_is_written(start, write_study, pytester, numbe
     assert not (pytester.path / "results").exists()
 
 
-def test_signals_are_left_to_whom_they_belong(pytester, write_study):
+def test_signals_are_left_to_whom_they_belong(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     """Who ignores SIGHUP, as nohup does, or handles SIGTERM, goes on doing so; all are as before at the end."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -192,7 +212,7 @@ def test_signals_are_left_to_whom_they_belong(pytester, write_study):
     run.stdout.fnmatch_lines(["as before"])
 
 
-def test_an_ordinary_session_handles_no_signal(pytester):
+def test_an_ordinary_session_handles_no_signal(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import signal
@@ -207,7 +227,14 @@ def test_an_ordinary_session_handles_no_signal(pytester):
 
 @pytest.mark.parametrize(("option", "failed"), [("-x", 1), ("--maxfail=2", 2)])
 @WORKERS
-def test_stopping_early_is_no_interrupt(pytester, write_study, results, option, failed, workers):
+def test_stopping_early_is_no_interrupt(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    results: Results,
+    option: str,
+    failed: int,
+    workers: tuple[str, ...],
+) -> None:
     faults = ["raise", "memory", *(f"none {number}" for number in range(20))]
     write_study(sweep={"noop.fault": faults}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", option, *workers)

@@ -6,7 +6,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,25 +17,26 @@ from pytest_llem.isolation import launcher
 from pytest_llem.isolation.output import CappedOutput
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.experiment import ExperimentResult
+from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
 
 class Watching:
     """Somebody who looks on, and keeps what there was to see."""
 
-    def __init__(self, every_s=60.0):
+    def __init__(self, every_s: float = 60.0) -> None:
         self.every_s = every_s
         self.seen = []
         self.ticks = []
 
-    def see(self, seen):
+    def see(self, seen: Any) -> None:
         self.seen.append(seen)
 
-    def tick(self):
+    def tick(self) -> None:
         self.ticks.append(time.monotonic())
 
 
-def test_a_result_comes_back_whole(job, run):
+def test_a_result_comes_back_whole(job: Callable[..., Any], run: Callable[..., Any]) -> None:
     watcher = Watching()
     outcome = run(job(), watcher=watcher)
     assert outcome.error is None
@@ -51,7 +54,7 @@ def test_a_result_comes_back_whole(job, run):
     ]
 
 
-def test_who_looks_on_is_woken_up_now_and_then(job, run):
+def test_who_looks_on_is_woken_up_now_and_then(job: Callable[..., Any], run: Callable[..., Any]) -> None:
     watcher = Watching(every_s=0.2)
     assert run(job(seconds=0.5), watcher=watcher).error is None
     measuring = [progress for progress in watcher.seen if progress.phase == "measuring"]
@@ -59,7 +62,9 @@ def test_who_looks_on_is_woken_up_now_and_then(job, run):
     assert len(watcher.ticks) >= len(watcher.seen) + 2, "nothing is said within the window of a second"
 
 
-def test_every_experiment_has_a_process_of_its_own(job, run, tmp_path):
+def test_every_experiment_has_a_process_of_its_own(
+    job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path
+) -> None:
     for _ in range(2):
         assert run(job(report=str(tmp_path))).error is None
     first, second = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
@@ -71,7 +76,9 @@ def test_every_experiment_has_a_process_of_its_own(job, run, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["pytest"], [sys.executable, "-m", "pytest"]], ids=["script", "module"])
-def test_the_child_holds_no_pytest_and_the_parent_no_torch(pytester, write_study, command):
+def test_the_child_holds_no_pytest_and_the_parent_no_torch(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], command: list[str]
+) -> None:
     (pytester.path / "notes").mkdir()
     write_study(noop={"report": str(pytester.path / "notes")}, sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -113,7 +120,9 @@ def test_the_child_holds_no_pytest_and_the_parent_no_torch(pytester, write_study
         ("allocate", "oom", "MemoryError", ""),
     ],
 )
-def test_how_it_ended_is_told(job, run, fault, kind, type_, message):
+def test_how_it_ended_is_told(
+    job: Callable[..., Any], run: Callable[..., Any], fault: str, kind: str, type_: str, message: str
+) -> None:
     outcome = run(job(fault=fault))
     assert outcome.result is None
     assert (outcome.error.kind, outcome.error.type, outcome.error.message) == (kind, type_, message)
@@ -122,14 +131,18 @@ def test_how_it_ended_is_told(job, run, fault, kind, type_, message):
 
 
 @pytest.mark.parametrize("fault", ["linger", "linger at exit"])
-def test_a_result_is_not_kept_waiting_for_a_process_that_will_not_exit(job, run, fault, monkeypatch):
+def test_a_result_is_not_kept_waiting_for_a_process_that_will_not_exit(
+    job: Callable[..., Any], run: Callable[..., Any], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(childs, "GRACE_SECONDS", 0.5)
     outcome = run(job(fault=fault))
     assert outcome.error is None
     assert ExperimentResult.model_validate_json(outcome.result)
 
 
-def test_an_orphan_that_holds_the_pipes_stalls_nothing(job, run, monkeypatch):
+def test_an_orphan_that_holds_the_pipes_stalls_nothing(
+    job: Callable[..., Any], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It lives for 60 s and holds what multiprocessing would wait for."""
     monkeypatch.setattr(childs, "REAP_SECONDS", 1000.0)
     began = time.monotonic()
@@ -137,16 +150,18 @@ def test_an_orphan_that_holds_the_pipes_stalls_nothing(job, run, monkeypatch):
     assert time.monotonic() - began < 50
 
 
-def test_an_interrupt_during_the_cleanup_does_not_end_it(job, run, monkeypatch):
+def test_an_interrupt_during_the_cleanup_does_not_end_it(
+    job: Callable[..., Any], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Further Ctrl-C come while the first one's process is being ended."""
     end = launcher.Child.end
     ended = []
 
-    def interrupt(child, *_, **__):
+    def interrupt(child: Any, *_: Any, **__: Any) -> None:
         child._read(10)  # it has told its id
         raise KeyboardInterrupt
 
-    def end_interrupted(child):
+    def end_interrupted(child: Any) -> None:
         ended.append(child)
         if len(ended) < 4:
             raise KeyboardInterrupt
@@ -160,28 +175,28 @@ def test_an_interrupt_during_the_cleanup_does_not_end_it(job, run, monkeypatch):
     assert gone(ended[0]._pid)
 
 
-def test_a_very_long_timeout_is_one(job, run):
+def test_a_very_long_timeout_is_one(job: Callable[..., Any], run: Callable[..., Any]) -> None:
     assert run(job(), timeout=3e9).error is None
 
 
-def test_garbage_on_the_event_channel_costs_nothing(job, run):
+def test_garbage_on_the_event_channel_costs_nothing(job: Callable[..., Any], run: Callable[..., Any]) -> None:
     outcome = run(job(fault="garbage"))
     assert outcome.error is None
 
 
-def test_a_preflight_error_is_one_line(job, run):
+def test_a_preflight_error_is_one_line(job: Callable[..., Any], run: Callable[..., Any]) -> None:
     outcome = run(job(sise=3))
     assert (outcome.error.kind, outcome.error.message) == ("preflight", "noop: unknown option 'sise'")
     assert outcome.error.traceback is None
 
 
-def test_a_deadline_ends_it(job, run, tmp_path):
+def test_a_deadline_ends_it(job: Callable[..., Any], run: Callable[..., Any], tmp_path: Path) -> None:
     outcome = run(job(fault="hang", report=str(tmp_path)), timeout=5)
     assert (outcome.error.kind, outcome.error.message) == ("timeout", "not done after 5 s")
     assert all(gone(int(path.stem)) for path in tmp_path.iterdir())
 
 
-def test_output_is_kept_up_to_a_cap(job, run):
+def test_output_is_kept_up_to_a_cap(job: Callable[..., Any], run: Callable[..., Any]) -> None:
     outcome = run(job(fault="shout"))
     assert outcome.error is None
     assert outcome.output.startswith("xxx")
@@ -190,21 +205,23 @@ def test_output_is_kept_up_to_a_cap(job, run):
     assert len(outcome.output) < 200_000
 
 
-def test_capped_output_loses_the_middle_only():
+def test_capped_output_loses_the_middle_only() -> None:
     output = CappedOutput(head=4, tail=4)
     for chunk in (b"abcdef", b"ghij", b"kl", b"mnop"):
         output.write(chunk)
     assert output.text() == "abcd\n[… 8 bytes left out …]\nmnop"
 
 
-def test_capped_output_that_fits_is_whole():
+def test_capped_output_that_fits_is_whole() -> None:
     output = CappedOutput()
     for chunk in (b"abc", b"def\xff"):
         output.write(chunk)
     assert output.text() == "abcdef\ufffd"
 
 
-def test_a_worker_of_xdist_that_dies_takes_its_experiment_along(pytester, write_study, results):
+def test_a_worker_of_xdist_that_dies_takes_its_experiment_along(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     """The experiment has failed, the others are run by the worker that takes its place."""
     (pytester.path / "notes").mkdir()
     write_study(
@@ -237,7 +254,9 @@ def test_a_worker_of_xdist_that_dies_takes_its_experiment_along(pytester, write_
     wait_until(lambda: all(gone(int(note.stem)) for note in (pytester.path / "notes").iterdir()))
 
 
-def test_a_timeout_in_the_study_is_obeyed(pytester, write_study, results):
+def test_a_timeout_in_the_study_is_obeyed(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(
         noop={"fault": "hang"}, sweep={"n": [1]}, execution={"n_cycles": 1, "experiment_timeout_seconds": 3}
     )
@@ -246,7 +265,7 @@ def test_a_timeout_in_the_study_is_obeyed(pytester, write_study, results):
     assert results.manifest["experiments"][0]["error"]["kind"] == "timeout"
 
 
-def test_a_failed_items_output_is_shown(pytester, write_study):
+def test_a_failed_items_output_is_shown(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.fault": ["raise"]}, execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.support.kills import kills, write_study
 
 
 @pytest.mark.slow
-def test_fifty_kills_of_a_study(tmp_path):
+def test_fifty_kills_of_a_study(tmp_path: Path) -> None:
     write_study(tmp_path, points=40)
     seen = list(kills(tmp_path, 50, longest=1.6, seed=1))
     assert len(seen) == 50
@@ -24,14 +26,16 @@ def test_fifty_kills_of_a_study(tmp_path):
     assert sum(seen, Counter())["failed"] == 0
 
 
-def test_kills_while_nothing_but_writing_is_done(tmp_path):
+def test_kills_while_nothing_but_writing_is_done(tmp_path: Path) -> None:
     write_study(tmp_path, points=2000, at_once=True)
     seen = list(kills(tmp_path, 12, longest=0.8, seed=2))
     assert len({one["completed"] for one in seen}) > 6
     assert max(one["completed"] for one in seen) > 20
 
 
-def test_a_run_that_is_killed_is_an_error_and_can_be_loaded(pytester, write_study):
+def test_a_run_that_is_killed_is_an_error_and_can_be_loaded(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     path = write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
         """
@@ -55,7 +59,7 @@ def test_a_run_that_is_killed_is_an_error_and_can_be_loaded(pytester, write_stud
     assert result.measurement_protocol["n_cycles"] == 1
 
 
-def test_two_runs_at_once_do_not_mix(pytester, write_study):
+def test_two_runs_at_once_do_not_mix(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     path = write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "--llem-run-id", "same"]
     running = [

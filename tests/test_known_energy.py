@@ -6,7 +6,9 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ IDLE_W, BUSY_W = 100.0, 300.0
 TOKENS = 12
 
 
-def measure(changes):
+def measure(changes: Any) -> Any:
     """Return the result of an experiment as plain data. Runs in a process that sees the board; ``tail`` is added
     to its script as the window has begun.
     """
@@ -33,7 +35,7 @@ def measure(changes):
     begin = windows.Meters.begin
     opened = []
 
-    def begin_and_change(meters):
+    def begin_and_change(meters: Any) -> None:
         begin(meters)
         opened.append(meters)
         if len(opened) == 2 and tail:  # the first window is that of loading
@@ -43,7 +45,7 @@ def measure(changes):
     return ExperimentOrchestrator(ExperimentConfig.model_validate(given)).run().result.model_dump(mode="json")
 
 
-def _change(tail):
+def _change(tail: Any) -> None:
     """Add to the board's script: lines in which NOW is that instant, and NOW+1.5 later."""
     path = Path(os.environ["LLEM_SCRIPTED_NVML"])
     text = path.read_text()
@@ -55,10 +57,10 @@ def _change(tail):
 
 
 @pytest.fixture
-def board(tmp_path, nvml_library, noop_engine):
+def board(tmp_path: Path, nvml_library: Path, noop_engine: None) -> Callable[..., Any]:
     """Return a function that measures on a board, and gives the result and the board's power over time."""
 
-    def run(more=None, rules=(), call_ms=0.0, others=(), **changes):
+    def run(more: Any = None, rules: Any = (), call_ms: float = 0.0, others: Any = (), **changes: Any) -> Any:
         board = nvml.Board(GPU, [(0, IDLE_W)], dict(more or {}), rules=list(rules))
         script = nvml.Script(tmp_path / "nvml.script", [*others, board], call_ms)
         script.write()
@@ -71,7 +73,7 @@ def board(tmp_path, nvml_library, noop_engine):
     return run
 
 
-def known_energy_j(board, passes):
+def known_energy_j(board: Any, passes: Any) -> Any:
     """Return what a pass took, from the first busy moment of the window's first to the last one of its last."""
     edges = [at for at, _ in board.power]
     return board.energy_j(edges[-4 * passes], edges[-1]) / passes
@@ -81,8 +83,8 @@ def known_energy_j(board, passes):
     ("seconds", "tick_ms", "call_ms"), [(1.0, 20, 0), (3.0, 20, 0), (2.0, 100, 0), (4.0, 100, 4)]
 )
 def test_joules_per_output_token_are_those_of_the_script_however_long_the_window_is(
-    board, seconds, tick_ms, call_ms
-):
+    board: Callable[..., Any], seconds: float, tick_ms: int, call_ms: int
+) -> None:
     result, drawn = board(
         {"tick_ms": tick_ms, "counter_mj": 5_000_000_000},
         call_ms=call_ms,
@@ -115,7 +117,7 @@ def test_joules_per_output_token_are_those_of_the_script_however_long_the_window
     assert metrics["energy_j"]["value"] >= 0.5 * BUSY_W * 0.995
 
 
-def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board):
+def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board: Callable[..., Any]) -> None:
     """They tick at different times and at different rates."""
     other = nvml.Board("GPU-other", [(0, 50.0)], {"tick_ms": 100, "phase_ms": 30})
     result, drawn = board(
@@ -140,7 +142,7 @@ def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board):
     assert 0 < result["window"]["read_skew_seconds"] < 0.2
 
 
-def test_active_energy_is_what_the_work_adds(board):
+def test_active_energy_is_what_the_work_adds(board: Callable[..., Any]) -> None:
     result, drawn = board(measurement={"min_window_seconds": 1.0}, baseline={"duration_seconds": 5})
     assert result["baseline"]["idle_context_w"] == pytest.approx(IDLE_W, rel=0.01)
     passes, metrics = result["window"]["passes"], result["metrics"]
@@ -151,7 +153,7 @@ def test_active_energy_is_what_the_work_adds(board):
     assert active["method"] == "measured"
 
 
-def test_prompts_and_answers_share_what_the_script_says(board):
+def test_prompts_and_answers_share_what_the_script_says(board: Callable[..., Any]) -> None:
     measurement = {"min_window_seconds": 1.0, "prefill_split": True}
     result, drawn = board(measurement=measurement, baseline={"enabled": False})
     window, prefill, metrics = result["window"], result["prefill_window"], result["metrics"]
@@ -174,7 +176,9 @@ def test_prompts_and_answers_share_what_the_script_says(board):
 # ---- what goes wrong on the way ----
 
 
-def test_a_board_that_is_lost_in_the_window_costs_its_energy_and_that_is_told_first(board):
+def test_a_board_that_is_lost_in_the_window_costs_its_energy_and_that_is_told_first(
+    board: Callable[..., Any],
+) -> None:
     """RAPL cannot be read either, as on most machines with GPUs: that is no reason to keep still."""
     quick = {"measurement": {"min_window_seconds": 1.0}, "baseline": {"enabled": False}}
     result, _ = board(energy={"backend": "auto"}, tail="lost_at NOW\n", **quick)
@@ -189,7 +193,7 @@ def test_a_board_that_is_lost_in_the_window_costs_its_energy_and_that_is_told_fi
     assert rapl.startswith("meter rapl: RAPL: no package counter")
 
 
-def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board):
+def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board: Callable[..., Any]) -> None:
     quick = {"measurement": {"min_window_seconds": 0.5}, "baseline": {"enabled": False}}
     result, _ = board({"mig": 1}, energy={"backend": "auto"}, **quick)
     assert result["metrics"]["energy_j"]["value"] is None
@@ -197,7 +201,9 @@ def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board):
     assert result["warnings"][0].startswith(f"no energy: nvml: NVML: {GPU}: MIG is on")
 
 
-def test_a_counter_that_is_off_a_throttled_board_and_one_that_warms_up_are_in_the_result_the_worst_first(board):
+def test_a_counter_that_is_off_a_throttled_board_and_one_that_warms_up_are_in_the_result_the_worst_first(
+    board: Callable[..., Any],
+) -> None:
     """The counter counts a tenth too much, half of the time the power limit holds the clocks down."""
     result, drawn = board(
         {"counter_gain": 1.1},

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from pytest_llem import ExperimentConfig, StudyError, StudyResult, run_study
 from pytest_llem.api import StudyRunError
 
 
-def test_run_study_returns_what_pytest_found(pytester, write_study):
+def test_run_study_returns_what_pytest_found(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     path = write_study()
     result = run_study(path, select="size=2", results_dir=pytester.path / "out", quiet=True)
     assert isinstance(result, StudyResult)
@@ -19,7 +22,7 @@ def test_run_study_returns_what_pytest_found(pytester, write_study):
     assert list((pytester.path / "out").glob("noop_*/study_result.json"))
 
 
-def test_run_study_in_a_test_of_a_suite(pytester, write_study):
+def test_run_study_in_a_test_of_a_suite(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makepyfile(
         """
@@ -33,26 +36,26 @@ def test_run_study_in_a_test_of_a_suite(pytester, write_study):
     pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
 
 
-def test_failed_experiments_are_in_the_result(write_study):
+def test_failed_experiments_are_in_the_result(write_study: Callable[..., Path]) -> None:
     path = write_study(sweep={"noop.fault": ["raise", "none"]}, execution={"n_cycles": 1})
     result = run_study(path, quiet=True)
     assert (result.summary.completed, result.summary.failed) == (1, 1)
     assert [entry.error.message for entry in result.experiments if entry.error] == ["the engine says no"]
 
 
-def test_a_wrong_study_is_told_before_pytest_starts(pytester):
+def test_a_wrong_study_is_told_before_pytest_starts(pytester: pytest.Pytester) -> None:
     (pytester.path / "bad.yaml").write_text("modle: x\n")
     with pytest.raises(StudyError, match=r"bad\.yaml:1:1: modle: unknown key \(did you mean 'model'\?\)"):
         run_study("bad.yaml")
 
 
-def test_a_run_without_a_result_says_what_pytest_said(write_study):
+def test_a_run_without_a_result_says_what_pytest_said(write_study: Callable[..., Path]) -> None:
     path = write_study()
     with pytest.raises(StudyRunError, match=r"(?s)status 4.*no collected study has an axis nothing"):
         run_study(path, select="nothing=1", quiet=True)
 
 
-def test_model_path_reaches_the_experiment(pytester):
+def test_model_path_reaches_the_experiment(pytester: pytest.Pytester) -> None:
     (pytester.path / "study.yaml").write_text("model: owner/name\nexecution: {n_cycles: 1}\n")
     result = run_study("study.yaml", model_path=["a b", "c's"], quiet=True)
     message = result.experiments[0].error.message
@@ -67,7 +70,9 @@ def test_model_path_reaches_the_experiment(pytester):
         (None, "schema version 2.0 cannot be read here"),
     ],
 )
-def test_load_refuses_what_is_no_study_result(pytester, write_study, content, message):
+def test_load_refuses_what_is_no_study_result(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], content: str | None, message: str
+) -> None:
     if content is None:
         written = run_study(write_study(sweep={"n": [1]}), quiet=True).model_dump(mode="json")
         content = json.dumps({**written, "schema_version": "2.0"})
@@ -76,7 +81,7 @@ def test_load_refuses_what_is_no_study_result(pytester, write_study, content, me
         StudyResult.load(pytester.path)
 
 
-def test_load_reads_a_newer_minor_version(pytester, write_study):
+def test_load_reads_a_newer_minor_version(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     written = run_study(write_study(sweep={"n": [1]}), quiet=True).model_dump(mode="json")
     newer = {**written, "schema_version": "1.9", "something_new": 1}
     (pytester.path / "newer.json").write_text(json.dumps(newer))
@@ -95,7 +100,7 @@ def test_load_reads_a_newer_minor_version(pytester, write_study):
         ({"backend": "vllm", "vllm": {"engine": {"x": math.nan}}}, r"vllm\.engine\.x must be a finite number"),
     ],
 )
-def test_what_no_result_could_hold_is_refused(changes, message):
+def test_what_no_result_could_hold_is_refused(changes: dict[str, Any], message: str) -> None:
     """A study file cannot say such a number; code can."""
     with pytest.raises(ValueError, match=message):
         ExperimentConfig.model_validate({"model": "m", **changes})

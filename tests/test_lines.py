@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.conftest import Results
 
 LINE = re.compile(
     r"(?P<dot>[.FsxER]?) ?llem: (?P<number>\d+)/(?P<count>\d+) (?P<name>[^: ]+)"
@@ -17,17 +22,19 @@ SEQUENTIAL = {"n_cycles": 1, "cycle_order": "sequential"}
 
 
 @pytest.fixture
-def lines(pytester):
+def lines(pytester: pytest.Pytester) -> Callable[..., Any]:
     """Run pytest in a log; return its output, and what each line of ours says."""
 
-    def call(*arguments, **options):
+    def call(*arguments: Any, **options: Any) -> Any:
         done = pytester.runpytest_subprocess(*arguments, "-p", "llem")
         return done, [match for line in done.outlines if (match := LINE.fullmatch(line))]
 
     return call
 
 
-def test_each_experiment_has_one_behind_its_dot(pytester, write_study, lines):
+def test_each_experiment_has_one_behind_its_dot(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Callable[..., Any]
+) -> None:
     pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass", test_then="def test_c(): pass")
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
     done, found = lines("test_before.py", "study.yaml", "test_then.py")
@@ -46,7 +53,9 @@ def test_each_experiment_has_one_behind_its_dot(pytester, write_study, lines):
     assert "" not in done.outlines[at : at + 6]
 
 
-def test_under_xdist_the_controller_writes_them(pytester, write_study, lines):
+def test_under_xdist_the_controller_writes_them(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Callable[..., Any]
+) -> None:
     pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass")
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
     done, found = lines("test_before.py", "study.yaml", "-n", "2")
@@ -57,7 +66,9 @@ def test_under_xdist_the_controller_writes_them(pytester, write_study, lines):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
-def test_with_v_each_is_below_its_test(write_study, lines, workers):
+def test_with_v_each_is_below_its_test(
+    write_study: Callable[..., Path], lines: Callable[..., Any], workers: tuple[str, ...]
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
     done, found = lines("study.yaml", "-v", *workers)
     passed = [at for at, line in enumerate(done.outlines) if "PASSED" in line]
@@ -69,7 +80,9 @@ def test_with_v_each_is_below_its_test(write_study, lines, workers):
 
 
 @pytest.mark.parametrize("quiet", ["-q", "-qq", "-p no:terminal"])
-def test_who_wants_quiet_gets_none(write_study, lines, results, quiet):
+def test_who_wants_quiet_gets_none(
+    write_study: Callable[..., Path], lines: Callable[..., Any], results: Results, quiet: str
+) -> None:
     write_study(sweep={"n": [1]}, execution=SEQUENTIAL)
     done, found = lines("study.yaml", *quiet.split())
     assert done.ret == 0
@@ -86,7 +99,9 @@ def test_who_wants_quiet_gets_none(write_study, lines, results, quiet):
         *("--no-summary", "-rA", "--durations=3", "--color=yes", "--show-capture=no", "-p no:logging"),
     ],
 )
-def test_with_any_other_option_they_are_the_same(write_study, lines, option):
+def test_with_any_other_option_they_are_the_same(
+    write_study: Callable[..., Path], lines: Callable[..., Any], option: str
+) -> None:
     write_study(sweep={"n": [1]}, execution=SEQUENTIAL)
     done, _ = lines("study.yaml", *option.split())
     assert done.ret == 0
@@ -95,7 +110,7 @@ def test_with_any_other_option_they_are_the_same(write_study, lines, option):
     assert "INTERNALERROR" not in text + done.stderr.str()
 
 
-def test_a_failure_is_told_in_words(write_study, lines):
+def test_a_failure_is_told_in_words(write_study: Callable[..., Path], lines: Callable[..., Any]) -> None:
     faults = ["raise", "kill", "none", "hang", "long message"]
     write_study(
         sweep={"noop.fault": faults},
@@ -116,14 +131,18 @@ def test_a_failure_is_told_in_words(write_study, lines):
     assert max(map(len, told.values())) < 170
 
 
-def test_what_was_not_run_has_none_and_is_counted(write_study, lines):
+def test_what_was_not_run_has_none_and_is_counted(
+    write_study: Callable[..., Path], lines: Callable[..., Any]
+) -> None:
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL, skip=[{"where": {"n": 2}, "reason": "too slow"}])
     done, found = lines("study.yaml")
     done.assert_outcomes(passed=2, skipped=1)
     assert [(line["name"], line["number"]) for line in found] == [("n=1", "1"), ("n=3", "3")]
 
 
-def test_what_failed_before_its_process_began_has_one(pytester, write_study, lines):
+def test_what_failed_before_its_process_began_has_one(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Callable[..., Any]
+) -> None:
     pytester.makeconftest("def pytest_runtest_setup(item):\n    assert 'n=2' not in item.name, 'not this one'")
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
     _, found = lines("study.yaml", "--tb=no")
@@ -133,7 +152,9 @@ def test_what_failed_before_its_process_began_has_one(pytester, write_study, lin
     ]
 
 
-def test_gates_get_their_dots_on_a_line_of_their_own(write_study, lines):
+def test_gates_get_their_dots_on_a_line_of_their_own(
+    write_study: Callable[..., Path], lines: Callable[..., Any]
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL, budgets=[{"metric": "output_tokens", "max": 1e9}])
     done, found = lines("study.yaml")
     done.assert_outcomes(passed=4)
@@ -141,7 +162,7 @@ def test_gates_get_their_dots_on_a_line_of_their_own(write_study, lines):
     assert [line for line in done.outlines if re.fullmatch(r"\.\. +\[100%\]", line)]
 
 
-def test_replayed_ones_have_none(write_study, lines):
+def test_replayed_ones_have_none(write_study: Callable[..., Path], lines: Callable[..., Any]) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
     lines("study.yaml")
     done, found = lines("study.yaml", "--llem-resume", "--llem-run-id", "again")
@@ -149,7 +170,9 @@ def test_replayed_ones_have_none(write_study, lines):
     assert found == []
 
 
-def test_when_nobody_reads_it_any_more_the_results_are_there(pytester, write_study, results):
+def test_when_nobody_reads_it_any_more_the_results_are_there(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     """pytest itself gives up then, and what was measured is kept."""
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
     command = f"{sys.executable} -m pytest -p llem study.yaml | grep -m 1 'llem: 1/3'"

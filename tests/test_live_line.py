@@ -8,7 +8,10 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.isolation.gaps import Gaps
 from pytest_llem.measurement.progress import Glance, Progress
 from pytest_llem.results.experiment import ExperimentResult
+from tests.conftest import Results
 from tests.support import nvml
 from tests.support.terminal import Screen, watch
 
@@ -27,13 +31,13 @@ OURS = re.compile(r"llem: \d+/\d+  ")
 
 
 @pytest.fixture
-def run(pytester):
+def run(pytester: pytest.Pytester) -> Callable[..., Any]:
     """Run pytest in a terminal; return its status, the screen, and each of our lines as it was first seen."""
 
-    def call(*arguments, rows=24, columns=80, on_change=lambda screen: None):
+    def call(*arguments: Any, rows: int = 24, columns: int = 80, on_change: Any = lambda screen: None) -> Any:
         screen, seen = Screen(columns, rows), []
 
-        def look(screen):
+        def look(screen: Any) -> None:
             seen.extend(line for line in screen.lines() if OURS.match(line) and line not in seen[-1:])
             on_change(screen)
 
@@ -56,14 +60,16 @@ PHASES = {
 }
 
 
-def _phases(seen):
+def _phases(seen: Any) -> Any:
     """Return what the lines say is being done, without figures, in order and each once."""
     found = [re.split(r"  +", line)[2] for line in seen]
     return list(dict.fromkeys(re.sub(r"[ ,]*\d.*", "", one) for one in found))
 
 
 @pytest.mark.parametrize("rows", [40, 5], ids=["high", "low"])  # a low one has the line at its lower edge
-def test_it_counts_down_below_pytests_line_and_is_gone(pytester, write_study, run, rows):
+def test_it_counts_down_below_pytests_line_and_is_gone(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any], rows: int
+) -> None:
     write_study(**STUDY)
     pytester.makepyfile(test_plain="def test_one(): pass\ndef test_two(): pass")
     status, lines, seen = run("test_plain.py", "study.yaml", rows=rows)
@@ -80,7 +86,9 @@ def test_it_counts_down_below_pytests_line_and_is_gone(pytester, write_study, ru
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-def test_it_tells_the_phases_and_the_time(pytester, write_study, run, columns):
+def test_it_tells_the_phases_and_the_time(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any], columns: int
+) -> None:
     write_study(**PHASES)
     status, lines, seen = run("study.yaml", columns=columns)
     assert status == 0
@@ -98,7 +106,7 @@ def test_it_tells_the_phases_and_the_time(pytester, write_study, run, columns):
     assert [line for line in lines if re.fullmatch(r"study\.yaml \.\. +\[100%\]", line)]
 
 
-def test_with_v_too(pytester, write_study, run):
+def test_with_v_too(pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any]) -> None:
     write_study(**STUDY)
     status, lines, seen = run("study.yaml", "-v", columns=120)
     assert status == 0
@@ -111,7 +119,9 @@ def test_with_v_too(pytester, write_study, run):
     assert [re.match(r"llem: \d/3 n=\d: [\d,]+ tok/s, ", line) is not None for line in after] == [True] * 3
 
 
-def test_in_a_narrow_terminal_it_is_cut(pytester, write_study, run):
+def test_in_a_narrow_terminal_it_is_cut(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any]
+) -> None:
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
     _, _, seen = run("study.yaml", "--no-header", "--no-summary", columns=18)
     assert "llem: 2/3  idle, …" in [*seen, *(line.ljust(17) for line in seen)] or "llem: 2/3  idle,…" in seen
@@ -119,7 +129,9 @@ def test_in_a_narrow_terminal_it_is_cut(pytester, write_study, run):
 
 
 @pytest.mark.parametrize("arguments", [["-q"], ["-n", "1"]], ids=["quiet", "xdist"])
-def test_where_nobody_wants_it_there_is_none(pytester, write_study, run, arguments):
+def test_where_nobody_wants_it_there_is_none(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any], arguments: list[str]
+) -> None:
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
     status, lines, seen = run("study.yaml", *arguments)
     assert (status, seen) == (0, [])
@@ -128,7 +140,13 @@ def test_where_nobody_wants_it_there_is_none(pytester, write_study, run, argumen
 
 
 @pytest.mark.parametrize("term", ["dumb", ""])
-def test_a_terminal_that_can_do_nothing_gets_lines(pytester, write_study, run, monkeypatch, term):
+def test_a_terminal_that_can_do_nothing_gets_lines(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    term: str,
+) -> None:
     pytester.makeconftest(
         f"import os\nos.environ['TERM'] = {term!r}" if term else "import os\ndel os.environ['TERM']"
     )
@@ -138,7 +156,7 @@ def test_a_terminal_that_can_do_nothing_gets_lines(pytester, write_study, run, m
     assert len([line for line in lines if re.match(r"\. llem: \d/3 n=\d: ", line)]) == 3
 
 
-def test_without_a_terminal_there_is_none(pytester, write_study):
+def test_without_a_terminal_there_is_none(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
     done = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     assert not [line for line in done.outlines if OURS.match(line)]
@@ -146,7 +164,12 @@ def test_without_a_terminal_there_is_none(pytester, write_study):
 
 
 @pytest.mark.parametrize("arguments", [("-s",), ("--capture=sys",), ("--capture=tee-sys",), ("--color=no",)])
-def test_what_the_experiment_writes_stays_whole(pytester, write_study, run, arguments):
+def test_what_the_experiment_writes_stays_whole(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    run: Callable[..., Any],
+    arguments: tuple[str, ...],
+) -> None:
     write_study(**{**PHASES, "noop": {"fault": "say", "seconds": 0.4}, "sweep": {"precision": ["bf16"]}})
     status, lines, seen = run("study.yaml", *arguments)
     assert status == 0
@@ -158,7 +181,12 @@ def test_what_the_experiment_writes_stays_whole(pytester, write_study, run, argu
     )
 
 
-def test_no_color_is_respected(pytester, write_study, run, monkeypatch):
+def test_no_color_is_respected(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("PY_COLORS")  # pytester's
     written = []
     monkeypatch.setattr(
@@ -174,8 +202,13 @@ def test_no_color_is_respected(pytester, write_study, run, monkeypatch):
 
 
 def test_power_and_temperature_come_from_the_sampler(
-    pytester, write_study, run, results, monkeypatch, nvml_library
-):
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    run: Callable[..., Any],
+    results: Results,
+    monkeypatch: pytest.MonkeyPatch,
+    nvml_library: Path,
+) -> None:
     """And from nobody else: pytest's own process asks nothing of NVML while a window is open."""
     uuid = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
     board = nvml.Board(
@@ -211,7 +244,9 @@ def test_power_and_temperature_come_from_the_sampler(
     assert meanwhile == []
 
 
-def test_who_looks_on_costs_next_to_nothing(pytester, write_study, run, results):
+def test_who_looks_on_costs_next_to_nothing(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any], results: Results
+) -> None:
     """Processor time of pytest's process and the guardian in a window of 6 s: below 1 % of a core."""
     write_study(
         **{
@@ -228,14 +263,16 @@ def test_who_looks_on_costs_next_to_nothing(pytester, write_study, run, results)
     assert result.harness_cpu_seconds < 0.01 * result.window.window_seconds
 
 
-def test_ctrl_c_takes_it_away(pytester, write_study, run):
+def test_ctrl_c_takes_it_away(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any]
+) -> None:
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 3600}})
     pytester.makeconftest(
         "import os, pathlib\ndef pytest_configure(): pathlib.Path('pid').write_text(str(os.getpid()))"
     )
     interrupted = []
 
-    def interrupt(screen):
+    def interrupt(screen: Any) -> None:
         if not interrupted and [line for line in screen.lines() if "  idle, 3600 s left" in line]:
             interrupted.append(True)
             os.kill(int((pytester.path / "pid").read_text()), signal.SIGINT)
@@ -245,14 +282,16 @@ def test_ctrl_c_takes_it_away(pytester, write_study, run):
     assert not [line for line in lines if OURS.match(line)]
 
 
-def test_ctrl_c_in_a_window_takes_it_away(pytester, write_study, run):
+def test_ctrl_c_in_a_window_takes_it_away(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run: Callable[..., Any]
+) -> None:
     write_study(**{**PHASES, "noop": {"seconds": 60}, "warmup": {"enabled": False}})
     pytester.makeconftest(
         "import os, pathlib\ndef pytest_configure(): pathlib.Path('pid').write_text(str(os.getpid()))"
     )
     interrupted = []
 
-    def interrupt(screen):
+    def interrupt(screen: Any) -> None:
         if not interrupted and [line for line in screen.lines() if "  measuring 1/2 s" in line]:
             interrupted.append(True)
             os.kill(int((pytester.path / "pid").read_text()), signal.SIGINT)
@@ -266,7 +305,7 @@ def test_ctrl_c_in_a_window_takes_it_away(pytester, write_study, run):
 
 
 @pytest.fixture
-def terminal():
+def terminal() -> Iterator[tuple[int, ...]]:
     """Both ends of a terminal: what reads what it shows, and what is written to."""
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
@@ -275,7 +314,9 @@ def terminal():
         os.close(fd)
 
 
-def test_it_is_rewritten_twice_a_second_at_most(terminal, monkeypatch):
+def test_it_is_rewritten_twice_a_second_at_most(
+    terminal: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     line, shown = Line(terminal[1]), []
@@ -290,7 +331,7 @@ def test_it_is_rewritten_twice_a_second_at_most(terminal, monkeypatch):
     line.close()
 
 
-def test_a_terminal_that_is_stopped_is_not_waited_for(terminal):
+def test_a_terminal_that_is_stopped_is_not_waited_for(terminal: tuple[int, ...]) -> None:
     line = Line(terminal[1])
     began = time.monotonic()
     for _ in range(200):  # nobody reads: it fills up
@@ -316,14 +357,14 @@ PLACE = Place(
 class Recorded:
     """A line of a width that keeps what was last shown."""
 
-    def __init__(self, width):
+    def __init__(self, width: Any) -> None:
         self.width, self.text = width, ""
 
-    def show(self, compose):
+    def show(self, compose: Any) -> None:
         self.text = compose(self.width)
 
 
-def _says(width, *seen, at=12.0, place=PLACE, colours=False):
+def _says(width: Any, *seen: Any, at: float = 12.0, place: Any = PLACE, colours: bool = False) -> Any:
     now = [0.0]
     line = Recorded(width)
     onlooker = Onlooker(line, place, clock=lambda: now[0], colours=colours)
@@ -357,7 +398,7 @@ WINDOW = Progress("measuring", total=10.0, unit="s"), Glance(312.4, 61.0)
         (20, "llem: 3/120  measur…"),
     ],
 )
-def test_what_does_not_fit_is_left_out(width, text):
+def test_what_does_not_fit_is_left_out(width: int, text: str) -> None:
     said = _says(width, *WINDOW)
     assert len(said) <= width
     assert said == text
@@ -374,18 +415,18 @@ def test_what_does_not_fit_is_left_out(width, text):
         (Progress("a\x1b[2Jphase"), "a\\x1b[2Jphase 4 s"),
     ],
 )
-def test_how_far_a_phase_is(progress, text):
+def test_how_far_a_phase_is(progress: Progress, text: str) -> None:
     assert f"  {text}  0:12" in _says(199, progress)
 
 
-def test_what_nobody_knows_is_not_said():
+def test_what_nobody_knows_is_not_said() -> None:
     place = Place(1, 4, "n=1", "1", None, 0.0, None)
     assert _says(79, Progress("loading"), place=place) == "llem: 1/4  n=1  loading 4 s  0:12  study 0:12"
     assert "W" not in _says(199, Progress("measuring"), Glance(None, 50.0))
     assert "°C" not in _says(199, Progress("measuring"), Glance(70.0))
 
 
-def test_a_glance_grows_old():
+def test_a_glance_grows_old() -> None:
     now, line = [0.0], Recorded(199)
     onlooker = Onlooker(line, PLACE, clock=lambda: now[0])
     onlooker.see(Glance(300.0, 60.0))
@@ -396,32 +437,32 @@ def test_a_glance_grows_old():
     assert "300 W" not in line.text, "nobody has looked for a minute"
 
 
-def test_colours_are_those_of_the_terminal(monkeypatch):
+def test_colours_are_those_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[36mmeasuring" in _says(199, *WINDOW, colours=True)
     assert "\x1b" not in _says(199, *WINDOW)
 
 
-def test_a_clock():
+def test_a_clock() -> None:
     assert [clock_text(seconds) for seconds in (0, 9.9, 61, 3723)] == ["0:00", "0:09", "1:01", "1:02:03"]
 
 
 # ---- what is told ----
 
 
-def _told(gap, *states, at_least=0.0):
+def _told(gap: Any, *states: Any, at_least: float = 0.0) -> Any:
     """Return what is told of a gap on a host whose GPU is like this, second by second; None: it is away."""
     now, told = [0.0], []
 
-    def sleep(seconds):
+    def sleep(seconds: Any) -> None:
         now[0] += seconds
 
     class Gauges:
-        def __enter__(self):
+        def __enter__(self) -> Any:
             return lambda: {"GPU-1": seen} if (seen := states[min(int(now[0]), len(states) - 1)]) else {}
 
-        def __exit__(self, *error):
+        def __exit__(self, *error: Any) -> None:
             pass
 
     gaps = Gaps(gauges=Gauges, sleep=sleep, clock=lambda: now[0])
@@ -431,13 +472,13 @@ def _told(gap, *states, at_least=0.0):
     return record, list(dict.fromkeys(told))
 
 
-def test_a_fixed_gap_tells_the_seconds_that_are_left():
+def test_a_fixed_gap_tells_the_seconds_that_are_left() -> None:
     record, told = _told(2.5, None)
     assert told == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]
     assert record.seconds == 2.5
 
 
-def test_an_automatic_gap_tells_what_it_waits_for():
+def test_an_automatic_gap_tells_what_it_waits_for() -> None:
     first = GpuState(39.0, 70.0)
     _, told = _told("auto", first, GpuState(52.0, 300.0), GpuState(41.0, 80.0), None, first)
     assert told == [
@@ -449,7 +490,7 @@ def test_an_automatic_gap_tells_what_it_waits_for():
     ]
 
 
-def test_an_automatic_gap_that_is_drawn_out_tells_that():
+def test_an_automatic_gap_that_is_drawn_out_tells_that() -> None:
     first = GpuState(39.0, 70.0)
     _, told = _told("auto", first, at_least=8.0)
     assert told[-3:] == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]

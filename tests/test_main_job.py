@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from pytest_llem import StudyResult
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Results
 
 pytestmark = pytest.mark.slow
 
 
-def test_quickstart(pytester, results):
+def test_quickstart(pytester: pytest.Pytester, results: Results) -> None:
     shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "quickstart.yaml")
     pytester.makeconftest(
         """
@@ -49,7 +49,7 @@ def test_quickstart(pytester, results):
     )
 
 
-def test_the_engines_process_holds_no_pytest(pytester, monkeypatch):
+def test_the_engines_process_holds_no_pytest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of its own accord: the engine pytorch brings no pytest into the experiment's process."""
     code = (
         "import sys\n"

@@ -11,6 +11,7 @@ import random
 import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden" / "1.0"
 ERROR = ErrorRecord(kind="exception", type="ValueError", message="no\nand no")
 
 
-def _start(directory, entries=30):
+def _start(directory: Any, entries: int = 30) -> Any:
     directory.mkdir(parents=True, exist_ok=True)
     made = [
         ManifestEntry(experiment_id=f"n={n}", config_hash=f"{n:016x}", config_summary=f"n={n}", cycle=1)
@@ -45,17 +46,17 @@ def _start(directory, entries=30):
 
 
 @pytest.fixture
-def seldom(monkeypatch):
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the manifest written whole after as many transitions as it has entries, and never for the time."""
     monkeypatch.setattr(module, "REFRESH_SHARE", 1)
     monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
 
 
-def _complete(writer, one):
+def _complete(writer: Any, one: Any) -> None:
     writer.completed(one, f'{{"result of": "{one}"}}', {"requests.csv": "a,b\n"}, worker=None, device="cpu")
 
 
-def _step(writer, rng):
+def _step(writer: Any, rng: Any) -> None:
     """Take one experiment a step further, as a study would: none is done again."""
     one = rng.choice([entry for entry in writer.manifest.experiments if entry.status in ("pending", "running")])
     if one.status == "pending":
@@ -69,7 +70,7 @@ def _step(writer, rng):
         rng.choice(ends)(one.experiment_id)
 
 
-def _sound(directory, manifest):
+def _sound(directory: Any, manifest: Any) -> None:
     """Assert that what is called completed has its result, and that the counters are right."""
     by_status = [entry.status for entry in manifest.experiments]
     assert manifest.completed == by_status.count("completed")
@@ -80,11 +81,11 @@ def _sound(directory, manifest):
         assert (stored_result(directory, entry) is not None) == (entry.status == "completed"), entry
 
 
-def _state(manifest):
+def _state(manifest: Any) -> Any:
     return [entry.model_dump() for entry in manifest.experiments]
 
 
-def test_a_kill_leaves_a_manifest_that_is_valid_at_every_byte_of_the_journal(tmp_path, seldom):
+def test_a_kill_leaves_a_manifest_that_is_valid_at_every_byte_of_the_journal(tmp_path: Path, seldom: None) -> None:
     directory, rng = tmp_path / "run", random.Random(4)
     writer = _start(directory, entries=12)
     states = [_state(writer.manifest)]
@@ -104,7 +105,9 @@ def test_a_kill_leaves_a_manifest_that_is_valid_at_every_byte_of_the_journal(tmp
         _sound(directory, found)
 
 
-def test_a_kill_between_the_manifest_and_the_emptying_of_its_journal(tmp_path, seldom, monkeypatch):
+def test_a_kill_between_the_manifest_and_the_emptying_of_its_journal(
+    tmp_path: Path, seldom: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = _start(tmp_path)
     monkeypatch.setattr(module.Journal, "clear", lambda self: None)
     for _ in range(29):
@@ -115,7 +118,7 @@ def test_a_kill_between_the_manifest_and_the_emptying_of_its_journal(tmp_path, s
     assert _state(read_manifest(tmp_path)) == _state(writer.manifest), "older lines count for nothing"
 
 
-def test_lines_that_are_none_are_passed_over(tmp_path, seldom):
+def test_lines_that_are_none_are_passed_over(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path)
     writer.running("n=0")
     writer.running("n=1")
@@ -126,14 +129,14 @@ def test_lines_that_are_none_are_passed_over(tmp_path, seldom):
     assert [entry.status for entry in read_manifest(tmp_path).experiments[:3]] == ["running", "running", "pending"]
 
 
-def test_a_small_study_is_whole_in_the_manifest_after_every_transition(tmp_path):
+def test_a_small_study_is_whole_in_the_manifest_after_every_transition(tmp_path: Path) -> None:
     writer = _start(tmp_path, entries=64)
     for n in range(64):
         writer.running(f"n={n}")
         assert json.loads((tmp_path / "manifest.json").read_text())["experiments"][n]["status"] == "running"
 
 
-def test_a_large_study_is_seldom_written_whole(tmp_path, monkeypatch):
+def test_a_large_study_is_seldom_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
     writer, written = _start(tmp_path, entries=640), []
     real = module.write_atomically
@@ -145,13 +148,13 @@ def test_a_large_study_is_seldom_written_whole(tmp_path, monkeypatch):
     assert read_manifest(tmp_path).failed == 640
 
 
-def test_a_slow_study_is_whole_in_the_manifest_soon(tmp_path, monkeypatch):
+def test_a_slow_study_is_whole_in_the_manifest_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_SHARE", math.inf)
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     real = module.write_atomically
 
-    def slow(path, text):
+    def slow(path: Any, text: Any) -> Any:
         clock[0] += 0.1
         return real(path, text)
 
@@ -166,7 +169,7 @@ def test_a_slow_study_is_whole_in_the_manifest_soon(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("gone", [[JOURNAL], ["manifest.json"], ["manifest.json", JOURNAL]])
-def test_what_is_deleted_meanwhile_is_written_again(tmp_path, seldom, gone):
+def test_what_is_deleted_meanwhile_is_written_again(tmp_path: Path, seldom: None, gone: list[str]) -> None:
     writer = _start(tmp_path)
     for n in range(5):
         writer.running(f"n={n}")
@@ -179,7 +182,7 @@ def test_what_is_deleted_meanwhile_is_written_again(tmp_path, seldom, gone):
     _sound(tmp_path, found)
 
 
-def test_results_that_are_deleted_are_not_vouched_for(tmp_path, seldom):
+def test_results_that_are_deleted_are_not_vouched_for(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path)
     _complete(writer, "n=0")
     shutil.rmtree(tmp_path / "experiments")
@@ -189,7 +192,7 @@ def test_results_that_are_deleted_are_not_vouched_for(tmp_path, seldom):
     assert stored_result(tmp_path, second) == '{"result of": "n=1"}'
 
 
-def test_a_directory_that_is_gone_is_told_each_time(tmp_path, seldom):
+def test_a_directory_that_is_gone_is_told_each_time(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
     for _ in range(2):
@@ -207,7 +210,7 @@ class _Faults:
         self.os_write = os.write
         self.replace = Path.replace
 
-    def write(self, file, data):
+    def write(self, file: Any, data: Any) -> Any:
         if self.now == "full":
             raise OSError(errno.ENOSPC, "No space left on device")
         if self.now in ("short", "short and stuck"):
@@ -217,12 +220,12 @@ class _Faults:
             raise OSError(errno.EIO, "Input/output error")
         return self.os_write(file, data)
 
-    def truncate(self, file, size):
+    def truncate(self, file: Any, size: Any) -> None:
         if self.now == "stuck":
             raise OSError(errno.EIO, "Input/output error")
         os.truncate(file, size)
 
-    def whole(self, path, text, real):
+    def whole(self, path: Any, text: Any, real: Any) -> Any:
         if self.now is not None:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, text)
@@ -239,7 +242,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
-def test_whatever_cannot_be_written_is_made_up_for(tmp_path_factory, steps):
+def test_whatever_cannot_be_written_is_made_up_for(tmp_path_factory: pytest.TempPathFactory, steps: Any) -> None:
     directory, faults = tmp_path_factory.mktemp("run"), _Faults()
     real = module.write_atomically
     with pytest.MonkeyPatch.context() as patch:
@@ -266,7 +269,7 @@ def test_whatever_cannot_be_written_is_made_up_for(tmp_path_factory, steps):
     assert not (directory / JOURNAL).exists()
 
 
-def test_after_the_end_there_is_no_journal_and_nothing_runs(tmp_path, seldom):
+def test_after_the_end_there_is_no_journal_and_nothing_runs(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path)
     writer.running("n=0")
     assert (tmp_path / JOURNAL).is_file()
@@ -277,7 +280,7 @@ def test_after_the_end_there_is_no_journal_and_nothing_runs(tmp_path, seldom):
     assert (found.status, found.failed, found.pending) == ("interrupted", 1, 29)
 
 
-def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path):
+def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path: Path) -> None:
     writer = _start(tmp_path)
     writer.completed("n=0", "{}", {"requests.csv": "a\n"}, device="cpu", replayed_from="earlier_run")
     entry = read_manifest(tmp_path).experiments[0]
@@ -298,7 +301,7 @@ def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path):
         ('{"schema_version": "2.0", "studies": []}', "schema version 2.0 cannot be read here"),
     ],
 )
-def test_what_is_no_manifest_is_told_in_a_line(tmp_path, content, message):
+def test_what_is_no_manifest_is_told_in_a_line(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message) as caught:
@@ -307,14 +310,14 @@ def test_what_is_no_manifest_is_told_in_a_line(tmp_path, content, message):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_no_directory_is_told_in_a_line(tmp_path):
+def test_no_directory_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "nothing"):
         with pytest.raises(ValueError, match=r"holds no manifest\.json"):
             read_manifest(path)
 
 
-def test_files_of_schema_version_1_0_are_read():
+def test_files_of_schema_version_1_0_are_read() -> None:
     manifest = read_manifest(GOLDEN)
     assert (manifest.schema_version, SCHEMA_VERSION) == ("1.0", "1.3")
     assert [entry.status for entry in manifest.experiments] == ["completed", "completed", "failed", "failed"]
@@ -327,14 +330,14 @@ def test_files_of_schema_version_1_0_are_read():
     assert found.points[0].metrics["seconds"].n == 2
 
 
-def _design():
+def _design() -> Any:
     golden = StudyResult.load(GOLDEN)
     return golden.model_copy(
         update={"points": [one.model_copy(update={"metrics": {}}) for one in golden.points], "experiments": []}
     )
 
 
-def test_a_run_without_an_end_is_loaded_from_what_is_there(tmp_path):
+def test_a_run_without_an_end_is_loaded_from_what_is_there(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
     whole = StudyResult.load(tmp_path)
     (tmp_path / "study_result.json").unlink()
@@ -367,14 +370,14 @@ def test_a_run_without_an_end_is_loaded_from_what_is_there(tmp_path):
     assert (found.summary.completed, found.summary.failed, found.points[0].metrics["seconds"].n) == (1, 3, 1)
 
 
-def test_replayed_results_count(tmp_path):
+def test_replayed_results_count(tmp_path: Path) -> None:
     manifest = Manifest.read(GOLDEN / "manifest.json")
     manifest.experiments[0].replayed_from = "earlier"
     found = study_result.build_study_result(_design(), manifest, GOLDEN)
     assert (found.summary.completed, found.summary.replayed) == (2, 1)
 
 
-def test_results_are_held_a_point_at_a_time(tmp_path, monkeypatch):
+def test_results_are_held_a_point_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = json.loads((GOLDEN / min(GOLDEN.glob("experiments/*.json"))).read_text())
     writer, design = _start(tmp_path, entries=40), _design()
     (point,) = design.points[:1]
@@ -384,7 +387,7 @@ def test_results_are_held_a_point_at_a_time(tmp_path, monkeypatch):
         writer.completed(f"n={n}", text, {}, worker=None, device=None)
     seen, most, real = [], [], study_result.summarise
 
-    def summarise(cycles):
+    def summarise(cycles: Any) -> Any:
         gc.collect()
         seen.extend(map(weakref.ref, cycles))
         most.append(sum(one() is not None for one in seen))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,7 @@ from tests.conftest import NOOP_STUDY
 pytestmark = pytest.mark.usefixtures("noop_engine")
 
 
-def run(tmp_path=None, **changes):
+def run(tmp_path: Path | None = None, **changes: Any) -> Any:
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     config = ExperimentConfig.model_validate({**fields, "baseline": {"enabled": False}, **changes})
     return ExperimentOrchestrator(config, directory=tmp_path).run()
@@ -30,30 +33,30 @@ NATURAL = {"min_window_seconds": 0, "length_mode": "natural"}
 class Meter:
     """Reads what it is told, once for the load and once for the window."""
 
-    def __init__(self, *devices, tick_seconds=None):
+    def __init__(self, *devices: Any, tick_seconds: Any = None) -> None:
         self.readings = [Reading((DeviceReading("d", "gpu_board", 1.0, "measured", "m"),), 1.0)]
         self.readings.append(Reading(devices, 2.0, tick_seconds))
 
-    def begin(self):
+    def begin(self) -> None:
         pass
 
-    def end(self):
+    def end(self) -> Any:
         return self.readings.pop(0)
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
 @pytest.fixture
-def meter(monkeypatch):
-    def use(*devices, tick_seconds=None):
+def meter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def use(*devices: Any, tick_seconds: Any = None) -> None:
         meters = Meters({"test": Meter(*devices, tick_seconds=tick_seconds)})
         monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: meters)
 
     return use
 
 
-def test_the_window_holds_whole_passes_and_totals_are_per_pass(meter):
+def test_the_window_holds_whole_passes_and_totals_are_per_pass(meter: Callable[..., Any]) -> None:
     meter(DeviceReading("GPU-1", "gpu_board", 60.0, "measured", "nvml_total_energy"))
     result = run(measurement={"min_window_seconds": 0.2}, noop={"seconds": 0.05}).result
     passes = result.window.passes
@@ -77,7 +80,7 @@ def test_the_window_holds_whole_passes_and_totals_are_per_pass(meter):
     assert (energy.method, energy.source, energy.boundary) == ("measured", "nvml_total_energy", "gpu_board")
 
 
-def test_boards_packages_and_memory_are_kept_apart(meter):
+def test_boards_packages_and_memory_are_kept_apart(meter: Callable[..., Any]) -> None:
     meter(
         DeviceReading("package-0", "cpu_package", 30.0, "measured", "rapl_package"),
         DeviceReading("dram-0", "dram", 6.0, "measured", "rapl_dram"),
@@ -98,7 +101,7 @@ def test_boards_packages_and_memory_are_kept_apart(meter):
     assert found["gpu_energy_j"].reason == "no meter read gpu_board"
 
 
-def test_an_energy_that_is_not_there_is_null_with_its_reason(meter):
+def test_an_energy_that_is_not_there_is_null_with_its_reason(meter: Callable[..., Any]) -> None:
     meter(DeviceReading("GPU-1", "gpu_board", None, "unavailable", "nvml_total_energy", "GPU is lost"))
     result = run().result
     for name in ("energy_j", "energy_per_output_token_j", "tokens_per_joule", "mean_power_w", "gpu_energy_j"):
@@ -108,20 +111,20 @@ def test_an_energy_that_is_not_there_is_null_with_its_reason(meter):
     assert result.window.window_energy_j is None
 
 
-def test_a_window_of_few_ticks_is_flagged(meter):
+def test_a_window_of_few_ticks_is_flagged(meter: Callable[..., Any]) -> None:
     meter(DeviceReading("GPU-1", "gpu_board", 60.0, "measured", "nvml_total_energy"), tick_seconds=0.5)
     result = run().result
     assert result.window.quantisation_error == pytest.approx(0.25)
     assert any("holds 4 ticks" in warning for warning in result.warnings)
 
 
-def test_no_meter_at_all_is_said():
+def test_no_meter_at_all_is_said() -> None:
     result = run(energy={"backend": None}).result
     assert result.metrics["energy_j"].value is None
     assert result.metrics["energy_j"].reason == "energy: switched off by energy.backend"
 
 
-def test_an_estimate_is_warned_of_unless_it_is_allowed():
+def test_an_estimate_is_warned_of_unless_it_is_allowed() -> None:
     warning = "energy is estimated from CPU time, not measured"
     assert warning in run().result.warnings
     allowed = run(energy={"backend": "estimate", "allow_estimated": True}).result
@@ -129,14 +132,14 @@ def test_an_estimate_is_warned_of_unless_it_is_allowed():
     assert allowed.metrics["energy_j"].method == "estimated"
 
 
-def test_nothing_generated_is_no_division_by_zero():
+def test_nothing_generated_is_no_division_by_zero() -> None:
     result = run(noop={"ids": []}, measurement=NATURAL).result
     assert result.tokens.output_tokens == 0
     assert result.metrics["energy_per_output_token_j"].value is None
     assert result.metrics["itl_p50_ms"].value is None
 
 
-def test_tokens_and_padding_are_counted(tmp_path):
+def test_tokens_and_padding_are_counted(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("abcd\n\nab\nabcdef\nunused\n")
     outcome = run(tmp_path, dataset="prompts.txt", n=3, noop={"size": 3}, max_input_tokens=5, max_output_tokens=2)
     tokens = outcome.result.tokens
@@ -146,7 +149,7 @@ def test_tokens_and_padding_are_counted(tmp_path):
     assert outcome.requests.to_csv().splitlines()[1] == "1,0,4,2,10.0000,2.0000,12.0000"
 
 
-def test_an_engine_that_generates_other_lengths_than_asked_is_refused():
+def test_an_engine_that_generates_other_lengths_than_asked_is_refused() -> None:
     with pytest.raises(ValueError, match="the engine generated 2 tokens where exactly 3 were asked for"):
         run(noop={"ids": [1, 2]})
     with pytest.raises(ValueError, match="the engine generated 4 tokens where at most 3 were asked for"):
@@ -154,7 +157,7 @@ def test_an_engine_that_generates_other_lengths_than_asked_is_refused():
     assert run(noop={"ids": [1, 2]}, measurement=NATURAL).result.tokens.output_tokens == 4
 
 
-def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch):
+def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import noop_engine
 
     monkeypatch.setattr(noop_engine.NoopEngine, "requests", lambda self, batch, generated: [])
@@ -162,19 +165,19 @@ def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch):
         run()
 
 
-def test_peak_memory_is_the_windows_own(monkeypatch):
+def test_peak_memory_is_the_windows_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first batches, which warm up, take more than those that are measured; so does what comes after."""
     import noop_engine
 
     engine, used, asked = noop_engine.NoopEngine, [0], []
     generate = engine.generate
 
-    def growing(self, batch):
+    def growing(self, batch: Any) -> Any:
         asked.append(batch)
         used[0] = max(used[0], 9_000_000 if len(asked) <= 2 else 2_000_000)
         return generate(self, batch)
 
-    def first(self, batch):
+    def first(self, batch: Any) -> None:
         used[0] = 7_000_000
 
     monkeypatch.setattr(engine, "generate", growing)
@@ -187,20 +190,22 @@ def test_peak_memory_is_the_windows_own(monkeypatch):
     assert result.metrics["peak_memory_mb"].value == 2.0
 
 
-def test_a_meter_asked_for_by_name_is_there_or_the_experiment_fails(monkeypatch, tmp_path):
+def test_a_meter_asked_for_by_name_is_there_or_the_experiment_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     with pytest.raises(PreflightError, match=r"meter 'rapl' cannot be used: RAPL: no package counter"):
         run(energy={"backend": "rapl"})
 
 
-def test_what_the_dataset_says_is_what_is_recorded():
+def test_what_the_dataset_says_is_what_is_recorded() -> None:
     result = run(n=7, dataset={"n": 3, "input_len": 5, "output_len": 2}).result
     config = result.effective_config
     assert (config["n"], config["max_input_tokens"], config["max_output_tokens"]) == (3, 5, 2)
     assert (result.tokens.prompts, result.tokens.input_tokens, result.tokens.output_tokens) == (3, 15, 6)
 
 
-def test_synthetic_prompts_have_exact_lengths_and_a_seed():
+def test_synthetic_prompts_have_exact_lengths_and_a_seed() -> None:
     shape = {"n": 3, "input_len": 7, "output_len": 2}
     first = run(dataset={**shape, "seed": 1})
     assert (first.result.tokens.prompts, first.result.tokens.input_tokens) == (3, 21)
@@ -209,28 +214,28 @@ def test_synthetic_prompts_have_exact_lengths_and_a_seed():
 class Engine:
     """Takes as long for each run as it is told."""
 
-    def __init__(self, clock, durations):
+    def __init__(self, clock: Any, durations: Any) -> None:
         self.clock, self.durations, self.ran = clock, iter(durations), []
 
-    def positions(self, batch):
+    def positions(self, batch: Any) -> Any:
         return batch
 
-    def generate(self, batch):
+    def generate(self, batch: Any) -> None:
         self.ran.append(batch)
         self.clock[0] += next(self.durations)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         pass
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr("pytest_llem.measurement.warmup.time.perf_counter", lambda: now[0])
     return now
 
 
-def test_warm_up_ends_when_latencies_settle(clock):
+def test_warm_up_ends_when_latencies_settle(clock: list[float]) -> None:
     durations = [1.0, 9.0, 1.0, 5.0, 2.0, 2.01, 1.99, 2.0, 2.0, 99.0]
     engine = Engine(clock, durations)
     runs = []
@@ -242,44 +247,44 @@ def test_warm_up_ends_when_latencies_settle(clock):
     assert runs == list(range(1, 10))
 
 
-def test_warm_up_looks_at_its_last_latencies_alone_and_not_before_there_are_enough(clock):
+def test_warm_up_looks_at_its_last_latencies_alone_and_not_before_there_are_enough(clock: list[float]) -> None:
     settled = [9.0, 1.0, 9.0, 1.0, *[2.0] * 20]
     engine = Engine(clock, settled)
     record = warm_up(engine, [1], WarmupConfig(n_warmup=1, min_prompts=8, window_size=3), lambda run, most: None)
     assert (record.runs, record.converged, record.cv) == (9, True, 0.0)
 
 
-def test_warm_up_gives_up_and_says_so(clock):
+def test_warm_up_gives_up_and_says_so(clock: list[float]) -> None:
     engine = Engine(clock, [1.0, 2.0] * 20)
     record = warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run, most: None)
     assert (record.runs, record.converged) == (12, False)
     assert record.cv > 0.05
 
 
-def test_warm_up_without_detection_runs_what_it_was_told(clock):
+def test_warm_up_without_detection_runs_what_it_was_told(clock: list[float]) -> None:
     engine = Engine(clock, [1.0, 2.0] * 20)
     record = warm_up(engine, [1], WarmupConfig(n_warmup=3, convergence_detection=False), lambda run, most: None)
     assert (record.runs, record.converged) == (6, None)
 
 
-def test_warm_up_keeps_the_load_on(clock):
+def test_warm_up_keeps_the_load_on(clock: list[float]) -> None:
     engine = Engine(clock, [1.0] * 50)
     config = WarmupConfig(n_warmup=3, convergence_detection=False, thermal_floor_seconds=20)
     assert warm_up(engine, [1], config, lambda run, most: None).seconds == 20
 
 
-def test_warm_up_may_be_switched_off(clock):
+def test_warm_up_may_be_switched_off(clock: list[float]) -> None:
     assert warm_up(Engine(clock, []), [1], WarmupConfig(enabled=False), lambda run, most: None) is None
 
 
-def test_an_unsettled_warm_up_is_a_warning():
+def test_an_unsettled_warm_up_is_a_warning() -> None:
     warmup = {"n_warmup": 1, "max_prompts": 6, "cv_threshold": 1e-9}
     result = run(warmup=warmup).result
     assert result.warmup.converged is False
     assert any(warning.startswith("warm-up stopped after 6 runs") for warning in result.warnings)
 
 
-def test_latency_percentiles_are_over_requests_and_gaps():
+def test_latency_percentiles_are_over_requests_and_gaps() -> None:
     requests = [
         RequestRecord(1, [1] * n, ttft_s=0.1 * n, itl_s=[0.01 * n] * (n - 1), e2e_s=float(n)) for n in (1, 2, 3)
     ]
@@ -292,22 +297,22 @@ def test_latency_percentiles_are_over_requests_and_gaps():
     assert two.latency_metrics() == metrics, "of all passes"
 
 
-def test_latencies_that_an_engine_cannot_tell_are_null_with_its_reason():
+def test_latencies_that_an_engine_cannot_tell_are_null_with_its_reason() -> None:
     requests = Requests([[RequestRecord(1, [1, 2])]], no_latency="beams have no tokens to time")
     assert {metric.value for metric in requests.latency_metrics().values()} == {None}
     assert requests.latency_metrics()["ttft_p50_ms"].reason == "beams have no tokens to time"
     assert requests.to_csv().splitlines()[1] == "1,0,1,2,,,"
 
 
-def test_the_digest_tells_outputs_apart():
-    def digest(*rows):
+def test_the_digest_tells_outputs_apart() -> None:
+    def digest(*rows: Any) -> Any:
         return Requests([[RequestRecord(1, row) for row in rows]]).output_digest()
 
     assert digest([1, 2], [3]) == digest([1, 2], [3])
     assert len({digest([1, 2], [3]), digest([1], [2, 3]), digest([1, 2, 3]), digest([12], [3])}) == 4
 
 
-def test_a_result_survives_json():
+def test_a_result_survives_json() -> None:
     result = run().result
     again = type(result).model_validate_json(result.model_dump_json())
     assert again == result

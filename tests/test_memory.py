@@ -36,7 +36,9 @@ def pytest_unconfigure():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["serial", "xdist"])
-def test_memory_is_flat_over_2000_experiments(pytester, noop_engine, options):
+def test_memory_is_flat_over_2000_experiments(
+    pytester: pytest.Pytester, noop_engine: None, options: tuple[str, ...]
+) -> None:
     sweep = {"n": list(range(1, 201)), "noop.size": list(range(1, 11))}
     study = {**NOOP_STUDY, "sweep": sweep, "execution": {"n_cycles": 1, "cycle_order": "sequential"}}
     (pytester.path / "study.yaml").write_text(yaml.safe_dump(study))

@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llem.backends.models import ModelSource, fingerprint, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
+from tests.conftest import Results
 
 #: Of the weights that builtin:tiny-llama has everywhere. A change here breaks comparisons with older results:
 #: raise tiny_llama.VERSION with it.
@@ -19,13 +21,13 @@ TINY_LLAMA_WEIGHTS = "8b850b5b425f69219e38313c0ae635ca4e1f4b39b7563bcd9edb48c9fa
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     return tmp_path / "cache"
 
 
-def in_a_new_process(code, *arguments):
+def in_a_new_process(code: Any, *arguments: Any) -> Any:
     """Run *code* where Hugging Face reads the environment as it is now, and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
@@ -46,20 +48,20 @@ assert "torch" not in sys.modules or "builtin" in sys.argv[1]
 """
 
 
-def test_an_existing_folder_comes_first(tmp_path):
+def test_an_existing_folder_comes_first(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     source = resolve_model(str(tmp_path / "mine"), [tmp_path])
     assert (source.location, source.kind, source.random_weights) == (str(tmp_path / "mine"), "local", False)
 
 
-def test_then_a_folder_under_the_model_path(tmp_path, monkeypatch):
+def test_then_a_folder_under_the_model_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "second" / "owner" / "name").mkdir(parents=True)
     source = resolve_model("owner/name", [tmp_path / "first", tmp_path / "second"])
     assert (source.location, source.kind) == (str(tmp_path / "second" / "owner" / "name"), "model_path")
 
 
-def test_then_the_cache_of_the_hub(cache, tmp_path):
+def test_then_the_cache_of_the_hub(cache: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "hf" / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -71,7 +73,7 @@ def test_then_the_cache_of_the_hub(cache, tmp_path):
     )
 
 
-def test_a_model_that_is_nowhere_says_where_it_was_looked_for(cache, tmp_path):
+def test_a_model_that_is_nowhere_says_where_it_was_looked_for(cache: Path, tmp_path: Path) -> None:
     assert in_a_new_process(RESOLVE, "owner/name") == (
         "model 'owner/name' not found: no folder owner/name; llem_model_path is not set; "
         "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
@@ -83,19 +85,19 @@ def test_a_model_that_is_nowhere_says_where_it_was_looked_for(cache, tmp_path):
     )
 
 
-def test_a_bad_local_path_is_called_one(cache):
+def test_a_bad_local_path_is_called_one(cache: Path) -> None:
     assert in_a_new_process(RESOLVE, "/no/such/folder/at/all") == (
         "model '/no/such/folder/at/all' not found: no folder /no/such/folder/at/all; llem_model_path is not set; "
         "no name of a hub model either (expected owner/name)"
     )
 
 
-def test_an_unknown_builtin_is_refused():
+def test_an_unknown_builtin_is_refused() -> None:
     with pytest.raises(ModelNotFoundError, match="the only builtin is builtin:tiny-llama"):
         resolve_model("builtin:huge-llama", [])
 
 
-def test_a_missing_model_is_a_preflight_failure_of_the_item(pytester, results):
+def test_a_missing_model_is_a_preflight_failure_of_the_item(pytester: pytest.Pytester, results: Results) -> None:
     (pytester.path / "study.yaml").write_text("model: owner/name\nsweep: {n: [1]}\nexecution: {n_cycles: 1}\n")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-o", "llem_model_path=models")
     run.assert_outcomes(failed=1)
@@ -106,7 +108,7 @@ def test_a_missing_model_is_a_preflight_failure_of_the_item(pytester, results):
     assert results.manifest["experiments"][0]["error"]["kind"] == "preflight"
 
 
-def test_tiny_llama_is_the_same_everywhere(cache):
+def test_tiny_llama_is_the_same_everywhere(cache: Path) -> None:
     folder = Path(resolve_model("builtin:tiny-llama", []).location)
     assert folder == cache / "pytest-llem" / "tiny-llama-v1"
     weights = (folder / "model.safetensors").read_bytes()
@@ -122,7 +124,7 @@ def test_tiny_llama_is_the_same_everywhere(cache):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half made is left"
 
 
-def test_tiny_llama_may_be_made_by_several_at_once(cache):
+def test_tiny_llama_may_be_made_by_several_at_once(cache: Path) -> None:
     code = "from pytest_llem.backends.tiny_llama import tiny_llama; print(tiny_llama())"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=300)[0].strip() for process in both]
@@ -135,12 +137,12 @@ class TestFingerprint:
     """What tells local folders apart."""
 
     @pytest.fixture
-    def folder(self, tmp_path):
+    def folder(self, tmp_path: Path) -> Path:
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
         (tmp_path / "model.safetensors").write_bytes(b"12345")
         return tmp_path
 
-    def test_it_is_over_the_configuration_and_the_sizes_of_weights(self, folder):
+    def test_it_is_over_the_configuration_and_the_sizes_of_weights(self, folder: Path) -> None:
         text = b'{"model_type": "llama"}\nmodel.safetensors 5'
         found = fingerprint(ModelSource(str(folder), "local"), None)
         assert found == hashlib.sha256(text).hexdigest()
@@ -151,7 +153,7 @@ class TestFingerprint:
         (folder / "config.json").write_text("{}")
         assert len({found, larger, fingerprint(ModelSource(str(folder), "local"), None)}) == 3
 
-    def test_without_a_folder_there_is_none(self, folder):
+    def test_without_a_folder_there_is_none(self, folder: Path) -> None:
         (folder / "config.json").unlink()
         assert fingerprint(ModelSource(str(folder), "local"), None) is None
         assert fingerprint(ModelSource("owner/name", "hub"), None) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ PAGE = (ROOT / "docs" / "ordinary-tests.md").read_text()
 BLOCKS = re.findall(r"^<!-- (slow )?test -->\n```python\n(.*?)^```", PAGE, re.M | re.S)
 
 
-def test_every_block_of_python_is_a_test():
+def test_every_block_of_python_is_a_test() -> None:
     assert len(BLOCKS) == PAGE.count("```python") == 4
 
 
@@ -21,7 +22,9 @@ def test_every_block_of_python_is_a_test():
     [pytest.param(source, marks=pytest.mark.slow if slow else ()) for slow, source in BLOCKS],
     ids=[re.findall(r"def (test_\w+)", source)[-1] for _, source in BLOCKS],
 )
-def test_the_example_passes(pytester, tmp_path, monkeypatch, source):
+def test_the_example_passes(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     # On a machine that can measure nothing: blocks of moments are less than a counter's tick.
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -30,7 +33,7 @@ def test_the_example_passes(pytester, tmp_path, monkeypatch, source):
     run.assert_outcomes(passed=source.count("\ndef test_"))
 
 
-def test_every_attribute_of_a_reading_is_on_the_page():
+def test_every_attribute_of_a_reading_is_on_the_page() -> None:
     from pytest_llem import EnergyReading
 
     names = {name for name in vars(EnergyReading()) if not name.startswith("_")} | {"seconds"}

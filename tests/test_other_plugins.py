@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import OTHER_PLUGINS
+from tests.conftest import OTHER_PLUGINS, Results
 from tests.support.processes import gone, wait_until
 
 ONCE = {"n_cycles": 1}
@@ -23,10 +26,10 @@ SHUFFLERS = {
 
 
 @pytest.fixture
-def let_in(pytester, monkeypatch):
+def let_in(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Let in some of the plugins that the fixture ``pytester`` keeps out."""
 
-    def only(*names):
+    def only(*names: Any) -> None:
         assert {*names} <= {*OTHER_PLUGINS}
         blocked = [f"-p no:{name}" for name in OTHER_PLUGINS if name not in names]
         monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(blocked))
@@ -35,33 +38,40 @@ def let_in(pytester, monkeypatch):
 
 
 @pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request):
+def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return request.param
 
 
-def outcomes(run):
+def outcomes(run: Any) -> Any:
     return {name: count for name, count in run.parseoutcomes().items() if not name.startswith("warning")}
 
 
 class TestShuffling:
     @pytest.fixture(params=SHUFFLERS)
-    def shuffled(self, request, let_in):
+    def shuffled(self, request: pytest.FixtureRequest, let_in: Callable[..., Any]) -> Callable[..., Any]:
         """Return the options that have a plugin shuffle with a seed."""
         let_in(request.param.split()[0])
         return lambda seed: [option.format(seed=seed) for option in SHUFFLERS[request.param]]
 
     @pytest.fixture
-    def collected(self, pytester):
+    def collected(self, pytester: pytest.Pytester) -> Callable[..., Any]:
         """Return the ids of the items of a run, in order."""
 
-        def collect(*arguments):
+        def collect(*arguments: Any) -> Any:
             run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q", *arguments)
             assert run.ret == 0
             return [line for line in run.outlines if "::" in line]
 
         return collect
 
-    def test_only_a_studys_own_items_are_not(self, pytester, write_study, let_in, shuffled, collected):
+    def test_only_a_studys_own_items_are_not(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        let_in: Callable[..., Any],
+        shuffled: Callable[..., Any],
+        collected: Callable[..., Any],
+    ) -> None:
         for name in ("test_one", "test_two"):
             pytester.makepyfile(**{name: "\n".join(f"def test_{letter}(): pass" for letter in "abcdefgh")})
         studies = ["b.study.yaml", "a.study.yaml"]
@@ -74,7 +84,7 @@ class TestShuffling:
         plain = collected(*files)
         assert len(plain) == 2 * 8 + 2 * 8
 
-        def of(order, part):
+        def of(order: Any, part: Any) -> Any:
             return [one for one in order if part in one]
 
         for order in orders:
@@ -84,7 +94,13 @@ class TestShuffling:
         ordinary = {tuple(of(order, "test_")) for order in (plain, *orders)}
         assert len(ordinary) == 3, "each seed shuffles the others otherwise"
 
-    def test_a_study_runs_as_ever(self, pytester, write_study, results, shuffled):
+    def test_a_study_runs_as_ever(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        shuffled: Callable[..., Any],
+    ) -> None:
         """Whatever is reseeded around its experiments."""
         write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 2})
         pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
@@ -98,7 +114,13 @@ class TestShuffling:
         started = [entry["started_at"] for entry in entries]
         assert started == sorted(started)
 
-    def test_xdist_workers_agree_on_the_order(self, pytester, write_study, results, let_in):
+    def test_xdist_workers_agree_on_the_order(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        let_in: Callable[..., Any],
+    ) -> None:
         let_in("randomly")
         write_study(sweep={"n": [1, 2, 3]}, execution=ONCE)
         pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
@@ -110,10 +132,16 @@ class TestShuffling:
 
 class TestReruns:
     @pytest.fixture(autouse=True)
-    def _let_in(self, let_in):
+    def _let_in(self, let_in: Callable[..., Any]) -> None:
         let_in("rerunfailures")
 
-    def test_an_experiment_that_fails_once_has_a_result(self, pytester, write_study, results, workers):
+    def test_an_experiment_that_fails_once_has_a_result(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        workers: tuple[str, ...],
+    ) -> None:
         made = str(pytester.path / "made")
         write_study(sweep={"n": [1, 2]}, noop={"fail_once": made}, execution={**ONCE, "cycle_order": "sequential"})
         options = ("--reruns", "1", *workers)
@@ -133,7 +161,13 @@ class TestReruns:
         assert len(results.study_result["result_files"]) == 2
         run.stdout.fnmatch_lines(["2 of 2 experiments completed"])
 
-    def test_one_that_always_fails_has_failed(self, pytester, write_study, results, workers):
+    def test_one_that_always_fails_has_failed(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        workers: tuple[str, ...],
+    ) -> None:
         write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--reruns", "2", *workers)
         assert run.ret == 1
@@ -146,7 +180,9 @@ class TestReruns:
         assert attempts == {"fault=raise": ("failed", 3), "fault=none": ("completed", 1)}
         run.stdout.fnmatch_lines(["1 of 2 experiments completed, 1 failed"])
 
-    def test_a_result_of_an_attempt_that_does_not_count_is_replaced(self, pytester, write_study, results):
+    def test_a_result_of_an_attempt_that_does_not_count_is_replaced(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    ) -> None:
         """The experiment is fine, a fixture's end is not: it runs again, and is written down once."""
         write_study(sweep={"n": [1]}, execution=ONCE)
         pytester.makeconftest(
@@ -177,18 +213,22 @@ class TestReruns:
 
 class TestTimeouts:
     @pytest.fixture(autouse=True)
-    def _let_in(self, let_in):
+    def _let_in(self, let_in: Callable[..., Any]) -> None:
         let_in("timeout")
 
     @pytest.mark.parametrize("method", ["signal", "thread"])
-    def test_one_that_is_long_enough_does_nothing(self, pytester, write_study, results, method):
+    def test_one_that_is_long_enough_does_nothing(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, method: str
+    ) -> None:
         write_study(execution=ONCE)
         options = ("--timeout=300", f"--timeout-method={method}")
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
         assert outcomes(run) == {"passed": 4}
         assert results.manifest["status"] == "completed"
 
-    def test_one_that_is_too_short_fails_the_item_and_leaves_no_process(self, pytester, write_study, results):
+    def test_one_that_is_too_short_fails_the_item_and_leaves_no_process(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    ) -> None:
         notes = pytester.path / "notes"
         notes.mkdir()
         write_study(
@@ -219,7 +259,9 @@ class TestTimeouts:
         assert "Timeout (>10.0s)" in error["message"]
         assert results.manifest["status"] == "completed"
 
-    def test_its_thread_ends_pytest_and_the_experiment_too(self, pytester, write_study, results):
+    def test_its_thread_ends_pytest_and_the_experiment_too(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    ) -> None:
         """The manifest, which nobody could close, tells what was running."""
         (pytester.path / "notes").mkdir()
         write_study(
@@ -238,16 +280,16 @@ class TestTimeouts:
 
 class TestTavern:
     @pytest.fixture(autouse=True)
-    def _let_in(self, let_in):
+    def _let_in(self, let_in: Callable[..., Any]) -> None:
         let_in("tavern")
 
     @pytest.fixture
-    def asked(self, pytester):
+    def asked(self, pytester: pytest.Pytester) -> Iterator[list[Any]]:
         """Write a Tavern test that asks a server of ours; return what the server was asked."""
         paths = []
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
+            def do_GET(self) -> None:
                 paths.append(self.path)
                 body = b'{"answer": 42}'
                 self.send_response(200)
@@ -256,7 +298,7 @@ class TestTavern:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *arguments):
+            def log_message(self, *arguments: Any) -> None:
                 """Say nothing."""
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -273,7 +315,9 @@ class TestTavern:
             server.shutdown()
             thread.join()
 
-    def test_each_yaml_goes_to_its_own_plugin(self, pytester, write_study, results, asked):
+    def test_each_yaml_goes_to_its_own_plugin(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, asked: list[Any]
+    ) -> None:
         write_study("y.study.yaml", execution=ONCE)
         (pytester.path / "config.yaml").write_text("logging: {level: debug}\n")
         run = pytester.runpytest_subprocess("-v", "-p", "llem")
@@ -284,7 +328,9 @@ class TestTavern:
         assert results.manifest["status"] == "completed"
 
     @pytest.mark.parametrize("named", [True, False])
-    def test_tavern_keeps_its_files_whatever_ours_are_called(self, pytester, write_study, asked, named):
+    def test_tavern_keeps_its_files_whatever_ours_are_called(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], asked: list[Any], named: bool
+    ) -> None:
         write_study("y.study.yaml", execution=ONCE)
         (pytester.path / "config.yaml").write_text("logging: {level: debug}\n")
         pytester.makeini("[pytest]\nllem_files = *.yaml")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
+from tests.conftest import Results
 from tests.support.wattmeter.wattmeter import GAIN_ERROR, WATTS
 
 FOLDER = Path(__file__).parent / "support" / "wattmeter"
@@ -23,12 +26,14 @@ STUDY = {
 
 
 @pytest.fixture
-def run(pytester, monkeypatch, write_study, results):
+def run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, write_study: Callable[..., Path], results: Results
+) -> Callable[..., Any]:
     """Run a study by the wattmeter, and return pytest's result and what the meter was asked for."""
     monkeypatch.setenv("PYTHONPATH", str(FOLDER), prepend=os.pathsep)
     monkeypatch.setenv("WATTMETER_LOG", str(pytester.path / "asked"))
 
-    def call(**changes):
+    def call(**changes: Any) -> Any:
         write_study(**{**STUDY, **changes})
         done = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
         return done, (pytester.path / "asked").read_text().split()
@@ -37,10 +42,10 @@ def run(pytester, monkeypatch, write_study, results):
 
 
 @pytest.fixture
-def experiments(results):
+def experiments(results: Results) -> Callable[..., Any]:
     """Return the results of all experiments, in run order."""
 
-    def read():
+    def read() -> Any:
         entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
         texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
         return [ExperimentResult.model_validate_json(text) for text in texts]
@@ -48,7 +53,9 @@ def experiments(results):
     return read
 
 
-def test_its_figures_and_where_they_are_from_are_the_results(run, experiments, results):
+def test_its_figures_and_where_they_are_from_are_the_results(
+    run: Callable[..., Any], experiments: Callable[..., Any], results: Results
+) -> None:
     done, asked = run()
     done.assert_outcomes(passed=1)
     assert asked == ["open", *["begin", "end"] * 2, "close"], "for the load and for the window"
@@ -75,8 +82,14 @@ def test_its_figures_and_where_they_are_from_are_the_results(run, experiments, r
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
 def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
-    run, experiments, pytester, write_study, results, workers, monkeypatch
-):
+    run: Callable[..., Any],
+    experiments: Callable[..., Any],
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    results: Results,
+    workers: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(workers), prepend=" ")
     done, asked = run(baseline={"duration_seconds": 5}, execution={**STUDY["execution"], "n_cycles": 3})
     done.assert_outcomes(passed=3)
@@ -98,7 +111,9 @@ def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
 
 
 @pytest.mark.parametrize("method", ["begin", "end"])
-def test_one_that_fails_while_measuring_costs_its_figures_alone(run, experiments, monkeypatch, method):
+def test_one_that_fails_while_measuring_costs_its_figures_alone(
+    run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     monkeypatch.setenv("WATTMETER_FAILS", method)
     done, asked = run()
     done.assert_outcomes(passed=1)
@@ -112,7 +127,9 @@ def test_one_that_fails_while_measuring_costs_its_figures_alone(run, experiments
 
 
 @pytest.mark.parametrize("shown", ["nan", "inf"])
-def test_what_is_no_number_costs_its_figures_alone(run, experiments, monkeypatch, shown):
+def test_what_is_no_number_costs_its_figures_alone(
+    run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
     monkeypatch.setenv("WATTMETER_SHOWS", shown)
     done, _ = run()
     done.assert_outcomes(passed=1)
@@ -123,7 +140,9 @@ def test_what_is_no_number_costs_its_figures_alone(run, experiments, monkeypatch
     assert result.metrics["output_tokens_per_second"].value > 0
 
 
-def test_a_meter_that_shows_nothing_divides_by_nothing(run, experiments, monkeypatch):
+def test_a_meter_that_shows_nothing_divides_by_nothing(
+    run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """0 J is what it says, and no number of tokens a joule."""
     monkeypatch.setenv("WATTMETER_SHOWS", "0")
     done, _ = run()
@@ -134,14 +153,18 @@ def test_a_meter_that_shows_nothing_divides_by_nothing(run, experiments, monkeyp
     assert (found.value, found.method, found.reason) == (None, "unavailable", "energy_j is 0")
 
 
-def test_one_that_fails_to_close_costs_nothing(run, experiments, monkeypatch):
+def test_one_that_fails_to_close_costs_nothing(
+    run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WATTMETER_FAILS", "close")
     done, _ = run()
     done.assert_outcomes(passed=1)
     assert experiments()[0].metrics["mean_power_w"].value == pytest.approx(WATTS)
 
 
-def test_one_that_does_not_open_is_told_before_anything_is_loaded(run, results, monkeypatch):
+def test_one_that_does_not_open_is_told_before_anything_is_loaded(
+    run: Callable[..., Any], results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WATTMETER_FAILS", "open")
     done, asked = run()
     done.assert_outcomes(failed=1)

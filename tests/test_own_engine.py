@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ from pytest_llem import ExperimentConfig, registry, run_experiment
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.results.experiment import ExperimentResult
-from tests.conftest import NOOP_STUDY
+from tests.conftest import NOOP_STUDY, Results
 
 ENGINE = """
     from noop_engine import NoopEngine
@@ -27,7 +29,7 @@ FIELDS = {key: value for key, value in NOOP_STUDY.items() if key not in ("name",
 
 
 @pytest.fixture
-def own(pytester, noop_engine):
+def own(pytester: pytest.Pytester, noop_engine: None) -> None:
     """Put a package with an engine, and modules that cannot be used, into the folder of the test."""
     (pytester.path / "mine").mkdir()
     pytester.makepyfile(
@@ -36,7 +38,9 @@ def own(pytester, noop_engine):
     pytester.makepyfile(wanting="import a_module_that_is_not_there")
 
 
-def test_a_study_names_its_engine(pytester, own, write_study, results):
+def test_a_study_names_its_engine(
+    pytester: pytest.Pytester, own: None, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(
         backend="mine.engine:Engine",
         sweep={"n": [2, 3]},
@@ -58,7 +62,7 @@ def test_a_study_names_its_engine(pytester, own, write_study, results):
     assert not [name for name in json.loads((pytester.path / "modules.json").read_text()) if "mine" in name]
 
 
-def test_the_process_finds_it_by_the_python_path(pytester, own):
+def test_the_process_finds_it_by_the_python_path(pytester: pytest.Pytester, own: None) -> None:
     config = ExperimentConfig.model_validate({**FIELDS, "backend": "mine.engine:Engine"})
     identity = {"experiment_id": "one", "config_hash": "0" * 16}
     outcomes = [
@@ -86,7 +90,9 @@ def test_the_process_finds_it_by_the_python_path(pytester, own):
         ("missing", "'missing' is not installed (there are: "),
     ],
 )
-def test_an_engine_that_is_not_there_is_one_clear_line(pytester, own, monkeypatch, name, message):
+def test_an_engine_that_is_not_there_is_one_clear_line(
+    pytester: pytest.Pytester, own: None, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
     pytester.syspathinsert()
     with pytest.raises(PreflightError) as told:
         run_experiment({**FIELDS, "backend": name})
@@ -94,7 +100,7 @@ def test_an_engine_that_is_not_there_is_one_clear_line(pytester, own, monkeypatc
     assert "\n" not in str(told.value)
 
 
-def test_an_error_in_its_own_code_keeps_its_name(pytester, own):
+def test_an_error_in_its_own_code_keeps_its_name(pytester: pytest.Pytester, own: None) -> None:
     """A KeyError of the engine's is not taken for an engine that is not there."""
     constructor = "def __init__(self, config, context): {}['size']"
     engine = f"import mine.engine\nclass Engine(mine.engine.Engine):\n    {constructor}"
@@ -104,7 +110,7 @@ def test_an_error_in_its_own_code_keeps_its_name(pytester, own):
         run_experiment({**FIELDS, "backend": "clumsy:Engine"})
 
 
-def test_a_class_within_a_class_may_be_named(own, pytester):
+def test_a_class_within_a_class_may_be_named(own: None, pytester: pytest.Pytester) -> None:
     pytester.syspathinsert()
     pytester.makepyfile(nested="class Outer:\n    class Inner:\n        pass")
     assert registry.load(registry.BACKENDS, "nested:Outer.Inner").__name__ == "Inner"

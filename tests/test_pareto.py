@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,30 +14,30 @@ from tests.support.study_results import point, summary
 COST = "energy_per_output_token_j"
 
 
-def _point(number, speed, cost, method="measured", boundary="gpu_board"):
+def _point(number: Any, speed: Any, cost: Any, method: str = "measured", boundary: str = "gpu_board") -> Any:
     cost = summary(COST, [cost], method=method, boundary=boundary)
     return point({"n": number}, output_tokens_per_second=[speed], energy_per_output_token_j=cost)
 
 
-def _points(*figures):
+def _points(*figures: Any) -> Any:
     return [_point(number, *one) for number, one in enumerate(figures)]
 
 
-def test_no_other_is_better_in_one_and_as_good_in_the_other():
+def test_no_other_is_better_in_one_and_as_good_in_the_other() -> None:
     points = _points((100, 1.0), (200, 0.5), (300, 0.7), (300, 0.8), (50, 0.5), (50, 0.1))
     assert pareto_optimal(points) == {1, 2, 5}
 
 
-def test_equal_ones_are_so_together():
+def test_equal_ones_are_so_together() -> None:
     assert pareto_optimal(_points((100, 1.0), (100, 1.0), (100, 1.1), (90, 1.0))) == {0, 1}
 
 
-def test_one_that_lacks_a_figure_is_not_among_them():
+def test_one_that_lacks_a_figure_is_not_among_them() -> None:
     points = _points((100, 1.0), (None, 0.1), (500, None), (200, 0.9))
     assert pareto_optimal(points) == {3}
 
 
-def test_energies_of_different_kinds_are_not_compared():
+def test_energies_of_different_kinds_are_not_compared() -> None:
     points = _points(
         (100, 1.0),
         (90, 2.0),
@@ -49,12 +51,12 @@ def test_energies_of_different_kinds_are_not_compared():
     assert best(points, "output_tokens_per_second") == {5}, "this is no energy"
 
 
-def test_one_point_alone_is_not_the_best():
+def test_one_point_alone_is_not_the_best() -> None:
     assert pareto_optimal(_points((100, 1.0))) == set()
     assert best(_points((100, 1.0)), COST) == set()
 
 
-def test_the_best_is_what_the_catalogue_says_is_better():
+def test_the_best_is_what_the_catalogue_says_is_better() -> None:
     points = _points((100, 1.0), (200, 2.0), (200, 2.0))
     assert best(points, "output_tokens_per_second") == {1, 2}
     assert best(points, COST) == {0}
@@ -62,7 +64,7 @@ def test_the_best_is_what_the_catalogue_says_is_better():
     assert best(_points((100, 1.0), (100, 1.0)), "output_tokens_per_second") == set(), "all are the same"
 
 
-def test_below_zero_is_less():
+def test_below_zero_is_less() -> None:
     points = [point({"n": n}, active_energy_j=[joules]) for n, joules in enumerate((0.5, -0.25, 0.0))]
     assert best(points, "active_energy_j") == {1}
 
@@ -78,11 +80,11 @@ FIGURES = st.lists(
 
 
 @given(FIGURES)
-def test_it_is_what_the_definition_says(figures):
+def test_it_is_what_the_definition_says(figures: Any) -> None:
     points = _points(*figures)
     known = [place for place, (speed, cost, _) in enumerate(figures) if None not in (speed, cost)]
 
-    def beats(one, other):
+    def beats(one: Any, other: Any) -> Any:
         (speed, cost, method), (others_speed, others_cost, others_method) = figures[one], figures[other]
         no_worse = speed >= others_speed and cost <= others_cost
         return method == others_method and no_worse and (speed, cost) != (others_speed, others_cost)
@@ -93,6 +95,6 @@ def test_it_is_what_the_definition_says(figures):
 
 
 @pytest.mark.parametrize("figures", [[], [(None, None)]])
-def test_of_nothing_nothing_is_best(figures):
+def test_of_nothing_nothing_is_best(figures: list[Any]) -> None:
     points = _points(*figures)
     assert (pareto_optimal(points), best(points, COST)) == (set(), set())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,7 @@ from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.config import BaselineConfig, ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
+from tests.conftest import Results
 
 TINY = {
     "model": "builtin:tiny-llama",
@@ -41,7 +45,9 @@ def plan_lines(result: pytest.RunResult) -> list[str]:
     return lines
 
 
-def test_the_plan_says_how_much_how_long_and_what_is_left_out(pytester, write_study):
+def test_the_plan_says_how_much_how_long_and_what_is_left_out(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**TINY)
     line, left_out = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
     start, hash_, rest = line.replace("[", "]").split("]")
@@ -55,13 +61,13 @@ def test_the_plan_says_how_much_how_long_and_what_is_left_out(pytester, write_st
     )
 
 
-def test_what_is_unknown_is_called_so(pytester, write_study):
+def test_what_is_unknown_is_called_so(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study()
     [line] = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
     assert line.endswith("8 experiments, shuffled, time unknown · deadline 2.0 h each · memory unknown")
 
 
-def test_it_tells_how_many_are_selected(pytester, write_study):
+def test_it_tells_how_many_are_selected(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**TINY)
     whole = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))[0]
     part = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "cycle=1"))[0]
@@ -70,14 +76,16 @@ def test_it_tells_how_many_are_selected(pytester, write_study):
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-def test_it_is_told_once_before_the_first_experiment(pytester, write_study, workers):
+def test_it_is_told_once_before_the_first_experiment(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[Any]
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 2})
     out = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).outlines
     [plan] = [index for index, line in enumerate(out) if line.startswith("llem: noop [")]
     assert plan < next(index for index, line in enumerate(out) if line.startswith(". llem: 1/2 "))
 
 
-def test_quiet_shows_none(pytester, write_study):
+def test_quiet_shows_none(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**TINY)
     for quiet in ("-q", "-qq"):
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", quiet)
@@ -85,7 +93,9 @@ def test_quiet_shows_none(pytester, write_study):
 
 
 class TestPlanFile:
-    def test_it_holds_what_is_to_run_in_run_order(self, pytester, write_study):
+    def test_it_holds_what_is_to_run_in_run_order(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**TINY)
         pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json")
         plan = json.loads((pytester.path / "plan.json").read_text())
@@ -105,7 +115,9 @@ class TestPlanFile:
         assert plan["estimated_seconds"] > 0
         assert plan["estimated_memory_bytes"] > 2**29
 
-    def test_a_study_that_is_named_in_its_place_stays(self, pytester, write_study):
+    def test_a_study_that_is_named_in_its_place_stays(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         study = write_study("one.study.yaml")
         before = study.read_text()
         run = pytester.runpytest("-p", "llem", "--collect-only", "--llem-plan", "one.study.yaml")
@@ -114,7 +126,9 @@ class TestPlanFile:
         run.stderr.fnmatch_lines([said])
         assert study.read_text() == before
 
-    def test_it_holds_only_what_is_selected(self, pytester, write_study):
+    def test_it_holds_only_what_is_selected(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study()
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "--llem-plan", "plan.json", "-k", "size=2"]
         pytester.runpytest(*arguments)
@@ -124,7 +138,7 @@ class TestPlanFile:
         assert plan["estimated_seconds"] is None
         assert plan["estimated_memory_bytes"] is None
 
-    def test_a_forkserver_imports_once(self, pytester, write_study):
+    def test_a_forkserver_imports_once(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study(**{**TINY, "sweep": {"n": [1, 2, 3]}})
         seconds = {}
         for method in ("spawn", "forkserver"):
@@ -135,13 +149,15 @@ class TestPlanFile:
         assert seconds["spawn"] - seconds["forkserver"] == pytest.approx(6 * STARTUP_SECONDS - forks)
 
     @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-    def test_it_is_written_when_experiments_run_too(self, pytester, write_study, workers):
+    def test_it_is_written_when_experiments_run_too(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[Any]
+    ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 2})
         result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-plan", "plan.json", *workers)
         result.assert_outcomes(passed=2)
         assert len(json.loads((pytester.path / "plan.json").read_text())["experiments"]) == 2
 
-    def test_it_takes_one_study(self, pytester, write_study):
+    def test_it_takes_one_study(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study("a.yaml", name="a")
         write_study("b.yaml", name="b")
         arguments = ["-p", "llem", "--collect-only", "--llem-plan", "plan.json"]
@@ -154,7 +170,9 @@ class TestPlanFile:
         result.stderr.fnmatch_lines(["ERROR: --llem-plan: takes one study (none collected)"])
 
     @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
-    def test_what_is_asked_of_studies_where_there_is_none_is_told(self, pytester, workers):
+    def test_what_is_asked_of_studies_where_there_is_none_is_told(
+        self, pytester: pytest.Pytester, workers: list[Any]
+    ) -> None:
         pytester.makepyfile("def test(): pass")
         asked = ["--llem-save=main", "--llem-baseline=main", "--llem-resume"]
         run = pytester.runpytest_subprocess("-p", "llem", *asked, *workers)
@@ -164,7 +182,9 @@ class TestPlanFile:
         )
 
     @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
-    def test_not_so_where_there_is_one_that_is_broken_or_is_not_to_run(self, pytester, write_study, workers):
+    def test_not_so_where_there_is_one_that_is_broken_or_is_not_to_run(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[Any]
+    ) -> None:
         write_study(sweep={"n": [1]})
         asked = ["study.yaml", "-p", "llem", "--llem-resume", *workers]
         looked = pytester.runpytest_subprocess(*asked, "--setup-plan")
@@ -174,7 +194,9 @@ class TestPlanFile:
         assert "no study was collected" not in looked.stdout.str() + broken.stdout.str()
 
     @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-    def test_a_place_that_cannot_be_written_is_a_usage_error(self, pytester, write_study, workers):
+    def test_a_place_that_cannot_be_written_is_a_usage_error(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[Any]
+    ) -> None:
         write_study(sweep={"n": [1]})
         result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-plan", "no/plan.json", *workers)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -185,7 +207,9 @@ BIG = {**TINY, "sweep": {"n": list(range(1, 201))}, "execution": {"n_cycles": 3}
 
 
 class TestCap:
-    def test_a_large_study_stops_with_its_count_and_its_time(self, pytester, write_study):
+    def test_a_large_study_stops_with_its_count_and_its_time(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**BIG)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert result.ret == pytest.ExitCode.INTERRUPTED
@@ -196,24 +220,28 @@ class TestCap:
             ]
         )
 
-    def test_the_time_of_an_unknown_model_is_unknown(self, pytester, write_study):
+    def test_the_time_of_an_unknown_model_is_unknown(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**{**BIG, "backend": "noop", "model": "none"})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         result.stdout.fnmatch_lines(["*--llem-yes runs them all; they take an unknown time"])
 
-    def test_yes_lets_it_run(self, pytester, write_study):
+    def test_yes_lets_it_run(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study(**BIG)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
         result.stdout.fnmatch_lines(["collected 600 items"])
 
-    def test_the_ini_option_moves_it(self, pytester, write_study):
+    def test_the_ini_option_moves_it(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study(**BIG)
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "-o"]
         pytester.runpytest(*arguments, "llem_max_experiments=600").stdout.fnmatch_lines(["collected 600 items"])
         result = pytester.runpytest(*arguments, "llem_max_experiments=10")
         result.stdout.fnmatch_lines(["*more than llem_max_experiments (10)*"])
 
-    def test_no_study_may_be_of_any_size(self, pytester, write_study):
+    def test_no_study_may_be_of_any_size(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         values = list(range(1, 1001))
         write_study(**{**TINY, "sweep": {"n": values, "max_input_tokens": values, "max_output_tokens": values}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
@@ -221,7 +249,9 @@ class TestCap:
             ["*makes 2,000,000,000 experiments (1,000,000,000 points × 2 cycles), and no *"]
         )
 
-    def test_other_mistakes_are_told_beside_it(self, pytester, write_study):
+    def test_other_mistakes_are_told_beside_it(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**BIG, name="a/b")
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         result.stdout.fnmatch_lines(["study.yaml:*: name: must be a name*"])
@@ -234,13 +264,13 @@ def collected(result: pytest.RunResult) -> list[str]:
 
 class TestOverrides:
     @pytest.mark.parametrize("how", [["--llem-cycles", "3"], ["-o", "llem_cycles=3"]])
-    def test_cycles(self, pytester, write_study, how):
+    def test_cycles(self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str]) -> None:
         write_study(sweep={"n": [1]})
         ids = collected(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-q", *how))
         assert sorted(ids) == ["n=1-cycle=1", "n=1-cycle=2", "n=1-cycle=3"]
 
     @pytest.mark.parametrize("how", [["--llem-order", "{}"], ["-o", "llem_order={}"]])
-    def test_order(self, pytester, write_study, how):
+    def test_order(self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str]) -> None:
         write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "shuffled"})
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "-q"]
         sequential, interleaved = (
@@ -250,7 +280,9 @@ class TestOverrides:
         assert sequential == ["n=1-cycle=1", "n=1-cycle=2", "n=2-cycle=1", "n=2-cycle=2"]
         assert interleaved == ["n=1-cycle=1", "n=2-cycle=1", "n=1-cycle=2", "n=2-cycle=2"]
 
-    def test_the_command_line_wins_over_the_ini_file(self, pytester, write_study):
+    def test_the_command_line_wins_over_the_ini_file(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(sweep={"n": [1]})
         pytester.makeini("[pytest]\nllem_cycles = 3\nllem_order = sequential\n")
         arguments = [
@@ -287,20 +319,24 @@ class TestOverrides:
             ),
         ],
     )
-    def test_what_cannot_be_meant_is_a_usage_error(self, pytester, how, told):
+    def test_what_cannot_be_meant_is_a_usage_error(
+        self, pytester: pytest.Pytester, how: list[str], told: str
+    ) -> None:
         result = pytester.runpytest("-p", "llem", *how)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         assert f"ERROR: {told}" in result.errlines
 
     @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 reads TOML's own types")
-    def test_a_number_in_the_ini_file_is_a_usage_error(self, pytester):
+    def test_a_number_in_the_ini_file_is_a_usage_error(self, pytester: pytest.Pytester) -> None:
         (pytester.path / "pytest.toml").write_text("[pytest]\nllem_cycles = 3\n")
         run = pytester.runpytest("-p", "llem")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
         run.stderr.fnmatch_lines(["ERROR: llem_cycles: *expects a string*"])
 
     @pytest.mark.parametrize("how", [["--llem-strict"], ["-o", "llem_strict=true"]])
-    def test_strict_takes_no_left_out_combination(self, pytester, write_study, how):
+    def test_strict_takes_no_left_out_combination(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str]
+    ) -> None:
         write_study(**TINY)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
         assert result.ret == pytest.ExitCode.INTERRUPTED
@@ -309,7 +345,9 @@ class TestOverrides:
         )
 
     @pytest.mark.parametrize("how", [["--llem-no-gaps"], ["-o", "llem_no_gaps=true"]])
-    def test_no_gaps_waits_for_nothing(self, pytester, write_study, results, how):
+    def test_no_gaps_waits_for_nothing(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, how: list[str]
+    ) -> None:
         write_study(
             sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 60, "cycle_gap_seconds": 90}
         )
@@ -331,16 +369,16 @@ class TestEstimate:
     )
     HOST = Host(memory_bytes=64 * 2**30)
 
-    def test_parameters_of_a_dense_model_are_counted(self):
+    def test_parameters_of_a_dense_model_are_counted(self) -> None:
         assert self.LLAMA_8B.parameters == 8_030_261_248  # as Llama-3.1-8B's model card has it
         assert self.LLAMA_8B.kv_values_per_token == 2 * 32 * 8 * 128
 
-    def test_files_say_the_same_as_the_configuration(self):
+    def test_files_say_the_same_as_the_configuration(self) -> None:
         from pytest_llem.backends.tiny_llama import SHAPE, tiny_llama
 
         assert read_footprint(tiny_llama()) == from_config(SHAPE)
 
-    def test_a_model_of_experts_is_not_guessed(self):
+    def test_a_model_of_experts_is_not_guessed(self) -> None:
         with pytest.raises(KeyError):
             from_config(
                 {
@@ -355,15 +393,15 @@ class TestEstimate:
             )
 
     @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x08" + b"\0" * 7 + b"not json"])
-    def test_broken_weights_are_unknown(self, tmp_path, content):
+    def test_broken_weights_are_unknown(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
         (tmp_path / "model.safetensors").write_bytes(content)
         assert read_footprint(tmp_path) is None
 
-    def test_no_files_at_all_are_unknown(self, tmp_path):
+    def test_no_files_at_all_are_unknown(self, tmp_path: Path) -> None:
         assert read_footprint(tmp_path) is None
 
-    def test_memory_holds_weights_and_cache(self):
+    def test_memory_holds_weights_and_cache(self) -> None:
         small = ExperimentConfig(model="m")
         large = ExperimentConfig(model="m", pytorch={"batch_size": 64})
         weights = 8_030_261_248 * 2
@@ -373,8 +411,8 @@ class TestEstimate:
         four_bit = ExperimentConfig(model="m", pytorch={"load_in_4bit": True})
         assert memory_bytes(four_bit, self.LLAMA_8B) < weights / 2
 
-    def test_time_grows_with_what_there_is_to_do(self):
-        def time(**changes):
+    def test_time_grows_with_what_there_is_to_do(self) -> None:
+        def time(**changes: Any) -> Any:
             return seconds(ExperimentConfig(model="m", **changes), ExecutionConfig(), self.LLAMA_8B, self.HOST)
 
         assert time(max_output_tokens=256) > time() > time(pytorch={"batch_size": 8})
@@ -395,15 +433,19 @@ class TestEstimate:
             (HOST, {}, 0.0),  # whether there is a meter is not known
         ],
     )
-    def test_the_idle_machine_is_no_part_of_an_experiment_but_of_its_point(self, host, changes, expected):
+    def test_the_idle_machine_is_no_part_of_an_experiment_but_of_its_point(
+        self, host: Host, changes: dict[str, Any], expected: float
+    ) -> None:
         config = ExperimentConfig(model="m", **changes)
         assert baseline_seconds(config, host) == expected
         without = config.model_copy(update={"baseline": BaselineConfig(enabled=False)})
         times = [seconds(one, ExecutionConfig(), self.LLAMA_8B, host) for one in (config, without)]
         assert times[0] == times[1]
 
-    def test_the_plan_counts_it_once_for_each_point_and_the_bare_machine_once(self, tmp_path, monkeypatch):
-        def time(cycles, **fields):
+    def test_the_plan_counts_it_once_for_each_point_and_the_bare_machine_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def time(cycles: Any, **fields: Any) -> Any:
             text = {"model": "builtin:tiny-llama", "sweep": {"n": [1, 2]}, "execution": {"n_cycles": cycles}}
             (tmp_path / "study.yaml").write_text(json.dumps({**text, **fields}))
             study = load_study(tmp_path / "study.yaml")
@@ -415,7 +457,7 @@ class TestEstimate:
         assert time(1) - time(1, **off) == pytest.approx(2 * 30 + 5)
         assert time(3, **off) == pytest.approx(3 * time(1, **off))
 
-    def test_a_gpu_is_faster(self):
+    def test_a_gpu_is_faster(self) -> None:
         gpu = Host(2**36, (Gpu("g", 80 * 2**30, (9, 0)),))
         config, execution = ExperimentConfig(model="m"), ExecutionConfig()
         assert seconds(config, execution, self.LLAMA_8B, gpu) < seconds(
@@ -426,7 +468,7 @@ class TestEstimate:
         ("total", "text"),
         [(59.6, "60 s"), (200, "3 min"), (2 * 3600, "2.0 h"), (40 * 3600, "2 days"), (10**9, "11,574 days")],
     )
-    def test_durations_read_as_people_say_them(self, total, text):
+    def test_durations_read_as_people_say_them(self, total: float, text: str) -> None:
         assert duration_text(total) == text
 
 
@@ -441,12 +483,12 @@ class TestEstimate:
         "7",
     ],
 )
-def test_a_model_with_an_odd_configuration_has_an_unknown_size(tmp_path, config):
+def test_a_model_with_an_odd_configuration_has_an_unknown_size(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.json").write_text(config)
     assert read_footprint(tmp_path) is None
 
 
-def test_more_memory_than_there_is_is_told(pytester):
+def test_more_memory_than_there_is_is_told(pytester: pytest.Pytester) -> None:
     (pytester.path / "study.yaml").write_text(
         "model: builtin:tiny-llama\nmax_input_tokens: 128\nn: 1000000\n"
         "sweep: {pytorch.batch_size: [1, 1000000]}\nexecution: {n_cycles: 1}\n"

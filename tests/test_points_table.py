@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.support.study_results import point, summary
 COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
 
 
-def _point(axes, speed, cost, ttft=20.0, method="measured", **more):
+def _point(axes: Any, speed: Any, cost: Any, ttft: float = 20.0, method: str = "measured", **more: Any) -> Any:
     values = [speed * 0.99, speed * 1.01]
     cost = summary(COST, [cost * 0.98, cost * 1.02], method=method, boundary="gpu_board")
     hashed = f"{abs(hash(tuple(axes.items()))):016x}"[:16]
@@ -24,7 +25,7 @@ def _point(axes, speed, cost, ttft=20.0, method="measured", **more):
     return point(axes, config_hash=hashed, **metrics, **more)
 
 
-def _lines(points, width, planned=2, **options):
+def _lines(points: Any, width: Any, planned: int = 2, **options: Any) -> Any:
     made = points_table(points, Counter({one.config_hash: planned for one in points}), width, **options)
     lines = render(made.table, made.width)
     assert max(map(len, lines)) <= made.width
@@ -32,7 +33,7 @@ def _lines(points, width, planned=2, **options):
 
 
 @pytest.fixture
-def fifty():
+def fifty() -> list[Any]:
     axes = {
         "precision": ["bf16", "fp16"],
         "pytorch.batch_size": [1, 8, 16, 32, 64],
@@ -45,7 +46,7 @@ def fifty():
     ]
 
 
-def test_fifty_points_take_a_line_each_at_80_columns(fifty):
+def test_fifty_points_take_a_line_each_at_80_columns(fifty: list[Any]) -> None:
     lines, _ = _lines(fifty, 80)
     rule = next(at for at, line in enumerate(lines) if set(line) <= {"─", " "})
     rows = lines[rule + 1 :]
@@ -56,7 +57,7 @@ def test_fifty_points_take_a_line_each_at_80_columns(fifty):
     assert re.match(r"[P ]  bf16 +1 +64 +2 +100 ±\S+ ", rows[0])
 
 
-def test_a_wide_terminal_shows_more(fifty):
+def test_a_wide_terminal_shows_more(fifty: list[Any]) -> None:
     for one in fifty:
         one.metrics["itl_p50_ms"] = summary("itl_p50_ms", [5.0, 5.1])
         one.metrics["energy_j"] = summary("energy_j", [500.0, 510.0])
@@ -70,7 +71,7 @@ def test_a_wide_terminal_shows_more(fifty):
     assert len(wide) - len(narrow) in (-1, 0, 1)
 
 
-def test_a_dumb_terminal_has_its_own_width_too(fifty, monkeypatch):
+def test_a_dumb_terminal_has_its_own_width_too(fifty: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for one in fifty:
         one.metrics["itl_p50_ms"] = summary("itl_p50_ms", [5.0, 5.1])
         one.metrics["energy_j"] = summary("energy_j", [500.0, 510.0])
@@ -83,7 +84,7 @@ def test_a_dumb_terminal_has_its_own_width_too(fifty, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [1, 20, 40, 50])
-def test_in_a_narrow_terminal_no_figure_loses_digits(fifty, width):
+def test_in_a_narrow_terminal_no_figure_loses_digits(fifty: list[Any], width: int) -> None:
     lines, made = _lines(fifty, width)
     assert made.width <= 64
     text = "\n".join(lines)
@@ -92,23 +93,23 @@ def test_in_a_narrow_terminal_no_figure_loses_digits(fifty, width):
     assert "precision=bf" in text
 
 
-def test_a_long_value_does_not_take_the_screen():
+def test_a_long_value_does_not_take_the_screen() -> None:
     lines, _ = _lines([_point({"a": value * 3000}, 100.0, 1.0) for value in "xy"], 80)
     assert len(lines) < 20
     assert "…" in "".join(lines)
 
 
-def test_at_80_columns_all_is_within(fifty):
+def test_at_80_columns_all_is_within(fifty: list[Any]) -> None:
     assert _lines(fifty, 80)[1].width == 80
 
 
-def test_ids_can_be_pasted(fifty):
+def test_ids_can_be_pasted(fifty: list[Any]) -> None:
     lines, _ = _lines(fifty, 200, ids=True)
     for one in fifty:
         assert any(f" {one.id} " in line for line in lines)
 
 
-def test_axes_that_take_too_much_give_way_to_ids():
+def test_axes_that_take_too_much_give_way_to_ids() -> None:
     axes = {f"engine.a_rather_long_option_{number}": f"a rather long value {number}" for number in range(6)}
     lines, _ = _lines([_point({**axes, "n": n}, 100.0 * n, 1.0) for n in (1, 2)], 80)
     assert " point" in "".join(lines[:4])
@@ -116,7 +117,7 @@ def test_axes_that_take_too_much_give_way_to_ids():
     assert "engine.a_rather_long_option_5=a" in re.sub(r"\s", "", folded) or "option_5" in folded
 
 
-def test_the_best_and_the_optimal_are_marked():
+def test_the_best_and_the_optimal_are_marked() -> None:
     points = [
         _point({"n": 1}, 100, 1.0, ttft=10.0),
         _point({"n": 2}, 200, 0.5, ttft=20.0),
@@ -134,7 +135,7 @@ def test_the_best_and_the_optimal_are_marked():
     assert re.search(r"300 ±\S+\*", three)
 
 
-def test_energies_of_different_kinds_are_told_apart_and_not_compared():
+def test_energies_of_different_kinds_are_told_apart_and_not_compared() -> None:
     points = [
         _point({"n": 1}, 100, 1.0),
         _point({"n": 2}, 200, 1.5),
@@ -146,7 +147,7 @@ def test_energies_of_different_kinds_are_told_apart_and_not_compared():
     assert [line[:1] for line in lines[-3:]] == ["P", "P", " "]
 
 
-def test_the_worst_verdict_is_shown():
+def test_the_worst_verdict_is_shown() -> None:
     points = [_point({"n": n}, 100 * n, 1.0) for n in (1, 2, 3)]
     verdict = {"gate": "budget", "id": "x", "metric": SPEED, "unit": "1/s"}
     for outcome, found in (("passed", "WITHIN"), ("failed", "REGRESSION"), ("passed", "INCONCLUSIVE")):
@@ -156,14 +157,14 @@ def test_the_worst_verdict_is_shown():
     assert [line.split()[-1] for line in lines[-3:]] == ["REGRESSION", "WITHIN", "-"]
 
 
-def test_one_point_is_the_best_of_nothing():
+def test_one_point_is_the_best_of_nothing() -> None:
     lines, made = _lines([_point({"n": 1}, 100, 1.0)], 80, planned=3)
     assert (made.has_best, made.has_optimal) == (False, False)
     assert "2 of 3" in lines[-1]
     assert "*" not in "".join(lines)
 
 
-def test_what_nobody_measured_is_no_number():
+def test_what_nobody_measured_is_no_number() -> None:
     points = [_point({"n": 1}, 100, 1.0), point({"n": 2}, config_hash="f" * 16)]
     lines, made = _lines(points, 80)
     assert not made.has_optimal

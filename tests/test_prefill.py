@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -25,23 +27,31 @@ from tests.support.tiny import NATURAL, TINY, engine
 SPLIT = {"min_window_seconds": 0, "prefill_split": True}
 
 
-def noop_config(**changes):
+def noop_config(**changes: Any) -> Any:
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     return ExperimentConfig.model_validate(
         {**fields, "baseline": {"enabled": False}, "measurement": SPLIT, **changes}
     )
 
 
-def run(**changes):
+def run(**changes: Any) -> Any:
     return ExperimentOrchestrator(noop_config(**changes)).run().result
 
 
-def window(energy_j, uncertainty_j=None, *, passes=2, seconds=4.0, method="measured", boundary="gpu_board"):
+def window(
+    energy_j: Any,
+    uncertainty_j: Any = None,
+    *,
+    passes: int = 2,
+    seconds: float = 4.0,
+    method: str = "measured",
+    boundary: str = "gpu_board",
+) -> Any:
     total = Total(energy_j, method, "nvml_total_energy", boundary, None if energy_j else "lost", uncertainty_j)
     return Window([[]] * passes, seconds, Account((), total, seconds=seconds))
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     """A pass takes 50 J and 2 s; its prompts, which four passes of the second window take, 12 J and 0.5 s."""
     found = prefill_metrics(window(100.0, 3.0), window(48.0, 4.0, passes=4, seconds=2.0), input_tokens=6)
     value = {name: one.value for name, one in found.items()}
@@ -60,19 +70,19 @@ def test_by_hand():
     assert {(one.source, one.boundary) for one in energies} == {("nvml_total_energy", "gpu_board")}
 
 
-def test_a_negative_rest_is_shown():
+def test_a_negative_rest_is_shown() -> None:
     found = prefill_metrics(window(20.0), window(24.0), input_tokens=1)
     assert found["decode_energy_j"].value == -2.0
     assert found["decode_energy_j"].uncertainty is None
     assert prefill_metrics(window(1.0), window(1.0, seconds=5.0), 1)["decode_seconds"].value == -0.5
 
 
-def test_what_is_weaker_than_attributed_stays_so():
+def test_what_is_weaker_than_attributed_stays_so() -> None:
     found = prefill_metrics(window(20.0, method="estimated"), window(5.0, method="estimated"), input_tokens=1)
     assert {one.method for name, one in found.items() if name.endswith("_j")} == {"estimated"}
 
 
-def test_an_energy_that_is_lost_in_either_window_is_null_with_its_reason():
+def test_an_energy_that_is_lost_in_either_window_is_null_with_its_reason() -> None:
     found = prefill_metrics(window(20.0), window(None, method="unavailable"), input_tokens=2)
     for name in ("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"):
         assert (found[name].value, found[name].method, found[name].reason) == (None, "unavailable", "lost")
@@ -83,7 +93,7 @@ def test_an_energy_that_is_lost_in_either_window_is_null_with_its_reason():
     assert (found["decode_energy_j"].value, found["decode_energy_j"].reason) == (None, "lost")
 
 
-def test_windows_of_two_boundaries_are_not_subtracted():
+def test_windows_of_two_boundaries_are_not_subtracted() -> None:
     found = prefill_metrics(window(20.0), window(5.0, boundary="cpu_package"), input_tokens=1)
     assert found["decode_energy_j"].value is None
     assert found["decode_energy_j"].reason == "the window covers gpu_board, and that of prefill cpu_package"
@@ -91,20 +101,20 @@ def test_windows_of_two_boundaries_are_not_subtracted():
 
 @pytest.mark.usefixtures("noop_engine")
 class TestExperiment:
-    def test_nobody_asked(self):
+    def test_nobody_asked(self) -> None:
         result = run(measurement={"min_window_seconds": 0})
         for name in prefill.NAMES:
             assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_ASKED)
         assert result.prefill_window is None
 
-    def test_the_second_window_is_as_long_and_has_matched_passes(self, monkeypatch):
+    def test_the_second_window_is_as_long_and_has_matched_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import noop_engine
 
         done = []
         for name in ("generate", "generate_first", "seed"):
             real = getattr(noop_engine.NoopEngine, name)
 
-            def noted(self, given, name=name, real=real):
+            def noted(self, given: Any, name: Any = name, real: Any = real) -> Any:
                 done.append((name, given))
                 return real(self, given)
 
@@ -125,17 +135,17 @@ class TestExperiment:
         assert seconds["prefill_seconds"] == pytest.approx(first.window_seconds / 5)
         assert seconds["decode_seconds"] == pytest.approx(seconds["seconds"] - seconds["prefill_seconds"])
 
-    def test_totals_and_requests_are_those_of_the_first_window(self, monkeypatch):
+    def test_totals_and_requests_are_those_of_the_first_window(self, monkeypatch: pytest.MonkeyPatch) -> None:
         energies = [1.0, 60.0, 20.0]
 
         class Meter:
-            def begin(self):
+            def begin(self) -> None:
                 pass
 
-            def end(self):
+            def end(self) -> Any:
                 return Reading((DeviceReading("d", "gpu_board", energies.pop(0), "measured", "m"),), 2.0, 0.5)
 
-            def close(self):
+            def close(self) -> None:
                 pass
 
         monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: Meters({"one": Meter()}))
@@ -149,7 +159,7 @@ class TestExperiment:
         few = [warning for warning in result.warnings if "holds 4 ticks" in warning]
         assert [warning.split(" holds")[0] for warning in few] == ["the window", "the prefill window"]
 
-    def test_an_engine_that_cannot_stop_is_refused(self, monkeypatch):
+    def test_an_engine_that_cannot_stop_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import noop_engine
 
         monkeypatch.delattr(noop_engine.NoopEngine, "generate_first")
@@ -158,7 +168,7 @@ class TestExperiment:
             run()
         assert run(measurement={"min_window_seconds": 0}).metrics["prefill_energy_j"].value is None
 
-    def test_an_engine_that_does_not_stop_is_found_out(self, monkeypatch):
+    def test_an_engine_that_does_not_stop_is_found_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import noop_engine
 
         monkeypatch.setattr(noop_engine.NoopEngine, "generate_first", noop_engine.NoopEngine.generate)
@@ -180,7 +190,7 @@ class TestExperiment:
         {"pytorch": {"use_cache": False}},
     ],
 )
-def test_the_first_token_is_that_of_the_whole_answer(changes):
+def test_the_first_token_is_that_of_the_whole_answer(changes: dict[str, Any]) -> None:
     made = engine(**{"decoder": {"do_sample": False}, **changes})
     batch = made.prepare([[5, 6, 7], [9, 10]])[0]
     first = made.requests(batch, made.generate_first(batch))
@@ -191,7 +201,7 @@ def test_the_first_token_is_that_of_the_whole_answer(changes):
         assert [one.output_ids[0] for one in first] == [one.output_ids[0] for one in whole]
 
 
-def test_a_real_split():
+def test_a_real_split() -> None:
     result = run_experiment({**TINY, "max_input_tokens": 256, "max_output_tokens": 16, "measurement": SPLIT})
     value = {name: one.value for name, one in result.metrics.items()}
     assert value["prefill_seconds"] > 0
@@ -203,10 +213,10 @@ def test_a_real_split():
 
 
 @pytest.mark.parametrize("seconds", [estimated_seconds, deadline_seconds])
-def test_it_is_part_of_the_time_a_study_takes_and_may_take(seconds):
+def test_it_is_part_of_the_time_a_study_takes_and_may_take(seconds: Callable[..., Any]) -> None:
     footprint = Footprint(10**6, 10, 1000, 1000)
 
-    def planned(**measurement):
+    def planned(**measurement: Any) -> Any:
         config = noop_config(measurement={"min_window_seconds": 600, **measurement})
         return seconds(config, ExecutionConfig(), footprint, Host(2**34))
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from pytest_llem.planning import host
 from pytest_llem.planning.host import Gpu, Host
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
+from tests.conftest import Results
 from tests.support.environments import EVERYTHING, Environment
 
 CPU = Host(memory_bytes=16 * 2**30)
@@ -81,13 +83,13 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ("model: builtin:tiny-llama\nexecution: {skip_preflight: true}\nrunners: {pytorch: no/python}", None),
     ],
 )
-def test_reasons(tmp_path, text, reason):
+def test_reasons(tmp_path: Path, text: str, reason: str | None) -> None:
     [found] = reasons(tmp_path, text)
     assert found is reason is None or (found or "").startswith(reason or "(nothing)")
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with a package that this one does not have, under a name that a shell would split."""
     assert find_spec("bitsandbytes") is None
     environment = Environment(tmp_path_factory.mktemp("an env") / "env", *EVERYTHING)
@@ -98,7 +100,7 @@ def elsewhere(tmp_path_factory):
 class TestAnotherInterpreter:
     """What is asked of it, and what to do about the answer; tests/test_runners.py has the asking itself."""
 
-    def test_one_that_has_it_all(self, tmp_path, elsewhere):
+    def test_one_that_has_it_all(self, tmp_path: Path, elsewhere: Environment) -> None:
         text = "model: builtin:tiny-llama\nsweep: {pytorch.load_in_4bit: [false, true]}"
         [plain, quantized] = reasons(tmp_path, text)
         assert plain is None
@@ -107,7 +109,9 @@ class TestAnotherInterpreter:
         assert reasons(tmp_path, there) == [None, None]
 
     @pytest.mark.parametrize("written", ["absolute", "relative", "home"])
-    def test_what_it_lacks_is_told_with_a_command_that_works(self, tmp_path, elsewhere, monkeypatch, written):
+    def test_what_it_lacks_is_told_with_a_command_that_works(
+        self, tmp_path: Path, elsewhere: Environment, monkeypatch: pytest.MonkeyPatch, written: str
+    ) -> None:
         (tmp_path / "studies").mkdir()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", str(elsewhere.folder.parent))
@@ -132,7 +136,7 @@ class TestAnotherInterpreter:
         done = subprocess.run(["sh", "-c", f"{python} -c 'print(7)'"], capture_output=True, check=True)
         assert done.stdout == b"7\n"
 
-    def test_one_beside_the_study(self, tmp_path, monkeypatch):
+    def test_one_beside_the_study(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "python").symlink_to(sys.executable)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("pytest_llem.planning.preflight.lacks", lambda there, engine, pip: f"lacks: {pip}")
@@ -140,7 +144,7 @@ class TestAnotherInterpreter:
             "runner 'python' of engine 'pytorch' lacks: ./python -m pip"
         ]
 
-    def test_another_version_of_ours(self, tmp_path):
+    def test_another_version_of_ours(self, tmp_path: Path) -> None:
         environment = Environment(tmp_path / "env", *EVERYTHING)
         environment.add("pytest-llem", "0.0.7")
         text = "model: m\nbackend: [pytorch, vllm]\nrunners: {pytorch: env/bin/python, vllm: env/bin/python}"
@@ -151,7 +155,7 @@ class TestAnotherInterpreter:
             for name in ("pytorch", "vllm")
         ]
 
-    def test_an_engine_that_it_does_not_have(self, tmp_path, elsewhere):
+    def test_an_engine_that_it_does_not_have(self, tmp_path: Path, elsewhere: Environment) -> None:
         text = (
             f"model: m\nbackend: [vllm, mine]\nrunners: {{vllm: '{elsewhere.python}', mine: '{elsewhere.python}'}}"
         )
@@ -161,7 +165,9 @@ class TestAnotherInterpreter:
             for name in ("vllm", "mine")
         ]
 
-    def test_a_class_is_looked_for_there_and_beside_the_study(self, tmp_path, elsewhere, monkeypatch):
+    def test_a_class_is_looked_for_there_and_beside_the_study(
+        self, tmp_path: Path, elsewhere: Environment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "mine.py").write_text("raise AssertionError('imported')")
         (tmp_path / "only_here").mkdir()
         (tmp_path / "only_here" / "hidden.py").touch()
@@ -176,7 +182,9 @@ class TestAnotherInterpreter:
             "engine 'hidden:Engine': no module 'hidden' is to be found (ini option pythonpath says where)",
         ]
 
-    def test_the_gpus_are_those_that_its_torch_may_use(self, tmp_path, elsewhere, monkeypatch):
+    def test_the_gpus_are_those_that_its_torch_may_use(
+        self, tmp_path: Path, elsewhere: Environment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A study that runs on the GPU elsewhere is not held to what a torch for CPUs could do here."""
         environment = Environment(tmp_path / "env", *EVERYTHING)
         environment.add("torch", "2.99.0+cu130")
@@ -198,29 +206,29 @@ class TestAnotherInterpreter:
             host.host_for.cache_clear()
 
 
-def test_what_no_terminal_should_get_is_spelt_out(tmp_path):
+def test_what_no_terminal_should_get_is_spelt_out(tmp_path: Path) -> None:
     [found] = reasons(tmp_path, 'model: "a\\nb\\e[31m"')
     assert found
     assert found.isprintable()
     assert "a\\nb\\x1b[31m" in found
 
 
-def test_a_pipe_is_no_dataset_and_nobody_waits_for_it(tmp_path):
+def test_a_pipe_is_no_dataset_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.txt")
     assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is no file"]
 
 
-def test_an_engine_of_ones_own_is_looked_for_and_not_imported(tmp_path):
+def test_an_engine_of_ones_own_is_looked_for_and_not_imported(tmp_path: Path) -> None:
     (tmp_path / "my_engine.py").write_text("raise AssertionError('imported')")
     assert reasons(tmp_path, "model: m\nbackend: my_engine:Engine") == [None]
 
 
-def test_several_reasons_are_told_at_once(tmp_path):
+def test_several_reasons_are_told_at_once(tmp_path: Path) -> None:
     [found] = reasons(tmp_path, "model: no/where\nlora: {adapter_id: a/b}\ndataset: no.txt")
     assert [word in found for word in ("lora", "no.txt", "no/where")] == [True] * 3
 
 
-def test_a_precision_that_the_gpu_lacks(tmp_path):
+def test_a_precision_that_the_gpu_lacks(tmp_path: Path) -> None:
     study = "model: builtin:tiny-llama\nsweep: {precision: [bf16, fp16]}"
     assert reasons(tmp_path, study, OLD_GPU) == [
         "Old GPU computes no bf16: use precision: fp16 or fp32",
@@ -229,7 +237,7 @@ def test_a_precision_that_the_gpu_lacks(tmp_path):
     assert reasons(tmp_path, study) == [None, None]
 
 
-def test_memory_that_the_device_lacks(tmp_path):
+def test_memory_that_the_device_lacks(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "config.json").write_text(json.dumps(MODEL))
     study = "model: big\nsweep: {precision: [bf16, fp32]}"
@@ -241,7 +249,9 @@ def test_memory_that_the_device_lacks(tmp_path):
     assert reasons(tmp_path, study, Host(2**38), model_path=(tmp_path,)) == [None, found[1].replace("16", "256")]
 
 
-def test_it_is_announced_and_the_others_run(pytester, write_study, results):
+def test_it_is_announced_and_the_others_run(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(
         backend=None,
         experiments=[
@@ -271,14 +281,18 @@ def test_it_is_announced_and_the_others_run(pytester, write_study, results):
 
 
 @pytest.mark.parametrize("workers", [["-n", "2"]])
-def test_workers_look_for_themselves(pytester, write_study, results, workers):
+def test_workers_look_for_themselves(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: list[str]
+) -> None:
     write_study(runners={"noop": "docker"}, sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
     result.assert_outcomes(failed=2)
     assert {entry["error"]["kind"] for entry in results.manifest["experiments"]} == {"preflight"}
 
 
-def test_what_is_not_started_is_not_waited_for(pytester, write_study, results):
+def test_what_is_not_started_is_not_waited_for(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(
         runners={"noop": "docker"},
         sweep={"n": [1, 2, 3]},
@@ -287,7 +301,7 @@ def test_what_is_not_started_is_not_waited_for(pytester, write_study, results):
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", timeout=120).assert_outcomes(failed=3)
 
 
-def test_only_what_is_selected_is_looked_at(pytester, write_study):
+def test_only_what_is_selected_is_looked_at(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(backend=None, sweep={"backend": ["noop", "vllm"]}, execution={"n_cycles": 1})
     result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "backend=noop")
     result.stdout.no_fnmatch_line("*preflight*")

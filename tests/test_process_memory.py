@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from pytest_llem import run_experiment
@@ -12,13 +15,13 @@ from tests.support.tiny import TINY
 MUCH = 100_000_000
 
 
-def _take(size):
+def _take(size: Any) -> None:
     """Hold so much for a moment; the kernel has it back at once."""
     memory = bytearray(size)
     memory[::4096] = b"x" * len(memory[::4096])
 
 
-def test_the_peak_is_that_since_it_was_reset():
+def test_the_peak_is_that_since_it_was_reset() -> None:
     assert reset_peak_rss()
     before = peak_rss_bytes()
     _take(MUCH)
@@ -28,7 +31,9 @@ def test_the_peak_is_that_since_it_was_reset():
 
 
 @pytest.mark.parametrize("missing", ["_CLEAR_REFS", "_STATUS"])
-def test_where_the_kernel_does_not_tell_there_is_none(monkeypatch, tmp_path, missing):
+def test_where_the_kernel_does_not_tell_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
+) -> None:
     """The whole process's, with loading and all, is not the window's."""
     monkeypatch.setattr(process_memory, missing, tmp_path / "nowhere" / "file")
     found = run_experiment(TINY).metrics["peak_memory_mb"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from pytest_llem.planning.forecast import Expected, Forecast
         Progress("measuring", total=10.0, unit="s"),
     ],
 )
-def test_it_comes_out_as_it_went_in(progress):
+def test_it_comes_out_as_it_went_in(progress: Progress) -> None:
     assert parse(json.loads(json.dumps(progress.as_event()))) == progress
 
 
@@ -40,7 +41,7 @@ def test_it_comes_out_as_it_went_in(progress):
         ({}, None),
     ],
 )
-def test_what_makes_no_sense_is_left_out(event, seen):
+def test_what_makes_no_sense_is_left_out(event: dict[str, Any], seen: Glance | Progress | None) -> None:
     assert parse(event) == seen
 
 
@@ -48,26 +49,26 @@ JSON = st.sampled_from([None, True, [1], {"a": 1}, "text", ""]) | st.integers() 
 
 
 @given(st.dictionaries(st.sampled_from(["phase", "done", "total", "unit", "power_w", "temperature_c"]), JSON))
-def test_whatever_is_said_nothing_is_raised(event):
+def test_whatever_is_said_nothing_is_raised(event: Any) -> None:
     assert parse(event) is None or isinstance(parse(event), Progress | Glance)
 
 
 # ---- when the rest will be done ----
 
 
-def _forecast(estimates, cycles=2):
+def _forecast(estimates: Any, cycles: int = 2) -> Any:
     points = {(point, cycle): point for cycle in range(cycles) for point in estimates}
     return Forecast(points, estimates)
 
 
-def test_at_first_it_is_the_plans_estimate():
+def test_at_first_it_is_the_plans_estimate() -> None:
     forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0, once=5.0)})
     assert forecast.seconds(("b", 0)) == 35.0
     forecast.begin(("b", 0))
     assert forecast.left() == pytest.approx(10 + 10 + 35)
 
 
-def test_estimates_are_corrected_by_what_experiments_have_taken():
+def test_estimates_are_corrected_by_what_experiments_have_taken() -> None:
     forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0)})
     forecast.end(("a", 0), 20.0, completed=True)
     assert forecast.seconds(("b", 0)) == pytest.approx(60.0), "twice as long as estimated"
@@ -76,20 +77,20 @@ def test_estimates_are_corrected_by_what_experiments_have_taken():
     assert forecast.left() == pytest.approx(20 + 45)
 
 
-def test_the_idle_machine_is_measured_once():
+def test_the_idle_machine_is_measured_once() -> None:
     forecast = _forecast({"a": Expected(10.0, once=30.0)})
     forecast.end(("a", 0), 41.0, completed=True)
     assert forecast.left() == pytest.approx(11.0)
 
 
-def test_one_that_failed_says_nothing_of_other_points():
+def test_one_that_failed_says_nothing_of_other_points() -> None:
     forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0)})
     forecast.end(("a", 0), 0.5, completed=False)
     assert forecast.seconds(("b", 0)) == 30.0
     assert forecast.seconds(("a", 1)) == 0.5
 
 
-def test_without_an_estimate_it_is_not_known_before_one_has_run():
+def test_without_an_estimate_it_is_not_known_before_one_has_run() -> None:
     forecast = _forecast({"a": None, "b": None})
     assert (forecast.seconds(("a", 0)), forecast.left()) == (None, None)
     forecast.end(("a", 0), 8.0, completed=True)
@@ -97,7 +98,7 @@ def test_without_an_estimate_it_is_not_known_before_one_has_run():
     assert forecast.left() == 24.0
 
 
-def test_a_large_study_is_not_added_up_anew_each_time():
+def test_a_large_study_is_not_added_up_anew_each_time() -> None:
     """The sums that are carried along are those of what is left."""
     estimates = {point: [None, Expected(point), Expected(point, once=3.0)][point % 3] for point in range(60)}
     forecast = _forecast(estimates)
@@ -114,7 +115,7 @@ def test_a_large_study_is_not_added_up_anew_each_time():
         assert forecast.left() == pytest.approx(sum(map(sum, left.values())) - once)
 
 
-def test_nothing_is_left_after_the_last():
+def test_nothing_is_left_after_the_last() -> None:
     forecast = _forecast({"a": None}, cycles=1)
     forecast.end(("a", 0), 8.0, completed=True)
     assert forecast.left() == pytest.approx(0)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest.logging import LogCaptureFixture
 
 from pytest_llem import run_experiment
 from pytest_llem.backends import loading
 from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.backends.pytorch import Generated, _dotted
+from pytest_llem.backends.pytorch import Generated, PyTorchEngine, _dotted
 from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.measurement import prefill
@@ -26,11 +29,11 @@ transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny() -> PyTorchEngine:
     return engine(pytorch={"batch_size": 2})
 
 
-def test_batches_are_padded_on_the_left(tiny):
+def test_batches_are_padded_on_the_left(tiny: PyTorchEngine) -> None:
     first, second = tiny.prepare([[5, 6, 7], [8], [9, 10]])
     assert first.input_ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert first.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1]]
@@ -39,14 +42,14 @@ def test_batches_are_padded_on_the_left(tiny):
     assert [tiny.positions(batch) for batch in (first, second)] == [6, 2]
 
 
-def test_padding_changes_nothing():
+def test_padding_changes_nothing() -> None:
     greedy = {"decoder": {"do_sample": False}, "precision": "fp32"}
     alone = generate(engine(**greedy, pytorch={"batch_size": 1}), [[5, 6, 7, 8], [9]])
     together = generate(engine(**greedy, pytorch={"batch_size": 2}), [[5, 6, 7, 8], [9]])
     assert [one.output_ids for one in alone] == [one.output_ids for one in together]
 
 
-def test_fixed_length_gives_every_sequence_its_full_length(tiny):
+def test_fixed_length_gives_every_sequence_its_full_length(tiny: PyTorchEngine) -> None:
     requests = generate(tiny, [[5, 6, 7], [8], [9, 10]])
     assert [len(one.output_ids) for one in requests] == [6, 6, 6]
     assert [one.input_tokens for one in requests] == [3, 1, 2]
@@ -56,7 +59,7 @@ def test_fixed_length_gives_every_sequence_its_full_length(tiny):
         assert one.e2e_s == pytest.approx(one.ttft_s + sum(one.itl_s))
 
 
-def test_a_sequence_ends_with_its_own_end_token(tiny):
+def test_a_sequence_ends_with_its_own_end_token(tiny: PyTorchEngine) -> None:
     natural = engine(measurement={"length_mode": "natural", "min_window_seconds": 0}, pytorch={"batch_size": 4})
     end = natural.describe().settings["generation"]["eos_token_id"]
     (batch,) = natural.prepare([[5, 6], [7], [8], [9]])
@@ -69,7 +72,7 @@ def test_a_sequence_ends_with_its_own_end_token(tiny):
     assert [one.e2e_s for one in requests] == [1.5, 1.0, 4.5, 4.5]
 
 
-def test_the_same_seed_gives_the_same_tokens(tiny):
+def test_the_same_seed_gives_the_same_tokens(tiny: PyTorchEngine) -> None:
     prompts = [[5, 6, 7], [8]]
     assert [one.output_ids for one in generate(tiny, prompts)] == [
         one.output_ids for one in generate(tiny, prompts)
@@ -84,7 +87,7 @@ def test_the_same_seed_gives_the_same_tokens(tiny):
         ({"pytorch": {"attn_implementation": "eager"}}, "attn_implementation", "eager"),
     ],
 )
-def test_settings_reach_the_model(changes, setting, value):
+def test_settings_reach_the_model(changes: dict[str, Any], setting: str, value: str) -> None:
     assert engine(**changes).describe().settings[setting] == value
 
 
@@ -114,7 +117,9 @@ def test_settings_reach_the_model(changes, setting, value):
         ({"dataset": {"output_len": 2}}, {"max_new_tokens": 2}),
     ],
 )
-def test_generation_options_reach_generate(changes, expected, monkeypatch):
+def test_generation_options_reach_generate(
+    changes: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = engine(**changes)
     seen = {}
     real = made._model.generate
@@ -127,7 +132,7 @@ def test_generation_options_reach_generate(changes, expected, monkeypatch):
         assert len(requests[0].output_ids) == expected.get("max_new_tokens", 6)
 
 
-def test_greedy_is_not_sampled():
+def test_greedy_is_not_sampled() -> None:
     greedy = engine(decoder={"do_sample": False})
     one = generate(greedy, [[5, 6, 7]])
     greedy.seed(1)
@@ -135,14 +140,16 @@ def test_greedy_is_not_sampled():
     assert greedy.requests(batch, greedy.generate(batch))[0].output_ids == one[0].output_ids
 
 
-def test_a_temperature_of_0_is_greedy():
+def test_a_temperature_of_0_is_greedy() -> None:
     cold = engine(decoder={"temperature": 0}, precision="fp32")
     assert outputs(cold) == outputs(engine(**GREEDY))
     sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     assert {name: getattr(cold._generation, name) for name in sampling} == sampling
 
 
-def test_what_has_no_effect_is_not_passed_and_nothing_warns(caplog, monkeypatch):
+def test_what_has_no_effect_is_not_passed_and_nothing_warns(
+    caplog: LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """transformers would log that flags are ignored."""
     monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
     made = engine(
@@ -164,7 +171,7 @@ def test_what_has_no_effect_is_not_passed_and_nothing_warns(caplog, monkeypatch)
         {"use_cache": False},
     ],
 )
-def test_what_is_to_change_speed_alone_changes_no_token(options):
+def test_what_is_to_change_speed_alone_changes_no_token(options: dict[str, Any]) -> None:
     made = engine(**GREEDY, pytorch={**options, "batch_size": 3})
     assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
     settings = made.describe().settings
@@ -173,7 +180,7 @@ def test_what_is_to_change_speed_alone_changes_no_token(options):
 
 
 @pytest.mark.parametrize("changes", [{}, {"decoder": {"do_sample": False}}], ids=["sampled", "greedy"])
-def test_what_a_model_brings_of_its_own_is_not_mixed_in(changes, tmp_path):
+def test_what_a_model_brings_of_its_own_is_not_mixed_in(changes: dict[str, Any], tmp_path: Path) -> None:
     """generate fills up what a call leaves unset; the study says everything, or transformers' default does."""
     shutil.copytree(tiny_llama(), tmp_path / "made")
     path = tmp_path / "made" / "generation_config.json"
@@ -184,18 +191,18 @@ def test_what_a_model_brings_of_its_own_is_not_mixed_in(changes, tmp_path):
     assert outputs(made) == outputs(engine(**changes))
 
 
-def test_no_token_pair_comes_twice():
+def test_no_token_pair_comes_twice() -> None:
     plain = outputs(engine(**GREEDY, max_output_tokens=40), PROMPTS[:1])[0]
     apart = outputs(engine(**GREEDY, max_output_tokens=40, pytorch={"no_repeat_ngram_size": 2}), PROMPTS[:1])[0]
     assert len({*pairwise(plain)}) < 39, "the model does repeat itself"
     assert len({*pairwise(apart)}) == 39
 
 
-def test_where_the_model_is_from_reaches_every_part_of_it(monkeypatch):
+def test_where_the_model_is_from_reaches_every_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for auto in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
 
-        def from_pretrained(location, real=auto.from_pretrained, **given):
+        def from_pretrained(location: Any, real: Any = auto.from_pretrained, **given: Any) -> Any:
             seen.append((given.pop("revision"), given.pop("trust_remote_code")))
             return real(location, **given)
 
@@ -216,7 +223,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("section", [PyTorchConfig, DecoderConfig])
-def test_every_option_has_a_test(section):
+def test_every_option_has_a_test(section: type[Any]) -> None:
     """It reaches the engine, or is refused: a new one is not forgotten."""
     for name in section.model_fields:
         file = Path(__file__).parent / ELSEWHERE.get(name, Path(__file__).name)
@@ -224,11 +231,11 @@ def test_every_option_has_a_test(section):
 
 
 @pytest.mark.parametrize(("number", "text"), [(91002, "9.10.2"), (8902, "8.9.2"), (None, None)])
-def test_the_version_of_cudnn(number, text):
+def test_the_version_of_cudnn(number: int | None, text: str | None) -> None:
     assert _dotted(number) == text
 
 
-def test_what_runs_is_written_down(tiny):
+def test_what_runs_is_written_down(tiny: PyTorchEngine) -> None:
     record = tiny.describe()
     assert record.model_fingerprint
     assert record.model_revision is None
@@ -245,7 +252,9 @@ def test_what_runs_is_written_down(tiny):
         ({"deterministic": False}, [True]),
     ],
 )
-def test_decoding_is_kept_from_attention_whose_results_vary(monkeypatch, options, calls):
+def test_decoding_is_kept_from_attention_whose_results_vary(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], calls: list[bool]
+) -> None:
     monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: True)  # as on a GPU
     made, seen = engine(pytorch=options), []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", seen.append)
@@ -257,7 +266,7 @@ def test_decoding_is_kept_from_attention_whose_results_vary(monkeypatch, options
 # ---- beams, speculation, compilation: against transformers itself ----
 
 
-def directly(prompts, batch_size=1, **arguments):
+def directly(prompts: Any, batch_size: int = 1, **arguments: Any) -> Any:
     """Return what a plain ``generate`` of the same model gives for prompts of equal length."""
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama(), dtype=torch.float32)
     model.generation_config.eos_token_id = None
@@ -271,7 +280,7 @@ def directly(prompts, batch_size=1, **arguments):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_beams_give_what_generate_gives(batch_size):
+def test_beams_give_what_generate_gives(batch_size: int) -> None:
     prompts = [prompt[:3] for prompt in PROMPTS]
     beams = {"num_beams": 3, "length_penalty": 0.7, "early_stopping": True}
     made = engine(**GREEDY, pytorch={**beams, "batch_size": batch_size})
@@ -281,18 +290,18 @@ def test_beams_give_what_generate_gives(batch_size):
     assert [len(one) for one in found] == [6, 6, 6]
 
 
-def test_beams_of_prompts_of_many_lengths_are_padded_for_nothing():
+def test_beams_of_prompts_of_many_lengths_are_padded_for_nothing() -> None:
     alone = outputs(engine(**GREEDY, pytorch={"num_beams": 2}))
     together = outputs(engine(**GREEDY, pytorch={"num_beams": 2, "batch_size": 3}))
     assert alone == together
 
 
-def test_a_beam_that_ends_early_counts_up_to_its_end(monkeypatch):
+def test_a_beam_that_ends_early_counts_up_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fourth row or so ends where the model is made to like its end token; the rest of it is padding."""
     made = engine(**GREEDY, measurement=NATURAL, pytorch={"num_beams": 2, "batch_size": 3})
     forward = made._model.forward
 
-    def ending(*args, **kwargs):
+    def ending(*args: Any, **kwargs: Any) -> Any:
         given = forward(*args, **kwargs)
         # A row whose best token is even wants to end; the bonus is the same for its beams.
         given.logits[..., 2] += torch.where(given.logits.argmax(-1) % 2 == 0, 30.0, -30.0)
@@ -312,7 +321,7 @@ def test_a_beam_that_ends_early_counts_up_to_its_end(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
-def test_tokens_that_do_not_come_one_by_one_have_no_latencies(options):
+def test_tokens_that_do_not_come_one_by_one_have_no_latencies(options: dict[str, int]) -> None:
     result = run_experiment({**TINY, "pytorch": options})
     assert result.tokens.output_tokens == 18
     for name in ("ttft_p50_ms", "itl_p99_ms", "e2e_p50_ms"):
@@ -322,7 +331,7 @@ def test_tokens_that_do_not_come_one_by_one_have_no_latencies(options):
     assert result.metrics["output_tokens_per_second"].value > 0
 
 
-def test_drafts_from_the_prompt_change_no_token(monkeypatch):
+def test_drafts_from_the_prompt_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine(**GREEDY, pytorch={"prompt_lookup_num_tokens": 3})
     steps = []
     forward = made._model.forward
@@ -331,7 +340,7 @@ def test_drafts_from_the_prompt_change_no_token(monkeypatch):
     assert len(steps) < 18, "some step brought more than one token"
 
 
-def test_speculation_that_is_passed_through_has_no_latencies_either():
+def test_speculation_that_is_passed_through_has_no_latencies_either() -> None:
     made = engine(**GREEDY, passthrough_kwargs={"assistant_early_exit": 2})
     (one,) = generate(made, PROMPTS[:1])
     assert (one.ttft_s, list(one.itl_s), one.e2e_s) == (None, [], None)
@@ -340,7 +349,7 @@ def test_speculation_that_is_passed_through_has_no_latencies_either():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-def test_a_compiled_forward_gives_the_same_tokens():
+def test_a_compiled_forward_gives_the_same_tokens() -> None:
     made = engine(**GREEDY, pytorch={"torch_compile": True, "torch_compile_backend": "eager"})
     torch._dynamo.utils.counters.clear()
     assert outputs(made, PROMPTS[:1]) == outputs(engine(**GREEDY), PROMPTS[:1])
@@ -353,13 +362,13 @@ def test_a_compiled_forward_gives_the_same_tokens():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_inductor_gives_the_same_tokens():
+def test_inductor_gives_the_same_tokens() -> None:
     made = engine(**GREEDY, max_output_tokens=2, pytorch={"torch_compile": True})
     assert outputs(made, PROMPTS[:1]) == outputs(engine(**GREEDY, max_output_tokens=2), PROMPTS[:1])
     assert made.describe().settings["torch_compile"] == {"mode": "default", "backend": "inductor"}
 
 
-def test_mode_and_backend_are_passed_as_given(monkeypatch):
+def test_mode_and_backend_are_passed_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(torch, "compile", lambda forward, **given: seen.update(given) or forward)
     engine(
@@ -380,10 +389,10 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def chatty(tmp_path):
+def chatty(tmp_path: Path) -> Callable[..., Any]:
     """Return a copy of the tiny model with a chat template."""
 
-    def make(template):
+    def make(template: Any) -> Any:
         folder = tmp_path / "chatty"
         folder.mkdir()
         for file in tiny_llama().iterdir():
@@ -394,13 +403,17 @@ def chatty(tmp_path):
     return make
 
 
-def test_chat_puts_the_prompt_into_the_models_template(chatty, tmp_path, tiny):
+def test_chat_puts_the_prompt_into_the_models_template(
+    chatty: Callable[..., Any], tmp_path: Path, tiny: PyTorchEngine
+) -> None:
     made = engine(model=chatty(TEMPLATE), prompt_format="chat", dataset="prompts.txt")
     assert made.encode("hi") == tiny._tokenizer("<user>hi<a>", add_special_tokens=False)["input_ids"]
     assert tiny.encode("hi") == tiny._tokenizer("hi")["input_ids"]
 
 
-def test_a_chat_prompt_that_is_cut_counts_as_cut(chatty, tmp_path, monkeypatch):
+def test_a_chat_prompt_that_is_cut_counts_as_cut(
+    chatty: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a\nbc\nd\n")
     fields = {**TINY, "model": chatty(TEMPLATE), "dataset": "prompts.txt", "max_input_tokens": 10}
@@ -410,28 +423,30 @@ def test_a_chat_prompt_that_is_cut_counts_as_cut(chatty, tmp_path, monkeypatch):
     assert (raw.tokens.truncated_prompts, raw.tokens.input_tokens) == (0, 2 + 3 + 2)
 
 
-def test_a_model_without_a_chat_template_is_refused_before_its_weights_are_loaded(monkeypatch):
+def test_a_model_without_a_chat_template_is_refused_before_its_weights_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(loading, "load_model", lambda *given: pytest.fail("loaded"))
     with pytest.raises(PreflightError, match=r"^model 'builtin:tiny-llama' has no chat template: "):
         engine(prompt_format="chat", dataset="prompts.txt")
 
 
-def test_a_template_that_takes_no_prompt_is_one_line(chatty):
+def test_a_template_that_takes_no_prompt_is_one_line(chatty: Callable[..., Any]) -> None:
     with pytest.raises(PreflightError, match=r"^the chat template of model .* does not take a prompt: no users"):
         engine(model=chatty("{{ raise_exception('no users') }}"), prompt_format="chat", dataset="prompts.txt")
 
 
-def test_special_tokens_are_no_synthetic_prompt(tiny):
+def test_special_tokens_are_no_synthetic_prompt(tiny: PyTorchEngine) -> None:
     assert set(tiny.vocabulary()).isdisjoint({0, 1, 2})
     assert len(tiny.vocabulary()) == 256
     assert tiny.decode(tiny.encode("naïve\n")) == "naïve\n"
 
 
-def test_model_memory_is_that_of_its_weights(tiny):
+def test_model_memory_is_that_of_its_weights(tiny: PyTorchEngine) -> None:
     assert tiny.model_memory_bytes() == pytest.approx(2 * tiny.describe().settings["parameters"], rel=0.01)
 
 
-def test_run_experiment_runs_here():
+def test_run_experiment_runs_here() -> None:
     result = run_experiment({**TINY, "pytorch": {"batch_size": 2}})
     assert result.tokens.input_tokens == 24
     assert result.tokens.output_tokens == 18
@@ -457,7 +472,7 @@ def test_run_experiment_runs_here():
 
 
 @pytest.mark.parametrize(("said", "random"), [(True, True), (False, False), (None, False)])
-def test_a_model_may_say_that_its_weights_are_random(said, random, tmp_path):
+def test_a_model_may_say_that_its_weights_are_random(said: bool | None, random: bool, tmp_path: Path) -> None:
     shutil.copytree(tiny_llama(), tmp_path / "made")
     path = tmp_path / "made" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "random_weights": said}))

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,12 +24,12 @@ transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture
-def loaded(monkeypatch):
+def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return what ``from_pretrained`` is given; the model that it gives cannot be moved."""
     seen = {}
     real = transformers.AutoModelForCausalLM.from_pretrained
 
-    def from_pretrained(location, **given):
+    def from_pretrained(location: Any, **given: Any) -> Any:
         seen.update(given)
         plain = {name: given[name] for name in ("dtype", "trust_remote_code")}
         model = real(location, **plain)
@@ -45,7 +47,7 @@ def loaded(monkeypatch):
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
 @pytest.mark.parametrize("placed", ["auto", "cpu", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
-def test_a_device_map_runs(placed):
+def test_a_device_map_runs(placed: dict[str, str] | str) -> None:
     made = engine(**GREEDY, pytorch={"device_map": placed, "batch_size": 3})
     assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
     if not torch.cuda.is_available() or placed != "auto":
@@ -53,7 +55,7 @@ def test_a_device_map_runs(placed):
 
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
-def test_memory_that_is_not_to_be_used_is_not():
+def test_memory_that_is_not_to_be_used_is_not() -> None:
     """Of 12 MB, 8 may be in memory: the rest is read from the disk when its turn comes."""
     options = {"device_map": "auto", "max_memory": {"cpu": "8MB"}, "batch_size": 3}
     made = engine(**GREEDY, pytorch=options)
@@ -62,7 +64,7 @@ def test_memory_that_is_not_to_be_used_is_not():
 
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
-def test_a_module_that_the_model_lacks_is_told():
+def test_a_module_that_the_model_lacks_is_told() -> None:
     reason = r"^pytorch\.device_map: LlamaForCausalLM has no module 'lm_heads' \(did you mean 'lm_head'\?\)$"
     with pytest.raises(PreflightError, match=reason):
         engine(pytorch={"device_map": {"model": "cpu", "lm_heads": "cpu"}})
@@ -76,13 +78,15 @@ def test_a_module_that_the_model_lacks_is_told():
         ({"device_map": "cpu", "max_memory": {"cpu": "1GiB"}}, {"max_memory": {"cpu": "1GiB"}}),
     ],
 )
-def test_where_it_goes_reaches_transformers_and_it_stays_there(options, given, loaded, monkeypatch):
+def test_where_it_goes_reaches_transformers_and_it_stays_there(
+    options: dict[str, Any], given: dict[str, Any], loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
     engine(pytorch=options)
     assert {name: loaded[name] for name in given} == given
 
 
-def test_a_model_of_several_devices(monkeypatch):
+def test_a_model_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two GPUs, as torch shows them."""
     uuids = [SimpleNamespace(uuid=f"u{index}") for index in range(2)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -90,7 +94,7 @@ def test_a_model_of_several_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: uuids[index])
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
 
-    def gpus(**options):
+    def gpus(**options: Any) -> Any:
         return list(PyTorchEngine(config(pytorch=options), EngineContext()).gpus)
 
     assert gpus() == ["GPU-u0"]
@@ -107,7 +111,7 @@ def test_a_model_of_several_devices(monkeypatch):
     assert loading.used_gpus(spread) == [0, 1]
 
 
-def test_what_is_offloaded_is_fed_where_it_runs():
+def test_what_is_offloaded_is_fed_where_it_runs() -> None:
     for place, device in ((1, "cuda:1"), ("cpu", "cpu")):
         hook = SimpleNamespace(execution_device=place)
         embeddings = SimpleNamespace(weight=torch.empty(1, device="meta"), _hf_hook=hook)
@@ -142,7 +146,9 @@ def test_what_is_offloaded_is_fed_where_it_runs():
         ),
     ],
 )
-def test_quantisation_reaches_transformers_and_is_written_down(options, given, loaded, monkeypatch):
+def test_quantisation_reaches_transformers_and_is_written_down(
+    options: dict[str, Any], given: dict[str, Any], loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
     made = engine(pytorch=options)
     found = loaded["quantization_config"].to_dict()
@@ -156,7 +162,7 @@ def test_quantisation_reaches_transformers_and_is_written_down(options, given, l
 
 
 @pytest.mark.parametrize("name", ["builtin:tiny-llama", "gpt2"])
-def test_the_models_class_is_imported_before_loading_is_timed(name, tmp_path):
+def test_the_models_class_is_imported_before_loading_is_timed(name: str, tmp_path: Path) -> None:
     """In a process of its own: this one has them all."""
     if name == "gpt2":
         decoder("gpt2", n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path / "gpt2")
@@ -177,7 +183,7 @@ print(sorted(name for name in sys.modules if name.startswith("transformers.model
 
 
 @pytest.mark.parametrize("content", ["{}", "no json", '{"model_type": "unheard-of"}'])
-def test_what_is_wrong_with_a_model_is_told_by_loading(content, tmp_path):
+def test_what_is_wrong_with_a_model_is_told_by_loading(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     made = PyTorchEngine(config(model=str(tmp_path)), EngineContext())
     made.fetch()

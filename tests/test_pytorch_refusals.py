@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +85,9 @@ transformers = pytest.importorskip("transformers")
         ),
     ],
 )
-def test_what_cannot_run_here_is_known_before_anything_is_loaded(changes, sentence, monkeypatch):
+def test_what_cannot_run_here_is_known_before_anything_is_loaded(
+    changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     assert unmet(config(**changes)) == [sentence]
     with pytest.raises(PreflightError) as told:
@@ -91,7 +95,7 @@ def test_what_cannot_run_here_is_known_before_anything_is_loaded(changes, senten
     assert str(told.value) == sentence
 
 
-def test_everything_that_is_missing_is_told_at_once(monkeypatch):
+def test_everything_that_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
     assert len(unmet(both)) == 3
@@ -100,7 +104,7 @@ def test_everything_that_is_missing_is_told_at_once(monkeypatch):
     assert str(told.value) == "; ".join(unmet(both))
 
 
-def test_with_its_packages_an_option_is_met(monkeypatch):
+def test_with_its_packages_an_option_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: name)
     options = {
         "load_in_4bit": True,
@@ -112,7 +116,7 @@ def test_with_its_packages_an_option_is_met(monkeypatch):
     assert unmet(config()) == []
 
 
-def test_every_argument_of_generate_that_a_field_has_is_refused():
+def test_every_argument_of_generate_that_a_field_has_is_refused() -> None:
     for name in requirements.FIELDS:
         assert len(unmet(config(passthrough_kwargs={name: 1}))) == 1
     known = set(vars(transformers.GenerationConfig()))
@@ -143,7 +147,9 @@ def test_every_argument_of_generate_that_a_field_has_is_refused():
         ),
     ],
 )
-def test_what_transformers_will_not_do_is_one_line_before_the_model_is_fetched(changes, message, monkeypatch):
+def test_what_transformers_will_not_do_is_one_line_before_the_model_is_fetched(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
     with pytest.raises(PreflightError, match=f"^{message}") as told:
         PyTorchEngine(config(**changes), EngineContext())
@@ -165,7 +171,7 @@ def test_what_transformers_will_not_do_is_one_line_before_the_model_is_fetched(c
         ({"prompt_lookup_num_tokens": 2, "cache_implementation": "static"}, r"^generate cannot .*Static cache"),
     ],
 )
-def test_what_transformers_finds_out_later_is_one_line_too(options, message):
+def test_what_transformers_finds_out_later_is_one_line_too(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PreflightError, match=message) as told:
         outputs(engine(pytorch=options))
     assert "\n" not in str(told.value)
@@ -182,13 +188,13 @@ def test_what_transformers_finds_out_later_is_one_line_too(options, message):
         ({"torch_compile_backend": "nope"}, r"^pytorch\.torch_compile: Invalid backend: 'nope'"),
     ],
 )
-def test_what_torch_will_not_compile_is_one_line(options, message):
+def test_what_torch_will_not_compile_is_one_line(options: dict[str, str], message: str) -> None:
     with pytest.raises(PreflightError, match=message):
         engine(pytorch={"torch_compile": True, **options})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_inductor_needs_a_compiler(monkeypatch):
+def test_inductor_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     said = r"^pytorch\.torch_compile needs a C\+\+ compiler, and there is no no-such-compiler: install one$"
     with pytest.raises(PreflightError, match=said):
@@ -199,7 +205,7 @@ def test_inductor_needs_a_compiler(monkeypatch):
     assert PyTorchEngine(config(), EngineContext())
 
 
-def test_a_model_with_code_of_its_own_is_refused_unless_trusted(tmp_path):
+def test_a_model_with_code_of_its_own_is_refused_unless_trusted(tmp_path: Path) -> None:
     for file in tiny_llama().iterdir():
         if file.name != "config.json":
             (tmp_path / file.name).symlink_to(file)
@@ -214,17 +220,17 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_an_offloaded_cache_needs_somewhere_to_load_from():
+def test_an_offloaded_cache_needs_somewhere_to_load_from() -> None:
     with pytest.raises(PreflightError, match="'offloaded' needs a GPU"):
         engine(pytorch={"cache_implementation": "offloaded"})
 
 
-def test_a_folder_without_a_model_is_one_line(tmp_path):
+def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match=f"^the tokenizer of model '{tmp_path}' cannot be loaded: "):
         engine(model=str(tmp_path))
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_type():
+def test_an_error_that_nobody_foresaw_keeps_its_type() -> None:
     with pytest.raises(ValueError, match="invalid literal"), told_plainly("it"):
         int("x")  # raised by no library of theirs
     with pytest.raises(ValueError, match="ours"), told_plainly("it"):

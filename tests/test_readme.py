@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,18 +16,18 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def block(name):
+def block(name: Any) -> Any:
     """Return the code block after the line ``<!-- name -->``."""
     return re.search(rf"^<!-- {name} -->\n```\w+\n(.*?)^```", README, re.M | re.S)[1]
 
 
-def test_the_study_is_one(tmp_path):
+def test_the_study_is_one(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block("study"))
     study = load_study(tmp_path / "study.yaml")
     assert (study.name, len(study.points), len(study.experiments)) == ("precision-vs-batch", 4, 12)
 
 
-def test_the_lengths_are_a_study(tmp_path):
+def test_the_lengths_are_a_study(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block("lengths"))
     study = load_study(tmp_path / "study.yaml")
     assert {point.config.dataset.n for point in study.points} == {64}
@@ -34,7 +36,7 @@ def test_the_lengths_are_a_study(tmp_path):
     assert load_study(tmp_path / "study.yaml").points[0].config.max_input_tokens == 512
 
 
-def test_the_grammar_is_what_it_says(tmp_path):
+def test_the_grammar_is_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "common.yaml").write_text("model: m\n")
     (tmp_path / "study.yaml").write_text(block("grammar"))
     study = load_study(tmp_path / "study.yaml")
@@ -44,14 +46,14 @@ def test_the_grammar_is_what_it_says(tmp_path):
     assert len([point for point in study.points if point.xfail]) == 4
 
 
-def test_the_mistake_is_told_as_shown(pytester):
+def test_the_mistake_is_told_as_shown(pytester: pytest.Pytester) -> None:
     broken = block("study").replace("  precision: [", "  precison: [")
     (pytester.path / "study.yaml").write_text(broken)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(block("mistake").strip())
 
 
-def test_the_plan_lines_are_true(tmp_path):
+def test_the_plan_lines_are_true(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block("study"))
     for path, size in (
         (ROOT / "studies" / "quickstart.yaml", "4 points × 2 cycles = 8 experiments"),
@@ -62,18 +64,18 @@ def test_the_plan_lines_are_true(tmp_path):
 
 
 @pytest.mark.parametrize("name", re.findall(r"studies/(\w+)\.yaml", README))
-def test_the_studies_named_are_there(name):
+def test_the_studies_named_are_there(name: str) -> None:
     assert load_study(ROOT / "studies" / f"{name}.yaml").name == name
 
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"--llem-[\w-]+|\bllem_[a-z_]+\b", README))))
-def test_every_option_named_exists(pytester, option):
+def test_every_option_named_exists(pytester: pytest.Pytester, option: str) -> None:
     if option.startswith(("llem_experiment", "llem_study")):
         pytest.skip("a hook")
     assert option in pytester.runpytest_subprocess("--help", "-p", "llem").stdout.str()
 
 
-def test_the_selections_select(pytester):
+def test_the_selections_select(pytester: pytest.Pytester) -> None:
     shutil.copytree(ROOT / "studies", pytester.path / "studies")
     for arguments, count in (
         (["studies/llama.yaml", "-k", "batch_size=8 and not precision=fp32"], 3),
@@ -86,20 +88,20 @@ def test_the_selections_select(pytester):
 
 
 @pytest.mark.slow
-def test_the_gate_runs(pytester):
+def test_the_gate_runs(pytester: pytest.Pytester) -> None:
     (pytester.path / "studies").mkdir()
     shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "studies")
     (pytester.path / "test_cost.py").write_text(block("gate"))
     pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
 
 
-def test_every_metric_is_on_the_page_of_the_numbers():
+def test_every_metric_is_on_the_page_of_the_numbers() -> None:
     page = (ROOT / "docs" / "measurement.md").read_text().partition("<!-- metrics -->")[2]
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", page, re.M)
     assert rows == [(name, one.unit, one.better or "–", one.meaning) for name, one in CATALOGUE.items()]
 
 
-def test_every_study_collects(pytester):
+def test_every_study_collects(pytester: pytest.Pytester) -> None:
     shutil.copytree(ROOT / "studies", pytester.path / "studies")
     for path in sorted((ROOT / "studies").glob("*.yaml")):
         run = pytester.runpytest_subprocess(f"studies/{path.name}", "-p", "llem", "--collect-only", "-qq")

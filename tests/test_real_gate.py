@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pytest_llem import StudyResult
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Results
 from tests.support import nvml
 from tests.support.board_engine import GPU, IDLE_W, JOULES_PER_TOKEN
 from tests.support.environments import EVERYTHING, Environment
@@ -34,7 +37,9 @@ STUDY = {
 
 
 @pytest.fixture
-def run(pytester, results, smollm2, nvml_library, monkeypatch):
+def run(
+    pytester: pytest.Pytester, results: Results, smollm2: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
     """Run the study with so many output tokens; return pytest's result, and the study's point."""
     board = nvml.Board(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
     script = nvml.Script(pytester.path / "nvml.script", [board])
@@ -45,7 +50,7 @@ def run(pytester, results, smollm2, nvml_library, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
     monkeypatch.setenv("COLUMNS", "200")  # or pytest cuts its lines
 
-    def call(run_id, tokens, *options):
+    def call(run_id: Any, tokens: Any, *options: Any) -> Any:
         (pytester.path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "max_output_tokens": tokens}))
         model_path = ("-o", f"llem_model_path={smollm2}")
         done = pytester.runpytest_subprocess(
@@ -57,7 +62,9 @@ def run(pytester, results, smollm2, nvml_library, monkeypatch):
     return call
 
 
-def test_the_same_is_no_regression_and_a_fifth_more_tokens_are_one(run, tmp_path):
+def test_the_same_is_no_regression_and_a_fifth_more_tokens_are_one(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
     python = Environment(tmp_path / "environment", *EVERYTHING).python
     done, point = run("same", TOKENS, f"--llem-against={python}", "--llem-save=main")
     assert done.ret == 0

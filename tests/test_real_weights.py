@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +12,14 @@ from pytest_llem import StudyResult
 from pytest_llem.backends.protocol import EngineContext
 from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Results
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_measured_path_really_runs_the_model(pytester, results, smollm2):
+def test_the_measured_path_really_runs_the_model(
+    pytester: pytest.Pytester, results: Results, smollm2: Path
+) -> None:
     """What a study's process generates for "The capital of France is" is what holds "Paris"."""
     fields = {
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -46,7 +49,7 @@ def test_the_measured_path_really_runs_the_model(pytester, results, smollm2):
     assert (measured["output_digest"], measured["output_tokens"]) == (digest, 12)
 
 
-def test_the_main_job_selected_to_some_points(pytester, results, smollm2):
+def test_the_main_job_selected_to_some_points(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
     shutil.copy(ROOT / "studies" / "llama.yaml", pytester.path / "llama.yaml")
     run = pytester.runpytest_subprocess(
         "llama.yaml", "-p", "llem", "-k", "batch_size=8", "-o", f"llem_model_path={smollm2}"
@@ -72,7 +75,7 @@ def test_the_main_job_selected_to_some_points(pytester, results, smollm2):
     assert all(len(found) == 1 for found in digests.values()), "every cycle of a point generates the same tokens"
 
 
-def test_the_main_job_under_xdist(pytester, results, smollm2):
+def test_the_main_job_under_xdist(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
     shutil.copy(ROOT / "studies" / "llama.yaml", pytester.path / "llama.yaml")
     run = pytester.runpytest_subprocess(
         "llama.yaml", "-p", "llem", "-n", "2", "-k", "batch_size=8 and cycle=1", "-o", f"llem_model_path={smollm2}"

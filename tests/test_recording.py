@@ -7,19 +7,24 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.catalogue import CATALOGUE
+from tests.conftest import Results
 
 
 @pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request):
+def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return request.param
 
 
-def test_every_experiment_is_an_item_and_is_written_down(pytester, write_study, results, workers):
+def test_every_experiment_is_an_item_and_is_written_down(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
     run.assert_outcomes(passed=8)
@@ -53,7 +58,9 @@ def test_every_experiment_is_an_item_and_is_written_down(pytester, write_study, 
     assert (results.root / ".gitignore").read_text() == "*\n"
 
 
-def test_the_table_says_what_was_found_and_where_it_is(pytester, write_study, results):
+def test_the_table_says_what_was_found_and_where_it_is(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(
@@ -74,7 +81,9 @@ def test_the_table_says_what_was_found_and_where_it_is(pytester, write_study, re
     assert max(map(len, table)) <= 80
 
 
-def test_a_failure_is_recorded_and_the_rest_goes_on(pytester, write_study, results, workers):
+def test_a_failure_is_recorded_and_the_rest_goes_on(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+) -> None:
     write_study(sweep={"noop.fault": ["raise", "none", "kill"]}, execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
     run.assert_outcomes(passed=1, failed=2)
@@ -99,7 +108,9 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(pytester, write_study, resul
     run.stdout.fnmatch_lines(["raise * 0 of 1 * - *"])
 
 
-def test_the_manifest_is_true_while_the_study_runs(pytester, write_study, results):
+def test_the_manifest_is_true_while_the_study_runs(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
         """
@@ -126,7 +137,9 @@ def test_the_manifest_is_true_while_the_study_runs(pytester, write_study, result
     assert json.loads((pytester.path / "seen.json").read_text()) == [*expected, ["noop", True]]
 
 
-def test_what_is_deselected_is_written_as_such(pytester, write_study, results, workers):
+def test_what_is_deselected_is_written_as_such(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "size=2 and cycle=1", *workers)
     run.assert_outcomes(passed=2, deselected=0 if workers else 6)
@@ -138,7 +151,7 @@ def test_what_is_deselected_is_written_as_such(pytester, write_study, results, w
     assert re.findall(r"^P? +(bf16|fp32) +(\d) ", table, re.MULTILINE) == [("bf16", "2"), ("fp32", "2")]
 
 
-def test_junit_holds_the_figures(pytester, write_study):
+def test_junit_holds_the_figures(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(execution={"n_cycles": 1})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--junitxml=junit.xml").assert_outcomes(passed=4)
     case = ET.parse(pytester.path / "junit.xml").find(".//testcase")
@@ -147,7 +160,9 @@ def test_junit_holds_the_figures(pytester, write_study):
     assert properties["llem_energy_method"] == "estimated"
 
 
-def test_two_studies_and_an_ordinary_test_side_by_side(pytester, write_study, results):
+def test_two_studies_and_an_ordinary_test_side_by_side(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study("a.yaml", name="a")
     write_study("b.yaml", name="b", sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makepyfile(test_plain="def test_plain(): pass")
@@ -157,7 +172,9 @@ def test_two_studies_and_an_ordinary_test_side_by_side(pytester, write_study, re
     assert names == ["a", "b"]
 
 
-def test_two_runs_in_one_second_do_not_mix(pytester, write_study, results):
+def test_two_runs_in_one_second_do_not_mix(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     for _ in range(2):
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "same")
@@ -166,7 +183,7 @@ def test_two_runs_in_one_second_do_not_mix(pytester, write_study, results):
     assert names == ["noop_same", "noop_same-2"]
 
 
-def test_where_results_go(pytester, write_study):
+def test_where_results_go(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeini("[pytest]\nllem_results_dir = from-ini")
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
@@ -176,14 +193,18 @@ def test_where_results_go(pytester, write_study):
 
 
 @pytest.mark.parametrize("run_id", ["../up", "a/b", "", ".."])
-def test_a_run_id_stays_in_the_results_directory(pytester, write_study, run_id):
+def test_a_run_id_stays_in_the_results_directory(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run_id: str
+) -> None:
     write_study()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-run-id={run_id}")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines([f"ERROR: --llem-run-id: must be a name without path separators (got {run_id!r})"])
 
 
-def test_no_place_for_results_is_said_before_anything_runs(pytester, write_study):
+def test_no_place_for_results_is_said_before_anything_runs(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study()
     (pytester.path / "results").write_text("a file in the way")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
@@ -191,7 +212,9 @@ def test_no_place_for_results_is_said_before_anything_runs(pytester, write_study
     run.stderr.fnmatch_lines(["ERROR: *results: no results can be written: *"])
 
 
-def test_a_result_that_cannot_be_saved_is_a_failure(pytester, write_study, results):
+def test_a_result_that_cannot_be_saved_is_a_failure(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
         """
@@ -214,7 +237,9 @@ def test_a_result_that_cannot_be_saved_is_a_failure(pytester, write_study, resul
 
 
 @pytest.mark.parametrize("change", ["path.unlink()", "path.write_text(path.read_text() + ' ')"])
-def test_results_that_change_while_the_study_runs_are_told(pytester, write_study, results, change):
+def test_results_that_change_while_the_study_runs_are_told(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, change: str
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
         """
@@ -235,7 +260,9 @@ def test_results_that_change_while_the_study_runs_are_told(pytester, write_study
     run.stdout.fnmatch_lines(["noop: experiments/* is gone, or*", "1 of 2 experiments completed, 1 failed"])
 
 
-def test_a_results_directory_that_vanishes_fails_the_run(pytester, write_study):
+def test_a_results_directory_that_vanishes_fails_the_run(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -254,7 +281,13 @@ def test_a_results_directory_that_vanishes_fails_the_run(pytester, write_study):
 
 @pytest.mark.parametrize("gate", ["pytest.fail('too dear')", "raise ValueError('too dear')"])
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_a_hook_may_fail_an_item(pytester, write_study, results, gate, workers):
+def test_a_hook_may_fail_an_item(
+    pytester: pytest.Pytester,
+    write_study: Callable[..., Path],
+    results: Results,
+    gate: str,
+    workers: tuple[str, ...],
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         f"""
@@ -272,7 +305,9 @@ def test_a_hook_may_fail_an_item(pytester, write_study, results, gate, workers):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
-def test_what_a_hook_fails_fails_the_run_though_it_was_expected_to_fail(pytester, write_study, workers):
+def test_what_a_hook_fails_fails_the_run_though_it_was_expected_to_fail(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
+) -> None:
     write_study(
         sweep={"n": [1, 2]},
         execution={"n_cycles": 1},
@@ -292,7 +327,9 @@ def test_what_a_hook_fails_fails_the_run_though_it_was_expected_to_fail(pytester
     assert run.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_a_hook_that_fails_leaves_another_exit_status_as_it_is(pytester, write_study):
+def test_a_hook_that_fails_leaves_another_exit_status_as_it_is(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -310,7 +347,9 @@ def test_a_hook_that_fails_leaves_another_exit_status_as_it_is(pytester, write_s
     assert run.ret == 7
 
 
-def test_a_hook_may_fail_the_run(pytester, write_study, results):
+def test_a_hook_may_fail_the_run(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest("def pytest_llem_study_finished(study_result, directory): raise ValueError('too dear')")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
@@ -320,7 +359,9 @@ def test_a_hook_may_fail_the_run(pytester, write_study, results):
     )
 
 
-def test_a_warning_names_the_experiments_it_concerns(pytester, write_study, results):
+def test_a_warning_names_the_experiments_it_concerns(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     warmup = {"n_warmup": 1, "max_prompts": 3, "cv_threshold": 1e-9}
     write_study(sweep={"warmup.enabled": [False, True], "n": [1, 2]}, warmup=warmup, execution={"n_cycles": 1})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
@@ -331,7 +372,9 @@ def test_a_warning_names_the_experiments_it_concerns(pytester, write_study, resu
     assert unsettled.endswith(" and 1 more)")
 
 
-def test_an_experiment_is_known_by_what_it_is_and_not_by_its_items_name(pytester, write_study, results, workers):
+def test_an_experiment_is_known_by_what_it_is_and_not_by_its_items_name(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -347,7 +390,9 @@ def test_an_experiment_is_known_by_what_it_is_and_not_by_its_items_name(pytester
     run.stdout.fnmatch_lines(["2 of 2 experiments completed"])
 
 
-def test_a_test_of_the_same_name_is_not_ours(pytester, write_study, results, workers):
+def test_a_test_of_the_same_name_is_not_ours(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makepyfile(test_e="import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef experiment(x): pass")
     options = ("-p", "llem", "-o", "python_functions=experiment", *workers)
@@ -356,7 +401,9 @@ def test_a_test_of_the_same_name_is_not_ours(pytester, write_study, results, wor
     assert results.manifest["status"] == "completed"
 
 
-def test_a_directory_with_colons(pytester, write_study, results):
+def test_a_directory_with_colons(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study("s.study.yaml", sweep={"n": [1]}, execution={"n_cycles": 1})
     (pytester.path / "a::b").mkdir()
     (pytester.path / "s.study.yaml").rename(pytester.path / "a::b" / "s.study.yaml")
@@ -364,14 +411,18 @@ def test_a_directory_with_colons(pytester, write_study, results):
     assert results.manifest["completed"] == 1
 
 
-def test_a_figure_that_is_no_number_fails_that_experiment_alone(pytester, write_study, results):
+def test_a_figure_that_is_no_number_fails_that_experiment_alone(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"noop.fault": ["nan", "none"]}, execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     run.assert_outcomes(passed=1, failed=1)
     assert results.statuses() == {"fault=nan": "failed", "fault=none": "completed"}
 
 
-def test_a_directory_that_was_there_is_not_hidden_from_git(pytester, write_study):
+def test_a_directory_that_was_there_is_not_hidden_from_git(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-results-dir=.")
     run.assert_outcomes(passed=1)
@@ -379,13 +430,15 @@ def test_a_directory_that_was_there_is_not_hidden_from_git(pytester, write_study
 
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
-def test_a_rehearsal_records_nothing(pytester, write_study, option):
+def test_a_rehearsal_records_nothing(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], option: str
+) -> None:
     write_study()
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", option)
     assert not (pytester.path / "results").exists()
 
 
-def test_what_others_record_stays(pytester, write_study):
+def test_what_others_record_stays(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -402,7 +455,9 @@ def test_what_others_record_stays(pytester, write_study):
     assert "llem_seconds" in names
 
 
-def test_what_goes_wrong_around_the_experiment_is_recorded(pytester, write_study, results):
+def test_what_goes_wrong_around_the_experiment_is_recorded(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -417,7 +472,9 @@ def test_what_goes_wrong_around_the_experiment_is_recorded(pytester, write_study
     assert (error["kind"], error["message"], error["phase"]) == ("exception", "RuntimeError: setup boom", "setup")
 
 
-def test_a_study_that_changes_while_xdist_starts_is_one_line(pytester, write_study):
+def test_a_study_that_changes_while_xdist_starts_is_one_line(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study()
     pytester.makeconftest(
         """
@@ -434,7 +491,9 @@ def test_a_study_that_changes_while_xdist_starts_is_one_line(pytester, write_stu
     run.stderr.fnmatch_lines(["ERROR: *study.yaml:1:11: not valid YAML: *"])
 
 
-def test_a_terminal_without_unicode(pytester, write_study, monkeypatch):
+def test_a_terminal_without_unicode(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     write_study(execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
@@ -442,7 +501,7 @@ def test_a_terminal_without_unicode(pytester, write_study, monkeypatch):
     assert max(map(len, run.outlines[-10:])) <= 100
 
 
-def test_collect_only_runs_and_writes_nothing(pytester, write_study):
+def test_collect_only_runs_and_writes_nothing(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only", "-q")
     assert run.outlines[:4] == [
@@ -453,7 +512,9 @@ def test_collect_only_runs_and_writes_nothing(pytester, write_study):
     assert not (pytester.path / "results").exists()
 
 
-def test_results_name_no_host_user_or_token(pytester, write_study, results, monkeypatch):
+def test_results_name_no_host_user_or_token(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret_of_mine")
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
@@ -462,7 +523,9 @@ def test_results_name_no_host_user_or_token(pytester, write_study, results, monk
         assert private not in everything
 
 
-def test_a_long_table_is_cut_and_keeps_what_was_found(pytester, write_study):
+def test_a_long_table_is_cut_and_keeps_what_was_found(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution={"n_cycles": 1})
     pytester.makeconftest("from pytest_llem.reporting import terminal; terminal.MOST_POINTS = 1")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
@@ -473,7 +536,9 @@ def test_a_long_table_is_cut_and_keeps_what_was_found(pytester, write_study):
 
 
 @pytest.mark.parametrize(("option", "kept"), [("-rfE", False), ("-ra", False), ("-rP", True), ("-rA", True)])
-def test_output_of_what_passed_is_kept_where_it_is_shown(pytester, write_study, option, kept):
+def test_output_of_what_passed_is_kept_where_it_is_shown(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], option: str, kept: bool
+) -> None:
     write_study(sweep={"noop.fault": ["shout"]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -492,7 +557,9 @@ def test_output_of_what_passed_is_kept_where_it_is_shown(pytester, write_study, 
 
 
 @pytest.mark.parametrize("ending", ["assert 0", "pytest.skip('later')"])
-def test_what_goes_wrong_after_the_experiment_costs_no_measurement(pytester, write_study, results, ending):
+def test_what_goes_wrong_after_the_experiment_costs_no_measurement(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, ending: str
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         f"""
@@ -513,7 +580,9 @@ def test_what_goes_wrong_after_the_experiment_costs_no_measurement(pytester, wri
     "hook", ["pytest_llem_experiment_finished(result)", "pytest_llem_study_finished(study_result)"]
 )
 @pytest.mark.parametrize("raised", ["pytest.skip('no')", "raise SystemExit('no')"])
-def test_whatever_a_hook_raises_the_session_goes_on(pytester, write_study, results, hook, raised):
+def test_whatever_a_hook_raises_the_session_goes_on(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, hook: str, raised: str
+) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(f"import pytest\n\ndef {hook}:\n    {raised}\n")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
@@ -523,7 +592,9 @@ def test_whatever_a_hook_raises_the_session_goes_on(pytester, write_study, resul
 
 
 @pytest.mark.parametrize("plugin", ["debugging", "setuponly", "setupplan", "capture", "junitxml", "skipping"])
-def test_without_one_of_pytests_own_plugins(pytester, write_study, results, plugin):
+def test_without_one_of_pytests_own_plugins(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, plugin: str
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", f"no:{plugin}")
     run.assert_outcomes(passed=1)

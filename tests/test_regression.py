@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,22 +22,22 @@ STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
 SECONDS, ENERGY = GatesConfig(metrics=["seconds"]), GatesConfig(metrics=["energy_j"])
 
 
-def times(values, factor):
+def times(values: Any, factor: Any) -> Any:
     return [value * factor for value in values]
 
 
-def one(candidate, reference, settings=SECONDS, **options):
+def one(candidate: Any, reference: Any, settings: Any = SECONDS, **options: Any) -> Any:
     """Return what came of two points, and its only verdict."""
     found = compare(study_result(candidate), study_result(reference), settings, name="main", **options)
     (verdict,) = found.verdicts
     return found.record, verdict
 
 
-def said(verdict):
+def said(verdict: Any) -> Any:
     return verdict.verdict, verdict.outcome, verdict.reason
 
 
-def test_a_regression_by_hand():
+def test_a_regression_by_hand() -> None:
     reference = [math.exp(-0.01), math.exp(0.01)]
     candidate = times(reference, math.exp(0.2))
     record, verdict = one(point({}, seconds=candidate), point({}, seconds=reference), file="s.yaml", line=7)
@@ -67,14 +68,14 @@ def test_a_regression_by_hand():
         ("output_tokens_per_second", 0.8, ("REGRESSION", "failed", None)),
     ],
 )
-def test_which_way_is_better(metric, factor, expected):
+def test_which_way_is_better(metric: str, factor: float, expected: tuple[str, str, None]) -> None:
     settings = GatesConfig(metrics=[metric])
     _, verdict = one(point({}, **{metric: times(STEADY, factor)}), point({}, **{metric: STEADY}), settings)
     assert said(verdict) == expected
 
 
 @pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
-def test_what_cannot_be_decided(fail_on, outcome):
+def test_what_cannot_be_decided(fail_on: str, outcome: str) -> None:
     noisy = [0.98, 1.0, 1.02]
     _, verdict = one(point({}, seconds=noisy), point({}, seconds=noisy), fail_on=fail_on)
     assert verdict.cycles_to_decide > 3
@@ -92,7 +93,7 @@ def test_what_cannot_be_decided(fail_on, outcome):
 
 @pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
 @pytest.mark.parametrize(("here", "there"), [([1.0], STEADY), (STEADY, [1.0]), ([1.0, None], STEADY)])
-def test_a_single_cycle_decides_nothing(here, there, fail_on, outcome):
+def test_a_single_cycle_decides_nothing(here: list[Any], there: list[float], fail_on: str, outcome: str) -> None:
     record, verdict = one(point({}, seconds=here), point({}, seconds=there), fail_on=fail_on)
     assert (verdict.verdict, verdict.outcome) == ("INCONCLUSIVE", outcome)
     assert "at least 2 cycles on either side" in verdict.reason
@@ -100,7 +101,7 @@ def test_a_single_cycle_decides_nothing(here, there, fail_on, outcome):
     assert verdict.mean == 1.0
 
 
-def test_cycles_that_belong_together():
+def test_cycles_that_belong_together() -> None:
     drift = [1.0, 1.5, 2.0, 2.5, 3.0]
     slower = [value * 1.1 * noise for value, noise in zip(drift, STEADY, strict=True)]
     here, there = point({}, seconds=slower), point({}, seconds=drift)
@@ -109,7 +110,7 @@ def test_cycles_that_belong_together():
     assert (verdict.verdict, verdict.paired, record.paired) == ("REGRESSION", True, True)
 
 
-def test_cycles_are_paired_by_number():
+def test_cycles_are_paired_by_number() -> None:
     there = point({}, seconds=[1.0, 2.0, 3.0])
     here = point({}, seconds=[3.3, 2.2001, 9.0], cycles=[3, 2, 4])
     assert one(here, there, paired=True)[1].ratio == pytest.approx(1.1, rel=1e-3)
@@ -117,7 +118,7 @@ def test_cycles_are_paired_by_number():
     assert said(one(apart, there, paired=True)[1])[0] == "INCONCLUSIVE"
 
 
-def test_holms_family_is_all_that_is_judged():
+def test_holms_family_is_all_that_is_judged() -> None:
     # One-sided p of 0.00305, as by hand above: below 0.01 alone, and not times 4.
     reference = [math.exp(-0.01), math.exp(0.01)]
     points = [point({"n": n}, seconds=reference) for n in range(4)]
@@ -130,7 +131,7 @@ def test_holms_family_is_all_that_is_judged():
     assert chosen.record.family == 1
 
 
-def test_delta_by_metric():
+def test_delta_by_metric() -> None:
     settings = GatesConfig(metrics=["seconds", "load_seconds"], delta={"load_seconds": 0.5})
     here = point({}, seconds=times(STEADY, 1.2), load_seconds=times(STEADY, 1.2))
     there = point({}, seconds=STEADY, load_seconds=STEADY)
@@ -138,7 +139,7 @@ def test_delta_by_metric():
     assert [(one.verdict, one.delta) for one in found.verdicts] == [("REGRESSION", 0.02), ("SAME", 0.5)]
 
 
-def test_points_match_by_the_values_of_their_axes():
+def test_points_match_by_the_values_of_their_axes() -> None:
     here = study_result(
         point({"precision": "bf16", "n": 1}, seconds=STEADY), point({"precision": "fp16", "n": 1}, seconds=STEADY)
     )
@@ -182,7 +183,7 @@ BENCH = [
 
 
 @pytest.mark.parametrize(("fact", "value", "line"), BENCH, ids=[f"{fact} {value}" for fact, value, _ in BENCH])
-def test_what_has_to_agree(fact, value, line):
+def test_what_has_to_agree(fact: str, value: bool | list[str] | str, line: str) -> None:
     here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
     reason = f"cannot be compared: {line} (--llem-compare-anyway compares all the same)"
@@ -194,12 +195,12 @@ def test_what_has_to_agree(fact, value, line):
     assert (record.bench, record.compared_anyway) == ([line], True)
 
 
-def test_anyway_is_told_only_where_something_differs():
+def test_anyway_is_told_only_where_something_differs() -> None:
     record, _ = one(point({}, seconds=STEADY), point({}, seconds=STEADY), anyway=True)
     assert not record.compared_anyway
 
 
-def test_a_cpu_is_no_gpu():
+def test_a_cpu_is_no_gpu() -> None:
     record, verdict = one(point({}, seconds=STEADY, bench={"cpu": "A processor"}), point({}, seconds=STEADY))
     assert verdict.outcome == "failed"
     assert "GPU model: none here, NVIDIA H100 80GB HBM3 in the reference" in record.bench
@@ -218,7 +219,7 @@ def test_a_cpu_is_no_gpu():
         ("power_limit", None, "power limit: unknown here, 700 W in the reference"),
     ],
 )
-def test_what_is_only_warned_of(fact, value, line):
+def test_what_is_only_warned_of(fact: str, value: str | None, line: str) -> None:
     here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
     assert verdict.verdict == "SAME"
@@ -229,7 +230,9 @@ def test_what_is_only_warned_of(fact, value, line):
     ("metric", "compared"), [("energy_j", False), ("seconds", True), ("peak_memory_mb", True)]
 )
 @pytest.mark.parametrize("provenance", [{"method": "sampled"}, {"boundary": "cpu_package"}])
-def test_how_energy_was_measured_concerns_energy_alone(metric, compared, provenance):
+def test_how_energy_was_measured_concerns_energy_alone(
+    metric: str, compared: bool, provenance: dict[str, str]
+) -> None:
     fact = {f"energy_{key}": value for key, value in provenance.items()}
     given = summary(metric, STEADY, **(provenance if metric == "energy_j" else {}))
     here = point({}, bench=H100 | fact, **{metric: given})
@@ -239,7 +242,7 @@ def test_how_energy_was_measured_concerns_energy_alone(metric, compared, provena
 
 
 @pytest.mark.parametrize(("metric", "compared"), [("peak_memory_mb", False), ("seconds", True)])
-def test_what_a_process_shares_is_no_memory_saved(metric, compared):
+def test_what_a_process_shares_is_no_memory_saved(metric: str, compared: bool) -> None:
     here = point({}, bench=H100 | {"start_method": "forkserver"}, **{metric: STEADY})
     there = point({}, bench=H100 | {"start_method": "spawn"}, **{metric: STEADY})
     record, verdict = one(here, there, GatesConfig(metrics=[metric]))
@@ -247,7 +250,7 @@ def test_what_a_process_shares_is_no_memory_saved(metric, compared):
     assert record.bench == ([] if compared else ["start method: forkserver here, spawn in the reference"])
 
 
-def test_an_energy_of_its_own_boundary():
+def test_an_energy_of_its_own_boundary() -> None:
     values = summary("cpu_energy_j", STEADY, method="measured", boundary="cpu_package")
     here, there = point({}, cpu_energy_j=values), point({}, cpu_energy_j=values)
     settings = GatesConfig(metrics=["cpu_energy_j"])
@@ -260,12 +263,12 @@ ESTIMATED = summary("energy_j", STEADY, method="estimated", boundary="cpu_packag
 ALLOWED = {"energy": {"allow_estimated": True}}
 
 
-def _estimated(**fields):
+def _estimated(**fields: Any) -> Any:
     bench = H100 | {"energy_method": "estimated", "energy_boundary": "cpu_package"}
     return point({}, energy_j=ESTIMATED, energy_per_output_token_j=ESTIMATED, bench=bench, **fields)
 
 
-def test_an_estimate_decides_nothing_unless_that_is_allowed():
+def test_an_estimate_decides_nothing_unless_that_is_allowed() -> None:
     record, verdict = one(_estimated(), _estimated(), ENERGY)
     reason = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
     assert said(verdict) == ("NOT JUDGED", "failed", reason)
@@ -276,7 +279,7 @@ def test_an_estimate_decides_nothing_unless_that_is_allowed():
     assert said(found.verdicts[0]) == ("NOT JUDGED", "skipped", reason), "nobody asked for energy"
 
 
-def test_an_estimate_is_no_measurement():
+def test_an_estimate_is_no_measurement() -> None:
     measured = point({}, energy_j=STEADY)
     _, verdict = one(_estimated(), measured, ENERGY)
     assert verdict.outcome == "failed"
@@ -288,7 +291,7 @@ def test_an_estimate_is_no_measurement():
     assert (verdict.verdict, verdict.method) == ("SAME", "estimated")
 
 
-def test_the_default_family_takes_what_there_is():
+def test_the_default_family_takes_what_there_is() -> None:
     no_energy = summary("energy_per_output_token_j", [], reason="no meter")
     here = point({}, energy_per_output_token_j=no_energy, output_tokens_per_second=STEADY)
     found = compare(study_result(here), study_result(here), GatesConfig(), name="main")
@@ -300,12 +303,12 @@ def test_the_default_family_takes_what_there_is():
     assert found.record.family == 1
 
 
-def test_what_was_named_has_to_be_judged():
+def test_what_was_named_has_to_be_judged() -> None:
     nothing = point({}, energy_j=[])
     assert said(one(nothing, nothing, ENERGY)[1]) == ("NOT JUDGED", "failed", "no value here")
 
 
-def test_a_metric_that_one_side_lost_fails():
+def test_a_metric_that_one_side_lost_fails() -> None:
     with_ttft, without = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[])
     for here, there, reason in (
         (without, with_ttft, "no value here"),
@@ -315,14 +318,14 @@ def test_a_metric_that_one_side_lost_fails():
         assert said(found.verdicts[-1]) == ("NOT JUDGED", "failed", reason)
 
 
-def test_ratios_need_values_above_0():
+def test_ratios_need_values_above_0() -> None:
     here, there = point({}, active_energy_j=[1.0, -1.0]), point({}, active_energy_j=[1.0, 2.0])
     _, verdict = one(here, there, GatesConfig(metrics=["active_energy_j"]))
     assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
     assert "above 0" in verdict.reason
 
 
-def test_a_metric_that_is_0_on_one_side_alone_fails():
+def test_a_metric_that_is_0_on_one_side_alone_fails() -> None:
     some, nothing = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[0.0] * 5)
     part = point({}, ttft_p50_ms=[0.0, *times(STEADY[1:], 9)])
     for here, there, outcome in (
@@ -335,14 +338,14 @@ def test_a_metric_that_is_0_on_one_side_alone_fails():
         assert (found.verdicts[-1].verdict, found.verdicts[-1].outcome) == ("NOT JUDGED", outcome)
 
 
-def test_a_metric_that_is_neither_better_nor_worse():
+def test_a_metric_that_is_neither_better_nor_worse() -> None:
     given = point({}, mean_power_w=STEADY)
     _, verdict = one(given, given, GatesConfig(metrics=["mean_power_w"]))
     assert said(verdict) == ("NOT JUDGED", "failed", "neither way of it is better, so that it cannot get worse")
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_window_of_few_ticks_is_no_ground_for_a_verdict(side):
+def test_a_window_of_few_ticks_is_no_ground_for_a_verdict(side: int) -> None:
     points = [point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2)]
     points[side].bench["energy_ticks"] = 19.4
     _, verdict = one(*points, ENERGY)
@@ -360,7 +363,7 @@ def test_a_window_of_few_ticks_is_no_ground_for_a_verdict(side):
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_energy_of_one_boundary_in_one_cycle_and_another_in_the_next(side):
+def test_energy_of_one_boundary_in_one_cycle_and_another_in_the_next(side: int) -> None:
     points = [point({}, energy_j=STEADY) for _ in range(2)]
     points[side].metrics["energy_j"].boundary = None
     points[side].bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
@@ -369,7 +372,7 @@ def test_energy_of_one_boundary_in_one_cycle_and_another_in_the_next(side):
     assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
 
 
-def test_the_window_of_prefill_counts_where_it_is_used():
+def test_the_window_of_prefill_counts_where_it_is_used() -> None:
     points = [
         point({}, energy_j=STEADY, prefill_energy_j=STEADY, bench=H100 | {"prefill_ticks": 5}) for _ in range(2)
     ]
@@ -377,7 +380,7 @@ def test_the_window_of_prefill_counts_where_it_is_used():
     assert one(*points, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
 
 
-def test_what_is_tested_is_told():
+def test_what_is_tested_is_told() -> None:
     here = point(
         {"n": 1},
         seconds=STEADY,
@@ -396,20 +399,20 @@ def test_what_is_tested_is_told():
     ]
 
 
-def test_what_has_no_result_differs_in_nothing():
+def test_what_has_no_result_differs_in_nothing() -> None:
     """Its facts are unknown, which is not that there are none."""
     here, there = point({}, seconds=STEADY, subject={"torch": "2.13.0"}), point({}, seconds=[], subject={})
     assert one(here, there)[0].subject == one(there, here)[0].subject == []
 
 
-def test_what_concerns_some_points_says_which():
+def test_what_concerns_some_points_says_which() -> None:
     here = [point({"n": n}, seconds=STEADY, bench=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
     there = [point({"n": n}, seconds=STEADY) for n in range(4)]
     found = compare(study_result(*here), study_result(*there), SECONDS, name="main")
     assert found.record.warnings == ["GPU driver: 590 here, 580.1 in the reference [n=1 and 2 more]"]
 
 
-def test_older_files_cannot_be_judged_and_say_so():
+def test_older_files_cannot_be_judged_and_say_so() -> None:
     golden = StudyResult.load(GOLDEN)
     settings = GatesConfig(metrics=["seconds"])
     found = compare(golden, golden, settings, name="main")

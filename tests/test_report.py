@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +28,7 @@ from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.words import name_of, neutral, shown, title_of, told
 from pytest_llem.reporting.pages import page_files
 from pytest_llem.results.statistics import Summary
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Results
 from tests.support.study_results import point, study_result, summary
 
 GOLDEN = ROOT / "tests" / "golden" / "1.0"
@@ -45,15 +47,15 @@ class _Text(HTMLParser):
         self._silent = ""
         self.feed(html)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self._silent = tag if tag in ("script", "style") else ""
         self.addresses += [value for name, value in attrs if name in ("src", "href")]
         self.titles += [value for name, value in attrs if name == "title"]
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         self._silent = ""
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if not self._silent:
             self.said.append(data)
 
@@ -66,7 +68,7 @@ def page_of(file: Path) -> _Text:
     return _Text(file.read_text())
 
 
-def plots_of(file: Path):
+def plots_of(file: Path) -> Any:
     """Return what the page's script draws."""
     found = re.search(r'<script type="application/json" id="llem-plots">(.*?)</script>', file.read_text(), re.S)
     return json.loads(found[1])
@@ -75,7 +77,9 @@ def plots_of(file: Path):
 # ---- when it is written, and where ----
 
 
-def test_it_is_written_at_the_end_of_a_run_and_named_below_the_results(pytester, write_study):
+def test_it_is_written_at_the_end_of_a_run_and_named_below_the_results(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**QUICK)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "out/page.html")
     run.assert_outcomes(passed=2)
@@ -88,7 +92,9 @@ def test_it_is_written_at_the_end_of_a_run_and_named_below_the_results(pytester,
     assert all(one.startswith(("#", "data:")) for one in page.addresses)
 
 
-def test_the_file_is_relative_to_where_pytest_was_called(pytester, write_study, monkeypatch):
+def test_the_file_is_relative_to_where_pytest_was_called(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_study(**QUICK)
     (pytester.path / "below").mkdir()
     monkeypatch.chdir(pytester.path / "below")
@@ -96,7 +102,9 @@ def test_the_file_is_relative_to_where_pytest_was_called(pytester, write_study, 
     assert (pytester.path / "below" / "page.html").is_file()
 
 
-def test_failures_are_on_it_and_the_controller_writes_it(pytester, write_study):
+def test_failures_are_on_it_and_the_controller_writes_it(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(
         sweep={"precision": ["bf16"]},
         experiments=[{"noop": {"fault": "raise"}}],
@@ -111,7 +119,7 @@ def test_failures_are_on_it_and_the_controller_writes_it(pytester, write_study):
         assert said in page.text
 
 
-def test_an_interrupted_run_has_one_too(pytester, write_study):
+def test_an_interrupted_run_has_one_too(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.makeconftest("def pytest_llem_experiment_finished(result): raise KeyboardInterrupt")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
@@ -120,7 +128,7 @@ def test_an_interrupted_run_has_one_too(pytester, write_study):
     assert "This run is interrupted." in page_of(pytester.path / "page.html").text
 
 
-def test_several_studies_have_a_page_each(pytester, write_study):
+def test_several_studies_have_a_page_each(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     for name in ("one", "two"):
         write_study(f"{name}.yaml", name=name, **QUICK)
     run = pytester.runpytest_subprocess("one.yaml", "two.yaml", "-p", "llem", "--llem-html", "page.html")
@@ -129,19 +137,23 @@ def test_several_studies_have_a_page_each(pytester, write_study):
     assert "<h1>two</h1>" in (pytester.path / "page-two.html").read_text()
 
 
-def test_names_of_pages():
+def test_names_of_pages() -> None:
     file = Path("a/page.html")
     assert page_files(file, ["x"]) == [file]
     assert page_files(file, ["x", "y", "x"]) == [Path(f"a/page-{name}.html") for name in ("x", "y", "x-2")]
 
 
-def test_nothing_is_written_where_nothing_runs(pytester, write_study):
+def test_nothing_is_written_where_nothing_runs(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**QUICK)
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html", "--collect-only")
     assert not (pytester.path / "page.html").exists()
 
 
-def test_without_it_what_it_needs_is_not_loaded(pytester, write_study):
+def test_without_it_what_it_needs_is_not_loaded(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**QUICK)
     pytester.makeconftest(
         """
@@ -172,7 +184,9 @@ def test_without_it_what_it_needs_is_not_loaded(pytester, write_study):
         ("study.yaml", "--llem-html: is something else, and not to be replaced (got '*/study.yaml')"),
     ],
 )
-def test_a_file_that_cannot_be_is_a_usage_error(pytester, write_study, file, said):
+def test_a_file_that_cannot_be_is_a_usage_error(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], file: str, said: str
+) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir()
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", file)
@@ -182,7 +196,9 @@ def test_a_file_that_cannot_be_is_a_usage_error(pytester, write_study, file, sai
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_read_only_is_a_usage_error(pytester, write_study):
+def test_a_folder_that_is_read_only_is_a_usage_error(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir(mode=0o555)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "folder/page.html")
@@ -190,7 +206,9 @@ def test_a_folder_that_is_read_only_is_a_usage_error(pytester, write_study):
     run.stderr.fnmatch_lines(["ERROR: --llem-html: '*/folder' cannot be written to"])
 
 
-def test_what_is_not_installed_is_a_usage_error(pytester, write_study):
+def test_what_is_not_installed_is_a_usage_error(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**QUICK)
     pytester.makeconftest(
         """
@@ -206,7 +224,9 @@ def test_what_is_not_installed_is_a_usage_error(pytester, write_study):
     assert not (pytester.path / "results").exists()
 
 
-def test_the_results_outlive_a_page_that_cannot_be_written_any_more(pytester, write_study, results):
+def test_the_results_outlive_a_page_that_cannot_be_written_any_more(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(**QUICK)
     pytester.makeconftest(
         """
@@ -223,7 +243,9 @@ def test_the_results_outlive_a_page_that_cannot_be_written_any_more(pytester, wr
     assert results.study_result["summary"]["completed"] == 2
 
 
-def test_a_mistake_of_ours_costs_no_result_either(pytester, write_study, results):
+def test_a_mistake_of_ours_costs_no_result_either(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(**QUICK)
     pytester.makeconftest(
         """
@@ -244,7 +266,9 @@ def test_a_mistake_of_ours_costs_no_result_either(pytester, write_study, results
 # ---- llem report ----
 
 
-def test_llem_report_writes_into_the_folder_or_elsewhere(tmp_path, capsys):
+def test_llem_report_writes_into_the_folder_or_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = tmp_path / "golden"
     shutil.copytree(GOLDEN, directory)
     assert cli.main(["report", str(directory)]) == 0
@@ -253,14 +277,14 @@ def test_llem_report_writes_into_the_folder_or_elsewhere(tmp_path, capsys):
     assert (tmp_path / "new" / "page.html").read_text() == (directory / "report.html").read_text()
 
 
-def test_a_result_of_an_earlier_version_has_a_page(tmp_path):
+def test_a_result_of_an_earlier_version_has_a_page(tmp_path: Path) -> None:
     write_report(GOLDEN, tmp_path / "page.html")
     page, result = page_of(tmp_path / "page.html"), StudyResult.load(GOLDEN)
     assert result.name in page.text
     assert all(one.id in page.text for one in result.points)
 
 
-def test_a_run_that_goes_on_has_a_page(pytester, write_study):
+def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.makeconftest(
         """
@@ -293,7 +317,9 @@ def test_a_run_that_goes_on_has_a_page(pytester, write_study):
         ),
     ],
 )
-def test_llem_report_says_in_a_line_what_is_wrong(tmp_path, capsys, make, said):
+def test_llem_report_says_in_a_line_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[..., Any], said: str
+) -> None:
     make(tmp_path / "given")
     assert cli.main(["report", str(tmp_path / "given")]) == 2
     out, err = capsys.readouterr()
@@ -303,13 +329,15 @@ def test_llem_report_says_in_a_line_what_is_wrong(tmp_path, capsys, make, said):
     assert err.count("\n") == 1
 
 
-def test_llem_report_says_what_is_not_installed(monkeypatch, capsys):
+def test_llem_report_says_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "plotly" else object())
     assert cli.main(["report", str(GOLDEN)]) == 2
     assert capsys.readouterr().err == "llem: plotly is not installed: pip install 'pytest-llem[report]'\n"
 
 
-def test_llem_report_loads_neither_pytest_nor_torch(tmp_path):
+def test_llem_report_loads_neither_pytest_nor_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pytest_llem.cli import main; assert main(sys.argv[1:]) == 0\n"
         "assert not {'torch', 'pytest', 'pandas'} & set(sys.modules)"
@@ -321,14 +349,14 @@ def test_llem_report_loads_neither_pytest_nor_torch(tmp_path):
 # ---- what is on it ----
 
 
-def _written(tmp_path, *points, **fields):
+def _written(tmp_path: Path, *points: Any, **fields: Any) -> Any:
     """Return the page of a made-up result that lies in a folder without anything else."""
     result = study_result(*points, **fields)
     write_report(tmp_path, tmp_path / "page.html", result)
     return tmp_path / "page.html"
 
 
-def test_what_there_is_not_is_a_dash_with_its_reason_and_never_0(tmp_path):
+def test_what_there_is_not_is_a_dash_with_its_reason_and_never_0(tmp_path: Path) -> None:
     absent = Summary(mean=None, n=0, unit="J", reason="no meter <here>")
     file = _written(
         tmp_path,
@@ -345,7 +373,7 @@ def test_what_there_is_not_is_a_dash_with_its_reason_and_never_0(tmp_path):
     assert "11.0 ±" in page.text
 
 
-def test_nothing_at_all_is_a_page(tmp_path):
+def test_nothing_at_all_is_a_page(tmp_path: Path) -> None:
     page = page_of(_written(tmp_path))
     for said in (
         "0 of 0",
@@ -356,7 +384,7 @@ def test_nothing_at_all_is_a_page(tmp_path):
         assert said in page.text
 
 
-def test_files_that_are_not_ours_are_passed_over(tmp_path):
+def test_files_that_are_not_ours_are_passed_over(tmp_path: Path) -> None:
     directory = tmp_path / "golden"
     shutil.copytree(GOLDEN, directory)
     result = StudyResult.load(directory)
@@ -369,7 +397,7 @@ def test_files_that_are_not_ours_are_passed_over(tmp_path):
     assert "power" not in plots_of(tmp_path / "page.html")
 
 
-def test_more_points_than_anybody_reads_are_told_of(tmp_path, monkeypatch):
+def test_more_points_than_anybody_reads_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_llem.reporting.html import data
 
     monkeypatch.setattr(data, "MOST_POINTS", 2)
@@ -384,7 +412,7 @@ def test_more_points_than_anybody_reads_are_told_of(tmp_path, monkeypatch):
     assert "size=3" in page.text, "those with results come first"
 
 
-def test_scripts_are_those_that_the_policy_names(tmp_path):
+def test_scripts_are_those_that_the_policy_names(tmp_path: Path) -> None:
     html = _written(tmp_path, point({"size": 1}, **{SPEED: [1.0], COST: [2.0]})).read_text()
     policy = re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', html)[1].replace("&#39;", "'")
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
@@ -396,7 +424,7 @@ def test_scripts_are_those_that_the_policy_names(tmp_path):
     assert not re.search(r"<[^>]* on\w+=", html.partition("<script")[0])
 
 
-def test_data_cannot_end_its_script():
+def test_data_cannot_end_its_script() -> None:
     text = as_json({"</script><!--": "a&b\u2028\u2029<"})
     assert not {*"<>&\u2028\u2029"} & {*text}
     assert json.loads(text) == {"</script><!--": "a&b\u2028\u2029<"}
@@ -407,8 +435,8 @@ def test_data_cannot_end_its_script():
 # ---- what is on the plots ----
 
 
-def test_pareto_optimal_points_stand_out_and_estimates_are_marked():
-    def at(speed, cost, **how):
+def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
+    def at(speed: Any, cost: Any, **how: Any) -> Any:
         given = {} if cost is None else {COST: summary(COST, [cost], **how)}
         return point({"size": speed}, **{SPEED: [speed], **given})
 
@@ -435,7 +463,7 @@ def test_pareto_optimal_points_stand_out_and_estimates_are_marked():
     assert alone.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (measured)"
 
 
-def test_the_best_of_each_kind_of_energy_is_named(tmp_path):
+def test_the_best_of_each_kind_of_energy_is_named(tmp_path: Path) -> None:
     points = [point({"a": n}, **{COST: [2.0 - n]}) for n in range(2)]
     points += [point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10], method="estimated")}) for n in range(2)]
     text = page_of(_written(tmp_path, *points)).text
@@ -443,7 +471,7 @@ def test_the_best_of_each_kind_of_energy_is_named(tmp_path):
     assert "Least energy per output token 0.100 J n = 1: #4 a=3, estimated" in text
 
 
-def test_a_line_joins_points_that_differ_in_the_axis_alone():
+def test_a_line_joins_points_that_differ_in_the_axis_alone() -> None:
     points = [
         point({"precision": precision, "noop.size": size}, **{SPEED: [size * 10.0]})
         for precision in ("bf16", "<b>fp32</b>")
@@ -462,8 +490,8 @@ def test_a_line_joins_points_that_differ_in_the_axis_alone():
     assert sweep_plot(points[:1]) is None
 
 
-def test_an_axis_reaches_as_far_as_is_legible():
-    def mean(value, half=None):
+def test_an_axis_reaches_as_far_as_is_legible() -> None:
+    def mean(value: Any, half: Any = None) -> Any:
         return Summary(mean=value, n=2, unit="s", ci95=None if half is None else (value - half, value + half))
 
     narrow = range_of([mean(10.0, 0.1), mean(12.0, 0.1)])
@@ -480,7 +508,7 @@ def test_an_axis_reaches_as_far_as_is_legible():
     assert range_of([mean(-3.0), mean(2.0)]).edges[0] < -3
 
 
-def test_samples_keep_their_extremes_when_they_are_thinned():
+def test_samples_keep_their_extremes_when_they_are_thinned() -> None:
     rows = [f"{at / 10},GPU-1,{400 if at == 777 else 100 + at % 7}" for at in range(2000)]
     found = read_power("\n".join(["seconds,device,power_w", *rows]), 100)
     assert len(found["GPU-1"]) <= 100
@@ -489,7 +517,7 @@ def test_samples_keep_their_extremes_when_they_are_thinned():
     assert len(read_power("\n".join(["seconds,device,power_w", *rows]), 2000)["GPU-1"]) == 2000
 
 
-def test_percentiles_are_over_the_requests_of_all_cycles():
+def test_percentiles_are_over_the_requests_of_all_cycles() -> None:
     found = Latencies()
     for cycle in range(2):
         rows = "".join(f"1,{n},1,1,{n + 50 * cycle},,9\n" for n in range(1, 51))
@@ -503,7 +531,7 @@ def test_percentiles_are_over_the_requests_of_all_cycles():
 # ---- words ----
 
 
-def test_words():
+def test_words() -> None:
     assert [name_of(one) for one in ("ttft_p50_ms", "gpu_energy_j", "output_tokens_per_second")] == [
         "TTFT p50",
         "GPU energy",
@@ -518,12 +546,12 @@ def test_words():
     assert neutral("x" * 200) == "x" * 119 + "…"
 
 
-def test_facts_that_differ_are_told_with_how_many_points_they_are_of():
+def test_facts_that_differ_are_told_with_how_many_points_they_are_of() -> None:
     points = [point({"a": n}, **{SPEED: [1.0]}, bench={"gpu": "A" if n else "B", "cpus": 2}) for n in range(3)]
     assert facts(points, "bench") == [("gpu", "A (2 of the points); B (1 of the points)"), ("cpus", "2")]
 
 
-def test_the_environment_is_told_by_parts_and_what_is_not_known_is_named():
+def test_the_environment_is_told_by_parts_and_what_is_not_known_is_named() -> None:
     environment = {"os": "Linux", "smt": None, "packages": {"torch": "2"}, "gpus": [{"name": "A", "mig": False}]}
     assert groups(environment) == [
         ("machine", [("os", "Linux"), ("not known", "smt")]),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page
 
 from pytest_llem.reporting.html import write_report
 from tests.support import reports
@@ -45,7 +46,7 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def real(chromium, nvml_library, tmp_path_factory) -> Path:
+def real(chromium: Browser, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results directory of a real run, with its page beside it as ``page.html``."""
     folder = tmp_path_factory.mktemp("run")
     directory = reports.run(folder, nvml_library, "--llem-html", "page.html")
@@ -54,7 +55,7 @@ def real(chromium, nvml_library, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def opened(chromium) -> Iterator[Callable[..., Any]]:
+def opened(chromium: Browser) -> Iterator[Callable[..., Any]]:
     """Return what opens a page. At the end it must have asked for nothing, and told of no mistake."""
     said: list[str] = []
     contexts = []
@@ -79,20 +80,20 @@ def opened(chromium) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def page(real, opened):
+def page(real: Path, opened: Callable[..., Any]) -> Page:
     return opened(real.parents[1] / "page.html")
 
 
-def _bars(page, place=0):
+def _bars(page: Any, place: int = 0) -> Any:
     """Return how high the first axis of a figure goes."""
     return page.evaluate(f"document.querySelectorAll('.canvas')[{place}]._fullLayout.yaxis.range")
 
 
-def _figure(page, key):
+def _figure(page: Any, key: Any) -> Any:
     return page.locator(f"#figure-{key}")
 
 
-def _hover(page, key, mark=0):
+def _hover(page: Any, key: Any, mark: int = 0) -> Any:
     """Return what is shown when a mark of a plot is pointed at."""
     figure = _figure(page, key)
     figure.scroll_into_view_if_needed()
@@ -104,7 +105,7 @@ def _hover(page, key, mark=0):
     return " ".join(label.all_text_contents())
 
 
-def test_the_plots_are_there(page):
+def test_the_plots_are_there(page: Page) -> None:
     for key, marks in (("pareto", ".point"), ("sweep", ".point"), ("cycles", ".point"), ("power", ".js-line")):
         assert _figure(page, key).locator(f".scatterlayer {marks}").count() > 0, key
     assert _figure(page, "latency").locator(".boxlayer path.box").count() == 4
@@ -115,13 +116,13 @@ def test_the_plots_are_there(page):
         assert len(page.locator(f"#{named}").inner_text()) > 40, "screen readers are told what it shows"
 
 
-def test_pointing_at_a_mark_shows_its_point(page):
+def test_pointing_at_a_mark_shows_its_point(page: Page) -> None:
     text = _hover(page, "pareto")
     assert re.search(r"#\d precision=(bf16|fp32)-size=\d", text), text
     assert "J per output token, measured" in text
 
 
-def test_plotly_offers_to_save_an_image_and_to_send_nothing_anywhere(page):
+def test_plotly_offers_to_save_an_image_and_to_send_nothing_anywhere(page: Page) -> None:
     figure = _figure(page, "pareto")
     figure.scroll_into_view_if_needed()
     figure.hover()
@@ -132,7 +133,7 @@ def test_plotly_offers_to_save_an_image_and_to_send_nothing_anywhere(page):
     assert saved.value.suggested_filename == "boards – pytest-llem pareto.png"
 
 
-def test_a_choice_changes_the_plot(page):
+def test_a_choice_changes_the_plot(page: Page) -> None:
     before, note = _bars(page, 1), _figure(page, "sweep").locator(".ytitle").text_content()
     _figure(page, "sweep").locator("select").nth(1).select_option(label="Energy of a pass (J)")
     assert _figure(page, "sweep").locator(".ytitle").text_content() == "Energy of a pass (J), measured" != note
@@ -143,11 +144,11 @@ def test_a_choice_changes_the_plot(page):
     assert "cycle 1: " in _figure(page, "power").locator(".note").inner_text()
 
 
-def _column(page, number):
+def _column(page: Any, number: Any) -> Any:
     return page.locator(f"#point-table tbody tr:visible > :nth-child({number})").all_inner_texts()
 
 
-def test_the_table_sorts_by_keyboard_with_what_there_is_not_at_the_end(page):
+def test_the_table_sorts_by_keyboard_with_what_there_is_not_at_the_end(page: Page) -> None:
     head = page.locator("#point-table thead th").nth(4)
     assert head.get_attribute("aria-sort") == "none"
     head.get_by_role("button").focus()
@@ -166,7 +167,7 @@ def test_the_table_sorts_by_keyboard_with_what_there_is_not_at_the_end(page):
     assert found[-1].startswith("–"), "no value is neither most nor least"
 
 
-def test_the_table_is_filtered_and_says_how_far(page):
+def test_the_table_is_filtered_and_says_how_far(page: Page) -> None:
     field = page.get_by_role("searchbox")
     field.fill("size=3")
     assert page.get_by_role("status").inner_text() == "2 of 5 points"
@@ -179,7 +180,7 @@ def test_the_table_is_filtered_and_says_how_far(page):
     assert page.get_by_role("status").inner_text() == "5 points"
 
 
-def test_all_metrics_are_there_and_those_without_a_value_say_why(page):
+def test_all_metrics_are_there_and_those_without_a_value_say_why(page: Page) -> None:
     shown = page.locator("#point-table thead th:visible").count()
     page.get_by_label("all metrics").check()
     assert page.locator("#point-table thead th:visible").count() > shown + 10
@@ -189,7 +190,7 @@ def test_all_metrics_are_there_and_those_without_a_value_say_why(page):
     assert page.get_by_text("no llem_carbon_intensity").is_visible()
 
 
-def test_dark_is_dark_and_follows(real, opened):
+def test_dark_is_dark_and_follows(real: Path, opened: Callable[..., Any]) -> None:
     page = opened(real.parents[1] / "page.html", color_scheme="dark")
     back, ink = page.evaluate(COLORS)
     assert _brightness(back) < 40
@@ -201,12 +202,12 @@ def test_dark_is_dark_and_follows(real, opened):
     assert _brightness(ink) < 100
 
 
-def _brightness(color):
+def _brightness(color: Any) -> Any:
     return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_down_only(real, opened, scheme):
+def test_a_phone_scrolls_down_only(real: Path, opened: Callable[..., Any], scheme: str) -> None:
     page = opened(real.parents[1] / "page.html", viewport=PHONE, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert page.evaluate("document.querySelector('#points .scroll').scrollWidth") > PHONE["width"]
@@ -214,7 +215,9 @@ def test_a_phone_scrolls_down_only(real, opened, scheme):
         assert canvas.bounding_box()["width"] > 300
 
 
-def test_on_paper_it_is_light_and_nothing_is_folded(real, opened, tmp_path):
+def test_on_paper_it_is_light_and_nothing_is_folded(
+    real: Path, opened: Callable[..., Any], tmp_path: Path
+) -> None:
     page = opened(real.parents[1] / "page.html", color_scheme="dark")
     unfolded = "!document.querySelector('details:not([open], .data)')"
     page.evaluate(f"addEventListener('beforeprint', () => {{ window.seen = [{unfolded}, ...{COLORS}] }})")
@@ -227,7 +230,7 @@ def test_on_paper_it_is_light_and_nothing_is_folded(real, opened, tmp_path):
     assert page.evaluate("document.querySelectorAll('details:not([open])').length") > 0, "as before"
 
 
-def test_it_has_landmarks_headings_and_captions(page):
+def test_it_has_landmarks_headings_and_captions(page: Page) -> None:
     for role in ("banner", "navigation", "main", "contentinfo"):
         assert page.get_by_role(role).count() == 1
     assert page.get_by_role("heading", level=1).inner_text() == "boards"
@@ -238,7 +241,7 @@ def test_it_has_landmarks_headings_and_captions(page):
         assert page.locator(link.get_attribute("href")).count() == 1
 
 
-def test_gates_failures_and_the_study_are_told(page):
+def test_gates_failures_and_the_study_are_told(page: Page) -> None:
     text = page.locator("main").inner_text()
     for said in (
         "the engine says no",
@@ -255,7 +258,7 @@ def test_gates_failures_and_the_study_are_told(page):
     assert "2 failed" in page.locator(".cards").inner_text()
 
 
-def test_what_anybody_wrote_is_shown_and_not_run(real, opened, tmp_path):
+def test_what_anybody_wrote_is_shown_and_not_run(real: Path, opened: Callable[..., Any], tmp_path: Path) -> None:
     directory = reports.infected(real, tmp_path / "infected", EVIL)
     write_report(directory, tmp_path / "page.html")
     page = opened(tmp_path / "page.html")
@@ -293,7 +296,7 @@ def test_what_anybody_wrote_is_shown_and_not_run(real, opened, tmp_path):
     assert page.evaluate("window.hit") is None
 
 
-def test_200_points_of_5_cycles(real, opened, tmp_path):
+def test_200_points_of_5_cycles(real: Path, opened: Callable[..., Any], tmp_path: Path) -> None:
     reports.grown(real, tmp_path / "grown", 200, 5)
     write_report(tmp_path / "grown", tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 15_000_000

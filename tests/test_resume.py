@@ -8,23 +8,27 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_llem import StudyResult
+from tests.conftest import Results
 from tests.support.processes import wait_until
 
 
 class Study:
     """A study of which the first run went wrong: two points of four failed."""
 
-    def __init__(self, pytester, write_study, results):
+    def __init__(self, pytester: pytest.Pytester, write_study: Any, results: Any) -> None:
         self.pytester, self._write, self.results = pytester, write_study, results
         self.notes = pytester.path / "notes"
         self.notes.mkdir()
         (pytester.path / "broken").touch()
 
-    def write(self, **changes):
+    def write(self, **changes: Any) -> None:
         self._write(
             **{
                 "noop": {"report": str(self.notes), "break": str(self.pytester.path / "broken")},
@@ -34,38 +38,38 @@ class Study:
             }
         )
 
-    def run(self, *options):
+    def run(self, *options: Any) -> Any:
         return self.pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
 
-    def repair(self):
+    def repair(self) -> None:
         (self.pytester.path / "broken").unlink()
 
-    def started(self):
+    def started(self) -> Any:
         """How many experiments have had a process so far."""
         return len(list(self.notes.iterdir()))
 
-    def directories(self):
+    def directories(self) -> Any:
         """Return the results directories, the oldest first."""
         found = [path for path in self.results.root.iterdir() if path.is_dir()]
         return sorted(found, key=lambda path: json.loads((path / "manifest.json").read_text())["started_at"])
 
 
 @pytest.fixture
-def study(pytester, write_study, results):
+def study(pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> Study:
     return Study(pytester, write_study, results)
 
 
 @pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request):
+def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return request.param
 
 
-def _manifest(directory):
+def _manifest(directory: Any) -> Any:
     return json.loads((directory / "manifest.json").read_text())
 
 
 class TestReplays:
-    def test_what_is_done_stays_and_the_rest_runs(self, study, workers):
+    def test_what_is_done_stays_and_the_rest_runs(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write()
         study.run().assert_outcomes(passed=2, failed=2)
         study.repair()
@@ -107,7 +111,7 @@ class TestReplays:
         assert sorted("llem_replayed_from" in one for one in properties) == [False, False, True, True]
         assert all("llem_seconds" in one for one in properties)
 
-    def test_the_hook_is_told_of_each(self, study):
+    def test_the_hook_is_told_of_each(self, study: Study) -> None:
         study.write()
         study.run()
         study.pytester.makeconftest(
@@ -116,7 +120,7 @@ class TestReplays:
         run = study.run("--llem-resume", "-s")
         assert run.stdout.str().count("told n=") == 2
 
-    def test_again_and_again(self, study):
+    def test_again_and_again(self, study: Study) -> None:
         """The newest run holds what it replayed, so that the one before is not needed any more."""
         study.write()
         study.run()
@@ -126,7 +130,7 @@ class TestReplays:
         study.run("--llem-resume").assert_outcomes(passed=4)
         assert study.started() == 4 + 2 + 2
 
-    def test_an_older_one_by_name(self, study):
+    def test_an_older_one_by_name(self, study: Study) -> None:
         study.write()
         study.run("--llem-run-id=first")
         study.repair()
@@ -134,26 +138,26 @@ class TestReplays:
         study.run("--llem-resume-from", "results/noop_first").assert_outcomes(passed=4)
         assert study.started() == 4 + 4 + 2
 
-    def test_more_cycles_are_added(self, study):
+    def test_more_cycles_are_added(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
         study.run()
         study.run("--llem-resume", "--llem-cycles=3").assert_outcomes(passed=6)
         assert study.started() == 6
 
-    def test_with_a_selection(self, study):
+    def test_with_a_selection(self, study: Study) -> None:
         study.write()
         study.run()
         run = study.run("--llem-resume", "-k", "n=2 and fault=none")
         run.assert_outcomes(passed=1, deselected=3)
         assert study.started() == 4
 
-    def test_with_nothing_there_all_runs(self, study):
+    def test_with_nothing_there_all_runs(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(["  resume: nothing is there to replay"])
 
-    def test_what_a_later_run_did_not_get_to_is_taken_from_an_earlier_one(self, study):
+    def test_what_a_later_run_did_not_get_to_is_taken_from_an_earlier_one(self, study: Study) -> None:
         """After --lf, -k or -x the newest results are not all that there is."""
         study.write()
         study.run("--llem-run-id=first")
@@ -164,13 +168,13 @@ class TestReplays:
         assert study.started() == 4 + 2
         run.stdout.fnmatch_lines(["  resume: 2 from results/noop_first, 2 from results/noop_second"])
 
-    def test_of_results_that_were_measured_twice_the_newer_one_counts(self, study):
+    def test_of_results_that_were_measured_twice_the_newer_one_counts(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=first")
         study.run("--llem-run-id=second")
         study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_second"])
 
-    def test_another_study_of_the_same_design_comes_second(self, study):
+    def test_another_study_of_the_same_design_comes_second(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=mine")
         study.write(name="other", sweep={"n": [1]})
@@ -178,7 +182,7 @@ class TestReplays:
         study.write(sweep={"n": [1]})
         study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_mine"])
 
-    def test_a_result_that_is_not_whole_is_measured_again(self, study):
+    def test_a_result_that_is_not_whole_is_measured_again(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
         study.run()
         (directory,) = study.directories()
@@ -189,14 +193,16 @@ class TestReplays:
         run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name}, 1 not whole any more"])
         assert study.started() == 3
 
-    def test_what_preflight_would_refuse_now_is_there_already(self, study, monkeypatch):
+    def test_what_preflight_would_refuse_now_is_there_already(
+        self, study: Study, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         study.write(sweep={"n": [1]}, dataset="prompts.txt")
         (study.pytester.path / "prompts.txt").write_text("one prompt\n")
         study.run().assert_outcomes(passed=1)
         (study.pytester.path / "prompts.txt").unlink()
         study.run("--llem-resume").assert_outcomes(passed=1)
 
-    def test_the_plan_says_so_before(self, study):
+    def test_the_plan_says_so_before(self, study: Study) -> None:
         study.write()
         study.run()
         study.run("--llem-resume", "--collect-only", "--llem-plan=plan.json")
@@ -208,13 +214,13 @@ class TestReplays:
 
 class TestWhatSomebodyTamperedWith:
     @pytest.fixture
-    def entry(self, study):
+    def entry(self, study: Study) -> Callable[..., Any]:
         """Return what changes the entry of the first of two experiments, with a hash that fits."""
         study.write(sweep={"n": [1, 2]})
         study.run()
         (directory,) = study.directories()
 
-        def change(file, content=None):
+        def change(file: Any, content: Any = None) -> Any:
             path = directory / file
             if content is not None:
                 path.write_bytes(content)
@@ -230,14 +236,18 @@ class TestWhatSomebodyTamperedWith:
         return change
 
     @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff\xfe", b""])
-    def test_a_file_that_is_no_result_is_measured_again(self, study, entry, content):
+    def test_a_file_that_is_no_result_is_measured_again(
+        self, study: Study, entry: Callable[..., Any], content: bytes
+    ) -> None:
         entry(entry.file, content)
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
         assert "INTERNALERROR" not in run.stdout.str()
         assert study.started() == 3
 
-    def test_a_result_of_another_experiment_does_not_stand_for_it(self, study, entry):
+    def test_a_result_of_another_experiment_does_not_stand_for_it(
+        self, study: Study, entry: Callable[..., Any]
+    ) -> None:
         entry(entry.file, (entry.directory / entry.other).read_bytes())
         study.run("--llem-resume").assert_outcomes(passed=2)
         assert study.started() == 3
@@ -245,21 +255,23 @@ class TestWhatSomebodyTamperedWith:
         study.run("--llem-resume-from", str(entry.directory)).assert_outcomes(passed=2)
         assert study.started() == 4
 
-    def test_no_file_elsewhere_is_read(self, study, entry):
+    def test_no_file_elsewhere_is_read(self, study: Study, entry: Callable[..., Any]) -> None:
         (study.pytester.path / "secret.json").write_text("{}")
         entry("../../secret.json")
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
         assert study.started() == 3
 
-    def test_what_lies_beside_and_is_no_text_is_left(self, study, entry):
+    def test_what_lies_beside_and_is_no_text_is_left(self, study: Study, entry: Callable[..., Any]) -> None:
         stem = entry.directory / entry.file.removesuffix(".json")
         stem.with_suffix(".folder").mkdir()
         stem.with_suffix(".notes").write_bytes(b"\xff")
         study.run("--llem-resume").assert_outcomes(passed=2)
         assert study.started() == 2
 
-    def test_a_result_that_goes_meanwhile_is_measured_with_the_device_to_itself(self, study, entry):
+    def test_a_result_that_goes_meanwhile_is_measured_with_the_device_to_itself(
+        self, study: Study, entry: Callable[..., Any]
+    ) -> None:
         study.pytester.makeconftest(
             f"""
             import pathlib
@@ -275,7 +287,9 @@ class TestWhatSomebodyTamperedWith:
         result = json.loads((study.directories()[1] / measured["result_file"]).read_text())
         assert result["gap"]["waited_seconds"] is not None, "it had the device"
 
-    def test_a_study_of_which_nothing_is_selected_refuses_nothing(self, study, entry, write_study):
+    def test_a_study_of_which_nothing_is_selected_refuses_nothing(
+        self, study: Study, entry: Callable[..., Any], write_study: Callable[..., Path]
+    ) -> None:
         write_study("other.yaml", name="other", sweep={"noop.size": [1]}, execution={"n_cycles": 1})
         study.write(sweep={"n": [3]})
         run = study.pytester.runpytest_subprocess(
@@ -285,7 +299,7 @@ class TestWhatSomebodyTamperedWith:
 
 
 class TestAfterAKill:
-    def test_what_was_running_runs(self, study, workers):
+    def test_what_was_running_runs(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(sweep={"noop.fault": ["none", "hang while broken"]})
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -301,7 +315,7 @@ class TestAfterAKill:
         assert study.started() == 3
         assert _manifest(study.directories()[1])["completed"] == 2
 
-    def test_what_was_interrupted_runs(self, study):
+    def test_what_was_interrupted_runs(self, study: Study) -> None:
         study.write(sweep={"noop.fault": ["none", "hang while broken"]})
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -314,12 +328,12 @@ class TestAfterAKill:
 
 
 class TestRefusals:
-    def _refused(self, run, *lines):
+    def _refused(self, run: Any, *lines: Any) -> None:
         assert run.ret == pytest.ExitCode.USAGE_ERROR
         run.stderr.fnmatch_lines([f"ERROR: {line}" for line in lines])
         assert "INTERNALERROR" not in run.stdout.str() + run.stderr.str()
 
-    def test_another_design(self, study, workers):
+    def test_another_design(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(sweep={"n": [1, 2]})
         study.run()
         study.write(sweep={"n": [2, 3, 4]})
@@ -333,7 +347,7 @@ class TestRefusals:
         study.run("--llem-resume", "--llem-resume-anyway", *workers).assert_outcomes(passed=3)
         assert study.started() == 4, "the point that both have is replayed"
 
-    def test_the_field_that_differs_is_named(self, study):
+    def test_the_field_that_differs_is_named(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
         study.run()
         study.write(sweep={"n": [1, 2]}, max_output_tokens=5)
@@ -342,7 +356,7 @@ class TestRefusals:
             "* cannot be resumed: the study's design was *, is *: n=1 had max_output_tokens: 3 then, 5 now (*",
         )
 
-    def test_of_older_runs_what_was_measured_otherwise_is_left(self, study):
+    def test_of_older_runs_what_was_measured_otherwise_is_left(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
         study.run()
         (first,) = study.directories()
@@ -351,7 +365,7 @@ class TestRefusals:
         study.run("--llem-resume").assert_outcomes(passed=2)
         assert study.started() == 2 + 1 + 1, "n=2 was measured on another CPU"
 
-    def test_the_newest_of_the_same_design_is_taken_whatever_was_run_since(self, study):
+    def test_the_newest_of_the_same_design_is_taken_whatever_was_run_since(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run()
         study.write(sweep={"n": [2]})
@@ -373,7 +387,9 @@ class TestRefusals:
         ],
         ids=["torch", "ourselves", "processor", "gpu"],
     )
-    def test_what_determines_the_numbers_has_changed(self, study, change, told):
+    def test_what_determines_the_numbers_has_changed(
+        self, study: Study, change: dict[str, Any], told: str
+    ) -> None:
         study.write(sweep={"n": [1]})
         study.run()
         (directory,) = study.directories()
@@ -384,41 +400,41 @@ class TestRefusals:
         study.run("--llem-resume", "--llem-resume-anyway").assert_outcomes(passed=1)
         assert study.started() == 1
 
-    def test_an_engine_of_another_version(self, study):
+    def test_an_engine_of_another_version(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run()
         (directory,) = study.directories()
         _change_results(directory, {}, versions={"PyYAML": "1.0"})
         self._refused(study.run("--llem-resume"), "* cannot be resumed: PyYAML 1.0 then, * now *")
 
-    def test_no_results_directory(self, study):
+    def test_no_results_directory(self, study: Study) -> None:
         study.write()
         self._refused(
             study.run("--llem-resume-from", "nowhere"),
             "--llem-resume-from: *nowhere: holds no manifest.json, so no results of a study",
         )
 
-    def test_the_manifest_instead_of_its_directory(self, study):
+    def test_the_manifest_instead_of_its_directory(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=one")
         run = study.run("--llem-resume-from", "results/noop_one/manifest.json")
         self._refused(run, "--llem-resume-from: *manifest.json: name the directory that holds it")
 
-    def test_results_of_another_study(self, study, write_study):
+    def test_results_of_another_study(self, study: Study, write_study: Callable[..., Path]) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=one")
         study.write(name="other", sweep={"n": [2]})
         run = study.run("--llem-resume-from", "results/noop_one")
         self._refused(run, "--llem-resume-from: *noop_one is of none of the collected studies")
 
-    def test_anyway_alone(self, study):
+    def test_anyway_alone(self, study: Study) -> None:
         study.write()
         self._refused(
             study.run("--llem-resume-anyway"), "--llem-resume-anyway: needs --llem-resume or --llem-resume-from"
         )
 
 
-def _change_results(directory, environment, versions=None):
+def _change_results(directory: Any, environment: Any, versions: Any = None) -> None:
     """Have the results of a run say that they were measured elsewhere."""
     manifest = _manifest(directory)
     for entry in manifest["experiments"]:

@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import distribution, metadata, version
 from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,7 @@ from pytest_llem.planning.elsewhere import WORKER, lacks
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
+from tests.conftest import Results
 from tests.support.environments import EVERYTHING, NOOP_ENGINE, ROOT, Environment
 
 OURS = version("pytest-llem")
@@ -45,7 +49,7 @@ FARAWAY = """
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with an engine that this one does not have, and another version of a package."""
     environment = Environment(tmp_path_factory.mktemp("elsewhere") / "env", *EVERYTHING)
     environment.add("tokenizers", "0.0.7")
@@ -55,7 +59,7 @@ def elsewhere(tmp_path_factory):
 
 
 @pytest.fixture
-def notes(pytester, monkeypatch):
+def notes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     folder = pytester.mkdir("notes")
     monkeypatch.setenv("NOTES", str(folder))
     return lambda: [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
@@ -75,7 +79,7 @@ def _gone(pid: int) -> bool:
         return True
 
 
-def _wait_until(condition, seconds=30.0):
+def _wait_until(condition: Any, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -83,7 +87,7 @@ def _wait_until(condition, seconds=30.0):
 
 
 class TestAsking:
-    def test_what_it_has(self, elsewhere):
+    def test_what_it_has(self, elsewhere: Environment) -> None:
         told = ask(elsewhere.python, ["json", "no_such_module", "faraway_engine"])
         assert isinstance(told, Interpreter)
         assert told.python == "{}.{}.{}".format(*sys.version_info)
@@ -93,7 +97,7 @@ class TestAsking:
         assert {"json", "faraway_engine", "pytest_llem"} <= told.modules
         assert "no_such_module" not in told.modules
 
-    def test_what_it_says_beside_is_ignored(self, tmp_path, elsewhere):
+    def test_what_it_says_beside_is_ignored(self, tmp_path: Path, elsewhere: Environment) -> None:
         """Its start-up may print, and leave a process behind that holds its output."""
         noisy = script(
             tmp_path / "noisy",
@@ -101,7 +105,9 @@ class TestAsking:
         )
         assert ask(noisy) == ask(elsewhere.python)
 
-    def test_the_current_folder_and_this_ones_path_are_none_of_its(self, tmp_path, monkeypatch, elsewhere):
+    def test_the_current_folder_and_this_ones_path_are_none_of_its(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Environment
+    ) -> None:
         (tmp_path / "bitsandbytes.py").touch()
         (tmp_path / "json.py").write_text("raise SystemExit('mine')")
         monkeypatch.chdir(tmp_path)
@@ -126,12 +132,12 @@ class TestAsking:
             ("""echo "$4"'[]'""", "does not answer as Python does (no answer, and said "),
         ],
     )
-    def test_what_is_no_python(self, tmp_path, text, told):
+    def test_what_is_no_python(self, tmp_path: Path, text: str, told: str) -> None:
         said = ask(script(tmp_path / "fake", text))
         assert isinstance(said, str)
         assert said.startswith(told)
 
-    def test_one_that_hangs_is_ended_whole(self, tmp_path, monkeypatch):
+    def test_one_that_hangs_is_ended_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(interpreter, "ANSWER_SECONDS", 1.0)
         hanging = script(tmp_path / "fake", f"sleep 1000 & echo $! > {tmp_path}/pid; exec sleep 1000")
         assert ask(hanging) == (
@@ -139,7 +145,7 @@ class TestAsking:
         )
         assert _gone(int((tmp_path / "pid").read_text()))
 
-    def test_what_cannot_be_run(self, tmp_path):
+    def test_what_cannot_be_run(self, tmp_path: Path) -> None:
         (tmp_path / "plain").write_text("")
         (tmp_path / "binary").write_bytes(b"\0\1")
         (tmp_path / "binary").chmod(0o755)
@@ -156,7 +162,7 @@ class TestAsking:
             ),
         }
 
-    def test_an_old_python_says_so(self, tmp_path):
+    def test_an_old_python_says_so(self, tmp_path: Path) -> None:
         pretend = (
             "import sys; sys.version_info = (3, 9, 18); start = sys.argv.pop(2); sys.argv.pop(1); exec(start)"
         )
@@ -166,7 +172,7 @@ class TestAsking:
         )
         assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, OLDEST))}"
 
-    def test_versions_that_experiments_run_with(self, tmp_path, elsewhere):
+    def test_versions_that_experiments_run_with(self, tmp_path: Path, elsewhere: Environment) -> None:
         here, there = package_versions(None), package_versions(elsewhere.python)
         assert here["pytest"] == there["pytest"] == pytest.__version__
         assert (there["tokenizers"], here["tokenizers"]) == ("0.0.7", version("tokenizers"))
@@ -175,7 +181,7 @@ class TestAsking:
         assert package_versions(tmp_path / "nowhere") == {}
 
 
-def there(*requires: str, **changes) -> Interpreter:
+def there(*requires: str, **changes: Any) -> Interpreter:
     """Return an interpreter that has what we need, and an engine of the distribution ``other``."""
     fields = {
         "python": "3.12.1",
@@ -199,7 +205,7 @@ class TestWhatIsLacking:
             ["what (is this"],
         ],
     )
-    def test_nothing(self, requires):
+    def test_nothing(self, requires: list[Any]) -> None:
         assert lacks(there(*requires), "theirs", "pip") is None
 
     @pytest.mark.parametrize(
@@ -214,10 +220,10 @@ class TestWhatIsLacking:
             (["a @ https://a.example/a.whl"], "lacks a @ https://a.example/a.whl: PIP install 'a @ https://a.ex"),
         ],
     )
-    def test_a_package_that_its_engine_requires(self, requires, told):
+    def test_a_package_that_its_engine_requires(self, requires: list[str], told: str) -> None:
         assert (lacks(there(*requires), "theirs", "PIP") or "").startswith(told)
 
-    def test_only_what_an_experiments_process_needs_of_our_own(self):
+    def test_only_what_an_experiments_process_needs_of_our_own(self) -> None:
         ours = [f"{name}>=1" for name in WORKER]
         other = there(requires={"pytest-llem": [*ours, "torch>=99", "rich"], "other": []})
         wanted = " and ".join(ours)
@@ -227,23 +233,23 @@ class TestWhatIsLacking:
         assert lacks(other, None, "PIP") == lacks(other, "theirs", "PIP")
 
     @pytest.mark.parametrize("change", [{"packages": {}}, {"modules": []}])
-    def test_us(self, change):
+    def test_us(self, change: dict[str, Any]) -> None:
         assert lacks(there(**change), "theirs", "PIP") == (
             f"has no pytest-llem: install it there: PIP install pytest-llem=={OURS}"
         )
 
-    def test_our_version(self):
+    def test_our_version(self) -> None:
         assert lacks(there(packages={"pytest-llem": "0.0.7"}), "theirs", "PIP") == (
             f"has pytest-llem 0.0.7, and {OURS} runs here: PIP install pytest-llem=={OURS}"
         )
 
-    def test_the_engine(self, noop_engine):
+    def test_the_engine(self, noop_engine: None) -> None:
         told = "has no engine of that name (there are: theirs): install its package there: PIP install "
         assert lacks(there(), "noop", "PIP") == f"{told}noop-engine==1.0"
         assert lacks(there(), "nobodys", "PIP") == f"{told}PACKAGE"
         assert lacks(there(), None, "PIP") is None
 
-    def test_what_only_some_experiments_need(self):
+    def test_what_only_some_experiments_need(self) -> None:
         config = ExperimentConfig.model_validate(
             {"model": "m", "pytorch": {"device_map": "auto", "attn_implementation": "flash_attention_2"}}
         )
@@ -257,8 +263,15 @@ class TestWhatIsLacking:
 class TestRunning:
     @pytest.mark.parametrize("written", ["absolute", "relative", "home"])
     def test_an_engine_that_is_only_there(
-        self, pytester, write_study, results, elsewhere, notes, monkeypatch, written
-    ):
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        elsewhere: Environment,
+        notes: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        written: str,
+    ) -> None:
         python = elsewhere.python
         if written == "home":
             monkeypatch.setenv("HOME", str(elsewhere.folder.parent))
@@ -289,12 +302,20 @@ class TestRunning:
         ]
         assert not [text for text in told if str(elsewhere.folder) in text]
 
-    def test_without_a_runner_it_is_no_engine(self, pytester, write_study):
+    def test_without_a_runner_it_is_no_engine(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(backend="faraway", sweep={"n": [1]})
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
         run.stdout.fnmatch_lines(["*study.yaml:3:1: backend: no engine of that name (got 'faraway'; there are: *"])
 
-    def test_where_little_more_is_installed(self, pytester, write_study, results, tmp_path_factory):
+    def test_where_little_more_is_installed(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> None:
         """An experiment's process needs no more of ours than preflight asks for: not torch, nor pytest."""
         environment = Environment(tmp_path_factory.mktemp("bare") / "env", ROOT, NOOP_ENGINE)
         ours = distribution("pytest-llem")
@@ -311,7 +332,15 @@ class TestRunning:
         assert (lacks(told, "pytorch", "PIP") or "").startswith("lacks torch>=")
 
     @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-    def test_beside_one_that_runs_here(self, pytester, write_study, results, elsewhere, notes, workers):
+    def test_beside_one_that_runs_here(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        elsewhere: Environment,
+        notes: Callable[..., Any],
+        workers: list[Any],
+    ) -> None:
         write_study(
             backend=None,
             sweep={"backend": ["noop", "faraway"], "n": [1, 2]},
@@ -324,7 +353,14 @@ class TestRunning:
         assert by_engine == {("faraway", "0.0.7"), ("noop", version("tokenizers"))}
         assert {note["prefix"] for note in notes()} == {str(elsewhere.folder)}
 
-    def test_it_is_killed_and_told_like_any_other(self, pytester, write_study, results, elsewhere, notes):
+    def test_it_is_killed_and_told_like_any_other(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        elsewhere: Environment,
+        notes: Callable[..., Any],
+    ) -> None:
         write_study(
             backend="faraway",
             sweep={"faraway.fault": ["raise", "hang", "_exit"]},
@@ -342,7 +378,15 @@ class TestRunning:
         assert all(_gone(note["pid"]) for note in notes())
 
     @pytest.mark.parametrize("ini", [None, "[pytest]\npythonpath = mine"])
-    def test_a_class_of_ones_own(self, pytester, write_study, results, elsewhere, notes, ini):
+    def test_a_class_of_ones_own(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        elsewhere: Environment,
+        notes: Callable[..., Any],
+        ini: str | None,
+    ) -> None:
         folder = pytester.path / "mine" if ini else pytester.path
         folder.mkdir(exist_ok=True)
         (folder / "of_my_own.py").write_text("from faraway_engine import Engine as Mine")  # it is only there
@@ -355,7 +399,9 @@ class TestRunning:
         pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         assert [note["prefix"] for note in notes()] == [str(elsewhere.folder)]
 
-    def test_it_is_asked_once_in_a_session(self, pytester, write_study, elsewhere):
+    def test_it_is_asked_once_in_a_session(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], elsewhere: Environment
+    ) -> None:
         real = shlex.quote(str(elsewhere.python))
         python = script(pytester.path / "python", f'echo "$1 $2" >> asked; exec {real} "$@"')
         for name in ("one.yaml", "two.yaml"):
@@ -364,7 +410,9 @@ class TestRunning:
         asked = [line for line in (pytester.path / "asked").read_text().splitlines() if line.startswith("-")]
         assert sorted(asked) == ["-P -m"] * 4 + ["-c "]
 
-    def test_it_is_not_asked_where_nothing_runs_there(self, pytester, write_study):
+    def test_it_is_not_asked_where_nothing_runs_there(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         python = script(pytester.path / "python", "touch asked; exit 1")
         write_study(
             backend=None,
@@ -375,7 +423,9 @@ class TestRunning:
         pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "backend=noop").assert_outcomes(passed=1)
         assert not (pytester.path / "asked").exists()
 
-    def test_what_is_wrong_is_told_beforehand_and_the_others_run(self, pytester, write_study, results):
+    def test_what_is_wrong_is_told_beforehand_and_the_others_run(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    ) -> None:
         write_study(
             backend=None,
             sweep={"backend": ["noop", "faraway"], "n": [1, 2]},
@@ -392,7 +442,9 @@ class TestRunning:
         assert kinds == {"preflight"}
 
     @pytest.mark.parametrize("text", [None, "exit 1"])
-    def test_unasked_it_fails_at_once_all_the_same(self, pytester, write_study, results, text):
+    def test_unasked_it_fails_at_once_all_the_same(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, text: str | None
+    ) -> None:
         """With skip_preflight: a wrong path, or what is no Python, is no reason to wait."""
         if text:
             script(pytester.path / "fake", text)
@@ -405,7 +457,9 @@ class TestRunning:
         assert ("status 1" if text else "No such file") in errors[0]["message"]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-    def test_what_is_being_asked_does_not_outlive_pytest(self, pytester, write_study, number):
+    def test_what_is_being_asked_does_not_outlive_pytest(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], number: Signals
+    ) -> None:
         script(pytester.path / "fake", "sleep 1000 & echo $$ $! > pids.tmp; mv pids.tmp pids; wait; sleep 1000")
         write_study(sweep={"n": [1]}, runners={"noop": "fake"})
         run = subprocess.Popen(
@@ -424,7 +478,7 @@ OTHER = "transformers==5.22.2"
 
 
 @pytest.fixture(scope="module")
-def other_transformers(tmp_path_factory):
+def other_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """An environment with another version of transformers, and else all that this one has."""
     environment = Environment(tmp_path_factory.mktemp("other") / "env", *EVERYTHING)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
@@ -441,7 +495,9 @@ def other_transformers(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_another_version_of_transformers(pytester, write_study, results, other_transformers):
+def test_another_version_of_transformers(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, other_transformers: Environment
+) -> None:
     """The same study here and there: the results tell which version each ran with."""
     changes = {
         "model": "builtin:tiny-llama",

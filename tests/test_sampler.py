@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,7 +37,9 @@ A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-
     st.lists(st.floats(-1, 21), min_size=2, max_size=400, unique=True),
     st.floats(1, 1000),
 )
-def test_constant_power_is_power_times_time_however_the_samples_lie(began, seconds, at, watts):
+def test_constant_power_is_power_times_time_however_the_samples_lie(
+    began: Any, seconds: Any, at: Any, watts: Any
+) -> None:
     ended = began + seconds
     try:
         found = integrate(sorted(Power(one, watts) for one in at), began, ended)
@@ -46,24 +49,24 @@ def test_constant_power_is_power_times_time_however_the_samples_lie(began, secon
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.03, 0.099])
-def test_seventy_watts_for_ten_seconds_are_seven_hundred_joules(offset):
+def test_seventy_watts_for_ten_seconds_are_seven_hundred_joules(offset: float) -> None:
     samples = [Power(offset + 0.1 * number, 70.0) for number in range(100)]
     found = integrate(samples, 0.0, 10.0)
     assert found.energy_j == pytest.approx(700)
     assert found.uncertainty_j == pytest.approx(70 * 0.1 * (2 / 12) ** 0.5)
 
 
-def test_power_goes_straight_between_samples_also_over_the_edges():
+def test_power_goes_straight_between_samples_also_over_the_edges() -> None:
     samples = [Power(0.1 * number, 1000.0 * number) for number in range(31)]  # 10 kW/s
     assert integrate(samples, 0.55, 2.45).energy_j == pytest.approx(10_000 * (2.45**2 - 0.55**2) / 2)
 
 
-def test_the_edges_take_the_nearest_sample_where_there_is_none_beyond():
+def test_the_edges_take_the_nearest_sample_where_there_is_none_beyond() -> None:
     samples = [Power(1.0, 100.0), Power(1.5, 200.0)]
     assert integrate(samples, 0.5, 2.0).energy_j == pytest.approx(0.5 * 100 + 0.5 * 150 + 0.5 * 200)
 
 
-def test_a_step_is_within_its_uncertainty_wherever_it_came():
+def test_a_step_is_within_its_uncertainty_wherever_it_came() -> None:
     for step in (1.0, 1.025, 1.05, 1.099):
         samples = [Power(0.1 * number, 100.0 if 0.1 * number <= step else 500.0) for number in range(31)]
         found = integrate(samples, 0.0, 3.0)
@@ -86,7 +89,7 @@ def test_a_step_is_within_its_uncertainty_wherever_it_came():
     ],
     ids=["none", "one", "gap", "ends-early", "begins-late", "gap-over-the-edge", "all-before"],
 )
-def test_too_few_samples_are_no_energy(at, reason):
+def test_too_few_samples_are_no_energy(at: list[Any], reason: str) -> None:
     with pytest.raises(NoIntegralError, match=f"^{reason}$"):
         integrate([Power(one, 70.0) for one in at], 0.0, 10.0)
 
@@ -103,7 +106,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def env(nvml_library, tmp_path, folder) -> Callable[..., tuple[Script, dict[str, str]]]:
+def env(nvml_library: Path, tmp_path: Path, folder: Path) -> Callable[..., tuple[Script, dict[str, str]]]:
     """Return a script of boards, and the environment of a process that finds them."""
 
     def make(*boards: Board, **script: object) -> tuple[Script, dict[str, str]]:
@@ -145,7 +148,7 @@ def _measure(
     return reading, sampler.pid, survived
 
 
-def test_samples_of_the_window(env, folder):
+def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
     script, environment = env(_board(A), _board(B, 70.0))
     reading, pid, survived = nvml.run(environment, _measure, script)
     assert survived
@@ -176,7 +179,9 @@ def test_samples_of_the_window(env, folder):
 
 
 @pytest.mark.parametrize("harm_first", [False, True], ids=["in-the-window", "before-it"])
-def test_a_sampler_that_dies_costs_only_its_figures(env, folder, harm_first):
+def test_a_sampler_that_dies_costs_only_its_figures(
+    env: Callable[..., Any], folder: Path, harm_first: bool
+) -> None:
     script, environment = env(_board(A), _board(B, no_counter=1))
     reading, _, survived = nvml.run(environment, _measure, script, signal.SIGKILL, harm_first)
     assert not survived
@@ -194,7 +199,7 @@ def test_a_sampler_that_dies_costs_only_its_figures(env, folder, harm_first):
     assert list(folder.iterdir()) == []
 
 
-def test_ctrl_c_is_not_the_samplers(env):
+def test_ctrl_c_is_not_the_samplers(env: Callable[..., Any]) -> None:
     script, environment = env(_board())
     reading, _, survived = nvml.run(environment, _measure, script, signal.SIGINT)
     assert survived
@@ -215,7 +220,7 @@ def _without_a_sampler(script: Script) -> tuple[Reading | None, str | None]:
     return reading, None
 
 
-def test_a_sampler_that_cannot_start(env):
+def test_a_sampler_that_cannot_start(env: Callable[..., Any]) -> None:
     script, environment = env(_board())
     reading, _ = nvml.run(environment, _without_a_sampler, script)
     (device,) = reading.devices
@@ -250,7 +255,7 @@ def _sampler_among(other: int) -> int:
     return sampler.pid
 
 
-def test_it_outlives_nobody(env, folder, tmp_path):
+def test_it_outlives_nobody(env: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
     script, environment = env(_board())
     told = tmp_path / "told"
     code = f"from pathlib import Path; from tests import test_sampler; test_sampler._hold(Path({str(told)!r}))"
@@ -272,7 +277,7 @@ def test_it_outlives_nobody(env, folder, tmp_path):
     assert script.calls(), "it had sampled"
 
 
-def test_it_ends_when_its_standard_input_does(env):
+def test_it_ends_when_its_standard_input_does(env: Callable[..., Any]) -> None:
     _, environment = env(_board())
     command = [
         sys.executable,
@@ -293,7 +298,7 @@ def test_it_ends_when_its_standard_input_does(env):
 
 
 @pytest.mark.parametrize("reader", ["reads", "sleeps", "is gone"])
-def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env, reader):
+def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env: Callable[..., Any], reader: str) -> None:
     """Once a second: the power of all boards, the temperature of the hottest. Samples come ten times as often."""
     _, environment = env(_board(A), _board(B, watts=80.0, temperature="0 66"))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
@@ -327,7 +332,7 @@ def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env, reader):
     assert json.loads(lines[-1]) == {"power_w": pytest.approx(380.0), "temperature_c": 66}
 
 
-def test_without_nvml_it_says_so(tmp_path):
+def test_without_nvml_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     environment = nvml.environment(tmp_path, Script(tmp_path / "script", []))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
@@ -336,7 +341,7 @@ def test_without_nvml_it_says_so(tmp_path):
     assert done.stdout == '{"failed": "nvmlInit: NVML Shared Library Not Found"}\n'
 
 
-def test_it_imports_next_to_nothing():
+def test_it_imports_next_to_nothing() -> None:
     code = (
         "import sys, pytest_llem.energy.sampler\n"
         "assert not {'pydantic', 'torch', 'transformers', 'numpy', 'yaml', 'asyncio'} & set(sys.modules)\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.support.study_results import point, study_result
 
 
 @pytest.fixture
-def result():
+def result() -> StudyResult:
     return study_result(
         point(
             {"precision": "bf16"},
@@ -32,7 +34,7 @@ def result():
     )
 
 
-def test_it_is_the_same_when_it_is_read_again(tmp_path, result):
+def test_it_is_the_same_when_it_is_read_again(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     assert file == tmp_path / ".llem" / "baselines" / "main" / "made-up.json"
     found = load("main", tmp_path, "made-up")
@@ -43,7 +45,7 @@ def test_it_is_the_same_when_it_is_read_again(tmp_path, result):
     assert found.points[0].metrics["seconds"].values == [0.1 + 0.2, 1 / 3, 1e-17]
 
 
-def test_it_is_laid_out_for_reading_differences(tmp_path, result):
+def test_it_is_laid_out_for_reading_differences(tmp_path: Path, result: StudyResult) -> None:
     text = save(result, "main", tmp_path).read_text(encoding="utf-8")
     lines = text.splitlines()
     assert text.endswith("}\n")
@@ -55,7 +57,7 @@ def test_it_is_laid_out_for_reading_differences(tmp_path, result):
     assert "null" not in "".join(metrics).replace("11.0, null]", "")
 
 
-def test_saving_the_same_again_changes_nothing(tmp_path, result):
+def test_saving_the_same_again_changes_nothing(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     before = file.read_bytes()
     save(load("main", tmp_path), "main", tmp_path)
@@ -63,7 +65,7 @@ def test_saving_the_same_again_changes_nothing(tmp_path, result):
     assert [one.name for one in file.parent.iterdir()] == [file.name], "nothing is left beside it"
 
 
-def test_a_changed_metric_changes_its_line(tmp_path, result):
+def test_a_changed_metric_changes_its_line(tmp_path: Path, result: StudyResult) -> None:
     before = save(result, "main", tmp_path).read_text(encoding="utf-8").splitlines()
     changed = point({}, seconds=[2.0, 2.5, 3.1]).metrics["seconds"]
     result.points[1].metrics["seconds"] = changed
@@ -72,7 +74,7 @@ def test_a_changed_metric_changes_its_line(tmp_path, result):
     assert delta == ["-", "+"]
 
 
-def test_a_new_metric_adds_a_line(tmp_path):
+def test_a_new_metric_adds_a_line(tmp_path: Path) -> None:
     one = save(study_result(point({}, seconds=[1.0, 2.0])), "one", tmp_path).read_text()
     both = study_result(point({}, seconds=[1.0, 2.0], requests_per_second=[1.0, 2.0]))
     two = save(both, "two", tmp_path).read_text()
@@ -89,7 +91,9 @@ def test_a_new_metric_adds_a_line(tmp_path):
         ({"measurement_protocol": {"n_cycles": 5}}, "precision=bf16 has fewer cycles than 5"),
     ],
 )
-def test_a_partial_run_is_saved_only_where_that_is_asked_for(tmp_path, result, changes, said):
+def test_a_partial_run_is_saved_only_where_that_is_asked_for(
+    tmp_path: Path, result: StudyResult, changes: dict[str, Any], said: str
+) -> None:
     if statuses := changes.get("experiments"):
         changes = {"experiments": [_entry(number, status) for number, status in enumerate(statuses)]}
     result = result.model_copy(update=changes)
@@ -100,12 +104,12 @@ def test_a_partial_run_is_saved_only_where_that_is_asked_for(tmp_path, result, c
     assert load("main", tmp_path).points if save(result, "main", tmp_path, partial=True) else None
 
 
-def test_what_the_study_skips_is_not_lacking(result):
+def test_what_the_study_skips_is_not_lacking(result: StudyResult) -> None:
     result.experiments = [_entry(1, "completed"), _entry(2, "skipped")]
     assert what_lacks(result) is None
 
 
-def test_points_without_a_result_are_left_out(tmp_path, result):
+def test_points_without_a_result_are_left_out(tmp_path: Path, result: StudyResult) -> None:
     result.points.append(point({"precision": "fp16"}))
     save(result, "main", tmp_path, partial=True)
     assert [one.id for one in load("main", tmp_path).points] == ["precision=bf16", "precision=fp32"]
@@ -113,7 +117,7 @@ def test_points_without_a_result_are_left_out(tmp_path, result):
         save(study_result(point({})), "empty", tmp_path)
 
 
-def _entry(number, status):
+def _entry(number: Any, status: Any) -> Any:
     error = (
         ErrorRecord(kind="crash", type="Killed", message="gone", traceback="secret")
         if status == "failed"
@@ -124,19 +128,21 @@ def _entry(number, status):
     )
 
 
-def test_no_traceback_is_kept(tmp_path, result):
+def test_no_traceback_is_kept(tmp_path: Path, result: StudyResult) -> None:
     result.experiments = [_entry(1, "failed")]
     assert "secret" not in save(result, "main", tmp_path, partial=True).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a\\b", "a\nb", "."])
-def test_names_that_are_none(tmp_path, result, name):
+def test_names_that_are_none(tmp_path: Path, result: StudyResult, name: str) -> None:
     with pytest.raises(BaselineError, match="the name of a baseline must be one without path separators"):
         save(result, name, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
-def test_what_a_name_and_what_a_path_means(tmp_path, result, monkeypatch):
+def test_what_a_name_and_what_a_path_means(
+    tmp_path: Path, result: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     file = save(result, "main", tmp_path)
     (tmp_path / "main").mkdir()
@@ -146,20 +152,20 @@ def test_what_a_name_and_what_a_path_means(tmp_path, result, monkeypatch):
     assert load(str(file), tmp_path, "made-up") == load(str(file.parent), tmp_path, "made-up")
 
 
-def test_a_results_directory(tmp_path, result):
+def test_a_results_directory(tmp_path: Path, result: StudyResult) -> None:
     (tmp_path / "study_result.json").write_text(result.model_dump_json())
     assert load(str(tmp_path), tmp_path, "made-up") == result
     assert load(str(tmp_path / "study_result.json"), tmp_path) == result
 
 
-def _refused(given, root, study=None):
+def _refused(given: Any, root: Any, study: Any = None) -> Any:
     with pytest.raises(BaselineError) as raised:
         load(given, root, study)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
-def test_what_is_not_there(tmp_path, result):
+def test_what_is_not_there(tmp_path: Path, result: StudyResult) -> None:
     assert _refused("main", tmp_path) == f"no baseline 'main'; there are none in {'.llem/baselines'}"
     save(result, "main", tmp_path)
     save(result, "nightly", tmp_path)
@@ -173,12 +179,12 @@ def test_what_is_not_there(tmp_path, result):
     )
 
 
-def test_what_is_another_studys(tmp_path, result):
+def test_what_is_another_studys(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     assert _refused(str(file), tmp_path, "other") == f"{file}: is of the study 'made-up', not of 'other'"
 
 
-def test_what_cannot_be_read(tmp_path, result):
+def test_what_cannot_be_read(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     data = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(data | {"schema_version": "2.0"}))
@@ -191,24 +197,24 @@ def test_what_cannot_be_read(tmp_path, result):
     assert _refused("main", tmp_path).startswith(f"{file}: ")
 
 
-def test_a_name_that_no_file_can_have(tmp_path):
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
     assert _refused("a" * 300, tmp_path).endswith(": File name too long")
 
 
 @pytest.mark.parametrize("name", ["a\n::error::b", "\x1b[31m", "é"])
-def test_ids_that_no_point_has(tmp_path, result, name):
+def test_ids_that_no_point_has(tmp_path: Path, result: StudyResult, name: str) -> None:
     result.points[1].id = name
     file = save(result, "main", tmp_path)
     assert _refused("main", tmp_path) == f"{file}: no point has an id like {name!a}"
 
 
-def test_two_points_of_the_same_axes(tmp_path, result):
+def test_two_points_of_the_same_axes(tmp_path: Path, result: StudyResult) -> None:
     result.points[1].axes = {"precision": "bf16"}
     file = save(result, "main", tmp_path)
     assert _refused("main", tmp_path) == f"{file}: precision=bf16 and precision=fp32 have the same axes"
 
 
-def test_of_several_one_is_to_be_named(tmp_path, result):
+def test_of_several_one_is_to_be_named(tmp_path: Path, result: StudyResult) -> None:
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")
     folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent

@@ -41,7 +41,7 @@ _entry_points = functools.cache(registry.entry_points)
 
 
 @pytest.fixture
-def entry_points_once(monkeypatch):
+def entry_points_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", _entry_points)
 
 
@@ -65,28 +65,28 @@ def loaded(folder: Path) -> bool:
     return True
 
 
-def test_it_is_a_schema():
+def test_it_is_a_schema() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
 
 
-def test_what_is_shipped_is_what_the_models_say():
+def test_what_is_shipped_is_what_the_models_say() -> None:
     assert json.loads(SHIPPED.read_text()) == SCHEMA, f"renew it: {RENEW}"
 
 
-def test_every_key_of_a_study_is_in_it():
+def test_every_key_of_a_study_is_in_it() -> None:
     assert list(SCHEMA["properties"])[: len(STUDY_KEYS)] == list(STUDY_KEYS)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
-def test_our_studies(path):
+def test_our_studies(path: Path) -> None:
     assert complaints(load_document(path).data) == []
     modeline, _, _ = path.read_text().partition("\n")
     assert modeline == MODELINE
     assert (path.parent / modeline.partition("=")[2]).samefile(SHIPPED)
 
 
-def test_the_readmes_study(tmp_path):
+def test_the_readmes_study(tmp_path: Path) -> None:
     assert complaints(read(tmp_path, block("study"))) == []
 
 
@@ -145,12 +145,12 @@ GOOD = [
 
 @pytest.mark.usefixtures("entry_points_once")
 @pytest.mark.parametrize("text", GOOD)
-def test_what_the_loader_takes_is_good(tmp_path, text):
+def test_what_the_loader_takes_is_good(tmp_path: Path, text: str) -> None:
     assert complaints(read(tmp_path, text)) == []
     assert loaded(tmp_path)
 
 
-def test_a_base_may_bring_what_is_missing(tmp_path):
+def test_a_base_may_bring_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: m\nn: 3\n")
     assert complaints(read(tmp_path, "base: base.yaml\nsweep: {precision: [bf16]}\n")) == []
     assert loaded(tmp_path)
@@ -315,7 +315,7 @@ WRONG = [
 
 @pytest.mark.usefixtures("entry_points_once")
 @pytest.mark.parametrize("text", WRONG)
-def test_what_the_loader_refuses_is_wrong(tmp_path, text):
+def test_what_the_loader_refuses_is_wrong(tmp_path: Path, text: str) -> None:
     start = "" if text.startswith(("model:", "-")) else "model: m\n"
     document = read(tmp_path, start + text)
     assert not loaded(tmp_path)
@@ -335,7 +335,7 @@ BY_MACHINE = {"energy.backend"}
 
 @pytest.mark.usefixtures("entry_points_once")
 @pytest.mark.parametrize("axis", sorted(set(SCHEMA["properties"]["sweep"]["properties"]) - BY_MACHINE))
-def test_the_loader_and_the_schema_agree_on_every_value(tmp_path, axis):
+def test_the_loader_and_the_schema_agree_on_every_value(tmp_path: Path, axis: str) -> None:
     """As a value of an axis, so that what does not go together is left out, and is no mistake."""
     for value in PROBES:
         others = {"model": "m"} if axis != "model" else {}
@@ -351,7 +351,9 @@ def test_the_loader_and_the_schema_agree_on_every_value(tmp_path, axis):
 
 
 class TestEngines:
-    def test_one_that_is_installed_has_a_section_in_which_anything_goes(self, tmp_path, noop_engine):
+    def test_one_that_is_installed_has_a_section_in_which_anything_goes(
+        self, tmp_path: Path, noop_engine: None
+    ) -> None:
         validator = Draft202012Validator(study_schema(["noop", "pytorch"]))
         assert complaints(NOOP_STUDY, validator) == []
         study = {**NOOP_STUDY, "noop": {"report": "."}, "runners": {"noop": "local"}}
@@ -365,15 +367,15 @@ class TestEngines:
             assert complaints(wrong, validator)
             assert not loaded_as(tmp_path, wrong)
 
-    def test_one_that_is_not_is_unknown(self):
+    def test_one_that_is_not_is_unknown(self) -> None:
         assert complaints(NOOP_STUDY)
 
-    def test_a_name_is_taken_as_it_is_written(self):
+    def test_a_name_is_taken_as_it_is_written(self) -> None:
         validator = Draft202012Validator(study_schema(["my.engine+"]))
         assert complaints({"sweep": {"my.engine+.size": [1]}}, validator) == []
         assert complaints({"sweep": {"my-engine+.size": [1]}}, validator)
 
-    def test_ours_are_not_replaced(self):
+    def test_ours_are_not_replaced(self) -> None:
         assert study_schema(["pytorch", "vllm"]) == SCHEMA
 
 
@@ -400,7 +402,7 @@ def _schemas(node: Any, at: str = "$") -> Iterator[tuple[str, Any]]:
             yield from _schemas(one, at)
 
 
-def test_every_property_is_described():
+def test_every_property_is_described() -> None:
     found = dict(_schemas(study_schema(["noop"])))
     assert {"$.precision", "$.sweep.pytorch.batch_size", "Rule.where", "ExecutionConfig.n_cycles", "$.noop"} <= {
         *found
@@ -411,7 +413,7 @@ def test_every_property_is_described():
         assert ":class:" not in schema["description"], place
 
 
-def test_every_default_is_given():
+def test_every_default_is_given() -> None:
     defaults = {place: schema["default"] for place, schema in _schemas(SCHEMA) if "default" in schema}
     for model in sections():
         for name, field in model.model_fields.items():
@@ -430,7 +432,7 @@ def sections() -> list[type[BaseModel]]:
     return sorted(found, key=lambda model: model.__name__)
 
 
-def test_every_section_is_in_it():
+def test_every_section_is_in_it() -> None:
     assert {model.__name__ for model in sections()} == {*SCHEMA["$defs"]}
 
 
@@ -438,7 +440,7 @@ def test_every_section_is_in_it():
     ("model", "field"), [pytest.param(model, name, id=f"{model.__name__}.{name}")
                          for model in sections() for name in model.model_fields]
 )  # fmt: skip
-def test_the_docstring_tells_every_field_and_its_default(model, field):
+def test_the_docstring_tells_every_field_and_its_default(model: type[Any], field: str) -> None:
     said = field_docs(model).get(field, "")
     info = model.model_fields[field]
     assert said.endswith(".")
@@ -460,5 +462,5 @@ def test_the_docstring_tells_every_field_and_its_default(model, field):
 
 
 @pytest.mark.parametrize("model", sections(), ids=lambda model: model.__name__)
-def test_the_docstring_tells_of_nothing_else(model):
+def test_the_docstring_tells_of_nothing_else(model: type[Any]) -> None:
     assert [*field_docs(model)] == [*model.model_fields]

@@ -7,7 +7,9 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -47,7 +49,7 @@ for name, fields in json.loads(sys.argv[1]).items():
 """
 
 
-def test_another_process_and_every_pass_give_the_same_tokens():
+def test_another_process_and_every_pass_give_the_same_tokens() -> None:
     fields = {name: {**SEVERAL, **changes} for name, changes in EXPERIMENTS.items()}
     command = [sys.executable, "-c", RUN, json.dumps(fields)]
     said = [
@@ -65,7 +67,7 @@ def test_another_process_and_every_pass_give_the_same_tokens():
     assert one["sampled fixed batch 1"] != one["greedy fixed batch 1"]
 
 
-def test_another_seed_gives_other_tokens():
+def test_another_seed_gives_other_tokens() -> None:
     made = engine()
     first = outputs(made)
     made.seed(1)
@@ -74,11 +76,11 @@ def test_another_seed_gives_other_tokens():
     assert [list(one.output_ids) for one in other] != first
 
 
-def test_everything_random_is_seeded():
+def test_everything_random_is_seeded() -> None:
     numpy = pytest.importorskip("numpy")
     made = engine()
 
-    def drawn(seed):
+    def drawn(seed: Any) -> Any:
         made.seed(seed)
         return random.random(), numpy.random.random(), torch.rand(1).item()
 
@@ -87,7 +89,7 @@ def test_everything_random_is_seeded():
     assert drawn(2**40 + 5) == drawn(2**40 + 5), "NumPy takes no such seed"
 
 
-def test_weights_that_the_files_lack_are_the_same_every_time(tmp_path):
+def test_weights_that_the_files_lack_are_the_same_every_time(tmp_path: Path) -> None:
     """transformers makes them up, before a batch is seeded."""
     from safetensors.torch import load_file, save_file
 
@@ -117,12 +119,12 @@ def test_weights_that_the_files_lack_are_the_same_every_time(tmp_path):
         ([[[1, 2]], [[1]]], False),
     ],
 )
-def test_passes_are_compared_token_by_token(passes, deterministic):
+def test_passes_are_compared_token_by_token(passes: list[Any], deterministic: bool | None) -> None:
     requests = Requests([[RequestRecord(1, ids) for ids in one] for one in passes])
     assert requests.deterministic is deterministic
 
 
-def test_passes_that_differ_are_warned_of(monkeypatch):
+def test_passes_that_differ_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "outputs differ between passes: this device's kernels are not deterministic"
     clock = SimpleNamespace(monotonic=itertools.count().__next__)
     monkeypatch.setattr(window, "time", clock)  # two passes fill it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,7 +226,9 @@ class TestUnderPytest:
             ("s.yaml and attn_implementation='sdpa (v2)' and not test_x", ["8-x", "80-x"]),
         ],
     )
-    def test_exactly_the_points_asked_for(self, pytester, collected, expression: str, expected: list[str]) -> None:
+    def test_exactly_the_points_asked_for(
+        self, pytester: pytest.Pytester, collected: Callable[..., Any], expression: str, expected: list[str]
+    ) -> None:
         write(
             pytester,
             """\
@@ -242,7 +245,7 @@ execution: {n_cycles: 1, cycle_order: sequential}
             for size, kind in (one.split("-") for one in expected)
         ]
 
-    def test_awkward_values(self, pytester, collected) -> None:
+    def test_awkward_values(self, pytester: pytest.Pytester, collected: Callable[..., Any]) -> None:
         write(pytester, awkward_study())
         everything = collected("cycle=1", "s.yaml")
         assert len(everything) == len(AWKWARD)
@@ -258,7 +261,9 @@ execution: {n_cycles: 1, cycle_order: sequential}
             ("ordinary", ["test_ordinary[n=1]"]),
         ],
     )
-    def test_beside_an_ordinary_test(self, pytester, collected, expression: str, expected: list[str]) -> None:
+    def test_beside_an_ordinary_test(
+        self, pytester: pytest.Pytester, collected: Callable[..., Any], expression: str, expected: list[str]
+    ) -> None:
         write(pytester, "model: m\nsweep: {n: [1, 2]}\nexecution: {n_cycles: 1, cycle_order: sequential}\n")
         pytester.makepyfile(
             test_it='import pytest\n@pytest.mark.parametrize("n", [1], ids=["n=1"])\ndef test_ordinary(n): pass\n'
@@ -273,7 +278,9 @@ execution: {n_cycles: 1, cycle_order: sequential}
             ("n==1", "*Wrong expression passed to '-k'*"),
         ],
     )
-    def test_what_cannot_be_meant_is_a_usage_error(self, pytester, expression: str, expected: str) -> None:
+    def test_what_cannot_be_meant_is_a_usage_error(
+        self, pytester: pytest.Pytester, expression: str, expected: str
+    ) -> None:
         write(pytester, "model: m\nsweep: {n: [1, 2]}\n")
         result = pytester.runpytest("s.yaml", "-p", "llem", "--collect-only", "-q", "-k", expression)
         assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +25,21 @@ from pytest_llem.study.gates import DEFAULT_FAMILY, GatesConfig
 METRIC = "energy_per_output_token_j"
 
 
-def summary(cycles, **more):
+def summary(cycles: Any, **more: Any) -> Any:
     known = [value for value in cycles if value is not None]
     mean = statistics.fmean(known) if known else None
     return Summary(**{"mean": mean, "n": len(known), "unit": CATALOGUE[METRIC].unit, "values": cycles} | more)
 
 
-def session(points, *, design="0" * 16, metric=METRIC, number=1, facts=None, entry=None):
+def session(
+    points: Any,
+    *,
+    design: Any = "0" * 16,
+    metric: Any = METRIC,
+    number: int = 1,
+    facts: Any = None,
+    entry: Any = None,
+) -> Any:
     """Return the result of a session: of each point, the values of its cycles or a Summary."""
     return StudyResult(
         pytest_llem_version="0",
@@ -57,16 +68,16 @@ def session(points, *, design="0" * 16, metric=METRIC, number=1, facts=None, ent
     )
 
 
-def effect(*sessions, metrics=1):
+def effect(*sessions: Any, metrics: int = 1) -> Any:
     return session_effect(sessions, METRIC, alpha=0.01, metrics=metrics)
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Write sessions as results directories and return their names."""
     monkeypatch.chdir(tmp_path)
 
-    def write(*sessions):
+    def write(*sessions: Any) -> Any:
         names = []
         for number, one in enumerate(sessions, start=1):
             (tmp_path / f"r{number}").mkdir()
@@ -78,10 +89,10 @@ def folders(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def llem(capsys):
+def llem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Run ``llem aa`` and return its exit status, its output's lines, and what stands in standard error."""
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         status = cli.main(["aa", *arguments])
         out, err = capsys.readouterr()
         return status, out.splitlines(), err
@@ -98,7 +109,7 @@ RUNS = [
 
 
 class TestSpread:
-    def test_by_hand(self):
+    def test_by_hand(self) -> None:
         # Means 1, 3, of two cycles each; variance between 2, within 2 and so 1 of a mean.
         found = session_spread([[[0.0, 2.0], [2.0, 4.0]]])
         assert found.sigma == pytest.approx(1.0)
@@ -106,26 +117,26 @@ class TestSpread:
         assert found.noise_known
         assert found.upper == pytest.approx(math.sqrt(2 / stats.chi2.ppf(0.05, 1) - 1))
 
-    def test_points_are_pooled_but_are_no_sessions(self):
+    def test_points_are_pooled_but_are_no_sessions(self) -> None:
         points = [[[0.0, 2.0], [2.0, 4.0]], [[5.0, 5.0], [9.0, 9.0]]]
         found = session_spread(points)
         assert found.sigma == pytest.approx(math.sqrt((1 + 8) / 2))
         assert found.degrees == 1
 
-    def test_a_point_of_more_sessions_weighs_more(self):
+    def test_a_point_of_more_sessions_weighs_more(self) -> None:
         found = session_spread([[[0.0], [2.0]], [[1.0], [1.0], [1.0]]])
         assert found.sigma == pytest.approx(math.sqrt(2 / 3))
         assert found.degrees == 2
         assert not found.noise_known
 
-    def test_noise_alone_is_no_session_effect(self):
+    def test_noise_alone_is_no_session_effect(self) -> None:
         assert session_spread([[[0.0, 2.0], [0.1, 2.1], [-0.1, 1.9]]]).sigma == 0
 
-    def test_sessions_that_are_the_same(self):
+    def test_sessions_that_are_the_same(self) -> None:
         assert session_spread([[[1.0, 1.0], [1.0, 1.0]]]) == Spread(0.0, 0.0, 1, True)
 
     @pytest.mark.parametrize("lengths", [(3, 3, 3, 3), (1, 2, 5, 4)])
-    def test_it_is_unbiased_and_its_bound_holds(self, lengths):
+    def test_it_is_unbiased_and_its_bound_holds(self, lengths: tuple[int, ...]) -> None:
         random, rounds = np.random.default_rng(6), 2000
         found = []
         for _ in range(rounds):
@@ -137,22 +148,22 @@ class TestSpread:
 
 
 class TestDelta:
-    def test_it_is_a_prediction_bound(self):
+    def test_it_is_a_prediction_bound(self) -> None:
         spread = Spread(0.01, 0.02, 4, True)
         bound = stats.t.isf(0.01, 4) * math.sqrt(2) * 0.01
         assert session_delta(spread, alpha=0.01, metrics=1) == pytest.approx(math.expm1(bound))
         three = stats.t.isf(0.01 / 3, 4) * math.sqrt(2) * 0.01
         assert session_delta(spread, alpha=0.01, metrics=3) == pytest.approx(math.expm1(three))
 
-    def test_more_sessions_need_less(self):
+    def test_more_sessions_need_less(self) -> None:
         deltas = [session_delta(Spread(0.01, 0.02, df, True), alpha=0.01, metrics=3) for df in (1, 2, 4, 9, 100)]
         assert deltas == sorted(deltas, reverse=True)
         assert deltas[-1] > 2 * 0.01
 
-    def test_it_is_two_percent_at_least(self):
+    def test_it_is_two_percent_at_least(self) -> None:
         assert session_delta(Spread(0.0, 0.01, 4, True), alpha=0.01, metrics=3) == 0.02
 
-    def test_the_next_session_is_within_it(self):
+    def test_the_next_session_is_within_it(self) -> None:
         random, rounds, beyond = np.random.default_rng(7), 4000, 0
         for _ in range(rounds):
             *runs, here, there = random.normal(0, 0.03, (6, 1)).tolist()
@@ -162,7 +173,7 @@ class TestDelta:
 
 
 class TestEffect:
-    def test_of_results(self):
+    def test_of_results(self) -> None:
         found = effect(*map(session, RUNS), metrics=3)
         points = [[[math.log(value) for value in run[name]] for run in RUNS] for name in ("a", "b")]
         assert (found.metric, found.sessions, found.points, found.notes) == (METRIC, 5, 2, ())
@@ -179,20 +190,20 @@ class TestEffect:
             (summary([1.0], boundary="cpu_package"), "sessions took energy over different boundaries"),
         ],
     )
-    def test_a_point_that_does_not_fit_is_left_out(self, bad, reason):
+    def test_a_point_that_does_not_fit_is_left_out(self, bad: Summary, reason: str) -> None:
         found = effect(session(RUNS[0]), session(RUNS[1] | {"b": bad}))
         assert (found.points, found.notes) == (1, (f"without b: {reason}",))
         with pytest.raises(UndecidableError, match=reason):
             effect(session({"b": RUNS[0]["b"]}), session({"b": bad}))
 
-    def test_a_metric_that_is_null_everywhere_says_why(self):
+    def test_a_metric_that_is_null_everywhere_says_why(self) -> None:
         empty = {name: summary([None], reason="no meter") for name in ("a", "b", "c")}
         with pytest.raises(UndecidableError, match=r"^no meter$"):
             effect(session(empty), session(empty))
         with pytest.raises(UndecidableError, match=r"^no session has values$"):
             session_effect([session(RUNS[0])] * 2, "seconds", alpha=0.01, metrics=1)
 
-    def test_what_failed_in_a_session_is_left_out_of_it(self):
+    def test_what_failed_in_a_session_is_left_out_of_it(self) -> None:
         runs = [RUNS[0], RUNS[1] | {"b": [None, 9.1, None]}, {"a": RUNS[2]["a"]}]
         found = effect(*map(session, runs))
         logs = [[[math.log(value) for value in run["a"]] for run in runs]]
@@ -200,11 +211,11 @@ class TestEffect:
         assert (found.sessions, found.points) == (3, 2)
         assert found.spread == session_spread(logs)
 
-    def test_a_point_of_one_session(self):
+    def test_a_point_of_one_session(self) -> None:
         found = effect(session(RUNS[0]), session({"a": RUNS[1]["a"]}))
         assert found.notes == ("without b: only one session has values",)
 
-    def test_what_it_rests_on_is_told(self):
+    def test_what_it_rests_on_is_told(self) -> None:
         runs = [{"a": summary([value], method="estimated")} for value in (1.0, 1.1)]
         assert effect(*map(session, runs)).notes == (
             "one cycle a session: the noise of cycles is in sigma_session",
@@ -213,7 +224,7 @@ class TestEffect:
 
 
 class TestCommand:
-    def test_the_table_and_the_lines_to_paste(self, folders, llem):
+    def test_the_table_and_the_lines_to_paste(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         names = folders(*(session(run, number=number) for number, run in enumerate(RUNS)))
         status, lines, said = llem(*names, "--metric", METRIC)
         assert (status, said) == (0, "")
@@ -227,7 +238,9 @@ class TestCommand:
         assert pasted == {"gates": {"delta": {METRIC: delta}}}
         assert GatesConfig.model_validate(pasted["gates"]).delta_of(METRIC) == delta
 
-    def test_by_default_it_is_what_gates_look_at(self, folders, llem):
+    def test_by_default_it_is_what_gates_look_at(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
         runs = [session(run, number=number) for number, run in enumerate(RUNS)]
         for one in runs:
             for point in one.points:
@@ -239,7 +252,9 @@ class TestCommand:
         assert deltas["output_tokens_per_second"] == 0.02
         assert deltas[METRIC] == math.ceil(1000 * effect(*runs, metrics=3).delta) / 1000
 
-    def test_the_study_says_its_alpha_and_metrics(self, folders, llem):
+    def test_the_study_says_its_alpha_and_metrics(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
         runs = [session(run, number=number) for number, run in enumerate(RUNS)]
         for one in runs:
             one.measurement_protocol["gates"] = {"alpha": 0.05, "delta": 0.02, "metrics": [METRIC]}
@@ -249,7 +264,7 @@ class TestCommand:
         assert lines[1].split()[-1] == f"{math.ceil(1000 * delta) / 10:.3g}%"
         assert any("5% of comparisons" in line for line in lines)
 
-    def test_sessions_that_say_too_little(self, folders, llem):
+    def test_sessions_that_say_too_little(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
         status, lines, said = llem(*names, "--metric", METRIC)
         assert status == 1
@@ -257,7 +272,7 @@ class TestCommand:
         assert "gates:" not in lines
         assert "> 1000%" in lines[1]
 
-    def test_nothing_to_go_by(self, folders, llem):
+    def test_nothing_to_go_by(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]), session(RUNS[1], number=2)), "--metric", "seconds") == (
             1,
             [],
@@ -273,25 +288,31 @@ class TestCommand:
             ({"entry": {"replayed_from": "study_x"}}, "one is of another session: study_x"),
         ],
     )
-    def test_what_is_no_session_of_the_same(self, folders, llem, second, said):
+    def test_what_is_no_session_of_the_same(
+        self, folders: Callable[..., Any], llem: Callable[..., Any], second: dict[str, Any], said: str
+    ) -> None:
         first = session(RUNS[0], facts={"bench": {"gpu": "H100"}})
         names = folders(first, session(RUNS[1], **{"number": 2} | second))
         assert llem(*names) == (2, [], f"llem: r2: {said}\n")
 
-    def test_what_is_tested_should_be_the_same(self, folders, llem):
+    def test_what_is_tested_should_be_the_same(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
         runs = (session(RUNS[at], number=at, facts={"subject": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
         status, _, said = llem(*folders(*runs), "--metric", METRIC)
         assert status == 0
         assert said.startswith("llem: r2: warning: torch not as in r1: ")
 
-    def test_one_is_too_few(self, folders, llem):
+    def test_one_is_too_few(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]))) == (
             2,
             [],
             "llem: r1: is one session, and at least two are needed\n",
         )
 
-    def test_what_cannot_be_read(self, folders, llem, tmp_path):
+    def test_what_cannot_be_read(
+        self, folders: Callable[..., Any], llem: Callable[..., Any], tmp_path: Path
+    ) -> None:
         names = folders(session(RUNS[0]))
         assert llem(*names, "gone") == (2, [], "llem: gone: No such file or directory\n")
         (tmp_path / "empty").mkdir()
@@ -312,7 +333,7 @@ class TestCommand:
             ),
         ],
     )
-    def test_wrong_usage(self, capsys, arguments, said):
+    def test_wrong_usage(self, capsys: pytest.CaptureFixture[str], arguments: list[Any], said: str) -> None:
         with pytest.raises(SystemExit) as stopped:
             cli.main(["aa", *arguments])
         assert stopped.value.code == 2

@@ -783,7 +783,7 @@ def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, te
         assert not JARGON.search(problem.message)
 
 
-def test_a_meter_that_is_not_installed(tmp_path):
+def test_a_meter_that_is_not_installed(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("model: m\nsweep:\n  energy.backend: [auto, nvlm, null]\n")
     with pytest.raises(StudyError) as caught:
@@ -798,7 +798,7 @@ def test_a_meter_that_is_not_installed(tmp_path):
     ("key", "home"),
     [("batch_size", "pytorch"), ("temperature", "decoder"), ("n_cycles", "execution"), ("n_warmup", "warmup")],
 )
-def test_a_key_at_the_wrong_level_is_told_its_place(tmp_path, key, home):
+def test_a_key_at_the_wrong_level_is_told_its_place(tmp_path: Path, key: str, home: str) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(f"model: m\n{key}: 8\n")
     with pytest.raises(StudyError) as caught:
@@ -806,7 +806,7 @@ def test_a_key_at_the_wrong_level_is_told_its_place(tmp_path, key, home):
     assert str(caught.value) == f"{path}:2:1: {key}: unknown key (did you mean '{home}.{key}'?)"
 
 
-def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path):
+def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("model: m\ndataset: {n: 3}\nsweep:\n  n: [2, 4]\n")
     with pytest.raises(StudyError) as caught:
@@ -817,7 +817,7 @@ def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path):
         load_study(path)
 
 
-def test_many_mistakes_end_the_search(tmp_path, monkeypatch):
+def test_many_mistakes_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "MOST_PROBLEMS", 3)
     (tmp_path / "study.yaml").write_text("model: m\nsweep: {n: [0, -1, -2, -3, -4]}\n")
     with pytest.raises(StudyError) as caught:

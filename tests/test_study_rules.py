@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
+from tests.conftest import Results
 
 ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(BACKENDS)]))
 
@@ -32,7 +35,7 @@ def notes(folder: Path, study: StudyConfig) -> list[str]:
 
 
 class TestBase:
-    def test_its_fields_are_where_the_study_starts_from(self, tmp_path):
+    def test_its_fields_are_where_the_study_starts_from(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text("model: m\nn: 7\ndecoder: {top_k: 3}\npytorch: {batch_size: 2}\n")
         text = "base: common.yaml\nn: 8\ndecoder: {top_p: 0.5}\nsweep: {pytorch.use_cache: [true, false]}\n"
         configs = [point.config for point in load(tmp_path, text).points]
@@ -41,7 +44,7 @@ class TestBase:
         assert [one.pytorch.batch_size for one in configs if one.pytorch] == [2, 2]
         assert [one.pytorch.use_cache for one in configs if one.pytorch] == [True, False]
 
-    def test_it_is_found_relative_to_the_study(self, tmp_path, monkeypatch):
+    def test_it_is_found_relative_to_the_study(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "studies").mkdir()
         (tmp_path / "common.yaml").write_text("model: m\n")
         monkeypatch.chdir("/")
@@ -49,7 +52,7 @@ class TestBase:
         assert study.points[0].config.model == "m"
         assert study.base_text == "model: m\n"
 
-    def test_its_study_keys_are_ignored(self, tmp_path):
+    def test_its_study_keys_are_ignored(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text(
             "model: m\nname: x\nversion: 2\nsweep: {n: [1, 2]}\nexperiments: [{n: 3}]\nexecution: {n_cycles: 9}\n"
             "skip: 7\nxfail: 7\nrunners: 7\nbudgets: 7\ngates: 7\n"
@@ -59,7 +62,7 @@ class TestBase:
         told = [note.where for note in study.notes]
         assert told == ["sweep", "experiments", "runners", "execution", "budgets", "gates", "skip", "xfail"]
 
-    def test_the_design_is_the_same_as_if_it_were_spelt_out(self, tmp_path):
+    def test_the_design_is_the_same_as_if_it_were_spelt_out(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text("model: m\nn: 7\n")
         whole = load(tmp_path, "model: m\nn: 7\nsweep: {precision: [bf16, fp16]}\n")
         assert (
@@ -67,7 +70,7 @@ class TestBase:
             == whole.design_hash
         )
 
-    def test_mistakes_in_it_are_told_where_they_stand(self, tmp_path):
+    def test_mistakes_in_it_are_told_where_they_stand(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text("model: m\nmodle: x\nn: 0\ndecoder:\n  top_k: no\n")
         assert errors(tmp_path, "base: common.yaml\nsweep: {precision: [bf16, fp17]}\n") == [
             "common.yaml:2:1: modle: unknown key (did you mean 'model'?)",
@@ -91,20 +94,20 @@ class TestBase:
             ("x" * 300, f"cannot be read: File name too long (got '{'x' * 27}...{'x' * 28}')"),
         ],
     )
-    def test_what_is_no_base(self, tmp_path, base, told):
+    def test_what_is_no_base(self, tmp_path: Path, base: str, told: str) -> None:
         (tmp_path / "x").mkdir()
         (tmp_path / "round.yaml").write_text("base: study.yaml\nmodel: m\n")
         (tmp_path / "own.yaml").write_text("base: own.yaml\nmodel: m\n")
         assert errors(tmp_path, f"model: m\nbase: {base}\n") == [f"study.yaml:2:1: base: {told}"]
 
-    def test_what_it_would_have_given_is_not_missed(self, tmp_path):
+    def test_what_it_would_have_given_is_not_missed(self, tmp_path: Path) -> None:
         told = "there is no such file, relative to this one (got 'missing.yaml')"
         assert errors(tmp_path, "base: missing.yaml\n") == [f"study.yaml:1:1: base: {told}"]
 
-    def test_null_is_none(self, tmp_path):
+    def test_null_is_none(self, tmp_path: Path) -> None:
         assert load(tmp_path, "base:\nmodel: m\n").base_text is None
 
-    def test_a_base_of_its_own_is_ignored_and_that_is_noted(self, tmp_path):
+    def test_a_base_of_its_own_is_ignored_and_that_is_noted(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text("base: deeper.yaml\nmodel: m\n")
         study = load(tmp_path, "base: common.yaml\n")
         assert notes(tmp_path, study) == ["common.yaml:1:1: base: is ignored in a base: it belongs to a study"]
@@ -117,18 +120,20 @@ class TestBase:
             ("a: [", "common.yaml:1:5: not valid YAML: "),
         ],
     )
-    def test_one_that_is_no_yaml(self, tmp_path, content, told):
+    def test_one_that_is_no_yaml(self, tmp_path: Path, content: str, told: str) -> None:
         (tmp_path / "common.yaml").write_text(content)
         [found] = errors(tmp_path, "base: common.yaml\n")
         assert found.startswith(told)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-    def test_one_that_may_not_be_read(self, tmp_path):
+    def test_one_that_may_not_be_read(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text("model: m\n")
         (tmp_path / "common.yaml").chmod(0)
         assert errors(tmp_path, "base: common.yaml\n") == ["common.yaml:1:1: cannot be read: Permission denied"]
 
-    def test_both_files_are_kept_as_run(self, pytester, write_study, results):
+    def test_both_files_are_kept_as_run(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    ) -> None:
         (pytester.path / "common.yaml").write_text("n: 2\n")
         path = write_study(base="common.yaml", n=None, sweep=None)
         pytester.runpytest_subprocess(path, "-p", "llem").assert_outcomes(passed=2)
@@ -137,7 +142,7 @@ class TestBase:
 
 
 class TestRunners:
-    def test_local_is_where_everything_runs(self, tmp_path):
+    def test_local_is_where_everything_runs(self, tmp_path: Path) -> None:
         assert load(tmp_path, "model: m\nrunners: {pytorch: local, vllm: docker}").runners == {"vllm": "docker"}
 
     @pytest.mark.parametrize(
@@ -161,10 +166,10 @@ class TestRunners:
             ("{model: /a/python}", f"11: runners.model: no engine of that name (there are: {ENGINES})"),
         ],
     )
-    def test_what_is_none(self, tmp_path, runners, told):
+    def test_what_is_none(self, tmp_path: Path, runners: str, told: str) -> None:
         assert errors(tmp_path, f"model: m\nrunners: {runners}") == [f"study.yaml:2:{told}"]
 
-    def test_they_do_not_change_the_design(self, tmp_path):
+    def test_they_do_not_change_the_design(self, tmp_path: Path) -> None:
         plain = load(tmp_path, "model: m").design_hash
         for runner in ("docker", "/a/python"):
             assert load(tmp_path, f"model: m\nrunners: {{pytorch: {runner}}}").design_hash == plain
@@ -180,7 +185,9 @@ class TestRunners:
             ("~nobody-of-that-name/python", "{}/studies/~nobody-of-that-name/python"),
         ],
     )
-    def test_an_interpreter_is_found_relative_to_the_study(self, tmp_path, monkeypatch, written, path):
+    def test_an_interpreter_is_found_relative_to_the_study(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, path: str
+    ) -> None:
         (tmp_path / "studies").mkdir()
         monkeypatch.setenv("HOME", "/home/of/mine")
         monkeypatch.chdir(tmp_path)
@@ -189,7 +196,7 @@ class TestRunners:
         assert study.interpreter("pytorch") == Path(path.format(tmp_path))
         assert study.interpreter("vllm") is None
 
-    def test_a_link_is_not_followed(self, tmp_path):
+    def test_a_link_is_not_followed(self, tmp_path: Path) -> None:
         """A virtual environment's interpreter is a link to the one that it was made with."""
         (tmp_path / "python").symlink_to("/bin/sh")
         study = load(tmp_path, "model: m\nrunners: {pytorch: python}")
@@ -202,24 +209,24 @@ class TestEnginesElsewhere:
     )
 
     @pytest.mark.parametrize("backend", ["mine", "[mine, pytorch]"])
-    def test_one_that_is_only_installed_there(self, tmp_path, backend):
+    def test_one_that_is_only_installed_there(self, tmp_path: Path, backend: str) -> None:
         study = load(tmp_path, self.TEXT.format(backend, "{mine: /a/python}"))
         own = [point.config for point in study.points if point.config.backend == "mine"]
         assert [(one.n, one.engine_section) for one in own] == [
             (n, {"level": 3, "depth": {"inner": inner}}) for n in (1, 2) for inner in (4, 5)
         ]
 
-    def test_one_that_a_listed_experiment_names(self, tmp_path):
+    def test_one_that_a_listed_experiment_names(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{backend: mine, mine: {a: 1}}, {n: 3}]\nrunners: {mine: env/bin/python}\n"
         assert [point.config.backend for point in load(tmp_path, text).points] == ["mine", "pytorch"]
 
     @pytest.mark.parametrize("runner", ["local", "docker", "docker:image", "''", "7", "[a]"])
-    def test_one_that_would_run_nowhere(self, tmp_path, runner):
+    def test_one_that_would_run_nowhere(self, tmp_path: Path, runner: str) -> None:
         told = errors(tmp_path, self.TEXT.format("mine", f"{{mine: {runner}}}"))
         assert f"study.yaml:2:1: backend: no engine of that name (got 'mine'; there are: {ENGINES})" in told
 
     @pytest.mark.parametrize("name", ["precision", "sweep", "runners", "''"])
-    def test_names_that_mean_something_else(self, tmp_path, name):
+    def test_names_that_mean_something_else(self, tmp_path: Path, name: str) -> None:
         told = errors(tmp_path, f"model: m\nbackend: {name}\nrunners: {{{name}: /a/python}}\n")
         given = name.strip("'")
         assert told == [
@@ -229,7 +236,7 @@ class TestEnginesElsewhere:
 
 
 class TestEngines:
-    def test_those_of_the_grammar_need_not_be_installed(self, tmp_path):
+    def test_those_of_the_grammar_need_not_be_installed(self, tmp_path: Path) -> None:
         text = (
             "model: m\nbackend: [pytorch, vllm, tensorrt]\nsweep:\n  precision: [bf16, fp16]\n"
             "  pytorch.batch_size: [1, 8]\n  vllm.engine.block_size: [16, 32]\n  vllm.sampling.best_of: [2]\n"
@@ -241,7 +248,7 @@ class TestEngines:
             ({"block_size": size}, {"best_of": 2}) for _ in range(2) for size in (16, 32)
         ]
 
-    def test_a_class_of_ones_own_is_an_engine(self, tmp_path):
+    def test_a_class_of_ones_own_is_an_engine(self, tmp_path: Path) -> None:
         text = (
             "model: m\nbackend: [pytorch, my.engines:Fast]\nmy.engines:Fast: {level: 3}\n"
             "sweep: {n: [1, 2], my.engines:Fast.depth.inner: [4, 5]}\n"
@@ -254,20 +261,20 @@ class TestEngines:
         assert [point.id for point in study.points][-1] == "backend=my.engines:Fast-n=2-inner=5"
 
     @pytest.mark.parametrize("name", ["my.engines", ":Fast", "my.engines:", "my engines:Fast", "a:b:c", "1a:B"])
-    def test_what_is_no_class(self, tmp_path, name):
+    def test_what_is_no_class(self, tmp_path: Path, name: str) -> None:
         [told] = errors(tmp_path, f"model: m\nbackend: '{name}'\n")
         assert told.startswith(
             f"study.yaml:2:1: backend: no engine of that name (got '{name}'; there are: pytorch, "
         )
 
-    def test_a_misspelt_one_is_told_what_was_meant(self, tmp_path):
+    def test_a_misspelt_one_is_told_what_was_meant(self, tmp_path: Path) -> None:
         [told] = errors(tmp_path, "model: m\nbackend: pytroch\n")
         assert told.startswith(
             "study.yaml:2:1: backend: no engine of that name (did you mean 'pytorch'?) (got 'pyt"
         )
 
     @pytest.mark.parametrize("meter", ["zeus", "codecarbon"])
-    def test_former_meters_mean_the_best_there_is_and_that_is_noted(self, tmp_path, meter):
+    def test_former_meters_mean_the_best_there_is_and_that_is_noted(self, tmp_path: Path, meter: str) -> None:
         study = load(tmp_path, f"model: m\nenergy: {{backend: {meter}}}\nsweep: {{n: [1, 2]}}\n")
         assert {point.config.energy.backend for point in study.points} == {"auto"}
         assert notes(tmp_path, study) == [
@@ -296,7 +303,7 @@ class TestRules:
             ("{decoder: {temperature: 1}}", [0, 1, 2, 3]),
         ],
     )
-    def test_they_fit_by_axis_or_field(self, tmp_path, kind, where, fitting):
+    def test_they_fit_by_axis_or_field(self, tmp_path: Path, kind: str, where: str, fitting: list[Any]) -> None:
         study = load(tmp_path, f"{STUDY}{kind}: [{{where: {where}, reason: because}}]\n")
         told = [getattr(point, kind) for point in study.points]
         assert [index for index, reason in enumerate(told) if reason == "because"] == fitting
@@ -306,11 +313,11 @@ class TestRules:
         )
         assert notes(tmp_path, study) == expected
 
-    def test_without_a_reason_the_rule_is_the_reason(self, tmp_path):
+    def test_without_a_reason_the_rule_is_the_reason(self, tmp_path: Path) -> None:
         study = load(tmp_path, f"{STUDY}skip: [{{where: {{precision: fp32, batch_size: 8}}}}]\n")
         assert study.points[3].skip == 'precision: "fp32", batch_size: 8'
 
-    def test_they_do_not_change_the_design(self, tmp_path):
+    def test_they_do_not_change_the_design(self, tmp_path: Path) -> None:
         plain = load(tmp_path, STUDY).design_hash
         assert load(tmp_path, f"{STUDY}xfail: [{{where: {{precision: fp32}}}}]\n").design_hash == plain
 
@@ -340,12 +347,14 @@ class TestRules:
             ("skip: [{where: {decoder.x: 1}}]", "17: skip[0].where.decoder.x: is no axis and no field"),
         ],
     )
-    def test_what_is_no_rule(self, tmp_path, rule, told):
+    def test_what_is_no_rule(self, tmp_path: Path, rule: str, told: str) -> None:
         [found] = errors(tmp_path, f"{STUDY}{rule}\n")
         assert found.startswith(f"study.yaml:3:{told}")
 
     @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-    def test_pytest_skips_and_expects_failures(self, pytester, write_study, results, workers):
+    def test_pytest_skips_and_expects_failures(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: list[Any]
+    ) -> None:
         write_study(
             sweep={"noop.fault": ["raise", "none", "exit", "garbage"]},
             execution={"n_cycles": 1, "cycle_order": "sequential"},
@@ -407,7 +416,7 @@ class TestWithoutEffect:
             ("dataset_order: grouped", "2:1: dataset_order: has no effect on synthetic prompts"),
         ],
     )
-    def test_it_is_noted(self, tmp_path, text, told):
+    def test_it_is_noted(self, tmp_path: Path, text: str, told: str) -> None:
         [first, *_] = notes(tmp_path, load(tmp_path, f"model: m\n{text}\n"))
         assert first.startswith(f"study.yaml:{told}")
 
@@ -423,5 +432,5 @@ class TestWithoutEffect:
             "dataset: x.jsonl\ndataset_order: grouped",
         ],
     )
-    def test_what_has_one_is_not(self, tmp_path, text):
+    def test_what_has_one_is_not(self, tmp_path: Path, text: str) -> None:
         assert notes(tmp_path, load(tmp_path, f"model: m\n{text}\n")) == []

@@ -7,6 +7,9 @@ import io
 import math
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -16,7 +19,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import column, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Results
 from tests.support.study_results import point, study_result
 
 COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
@@ -41,12 +44,12 @@ TOLD = {
 
 
 @pytest.mark.parametrize("metric", CATALOGUE)
-def test_every_column_tells_its_unit(metric):
+def test_every_column_tells_its_unit(metric: str) -> None:
     assert column(metric).startswith(metric)
     assert re.search(TOLD[CATALOGUE[metric].unit], column(metric))
 
 
-def _entry(one, cycle, status="completed", **more):
+def _entry(one: Any, cycle: Any, status: str = "completed", **more: Any) -> Any:
     return ManifestEntry(
         experiment_id=f"{one.id}-cycle={cycle}",
         config_hash=one.config_hash,
@@ -58,7 +61,7 @@ def _entry(one, cycle, status="completed", **more):
 
 
 @pytest.fixture
-def result():
+def result() -> StudyResult:
     """Two points in two cycles, an engine's option swept in one of them; one experiment failed."""
     first = point(
         {"precision": "bf16", "noop.seconds": 0.5},
@@ -89,11 +92,11 @@ def result():
     return study_result(first, second, experiments=entries)
 
 
-def _rows(table):
+def _rows(table: Any) -> Any:
     return list(csv.DictReader(io.StringIO(table.to_csv())))
 
 
-def test_a_row_for_each_point(result):
+def test_a_row_for_each_point(result: StudyResult) -> None:
     first, second = _rows(point_table(result))
     assert (first["precision"], first["noop.seconds"], first["order"], first["flag"]) == ("bf16", "0.5", "", "")
     assert (second["precision"], second["noop.seconds"], second["flag"]) == ("null", "", "true")
@@ -112,7 +115,7 @@ def test_a_row_for_each_point(result):
     assert (first["verdict"], second["verdict"]) == ("BEYOND", "")
 
 
-def test_a_row_for_each_experiment(result):
+def test_a_row_for_each_experiment(result: StudyResult) -> None:
     rows = _rows(experiment_table(result))
     assert [(row["status"], row["cycle"]) for row in rows] == [
         *(("completed", "1"), ("failed", "1"), ("completed", "2"), ("completed", "2")),
@@ -127,7 +130,7 @@ def test_a_row_for_each_experiment(result):
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
-def test_a_baseline_keeps_no_experiments_and_has_rows_all_the_same(result):
+def test_a_baseline_keeps_no_experiments_and_has_rows_all_the_same(result: StudyResult) -> None:
     rows = _rows(experiment_table(result.model_copy(update={"experiments": []})))
     assert [(row["point"], row["cycle"], row[SPEED]) for row in rows] == [
         (result.points[0].id, "1", "100.0"),
@@ -136,7 +139,7 @@ def test_a_baseline_keeps_no_experiments_and_has_rows_all_the_same(result):
     ]
 
 
-def test_axes_named_like_metrics_do_not_collide():
+def test_axes_named_like_metrics_do_not_collide() -> None:
     one = point({"noop.seconds": 3, "n": 2}, seconds=[1.0])
     table = point_table(study_result(one))
     assert len(set(table.columns)) == len(table.columns)
@@ -144,7 +147,7 @@ def test_axes_named_like_metrics_do_not_collide():
     assert (row["noop.seconds"], row["n"], row["seconds"]) == (3, 2, 1.0)
 
 
-def test_a_data_frame_has_the_same_cells_and_the_units(result):
+def test_a_data_frame_has_the_same_cells_and_the_units(result: StudyResult) -> None:
     for per, table in (("point", point_table(result)), ("experiment", experiment_table(result))):
         frame = result.to_dataframe(per=per)
         assert list(frame.columns) == list(table.columns)
@@ -160,31 +163,35 @@ def test_a_data_frame_has_the_same_cells_and_the_units(result):
     assert result.to_dataframe()["active_energy_j"].isna().tolist() == [False, True]
 
 
-def test_a_data_frame_of_nothing():
+def test_a_data_frame_of_nothing() -> None:
     assert len(study_result().to_dataframe()) == 0
     assert len(study_result().to_dataframe("experiment")) == 0
 
 
-def test_a_data_frame_of_neither(result):
+def test_a_data_frame_of_neither(result: StudyResult) -> None:
     with pytest.raises(ValueError, match=r"^per: 'cycle' is neither 'point' nor 'experiment'$"):
         result.to_dataframe("cycle")
 
 
-def test_without_pandas_one_line_says_what_to_install(result, monkeypatch):
+def test_without_pandas_one_line_says_what_to_install(
+    result: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'pytest-llem\[dataframe\]'$") as told:
         result.to_dataframe()
     assert "\n" not in str(told.value)
 
 
-def test_a_result_of_an_older_version_has_rows_too():
+def test_a_result_of_an_older_version_has_rows_too() -> None:
     result = StudyResult.load(ROOT / "tests" / "golden" / "1.0")
     frame = result.to_dataframe()
     assert frame[SPEED].notna().any()
     assert len(result.to_dataframe("experiment")) == result.summary.total
 
 
-def test_a_run_writes_both_files(pytester, write_study, results):
+def test_a_run_writes_both_files(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "precision": ["bf16"]})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "not (fault=raise and cycle=2)")
     result = StudyResult.load(results.directory)

@@ -4,53 +4,61 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import Results
 
 ONCE = {"n_cycles": 1, "cycle_order": "sequential"}
 
 
 @pytest.fixture
-def says(write_study):
+def says(write_study: Callable[..., Path]) -> None:
     """Write a study of one experiment that says something, and another that fails."""
     write_study(sweep={"noop.fault": ["say", "raise"]}, execution=ONCE)
 
 
 @pytest.mark.usefixtures("says")
 class TestOutput:
-    def test_is_shown_as_it_comes_with_s(self, pytester):
+    def test_is_shown_as_it_comes_with_s(self, pytester: pytest.Pytester) -> None:
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s")
         run.assert_outcomes(passed=1, failed=1)
         assert run.stdout.str().count("a word from the engine") == 2, "once for each batch"
         assert "experiment output" not in run.stdout.str()
 
     @pytest.mark.parametrize("option", ["--capture=sys", "--capture=fd", "--capture=tee-sys", "-q"])
-    def test_is_kept_otherwise(self, pytester, option):
+    def test_is_kept_otherwise(self, pytester: pytest.Pytester, option: str) -> None:
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", option)
         run.assert_outcomes(passed=1, failed=1)
         assert "a word from the engine" not in run.stdout.str()
 
-    def test_of_what_passed_is_shown_on_request(self, pytester):
+    def test_of_what_passed_is_shown_on_request(self, pytester: pytest.Pytester) -> None:
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rP")
         run.stdout.fnmatch_lines(["*experiment output*", "a word from the engine ☃"])
 
-    def test_is_shown_whatever_the_terminal_can(self, pytester, monkeypatch):
+    def test_is_shown_whatever_the_terminal_can(
+        self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PYTHONIOENCODING", "ascii")
         monkeypatch.setenv("PYTHONUTF8", "0")
         pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s").assert_outcomes(passed=1, failed=1)
 
-    def test_under_xdist_s_changes_nothing(self, pytester):
+    def test_under_xdist_s_changes_nothing(self, pytester: pytest.Pytester) -> None:
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", "-n", "1")
         run.assert_outcomes(passed=1, failed=1)
 
 
-def test_output_of_what_failed_is_shown(pytester, write_study):
+def test_output_of_what_failed_is_shown(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.fault": ["say and raise"]}, execution=ONCE)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(["*ValueError: the engine says no*", "*experiment output*", "a word from the engine"])
 
 
-def test_the_debugger_opens_at_a_failure_and_the_study_goes_on(pytester, write_study, results):
+def test_the_debugger_opens_at_a_failure_and_the_study_goes_on(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--pdb"]
     done = subprocess.run(command, input="p 6 * 7\nc\n", capture_output=True, text=True, timeout=120)
@@ -60,7 +68,9 @@ def test_the_debugger_opens_at_a_failure_and_the_study_goes_on(pytester, write_s
     assert results.statuses() == {"fault=raise": "failed", "fault=none": "completed"}
 
 
-def test_without_a_terminal_plugin(pytester, write_study, results):
+def test_without_a_terminal_plugin(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
     write_study(execution={"n_cycles": 1})
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
     assert run.ret == 0

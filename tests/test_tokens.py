@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,18 +24,18 @@ LENGTHS = {100 + count: count for count in range(1, 7)}
 
 
 @pytest.fixture
-def scripted(monkeypatch):
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the tiny model answer 50, 51, 52, …, and end where the prompt's last token says."""
     real = pytorch.loading.load_model
 
-    def load_model(*given):
+    def load_model(*given: Any) -> Any:
         model = real(*given)
         forward = model.forward
         wanted = []
         step = 0
 
         @functools.wraps(forward)
-        def said(*args, **kwargs):
+        def said(*args: Any, **kwargs: Any) -> Any:
             nonlocal wanted, step
             output = forward(*args, **kwargs)
             ids = kwargs["input_ids"]
@@ -52,12 +54,12 @@ def scripted(monkeypatch):
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let time pass only as tokens come: the first after 10 s, each further one after 1 s."""
     now = [0.0]
 
     class Clock(pytorch._TokenClock):
-        def put(self, value):
+        def put(self, value: Any) -> None:
             if self._prompt_seen:
                 now[0] += 1.0 if self.times else 10.0
             super().put(value)
@@ -66,7 +68,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(pytorch.time, "perf_counter", lambda: now[0])
 
 
-def measured(tmp_path, prompts, **changes):
+def measured(tmp_path: Path, prompts: Any, **changes: Any) -> Any:
     """Run an experiment of *prompts*, given as token ids, through files, batches and all."""
     (tmp_path / "prompts.txt").write_text("x\n" * len(prompts))
     rest = iter(prompts)
@@ -79,7 +81,7 @@ def measured(tmp_path, prompts, **changes):
         return orchestrator.run()
 
 
-def test_ends_at_different_steps_are_counted_exactly(tmp_path, scripted):
+def test_ends_at_different_steps_are_counted_exactly(tmp_path: Path, scripted: None) -> None:
     """Answers of 3, 1, 6 (its end is the sixth) and 6 tokens without an end, in one batch."""
     prompts = [[5, 6, 103], [7, 8, 101], [9, 9, 106], [9, 9, 9]]
     outcome = measured(tmp_path, prompts, measurement=NATURAL, pytorch={"batch_size": 4})
@@ -100,12 +102,12 @@ def test_ends_at_different_steps_are_counted_exactly(tmp_path, scripted):
     assert metrics["energy_per_request_j"] == pytest.approx(metrics["energy_j"] / 4)
 
 
-def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path, scripted):
+def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path: Path, scripted: None) -> None:
     """The batch goes on for the longest answer; the others' rows are filled up with pad tokens."""
     seen = []
     real = pytorch.PyTorchEngine.requests
 
-    def requests(self, batch, generated):
+    def requests(self, batch: Any, generated: Any) -> Any:
         seen.append(generated.sequences[:, batch.input_ids.shape[1] :].tolist())
         return real(self, batch, generated)
 
@@ -116,7 +118,7 @@ def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path, scr
     assert outcome.result.tokens.output_tokens == 2 + 4
 
 
-def test_a_fixed_length_runs_over_every_end(tmp_path, scripted):
+def test_a_fixed_length_runs_over_every_end(tmp_path: Path, scripted: None) -> None:
     outcome = measured(tmp_path, [[5, 102], [5, 104]], pytorch={"batch_size": 2})
     assert [one.output_ids for one in outcome.requests.passes[0]] == [
         [50, END, 52, 53, 54, 55],
@@ -125,7 +127,7 @@ def test_a_fixed_length_runs_over_every_end(tmp_path, scripted):
     assert outcome.result.tokens.output_tokens == 12
 
 
-def test_unequal_prompts_are_counted_without_their_padding(tmp_path, scripted):
+def test_unequal_prompts_are_counted_without_their_padding(tmp_path: Path, scripted: None) -> None:
     """Batches of 5 and 2 tokens (10 positions), and of 1 and 4 (8)."""
     prompts = [[5, 6, 7, 8, 9], [5, 6], [5], [5, 6, 7, 8]]
     outcome = measured(tmp_path, prompts, pytorch={"batch_size": 2})
@@ -136,7 +138,7 @@ def test_unequal_prompts_are_counted_without_their_padding(tmp_path, scripted):
     assert [[one.input_tokens for one in batch] for batch in outcome.requests.batches()] == [[5, 2], [1, 4]]
 
 
-def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path, scripted):
+def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path: Path, scripted: None) -> None:
     outcome = measured(tmp_path, [[5] * 12, [5] * 8, [5, 6]], pytorch={"batch_size": 3})
     tokens = outcome.result.tokens
     assert (tokens.input_tokens, tokens.truncated_prompts) == (8 + 8 + 2, 1)
@@ -144,7 +146,7 @@ def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path, scripted):
     assert "1 of 3 prompts were cut to max_input_tokens" in outcome.result.warnings
 
 
-def test_latencies_of_a_row_end_with_it(tmp_path, scripted, clock):
+def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, clock: None) -> None:
     """The first token comes after 10 s, a further one every second; the rows end at 3, 1 and 6 tokens."""
     prompts = [[5, 6, 103], [7, 8, 101], [9, 9, 106]]
     outcome = measured(tmp_path, prompts, measurement=NATURAL, pytorch={"batch_size": 3})

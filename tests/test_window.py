@@ -73,7 +73,7 @@ class Device:
 
 
 @pytest.fixture
-def device(monkeypatch):
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
     for module in (windows, warmups):
         clock = SimpleNamespace(monotonic=lambda: device.now, perf_counter=lambda: device.now)
@@ -81,7 +81,7 @@ def device(monkeypatch):
     return device
 
 
-def test_the_device_is_drained_before_both_edges(device):
+def test_the_device_is_drained_before_both_edges(device: Device) -> None:
     """What was still queued before it is not in it, and all that was queued in it is."""
     device.generate("left over from warming up")
     device.log.clear()
@@ -103,7 +103,7 @@ def test_the_device_is_drained_before_both_edges(device):
 
 
 @pytest.mark.parametrize("seconds", [0, 4, 4.001, 33])
-def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device, seconds):
+def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device: Device, seconds: float) -> None:
     window = measure(device, ["a", "b"], Meters({"m": device}), min_seconds=seconds, seed=7)
     assert len(window.passes) == max(1, -(-seconds // 4))
     tail_j = (window.account.seconds - window.seconds) * IDLE_W
@@ -111,7 +111,9 @@ def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device, sec
     assert (window.account.total.energy_j - tail_j) / len(window.passes) == pytest.approx(4 * BUSY_W)
 
 
-def test_loading_is_over_when_the_device_has_done_its_part(device, monkeypatch):
+def test_loading_is_over_when_the_device_has_done_its_part(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(orchestrator, "time", SimpleNamespace(perf_counter=lambda: device.now))
     device.load = lambda: device.generate("weights")
     metrics, total = orchestrator._load(device, Meters({"m": device}))
@@ -120,7 +122,7 @@ def test_loading_is_over_when_the_device_has_done_its_part(device, monkeypatch):
     assert metrics["load_energy_j"].value == total.energy_j == pytest.approx(2 * BUSY_W + 0.05 * IDLE_W)
 
 
-def test_warming_up_waits_for_the_device_too(device):
+def test_warming_up_waits_for_the_device_too(device: Device) -> None:
     """Or it would take the time of queueing for a latency, and call the first ones settled."""
     config = WarmupConfig(n_warmup=2, convergence_detection=False)
     record = warm_up(device, ["a", "longer"], config, lambda run, most: None)

@@ -50,7 +50,7 @@ def zeus_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def both(zeus_python, nvml_library, tmp_path) -> Callable[..., tuple[list[Found], list[Found]]]:
+def both(zeus_python: Path, nvml_library: Path, tmp_path: Path) -> Callable[..., tuple[list[Found], list[Found]]]:
     """Measure the same windows of the same boards with Zeus and with our meter, at the same time.
 
     Called with the boards, windows in seconds from when both are ready, and what changes the boards then, given
@@ -107,7 +107,7 @@ def _off(found: Found, watts: float, place: int = 0) -> float:
     return abs(found.energy_j[place] / (found.seconds[place] * watts) - 1)
 
 
-def test_we_agree_on_long_windows_of_boards_that_count(both):
+def test_we_agree_on_long_windows_of_boards_that_count(both: Callable[..., Any]) -> None:
     fast = {"tick_ms": 20}
     boards = [_board("constant", 300.0), _board("fast", 70.0, **fast)]
     boards += [_board("step", 300.0, **fast), _board("ramp", 200.0, **fast)]
@@ -125,7 +125,7 @@ def test_we_agree_on_long_windows_of_boards_that_count(both):
         assert _off(ours, watts, place) < 0.005
 
 
-def test_windows_of_one_or_two_ticks(both):
+def test_windows_of_one_or_two_ticks(both: Callable[..., Any]) -> None:
     """Zeus cuts anywhere between two ticks and counts whole ones: for 45 J (300 W, 0.15 s) it says 30 or 60."""
     windows = [(0.737 * number, 0.737 * number + 0.15) for number in range(12)]
     theirs, ours = both([_board("constant", 300.0)], windows)
@@ -135,7 +135,7 @@ def test_windows_of_one_or_two_ticks(both):
         assert _off(found, 300.0) < max(0.02, 2.5 * found.uncertainty_j[0] / found.energy_j[0])
 
 
-def test_a_board_without_a_counter(both):
+def test_a_board_without_a_counter(both: Callable[..., Any]) -> None:
     """Zeus keeps a sample only where power has changed, and integrates between those within the window.
 
     For 280 J it says 0, for 1200 J with one step 0, and for 1200 J with two steps 600.
@@ -158,7 +158,7 @@ def test_a_board_without_a_counter(both):
     assert _off(ours, 70.0) < 0.001
 
 
-def test_a_counter_that_is_reset(both):
+def test_a_counter_that_is_reset(both: Callable[..., Any]) -> None:
     boards = [_board("reset", 300.0)]
 
     def change(now: float) -> None:

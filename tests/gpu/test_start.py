@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
 from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.isolation.launcher import Job, run_isolated
@@ -27,7 +29,9 @@ def _links(pid: int) -> list[str]:
     return [str(Path(file).readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
 
 
-def test_the_server_opens_no_device_and_its_processes_do(monkeypatch, found, board):
+def test_the_server_opens_no_device_and_its_processes_do(
+    monkeypatch: pytest.MonkeyPatch, found: Any, board: Any
+) -> None:
     """Seen from outside: threads, open files, and what is mapped. A context shows as memory on the board, too."""
     tiny_llama()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -23,23 +23,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.backends.protocol import PreflightError, RequestRecord
 from pytest_llem.results.experiment import EngineRecord
 
 
-def _raise():
+def _raise() -> None:
     raise ValueError("the engine says no")
 
 
-def _orphan():
+def _orphan() -> None:
     if os.fork() == 0:
         os.setsid()
         time.sleep(60)
         os._exit(0)
 
 
-def _garbage():
+def _garbage() -> None:
     """Write to every pipe this process has."""
     for fd in range(3, 64):
         try:
@@ -52,41 +53,41 @@ def _garbage():
 class NoMessageError(Exception):
     """Cannot be pickled, nor asked for its message."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.held = threading.Lock()
 
-    def __str__(self):
+    def __str__(self) -> None:
         raise SystemExit("no")
 
 
-def _no_message():
+def _no_message() -> None:
     raise NoMessageError
 
 
-def _long_message():
+def _long_message() -> None:
     raise ValueError("x" * 100_000_000)
 
 
-def _hold_the_lock():
+def _hold_the_lock() -> None:
     """Sleep in native code that does not let go of the interpreter's lock."""
     while True:  # a signal ends it
         ctypes.PyDLL(None).sleep(3600)
 
 
-def _allocate():
+def _allocate() -> None:
     """Take more memory than the process may have: Python's own way to be out of memory."""
     resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
     bytearray(2**33)
 
 
-def _fill_memory():
+def _fill_memory() -> None:
     """Take memory until the kernel minds."""
     held = []
     while True:
         held.append(bytearray(b"x") * 2**22)
 
 
-def _family(folder):
+def _family(folder: Any) -> None:
     """Start a child, one that leaves the session, and one that is orphaned; all ignore what they can."""
     for leaves, orphaned in ((False, False), (True, False), (True, True)):
         if os.fork() == 0:
@@ -101,12 +102,12 @@ def _family(folder):
             os._exit(0)
 
 
-def _close_everything():
+def _close_everything() -> None:
     """Close the event channel, and whatever else it holds."""
     os.closerange(3, 64)
 
 
-def _torch_allocate():
+def _torch_allocate() -> None:
     import torch
 
     torch.empty(2**46)
@@ -151,7 +152,7 @@ OPTIONS = {
 class NoopEngine:
     no_latency = None
 
-    def __init__(self, config, context):
+    def __init__(self, config: Any, context: Any) -> None:
         self.options = config.engine_section
         unknown = set(self.options) - OPTIONS
         if unknown:
@@ -161,12 +162,12 @@ class NoopEngine:
         self.gpus = [gpus] if isinstance(gpus, str) else gpus
         self._span("begins")
 
-    def _span(self, what):
+    def _span(self, what: Any) -> None:
         if path := self.options.get("span"):
             with Path(path).open("a") as file:
                 file.write(f"{time.monotonic()} {what} {os.getpid()}\n")
 
-    def _draw(self, busy):
+    def _draw(self, busy: Any) -> None:
         """From now on the board draws what it does while a batch runs, or while none does."""
         if watts := self.options.get("watts"):
             script = Path(os.environ["LLEM_SCRIPTED_NVML"])
@@ -176,37 +177,37 @@ class NoopEngine:
             new.write_text(f"{text}power {time.monotonic() - start:.9f} {watts[busy]}\n")
             new.replace(script)
 
-    def fetch(self):
+    def fetch(self) -> None:
         time.sleep(self.options.get("fetch", 0))
 
-    def load(self):
+    def load(self) -> None:
         if folder := self.options.get("report"):
             note = {"pid": os.getpid(), "modules": sorted(sys.modules), "argv": sys.argv, "sid": os.getsid(0)}
             Path(folder, f"{os.getpid()}.json").write_text(json.dumps(note))
 
-    def describe(self):
+    def describe(self) -> Any:
         device = "cuda" if self.gpus else "cpu"
         return EngineRecord(name="noop", device=device, settings={"filler": "x" * self.options.get("filler", 0)})
 
-    def encode(self, text):
+    def encode(self, text: Any) -> Any:
         return list(text.encode())
 
-    def vocabulary(self):
+    def vocabulary(self) -> Any:
         return range(10, 20)
 
-    def prepare(self, prompts):
+    def prepare(self, prompts: Any) -> Any:
         size = self.options.get("size", 1)
         return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
-    def positions(self, batch):
+    def positions(self, batch: Any) -> Any:
         if self.options.get("fault") == "nan":
             return float("nan")
         return len(batch) * max(map(len, batch))
 
-    def seed(self, seed):
+    def seed(self, seed: Any) -> None:
         pass
 
-    def generate(self, batch):
+    def generate(self, batch: Any) -> Any:
         if (made := self.options.get("fail_once")) and not Path(made).exists():
             Path(made).touch()
             raise ValueError("not the first time")
@@ -220,15 +221,15 @@ class NoopEngine:
         self._draw(busy=False)
         return time.perf_counter()
 
-    def generate_first(self, batch):
+    def generate_first(self, batch: Any) -> None:
         self._draw(busy=True)
         time.sleep(self.options.get("first_seconds", 0))
         self._draw(busy=False)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         pass
 
-    def requests(self, batch, generated):
+    def requests(self, batch: Any, generated: Any) -> Any:
         ids = self.options.get("ids", [7] * self.output_len)
         ids = ids if generated else ids[:1]
         return [
@@ -236,14 +237,14 @@ class NoopEngine:
             for prompt in batch
         ]
 
-    def model_memory_bytes(self):
+    def model_memory_bytes(self) -> Any:
         return 1_000_000
 
-    def reset_peak_memory(self):
+    def reset_peak_memory(self) -> None:
         pass
 
-    def peak_memory_bytes(self):
+    def peak_memory_bytes(self) -> Any:
         return None
 
-    def close(self):
+    def close(self) -> None:
         self._span("ends")

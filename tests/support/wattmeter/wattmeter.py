@@ -10,6 +10,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.energy.protocol import DeviceReading, PowerSample, Reading
 
@@ -23,14 +24,14 @@ PERIOD_S = 0.01
 
 
 class Wattmeter:
-    def open(self, gpus):
+    def open(self, gpus: Any) -> None:
         self._asked("open")
 
-    def begin(self):
+    def begin(self) -> None:
         self._asked("begin")
         self.began = time.monotonic()
 
-    def end(self):
+    def end(self) -> Any:
         self._asked("end")
         seconds = time.monotonic() - self.began
         watts = float(os.environ.get("WATTMETER_SHOWS", WATTS))
@@ -47,10 +48,10 @@ class Wattmeter:
         samples = (PowerSample(at=self.began, device="socket-1", power_w=WATTS),)
         return Reading((socket,), seconds, samples=samples, harness_cpu_seconds=0.125)
 
-    def close(self):
+    def close(self) -> None:
         self._asked("close")
 
-    def _asked(self, what):
+    def _asked(self, what: Any) -> None:
         if log := os.environ.get("WATTMETER_LOG"):
             with Path(log).open("a") as file:
                 file.write(f"{what}\n")
