@@ -1,0 +1,50 @@
+"""Links and code of the pages that are no README: CONTRIBUTING.md, docs/, and the README's own links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.energy.account import Meters
+from tests.conftest import ROOT
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_code_spans_exist(page: Path) -> None:
+    named = re.findall(r"`((?:docs|pytest_llem|studies|tests|\.ci|\.github)/[\w./-]+)`", page.read_text())
+    assert [one for one in named if not (ROOT / one).exists()] == []
+
+
+def test_the_meter_shown_to_contributors_works() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    found = re.search(r"<!-- meter -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {}
+    exec(found[1], names)
+    meters = Meters({"nothing": names["NoMeter"]()})
+    meters.begin()
+    total = meters.end().total
+    meters.close()
+    assert (total.energy_j, total.method, total.reason) == (None, "unavailable", "plug-1: it reads nothing")
