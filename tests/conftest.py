@@ -215,7 +215,7 @@ def results(pytester: pytest.Pytester) -> Results:
 
 @pytest.fixture(scope="session")
 def finished_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of a finished run of the study that ``write_study()`` writes: tests copy them, and change the copy."""
+    """Results of a finished run of the study that ``write_study()`` writes, for tests to copy."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "study.yaml").write_text(yaml.safe_dump(NOOP_STUDY, sort_keys=False))
     plugins = [option for name in OTHER_PLUGINS for option in ("-p", f"no:{name}")]
