@@ -385,7 +385,9 @@ def test_results_are_held_a_point_at_a_time(tmp_path: Path, monkeypatch: pytest.
     for n in range(40):
         text = json.dumps({**given, "identity": {"experiment_id": f"n={n}", "config_hash": f"{n:016x}"}})
         writer.completed(f"n={n}", text, {}, worker=None, device=None)
-    seen, most, real = [], [], study_result.summarise
+    seen: list[weakref.ref[ExperimentResult]] = []
+    most: list[int] = []
+    real = study_result.summarise
 
     def summarise(cycles: Any) -> Any:
         gc.collect()
@@ -394,7 +396,11 @@ def test_results_are_held_a_point_at_a_time(tmp_path: Path, monkeypatch: pytest.
         return real(cycles)
 
     monkeypatch.setattr(study_result, "summarise", summarise)
-    found = study_result.build_study_result(design, writer.manifest, tmp_path)
+    gc.freeze()  # so that a collection looks at no more than what this test makes
+    try:
+        found = study_result.build_study_result(design, writer.manifest, tmp_path)
+    finally:
+        gc.unfreeze()
     assert [one.metrics["seconds"].n for one in found.points] == [1] * 40
     assert len(most) == 40
     assert max(most) <= 2
