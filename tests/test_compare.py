@@ -290,7 +290,9 @@ def test_long_lists_are_cut() -> None:
 def test_no_interval_is_too_wide_for_the_table() -> None:
     wild = study_result(point({}, id="precision=bf16-batch_size=2", output_tokens_per_second=[1.0, 9.0]))
     found = compare(wild, wild, GatesConfig(metrics=["output_tokens_per_second"]), name="main")
-    low, high = found.verdicts[0].interval
+    interval = found.verdicts[0].interval
+    assert interval is not None
+    low, high = interval
     assert low < 0.001
     assert high > 1000
     shown = lines(found, WIDTH)

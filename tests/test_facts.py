@@ -142,7 +142,7 @@ MOMENTS = st.integers(0, 30)
 
 @given(st.lists(st.tuples(MOMENTS, MOMENTS).map(sorted).filter(lambda span: span[0] < span[1]), max_size=12))
 def test_overlaps_are_those_that_every_pair_shows(spans: Any) -> None:
-    texts = [tuple(f"2026-11-23T20:55:{moment:02}.000Z" for moment in span) for span in spans]
+    texts = [(f"2026-11-23T20:55:{begun:02}.000Z", f"2026-11-23T20:55:{ended:02}.000Z") for begun, ended in spans]
     assert overlapping(texts) == [
         any(one != at and begin < ended and end > begun for one, (begin, end) in enumerate(spans))
         for at, (begun, ended) in enumerate(spans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -32,6 +32,9 @@ HERE = [0.4512, 0.4609, 0.4533, 0.4571, 0.4498]
 THERE = [0.4401, 0.4388, 0.4432, 0.4415, 0.4379]
 
 
+Better = Literal["lower", "higher"]
+
+
 def cycles(values: Any) -> Any:
     return dict(enumerate(values, start=1))
 
@@ -41,7 +44,13 @@ def compared(here: Any, there: Any, *, paired: bool = False) -> Any:
 
 
 def decision(
-    here: Any, there: Any, *, better: str = "lower", delta: float = 0.02, alpha: Any = ALPHA, paired: bool = False
+    here: Any,
+    there: Any,
+    *,
+    better: Better = "lower",
+    delta: float = 0.02,
+    alpha: Any = ALPHA,
+    paired: bool = False,
 ) -> Decision:
     [only] = decide([Question(compared(here, there, paired=paired), better, delta)], alpha)
     return only
@@ -51,7 +60,7 @@ def asked(
     log_ratio: Any,
     *,
     error: float = 0.01,
-    better: str = "lower",
+    better: Better = "lower",
     delta: float = 0.0,
     degrees: float = 8.0,
     n: int = 5,
@@ -105,7 +114,7 @@ class TestContrast:
         ],
     )
     def test_what_cannot_be_judged_says_why(
-        self, here: dict[int, float], there: dict[str, Any], paired: bool, said: str
+        self, here: dict[int, float], there: dict[int, float], paired: bool, said: str
     ) -> None:
         with pytest.raises(UndecidableError) as raised:
             contrast(here, there, paired=paired)
@@ -230,7 +239,7 @@ class TestHolm:
         [alone] = decide([worse], ALPHA)
         assert alone.p == pytest.approx(stats.t.sf(3.1, 8))
         first, second = decide([worse, better], ALPHA)
-        assert (first.p, second.p) == (pytest.approx(2 * alone.p), pytest.approx(2 * alone.p))
+        assert [first.p, second.p] == pytest.approx([2 * alone.p] * 2)
 
     @PROPERTY
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
@@ -245,12 +254,14 @@ class TestHolm:
 class TestCyclesToDecide:
     @pytest.mark.parametrize("paired", [False, True])
     @pytest.mark.parametrize("delta", [0.0, 0.02, 0.06])
-    def test_it_is_the_least_that_decides(self, paired: bool, delta: float) -> None:
+    def test_cycles_to_decide_is_the_smallest_number_that_decides(self, paired: bool, delta: float) -> None:
         here, there = [0.46, 0.44, 0.47], [0.44, 0.45, 0.435]
         question = Question(compared(here, there, paired=paired), "lower", delta)
         [found] = decide([question], ALPHA)
         assert found.verdict == "INCONCLUSIVE"
-        assert found.cycles_to_decide > 3
+        needed = found.cycles_to_decide
+        assert needed is not None
+        assert needed > 3
 
         def at(n: Any) -> Any:
             had = question.contrast
@@ -260,17 +271,20 @@ class TestCyclesToDecide:
             then = dataclasses.replace(had, standard_error=error, degrees=degrees, n=n, n_reference=n)
             return decide([dataclasses.replace(question, contrast=then)], ALPHA)[0].verdict
 
-        assert at(found.cycles_to_decide - 1) == "INCONCLUSIVE"
-        assert at(found.cycles_to_decide) != "INCONCLUSIVE"
+        assert at(needed - 1) == "INCONCLUSIVE"
+        assert at(needed) != "INCONCLUSIVE"
 
     def test_a_side_that_has_more_keeps_them(self) -> None:
         values = itertools.cycle([0.43, 0.45, 0.44, 0.446, 0.435])
         there = [next(values) for _ in range(20)]
         found = [decision([0.48, 0.52, 0.50], there[:n]) for n in (3, 20)]
         assert [one.verdict for one in found] == ["INCONCLUSIVE"] * 2
-        assert 3 < found[1].cycles_to_decide <= found[0].cycles_to_decide
+        few, many = (one.cycles_to_decide for one in found)
+        assert few is not None
+        assert many is not None
+        assert 3 < many <= few
 
-    def test_none_where_no_number_would(self) -> None:
+    def test_cycles_to_decide_is_null_at_delta_itself(self) -> None:
         # The change is delta itself: it is neither beyond it nor safely inside.
         assert decide([asked(math.log(1.02), delta=0.02)], ALPHA)[0].cycles_to_decide is None
 
@@ -278,6 +292,8 @@ class TestCyclesToDecide:
         alone = decide([asked(0.02)], ALPHA)[0].cycles_to_decide
         among = decide([asked(0.02), *[asked(0.001)] * 11], ALPHA)[0].cycles_to_decide
         reported = decide([asked(0.02), *[asked(1.0)] * 11], ALPHA)[0].cycles_to_decide
+        assert among is not None
+        assert alone is not None
         assert among > alone == reported
 
 
@@ -350,7 +366,9 @@ class TestDetectable:
 
     @pytest.mark.parametrize("n", [3, 5, 20])
     def test_pairs_are_a_noncentral_t(self, n: int) -> None:
-        far = math.log1p(detectable(0.01, n, n, delta=0.02, alpha=0.01, paired=True)) - math.log1p(0.02)
+        change = detectable(0.01, n, n, delta=0.02, alpha=0.01, paired=True)
+        assert change is not None
+        far = math.log1p(change) - math.log1p(0.02)
         noncentrality = far / (math.sqrt(2 * math.log1p(0.01**2)) / math.sqrt(n))
         assert stats.nct.sf(stats.t.isf(0.01, n - 1), n - 1, noncentrality) == pytest.approx(0.9, abs=1e-3)
 
@@ -457,4 +475,5 @@ class TestSimulation:
         draws = {False: simulation.unpaired(noise, n, n_reference), True: simulation.paired(noise, n)}
         for paired, estimate in draws.items():
             change = detectable(cv, n, n_reference, delta=0.02, alpha=ALPHA, family=family, paired=paired)
+            assert change is not None
             assert found(estimate, change, 0.02, ALPHA / family) == pytest.approx(0.9, abs=0.03)

@@ -85,7 +85,9 @@ NASTY = [
 
 def parse(line: Any) -> Any:
     """Return a workflow command as a runner reads it: its name, properties and message."""
-    name, properties, message = re.fullmatch(r"::(\w+) (.*?)::(.*)", line).groups()
+    command = re.fullmatch(r"::(\w+) (.*?)::(.*)", line)
+    assert command is not None
+    name, properties, message = command.groups()
     pairs = [pair.split("=", 1) for pair in properties.split(",")]
     escapes = (("%3A", ":"), ("%2C", ","), ("%0D", "\r"), ("%0A", "\n"), ("%25", "%"))
 
@@ -186,16 +188,19 @@ def page(tmp_path: Path) -> Callable[..., Any]:
 
 def tables(text: Any) -> Any:
     """Return the cells of each table, as a reader sees them, and everything else that is no plain text."""
-    found, other, in_cell = [], [], False
+    found: list[list[list[str]]] = []
+    other: list[str] = []
+    in_cell = False
     for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
         if token.type == "table_open":
             found.append([])
         elif token.type == "tr_open":
             found[-1].append([])
         elif token.type == "inline":
-            other += [child.type for child in token.children if child.type not in ("text", "text_special")]
+            children = token.children or []
+            other += [child.type for child in children if child.type not in ("text", "text_special")]
             if in_cell:
-                found[-1][-1].append("".join(child.content for child in token.children))
+                found[-1][-1].append("".join(child.content for child in children))
         elif token.type in ("html_block", "fence", "code_block", "hr"):
             other.append(token.type)
         in_cell = token.type in ("th_open", "td_open")
@@ -305,5 +310,6 @@ class TestSummary:
     def test_a_file_that_cannot_be_written_is_a_line(self, tmp_path: Path, result: StudyResult) -> None:
         for file in (tmp_path, tmp_path / "no" / "such", "/dev/full"):
             told = github.write_summary([result], {**ACTIONS, "GITHUB_STEP_SUMMARY": os.fspath(file)})
+            assert told is not None
             assert told.startswith("the summary for GitHub could not be written: ")
             assert len(told.splitlines()) == 1

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import shutil
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.results import manifest as module
 from pytest_llem.results import study_result
 from pytest_llem.results.document import SCHEMA_VERSION
+from pytest_llem.results.journal import Journal
 from pytest_llem.results.manifest import JOURNAL, ManifestWriter, now, read_manifest, stored_result
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
 
@@ -109,7 +111,7 @@ def test_a_kill_between_the_manifest_and_the_emptying_of_its_journal(
     tmp_path: Path, seldom: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = _start(tmp_path)
-    monkeypatch.setattr(module.Journal, "clear", lambda self: None)
+    monkeypatch.setattr(Journal, "clear", lambda self: None)
     for _ in range(29):
         writer.failed("n=0", ERROR)
     writer.running("n=0")
@@ -138,9 +140,15 @@ def test_a_small_study_is_whole_in_the_manifest_after_every_transition(tmp_path:
 
 def test_a_large_study_is_seldom_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
-    writer, written = _start(tmp_path, entries=640), []
+    writer = _start(tmp_path, entries=640)
+    written: list[Path] = []
     real = module.write_atomically
-    monkeypatch.setattr(module, "write_atomically", lambda path, text: written.append(path) or real(path, text))
+
+    def count(path: Path, text: str) -> None:
+        written.append(path)
+        real(path, text)
+
+    monkeypatch.setattr(module, "write_atomically", count)
     for n in range(640):
         writer.running(f"n={n}")
         writer.failed(f"n={n}", ERROR)
@@ -151,7 +159,7 @@ def test_a_large_study_is_seldom_written_whole(tmp_path: Path, monkeypatch: pyte
 def test_a_slow_study_is_whole_in_the_manifest_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_SHARE", math.inf)
     clock = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     real = module.write_atomically
 
     def slow(path: Any, text: Any) -> Any:
@@ -276,7 +284,9 @@ def test_after_the_end_there_is_no_journal_and_nothing_runs(tmp_path: Path, seld
     writer.finish("interrupted")
     assert not (tmp_path / JOURNAL).exists()
     found = Manifest.read(tmp_path / "manifest.json")
-    assert found.experiments[0].error.kind == "interrupted"
+    error = found.experiments[0].error
+    assert error is not None
+    assert error.kind == "interrupted"
     assert (found.status, found.failed, found.pending) == ("interrupted", 1, 29)
 
 
@@ -286,6 +296,7 @@ def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path: Path) -> 
     entry = read_manifest(tmp_path).experiments[0]
     assert (entry.status, entry.replayed_from, entry.device) == ("completed", "earlier_run", "cpu")
     assert stored_result(tmp_path, entry) == "{}"
+    assert entry.result_file is not None
     assert (tmp_path / entry.result_file).with_suffix(".requests.csv").read_text() == "a\n"
     writer.running("n=0")
     assert writer.entry("n=0").replayed_from is None, "run again after all"
@@ -323,7 +334,9 @@ def test_files_of_schema_version_1_0_are_read() -> None:
     assert [entry.status for entry in manifest.experiments] == ["completed", "completed", "failed", "failed"]
     assert manifest.experiments[0].replayed_from is None
     for entry in manifest.experiments[:2]:
-        result = ExperimentResult.model_validate_json(stored_result(GOLDEN, entry))
+        stored = stored_result(GOLDEN, entry)
+        assert stored is not None
+        result = ExperimentResult.model_validate_json(stored)
         assert result.identity.experiment_id == entry.experiment_id
     found = StudyResult.load(GOLDEN)
     assert (found.schema_version, found.summary.completed, found.summary.replayed) == ("1.0", 2, 0)
@@ -363,10 +376,14 @@ def test_a_run_without_an_end_is_loaded_from_what_is_there(tmp_path: Path) -> No
         whole.warnings,
     )
 
-    file = tmp_path / found.experiments[1].result_file
+    lost = found.experiments[1].result_file
+    assert lost is not None
+    file = tmp_path / lost
     file.write_text(file.read_text()[:-10])
     found = StudyResult.load(tmp_path)
-    assert (found.experiments[1].status, found.experiments[1].error.type) == ("failed", "ResultLost")
+    error = found.experiments[1].error
+    assert error is not None
+    assert (found.experiments[1].status, error.type) == ("failed", "ResultLost")
     assert (found.summary.completed, found.summary.failed, found.points[0].metrics["seconds"].n) == (1, 3, 1)
 
 

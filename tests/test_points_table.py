@@ -34,15 +34,11 @@ def _lines(points: Any, width: Any, planned: int = 2, **options: Any) -> Any:
 
 @pytest.fixture
 def fifty() -> list[Any]:
-    axes = {
-        "precision": ["bf16", "fp16"],
-        "pytorch.batch_size": [1, 8, 16, 32, 64],
-        "max_output_tokens": [64, 128, 256, 512, 1024],
-    }
-    grid = itertools.product(*axes.values())
+    grid = itertools.product(["bf16", "fp16"], [1, 8, 16, 32, 64], [64, 128, 256, 512, 1024])
+    axes = ("precision", "pytorch.batch_size", "max_output_tokens")
     return [
-        _point(dict(zip(axes, values, strict=True)), 100.0 * values[1], 5.0 / values[1] + index / 100)
-        for index, values in enumerate(grid)
+        _point(dict(zip(axes, (precision, size, length), strict=True)), 100.0 * size, 5.0 / size + index / 100)
+        for index, (precision, size, length) in enumerate(grid)
     ]
 
 

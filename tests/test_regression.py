@@ -346,38 +346,40 @@ def test_a_metric_that_is_neither_better_nor_worse() -> None:
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_window_of_few_ticks_is_no_ground_for_a_verdict(side: int) -> None:
-    points = [point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2)]
-    points[side].bench["energy_ticks"] = 19.4
-    _, verdict = one(*points, ENERGY)
+    here, there = (point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2))
+    changed = (here, there)[side]
+    changed.bench["energy_ticks"] = 19.4
+    _, verdict = one(here, there, ENERGY)
     assert said(verdict) == (
         "NOT JUDGED",
         "failed",
         "a window holds 19.4 ticks of the energy counter, and a gate needs 20: "
         "raise measurement.min_window_seconds",
     )
-    assert one(*points, ENERGY, anyway=True)[1].verdict == "NOT JUDGED", "it is no difference"
+    assert one(here, there, ENERGY, anyway=True)[1].verdict == "NOT JUDGED", "it is no difference"
     for metric in ("load_energy_j", "seconds"):
-        assert one(*points, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
-    points[side].bench["energy_ticks"] = 20.0
-    assert one(*points, ENERGY)[1].verdict == "SAME"
+        assert one(here, there, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
+    changed.bench["energy_ticks"] = 20.0
+    assert one(here, there, ENERGY)[1].verdict == "SAME"
 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_energy_of_one_boundary_in_one_cycle_and_another_in_the_next(side: int) -> None:
-    points = [point({}, energy_j=STEADY) for _ in range(2)]
-    points[side].metrics["energy_j"].boundary = None
-    points[side].bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
-    assert "energy boundary: " in one(*points, ENERGY)[1].reason
-    _, verdict = one(*points, ENERGY, anyway=True)
+    here, there = (point({}, energy_j=STEADY) for _ in range(2))
+    changed = (here, there)[side]
+    changed.metrics["energy_j"].boundary = None
+    changed.bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
+    assert "energy boundary: " in one(here, there, ENERGY)[1].reason
+    _, verdict = one(here, there, ENERGY, anyway=True)
     assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
 
 
 def test_the_window_of_prefill_counts_where_it_is_used() -> None:
-    points = [
+    here, there = (
         point({}, energy_j=STEADY, prefill_energy_j=STEADY, bench=H100 | {"prefill_ticks": 5}) for _ in range(2)
-    ]
-    assert one(*points, ENERGY)[1].verdict == "SAME"
-    assert one(*points, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
+    )
+    assert one(here, there, ENERGY)[1].verdict == "SAME"
+    assert one(here, there, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
 
 
 def test_what_is_tested_is_told() -> None:

@@ -102,7 +102,7 @@ def llem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 #: Five sessions of two points, of three cycles each; shifted as a whole, but for the noise.
 SHIFTS = (0.0, 0.012, -0.008, 0.005, -0.011)
-RUNS = [
+RUNS: list[dict[str, Any]] = [
     {"a": [math.exp(s + e) for e in (0, 0.002, -0.001)], "b": [9 * math.exp(s + e) for e in (0.003, 0, -0.002)]}
     for s in SHIFTS
 ]

@@ -19,7 +19,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import column, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
-from tests.conftest import ROOT, Results
+from tests.conftest import ROOT, Results, RunPytest
 from tests.support.study_results import point, study_result
 
 COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
@@ -148,8 +148,11 @@ def test_axes_named_like_metrics_do_not_collide() -> None:
 
 
 def test_a_data_frame_has_the_same_cells_and_the_units(result: StudyResult) -> None:
-    for per, table in (("point", point_table(result)), ("experiment", experiment_table(result))):
-        frame = result.to_dataframe(per=per)
+    tables = (
+        (point_table(result), result.to_dataframe(per="point")),
+        (experiment_table(result), result.to_dataframe(per="experiment")),
+    )
+    for table, frame in tables:
         assert list(frame.columns) == list(table.columns)
         assert len(frame) == len(table.rows)
         for place, row in enumerate(table.rows):
@@ -170,7 +173,7 @@ def test_a_data_frame_of_nothing() -> None:
 
 def test_a_data_frame_of_neither(result: StudyResult) -> None:
     with pytest.raises(ValueError, match=r"^per: 'cycle' is neither 'point' nor 'experiment'$"):
-        result.to_dataframe("cycle")
+        result.to_dataframe("cycle")  # type: ignore[arg-type]
 
 
 def test_without_pandas_one_line_says_what_to_install(
@@ -190,15 +193,17 @@ def test_a_result_of_an_older_version_has_rows_too() -> None:
 
 
 def test_a_run_writes_both_files(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "precision": ["bf16"]})
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "not (fault=raise and cycle=2)")
+    run_pytest("-k", "not (fault=raise and cycle=2)")
     result = StudyResult.load(results.directory)
-    for name, per in (("summary.csv", "point"), ("experiments.csv", "experiment")):
+    for name, frame in (
+        ("summary.csv", result.to_dataframe("point")),
+        ("experiments.csv", result.to_dataframe("experiment")),
+    ):
         with (results.directory / name).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        frame = result.to_dataframe(per)
         assert [row["noop.fault"] for row in rows] == frame["noop.fault"].tolist()
         for row, found in zip(rows, frame[SPEED].tolist(), strict=True):
             assert (row[SPEED] == "") == math.isnan(found)
