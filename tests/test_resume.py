@@ -206,7 +206,8 @@ class TestReplays:
         study.run()
         (directory,) = study.directories()
         entries = _manifest(directory)["experiments"]
-        (directory / entries[0]["result_file"]).write_text("{}")
+        with (directory / entries[0]["result_file"]).open("a") as file:
+            file.write(" ")  # still a result, and not the one that was written
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
         run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name}, 1 not whole any more"])
