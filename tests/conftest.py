@@ -71,6 +71,10 @@ NOOP_STUDY = {
 }
 
 
+#: Set for the tests themselves, and not for what they start.
+_OF_THE_RUN = ("PYTEST_ADDOPTS", "GITHUB_ACTIONS")
+
+
 @pytest.fixture(scope="session")
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for temporary files: who owns which device is told in there, and others may run tests too."""
@@ -87,7 +91,7 @@ def _own_devices(monkeypatch: pytest.MonkeyPatch, temporary_files: Path) -> None
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("PYTEST_ADDOPTS", "GITHUB_ACTIONS"):
+    for name in _OF_THE_RUN:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -220,7 +224,7 @@ def finished_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "study.yaml").write_text(yaml.safe_dump(NOOP_STUDY, sort_keys=False))
     plugins = [option for name in OTHER_PLUGINS for option in ("-p", f"no:{name}")]
     options = ["--rootdir=.", "--llem-start-method=forkserver", "--llem-run-id=finished"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_THE_RUN}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(NOOP_ENGINE), os.environ.get("PYTHONPATH")]))
     subprocess.run(
         [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *plugins, *options],
