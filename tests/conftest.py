@@ -7,9 +7,10 @@ import os
 import pkgutil
 import re
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+#: Runs pytest with options; ``files`` are what it collects.
+RunPytest = Callable[..., pytest.RunResult]
 
 ROOT = Path(__file__).parent.parent
 NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
@@ -67,6 +71,10 @@ NOOP_STUDY = {
 }
 
 
+#: Set for the tests themselves, and not for what they start.
+_OF_THE_RUN = ("PYTEST_ADDOPTS", "GITHUB_ACTIONS")
+
+
 @pytest.fixture(scope="session")
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for temporary files: who owns which device is told in there, and others may run tests too."""
@@ -83,7 +91,7 @@ def _own_devices(monkeypatch: pytest.MonkeyPatch, temporary_files: Path) -> None
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("PYTEST_ADDOPTS", "GITHUB_ACTIONS"):
+    for name in _OF_THE_RUN:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -92,6 +100,28 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
     """pytest's own, without the other plugins: tests/test_other_plugins.py lets them in."""
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in OTHER_PLUGINS))
     return pytester
+
+
+@pytest.fixture
+def run_pytest(pytester: pytest.Pytester) -> RunPytest:
+    """Run pytest with the plugin, on ``study.yaml`` unless *files* are given.
+
+    It runs in this process, which costs a tenth of another interpreter, and its experiments are forked. With
+    ``-n`` it is a process of its own, since xdist's workers find the engine by an environment variable.
+    """
+
+    def run(*options: str | Path, files: Sequence[str | Path] = ("study.yaml",)) -> pytest.RunResult:
+        start = pytester.runpytest_subprocess if "-n" in options else pytester.runpytest_inprocess
+        return start(*files, "-p", "llem", "--llem-start-method=forkserver", *options)
+
+    return run
+
+
+@pytest.fixture(params=[(), ("-n", "1")], ids=["serial", "xdist"])
+def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Options without and with xdist, for what the controller does itself. One worker is enough for that."""
+    options: tuple[str, ...] = request.param
+    return options
 
 
 @pytest.fixture
@@ -185,6 +215,25 @@ class Results:
 @pytest.fixture
 def results(pytester: pytest.Pytester) -> Results:
     return Results(pytester.path / "results")
+
+
+@pytest.fixture(scope="session")
+def finished_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a finished run of the study that ``write_study()`` writes, for tests to copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "study.yaml").write_text(yaml.safe_dump(NOOP_STUDY, sort_keys=False))
+    plugins = [option for name in OTHER_PLUGINS for option in ("-p", f"no:{name}")]
+    options = ["--rootdir=.", "--llem-start-method=forkserver", "--llem-run-id=finished"]
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_THE_RUN}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(NOOP_ENGINE), os.environ.get("PYTHONPATH")]))
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *plugins, *options],
+        cwd=folder,
+        env={**environment, "TMPDIR": str(folder)},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return folder / "results" / "noop_finished"
 
 
 @pytest.fixture(scope="session")

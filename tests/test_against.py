@@ -6,99 +6,89 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_llem import StudyResult
-from tests.conftest import Results
+from tests.conftest import Results, RunPytest
 from tests.support import figures
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
 
-#: An engine of a user's own, whose batches take the time that the checkout says.
+AGAINST = f"--llem-against={sys.executable}"
+
+#: An engine of a user's own, whose model takes the memory that the checkout says.
 ENGINE = """
     from noop_engine import NoopEngine
 
     class Engine(NoopEngine):
-        def generate(self, *args, **kwargs):
-            import time
-            time.sleep({seconds})
-            return super().generate(*args, **kwargs)
+        def model_memory_bytes(self):
+            return {size}
 """
 
 
 @pytest.fixture(scope="module")
 def main(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The environment of another checkout: one whose engine takes longer."""
+    """The environment of another checkout: one whose engine takes twice the memory."""
     environment = Environment(tmp_path_factory.mktemp("main") / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
-    environment.add("mine", "1.0", own_engine=ENGINE.format(seconds=0.06))
+    environment.add("mine", "1.0", own_engine=ENGINE.format(size=2_000_000))
     return environment
 
 
-@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return request.param
-
-
-def test_other_plugins_see_the_sides_in_turns(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], main: Environment
+def test_other_plugins_see_both_sides_interleaved(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], main: Environment
 ) -> None:
     """As they run: --sw goes on from a place in that order."""
-    pytester.makepyfile(own_engine=ENGINE.format(seconds=0.0))
+    pytester.makepyfile(own_engine=ENGINE.format(size=1_000_000))
     write_study(backend="own_engine:Engine", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     with (pytester.path / "conftest.py").open("a") as file:
         file.write(
             "\ndef pytest_collection_modifyitems(items):\n"
             "    print('seen:', *(item.name.partition('[')[0] for item in items))\n"
         )
-    run = pytester.runpytest_subprocess(
-        "study.yaml", "-p", "llem", f"--llem-against={main.python}", "--collect-only", "-s"
-    )
+    run = run_pytest(f"--llem-against={main.python}", "--collect-only", "-s")
     run.stdout.fnmatch_lines(["seen: experiment reference experiment reference *"])
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
 def test_both_sides_are_measured_and_compared_in_pairs(
     pytester: pytest.Pytester,
+    run_pytest: RunPytest,
     write_study: Callable[..., Path],
     results: Results,
     main: Environment,
     workers: tuple[str, ...],
 ) -> None:
-    pytester.makepyfile(own_engine=ENGINE.format(seconds=0.02))
+    pytester.makepyfile(own_engine=ENGINE.format(size=1_000_000))
     write_study(
         backend="own_engine:Engine",
         sweep={"n": [1, 2]},
-        execution={"n_cycles": 3},
-        gates={"metrics": ["seconds"]},
+        execution={"n_cycles": 2},
+        gates={"metrics": ["model_memory_mb"]},
     )
-    run = pytester.runpytest_subprocess(
-        "study.yaml", "-p", "llem", f"--llem-against={main.python}", *workers, "-rA"
-    )
-    run.assert_outcomes(passed=6 + 6 + 2)
+    run = run_pytest(f"--llem-against={main.python}", *workers, "-rA")
+    run.assert_outcomes(passed=4 + 4 + 2)
     run.stdout.fnmatch_lines(
         [
-            "llem: noop *: 2 points × 3 cycles = 6 experiments, *",
-            f"  against {main.python}: 6 experiments in turns, *",
+            "llem: noop *: 2 points × 2 cycles = 4 experiments, *",
+            f"  against {main.python}: 4 experiments in turns, *",
             "*PASSED study.yaml::reference[[]n=1-cycle=1[]]*",
         ]
     )
     own, other = StudyResult.load(results.directory), StudyResult.load(results.directory / "reference")
-    assert (own.summary.completed, other.summary.completed) == (6, 6)
+    assert (own.summary.completed, other.summary.completed) == (4, 4)
+    assert own.comparison is not None
     assert own.comparison.paired
     assert own.comparison.reference == str(main.python)
     for point in own.points:
         (verdict,) = point.verdicts
-        assert verdict.verdict in ("IMPROVEMENT", "INCONCLUSIVE"), verdict  # never the other way round
-        assert verdict.ratio < 0.8
-        assert verdict.paired
-        assert (verdict.n, verdict.reference_n) == (3, 3)
+        assert (verdict.verdict, verdict.paired) == ("IMPROVEMENT", True)
+        assert verdict.ratio == pytest.approx(0.5)
+        assert (verdict.n, verdict.reference_n) == (2, 2)
 
 
-def test_the_sides_take_turns(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_order_of_the_sides_alternates_by_cycle(run_pytest: RunPytest, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.size": [1, 2]}, execution={"n_cycles": 2, "cycle_order": "interleaved"})
-    run = pytester.runpytest_subprocess(
-        "study.yaml", "-p", "llem", f"--llem-against={sys.executable}", "--co", "-q"
-    )
+    run = run_pytest(AGAINST, "--co", "-q")
     order = [line.partition("::")[2].partition("-c")[::2] for line in run.outlines if "cycle=" in line]
     assert order == [
         (f"{side}[size={size}", f"ycle={cycle}]")
@@ -108,8 +98,8 @@ def test_the_sides_take_turns(pytester: pytest.Pytester, write_study: Callable[.
     ]
 
 
-def test_pairs_tell_what_drifts_from_what_changed(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_pairs_separate_drift_from_change(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     """Both sides drift by 20 % over the cycles; one takes 6 % more throughout."""
     pytester.makeconftest(figures.conftest())
@@ -121,14 +111,16 @@ def test_pairs_tell_what_drifts_from_what_changed(
         execution={"n_cycles": 4, "skip_preflight": True},
         gates={"metrics": [*wanted]},
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={sys.executable}")
+    run = run_pytest(AGAINST)
     run.assert_outcomes(passed=8, failed=1)
     run.stdout.fnmatch_lines(["*REGRESSION: 1.06*"])
 
 
 @pytest.fixture
-def drift(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., Any]:
-    """Run a study whose sessions differ by a factor: there is no telling from two of them what has changed."""
+def drift(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+) -> Callable[..., pytest.RunResult]:
+    """Run a study whose sessions differ by a factor: two of them do not show what has changed."""
     pytester.makeconftest(figures.conftest())
     write_study(
         sweep={"noop.size": [1]},
@@ -136,18 +128,15 @@ def drift(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callab
         gates={"metrics": ["energy_per_output_token_j"]},
     )
 
-    def run(factor: Any, *options: Any) -> Any:
+    def run(factor: int, *options: str) -> pytest.RunResult:
         wanted = {"energy_per_output_token_j": f"{factor} * (1 + 0.05 * cycle)"}
         (pytester.path / "figures.json").write_text(json.dumps(wanted))
-        return pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+        return run_pytest(*options)
 
     return run
 
 
-AGAINST = f"--llem-against={sys.executable}"
-
-
-def test_a_gate_alone_judges_what_one_session_has_measured_in_turns(drift: Callable[..., Any]) -> None:
+def test_gate_alone_judges_newest_interleaved_session(drift: Callable[..., pytest.RunResult]) -> None:
     drift(1, AGAINST, "--llem-run-id=turns").assert_outcomes(passed=8 + 1)
     drift(3, "--llem-run-id=later").assert_outcomes(passed=4)
     run = drift(3, AGAINST, "-k", "regression", "-rP")
@@ -155,7 +144,9 @@ def test_a_gate_alone_judges_what_one_session_has_measured_in_turns(drift: Calla
     run.stdout.fnmatch_lines(["*SAME: 1.000 × the reference*paired*", "llem: 1 gate *before: results/noop_turns"])
 
 
-def test_what_was_measured_in_turns_with_another_is_not_judged(drift: Callable[..., Any], tmp_path: Path) -> None:
+def test_session_with_another_interpreter_is_not_judged(
+    drift: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
     other = Environment(tmp_path / "other", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     drift(1, f"--llem-against={other.python}").assert_outcomes(passed=8 + 1)
     run = drift(1, AGAINST, "-k", "regression")
@@ -163,47 +154,46 @@ def test_what_was_measured_in_turns_with_another_is_not_judged(drift: Callable[.
     run.stdout.fnmatch_lines(["cannot be judged: the reference has no results"])
 
 
-def test_a_reference_of_another_session_is_none(drift: Callable[..., Any]) -> None:
+def test_reference_of_another_session_is_not_compared(drift: Callable[..., pytest.RunResult]) -> None:
     drift(1, AGAINST).assert_outcomes(passed=8 + 1)
     run = drift(3, AGAINST, "-k", "experiment or regression")
     run.assert_outcomes(passed=4, failed=1, deselected=4)
     run.stdout.fnmatch_lines(["cannot be judged: no value in the reference; its reference was not selected, *"])
 
 
-def test_what_was_interrupted_cannot_be_resumed(
+def test_resume_is_not_offered_after_interrupted_comparison(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     text = figures.conftest() + (
-        "def _stopped(job, **options):\n"
+        "def run(job, **options):\n"
         "    if job.python is not None:\n"
         "        raise KeyboardInterrupt\n"
         "    return _done(job, **options)\n"
-        "experiment.run_isolated = _stopped\n"
     )
     pytester.makeconftest(text)
     (pytester.path / "figures.json").write_text("{}")
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={sys.executable}")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", AGAINST)
     assert run.ret == pytest.ExitCode.INTERRUPTED
     assert (results.manifest["status"], results.manifest["completed"]) == ("interrupted", 1)
     run.stdout.no_fnmatch_line("*--llem-resume*")
 
 
-def test_a_reference_that_cannot_run_says_so_before(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], tmp_path: Path
+def test_reference_that_cannot_run_is_reported_by_preflight(
+    run_pytest: RunPytest, write_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     empty = Environment(tmp_path / "empty")
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={empty.python}")
+    run = run_pytest(f"--llem-against={empty.python}")
     run.stdout.fnmatch_lines(["  preflight of the reference, will fail: *", "*cannot be judged: *"])
     assert run.parseoutcomes()["failed"] >= 2
 
 
-def test_the_plan_counts_both(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_plan_lists_experiments_of_both_sides(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 2, "skip_preflight": True})
-    run = pytester.runpytest_subprocess(
-        "study.yaml", "-p", "llem", f"--llem-against={sys.executable}", "--co", "--llem-plan", "plan.json"
-    )
+    run = run_pytest(AGAINST, "--co", "--llem-plan", "plan.json")
     assert run.ret == 0
     plan = json.loads((pytester.path / "plan.json").read_text())
     assert plan["reference"]["experiments"] == [one["id"] for one in plan["experiments"]]
@@ -217,10 +207,10 @@ def test_the_plan_counts_both(pytester: pytest.Pytester, write_study: Callable[.
         (("--llem-resume",), "*--llem-resume: not with --llem-against, *"),
     ],
 )
-def test_options_that_do_not_go_together(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], options: tuple[str, ...], message: str
+def test_conflicting_options_are_refused(
+    run_pytest: RunPytest, write_study: Callable[..., Path], options: tuple[str, ...], message: str
 ) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-against={sys.executable}", *options)
+    run = run_pytest(AGAINST, *options)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines([message])

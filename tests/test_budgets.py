@@ -67,17 +67,18 @@ class TestJudging:
             (2.5, 2.1, "BEYOND"),
         ],
     )
-    def test_it_fails_if_and_only_if_the_mean_is_beyond(
+    def test_budget_fails_only_if_mean_is_beyond(
         self, maximum: float | None, minimum: float | None, verdict: str
     ) -> None:
         found = judge(budget(maximum=maximum, minimum=minimum), point(COST, 1.0, 2.0, 3.0))
         assert (found.verdict, found.outcome) == (verdict, "failed" if verdict == "BEYOND" else "passed")
         assert (found.maximum, found.minimum) == (maximum, minimum)
 
-    def test_all_that_it_says(self) -> None:
+    def test_budget_verdict_has_all_fields(self) -> None:
         found = judge(budget(maximum=0.45), point(COST, 0.5, 0.51, 0.52))
-        low, high = found.ci95 or (0, 0)
-        assert (low, high) == (pytest.approx(0.51 - 0.0248414), pytest.approx(0.51 + 0.0248414))
+        assert found.ci95 is not None
+        low, high = found.ci95
+        assert [low, high] == pytest.approx([0.51 - 0.0248414, 0.51 + 0.0248414])
         assert found.model_dump(exclude_defaults=True) == {
             "gate": "budget",
             "id": f"{COST}-n=1",
@@ -95,7 +96,7 @@ class TestJudging:
             "line": 7,
         }
 
-    def test_what_may_be_below_zero(self) -> None:
+    def test_budget_of_a_signed_metric(self) -> None:
         found = point("active_energy_j", -3.0, -1.0)
         assert judge(budget("active_energy_j", maximum=-1), found).verdict == "WITHIN"
         assert judge(budget("active_energy_j", maximum=-2.5), found).verdict == "BEYOND"
@@ -105,17 +106,17 @@ class TestJudging:
         ("maximum", "verdict", "noisy"),
         [(10.0, "WITHIN", False), (2.5, "WITHIN", True), (1.5, "BEYOND", True), (-1.0, "BEYOND", False)],
     )
-    def test_within_noise(self, maximum: float, verdict: str, noisy: bool) -> None:
+    def test_within_noise_if_interval_straddles_the_limit(self, maximum: float, verdict: str, noisy: bool) -> None:
         """The interval of 1, 2, 3 is 2 ± 2.48."""
         found = judge(budget("active_energy_j", maximum=maximum), point("active_energy_j", 1.0, 2.0, 3.0))
         assert (found.verdict, found.within_noise) == (verdict, noisy)
         assert found.reason == (NOISE if noisy else None)
 
-    def test_one_cycle_has_no_interval_and_decides_all_the_same(self) -> None:
+    def test_one_cycle_is_judged_without_an_interval(self) -> None:
         found = judge(budget(maximum=1), point(COST, 1.0001))
         assert (found.verdict, found.ci95, found.n, found.within_noise) == ("BEYOND", None, 1, False)
 
-    def test_cycles_without_a_value_are_left_out_and_told(self) -> None:
+    def test_cycles_without_a_value_are_counted_in_the_reason(self) -> None:
         found = judge(budget(maximum=10), point(COST, 1.0, None, 3.0))
         assert (found.verdict, found.mean, found.n) == ("WITHIN", 2.0, 2)
         assert found.reason == f"{NOISE}; 2 of 3 cycles have a value"
@@ -133,12 +134,12 @@ class TestNotJudged:
             (point(COST, 1.0, 1.0, boundary=None), "its cycles differ in what their energy covers"),
         ],
     )
-    def test_it_fails_and_says_why(self, found: PointResult | None, reason: str) -> None:
+    def test_budget_not_judged_fails_with_the_reason(self, found: PointResult | None, reason: str) -> None:
         verdict = judge(budget(maximum=100), found)
         assert (verdict.verdict, verdict.outcome, verdict.reason) == ("NOT JUDGED", "failed", reason)
         assert verdict_text(verdict) == f"cannot be judged: {reason}"
 
-    def test_a_window_of_few_ticks(self) -> None:
+    def test_energy_window_of_few_ticks_is_not_judged(self) -> None:
         found = point(COST, 1.0, 2.0)
         found.bench["energy_ticks"] = 20.0
         assert judge(budget(maximum=10), found).verdict == "WITHIN"
@@ -149,20 +150,20 @@ class TestNotJudged:
         )
 
     @pytest.mark.parametrize("metrics", [{}, _NOTHING])
-    def test_a_point_that_nothing_came_of(self, metrics: dict[str, Any]) -> None:
+    def test_point_without_results_is_not_judged(self, metrics: dict[str, Any]) -> None:
         nothing = PointResult(id="n=1", axes={}, config={}, config_hash="0", metrics=metrics)
         assert judge(budget(maximum=1), nothing).reason == "no completed cycle"
 
-    def test_an_estimate_decides_where_that_is_allowed(self) -> None:
+    def test_estimate_is_judged_if_allowed(self) -> None:
         found = judge(budget(maximum=0.4), point(COST, 0.5, 0.5, method="estimated", allow=True))
         assert (found.verdict, found.method) == ("BEYOND", "estimated")
         assert verdict_text(found) == "0.500 J (estimated, 0.500–0.500, n = 2) is beyond 0.4 J"
 
-    def test_what_is_estimated_has_no_say_in_time(self) -> None:
+    def test_estimated_energy_does_not_affect_time(self) -> None:
         assert judge(budget(SPEED, minimum=1), point(SPEED, 2.0)).verdict == "WITHIN"
 
     @pytest.mark.usefixtures("noop_engine")
-    def test_every_figure_made_of_an_estimate_is_one(self) -> None:
+    def test_metrics_derived_from_an_estimate_are_estimates(self) -> None:
         """What is derived of energy keeps its method, so that no budget on it passes or fails unasked."""
         fields = {key: one for key, one in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
         config = ExperimentConfig.model_validate({**fields, "baseline": {"enabled": False}})
@@ -226,14 +227,14 @@ class TestWords:
             ((0, None), (0.0,), "0 J (n = 1) is within 0 J"),
         ],
     )
-    def test_of_a_budget(self, limits: tuple[Any, ...], values: tuple[float, ...], told: str) -> None:
+    def test_text_of_a_budget_verdict(self, limits: tuple[Any, ...], values: tuple[float, ...], told: str) -> None:
         found = judge(budget("energy_j", *limits), point("energy_j", *values))
         assert verdict_text(found) == told
 
-    def test_a_ratio_has_no_unit(self) -> None:
+    def test_text_of_a_ratio_has_no_unit(self) -> None:
         assert verdict_text(judge(budget("mfu", minimum=0.5), point("mfu", 0.25))) == "0.250 (n = 1) is below 0.5"
 
-    def test_a_mean_next_to_its_limit_has_the_digits_that_tell_them_apart(self) -> None:
+    def test_mean_near_its_limit_has_enough_digits(self) -> None:
         """To three digits it would be 95.3, and not below."""
         found = judge(budget(SPEED, minimum=95.2704), point(SPEED, 95.2701))
         assert verdict_text(found) == "95.27 1/s (n = 1) is below 95.2704 1/s"
@@ -244,7 +245,7 @@ class TestWords:
         limit=st.floats(-1e9, 1e9) | st.sampled_from([0.0, 999.9999999999999, 1e-5, 0.1]),
         step=st.sampled_from([0, 1, -1]),
     )
-    def test_what_is_told_never_contradicts_the_verdict(self, mean: Any, limit: Any, step: Any) -> None:
+    def test_text_never_contradicts_the_verdict(self, mean: Any, limit: Any, step: Any) -> None:
         if step:
             mean = math.nextafter(limit, step * math.inf)
         found = judge(budget("active_energy_j", maximum=limit), point("active_energy_j", mean))
@@ -286,10 +287,10 @@ class TestWords:
             ({"verdict": "NOT JUDGED"}, "cannot be judged"),
         ],
     )
-    def test_of_a_comparison(self, fields: dict[str, Any], told: str) -> None:
+    def test_text_of_a_comparison_verdict(self, fields: dict[str, Any], told: str) -> None:
         assert verdict_text(gate(**fields)) == told
 
-    def test_of_a_point_as_a_whole(self) -> None:
+    def test_text_of_a_verdict_on_a_whole_point(self) -> None:
         missing = gate(metric="", verdict="NOT JUDGED", reason="it is gone")
         assert verdict_line(missing) == "n=1: cannot be judged: it is gone"
         assert verdict_line(gate(verdict="NOT JUDGED")) == f"{SPEED} of n=1: cannot be judged"
@@ -301,5 +302,5 @@ class TestWords:
             *((1616.2, "1,616"), (123456.7, "123,457"), (1.5e9, "1.5e+09"), (1.234e-7, "1.23e-07")),
         ],
     )  # fmt: skip
-    def test_figures(self, value: float, text: str) -> None:
+    def test_numbers_in_texts_have_meaningful_digits(self, value: float, text: str) -> None:
         assert figure(value) == text

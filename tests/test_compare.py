@@ -65,7 +65,7 @@ def _llem(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
     return status, out, error
 
 
-def test_nothing_has_changed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unchanged_results_are_status_0(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, error = _llem(capsys, "main", "same")
     assert (status, error) == (0, "")
     assert out.splitlines()[-1] == "6 SAME: no gate failed"
@@ -79,7 +79,7 @@ def test_a_regression_is_status_1(saved: Path, capsys: pytest.CaptureFixture[str
     assert _llem(capsys, "worse", "main")[0] == 0, "the first is the reference"
 
 
-def test_the_table_holds_the_figures_worst_first(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_lists_worst_first(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = _llem(capsys, "main", "worse")[1].splitlines()
     assert max(map(len, table[: table.index("")])) <= WIDTH
     assert [word for line in table for word in line.split() if word in ("REGRESSION", "SAME")] == [
@@ -93,7 +93,9 @@ def test_the_table_holds_the_figures_worst_first(saved: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("given", ["directory", "file", "baseline file"])
-def test_what_may_be_compared(saved: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
+def test_results_and_baselines_can_be_compared(
+    saved: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
     folder = saved / "results" / "run"
     folder.mkdir(parents=True)
     (folder / "study_result.json").write_text(_result(1, 1.2).model_dump_json())
@@ -105,7 +107,7 @@ def test_what_may_be_compared(saved: Path, capsys: pytest.CaptureFixture[str], g
     assert _llem(capsys, "main", str(places[given]))[0] == 1
 
 
-def test_as_json(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _llem(capsys, "main", "worse", "--format", "json")
     data = json.loads(out)
     assert status == 1
@@ -116,7 +118,7 @@ def test_as_json(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [one.verdict for one in verdicts] == ["SAME"] * 3 + ["REGRESSION"] * 3
 
 
-def test_as_markdown(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_markdown_output(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = _llem(capsys, "main", "worse", "--format", "markdown")
     table = out.splitlines()
     assert table[0] == "| point | metric | reference | here | ratio | interval | n | verdict |"
@@ -147,7 +149,7 @@ def test_metrics_alpha_and_delta_may_be_given(saved: Path, capsys: pytest.Captur
     ] * 2
 
 
-def test_the_study_says_how_it_is_judged(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gates_settings_come_from_the_study(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gates = GatesConfig(alpha=0.02, delta={"ttft_p50_ms": 0.4}, metrics=["ttft_p50_ms"])
     protocol = {"n_cycles": 5, "gates": gates.model_dump(mode="json")}
     save(_result(1, 1.2, measurement_protocol=protocol), "told", saved)
@@ -160,9 +162,7 @@ def test_the_study_says_how_it_is_judged(saved: Path, capsys: pytest.CaptureFixt
     assert _llem(capsys, "main", "told", "--delta", "0.1")[0] == 1
 
 
-def test_what_is_inconclusive_fails_where_that_is_asked_for(
-    saved: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inconclusive_fails_with_fail_on_inconclusive(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     noisy = study_result(point({}, output_tokens_per_second=[0.98, 1.0, 1.02]))
     save(noisy, "noisy", saved)
     status, out, _ = _llem(capsys, "noisy", "noisy")
@@ -172,7 +172,7 @@ def test_what_is_inconclusive_fails_where_that_is_asked_for(
     assert _llem(capsys, "noisy", "noisy", "--fail-on", "inconclusive")[0] == 1
 
 
-def test_other_devices_are_compared_anyway(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = _result(1, 1)
     for one in other.points:
         one.bench = H100 | {"gpu": "NVIDIA A100"}
@@ -196,7 +196,7 @@ def test_other_devices_are_compared_anyway(saved: Path, capsys: pytest.CaptureFi
         (("main", "same", "--delta", "-1"), "gates: delta"),
     ],
 )
-def test_what_cannot_be_compared_is_a_line_and_status_2(
+def test_unusable_input_is_one_line_and_status_2(
     saved: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
 ) -> None:
     Path("broken.json").write_text("no")
@@ -213,7 +213,7 @@ def test_what_cannot_be_compared_is_a_line_and_status_2(
         ("mfu", "mfu is not gated: neither more nor less of it is better"),
     ],
 )
-def test_a_metric_that_is_none_is_wrong_usage(
+def test_unknown_metric_is_refused(
     saved: Path, capsys: pytest.CaptureFixture[str], metric: str, said: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -222,13 +222,13 @@ def test_a_metric_that_is_none_is_wrong_usage(
     assert f"argument --metric: {said}" in capsys.readouterr().err
 
 
-def test_older_results_fail_and_say_why(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_older_versions_fail_with_the_reason(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _llem(capsys, str(GOLDEN), str(GOLDEN), "--metric", "seconds")
     assert status == 1
     assert "was written by a version that kept no cycle values; measure it again" in " ".join(out.split())
 
 
-def test_it_is_a_command_that_needs_no_pytest_nor_torch(saved: Path) -> None:
+def test_command_imports_neither_pytest_nor_torch(saved: Path) -> None:
     code = (
         "import sys\n"
         "from pytest_llem.cli import main\n"
@@ -244,7 +244,7 @@ def test_it_is_a_command_that_needs_no_pytest_nor_torch(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "json"])
-def test_a_terminal_without_unicode(saved: Path, form: str) -> None:
+def test_output_on_a_terminal_without_unicode(saved: Path, form: str) -> None:
     save(_result(1, 1, subject={"torch": "2.13.0é\x1b[31m"}), "odd", saved)
     done = subprocess.run(
         [sys.executable, "-m", "pytest_llem.cli", "compare", "main", "odd", "--format", form],
@@ -263,7 +263,7 @@ def _many(points: Any) -> Any:
     return compare(here, there, GatesConfig(), name="main")
 
 
-def test_many_points_are_shown_as_far_as_anyone_reads() -> None:
+def test_rows_of_many_points_are_cut() -> None:
     found = _many(50)
     shown = lines(found, WIDTH)
     assert sum("batch_size=" in line for line in shown) == MOST_ROWS
@@ -290,7 +290,9 @@ def test_long_lists_are_cut() -> None:
 def test_no_interval_is_too_wide_for_the_table() -> None:
     wild = study_result(point({}, id="precision=bf16-batch_size=2", output_tokens_per_second=[1.0, 9.0]))
     found = compare(wild, wild, GatesConfig(metrics=["output_tokens_per_second"]), name="main")
-    low, high = found.verdicts[0].interval
+    interval = found.verdicts[0].interval
+    assert interval is not None
+    low, high = interval
     assert low < 0.001
     assert high > 1000
     shown = lines(found, WIDTH)
@@ -322,7 +324,7 @@ def test_new_and_missing_points_are_listed() -> None:
         (r"a\|b", r"a\\\|b"),
     ],
 )
-def test_markdown_shows_what_it_is_given(text: str, shown: str) -> None:
+def test_markdown_shows_values_literally(text: str, shown: str) -> None:
     assert escaped(text) == shown
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_llem import StudyResult
+from pytest_llem.results import manifest
 from pytest_llem.results.manifest import read_manifest, stored_result
-from tests.conftest import Results
+from tests.conftest import Results, RunPytest
 
 #: Does something as the second of three experiments ends, before its result is written, and as the third starts.
 CONFTEST = """
-import errno, os, pathlib, resource, shutil, subprocess, pytest
+import errno, pathlib, resource, shutil, subprocess, pytest
 
-PREPARE
 results = pathlib.Path("results")
 
 def fill():
@@ -46,14 +46,16 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., Any]:
-    """Run the study with what happens, as Python, to its second and third experiment, and before the first."""
+def run(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], run_pytest: RunPytest
+) -> Callable[..., pytest.RunResult]:
+    """Run the study with what happens, as Python, to its second and third experiment."""
 
-    def run(second: Any, third: str = "pass", prepare: str = "") -> Callable[..., Any]:
+    def run(second: str, third: str = "pass") -> pytest.RunResult:
         write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
-        conftest = CONFTEST.replace("SECOND", second).replace("THIRD", third).replace("PREPARE", prepare)
+        conftest = CONFTEST.replace("SECOND", second).replace("THIRD", third)
         pytester.makeconftest(conftest)
-        ran = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-q")
+        ran = run_pytest("-q")
         said = ran.stdout.str() + ran.stderr.str()
         assert "INTERNALERROR" not in said
         assert "Traceback" not in said
@@ -78,25 +80,31 @@ def disk(pytester: pytest.Pytester) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def _read(results: Any) -> Any:
+def _read(results: Results) -> list[str]:
     """Return what a reader finds: the statuses, in order. What is called completed is there whole."""
-    manifest = read_manifest(results.directory)
-    for entry in manifest.experiments:
+    found = read_manifest(results.directory)
+    for entry in found.experiments:
         assert (stored_result(results.directory, entry) is not None) == (entry.status == "completed")
-    return [entry.status for entry in manifest.experiments]
+    return [entry.status for entry in found.experiments]
 
 
-def test_a_disk_that_was_full_for_one_experiment(run: Callable[..., Any], disk: Path, results: Results) -> None:
+def test_full_disk_fails_one_experiment(
+    run: Callable[..., pytest.RunResult], disk: Path, results: Results
+) -> None:
     ran = run("fill()", "(results / 'filler').unlink()")
     ran.assert_outcomes(passed=2, failed=1)
     ran.stdout.fnmatch_lines(["the result could not be saved: *No space left on device*"])
     assert _read(results) == ["completed", "failed", "completed"]
     result = StudyResult.load(results.directory)
     assert (result.status, result.experiments[1].result_file) == ("completed", None)
-    assert "No space left on device" in result.experiments[1].error.message
+    error = result.experiments[1].error
+    assert error is not None
+    assert "No space left on device" in error.message
 
 
-def test_a_disk_that_stays_full(run: Callable[..., Any], disk: Path, results: Results) -> None:
+def test_disk_that_stays_full_fails_the_rest(
+    run: Callable[..., pytest.RunResult], disk: Path, results: Results
+) -> None:
     ran = run("fill()")
     ran.assert_outcomes(passed=1, failed=2)
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
@@ -107,8 +115,8 @@ def test_a_disk_that_stays_full(run: Callable[..., Any], disk: Path, results: Re
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["for one experiment", "to the end"])
-def test_a_file_system_that_turns_read_only(
-    run: Callable[..., Any], disk: Path, results: Results, again: bool
+def test_read_only_file_system_fails_experiments(
+    run: Callable[..., pytest.RunResult], disk: Path, results: Results, again: bool
 ) -> None:
     remount = f"subprocess.run('mount -o remount,{{}} ' + {shlex.quote(str(disk))!r}, shell=True, check=True)"
     ran = run(remount.format("ro"), remount.format("rw") if again else "pass")
@@ -122,8 +130,8 @@ def test_a_file_system_that_turns_read_only(
         assert StudyResult.load(results.directory).summary.completed == 1
 
 
-def test_a_directory_that_may_no_longer_be_written(
-    pytester: pytest.Pytester, run: Callable[..., Any], results: Results
+def test_unwritable_results_directory_fails_experiments(
+    pytester: pytest.Pytester, run: Callable[..., pytest.RunResult], results: Results
 ) -> None:
     closed = pytester.path / "closed"
     closed.mkdir(mode=0o555)
@@ -137,17 +145,21 @@ def test_a_directory_that_may_no_longer_be_written(
     assert _read(results)[0] == "completed"
 
 
-def test_a_file_that_may_not_grow_so_far(run: Callable[..., Any], results: Results) -> None:
+def test_file_size_limit_fails_one_experiment(run: Callable[..., pytest.RunResult], results: Results) -> None:
     """As a disk that is full, without a disk: a result is larger than what may be written, and a line is not."""
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
-    ran = run(limit.format("4096"), limit.format("resource.RLIM_INFINITY"))
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        ran = run(limit.format("4096"), limit.format("resource.RLIM_INFINITY"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
     ran.assert_outcomes(passed=2, failed=1)
     ran.stdout.fnmatch_lines(["the result could not be saved: *File too large*"])
     assert _read(results) == ["completed", "failed", "completed"]
 
 
-def test_results_that_are_deleted_are_failures_and_the_others_are_kept(
-    run: Callable[..., Any], results: Results
+def test_deleted_results_fail_and_the_others_are_kept(
+    run: Callable[..., pytest.RunResult], results: Results
 ) -> None:
     ran = run("shutil.rmtree(run_directory() / 'experiments')")
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
@@ -157,17 +169,20 @@ def test_results_that_are_deleted_are_failures_and_the_others_are_kept(
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.journal", "study_design.json", "study.yaml"])
-def test_a_record_that_is_deleted_costs_no_experiment(
-    run: Callable[..., Any], results: Results, name: str
+def test_deleted_record_costs_no_experiment(
+    run: Callable[..., pytest.RunResult], results: Results, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    seldom = "from pytest_llem.results import manifest; manifest.REFRESH_SHARE = manifest.REFRESH_PAUSE = 1e9"
-    ran = run(f"(run_directory() / {name!r}).unlink()", prepare=seldom)  # or so small a study has no journal
+    for pause in ("REFRESH_SHARE", "REFRESH_PAUSE"):
+        monkeypatch.setattr(manifest, pause, 1e9)  # or so small a study has no journal
+    ran = run(f"(run_directory() / {name!r}).unlink()")
     ran.assert_outcomes(passed=3)
     assert _read(results) == ["completed"] * 3
     assert StudyResult.load(results.directory).status == "completed"
 
 
-def test_a_directory_that_is_deleted_and_made_again(run: Callable[..., Any], results: Results) -> None:
+def test_recreated_results_directory_keeps_later_results(
+    run: Callable[..., pytest.RunResult], results: Results
+) -> None:
     ran = run("gone = run_directory(); shutil.rmtree(gone); gone.mkdir()")
     assert ran.ret == pytest.ExitCode.TESTS_FAILED
     assert _read(results) == ["failed", "completed", "completed"]

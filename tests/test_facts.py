@@ -44,7 +44,7 @@ def _on_gpus(*gpus: Any, **changes: Any) -> Any:
     return _result(environment__gpus=list(gpus), engine__device="cuda", **changes)
 
 
-def test_on_cpus() -> None:
+def test_testbed_facts_on_a_cpu() -> None:
     assert bench_facts([_result(tokens__dataset_hash="ab", environment__cpu_governor="performance")]) == {
         "cpu": "A processor",
         "cpus": 2,
@@ -56,7 +56,7 @@ def test_on_cpus() -> None:
     }
 
 
-def test_how_a_process_started_counts_where_it_holds_what_it_imported() -> None:
+def test_start_method_is_a_testbed_fact_on_cpus_only() -> None:
     start = {"method": "spawn", "began_at": "2026-11-25T23:00:00.000Z", "ready_at": "2026-11-25T23:00:03.000Z"}
     forked = _result(start=start | {"method": "forkserver"})
     assert bench_facts([_result(start=start)])["start_method"] == "spawn"
@@ -64,7 +64,7 @@ def test_how_a_process_started_counts_where_it_holds_what_it_imported() -> None:
     assert "start_method" not in bench_facts([_on_gpus(GPU, start=start)])
 
 
-def test_on_a_gpu() -> None:
+def test_testbed_facts_on_a_gpu() -> None:
     facts = bench_facts([_on_gpus(GPU)])
     assert facts["gpu"] == "NVIDIA H100"
     assert (facts["power_limit"], facts["driver"], facts["gpu_uuids"]) == ("700 W", "580.1", "GPU-1")
@@ -72,25 +72,25 @@ def test_on_a_gpu() -> None:
     assert not {"cpu", "cpus", "mig"} & set(facts)
 
 
-def test_on_several_gpus() -> None:
+def test_testbed_facts_on_several_gpus() -> None:
     other = GPU | {"uuid": "GPU-0", "power_limit_w": 500.0, "mig_mode": True}
     facts = bench_facts([_on_gpus(GPU, other)])
     assert (facts["gpu"], facts["gpu_uuids"]) == ("2 × NVIDIA H100", "GPU-0, GPU-1")
     assert (facts["power_limit"], facts["mig"], facts["driver"]) == ("500 W, 700 W", "on", "580.1")
 
 
-def test_a_gpu_that_nvml_does_not_know_is_told_by_the_engine() -> None:
+def test_gpu_unknown_to_nvml_is_named_by_the_engine() -> None:
     facts = bench_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
     assert facts["gpu"] == "NVIDIA T4"
     assert "power_limit" not in facts
 
 
-def test_no_energy_is_no_fact() -> None:
+def test_missing_energy_is_not_a_fact() -> None:
     facts = bench_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
     assert not {"energy_method", "energy_boundary"} & set(facts)
 
 
-def test_cycles_that_disagree_are_all_told() -> None:
+def test_facts_that_differ_between_cycles_are_listed() -> None:
     facts = bench_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
     assert facts["gpu_uuids"] == ["GPU-1", "GPU-2"]
     assert facts["gpu"] == "NVIDIA H100"
@@ -104,7 +104,7 @@ def test_the_shortest_window_counts() -> None:
     assert "energy_ticks" not in bench_facts([split])
 
 
-def test_what_may_differ() -> None:
+def test_facts_of_the_system_under_test() -> None:
     facts = subject_facts(
         [
             _result(
@@ -129,7 +129,7 @@ def test_what_may_differ() -> None:
     assert not {"settings.generation.seed", "model_fingerprint", "random_weights"} & set(facts)
 
 
-def test_flat() -> None:
+def test_nested_settings_are_flattened() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": [1, {"x": 2}]}, "e": None, "f": {}, "g": False}) == {
         "a.b.c": 1,
         "a.d": [1, {"x": 2}],
@@ -141,8 +141,8 @@ MOMENTS = st.integers(0, 30)
 
 
 @given(st.lists(st.tuples(MOMENTS, MOMENTS).map(sorted).filter(lambda span: span[0] < span[1]), max_size=12))
-def test_overlaps_are_those_that_every_pair_shows(spans: Any) -> None:
-    texts = [tuple(f"2026-11-23T20:55:{moment:02}.000Z" for moment in span) for span in spans]
+def test_overlapping_finds_every_overlapping_pair(spans: Any) -> None:
+    texts = [(f"2026-11-23T20:55:{begun:02}.000Z", f"2026-11-23T20:55:{ended:02}.000Z") for begun, ended in spans]
     assert overlapping(texts) == [
         any(one != at and begin < ended and end > begun for one, (begin, end) in enumerate(spans))
         for at, (begun, ended) in enumerate(spans)
@@ -200,14 +200,14 @@ def _built(tmp_path: Path, spans: Any, failed: Any = ()) -> Any:
     ],
     ids=["one after the other", "side by side", "one cycle of two", "beside one that failed"],
 )
-def test_what_ran_beside_a_point(
+def test_concurrent_experiments_are_a_fact(
     tmp_path: Path, spans: list[tuple[str, int, int, int]], failed: list[Any], concurrent: dict[str, Any]
 ) -> None:
     points = _built(tmp_path, spans, failed)
     assert {name: point.bench.get("concurrent") for name, point in points.items()} == concurrent
 
 
-def test_facts_are_written_down(tmp_path: Path) -> None:
+def test_facts_are_in_the_study_result(tmp_path: Path) -> None:
     point = _built(tmp_path, [("a", 1, 0, 1), ("a", 2, 2, 3)])["a"]
     assert point.bench["cpu"] == "A processor"
     assert point.subject["torch"] == "2.13.0+cpu"

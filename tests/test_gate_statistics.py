@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -32,6 +32,9 @@ HERE = [0.4512, 0.4609, 0.4533, 0.4571, 0.4498]
 THERE = [0.4401, 0.4388, 0.4432, 0.4415, 0.4379]
 
 
+Better = Literal["lower", "higher"]
+
+
 def cycles(values: Any) -> Any:
     return dict(enumerate(values, start=1))
 
@@ -41,7 +44,13 @@ def compared(here: Any, there: Any, *, paired: bool = False) -> Any:
 
 
 def decision(
-    here: Any, there: Any, *, better: str = "lower", delta: float = 0.02, alpha: Any = ALPHA, paired: bool = False
+    here: Any,
+    there: Any,
+    *,
+    better: Better = "lower",
+    delta: float = 0.02,
+    alpha: Any = ALPHA,
+    paired: bool = False,
 ) -> Decision:
     [only] = decide([Question(compared(here, there, paired=paired), better, delta)], alpha)
     return only
@@ -51,7 +60,7 @@ def asked(
     log_ratio: Any,
     *,
     error: float = 0.01,
-    better: str = "lower",
+    better: Better = "lower",
     delta: float = 0.0,
     degrees: float = 8.0,
     n: int = 5,
@@ -104,20 +113,20 @@ class TestContrast:
             ({1: 1.0, 2: math.nan}, {1: 1.0, 2: 1.0}, False, "cycle 2 is nan, and"),
         ],
     )
-    def test_what_cannot_be_judged_says_why(
-        self, here: dict[int, float], there: dict[str, Any], paired: bool, said: str
+    def test_undecidable_contrast_raises_with_the_reason(
+        self, here: dict[int, float], there: dict[int, float], paired: bool, said: str
     ) -> None:
         with pytest.raises(UndecidableError) as raised:
             contrast(here, there, paired=paired)
         assert said in str(raised.value)
         assert "\n" not in str(raised.value)
 
-    def test_a_cycle_that_has_no_partner_may_hold_anything(self) -> None:
+    def test_cycle_without_a_partner_is_ignored(self) -> None:
         assert contrast({1: 1.0, 2: 2.0, 3: 0.0}, {1: 1.0, 2: 2.0}, paired=True).n == 2
 
 
 class TestDecide:
-    def test_the_bound_is_scipys(self) -> None:
+    def test_bound_matches_scipy(self) -> None:
         for paired, test in (
             (False, stats.ttest_ind(np.log(HERE), np.log(THERE), equal_var=False)),
             (True, stats.ttest_rel(np.log(HERE), np.log(THERE))),
@@ -131,7 +140,7 @@ class TestDecide:
 
     @pytest.mark.parametrize("delta", [0.0, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.06, 0.08])
     @pytest.mark.parametrize("paired", [False, True])
-    def test_the_verdict_is_where_the_interval_lies(self, delta: float, paired: bool) -> None:
+    def test_verdict_follows_from_the_interval(self, delta: float, paired: bool) -> None:
         found = decision(HERE, THERE, delta=delta, paired=paired)
         low, high = found.interval
         inside = high <= 1 + delta and low >= 1 / (1 + delta)
@@ -150,11 +159,11 @@ class TestDecide:
         assert decide([], ALPHA) == []
 
     @pytest.mark.parametrize("paired", [False, True])
-    def test_two_cycles_will_do_where_they_agree(self, paired: bool) -> None:
+    def test_two_equal_cycles_are_enough(self, paired: bool) -> None:
         assert decision([2.0, 2.0001], [1.0, 1.0001], paired=paired).verdict == "REGRESSION"
         assert decision([1.0, 1.03], [1.0, 1.0001], paired=paired).verdict == "INCONCLUSIVE"
 
-    def test_a_bound_that_is_beyond_all_floats_is_a_number(self) -> None:
+    def test_interval_bound_is_never_infinite(self) -> None:
         found = decision([1e-3, 1e3], [1e-3, 1e3], alpha=1e-9)
         assert all(map(math.isfinite, found.interval))
         assert found.verdict == "INCONCLUSIVE"
@@ -177,7 +186,9 @@ class TestWithoutSpread:
             (1.0000001, 0.0, "REGRESSION"),
         ],
     )
-    def test_there_is_no_doubt(self, ratio: float, delta: float, verdict: str, paired: bool) -> None:
+    def test_values_without_spread_are_decided(
+        self, ratio: float, delta: float, verdict: str, paired: bool
+    ) -> None:
         for value, n in itertools.product((1.1, 0.1, 80_000_000_001.0, 3e-200), (2, 3, 7, 49)):
             found = decision([value * ratio] * n, [value] * n, delta=delta, paired=paired)
             assert found.verdict == verdict, (value, n)
@@ -185,34 +196,34 @@ class TestWithoutSpread:
             assert found.p == (1.0 if verdict == "SAME" else 0.0)
             assert found.cycles_to_decide is None
 
-    def test_one_side_may_have_none(self) -> None:
+    def test_one_side_without_spread_is_decided(self) -> None:
         found = compared([1.0, 1.0, 1.0], [1.0, 1.1, 1.2])
         test = stats.ttest_ind([0, 0, 0], np.log([1.0, 1.1, 1.2]), equal_var=False)
         assert found.degrees == pytest.approx(2)
         assert found.log_ratio / found.standard_error == pytest.approx(test.statistic)
 
-    def test_pairs_whose_cycles_differ_alike(self) -> None:
+    def test_equal_differences_of_pairs_are_decided(self) -> None:
         here = [1.1 * value for value in HERE]
         assert decision(here, HERE, delta=0.1, paired=True).verdict == "SAME"
         assert decision(here, HERE, delta=0.09, paired=True).verdict == "REGRESSION"
 
     @PROPERTY
     @given(st.floats(1e-300, 1e300), st.integers(2, 40), st.integers(2, 40))
-    def test_rounding_is_no_change(self, value: Any, n: Any, n_reference: Any) -> None:
+    def test_rounding_is_not_a_change(self, value: Any, n: Any, n_reference: Any) -> None:
         assert decision([value] * n, [value] * n_reference, delta=0.0).verdict == "SAME"
 
 
 class TestHolm:
-    def test_by_hand(self) -> None:
+    def test_holm_matches_hand_calculation(self) -> None:
         assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
         assert holm(np.array([0.9, 0.5])) == pytest.approx([1.0, 1.0])
         assert holm(np.array([0.02])) == pytest.approx([0.02])
 
-    def test_each_family_is_on_its_own(self) -> None:
+    def test_holm_adjusts_each_family_separately(self) -> None:
         both = holm(np.array([[0.01, 0.04], [0.004, 0.002]]))
         assert both == pytest.approx(np.array([[0.02, 0.04], [0.004, 0.004]]))
 
-    def test_it_decides(self) -> None:
+    def test_holm_decides_between_gates(self) -> None:
         def question(p: Any) -> Any:
             return asked(-0.01 * stats.t.ppf(p, 8))
 
@@ -230,7 +241,7 @@ class TestHolm:
         [alone] = decide([worse], ALPHA)
         assert alone.p == pytest.approx(stats.t.sf(3.1, 8))
         first, second = decide([worse, better], ALPHA)
-        assert (first.p, second.p) == (pytest.approx(2 * alone.p), pytest.approx(2 * alone.p))
+        assert [first.p, second.p] == pytest.approx([2 * alone.p] * 2)
 
     @PROPERTY
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
@@ -245,12 +256,14 @@ class TestHolm:
 class TestCyclesToDecide:
     @pytest.mark.parametrize("paired", [False, True])
     @pytest.mark.parametrize("delta", [0.0, 0.02, 0.06])
-    def test_it_is_the_least_that_decides(self, paired: bool, delta: float) -> None:
+    def test_cycles_to_decide_is_the_smallest_number_that_decides(self, paired: bool, delta: float) -> None:
         here, there = [0.46, 0.44, 0.47], [0.44, 0.45, 0.435]
         question = Question(compared(here, there, paired=paired), "lower", delta)
         [found] = decide([question], ALPHA)
         assert found.verdict == "INCONCLUSIVE"
-        assert found.cycles_to_decide > 3
+        needed = found.cycles_to_decide
+        assert needed is not None
+        assert needed > 3
 
         def at(n: Any) -> Any:
             had = question.contrast
@@ -260,24 +273,29 @@ class TestCyclesToDecide:
             then = dataclasses.replace(had, standard_error=error, degrees=degrees, n=n, n_reference=n)
             return decide([dataclasses.replace(question, contrast=then)], ALPHA)[0].verdict
 
-        assert at(found.cycles_to_decide - 1) == "INCONCLUSIVE"
-        assert at(found.cycles_to_decide) != "INCONCLUSIVE"
+        assert at(needed - 1) == "INCONCLUSIVE"
+        assert at(needed) != "INCONCLUSIVE"
 
-    def test_a_side_that_has_more_keeps_them(self) -> None:
+    def test_cycles_to_decide_keeps_the_larger_side(self) -> None:
         values = itertools.cycle([0.43, 0.45, 0.44, 0.446, 0.435])
         there = [next(values) for _ in range(20)]
         found = [decision([0.48, 0.52, 0.50], there[:n]) for n in (3, 20)]
         assert [one.verdict for one in found] == ["INCONCLUSIVE"] * 2
-        assert 3 < found[1].cycles_to_decide <= found[0].cycles_to_decide
+        few, many = (one.cycles_to_decide for one in found)
+        assert few is not None
+        assert many is not None
+        assert 3 < many <= few
 
-    def test_none_where_no_number_would(self) -> None:
+    def test_cycles_to_decide_is_null_at_delta_itself(self) -> None:
         # The change is delta itself: it is neither beyond it nor safely inside.
         assert decide([asked(math.log(1.02), delta=0.02)], ALPHA)[0].cycles_to_decide is None
 
-    def test_holm_asks_for_more(self) -> None:
+    def test_holm_needs_more_cycles_to_decide(self) -> None:
         alone = decide([asked(0.02)], ALPHA)[0].cycles_to_decide
         among = decide([asked(0.02), *[asked(0.001)] * 11], ALPHA)[0].cycles_to_decide
         reported = decide([asked(0.02), *[asked(1.0)] * 11], ALPHA)[0].cycles_to_decide
+        assert among is not None
+        assert alone is not None
         assert among > alone == reported
 
 
@@ -289,7 +307,7 @@ MIRRORED = {"REGRESSION": "IMPROVEMENT", "IMPROVEMENT": "REGRESSION"}
 class TestProperties:
     @PROPERTY
     @given(SIDES, st.booleans())
-    def test_sides_swapped_invert_it(self, sides: Any, paired: Any) -> None:
+    def test_swapped_sides_invert_the_verdict(self, sides: Any, paired: Any) -> None:
         there, back = decision(*sides, paired=paired), decision(*reversed(sides), paired=paired)
         assert back.ratio == pytest.approx(1 / there.ratio)
         assert back.interval == pytest.approx((1 / there.interval[1], 1 / there.interval[0]))
@@ -298,7 +316,7 @@ class TestProperties:
 
     @PROPERTY
     @given(SIDES, st.booleans())
-    def test_what_is_better_mirrors_it(self, sides: Any, paired: Any) -> None:
+    def test_better_direction_mirrors_the_verdict(self, sides: Any, paired: Any) -> None:
         lower, higher = (decision(*sides, better=better, paired=paired) for better in ("lower", "higher"))
         assert higher.verdict == MIRRORED.get(lower.verdict, lower.verdict)
         assert (higher.ratio, higher.interval) == (lower.ratio, lower.interval)
@@ -306,7 +324,7 @@ class TestProperties:
 
     @PROPERTY
     @given(SIDES, st.floats(1e-9, 1e9), st.booleans())
-    def test_units_do_not_matter(self, sides: Any, scale: Any, paired: Any) -> None:
+    def test_units_do_not_affect_the_verdict(self, sides: Any, scale: Any, paired: Any) -> None:
         plain = decision(*sides, paired=paired)
         assume(abs(plain.p - ALPHA) > 1e-9)
         scaled = decision(*([scale * value for value in side] for side in sides), paired=paired)
@@ -344,13 +362,15 @@ PROMISED = [
 
 class TestDetectable:
     @pytest.mark.parametrize(("cv", "n", "family", "change"), PROMISED)
-    def test_what_is_promised(self, cv: float, n: int, family: int, change: float) -> None:
+    def test_detectable_change_matches_table(self, cv: float, n: int, family: int, change: float) -> None:
         found = detectable(cv, n, n, delta=0.02, alpha=ALPHA, family=family)
         assert found == pytest.approx(change, abs=0.0006)
 
     @pytest.mark.parametrize("n", [3, 5, 20])
     def test_pairs_are_a_noncentral_t(self, n: int) -> None:
-        far = math.log1p(detectable(0.01, n, n, delta=0.02, alpha=0.01, paired=True)) - math.log1p(0.02)
+        change = detectable(0.01, n, n, delta=0.02, alpha=0.01, paired=True)
+        assert change is not None
+        far = math.log1p(change) - math.log1p(0.02)
         noncentrality = far / (math.sqrt(2 * math.log1p(0.01**2)) / math.sqrt(n))
         assert stats.nct.sf(stats.t.isf(0.01, n - 1), n - 1, noncentrality) == pytest.approx(0.9, abs=1e-3)
 
@@ -358,7 +378,7 @@ class TestDetectable:
         quantiles = stats.norm.isf(0.01) + stats.norm.ppf(0.8)
         assert _distance(400, 400, 0.01, 0.8, False) == pytest.approx(quantiles * math.sqrt(2 / 400), rel=0.01)
 
-    def test_it_grows_with_what_it_should(self) -> None:
+    def test_detectable_change_grows_with_noise_and_family(self) -> None:
         def of(
             cv: float = 0.01, n: int = 5, reference: int = 5, delta: float = 0.02, alpha: float = 0.01, **more: Any
         ) -> Any:
@@ -370,14 +390,14 @@ class TestDetectable:
         assert of(n=5, reference=3) == of(n=3, reference=5) > plain
         assert of(n=5, reference=9, paired=True) == of(paired=True)
 
-    def test_without_noise_it_is_delta(self) -> None:
+    def test_detectable_change_without_noise_is_delta(self) -> None:
         assert detectable(0.0, 3, 3, delta=0.02, alpha=0.01) == pytest.approx(0.02)
 
     @pytest.mark.parametrize(("n", "n_reference"), [(0, 5), (1, 5), (5, 1)])
-    def test_below_two_cycles_there_is_nothing(self, n: int, n_reference: int) -> None:
+    def test_no_change_is_detectable_below_two_cycles(self, n: int, n_reference: int) -> None:
         assert detectable(0.01, n, n_reference, delta=0.02, alpha=0.01) is None
 
-    def test_nothing_is_found_in_such_noise(self) -> None:
+    def test_no_change_is_detectable_in_extreme_noise(self) -> None:
         assert detectable(0.05, 2, 2, delta=0.02, alpha=0.01, family=50) is None
         assert detectable(1e200, 5, 5, delta=0.02, alpha=0.01) is None
 
@@ -390,7 +410,7 @@ class TestSimulation:
         return Simulation(2000)
 
     @pytest.mark.parametrize("paired", [False, True])
-    def test_it_judges_as_decide_does(self, paired: bool) -> None:
+    def test_simulation_judges_as_decide_does(self, paired: bool) -> None:
         few = Simulation(60)
         here, there = few.side(Noise(0.02), 3), few.side(Noise(0.02), 3)
         here[::3] += 0.4
@@ -414,15 +434,19 @@ class TestSimulation:
     @pytest.mark.parametrize("cv", [0.005, 0.05])
     @pytest.mark.parametrize("n", [3, 5])
     @pytest.mark.parametrize("delta", [0.0, 0.02])
-    def test_false_alarms(self, simulation: Simulation, cv: float, n: int, delta: float) -> None:
+    def test_false_alarm_rate_is_at_most_alpha(
+        self, simulation: Simulation, cv: float, n: int, delta: float
+    ) -> None:
         for estimate in (simulation.unpaired(Noise(cv), n), simulation.paired(Noise(cv), n)):
             assert regressions(estimate, delta).beyond(ALPHA) == []
 
     @pytest.mark.parametrize(("n", "n_reference"), [(2, 2), (2, 10), (3, 5), (3, 20), (10, 3)])
-    def test_false_alarms_of_unequal_numbers(self, simulation: Simulation, n: int, n_reference: int) -> None:
+    def test_false_alarm_rate_with_unequal_numbers_of_cycles(
+        self, simulation: Simulation, n: int, n_reference: int
+    ) -> None:
         assert regressions(simulation.unpaired(Noise(0.02), n, n_reference), 0.0).beyond(ALPHA) == []
 
-    def test_false_alarms_of_the_gates_that_are_none_among_those_that_are(self, simulation: Simulation) -> None:
+    def test_false_alarm_rate_of_unchanged_gates_among_changed(self, simulation: Simulation) -> None:
         estimate = simulation.unpaired(Noise(0.01), 5)
         changed = np.arange(FAMILY) < FAMILY // 2
         shifted = estimate._replace(log_ratio=estimate.log_ratio + np.where(changed, 0.2, 0.0))
@@ -431,13 +455,13 @@ class TestSimulation:
         false = judged[:, ~changed].any(axis=-1).mean()
         assert false <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / simulation.families)
 
-    def test_same_is_not_said_of_what_has_changed(self, simulation: Simulation) -> None:
+    def test_same_is_rare_for_a_changed_metric(self, simulation: Simulation) -> None:
         for n in (2, 3, 5):
             for estimate in (simulation.unpaired(Noise(0.003), n), simulation.paired(Noise(0.003), n)):
                 judged = judge(estimate.log_ratio + np.log(1.02), *estimate[1:], np.log(1.02), ALPHA)
                 assert judged.same.mean() <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / judged.same.size)
 
-    def test_a_session_effect_is_what_pairing_takes_away_and_delta_leaves_room_for(self) -> None:
+    def test_session_effect_is_removed_by_pairing_or_covered_by_delta(self) -> None:
         simulation, noise = Simulation(1000), Noise(0.005, session=0.01)
         estimate = simulation.unpaired(noise, 5)
         assert regressions(estimate, 0.02).beyond(ALPHA) != []
@@ -445,16 +469,19 @@ class TestSimulation:
         assert regressions(simulation.paired(noise, 5), 0.0).beyond(ALPHA) == []
 
     @pytest.mark.parametrize(("cv", "n", "family", "change"), PROMISED)
-    def test_what_is_promised_is_found(self, cv: float, n: int, family: int, change: float) -> None:
+    def test_promised_changes_are_found(self, cv: float, n: int, family: int, change: float) -> None:
         estimate = Simulation(2000).unpaired(Noise(cv), n)
         assert found(estimate, change, 0.02, ALPHA / family) == pytest.approx(0.9, abs=0.03)
 
     @pytest.mark.parametrize("cv", [0.005, 0.02])
     @pytest.mark.parametrize(("n", "n_reference"), [(3, 3), (5, 5), (3, 10)])
     @pytest.mark.parametrize("family", [1, FAMILY])
-    def test_power(self, simulation: Simulation, cv: float, n: int, n_reference: int, family: int) -> None:
+    def test_detectable_change_is_found_with_90_percent_power(
+        self, simulation: Simulation, cv: float, n: int, n_reference: int, family: int
+    ) -> None:
         noise = Noise(cv)
         draws = {False: simulation.unpaired(noise, n, n_reference), True: simulation.paired(noise, n)}
         for paired, estimate in draws.items():
             change = detectable(cv, n, n_reference, delta=0.02, alpha=ALPHA, family=family, paired=paired)
+            assert change is not None
             assert found(estimate, change, 0.02, ALPHA / family) == pytest.approx(0.9, abs=0.03)

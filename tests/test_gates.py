@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult
-from tests.conftest import Results
+from tests.conftest import OTHER_PLUGINS, Results, RunPytest
 from tests.support import figures
 
 ENERGY, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
@@ -25,42 +26,61 @@ WOBBLE = "(1 + 0.005 * (-1) ** cycle)"
 class Study:
     """A study of two points whose experiments are done at once, with the figures that a test wants."""
 
-    def __init__(self, pytester: pytest.Pytester, write_study: Any, results: Any) -> None:
-        self.pytester, self._write, self.results = pytester, write_study, results
+    def __init__(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run: RunPytest
+    ) -> None:
+        self.pytester, self._write, self.results, self.run = pytester, write_study, results, run
         self.root = pytester.path
 
-    def write(self, figures_: Any = None, method: str = "measured", **changes: Any) -> None:
+    def write(self, figures_: dict[str, str] | None = None, method: str = "measured", **changes: Any) -> None:
         self.pytester.makeconftest(figures.conftest(method))
         self.figures(figures_ or {ENERGY: f"0.1 * size * {WOBBLE}", SPEED: f"100 * {WOBBLE}"})
         self._write(**{"sweep": {"noop.size": [1, 2]}, "execution": {"n_cycles": 4}, **changes})
 
-    def figures(self, wanted: Any) -> None:
+    def figures(self, wanted: dict[str, str]) -> None:
         (self.root / "figures.json").write_text(json.dumps(wanted))
 
-    def run(self, *options: Any) -> Any:
-        return self.pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+    def extend_conftest(self, text: str) -> None:
+        with (self.root / "conftest.py").open("a") as file:
+            file.write(textwrap.dedent(text))
 
-    def newest(self) -> Any:
-        found = [path for path in self.results.root.iterdir() if path.is_dir()]
-        return StudyResult.load(
-            max(found, key=lambda path: json.loads((path / "manifest.json").read_text())["started_at"])
+    def mark_last_item(self, mark: str) -> None:
+        self.extend_conftest(
+            f"""
+            def pytest_collection_modifyitems(items):
+                items[-1].add_marker(pytest.mark.{mark})
+            """
         )
+
+    def directories(self) -> list[Path]:
+        return [path for path in self.results.root.iterdir() if path.is_dir()]
+
+    def newest(self) -> StudyResult:
+        def started(path: Path) -> str:
+            return str(json.loads((path / "manifest.json").read_text())["started_at"])
+
+        return StudyResult.load(max(self.directories(), key=started))
 
 
 @pytest.fixture
-def study(pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> Study:
-    return Study(pytester, write_study, results)
+def study(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run_pytest: RunPytest
+) -> Study:
+    return Study(pytester, write_study, results, run_pytest)
 
 
-@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return request.param
+@pytest.fixture
+def saved(study: Study) -> Study:
+    """A study whose baseline ``main`` is saved."""
+    study.write()
+    study.run("--llem-save", "main").assert_outcomes(passed=8)
+    return study
 
 
 class TestBudgets:
-    def test_they_are_items_of_their_own(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_budgets_are_reported_as_items(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(budgets={ENERGY: 0.15})
-        run = study.run(*workers, "-rA", "--junitxml=report.xml")
+        run = study.run(*workers, "-rA", "-v", "--junitxml=report.xml")
         run.assert_outcomes(passed=8 + 1, failed=1)
         assert run.ret == 1
         run.stdout.fnmatch_lines(
@@ -69,34 +89,28 @@ class TestBudgets:
                 f"*FAILED study.yaml::budget[[]{ENERGY}-size=2[]] - 0.200 J*",
             ]
         )
-        assert "%]" not in run.stdout.str() or "[100%]" in run.stdout.str()
+        shares = [int(line.rpartition("[")[2].rstrip("%]")) for line in run.outlines if line.endswith("%]")]
+        assert (shares, shares[-1]) == (sorted(shares), 100)
+
         cases = {case.get("name"): case for case in ET.parse(study.root / "report.xml").iter("testcase")}
         assert len(cases) == 10
-        failed = cases[f"budget[{ENERGY}-size=2]"]
-        assert "is beyond 0.15 J" in failed.find("failure").get("message")
-        figures_ = {one.get("name"): one.get("value") for one in failed.iter("property")}
-        assert figures_["llem_verdict"] == "BEYOND"
-        assert float(figures_["llem_mean"]) == pytest.approx(0.2)
         assert cases[f"budget[{ENERGY}-size=1]"].find("failure") is None
-        first, second = study.newest().points
-        assert [one.verdict for one in first.verdicts] == ["WITHIN"]
-        assert [one.verdict for one in second.verdicts] == ["BEYOND"]
+        failed = cases[f"budget[{ENERGY}-size=2]"]
+        failure = failed.find("failure")
+        assert failure is not None
+        assert "is beyond 0.15 J" in failure.attrib["message"]
+        properties = {one.attrib["name"]: one.attrib["value"] for one in failed.iter("property")}
+        assert properties["llem_verdict"] == "BEYOND"
+        assert float(properties["llem_mean"]) == pytest.approx(0.2)
 
-    def test_a_failed_gate_is_no_failed_experiment(self, study: Study) -> None:
-        study.write(budgets={ENERGY: 0.15})
-        study.run()
-        manifest = study.results.manifest
+        assert [[one.verdict for one in point.verdicts] for point in study.newest().points] == [
+            ["WITHIN"],
+            ["BEYOND"],
+        ]
+        manifest = study.results.manifest  # a failed gate is not a failed experiment
         assert (manifest["status"], manifest["completed"], manifest["failed"]) == ("completed", 8, 0)
 
-    def test_progress_ends_at_100_percent(self, study: Study, workers: tuple[str, ...]) -> None:
-        study.write(budgets={ENERGY: 0.15})
-        run = study.run(*workers, "-v")
-        shares = [int(line.rpartition("[")[2].rstrip("%]")) for line in run.outlines if line.endswith("%]")]
-        assert shares
-        assert shares == sorted(shares)
-        assert shares[-1] == 100
-
-    def test_they_are_collected_and_can_be_selected(self, study: Study) -> None:
+    def test_budgets_are_selected_as_other_items(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.15, SPEED: {"min": 50}})
         listed = study.run("--collect-only", "-q").outlines
         assert [line for line in listed if "::budget[" in line] == [
@@ -107,71 +121,71 @@ class TestBudgets:
         study.run("-k", "cycle=1").assert_outcomes(passed=2, deselected=10)
         study.run("--deselect", f"study.yaml::budget[{ENERGY}-size=2]").assert_outcomes(passed=11, deselected=1)
 
-    def test_one_that_is_selected_alone_judges_the_newest_result(
-        self, study: Study, workers: tuple[str, ...]
+    def test_budget_alone_judges_newest_result(
+        self, study: Study, run_pytest: RunPytest, workers: tuple[str, ...]
     ) -> None:
         study.write(budgets={ENERGY: 0.15})
         study.run()
-        node = f"study.yaml::budget[{ENERGY}-size=2]"
-        run = study.pytester.runpytest_subprocess(node, "-p", "llem", *workers)
+        run = run_pytest(*workers, files=[f"study.yaml::budget[{ENERGY}-size=2]"])
         run.assert_outcomes(failed=1)
-        assert len([path for path in study.results.root.iterdir() if path.is_dir()]) == 1, "nothing was run"
+        assert len(study.directories()) == 1, "nothing was run"
         run.stdout.fnmatch_lines(["*measured before, in noop_*", "llem: 1 gate judged by what was *before: *"])
-        last = study.run("--lf", *workers)
-        last.assert_outcomes(failed=1, **({} if workers else {"deselected": 9}))
+        if not workers:
+            study.run("--lf").assert_outcomes(failed=1, deselected=9)
 
-    def test_one_that_is_selected_alone_has_nothing_to_judge_without_a_result(self, study: Study) -> None:
+    def test_budget_alone_without_a_result_is_not_judged(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.15})
         run = study.run("-k", "budget and size=1")
         run.assert_outcomes(failed=1, deselected=9)
         run.stdout.fnmatch_lines(["*cannot be judged: *no completed cycle*"])
 
-    def test_one_of_a_point_that_was_never_measured(self, study: Study) -> None:
+    def test_gates_of_a_point_never_measured_are_not_judged(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.15})
         study.run("--llem-save", "main")
-        for one in study.results.root.iterdir():
-            if one.is_dir():
-                shutil.rmtree(one)
+        for directory in study.directories():
+            shutil.rmtree(directory)
         study.run("-k", "experiment and size=1").assert_outcomes(passed=4, deselected=6)
         run = study.run("--llem-baseline", "main", "-k", "size=2 and not experiment")
         run.assert_outcomes(failed=1 + 3, deselected=4 + 4 + 4)
         run.stdout.fnmatch_lines(["cannot be judged: *nothing of it was selected, or measured before"] * 4)
         run.stdout.no_fnmatch_line("missing: *")
 
-    def test_after_x_they_are_left(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_gates_are_not_judged_after_dash_x(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(sweep={"noop.size": [1]}, budgets={ENERGY: 0.15})
-        (study.root / "conftest.py").write_text(
-            "from pytest_llem.collection import experiment\n"
-            "from pytest_llem.isolation.outcome import Outcome\n"
-            "from pytest_llem.results.models import ErrorRecord\n"
-            "error = ErrorRecord(kind='crash', type='X', message='no')\n"
-            "experiment.run_isolated = lambda job, **_: Outcome(error=error)\n"
+        study.extend_conftest(
+            """
+            from pytest_llem.results.models import ErrorRecord
+
+            def run(job, **options):
+                return Outcome(error=ErrorRecord(kind="crash", type="X", message="no"))
+            """
         )
         run = study.run("-x", *workers)
         assert run.parseoutcomes()["failed"] >= 1  # workers are a little ahead
         assert "passed" not in run.parseoutcomes()
         run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped before*"])
 
-    def test_x_stops_at_a_gate_too(self, study: Study) -> None:
+    def test_dash_x_stops_at_a_failed_gate(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.05})
         run = study.run("-x")
         run.assert_outcomes(passed=8, failed=1)
         run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped before*"])
 
-    def test_marks_count(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_marks_apply_to_budgets(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(
             budgets={ENERGY: 0.05},
             sweep={"noop.size": [1, 2, 3]},
             skip=[{"where": {"noop.size": 1}, "reason": "no memory"}],
             xfail=[{"where": {"noop.size": 2}, "reason": "known"}],
         )
-        with (study.root / "conftest.py").open("a") as file:
-            file.write(
-                "\nimport pytest\ndef pytest_collection_modifyitems(items):\n"
-                "    for item in items:\n"
-                "        if 'size=3' in item.name and 'budget' in item.name:\n"
-                "            item.add_marker(pytest.mark.skip(reason='not this one'))\n"
-            )
+        study.extend_conftest(
+            """
+            def pytest_collection_modifyitems(items):
+                for item in items:
+                    if "size=3" in item.name and "budget" in item.name:
+                        item.add_marker(pytest.mark.skip(reason="not this one"))
+            """
+        )
         run = study.run("-rsx", *workers)
         run.assert_outcomes(passed=4, skipped=4 + 1 + 1, xfailed=1, xpassed=4)
         run.stdout.fnmatch_lines(["SKIPPED*not this one*"])
@@ -187,13 +201,9 @@ class TestBudgets:
             ("skipif(True, reason='yes')", "skipped"),
         ],
     )
-    def test_a_marks_condition_counts(self, study: Study, mark: str, outcome: str) -> None:
+    def test_condition_of_a_mark_decides_for_a_budget(self, study: Study, mark: str, outcome: str) -> None:
         study.write(budgets={ENERGY: 0.05}, sweep={"noop.size": [1]}, execution={"n_cycles": 1})
-        with (study.root / "conftest.py").open("a") as file:
-            file.write(
-                "\nimport pytest\ndef pytest_collection_modifyitems(items):\n"
-                f"    items[-1].add_marker(pytest.mark.{mark})\n"
-            )
+        study.mark_last_item(mark)
         run = study.run("-rsx")
         run.assert_outcomes(passed=1, **{outcome: 1})
         if outcome != "failed":
@@ -211,18 +221,14 @@ class TestBudgets:
             ),
         ],
     )
-    def test_a_gate_that_passes_against_expectation_is_as_strict_as_any_test(
-        self, study: Study, mark: str, options: list[Any], outcome: str
+    def test_xpassed_budget_fails_where_xfail_is_strict(
+        self, study: Study, mark: str, options: list[str], outcome: str
     ) -> None:
         study.write(budgets={ENERGY: 1.0}, sweep={"noop.size": [1]}, execution={"n_cycles": 1})
-        with (study.root / "conftest.py").open("a") as file:
-            file.write(
-                "\nimport pytest\ndef pytest_collection_modifyitems(items):\n"
-                f"    items[-1].add_marker(pytest.mark.{mark})\n"
-            )
+        study.mark_last_item(mark)
         study.run(*options).assert_outcomes(passed=1, **{outcome: 1})
 
-    def test_expected_failures_count_as_pytest_counts_them(self, study: Study) -> None:
+    def test_xfail_of_the_study_applies_to_its_budgets(self, study: Study) -> None:
         limits = [{"metric": ENERGY, "max": 0.15, "where": {"noop.size": 1}}, {"metric": SPEED, "max": 1}]
         study.write(budgets=limits, xfail=[{"where": {"noop.size": 1}, "reason": "known"}])
         # Of size 1 the experiments and the first budget pass, which nobody expected.
@@ -232,41 +238,43 @@ class TestBudgets:
         run.assert_outcomes(failed=1 + 1 + 1, xfailed=1, deselected=7)
         run.stdout.fnmatch_lines(["*XPASS(strict)*known*"])
 
-    def test_a_fixture_with_parameters_changes_nothing(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_parametrized_fixture_multiplies_budgets(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.15})
-        with (study.root / "conftest.py").open("a") as file:
-            file.write(
-                "\nimport pytest\n@pytest.fixture(autouse=True, params=['a', 'b'])\ndef twice(request): pass\n"
-            )
-        study.run("-k", "not experiment", *workers).assert_outcomes(failed=4)
-        study.run("-k", "budget or cycle=1", *workers).assert_outcomes(passed=4 + 2, failed=2)
+        study.extend_conftest(
+            """
+            @pytest.fixture(autouse=True, params=["a", "b"])
+            def twice(request): pass
+            """
+        )
+        study.run("-k", "budget or cycle=1").assert_outcomes(passed=4 + 2, failed=2)
 
-    def test_reruns_come_before(
+    def test_budgets_are_judged_after_reruns(
         self, study: Study, workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What counts is the last attempt; a gate that fails is not run again."""
         pytest.importorskip("pytest_rerunfailures")
-        monkeypatch.delenv("PYTEST_ADDOPTS")
+        others = " ".join(f"-p no:{name}" for name in OTHER_PLUGINS if name != "rerunfailures")
+        monkeypatch.setenv("PYTEST_ADDOPTS", others)
         study.write({ENERGY: "0.1 * size"}, budgets={ENERGY: 0.15})
-        with (study.root / "conftest.py").open("a") as file:
-            file.write(
-                "\nfrom pathlib import Path\nfrom pytest_llem.results.models import ErrorRecord\n"
-                "def _late(job, **options):\n"
-                "    tried = Path(__file__).with_name(job.identity['experiment_id'])\n"
-                "    if tried.exists():\n"
-                "        return _done(job, **options)\n"
-                "    tried.touch()\n"
-                "    return Outcome(error=ErrorRecord(kind='crash', type='X', message='no'))\n"
-                "experiment.run_isolated = _late\n"
-            )
-        plugins = ("-p", "no:randomly", "-p", "no:random_order")
-        run = study.run(*plugins, "--reruns", "2", "-v", *workers)
+        study.extend_conftest(
+            """
+            from pytest_llem.results.models import ErrorRecord
+
+            def run(job, **options):
+                tried = Path(__file__).with_name(job.identity["experiment_id"])
+                if tried.exists():
+                    return _done(job, **options)
+                tried.touch()
+                return Outcome(error=ErrorRecord(kind="crash", type="X", message="no"))
+            """
+        )
+        run = study.run("--reruns", "2", "-v", *workers)
         assert run.parseoutcomes() == {"passed": 8 + 1, "failed": 1, "rerun": 8}
         assert [point.metrics[ENERGY].n for point in study.newest().points] == [4, 4]
         shares = [int(share) for share in re.findall(r"\[ *(\d+)%\]", run.stdout.str())]
         assert (shares, shares[-1]) == (sorted(shares), 100)
 
-    def test_estimated_energy_decides_nothing_unless_it_may(self, study: Study) -> None:
+    def test_estimated_energy_is_judged_only_if_allowed(self, study: Study) -> None:
         study.write(method="estimated", budgets={ENERGY: 0.15})
         run = study.run("-k", "size=1")
         run.assert_outcomes(passed=4, failed=1, deselected=5)
@@ -276,7 +284,7 @@ class TestBudgets:
         )
         study.run("-k", "size=1").assert_outcomes(passed=5, deselected=5)
 
-    def test_tb_line_and_no_terminal(self, study: Study) -> None:
+    def test_failed_budget_with_tb_line_and_without_terminal(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.15})
         study.run("--tb=line").stdout.fnmatch_lines(["*study.yaml:*: *is beyond 0.15 J*"])
         assert study.run("-p", "no:terminal").ret == 1
@@ -285,94 +293,101 @@ class TestBudgets:
 class TestOrdinaryTests:
     """Gates are passed over in the loop, and tests of other files come after them."""
 
-    def test_they_are_set_up_as_ever(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_tests_beside_a_study_run_as_ever(
+        self, study: Study, run_pytest: RunPytest, workers: tuple[str, ...]
+    ) -> None:
         study.write(budgets={ENERGY: 0.15})
         (study.root / "other").mkdir()
         (study.root / "other" / "test_other.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
-        run = study.run("other", *workers)
+        run = run_pytest(*workers, files=["study.yaml", "other"])
         run.assert_outcomes(passed=9 + 2, failed=1)
         assert run.ret == 1
 
-    def test_fixtures_that_fail_as_they_end_are_errors(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_failing_fixture_teardown_is_an_error(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(budgets={ENERGY: 1})
-        with (study.root / "conftest.py").open("a") as file:
-            for scope in ("session", "module"):
-                file.write(
-                    f"\nimport pytest\n@pytest.fixture(scope={scope!r}, autouse=True)\ndef of_{scope}():\n"
-                    f"    yield\n    print('output of {scope}')\n    raise RuntimeError('{scope} fails')\n"
-                )
+        for scope in ("session", "module"):
+            study.extend_conftest(
+                f"""
+                @pytest.fixture(scope={scope!r}, autouse=True)
+                def of_{scope}():
+                    yield
+                    print("output of {scope}")
+                    raise RuntimeError("{scope} fails")
+                """
+            )
         run = study.run(*workers, "--junitxml=report.xml")
-        run.assert_outcomes(passed=10, errors=2 if workers else 1)  # every worker has a session
+        run.assert_outcomes(passed=10, errors=1)
         assert run.ret == 1
         run.stdout.fnmatch_lines(["*RuntimeError: session fails", "*Captured stdout teardown*"])
         run.stdout.no_fnmatch_line("*INTERNALERROR*")
-        assert len(list(ET.parse(study.root / "report.xml").iter("error"))) == (2 if workers else 1)
+        assert len(list(ET.parse(study.root / "report.xml").iter("error"))) == 1
 
-    def test_x_stops_where_such_a_fixture_fails(self, study: Study) -> None:
+    def test_dash_x_stops_at_a_failing_module_teardown(self, study: Study) -> None:
         study.write(budgets={ENERGY: 1})
-        with (study.root / "conftest.py").open("a") as file:
-            file.write("\nimport pytest\n@pytest.fixture(scope='module', autouse=True)\ndef one():\n")
-            file.write("    yield\n    raise RuntimeError\n")
+        study.extend_conftest(
+            """
+            @pytest.fixture(scope="module", autouse=True)
+            def one():
+                yield
+                raise RuntimeError
+            """
+        )
         run = study.run("-x")
         run.assert_outcomes(passed=8, errors=1)
         run.stdout.fnmatch_lines(["*2 gates not judged: the run was stopped before*"])
 
 
 class TestBaselines:
-    def test_what_is_saved_is_what_is_compared_with(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_unchanged_code_passes_against_its_baseline(self, study: Study) -> None:
         study.write()
-        run = study.run("--llem-save", "main", *workers)
+        run = study.run("--llem-save", "main")
         run.assert_outcomes(passed=8)
-        file = study.root / ".llem" / "baselines" / "main" / "noop.json"
-        assert file.is_file()
+        assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
         run.stdout.fnmatch_lines(["*baseline: .llem/baselines/main/noop.json"])
-        run = study.run("--llem-baseline", "main", *workers)
+        run = study.run("--llem-baseline", "main")
         # Energy and speed of two points; TTFT is that of the engine's golden result, the same in all cycles.
         run.assert_outcomes(passed=8 + 6)
-        assert study.newest().comparison.family == 6
+        comparison = study.newest().comparison
+        assert comparison is not None
+        assert comparison.family == 6
 
-    def test_a_regression_fails(self, study: Study, workers: tuple[str, ...]) -> None:
-        study.write()
-        study.run("--llem-save", "main")
-        study.figures({ENERGY: f"0.1 * size * {WOBBLE} * (1.2 if size == 2 else 1)", SPEED: f"100 * {WOBBLE}"})
-        run = study.run("--llem-baseline", "main", *workers)
+    def test_regression_fails(self, saved: Study, workers: tuple[str, ...]) -> None:
+        saved.figures({ENERGY: f"0.1 * size * {WOBBLE} * (1.2 if size == 2 else 1)", SPEED: f"100 * {WOBBLE}"})
+        run = saved.run("--llem-baseline", "main", "--llem-save", "slower", *workers)
         run.assert_outcomes(passed=8 + 5, failed=1)
+        assert (saved.root / ".llem" / "baselines" / "slower" / "noop.json").is_file()
         run.stdout.fnmatch_lines(["REGRESSION: 1.2*", f"FAILED study.yaml::regression[[]{ENERGY}-size=2[]]*"])
-        (verdict,) = [one for one in study.newest().points[1].verdicts if one.metric == ENERGY]
+        (verdict,) = [one for one in saved.newest().points[1].verdicts if one.metric == ENERGY]
         assert verdict.verdict == "REGRESSION"
         assert verdict.ratio == pytest.approx(1.2)
         assert (verdict.n, verdict.reference_n) == (4, 4)
 
-    def test_gates_that_were_not_selected_fail_nothing(self, study: Study) -> None:
-        study.write()
-        study.run("--llem-save", "main")
-        study.figures({ENERGY: f"0.12 * size * {WOBBLE}", SPEED: f"100 * {WOBBLE}"})
-        with (study.root / "study.yaml").open("a") as file:
+    def test_gates_not_selected_fail_nothing(self, saved: Study) -> None:
+        saved.figures({ENERGY: f"0.12 * size * {WOBBLE}", SPEED: f"100 * {WOBBLE}"})
+        with (saved.root / "study.yaml").open("a") as file:
             file.write(f"budgets: {{{ENERGY}: 1}}\n")
-        run = study.run(
+        run = saved.run(
             "--llem-baseline", "main", "--deselect", f"study.yaml::regression[{ENERGY}-size=1]", "-k", "not ttft"
         )
         run.assert_outcomes(passed=8 + 2 + 2, failed=1, deselected=3)
         run.stdout.fnmatch_lines(["2 REGRESSION, 4 SAME: 1 gate failed (1 more not selected, or expected to)"])
 
-    def test_what_cannot_be_decided_is_skipped_or_fails(self, study: Study) -> None:
-        study.write()
-        study.run("--llem-save", "main")
-        study.figures({ENERGY: "0.1 * size * (1 + 0.05 * (-1) ** cycle)", SPEED: f"100 * {WOBBLE}"})
-        run = study.run("--llem-baseline", "main", "-rs")
+    def test_inconclusive_is_skipped_unless_fail_on_inconclusive(self, saved: Study) -> None:
+        saved.figures({ENERGY: "0.1 * size * (1 + 0.05 * (-1) ** cycle)", SPEED: f"100 * {WOBBLE}"})
+        run = saved.run("--llem-baseline", "main", "-rs")
         run.assert_outcomes(passed=8 + 4, skipped=2)
         run.stdout.fnmatch_lines(["SKIPPED*INCONCLUSIVE*cycles would decide*"])
-        study.run("--llem-baseline", "main", "--llem-fail-on", "inconclusive").assert_outcomes(passed=12, failed=2)
+        saved.run("--llem-baseline", "main", "--llem-fail-on", "inconclusive").assert_outcomes(passed=12, failed=2)
+        saved.pytester.makeini("[pytest]\nllem_fail_on = inconclusive\n")
+        saved.run("--llem-baseline", "main").assert_outcomes(passed=12, failed=2)
 
-    def test_missing_and_new_points(self, study: Study, workers: tuple[str, ...]) -> None:
-        study.write()
-        study.run("--llem-save", "main")
-        study.write(sweep={"noop.size": [2, 3]})
-        run = study.run("--llem-baseline", "main", *workers, "-rs")
+    def test_missing_point_fails_and_new_point_is_skipped(self, saved: Study) -> None:
+        saved.write(sweep={"noop.size": [2, 3]})
+        run = saved.run("--llem-baseline", "main", "-rs")
         run.assert_outcomes(passed=8 + 3, failed=1, skipped=3)
         run.stdout.fnmatch_lines(["cannot be judged: *", "SKIPPED*new: not in the reference"])
 
-    def test_a_partial_run_is_not_saved_unless_asked(self, study: Study) -> None:
+    def test_partial_run_is_saved_only_if_asked(self, study: Study) -> None:
         study.write()
         run = study.run("--llem-save", "main", "-k", "size=1")
         assert run.ret == 1
@@ -381,24 +396,23 @@ class TestBaselines:
         assert study.run("--llem-save", "main", "--llem-save-partial", "-k", "size=1").ret == 0
         assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
 
-    def test_there_is_nothing_to_save_of_gates_alone(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_save_without_experiments_is_refused(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(budgets={ENERGY: 1})
-        study.run()
         run = study.run("--llem-save", "main", "-k", "budget", *workers)
         assert run.ret == pytest.ExitCode.USAGE_ERROR
         run.stderr.fnmatch_lines(["ERROR: --llem-save: no experiment is selected, so there is nothing to save"])
 
-    def test_two_studies_of_one_name_are_not_saved_as_one(
-        self, study: Study, write_study: Callable[..., Path]
+    def test_two_studies_of_one_name_are_not_saved(
+        self, study: Study, run_pytest: RunPytest, write_study: Callable[..., Path]
     ) -> None:
         study.write()
         write_study("second.yaml", sweep={"noop.size": [3]})
-        run = study.run("second.yaml", "--llem-save", "main")
+        run = run_pytest("--llem-save", "main", files=["study.yaml", "second.yaml"])
         assert run.ret == 1
         run.stdout.fnmatch_lines(["noop: --llem-save: 2 studies of this run have that name, *"])
         assert not (study.root / ".llem").exists()
 
-    def test_an_item_that_is_of_no_gate_does_not_go_unnoticed(self, study: Study) -> None:
+    def test_item_of_no_gate_is_an_error(self, study: Study) -> None:
         study.write(sweep={"noop.size": [1, 2, 3]})
         study.run("--llem-save", "main")
         file = study.root / ".llem" / "baselines" / "main" / "noop.json"
@@ -410,40 +424,32 @@ class TestBaselines:
         run.stderr.fnmatch_lines(["ERROR: study.yaml::regression[[]missing-size=2*: *has no such gate"])
         assert study.newest().summary.completed == 4
 
-    def test_another_bench(self, study: Study) -> None:
-        study.write()
-        study.run("--llem-save", "main")
-        study.write(measurement={"length_mode": "natural", "min_window_seconds": 0})
-        run = study.run("--llem-baseline", "main")
+    def test_different_workload_is_compared_only_if_asked(self, saved: Study) -> None:
+        saved.write(measurement={"length_mode": "natural", "min_window_seconds": 0})
+        run = saved.run("--llem-baseline", "main")
         run.assert_outcomes(passed=8, failed=6)
         run.stdout.fnmatch_lines(["*length mode*--llem-compare-anyway*"])
-        run = study.run("--llem-baseline", "main", "--llem-compare-anyway")
+        run = saved.run("--llem-baseline", "main", "--llem-compare-anyway")
         run.assert_outcomes(passed=8 + 6)
-        assert study.newest().comparison.compared_anyway
+        comparison = saved.newest().comparison
+        assert comparison is not None
+        assert comparison.compared_anyway
 
-    def test_the_plan_says_what_will_be_seen(self, study: Study) -> None:
-        study.write()
-        study.run("--llem-save", "main")
-        run = study.run("--llem-baseline", "main", "--collect-only")
+    def test_plan_shows_minimum_detectable_effect(self, saved: Study) -> None:
+        run = saved.run("--llem-baseline", "main", "--collect-only")
         run.stdout.fnmatch_lines(
             [
                 "  gates: 4 cycles against 4 find *(*Holm over 6):",
                 f"    *% of {ENERGY} where *vary by 0.6%",
             ]
         )
-        run = study.run("--llem-baseline", "main", "--llem-cycles", "1")
+        run = saved.run("--llem-baseline", "main", "--llem-cycles", "1")
         run.stdout.fnmatch_lines(
             ["  gates: one cycle here decides nothing: every comparison will be INCONCLUSIVE *"]
         )
         run.assert_outcomes(passed=2, skipped=6)
 
-    def test_what_fails_may_be_said_in_the_ini_file(self, study: Study) -> None:
-        study.write()
-        study.run("--llem-save", "main")
-        study.pytester.makeini("[pytest]\nllem_fail_on = inconclusive\n")
-        study.run("--llem-baseline", "main", "--llem-cycles", "1").assert_outcomes(passed=2, failed=6)
-
-    def test_a_saved_result_may_be_named(self, study: Study) -> None:
+    def test_results_directory_serves_as_baseline(self, study: Study) -> None:
         study.write()
         study.run("--llem-run-id", "first")
         run = study.run("--llem-baseline=results/noop_first")
@@ -465,7 +471,7 @@ class TestBaselines:
             (("--llem-against", "nowhere"), "ERROR: --llem-against: must be a Python interpreter (got 'nowhere')"),
         ],
     )
-    def test_bad_options(self, study: Study, options: tuple[str, ...], message: str) -> None:
+    def test_invalid_options_are_refused(self, study: Study, options: tuple[str, ...], message: str) -> None:
         study.write()
         run = study.run(*options)
         assert run.ret != 0
@@ -474,12 +480,12 @@ class TestBaselines:
         assert not study.results.root.exists()
 
 
-def test_what_github_shows(study: Study, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]) -> None:
+def test_github_annotation_and_summary_of_a_failed_budget(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(study.root / "summary.md"))
     monkeypatch.setenv("GITHUB_WORKSPACE", str(study.root))
     study.write(budgets={ENERGY: 0.15})
-    run = study.run(*workers)
+    run = study.run()
     line = (study.root / "study.yaml").read_text().splitlines().index(f"  {ENERGY}: 0.15") + 1
     run.stdout.fnmatch_lines([f"::error file=study.yaml,line={line},title=budget[[]{ENERGY}-size=2[]]::*0.15*"])
     assert f"budget[{ENERGY}-size=1]" not in "".join(one for one in run.outlines if one.startswith("::"))

@@ -85,7 +85,9 @@ NASTY = [
 
 def parse(line: Any) -> Any:
     """Return a workflow command as a runner reads it: its name, properties and message."""
-    name, properties, message = re.fullmatch(r"::(\w+) (.*?)::(.*)", line).groups()
+    command = re.fullmatch(r"::(\w+) (.*?)::(.*)", line)
+    assert command is not None
+    name, properties, message = command.groups()
     pairs = [pair.split("=", 1) for pair in properties.split(",")]
     escapes = (("%3A", ":"), ("%2C", ","), ("%0D", "\r"), ("%0A", "\n"), ("%25", "%"))
 
@@ -121,16 +123,16 @@ class TestAnnotations:
         failed = UNDECIDED.model_copy(update={"outcome": "failed"})
         assert parse(github.workflow_commands([failed], Path("/work"), ACTIONS)[0])[0] == "error"
 
-    def test_what_is_said_of_a_whole_point_names_no_metric(self) -> None:
+    def test_annotation_of_a_whole_point_names_no_metric(self) -> None:
         missing = NOT_JUDGED.model_copy(update={"metric": "", "reason": "in the reference"})
         (line,) = github.workflow_commands([missing], Path("/work"), ACTIONS)
         assert parse(line)[2] == "batch_size=8: cannot be judged: in the reference"
 
     @pytest.mark.parametrize("environ", [{}, {"GITHUB_ACTIONS": "false"}, {"CI": "true"}])
-    def test_there_are_none_elsewhere(self, environ: dict[str, Any]) -> None:
+    def test_no_annotations_outside_github_actions(self, environ: dict[str, Any]) -> None:
         assert github.workflow_commands([BEYOND], Path("/work"), environ) == []
 
-    def test_what_would_end_a_command_is_escaped(self) -> None:
+    def test_workflow_commands_are_escaped(self) -> None:
         nasty = "100%,a:b::c\r\n::error::%0A"
         verdict = BEYOND.model_copy(update={"id": nasty, "reason": nasty, "file": "a,b:c/x%.yaml"})
         (line,) = github.workflow_commands([verdict], Path("/work"), ACTIONS)
@@ -140,7 +142,7 @@ class TestAnnotations:
         assert properties == {"file": "a,b:c/x%.yaml", "line": "12", "title": f"budget[{nasty}]"}
         assert message.endswith(nasty)
 
-    def test_files_are_told_relative_to_the_checkout(self, tmp_path: Path) -> None:
+    def test_files_are_relative_to_the_checkout(self, tmp_path: Path) -> None:
         checkout = tmp_path / "checkout"
         (checkout / "project" / "studies").mkdir(parents=True)
         link = tmp_path / "link"
@@ -156,7 +158,7 @@ class TestAnnotations:
             found = parse(line)[1]
             assert (found.get("file"), found.get("line")) == (told, "12" if told else None)
 
-    def test_a_gate_that_is_written_nowhere_has_no_line(self) -> None:
+    def test_gate_without_a_place_has_no_line(self) -> None:
         verdict = REGRESSION.model_copy(update={"file": None, "line": None})
         (line,) = github.workflow_commands([verdict], Path("/work"), ACTIONS)
         assert set(parse(line)[1]) == {"title"}
@@ -186,16 +188,19 @@ def page(tmp_path: Path) -> Callable[..., Any]:
 
 def tables(text: Any) -> Any:
     """Return the cells of each table, as a reader sees them, and everything else that is no plain text."""
-    found, other, in_cell = [], [], False
+    found: list[list[list[str]]] = []
+    other: list[str] = []
+    in_cell = False
     for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
         if token.type == "table_open":
             found.append([])
         elif token.type == "tr_open":
             found[-1].append([])
         elif token.type == "inline":
-            other += [child.type for child in token.children if child.type not in ("text", "text_special")]
+            children = token.children or []
+            other += [child.type for child in children if child.type not in ("text", "text_special")]
             if in_cell:
-                found[-1][-1].append("".join(child.content for child in token.children))
+                found[-1][-1].append("".join(child.content for child in children))
         elif token.type in ("html_block", "fence", "code_block", "hr"):
             other.append(token.type)
         in_cell = token.type in ("th_open", "td_open")
@@ -203,7 +208,7 @@ def tables(text: Any) -> Any:
 
 
 class TestSummary:
-    def test_it_has_the_gates_that_failed_first_and_every_point(
+    def test_summary_has_failed_gates_first_and_every_point(
         self, page: Callable[..., Any], result: StudyResult
     ) -> None:
         (gates, points), other = tables(page(result))
@@ -224,7 +229,7 @@ class TestSummary:
         assert points[1][2].startswith(f"{metrics['output_tokens_per_second'].mean:,.0f} ±")
         assert points[1][5] == "estimated"
 
-    def test_warnings_errors_and_the_comparison_are_told(
+    def test_summary_has_warnings_errors_and_comparison(
         self, page: Callable[..., Any], result: StudyResult
     ) -> None:
         result.comparison = ComparisonRecord(
@@ -252,7 +257,9 @@ class TestSummary:
             assert line.replace("&#61;size", "_size=16") in text.splitlines()
 
     @pytest.mark.parametrize("nasty", NASTY)
-    def test_no_name_or_error_breaks_it(self, page: Callable[..., Any], result: StudyResult, nasty: str) -> None:
+    def test_names_and_errors_do_not_break_the_summary(
+        self, page: Callable[..., Any], result: StudyResult, nasty: str
+    ) -> None:
         result.name = nasty
         result.warnings = [nasty]
         for point in result.points:
@@ -270,9 +277,7 @@ class TestSummary:
         rest = re.sub(r"&#\d+;", "", text)
         assert not re.search(r"<|https?://|\bwww\.|\$", rest)
 
-    def test_it_is_added_to_what_is_there_and_stays_small(
-        self, page: Callable[..., Any], result: StudyResult
-    ) -> None:
+    def test_summary_is_appended_and_stays_small(self, page: Callable[..., Any], result: StudyResult) -> None:
         point = result.points[0]
         result.points = [point.model_copy(update={"id": "|" * 5_000 + str(number)}) for number in range(5_000)]
         result.warnings = ["!" * 1_000] * 1_000
@@ -295,15 +300,16 @@ class TestSummary:
         assert "… 800 more (point) in study_result.json" in text
         assert "… 10 more (warning) in study_result.json" in text
 
-    def test_it_is_written_in_actions_alone(self, tmp_path: Path, result: StudyResult) -> None:
+    def test_summary_is_written_only_in_github_actions(self, tmp_path: Path, result: StudyResult) -> None:
         file = tmp_path / "summary.md"
         assert github.write_summary([result], {"GITHUB_STEP_SUMMARY": str(file)}) is None
         assert github.write_summary([], {**ACTIONS, "GITHUB_STEP_SUMMARY": str(file)}) is None
         assert github.write_summary([result], ACTIONS) is None
         assert not file.exists()
 
-    def test_a_file_that_cannot_be_written_is_a_line(self, tmp_path: Path, result: StudyResult) -> None:
+    def test_unwritable_summary_is_one_line(self, tmp_path: Path, result: StudyResult) -> None:
         for file in (tmp_path, tmp_path / "no" / "such", "/dev/full"):
             told = github.write_summary([result], {**ACTIONS, "GITHUB_STEP_SUMMARY": os.fspath(file)})
+            assert told is not None
             assert told.startswith("the summary for GitHub could not be written: ")
             assert len(told.splitlines()) == 1

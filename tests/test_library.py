@@ -14,7 +14,9 @@ from pytest_llem import ExperimentConfig, StudyError, StudyResult, run_study
 from pytest_llem.api import StudyRunError
 
 
-def test_run_study_returns_what_pytest_found(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_run_study_returns_the_result_of_the_selection(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     path = write_study()
     result = run_study(path, select="size=2", results_dir=pytester.path / "out", quiet=True)
     assert isinstance(result, StudyResult)
@@ -43,13 +45,13 @@ def test_failed_experiments_are_in_the_result(write_study: Callable[..., Path]) 
     assert [entry.error.message for entry in result.experiments if entry.error] == ["the engine says no"]
 
 
-def test_a_wrong_study_is_told_before_pytest_starts(pytester: pytest.Pytester) -> None:
+def test_wrong_study_is_reported_before_pytest_starts(pytester: pytest.Pytester) -> None:
     (pytester.path / "bad.yaml").write_text("modle: x\n")
     with pytest.raises(StudyError, match=r"bad\.yaml:1:1: modle: unknown key \(did you mean 'model'\?\)"):
         run_study("bad.yaml")
 
 
-def test_a_run_without_a_result_says_what_pytest_said(write_study: Callable[..., Path]) -> None:
+def test_run_without_a_result_raises_with_output_of_pytest(write_study: Callable[..., Path]) -> None:
     path = write_study()
     with pytest.raises(StudyRunError, match=r"(?s)status 4.*no collected study has an axis nothing"):
         run_study(path, select="nothing=1", quiet=True)
@@ -58,8 +60,9 @@ def test_a_run_without_a_result_says_what_pytest_said(write_study: Callable[...,
 def test_model_path_reaches_the_experiment(pytester: pytest.Pytester) -> None:
     (pytester.path / "study.yaml").write_text("model: owner/name\nexecution: {n_cycles: 1}\n")
     result = run_study("study.yaml", model_path=["a b", "c's"], quiet=True)
-    message = result.experiments[0].error.message
-    assert f"({pytester.path / 'a b'}, {pytester.path}/c's)" in message
+    error = result.experiments[0].error
+    assert error is not None
+    assert f"({pytester.path / 'a b'}, {pytester.path}/c's)" in error.message
 
 
 @pytest.mark.parametrize(
@@ -70,22 +73,22 @@ def test_model_path_reaches_the_experiment(pytester: pytest.Pytester) -> None:
         (None, "schema version 2.0 cannot be read here"),
     ],
 )
-def test_load_refuses_what_is_no_study_result(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], content: str | None, message: str
+def test_load_refuses_files_that_are_not_study_results(
+    tmp_path: Path, finished_results: Path, content: str | None, message: str
 ) -> None:
     if content is None:
-        written = run_study(write_study(sweep={"n": [1]}), quiet=True).model_dump(mode="json")
+        written = json.loads((finished_results / "study_result.json").read_text())
         content = json.dumps({**written, "schema_version": "2.0"})
-    (pytester.path / "study_result.json").write_text(content)
+    (tmp_path / "study_result.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        StudyResult.load(pytester.path)
+        StudyResult.load(tmp_path)
 
 
-def test_load_reads_a_newer_minor_version(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
-    written = run_study(write_study(sweep={"n": [1]}), quiet=True).model_dump(mode="json")
+def test_load_reads_a_newer_minor_version(tmp_path: Path, finished_results: Path) -> None:
+    written = json.loads((finished_results / "study_result.json").read_text())
     newer = {**written, "schema_version": "1.9", "something_new": 1}
-    (pytester.path / "newer.json").write_text(json.dumps(newer))
-    assert StudyResult.load("newer.json").name == "noop"
+    (tmp_path / "newer.json").write_text(json.dumps(newer))
+    assert StudyResult.load(tmp_path / "newer.json").name == "noop"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_load_reads_a_newer_minor_version(pytester: pytest.Pytester, write_study
         ({"backend": "vllm", "vllm": {"engine": {"x": math.nan}}}, r"vllm\.engine\.x must be a finite number"),
     ],
 )
-def test_what_no_result_could_hold_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_non_finite_numbers_in_a_configuration_are_refused(changes: dict[str, Any], message: str) -> None:
     """A study file cannot say such a number; code can."""
     with pytest.raises(ValueError, match=message):
         ExperimentConfig.model_validate({"model": "m", **changes})

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import shutil
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.results import manifest as module
 from pytest_llem.results import study_result
 from pytest_llem.results.document import SCHEMA_VERSION
+from pytest_llem.results.journal import Journal
 from pytest_llem.results.manifest import JOURNAL, ManifestWriter, now, read_manifest, stored_result
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
 
@@ -85,7 +87,7 @@ def _state(manifest: Any) -> Any:
     return [entry.model_dump() for entry in manifest.experiments]
 
 
-def test_a_kill_leaves_a_manifest_that_is_valid_at_every_byte_of_the_journal(tmp_path: Path, seldom: None) -> None:
+def test_manifest_is_valid_at_every_byte_of_the_journal(tmp_path: Path, seldom: None) -> None:
     directory, rng = tmp_path / "run", random.Random(4)
     writer = _start(directory, entries=12)
     states = [_state(writer.manifest)]
@@ -105,11 +107,11 @@ def test_a_kill_leaves_a_manifest_that_is_valid_at_every_byte_of_the_journal(tmp
         _sound(directory, found)
 
 
-def test_a_kill_between_the_manifest_and_the_emptying_of_its_journal(
+def test_kill_before_the_journal_is_emptied_is_harmless(
     tmp_path: Path, seldom: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = _start(tmp_path)
-    monkeypatch.setattr(module.Journal, "clear", lambda self: None)
+    monkeypatch.setattr(Journal, "clear", lambda self: None)
     for _ in range(29):
         writer.failed("n=0", ERROR)
     writer.running("n=0")
@@ -118,7 +120,7 @@ def test_a_kill_between_the_manifest_and_the_emptying_of_its_journal(
     assert _state(read_manifest(tmp_path)) == _state(writer.manifest), "older lines count for nothing"
 
 
-def test_lines_that_are_none_are_passed_over(tmp_path: Path, seldom: None) -> None:
+def test_invalid_journal_lines_are_ignored(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path)
     writer.running("n=0")
     writer.running("n=1")
@@ -129,7 +131,7 @@ def test_lines_that_are_none_are_passed_over(tmp_path: Path, seldom: None) -> No
     assert [entry.status for entry in read_manifest(tmp_path).experiments[:3]] == ["running", "running", "pending"]
 
 
-def test_a_small_study_is_whole_in_the_manifest_after_every_transition(tmp_path: Path) -> None:
+def test_small_study_is_written_whole_after_every_transition(tmp_path: Path) -> None:
     writer = _start(tmp_path, entries=64)
     for n in range(64):
         writer.running(f"n={n}")
@@ -138,9 +140,15 @@ def test_a_small_study_is_whole_in_the_manifest_after_every_transition(tmp_path:
 
 def test_a_large_study_is_seldom_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
-    writer, written = _start(tmp_path, entries=640), []
+    writer = _start(tmp_path, entries=640)
+    written: list[Path] = []
     real = module.write_atomically
-    monkeypatch.setattr(module, "write_atomically", lambda path, text: written.append(path) or real(path, text))
+
+    def count(path: Path, text: str) -> None:
+        written.append(path)
+        real(path, text)
+
+    monkeypatch.setattr(module, "write_atomically", count)
     for n in range(640):
         writer.running(f"n={n}")
         writer.failed(f"n={n}", ERROR)
@@ -148,10 +156,10 @@ def test_a_large_study_is_seldom_written_whole(tmp_path: Path, monkeypatch: pyte
     assert read_manifest(tmp_path).failed == 640
 
 
-def test_a_slow_study_is_whole_in_the_manifest_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_study_is_written_whole_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_SHARE", math.inf)
     clock = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     real = module.write_atomically
 
     def slow(path: Any, text: Any) -> Any:
@@ -169,7 +177,7 @@ def test_a_slow_study_is_whole_in_the_manifest_soon(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("gone", [[JOURNAL], ["manifest.json"], ["manifest.json", JOURNAL]])
-def test_what_is_deleted_meanwhile_is_written_again(tmp_path: Path, seldom: None, gone: list[str]) -> None:
+def test_deleted_manifest_and_journal_are_written_again(tmp_path: Path, seldom: None, gone: list[str]) -> None:
     writer = _start(tmp_path)
     for n in range(5):
         writer.running(f"n={n}")
@@ -182,7 +190,7 @@ def test_what_is_deleted_meanwhile_is_written_again(tmp_path: Path, seldom: None
     _sound(tmp_path, found)
 
 
-def test_results_that_are_deleted_are_not_vouched_for(tmp_path: Path, seldom: None) -> None:
+def test_deleted_results_are_not_completed(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path)
     _complete(writer, "n=0")
     shutil.rmtree(tmp_path / "experiments")
@@ -192,7 +200,7 @@ def test_results_that_are_deleted_are_not_vouched_for(tmp_path: Path, seldom: No
     assert stored_result(tmp_path, second) == '{"result of": "n=1"}'
 
 
-def test_a_directory_that_is_gone_is_told_each_time(tmp_path: Path, seldom: None) -> None:
+def test_missing_directory_raises_each_time(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
     for _ in range(2):
@@ -242,7 +250,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
-def test_whatever_cannot_be_written_is_made_up_for(tmp_path_factory: pytest.TempPathFactory, steps: Any) -> None:
+def test_manifest_recovers_from_failed_writes(tmp_path_factory: pytest.TempPathFactory, steps: Any) -> None:
     directory, faults = tmp_path_factory.mktemp("run"), _Faults()
     real = module.write_atomically
     with pytest.MonkeyPatch.context() as patch:
@@ -269,14 +277,16 @@ def test_whatever_cannot_be_written_is_made_up_for(tmp_path_factory: pytest.Temp
     assert not (directory / JOURNAL).exists()
 
 
-def test_after_the_end_there_is_no_journal_and_nothing_runs(tmp_path: Path, seldom: None) -> None:
+def test_finished_manifest_has_no_journal_and_nothing_running(tmp_path: Path, seldom: None) -> None:
     writer = _start(tmp_path)
     writer.running("n=0")
     assert (tmp_path / JOURNAL).is_file()
     writer.finish("interrupted")
     assert not (tmp_path / JOURNAL).exists()
     found = Manifest.read(tmp_path / "manifest.json")
-    assert found.experiments[0].error.kind == "interrupted"
+    error = found.experiments[0].error
+    assert error is not None
+    assert error.kind == "interrupted"
     assert (found.status, found.failed, found.pending) == ("interrupted", 1, 29)
 
 
@@ -286,6 +296,7 @@ def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path: Path) -> 
     entry = read_manifest(tmp_path).experiments[0]
     assert (entry.status, entry.replayed_from, entry.device) == ("completed", "earlier_run", "cpu")
     assert stored_result(tmp_path, entry) == "{}"
+    assert entry.result_file is not None
     assert (tmp_path / entry.result_file).with_suffix(".requests.csv").read_text() == "a\n"
     writer.running("n=0")
     assert writer.entry("n=0").replayed_from is None, "run again after all"
@@ -301,7 +312,7 @@ def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path: Path) -> 
         ('{"schema_version": "2.0", "studies": []}', "schema version 2.0 cannot be read here"),
     ],
 )
-def test_what_is_no_manifest_is_told_in_a_line(tmp_path: Path, content: str | None, message: str) -> None:
+def test_invalid_manifest_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message) as caught:
@@ -310,7 +321,7 @@ def test_what_is_no_manifest_is_told_in_a_line(tmp_path: Path, content: str | No
     assert str(tmp_path) in str(caught.value)
 
 
-def test_no_directory_is_told_in_a_line(tmp_path: Path) -> None:
+def test_missing_manifest_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "nothing"):
         with pytest.raises(ValueError, match=r"holds no manifest\.json"):
@@ -323,7 +334,9 @@ def test_files_of_schema_version_1_0_are_read() -> None:
     assert [entry.status for entry in manifest.experiments] == ["completed", "completed", "failed", "failed"]
     assert manifest.experiments[0].replayed_from is None
     for entry in manifest.experiments[:2]:
-        result = ExperimentResult.model_validate_json(stored_result(GOLDEN, entry))
+        stored = stored_result(GOLDEN, entry)
+        assert stored is not None
+        result = ExperimentResult.model_validate_json(stored)
         assert result.identity.experiment_id == entry.experiment_id
     found = StudyResult.load(GOLDEN)
     assert (found.schema_version, found.summary.completed, found.summary.replayed) == ("1.0", 2, 0)
@@ -337,7 +350,7 @@ def _design() -> Any:
     )
 
 
-def test_a_run_without_an_end_is_loaded_from_what_is_there(tmp_path: Path) -> None:
+def test_unfinished_run_is_loaded(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path, dirs_exist_ok=True)
     whole = StudyResult.load(tmp_path)
     (tmp_path / "study_result.json").unlink()
@@ -363,10 +376,14 @@ def test_a_run_without_an_end_is_loaded_from_what_is_there(tmp_path: Path) -> No
         whole.warnings,
     )
 
-    file = tmp_path / found.experiments[1].result_file
+    lost = found.experiments[1].result_file
+    assert lost is not None
+    file = tmp_path / lost
     file.write_text(file.read_text()[:-10])
     found = StudyResult.load(tmp_path)
-    assert (found.experiments[1].status, found.experiments[1].error.type) == ("failed", "ResultLost")
+    error = found.experiments[1].error
+    assert error is not None
+    assert (found.experiments[1].status, error.type) == ("failed", "ResultLost")
     assert (found.summary.completed, found.summary.failed, found.points[0].metrics["seconds"].n) == (1, 3, 1)
 
 
@@ -385,7 +402,9 @@ def test_results_are_held_a_point_at_a_time(tmp_path: Path, monkeypatch: pytest.
     for n in range(40):
         text = json.dumps({**given, "identity": {"experiment_id": f"n={n}", "config_hash": f"{n:016x}"}})
         writer.completed(f"n={n}", text, {}, worker=None, device=None)
-    seen, most, real = [], [], study_result.summarise
+    seen: list[weakref.ref[ExperimentResult]] = []
+    most: list[int] = []
+    real = study_result.summarise
 
     def summarise(cycles: Any) -> Any:
         gc.collect()
@@ -394,7 +413,11 @@ def test_results_are_held_a_point_at_a_time(tmp_path: Path, monkeypatch: pytest.
         return real(cycles)
 
     monkeypatch.setattr(study_result, "summarise", summarise)
-    found = study_result.build_study_result(design, writer.manifest, tmp_path)
+    gc.freeze()  # so that a collection looks at no more than what this test makes
+    try:
+        found = study_result.build_study_result(design, writer.manifest, tmp_path)
+    finally:
+        gc.unfreeze()
     assert [one.metrics["seconds"].n for one in found.points] == [1] * 40
     assert len(most) == 40
     assert max(most) <= 2

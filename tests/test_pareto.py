@@ -23,16 +23,16 @@ def _points(*figures: Any) -> Any:
     return [_point(number, *one) for number, one in enumerate(figures)]
 
 
-def test_no_other_is_better_in_one_and_as_good_in_the_other() -> None:
+def test_dominated_points_are_not_optimal() -> None:
     points = _points((100, 1.0), (200, 0.5), (300, 0.7), (300, 0.8), (50, 0.5), (50, 0.1))
     assert pareto_optimal(points) == {1, 2, 5}
 
 
-def test_equal_ones_are_so_together() -> None:
+def test_equal_points_are_all_optimal() -> None:
     assert pareto_optimal(_points((100, 1.0), (100, 1.0), (100, 1.1), (90, 1.0))) == {0, 1}
 
 
-def test_one_that_lacks_a_figure_is_not_among_them() -> None:
+def test_point_without_a_value_is_not_optimal() -> None:
     points = _points((100, 1.0), (None, 0.1), (500, None), (200, 0.9))
     assert pareto_optimal(points) == {3}
 
@@ -51,12 +51,12 @@ def test_energies_of_different_kinds_are_not_compared() -> None:
     assert best(points, "output_tokens_per_second") == {5}, "this is no energy"
 
 
-def test_one_point_alone_is_not_the_best() -> None:
+def test_single_point_is_not_marked_as_best() -> None:
     assert pareto_optimal(_points((100, 1.0))) == set()
     assert best(_points((100, 1.0)), COST) == set()
 
 
-def test_the_best_is_what_the_catalogue_says_is_better() -> None:
+def test_best_follows_the_direction_of_the_catalogue() -> None:
     points = _points((100, 1.0), (200, 2.0), (200, 2.0))
     assert best(points, "output_tokens_per_second") == {1, 2}
     assert best(points, COST) == {0}
@@ -64,7 +64,7 @@ def test_the_best_is_what_the_catalogue_says_is_better() -> None:
     assert best(_points((100, 1.0), (100, 1.0)), "output_tokens_per_second") == set(), "all are the same"
 
 
-def test_below_zero_is_less() -> None:
+def test_negative_values_are_smaller() -> None:
     points = [point({"n": n}, active_energy_j=[joules]) for n, joules in enumerate((0.5, -0.25, 0.0))]
     assert best(points, "active_energy_j") == {1}
 
@@ -80,7 +80,7 @@ FIGURES = st.lists(
 
 
 @given(FIGURES)
-def test_it_is_what_the_definition_says(figures: Any) -> None:
+def test_pareto_matches_its_definition(figures: Any) -> None:
     points = _points(*figures)
     known = [place for place, (speed, cost, _) in enumerate(figures) if None not in (speed, cost)]
 
@@ -95,6 +95,6 @@ def test_it_is_what_the_definition_says(figures: Any) -> None:
 
 
 @pytest.mark.parametrize("figures", [[], [(None, None)]])
-def test_of_nothing_nothing_is_best(figures: list[Any]) -> None:
+def test_empty_study_has_no_best(figures: list[Any]) -> None:
     points = _points(*figures)
     assert (pareto_optimal(points), best(points, COST)) == (set(), set())

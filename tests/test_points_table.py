@@ -34,15 +34,11 @@ def _lines(points: Any, width: Any, planned: int = 2, **options: Any) -> Any:
 
 @pytest.fixture
 def fifty() -> list[Any]:
-    axes = {
-        "precision": ["bf16", "fp16"],
-        "pytorch.batch_size": [1, 8, 16, 32, 64],
-        "max_output_tokens": [64, 128, 256, 512, 1024],
-    }
-    grid = itertools.product(*axes.values())
+    grid = itertools.product(["bf16", "fp16"], [1, 8, 16, 32, 64], [64, 128, 256, 512, 1024])
+    axes = ("precision", "pytorch.batch_size", "max_output_tokens")
     return [
-        _point(dict(zip(axes, values, strict=True)), 100.0 * values[1], 5.0 / values[1] + index / 100)
-        for index, values in enumerate(grid)
+        _point(dict(zip(axes, (precision, size, length), strict=True)), 100.0 * size, 5.0 / size + index / 100)
+        for index, (precision, size, length) in enumerate(grid)
     ]
 
 
@@ -71,7 +67,7 @@ def test_a_wide_terminal_shows_more(fifty: list[Any]) -> None:
     assert len(wide) - len(narrow) in (-1, 0, 1)
 
 
-def test_a_dumb_terminal_has_its_own_width_too(fifty: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dumb_terminal_has_its_own_width(fifty: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for one in fifty:
         one.metrics["itl_p50_ms"] = summary("itl_p50_ms", [5.0, 5.1])
         one.metrics["energy_j"] = summary("energy_j", [500.0, 510.0])
@@ -99,7 +95,7 @@ def test_a_long_value_does_not_take_the_screen() -> None:
     assert "…" in "".join(lines)
 
 
-def test_at_80_columns_all_is_within(fifty: list[Any]) -> None:
+def test_table_fits_80_columns(fifty: list[Any]) -> None:
     assert _lines(fifty, 80)[1].width == 80
 
 
@@ -117,7 +113,7 @@ def test_axes_that_take_too_much_give_way_to_ids() -> None:
     assert "engine.a_rather_long_option_5=a" in re.sub(r"\s", "", folded) or "option_5" in folded
 
 
-def test_the_best_and_the_optimal_are_marked() -> None:
+def test_best_and_pareto_optimal_are_marked() -> None:
     points = [
         _point({"n": 1}, 100, 1.0, ttft=10.0),
         _point({"n": 2}, 200, 0.5, ttft=20.0),
@@ -135,7 +131,7 @@ def test_the_best_and_the_optimal_are_marked() -> None:
     assert re.search(r"300 ±\S+\*", three)
 
 
-def test_energies_of_different_kinds_are_told_apart_and_not_compared() -> None:
+def test_energies_of_different_methods_are_not_compared() -> None:
     points = [
         _point({"n": 1}, 100, 1.0),
         _point({"n": 2}, 200, 1.5),
@@ -157,14 +153,14 @@ def test_the_worst_verdict_is_shown() -> None:
     assert [line.split()[-1] for line in lines[-3:]] == ["REGRESSION", "WITHIN", "-"]
 
 
-def test_one_point_is_the_best_of_nothing() -> None:
+def test_single_point_has_no_marks() -> None:
     lines, made = _lines([_point({"n": 1}, 100, 1.0)], 80, planned=3)
     assert (made.has_best, made.has_optimal) == (False, False)
     assert "2 of 3" in lines[-1]
     assert "*" not in "".join(lines)
 
 
-def test_what_nobody_measured_is_no_number() -> None:
+def test_missing_values_are_not_shown_as_numbers() -> None:
     points = [_point({"n": 1}, 100, 1.0), point({"n": 2}, config_hash="f" * 16)]
     lines, made = _lines(points, 80)
     assert not made.has_optimal

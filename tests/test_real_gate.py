@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from pytest_llem import StudyResult
+from pytest_llem.results.models import PointResult
 from tests.conftest import ROOT, Results
 from tests.support import nvml
 from tests.support.board_engine import GPU, IDLE_W, JOULES_PER_TOKEN
@@ -39,7 +39,7 @@ STUDY = {
 @pytest.fixture
 def run(
     pytester: pytest.Pytester, results: Results, smollm2: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[pytest.RunResult, PointResult]]:
     """Run the study with so many output tokens; return pytest's result, and the study's point."""
     board = nvml.Board(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
     script = nvml.Script(pytester.path / "nvml.script", [board])
@@ -50,11 +50,12 @@ def run(
     monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
     monkeypatch.setenv("COLUMNS", "200")  # or pytest cuts its lines
 
-    def call(run_id: Any, tokens: Any, *options: Any) -> Any:
+    def call(run_id: str, tokens: int, *options: str) -> tuple[pytest.RunResult, PointResult]:
         (pytester.path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "max_output_tokens": tokens}))
-        model_path = ("-o", f"llem_model_path={smollm2}")
         done = pytester.runpytest_subprocess(
-            "study.yaml", "-p", "llem", f"--llem-run-id={run_id}", *model_path, *options
+            *("study.yaml", "-p", "llem", "-o", f"llem_model_path={smollm2}", f"--llem-run-id={run_id}"),
+            "--llem-start-method=forkserver",  # or each of 23 experiments imports torch anew
+            *options,
         )
         (point,) = StudyResult.load(results.root / f"gate_{run_id}").points
         return done, point
@@ -62,8 +63,8 @@ def run(
     return call
 
 
-def test_the_same_is_no_regression_and_a_fifth_more_tokens_are_one(
-    run: Callable[..., Any], tmp_path: Path
+def test_unchanged_code_passes_and_a_fifth_more_tokens_fail(
+    run: Callable[..., tuple[pytest.RunResult, PointResult]], tmp_path: Path
 ) -> None:
     python = Environment(tmp_path / "environment", *EVERYTHING).python
     done, point = run("same", TOKENS, f"--llem-against={python}", "--llem-save=main")
@@ -74,6 +75,7 @@ def test_the_same_is_no_regression_and_a_fifth_more_tokens_are_one(
         assert (verdict.n, verdict.reference_n, verdict.paired) == (10, 10, True)
     assert energy.method == "measured"
     assert energy.ratio == pytest.approx(1, abs=0.1)
+    assert energy.mean is not None
     assert energy.mean > TOKENS * JOULES_PER_TOKEN
 
     done, point = run("more", MORE_TOKENS, "--llem-baseline=main", "--llem-cycles=3")

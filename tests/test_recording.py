@@ -14,19 +14,19 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from tests.conftest import Results
+from pytest_llem.reporting import terminal
+from tests.conftest import Results, RunPytest
 
 
-@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return request.param
-
-
-def test_every_experiment_is_an_item_and_is_written_down(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+def test_every_experiment_is_an_item_and_is_recorded(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    write_study: Callable[..., Path],
+    results: Results,
+    workers: tuple[str, ...],
 ) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run = run_pytest(*workers)
     run.assert_outcomes(passed=8)
     assert run.ret == 0
 
@@ -41,10 +41,10 @@ def test_every_experiment_is_an_item_and_is_written_down(
         assert entry["started_at"] <= entry["completed_at"]
         assert entry["attempt"] == 1
         assert (entry["worker"] is None) == (not workers)
-        result = ExperimentResult.model_validate_json(file.read_text())
-        assert result.identity.experiment_id == entry["experiment_id"]
-        assert set(result.metrics) == set(CATALOGUE)
-        assert file.with_suffix(".requests.csv").read_text().count("\n") == 1 + 2 * result.window.passes
+        experiment = ExperimentResult.model_validate_json(file.read_text())
+        assert experiment.identity.experiment_id == entry["experiment_id"]
+        assert set(experiment.metrics) == set(CATALOGUE)
+        assert file.with_suffix(".requests.csv").read_text().count("\n") == 1 + 2 * experiment.window.passes
 
     result = StudyResult.load(results.directory)
     assert [point.id for point in result.points] == [
@@ -58,11 +58,11 @@ def test_every_experiment_is_an_item_and_is_written_down(
     assert (results.root / ".gitignore").read_text() == "*\n"
 
 
-def test_the_table_says_what_was_found_and_where_it_is(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_table_shows_results_and_their_directory(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     run.stdout.fnmatch_lines(
         [
             "llem: noop [[]????????????????[]]: 4 points × 2 cycles = 8 experiments, shuffled, *",
@@ -81,11 +81,11 @@ def test_the_table_says_what_was_found_and_where_it_is(
     assert max(map(len, table)) <= 80
 
 
-def test_a_failure_is_recorded_and_the_rest_goes_on(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+def test_failed_experiment_is_recorded_and_the_rest_runs(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "none", "kill"]}, execution={"n_cycles": 1})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run = run_pytest(*workers)
     run.assert_outcomes(passed=1, failed=2)
     assert run.ret == 1
     assert results.manifest["status"] == "completed"
@@ -108,8 +108,8 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(
     run.stdout.fnmatch_lines(["raise * 0 of 1 * - *"])
 
 
-def test_the_manifest_is_true_while_the_study_runs(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_manifest_is_current_while_the_study_runs(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
@@ -129,7 +129,7 @@ def test_the_manifest_is_true_while_the_study_runs(
             pathlib.Path("seen.json").write_text(json.dumps(seen))
         """
     )
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    run_pytest().assert_outcomes(passed=4)
     ids = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
     expected = []
     for index, one in enumerate(ids):
@@ -137,11 +137,11 @@ def test_the_manifest_is_true_while_the_study_runs(
     assert json.loads((pytester.path / "seen.json").read_text()) == [*expected, ["noop", True]]
 
 
-def test_what_is_deselected_is_written_as_such(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+def test_deselected_experiments_are_recorded_as_deselected(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
 ) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "size=2 and cycle=1", *workers)
+    run = run_pytest("-k", "size=2 and cycle=1", *workers)
     run.assert_outcomes(passed=2, deselected=0 if workers else 6)
     statuses = results.statuses()
     assert sorted(statuses.values()) == ["completed"] * 2 + ["deselected"] * 6
@@ -151,69 +151,74 @@ def test_what_is_deselected_is_written_as_such(
     assert re.findall(r"^P? +(bf16|fp32) +(\d) ", table, re.MULTILINE) == [("bf16", "2"), ("fp32", "2")]
 
 
-def test_junit_holds_the_figures(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_junit_holds_metrics(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+) -> None:
     write_study(execution={"n_cycles": 1})
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--junitxml=junit.xml").assert_outcomes(passed=4)
+    run_pytest("--junitxml=junit.xml").assert_outcomes(passed=4)
     case = ET.parse(pytester.path / "junit.xml").find(".//testcase")
-    properties = {one.get("name"): one.get("value") for one in case.iter("property")}
+    assert case is not None
+    properties = {one.attrib["name"]: one.attrib["value"] for one in case.iter("property")}
     assert float(properties["llem_output_tokens_per_second"]) > 0
     assert properties["llem_energy_method"] == "estimated"
 
 
-def test_two_studies_and_an_ordinary_test_side_by_side(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_two_studies_and_an_ordinary_test_run_together(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study("a.yaml", name="a")
     write_study("b.yaml", name="b", sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makepyfile(test_plain="def test_plain(): pass")
-    run = pytester.runpytest_subprocess("a.yaml", "test_plain.py", "b.yaml", "-p", "llem")
+    run = run_pytest(files=["a.yaml", "test_plain.py", "b.yaml"])
     run.assert_outcomes(passed=10)
     names = sorted(path.name.partition("_")[0] for path in results.root.iterdir() if path.is_dir())
     assert names == ["a", "b"]
 
 
-def test_two_runs_in_one_second_do_not_mix(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_runs_of_the_same_id_get_directories_of_their_own(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     for _ in range(2):
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "same")
+        run = run_pytest("--llem-run-id", "same")
         run.assert_outcomes(passed=1)
     names = sorted(path.name for path in results.root.iterdir() if path.is_dir())
     assert names == ["noop_same", "noop_same-2"]
 
 
-def test_where_results_go(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_results_directory_from_ini_and_option(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeini("[pytest]\nllem_results_dir = from-ini")
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+    run_pytest().assert_outcomes(passed=1)
     assert list((pytester.path / "from-ini").glob("noop_*/study_result.json"))
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-results-dir=given").assert_outcomes(passed=1)
+    run_pytest("--llem-results-dir=given").assert_outcomes(passed=1)
     assert list((pytester.path / "given").glob("noop_*/study_result.json"))
 
 
 @pytest.mark.parametrize("run_id", ["../up", "a/b", "", ".."])
-def test_a_run_id_stays_in_the_results_directory(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], run_id: str
+def test_run_id_with_path_separators_is_refused(
+    run_pytest: RunPytest, write_study: Callable[..., Path], run_id: str
 ) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", f"--llem-run-id={run_id}")
+    run = run_pytest(f"--llem-run-id={run_id}")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines([f"ERROR: --llem-run-id: must be a name without path separators (got {run_id!r})"])
 
 
-def test_no_place_for_results_is_said_before_anything_runs(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_unusable_results_directory_is_refused_before_the_run(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
 ) -> None:
     write_study()
     (pytester.path / "results").write_text("a file in the way")
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines(["ERROR: *results: no results can be written: *"])
 
 
-def test_a_result_that_cannot_be_saved_is_a_failure(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_result_that_cannot_be_saved_is_a_failure(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
@@ -229,7 +234,7 @@ def test_a_result_that_cannot_be_saved_is_a_failure(
                 blocker.unlink()
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     run.assert_outcomes(passed=1, failed=1)
     run.stdout.fnmatch_lines(["*the result could not be saved: *"])
     assert results.statuses() == {"n=1": "failed", "n=2": "completed"}
@@ -237,8 +242,12 @@ def test_a_result_that_cannot_be_saved_is_a_failure(
 
 
 @pytest.mark.parametrize("change", ["path.unlink()", "path.write_text(path.read_text() + ' ')"])
-def test_results_that_change_while_the_study_runs_are_told(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, change: str
+def test_result_changed_during_the_run_is_reported_as_lost(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    write_study: Callable[..., Path],
+    results: Results,
+    change: str,
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     pytester.makeconftest(
@@ -251,7 +260,7 @@ def test_results_that_change_while_the_study_runs_are_told(
                     CHANGE
         """.replace("CHANGE", change)
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     assert results.statuses() == {"n=1": "failed", "n=2": "completed"}
     entry = results.manifest["experiments"][0]
     assert (entry["error"]["type"], entry["result_file"]) == ("ResultLost", None)
@@ -260,8 +269,8 @@ def test_results_that_change_while_the_study_runs_are_told(
     run.stdout.fnmatch_lines(["noop: experiments/* is gone, or*", "1 of 2 experiments completed, 1 failed"])
 
 
-def test_a_results_directory_that_vanishes_fails_the_run(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_deleted_results_directory_fails_the_run(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -272,17 +281,25 @@ def test_a_results_directory_that_vanishes_fails_the_run(
             shutil.rmtree("results", ignore_errors=True)
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     run.assert_outcomes(failed=2)
     assert run.ret == 1
     assert "INTERNALERROR" not in run.stdout.str()
     run.stdout.fnmatch_lines(["noop: the study's result could not be saved: *"])
 
 
-@pytest.mark.parametrize("gate", ["pytest.fail('too dear')", "raise ValueError('too dear')"])
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-def test_a_hook_may_fail_an_item(
+@pytest.mark.parametrize(
+    ("gate", "workers"),
+    [
+        ("pytest.fail('too dear')", ()),
+        ("raise ValueError('too dear')", ()),
+        ("raise ValueError('too dear')", ("-n", "1")),
+    ],
+    ids=["fail", "raise", "raise-xdist"],
+)
+def test_hook_may_fail_an_item(
     pytester: pytest.Pytester,
+    run_pytest: RunPytest,
     write_study: Callable[..., Path],
     results: Results,
     gate: str,
@@ -298,15 +315,14 @@ def test_a_hook_may_fail_an_item(
                 {gate}
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run = run_pytest(*workers)
     run.assert_outcomes(passed=1, failed=1)
     run.stdout.fnmatch_lines(["pytest_llem_experiment_finished: *too dear"])
     assert set(results.statuses().values()) == {"completed"}, "a gate that fails is no failed experiment"
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
-def test_what_a_hook_fails_fails_the_run_though_it_was_expected_to_fail(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
+def test_hook_failure_fails_the_run_despite_xfail(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], workers: tuple[str, ...]
 ) -> None:
     write_study(
         sweep={"n": [1, 2]},
@@ -322,13 +338,13 @@ def test_what_a_hook_fails_fails_the_run_though_it_was_expected_to_fail(
                 pytest.fail("too dear")
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run = run_pytest(*workers)
     run.assert_outcomes(passed=1, failed=1)
     assert run.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_a_hook_that_fails_leaves_another_exit_status_as_it_is(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_failing_hook_keeps_another_exit_status(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -342,29 +358,29 @@ def test_a_hook_that_fails_leaves_another_exit_status_as_it_is(
             pytest.fail("too dear")
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     run.stdout.fnmatch_lines(["noop: pytest_llem_study_finished: too dear"])
     assert run.ret == 7
 
 
-def test_a_hook_may_fail_the_run(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_hook_may_fail_the_run(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest("def pytest_llem_study_finished(study_result, directory): raise ValueError('too dear')")
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     run.stdout.fnmatch_lines(
         ["noop: pytest_llem_study_finished: ValueError: too dear", "1 of 1 experiment completed"]
     )
 
 
-def test_a_warning_names_the_experiments_it_concerns(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_warning_names_the_experiments_it_concerns(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     warmup = {"n_warmup": 1, "max_prompts": 3, "cv_threshold": 1e-9}
     write_study(sweep={"warmup.enabled": [False, True], "n": [1, 2]}, warmup=warmup, execution={"n_cycles": 1})
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    run_pytest().assert_outcomes(passed=4)
     warnings = results.study_result["warnings"]
     (unsettled,) = [one for one in warnings if "settled" in one]
     assert warnings == [unsettled, "energy is estimated from CPU time, not measured"], "the worst comes first"
@@ -372,8 +388,11 @@ def test_a_warning_names_the_experiments_it_concerns(
     assert unsettled.endswith(" and 1 more)")
 
 
-def test_an_experiment_is_known_by_what_it_is_and_not_by_its_items_name(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+def test_experiment_is_identified_independently_of_item_name(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    write_study: Callable[..., Path],
+    results: Results,
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -384,61 +403,68 @@ def test_an_experiment_is_known_by_what_it_is_and_not_by_its_items_name(
         def twice(request): pass
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+    run = run_pytest()
     run.assert_outcomes(passed=4)
     assert results.statuses() == {"n=1": "completed", "n=2": "completed"}
     run.stdout.fnmatch_lines(["2 of 2 experiments completed"])
 
 
-def test_a_test_of_the_same_name_is_not_ours(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+def test_ordinary_test_of_the_same_name_is_not_an_experiment(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    write_study: Callable[..., Path],
+    results: Results,
+    workers: tuple[str, ...],
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makepyfile(test_e="import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef experiment(x): pass")
-    options = ("-p", "llem", "-o", "python_functions=experiment", *workers)
-    pytester.runpytest_subprocess("test_e.py", *options).assert_outcomes(passed=2)
-    pytester.runpytest_subprocess("test_e.py", "study.yaml", *options).assert_outcomes(passed=3)
+    options = ("-o", "python_functions=experiment", *workers)
+    if not workers:
+        run_pytest(*options, files=["test_e.py"]).assert_outcomes(passed=2)
+    run_pytest(*options, files=["test_e.py", "study.yaml"]).assert_outcomes(passed=3)
     assert results.manifest["status"] == "completed"
 
 
-def test_a_directory_with_colons(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_study_in_a_directory_with_colons(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study("s.study.yaml", sweep={"n": [1]}, execution={"n_cycles": 1})
     (pytester.path / "a::b").mkdir()
     (pytester.path / "s.study.yaml").rename(pytester.path / "a::b" / "s.study.yaml")
-    pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
+    run_pytest(files=[]).assert_outcomes(passed=1)
     assert results.manifest["completed"] == 1
 
 
-def test_a_figure_that_is_no_number_fails_that_experiment_alone(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_nan_metric_fails_only_its_experiment(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["nan", "none"]}, execution={"n_cycles": 1})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     run.assert_outcomes(passed=1, failed=1)
     assert results.statuses() == {"fault=nan": "failed", "fault=none": "completed"}
 
 
-def test_a_directory_that_was_there_is_not_hidden_from_git(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_existing_results_directory_gets_no_gitignore(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-results-dir=.")
+    run = run_pytest("--llem-results-dir=.")
     run.assert_outcomes(passed=1)
     assert not (pytester.path / ".gitignore").exists()
 
 
 @pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
-def test_a_rehearsal_records_nothing(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], option: str
+def test_setup_plan_and_setup_only_record_nothing(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], option: str
 ) -> None:
     write_study()
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", option)
+    run_pytest(option)
     assert not (pytester.path / "results").exists()
 
 
-def test_what_others_record_stays(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_user_properties_of_other_plugins_are_kept(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -449,14 +475,14 @@ def test_what_others_record_stays(pytester: pytest.Pytester, write_study: Callab
             request.node.user_properties.append(("mine", "kept"))
         """
     )
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--junitxml=junit.xml").assert_outcomes(passed=1)
+    run_pytest("--junitxml=junit.xml").assert_outcomes(passed=1)
     names = [one.get("name") for one in ET.parse(pytester.path / "junit.xml").iter("property")]
     assert "mine" in names
     assert "llem_seconds" in names
 
 
-def test_what_goes_wrong_around_the_experiment_is_recorded(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_failing_fixture_is_recorded_as_the_experiments_error(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -467,13 +493,13 @@ def test_what_goes_wrong_around_the_experiment_is_recorded(
         def broken(): raise RuntimeError("setup boom")
         """
     )
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(errors=1)
+    run_pytest().assert_outcomes(errors=1)
     error = results.manifest["experiments"][0]["error"]
     assert (error["kind"], error["message"], error["phase"]) == ("exception", "RuntimeError: setup boom", "setup")
 
 
-def test_a_study_that_changes_while_xdist_starts_is_one_line(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_study_changed_while_xdist_starts_is_a_usage_error(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
 ) -> None:
     write_study()
     pytester.makeconftest(
@@ -485,25 +511,27 @@ def test_a_study_that_changes_while_xdist_starts_is_one_line(
                 pathlib.Path("study.yaml").write_text("garbage: [")
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-n", "2")
+    run = run_pytest("-n", "1")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     assert "INTERNALERROR" not in run.stdout.str() + run.stderr.str()
     run.stderr.fnmatch_lines(["ERROR: *study.yaml:1:11: not valid YAML: *"])
 
 
-def test_a_terminal_without_unicode(
+def test_table_on_a_terminal_without_unicode(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     write_study(execution={"n_cycles": 1})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-start-method=forkserver")
     run.assert_outcomes(passed=4)
     assert max(map(len, run.outlines[-10:])) <= 100
 
 
-def test_collect_only_runs_and_writes_nothing(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_collect_only_runs_and_writes_nothing(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
+) -> None:
     write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only", "-q")
+    run = run_pytest("--collect-only", "-q")
     assert run.outlines[:4] == [
         f"study.yaml::experiment[precision={precision}-size={size}]"
         for precision in ("bf16", "fp32")
@@ -512,23 +540,30 @@ def test_collect_only_runs_and_writes_nothing(pytester: pytest.Pytester, write_s
     assert not (pytester.path / "results").exists()
 
 
-def test_results_name_no_host_user_or_token(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, monkeypatch: pytest.MonkeyPatch
+def test_results_contain_no_host_user_or_token(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    write_study: Callable[..., Path],
+    results: Results,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret_of_mine")
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+    run_pytest().assert_outcomes(passed=1)
     everything = "".join(path.read_text() for path in results.directory.rglob("*.json"))
     for private in ("hf_secret_of_mine", os.uname().nodename, str(pytester.path)):
         assert private not in everything
 
 
-def test_a_long_table_is_cut_and_keeps_what_was_found(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_long_table_is_cut_and_keeps_completed_points(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    monkeypatch: pytest.MonkeyPatch,
+    write_study: Callable[..., Path],
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution={"n_cycles": 1})
-    pytester.makeconftest("from pytest_llem.reporting import terminal; terminal.MOST_POINTS = 1")
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    monkeypatch.setattr(terminal, "MOST_POINTS", 1)
+    run = run_pytest()
     table = run.stdout.str().partition("= llem: noop =")[2].partition("more points")[0]
     assert "\nnone " in table
     assert "\nraise " not in table
@@ -536,8 +571,8 @@ def test_a_long_table_is_cut_and_keeps_what_was_found(
 
 
 @pytest.mark.parametrize(("option", "kept"), [("-rfE", False), ("-ra", False), ("-rP", True), ("-rA", True)])
-def test_output_of_what_passed_is_kept_where_it_is_shown(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], option: str, kept: bool
+def test_output_of_passed_experiments_is_kept_only_if_shown(
+    pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], option: str, kept: bool
 ) -> None:
     write_study(sweep={"noop.fault": ["shout"]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -550,15 +585,19 @@ def test_output_of_what_passed_is_kept_where_it_is_shown(
                 pathlib.Path("kept").write_text(str(kept))
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", option)
+    run = run_pytest(option)
     run.assert_outcomes(passed=1)
     assert (pytester.path / "kept").read_text() == str(int(kept))
     assert ("the last words" in run.stdout.str()) == kept
 
 
 @pytest.mark.parametrize("ending", ["assert 0", "pytest.skip('later')"])
-def test_what_goes_wrong_after_the_experiment_costs_no_measurement(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, ending: str
+def test_failing_teardown_keeps_the_measurement(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    write_study: Callable[..., Path],
+    results: Results,
+    ending: str,
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -571,7 +610,7 @@ def test_what_goes_wrong_after_the_experiment_costs_no_measurement(
             {ending}
         """
     )
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run_pytest()
     assert results.statuses() == {"n=1": "completed"}
     assert len(results.study_result["result_files"]) == 1
 
@@ -580,21 +619,26 @@ def test_what_goes_wrong_after_the_experiment_costs_no_measurement(
     "hook", ["pytest_llem_experiment_finished(result)", "pytest_llem_study_finished(study_result)"]
 )
 @pytest.mark.parametrize("raised", ["pytest.skip('no')", "raise SystemExit('no')"])
-def test_whatever_a_hook_raises_the_session_goes_on(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, hook: str, raised: str
+def test_session_continues_after_any_exception_of_a_hook(
+    pytester: pytest.Pytester,
+    run_pytest: RunPytest,
+    write_study: Callable[..., Path],
+    results: Results,
+    hook: str,
+    raised: str,
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     pytester.makeconftest(f"import pytest\n\ndef {hook}:\n    {raised}\n")
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = run_pytest()
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     assert "INTERNALERROR" not in run.stdout.str()
     assert results.manifest["completed"] == 2
 
 
 @pytest.mark.parametrize("plugin", ["debugging", "setuponly", "setupplan", "capture", "junitxml", "skipping"])
-def test_without_one_of_pytests_own_plugins(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, plugin: str
+def test_run_without_one_of_pytests_own_plugins(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results, plugin: str
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", f"no:{plugin}")
+    run = run_pytest("-p", f"no:{plugin}")
     run.assert_outcomes(passed=1)

@@ -37,7 +37,7 @@ def said(verdict: Any) -> Any:
     return verdict.verdict, verdict.outcome, verdict.reason
 
 
-def test_a_regression_by_hand() -> None:
+def test_regression_verdict_matches_hand_calculation() -> None:
     reference = [math.exp(-0.01), math.exp(0.01)]
     candidate = times(reference, math.exp(0.2))
     record, verdict = one(point({}, seconds=candidate), point({}, seconds=reference), file="s.yaml", line=7)
@@ -68,14 +68,16 @@ def test_a_regression_by_hand() -> None:
         ("output_tokens_per_second", 0.8, ("REGRESSION", "failed", None)),
     ],
 )
-def test_which_way_is_better(metric: str, factor: float, expected: tuple[str, str, None]) -> None:
+def test_verdict_follows_the_better_direction_of_the_metric(
+    metric: str, factor: float, expected: tuple[str, str, None]
+) -> None:
     settings = GatesConfig(metrics=[metric])
     _, verdict = one(point({}, **{metric: times(STEADY, factor)}), point({}, **{metric: STEADY}), settings)
     assert said(verdict) == expected
 
 
 @pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
-def test_what_cannot_be_decided(fail_on: str, outcome: str) -> None:
+def test_noisy_comparison_is_inconclusive(fail_on: str, outcome: str) -> None:
     noisy = [0.98, 1.0, 1.02]
     _, verdict = one(point({}, seconds=noisy), point({}, seconds=noisy), fail_on=fail_on)
     assert verdict.cycles_to_decide > 3
@@ -93,7 +95,7 @@ def test_what_cannot_be_decided(fail_on: str, outcome: str) -> None:
 
 @pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
 @pytest.mark.parametrize(("here", "there"), [([1.0], STEADY), (STEADY, [1.0]), ([1.0, None], STEADY)])
-def test_a_single_cycle_decides_nothing(here: list[Any], there: list[float], fail_on: str, outcome: str) -> None:
+def test_single_cycle_is_inconclusive(here: list[Any], there: list[float], fail_on: str, outcome: str) -> None:
     record, verdict = one(point({}, seconds=here), point({}, seconds=there), fail_on=fail_on)
     assert (verdict.verdict, verdict.outcome) == ("INCONCLUSIVE", outcome)
     assert "at least 2 cycles on either side" in verdict.reason
@@ -101,7 +103,7 @@ def test_a_single_cycle_decides_nothing(here: list[Any], there: list[float], fai
     assert verdict.mean == 1.0
 
 
-def test_cycles_that_belong_together() -> None:
+def test_pairing_finds_a_change_that_drift_hides() -> None:
     drift = [1.0, 1.5, 2.0, 2.5, 3.0]
     slower = [value * 1.1 * noise for value, noise in zip(drift, STEADY, strict=True)]
     here, there = point({}, seconds=slower), point({}, seconds=drift)
@@ -118,7 +120,7 @@ def test_cycles_are_paired_by_number() -> None:
     assert said(one(apart, there, paired=True)[1])[0] == "INCONCLUSIVE"
 
 
-def test_holms_family_is_all_that_is_judged() -> None:
+def test_holm_family_is_all_judged_gates() -> None:
     # One-sided p of 0.00305, as by hand above: below 0.01 alone, and not times 4.
     reference = [math.exp(-0.01), math.exp(0.01)]
     points = [point({"n": n}, seconds=reference) for n in range(4)]
@@ -131,7 +133,7 @@ def test_holms_family_is_all_that_is_judged() -> None:
     assert chosen.record.family == 1
 
 
-def test_delta_by_metric() -> None:
+def test_delta_is_set_by_metric() -> None:
     settings = GatesConfig(metrics=["seconds", "load_seconds"], delta={"load_seconds": 0.5})
     here = point({}, seconds=times(STEADY, 1.2), load_seconds=times(STEADY, 1.2))
     there = point({}, seconds=STEADY, load_seconds=STEADY)
@@ -183,7 +185,7 @@ BENCH = [
 
 
 @pytest.mark.parametrize(("fact", "value", "line"), BENCH, ids=[f"{fact} {value}" for fact, value, _ in BENCH])
-def test_what_has_to_agree(fact: str, value: bool | list[str] | str, line: str) -> None:
+def test_different_testbed_facts_are_not_compared(fact: str, value: bool | list[str] | str, line: str) -> None:
     here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
     reason = f"cannot be compared: {line} (--llem-compare-anyway compares all the same)"
@@ -195,12 +197,12 @@ def test_what_has_to_agree(fact: str, value: bool | list[str] | str, line: str) 
     assert (record.bench, record.compared_anyway) == ([line], True)
 
 
-def test_anyway_is_told_only_where_something_differs() -> None:
+def test_compared_anyway_is_recorded_only_for_differences() -> None:
     record, _ = one(point({}, seconds=STEADY), point({}, seconds=STEADY), anyway=True)
     assert not record.compared_anyway
 
 
-def test_a_cpu_is_no_gpu() -> None:
+def test_cpu_and_gpu_results_are_not_compared() -> None:
     record, verdict = one(point({}, seconds=STEADY, bench={"cpu": "A processor"}), point({}, seconds=STEADY))
     assert verdict.outcome == "failed"
     assert "GPU model: none here, NVIDIA H100 80GB HBM3 in the reference" in record.bench
@@ -219,7 +221,7 @@ def test_a_cpu_is_no_gpu() -> None:
         ("power_limit", None, "power limit: unknown here, 700 W in the reference"),
     ],
 )
-def test_what_is_only_warned_of(fact: str, value: str | None, line: str) -> None:
+def test_facts_that_may_differ_are_warned_about(fact: str, value: str | None, line: str) -> None:
     here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
     assert verdict.verdict == "SAME"
@@ -230,7 +232,7 @@ def test_what_is_only_warned_of(fact: str, value: str | None, line: str) -> None
     ("metric", "compared"), [("energy_j", False), ("seconds", True), ("peak_memory_mb", True)]
 )
 @pytest.mark.parametrize("provenance", [{"method": "sampled"}, {"boundary": "cpu_package"}])
-def test_how_energy_was_measured_concerns_energy_alone(
+def test_energy_method_must_match_for_energy_metrics_only(
     metric: str, compared: bool, provenance: dict[str, str]
 ) -> None:
     fact = {f"energy_{key}": value for key, value in provenance.items()}
@@ -242,7 +244,7 @@ def test_how_energy_was_measured_concerns_energy_alone(
 
 
 @pytest.mark.parametrize(("metric", "compared"), [("peak_memory_mb", False), ("seconds", True)])
-def test_what_a_process_shares_is_no_memory_saved(metric: str, compared: bool) -> None:
+def test_start_method_must_match_for_memory_metrics_only(metric: str, compared: bool) -> None:
     here = point({}, bench=H100 | {"start_method": "forkserver"}, **{metric: STEADY})
     there = point({}, bench=H100 | {"start_method": "spawn"}, **{metric: STEADY})
     record, verdict = one(here, there, GatesConfig(metrics=[metric]))
@@ -250,7 +252,7 @@ def test_what_a_process_shares_is_no_memory_saved(metric: str, compared: bool) -
     assert record.bench == ([] if compared else ["start method: forkserver here, spawn in the reference"])
 
 
-def test_an_energy_of_its_own_boundary() -> None:
+def test_cpu_energy_is_compared_by_its_own_method() -> None:
     values = summary("cpu_energy_j", STEADY, method="measured", boundary="cpu_package")
     here, there = point({}, cpu_energy_j=values), point({}, cpu_energy_j=values)
     settings = GatesConfig(metrics=["cpu_energy_j"])
@@ -268,7 +270,7 @@ def _estimated(**fields: Any) -> Any:
     return point({}, energy_j=ESTIMATED, energy_per_output_token_j=ESTIMATED, bench=bench, **fields)
 
 
-def test_an_estimate_decides_nothing_unless_that_is_allowed() -> None:
+def test_estimate_is_not_judged_unless_allowed() -> None:
     record, verdict = one(_estimated(), _estimated(), ENERGY)
     reason = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
     assert said(verdict) == ("NOT JUDGED", "failed", reason)
@@ -279,7 +281,7 @@ def test_an_estimate_decides_nothing_unless_that_is_allowed() -> None:
     assert said(found.verdicts[0]) == ("NOT JUDGED", "skipped", reason), "nobody asked for energy"
 
 
-def test_an_estimate_is_no_measurement() -> None:
+def test_estimate_is_not_compared_with_measurement() -> None:
     measured = point({}, energy_j=STEADY)
     _, verdict = one(_estimated(), measured, ENERGY)
     assert verdict.outcome == "failed"
@@ -291,7 +293,7 @@ def test_an_estimate_is_no_measurement() -> None:
     assert (verdict.verdict, verdict.method) == ("SAME", "estimated")
 
 
-def test_the_default_family_takes_what_there_is() -> None:
+def test_default_family_skips_metrics_without_values() -> None:
     no_energy = summary("energy_per_output_token_j", [], reason="no meter")
     here = point({}, energy_per_output_token_j=no_energy, output_tokens_per_second=STEADY)
     found = compare(study_result(here), study_result(here), GatesConfig(), name="main")
@@ -303,12 +305,12 @@ def test_the_default_family_takes_what_there_is() -> None:
     assert found.record.family == 1
 
 
-def test_what_was_named_has_to_be_judged() -> None:
+def test_named_metric_without_values_fails() -> None:
     nothing = point({}, energy_j=[])
     assert said(one(nothing, nothing, ENERGY)[1]) == ("NOT JUDGED", "failed", "no value here")
 
 
-def test_a_metric_that_one_side_lost_fails() -> None:
+def test_metric_missing_on_one_side_fails() -> None:
     with_ttft, without = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[])
     for here, there, reason in (
         (without, with_ttft, "no value here"),
@@ -318,14 +320,14 @@ def test_a_metric_that_one_side_lost_fails() -> None:
         assert said(found.verdicts[-1]) == ("NOT JUDGED", "failed", reason)
 
 
-def test_ratios_need_values_above_0() -> None:
+def test_values_not_above_0_are_not_compared() -> None:
     here, there = point({}, active_energy_j=[1.0, -1.0]), point({}, active_energy_j=[1.0, 2.0])
     _, verdict = one(here, there, GatesConfig(metrics=["active_energy_j"]))
     assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
     assert "above 0" in verdict.reason
 
 
-def test_a_metric_that_is_0_on_one_side_alone_fails() -> None:
+def test_metric_of_0_on_one_side_fails() -> None:
     some, nothing = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[0.0] * 5)
     part = point({}, ttft_p50_ms=[0.0, *times(STEADY[1:], 9)])
     for here, there, outcome in (
@@ -338,49 +340,51 @@ def test_a_metric_that_is_0_on_one_side_alone_fails() -> None:
         assert (found.verdicts[-1].verdict, found.verdicts[-1].outcome) == ("NOT JUDGED", outcome)
 
 
-def test_a_metric_that_is_neither_better_nor_worse() -> None:
+def test_metric_without_a_better_direction_is_not_judged() -> None:
     given = point({}, mean_power_w=STEADY)
     _, verdict = one(given, given, GatesConfig(metrics=["mean_power_w"]))
     assert said(verdict) == ("NOT JUDGED", "failed", "neither way of it is better, so that it cannot get worse")
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_window_of_few_ticks_is_no_ground_for_a_verdict(side: int) -> None:
-    points = [point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2)]
-    points[side].bench["energy_ticks"] = 19.4
-    _, verdict = one(*points, ENERGY)
+def test_energy_window_of_few_ticks_is_not_judged(side: int) -> None:
+    here, there = (point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2))
+    changed = (here, there)[side]
+    changed.bench["energy_ticks"] = 19.4
+    _, verdict = one(here, there, ENERGY)
     assert said(verdict) == (
         "NOT JUDGED",
         "failed",
         "a window holds 19.4 ticks of the energy counter, and a gate needs 20: "
         "raise measurement.min_window_seconds",
     )
-    assert one(*points, ENERGY, anyway=True)[1].verdict == "NOT JUDGED", "it is no difference"
+    assert one(here, there, ENERGY, anyway=True)[1].verdict == "NOT JUDGED", "it is no difference"
     for metric in ("load_energy_j", "seconds"):
-        assert one(*points, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
-    points[side].bench["energy_ticks"] = 20.0
-    assert one(*points, ENERGY)[1].verdict == "SAME"
+        assert one(here, there, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
+    changed.bench["energy_ticks"] = 20.0
+    assert one(here, there, ENERGY)[1].verdict == "SAME"
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_energy_of_one_boundary_in_one_cycle_and_another_in_the_next(side: int) -> None:
-    points = [point({}, energy_j=STEADY) for _ in range(2)]
-    points[side].metrics["energy_j"].boundary = None
-    points[side].bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
-    assert "energy boundary: " in one(*points, ENERGY)[1].reason
-    _, verdict = one(*points, ENERGY, anyway=True)
+def test_energy_boundary_that_changes_between_cycles_is_not_judged(side: int) -> None:
+    here, there = (point({}, energy_j=STEADY) for _ in range(2))
+    changed = (here, there)[side]
+    changed.metrics["energy_j"].boundary = None
+    changed.bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
+    assert "energy boundary: " in one(here, there, ENERGY)[1].reason
+    _, verdict = one(here, there, ENERGY, anyway=True)
     assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
 
 
-def test_the_window_of_prefill_counts_where_it_is_used() -> None:
-    points = [
+def test_ticks_of_prefill_window_count_for_prefill_energy_only() -> None:
+    here, there = (
         point({}, energy_j=STEADY, prefill_energy_j=STEADY, bench=H100 | {"prefill_ticks": 5}) for _ in range(2)
-    ]
-    assert one(*points, ENERGY)[1].verdict == "SAME"
-    assert one(*points, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
+    )
+    assert one(here, there, ENERGY)[1].verdict == "SAME"
+    assert one(here, there, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
 
 
-def test_what_is_tested_is_told() -> None:
+def test_changed_facts_of_the_system_under_test_are_listed() -> None:
     here = point(
         {"n": 1},
         seconds=STEADY,
@@ -399,20 +403,20 @@ def test_what_is_tested_is_told() -> None:
     ]
 
 
-def test_what_has_no_result_differs_in_nothing() -> None:
+def test_point_without_a_result_has_no_differences() -> None:
     """Its facts are unknown, which is not that there are none."""
     here, there = point({}, seconds=STEADY, subject={"torch": "2.13.0"}), point({}, seconds=[], subject={})
     assert one(here, there)[0].subject == one(there, here)[0].subject == []
 
 
-def test_what_concerns_some_points_says_which() -> None:
+def test_difference_names_the_points_it_concerns() -> None:
     here = [point({"n": n}, seconds=STEADY, bench=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
     there = [point({"n": n}, seconds=STEADY) for n in range(4)]
     found = compare(study_result(*here), study_result(*there), SECONDS, name="main")
     assert found.record.warnings == ["GPU driver: 590 here, 580.1 in the reference [n=1 and 2 more]"]
 
 
-def test_older_files_cannot_be_judged_and_say_so() -> None:
+def test_results_of_older_versions_are_not_judged() -> None:
     golden = StudyResult.load(GOLDEN)
     settings = GatesConfig(metrics=["seconds"])
     found = compare(golden, golden, settings, name="main")

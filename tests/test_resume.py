@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +16,17 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult
-from tests.conftest import Results
+from tests.conftest import Results, RunPytest
 from tests.support.processes import wait_until
 
 
 class Study:
     """A study of which the first run went wrong: two points of four failed."""
 
-    def __init__(self, pytester: pytest.Pytester, write_study: Any, results: Any) -> None:
-        self.pytester, self._write, self.results = pytester, write_study, results
+    def __init__(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run: RunPytest
+    ) -> None:
+        self.pytester, self._write, self.results, self.run = pytester, write_study, results, run
         self.notes = pytester.path / "notes"
         self.notes.mkdir()
         (pytester.path / "broken").touch()
@@ -38,38 +41,54 @@ class Study:
             }
         )
 
-    def run(self, *options: Any) -> Any:
-        return self.pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+    def popen(self) -> subprocess.Popen[bytes]:
+        """Run it in a process that can be ended."""
+        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def repair(self) -> None:
         (self.pytester.path / "broken").unlink()
 
-    def started(self) -> Any:
+    def started(self) -> int:
         """How many experiments have had a process so far."""
         return len(list(self.notes.iterdir()))
 
-    def directories(self) -> Any:
+    def directories(self) -> list[Path]:
         """Return the results directories, the oldest first."""
         found = [path for path in self.results.root.iterdir() if path.is_dir()]
-        return sorted(found, key=lambda path: json.loads((path / "manifest.json").read_text())["started_at"])
+        return sorted(found, key=lambda path: str(_manifest(path)["started_at"]))
+
+    def measured(self) -> list[str]:
+        """Return the experiments that the newest run measured itself."""
+        entries = _manifest(self.directories()[-1])["experiments"]
+        return [one["experiment_id"] for one in entries if one["replayed_from"] is None]
 
 
 @pytest.fixture
-def study(pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> Study:
-    return Study(pytester, write_study, results)
+def study(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run_pytest: RunPytest
+) -> Study:
+    return Study(pytester, write_study, results, run_pytest)
 
 
-@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return request.param
+@pytest.fixture
+def finished(study: Study, write_study: Callable[..., Path], finished_results: Path) -> Path:
+    """Results directory of a study of eight experiments, all of which are completed."""
+    write_study()
+    directory = study.results.root / finished_results.name
+    shutil.copytree(finished_results, directory)
+    return directory
 
 
-def _manifest(directory: Any) -> Any:
-    return json.loads((directory / "manifest.json").read_text())
+def _manifest(directory: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text())
+    return manifest
 
 
 class TestReplays:
-    def test_what_is_done_stays_and_the_rest_runs(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_completed_results_are_replayed_and_the_rest_runs(
+        self, study: Study, workers: tuple[str, ...]
+    ) -> None:
         study.write()
         study.run().assert_outcomes(passed=2, failed=2)
         study.repair()
@@ -111,7 +130,7 @@ class TestReplays:
         assert sorted("llem_replayed_from" in one for one in properties) == [False, False, True, True]
         assert all("llem_seconds" in one for one in properties)
 
-    def test_the_hook_is_told_of_each(self, study: Study) -> None:
+    def test_hook_is_called_for_replayed_experiments(self, study: Study) -> None:
         study.write()
         study.run()
         study.pytester.makeconftest(
@@ -120,7 +139,7 @@ class TestReplays:
         run = study.run("--llem-resume", "-s")
         assert run.stdout.str().count("told n=") == 2
 
-    def test_again_and_again(self, study: Study) -> None:
+    def test_replayed_results_can_be_replayed_again(self, study: Study) -> None:
         """The newest run holds what it replayed, so that the one before is not needed any more."""
         study.write()
         study.run()
@@ -130,7 +149,7 @@ class TestReplays:
         study.run("--llem-resume").assert_outcomes(passed=4)
         assert study.started() == 4 + 2 + 2
 
-    def test_an_older_one_by_name(self, study: Study) -> None:
+    def test_resume_from_a_named_older_run(self, study: Study) -> None:
         study.write()
         study.run("--llem-run-id=first")
         study.repair()
@@ -144,20 +163,20 @@ class TestReplays:
         study.run("--llem-resume", "--llem-cycles=3").assert_outcomes(passed=6)
         assert study.started() == 6
 
-    def test_with_a_selection(self, study: Study) -> None:
+    def test_resume_with_a_selection(self, study: Study) -> None:
         study.write()
         study.run()
         run = study.run("--llem-resume", "-k", "n=2 and fault=none")
         run.assert_outcomes(passed=1, deselected=3)
         assert study.started() == 4
 
-    def test_with_nothing_there_all_runs(self, study: Study) -> None:
+    def test_without_earlier_results_all_runs(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(["  resume: nothing is there to replay"])
 
-    def test_what_a_later_run_did_not_get_to_is_taken_from_an_earlier_one(self, study: Study) -> None:
+    def test_results_missing_in_a_later_run_come_from_an_earlier(self, study: Study) -> None:
         """After --lf, -k or -x the newest results are not all that there is."""
         study.write()
         study.run("--llem-run-id=first")
@@ -168,13 +187,13 @@ class TestReplays:
         assert study.started() == 4 + 2
         run.stdout.fnmatch_lines(["  resume: 2 from results/noop_first, 2 from results/noop_second"])
 
-    def test_of_results_that_were_measured_twice_the_newer_one_counts(self, study: Study) -> None:
+    def test_newer_of_two_results_is_replayed(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=first")
         study.run("--llem-run-id=second")
         study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_second"])
 
-    def test_another_study_of_the_same_design_comes_second(self, study: Study) -> None:
+    def test_own_results_come_before_another_study_of_the_design(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=mine")
         study.write(name="other", sweep={"n": [1]})
@@ -182,18 +201,19 @@ class TestReplays:
         study.write(sweep={"n": [1]})
         study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_mine"])
 
-    def test_a_result_that_is_not_whole_is_measured_again(self, study: Study) -> None:
+    def test_damaged_result_is_measured_again(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
         study.run()
         (directory,) = study.directories()
         entries = _manifest(directory)["experiments"]
-        (directory / entries[0]["result_file"]).write_text("{}")
+        with (directory / entries[0]["result_file"]).open("a") as file:
+            file.write(" ")  # still a result, and not the one that was written
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
         run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name}, 1 not whole any more"])
         assert study.started() == 3
 
-    def test_what_preflight_would_refuse_now_is_there_already(
+    def test_preflight_is_not_asked_for_replayed_experiments(
         self, study: Study, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         study.write(sweep={"n": [1]}, dataset="prompts.txt")
@@ -202,7 +222,7 @@ class TestReplays:
         (study.pytester.path / "prompts.txt").unlink()
         study.run("--llem-resume").assert_outcomes(passed=1)
 
-    def test_the_plan_says_so_before(self, study: Study) -> None:
+    def test_plan_names_sources_of_replayed_experiments(self, study: Study) -> None:
         study.write()
         study.run()
         study.run("--llem-resume", "--collect-only", "--llem-plan=plan.json")
@@ -212,97 +232,88 @@ class TestReplays:
         assert sources == [directory.name, None, directory.name, None]
 
 
-class TestWhatSomebodyTamperedWith:
+class Tampered:
+    """A finished run whose first experiment's entry is changed, with a hash that fits."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.file, self.other = (str(entry["result_file"]) for entry in _manifest(directory)["experiments"][:2])
+
+    def change(self, file: str, content: bytes | None = None) -> None:
+        path = self.directory / file
+        if content is not None:
+            path.write_bytes(content)
+        manifest = _manifest(self.directory)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest["experiments"][0] |= {"result_file": file, "result_sha256": digest}
+        (self.directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+class TestTamperedResults:
     @pytest.fixture
-    def entry(self, study: Study) -> Callable[..., Any]:
-        """Return what changes the entry of the first of two experiments, with a hash that fits."""
-        study.write(sweep={"n": [1, 2]})
-        study.run()
-        (directory,) = study.directories()
+    def tampered(self, finished: Path) -> Tampered:
+        return Tampered(finished)
 
-        def change(file: Any, content: Any = None) -> Any:
-            path = directory / file
-            if content is not None:
-                path.write_bytes(content)
-            manifest = _manifest(directory)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            manifest["experiments"][0] |= {"result_file": file, "result_sha256": digest}
-            (directory / "manifest.json").write_text(json.dumps(manifest))
-            return manifest["experiments"]
-
-        change.directory = directory
-        change.file = _manifest(directory)["experiments"][0]["result_file"]
-        change.other = _manifest(directory)["experiments"][1]["result_file"]
-        return change
-
-    @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff\xfe", b""])
-    def test_a_file_that_is_no_result_is_measured_again(
-        self, study: Study, entry: Callable[..., Any], content: bytes
+    @pytest.mark.parametrize("content", [b"{}", b"\xff\xfe"])
+    def test_file_that_is_not_a_result_is_measured_again(
+        self, study: Study, tampered: Tampered, content: bytes
     ) -> None:
-        entry(entry.file, content)
+        tampered.change(tampered.file, content)
         run = study.run("--llem-resume")
-        run.assert_outcomes(passed=2)
+        run.assert_outcomes(passed=8)
         assert "INTERNALERROR" not in run.stdout.str()
-        assert study.started() == 3
+        assert len(study.measured()) == 1
 
-    def test_a_result_of_another_experiment_does_not_stand_for_it(
-        self, study: Study, entry: Callable[..., Any]
-    ) -> None:
-        entry(entry.file, (entry.directory / entry.other).read_bytes())
-        study.run("--llem-resume").assert_outcomes(passed=2)
-        assert study.started() == 3
-        entry(entry.other)
-        study.run("--llem-resume-from", str(entry.directory)).assert_outcomes(passed=2)
-        assert study.started() == 4
+    def test_result_of_another_experiment_is_measured_again(self, study: Study, tampered: Tampered) -> None:
+        tampered.change(tampered.file, (tampered.directory / tampered.other).read_bytes())
+        study.run("--llem-resume").assert_outcomes(passed=8)
+        assert len(study.measured()) == 1
+        tampered.change(tampered.other)
+        study.run("--llem-resume-from", str(tampered.directory)).assert_outcomes(passed=8)
+        assert len(study.measured()) == 1
 
-    def test_no_file_elsewhere_is_read(self, study: Study, entry: Callable[..., Any]) -> None:
-        (study.pytester.path / "secret.json").write_text("{}")
-        entry("../../secret.json")
-        run = study.run("--llem-resume")
-        run.assert_outcomes(passed=2)
-        assert study.started() == 3
+    def test_result_file_outside_the_directory_is_not_read(self, study: Study, tampered: Tampered) -> None:
+        content = (tampered.directory / tampered.file).read_bytes()
+        (study.pytester.path / "secret.json").write_bytes(content)
+        tampered.change("../../secret.json")
+        study.run("--llem-resume").assert_outcomes(passed=8)
+        assert len(study.measured()) == 1
 
-    def test_what_lies_beside_and_is_no_text_is_left(self, study: Study, entry: Callable[..., Any]) -> None:
-        stem = entry.directory / entry.file.removesuffix(".json")
+    def test_files_beside_a_result_that_are_not_text_are_ignored(self, study: Study, tampered: Tampered) -> None:
+        stem = tampered.directory / tampered.file.removesuffix(".json")
         stem.with_suffix(".folder").mkdir()
         stem.with_suffix(".notes").write_bytes(b"\xff")
-        study.run("--llem-resume").assert_outcomes(passed=2)
-        assert study.started() == 2
+        study.run("--llem-resume").assert_outcomes(passed=8)
+        assert study.measured() == []
 
-    def test_a_result_that_goes_meanwhile_is_measured_with_the_device_to_itself(
-        self, study: Study, entry: Callable[..., Any]
-    ) -> None:
+    def test_result_deleted_during_the_run_is_measured_alone(self, study: Study, tampered: Tampered) -> None:
         study.pytester.makeconftest(
             f"""
             import pathlib
 
             def pytest_runtestloop(session):
-                pathlib.Path({str(entry.directory / entry.file)!r}).unlink()
+                pathlib.Path({str(tampered.directory / tampered.file)!r}).unlink()
             """
         )
-        study.run("--llem-resume").assert_outcomes(passed=2)
-        assert study.started() == 3
-        manifest = _manifest(study.directories()[1])
-        (measured,) = [one for one in manifest["experiments"] if one["replayed_from"] is None]
-        result = json.loads((study.directories()[1] / measured["result_file"]).read_text())
+        study.run("--llem-resume").assert_outcomes(passed=8)
+        newest = study.directories()[-1]
+        (measured,) = [one for one in _manifest(newest)["experiments"] if one["replayed_from"] is None]
+        result = json.loads((newest / measured["result_file"]).read_text())
         assert result["gap"]["waited_seconds"] is not None, "it had the device"
 
-    def test_a_study_of_which_nothing_is_selected_refuses_nothing(
-        self, study: Study, entry: Callable[..., Any], write_study: Callable[..., Path]
+    def test_study_without_selected_experiments_is_not_refused(
+        self, study: Study, run_pytest: RunPytest, finished: Path, write_study: Callable[..., Path]
     ) -> None:
         write_study("other.yaml", name="other", sweep={"noop.size": [1]}, execution={"n_cycles": 1})
-        study.write(sweep={"n": [3]})
-        run = study.pytester.runpytest_subprocess(
-            "study.yaml", "other.yaml", "-p", "llem", "--llem-resume", "-k", "size=1"
-        )
+        write_study(sweep={"n": [3]}, execution={"n_cycles": 1})
+        run = run_pytest("--llem-resume", "-k", "size=1", files=["study.yaml", "other.yaml"])
         run.assert_outcomes(passed=1, deselected=1)
 
 
 class TestAfterAKill:
-    def test_what_was_running_runs(self, study: Study, workers: tuple[str, ...]) -> None:
+    def test_experiment_running_at_a_kill_is_measured_again(self, study: Study) -> None:
         study.write(sweep={"noop.fault": ["none", "hang while broken"]})
-        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        run = study.popen()
         wait_until(lambda: study.started() == 2)
         run.kill()
         run.wait()
@@ -311,14 +322,13 @@ class TestAfterAKill:
             "completed",
             "running",
         ]
-        study.run("--llem-resume", *workers).assert_outcomes(passed=2)
+        study.run("--llem-resume").assert_outcomes(passed=2)
         assert study.started() == 3
         assert _manifest(study.directories()[1])["completed"] == 2
 
-    def test_what_was_interrupted_runs(self, study: Study) -> None:
+    def test_interrupted_experiment_is_measured_again(self, study: Study) -> None:
         study.write(sweep={"noop.fault": ["none", "hang while broken"]})
-        command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        run = study.popen()
         wait_until(lambda: study.started() == 2)
         run.send_signal(signal.SIGINT)
         run.wait(60)
@@ -328,54 +338,53 @@ class TestAfterAKill:
 
 
 class TestRefusals:
-    def _refused(self, run: Any, *lines: Any) -> None:
+    def _refused(self, run: pytest.RunResult, *lines: str) -> None:
         assert run.ret == pytest.ExitCode.USAGE_ERROR
         run.stderr.fnmatch_lines([f"ERROR: {line}" for line in lines])
         assert "INTERNALERROR" not in run.stdout.str() + run.stderr.str()
 
-    def test_another_design(self, study: Study, workers: tuple[str, ...]) -> None:
-        study.write(sweep={"n": [1, 2]})
-        study.run()
-        study.write(sweep={"n": [2, 3, 4]})
-        run = study.run("--llem-resume", *workers)
-        (directory,) = study.directories()
+    def test_other_design_is_refused_unless_forced(
+        self, study: Study, finished: Path, write_study: Callable[..., Path], workers: tuple[str, ...]
+    ) -> None:
+        write_study(sweep={"precision": ["bf16", "fp32"], "noop.size": [2, 3, 4]})
         self._refused(
-            run,
-            f"{directory.name} cannot be resumed: the study's design was *, is *: points 2 new (n=3, …), "
-            "1 gone (n=1) (--llem-resume-anyway replays what both have)",
+            study.run("--llem-resume", *workers),
+            f"{finished.name} cannot be resumed: the study's design was *, is *: points 4 new "
+            "(precision=bf16-size=3, …), 2 gone (precision=bf16-size=1, …) "
+            "(--llem-resume-anyway replays what both have)",
         )
-        study.run("--llem-resume", "--llem-resume-anyway", *workers).assert_outcomes(passed=3)
-        assert study.started() == 4, "the point that both have is replayed"
+        if not workers:
+            study.run("--llem-resume", "--llem-resume-anyway").assert_outcomes(passed=12)
+            assert len(study.measured()) == 8, "the points that both have are replayed"
 
-    def test_the_field_that_differs_is_named(self, study: Study) -> None:
-        study.write(sweep={"n": [1, 2]})
-        study.run()
-        study.write(sweep={"n": [1, 2]}, max_output_tokens=5)
+    def test_refusal_names_the_field_that_differs(
+        self, study: Study, finished: Path, write_study: Callable[..., Path]
+    ) -> None:
+        write_study(max_output_tokens=5)
         self._refused(
             study.run("--llem-resume"),
-            "* cannot be resumed: the study's design was *, is *: n=1 had max_output_tokens: 3 then, 5 now (*",
+            "* cannot be resumed: the study's design was *, is *: precision=bf16-size=1 had "
+            "max_output_tokens: 3 then, 5 now (*",
         )
 
-    def test_of_older_runs_what_was_measured_otherwise_is_left(self, study: Study) -> None:
-        study.write(sweep={"n": [1, 2]})
-        study.run()
-        (first,) = study.directories()
-        _change_results(first, {"cpu_model": "Another CPU"})
-        study.run("-k", "n=1")
-        study.run("--llem-resume").assert_outcomes(passed=2)
-        assert study.started() == 2 + 1 + 1, "n=2 was measured on another CPU"
+    def test_older_run_measured_elsewhere_is_not_replayed(self, study: Study, finished: Path) -> None:
+        _change_results(finished, {"cpu_model": "Another CPU"})
+        study.run("-k", "size=1")
+        study.run("--llem-resume").assert_outcomes(passed=8)
+        assert len(study.measured()) == 4
+        assert all("size=2" in one for one in study.measured()), "those were measured on another CPU"
 
-    def test_the_newest_of_the_same_design_is_taken_whatever_was_run_since(self, study: Study) -> None:
-        study.write(sweep={"n": [1]})
-        study.run()
-        study.write(sweep={"n": [2]})
-        study.run()
-        study.write(sweep={"n": [1]})
-        study.run("--llem-resume").assert_outcomes(passed=1)
-        assert study.started() == 2
+    def test_newest_run_of_the_same_design_is_replayed(
+        self, study: Study, finished: Path, write_study: Callable[..., Path]
+    ) -> None:
+        write_study(sweep={"n": [2]}, execution={"n_cycles": 1})
+        study.run().assert_outcomes(passed=1)
+        write_study()
+        study.run("--llem-resume").assert_outcomes(passed=8)
+        assert study.measured() == []
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             ({"packages": {"torch": "2.0.1"}}, "torch 2.0.1 then, * now"),
             ({"packages": {"pytest-llem": "0.0.1"}}, "pytest-llem 0.0.1 then, * now"),
@@ -385,56 +394,48 @@ class TestRefusals:
                 "it ran on NVIDIA A100, here is no GPU",
             ),
         ],
-        ids=["torch", "ourselves", "processor", "gpu"],
+        ids=["torch", "pytest-llem", "processor", "gpu"],
     )
-    def test_what_determines_the_numbers_has_changed(
-        self, study: Study, change: dict[str, Any], told: str
+    def test_other_environment_is_refused_unless_forced(
+        self, study: Study, finished: Path, change: dict[str, Any], message: str
     ) -> None:
-        study.write(sweep={"n": [1]})
-        study.run()
-        (directory,) = study.directories()
-        _change_results(directory, change)
+        _change_results(finished, change)
         run = study.run("--llem-resume")
-        self._refused(run, f"{directory.name} cannot be resumed: {told} (--llem-resume-anyway *)")
-        assert study.directories() == [directory], "nothing was written"
-        study.run("--llem-resume", "--llem-resume-anyway").assert_outcomes(passed=1)
-        assert study.started() == 1
+        self._refused(run, f"{finished.name} cannot be resumed: {message} (--llem-resume-anyway *)")
+        assert study.directories() == [finished], "nothing was written"
+        study.run("--llem-resume", "--llem-resume-anyway").assert_outcomes(passed=8)
+        assert study.measured() == []
 
-    def test_an_engine_of_another_version(self, study: Study) -> None:
-        study.write(sweep={"n": [1]})
-        study.run()
-        (directory,) = study.directories()
-        _change_results(directory, {}, versions={"PyYAML": "1.0"})
+    def test_engine_of_another_version_is_refused(self, study: Study, finished: Path) -> None:
+        _change_results(finished, {}, versions={"PyYAML": "1.0"})
         self._refused(study.run("--llem-resume"), "* cannot be resumed: PyYAML 1.0 then, * now *")
 
-    def test_no_results_directory(self, study: Study) -> None:
+    def test_directory_without_results_is_refused(self, study: Study) -> None:
         study.write()
         self._refused(
             study.run("--llem-resume-from", "nowhere"),
             "--llem-resume-from: *nowhere: holds no manifest.json, so no results of a study",
         )
 
-    def test_the_manifest_instead_of_its_directory(self, study: Study) -> None:
-        study.write(sweep={"n": [1]})
-        study.run("--llem-run-id=one")
-        run = study.run("--llem-resume-from", "results/noop_one/manifest.json")
+    def test_manifest_in_place_of_its_directory_is_refused(self, study: Study, finished: Path) -> None:
+        run = study.run("--llem-resume-from", f"results/{finished.name}/manifest.json")
         self._refused(run, "--llem-resume-from: *manifest.json: name the directory that holds it")
 
-    def test_results_of_another_study(self, study: Study, write_study: Callable[..., Path]) -> None:
-        study.write(sweep={"n": [1]})
-        study.run("--llem-run-id=one")
-        study.write(name="other", sweep={"n": [2]})
-        run = study.run("--llem-resume-from", "results/noop_one")
-        self._refused(run, "--llem-resume-from: *noop_one is of none of the collected studies")
+    def test_results_of_another_study_are_refused(
+        self, study: Study, finished: Path, write_study: Callable[..., Path]
+    ) -> None:
+        write_study(name="other", sweep={"n": [2]})
+        run = study.run("--llem-resume-from", f"results/{finished.name}")
+        self._refused(run, f"--llem-resume-from: *{finished.name} is of none of the collected studies")
 
-    def test_anyway_alone(self, study: Study) -> None:
+    def test_resume_anyway_without_resume_is_refused(self, study: Study) -> None:
         study.write()
         self._refused(
             study.run("--llem-resume-anyway"), "--llem-resume-anyway: needs --llem-resume or --llem-resume-from"
         )
 
 
-def _change_results(directory: Any, environment: Any, versions: Any = None) -> None:
+def _change_results(directory: Path, environment: dict[str, Any], versions: dict[str, str] | None = None) -> None:
     """Have the results of a run say that they were measured elsewhere."""
     manifest = _manifest(directory)
     for entry in manifest["experiments"]:

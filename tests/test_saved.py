@@ -34,7 +34,7 @@ def result() -> StudyResult:
     )
 
 
-def test_it_is_the_same_when_it_is_read_again(tmp_path: Path, result: StudyResult) -> None:
+def test_saved_baseline_is_loaded_unchanged(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     assert file == tmp_path / ".llem" / "baselines" / "main" / "made-up.json"
     found = load("main", tmp_path, "made-up")
@@ -45,7 +45,7 @@ def test_it_is_the_same_when_it_is_read_again(tmp_path: Path, result: StudyResul
     assert found.points[0].metrics["seconds"].values == [0.1 + 0.2, 1 / 3, 1e-17]
 
 
-def test_it_is_laid_out_for_reading_differences(tmp_path: Path, result: StudyResult) -> None:
+def test_baseline_has_one_line_per_metric(tmp_path: Path, result: StudyResult) -> None:
     text = save(result, "main", tmp_path).read_text(encoding="utf-8")
     lines = text.splitlines()
     assert text.endswith("}\n")
@@ -91,7 +91,7 @@ def test_a_new_metric_adds_a_line(tmp_path: Path) -> None:
         ({"measurement_protocol": {"n_cycles": 5}}, "precision=bf16 has fewer cycles than 5"),
     ],
 )
-def test_a_partial_run_is_saved_only_where_that_is_asked_for(
+def test_partial_run_is_saved_only_if_asked(
     tmp_path: Path, result: StudyResult, changes: dict[str, Any], said: str
 ) -> None:
     if statuses := changes.get("experiments"):
@@ -104,7 +104,7 @@ def test_a_partial_run_is_saved_only_where_that_is_asked_for(
     assert load("main", tmp_path).points if save(result, "main", tmp_path, partial=True) else None
 
 
-def test_what_the_study_skips_is_not_lacking(result: StudyResult) -> None:
+def test_skipped_experiments_are_not_missing(result: StudyResult) -> None:
     result.experiments = [_entry(1, "completed"), _entry(2, "skipped")]
     assert what_lacks(result) is None
 
@@ -128,19 +128,19 @@ def _entry(number: Any, status: Any) -> Any:
     )
 
 
-def test_no_traceback_is_kept(tmp_path: Path, result: StudyResult) -> None:
+def test_tracebacks_are_not_saved(tmp_path: Path, result: StudyResult) -> None:
     result.experiments = [_entry(1, "failed")]
     assert "secret" not in save(result, "main", tmp_path, partial=True).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a\\b", "a\nb", "."])
-def test_names_that_are_none(tmp_path: Path, result: StudyResult, name: str) -> None:
+def test_invalid_names_are_refused(tmp_path: Path, result: StudyResult, name: str) -> None:
     with pytest.raises(BaselineError, match="the name of a baseline must be one without path separators"):
         save(result, name, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
-def test_what_a_name_and_what_a_path_means(
+def test_names_and_paths_are_resolved(
     tmp_path: Path, result: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,7 +152,7 @@ def test_what_a_name_and_what_a_path_means(
     assert load(str(file), tmp_path, "made-up") == load(str(file.parent), tmp_path, "made-up")
 
 
-def test_a_results_directory(tmp_path: Path, result: StudyResult) -> None:
+def test_results_directory_is_loaded(tmp_path: Path, result: StudyResult) -> None:
     (tmp_path / "study_result.json").write_text(result.model_dump_json())
     assert load(str(tmp_path), tmp_path, "made-up") == result
     assert load(str(tmp_path / "study_result.json"), tmp_path) == result
@@ -165,7 +165,7 @@ def _refused(given: Any, root: Any, study: Any = None) -> Any:
     return str(raised.value)
 
 
-def test_what_is_not_there(tmp_path: Path, result: StudyResult) -> None:
+def test_missing_baseline_is_reported_with_suggestions(tmp_path: Path, result: StudyResult) -> None:
     assert _refused("main", tmp_path) == f"no baseline 'main'; there are none in {'.llem/baselines'}"
     save(result, "main", tmp_path)
     save(result, "nightly", tmp_path)
@@ -179,12 +179,12 @@ def test_what_is_not_there(tmp_path: Path, result: StudyResult) -> None:
     )
 
 
-def test_what_is_another_studys(tmp_path: Path, result: StudyResult) -> None:
+def test_baseline_of_another_study_is_refused(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     assert _refused(str(file), tmp_path, "other") == f"{file}: is of the study 'made-up', not of 'other'"
 
 
-def test_what_cannot_be_read(tmp_path: Path, result: StudyResult) -> None:
+def test_unreadable_baseline_is_refused(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     data = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(data | {"schema_version": "2.0"}))
@@ -197,12 +197,12 @@ def test_what_cannot_be_read(tmp_path: Path, result: StudyResult) -> None:
     assert _refused("main", tmp_path).startswith(f"{file}: ")
 
 
-def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+def test_name_too_long_for_a_file_is_refused(tmp_path: Path) -> None:
     assert _refused("a" * 300, tmp_path).endswith(": File name too long")
 
 
 @pytest.mark.parametrize("name", ["a\n::error::b", "\x1b[31m", "é"])
-def test_ids_that_no_point_has(tmp_path: Path, result: StudyResult, name: str) -> None:
+def test_invalid_point_ids_are_refused(tmp_path: Path, result: StudyResult, name: str) -> None:
     result.points[1].id = name
     file = save(result, "main", tmp_path)
     assert _refused("main", tmp_path) == f"{file}: no point has an id like {name!a}"
@@ -214,7 +214,7 @@ def test_two_points_of_the_same_axes(tmp_path: Path, result: StudyResult) -> Non
     assert _refused("main", tmp_path) == f"{file}: precision=bf16 and precision=fp32 have the same axes"
 
 
-def test_of_several_one_is_to_be_named(tmp_path: Path, result: StudyResult) -> None:
+def test_ambiguous_baseline_is_refused(tmp_path: Path, result: StudyResult) -> None:
     save(result, "main", tmp_path)
     assert load("main", tmp_path) == load("main", tmp_path, "made-up")
     folder = save(result.model_copy(update={"name": "second"}), "main", tmp_path).parent

@@ -102,14 +102,14 @@ def llem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 #: Five sessions of two points, of three cycles each; shifted as a whole, but for the noise.
 SHIFTS = (0.0, 0.012, -0.008, 0.005, -0.011)
-RUNS = [
+RUNS: list[dict[str, Any]] = [
     {"a": [math.exp(s + e) for e in (0, 0.002, -0.001)], "b": [9 * math.exp(s + e) for e in (0.003, 0, -0.002)]}
     for s in SHIFTS
 ]
 
 
 class TestSpread:
-    def test_by_hand(self) -> None:
+    def test_spread_matches_hand_calculation(self) -> None:
         # Means 1, 3, of two cycles each; variance between 2, within 2 and so 1 of a mean.
         found = session_spread([[[0.0, 2.0], [2.0, 4.0]]])
         assert found.sigma == pytest.approx(1.0)
@@ -132,11 +132,11 @@ class TestSpread:
     def test_noise_alone_is_no_session_effect(self) -> None:
         assert session_spread([[[0.0, 2.0], [0.1, 2.1], [-0.1, 1.9]]]).sigma == 0
 
-    def test_sessions_that_are_the_same(self) -> None:
+    def test_identical_sessions_have_no_spread(self) -> None:
         assert session_spread([[[1.0, 1.0], [1.0, 1.0]]]) == Spread(0.0, 0.0, 1, True)
 
     @pytest.mark.parametrize("lengths", [(3, 3, 3, 3), (1, 2, 5, 4)])
-    def test_it_is_unbiased_and_its_bound_holds(self, lengths: tuple[int, ...]) -> None:
+    def test_spread_is_unbiased_and_its_bound_holds(self, lengths: tuple[int, ...]) -> None:
         random, rounds = np.random.default_rng(6), 2000
         found = []
         for _ in range(rounds):
@@ -148,7 +148,7 @@ class TestSpread:
 
 
 class TestDelta:
-    def test_it_is_a_prediction_bound(self) -> None:
+    def test_delta_is_a_prediction_bound(self) -> None:
         spread = Spread(0.01, 0.02, 4, True)
         bound = stats.t.isf(0.01, 4) * math.sqrt(2) * 0.01
         assert session_delta(spread, alpha=0.01, metrics=1) == pytest.approx(math.expm1(bound))
@@ -160,10 +160,10 @@ class TestDelta:
         assert deltas == sorted(deltas, reverse=True)
         assert deltas[-1] > 2 * 0.01
 
-    def test_it_is_two_percent_at_least(self) -> None:
+    def test_delta_is_at_least_two_percent(self) -> None:
         assert session_delta(Spread(0.0, 0.01, 4, True), alpha=0.01, metrics=3) == 0.02
 
-    def test_the_next_session_is_within_it(self) -> None:
+    def test_next_session_is_within_delta(self) -> None:
         random, rounds, beyond = np.random.default_rng(7), 4000, 0
         for _ in range(rounds):
             *runs, here, there = random.normal(0, 0.03, (6, 1)).tolist()
@@ -173,7 +173,7 @@ class TestDelta:
 
 
 class TestEffect:
-    def test_of_results(self) -> None:
+    def test_effect_of_results_matches_its_points(self) -> None:
         found = effect(*map(session, RUNS), metrics=3)
         points = [[[math.log(value) for value in run[name]] for run in RUNS] for name in ("a", "b")]
         assert (found.metric, found.sessions, found.points, found.notes) == (METRIC, 5, 2, ())
@@ -190,20 +190,20 @@ class TestEffect:
             (summary([1.0], boundary="cpu_package"), "sessions took energy over different boundaries"),
         ],
     )
-    def test_a_point_that_does_not_fit_is_left_out(self, bad: Summary, reason: str) -> None:
+    def test_unusable_point_is_left_out_with_the_reason(self, bad: Summary, reason: str) -> None:
         found = effect(session(RUNS[0]), session(RUNS[1] | {"b": bad}))
         assert (found.points, found.notes) == (1, (f"without b: {reason}",))
         with pytest.raises(UndecidableError, match=reason):
             effect(session({"b": RUNS[0]["b"]}), session({"b": bad}))
 
-    def test_a_metric_that_is_null_everywhere_says_why(self) -> None:
+    def test_metric_without_values_raises_with_the_reason(self) -> None:
         empty = {name: summary([None], reason="no meter") for name in ("a", "b", "c")}
         with pytest.raises(UndecidableError, match=r"^no meter$"):
             effect(session(empty), session(empty))
         with pytest.raises(UndecidableError, match=r"^no session has values$"):
             session_effect([session(RUNS[0])] * 2, "seconds", alpha=0.01, metrics=1)
 
-    def test_what_failed_in_a_session_is_left_out_of_it(self) -> None:
+    def test_failed_cycles_are_left_out(self) -> None:
         runs = [RUNS[0], RUNS[1] | {"b": [None, 9.1, None]}, {"a": RUNS[2]["a"]}]
         found = effect(*map(session, runs))
         logs = [[[math.log(value) for value in run["a"]] for run in runs]]
@@ -211,11 +211,11 @@ class TestEffect:
         assert (found.sessions, found.points) == (3, 2)
         assert found.spread == session_spread(logs)
 
-    def test_a_point_of_one_session(self) -> None:
+    def test_point_of_one_session_is_left_out(self) -> None:
         found = effect(session(RUNS[0]), session({"a": RUNS[1]["a"]}))
         assert found.notes == ("without b: only one session has values",)
 
-    def test_what_it_rests_on_is_told(self) -> None:
+    def test_notes_on_single_cycles_and_estimates(self) -> None:
         runs = [{"a": summary([value], method="estimated")} for value in (1.0, 1.1)]
         assert effect(*map(session, runs)).notes == (
             "one cycle a session: the noise of cycles is in sigma_session",
@@ -224,7 +224,9 @@ class TestEffect:
 
 
 class TestCommand:
-    def test_the_table_and_the_lines_to_paste(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
+    def test_table_is_followed_by_yaml_to_paste(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
         names = folders(*(session(run, number=number) for number, run in enumerate(RUNS)))
         status, lines, said = llem(*names, "--metric", METRIC)
         assert (status, said) == (0, "")
@@ -238,7 +240,7 @@ class TestCommand:
         assert pasted == {"gates": {"delta": {METRIC: delta}}}
         assert GatesConfig.model_validate(pasted["gates"]).delta_of(METRIC) == delta
 
-    def test_by_default_it_is_what_gates_look_at(
+    def test_default_metrics_are_those_of_gates(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
         runs = [session(run, number=number) for number, run in enumerate(RUNS)]
@@ -252,7 +254,7 @@ class TestCommand:
         assert deltas["output_tokens_per_second"] == 0.02
         assert deltas[METRIC] == math.ceil(1000 * effect(*runs, metrics=3).delta) / 1000
 
-    def test_the_study_says_its_alpha_and_metrics(
+    def test_alpha_and_metrics_come_from_the_study(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
         runs = [session(run, number=number) for number, run in enumerate(RUNS)]
@@ -264,7 +266,7 @@ class TestCommand:
         assert lines[1].split()[-1] == f"{math.ceil(1000 * delta) / 10:.3g}%"
         assert any("5% of comparisons" in line for line in lines)
 
-    def test_sessions_that_say_too_little(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
+    def test_too_few_sessions_give_no_delta(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
         status, lines, said = llem(*names, "--metric", METRIC)
         assert status == 1
@@ -272,7 +274,9 @@ class TestCommand:
         assert "gates:" not in lines
         assert "> 1000%" in lines[1]
 
-    def test_nothing_to_go_by(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
+    def test_metric_without_sessions_is_status_1(
+        self, folders: Callable[..., Any], llem: Callable[..., Any]
+    ) -> None:
         assert llem(*folders(session(RUNS[0]), session(RUNS[1], number=2)), "--metric", "seconds") == (
             1,
             [],
@@ -288,14 +292,14 @@ class TestCommand:
             ({"entry": {"replayed_from": "study_x"}}, "one is of another session: study_x"),
         ],
     )
-    def test_what_is_no_session_of_the_same(
+    def test_sessions_that_do_not_match_are_refused(
         self, folders: Callable[..., Any], llem: Callable[..., Any], second: dict[str, Any], said: str
     ) -> None:
         first = session(RUNS[0], facts={"bench": {"gpu": "H100"}})
         names = folders(first, session(RUNS[1], **{"number": 2} | second))
         assert llem(*names) == (2, [], f"llem: r2: {said}\n")
 
-    def test_what_is_tested_should_be_the_same(
+    def test_changed_system_under_test_is_warned_about(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
         runs = (session(RUNS[at], number=at, facts={"subject": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
@@ -303,14 +307,14 @@ class TestCommand:
         assert status == 0
         assert said.startswith("llem: r2: warning: torch not as in r1: ")
 
-    def test_one_is_too_few(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
+    def test_single_session_is_refused(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]))) == (
             2,
             [],
             "llem: r1: is one session, and at least two are needed\n",
         )
 
-    def test_what_cannot_be_read(
+    def test_unreadable_results_are_refused(
         self, folders: Callable[..., Any], llem: Callable[..., Any], tmp_path: Path
     ) -> None:
         names = folders(session(RUNS[0]))
@@ -333,7 +337,9 @@ class TestCommand:
             ),
         ],
     )
-    def test_wrong_usage(self, capsys: pytest.CaptureFixture[str], arguments: list[Any], said: str) -> None:
+    def test_invalid_arguments_are_refused(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[Any], said: str
+    ) -> None:
         with pytest.raises(SystemExit) as stopped:
             cli.main(["aa", *arguments])
         assert stopped.value.code == 2

@@ -63,7 +63,7 @@ class TestBudgets:
             ("[{metric: seconds, min: 0.5}, {metric: seconds, max: 4}]", 4.0, 0.5),
         ],
     )
-    def test_each_form_is_for_every_point(
+    def test_each_form_of_budgets_applies_to_every_point(
         self, tmp_path: Path, written: str, maximum: float | None, minimum: float | None
     ) -> None:
         study = load(tmp_path, f"{STUDY}budgets: {written}\n")
@@ -72,21 +72,21 @@ class TestBudgets:
         assert study.notes == ()
 
     @pytest.mark.parametrize("written", ["", "{}", "[]", "~"])
-    def test_none(self, tmp_path: Path, written: str) -> None:
+    def test_study_may_have_no_budgets(self, tmp_path: Path, written: str) -> None:
         assert load(tmp_path, f"{STUDY}budgets: {written}\n").budgets == ()
 
     @pytest.mark.parametrize("metric", CATALOGUE)
-    def test_any_metric_may_have_one(self, tmp_path: Path, metric: str) -> None:
+    def test_every_metric_may_have_a_budget(self, tmp_path: Path, metric: str) -> None:
         assert limits(load(tmp_path, f"model: m\nbudgets: {{{metric}: 7.5}}\n")) == [
             (metric, "model=m", 7.5, None, 2)
         ]
 
     @pytest.mark.parametrize("metric", SIGNED)
-    def test_what_may_be_below_zero_may_have_to_be(self, tmp_path: Path, metric: str) -> None:
+    def test_budget_of_a_signed_metric_may_be_negative(self, tmp_path: Path, metric: str) -> None:
         study = load(tmp_path, f"model: m\nbudgets: {{{metric}: {{max: -1, min: -2.5}}}}\n")
         assert limits(study) == [(metric, "model=m", -1.0, -2.5, 2)]
 
-    def test_they_are_in_the_order_of_the_points_and_then_as_written(self, tmp_path: Path) -> None:
+    def test_budgets_are_ordered_by_point_then_as_written(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             after_study(
@@ -118,11 +118,11 @@ class TestBudgets:
             ("{decoder.do_sample: true}", [0, 1, 2, 3]),
         ],
     )
-    def test_where_means_what_it_does_in_rules(self, tmp_path: Path, where: str, fitting: list[int]) -> None:
+    def test_where_of_a_budget_matches_as_in_rules(self, tmp_path: Path, where: str, fitting: list[int]) -> None:
         study = load(tmp_path, f"{STUDY}budgets: [{{metric: seconds, max: 4, where: {where}}}]\n")
         assert [one.point for one in study.budgets] == [IDS[index] for index in fitting]
 
-    def test_an_experiment_may_have_its_own(self, tmp_path: Path) -> None:
+    def test_experiment_may_have_budgets_of_its_own(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             textwrap.dedent(
@@ -153,11 +153,11 @@ class TestBudgets:
         ]
         assert study.notes == ()
 
-    def test_a_single_experiment_may_have_some(self, tmp_path: Path) -> None:
+    def test_study_of_one_experiment_may_have_budgets(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nbudgets:\n  seconds: 4\n")
         assert limits(study) == [("seconds", "model=m", 4.0, None, 3)]
 
-    def test_those_of_a_base_are_ignored_and_that_is_noted(self, tmp_path: Path) -> None:
+    def test_budgets_of_a_base_study_are_ignored_with_a_note(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text(
             "model: m\nbudgets: {second: 4}\ngates: 7\nexperiments: [{budgets: 7}]\n"
         )
@@ -169,7 +169,7 @@ class TestBudgets:
             "common.yaml:3:1: gates: is ignored in a base: it belongs to a study",
         ]
 
-    def test_a_point_that_is_skipped_keeps_them_without_complaint(self, tmp_path: Path) -> None:
+    def test_skipped_point_keeps_its_budgets(self, tmp_path: Path) -> None:
         study = load(tmp_path, f"{STUDY}skip: [{{where: {{precision: fp32}}}}]\nbudgets: {{seconds: 4}}\n")
         assert [one.point for one in study.budgets] == IDS
 
@@ -189,20 +189,20 @@ class TestHashes:
             "energy: {allow_estimated: true}",
         ],
     )
-    def test_they_are_what_they_were(self, tmp_path: Path, more: str) -> None:
+    def test_budgets_do_not_change_identity_hashes(self, tmp_path: Path, more: str) -> None:
         study = load(tmp_path, f"{STUDY}{more}\n")
         assert (study.design_hash, tuple(point.config_hash for point in study.points)) == (
             self.DESIGN,
             self.POINTS,
         )
 
-    def test_an_experiments_own_are_in_none_either(self, tmp_path: Path) -> None:
+    def test_budgets_of_an_experiment_do_not_change_identity(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{n: 1}, {n: 2{}}]\n"
         plain, budgeted = (load(tmp_path, text.replace("{}", more)) for more in ("", ", budgets: {seconds: 1}"))
         assert plain.design_hash == budgeted.design_hash
         assert [point.id for point in plain.points] == [point.id for point in budgeted.points] == ["n=1", "n=2"]
 
-    def test_nor_do_they_tell_experiments_apart(self, tmp_path: Path) -> None:
+    def test_budgets_do_not_distinguish_experiments(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{n: 1, budgets: {seconds: 1}}, {n: 1, budgets: {seconds: 2}}]\n"
         assert errors(tmp_path, text) == ["s.yaml:2:46: experiments[1]: is the same experiment as experiments[0]"]
 
@@ -264,24 +264,24 @@ class TestWrongBudgets:
             ),
         ],
     )
-    def test_what_is_none(self, tmp_path: Path, written: str, told: str) -> None:
+    def test_invalid_budgets_are_refused(self, tmp_path: Path, written: str, told: str) -> None:
         assert errors(tmp_path, f"{STUDY}budgets: {written}\n") == [f"s.yaml:3:{told}"]
 
-    def test_those_of_an_experiment_are_looked_at_likewise(self, tmp_path: Path) -> None:
+    def test_budgets_of_an_experiment_are_checked(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments:\n- n: 1\n  budgets: {second: 1}\n- n: 2\n  budgets: [{metric: seconds}]\n"
         assert errors(tmp_path, text) == [
             "s.yaml:4:13: experiments[0].budgets.second: no metric of that name (did you mean 'seconds'?)",
             "s.yaml:6:13: experiments[1].budgets[0]: needs a max or a min",
         ]
 
-    def test_also_those_of_one_that_is_left_out(self, tmp_path: Path) -> None:
+    def test_budgets_of_an_excluded_experiment_are_checked(self, tmp_path: Path) -> None:
         left_out = "{pytorch: {use_cache: false, cache_implementation: static}, budgets: @}"
         text = f"model: m\nexperiments: [{{n: 2}}, {left_out}]\n"
         assert load(tmp_path, text.replace("@", "{seconds: 1}")).budgets == ()
         assert load(tmp_path, text.replace("@", "{seconds: 1}")).notes == ()
         assert len(errors(tmp_path, text.replace("@", "{second: 1}"))) == 1
 
-    def test_all_are_told_at_once(self, tmp_path: Path) -> None:
+    def test_all_errors_are_reported_at_once(self, tmp_path: Path) -> None:
         told = errors(
             tmp_path,
             "model: m\nn: 0\nbudgets:\n  second: 1\n  energy_j: x\n  seconds: {max: x, mi: 2}\n"
@@ -297,7 +297,7 @@ class TestWrongBudgets:
             "s.yaml:7:19: gates.metrcs: unknown key (did you mean 'metrics'?)",
         ]
 
-    def test_two_for_the_same_are_one_too_many(self, tmp_path: Path) -> None:
+    def test_second_limit_for_the_same_point_is_refused(self, tmp_path: Path) -> None:
         told = errors(
             tmp_path,
             after_study(
@@ -327,18 +327,20 @@ class TestWrongBudgets:
             ("min: 3", "max: 2", "max 2 does not go with min 3 (line 4) for model=m"),
         ],
     )
-    def test_two_that_leave_nothing_between_them(self, tmp_path: Path, first: str, second: str, told: str) -> None:
+    def test_limits_that_exclude_each_other_are_refused(
+        self, tmp_path: Path, first: str, second: str, told: str
+    ) -> None:
         text = f"model: m\n\nbudgets:\n- {{metric: seconds, {first}}}\n- {{metric: seconds, {second}}}\n"
         assert errors(tmp_path, text) == [f"s.yaml:5:21: budgets[1].{second[:3]}: {told}"]
 
-    def test_the_study_has_them_and_no_axis(self, tmp_path: Path) -> None:
+    def test_budgets_and_gates_cannot_be_swept(self, tmp_path: Path) -> None:
         told = "belongs to the study and not to an experiment"
         assert errors(tmp_path, "model: m\nsweep: {budgets: [1, 2]}\n") == [f"s.yaml:2:9: budgets: {told}"]
         assert errors(tmp_path, "model: m\nexperiments: [{gates: {}}]\n") == [f"s.yaml:2:16: gates: {told}"]
 
 
 class TestGates:
-    def test_without_them_the_default_holds(self, tmp_path: Path) -> None:
+    def test_study_without_gates_has_the_defaults(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nn: 3\nsweep: {precision: [bf16]}\n")
         assert (study.gates.alpha, study.gates.family, study.gates.delta_of("seconds")) == (
             0.01,
@@ -348,7 +350,7 @@ class TestGates:
         assert study.gates_line == 3
         assert load(tmp_path, "model: m\nn: 3\ngates:\n").gates == study.gates
 
-    def test_they_are_read(self, tmp_path: Path) -> None:
+    def test_gates_section_is_read(self, tmp_path: Path) -> None:
         study = load(
             tmp_path, f"{STUDY}gates: {{alpha: 0.05, delta: {{seconds: 0.1}}, metrics: [seconds, energy_j]}}\n"
         )
@@ -387,18 +389,18 @@ class TestGates:
             ),
         ],
     )
-    def test_what_is_none(self, tmp_path: Path, written: str, told: str) -> None:
+    def test_invalid_gates_are_refused(self, tmp_path: Path, written: str, told: str) -> None:
         assert errors(tmp_path, f"{STUDY}gates: {written}\n") == [f"s.yaml:3:{told}"]
 
     @pytest.mark.parametrize("metric", CATALOGUE)
-    def test_every_metric_that_can_get_worse_may_be_one(self, tmp_path: Path, metric: str) -> None:
+    def test_every_metric_with_a_better_direction_can_be_gated(self, tmp_path: Path, metric: str) -> None:
         text = f"model: m\ngates: {{metrics: [{metric}]}}\n"
         if CATALOGUE[metric].better:
             assert load(tmp_path, text).gates.family == (metric,)
         else:
             assert len(errors(tmp_path, text)) == 1
 
-    def test_a_delta_of_what_is_not_compared_has_no_effect(self, tmp_path: Path) -> None:
+    def test_delta_of_a_metric_not_compared_is_noted(self, tmp_path: Path) -> None:
         told = "has no effect: it is not among the metrics that are compared"
         assert notes(tmp_path, f"{STUDY}gates: {{delta: {{ttft_p50_ms: 0.1, seconds: 0.1}}}}\n") == [
             f"s.yaml:3:35: gates.delta.seconds: {told}"
@@ -413,12 +415,12 @@ class TestForeseen:
             ("", "12: budgets[0].metric: has no effect: every experiment has budgets of its own"),
         ],
     )
-    def test_budgets_of_no_point(self, tmp_path: Path, where: str, told: str) -> None:
+    def test_budget_that_applies_to_no_point_is_noted(self, tmp_path: Path, where: str, told: str) -> None:
         sweep = "sweep: {n: [1, 2]}" if where else "# no sweep"
         text = f"model: m\n{sweep}\nbudgets: [{{metric: seconds, max: 4, where: {where}}}]\n"
         assert notes(tmp_path, f"{text}experiments: [{{n: 3, budgets: {{}}}}]\n") == [f"s.yaml:3:{told}"]
 
-    def test_budgets_of_another_experiment(self, tmp_path: Path) -> None:
+    def test_budget_for_another_experiment_is_noted(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{n: 1}, {n: 2, budgets: [{metric: seconds, max: 4, where: {n: 1}}]}]\n"
         assert notes(tmp_path, text) == [
             "s.yaml:2:66: experiments[1].budgets[0].where: does not fit this experiment"
@@ -441,7 +443,9 @@ class TestForeseen:
             ("n: 1", "energy_per_input_token_j", "measurement.prefill_split is false"),
         ],
     )
-    def test_what_can_never_be_judged(self, tmp_path: Path, setting: str, metric: str, reason: str) -> None:
+    def test_budget_that_can_never_be_judged_is_noted(
+        self, tmp_path: Path, setting: str, metric: str, reason: str
+    ) -> None:
         text = f"model: m\n{setting}\nbudgets: {{{metric}: 1}}\n"
         assert notes(tmp_path, text) == [f"s.yaml:3:11: budgets.{metric}: can never be judged: {reason}"]
 
@@ -457,10 +461,10 @@ class TestForeseen:
             ("measurement: {prefill_split: true}", "prefill_energy_j"),
         ],
     )
-    def test_what_can(self, tmp_path: Path, setting: str, metric: str) -> None:
+    def test_budget_that_can_be_judged_has_no_note(self, tmp_path: Path, setting: str, metric: str) -> None:
         assert notes(tmp_path, f"model: m\n{setting}\nbudgets: {{{metric}: 1}}\n") == []
 
-    def test_points_that_it_concerns_are_named_and_skipped_ones_are_not(self, tmp_path: Path) -> None:
+    def test_note_names_points_that_are_not_skipped(self, tmp_path: Path) -> None:
         text = "model: m\nsweep: {energy.backend: [auto, null], n: [1, 2]}\nbudgets: {energy_j: 1}\n"
         assert notes(tmp_path, text) == [
             "s.yaml:3:11: budgets.energy_j: can never be judged for backend=null-n=1 and 1 more: "
@@ -468,12 +472,12 @@ class TestForeseen:
         ]
         assert notes(tmp_path, f"{text}skip: [{{where: {{energy.backend: null}}}}]\n") == []
 
-    def test_a_gate_that_is_asked_for(self, tmp_path: Path) -> None:
+    def test_named_metric_that_can_never_be_judged_is_noted(self, tmp_path: Path) -> None:
         text = "model: m\nenergy: {backend: null}\ngates: {metrics: [seconds, energy_j]}\n"
         assert notes(tmp_path, text) == [
             "s.yaml:3:28: gates.metrics[1]: can never be judged: energy.backend is null"
         ]
         assert notes(tmp_path, "model: m\nenergy: {backend: null}\ngates: {alpha: 0.05}\n") == []
 
-    def test_the_metrics_named_are_there(self) -> None:
+    def test_metrics_named_in_code_are_in_the_catalogue(self) -> None:
         assert {*SIGNED, *_OF_PREFILL, *_OF_A_BASELINE} <= {*CATALOGUE}

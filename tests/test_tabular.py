@@ -19,7 +19,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
 from pytest_llem.results.tabular import column, experiment_table, point_table
 from pytest_llem.results.verdicts import GateVerdict
-from tests.conftest import ROOT, Results
+from tests.conftest import ROOT, Results, RunPytest
 from tests.support.study_results import point, study_result
 
 COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
@@ -44,7 +44,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize("metric", CATALOGUE)
-def test_every_column_tells_its_unit(metric: str) -> None:
+def test_every_column_has_its_unit(metric: str) -> None:
     assert column(metric).startswith(metric)
     assert re.search(TOLD[CATALOGUE[metric].unit], column(metric))
 
@@ -96,7 +96,7 @@ def _rows(table: Any) -> Any:
     return list(csv.DictReader(io.StringIO(table.to_csv())))
 
 
-def test_a_row_for_each_point(result: StudyResult) -> None:
+def test_point_table_has_a_row_for_each_point(result: StudyResult) -> None:
     first, second = _rows(point_table(result))
     assert (first["precision"], first["noop.seconds"], first["order"], first["flag"]) == ("bf16", "0.5", "", "")
     assert (second["precision"], second["noop.seconds"], second["flag"]) == ("null", "", "true")
@@ -115,7 +115,7 @@ def test_a_row_for_each_point(result: StudyResult) -> None:
     assert (first["verdict"], second["verdict"]) == ("BEYOND", "")
 
 
-def test_a_row_for_each_experiment(result: StudyResult) -> None:
+def test_experiment_table_has_a_row_for_each_experiment(result: StudyResult) -> None:
     rows = _rows(experiment_table(result))
     assert [(row["status"], row["cycle"]) for row in rows] == [
         *(("completed", "1"), ("failed", "1"), ("completed", "2"), ("completed", "2")),
@@ -130,7 +130,7 @@ def test_a_row_for_each_experiment(result: StudyResult) -> None:
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
-def test_a_baseline_keeps_no_experiments_and_has_rows_all_the_same(result: StudyResult) -> None:
+def test_baseline_without_experiments_has_rows(result: StudyResult) -> None:
     rows = _rows(experiment_table(result.model_copy(update={"experiments": []})))
     assert [(row["point"], row["cycle"], row[SPEED]) for row in rows] == [
         (result.points[0].id, "1", "100.0"),
@@ -147,9 +147,12 @@ def test_axes_named_like_metrics_do_not_collide() -> None:
     assert (row["noop.seconds"], row["n"], row["seconds"]) == (3, 2, 1.0)
 
 
-def test_a_data_frame_has_the_same_cells_and_the_units(result: StudyResult) -> None:
-    for per, table in (("point", point_table(result)), ("experiment", experiment_table(result))):
-        frame = result.to_dataframe(per=per)
+def test_data_frame_has_cells_and_units_of_the_table(result: StudyResult) -> None:
+    tables = (
+        (point_table(result), result.to_dataframe(per="point")),
+        (experiment_table(result), result.to_dataframe(per="experiment")),
+    )
+    for table, frame in tables:
         assert list(frame.columns) == list(table.columns)
         assert len(frame) == len(table.rows)
         for place, row in enumerate(table.rows):
@@ -163,17 +166,17 @@ def test_a_data_frame_has_the_same_cells_and_the_units(result: StudyResult) -> N
     assert result.to_dataframe()["active_energy_j"].isna().tolist() == [False, True]
 
 
-def test_a_data_frame_of_nothing() -> None:
+def test_data_frame_of_an_empty_result() -> None:
     assert len(study_result().to_dataframe()) == 0
     assert len(study_result().to_dataframe("experiment")) == 0
 
 
-def test_a_data_frame_of_neither(result: StudyResult) -> None:
+def test_data_frame_of_an_unknown_kind_is_refused(result: StudyResult) -> None:
     with pytest.raises(ValueError, match=r"^per: 'cycle' is neither 'point' nor 'experiment'$"):
-        result.to_dataframe("cycle")
+        result.to_dataframe("cycle")  # type: ignore[arg-type]
 
 
-def test_without_pandas_one_line_says_what_to_install(
+def test_missing_pandas_is_one_line_with_what_to_install(
     result: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
@@ -189,16 +192,18 @@ def test_a_result_of_an_older_version_has_rows_too() -> None:
     assert len(result.to_dataframe("experiment")) == result.summary.total
 
 
-def test_a_run_writes_both_files(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_run_writes_summary_and_experiments_csv(
+    run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "precision": ["bf16"]})
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "not (fault=raise and cycle=2)")
+    run_pytest("-k", "not (fault=raise and cycle=2)")
     result = StudyResult.load(results.directory)
-    for name, per in (("summary.csv", "point"), ("experiments.csv", "experiment")):
+    for name, frame in (
+        ("summary.csv", result.to_dataframe("point")),
+        ("experiments.csv", result.to_dataframe("experiment")),
+    ):
         with (results.directory / name).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        frame = result.to_dataframe(per)
         assert [row["noop.fault"] for row in rows] == frame["noop.fault"].tolist()
         for row, found in zip(rows, frame[SPEED].tolist(), strict=True):
             assert (row[SPEED] == "") == math.isnan(found)

@@ -10,6 +10,8 @@ CONFTEST = """\
 import json
 from pathlib import Path
 
+import pytest
+
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.collection import experiment
 from pytest_llem.isolation.outcome import Outcome
@@ -36,13 +38,20 @@ def _done(job, **_):
 
 
 FIGURES = json.loads(Path(__file__).with_name("figures.json").read_text())
-experiment.run_isolated = _done
+run = _done
+
+
+def pytest_configure(config):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(experiment, "run_isolated", lambda job, **options: run(job, **options))
+    config.add_cleanup(patch.undo)
 """
 
 
 def conftest(method: str = "measured") -> str:
     """Return its text. What each metric comes to is in ``figures.json`` beside it: a Python expression of the
-    cycle, of whether it is the ``reference``, and of the point's axes by their last names.
+    cycle, of whether it is the ``reference``, and of the point's axes by their last names. What is added to the
+    text may define ``run`` anew, which runs each experiment.
 
     Args:
         method: How energies were obtained.

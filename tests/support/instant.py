@@ -10,6 +10,8 @@ CONFTEST = """\
 import json
 from pathlib import Path
 
+import pytest
+
 from pytest_llem.collection import experiment
 from pytest_llem.isolation.outcome import Outcome
 
@@ -25,7 +27,10 @@ def _instant(job, **_):
     return Outcome(text, {{"requests.csv": filling + "."}}, output=filling + "!")
 
 
-experiment.run_isolated = _instant
+def pytest_configure(config):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(experiment, "run_isolated", _instant)
+    config.add_cleanup(patch.undo)  # this process may run another pytest
 """
 
 

@@ -99,7 +99,13 @@ class Simulation:
 def regressions(estimate: Estimate, delta: float | np.ndarray) -> Rates:
     """Return how often there is a REGRESSION: of gates that are judged alone, and any in a family under Holm."""
     margin = np.broadcast_to(np.log1p(delta), estimate.log_ratio.shape)
-    alone = judge(*(one[..., None] for one in estimate), margin[..., None], ALPHA).worse
+    alone = judge(
+        estimate.log_ratio[..., None],
+        estimate.standard_error[..., None],
+        estimate.degrees[..., None],
+        margin[..., None],
+        ALPHA,
+    ).worse
     family = judge(*estimate, margin, ALPHA).worse.any(axis=-1)
     return Rates(float(alone.mean()), float(family.mean()), alone.size, family.size)
 

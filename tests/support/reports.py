@@ -50,7 +50,7 @@ def run(directory: Path, library: Path, *arguments: str) -> Path:
     (directory / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     paths = os.pathsep.join(filter(None, [str(NOOP_ENGINE), os.environ.get("PYTHONPATH")]))
     options = [word for name in OTHER_PLUGINS for word in ("-p", f"no:{name}")]
-    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--rootdir", directory, *options]
+    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--rootdir", str(directory), *options]
     # Locks of devices of its own, and no words for the CI that all this runs in.
     own = {"PYTHONPATH": paths, "PYTEST_ADDOPTS": "", "TMPDIR": str(directory)}
     environment = nvml.environment(library, script) | own
