@@ -123,7 +123,7 @@ FAULTS = {
     "close": _close_everything,
     "exit 0": lambda: sys.exit(),
     "real segv": lambda: ctypes.string_at(0),
-    "pour": lambda: [os.write(1, b"x" * 1_000_000) for _ in range(1000)],
+    "pour": lambda: [os.write(1, b"x" * 1_000_000) for _ in range(400)],
     "raise": _raise,
     "say": lambda: print("a word from the engine ☃"),
     "say and raise": lambda: (print("a word from the engine"), _raise()),
