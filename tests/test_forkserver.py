@@ -164,7 +164,7 @@ class TestTheServer:
         ("at_import", "reason"),
         [
             (
-                "import threading, time; threading.Thread(target=time.sleep, args=(5,)).start()",
+                "import threading, time; threading.Thread(target=time.sleep, args=(2,)).start()",
                 "there are 2 threads",
             ),
             (
@@ -453,7 +453,7 @@ def test_each_study_has_a_server_of_its_own(
                 print(nodeid[0], *found, file=file)
         """
     )
-    pytester.runpytest_subprocess("a.yaml", "b.yaml", "c.yaml", "-p", "llem").assert_outcomes(passed=6)
+    pytester.runpytest_inprocess("a.yaml", "b.yaml", "c.yaml", "-p", "llem").assert_outcomes(passed=6)
     seen = [line.split() for line in (pytester.path / "seen").read_text().splitlines()]
     assert [line[0] for line in seen] == list("aabbcc")
     assert [len(line) for line in seen] == [2, 2, 2, 2, 1, 1]

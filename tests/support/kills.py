@@ -65,28 +65,30 @@ def write_study(folder: Path, points: int, *, at_once: bool = False) -> None:
     (folder / "conftest.py").write_text((instant.conftest(1000) if at_once else "") + CONFTEST)
 
 
-def kills(folder: Path, number: int, longest: float, seed: int) -> Iterator[Counter[str]]:
+def kills(folder: Path, number: int, saved: int, longest: float, seed: int) -> Iterator[Counter[str]]:
     """Run the study of *folder* so often, two at a time, and kill each at a random moment.
 
     Args:
         folder: Made by :func:`write_study`.
         number: Of kills.
-        longest: The latest moment, in seconds after the first experiment began; a fifth count from collection.
+        saved: Kills come after up to so many experiments were saved, evenly spread; a fifth come after collection.
+        longest: The latest moment after that, in seconds.
         seed: Of the moments.
 
     Yields:
-        How many experiments were in each status, for each kill.
+        How many experiments were in each status, for each kill: at least as many as it came after are completed.
 
     Raises:
         AssertionError: What was left is not as it has to be.
     """
     rng = random.Random(seed)
     moments = [rng.uniform(0.0, longest) for _ in range(number)]
+    after = [0 if at % 5 == 0 else saved * (at + 1) // number for at in range(number)]
     with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(lambda at: _kill(folder, at, moments[at]), range(number))
+        yield from pool.map(lambda at: _kill(folder, at, after[at], moments[at]), range(number))
 
 
-def _kill(folder: Path, number: int, moment: float) -> Counter[str]:
+def _kill(folder: Path, number: int, after: int, moment: float) -> Counter[str]:
     own = folder / f"run-{number}"
     own.mkdir()
     notes = own / "notes"
@@ -120,9 +122,9 @@ def _kill(folder: Path, number: int, moment: float) -> Counter[str]:
     try:
         deadline = time.monotonic() + STARTUP_SECONDS
         mark = "= collected" if number % 5 == 0 else "= started"
-        while not notes.exists() or mark not in notes.read_text():
+        while not _has_come_to(notes, mark, after):
             assert process.poll() is None, process.communicate()[0].decode()
-            assert time.monotonic() < deadline, f"pytest did not come to {mark!r}"
+            assert time.monotonic() < deadline, f"pytest did not come to {mark!r}, and {after} saved experiments"
             time.sleep(0.005)
         time.sleep(moment)
     finally:
@@ -131,8 +133,17 @@ def _kill(folder: Path, number: int, moment: float) -> Counter[str]:
         assert process.stdout is not None
         process.stdout.close()
     assert process.returncode == -signal.SIGKILL, "it was done before"
-    finished = [line for line in notes.read_text().splitlines() if not line.startswith("= ")]
+    finished = _finished(notes)
+    assert len(finished) >= after
     return _check(own / "results", finished)
+
+
+def _has_come_to(notes: Path, mark: str, after: int) -> bool:
+    return notes.exists() and mark in notes.read_text() and len(_finished(notes)) >= after
+
+
+def _finished(notes: Path) -> list[str]:
+    return [line for line in notes.read_text().splitlines() if not line.startswith("= ")]
 
 
 def _check(results: Path, finished: list[str]) -> Counter[str]:
