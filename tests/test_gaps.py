@@ -23,7 +23,7 @@ from pytest_llem.hardware.gpus import cuda_order
 from pytest_llem.isolation.gaps import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, Gaps
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results
-from tests.support import nvml
+from tests.support import gauges, nvml
 from tests.support.nvml import Board, Script
 from tests.support.processes import wait_until
 
@@ -269,18 +269,10 @@ def look(nvml_library: Path, tmp_path: Path) -> LookAt:
     def call(*boards: Board, **env: str) -> tuple[Looked, int, int]:
         script = Script(tmp_path / "script", list(boards))
         script.write()
-        seen, held, left = nvml.run(nvml.environment(nvml_library, script) | env, _look, script)
+        seen, held, left = nvml.run(nvml.environment(nvml_library, script) | env, gauges.read_and_release, script)
         return seen, held, left
 
     return call
-
-
-def _look(script: Script) -> tuple[Looked, int, int]:
-    with Gauges() as look:
-        held = script.users()
-        seen = dict(look())
-    assert look() == {}
-    return seen, held, script.users()
 
 
 def _board(uuid: str = A, celsius: int | None = 35, watts: float = 70.0, **more: Any) -> Board:
@@ -319,12 +311,7 @@ def test_only_visible_gpus_are_read(look: LookAt) -> None:
 def test_without_nvml_there_is_no_reading(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
-    assert nvml.run(env, _seen) == {}
-
-
-def _seen() -> Looked:
-    with Gauges() as look:
-        return dict(look())
+    assert nvml.run(env, gauges.read) == {}
 
 
 # ---- whole runs ----
