@@ -866,10 +866,10 @@ def _used(mb: int = 500) -> nvml.Board:
     return board
 
 
-def test_memory_is_waited_for_and_reported_where_it_stays(
+def test_memory_is_waited_for_between_experiments_and_runs(
     pytester: pytest.Pytester, write_study: WriteStudy, gpus: GiveGpus, recorded: Recorded, results: Results
 ) -> None:
-    """The first experiment's comes back late, the second one's stays, and is there before the third one, too."""
+    """The first experiment's comes back late; the second one's stays, and so does that of the run."""
     script = gpus(_used())
     write_study(sweep={"n": [1, 2, 3, 4]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -882,6 +882,8 @@ def test_memory_is_waited_for_and_reported_where_it_stays(
         if count == 2:
             memory.LONGEST_S = 0.9
             uses((0, 2500))
+        if count == 4:
+            uses((0, 4500))
 """
     )
     run = pytester.runpytest_subprocess("study.yaml", *LLEM)
@@ -898,28 +900,11 @@ def test_memory_is_waited_for_and_reported_where_it_stays(
     assert warning.startswith(f"{A} had not given back the memory of the experiment before: ")
     assert warning.endswith(" (n=3)")
     run.stdout.fnmatch_lines([f"warning: {A} had not given back the memory of the experiment before: *"])
+    again = pytester.runpytest_subprocess("study.yaml", *LLEM, "--llem-results-dir=again", "-k", "n=1")
+    again.assert_outcomes(passed=1)
+    [fifth] = recorded(pytester.path / "again")
+    assert fifth.memory_left_mb == {A: 2000.0}
     assert script.users() == 0
-
-
-def test_memory_of_the_run_before_is_waited_for(
-    pytester: pytest.Pytester,
-    write_study: WriteStudy,
-    gpus: GiveGpus,
-    recorded: Recorded,
-) -> None:
-    gpus(_used())
-    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
-    pytester.makeconftest(
-        MEMORY
-        + """
-    def after(count):
-        uses((0, 2500))
-"""
-    )
-    for name in ("first", "second"):
-        pytester.runpytest_subprocess("study.yaml", *LLEM, f"--llem-results-dir={name}").assert_outcomes(passed=1)
-    [second] = recorded(pytester.path / "second")
-    assert second.memory_left_mb == {A: 2000.0}
 
 
 def test_memory_of_the_attempt_before_is_waited_for(

@@ -24,9 +24,11 @@ from tests.support.processes import gone, wait_until
 
 #: An engine that takes its time to import and to exit, and notes when it did what.
 ENGINE = """
-    import atexit, json, os, time
+    import atexit, json, os, tempfile, time
     from pathlib import Path
+    import filelock
     from noop_engine import NoopEngine
+    from pytest_llem.isolation.devices import FOLDER
 
     SEEN = {"imported": time.monotonic()}
 
@@ -43,7 +45,14 @@ ENGINE = """
             give_up = time.monotonic() + 30
             while len(list(Path().glob(name))) < int(number) and time.monotonic() < give_up:
                 time.sleep(0.02)
-        note(exited=time.monotonic())
+        note(exited=time.monotonic(), owned=is_owned())
+
+    def is_owned():
+        try:
+            with filelock.FileLock(Path(tempfile.gettempdir(), FOLDER, "cpu.lock")).acquire(blocking=False):
+                return False
+        except filelock.Timeout:
+            return True
 
     class Engine(NoopEngine):
         def __init__(self, config, context):
@@ -115,11 +124,15 @@ class TestInTheGap:
         self,
         pytester: pytest.Pytester,
         study: WriteStudy,
+        notes: Notes,
         measured: Notes,
         monkeypatch: pytest.MonkeyPatch,
         workers: tuple[str, ...],
     ) -> None:
-        """From loading to accounting, and so in any window. All times are the results' own."""
+        """From loading to accounting, and so in any window. All times are the results' own.
+
+        Nor does another experiment's exit: the devices are owned up to then.
+        """
         monkeypatch.setenv("IMPORT_SECONDS", "0.5")
         study(1, points=3)
         run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
@@ -136,6 +149,9 @@ class TestInTheGap:
         for one in early:
             assert one["gap"]["reason"] == "fixed"
             assert one["gap"]["seconds"] >= 1
+        seen = sorted(notes(), key=lambda note: note["begun"])
+        assert all(note["owned"] for note in seen)
+        assert all(one["exited"] <= following["begun"] for one, following in pairwise(seen))
 
     def test_without_gap_no_experiment_starts_early(
         self, pytester: pytest.Pytester, study: WriteStudy, measured: Notes
@@ -229,7 +245,6 @@ class TestNotNeeded:
         [
             ("spawn", signal.SIGINT),
             ("spawn", signal.SIGKILL),
-            ("forkserver", signal.SIGTERM),
             ("forkserver", signal.SIGKILL),
         ],
     )
@@ -288,6 +303,7 @@ class TestExits:
         study(0)
         pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
         one, following = notes()
+        assert [note["owned"] for note in notes()] == [True, True]
         assert following["imported"] < one["exited"] <= following["begun"], "its devices are free"
         assert all(gone(note["pid"]) for note in notes()), "the last one, too"
         assert _early(measured) == [False, True]
@@ -328,19 +344,6 @@ class TestExits:
         (note,) = notes()
         assert float((pytester.path / "reported").read_text()) < note["exited"]
         assert gone(note["pid"])
-
-    def test_devices_are_not_free_before_the_exit(
-        self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Neither for another session of pytest nor for another worker of xdist."""
-        monkeypatch.setenv("EXIT_SECONDS", "0.5")
-        study(0)
-        runs = [_start("--llem-run-id", "a"), _start("--llem-run-id", "b", "-n", "2")]
-        assert [run.wait(120) for run in runs] == [0, 0]
-        seen = sorted(notes(), key=lambda note: note["begun"])
-        assert len(seen) == 4
-        for one, following in pairwise(seen):
-            assert one["exited"] <= following["begun"]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     def test_exiting_process_does_not_outlive_the_session(
