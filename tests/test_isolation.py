@@ -286,7 +286,7 @@ def test_timeout_of_the_study_ends_the_experiment(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(
-        noop={"fault": "hang"}, sweep={"n": [1]}, execution={"n_cycles": 1, "experiment_timeout_seconds": 0.5}
+        noop={"seconds": 5}, sweep={"n": [1]}, execution={"n_cycles": 1, "experiment_timeout_seconds": 0.5}
     )
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     run.assert_outcomes(failed=1)

@@ -28,7 +28,7 @@ def test_fifty_kills_lose_no_finished_experiment(tmp_path: Path) -> None:
 
 def test_kills_while_writing_lose_no_finished_experiment(tmp_path: Path) -> None:
     """The experiments take no time, so that most kills meet pytest as it writes."""
-    write_study(tmp_path, points=2000, at_once=True)
+    write_study(tmp_path, points=600, at_once=True)
     seen = list(kills(tmp_path, 6, saved=120, longest=0.1, seed=2))
     assert len(seen) == 6
     assert max(one["completed"] for one in seen) >= 100
