@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from pytest_llem.collection import experiment
+from pytest_llem.isolation.launcher import Job
+from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds
-from pytest_llem.planning.footprint import from_config
+from pytest_llem.planning.footprint import Footprint, from_config
 from pytest_llem.planning.host import Gpu, Host
+from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import Results
@@ -44,19 +48,19 @@ GPUS = Host(2**40, GPU.gpus * 4)
 NEVER = {"enabled": False}
 
 
-def deadline(model: Any, host: Any = GPU, timeout: Any = None, /, **changes: Any) -> Any:
+def deadline(model: Footprint | None, host: Host = GPU, timeout: float | None = None, /, **changes: Any) -> float:
     execution = ExecutionConfig(experiment_timeout_seconds=timeout)
     return deadline_seconds(ExperimentConfig.model_validate({"model": "m", **changes}), execution, model, host)
 
 
 class TestComputed:
-    def test_seventy_billion_weights_load_for_half_an_hour(self) -> None:
+    def test_loading_70_billion_weights_gets_half_an_hour(self) -> None:
         least = {"n": 1, "max_output_tokens": 1, "warmup": NEVER, "baseline": NEVER}
         assert LLAMA_70B.parameters == pytest.approx(70.6e9, rel=0.01)
         loading = deadline(LLAMA_70B, **least) - deadline(LLAMA_1B, **least)
         assert 29 * 60 <= loading <= 31 * 60
 
-    def test_it_is_the_sum_of_the_docstring(self) -> None:
+    def test_deadline_is_the_sum_of_its_parts(self) -> None:
         # One weight, and nothing to do: 5 min, the window, the floor and the baseline at their face value.
         nothing = from_config(
             dict.fromkeys(
@@ -88,7 +92,7 @@ class TestComputed:
             {"pytorch": {"load_in_4bit": True, "num_beams": 4}},
         ],
     )
-    def test_it_is_far_from_what_is_expected_and_never_below(self, host: Host, changes: dict[str, Any]) -> None:
+    def test_deadline_is_a_multiple_of_the_estimate(self, host: Host, changes: dict[str, Any]) -> None:
         config = ExperimentConfig.model_validate({"model": "m", **changes})
         expected = seconds(config, ExecutionConfig(experiment_gap_seconds=0.0), LLAMA_1B, host)
         found = deadline(LLAMA_1B, host, **changes)
@@ -99,7 +103,7 @@ class TestComputed:
         assert found - asked >= 4 * (expected - asked)
         assert found % 60 == 0
 
-    def test_it_grows_with_prompts_tokens_and_warm_up(self) -> None:
+    def test_deadline_grows_with_prompts_tokens_and_warm_up(self) -> None:
         usual = deadline(LLAMA_1B)
         assert deadline(LLAMA_1B, n=1000) > usual
         assert deadline(LLAMA_1B, max_output_tokens=1000) > usual
@@ -108,7 +112,7 @@ class TestComputed:
         assert deadline(LLAMA_1B, pytorch={"batch_size": 50}) < usual
         assert deadline(LLAMA_1B, CPU) > usual
 
-    def test_what_is_quantised_is_read_whole_before(self) -> None:
+    def test_quantised_model_is_read_whole(self) -> None:
         least = {"n": 1, "max_output_tokens": 1, "warmup": NEVER}
         four_bit = deadline(LLAMA_70B, **least, pytorch={"load_in_4bit": True})
         assert four_bit == pytest.approx(deadline(LLAMA_70B, **least), rel=0.1)
@@ -122,28 +126,28 @@ class TestComputed:
             {"device_map": "auto", "max_memory": {"0": "1GiB", "cpu": "50GiB"}},
         ],
     )
-    def test_what_is_not_on_the_gpu_takes_its_time(self, options: dict[str, Any]) -> None:
+    def test_offloaded_layers_lengthen_the_deadline(self, options: dict[str, Any]) -> None:
         there = deadline(LLAMA_1B, pytorch={"device_map": "auto"})
         assert there == deadline(LLAMA_1B)
         assert deadline(LLAMA_1B, pytorch=options) > 5 * there
 
-    def test_so_does_what_does_not_fit_there(self) -> None:
+    def test_model_larger_than_the_gpu_lengthens_the_deadline(self) -> None:
         spread = {"pytorch": {"device_map": "auto"}}
         assert deadline(LLAMA_70B, GPU, **spread) > 5 * deadline(LLAMA_70B, GPUS, **spread)
 
-    def test_an_unknown_size_gets_two_hours_and_what_is_known(self) -> None:
+    def test_model_of_unknown_size_gets_two_hours_more(self) -> None:
         least = {"n": 1, "warmup": NEVER, "baseline": NEVER, "measurement": {"min_window_seconds": 0}}
         assert deadline(None, **least, max_output_tokens=1) == 7200 + 60  # begun minutes count
         assert deadline(None, **{**least, "n": 6000}, max_output_tokens=20) == 7200 + 6000
         floored = {**least, "warmup": {"thermal_floor_seconds": 600}}
         assert deadline(None, **floored, max_output_tokens=1) == 7200 + 60 + 600
 
-    def test_no_number_is_too_large(self) -> None:
+    def test_deadline_has_a_maximum(self) -> None:
         huge = {"measurement": {"min_window_seconds": 1e308}, "warmup": {"thermal_floor_seconds": 1e308}}
         for model in (None, LLAMA_1B):
             assert deadline(model, **huge, n=10**8, max_output_tokens=10**8) == 315_360_000
 
-    def test_what_is_given_is_taken_as_it_is(self) -> None:
+    def test_given_timeout_is_the_deadline(self) -> None:
         assert deadline(LLAMA_70B, GPU, 0.5) == deadline(None, CPU, 0.5) == 0.5
 
 
@@ -157,18 +161,18 @@ TINY = {
 }
 
 
-def line(result: Any) -> Any:
+def line(result: pytest.RunResult) -> str:
     [found] = [one for one in result.outlines if one.startswith("llem: ")]
     return found
 
 
 class TestInThePlan:
-    def test_it_stands_beside_the_time(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_plan_shows_the_deadline(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study(**TINY)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " s · deadline 6 min each · needs about 0.5 GiB" in line(result)
 
-    def test_the_shortest_and_the_longest(
+    def test_plan_shows_the_shortest_and_the_longest_deadline(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
@@ -178,31 +182,35 @@ class TestInThePlan:
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 6 min–2.1 h each · " in line(result)
 
-    def test_of_a_single_experiment(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_plan_shows_the_deadline_of_a_single_experiment(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**{**TINY, "sweep": None})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 6 min · " in line(result)
 
-    def test_an_unknown_model(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_plan_shows_the_deadline_of_an_unknown_model(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study()
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert line(result).endswith(", time unknown · deadline 2.0 h each · memory unknown")
 
-    def test_what_was_given_is_called_that(
+    def test_plan_marks_a_given_deadline(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(**{**TINY, "execution": {"experiment_timeout_seconds": 1234.5}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert " · deadline 1,234.5 s each (given) · " in line(result)
 
-    def test_where_nothing_is_started_there_is_none(
+    def test_plan_has_no_deadline_where_nothing_is_started(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(runners={"noop": "docker"})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         assert "deadline" not in line(result)
 
-    def test_the_file_has_it_for_each_experiment_that_is_started(
+    def test_plan_file_has_the_deadline_of_each_experiment(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(
@@ -232,14 +240,14 @@ class TestInThePlan:
 class TestOption:
     @pytest.mark.parametrize("how", [["--llem-timeout", "90"], ["-o", "llem_timeout=90"]])
     @pytest.mark.parametrize("given", [None, 5])
-    def test_it_wins_over_the_study(
+    def test_option_and_ini_value_win_over_the_study(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str], given: int | None
     ) -> None:
         write_study(**{**TINY, "execution": {"n_cycles": 1, "experiment_timeout_seconds": given}})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
         assert " · deadline 90 s each (given) · " in line(result)
 
-    def test_the_command_line_wins_over_the_ini_file(
+    def test_command_line_wins_over_the_ini_file(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(**TINY)
@@ -247,24 +255,27 @@ class TestOption:
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-timeout", "0.25")
         assert " · deadline 0.25 s each (given) · " in line(result)
 
-    @pytest.mark.parametrize("single", [False, True])
-    @pytest.mark.parametrize("workers", [[], ["-n", "1"]])
-    def test_what_hangs_is_ended(
+    @pytest.mark.parametrize(
+        ("sweep", "workers"),
+        [(None, ()), ({"n": [1]}, ()), ({"n": [1]}, ("-n", "1"))],
+        ids=["single", "serial", "xdist"],
+    )
+    def test_slow_experiment_is_ended_at_the_deadline(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
         results: Results,
-        single: bool,
-        workers: list[Any],
+        sweep: dict[str, Any] | None,
+        workers: tuple[str, ...],
     ) -> None:
-        write_study(noop={"fault": "hang"}, sweep=None if single else {"n": [1]}, execution={"n_cycles": 1})
-        result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-timeout", "3.5", *workers)
-        result.assert_outcomes(failed=1)
+        write_study(noop={"seconds": 5}, sweep=sweep, execution={"n_cycles": 1})
+        run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+        run("study.yaml", "-p", "llem", "--llem-timeout", "0.5", *workers).assert_outcomes(failed=1)
         error = results.manifest["experiments"][0]["error"]
-        assert (error["kind"], error["message"]) == ("timeout", "not done after 3.5 s")
+        assert (error["kind"], error["message"]) == ("timeout", "not done after 0.5 s")
 
     @pytest.mark.parametrize("text", ["0", "-1", "soon", "", "nan", "inf", "1e999"])
-    def test_what_cannot_be_meant_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
+    def test_invalid_timeout_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
         result = pytester.runpytest("-p", "llem", f"--llem-timeout={text}")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         told = f"must be a number of seconds, greater than 0 (got {text!r})"
@@ -274,23 +285,14 @@ class TestOption:
             assert f"ERROR: llem_timeout: {told}" in result.errlines
 
 
-def test_an_experiment_gets_the_deadline_of_the_plan(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_experiment_gets_the_deadline_of_the_plan(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
-    pytester.makeconftest(
-        """
-        import pytest
-        from pytest_llem.collection import experiment
-        from pytest_llem.isolation.outcome import Outcome
-        from pytest_llem.results.models import ErrorRecord
+    def fail(job: Job, timeout: float | None, **_: object) -> Outcome:
+        return Outcome(error=ErrorRecord(kind="crash", type="None", message=f"deadline {timeout}"))
 
-        def pytest_configure():
-            experiment.run_isolated = lambda job, timeout, **_: Outcome(
-                error=ErrorRecord(kind="crash", type="None", message=f"deadline {timeout}")
-            )
-        """
-    )
-    result = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    monkeypatch.setattr(experiment, "run_isolated", fail)
+    write_study(**{**TINY, "sweep": {"measurement.min_window_seconds": [0, 600]}})
+    result = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines_random(["crash: deadline 360.0", "crash: deadline 960.0"])

@@ -1,4 +1,4 @@
-"""Devices are owned by one process at a time, and GPU memory has come back before the next experiment starts."""
+"""A device has one owner at a time, and GPU memory has come back before the next experiment starts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -29,15 +29,24 @@ from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, devices_of, 
 from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.planning.host import Gpu, this_host
+from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import ExperimentConfig
-from tests.conftest import OTHER_PLUGINS, ROOT, Results
+from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import nvml
 from tests.support.nvml import Script
+from tests.support.processes import wait_until
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 LLEM = ("-p", "llem", "--llem-no-gaps")
 ESTIMATED = "energy is estimated from CPU time, not measured"
 ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
+
+#: Libraries' threads idle here; what is forked takes locks and waits, which needs none of them.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+WriteStudy = Callable[..., Path]
+GiveGpus = Callable[..., Script]
+Recorded = Callable[..., list[GapRecord]]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- which boards there are ----
 
 
-def _board(uuid: Any = A, **more: Any) -> Any:
+def _board(uuid: str = A, **more: Any) -> nvml.Board:
     return nvml.Board(uuid, [(0.0, 70.0)], {"memory_mb": 80_000, "power_limit_w": 700, **more})
 
 
@@ -65,12 +74,10 @@ def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def gpus(
-    nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_build: None
-) -> Callable[..., Any]:
+def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_build: None) -> GiveGpus:
     """Return what gives new processes boards."""
 
-    def give(*boards: Any) -> Any:
+    def give(*boards: nvml.Board) -> Script:
         script = Script(tmp_path / "script", list(boards))
         script.write()
         for name, value in nvml.environment(nvml_library, script).items():
@@ -80,7 +87,7 @@ def gpus(
     return give
 
 
-def test_what_nvml_tells_of_a_board(gpus: Callable[..., Any]) -> None:
+def test_board_is_what_nvml_says(gpus: GiveGpus) -> None:
     script = gpus(_board(name="Scripted H100", capability=9.0), _board(B, name="Old", capability=7.5, no_memory=1))
     h100 = Board(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
     old = Board(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
@@ -89,7 +96,7 @@ def test_what_nvml_tells_of_a_board(gpus: Callable[..., Any]) -> None:
     assert script.users() == 0
 
 
-def test_a_lost_board_is_none(gpus: Callable[..., Any]) -> None:
+def test_lost_board_is_left_out(gpus: GiveGpus) -> None:
     gpus(_board(lost_at=0), _board(B))
     env = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     seen = nvml.run(env, visible_boards)
@@ -103,7 +110,7 @@ def test_without_nvml_there_are_no_boards(tmp_path: Path, cuda_build: None) -> N
     assert nvml.run(env, visible_boards) == nvml.run(env, boards_for, "2.13.0") == Boards()
 
 
-def test_the_plan_counts_what_torch_would_use(gpus: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_counts_gpus_that_torch_would_use(gpus: GiveGpus, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(_board(name="a"), _board(B, name="b", capability=8.0), _board("GPU-c", no_memory=1))
     assert len(nvml.run(os.environ, this_host).gpus) == 2, "one without memory of its own is left out"
     env = os.environ | {"CUDA_VISIBLE_DEVICES": B}
@@ -128,53 +135,79 @@ TWO = (Board(A), Board(B))
         ({"backend": "vllm"}, Boards(TWO, TWO[0]), [A, B]),
     ],
 )
-def test_the_devices_of_an_experiment(config: dict[str, Any], boards: Boards, names: list[str]) -> None:
+def test_devices_of_an_experiment(config: dict[str, Any], boards: Boards, names: list[str]) -> None:
     assert sorted(devices_of(ExperimentConfig(model="m", **config), boards)) == names
 
 
 # ---- locks ----
 
 
-def _owner(experiment: str = "here", **changes: Any) -> Any:
+def _owner(experiment: str = "here", **changes: Any) -> Owner:
     return Owner.here("s", experiment).model_copy(update=changes)
 
 
+class Holder:
+    """Another process that owns devices: forked, since importing takes longer than all else here."""
+
+    def __init__(self, *names: str) -> None:
+        owns, said = os.pipe()
+        wait, self._release = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                os.close(self._release)
+                with owned(names, Owner.here("other", "there"), print) as ownership:
+                    ownership.note_used(dict.fromkeys(names, 0))
+                    os.write(said, b"!")
+                    os.read(wait, 1)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(said)
+        os.close(wait)
+        assert os.read(owns, 1) == b"!"
+        os.close(owns)
+
+    def release(self) -> None:
+        """Have it give the devices back and end. May be called again."""
+        if self._release >= 0:
+            with suppress(BrokenPipeError):  # it was killed
+                os.write(self._release, b"!")  # closing is not enough: whoever was forked since has it, too
+            os.close(self._release)
+            self._release = -1
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
 @contextmanager
-def _holding(*names: Any, experiment: str = "there") -> Iterator[Any]:
-    """Have another process own devices, from before until after; give that process."""
-    code = (
-        "import sys, time; from pytest_llem.isolation.devices import owned\n"
-        "from pytest_llem.isolation.owner import Owner\n"
-        f"with owned({names!r}, Owner.here('other', {experiment!r}), print) as ownership:\n"
-        "    ownership.note_used({name: 0 for name in " + repr(names) + "})\n"
-        "    print('owned', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout.readline() == "owned\n"
-        try:
-            yield process
-        finally:
-            process.stdin.close()
-            process.wait(60)
+def _holding(*names: str) -> Iterator[Holder]:
+    """Have another process own devices, from before until after."""
+    holder = Holder(*names)
+    try:
+        yield holder
+    finally:
+        holder.release()
+        os.waitpid(holder.pid, 0)
 
 
-class Told(list):
-    """What was told; the first time something is, *then* is called."""
+class Told(list[str]):
+    """What was reported; the first time something is, *then* is called."""
 
-    def __init__(self, then: Any = lambda: None) -> None:
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
         self._then = then
 
-    def __call__(self, line: Any) -> None:
+    def __call__(self, line: str) -> None:
         self.append(line)
         self._then()
 
 
-def _text(process: Any, experiment: str = "there") -> Any:
+def _text(process: Holder, experiment: str = "there") -> str:
     return rf"cpu: pid {process.pid} runs study other, experiment {experiment} since \d\d:\d\d:\d\d"
 
 
-def test_what_is_free_is_had_at_once() -> None:
+def test_free_device_is_owned_at_once() -> None:
     told = Told()
     for _ in range(3):
         with owned([CPU], _owner(), told) as ownership:
@@ -182,72 +215,80 @@ def test_what_is_free_is_had_at_once() -> None:
     assert told == []
 
 
-def test_who_waits_says_for_whom() -> None:
+def test_wait_is_reported_with_the_owner() -> None:
     with _holding(CPU) as other:
-        told = Told(other.stdin.close)
+        told = Told(other.release)
         with owned([CPU], _owner(), told) as ownership:
             assert ownership.waited_seconds > 0
-        assert re.fullmatch(_text(other), ownership.waited_for)
+        assert re.fullmatch(_text(other), ownership.waited_for or "")
         assert ownership.used_before == {CPU: 0}, "though the other one ended after this one had begun to wait"
     assert told == [f"waiting for {ownership.waited_for}"]
 
 
-def test_who_waits_uses_no_cpu() -> None:
+def test_wait_sleeps_between_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps: list[float] = []
     with _holding(CPU) as other:
-        timer = threading.Timer(3, other.stdin.close)
-        timer.start()
-        before = time.process_time()
-        with owned([CPU], _owner(), Told()) as ownership:
-            used = time.process_time() - before
-        timer.join()
-    assert used < 0.05 * ownership.waited_seconds
+
+        def sleep(seconds: float) -> None:
+            sleeps.append(seconds)
+            if len(sleeps) == 5:
+                other.release()
+                os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+
+        monkeypatch.setattr(devices, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        with owned([CPU], _owner(), Told()):
+            pass
+    assert sleeps == [devices.POLL_S] * 5
 
 
-def test_a_dead_owners_lock_is_free_and_he_is_not_told_of(folder: Path) -> None:
+def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
     with _holding(CPU) as other:
-        told = Told(lambda: os.kill(other.pid, signal.SIGKILL))
+        told = Told(other.kill)
         with owned([CPU], _owner(), told) as ownership:
-            assert re.fullmatch(_text(other), ownership.waited_for)
+            assert re.fullmatch(_text(other), ownership.waited_for or "")
     with _holding(CPU) as other:
         note = (folder / "cpu.json").read_text()
-        os.kill(other.pid, signal.SIGKILL)
+        other.kill()
     assert json.loads(note)["pid"] == other.pid
     assert json.loads(note)["ended"] is None
     with _holding(CPU) as third:
         (folder / "cpu.json").write_text(note)  # as though the third one could not write his own
-        told = Told(third.stdin.close)
+        told = Told(third.release)
         with owned([CPU], _owner(), told) as ownership:
             assert ownership.waited_for == "cpu: another process has it"
 
 
-def test_one_that_waits_and_is_stopped_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "PATIENCE_S", 1.0)
+def test_stopped_process_that_waits_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "PATIENCE_S", 0.5)
     with _holding(CPU) as first:
-        code = (
-            "from pytest_llem.isolation.devices import owned\n"
-            "from pytest_llem.isolation.owner import Owner\n"
-            "with owned(['cpu'], Owner.here('other', 'next'), lambda line: print('waits', flush=True)): pass"
-        )
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as second:
-            assert second.stdout.readline() == "waits\n"
-            os.kill(second.pid, signal.SIGSTOP)
-            first.stdin.close()
-            first.wait(60)
-            with owned([CPU], _owner(), Told()) as ownership:
-                assert ownership.waited_seconds >= 1
-            os.kill(second.pid, signal.SIGCONT)
-            assert second.wait(60) == 0
+        waits, said = os.pipe()
+        second = os.fork()
+        if second == 0:
+            try:
+                with owned([CPU], Owner.here("other", "next"), Told(lambda: os.write(said, b"!"))):
+                    pass
+            finally:
+                os._exit(0)
+        assert os.read(waits, 1) == b"!"
+        os.kill(second, signal.SIGSTOP)
+        first.release()
+        with owned([CPU], _owner(), Told()) as ownership:
+            assert ownership.waited_seconds >= 0.5
+        os.kill(second, signal.SIGCONT)
+        assert os.waitpid(second, 0)[1] == 0
+        os.close(waits)
+        os.close(said)
 
 
-def test_a_process_of_the_same_id_is_another_one() -> None:
+def test_process_with_a_reused_id_is_another_one() -> None:
     assert _owner().is_running()
     assert not _owner(began=psutil.Process().create_time() - 60).is_running()
     assert not _owner(ended=datetime.now(UTC)).is_running()
 
 
-def test_several_are_had_together() -> None:
+def test_several_devices_are_owned_together() -> None:
     with _holding(B) as other:
-        told = Told(other.stdin.close)
+        told = Told(other.release)
         with owned([B, A], _owner(), told) as ownership:
             assert ownership.devices == {A, B}
             assert told[0].startswith(f"waiting for {B}: pid {other.pid} ")
@@ -259,7 +300,7 @@ def _give_up() -> None:
     raise TimeoutError("it waits")
 
 
-def test_a_wait_can_be_interrupted_and_leaves_nothing_held() -> None:
+def test_interrupted_wait_holds_nothing() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -269,25 +310,27 @@ def test_a_wait_can_be_interrupted_and_leaves_nothing_held() -> None:
         pass
 
 
-def test_who_has_waited_longer_comes_first() -> None:
+def test_process_that_waits_comes_before_one_that_returns() -> None:
     """One that wants it again at once does not get it before another that waits."""
-    code = (
-        "import sys; from pytest_llem.isolation.devices import owned\n"
-        "from pytest_llem.isolation.owner import Owner\n"
-        "for turn in range(3):\n"
-        "    with owned(['cpu'], Owner.here('s', f'{sys.argv[1]}{turn}'), print):\n"
-        "        __import__('time').sleep(0.6); open('order', 'a').write(sys.argv[1])"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    folder = Path(tempfile.gettempdir())
-    running = [subprocess.Popen([sys.executable, "-c", code, name], cwd=folder, env=env) for name in "ab"]
-    assert [process.wait(60) for process in running] == [0, 0]
-    order = (folder / "order").read_text()
-    assert sorted(order) == [*"aaabbb"]
-    assert not re.match("(aaa|bbb)", order)
+    order = Path(tempfile.gettempdir()) / "order"
+    pids = {}
+    for name in "ab":
+        pids[name] = os.fork()
+        if pids[name] == 0:
+            try:
+                for turn in range(3):
+                    with owned([CPU], _owner(f"{name}{turn}"), Told()):
+                        time.sleep(0.4)
+                        with order.open("a") as file:
+                            file.write(name)
+            finally:
+                os._exit(0)
+    assert [os.waitpid(pid, 0)[1] for pid in pids.values()] == [0, 0]
+    assert sorted(order.read_text()) == [*"aaabbb"]
+    assert not re.match("(aaa|bbb)", order.read_text())
 
 
-def test_anybody_may_use_the_locks(folder: Path) -> None:
+def test_locks_are_open_to_all_users(folder: Path) -> None:
     before = os.umask(0o077)
     try:
         with owned([CPU], _owner(), Told()):
@@ -298,7 +341,7 @@ def test_anybody_may_use_the_locks(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
-def test_two_users_share_them() -> None:
+def test_two_users_share_the_locks() -> None:
     nobody = 65534
     with tempfile.TemporaryDirectory(dir="/tmp") as shared:
         Path(shared).chmod(0o1777)
@@ -328,7 +371,7 @@ def test_two_users_share_them() -> None:
     ],
     ids=["a link", "a file", "a lock that is a link", "a lock that is a folder"],
 )
-def test_where_there_cannot_be_locks(folder: Path, spoil: Callable[..., Any], message: str) -> None:
+def test_unusable_lock_folder_is_an_error(folder: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(folder)
     with pytest.raises(DeviceError) as caught, owned([CPU], _owner(), Told()):
         pass
@@ -350,7 +393,7 @@ def test_where_there_cannot_be_locks(folder: Path, spoil: Callable[..., Any], me
     ],
     ids=["garbage", "no text", "nested", "a pipe", "a link", "a link before it", "no process"],
 )
-def test_whatever_lies_where_a_note_should_be(folder: Path, put: Callable[..., Any]) -> None:
+def test_unreadable_note_is_replaced(folder: Path, put: Callable[[Path, Path], object]) -> None:
     folder.mkdir()
     other = folder.parent / "other"
     other.write_text("theirs")
@@ -361,7 +404,7 @@ def test_whatever_lies_where_a_note_should_be(folder: Path, put: Callable[..., A
     assert other.read_text() == "theirs"
 
 
-def test_what_a_note_says_is_fit_for_a_terminal() -> None:
+def test_note_of_an_owner_is_printable() -> None:
     text = str(_owner("\x1b[31m" + "x" * 9000, study="a\nb", worker="gw1"))
     assert text.isprintable()
     assert text.startswith(f"pid {os.getpid()} (gw1) runs study a?b, experiment ?[31mxxx")
@@ -382,7 +425,7 @@ NOW = datetime.now(UTC)
         ({"pid": 1, "ended": NOW + timedelta(days=5)}, None),
     ],
 )
-def test_whose_memory_is_waited_for(last: dict[str, Any], used: int | None) -> None:
+def test_which_owners_memory_is_waited_for(last: dict[str, Any], used: int | None) -> None:
     assert _owner(**{"used_bytes": 7, **last}).used_before(_owner(since=NOW)) == used
 
 
@@ -390,21 +433,22 @@ def test_whose_memory_is_waited_for(last: dict[str, Any], used: int | None) -> N
 
 
 class Memory:
-    def __init__(self, *course: Any) -> None:
+    def __init__(self, *course: tuple[float, dict[str, int | None]]) -> None:
         """Take looks, in bytes by UUID, from when on."""
-        self.now, self.sleeps = 0.0, []
+        self.now = 0.0
+        self.sleeps: list[float] = []
         self._course = course
         self.memory = GpuMemory(gauges=self._gauges, sleep=self._sleep, clock=lambda: self.now)
 
     @contextmanager
-    def _gauges(self) -> Iterator[Any]:
+    def _gauges(self) -> Iterator[Callable[[], dict[str, GpuState]]]:
         yield lambda: [
             {uuid: GpuState(used_bytes=used) for uuid, used in look.items()}
             for since, look in self._course
             if since <= self.now
         ][-1]
 
-    def _sleep(self, seconds: Any) -> None:
+    def _sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
         self.now += seconds
 
@@ -427,61 +471,56 @@ GB = 10**9
         ([(0, {})], {A: GB}, Settled(None, None, {})),
     ],
 )
-def test_memory_is_waited_for(course: list[Any], before: dict[str, Any], settled: Settled) -> None:
+def test_memory_is_waited_for_up_to_a_limit(course: list[Any], before: dict[str, Any], settled: Settled) -> None:
     host = Memory(*course)
     assert host.memory.settle({A}, before) == settled
     assert max(host.sleeps, default=0) <= 0.25
 
 
-def test_without_a_gpu_nothing_is_looked_at() -> None:
+def test_memory_is_not_read_without_a_gpu() -> None:
     assert GpuMemory(gauges=pytest.fail).settle(set(), {}) == Settled()
 
 
 # ---- whole runs ----
 
 
-class Spans:
-    """What engines noted of when they began and ended."""
+@pytest.fixture
+def spans(tmp_path: Path) -> Path:
+    """The file in which engines note when they began and ended."""
+    return tmp_path / "spans"
 
-    def __init__(self, path: Any) -> None:
-        self.path = path
 
-    def overlap(self, count: Any) -> Any:
-        """Whether any two of *count* processes overlap."""
-        lines = [line.split() for line in self.path.read_text().splitlines()]
-        assert len(lines) == 2 * count
-        running = 0
-        for _, what, _ in sorted(lines, key=lambda line: float(line[0])):
-            running += {"begins": 1, "ends": -1}[what]
-            if running > 1:
-                return True
-        return False
+def _overlap(spans: Path, count: int) -> bool:
+    """Whether any two of *count* processes overlap."""
+    lines = [line.split() for line in spans.read_text().splitlines()]
+    assert len(lines) == 2 * count
+    running = 0
+    for _, what, _ in sorted(lines, key=lambda line: float(line[0])):
+        running += {"begins": 1, "ends": -1}[what]
+        if running > 1:
+            return True
+    return False
 
 
 @pytest.fixture
-def spans(tmp_path: Path) -> Spans:
-    return Spans(tmp_path / "spans")
-
-
-@pytest.fixture
-def recorded(results: Results) -> Callable[..., Any]:
+def recorded(results: Results) -> Recorded:
     """Return the recorded gaps of the completed experiments of a run, in run order."""
 
-    def read(root: Any = None) -> Any:
+    def read(root: Path | None = None) -> list[GapRecord]:
         [directory] = [path for path in (root or results.root).iterdir() if path.is_dir()]
         entries = json.loads((directory / "manifest.json").read_text())["experiments"]
         texts = [(directory / one["result_file"]).read_text() for one in entries if one["status"] == "completed"]
-        return [ExperimentResult.model_validate_json(text).gap for text in texts]
+        gaps = [ExperimentResult.model_validate_json(text).gap for text in texts]
+        return [gap for gap in gaps if gap is not None]
 
     return read
 
 
-def _start(pytester: pytest.Pytester, *arguments: Any, **env: Any) -> Any:
+def _start(pytester: pytest.Pytester, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pytest", *arguments]
     return subprocess.Popen(
         command,
         cwd=pytester.path,
-        env=os.environ | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -489,119 +528,116 @@ def _start(pytester: pytest.Pytester, *arguments: Any, **env: Any) -> Any:
     )
 
 
-def test_workers_take_turns(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], recorded: Callable[..., Any], spans: Spans
+def test_xdist_workers_do_not_overlap(
+    pytester: pytest.Pytester, write_study: WriteStudy, recorded: Recorded, spans: Path
 ) -> None:
-    write_study(sweep={"n": [1, 2, 3, 4]}, noop={"span": str(spans.path), "seconds": 0.1}, execution=ONE_CYCLE)
+    write_study(sweep={"n": [1, 2, 3, 4]}, noop={"span": str(spans), "seconds": 0.1}, execution=ONE_CYCLE)
     run = pytester.runpytest_subprocess("study.yaml", *LLEM, "-n", "2")
     run.assert_outcomes(passed=4)
-    assert not spans.overlap(4)
+    assert not _overlap(spans, 4)
     gaps = recorded()
     waited = [gap for gap in gaps if gap.waited_seconds]
     assert waited, "two that start together cannot both be first"
     who = r"cpu: (pid \d+ \(gw[01]\) runs study noop, experiment n=\d since \d\d:\d\d:\d\d|another process.*)"
-    assert all(re.match(who, gap.waited_for) for gap in waited)
+    assert all(re.match(who, gap.waited_for or "") for gap in waited)
     assert all(gap.waited_for is None for gap in gaps if gap not in waited)
-    assert all(gap.memory_waited_seconds is gap.memory_left_mb is None for gap in gaps), "there is no GPU"
+    assert all((gap.memory_waited_seconds, gap.memory_left_mb) == (None, None) for gap in gaps), "there is no GPU"
 
 
-def test_two_runs_take_turns_and_the_second_one_says_so(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], recorded: Callable[..., Any], spans: Spans
+def test_two_runs_do_not_overlap_and_one_reports_its_wait(
+    pytester: pytest.Pytester, write_study: WriteStudy, recorded: Recorded, spans: Path
 ) -> None:
-    write_study(sweep={"n": [1, 2, 3]}, noop={"span": str(spans.path), "seconds": 0.3}, execution=ONE_CYCLE)
+    write_study(sweep={"n": [1, 2]}, noop={"span": str(spans), "seconds": 0.3}, execution=ONE_CYCLE)
     runs = [_start(pytester, "study.yaml", *LLEM, f"--llem-results-dir={name}") for name in "ab"]
     outputs = [run.communicate(timeout=120)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
-    assert not spans.overlap(6)
-    told = 0
+    assert not _overlap(spans, 4)
     for name, output, other in zip("ab", outputs, reversed(runs), strict=True):
         gaps = [gap for gap in recorded(pytester.path / name) if gap.waited_seconds]
         lines = re.findall(r"^llem: waiting for cpu: pid (\d+) runs study noop, experiment n=\d", output, re.M)
         assert lines == [str(other.pid)] * len(lines)
         assert len(lines) <= len(gaps)
-        told += len(lines)
-    assert told, "at least one of them waited for the other"
+
+
+@pytest.fixture
+def release_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Have a wait in this process call a function once it has been reported."""
+    wait = devices._Waiting.wait
+
+    def after(release: Callable[[], object]) -> None:
+        def noted(waiting: devices._Waiting, name: str, holder: Owner | None) -> None:
+            wait(waiting, name, holder)
+            if waiting._told:
+                release()
+
+        monkeypatch.setattr(devices._Waiting, "wait", noted)
+
+    return after
+
+
+ReleaseAfter = Callable[[Callable[[], object]], None]
 
 
 @pytest.mark.parametrize("quiet", [(), ("-q",)])
-def test_the_terminal_says_for_whom(
+def test_terminal_names_the_owner_once(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    recorded: Callable[..., Any],
+    write_study: WriteStudy,
+    recorded: Recorded,
+    release_after: ReleaseAfter,
     quiet: tuple[str, ...],
 ) -> None:
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
-    pytester.makeconftest(
-        """
-        import pytest_llem.isolation.devices as devices
-
-        wait = devices._Waiting.wait
-
-        def noted(self, name, holder):
-            open("waits", "a").close()
-            wait(self, name, holder)
-
-        devices._Waiting.wait = noted
-        """
-    )
     with _holding(CPU) as other:
-        run = _start(pytester, "study.yaml", *LLEM, *quiet)
-        _wait_until((pytester.path / "waits").exists)
-    output, _ = run.communicate(timeout=60)
-    assert run.returncode == 0
-    lines = [line for line in output.splitlines() if "waiting" in line]
+        tries: list[None] = []
+
+        def release_at_the_third() -> None:
+            tries.append(None)
+            if len(tries) == 3:
+                other.release()
+
+        release_after(release_at_the_third)
+        run = pytester.runpytest_inprocess("study.yaml", *LLEM, *quiet)
+    assert run.ret == 0
+    lines = [line for line in run.outlines if "waiting" in line]
     assert len(lines) == (0 if quiet else 1), "once, however long it takes"
     assert all(re.fullmatch(rf"llem: waiting for {_text(other)}", line) for line in lines)
     [gap] = recorded()
-    assert re.fullmatch(_text(other), gap.waited_for)
-    assert gap.waited_seconds > 0
+    assert re.fullmatch(_text(other), gap.waited_for or "")
+    assert gap.waited_seconds
 
 
-def _wait_until(there: Any, seconds: int = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_on_different_gpus_nobody_waits(
+def test_run_on_another_gpu_does_not_wait(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Callable[..., Any],
-    recorded: Callable[..., Any],
+    write_study: WriteStudy,
+    gpus: GiveGpus,
+    recorded: Recorded,
     folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpus(_board(A), _board(B))
-    write_study(sweep={"n": [1, 2]}, noop={"seconds": 0.3}, execution=ONE_CYCLE)
-    runs = [
-        _start(pytester, "study.yaml", *LLEM, f"--llem-results-dir={name}", CUDA_VISIBLE_DEVICES=visible)
-        for name, visible in [("a", "0"), ("b", "1")]
-    ]
-    assert [(run.communicate(timeout=120)[1], run.returncode) for run in runs] == [(None, 0)] * 2
-    for name in "ab":
-        assert [gap.waited_seconds for gap in recorded(pytester.path / name)] == [0, 0]
-    assert {path.stem for path in folder.iterdir()} == {A, B}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
+    with _holding(A), _holding(CPU):
+        pytester.runpytest_subprocess("study.yaml", *LLEM, timeout=120).assert_outcomes(passed=1)
+    assert [gap.waited_seconds for gap in recorded()] == [0]
+    assert {path.stem for path in folder.iterdir()} == {A, B, CPU}
 
 
-def test_an_engine_that_may_use_any_gpu_owns_all(
-    pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Callable[..., Any],
-    recorded: Callable[..., Any],
+def test_engine_that_may_use_any_gpu_owns_all(
+    pytester: pytest.Pytester, write_study: WriteStudy, gpus: GiveGpus, recorded: Recorded
 ) -> None:
     gpus(_board(A), _board(B))
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
-    with _holding(CPU), _holding(B) as other:
+    with _holding(B) as other:
         run = _start(pytester, "study.yaml", *LLEM)
+        assert run.stdout is not None
         assert any(f"llem: waiting for {B}: pid {other.pid} " in line for line in run.stdout)
     run.communicate(timeout=60)
     [gap] = recorded()
-    assert gap.waited_for.startswith(f"{B}: pid {other.pid} runs study other")
+    assert (gap.waited_for or "").startswith(f"{B}: pid {other.pid} runs study other")
 
 
-def test_what_starts_no_process_waits_for_nobody(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_items_without_a_process_do_not_wait(pytester: pytest.Pytester, write_study: WriteStudy) -> None:
     write_study(sweep={"n": [1]}, runners={"noop": "docker"}, execution=ONE_CYCLE)
     write_study("skipped.yaml", sweep={"n": [1]}, execution=ONE_CYCLE)
     pytester.makepyfile(test_plain="def test_plain(): pass")
@@ -615,27 +651,39 @@ def test_what_starts_no_process_waits_for_nobody(
                     item.add_marker(pytest.mark.skip)
         """
     )
-    with _holding(CPU):
-        run = pytester.runpytest_subprocess("study.yaml", "skipped.yaml", "test_plain.py", *LLEM, timeout=60)
+    with _holding(CPU) as other:
+        run = pytester.runpytest_inprocess("study.yaml", "skipped.yaml", "test_plain.py", *LLEM)
+        assert os.waitpid(other.pid, os.WNOHANG) == (0, 0), "it owns the device to the end"
     run.assert_outcomes(failed=1, skipped=1, passed=1)
 
 
-def _let_in(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+def _let_in(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     others = [one for one in OTHER_PLUGINS if one != name]
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{one}" for one in others))
 
 
-def test_no_time_limit_counts_the_wait(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+def test_time_limit_does_not_count_the_wait(
+    pytester: pytest.Pytester,
+    write_study: WriteStudy,
+    monkeypatch: pytest.MonkeyPatch,
+    release_after: ReleaseAfter,
 ) -> None:
+    """pytest-timeout's timer is set once the device is owned."""
     _let_in(monkeypatch, "timeout")
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
-    with _holding(CPU):
-        run = _start(pytester, "study.yaml", *LLEM, "--timeout=8")
-        assert any("waiting for cpu" in line for line in run.stdout)
-        time.sleep(8.5)
-        assert run.poll() is None
-    assert "1 passed" in run.communicate(timeout=60)[0]
+    pytester.makeconftest(
+        """
+        import pathlib
+        from pytest_llem.collection.experiment import GAP
+
+        def pytest_timeout_set_timer(item, settings):
+            pathlib.Path("waited").write_text(str(item.stash[GAP].waited_seconds))
+        """
+    )
+    with _holding(CPU) as other:
+        release_after(other.release)
+        pytester.runpytest_inprocess("study.yaml", *LLEM, "--timeout=600").assert_outcomes(passed=1)
+    assert float((pytester.path / "waited").read_text()) > 0
 
 
 IS_OWNED = """
@@ -657,12 +705,12 @@ IS_OWNED = """
 """
 
 
-def test_it_is_owned_from_set_up_to_the_last_rerun(
+def test_device_is_owned_from_set_up_to_the_last_rerun(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
+    write_study: WriteStudy,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    recorded: Callable[..., Any],
+    recorded: Recorded,
 ) -> None:
     _let_in(monkeypatch, "rerunfailures")
     write_study(sweep={"n": [1]}, noop={"fail_once": str(tmp_path / "failed")}, execution=ONE_CYCLE)
@@ -685,7 +733,7 @@ def test_it_is_owned_from_set_up_to_the_last_rerun(
         note("end")
 """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "test_plain.py", *LLEM, "--reruns=1")
+    run = pytester.runpytest_inprocess("study.yaml", "test_plain.py", *LLEM, "--reruns=1")
     assert run.parseoutcomes() == {"passed": 2, "rerun": 1}
     seen = (pytester.path / "seen").read_text().splitlines()
     ours, plain = ["start True", "call True", "teardown True"], ["start False", "call False", "teardown False"]
@@ -702,8 +750,8 @@ def test_it_is_owned_from_set_up_to_the_last_rerun(
         ("runtest_logstart(nodeid)", "ValueError"),  # an internal error
     ],
 )
-def test_it_is_given_back_whatever_ends_the_run(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], hook: str, error: str
+def test_device_is_released_whatever_ends_the_run(
+    pytester: pytest.Pytester, write_study: WriteStudy, hook: str, error: str
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -717,17 +765,17 @@ def test_it_is_given_back_whatever_ends_the_run(
         note("end")
 """
     )
-    pytester.runpytest_subprocess("study.yaml", *LLEM, timeout=60)
+    pytester.runpytest_inprocess("study.yaml", *LLEM, no_reraise_ctrlc=True)
     assert (pytester.path / "seen").read_text().splitlines() == ["call True", "end False"]
 
 
-def test_without_locks_the_experiment_fails_and_says_why(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], folder: Path, results: Results
+def test_experiment_fails_where_devices_cannot_be_locked(
+    pytester: pytest.Pytester, write_study: WriteStudy, folder: Path, results: Results
 ) -> None:
     folder.symlink_to(folder.parent)
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     pytester.makepyfile(test_plain="def test_plain(): pass")
-    run = pytester.runpytest_subprocess("study.yaml", "test_plain.py", *LLEM)
+    run = pytester.runpytest_inprocess("study.yaml", "test_plain.py", *LLEM)
     run.assert_outcomes(failed=1, passed=1)
     run.stdout.fnmatch_lines(["preflight: devices cannot be locked: */pytest-llem-locks is no folder; remove it"])
     [entry] = results.manifest["experiments"]
@@ -736,7 +784,7 @@ def test_without_locks_the_experiment_fails_and_says_why(
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
 def test_ctrl_c_ends_the_wait(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: tuple[str, ...]
+    pytester: pytest.Pytester, write_study: WriteStudy, results: Results, workers: tuple[str, ...]
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -755,7 +803,7 @@ def test_ctrl_c_ends_the_wait(
     )
     with _holding(CPU):
         run = _start(pytester, "study.yaml", *LLEM, *workers)
-        _wait_until(lambda: len(list(pytester.path.glob("waits-*"))) == (2 if workers else 1))
+        wait_until(lambda: len(list(pytester.path.glob("waits-*"))) == (2 if workers else 1))
         os.killpg(run.pid, signal.SIGINT)
         run.communicate(timeout=60)
     assert run.returncode == pytest.ExitCode.INTERRUPTED
@@ -763,23 +811,27 @@ def test_ctrl_c_ends_the_wait(
     assert set(results.statuses().values()) == {"pending"}
 
 
-def test_a_killed_runs_device_is_free_at_once(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], recorded: Callable[..., Any], tmp_path: Path
+def test_device_of_a_killed_run_is_free_at_once(
+    pytester: pytest.Pytester,
+    write_study: WriteStudy,
+    recorded: Recorded,
+    tmp_path: Path,
+    release_after: ReleaseAfter,
 ) -> None:
     write_study(
         "hangs.yaml", sweep={"n": [1]}, noop={"fault": "hang", "report": str(tmp_path)}, execution=ONE_CYCLE
     )
     write_study(sweep={"n": [2]}, execution=ONE_CYCLE)
     first = _start(pytester, "hangs.yaml", *LLEM, "--llem-results-dir=first")
-    _wait_until(lambda: list(tmp_path.glob("*.json")))
-    second = _start(pytester, "study.yaml", *LLEM)
-    line = next(line for line in second.stdout if "waiting" in line)
-    assert line.startswith(f"llem: waiting for cpu: pid {first.pid} runs study noop, experiment n=1 since ")
-    first.kill()
+    wait_until(lambda: list(tmp_path.glob("*.json")))
+    release_after(first.kill)
+    second = pytester.runpytest_inprocess("study.yaml", *LLEM, "--llem-results-dir=second")
     first.communicate(timeout=60)
-    second.communicate(timeout=60)
-    assert second.returncode == 0
-    third = pytester.runpytest_subprocess("study.yaml", *LLEM, "--llem-results-dir=third")
+    second.assert_outcomes(passed=1)
+    second.stdout.fnmatch_lines(
+        [f"llem: waiting for cpu: pid {first.pid} runs study noop, experiment n=1 since *"]
+    )
+    third = pytester.runpytest_inprocess("study.yaml", *LLEM, "--llem-results-dir=third")
     assert [gap.waited_seconds for gap in recorded(pytester.path / "third")] == [0]
     third.stdout.no_fnmatch_line("*waiting*")
 
@@ -808,95 +860,58 @@ MEMORY = """
 """
 
 
-def _used(mb: int = 500) -> Any:
+def _used(mb: int = 500) -> nvml.Board:
     board = _board()
     board.used_mb = [(0.0, mb)]
     return board
 
 
-def test_memory_that_comes_back_late_is_waited_for(
-    pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Callable[..., Any],
-    recorded: Callable[..., Any],
-    results: Results,
+def test_memory_is_waited_for_between_experiments_and_runs(
+    pytester: pytest.Pytester, write_study: WriteStudy, gpus: GiveGpus, recorded: Recorded, results: Results
 ) -> None:
+    """The first experiment's comes back late; the second one's stays, and so does that of the run."""
     script = gpus(_used())
-    write_study(sweep={"n": [1, 2, 3]}, execution=ONE_CYCLE)
+    write_study(sweep={"n": [1, 2, 3, 4]}, execution=ONE_CYCLE)
     pytester.makeconftest(
         MEMORY
         + """
     def after(count):
         if count == 1:
             memory.LONGEST_S = 60
-            uses((0, 2500), (2, 520))
-"""
-    )
-    pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=3)
-    first, second, third = recorded()
-    assert (first.memory_waited_seconds, first.memory_left_mb) == (None, None), "nothing was before it"
-    assert 0 < second.memory_waited_seconds < 60
-    assert (third.memory_waited_seconds, third.memory_left_mb) == (0, {})
-    assert second.memory_left_mb == {}
-    assert results.study_result["warnings"] == [ESTIMATED]
-    assert script.users() == 0
-
-
-def test_memory_that_stays_is_told_and_what_follows_runs(
-    pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Callable[..., Any],
-    recorded: Callable[..., Any],
-    results: Results,
-) -> None:
-    gpus(_used())
-    write_study(sweep={"n": [1, 2, 3]}, execution=ONE_CYCLE)
-    pytester.makeconftest(
-        MEMORY
-        + """
-    def after(count):
-        if count == 1:
+            uses((0, 2500), (1, 520))
+        if count == 2:
+            memory.LONGEST_S = 0.9
             uses((0, 2500))
+        if count == 4:
+            uses((0, 4500))
 """
     )
     run = pytester.runpytest_subprocess("study.yaml", *LLEM)
-    run.assert_outcomes(passed=3)
-    _, second, third = recorded()
-    assert second.memory_waited_seconds >= 0.9
-    assert second.memory_left_mb == {A: 2000.0}
-    assert (third.memory_waited_seconds, third.memory_left_mb) == (0, {}), "it was there before the second one too"
-    warning, _ = results.study_result["warnings"]
+    run.assert_outcomes(passed=4)
+    first, second, third, fourth = recorded()
+    assert (first.memory_waited_seconds, first.memory_left_mb) == (None, None), "nothing was before it"
+    assert 0 < (second.memory_waited_seconds or 0) < 60
+    assert second.memory_left_mb == {}
+    assert (third.memory_waited_seconds or 0) >= 0.9
+    assert third.memory_left_mb == {A: 1980.0}
+    assert (fourth.memory_waited_seconds, fourth.memory_left_mb) == (0, {})
+    warning, estimated = results.study_result["warnings"]
+    assert estimated == ESTIMATED
     assert warning.startswith(f"{A} had not given back the memory of the experiment before: ")
-    assert warning.endswith(" (n=2)")
+    assert warning.endswith(" (n=3)")
     run.stdout.fnmatch_lines([f"warning: {A} had not given back the memory of the experiment before: *"])
+    again = pytester.runpytest_subprocess("study.yaml", *LLEM, "--llem-results-dir=again", "-k", "n=1")
+    again.assert_outcomes(passed=1)
+    [fifth] = recorded(pytester.path / "again")
+    assert fifth.memory_left_mb == {A: 2000.0}
+    assert script.users() == 0
 
 
-def test_memory_of_a_run_before_is_waited_for_too(
+def test_memory_of_the_attempt_before_is_waited_for(
     pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Callable[..., Any],
-    recorded: Callable[..., Any],
-) -> None:
-    gpus(_used())
-    write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
-    pytester.makeconftest(
-        MEMORY
-        + """
-    def after(count):
-        uses((0, 2500))
-"""
-    )
-    for name in ("first", "second"):
-        pytester.runpytest_subprocess("study.yaml", *LLEM, f"--llem-results-dir={name}").assert_outcomes(passed=1)
-    [second] = recorded(pytester.path / "second")
-    assert second.memory_left_mb == {A: 2000.0}
-
-
-def test_memory_of_an_attempt_before_is_waited_for_too(
-    pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Callable[..., Any],
-    recorded: Callable[..., Any],
+    write_study: WriteStudy,
+    gpus: GiveGpus,
+    recorded: Recorded,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -920,19 +935,7 @@ def test_memory_of_an_attempt_before_is_waited_for_too(
     assert (gap.note, gap.memory_left_mb) == ("run again at once", {A: 2000.0})
 
 
-def test_memory_that_is_not_told_is_not_claimed_to_be_back(
-    pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Callable[..., Any],
-    recorded: Callable[..., Any],
-) -> None:
-    gpus(_board(no_memory=1))
-    write_study(sweep={"n": [1, 2]}, execution=ONE_CYCLE)
-    pytester.runpytest_subprocess("study.yaml", *LLEM).assert_outcomes(passed=2)
-    assert [(gap.memory_waited_seconds, gap.memory_left_mb) for gap in recorded()] == [(None, None)] * 2
-
-
-def test_devices_are_passed_on_to_the_next_experiment() -> None:
+def test_devices_pass_to_the_next_experiment() -> None:
     with owned([CPU], _owner("one"), Told()) as ownership:
         ownership.note_used({CPU: 7})
         ownership.waited_seconds = 3.0
@@ -942,14 +945,19 @@ def test_devices_are_passed_on_to_the_next_experiment() -> None:
         assert (ownership.waited_seconds, ownership.waited_for) == (0.0, None)
 
 
-def test_unless_somebody_waits_for_one() -> None:
-    code = (
-        "from pytest_llem.isolation.devices import owned\nfrom pytest_llem.isolation.owner import Owner\n"
-        f"with owned(['{CPU}'], Owner.here('other', 'there'), lambda line: print('waits', flush=True)): pass"
-    )
+def test_devices_do_not_pass_on_while_another_process_waits() -> None:
+    waits, said = os.pipe()
     with owned([CPU], _owner("one"), Told()) as ownership:
-        waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        assert waiting.stdout.readline() == "waits\n"
+        waiting = os.fork()
+        if waiting == 0:
+            status = 1
+            try:
+                with owned([CPU], Owner.here("other", "there"), Told(lambda: os.write(said, b"!"))):
+                    status = 0
+            finally:
+                os._exit(status)
+        assert os.read(waits, 1) == b"!"
         assert not ownership.pass_on(_owner("two"))
-    assert waiting.wait(60) == 0
-    waiting.stdout.close()
+    assert os.waitpid(waiting, 0)[1] == 0
+    os.close(waits)
+    os.close(said)

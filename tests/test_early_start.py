@@ -1,4 +1,4 @@
-"""The next experiment's process imports while its turn is waited for; the last one's exits meanwhile."""
+"""The next experiment's process imports during the gap before it; the last one's exits meanwhile."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from signal import Signals
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from pytest_llem.isolation import child
+from pytest_llem.isolation.launcher import Job, Started, run_isolated
 from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
-#: An engine that takes its time to import and to exit, and notes who was there when.
+#: An engine that takes its time to import and to exit, and notes when it did what.
 ENGINE = """
-    import atexit, json, os, time
+    import atexit, json, os, tempfile, time
     from pathlib import Path
+    import filelock
     from noop_engine import NoopEngine
+    from pytest_llem.isolation.devices import FOLDER
 
     SEEN = {"imported": time.monotonic()}
 
@@ -36,7 +40,19 @@ ENGINE = """
 
     def leave():
         time.sleep(float(os.environ.get("EXIT_SECONDS", 0)))
-        note(exited=time.monotonic())
+        if pattern := os.environ.get("EXIT_AFTER"):  # so many files of that name are there
+            number, name = pattern.split()
+            give_up = time.monotonic() + 30
+            while len(list(Path().glob(name))) < int(number) and time.monotonic() < give_up:
+                time.sleep(0.02)
+        note(exited=time.monotonic(), owned=is_owned())
+
+    def is_owned():
+        try:
+            with filelock.FileLock(Path(tempfile.gettempdir(), FOLDER, "cpu.lock")).acquire(blocking=False):
+                return False
+        except filelock.Timeout:
+            return True
 
     class Engine(NoopEngine):
         def __init__(self, config, context):
@@ -50,14 +66,17 @@ ENGINE = """
 
 BACKEND = "slow_engine:Engine"
 
+WriteStudy = Callable[..., Path]
+Notes = Callable[[], list[dict[str, Any]]]
+
 
 @pytest.fixture
-def study(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., Any]:
+def study(pytester: pytest.Pytester, write_study: WriteStudy) -> WriteStudy:
     """Write a study of the engine, with a gap of so many seconds."""
     pytester.makepyfile(slow_engine=ENGINE)
     pytester.mkdir("notes")
 
-    def write(gap: Any, method: str = "spawn", points: int = 3) -> Any:
+    def write(gap: float, method: str = "spawn", points: int = 2) -> Path:
         execution = {"n_cycles": 1, "experiment_gap_seconds": gap, "start_method": method}
         return write_study(
             backend=BACKEND,
@@ -69,8 +88,10 @@ def study(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callab
 
 
 @pytest.fixture
-def notes(pytester: pytest.Pytester) -> Callable[..., Any]:
-    def read() -> Any:
+def notes(pytester: pytest.Pytester) -> Notes:
+    """What each process noted, in the order of their imports."""
+
+    def read() -> list[dict[str, Any]]:
         found = [json.loads(file.read_text()) for file in (pytester.path / "notes").iterdir() if not file.suffix]
         return sorted(found, key=lambda note: note["imported"])
 
@@ -78,35 +99,44 @@ def notes(pytester: pytest.Pytester) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def measured(results: Results) -> Callable[..., Any]:
-    """Return the results in the order in which they were measured."""
+def measured(results: Results) -> Notes:
+    """The results in the order in which they were measured."""
 
-    def read() -> Any:
+    def read() -> list[dict[str, Any]]:
         found = [results.read(entry["result_file"]) for entry in results.manifest["experiments"]]
         return sorted(found, key=lambda result: result["started_at"])
 
     return read
 
 
-def _start(*arguments: Any) -> Any:
+def _start(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
+def _early(measured: Notes) -> list[bool]:
+    return [result["start"]["early"] for result in measured()]
+
+
 class TestInTheGap:
     @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-    def test_no_import_falls_into_anybodys_experiment(
+    def test_no_import_overlaps_an_experiment(
         self,
         pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        measured: Callable[..., Any],
+        study: WriteStudy,
+        notes: Notes,
+        measured: Notes,
         monkeypatch: pytest.MonkeyPatch,
         workers: tuple[str, ...],
     ) -> None:
-        """From loading to accounting, and so in any window. All times are the results' own."""
-        monkeypatch.setenv("IMPORT_SECONDS", "1")
-        study(3)
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=3)
+        """From loading to accounting, and so in any window. All times are the results' own.
+
+        Nor does another experiment's exit: the devices are owned up to then.
+        """
+        monkeypatch.setenv("IMPORT_SECONDS", "0.5")
+        study(1, points=3)
+        run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+        run("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=3)
         found = measured()
         early = [result for result in found if result["start"]["early"]]
         assert len(early) >= (1 if workers else 2)
@@ -118,120 +148,139 @@ class TestInTheGap:
                     assert start["ready_at"] < other["started_at"] or start["began_at"] > other["completed_at"]
         for one in early:
             assert one["gap"]["reason"] == "fixed"
-            assert one["gap"]["seconds"] >= 3
+            assert one["gap"]["seconds"] >= 1
+        seen = sorted(notes(), key=lambda note: note["begun"])
+        assert all(note["owned"] for note in seen)
+        assert all(one["exited"] <= following["begun"] for one, following in pairwise(seen))
 
-    def test_it_is_only_where_there_is_a_gap(
-        self, pytester: pytest.Pytester, study: Callable[..., Any], measured: Callable[..., Any]
+    def test_without_gap_no_experiment_starts_early(
+        self, pytester: pytest.Pytester, study: WriteStudy, measured: Notes
     ) -> None:
         study(600)
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-no-gaps")
-        run.assert_outcomes(passed=3)
-        assert [result["start"]["early"] for result in measured()] == [False] * 3
-
-    def test_its_deadline_begins_at_its_turn(
-        self, pytester: pytest.Pytester, study: Callable[..., Any], measured: Callable[..., Any]
-    ) -> None:
-        study(6, points=2)
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-timeout", "5")
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-no-gaps")
         run.assert_outcomes(passed=2)
-        assert [result["start"]["early"] for result in measured()] == [False, True]
+        assert _early(measured) == [False, False]
 
-    def test_a_forkserver_forks_there_too(
-        self, pytester: pytest.Pytester, study: Callable[..., Any], measured: Callable[..., Any]
+    def test_deadline_begins_with_the_experiment(
+        self, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        study(1, "forkserver")
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
-        assert [result["start"]["early"] for result in measured()] == [False, True, True]
+        """The gap, an hour of the clock, does not count."""
+        started = Started(job(), early=True)
+        started.start()
+        monkeypatch.setattr(child, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3600))
+        assert run_isolated(job(), started=started, timeout=60).error is None
 
-    def test_one_that_dies_there_fails(
-        self, pytester: pytest.Pytester, study: Callable[..., Any], results: Results
+    def test_forkserver_forks_in_the_gap(
+        self, pytester: pytest.Pytester, study: WriteStudy, measured: Notes
     ) -> None:
-        study(2, points=2)
+        study(0.3, "forkserver", points=3)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
+        assert _early(measured) == [False, True, True]
+
+    def test_process_that_dies_in_the_gap_fails_its_experiment(
+        self, pytester: pytest.Pytester, study: WriteStudy, results: Results
+    ) -> None:
+        study(0.5)
         file = pytester.path / "slow_engine.py"
         file.write_text(
             file.read_text() + "\nif Path('first').exists():\n    os._exit(5)\nPath('first').touch()\n"
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1, failed=1)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1, failed=1)
         (error,) = [entry["error"] for entry in results.manifest["experiments"] if entry["error"]]
         assert error["message"] == "the process ended with status 5 and left no result"
 
 
-class TestNotNeeded:
-    def test_it_is_gone_where_its_item_is_skipped(
-        self, pytester: pytest.Pytester, study: Callable[..., Any], notes: Callable[..., Any]
-    ) -> None:
-        study(2)
-        pytester.makeconftest(
-            """
-            import pytest
+#: For a conftest: waits until so many processes have imported the engine.
+WAIT_FOR_NOTES = """
+    import pytest
+    from pathlib import Path
+    from tests.support.processes import wait_until
 
-            def pytest_runtest_setup(item):
-                if "n=2" in item.name:
-                    pytest.skip("not now")
-            """
+    def wait_for_notes(count):
+        wait_until(lambda: len([one for one in Path("notes").iterdir() if not one.suffix]) == count)
+"""
+
+
+class TestNotNeeded:
+    def test_early_process_of_skipped_item_is_ended(
+        self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes
+    ) -> None:
+        study(0.3, points=3)
+        pytester.makeconftest(
+            WAIT_FOR_NOTES
+            + """
+    def pytest_runtest_setup(item):
+        if "n=2" in item.name:
+            wait_for_notes(2)
+            pytest.skip("not now")
+"""
         )
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
-        run.assert_outcomes(passed=2, skipped=1)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2, skipped=1)
         assert len(notes()) == 3
         assert len([note for note in notes() if "begun" in note]) == 2
         assert all(gone(note["pid"]) for note in notes())
 
-    def test_one_with_another_environment_takes_its_place(
-        self,
-        pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        notes: Callable[..., Any],
-        measured: Callable[..., Any],
+    def test_changed_environment_replaces_early_process(
+        self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes, measured: Notes
     ) -> None:
-        study(2, points=2)
+        study(0.3)
         pytester.makeconftest(
-            """
-            import pytest
-
-            @pytest.fixture(autouse=True)
-            def variable(monkeypatch):
-                monkeypatch.setenv("A_VARIABLE", "mine")
-            """
+            WAIT_FOR_NOTES
+            + """
+    @pytest.fixture(autouse=True)
+    def variable(monkeypatch, request):
+        if "n=2" in request.node.name:
+            wait_for_notes(2)
+        monkeypatch.setenv("A_VARIABLE", "mine")
+"""
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
         assert {note["variable"] for note in notes() if "begun" in note} == {"mine"}
         assert len(notes()) == 3
         assert all(gone(note["pid"]) for note in notes())
-        assert [result["start"]["early"] for result in measured()] == [False, False]
+        assert _early(measured) == [False, False]
 
-    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    def test_it_is_gone_when_the_session_is(
+    @pytest.mark.parametrize(
+        ("method", "number"),
+        [
+            ("spawn", signal.SIGINT),
+            ("spawn", signal.SIGKILL),
+            ("forkserver", signal.SIGKILL),
+        ],
+    )
+    def test_early_process_does_not_outlive_the_session(
         self,
         pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        notes: Callable[..., Any],
+        study: WriteStudy,
+        notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
         method: str,
-        number: Signals,
+        number: signal.Signals,
     ) -> None:
         pytester.mkdir("temporary")
         monkeypatch.setenv("TMPDIR", str(pytester.path / "temporary"))
         study(600, method)
         run = _start()
 
-        def family() -> Any:
+        def family() -> list[int]:
             found = psutil.Process(run.pid).children(recursive=True)
             return [one.pid for one in found if not gone(one.pid)]
 
-        def waits() -> Any:
+        def waits() -> bool:
             done = list(pytester.path.glob("results/*/experiments/*.json"))
-            return done and len(notes()) == 2 and len(family()) == (2 if method == "spawn" else 4)
+            return bool(done) and len(notes()) == 2 and len(family()) == (2 if method == "spawn" else 4)
 
         wait_until(waits)
         pids = family()
         run.send_signal(number)
         run.wait(60)
-        wait_until(lambda: all(map(gone, pids)), 30 if number == signal.SIGKILL else 0.5)
+        if number != signal.SIGKILL:
+            assert all(map(gone, pids)), "before pytest itself"
+        wait_until(lambda: all(map(gone, pids)), 30)
         wait_until(lambda: not list((pytester.path / "temporary").glob("llem-*")), 30)
 
-    def test_nor_when_the_controller_is_killed(
-        self, pytester: pytest.Pytester, study: Callable[..., Any], notes: Callable[..., Any]
+    def test_early_process_does_not_outlive_xdists_controller(
+        self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes
     ) -> None:
         study(600)
         run = _start("-n", "1")
@@ -242,36 +291,44 @@ class TestNotNeeded:
 
 
 class TestExits:
-    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-    def test_the_next_one_imports_meanwhile_and_begins_afterwards(
+    def test_next_process_imports_while_one_exits(
         self,
         pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        notes: Callable[..., Any],
-        measured: Callable[..., Any],
+        study: WriteStudy,
+        notes: Notes,
+        measured: Notes,
         monkeypatch: pytest.MonkeyPatch,
-        method: str,
     ) -> None:
-        monkeypatch.setenv("EXIT_SECONDS", "2")
-        study(0, method)
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=3)
-        seen = sorted((note for note in notes() if "begun" in note), key=lambda note: note["begun"])
-        assert len(seen) == 3
-        for one, following in pairwise(seen):
-            assert one["exited"] <= following["begun"], "its devices are free"
-            if method == "spawn":
-                assert following["imported"] < one["exited"]
-        assert all(gone(note["pid"]) for note in seen), "the last one, too"
-        assert [result["start"]["early"] for result in measured()] == [False, True, True]
+        monkeypatch.setenv("EXIT_AFTER", "2 notes/*[0-9]")
+        study(0)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
+        one, following = notes()
+        assert [note["owned"] for note in notes()] == [True, True]
+        assert following["imported"] < one["exited"] <= following["begun"], "its devices are free"
+        assert all(gone(note["pid"]) for note in notes()), "the last one, too"
+        assert _early(measured) == [False, True]
 
-    def test_its_result_is_told_before(
+    def test_forked_experiment_begins_once_the_last_one_has_exited(
         self,
         pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        notes: Callable[..., Any],
+        study: WriteStudy,
+        notes: Notes,
+        measured: Notes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setenv("EXIT_SECONDS", "3")
+        monkeypatch.setenv("EXIT_SECONDS", "0.5")
+        study(0, "forkserver")
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
+        one, following = sorted((note for note in notes() if "begun" in note), key=lambda note: note["begun"])
+        assert one["exited"] <= following["begun"]
+        assert gone(one["pid"])
+        assert gone(following["pid"])
+        assert _early(measured) == [False, True]
+
+    def test_result_is_reported_before_the_exit(
+        self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("EXIT_AFTER", "1 reported")
         study(0, points=1)
         pytester.makeconftest(
             """
@@ -279,58 +336,37 @@ class TestExits:
             from pathlib import Path
 
             def pytest_runtest_logfinish(nodeid):
-                Path("told").write_text(str(time.monotonic()))
+                Path("reporting").write_text(str(time.monotonic()))
+                Path("reporting").rename("reported")
             """
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         (note,) = notes()
-        assert float((pytester.path / "told").read_text()) < note["exited"]
+        assert float((pytester.path / "reported").read_text()) < note["exited"]
         assert gone(note["pid"])
 
-    def test_its_devices_are_its_own_up_to_then(
-        self,
-        pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        notes: Callable[..., Any],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        """Whoever waits for them in another session of pytest, or in another worker of xdist."""
-        monkeypatch.setenv("EXIT_SECONDS", "1")
-        study(0, points=2)
-        runs = [_start("--llem-run-id", "a"), _start("--llem-run-id", "b", "-n", "2")]
-        assert [run.wait(120) for run in runs] == [0, 0]
-        seen = sorted(notes(), key=lambda note: note["begun"])
-        assert len(seen) == 4
-        for one, following in pairwise(seen):
-            assert one["exited"] <= following["begun"]
-
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-    def test_what_exits_is_gone_with_the_session(
+    def test_exiting_process_does_not_outlive_the_session(
         self,
         pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        notes: Callable[..., Any],
+        study: WriteStudy,
+        notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
-        number: Signals,
+        number: signal.Signals,
     ) -> None:
         monkeypatch.setenv("EXIT_SECONDS", "100")
         study(0)
         run = _start()
-        wait_until(lambda: list(pytester.path.glob("results/*/experiments/*.json")))
-        time.sleep(0.5)
+        wait_until(lambda: list(pytester.path.glob("results/*/experiments/*.json")) and len(notes()) == 2)
         os.killpg(run.pid, number)
         run.wait(60)
         wait_until(lambda: all(gone(note["pid"]) for note in notes()), 30)
         assert not any("exited" in note for note in notes())
 
-    def test_ordinary_tests_do_not_run_beside_it(
-        self,
-        pytester: pytest.Pytester,
-        study: Callable[..., Any],
-        notes: Callable[..., Any],
-        monkeypatch: pytest.MonkeyPatch,
+    def test_ordinary_test_waits_for_the_exit(
+        self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("EXIT_SECONDS", "1")
+        monkeypatch.setenv("EXIT_SECONDS", "0.5")
         study(0, points=1)
         pytester.makepyfile(
             test_other="""
@@ -341,6 +377,6 @@ class TestExits:
                 Path("other").write_text(str(time.monotonic()))
             """
         )
-        run = pytester.runpytest_subprocess("study.yaml", "test_other.py", "-p", "llem")
+        run = pytester.runpytest_inprocess("study.yaml", "test_other.py", "-p", "llem")
         run.assert_outcomes(passed=2)
         assert notes()[0]["exited"] <= float((pytester.path / "other").read_text())

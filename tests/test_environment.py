@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +33,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespa
     folder = tmp_path / "repository"
     folder.mkdir()
 
-    def git(*arguments: Any) -> Any:
+    def git(*arguments: str) -> str:
         named = ("-c", "user.name=Ann Author", "-c", "user.email=ann@example.org")
         done = subprocess.run(["git", *named, *arguments], cwd=folder, capture_output=True, text=True, check=True)
         return done.stdout.strip()
@@ -48,7 +47,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespa
 
 
 class TestGit:
-    def test_a_clean_tree_and_a_dirty_one(self, repository: SimpleNamespace) -> None:
+    def test_clean_and_dirty_working_tree(self, repository: SimpleNamespace) -> None:
         commit = repository.git("rev-parse", "HEAD")
         assert working_tree(repository.folder) == {"commit": commit, "dirty": False}
         (repository.folder / "untracked").touch()
@@ -60,43 +59,47 @@ class TestGit:
         repository.git("checkout", "-q", "file")
         assert working_tree(repository.folder) == {"commit": commit, "dirty": False}
 
-    def test_before_the_first_commit(self, repository: SimpleNamespace, tmp_path: Path) -> None:
+    def test_repository_before_its_first_commit(self, repository: SimpleNamespace, tmp_path: Path) -> None:
         (tmp_path / "new").mkdir()
         subprocess.run(["git", "init", "-q"], cwd=tmp_path / "new", check=True)
         assert working_tree(tmp_path / "new") == {"commit": None, "dirty": False}
 
-    def test_outside_of_a_repository(
+    def test_folder_outside_of_a_repository(
         self, repository: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
         (tmp_path / "elsewhere").mkdir()
         assert working_tree(tmp_path / "elsewhere") is None
         monkeypatch.setenv("GIT_DIR", str(repository.folder / ".git"))
-        assert working_tree(tmp_path / "elsewhere")["commit"] == repository.git("rev-parse", "HEAD")
+        found = working_tree(tmp_path / "elsewhere")
+        assert found is not None
+        assert found["commit"] == repository.git("rev-parse", "HEAD")
 
-    def test_without_git(self, repository: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_git_there_is_no_working_tree(
+        self, repository: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
         assert working_tree(repository.folder) is None
         assert host.host_environment(repository.folder)["git"] is None
         assert working_tree(repository.folder / "nowhere") is None
 
-    def test_a_git_that_hangs_is_not_waited_for(
+    def test_git_that_hangs_is_not_waited_for(
         self, repository: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+        finished = tmp_path / "finished"
+        (tmp_path / "git").write_text(f"#!/bin/sh\nsleep 30 >/dev/null 2>&1\ntouch {finished}\n")
         (tmp_path / "git").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-        began = time.monotonic()
         assert working_tree(repository.folder, seconds=0.3) is None
-        assert time.monotonic() - began < 30
+        assert not finished.exists()
 
 
 class TestProcessor:
     @pytest.fixture
-    def machine(self, tmp_path: Path) -> Callable[..., Any]:
+    def machine(self, tmp_path: Path) -> Callable[..., Path]:
         """A file tree of a machine, from its files' texts."""
 
-        def make(**texts: Any) -> Any:
+        def make(**texts: str) -> Path:
             for name, text in texts.items():
                 file = tmp_path / name.replace("__", "/")
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ class TestProcessor:
 
         return make
 
-    def test_what_the_system_tells(self, machine: Callable[..., Any]) -> None:
+    def test_processor_facts_are_read(self, machine: Callable[..., Path]) -> None:
         cpus = "sys__devices__system__cpu__"
         root = machine(
             **{
@@ -135,7 +138,7 @@ class TestProcessor:
         }
         assert is_virtual(root) is True
 
-    def test_what_it_does_not_tell_is_none(self, machine: Callable[..., Any]) -> None:
+    def test_missing_processor_facts_are_none(self, machine: Callable[..., Path]) -> None:
         found = processor(machine(proc__cpuinfo="BogoMIPS : 50\n"))
         assert {name for name, value in found.items() if value is None} >= {"cpu_governor", "cpu_boost", "smt"}
         assert cpu_model(machine()) == (platform.processor() or None)
@@ -144,7 +147,7 @@ class TestProcessor:
 
 
 class TestVariables:
-    def test_only_those_of_the_list_and_no_paths(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_listed_variables_without_paths_are_recorded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in host.VARIABLES:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -162,7 +165,7 @@ class FakeNvml:
     """As much of pynvml as the environment asks; what is not there is what a driver does not support."""
 
     class NVMLError(Exception):
-        pass
+        value: int
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
     NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_FUNCTION_NOT_FOUND = 3, 13
@@ -173,7 +176,7 @@ class FakeNvml:
     def nvmlShutdown(self) -> None:  # noqa: N802
         pass
 
-    def __getattr__(self, name: Any) -> Any:
+    def __getattr__(self, name: str) -> Any:
         answers = {
             "nvmlSystemGetCudaDriverVersion": lambda: 13010,
             "nvmlSystemGetDriverVersion": lambda: "580.1",
@@ -201,7 +204,7 @@ class FakeNvml:
         raise error
 
 
-def test_what_nvml_tells_of_each_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpu_facts_come_from_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     found = environment(["GPU-1", "GPU-2"], tmp_path)
     assert found["cuda_driver"] == "13.1"
@@ -229,7 +232,7 @@ def test_what_nvml_tells_of_each_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert nvml.Nvml().error is None
 
 
-def test_without_a_gpu_nvml_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nvml_is_not_loaded_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     found = environment([], tmp_path)
     assert (found["gpus"], found["cuda_driver"]) == ([], None)
@@ -248,6 +251,9 @@ SECRETS = {
 }
 
 
+RunStudy = Callable[..., pytest.RunResult]
+
+
 @pytest.fixture
 def run(
     pytester: pytest.Pytester,
@@ -255,10 +261,10 @@ def run(
     repository: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
     results: Results,
-) -> Callable[..., Any]:
-    """Run the study in a repository, where much is set that no result is to tell, and return all that it wrote."""
+) -> RunStudy:
+    """Run the study in a repository, where much is set that no result may contain."""
 
-    def inside(conftest: str = "", **changes: Any) -> Any:
+    def inside(conftest: str = "", **changes: Any) -> pytest.RunResult:
         (repository.folder / ".git").rename(pytester.path / ".git")
         home = pytester.path / "secret-home"
         home.mkdir()
@@ -268,13 +274,13 @@ def run(
         pytester.makeconftest(conftest)
         pytester.makeini("[pytest]\n")
         write_study(**{"sweep": None, "execution": {"n_cycles": 1}, **changes})
-        return pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        return pytester.runpytest_inprocess("study.yaml", "-p", "llem")
 
     return inside
 
 
-def test_no_name_path_or_token_is_told(
-    run: Callable[..., Any], results: Results, pytester: pytest.Pytester
+def test_results_hold_the_commit_and_no_name_path_or_token(
+    run: RunStudy, results: Results, pytester: pytest.Pytester
 ) -> None:
     run().assert_outcomes(passed=1)
     secrets = {"secret", getpass.getuser(), platform.node(), str(pytester.path), str(Path.home())} - {"root", ""}
@@ -283,21 +289,15 @@ def test_no_name_path_or_token_is_told(
     for file in written:
         text = file.read_text()
         assert {secret for secret in secrets if secret in text} == set(), file.name
-
-
-def test_the_commit_of_the_working_directory_is_told(
-    run: Callable[..., Any], results: Results, pytester: pytest.Pytester
-) -> None:
-    run().assert_outcomes(passed=1)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=pytester.path, capture_output=True, text=True, check=True
     ).stdout.strip()
     [experiment] = (results.directory / "experiments").glob("*.json")
-    for written in (results.manifest, results.study_result, json.loads(experiment.read_text())):
-        assert written["environment"]["git"] == {"commit": commit, "dirty": True}, "its one file is not there"
+    for data in (results.manifest, results.study_result, json.loads(experiment.read_text())):
+        assert data["environment"]["git"] == {"commit": commit, "dirty": True}, "its one file is not there"
 
 
-def test_a_hook_adds_to_the_environment(run: Callable[..., Any], results: Results) -> None:
+def test_hook_adds_to_the_environment(run: RunStudy, results: Results) -> None:
     hook = """
         def pytest_llem_environment(environment):
             assert environment["python"]
@@ -317,8 +317,8 @@ def test_a_hook_adds_to_the_environment(run: Callable[..., Any], results: Result
         ("environment['x'] = float('nan')", "pytest_llem_environment: ValueError: *JSON*"),
     ],
 )
-def test_a_hook_that_fails_ends_the_session_before_it_begins(
-    run: Callable[..., Any], pytester: pytest.Pytester, body: str, message: str
+def test_failing_hook_ends_the_session_before_it_begins(
+    run: RunStudy, pytester: pytest.Pytester, body: str, message: str
 ) -> None:
     result = run(f"import pytest\n\ndef pytest_llem_environment(environment):\n    {body}\n")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -7,19 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import psutil
 import pytest
 
-from pytest_llem.isolation.launcher import run_isolated
+from pytest_llem.isolation.launcher import Job, run_isolated
+from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.models import ErrorRecord
 from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
@@ -40,6 +42,10 @@ ENGINE = """
 """
 
 
+MakeJob = Callable[..., Job]
+Notes = Callable[[], list[dict[str, Any]]]
+
+
 @pytest.fixture
 def servers() -> Iterator[Servers]:
     servers = Servers()
@@ -48,11 +54,11 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture
-def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Notes:
     (tmp_path / "notes").mkdir()
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
 
-    def read() -> Any:
+    def read() -> list[dict[str, Any]]:
         files = sorted((tmp_path / "notes").iterdir(), key=lambda file: file.stat().st_mtime_ns)
         return [json.loads(file.read_text()) for file in files]
 
@@ -60,15 +66,10 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
 
 
 @pytest.fixture
-def engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: Callable[..., Any], notes: Callable[..., Any]
-) -> Callable[..., Any]:
+def engine(tmp_path: Path, job: MakeJob, notes: Notes) -> MakeJob:
     """Return what makes a job for an engine with something in its module."""
 
-    def make(at_import: str = "", name: str = "forked_engine", **options: Any) -> Any:
-        import textwrap
-        from dataclasses import replace
-
+    def make(at_import: str = "", name: str = "forked_engine", **options: Any) -> Job:
         text = textwrap.dedent(ENGINE.format(at_import=textwrap.indent(at_import, "    ").lstrip()))
         (tmp_path / f"{name}.py").write_text(text)
         made = job()
@@ -79,7 +80,7 @@ def engine(
     return make
 
 
-def _server() -> Any:
+def _server() -> psutil.Process:
     """Return the one forkserver of this process: the child of a guardian that is its child."""
     guardians = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
     (guardian,) = guardians
@@ -87,13 +88,23 @@ def _server() -> Any:
     return server
 
 
-def _links(pid: Any) -> Any:
+def _links(pid: int) -> list[str]:
     return [str(Path(file).readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
 
 
+def _error(outcome: Outcome) -> ErrorRecord:
+    assert outcome.error is not None
+    return outcome.error
+
+
+def _result(outcome: Outcome) -> ExperimentResult:
+    assert outcome.result is not None
+    return ExperimentResult.model_validate_json(outcome.result)
+
+
 class TestTheServer:
-    def test_experiments_do_not_import_again(
-        self, servers: Servers, engine: Callable[..., Any], notes: Callable[..., Any]
+    def test_experiments_share_what_the_server_imported(
+        self, servers: Servers, engine: MakeJob, notes: Notes
     ) -> None:
         jobs = engine()
         outcomes = [run_isolated(jobs, servers=servers) for _ in range(3)]
@@ -101,19 +112,20 @@ class TestTheServer:
         imported_by = {note["imported_by"] for note in notes()}
         assert imported_by == {_server().pid}
         assert len({note["pid"] for note in notes()} | imported_by) == 4
-        starts = [ExperimentResult.model_validate_json(outcome.result).start for outcome in outcomes]
-        assert {start.method for start in starts} == {"forkserver"}
-        assert all(start.began_at <= start.ready_at for start in starts)
+        for outcome in outcomes:
+            start = _result(outcome).start
+            assert start is not None
+            assert start.method == "forkserver"
+            assert start.began_at <= start.ready_at
 
-    def test_it_has_one_thread_and_no_device(
-        self, servers: Servers, job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.slow
+    def test_server_with_torch_has_one_thread_and_no_device(
+        self, servers: Servers, job: MakeJob, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As it is seen from outside, with the engine, the class of the model and all that these bring."""
         pytest.importorskip("torch")
         monkeypatch.setenv("OMP_NUM_THREADS", "4")  # some libraries start threads as they are imported
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
-        from dataclasses import replace
-
         tiny = job()
         config = {**tiny.config, "backend": "pytorch", "model": "builtin:tiny-llama"}
         config = {k: v for k, v in config.items() if k != "noop"}
@@ -122,26 +134,24 @@ class TestTheServer:
         for _ in range(2):
             outcome = run_isolated(tiny, servers=servers)
             assert outcome.error is None
-            digests.add(ExperimentResult.model_validate_json(outcome.result).tokens.output_digest)
+            digests.add(_result(outcome).tokens.output_digest)
             server = _server()
             assert server.num_threads() == 1
             mapped = Path(f"/proc/{server.pid}/maps").read_text()
             assert "libtorch" in mapped, "it has imported what is slow"
             assert not [link for link in _links(server.pid) if link.startswith("/dev/nvidia")]
             assert "libcuda.so" not in mapped, "nobody has asked for the driver"
-        spawned = ExperimentResult.model_validate_json(run_isolated(tiny).result)
+        spawned = _result(run_isolated(tiny))
         assert digests == {spawned.tokens.output_digest}, "the same tokens, however it was started"
 
-    def test_libraries_that_start_threads_are_kept_from_it(
-        self, servers: Servers, engine: Callable[..., Any]
-    ) -> None:
+    def test_libraries_start_no_threads_in_the_server(self, servers: Servers, engine: MakeJob) -> None:
         """In an environment with scikit-learn, transformers brings pandas and pyarrow."""
         pytest.importorskip("pyarrow")
         for _ in range(2):
             assert run_isolated(engine("import pyarrow"), servers=servers).error is None
             assert _server().num_threads() == 1
 
-    def test_it_keeps_no_files_and_no_memory(self, servers: Servers, job: Callable[..., Any]) -> None:
+    def test_server_keeps_no_files_and_no_memory_of_experiments(self, servers: Servers, job: MakeJob) -> None:
         seen = []
         for _ in range(12):
             assert run_isolated(job(), servers=servers).error is None
@@ -154,7 +164,7 @@ class TestTheServer:
         ("at_import", "reason"),
         [
             (
-                "import threading, time; threading.Thread(target=time.sleep, args=(5,)).start()",
+                "import threading, time; threading.Thread(target=time.sleep, args=(2,)).start()",
                 "there are 2 threads",
             ),
             (
@@ -164,33 +174,32 @@ class TestTheServer:
             ),
         ],
     )
-    def test_what_cannot_be_forked_is_refused(
-        self, servers: Servers, engine: Callable[..., Any], job: Callable[..., Any], at_import: str, reason: str
+    def test_engine_that_cannot_be_forked_is_refused(
+        self, servers: Servers, engine: MakeJob, job: MakeJob, at_import: str, reason: str
     ) -> None:
-        outcome = run_isolated(engine(at_import), servers=servers)
-        assert outcome.error.kind == "preflight"
-        assert outcome.error.message == (
+        error = _error(run_isolated(engine(at_import), servers=servers))
+        assert error.kind == "preflight"
+        assert error.message == (
             f"engine 'forked_engine:Engine' cannot be forked: once it is imported, {reason}; "
             "leave execution.start_method at spawn"
         )
         assert run_isolated(engine(at_import)).error is None
         assert run_isolated(job(), servers=servers).error is None, "another server takes its place"
 
-    def test_what_its_import_raises_is_the_experiments_failure(
-        self, servers: Servers, engine: Callable[..., Any]
-    ) -> None:
+    def test_exception_at_import_fails_as_when_spawned(self, servers: Servers, engine: MakeJob) -> None:
         jobs = engine("print('a word'); raise ValueError('not today')")
         forked, spawned = run_isolated(jobs, servers=servers), run_isolated(jobs)
-        assert (forked.error.kind, forked.error.message) == (spawned.error.kind, spawned.error.message)
-        assert "ValueError: not today" in forked.error.message
+        error, expected = _error(forked), _error(spawned)
+        assert (error.kind, error.message) == (expected.kind, expected.message)
+        assert "ValueError: not today" in error.message
         assert "a word" in forked.output
 
     @pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), 11)"])
-    def test_so_is_its_death_there(
-        self, servers: Servers, engine: Callable[..., Any], job: Callable[..., Any], end: str
+    def test_death_at_import_fails_as_when_spawned(
+        self, servers: Servers, engine: MakeJob, job: MakeJob, end: str
     ) -> None:
         jobs = engine(end)
-        forked, spawned = run_isolated(jobs, servers=servers).error, run_isolated(jobs).error
+        forked, spawned = _error(run_isolated(jobs, servers=servers)), _error(run_isolated(jobs))
         assert (forked.kind, forked.type, forked.message) == (spawned.kind, spawned.type, spawned.message)
         assert run_isolated(job(), servers=servers).error is None
 
@@ -202,41 +211,38 @@ class TestTheServer:
         ],
         ids=["blocks signals", "leaves a child"],
     )
-    def test_nobody_waits_for_what_its_import_has_done(
-        self, servers: Servers, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, at_import: str
+    def test_end_is_seen_whatever_the_import_has_done(
+        self, servers: Servers, engine: MakeJob, monkeypatch: pytest.MonkeyPatch, at_import: str
     ) -> None:
         """Its end is seen although a signal is blocked, and although somebody else has the pipes."""
         monkeypatch.setattr("pytest_llem.isolation.child.GRACE_SECONDS", 1000.0)
         monkeypatch.setattr("pytest_llem.isolation.child.REAP_SECONDS", 1000.0)
-        jobs, outcomes = engine(at_import), []
+        jobs = engine(at_import)
+        outcomes: list[Outcome] = []
         run = threading.Thread(target=lambda: outcomes.append(run_isolated(jobs, servers=servers)), daemon=True)
         run.start()
         run.join(60)
         assert [outcome.error for outcome in outcomes] == [None]
 
     @pytest.mark.parametrize("value", ["None", "io.StringIO()"])
-    def test_its_import_may_put_anything_in_place_of_the_streams(
-        self, servers: Servers, engine: Callable[..., Any], value: str
-    ) -> None:
+    def test_import_may_replace_the_standard_streams(self, servers: Servers, engine: MakeJob, value: str) -> None:
         jobs = engine(f"import io; sys.stdout = sys.stderr = {value}")
         for _ in range(2):
             assert run_isolated(jobs, servers=servers).error is None
 
-    def test_an_import_that_hangs_is_ended_at_the_deadline(
-        self, servers: Servers, engine: Callable[..., Any]
-    ) -> None:
-        error = run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=9).error
-        assert (error.kind, error.message) == ("timeout", "not done after 9 s")
-        assert "forked_engine.py" in error.traceback, "where it was is told"
+    def test_deadline_ends_an_import_that_hangs(self, servers: Servers, engine: MakeJob) -> None:
+        error = _error(run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=5))
+        assert (error.kind, error.message) == ("timeout", "not done after 5 s")
+        assert "forked_engine.py" in (error.traceback or ""), "where it was"
         assert not [one for one in psutil.Process().children() if "guardian" in " ".join(one.cmdline())]
 
 
 class TestTheProcess:
-    def test_its_environment_is_that_of_its_turn(
+    def test_environment_is_that_of_its_start(
         self,
         servers: Servers,
-        engine: Callable[..., Any],
-        notes: Callable[..., Any],
+        engine: MakeJob,
+        notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         jobs = engine()
@@ -253,11 +259,11 @@ class TestTheProcess:
         assert [one["PYTEST_CURRENT_TEST"] for one in environments] == ["with 0", "with 1", "with None"]
         assert {one["PYTHONHASHSEED"] for one in environments} == {"0"}
 
-    def test_what_else_has_changed_takes_another_server(
+    def test_other_environment_takes_another_server(
         self,
         servers: Servers,
-        engine: Callable[..., Any],
-        notes: Callable[..., Any],
+        engine: MakeJob,
+        notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         jobs = engine()
@@ -269,13 +275,13 @@ class TestTheProcess:
         assert gone(first["imported_by"])
         assert second["environ"]["A_LIBRARY_READS_IT"] == "1"
 
-    def test_it_is_as_one_that_was_spawned(
+    def test_forked_process_is_like_a_spawned_one(
         self,
         servers: Servers,
-        job: Callable[..., Any],
+        job: MakeJob,
         tmp_path: Path,
-        engine: Callable[..., Any],
-        notes: Callable[..., Any],
+        engine: MakeJob,
+        notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Its signals, limits, current folder, open files and streams."""
@@ -304,9 +310,7 @@ class TestTheProcess:
         forked, spawned = [json.loads(file.read_text()) for file in (tmp_path / "notes").glob("*.look")]
         assert forked == spawned
 
-    def test_numpys_generator_is_not_shared(
-        self, servers: Servers, engine: Callable[..., Any], tmp_path: Path
-    ) -> None:
+    def test_numpys_random_state_is_not_shared(self, servers: Servers, engine: MakeJob, tmp_path: Path) -> None:
         pytest.importorskip("numpy")
         drawn = "import numpy, atexit\natexit.register(lambda: Path(os.environ['NOTES'], f'{os.getpid()}.drawn')"
         jobs = engine(f"{drawn}.write_text(str(numpy.random.random())))")
@@ -317,81 +321,109 @@ class TestTheProcess:
 
 
 class TestItsEnd:
-    def test_when_it_is_killed_its_experiment_fails_and_the_next_has_another(
-        self, servers: Servers, job: Callable[..., Any], tmp_path: Path
+    def test_killed_server_fails_its_experiment_and_is_replaced(
+        self, servers: Servers, job: MakeJob, tmp_path: Path
     ) -> None:
         def kill() -> None:
             wait_until(lambda: any(tmp_path.iterdir()))
             _server().kill()
 
-        threading.Thread(target=kill).start()
-        error = run_isolated(job(fault="hang", report=str(tmp_path)), servers=servers).error
+        thread = threading.Thread(target=kill)
+        thread.start()
+        error = _error(run_isolated(job(fault="hang", report=str(tmp_path)), servers=servers))
+        thread.join()
         assert (error.kind, error.type) == ("crash", "Unknown")
         assert "forkserver was killed" in error.message
         assert all(gone(int(note.stem)) for note in tmp_path.iterdir())
         assert run_isolated(job(), servers=servers).error is None
 
-    def test_killed_while_it_has_nothing_to_do(self, servers: Servers, job: Callable[..., Any]) -> None:
+    def test_server_killed_between_experiments_is_replaced(self, servers: Servers, job: MakeJob) -> None:
         assert run_isolated(job(), servers=servers).error is None
         server = _server()
         guardian = server.parent()
+        assert guardian is not None
         server.kill()
         wait_until(lambda: gone(guardian.pid))
         assert run_isolated(job(), servers=servers).error is None
         assert _server().pid != server.pid
 
-    def test_with_them_goes_all(self, servers: Servers, job: Callable[..., Any]) -> None:
+    def test_end_of_the_servers_leaves_no_process_and_no_file(self, servers: Servers, job: MakeJob) -> None:
         assert run_isolated(job(), servers=servers).error is None
         server = _server()
-        pids, folders = [server.pid, server.parent().pid], [one.folder for _, one in servers._servers.values()]
+        pids, folders = [server.pid, server.ppid()], [one.folder for _, one in servers._servers.values()]
         servers.end()
         assert all(map(gone, pids))
         assert not any(folder.exists() for folder in folders)
 
-    @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
-    @pytest.mark.parametrize("how", ["ends", signal.SIGINT, signal.SIGKILL], ids=str)
-    def test_with_the_session_it_goes(
+    @pytest.mark.parametrize(
+        ("number", "workers"),
+        [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGKILL, ("-n", "1"))],
+        ids=["ctrl-c", "kill", "kill, xdist"],
+    )
+    def test_server_does_not_outlive_a_session_that_is_ended(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        how: Signals | str,
+        temporary: Path,
+        number: signal.Signals,
         workers: tuple[str, ...],
     ) -> None:
-        (pytester.path / "notes").mkdir()
-        (pytester.path / "temporary").mkdir()
-        monkeypatch.setenv("TMPDIR", str(pytester.path / "temporary"))
-        fault = "none" if how == "ends" else "hang"
-        write_study(
-            noop={"report": str(pytester.path / "notes"), "fault": fault},
-            sweep={"n": [1, 2]},
-            execution={"n_cycles": 1, "start_method": "forkserver"},
-        )
+        notes = pytester.mkdir("notes")
+        write_study(noop={"report": str(notes), "fault": "hang"}, sweep={"n": [1]}, execution=FORKED)
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *workers]
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-        family = set()
-        if how != "ends":
-            wait_until(lambda: any((pytester.path / "notes").iterdir()))
-            family = {one.pid for one in psutil.Process(run.pid).children(recursive=True)}
-            assert len(family) >= 4 + len(workers) // 2
-            run.send_signal(how)
-        else:
-            while run.poll() is None:
-                try:
-                    family |= {one.pid for one in psutil.Process(run.pid).children(recursive=True)}
-                except psutil.NoSuchProcess:
-                    break
-                time.sleep(0.02)
-            assert len(family) >= 5
+        wait_until(lambda: any(notes.iterdir()))
+        family = [one.pid for one in psutil.Process(run.pid).children(recursive=True)]
+        assert len(family) >= 4 + len(workers) // 2
+        run.send_signal(number)
         run.wait(60)
-        wait_until(lambda: all(map(gone, family)), 0 if how == "ends" else 30)
-        left = lambda: {one.name for one in (pytester.path / "temporary").glob("llem-*")}  # noqa: E731
-        wait_until(lambda: all(name.startswith("llem-board") for name in left()), 30)
+        wait_until(lambda: all(map(gone, family)), 30)
+        wait_until(lambda: not _left(temporary), 30)
+
+    @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
+    def test_server_ends_with_the_session(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        temporary: Path,
+        workers: tuple[str, ...],
+    ) -> None:
+        write_study(sweep={"n": [1]}, execution=FORKED)
+        pytester.makeconftest(
+            """
+            import os, pathlib, psutil
+
+            def pytest_runtest_logfinish(nodeid):
+                family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+                pathlib.Path(f"family-{os.getpid()}").write_text(" ".join(str(one.pid) for one in family))
+            """
+        )
+        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers)
+        run.assert_outcomes(passed=1)
+        family = {int(pid) for file in pytester.path.glob("family-*") for pid in file.read_text().split()}
+        assert len(family) >= 3 + len(workers) // 2
+        assert all(map(gone, family))
+        wait_until(lambda: not _left(temporary), 30)
 
 
-def test_each_interpreter_has_its_own(servers: Servers, job: Callable[..., Any], tmp_path: Path) -> None:
-    """One is reached through a link: to it that is another."""
+FORKED = {"n_cycles": 1, "start_method": "forkserver"}
+
+
+@pytest.fixture
+def temporary(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files of the sessions that are started."""
+    folder = pytester.mkdir("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def _left(temporary: Path) -> list[str]:
+    """Return the files that experiments left."""
+    return [one.name for one in temporary.glob("llem-*") if not one.name.startswith("llem-board")]
+
+
+def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob, tmp_path: Path) -> None:
+    """One is started by a script, which makes it another."""
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\nexport PYTHONPATH={os.environ["PYTHONPATH"]}\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
@@ -403,7 +435,7 @@ def test_each_interpreter_has_its_own(servers: Servers, job: Callable[..., Any],
     assert {one.cmdline()[6] for one in guardians} == {sys.executable, str(other)}
 
 
-def test_another_study_has_another(
+def test_each_study_has_a_server_of_its_own(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     """And one that spawns has none."""
@@ -421,7 +453,7 @@ def test_another_study_has_another(
                 print(nodeid[0], *found, file=file)
         """
     )
-    pytester.runpytest_subprocess("a.yaml", "b.yaml", "c.yaml", "-p", "llem").assert_outcomes(passed=6)
+    pytester.runpytest_inprocess("a.yaml", "b.yaml", "c.yaml", "-p", "llem").assert_outcomes(passed=6)
     seen = [line.split() for line in (pytester.path / "seen").read_text().splitlines()]
     assert [line[0] for line in seen] == list("aabbcc")
     assert [len(line) for line in seen] == [2, 2, 2, 2, 1, 1]
@@ -431,27 +463,29 @@ def test_another_study_has_another(
 
 
 class TestOption:
-    @pytest.mark.parametrize("how", [["--llem-start-method", "{}"], ["-o", "llem_start_method={}"]])
-    def test_it_wins_over_the_study(
+    @pytest.mark.parametrize(
+        "how", [["--llem-start-method", "forkserver"], ["-o", "llem_start_method=forkserver"]]
+    )
+    def test_option_and_ini_value_win_over_the_study(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, how: list[str]
     ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1, "start_method": "spawn"})
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *(one.format("forkserver") for one in how))
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", *how)
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(["llem: noop * · forkserver*"])
         assert results.study_result["measurement_protocol"]["start_method"] == "forkserver"
         (entry,) = results.manifest["experiments"]
         assert results.read(entry["result_file"])["start"]["method"] == "forkserver"
 
-    def test_the_default_is_spawn(
+    def test_default_start_method_is_spawn(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.stdout.no_fnmatch_line("*forkserver*")
         assert results.study_result["measurement_protocol"]["start_method"] == "spawn"
 
-    def test_it_is_in_no_hash(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_start_method_is_in_no_hash(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         hashes = set()
         for method in ("spawn", "forkserver"):
             write_study(execution={"start_method": method})
@@ -462,13 +496,13 @@ class TestOption:
         assert len(hashes) == 1
 
     @pytest.mark.parametrize("text", ["fork", ""])
-    def test_what_cannot_be_meant_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
+    def test_unknown_start_method_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
         result = pytester.runpytest("-p", "llem", "--llem-start-method", text)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         told = f"ERROR: --llem-start-method: must be one of spawn, forkserver (got {text!r})"
         assert told in result.errlines
 
-    def test_isolated_experiment_obeys_it(self, pytester: pytest.Pytester, noop_engine: None) -> None:
+    def test_isolated_experiment_uses_the_start_method(self, pytester: pytest.Pytester, noop_engine: None) -> None:
         pytester.makepyfile(
             """
             FIELDS = {"model": "none", "backend": "noop", "n": 1, "energy": {"backend": "estimate"},
@@ -479,5 +513,5 @@ class TestOption:
                 assert isolated_experiment(FIELDS).start.method == "forkserver"
             """
         )
-        run = pytester.runpytest_subprocess("-p", "llem", "--llem-start-method", "forkserver")
+        run = pytester.runpytest_inprocess("-p", "llem", "--llem-start-method", "forkserver")
         run.assert_outcomes(passed=1)

@@ -19,6 +19,7 @@ from pytest_llem.board import Board
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
 from pytest_llem.energy import rapl
 from pytest_llem.isolation.bare import SECONDS, bare_meter, measure_bare
+from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results
 from tests.support import nvml
@@ -45,8 +46,11 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Powercap:
     ("backend", "gpus", "name"),
     [("auto", [A], "nvml"), ("auto", [], "rapl"), ("rapl", [A], "rapl"), ("nvml", [], "nvml")],
 )
-def test_the_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: str) -> None:
-    assert bare_meter(ExperimentConfig(model="m", energy={"backend": backend}), gpus) == (name, None)
+def test_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: str) -> None:
+    assert bare_meter(ExperimentConfig.model_validate({"model": "m", "energy": {"backend": backend}}), gpus) == (
+        name,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_the_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name
         ({"energy": {"backend": "estimate"}}, "meter 'estimate' is not asked outside of experiments"),
     ],
 )
-def test_where_there_is_none_the_reason_is_kept(changes: dict[str, Any], reason: str) -> None:
+def test_reason_for_no_meter_is_kept(changes: dict[str, Any], reason: str) -> None:
     config = ExperimentConfig(model="m", **changes)
     assert bare_meter(config, [A]) == (None, reason)
     assert bare_fields(Board(), config, [A]) == {"idle_bare_reason": reason}
@@ -66,15 +70,18 @@ def test_where_there_is_none_the_reason_is_kept(changes: dict[str, Any], reason:
 # ---- one measurement ----
 
 
+MakeSleep = Callable[[Callable[[], object]], Callable[[float], None]]
+
+
 @pytest.fixture
-def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def sleep(monkeypatch: pytest.MonkeyPatch) -> MakeSleep:
     """Return what makes a sleep: it moves the meter's clock alone, and does something meanwhile."""
 
-    def make(meanwhile: Any = lambda: None) -> Any:
+    def make(meanwhile: Callable[[], object]) -> Callable[[float], None]:
         now = [100.0]
         monkeypatch.setattr(rapl, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-        def sleep(seconds: Any) -> None:
+        def sleep(seconds: float) -> None:
             now[0] += seconds
             meanwhile()
 
@@ -83,7 +90,7 @@ def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return make
 
 
-def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, sleep: Callable[..., Any]) -> None:
+def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, sleep: MakeSleep) -> None:
     package, dram = powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")
     log = []
 
@@ -101,21 +108,31 @@ def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, s
     assert found["idle_bare_reason"] is None
 
 
-def test_a_counter_that_fails_is_left_out_with_its_reason(powercap: Powercap, sleep: Callable[..., Any]) -> None:
+def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: MakeSleep) -> None:
     package, dram = powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")
-    found = measure_bare("rapl", [], sleep=sleep(lambda: (add(package, 60.0), dram.unlink())))
+
+    def lose_dram() -> None:
+        add(package, 60.0)
+        dram.unlink()
+
+    found = measure_bare("rapl", [], sleep=sleep(lose_dram))
     assert found["idle_bare_w"] == {"package-0": pytest.approx(12.0)}
     assert found["idle_bare_reason"].startswith("dram-0: RAPL: ")
     package_1 = powercap.zone("intel-rapl:1", "package-1")
     dram.write_text("7")
-    found = measure_bare("rapl", [], sleep=sleep(lambda: [one.unlink() for one in (package, package_1, dram)]))
+
+    def lose_all() -> None:
+        for counter in (package, package_1, dram):
+            counter.unlink()
+
+    found = measure_bare("rapl", [], sleep=sleep(lose_all))
     assert (found["idle_bare_w"], found["idle_bare_method"]) == (None, None)
     assert "package-1: RAPL: " in found["idle_bare_reason"]
 
 
 @pytest.mark.parametrize("name", ["rapl", "nvml"])
-def test_without_a_meter_nobody_waits(name: str) -> None:
-    def sleep(seconds: Any) -> None:
+def test_without_a_meter_there_is_no_wait(name: str) -> None:
+    def sleep(seconds: float) -> None:
         pytest.fail("it waits")
 
     found = measure_bare(name, [], sleep=sleep)
@@ -126,32 +143,32 @@ def test_without_a_meter_nobody_waits(name: str) -> None:
 # ---- what later cycles know ----
 
 
-def _result(**baseline: Any) -> Any:
+def _result(**baseline: Any) -> str:
     return json.dumps({"baseline": {"idle_context_w": 40.0, "age_seconds": 0.0, **baseline}})
 
 
-def test_a_baseline_is_known_to_later_cycles_of_its_point_alone(tmp_path: Path) -> None:
+def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
     board = Board()
     assert known_baseline(board, "abc", None) is None
     keep_baseline(board, "abc", None, _result())
-    assert known_baseline(board, "abc", None)["idle_context_w"] == 40.0
+    assert (known_baseline(board, "abc", None) or {})["idle_context_w"] == 40.0
     assert known_baseline(board, "abd", None) is None, "another point"
     assert known_baseline(board, "abc", tmp_path / "python") is None, "another interpreter"
 
 
 @pytest.mark.parametrize("baseline", [{"idle_context_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
-def test_only_what_was_measured_is_kept(baseline: dict[str, Any]) -> None:
+def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
     board = Board()
     keep_baseline(board, "abc", None, _result(**baseline))
     keep_baseline(board, "abc", None, '{"baseline": null}')
     assert known_baseline(board, "abc", None) is None
 
 
-def test_the_newest_that_was_measured_counts() -> None:
+def test_newest_measured_idle_power_counts() -> None:
     board = Board()
     for watts in (40.0, 45.0):  # the second was measured as the first did not fit
         keep_baseline(board, "abc", None, _result(idle_context_w=watts))
-    assert known_baseline(board, "abc", None)["idle_context_w"] == 45.0
+    assert (known_baseline(board, "abc", None) or {})["idle_context_w"] == 45.0
 
 
 # ---- whole runs ----
@@ -173,12 +190,14 @@ def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 STUDY = {"energy": {"backend": "auto"}, "sweep": {"n": [1, 2]}, "baseline": {"duration_seconds": 5}}
-NO_GAPS = {"n_cycles": 2, "experiment_gap_seconds": 0}
+NO_GAPS = {"n_cycles": 1, "experiment_gap_seconds": 0}
+
+ReadBaselines = Callable[[], list[BaselineRecord]]
 
 
-def _shorter(seconds: Any) -> Any:
+def _shorter(seconds: float) -> str:
     return f"""
-        import os, pathlib, sys
+        import sys
         import pytest_llem.isolation.bare as bare
 
         bare.SECONDS = {seconds}
@@ -189,16 +208,17 @@ def _shorter(seconds: Any) -> Any:
 
 
 @pytest.fixture
-def baselines(results: Results) -> Callable[..., Any]:
-    def read() -> Any:
+def baselines(results: Results) -> ReadBaselines:
+    def read() -> list[BaselineRecord]:
         entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
         texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
-        return [ExperimentResult.model_validate_json(text).baseline for text in texts]
+        found = [ExperimentResult.model_validate_json(text).baseline for text in texts]
+        return [baseline for baseline in found if baseline is not None]
 
     return read
 
 
-def _reads(script: Any) -> Any:
+def _reads(script: Script) -> int:
     """Return how often the counters of the boards were read."""
     return sum(call.function == COUNTER for call in script.calls()) if script._trace.exists() else 0
 
@@ -207,66 +227,61 @@ def _reads(script: Any) -> Any:
 def test_each_gpu_is_measured_once_before_the_first_experiment(
     pytester: pytest.Pytester,
     write_study: Callable[..., Path],
-    baselines: Callable[..., Any],
+    baselines: ReadBaselines,
     gpus: Script,
     workers: tuple[str, ...],
 ) -> None:
     write_study(**STUDY, execution=NO_GAPS)
     pytester.makeconftest(_shorter(0.5))
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=4)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=2)
     found = baselines()
-    assert found[0].idle_bare_w == {A: pytest.approx(70.0, rel=0.02), B: pytest.approx(95.0, rel=0.02)}
-    assert all(one.idle_bare_w == found[0].idle_bare_w for one in found), "the very same figures"
+    assert len(found) == 2
+    watts = found[0].idle_bare_w
+    assert watts is not None
+    assert watts == pytest.approx({A: 70.0, B: 95.0}, rel=0.02)
+    assert all(one.idle_bare_w == watts for one in found), "the very same figures"
     assert {(one.idle_bare_method, one.idle_bare_source) for one in found} == {("measured", "nvml_total_energy")}
-    ages = sorted(one.idle_bare_age_seconds for one in found)
-    assert 0 <= ages[0] < ages[-1]
+    ages = sorted(one.idle_bare_age_seconds or 0.0 for one in found)
+    assert 0 < ages[0] < ages[1]
     assert gpus.users() == 0
     assert len({call.pid for call in gpus.calls() if call.function == COUNTER}) == 1
     assert found[0].idle_context_w is None, "the engine runs on no GPU"
 
 
-@pytest.mark.parametrize(
-    ("changes", "arguments"),
-    [
-        ({}, ["--collect-only"]),
-        ({"baseline": {"enabled": False}}, []),
-        ({"energy": {"backend": None}}, []),
-        ({"skip": [{"where": {"n": n}} for n in (1, 2)]}, []),
-    ],
-    ids=["collect-only", "switched off", "no energy", "skipped"],
-)
-def test_where_nothing_would_come_of_it_nobody_waits(
-    pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    gpus: Script,
-    changes: dict[str, Any],
-    arguments: list[Any],
+def test_idle_machine_is_not_measured_where_nothing_needs_it(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
 ) -> None:
-    write_study(**{**STUDY, **changes}, execution=NO_GAPS)
+    """Measuring would take an hour."""
+    study = {**STUDY, "sweep": {"n": [1]}, "execution": NO_GAPS}
+    write_study("off.yaml", **{**study, "name": "off", "baseline": {"enabled": False}})
+    write_study("no_energy.yaml", **{**study, "name": "no_energy", "energy": {"backend": None}})
+    write_study("skipped.yaml", **{**study, "name": "skipped", "skip": [{"where": {"n": 1}}]})
     pytester.makeconftest(_shorter(3600))
-    done = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *arguments, timeout=120)
-    assert done.ret == 0
+    run = pytester.runpytest_subprocess("off.yaml", "no_energy.yaml", "skipped.yaml", "-p", "llem", timeout=120)
+    run.assert_outcomes(passed=2, skipped=1)
+    write_study(**study)
+    assert pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only", timeout=120).ret == 0
     assert _reads(gpus) == 0
 
 
-def test_replayed_results_are_not_waited_for(
+def test_resume_does_not_measure_the_idle_machine_again(
     pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
 ) -> None:
-    write_study(**STUDY, execution=NO_GAPS)
+    write_study(**{**STUDY, "sweep": {"n": [1]}}, execution=NO_GAPS)
     pytester.makeconftest(_shorter(0.1))
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=4)
+    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
     before = _reads(gpus)
     assert before
     pytester.makeconftest(_shorter(3600))
     again = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-resume", timeout=120)
-    again.assert_outcomes(passed=4)
+    again.assert_outcomes(passed=1)
     assert _reads(gpus) == before
 
 
-def test_ctrl_c_ends_it(
+def test_ctrl_c_ends_the_measurement(
     pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script, results: Results
 ) -> None:
-    write_study(**STUDY, execution=NO_GAPS)
+    write_study(**{**STUDY, "sweep": {"n": [1]}}, execution=NO_GAPS)
     pytester.makeconftest(_shorter(3600))
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as run:

@@ -9,21 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from signal import Signals
-from typing import Any
 
 import pytest
 
 from tests.conftest import Results
 from tests.support.processes import gone, wait_until
 
+Start = Callable[..., subprocess.Popen[str]]
+
 
 @pytest.fixture
-def start(pytester: pytest.Pytester) -> Iterator[Callable[..., Any]]:
+def start(pytester: pytest.Pytester) -> Iterator[Start]:
     """Start pytest on the study, as the leader of a process group of its own."""
-    started = []
+    started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: Any) -> Callable[..., Any]:
+    def start(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *arguments]
         started.append(subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True))
         return started[-1]
@@ -41,41 +41,41 @@ def notes(pytester: pytest.Pytester) -> Path:
     return pytester.path / "notes"
 
 
-WORKERS = pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
-
-
-SIGNALS = {
-    "ctrl-c": ([signal.SIGINT], True),
-    "ctrl-c three times": ([signal.SIGINT] * 3, True),
-    "term to pytest": ([signal.SIGTERM], False),
-    "term to all": ([signal.SIGTERM], True),
-    "hup": ([signal.SIGHUP], False),
-    "mixed": ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True),
-}
-
-
+XDIST = ("-n", "2")
 FORKSERVER = ("--llem-start-method", "forkserver")
+ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
 
 
 @pytest.mark.parametrize(
-    ("case", "workers"),
-    [(case, ()) for case in SIGNALS]
-    + [(case, ("-n", "2")) for case in ("ctrl-c", "ctrl-c three times", "term to pytest")]
-    + [(case, FORKSERVER) for case in ("ctrl-c", "ctrl-c three times", "hup", "mixed")]
-    + [(case, ("-n", "2", *FORKSERVER)) for case in ("ctrl-c three times", "term to pytest")],
-    ids=str,
+    ("numbers", "whole_group", "options"),
+    [
+        ([signal.SIGTERM], False, ()),
+        ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True, ()),
+        ([signal.SIGINT] * 3, True, FORKSERVER),
+        ([signal.SIGHUP], False, FORKSERVER),
+        ([signal.SIGINT] * 3, True, XDIST),
+        ([signal.SIGTERM], False, (*XDIST, *FORKSERVER)),
+    ],
+    ids=[
+        "term to pytest",
+        "mixed",
+        "ctrl-c three times, forkserver",
+        "hup, forkserver",
+        "ctrl-c three times, xdist",
+        "term to pytest, xdist and forkserver",
+    ],
 )
-def test_the_child_goes_and_the_manifest_says_interrupted(
-    start: Callable[..., Any],
+def test_signal_ends_the_experiment_and_is_in_the_manifest(
+    start: Start,
     write_study: Callable[..., Path],
     results: Results,
     notes: Path,
-    case: str,
-    workers: tuple[str, ...],
+    numbers: list[signal.Signals],
+    whole_group: bool,
+    options: tuple[str, ...],
 ) -> None:
-    numbers, whole_group = SIGNALS[case]
     write_study(noop={"report": str(notes), "fault": "hang"}, sweep={"n": [1, 2]})
-    run = start(*workers)
+    run = start(*options)
     wait_until(lambda: any(notes.iterdir()))
     for number in numbers:
         (os.killpg if whole_group else os.kill)(run.pid, number)
@@ -94,10 +94,9 @@ def test_the_child_goes_and_the_manifest_says_interrupted(
     assert "--llem-resume goes on from here" in output
 
 
-def test_as_somebody_at_a_terminal_would(
-    start: Callable[..., Any], write_study: Callable[..., Path], results: Results, notes: Path
+def test_ctrl_c_keeps_what_was_measured_before(
+    start: Start, write_study: Callable[..., Path], results: Results, notes: Path
 ) -> None:
-    """What was measured before stays."""
     write_study(
         noop={"report": str(notes)},
         sweep={"noop.fault": ["none", "hang"]},
@@ -112,28 +111,9 @@ def test_as_somebody_at_a_terminal_would(
     assert "1 passed" in output
 
 
-def test_in_a_gap(
-    start: Callable[..., Any], write_study: Callable[..., Path], results: Results, notes: Path
+def test_ctrl_c_while_the_last_result_is_written(
+    start: Start, write_study: Callable[..., Path], pytester: pytest.Pytester, results: Results
 ) -> None:
-    write_study(
-        noop={"report": str(notes)}, sweep={"n": [1, 2]}, execution={"n_cycles": 1, "experiment_gap_seconds": 600}
-    )
-    run = start()
-    wait_until(lambda: list(results.root.glob("*/experiments/*.json")))
-    time.sleep(1)
-    for _ in range(3):
-        os.killpg(run.pid, signal.SIGINT)
-        time.sleep(0.2)
-    run.communicate(timeout=60)
-    assert run.returncode == pytest.ExitCode.INTERRUPTED
-    assert results.manifest["status"] == "interrupted"
-    assert sorted(results.statuses().values()) == ["completed", "pending"]
-
-
-def test_while_the_result_is_written(
-    start: Callable[..., Any], write_study: Callable[..., Path], pytester: pytest.Pytester, results: Results
-) -> None:
-    """What is nearly done is done."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -144,7 +124,7 @@ def test_while_the_result_is_written(
 
         def slowly(*arguments, **named):
             pathlib.Path("finishing").touch()
-            time.sleep(2)
+            time.sleep(1)
             return complete(*arguments, **named)
 
         study_run.complete = slowly
@@ -160,8 +140,8 @@ def test_while_the_result_is_written(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_collecting_nothing_is_written(
-    start: Callable[..., Any], write_study: Callable[..., Path], pytester: pytest.Pytester, number: Signals
+def test_signal_while_collecting_writes_nothing(
+    start: Start, write_study: Callable[..., Path], pytester: pytest.Pytester, number: signal.Signals
 ) -> None:
     write_study()
     pytester.makeconftest(
@@ -181,8 +161,8 @@ def test_while_collecting_nothing_is_written(
     assert not (pytester.path / "results").exists()
 
 
-def test_signals_are_left_to_whom_they_belong(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
-    """Who ignores SIGHUP, as nohup does, or handles SIGTERM, goes on doing so; all are as before at the end."""
+def test_handlers_of_others_are_left_alone(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    """An ignored SIGHUP, as under nohup, and a handled SIGTERM stay so; all handlers are as before at the end."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """
@@ -212,7 +192,7 @@ def test_signals_are_left_to_whom_they_belong(pytester: pytest.Pytester, write_s
     run.stdout.fnmatch_lines(["as before"])
 
 
-def test_an_ordinary_session_handles_no_signal(pytester: pytest.Pytester) -> None:
+def test_session_without_studies_handles_no_signal(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import signal
@@ -226,20 +206,23 @@ def test_an_ordinary_session_handles_no_signal(pytester: pytest.Pytester) -> Non
 
 
 @pytest.mark.parametrize(("option", "failed"), [("-x", 1), ("--maxfail=2", 2)])
-@WORKERS
 def test_stopping_early_is_no_interrupt(
-    pytester: pytest.Pytester,
-    write_study: Callable[..., Path],
-    results: Results,
-    option: str,
-    failed: int,
-    workers: tuple[str, ...],
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, option: str, failed: int
 ) -> None:
-    faults = ["raise", "memory", *(f"none {number}" for number in range(20))]
-    write_study(sweep={"noop.fault": faults}, execution={"n_cycles": 1, "cycle_order": "sequential"})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", option, *workers)
+    write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution=ONE_CYCLE)
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", option)
     assert results.manifest["status"] == "aborted"
-    statuses = list(results.statuses().values())
-    assert statuses.count("failed") in ({failed} if not workers else {1, 2, 3})
+    assert [*results.statuses().values()] == ["failed"] * failed + ["pending"] * (3 - failed)
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_stopping_early_is_no_interrupt_under_xdist(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
+    write_study(sweep={"noop.fault": ["raise", *(f"none {number}" for number in range(7))]}, execution=ONE_CYCLE)
+    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-x", *XDIST, *FORKSERVER)
+    assert results.manifest["status"] == "aborted"
+    statuses = [*results.statuses().values()]
+    assert statuses.count("failed") == 1
     assert "pending" in statuses
-    assert run.ret == (pytest.ExitCode.INTERRUPTED if workers else pytest.ExitCode.TESTS_FAILED)
+    assert run.ret == pytest.ExitCode.INTERRUPTED

@@ -17,23 +17,24 @@ from tests.support.kills import kills, write_study
 
 
 @pytest.mark.slow
-def test_fifty_kills_of_a_study(tmp_path: Path) -> None:
+def test_fifty_kills_lose_no_finished_experiment(tmp_path: Path) -> None:
     write_study(tmp_path, points=40)
-    seen = list(kills(tmp_path, 50, longest=1.6, seed=1))
+    seen = list(kills(tmp_path, 50, saved=4, longest=0.4, seed=1))
     assert len(seen) == 50
-    assert len({one["completed"] for one in seen}) > 2, "at different moments"
+    assert max(one["completed"] for one in seen) >= 4
     assert sum(one["running"] for one in seen) > 10
     assert sum(seen, Counter())["failed"] == 0
 
 
-def test_kills_while_nothing_but_writing_is_done(tmp_path: Path) -> None:
-    write_study(tmp_path, points=2000, at_once=True)
-    seen = list(kills(tmp_path, 12, longest=0.8, seed=2))
-    assert len({one["completed"] for one in seen}) > 6
-    assert max(one["completed"] for one in seen) > 20
+def test_kills_while_writing_lose_no_finished_experiment(tmp_path: Path) -> None:
+    """The experiments take no time, so that most kills meet pytest as it writes."""
+    write_study(tmp_path, points=600, at_once=True)
+    seen = list(kills(tmp_path, 6, saved=120, longest=0.1, seed=2))
+    assert len(seen) == 6
+    assert max(one["completed"] for one in seen) >= 100
 
 
-def test_a_run_that_is_killed_is_an_error_and_can_be_loaded(
+def test_killed_run_is_an_error_and_can_be_loaded(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     path = write_study(execution={"n_cycles": 1, "cycle_order": "sequential"})
@@ -59,23 +60,25 @@ def test_a_run_that_is_killed_is_an_error_and_can_be_loaded(
     assert result.measurement_protocol["n_cycles"] == 1
 
 
-def test_two_runs_at_once_do_not_mix(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
-    path = write_study(sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+def test_runs_at_the_same_time_have_their_own_directories(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
+    path = write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "--llem-run-id", "same"]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ)
-        for _ in range(4)
+        for _ in range(3)
     ]
     said = [process.communicate()[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * 4, said
+    assert [process.returncode for process in running] == [0] * 3, said
     root = pytester.path / "results"
     directories = sorted(path for path in root.iterdir() if path.is_dir())
-    assert [one.name for one in directories] == ["noop_same", *(f"noop_same-{n}" for n in (2, 3, 4))]
+    assert [one.name for one in directories] == ["noop_same", *(f"noop_same-{n}" for n in (2, 3))]
     assert (root / ".gitignore").read_text() == "*\n"
     for directory in directories:
         result = StudyResult.load(directory)
-        assert (result.status, result.summary.completed) == ("completed", 2)
+        assert (result.status, result.summary.completed) == ("completed", 1)
         names = sorted(path.name for path in directory.iterdir())
         written = ["manifest.json", "study.yaml", "study_result.json", "summary.csv"]
         assert names == ["experiments", "experiments.csv", *written]
-        assert len(list((directory / "experiments").iterdir())) == 4
+        assert len(list((directory / "experiments").iterdir())) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,23 +14,29 @@ from tests.support.tiny import TINY
 MUCH = 100_000_000
 
 
-def _take(size: Any) -> None:
+def _take(size: int) -> None:
     """Hold so much for a moment; the kernel has it back at once."""
     memory = bytearray(size)
     memory[::4096] = b"x" * len(memory[::4096])
 
 
-def test_the_peak_is_that_since_it_was_reset() -> None:
+def test_peak_memory_is_that_since_the_reset() -> None:
     assert reset_peak_rss()
-    before = peak_rss_bytes()
+    before = _peak()
     _take(MUCH)
-    assert before + 0.9 * MUCH < peak_rss_bytes() < before + 1.5 * MUCH
+    assert before + 0.9 * MUCH < _peak() < before + 1.5 * MUCH
     assert reset_peak_rss()
-    assert peak_rss_bytes() < before + 0.5 * MUCH, "what was there before is none of it"
+    assert _peak() < before + 0.5 * MUCH, "what there was before does not count"
+
+
+def _peak() -> int:
+    peak = peak_rss_bytes()
+    assert peak is not None
+    return peak
 
 
 @pytest.mark.parametrize("missing", ["_CLEAR_REFS", "_STATUS"])
-def test_where_the_kernel_does_not_tell_there_is_none(
+def test_peak_memory_is_unknown_without_the_kernels_counter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
 ) -> None:
     """The whole process's, with loading and all, is not the window's."""

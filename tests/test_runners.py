@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -9,11 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import distribution, metadata, version
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results
 from tests.support.environments import EVERYTHING, NOOP_ENGINE, ROOT, Environment
+from tests.support.processes import gone, wait_until
 
 OURS = version("pytest-llem")
 
@@ -72,22 +72,8 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def _gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def _wait_until(condition: Any, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 class TestAsking:
-    def test_what_it_has(self, elsewhere: Environment) -> None:
+    def test_packages_engines_and_modules_are_reported(self, elsewhere: Environment) -> None:
         told = ask(elsewhere.python, ["json", "no_such_module", "faraway_engine"])
         assert isinstance(told, Interpreter)
         assert told.python == "{}.{}.{}".format(*sys.version_info)
@@ -97,7 +83,7 @@ class TestAsking:
         assert {"json", "faraway_engine", "pytest_llem"} <= told.modules
         assert "no_such_module" not in told.modules
 
-    def test_what_it_says_beside_is_ignored(self, tmp_path: Path, elsewhere: Environment) -> None:
+    def test_other_output_of_the_interpreter_is_ignored(self, tmp_path: Path, elsewhere: Environment) -> None:
         """Its start-up may print, and leave a process behind that holds its output."""
         noisy = script(
             tmp_path / "noisy",
@@ -105,7 +91,7 @@ class TestAsking:
         )
         assert ask(noisy) == ask(elsewhere.python)
 
-    def test_the_current_folder_and_this_ones_path_are_none_of_its(
+    def test_current_folder_and_pythonpath_are_not_searched(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Environment
     ) -> None:
         (tmp_path / "bitsandbytes.py").touch()
@@ -132,20 +118,22 @@ class TestAsking:
             ("""echo "$4"'[]'""", "does not answer as Python does (no answer, and said "),
         ],
     )
-    def test_what_is_no_python(self, tmp_path: Path, text: str, told: str) -> None:
+    def test_program_that_is_no_python_is_an_error(self, tmp_path: Path, text: str, told: str) -> None:
         said = ask(script(tmp_path / "fake", text))
         assert isinstance(said, str)
         assert said.startswith(told)
 
-    def test_one_that_hangs_is_ended_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interpreter_that_hangs_is_ended_with_its_children(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(interpreter, "ANSWER_SECONDS", 1.0)
         hanging = script(tmp_path / "fake", f"sleep 1000 & echo $! > {tmp_path}/pid; exec sleep 1000")
         assert ask(hanging) == (
             "does not answer as Python does (no answer within 1 s): name a Python interpreter that works"
         )
-        assert _gone(int((tmp_path / "pid").read_text()))
+        assert gone(int((tmp_path / "pid").read_text()))
 
-    def test_what_cannot_be_run(self, tmp_path: Path) -> None:
+    def test_interpreter_that_cannot_be_run_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "plain").write_text("")
         (tmp_path / "binary").write_bytes(b"\0\1")
         (tmp_path / "binary").chmod(0o755)
@@ -162,7 +150,7 @@ class TestAsking:
             ),
         }
 
-    def test_an_old_python_says_so(self, tmp_path: Path) -> None:
+    def test_old_python_is_an_error(self, tmp_path: Path) -> None:
         pretend = (
             "import sys; sys.version_info = (3, 9, 18); start = sys.argv.pop(2); sys.argv.pop(1); exec(start)"
         )
@@ -172,7 +160,7 @@ class TestAsking:
         )
         assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, OLDEST))}"
 
-    def test_versions_that_experiments_run_with(self, tmp_path: Path, elsewhere: Environment) -> None:
+    def test_package_versions_of_both_interpreters(self, tmp_path: Path, elsewhere: Environment) -> None:
         here, there = package_versions(None), package_versions(elsewhere.python)
         assert here["pytest"] == there["pytest"] == pytest.__version__
         assert (there["tokenizers"], here["tokenizers"]) == ("0.0.7", version("tokenizers"))
@@ -193,7 +181,7 @@ def there(*requires: str, **changes: Any) -> Interpreter:
     return Interpreter.model_validate({**fields, **changes})
 
 
-class TestWhatIsLacking:
+class TestRequirements:
     @pytest.mark.parametrize(
         "requires",
         [
@@ -205,7 +193,7 @@ class TestWhatIsLacking:
             ["what (is this"],
         ],
     )
-    def test_nothing(self, requires: list[Any]) -> None:
+    def test_environment_with_all_packages_is_accepted(self, requires: list[Any]) -> None:
         assert lacks(there(*requires), "theirs", "pip") is None
 
     @pytest.mark.parametrize(
@@ -220,10 +208,10 @@ class TestWhatIsLacking:
             (["a @ https://a.example/a.whl"], "lacks a @ https://a.example/a.whl: PIP install 'a @ https://a.ex"),
         ],
     )
-    def test_a_package_that_its_engine_requires(self, requires: list[str], told: str) -> None:
+    def test_missing_requirement_of_the_engine_is_an_error(self, requires: list[str], told: str) -> None:
         assert (lacks(there(*requires), "theirs", "PIP") or "").startswith(told)
 
-    def test_only_what_an_experiments_process_needs_of_our_own(self) -> None:
+    def test_only_the_workers_requirements_of_the_plugin_count(self) -> None:
         ours = [f"{name}>=1" for name in WORKER]
         other = there(requires={"pytest-llem": [*ours, "torch>=99", "rich"], "other": []})
         wanted = " and ".join(ours)
@@ -233,23 +221,23 @@ class TestWhatIsLacking:
         assert lacks(other, None, "PIP") == lacks(other, "theirs", "PIP")
 
     @pytest.mark.parametrize("change", [{"packages": {}}, {"modules": []}])
-    def test_us(self, change: dict[str, Any]) -> None:
+    def test_missing_plugin_is_an_error(self, change: dict[str, Any]) -> None:
         assert lacks(there(**change), "theirs", "PIP") == (
             f"has no pytest-llem: install it there: PIP install pytest-llem=={OURS}"
         )
 
-    def test_our_version(self) -> None:
+    def test_other_version_of_the_plugin_is_an_error(self) -> None:
         assert lacks(there(packages={"pytest-llem": "0.0.7"}), "theirs", "PIP") == (
             f"has pytest-llem 0.0.7, and {OURS} runs here: PIP install pytest-llem=={OURS}"
         )
 
-    def test_the_engine(self, noop_engine: None) -> None:
+    def test_missing_engine_is_an_error(self, noop_engine: None) -> None:
         told = "has no engine of that name (there are: theirs): install its package there: PIP install "
         assert lacks(there(), "noop", "PIP") == f"{told}noop-engine==1.0"
         assert lacks(there(), "nobodys", "PIP") == f"{told}PACKAGE"
         assert lacks(there(), None, "PIP") is None
 
-    def test_what_only_some_experiments_need(self) -> None:
+    def test_requirements_of_options_are_checked(self) -> None:
         config = ExperimentConfig.model_validate(
             {"model": "m", "pytorch": {"device_map": "auto", "attn_implementation": "flash_attention_2"}}
         )
@@ -262,7 +250,7 @@ class TestWhatIsLacking:
 
 class TestRunning:
     @pytest.mark.parametrize("written", ["absolute", "relative", "home"])
-    def test_an_engine_that_is_only_there(
+    def test_engine_of_another_environment_runs(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
@@ -279,14 +267,14 @@ class TestRunning:
         write_study(
             backend="faraway",
             faraway={"size": 2},
-            sweep={"faraway.seconds": [0, 0.01]},
+            sweep={"n": [1]},
             execution={"n_cycles": 1},
             runners={"faraway": str(runner)},
         )
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
-        run.assert_outcomes(passed=2)
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
+        run.assert_outcomes(passed=1)
         run.stdout.no_fnmatch_line("*preflight*")
-        assert [(note["prefix"], note["inherited"]) for note in notes()] == [(str(elsewhere.folder), None)] * 2
+        assert [(note["prefix"], note["inherited"]) for note in notes()] == [(str(elsewhere.folder), None)]
         for entry in results.manifest["experiments"]:
             result = ExperimentResult.model_validate(results.read(entry["result_file"]))
             assert result.engine.name == "faraway"
@@ -302,14 +290,14 @@ class TestRunning:
         ]
         assert not [text for text in told if str(elsewhere.folder) in text]
 
-    def test_without_a_runner_it_is_no_engine(
+    def test_engine_of_another_environment_needs_a_runner(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(backend="faraway", sweep={"n": [1]})
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.stdout.fnmatch_lines(["*study.yaml:3:1: backend: no engine of that name (got 'faraway'; there are: *"])
 
-    def test_where_little_more_is_installed(
+    def test_experiment_needs_only_the_workers_requirements(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
@@ -323,7 +311,7 @@ class TestRunning:
         environment.add("pytest-llem", OURS, *(ours.requires or ()), entry_points=announced)
         environment.share(*WORKER)
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1}, runners={"noop": str(environment.python)})
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         result = results.read(results.manifest["experiments"][0]["result_file"])
         assert {*result["environment"]["packages"]} == {"pytest-llem", "nvidia-ml-py"}
         told = ask(environment.python)
@@ -331,15 +319,15 @@ class TestRunning:
         assert lacks(told, "noop", "PIP") is None
         assert (lacks(told, "pytorch", "PIP") or "").startswith("lacks torch>=")
 
-    @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-    def test_beside_one_that_runs_here(
+    @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+    def test_two_environments_in_one_study(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
         results: Results,
         elsewhere: Environment,
         notes: Callable[..., Any],
-        workers: list[Any],
+        workers: tuple[str, ...],
     ) -> None:
         write_study(
             backend=None,
@@ -347,13 +335,14 @@ class TestRunning:
             execution={"n_cycles": 1},
             runners={"faraway": str(elsewhere.python), "noop": "local"},
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=4)
+        run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+        run("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=4)
         found = [results.read(entry["result_file"]) for entry in results.manifest["experiments"]]
         by_engine = {(one["engine"]["name"], one["environment"]["packages"]["tokenizers"]) for one in found}
         assert by_engine == {("faraway", "0.0.7"), ("noop", version("tokenizers"))}
         assert {note["prefix"] for note in notes()} == {str(elsewhere.folder)}
 
-    def test_it_is_killed_and_told_like_any_other(
+    def test_failures_in_another_environment_are_reported(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
@@ -364,10 +353,10 @@ class TestRunning:
         write_study(
             backend="faraway",
             sweep={"faraway.fault": ["raise", "hang", "_exit"]},
-            execution={"n_cycles": 1, "experiment_timeout_seconds": 10},
+            execution={"n_cycles": 1, "experiment_timeout_seconds": 5},
             runners={"faraway": str(elsewhere.python)},
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(failed=3)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(failed=3)
         errors = {entry["experiment_id"]: entry["error"] for entry in results.manifest["experiments"]}
         assert {name: (error["kind"], error["phase"]) for name, error in errors.items()} == {
             "fault=raise": ("exception", "measuring"),
@@ -375,10 +364,10 @@ class TestRunning:
             "fault=_exit": ("crash", "measuring"),
         }
         assert "the engine says no" in errors["fault=raise"]["message"]
-        assert all(_gone(note["pid"]) for note in notes())
+        assert all(gone(note["pid"]) for note in notes())
 
     @pytest.mark.parametrize("ini", [None, "[pytest]\npythonpath = mine"])
-    def test_a_class_of_ones_own(
+    def test_own_engine_class_is_found_from_another_environment(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
@@ -396,21 +385,21 @@ class TestRunning:
         write_study(
             backend=name, sweep={"n": [1]}, runners={name: str(elsewhere.python)}, execution={"n_cycles": 1}
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         assert [note["prefix"] for note in notes()] == [str(elsewhere.folder)]
 
-    def test_it_is_asked_once_in_a_session(
+    def test_interpreter_is_asked_once_in_a_session(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], elsewhere: Environment
     ) -> None:
         real = shlex.quote(str(elsewhere.python))
         python = script(pytester.path / "python", f'echo "$1 $2" >> asked; exec {real} "$@"')
         for name in ("one.yaml", "two.yaml"):
-            write_study(name, sweep={"n": [1, 2]}, runners={"noop": str(python)}, execution={"n_cycles": 1})
-        pytester.runpytest_subprocess("one.yaml", "two.yaml", "-p", "llem").assert_outcomes(passed=4)
+            write_study(name, sweep={"n": [1]}, runners={"noop": str(python)}, execution={"n_cycles": 1})
+        pytester.runpytest_inprocess("one.yaml", "two.yaml", "-p", "llem").assert_outcomes(passed=2)
         asked = [line for line in (pytester.path / "asked").read_text().splitlines() if line.startswith("-")]
-        assert sorted(asked) == ["-P -m"] * 4 + ["-c "]
+        assert sorted(asked) == ["-P -m"] * 2 + ["-c "]
 
-    def test_it_is_not_asked_where_nothing_runs_there(
+    def test_interpreter_is_not_asked_where_nothing_runs_there(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         python = script(pytester.path / "python", "touch asked; exit 1")
@@ -420,10 +409,10 @@ class TestRunning:
             runners={"faraway": str(python)},
             execution={"n_cycles": 1},
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "backend=noop").assert_outcomes(passed=1)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-k", "backend=noop").assert_outcomes(passed=1)
         assert not (pytester.path / "asked").exists()
 
-    def test_what_is_wrong_is_told_beforehand_and_the_others_run(
+    def test_missing_interpreter_fails_preflight_and_others_run(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
         write_study(
@@ -432,7 +421,7 @@ class TestRunning:
             runners={"faraway": "env/bin/python"},
             execution={"n_cycles": 1, "cycle_order": "sequential"},
         )
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.assert_outcomes(passed=2, failed=2)
         told = "runner 'env/bin/python' of engine 'faraway' is not there: name a Python interpreter, by its *"
         run.stdout.fnmatch_lines(
@@ -442,7 +431,7 @@ class TestRunning:
         assert kinds == {"preflight"}
 
     @pytest.mark.parametrize("text", [None, "exit 1"])
-    def test_unasked_it_fails_at_once_all_the_same(
+    def test_wrong_interpreter_fails_without_preflight(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, text: str | None
     ) -> None:
         """With skip_preflight: a wrong path, or what is no Python, is no reason to wait."""
@@ -451,14 +440,14 @@ class TestRunning:
         write_study(
             sweep={"n": [1, 2]}, runners={"noop": "fake"}, execution={"n_cycles": 1, "skip_preflight": True}
         )
-        pytester.runpytest_subprocess("study.yaml", "-p", "llem", timeout=120).assert_outcomes(failed=2)
+        pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(failed=2)
         errors = [entry["error"] for entry in results.manifest["experiments"]]
         assert {error["kind"] for error in errors} == {"crash"}
         assert ("status 1" if text else "No such file") in errors[0]["message"]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-    def test_what_is_being_asked_does_not_outlive_pytest(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], number: Signals
+    def test_interpreter_that_is_asked_does_not_outlive_pytest(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], number: signal.Signals
     ) -> None:
         script(pytester.path / "fake", "sleep 1000 & echo $$ $! > pids.tmp; mv pids.tmp pids; wait; sleep 1000")
         write_study(sweep={"n": [1]}, runners={"noop": "fake"})
@@ -467,11 +456,11 @@ class TestRunning:
             start_new_session=True,
             stdout=subprocess.DEVNULL,
         )
-        _wait_until((pytester.path / "pids").exists)
+        wait_until((pytester.path / "pids").exists)
         run.send_signal(number)
         assert run.wait(30) == (pytest.ExitCode.INTERRUPTED if number == signal.SIGINT else -number)
         for pid in map(int, (pytester.path / "pids").read_text().split()):
-            _wait_until(lambda pid=pid: _gone(pid))
+            wait_until(functools.partial(gone, pid))
 
 
 OTHER = "transformers==5.22.2"
@@ -495,7 +484,7 @@ def other_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Env
 
 
 @pytest.mark.slow
-def test_another_version_of_transformers(
+def test_results_have_the_transformers_version_they_ran_with(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, other_transformers: Environment
 ) -> None:
     """The same study here and there: the results tell which version each ran with."""
@@ -509,7 +498,7 @@ def test_another_version_of_transformers(
     write_study("here.yaml", name="here", **changes)
     write_study("there.yaml", name="there", runners={"pytorch": str(other_transformers.python)}, **changes)
     pytester.runpytest_subprocess("here.yaml", "there.yaml", "-p", "llem").assert_outcomes(passed=4)
-    found = {}
+    found: dict[str, set[tuple[str, str]]] = {}
     for manifest in results.root.glob("*/manifest.json"):
         for entry in json.loads(manifest.read_text())["experiments"]:
             result = ExperimentResult.model_validate_json((manifest.parent / entry["result_file"]).read_text())

@@ -1,6 +1,6 @@
 """SIGKILL of the pytest process, five hundred times at random moments of a study of 40 experiments.
 
-    python tests/benchmarks/kills.py [--kills 500] [--longest 3] [--seed 0] [--at-once]
+    python tests/benchmarks/kills.py [--kills 500] [--saved 8] [--longest 0.5] [--seed 0] [--at-once]
 
 After each: the manifest parses, every experiment it calls completed has a whole result with the recorded hash,
 none that had finished is lost, and ``StudyResult.load`` reads the directory. It stops at the first where that is
@@ -24,16 +24,18 @@ from tests.support.kills import kills, write_study
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--longest", type=float, help="latest moment, in seconds after the first experiment began")
+    parser.add_argument("--saved", type=int, help="kills come after up to so many saved experiments")
+    parser.add_argument("--longest", type=float, default=0.5, help="and then after up to so many seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", action="store_true")
     options = parser.parse_args()
-    longest = options.longest or (0.8 if options.at_once else 3.0)
+    saved = options.saved or (200 if options.at_once else 8)
     total: Counter[str] = Counter()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         write_study(Path(folder), points=2000 if options.at_once else 40, at_once=options.at_once)
-        for number, statuses in enumerate(kills(Path(folder), options.kills, longest, options.seed), start=1):
+        seen = kills(Path(folder), options.kills, saved, options.longest, options.seed)
+        for number, statuses in enumerate(seen, start=1):
             total += statuses
             if number % 50 == 0 or number == options.kills:
                 said = f"{total['completed']} completed and whole, {total['running']} caught running"

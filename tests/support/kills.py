@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,34 +20,34 @@ from pytest_llem.results.models import Manifest
 from tests.conftest import NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
 from tests.support import instant
 
-#: Notes, independently of the manifest, when the first experiment may begin and which ones are saved.
+#: Notes, independently of the manifest, which experiments are saved, and kills its own process at the moment that
+#: the environment says: a thread is nearer to it than another process, which may be late on a busy machine.
 CONFTEST = """
-import math, os
+import math, os, signal, threading
 from pytest_llem.results import manifest
 
 if os.environ["KILLS_JOURNAL"]:  # a study as small as this one would do without
     manifest.REFRESH_SHARE, manifest.REFRESH_PAUSE = 0.1, math.inf
 
-started = []
+finished = []
 
-def note(text):
-    file = os.open(os.environ["KILLS_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, (text + "\\n").encode())
-    os.close(file)
+def come_to(what):
+    if os.environ["KILLS_AFTER"] == what:
+        threading.Timer(float(os.environ["KILLS_SECONDS"]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 def pytest_collection_finish(session):
-    note("= collected")
-
-def pytest_runtest_logstart(nodeid):
-    if not started:
-        started.append(nodeid)
-        note("= started")
+    come_to("collection")
 
 def pytest_llem_experiment_finished(result):
-    note(result.identity.experiment_id)
+    finished.append(result.identity.experiment_id)
+    file = os.open(os.environ["KILLS_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, (finished[-1] + "\\n").encode())
+    os.close(file)
+    come_to(str(len(finished)))
 """
 
-STARTUP_SECONDS = 60.0
+#: Only stops a hang.
+TIMEOUT_SECONDS = 300.0
 
 
 def write_study(folder: Path, points: int, *, at_once: bool = False) -> None:
@@ -65,31 +64,34 @@ def write_study(folder: Path, points: int, *, at_once: bool = False) -> None:
     (folder / "conftest.py").write_text((instant.conftest(1000) if at_once else "") + CONFTEST)
 
 
-def kills(folder: Path, number: int, longest: float, seed: int) -> Iterator[Counter[str]]:
+def kills(folder: Path, number: int, saved: int, longest: float, seed: int) -> Iterator[Counter[str]]:
     """Run the study of *folder* so often, two at a time, and kill each at a random moment.
 
     Args:
         folder: Made by :func:`write_study`.
         number: Of kills.
-        longest: The latest moment, in seconds after the first experiment began; a fifth count from collection.
+        saved: Kills come after 1 to so many experiments were saved, evenly spread; a fifth come after collection.
+        longest: The latest moment after that, in seconds.
         seed: Of the moments.
 
     Yields:
-        How many experiments were in each status, for each kill.
+        How many experiments were in each status, for each kill: at least as many as it came after are completed.
 
     Raises:
         AssertionError: What was left is not as it has to be.
     """
     rng = random.Random(seed)
     moments = [rng.uniform(0.0, longest) for _ in range(number)]
+    after = [0 if at % 5 == 0 else max(1, saved * (at + 1) // number) for at in range(number)]
     with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(lambda at: _kill(folder, at, moments[at]), range(number))
+        yield from pool.map(lambda at: _kill(folder, at, after[at], moments[at]), range(number))
 
 
-def _kill(folder: Path, number: int, moment: float) -> Counter[str]:
+def _kill(folder: Path, number: int, after: int, moment: float) -> Counter[str]:
     own = folder / f"run-{number}"
     own.mkdir()
     notes = own / "notes"
+    notes.touch()
     inherited = os.environ.get("PYTHONPATH")
     environment = {
         **os.environ,
@@ -98,40 +100,24 @@ def _kill(folder: Path, number: int, moment: float) -> Counter[str]:
         "TMPDIR": str(own),
         "KILLS_NOTES": str(notes),
         "KILLS_JOURNAL": "yes" if number % 2 else "",
+        "KILLS_AFTER": str(after or "collection"),
+        "KILLS_SECONDS": str(moment),
     }
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "study.yaml",
-            "-p",
-            "llem",
-            "--llem-yes",
-            "--llem-results-dir",
-            str(own / "results"),
-        ],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + STARTUP_SECONDS
-        mark = "= collected" if number % 5 == 0 else "= started"
-        while not notes.exists() or mark not in notes.read_text():
-            assert process.poll() is None, process.communicate()[0].decode()
-            assert time.monotonic() < deadline, f"pytest did not come to {mark!r}"
-            time.sleep(0.005)
-        time.sleep(moment)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-    assert process.returncode == -signal.SIGKILL, "it was done before"
-    finished = [line for line in notes.read_text().splitlines() if not line.startswith("= ")]
+    command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--llem-yes"]
+    command += ["--llem-results-dir", str(own / "results")]
+    with (own / "output").open("w") as output:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+    assert done.returncode == -signal.SIGKILL, (own / "output").read_text()
+    finished = notes.read_text().splitlines()
+    assert len(finished) >= after
     return _check(own / "results", finished)
 
 

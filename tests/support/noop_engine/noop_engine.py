@@ -22,21 +22,25 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.backends.protocol import PreflightError, RequestRecord
+from pytest_llem.backends.protocol import EngineContext, PreflightError, RequestRecord
 from pytest_llem.results.experiment import EngineRecord
+from pytest_llem.study.config import ExperimentConfig
+
+Batch = Sequence[Sequence[int]]
 
 
-def _raise() -> None:
-    raise ValueError("the engine says no")
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _orphan() -> None:
     if os.fork() == 0:
         os.setsid()
-        time.sleep(60)
+        time.sleep(3600)
         os._exit(0)
 
 
@@ -56,16 +60,13 @@ class NoMessageError(Exception):
     def __init__(self) -> None:
         self.held = threading.Lock()
 
-    def __str__(self) -> None:
+    def __str__(self) -> str:
         raise SystemExit("no")
 
 
-def _no_message() -> None:
-    raise NoMessageError
-
-
-def _long_message() -> None:
-    raise ValueError("x" * 100_000_000)
+def _say_and_raise() -> None:
+    print("a word from the engine")
+    raise ValueError("the engine says no")
 
 
 def _hold_the_lock() -> None:
@@ -87,7 +88,7 @@ def _fill_memory() -> None:
         held.append(bytearray(b"x") * 2**22)
 
 
-def _family(folder: Any) -> None:
+def _family(folder: str) -> None:
     """Start a child, one that leaves the session, and one that is orphaned; all ignore what they can."""
     for leaves, orphaned in ((False, False), (True, False), (True, True)):
         if os.fork() == 0:
@@ -113,9 +114,9 @@ def _torch_allocate() -> None:
     torch.empty(2**46)
 
 
-FAULTS = {
-    "no message": _no_message,
-    "long message": _long_message,
+FAULTS: dict[str, Callable[[], object]] = {
+    "no message": lambda: _raise(NoMessageError()),
+    "long message": lambda: _raise(ValueError("x" * 100_000_000)),
     "hold the lock": _hold_the_lock,
     "allocate": _allocate,
     "fill memory": _fill_memory,
@@ -123,11 +124,11 @@ FAULTS = {
     "close": _close_everything,
     "exit 0": lambda: sys.exit(),
     "real segv": lambda: ctypes.string_at(0),
-    "pour": lambda: [os.write(1, b"x" * 1_000_000) for _ in range(1000)],
-    "raise": _raise,
+    "pour": lambda: [os.write(1, b"x" * 1_000_000) for _ in range(400)],
+    "raise": lambda: _raise(ValueError("the engine says no")),
     "say": lambda: print("a word from the engine ☃"),
-    "say and raise": lambda: (print("a word from the engine"), _raise()),
-    "memory": lambda: (_ for _ in ()).throw(MemoryError("no more")),
+    "say and raise": _say_and_raise,
+    "memory": lambda: _raise(MemoryError("no more")),
     "exit": lambda: sys.exit(3),
     "_exit": lambda: os._exit(7),
     "segv": lambda: os.kill(os.getpid(), signal.SIGSEGV),
@@ -137,7 +138,7 @@ FAULTS = {
     "linger at exit": lambda: atexit.register(time.sleep, 3600),
     "orphan": _orphan,
     "garbage": _garbage,
-    "surrogate": lambda: (_ for _ in ()).throw(ValueError("\udc80")),
+    "surrogate": lambda: _raise(ValueError("\udc80")),
     "signal 40": lambda: os.kill(os.getpid(), 40),
     "shout": lambda: os.write(1, b"x" * 3_000_000 + b"the last words"),
 }
@@ -152,27 +153,29 @@ OPTIONS = {
 class NoopEngine:
     no_latency = None
 
-    def __init__(self, config: Any, context: Any) -> None:
-        self.options = config.engine_section
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        self.options: dict[str, Any] = config.engine_section
         unknown = set(self.options) - OPTIONS
         if unknown:
             raise PreflightError(f"noop: unknown option {sorted(unknown)[0]!r}")
         self.output_len = config.workload.output_len
         gpus = self.options.get("gpu", [])
-        self.gpus = [gpus] if isinstance(gpus, str) else gpus
+        self.gpus: list[str] = [gpus] if isinstance(gpus, str) else gpus
         self._span("begins")
 
-    def _span(self, what: Any) -> None:
+    def _span(self, what: str) -> None:
         if path := self.options.get("span"):
             with Path(path).open("a") as file:
                 file.write(f"{time.monotonic()} {what} {os.getpid()}\n")
 
-    def _draw(self, busy: Any) -> None:
+    def _draw(self, busy: bool) -> None:
         """From now on the board draws what it does while a batch runs, or while none does."""
         if watts := self.options.get("watts"):
             script = Path(os.environ["LLEM_SCRIPTED_NVML"])
             text = script.read_text()
-            start = float(re.search(r"^start (.*)$", text, re.MULTILINE)[1])
+            found = re.search(r"^start (.*)$", text, re.MULTILINE)
+            assert found is not None
+            start = float(found[1])
             new = script.with_suffix(".new")
             new.write_text(f"{text}power {time.monotonic() - start:.9f} {watts[busy]}\n")
             new.replace(script)
@@ -185,29 +188,29 @@ class NoopEngine:
             note = {"pid": os.getpid(), "modules": sorted(sys.modules), "argv": sys.argv, "sid": os.getsid(0)}
             Path(folder, f"{os.getpid()}.json").write_text(json.dumps(note))
 
-    def describe(self) -> Any:
+    def describe(self) -> EngineRecord:
         device = "cuda" if self.gpus else "cpu"
         return EngineRecord(name="noop", device=device, settings={"filler": "x" * self.options.get("filler", 0)})
 
-    def encode(self, text: Any) -> Any:
+    def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def vocabulary(self) -> Any:
+    def vocabulary(self) -> Sequence[int]:
         return range(10, 20)
 
-    def prepare(self, prompts: Any) -> Any:
+    def prepare(self, prompts: Batch) -> list[Batch]:
         size = self.options.get("size", 1)
         return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
-    def positions(self, batch: Any) -> Any:
+    def positions(self, batch: Batch) -> float:
         if self.options.get("fault") == "nan":
             return float("nan")
         return len(batch) * max(map(len, batch))
 
-    def seed(self, seed: Any) -> None:
+    def seed(self, seed: int) -> None:
         pass
 
-    def generate(self, batch: Any) -> Any:
+    def generate(self, batch: Batch) -> float:
         if (made := self.options.get("fail_once")) and not Path(made).exists():
             Path(made).touch()
             raise ValueError("not the first time")
@@ -221,7 +224,7 @@ class NoopEngine:
         self._draw(busy=False)
         return time.perf_counter()
 
-    def generate_first(self, batch: Any) -> None:
+    def generate_first(self, batch: Batch) -> None:
         self._draw(busy=True)
         time.sleep(self.options.get("first_seconds", 0))
         self._draw(busy=False)
@@ -229,7 +232,7 @@ class NoopEngine:
     def synchronize(self) -> None:
         pass
 
-    def requests(self, batch: Any, generated: Any) -> Any:
+    def requests(self, batch: Batch, generated: float | None) -> list[RequestRecord]:
         ids = self.options.get("ids", [7] * self.output_len)
         ids = ids if generated else ids[:1]
         return [
@@ -237,13 +240,13 @@ class NoopEngine:
             for prompt in batch
         ]
 
-    def model_memory_bytes(self) -> Any:
+    def model_memory_bytes(self) -> int:
         return 1_000_000
 
     def reset_peak_memory(self) -> None:
         pass
 
-    def peak_memory_bytes(self) -> Any:
+    def peak_memory_bytes(self) -> None:
         return None
 
     def close(self) -> None:

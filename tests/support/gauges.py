@@ -1,0 +1,21 @@
+"""What a process reads of scripted GPUs. Imports little, since each reading takes a new process."""
+
+from __future__ import annotations
+
+from pytest_llem.hardware.gauges import Gauges, GpuState
+from tests.support.nvml import Script
+
+
+def read() -> dict[str, GpuState]:
+    """Return the state of each GPU by UUID."""
+    with Gauges() as look:
+        return dict(look())
+
+
+def read_and_release(script: Script) -> tuple[dict[str, GpuState], int, int]:
+    """Return the state of each GPU by UUID, and how many users NVML had meanwhile and afterwards."""
+    with Gauges() as look:
+        held = script.users()
+        seen = dict(look())
+    assert look() == {}
+    return seen, held, script.users()
