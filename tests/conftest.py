@@ -42,7 +42,7 @@ NOOP_ENGINE = Path(__file__).parent / "support" / "noop_engine"
 
 #: Plugins of the test environment, by the names of their entry points. Hypothesis's alone takes a second, since it
 #: imports all of Hypothesis at the end of each run.
-OTHER_PLUGINS = ("tavern", "randomly", "random_order", "rerunfailures", "timeout", "hypothesispytest", "anyio")
+OTHER_PLUGINS = ("randomly", "random_order", "rerunfailures", "timeout", "hypothesispytest", "anyio")
 
 # What a test starts compiles each module once, also where PYTHONDONTWRITEBYTECODE is set for the tests themselves.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

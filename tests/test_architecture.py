@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,11 +78,13 @@ PAGES, PAGES_NEED = "reporting.html", {"jinja2", "plotly"}
 
 
 def _modules() -> Iterator[tuple[str, str, Path]]:
+    """Yield each module of the package: its room, its name in the package, and its file."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         yield parts[0], ".".join(parts), path
 
 
+@functools.cache
 def _imports(path: Path, *, at_load: bool = False) -> set[str]:
     tree = ast.parse(path.read_text())
     nodes = tree.body if at_load else ast.walk(tree)
@@ -94,33 +97,30 @@ def _imports(path: Path, *, at_load: bool = False) -> set[str]:
     return found
 
 
-_MODULES = list(_modules())
-EVERY_MODULE = pytest.mark.parametrize(("room", "name", "path"), _MODULES, ids=[name for _, name, _ in _MODULES])
+def test_no_room_imports_against_the_flow() -> None:
+    for room, name, path in _modules():
+        imported = _imports(path)
+        ours = {one.split(".")[1] for one in imported if one.startswith("pytest_llem.")}
+        assert ours - {room} <= MAY_IMPORT[room], name
+        everything = {one.partition(".")[0] for one in imported}
+        assert "_pytest" not in everything, f"{name}: private pytest API"
+        assert room in KNOWS_PYTEST or "pytest" not in everything, name
 
 
-@EVERY_MODULE
-def test_no_room_imports_against_the_flow(room: str, name: str, path: Path) -> None:
-    ours = {one.split(".")[1] for one in _imports(path) if one.startswith("pytest_llem.")}
-    assert ours - {room} <= MAY_IMPORT[room]
-    everything = {one.partition(".")[0] for one in _imports(path)}
-    assert "_pytest" not in everything, "private pytest API"
-    if room not in KNOWS_PYTEST:
-        assert "pytest" not in everything
-
-
-@EVERY_MODULE
-def test_what_is_heavy_is_imported_late(room: str, name: str, path: Path) -> None:
-    heavy = {one.partition(".")[0] for one in _imports(path, at_load=True)} & HEAVY
+def test_what_is_heavy_is_imported_late() -> None:
     parts = ("pytorch", "generation", "loading", "shape")
-    theirs = dict.fromkeys((f"backends.{part}" for part in parts), HEAVY)
-    assert heavy <= theirs.get(name, set())
+    theirs = {f"backends.{part}" for part in parts}
+    for _, name, path in _modules():
+        heavy = {one.partition(".")[0] for one in _imports(path, at_load=True)} & HEAVY
+        assert not heavy or name in theirs, name
 
 
-@EVERY_MODULE
-def test_pages_are_written_by_one_room_that_is_entered_late(room: str, name: str, path: Path) -> None:
-    if not name.startswith(f"{PAGES}.") or name == f"{PAGES}.__init__":
-        assert not {one.partition(".")[0] for one in _imports(path)} & PAGES_NEED
-        assert not [one for one in _imports(path, at_load=True) if one.startswith(f"pytest_llem.{PAGES}")]
+def test_pages_are_written_by_one_room_that_is_entered_late() -> None:
+    for _, name, path in _modules():
+        if not name.startswith(f"{PAGES}.") or name == f"{PAGES}.__init__":
+            assert not {one.partition(".")[0] for one in _imports(path)} & PAGES_NEED, name
+            late = [one for one in _imports(path, at_load=True) if one.startswith(f"pytest_llem.{PAGES}")]
+            assert not late, name
 
 
 def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester: pytest.Pytester) -> None:
@@ -151,7 +151,7 @@ def test_the_public_names_are_there_and_late() -> None:
         pytest_llem.nothing  # noqa: B018
 
 
-def test_entry_points() -> None:
+def test_entry_points_are_declared_and_load() -> None:
     assert {point.name: point.value for point in entry_points(group="pytest11")}["llem"] == "pytest_llem.plugin"
     assert "pytorch" in entry_points(group="pytest_llem.backends").names
     assert {"nvml", "rapl", "estimate"} <= entry_points(group="pytest_llem.energy").names
@@ -160,5 +160,5 @@ def test_entry_points() -> None:
             assert point.load()
 
 
-def test_it_is_typed() -> None:
+def test_the_package_ships_a_py_typed_marker() -> None:
     assert (PACKAGE / "py.typed").is_file()

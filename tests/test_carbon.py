@@ -13,51 +13,55 @@ import pytest
 from pytest_llem import run_experiment, run_study
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.metrics import metric
-from tests.conftest import Results
-from tests.support.tiny import TINY
+from tests.conftest import NOOP_STUDY, Results
 
+EXPERIMENT = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
 ENERGY = metric("energy_j", 7.2e6, method="measured", source="m", boundary="gpu_board", uncertainty=3.6e5)
 
 
-def test_by_hand() -> None:
+def test_emissions_are_energy_times_pue_times_intensity() -> None:
     """2 kWh, a fifth on top for the site, at 400 g."""
     found = emissions(Carbon(400, 1.2), ENERGY)
-    assert (found.value, found.unit) == (pytest.approx(960.0), "g")
+    assert found.value == pytest.approx(960.0)
+    assert found.unit == "g"
     assert found.uncertainty == pytest.approx(48.0)
     assert (found.method, found.boundary) == ("measured", "gpu_board")
     assert found.source == "m × 400 gCO2e/kWh, PUE 1.2"
 
 
-def test_nothing_stated_nothing_claimed() -> None:
+def test_without_an_intensity_there_are_no_emissions() -> None:
     found = emissions(None, ENERGY)
     assert (found.value, found.reason) == (None, "no llem_carbon_intensity is given")
 
 
-def test_no_energy_no_emissions() -> None:
+def test_without_energy_there_are_no_emissions() -> None:
     lost = metric("energy_j", None, method="unavailable", reason="GPU is lost")
     found = emissions(Carbon(400), lost)
     assert (found.value, found.method, found.reason) == (None, "unavailable", "GPU is lost")
 
 
 @pytest.mark.parametrize(("intensity", "pue"), [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0.99), (1, math.nan)])
-def test_what_is_no_such_figure(intensity: float, pue: float) -> None:
+def test_impossible_intensity_and_pue_raise_value_error(intensity: float, pue: float) -> None:
     with pytest.raises(ValueError, match="must be a number"):
         Carbon(intensity, pue)
 
 
-def test_a_lone_experiment() -> None:
-    result = run_experiment(TINY, carbon_intensity=360, pue=2)
+def test_run_experiment_takes_intensity_and_pue(noop_engine: None) -> None:
+    result = run_experiment(EXPERIMENT, carbon_intensity=360, pue=2)
     figures = result.metrics
-    assert figures["gco2e_g"].value == pytest.approx(figures["energy_j"].value * 2 * 1e-4)
+    energy = figures["energy_j"].value
+    assert energy is not None
+    assert figures["gco2e_g"].value == pytest.approx(energy * 2 * 1e-4)
     assert figures["gco2e_g"].method == figures["energy_j"].method
     with pytest.raises(ValueError, match=r"^PUE must be a number, at least 1 \(got 0\.5\)$"):
-        run_experiment(TINY, carbon_intensity=360, pue=0.5)
+        run_experiment(EXPERIMENT, carbon_intensity=360, pue=0.5)
 
 
 ONE = {"sweep": {"precision": ["bf16"]}, "execution": {"n_cycles": 1}}
 
 
-def one_result(directory: Any) -> Any:
+def one_result(directory: Path) -> Any:
+    """Return the one experiment's result in a results directory."""
     (file,) = directory.glob("experiments/*.json")
     return json.loads(file.read_text())
 
@@ -67,9 +71,9 @@ def test_the_ini_file_reaches_the_experiment_and_no_hash(
 ) -> None:
     write_study(**ONE)
     pytester.makeini("[pytest]\nllem_carbon_intensity = 3.6e6\nllem_pue = 1.5\n")
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "with").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-run-id", "with").assert_outcomes(passed=1)
     pytester.makeini("[pytest]\n")
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-run-id", "without").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-run-id", "without").assert_outcomes(passed=1)
     stated, silent = (one_result(results.root / f"noop_{name}") for name in ("with", "without"))
     grams = stated["metrics"]["gco2e_g"]
     assert grams["value"] == pytest.approx(1.5 * stated["metrics"]["energy_j"]["value"])
@@ -80,10 +84,12 @@ def test_the_ini_file_reaches_the_experiment_and_no_hash(
         assert stated["identity"][name] == silent["identity"][name]
 
 
-def test_a_study_of_the_library(write_study: Callable[..., Path], pytester: pytest.Pytester) -> None:
+def test_run_study_takes_intensity_and_pue(write_study: Callable[..., Path], pytester: pytest.Pytester) -> None:
     result = run_study(write_study(**ONE), results_dir="out", carbon_intensity=3.6e6, pue=2, quiet=True)
     (point,) = result.points
-    assert point.metrics["gco2e_g"].mean == pytest.approx(2 * point.metrics["energy_j"].mean)
+    energy = point.metrics["energy_j"].mean
+    assert energy is not None
+    assert point.metrics["gco2e_g"].mean == pytest.approx(2 * energy)
     assert point.metrics["gco2e_g"].method == "estimated"
 
 
@@ -97,11 +103,11 @@ def test_a_study_of_the_library(write_study: Callable[..., Path], pytester: pyte
         ("llem_pue = nan", "llem_pue: must be a number, at least 1 (got 'nan')"),
     ],
 )
-def test_a_mistake_is_a_line(
+def test_a_wrong_ini_option_is_a_usage_error_of_one_line(
     pytester: pytest.Pytester, write_study: Callable[..., Path], ini: str, said: str
 ) -> None:
     write_study(**ONE)
     pytester.makeini(f"[pytest]\n{ini}\n")
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     assert [line for line in run.errlines if line] == [f"ERROR: {said}"]

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "README.md").read_text().partition("\n## In CI\n")[2].partition("\n## ")[0]
 
 
-def blocks(name: Any) -> Any:
+def blocks(name: str) -> list[str]:
     """Return the code blocks after a line ``<!-- name -->``."""
     return re.findall(rf"^<!-- {name} -->\n```\w+\n(.*?)^```", PAGE, re.M | re.S)
 
@@ -25,13 +25,14 @@ def blocks(name: Any) -> Any:
 GITHUB, (GITLAB,), SHELL = blocks("github"), blocks("gitlab"), blocks("shell")
 
 
-def steps(workflow: Any) -> Any:
+def steps(workflow: str) -> list[dict[str, Any]]:
     """Return the steps of the one job of a GitHub workflow."""
     (job,) = yaml.safe_load(workflow)["jobs"].values()
+    assert isinstance(job["steps"], list)
     return job["steps"]
 
 
-def scripts() -> Iterator[Any]:
+def scripts() -> Iterator[str]:
     """Yield every piece of shell on the page."""
     yield from SHELL
     for workflow in GITHUB:
@@ -40,7 +41,7 @@ def scripts() -> Iterator[Any]:
     yield "\n".join(job["script"])
 
 
-def commands() -> Any:
+def commands() -> list[list[str]]:
     """Return the words of each call of pytest."""
     lines = "\n".join(scripts()).replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines if re.search(r"\bpytest ", line)]
@@ -92,7 +93,7 @@ def test_the_shell_parses(script: str) -> None:
 
 def test_every_option_named_exists(pytester: pytest.Pytester) -> None:
     named = set(re.findall(r"(?<![\w-])--(?:llem-[\w-]+|junitxml|lf|deselect)\b", PAGE))
-    told = pytester.runpytest_subprocess("--help", "-p", "llem").stdout.str().replace("--junit-xml", "--junitxml")
+    told = pytester.runpytest_inprocess("--help", "-p", "llem").stdout.str().replace("--junit-xml", "--junitxml")
     missing = {one for one in named if not re.search(rf"^  (?:[-\w]+, )*{one}(?![\w-])", told, re.M)}
     assert not missing
 
@@ -111,9 +112,9 @@ def test_the_worktree_is_a_second_checkout_next_to_the_first(tmp_path: Path) -> 
     origin, work = tmp_path / "origin", tmp_path / "work" / "repo"
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (
-        ["init", "-q", "-b", "main", origin],
-        ["-C", origin, *identity, "commit", "-q", "--allow-empty", "-m", "one"],
-        ["clone", "-q", origin, work],
+        ["init", "-q", "-b", "main", str(origin)],
+        ["-C", str(origin), *identity, "commit", "-q", "--allow-empty", "-m", "one"],
+        ["clone", "-q", str(origin), str(work)],
     ):
         subprocess.run(["git", *words], check=True, capture_output=True)
     env = {"PATH": "/usr/bin:/bin", "REFERENCE": f"{work}/../main", "BASE": "main"}

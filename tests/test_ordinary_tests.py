@@ -29,7 +29,7 @@ def test_the_example_passes(
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     pytester.makepyfile(test_example=source)
-    run = pytester.runpytest_subprocess("-p", "llem", "--strict-markers", "-W", "error")
+    run = pytester.runpytest_inprocess("-p", "llem", "--strict-markers", "-W", "error")
     run.assert_outcomes(passed=source.count("\ndef test_"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ import pytest
 import yaml
 
 from tests.conftest import OTHER_PLUGINS, Results
+from tests.support import tavern
 from tests.support.processes import gone, wait_until
 
-ONCE = {"n_cycles": 1}
+ONCE = {"n_cycles": 1, "start_method": "forkserver"}
 
 #: How each plugin is told a seed, and to shuffle all it may.
 SHUFFLERS = {
@@ -26,10 +28,10 @@ SHUFFLERS = {
 
 
 @pytest.fixture
-def let_in(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def let_in(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let in some of the plugins that the fixture ``pytester`` keeps out."""
 
-    def only(*names: Any) -> None:
+    def only(*names: str) -> None:
         assert {*names} <= {*OTHER_PLUGINS}
         blocked = [f"-p no:{name}" for name in OTHER_PLUGINS if name not in names]
         monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(blocked))
@@ -37,40 +39,36 @@ def let_in(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callab
     return only
 
 
-@pytest.fixture(params=[(), ("-n", "2")], ids=["serial", "xdist"])
-def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return request.param
-
-
-def outcomes(run: Any) -> Any:
+def outcomes(run: pytest.RunResult) -> dict[str, int]:
+    """Return how many tests came to which end, without the warnings."""
     return {name: count for name, count in run.parseoutcomes().items() if not name.startswith("warning")}
 
 
 class TestShuffling:
     @pytest.fixture(params=SHUFFLERS)
-    def shuffled(self, request: pytest.FixtureRequest, let_in: Callable[..., Any]) -> Callable[..., Any]:
+    def shuffled(self, request: pytest.FixtureRequest, let_in: Callable[..., None]) -> Callable[[int], list[str]]:
         """Return the options that have a plugin shuffle with a seed."""
         let_in(request.param.split()[0])
         return lambda seed: [option.format(seed=seed) for option in SHUFFLERS[request.param]]
 
     @pytest.fixture
-    def collected(self, pytester: pytest.Pytester) -> Callable[..., Any]:
+    def collected(self, pytester: pytest.Pytester) -> Callable[..., list[str]]:
         """Return the ids of the items of a run, in order."""
 
-        def collect(*arguments: Any) -> Any:
-            run = pytester.runpytest_subprocess("-p", "llem", "--collect-only", "-q", *arguments)
+        def collect(*arguments: str) -> list[str]:
+            run = pytester.runpytest_inprocess("-p", "llem", "--collect-only", "-q", *arguments)
             assert run.ret == 0
             return [line for line in run.outlines if "::" in line]
 
         return collect
 
-    def test_only_a_studys_own_items_are_not(
+    def test_ordinary_tests_are_shuffled_and_a_studys_items_are_not(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
-        let_in: Callable[..., Any],
-        shuffled: Callable[..., Any],
-        collected: Callable[..., Any],
+        let_in: Callable[..., None],
+        shuffled: Callable[[int], list[str]],
+        collected: Callable[..., list[str]],
     ) -> None:
         for name in ("test_one", "test_two"):
             pytester.makepyfile(**{name: "\n".join(f"def test_{letter}(): pass" for letter in "abcdefgh")})
@@ -84,7 +82,7 @@ class TestShuffling:
         plain = collected(*files)
         assert len(plain) == 2 * 8 + 2 * 8
 
-        def of(order: Any, part: Any) -> Any:
+        def of(order: list[str], part: str) -> list[str]:
             return [one for one in order if part in one]
 
         for order in orders:
@@ -94,19 +92,19 @@ class TestShuffling:
         ordinary = {tuple(of(order, "test_")) for order in (plain, *orders)}
         assert len(ordinary) == 3, "each seed shuffles the others otherwise"
 
-    def test_a_study_runs_as_ever(
+    def test_a_shuffled_study_runs_in_its_own_order(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
         results: Results,
-        shuffled: Callable[..., Any],
+        shuffled: Callable[[int], list[str]],
     ) -> None:
         """Whatever is reseeded around its experiments."""
-        write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 2})
+        write_study(sweep={"n": [1, 2]}, execution={**ONCE, "n_cycles": 2})
         pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
-        run = pytester.runpytest_subprocess("-v", "study.yaml", "test_plain.py", "-p", "llem", *shuffled(7))
+        run = pytester.runpytest_inprocess("-v", "study.yaml", "test_plain.py", "-p", "llem", *shuffled(7))
         assert run.ret == 0
-        assert outcomes(run) == {"passed": 9}
+        assert outcomes(run) == {"passed": 7}
         entries = results.manifest["experiments"]
         assert {(entry["status"], entry["attempt"]) for entry in entries} == {("completed", 1)}
         ran = [line.partition(" ")[0] for line in run.outlines if " PASSED" in line and "experiment[" in line]
@@ -119,7 +117,7 @@ class TestShuffling:
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
         results: Results,
-        let_in: Callable[..., Any],
+        let_in: Callable[..., None],
     ) -> None:
         let_in("randomly")
         write_study(sweep={"n": [1, 2, 3]}, execution=ONCE)
@@ -132,9 +130,10 @@ class TestShuffling:
 
 class TestReruns:
     @pytest.fixture(autouse=True)
-    def _let_in(self, let_in: Callable[..., Any]) -> None:
+    def _let_in(self, let_in: Callable[..., None]) -> None:
         let_in("rerunfailures")
 
+    @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
     def test_an_experiment_that_fails_once_has_a_result(
         self,
         pytester: pytest.Pytester,
@@ -144,8 +143,8 @@ class TestReruns:
     ) -> None:
         made = str(pytester.path / "made")
         write_study(sweep={"n": [1, 2]}, noop={"fail_once": made}, execution={**ONCE, "cycle_order": "sequential"})
-        options = ("--reruns", "1", *workers)
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+        run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+        run = run_pytest("study.yaml", "-p", "llem", "--reruns", "1", *workers)
         assert run.ret == 0
         counted = outcomes(run)
         assert counted["passed"] == 2
@@ -161,15 +160,11 @@ class TestReruns:
         assert len(results.study_result["result_files"]) == 2
         run.stdout.fnmatch_lines(["2 of 2 experiments completed"])
 
-    def test_one_that_always_fails_has_failed(
-        self,
-        pytester: pytest.Pytester,
-        write_study: Callable[..., Path],
-        results: Results,
-        workers: tuple[str, ...],
+    def test_an_experiment_that_always_fails_has_failed(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
         write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--reruns", "2", *workers)
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--reruns", "2")
         assert run.ret == 1
         assert outcomes(run) == {"passed": 1, "failed": 1, "rerun": 2}
         assert results.manifest["status"] == "completed"
@@ -199,7 +194,7 @@ class TestReruns:
             """
         )
         options = ("--reruns", "1", "--junitxml=junit.xml")
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", *options)
         assert run.ret == 0
         assert outcomes(run)["rerun"] == 1
         (entry,) = results.manifest["experiments"]
@@ -213,20 +208,20 @@ class TestReruns:
 
 class TestTimeouts:
     @pytest.fixture(autouse=True)
-    def _let_in(self, let_in: Callable[..., Any]) -> None:
+    def _let_in(self, let_in: Callable[..., None]) -> None:
         let_in("timeout")
 
     @pytest.mark.parametrize("method", ["signal", "thread"])
-    def test_one_that_is_long_enough_does_nothing(
+    def test_a_timeout_that_is_not_reached_does_nothing(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, method: str
     ) -> None:
-        write_study(execution=ONCE)
+        write_study(sweep={"n": [1]}, execution=ONCE)
         options = ("--timeout=300", f"--timeout-method={method}")
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", *options)
-        assert outcomes(run) == {"passed": 4}
+        assert outcomes(run) == {"passed": 1}
         assert results.manifest["status"] == "completed"
 
-    def test_one_that_is_too_short_fails_the_item_and_leaves_no_process(
+    def test_a_reached_timeout_fails_the_item_and_leaves_no_process(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
         notes = pytester.path / "notes"
@@ -248,7 +243,7 @@ class TestTimeouts:
             """
         )
         run = pytester.runpytest_subprocess(
-            "study.yaml", "-p", "llem", "--timeout=10", "--timeout-method=signal", timeout=120
+            "study.yaml", "-p", "llem", "--timeout=6", "--timeout-method=signal", timeout=120
         )
         assert run.ret == 1
         assert outcomes(run) == {"failed": 1, "passed": 1}
@@ -256,10 +251,11 @@ class TestTimeouts:
         assert results.statuses() == {"fault=hang": "failed", "fault=none": "completed"}
         error = results.manifest["experiments"][0]["error"]
         assert error["kind"] == "timeout"
-        assert "Timeout (>10.0s)" in error["message"]
+        assert "Timeout (>6.0s)" in error["message"]
         assert results.manifest["status"] == "completed"
 
-    def test_its_thread_ends_pytest_and_the_experiment_too(
+    @pytest.mark.slow
+    def test_a_timeouts_thread_ends_pytest_and_the_experiment(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
         """The manifest, which nobody could close, tells what was running."""
@@ -278,15 +274,28 @@ class TestTimeouts:
         assert results.manifest["status"] == "running"
 
 
+@pytest.fixture(scope="session")
+def tavern_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python interpreter with Tavern, which does not work with the pytest that runs these tests."""
+    try:
+        return tavern.python(tmp_path_factory.mktemp("tavern") / "env")
+    except tavern.UnavailableError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"Tavern is not available: {error}")
+
+
+@pytest.mark.slow
 class TestTavern:
-    @pytest.fixture(autouse=True)
-    def _let_in(self, let_in: Callable[..., Any]) -> None:
-        let_in("tavern")
+    @pytest.fixture
+    def run(self, pytester: pytest.Pytester, tavern_python: Path) -> Callable[..., pytest.RunResult]:
+        """Run pytest with Tavern; return its result."""
+        return lambda *arguments: pytester.run(tavern_python, "-m", "pytest", "-p", "llem", *arguments)
 
     @pytest.fixture
-    def asked(self, pytester: pytest.Pytester) -> Iterator[list[Any]]:
+    def asked(self, pytester: pytest.Pytester) -> Iterator[list[str]]:
         """Write a Tavern test that asks a server of ours; return what the server was asked."""
-        paths = []
+        paths: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -316,28 +325,37 @@ class TestTavern:
             thread.join()
 
     def test_each_yaml_goes_to_its_own_plugin(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, asked: list[Any]
+        self,
+        run: Callable[..., pytest.RunResult],
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        results: Results,
+        asked: list[str],
     ) -> None:
-        write_study("y.study.yaml", execution=ONCE)
+        write_study("y.study.yaml", sweep={"n": [1, 2]}, execution=ONCE)
         (pytester.path / "config.yaml").write_text("logging: {level: debug}\n")
-        run = pytester.runpytest_subprocess("-v", "-p", "llem")
-        assert outcomes(run) == {"passed": 5}
+        done = run("-v")
+        assert outcomes(done) == {"passed": 3}
         assert asked == ["/question"]
-        files = [line.partition("::")[0] for line in run.outlines if " PASSED" in line]
-        assert sorted(files) == ["test_x.tavern.yaml", *["y.study.yaml"] * 4]
+        files = [line.partition("::")[0] for line in done.outlines if " PASSED" in line]
+        assert sorted(files) == ["test_x.tavern.yaml", *["y.study.yaml"] * 2]
         assert results.manifest["status"] == "completed"
 
     @pytest.mark.parametrize("named", [True, False])
     def test_tavern_keeps_its_files_whatever_ours_are_called(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], asked: list[Any], named: bool
+        self,
+        run: Callable[..., pytest.RunResult],
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        asked: list[str],
+        named: bool,
     ) -> None:
-        write_study("y.study.yaml", execution=ONCE)
+        write_study("y.study.yaml", sweep={"n": [1]}, execution=ONCE)
         (pytester.path / "config.yaml").write_text("logging: {level: debug}\n")
         pytester.makeini("[pytest]\nllem_files = *.yaml")
-        files = ["test_x.tavern.yaml", "y.study.yaml"] if named else []
-        run = pytester.runpytest_subprocess("-p", "llem", *files)
-        assert outcomes(run) == {"passed": 5}
-        told = [line for line in run.outlines if "config.yaml is not collected" in line]
-        assert len(told) == (0 if named else 1)
-        assert "tavern.yaml is not collected" not in run.stdout.str()
+        done = run(*(["test_x.tavern.yaml", "y.study.yaml"] if named else []))
+        assert outcomes(done) == {"passed": 2}
+        warned = [line for line in done.outlines if "config.yaml is not collected" in line]
+        assert len(warned) == (0 if named else 1)
+        assert "tavern.yaml is not collected" not in done.stdout.str()
         assert asked == ["/question"]

@@ -27,6 +27,7 @@ from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_p
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.words import name_of, neutral, shown, title_of, told
 from pytest_llem.reporting.pages import page_files
+from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results
 from tests.support.study_results import point, study_result, summary
@@ -34,6 +35,7 @@ from tests.support.study_results import point, study_result, summary
 GOLDEN = ROOT / "tests" / "golden" / "1.0"
 SPEED, COST = "output_tokens_per_second", "energy_per_output_token_j"
 QUICK = {"sweep": {"noop.size": [1, 2]}, "execution": {"n_cycles": 1}}
+ONE_EXPERIMENT = {"sweep": {"noop.size": [1]}, "execution": {"n_cycles": 1}}
 
 
 class _Text(HTMLParser):
@@ -47,15 +49,15 @@ class _Text(HTMLParser):
         self._silent = ""
         self.feed(html)
 
-    def handle_starttag(self, tag: Any, attrs: Any) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._silent = tag if tag in ("script", "style") else ""
-        self.addresses += [value for name, value in attrs if name in ("src", "href")]
-        self.titles += [value for name, value in attrs if name == "title"]
+        self.addresses += [value for name, value in attrs if name in ("src", "href") and value]
+        self.titles += [value for name, value in attrs if name == "title" and value]
 
-    def handle_endtag(self, tag: Any) -> None:
+    def handle_endtag(self, tag: str) -> None:
         self._silent = ""
 
-    def handle_data(self, data: Any) -> None:
+    def handle_data(self, data: str) -> None:
         if not self._silent:
             self.said.append(data)
 
@@ -68,38 +70,40 @@ def page_of(file: Path) -> _Text:
     return _Text(file.read_text())
 
 
-def plots_of(file: Path) -> Any:
+def only(pattern: str, text: str) -> str:
+    """Return the group of the only match of a pattern."""
+    (found,) = re.findall(pattern, text, re.S)
+    assert isinstance(found, str)
+    return found
+
+
+def plots_of(file: Path) -> dict[str, Any]:
     """Return what the page's script draws."""
-    found = re.search(r'<script type="application/json" id="llem-plots">(.*?)</script>', file.read_text(), re.S)
-    return json.loads(found[1])
+    plots = json.loads(only(r'<script type="application/json" id="llem-plots">(.*?)</script>', file.read_text()))
+    assert isinstance(plots, dict)
+    return plots
 
 
 # ---- when it is written, and where ----
 
 
-def test_it_is_written_at_the_end_of_a_run_and_named_below_the_results(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
-    write_study(**QUICK)
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "out/page.html")
-    run.assert_outcomes(passed=2)
-    run.stdout.fnmatch_lines(["results: results/noop_*", "report: out/page.html"])
-    page = page_of(pytester.path / "out" / "page.html")
-    assert "2 of 2" in page.text
-    assert "J per output token (estimated)" in json.dumps(plots_of(pytester.path / "out" / "page.html")["pareto"])
-    assert "The energy here is estimated, not measured." in page.text
-    assert "No power was sampled" in page.text
-    assert all(one.startswith(("#", "data:")) for one in page.addresses)
-
-
-def test_the_file_is_relative_to_where_pytest_was_called(
+def test_a_page_is_written_relative_to_where_pytest_was_called(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**QUICK)
     (pytester.path / "below").mkdir()
     monkeypatch.chdir(pytester.path / "below")
-    pytester.runpytest_subprocess("../study.yaml", "-p", "llem", "--llem-html", "page.html", "--rootdir", "..")
-    assert (pytester.path / "below" / "page.html").is_file()
+    arguments = ("../study.yaml", "-p", "llem", "--llem-html", "out/page.html", "--rootdir", "..")
+    run = pytester.runpytest_inprocess(*arguments)
+    run.assert_outcomes(passed=2)
+    run.stdout.fnmatch_lines(["results: ../results/noop_*", "report: out/page.html"])
+    page = page_of(pytester.path / "below" / "out" / "page.html")
+    assert "2 of 2" in page.text
+    plots = plots_of(pytester.path / "below" / "out" / "page.html")
+    assert "J per output token (estimated)" in json.dumps(plots["pareto"])
+    assert "The energy here is estimated, not measured." in page.text
+    assert "No power was sampled" in page.text
+    assert all(one.startswith(("#", "data:")) for one in page.addresses)
 
 
 def test_failures_are_on_it_and_the_controller_writes_it(
@@ -119,7 +123,7 @@ def test_failures_are_on_it_and_the_controller_writes_it(
         assert said in page.text
 
 
-def test_an_interrupted_run_has_one_too(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_an_interrupted_run_has_a_page(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.makeconftest("def pytest_llem_experiment_finished(result): raise KeyboardInterrupt")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
@@ -130,14 +134,14 @@ def test_an_interrupted_run_has_one_too(pytester: pytest.Pytester, write_study: 
 
 def test_several_studies_have_a_page_each(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     for name in ("one", "two"):
-        write_study(f"{name}.yaml", name=name, **QUICK)
-    run = pytester.runpytest_subprocess("one.yaml", "two.yaml", "-p", "llem", "--llem-html", "page.html")
+        write_study(f"{name}.yaml", name=name, **ONE_EXPERIMENT)
+    run = pytester.runpytest_inprocess("one.yaml", "two.yaml", "-p", "llem", "--llem-html", "page.html")
     run.stdout.fnmatch_lines(["report: page-one.html", "report: page-two.html"])
     assert not (pytester.path / "page.html").exists()
     assert "<h1>two</h1>" in (pytester.path / "page-two.html").read_text()
 
 
-def test_names_of_pages() -> None:
+def test_several_studies_of_one_name_have_pages_of_their_own() -> None:
     file = Path("a/page.html")
     assert page_files(file, ["x"]) == [file]
     assert page_files(file, ["x", "y", "x"]) == [Path(f"a/page-{name}.html") for name in ("x", "y", "x-2")]
@@ -147,14 +151,14 @@ def test_nothing_is_written_where_nothing_runs(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(**QUICK)
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html", "--collect-only")
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html", "--collect-only")
     assert not (pytester.path / "page.html").exists()
 
 
 def test_without_it_what_it_needs_is_not_loaded(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
-    write_study(**QUICK)
+    write_study(**ONE_EXPERIMENT)
     pytester.makeconftest(
         """
         import sys
@@ -189,7 +193,7 @@ def test_a_file_that_cannot_be_is_a_usage_error(
 ) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir()
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", file)
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", file)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines([f"ERROR: {said}"])
     assert not (pytester.path / "results").exists()
@@ -201,23 +205,17 @@ def test_a_folder_that_is_read_only_is_a_usage_error(
 ) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir(mode=0o555)
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "folder/page.html")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "folder/page.html")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines(["ERROR: --llem-html: '*/folder' cannot be written to"])
 
 
 def test_what_is_not_installed_is_a_usage_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
+    pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**QUICK)
-    pytester.makeconftest(
-        """
-        import pytest_llem.extras as extras
-
-        extras.find_spec = lambda name: None
-        """
-    )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     said = "jinja2 and plotly are not installed: pip install 'pytest-llem[[]report[]]'"
     run.stderr.fnmatch_lines([f"ERROR: --llem-html: {said}"])
@@ -227,7 +225,7 @@ def test_what_is_not_installed_is_a_usage_error(
 def test_the_results_outlive_a_page_that_cannot_be_written_any_more(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
-    write_study(**QUICK)
+    write_study(**ONE_EXPERIMENT)
     pytester.makeconftest(
         """
         import pathlib
@@ -236,31 +234,25 @@ def test_the_results_outlive_a_page_that_cannot_be_written_any_more(
             pathlib.Path("page.html").mkdir(exist_ok=True)
         """
     )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == 1
-    run.stdout.fnmatch_lines(["noop: --llem-html: */page.html: *Is a directory*", "2 of 2 experiments completed"])
+    run.stdout.fnmatch_lines(["noop: --llem-html: */page.html: *Is a directory*", "1 of 1 experiment completed"])
     run.stdout.no_fnmatch_line("report: *")
-    assert results.study_result["summary"]["completed"] == 2
+    assert results.study_result["summary"]["completed"] == 1
 
 
-def test_a_mistake_of_ours_costs_no_result_either(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+def test_an_unexpected_error_of_the_page_costs_no_result(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_study(**QUICK)
-    pytester.makeconftest(
-        """
-        import pytest_llem.reporting.html as html
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a mistake")
 
-        def write_report(*_):
-            raise ZeroDivisionError("a mistake")
-
-        html.write_report = write_report
-        """
-    )
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
+    write_study(**ONE_EXPERIMENT)
+    monkeypatch.setattr("pytest_llem.reporting.html.write_report", broken)
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == 1
     run.stdout.fnmatch_lines(["noop: --llem-html: */page.html: ZeroDivisionError: a mistake"])
-    assert results.study_result["summary"]["completed"] == 2
+    assert results.study_result["summary"]["completed"] == 1
 
 
 # ---- llem report ----
@@ -297,7 +289,7 @@ def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: C
                 subprocess.run(command, check=True)
         """
     )
-    pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
     page = page_of(pytester.path / "page.html")
     assert "This run is running. It is not at its end, or was killed" in page.text
     assert "1 of 2" in page.text
@@ -318,7 +310,7 @@ def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: C
     ],
 )
 def test_llem_report_says_in_a_line_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[..., Any], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], object], said: str
 ) -> None:
     make(tmp_path / "given")
     assert cli.main(["report", str(tmp_path / "given")]) == 2
@@ -349,7 +341,7 @@ def test_llem_report_loads_neither_pytest_nor_torch(tmp_path: Path) -> None:
 # ---- what is on it ----
 
 
-def _written(tmp_path: Path, *points: Any, **fields: Any) -> Any:
+def _written(tmp_path: Path, *points: PointResult, **fields: Any) -> Path:
     """Return the page of a made-up result that lies in a folder without anything else."""
     result = study_result(*points, **fields)
     write_report(tmp_path, tmp_path / "page.html", result)
@@ -388,8 +380,8 @@ def test_files_that_are_not_ours_are_passed_over(tmp_path: Path) -> None:
     directory = tmp_path / "golden"
     shutil.copytree(GOLDEN, directory)
     result = StudyResult.load(directory)
-    entry = next(one for one in result.experiments if one.result_file)
-    stem = directory / entry.result_file.removesuffix(".json")
+    file = next(one.result_file for one in result.experiments if one.result_file)
+    stem = directory / file.removesuffix(".json")
     stem.with_name(f"{stem.name}.requests.csv").write_bytes(b"\xff\0,x\n1,2\n")
     stem.with_name(f"{stem.name}.power.csv").write_text("seconds,device,power_w\n,,\nnan,a,1\n0.5,a,inf\nx\n")
     (directory / "study.yaml").write_bytes(b"\xff\xfe")
@@ -414,7 +406,7 @@ def test_more_points_than_anybody_reads_are_told_of(tmp_path: Path, monkeypatch:
 
 def test_scripts_are_those_that_the_policy_names(tmp_path: Path) -> None:
     html = _written(tmp_path, point({"size": 1}, **{SPEED: [1.0], COST: [2.0]})).read_text()
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', html)[1].replace("&#39;", "'")
+    policy = only(r'http-equiv="Content-Security-Policy" content="(.*?)"', html).replace("&#39;", "'")
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
     for script in scripts:
@@ -436,13 +428,14 @@ def test_data_cannot_end_its_script() -> None:
 
 
 def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
-    def at(speed: Any, cost: Any, **how: Any) -> Any:
+    def at(speed: float, cost: float | None, **how: Any) -> PointResult:
         given = {} if cost is None else {COST: summary(COST, [cost], **how)}
         return point({"size": speed}, **{SPEED: [speed], **given})
 
     estimated = {"method": "estimated", "boundary": "cpu_package"}
     measured = [at(10.0, 5.0), at(20.0, 5.0), at(30.0, 7.0), at(25.0, 8.0), at(40.0, None)]
     plot = pareto_plot([*measured, at(1.0, 0.001, **estimated), at(2.0, 0.001, **estimated)])
+    assert plot
     named = {trace["name"]: trace for trace in plot.figure["data"] if "name" in trace}
     assert {name: trace["x"] for name, trace in named.items()} == {
         "Pareto-optimal, measured (gpu_board)": [20.0, 30.0],
@@ -456,9 +449,11 @@ def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
     assert "hollow marks are not measured" in plot.caption
     assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
     alone = pareto_plot(measured[:1])
+    assert alone
     assert "Pareto" not in alone.caption
     assert "intervals" not in alone.caption  # of one cycle there is none
     repeated = pareto_plot([point({"a": 1}, **{SPEED: [10.0, 11.0], COST: [5.0, 5.1]})])
+    assert repeated
     assert "Bars are 95 % intervals of the mean." in repeated.caption
     assert alone.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (measured)"
 
@@ -478,6 +473,7 @@ def test_a_line_joins_points_that_differ_in_the_axis_alone() -> None:
         for size in (16, 2)
     ]
     plot = sweep_plot(points)
+    assert plot
     assert [select.options for select in plot.selects] == [
         ["precision", "size"],
         ["Output tokens per second (1/s)"],
@@ -491,7 +487,7 @@ def test_a_line_joins_points_that_differ_in_the_axis_alone() -> None:
 
 
 def test_an_axis_reaches_as_far_as_is_legible() -> None:
-    def mean(value: Any, half: Any = None) -> Any:
+    def mean(value: float, half: float | None = None) -> Summary:
         return Summary(mean=value, n=2, unit="s", ci95=None if half is None else (value - half, value + half))
 
     narrow = range_of([mean(10.0, 0.1), mean(12.0, 0.1)])
@@ -522,8 +518,10 @@ def test_percentiles_are_over_the_requests_of_all_cycles() -> None:
     for cycle in range(2):
         rows = "".join(f"1,{n},1,1,{n + 50 * cycle},,9\n" for n in range(1, 51))
         found.extend(read_latencies(f"pass,request,input_tokens,output_tokens,ttft_ms,itl_mean_ms,e2e_ms\n{rows}"))
-    assert found.percentiles("ttft_ms")[50] == pytest.approx(50.5)
-    assert found.percentiles("ttft_ms")[95] == pytest.approx(95.05)
+    percentiles = found.percentiles("ttft_ms")
+    assert percentiles
+    assert percentiles[50] == pytest.approx(50.5)
+    assert percentiles[95] == pytest.approx(95.05)
     assert found.percentiles("itl_mean_ms") is None
     assert read_latencies("x") == {}
 
@@ -531,7 +529,7 @@ def test_percentiles_are_over_the_requests_of_all_cycles() -> None:
 # ---- words ----
 
 
-def test_words() -> None:
+def test_metrics_values_and_texts_read_as_words() -> None:
     assert [name_of(one) for one in ("ttft_p50_ms", "gpu_energy_j", "output_tokens_per_second")] == [
         "TTFT p50",
         "GPU energy",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, FloatRect, Locator, Page
 
 from pytest_llem.reporting.html import write_report
 from tests.support import reports
@@ -34,7 +34,7 @@ _SPACE = re.compile(r"\s+")
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def chromium() -> Iterator[Browser]:
     """The browser."""
     try:
         with browser() as found:
@@ -55,12 +55,12 @@ def real(chromium: Browser, nvml_library: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def opened(chromium: Browser) -> Iterator[Callable[..., Any]]:
+def opened(chromium: Browser) -> Iterator[Callable[..., Page]]:
     """Return what opens a page. At the end it must have asked for nothing, and told of no mistake."""
     said: list[str] = []
     contexts = []
 
-    def open_page(file: Path, **options: Any) -> Any:
+    def open_page(file: Path, **options: Any) -> Page:
         context = chromium.new_context(**{"viewport": DESKTOP, "color_scheme": "light", **options})
         contexts.append(context)
         page = context.new_page()
@@ -80,24 +80,40 @@ def opened(chromium: Browser) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def page(real: Path, opened: Callable[..., Any]) -> Page:
+def page(real: Path, opened: Callable[..., Page]) -> Page:
     return opened(real.parents[1] / "page.html")
 
 
-def _bars(page: Any, place: int = 0) -> Any:
+def _bars(page: Page, place: int = 0) -> list[float]:
     """Return how high the first axis of a figure goes."""
-    return page.evaluate(f"document.querySelectorAll('.canvas')[{place}]._fullLayout.yaxis.range")
+    found = page.evaluate(f"document.querySelectorAll('.canvas')[{place}]._fullLayout.yaxis.range")
+    assert isinstance(found, list)
+    return found
 
 
-def _figure(page: Any, key: Any) -> Any:
+def _figure(page: Page, key: str) -> Locator:
     return page.locator(f"#figure-{key}")
 
 
-def _hover(page: Any, key: Any, mark: int = 0) -> Any:
+def _text(place: Locator) -> str:
+    """Return the text of the one element at a place."""
+    found = place.text_content()
+    assert found is not None
+    return found
+
+
+def _box(place: Locator) -> FloatRect:
+    """Return where the one element at a place is shown."""
+    found = place.bounding_box()
+    assert found
+    return found
+
+
+def _hover(page: Page, key: str, mark: int = 0) -> str:
     """Return what is shown when a mark of a plot is pointed at."""
     figure = _figure(page, key)
     figure.scroll_into_view_if_needed()
-    box = figure.locator(".scatterlayer .point").nth(mark).bounding_box()
+    box = _box(figure.locator(".scatterlayer .point").nth(mark))
     page.mouse.move(box["x"] + box["width"] / 2 - 30, box["y"] - 30)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     label = figure.locator(".hoverlayer .hovertext")
@@ -110,7 +126,7 @@ def test_the_plots_are_there(page: Page) -> None:
         assert _figure(page, key).locator(f".scatterlayer {marks}").count() > 0, key
     assert _figure(page, "latency").locator(".boxlayer path.box").count() == 4
     assert _figure(page, "power").locator(".shapelayer path").count() >= 3, "the window is marked"
-    assert "J per output token (measured)" in _figure(page, "pareto").locator(".ytitle").text_content()
+    assert "J per output token (measured)" in _text(_figure(page, "pareto").locator(".ytitle"))
     for figure in page.locator("figure").all():
         named = figure.locator("[role=img]").get_attribute("aria-labelledby")
         assert len(page.locator(f"#{named}").inner_text()) > 40, "screen readers are told what it shows"
@@ -134,17 +150,17 @@ def test_plotly_offers_to_save_an_image_and_to_send_nothing_anywhere(page: Page)
 
 
 def test_a_choice_changes_the_plot(page: Page) -> None:
-    before, note = _bars(page, 1), _figure(page, "sweep").locator(".ytitle").text_content()
+    before, note = _bars(page, 1), _text(_figure(page, "sweep").locator(".ytitle"))
     _figure(page, "sweep").locator("select").nth(1).select_option(label="Energy of a pass (J)")
-    assert _figure(page, "sweep").locator(".ytitle").text_content() == "Energy of a pass (J), measured" != note
+    assert _text(_figure(page, "sweep").locator(".ytitle")) == "Energy of a pass (J), measured" != note
     assert _bars(page, 1) != before
     _figure(page, "cycles").locator("select").nth(1).select_option(label="as measured")
-    assert "%" not in _figure(page, "cycles").locator(".ytitle").text_content()
+    assert "%" not in _text(_figure(page, "cycles").locator(".ytitle"))
     _figure(page, "power").locator("select").select_option(index=2)
     assert "cycle 1: " in _figure(page, "power").locator(".note").inner_text()
 
 
-def _column(page: Any, number: Any) -> Any:
+def _column(page: Page, number: int) -> list[str]:
     return page.locator(f"#point-table tbody tr:visible > :nth-child({number})").all_inner_texts()
 
 
@@ -190,7 +206,7 @@ def test_all_metrics_are_there_and_those_without_a_value_say_why(page: Page) -> 
     assert page.get_by_text("no llem_carbon_intensity").is_visible()
 
 
-def test_dark_is_dark_and_follows(real: Path, opened: Callable[..., Any]) -> None:
+def test_dark_is_dark_and_follows(real: Path, opened: Callable[..., Page]) -> None:
     page = opened(real.parents[1] / "page.html", color_scheme="dark")
     back, ink = page.evaluate(COLORS)
     assert _brightness(back) < 40
@@ -202,21 +218,21 @@ def test_dark_is_dark_and_follows(real: Path, opened: Callable[..., Any]) -> Non
     assert _brightness(ink) < 100
 
 
-def _brightness(color: Any) -> Any:
+def _brightness(color: str) -> float:
     return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_down_only(real: Path, opened: Callable[..., Any], scheme: str) -> None:
+def test_a_phone_scrolls_down_only(real: Path, opened: Callable[..., Page], scheme: str) -> None:
     page = opened(real.parents[1] / "page.html", viewport=PHONE, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert page.evaluate("document.querySelector('#points .scroll').scrollWidth") > PHONE["width"]
     for canvas in page.locator(".canvas").all():
-        assert canvas.bounding_box()["width"] > 300
+        assert _box(canvas)["width"] > 300
 
 
 def test_on_paper_it_is_light_and_nothing_is_folded(
-    real: Path, opened: Callable[..., Any], tmp_path: Path
+    real: Path, opened: Callable[..., Page], tmp_path: Path
 ) -> None:
     page = opened(real.parents[1] / "page.html", color_scheme="dark")
     unfolded = "!document.querySelector('details:not([open], .data)')"
@@ -238,7 +254,7 @@ def test_it_has_landmarks_headings_and_captions(page: Page) -> None:
     assert page.evaluate("[...document.querySelectorAll('table')].filter(one => !one.caption).length") == 0
     assert page.locator("section:not([aria-label], [aria-labelledby])").count() == 0
     for link in page.get_by_role("navigation").get_by_role("link").all():
-        assert page.locator(link.get_attribute("href")).count() == 1
+        assert page.locator(link.get_attribute("href") or "missing").count() == 1
 
 
 def test_gates_failures_and_the_study_are_told(page: Page) -> None:
@@ -258,7 +274,7 @@ def test_gates_failures_and_the_study_are_told(page: Page) -> None:
     assert "2 failed" in page.locator(".cards").inner_text()
 
 
-def test_what_anybody_wrote_is_shown_and_not_run(real: Path, opened: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_anybody_wrote_is_shown_and_not_run(real: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     directory = reports.infected(real, tmp_path / "infected", EVIL)
     write_report(directory, tmp_path / "page.html")
     page = opened(tmp_path / "page.html")
@@ -291,12 +307,13 @@ def test_what_anybody_wrote_is_shown_and_not_run(real: Path, opened: Callable[..
             for option in range(select.locator("option").count()):
                 select.select_option(index=option)
     _figure(page, "sweep").locator("select").first.select_option(label="precision")
-    assert "<script>" in _figure(page, "sweep").locator(".xtick text").first.text_content()
+    assert "<script>" in _text(_figure(page, "sweep").locator(".xtick text").first)
     assert page.evaluate("document.querySelectorAll('figure a[href], figure b, figure script').length") == 0
     assert page.evaluate("window.hit") is None
 
 
-def test_200_points_of_5_cycles(real: Path, opened: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_200_points_of_5_cycles_are_drawn(real: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     reports.grown(real, tmp_path / "grown", 200, 5)
     write_report(tmp_path / "grown", tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 15_000_000

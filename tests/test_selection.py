@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -83,7 +82,7 @@ class TestRewrite:
             ("smoke and a=1 or test_x", "smoke and [a:1] or test_x"),
         ],
     )
-    def test_terms(self, expression: str, expected: str) -> None:
+    def test_axis_terms_are_rewritten(self, expression: str, expected: str) -> None:
         assert rewritten(expression) == expected
 
     @pytest.mark.parametrize(
@@ -195,7 +194,9 @@ experiments:
         assert {"[warmup.enabled:true]", "[baseline.enabled:false]"} <= found
         assert not any(one.startswith("[enabled:") for one in found)
 
-    def test_capitals_count(self, collected: Callable[..., list[str]], pytester: pytest.Pytester) -> None:
+    def test_values_are_case_sensitive(
+        self, collected: Callable[..., list[str]], pytester: pytest.Pytester
+    ) -> None:
         write(pytester, "sweep: {model: [a, A, B]}\nexecution: {n_cycles: 1}\n")
         assert collected("model=A", "s.yaml") == ["experiment[model=A]"]
         assert collected("model=a", "s.yaml") == ["experiment[model=a]"]
@@ -227,7 +228,7 @@ class TestUnderPytest:
         ],
     )
     def test_exactly_the_points_asked_for(
-        self, pytester: pytest.Pytester, collected: Callable[..., Any], expression: str, expected: list[str]
+        self, pytester: pytest.Pytester, collected: Callable[..., list[str]], expression: str, expected: list[str]
     ) -> None:
         write(
             pytester,
@@ -245,7 +246,9 @@ execution: {n_cycles: 1, cycle_order: sequential}
             for size, kind in (one.split("-") for one in expected)
         ]
 
-    def test_awkward_values(self, pytester: pytest.Pytester, collected: Callable[..., Any]) -> None:
+    def test_awkward_values_are_selected_exactly(
+        self, pytester: pytest.Pytester, collected: Callable[..., list[str]]
+    ) -> None:
         write(pytester, awkward_study())
         everything = collected("cycle=1", "s.yaml")
         assert len(everything) == len(AWKWARD)
@@ -262,7 +265,7 @@ execution: {n_cycles: 1, cycle_order: sequential}
         ],
     )
     def test_beside_an_ordinary_test(
-        self, pytester: pytest.Pytester, collected: Callable[..., Any], expression: str, expected: list[str]
+        self, pytester: pytest.Pytester, collected: Callable[..., list[str]], expression: str, expected: list[str]
     ) -> None:
         write(pytester, "model: m\nsweep: {n: [1, 2]}\nexecution: {n_cycles: 1, cycle_order: sequential}\n")
         pytester.makepyfile(

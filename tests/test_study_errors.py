@@ -238,7 +238,7 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
 
 class TestText:
     @pytest.mark.parametrize("content", ["", " \n\n", "# a comment\n", "---\n", "\ufeff"])
-    def test_empty(self, tmp_path: Path, content: str) -> None:
+    def test_an_empty_file_is_an_error(self, tmp_path: Path, content: str) -> None:
         assert errors(tmp_path, content) == ["s.yaml:1:1: the file is empty"]
 
     @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ class TestText:
             ("null", "null"),
         ],
     )
-    def test_no_mapping(self, tmp_path: Path, content: str, expected: str) -> None:
+    def test_a_file_that_is_not_a_mapping_is_an_error(self, tmp_path: Path, content: str, expected: str) -> None:
         assert errors(tmp_path, content) == [f"s.yaml:1:1: a study must be a mapping (got {expected})"]
 
     @pytest.mark.parametrize(
@@ -281,10 +281,12 @@ class TestText:
             ("a: 1\r\nb: 2\r\na: 3", "3:1: a: is given twice (first in line 1)"),
         ],
     )
-    def test_no_yaml(self, tmp_path: Path, content: str | bytes, expected: str) -> None:
+    def test_a_file_that_is_not_yaml_is_an_error(
+        self, tmp_path: Path, content: str | bytes, expected: str
+    ) -> None:
         assert errors(tmp_path, content) == [f"s.yaml:{expected}"]
 
-    def test_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
             load_study(tmp_path / "missing.yaml")
         assert str(caught.value) == f"{tmp_path}/missing.yaml:1:1: cannot be read: No such file or directory"
@@ -330,7 +332,7 @@ class TestText:
             ),
         ],
     )
-    def test_tags(self, tmp_path: Path, text: str, expected: str) -> None:
+    def test_yaml_tags_are_errors(self, tmp_path: Path, text: str, expected: str) -> None:
         check(tmp_path, text, expected)
 
     def test_nothing_is_constructed_from_tags(self, tmp_path: Path) -> None:
@@ -355,7 +357,7 @@ class TestText:
 
 
 class TestSize:
-    def test_nested_2000_deep(self, tmp_path: Path) -> None:
+    def test_nesting_2000_deep_is_an_error(self, tmp_path: Path) -> None:
         check(tmp_path, "n: " + "[" * 2000 + "]" * 2000, "1:1: nested too deeply")
         check(tmp_path, "n: " + "{a: " * 2000 + "1" + "}" * 2000, "1:1: nested too deeply")
 
@@ -364,7 +366,7 @@ class TestSize:
         axis = ".".join("a" * 100)
         check(tmp_path, f"sweep: {{{axis}: [1]}}", f"2:9: sweep.{shown(axis)}: nested too deeply")
 
-    def test_billion_laughs(self, tmp_path: Path) -> None:
+    def test_billion_laughs_is_an_error(self, tmp_path: Path) -> None:
         lines = ["a: &a [ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
         lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
         [line] = errors(tmp_path, "\n".join(lines))

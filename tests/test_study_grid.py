@@ -16,6 +16,8 @@ import pytest
 from pydantic import BaseModel
 
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.design import Point
+from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.identity import config_hash, point_id, short_names, value_text
 from pytest_llem.study.loading import StudyConfig, is_study, load_study
 from pytest_llem.study.order import run_order
@@ -48,6 +50,12 @@ def other_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.syspath_prepend(str(site))
     return "other"
+
+
+def pytorch(point: Point) -> PyTorchConfig:
+    """Return the section of a point's engine, which is ``pytorch``."""
+    assert point.config.pytorch
+    return point.config.pytorch
 
 
 class TestSweep:
@@ -85,8 +93,8 @@ class TestSweep:
             """,
         )
         assert [point.config.n for point in study.points] == [7, 7]
-        assert [point.config.pytorch.model_dump()["batch_size"] for point in study.points] == [1, 8]
-        assert {point.config.pytorch.attn_implementation for point in study.points} == {"eager"}
+        assert [pytorch(point).model_dump()["batch_size"] for point in study.points] == [1, 8]
+        assert {pytorch(point).attn_implementation for point in study.points} == {"eager"}
 
     def test_a_scalar_is_an_axis_of_one_value(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nsweep: {precision: fp16, n: [1, 2]}\n")
@@ -112,7 +120,7 @@ class TestSweep:
 
     def test_a_whole_section_can_be_an_axis(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nsweep:\n  pytorch: [{batch_size: 2}, {use_cache: false}]\n")
-        assert [point.config.pytorch.batch_size for point in study.points] == [2, 1]
+        assert [pytorch(point).batch_size for point in study.points] == [2, 1]
 
     def test_a_list_of_models_is_the_slowest_axis(self, tmp_path: Path) -> None:
         study = load(tmp_path, "sweep: {n: [1, 2]}\nmodel: [org/a, b]\n")
@@ -150,7 +158,7 @@ class TestSweep:
 
     def test_dates_and_other_words_stay_strings(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nsweep:\n  pytorch.revision: [2024-05-01, main]\n")
-        assert [point.config.pytorch.revision for point in study.points] == ["2024-05-01", "main"]
+        assert [pytorch(point).revision for point in study.points] == ["2024-05-01", "main"]
 
 
 class TestExplicitExperiments:
@@ -527,7 +535,7 @@ class TestSeveralEngines:
         )
         assert [point.config.backend for point in study.points] == ["pytorch", "other", "other"]
         assert [point.config.engine_section for point in study.points[1:]] == [{"x": 1}, {"z": 2}]
-        assert study.points[0].config.pytorch.use_cache is False
+        assert pytorch(study.points[0]).use_cache is False
 
     def test_a_lone_engine_beside_the_axes_of_another_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:

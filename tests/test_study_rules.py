@@ -104,7 +104,7 @@ class TestBase:
         told = "there is no such file, relative to this one (got 'missing.yaml')"
         assert errors(tmp_path, "base: missing.yaml\n") == [f"study.yaml:1:1: base: {told}"]
 
-    def test_null_is_none(self, tmp_path: Path) -> None:
+    def test_a_null_base_is_no_base(self, tmp_path: Path) -> None:
         assert load(tmp_path, "base:\nmodel: m\n").base_text is None
 
     def test_a_base_of_its_own_is_ignored_and_that_is_noted(self, tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ class TestBase:
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
         (pytester.path / "common.yaml").write_text("n: 2\n")
-        path = write_study(base="common.yaml", n=None, sweep=None)
-        pytester.runpytest_subprocess(path, "-p", "llem").assert_outcomes(passed=2)
+        path = write_study(base="common.yaml", n=None, sweep=None, execution={"n_cycles": 1})
+        pytester.runpytest_inprocess(path, "-p", "llem").assert_outcomes(passed=1)
         assert (results.directory / "study.yaml").read_text() == path.read_text()
         assert (results.directory / "study.base.yaml").read_text() == "n: 2\n"
 
@@ -166,7 +166,7 @@ class TestRunners:
             ("{model: /a/python}", f"11: runners.model: no engine of that name (there are: {ENGINES})"),
         ],
     )
-    def test_what_is_none(self, tmp_path: Path, runners: str, told: str) -> None:
+    def test_an_impossible_runner_is_an_error(self, tmp_path: Path, runners: str, told: str) -> None:
         assert errors(tmp_path, f"model: m\nrunners: {runners}") == [f"study.yaml:2:{told}"]
 
     def test_they_do_not_change_the_design(self, tmp_path: Path) -> None:
@@ -351,17 +351,18 @@ class TestRules:
         [found] = errors(tmp_path, f"{STUDY}{rule}\n")
         assert found.startswith(f"study.yaml:3:{told}")
 
-    @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+    @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["serial", "xdist"])
     def test_pytest_skips_and_expects_failures(
-        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: list[Any]
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: list[str]
     ) -> None:
         write_study(
             sweep={"noop.fault": ["raise", "none", "exit", "garbage"]},
-            execution={"n_cycles": 1, "cycle_order": "sequential"},
+            execution={"n_cycles": 1, "cycle_order": "sequential", "start_method": "forkserver"},
             skip=[{"where": {"fault": "exit"}, "reason": "no way"}],
             xfail=[{"where": {"fault": ["raise", "garbage"]}, "reason": "not yet"}],
         )
-        result = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rxXs", *workers)
+        run_pytest = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
+        result = run_pytest("study.yaml", "-p", "llem", "-rxXs", *workers)
         result.assert_outcomes(passed=1, skipped=1, xfailed=1, xpassed=1)
         result.stdout.fnmatch_lines_random(
             [
@@ -416,7 +417,7 @@ class TestWithoutEffect:
             ("dataset_order: grouped", "2:1: dataset_order: has no effect on synthetic prompts"),
         ],
     )
-    def test_it_is_noted(self, tmp_path: Path, text: str, told: str) -> None:
+    def test_a_field_without_effect_is_noted(self, tmp_path: Path, text: str, told: str) -> None:
         [first, *_] = notes(tmp_path, load(tmp_path, f"model: m\n{text}\n"))
         assert first.startswith(f"study.yaml:{told}")
 
@@ -432,5 +433,5 @@ class TestWithoutEffect:
             "dataset: x.jsonl\ndataset_order: grouped",
         ],
     )
-    def test_what_has_one_is_not(self, tmp_path: Path, text: str) -> None:
+    def test_a_field_with_effect_is_not_noted(self, tmp_path: Path, text: str) -> None:
         assert notes(tmp_path, load(tmp_path, f"model: m\n{text}\n")) == []

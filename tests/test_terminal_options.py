@@ -23,19 +23,22 @@ def says(write_study: Callable[..., Path]) -> None:
 @pytest.mark.usefixtures("says")
 class TestOutput:
     def test_is_shown_as_it_comes_with_s(self, pytester: pytest.Pytester) -> None:
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s")
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-s")
         run.assert_outcomes(passed=1, failed=1)
         assert run.stdout.str().count("a word from the engine") == 2, "once for each batch"
         assert "experiment output" not in run.stdout.str()
 
-    @pytest.mark.parametrize("option", ["--capture=sys", "--capture=fd", "--capture=tee-sys", "-q"])
-    def test_is_kept_otherwise(self, pytester: pytest.Pytester, option: str) -> None:
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", option)
+    @pytest.mark.parametrize("option", ["--capture=sys", "--capture=fd", "--capture=tee-sys"])
+    def test_is_captured_otherwise(self, pytester: pytest.Pytester, option: str) -> None:
+        in_process = option != "--capture=fd"  # those of this process are pytest's own already
+        run = (pytester.runpytest_inprocess if in_process else pytester.runpytest_subprocess)(
+            "study.yaml", "-p", "llem", option
+        )
         run.assert_outcomes(passed=1, failed=1)
         assert "a word from the engine" not in run.stdout.str()
 
     def test_of_what_passed_is_shown_on_request(self, pytester: pytest.Pytester) -> None:
-        run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-rP")
+        run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-rP")
         run.stdout.fnmatch_lines(["*experiment output*", "a word from the engine ☃"])
 
     def test_is_shown_whatever_the_terminal_can(
@@ -52,7 +55,7 @@ class TestOutput:
 
 def test_output_of_what_failed_is_shown(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.fault": ["say and raise"]}, execution=ONCE)
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(["*ValueError: the engine says no*", "*experiment output*", "a word from the engine"])
 
 
@@ -66,12 +69,3 @@ def test_the_debugger_opens_at_a_failure_and_the_study_goes_on(
     assert "INTERNALERROR" not in done.stdout
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert results.statuses() == {"fault=raise": "failed", "fault=none": "completed"}
-
-
-def test_without_a_terminal_plugin(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
-) -> None:
-    write_study(execution={"n_cycles": 1})
-    run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-p", "no:terminal")
-    assert run.ret == 0
-    assert results.manifest["completed"] == 4
