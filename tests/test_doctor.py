@@ -29,6 +29,7 @@ from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
 from pytest_llem.isolation.devices import FOLDER
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.results.document import Record
+from pytest_llem.results.processor import processor as processor_facts
 from tests.conftest import ROOT
 from tests.support import nvml
 from tests.support.narrow import not_none
@@ -73,10 +74,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "is_virtual", lambda: False)
     monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: None)
     monkeypatch.setattr(gpus, "_SIGNS", ("no/sign",))
+    # The versions of all packages would take half the time of an examination.
+    monkeypatch.setattr(software, "PACKAGES", ("pytest-llem",))
     # No board of this machine either, should it have one.
     monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", 'print(\'{"driver": {"error": "no NVML"}}\')'))
     imports(monkeypatch, torch_cuda="12.8")
-    return torch(tmp_path, monkeypatch, "2.11.0+cu128")
+    torch(tmp_path, monkeypatch, "2.11.0+cu128")
 
 
 def torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Any) -> None:
@@ -523,7 +526,7 @@ class TestCpu:
     def test_what_makes_its_figures_unsteady(
         self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        known = processor.processor() | {"cpu_governor": "powersave", "cpu_count": 8}
+        known = processor_facts() | {"cpu_governor": "powersave", "cpu_count": 8}
         monkeypatch.setattr(processor, "processor", lambda: known)
         monkeypatch.setattr(processor, "cpu_limit", lambda: 2.5)
         monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
