@@ -1,4 +1,4 @@
-"""The command ``llem fetch`` in a process forked from one that has imported it: a fresh one takes a second for that.
+"""The command ``llem fetch`` in a process forked from one that has imported it, which takes a second.
 
 Whatever reads the environment as it is imported (huggingface_hub) is imported by the forked one.
 """
