@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,29 +17,24 @@ from pytest_llem.cli.needs import Need, needs
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
+from tests.support import command
 from tests.support.hub import COMMIT, Hub, serving
 
 TINY = "n: 1\nmax_output_tokens: 2\nwarmup: {enabled: false}\nmeasurement: {min_window_seconds: 0}\n"
 
 
-def llem(*arguments: Any, **environment: Any) -> Any:
+def llem(*arguments: str, **environment: str) -> tuple[int, list[str], str]:
     """Run ``llem fetch`` and return its exit status, its output's lines, and what stands in standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest_llem.cli", "fetch", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.returncode, done.stdout.splitlines(), done.stderr
+    status, out, err = command.fetch(*arguments, env={**os.environ, **environment})
+    assert "Traceback" not in out + err
+    return status, out.splitlines(), err
 
 
 @pytest.fixture
-def study(pytester: pytest.Pytester) -> Callable[..., Any]:
+def study(pytester: pytest.Pytester) -> Callable[..., str]:
     """Write a study into the current directory and return its name."""
 
-    def write(text: Any, name: str = "study.yaml") -> Any:
+    def write(text: str, name: str = "study.yaml") -> str:
         (pytester.path / name).write_text(text)
         return name
 
@@ -88,12 +82,12 @@ class TestHub:
     def test_what_was_fetched_is_found_without_a_network(
         self,
         pytester: pytest.Pytester,
-        study: Callable[..., Any],
+        study: Callable[..., str],
         online: Hub,
         monkeypatch: pytest.MonkeyPatch,
         results: Results,
     ) -> None:
-        file = study(f"model: owner/whole\n{TINY}execution: {{n_cycles: 1}}\nsweep: {{precision: [bf16, fp32]}}")
+        file = study(f"model: owner/whole\n{TINY}execution: {{n_cycles: 1}}\n")
         assert llem(file)[:2] == (0, ["fetched: owner/whole"])
         assert sorted(online.downloads) == [
             f"owner/whole/{name}"
@@ -107,27 +101,24 @@ class TestHub:
         ]
         for name, value in OFFLINE.items():
             monkeypatch.setenv(name, value)
-        plan = pytester.runpytest_subprocess(file, "-p", "llem", "--collect-only")
-        plan.stdout.no_fnmatch_line("*preflight*")
-        pytester.runpytest_subprocess(file, "-p", "llem").assert_outcomes(passed=2)
+        done = pytester.runpytest_subprocess(file, "-p", "llem")
+        done.assert_outcomes(passed=1)
+        done.stdout.no_fnmatch_line("*preflight*")
         result = json.loads(next((results.directory / "experiments").glob("*.json")).read_text())
         assert (result["engine"]["model_source"], result["engine"]["model_revision"]) == ("hub", COMMIT)
         assert llem(file)[:2] == (0, ["already here: owner/whole"])
 
-    def test_what_is_here_is_not_downloaded_again(self, study: Callable[..., Any], online: Hub) -> None:
+    def test_only_missing_files_are_downloaded(
+        self, study: Callable[..., str], online: Hub, tmp_path: Path
+    ) -> None:
         file = study("model: owner/sharded")
         assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
         online.downloads.clear()
         assert llem(file)[:2] == (0, ["already here: owner/sharded"])
         assert online.downloads == []
-
-    def test_what_is_half_here_is_completed(self, study: Callable[..., Any], online: Hub, tmp_path: Path) -> None:
-        file = study("model: owner/sharded")
-        llem(file)
         [shard] = (tmp_path / "hf").rglob("snapshots/*/model-00002*")
         shard.resolve().unlink()
         shard.unlink()
-        online.downloads.clear()
         status, lines, _ = llem(file, **OFFLINE)
         assert (status, lines) == (
             1,
@@ -139,7 +130,7 @@ class TestHub:
         assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
         assert online.downloads == ["owner/sharded/model-00002-of-00002.safetensors"]
 
-    def test_each_model_and_revision_once_over_all_studies(self, study: Callable[..., Any], online: Hub) -> None:
+    def test_each_model_and_revision_once_over_all_studies(self, study: Callable[..., str], online: Hub) -> None:
         first = study("sweep: {model: [owner/whole, owner/sharded], n: [1, 2]}", "a.yaml")
         second = study(
             f"model: owner/whole\nsweep: {{pytorch.revision: [null, '{COMMIT}'], precision: [bf16, fp16]}}",
@@ -153,7 +144,7 @@ class TestHub:
             f"already here: owner/whole (revision {COMMIT})",
         ]
 
-    def test_it_goes_on_after_what_cannot_be_had(self, study: Callable[..., Any], online: Hub) -> None:
+    def test_it_goes_on_after_what_cannot_be_had(self, study: Callable[..., str], online: Hub) -> None:
         file = study(
             "experiments:\n"
             "- {model: owner/none}\n"
@@ -180,7 +171,7 @@ class TestHub:
         ]
         assert lines[4].startswith("not to be had: a\\n\\x1b[31mb: ")
 
-    def test_no_network_is_said_to_be_why(self, study: Callable[..., Any], tmp_path: Path) -> None:
+    def test_no_network_is_said_to_be_why(self, study: Callable[..., str], tmp_path: Path) -> None:
         file = study("model: owner/whole")
         status, lines, _ = llem(file, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
         assert (status, lines) == (
@@ -193,13 +184,13 @@ class TestHub:
 
 
 class TestNoDownload:
-    def test_the_builtin_is_made(self, study: Callable[..., Any], tmp_path: Path) -> None:
+    def test_the_builtin_model_is_made_once(self, study: Callable[..., str], tmp_path: Path) -> None:
         file = study("model: builtin:tiny-llama")
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["fetched: builtin:tiny-llama"])
         assert (tmp_path / "pytest-llem" / "tiny-llama-v1" / "model.safetensors").is_file()
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["already here: builtin:tiny-llama"])
 
-    def test_a_cache_that_cannot_be_written_is_a_line(self, study: Callable[..., Any], tmp_path: Path) -> None:
+    def test_a_cache_that_cannot_be_written_is_a_line(self, study: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         status, [line, other], _ = llem(
             study("sweep: {model: ['builtin:tiny-llama', .]}"), XDG_CACHE_HOME=str(tmp_path / "file")
@@ -208,7 +199,7 @@ class TestNoDownload:
         assert line.startswith("not to be had: builtin:tiny-llama: ")
         assert "Not a directory" in line
 
-    def test_folders_of_models_by_name(self, pytester: pytest.Pytester, study: Callable[..., Any]) -> None:
+    def test_folders_of_models_by_name(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         for folder in ("one/owner/a", "two/owner/b", "three/owner/c", "local"):
             (pytester.path / folder).mkdir(parents=True)
         file = study("sweep: {model: [owner/a, owner/b, owner/c, ./local]}")
@@ -221,18 +212,18 @@ class TestNoDownload:
         assert lines[1].startswith("not to be had: owner/b: no folder owner/b; none of that name under ")
         assert f"(one, {pytester.path / 'three'})" in lines[1]
 
-    def test_what_is_skipped_needs_nothing(self, study: Callable[..., Any]) -> None:
+    def test_what_is_skipped_needs_nothing(self, study: Callable[..., str]) -> None:
         file = study("sweep: {model: [owner/none, .]}\nskip: [{where: {model: owner/none}}]")
         assert llem(file) == (0, ["already here: ."], "")
 
-    def test_a_large_study_is_none_too_many(self, study: Callable[..., Any]) -> None:
-        assert llem(study("model: .\nsweep: {n: [1, 2], max_output_tokens: [1, 2]}"), PYTEST_ADDOPTS="-o llem_max_"
-            "experiments=3") == (0, ["already here: ."], "")  # fmt: skip
+    def test_no_study_has_too_many_experiments(self, study: Callable[..., str]) -> None:
+        file = study("model: .\nsweep: {n: [1, 2], max_output_tokens: [1, 2]}")
+        assert llem(file, PYTEST_ADDOPTS="-o llem_max_experiments=3") == (0, ["already here: ."], "")
 
 
 class TestMistakes:
-    def test_a_wrong_study_is_told_as_pytest_tells_it_and_the_others_are_fetched(
-        self, pytester: pytest.Pytester, study: Callable[..., Any]
+    def test_a_wrong_study_does_not_keep_others_from_being_fetched(
+        self, pytester: pytest.Pytester, study: Callable[..., str]
     ) -> None:
         wrong = study("modle: m\nn: 0\nsweep: {n: [1]}", "wrong.yaml")
         good = study("model: .", "good.yaml")
@@ -241,22 +232,30 @@ class TestMistakes:
         told = said.splitlines()
         assert told[0] == "wrong.yaml:1:1: modle: unknown key (did you mean 'model'?)"
         assert told[-1] == "missing.yaml:1:1: cannot be read: No such file or directory"
-        collected = pytester.runpytest_subprocess(wrong, "-p", "llem", "--collect-only").outlines
+        collected = pytester.runpytest_inprocess(wrong, "-p", "llem", "--collect-only").outlines
         assert told[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
 
     def test_an_ini_file_that_pytest_does_not_take(
-        self, pytester: pytest.Pytester, study: Callable[..., Any]
+        self, pytester: pytest.Pytester, study: Callable[..., str]
     ) -> None:
         pytester.makeini("[pytest]\nllem_model_path = '\n")
         status, lines, said = llem(study("model: ."))
         assert (status, lines) == (1, [])
         assert "ERROR: llem_model_path: No closing quotation" in said
 
-    @pytest.mark.parametrize("options", ["-n 2", "--collect-only -q", "-W error -p no:llem-recorder"])
-    def test_whatever_pytest_is_usually_told(self, study: Callable[..., Any], options: str) -> None:
-        assert llem(study("model: ."), PYTEST_ADDOPTS=options) == (0, ["already here: ."], "")
+    def test_options_of_pytest_change_nothing(self, study: Callable[..., str]) -> None:
+        """In a fresh process, as users start it."""
+        options = "-n 2 --collect-only -q -W error -p no:llem-recorder"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_llem.cli", "fetch", study("model: .")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTEST_ADDOPTS": options},
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "already here: .\n", "")
 
-    def test_strict_holds_here_too(self, pytester: pytest.Pytester, study: Callable[..., Any]) -> None:
+    def test_strict_holds_here_too(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         pytester.makeini("[pytest]\nllem_strict = true\n")
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
         status, lines, said = llem(file)
@@ -287,7 +286,9 @@ class Engine:
 
 class TestOwnEngine:
     @pytest.mark.parametrize("folder", [".", "engines"])
-    def test_it_fetches_itself(self, pytester: pytest.Pytester, study: Callable[..., Any], folder: str) -> None:
+    def test_an_own_engine_fetches_for_itself(
+        self, pytester: pytest.Pytester, study: Callable[..., str], folder: str
+    ) -> None:
         (pytester.path / folder).mkdir(exist_ok=True)
         (pytester.path / folder / "mine.py").write_text(OWN_ENGINE)
         pytester.makeini("[pytest]\npythonpath = engines\nllem_model_path = models\n")
@@ -310,7 +311,7 @@ class TestOwnEngine:
             f"good {{'level': {level}}} ['models']" for level in (1, 2)
         ]
 
-    def test_one_that_is_not_there(self, study: Callable[..., Any]) -> None:
+    def test_an_engine_that_is_not_installed_is_one_line(self, study: Callable[..., str]) -> None:
         file = study("model: m\nbackend: [vllm, 'nowhere.to_be:Found']")
         status, [first, second], _ = llem(file)
         assert status == 1

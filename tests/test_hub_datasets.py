@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,16 @@ from pytest_llem.backends.requirements import Packages
 from pytest_llem.measurement.prompts import dataset_problem, hub_dataset
 from pytest_llem.study.dataset import ALIASES, HubDataset
 from tests.conftest import Results
+from tests.support import command
+from tests.support.forks import ForkServer
 from tests.support.hub import COMMIT, Hub, serving
+from tests.support.narrow import not_none
 
 pyarrow = pytest.importorskip("pyarrow", reason="the extra datasets is not installed")
 pytest.importorskip("datasets")
+
+from tests.support import hub_reader  # noqa: E402
+from tests.support.hub_reader import Answer  # noqa: E402
 
 CARD = """---
 configs:
@@ -42,24 +47,6 @@ dataset_info:
 ---
 """
 
-#: Prints what each of its arguments gives, a line of JSON each.
-READ = """
-import json, sys
-from pathlib import Path
-from pytest_llem import ExperimentConfig
-from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.measurement.prompts import read_texts
-for name, n, order in (one.split("|") for one in sys.argv[1:]):
-    config = ExperimentConfig(model="m", dataset=name, n=int(n), dataset_order=order)
-    fetched = []
-    try:
-        found = read_texts(config, Path("/nowhere"), lambda: fetched.append(name))
-        print(json.dumps([found.prompts, found.revision, len(fetched)]))
-    except PreflightError as error:
-        print(json.dumps(str(error)))
-assert "torch" not in sys.modules
-"""
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -67,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from pyarrow import parquet
 
     root = tmp_path_factory.mktemp("datasets")
-    names = ("parquet", "several", "script", "numbers", "broken", "wrong", "gated", "plain")
+    names = ("parquet", "several", "script", "numbers", "broken", "wrong", "gated", "plain", "verses")
     made = {f"owner/{name}": root / name for name in names}
     made[ALIASES["aienergyscore"]] = root / "energy"
     for folder in made.values():
@@ -88,6 +75,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "several" / "README.md").write_text(CARD)
     (root / "script" / "script.py").write_text("raise SystemExit('was run')")
     (root / "numbers" / "train.csv").write_text("a,b\n1,2\n")
+    (root / "verses" / "train.csv").write_text("verse,b\nx,2\ny,3\n")
     (root / "broken" / "train.parquet").write_bytes(b"PAR1 and no more")
     for name in ("wrong", "plain", "energy"):
         (root / name / "train.csv").write_text("text,label\none,1\ntwo,2\nthree,3\nfour,4\n")
@@ -95,37 +83,59 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.fixture
-def hub(folders: dict[str, Path]) -> Iterator[Hub]:
+@pytest.fixture(scope="module")
+def served(folders: dict[str, Path]) -> Iterator[Hub]:
     with serving({}, folders) as hub:
         hub.gated.add("owner/gated")
         yield hub
 
 
+@pytest.fixture
+def hub(served: Hub) -> Hub:
+    served.downloads.clear()
+    return served
+
+
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where nobody answers
+
+#: Read datasets by name, or ``name|n|order``, with changes to the environment.
+Read = Callable[..., list[Answer]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hugging Face's folder of all tests of ``read``, which empties it."""
+    return tmp_path_factory.mktemp("hf") / "home"
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, ForkServer]]:
+    """Forkservers by what they have for a network: the library looks at that once, and takes long to import."""
+    servers: dict[str, ForkServer] = {}
+    yield servers
+    for server in servers.values():
+        server.close()
 
 
 @pytest.fixture
-def read(hub: Hub, tmp_path: Path) -> Callable[..., Any]:
-    """Read datasets in a process of their own, with a cache of this test's, and return what each gave."""
+def read(hub: Hub, home: Path, servers: dict[str, ForkServer]) -> Read:
+    """Read datasets in a process of their own, with an empty cache at first."""
+    shutil.rmtree(home, ignore_errors=True)
 
-    def ask(*wanted: Any, **environment: Any) -> Any:
-        rows = [one if "|" in one else f"{one}|2|interleaved" for one in wanted]
-        done = subprocess.run(
-            [sys.executable, "-c", READ, *rows],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**hub.environment(tmp_path / "hf"), **environment},
-        )
-        assert done.returncode == 0, done.stderr
-        assert "was run" not in done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+    def ask(*wanted: str, **environment: str) -> list[Answer]:
+        rows = [one.split("|") if "|" in one else [one, "2", "interleaved"] for one in wanted]
+        env = hub.environment(home) | environment
+        key = json.dumps(environment)
+        if key not in servers:
+            servers[key] = ForkServer(env)
+        answers = servers[key].call(env, hub_reader.read, [(name, int(n), order) for name, n, order in rows])
+        assert isinstance(answers, list)
+        return answers
 
     return ask
 
 
-def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read: Callable[..., Any], hub: Hub) -> None:
+def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read: Read, hub: Hub) -> None:
     found = read("owner/parquet|4|interleaved", "owner/parquet|4|grouped", "owner/parquet|3|shuffled")
     assert [prompts for prompts, _, _ in found[:2]] == [["a1", "b1", "c1", "a2"], ["a1", "a2", "b1", "c1"]]
     assert len({*found[2][0]} & {"a1", "a2", "b1", "c1"}) == 3
@@ -133,7 +143,7 @@ def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read: Callable[
     assert sorted(hub.downloads) == ["owner/parquet/train-00000-of-00001.parquet"], "once, and no program"
 
 
-def test_what_was_read_once_is_there_without_a_network(read: Callable[..., Any], hub: Hub) -> None:
+def test_what_was_read_once_is_there_without_a_network(read: Read, hub: Hub) -> None:
     wanted = ("owner/parquet", f"owner/parquet@{COMMIT}", "owner/several/main:test", "aienergyscore")
     online = read(*wanted)
     assert [prompts for prompts, _, _ in online] == [
@@ -148,7 +158,7 @@ def test_what_was_read_once_is_there_without_a_network(read: Callable[..., Any],
     assert hub.downloads == []
 
 
-def test_subset_split_and_column_are_named(read: Callable[..., Any]) -> None:
+def test_subset_split_and_column_are_named(read: Read) -> None:
     assert read("owner/several/other", "owner/several/main:validation", "owner/several/main:test#answer") == [
         [["other test 0", "other test 1"], COMMIT, 1],
         [["main validation 0", "main validation 1"], COMMIT, 1],
@@ -159,7 +169,7 @@ def test_subset_split_and_column_are_named(read: Callable[..., Any]) -> None:
 NO_FILE = "no file of that name; "
 
 
-def test_what_cannot_be_had_is_one_line(read: Callable[..., Any]) -> None:
+def test_what_cannot_be_had_is_one_line(read: Read) -> None:
     wanted = {
         "owner/none": f"not found: {NO_FILE}not on the Hugging Face hub, or private (then set HF_TOKEN)",
         "owner/plain@v9": f"not found: {NO_FILE}the Hugging Face hub has it, but no revision 'v9'",
@@ -179,7 +189,7 @@ def test_what_cannot_be_had_is_one_line(read: Callable[..., Any]) -> None:
         "owner/script": "cannot be read: FileNotFoundError: Couldn't find any data file at owner/script.",
     }
     for name, said in zip(wanted, read(*wanted), strict=True):
-        assert said == f"dataset {HubDataset.parse(name).name!r} {wanted[name]}"
+        assert said == f"dataset {not_none(HubDataset.parse(name)).name!r} {wanted[name]}"
     [broken, wrong, few] = read("owner/broken", "owner/wrong", "owner/plain|5|interleaved")
     assert broken.startswith("dataset 'owner/broken' cannot be read: ")
     assert "\n" not in broken
@@ -187,21 +197,21 @@ def test_what_cannot_be_had_is_one_line(read: Callable[..., Any]) -> None:
     assert few == "dataset 'owner/plain' holds 4 prompts, and the experiment asks for n: 5"
 
 
-def test_a_column_of_another_name_is_suggested(read: Callable[..., Any], folders: dict[str, Path]) -> None:
-    (folders["owner/numbers"] / "train.csv").write_text("verse,b\nx,2\ny,3\n")
-    assert "name one, as owner/numbers#verse" in read("owner/numbers")[0]
-    assert read("owner/numbers#verse")[0][0] == ["x", "y"]
+def test_a_column_of_another_name_is_suggested(read: Read) -> None:
+    suggestion, found = read("owner/verses", "owner/verses#verse")
+    assert "name one, as owner/verses#verse" in suggestion
+    assert found[0] == ["x", "y"]
 
 
-def test_what_is_only_half_there_is_not_there(read: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_is_only_half_there_is_not_there(read: Read, home: Path) -> None:
     read("owner/parquet")
-    [file] = (tmp_path / "hf").rglob("snapshots/*/data/*.parquet")
+    [file] = home.rglob("snapshots/*/data/*.parquet")
     file.unlink()
     assert "not in the Hugging Face cache" in read("owner/parquet", **OFFLINE)[0]
     assert read("owner/parquet")[0][0] == ["a1", "b1"], "it is completed"
 
 
-def test_without_a_network_what_is_not_there_is_known_at_once(read: Callable[..., Any]) -> None:
+def test_without_a_network_what_is_not_there_is_known_at_once(read: Read) -> None:
     [said] = read("owner/plain", **OFFLINE)
     assert said == (
         f"dataset 'owner/plain' not found: {NO_FILE}not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the "
@@ -244,7 +254,7 @@ def test_what_is_here_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     ],
 )
 def test_how_a_dataset_is_named(text: str, fields: tuple[Any, ...]) -> None:
-    found = HubDataset.parse(text)
+    found = not_none(HubDataset.parse(text))
     assert (found.name, found.revision, found.subset, found.split, found.column) == fields
     assert HubDataset.parse(str(found)) == found
 
@@ -278,15 +288,15 @@ def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def test_a_study_of_it_fetched_ahead_and_run_without_a_network(
+@pytest.mark.slow
+def test_a_study_fetched_ahead_runs_without_a_network(
     pytester: pytest.Pytester, online: Hub, monkeypatch: pytest.MonkeyPatch, results: Results
 ) -> None:
     (pytester.path / "study.yaml").write_text(STUDY)
 
-    def fetch() -> Any:
-        command = [sys.executable, "-m", "pytest_llem.cli", "fetch", "study.yaml"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout.splitlines()[-1]
+    def fetch() -> tuple[int, str]:
+        status, out, _ = command.fetch("study.yaml", env=os.environ)
+        return status, out.splitlines()[-1]
 
     assert fetch() == (0, "fetched: dataset owner/plain")
     assert fetch() == (0, "already here: dataset owner/plain")
@@ -296,10 +306,5 @@ def test_a_study_of_it_fetched_ahead_and_run_without_a_network(
     tokens = json.loads(next((results.directory / "experiments").glob("*.json")).read_text())["tokens"]
     assert (tokens["dataset_revision"], tokens["input_tokens"]) == (COMMIT, 4 + 4)
     monkeypatch.setenv("HF_HOME", str(pytester.path / "empty"))
-    assert fetch() == (
-        1,
-        f"not to be had: dataset owner/plain: {NO_FILE}not in the Hugging Face cache (HF_HUB_OFFLINE is set, so "
-        "the hub was not asked)",
-    )
     plan = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--collect-only")
     plan.stdout.fnmatch_lines(["*dataset 'owner/plain' not found: *not in the Hugging Face cache*"])

@@ -6,14 +6,15 @@ import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_llem.backends.models import ModelSource, fingerprint, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
 from tests.conftest import Results
+from tests.support import torch_forks
 
 #: Of the weights that builtin:tiny-llama has everywhere. A change here breaks comparisons with older results:
 #: raise tiny_llama.VERSION with it.
@@ -27,25 +28,24 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def in_a_new_process(code: Any, *arguments: Any) -> Any:
-    """Run *code* where Hugging Face reads the environment as it is now, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
+#: Prints where each of its arguments is from, a line each; the model path comes first, in JSON.
 RESOLVE = """
-import sys
+import json, sys
 from pathlib import Path
 from pytest_llem.backends.models import resolve_model, ModelNotFoundError
-try:
-    print(resolve_model(sys.argv[1], [Path(one) for one in sys.argv[2:]]))
-except ModelNotFoundError as error:
-    print(error)
-assert "torch" not in sys.modules or "builtin" in sys.argv[1]
+for model_path, name in json.loads(sys.argv[1]):
+    try:
+        print(resolve_model(name, [Path(one) for one in model_path]))
+    except ModelNotFoundError as error:
+        print(error)
+assert "torch" not in sys.modules
 """
+
+
+def resolve(*asked: tuple[list[str], str]) -> list[str]:
+    """Resolve models, of a model path and a name, in a process that reads Hugging Face's variables anew."""
+    command = [sys.executable, "-c", RESOLVE, json.dumps(asked)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
 def test_an_existing_folder_comes_first(tmp_path: Path) -> None:
@@ -61,35 +61,23 @@ def test_then_a_folder_under_the_model_path(tmp_path: Path, monkeypatch: pytest.
     assert (source.location, source.kind) == (str(tmp_path / "second" / "owner" / "name"), "model_path")
 
 
-def test_then_the_cache_of_the_hub(cache: Path, tmp_path: Path) -> None:
+def test_then_the_hub_or_the_error_says_where_it_was_looked_for(cache: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "hf" / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     refs = snapshot.parent.parent / "refs"
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
-    assert in_a_new_process(RESOLVE, "owner/name") == (
-        "ModelSource(location='owner/name', kind='hub', random_weights=False)"
-    )
-
-
-def test_a_model_that_is_nowhere_says_where_it_was_looked_for(cache: Path, tmp_path: Path) -> None:
-    assert in_a_new_process(RESOLVE, "owner/name") == (
-        "model 'owner/name' not found: no folder owner/name; llem_model_path is not set; "
-        "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
-    )
-    assert in_a_new_process(RESOLVE, "owner/name", tmp_path / "a", tmp_path / "b") == (
-        f"model 'owner/name' not found: no folder owner/name; none of that name under llem_model_path "
-        f"({tmp_path / 'a'}, {tmp_path / 'b'}); "
-        "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
-    )
-
-
-def test_a_bad_local_path_is_called_one(cache: Path) -> None:
-    assert in_a_new_process(RESOLVE, "/no/such/folder/at/all") == (
-        "model '/no/such/folder/at/all' not found: no folder /no/such/folder/at/all; llem_model_path is not set; "
-        "no name of a hub model either (expected owner/name)"
-    )
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    offline = "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
+    assert resolve(([], "owner/name"), ([], "owner/none"), (folders, "owner/none"), ([], "/no/such/folder")) == [
+        "ModelSource(location='owner/name', kind='hub', random_weights=False)",
+        f"model 'owner/none' not found: no folder owner/none; llem_model_path is not set; {offline}",
+        "model 'owner/none' not found: no folder owner/none; none of that name under llem_model_path "
+        f"({folders[0]}, {folders[1]}); {offline}",
+        "model '/no/such/folder' not found: no folder /no/such/folder; llem_model_path is not set; "
+        "no name of a hub model either (expected owner/name)",
+    ]
 
 
 def test_an_unknown_builtin_is_refused() -> None:
@@ -125,11 +113,9 @@ def test_tiny_llama_is_the_same_everywhere(cache: Path) -> None:
 
 
 def test_tiny_llama_may_be_made_by_several_at_once(cache: Path) -> None:
-    code = "from pytest_llem.backends.tiny_llama import tiny_llama; print(tiny_llama())"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0].strip() for process in both]
-    assert said == [str(cache / "pytest-llem" / "tiny-llama-v1")] * 2
-    assert [process.returncode for process in both] == [0, 0]
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(torch_forks.call, [torch_forks.make_tiny_llama] * 2))
+    assert made == [str(cache / "pytest-llem" / "tiny-llama-v1")] * 2
     assert len(list((cache / "pytest-llem").iterdir())) == 1
 
 

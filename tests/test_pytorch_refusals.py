@@ -147,7 +147,7 @@ def test_every_argument_of_generate_that_a_field_has_is_refused() -> None:
         ),
     ],
 )
-def test_what_transformers_will_not_do_is_one_line_before_the_model_is_fetched(
+def test_what_transformers_refuses_is_one_line_before_fetching(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
-import pickle
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.forks import ForkServer
+
 SOURCE = Path(__file__).parent / "scripted_nvml.c"
 ROOT = SOURCE.parents[2]
 
-#: Takes a pickled call, makes it, gives what it returned.
-_CHILD = "import pickle, sys; f, a = pickle.load(sys.stdin.buffer); pickle.dump(f(*a), sys.stdout.buffer)"
+#: The one that serves calls at present, and the variables it was started with.
+_servers: dict[tuple[str | None, str | None], ForkServer] = {}
 
 
 class NotToBeBuiltError(Exception):
@@ -157,9 +158,18 @@ def environment(library: Path, script: Script) -> dict[str, str]:
 
 
 def run(env: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of a module in a new process: the loader reads LD_LIBRARY_PATH only when one starts."""
-    call = pickle.dumps((function, arguments))
-    process = subprocess.run(
-        [sys.executable, "-c", _CHILD], input=call, stdout=subprocess.PIPE, env=env, cwd=ROOT, check=True
-    )
-    return pickle.loads(process.stdout)
+    """Call a function of a module in a new process: the loader reads LD_LIBRARY_PATH only when one starts.
+
+    Processes are forked from one that was started with the same LD_LIBRARY_PATH and PYTHONPATH.
+    """
+    started_with = env.get("LD_LIBRARY_PATH"), env.get("PYTHONPATH")
+    if started_with not in _servers:
+        _close_servers()
+        _servers[started_with] = ForkServer(env)
+    return _servers[started_with].call(env, function, *arguments)
+
+
+@atexit.register
+def _close_servers() -> None:
+    while _servers:
+        _servers.popitem()[1].close()

@@ -1,0 +1,35 @@
+"""Datasets of the hub as an experiment reads them, for processes forked from one that has imported the library.
+
+The library looks at Hugging Face's variables as it is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets  # noqa: F401  (which takes long, and is imported here before anything is forked)
+
+from pytest_llem import ExperimentConfig
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.measurement.prompts import read_texts
+from tests.support.narrow import not_none
+
+#: What a dataset gave: its prompts, its revision and how often it was fetched; or why it cannot be read.
+Answer = list[Any] | str
+
+
+def read(wanted: list[tuple[str, int, str]]) -> list[Answer]:
+    """Return what each dataset gives, of which the name, ``n`` and the order are wanted."""
+    answers: list[Answer] = []
+    for name, n, order in wanted:
+        config = ExperimentConfig.model_validate({"model": "m", "dataset": name, "n": n, "dataset_order": order})
+        fetched: list[None] = []
+        try:
+            found = not_none(read_texts(config, Path("/nowhere"), lambda fetched=fetched: fetched.append(None)))
+            answers.append([found.prompts, found.revision, len(fetched)])
+        except PreflightError as error:
+            answers.append(str(error))
+    assert "torch" not in sys.modules
+    return answers

@@ -1,0 +1,13 @@
+"""What a test knows and a type checker does not."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def not_none(value: T | None) -> T:
+    """Return *value*, which is not None."""
+    assert value is not None
+    return value
