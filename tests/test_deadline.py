@@ -268,7 +268,7 @@ class TestOption:
         sweep: dict[str, Any] | None,
         workers: tuple[str, ...],
     ) -> None:
-        write_study(noop={"seconds": 5}, sweep=sweep, execution={"n_cycles": 1})
+        write_study(noop={"seconds": 5}, n=1, sweep=sweep, execution={"n_cycles": 1})
         run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
         run("study.yaml", "-p", "llem", "--llem-timeout", "0.5", *workers).assert_outcomes(failed=1)
         error = results.manifest["experiments"][0]["error"]
