@@ -65,7 +65,7 @@ def test_the_plan_lines_are_true(tmp_path: Path) -> None:
         assert f"llem: {study.name} [{study.design_hash}]: {size}, shuffled, about " in README
 
 
-@pytest.mark.parametrize("name", re.findall(r"studies/(\w+)\.yaml", README))
+@pytest.mark.parametrize("name", sorted({*re.findall(r"studies/(\w+)\.yaml", README)}))
 def test_the_studies_named_are_there(name: str) -> None:
     assert load_study(ROOT / "studies" / f"{name}.yaml").name == name
 
