@@ -15,7 +15,7 @@ from tests.support.wattmeter.wattmeter import GAIN_ERROR, WATTS
 
 FOLDER = Path(__file__).parent / "support" / "wattmeter"
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "energy": {"backend": "wattmeter"},
     "baseline": {"enabled": False},
     "measurement": {"min_window_seconds": 0.3},
