@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +21,7 @@ from pytest_llem.measurement.baseline import PARTS, baseline_metrics, measure_ba
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import BaselineRecord, ExperimentResult
+from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import BaselineConfig
 from tests.conftest import NOOP_STUDY
 from tests.support import nvml
@@ -35,7 +36,7 @@ class Engine:
     """Notes what is done with it, as the meter does."""
 
     def __init__(self) -> None:
-        self.log = []
+        self.log: list[str] = []
 
     def generate(self, batch: Any) -> None:
         self.log.append(f"generate {batch}")
@@ -73,7 +74,7 @@ def baseline(
     known: BaselineRecord | None = None,
     **device: Any,
 ) -> Any:
-    engine = Engine()
+    engine: Any = Engine()
     meter = Meter(engine.log, **device) if meter is None else meter
     meters = Meters({"one": meter} if meter else {})
     on_idle = partial(engine.log.append, "idle")
@@ -99,7 +100,7 @@ def test_a_sampling_meter_measures_too() -> None:
 
 
 @pytest.mark.parametrize("method", ["estimated", "attributed"])
-def test_a_model_of_the_power_knows_no_idle_machine(method: str) -> None:
+def test_a_model_of_the_power_knows_no_idle_machine(method: Method) -> None:
     record, log = baseline(loading=Total(1.0, method, "cpu_time_model", "cpu_package"))
     assert (record.idle_context_w, record.method) == (None, "unavailable")
     assert record.reason == f"energy is {method} (cpu_time_model), which tells nothing of an idle machine"
@@ -171,8 +172,8 @@ EARLIER = BaselineRecord(
 def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Later(datetime):
         @classmethod
-        def now(cls, zone: Any) -> Any:
-            return datetime(2026, 11, 24, 10, 1, 30, tzinfo=zone)
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return cls(2026, 11, 24, 10, 1, 30, tzinfo=tz)
 
     monkeypatch.setattr("pytest_llem.measurement.baseline.datetime", Later)
     record, log = baseline(known=EARLIER)
@@ -211,13 +212,17 @@ IDLE = BaselineRecord(
 
 
 def _metrics(
-    record: Any, energy_j: float = 100.0, method: str = "measured", reason: Any = None, edges_j: Any = None
+    record: BaselineRecord,
+    energy_j: float | None = 100.0,
+    method: Method = "measured",
+    reason: Any = None,
+    edges_j: Any = None,
 ) -> Any:
     total = Total(energy_j, method, "nvml_total_energy", "gpu_board", reason, uncertainty_j=edges_j)
     return baseline_metrics(record, Window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
 
 
-def test_active_energy_is_a_passs_without_the_idle_one_over_the_metered_seconds() -> None:
+def test_active_energy_is_a_pass_without_its_idle_energy() -> None:
     metrics = _metrics(IDLE)
     active = metrics["active_energy_j"]
     assert metrics["idle_context_w"].value == 20.0
@@ -226,7 +231,7 @@ def test_active_energy_is_a_passs_without_the_idle_one_over_the_metered_seconds(
     assert (active.method, active.source, active.boundary) == ("measured", "nvml_total_energy", "gpu_board")
 
 
-def test_it_may_be_below_zero() -> None:
+def test_active_energy_may_be_below_zero() -> None:
     assert _metrics(IDLE, energy_j=30.0)["active_energy_j"].value == pytest.approx(-2.5)
 
 
@@ -285,7 +290,7 @@ def _idle_and_window(script: Any, busy_s: Any) -> Any:
     """
     script.start = time.monotonic()
     script.write()
-    engine = Engine()
+    engine: Any = Engine()
     engine.seed = engine.log.append
     engine.generate = lambda batch: time.sleep(busy_s)
     meters = Meters.open("nvml", [A])
@@ -357,7 +362,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return f"{round((40 * time.monotonic() + 60 * busy[0]) * 1e6) % 262_143_328_850}\n"
         return read(path, *args, **kwargs)
 
-    def timed(self, batch: Any) -> Any:
+    def timed(self: Any, batch: Any) -> Any:
         began = time.monotonic()
         generated = generate(self, batch)
         busy[0] += time.monotonic() - began
@@ -370,7 +375,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("noop_engine", "machine")
 def test_a_run_on_a_machine_whose_power_is_known() -> None:
-    phases = []
+    phases: list[Progress] = []
     result = _run(
         phases,
         energy={"backend": "rapl"},
@@ -400,9 +405,9 @@ def test_a_run_on_a_machine_whose_power_is_known() -> None:
 
 @pytest.mark.usefixtures("noop_engine")
 def test_an_estimate_has_no_baseline_and_waits_for_none() -> None:
-    phases = []
+    phases: list[Progress] = []
     result = _run(phases)
-    assert "measuring the idle machine" not in phases
+    assert "measuring the idle machine" not in {progress.phase for progress in phases}
     assert result.metrics["energy_j"].method == "estimated"
     assert result.baseline.reason == "energy is estimated (cpu_time_model), which tells nothing of an idle machine"
     assert result.metrics["active_energy_j"].value is None

@@ -17,6 +17,7 @@ from pytest_llem import registry
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD, EstimateMeter
 from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Reading
+from tests.support.narrow import not_none
 from tests.support.powercap import Powercap, add
 
 GPU = "GPU-00000000-0000-0000-0000-000000000000"
@@ -102,7 +103,7 @@ def test_auto_without_rapl_estimates_and_says_so() -> None:
     account = _measure(meters)
     total = account.total
     assert (total.method, total.boundary, total.source) == ("estimated", "cpu_package", "cpu_time_model")
-    assert total.energy_j >= 0.02 * WATTS_PER_BUSY_THREAD
+    assert not_none(total.energy_j) >= 0.02 * WATTS_PER_BUSY_THREAD
     assert account.over("cpu_package") == total
     gpu = account.over("gpu_board")
     assert (gpu.energy_j, gpu.method, gpu.boundary) == (None, "unavailable", "gpu_board")
@@ -119,7 +120,7 @@ def test_the_estimate_counts_this_process_and_children_it_waited_for() -> None:
     meter.close()
     (device,) = reading.devices
     assert device.device == "process"
-    assert device.energy_j >= (0.05 + 0.1) * WATTS_PER_BUSY_THREAD
+    assert not_none(device.energy_j) >= (0.05 + 0.1) * WATTS_PER_BUSY_THREAD
     assert reading.seconds > 0
 
 
@@ -137,7 +138,7 @@ def test_nvml_without_a_gpu_is_refused() -> None:
     assert meters.refusals == {"nvml": "the engine runs on no NVIDIA GPU"}
 
 
-def test_none_switches_off() -> None:
+def test_backend_null_switches_metering_off() -> None:
     account = _measure(Meters.open(None, [GPU]))
     assert account.devices == ()
     assert account.seconds is None
@@ -262,13 +263,13 @@ def test_a_sum_of_nothing_is_not_zero() -> None:
     assert total.reason == "the meter read no device"
 
 
-def test_no_meter_at_all() -> None:
+def test_without_any_meter_energy_is_unavailable() -> None:
     total = _measure(Meters()).total
     assert (total.energy_j, total.method, total.reason) == (None, "unavailable", "there is no meter")
 
 
 def test_the_first_meter_decides_and_begins_and_ends_first() -> None:
-    log = []
+    log: list[str] = []
     board, cpu = Fixed(_reading(BOARD), name="board ", log=log), Fixed(_reading(PACKAGE), name="cpu ", log=log)
     meters = Meters({"board": board, "cpu": cpu})
     account = _measure(meters)

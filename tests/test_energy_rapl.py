@@ -18,6 +18,7 @@ from pytest_llem.energy import rapl
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.energy.rapl import RaplMeter
+from tests.support.narrow import not_none
 from tests.support.powercap import RANGE_UJ, Powercap, add
 
 
@@ -35,18 +36,22 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.now, self.on_move = 100.0, lambda: None
-        self._changed, self._due, self._is_set = threading.Condition(), None, False
+        self.now = 100.0
+        self.on_move: Callable[[], None] = lambda: None
+        self._changed = threading.Condition()
+        self._due: float | None = None
+        self._is_set = False
 
-    def advance(self, seconds: Any) -> None:
+    def advance(self, seconds: float) -> None:
         """Let time pass; whoever is due meanwhile has done what he does by then."""
         target = self.now + seconds
         with self._changed:
             while True:
                 assert self._changed.wait_for(lambda: self._due is not None, 30)
-                self.now = min(self._due, target)
+                due = not_none(self._due)
+                self.now = min(due, target)
                 self.on_move()
-                if self._due > target:
+                if due > target:
                     return
                 self._wake()
 
@@ -56,7 +61,7 @@ class Clock:
 
     # threading.Event, for one that waits
 
-    def wait(self, timeout: Any) -> Any:
+    def wait(self, timeout: float) -> bool:
         with self._changed:
             self._due = math.inf if self._is_set else self.now + timeout
             self._changed.notify_all()
@@ -157,7 +162,7 @@ def test_two_dies_in_one_package(powercap: Powercap, meter: RaplMeter, clock: Cl
     ]
 
 
-def test_a_counter_goes_round(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
+def test_a_counter_that_overflows_once_is_read_right(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0", energy_uj=RANGE_UJ - 100_000_000)
     devices = _window(meter, clock, 10.0, lambda: add(package, 1100))
     assert int(package.read_text()) == 1_000_000_000
@@ -230,7 +235,7 @@ def test_a_counter_that_vanishes_in_the_window(powercap: Powercap, monkeypatch: 
     _assert_none(account.devices[1], "No such file")
     total = account.total
     assert (total.energy_j, total.method) == (None, "unavailable")
-    assert "dram-0: RAPL: " in total.reason
+    assert "dram-0: RAPL: " in not_none(total.reason)
 
 
 def test_a_counter_that_is_no_number(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
@@ -251,7 +256,7 @@ def test_a_counter_without_a_range_is_none(powercap: Powercap, meter: RaplMeter,
 @pytest.fixture
 def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Deny the counters given from then on: root, who may run this, reads what chmod forbids."""
-    denied = set()
+    denied: set[Path] = set()
     read_text = Path.read_text
 
     def read(path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -386,12 +391,14 @@ def test_the_thread_looks_in_real_time_and_ends(powercap: Powercap, monkeypatch:
     device = meter.end().devices[0]
     assert len(seen) >= 5
     assert device.energy_j == pytest.approx((seen[-1] - first) / 1e6)
-    assert device.energy_j == pytest.approx(60 * device.seconds, rel=0.005)
+    assert device.energy_j == pytest.approx(60 * not_none(device.seconds), rel=0.005)
     meter.close()
     assert "llem-rapl" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_permission_denied(powercap: Powercap, meter: RaplMeter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_counter_that_may_not_be_read_is_the_reason(
+    powercap: Powercap, meter: RaplMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     read_text = Path.read_text
 
@@ -408,18 +415,20 @@ def test_permission_denied(powercap: Powercap, meter: RaplMeter, monkeypatch: py
     assert "permission denied" in Meters.open("rapl", []).refusals["rapl"]
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_without_a_powercap_folder_there_is_no_meter(tmp_path: Path) -> None:
     with pytest.raises(MeterUnavailableError, match=r"no package counter under .*nothing"):
         RaplMeter(tmp_path / "nothing").open([])
 
 
-def test_no_package(powercap: Powercap, meter: RaplMeter) -> None:
+def test_without_a_package_counter_there_is_no_meter(powercap: Powercap, meter: RaplMeter) -> None:
     powercap.zone("intel-rapl:0", "psys")
     with pytest.raises(MeterUnavailableError, match="no package counter"):
         meter.open([])
 
 
-def test_where_it_looks(powercap: Powercap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_powercap_folder_is_that_of_the_variable_or_the_system(
+    powercap: Powercap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     powercap.zone("intel-rapl:0", "package-0")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(powercap.root))
     RaplMeter().open([])

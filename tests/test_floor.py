@@ -17,6 +17,7 @@ from pytest_llem.measurement.floor import NAMES, seconds_at_least, steps, work_m
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import EngineRecord
 from tests.conftest import NOOP_STUDY
+from tests.support.narrow import not_none
 
 #: A thousand weights in layers and a hundred in the head, 2 bytes each; 5 keys and values a token, 4 bytes each.
 SHAPE = ModelShape(
@@ -57,10 +58,11 @@ def _slow_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def work(requests: Any, seconds: float = 1.0, *, engine: Any = None, record: Any = GPU) -> Any:
-    return work_metrics(engine or Engine(), record, requests, seconds)
+    made: Any = engine or Engine()
+    return work_metrics(made, record, requests, seconds)
 
 
-def test_a_batch_by_hand() -> None:
+def test_work_of_a_batch_is_that_computed_by_hand() -> None:
     """Prompts of 3 and 2 tokens, answers of 3 and 1: the second row ends with prefill."""
     prefill, first, second = steps(SHAPE, [(3, 3), (2, 1)])
     # 2·1000·(3+2) in layers, 2·100·2 in the head, 4·10·(9+4) in attention, of which 4·10·(6+3) has to be
@@ -174,7 +176,7 @@ def test_a_gpu_that_is_not_in_the_table() -> None:
         assert set(found.values()) == {f"no peak is known of {name}"}
 
 
-def test_several_devices() -> None:
+def test_work_on_several_devices_is_not_compared_with_a_peak() -> None:
     record = EngineRecord(name="e", device="cuda", device_names=["Slow GPU"] * 2)
     assert reasons(work(REQUESTS, record=record))["mbu"] == "the model ran on 2 devices"
 
@@ -197,10 +199,10 @@ def test_weights_that_fit_the_cache() -> None:
 
 
 def test_peaks_are_found_by_the_names_of_cuda() -> None:
-    h100 = peaks_of("NVIDIA H100 80GB HBM3")
+    h100 = not_none(peaks_of("NVIDIA H100 80GB HBM3"))
     assert (h100.flops["bf16"], h100.bandwidth, h100.cache_bytes) == (989.5e12, 3.35e12, 50 * 2**20)
     assert peaks_of("A100-SXM4-40GB") == peaks_of("NVIDIA A100-SXM4-40GB")
-    assert "bf16" not in peaks_of("Tesla V100-SXM2-16GB").flops
+    assert "bf16" not in not_none(peaks_of("Tesla V100-SXM2-16GB")).flops
     assert peaks_of("AMD Instinct MI300X") is None
 
 

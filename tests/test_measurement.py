@@ -17,11 +17,12 @@ from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
+from tests.support.narrow import not_none
 
 pytestmark = pytest.mark.usefixtures("noop_engine")
 
 
-def run(tmp_path: Path | None = None, **changes: Any) -> Any:
+def run(tmp_path: Path = Path(), **changes: Any) -> Any:
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     config = ExperimentConfig.model_validate({**fields, "baseline": {"enabled": False}, **changes})
     return ExperimentOrchestrator(config, directory=tmp_path).run()
@@ -50,7 +51,8 @@ class Meter:
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def use(*devices: Any, tick_seconds: Any = None) -> None:
-        meters = Meters({"test": Meter(*devices, tick_seconds=tick_seconds)})
+        meter: Any = Meter(*devices, tick_seconds=tick_seconds)
+        meters = Meters({"test": meter})
         monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: meters)
 
     return use
@@ -172,12 +174,12 @@ def test_peak_memory_is_the_windows_own(monkeypatch: pytest.MonkeyPatch) -> None
     engine, used, asked = noop_engine.NoopEngine, [0], []
     generate = engine.generate
 
-    def growing(self, batch: Any) -> Any:
+    def growing(self: Any, batch: Any) -> Any:
         asked.append(batch)
         used[0] = max(used[0], 9_000_000 if len(asked) <= 2 else 2_000_000)
         return generate(self, batch)
 
-    def first(self, batch: Any) -> None:
+    def first(self: Any, batch: Any) -> None:
         used[0] = 7_000_000
 
     monkeypatch.setattr(engine, "generate", growing)
@@ -215,7 +217,8 @@ class Engine:
     """Takes as long for each run as it is told."""
 
     def __init__(self, clock: Any, durations: Any) -> None:
-        self.clock, self.durations, self.ran = clock, iter(durations), []
+        self.clock, self.durations = clock, iter(durations)
+        self.ran: list[int] = []
 
     def positions(self, batch: Any) -> Any:
         return batch
@@ -237,44 +240,49 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_warm_up_ends_when_latencies_settle(clock: list[float]) -> None:
     durations = [1.0, 9.0, 1.0, 5.0, 2.0, 2.01, 1.99, 2.0, 2.0, 99.0]
-    engine = Engine(clock, durations)
+    engine: Any = Engine(clock, durations)
     runs = []
-    record = warm_up(engine, [10, 30, 20], WarmupConfig(n_warmup=2), lambda run, most: runs.append(run))
+    record = not_none(warm_up(engine, [10, 30, 20], WarmupConfig(n_warmup=2), lambda run, most: runs.append(run)))
     assert engine.ran == [30, 20, 30, 20] + [20] * 5
     assert (record.runs, record.converged) == (9, True)
-    assert record.cv < 0.05
+    assert not_none(record.cv) < 0.05
     assert record.seconds == pytest.approx(sum(durations[:9]))
     assert runs == list(range(1, 10))
 
 
-def test_warm_up_looks_at_its_last_latencies_alone_and_not_before_there_are_enough(clock: list[float]) -> None:
+def test_warm_up_looks_at_its_last_latencies_once_there_are_enough(clock: list[float]) -> None:
     settled = [9.0, 1.0, 9.0, 1.0, *[2.0] * 20]
-    engine = Engine(clock, settled)
-    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, min_prompts=8, window_size=3), lambda run, most: None)
+    engine: Any = Engine(clock, settled)
+    record = not_none(
+        warm_up(engine, [1], WarmupConfig(n_warmup=1, min_prompts=8, window_size=3), lambda run, most: None)
+    )
     assert (record.runs, record.converged, record.cv) == (9, True, 0.0)
 
 
 def test_warm_up_gives_up_and_says_so(clock: list[float]) -> None:
-    engine = Engine(clock, [1.0, 2.0] * 20)
-    record = warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run, most: None)
+    engine: Any = Engine(clock, [1.0, 2.0] * 20)
+    record = not_none(warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run, most: None))
     assert (record.runs, record.converged) == (12, False)
-    assert record.cv > 0.05
+    assert not_none(record.cv) > 0.05
 
 
 def test_warm_up_without_detection_runs_what_it_was_told(clock: list[float]) -> None:
-    engine = Engine(clock, [1.0, 2.0] * 20)
-    record = warm_up(engine, [1], WarmupConfig(n_warmup=3, convergence_detection=False), lambda run, most: None)
+    engine: Any = Engine(clock, [1.0, 2.0] * 20)
+    record = not_none(
+        warm_up(engine, [1], WarmupConfig(n_warmup=3, convergence_detection=False), lambda run, most: None)
+    )
     assert (record.runs, record.converged) == (6, None)
 
 
 def test_warm_up_keeps_the_load_on(clock: list[float]) -> None:
-    engine = Engine(clock, [1.0] * 50)
+    engine: Any = Engine(clock, [1.0] * 50)
     config = WarmupConfig(n_warmup=3, convergence_detection=False, thermal_floor_seconds=20)
-    assert warm_up(engine, [1], config, lambda run, most: None).seconds == 20
+    assert not_none(warm_up(engine, [1], config, lambda run, most: None)).seconds == 20
 
 
 def test_warm_up_may_be_switched_off(clock: list[float]) -> None:
-    assert warm_up(Engine(clock, []), [1], WarmupConfig(enabled=False), lambda run, most: None) is None
+    engine: Any = Engine(clock, [])
+    assert warm_up(engine, [1], WarmupConfig(enabled=False), lambda run, most: None) is None
 
 
 def test_an_unsettled_warm_up_is_a_warning() -> None:

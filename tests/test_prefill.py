@@ -20,6 +20,7 @@ from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds as estimated_seconds
 from pytest_llem.planning.footprint import Footprint
 from pytest_llem.planning.host import Host
+from pytest_llem.results.metrics import Method
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.tiny import NATURAL, TINY, engine
@@ -44,14 +45,14 @@ def window(
     *,
     passes: int = 2,
     seconds: float = 4.0,
-    method: str = "measured",
+    method: Method = "measured",
     boundary: str = "gpu_board",
 ) -> Any:
     total = Total(energy_j, method, "nvml_total_energy", boundary, None if energy_j else "lost", uncertainty_j)
     return Window([[]] * passes, seconds, Account((), total, seconds=seconds))
 
 
-def test_by_hand() -> None:
+def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
     """A pass takes 50 J and 2 s; its prompts, which four passes of the second window take, 12 J and 0.5 s."""
     found = prefill_metrics(window(100.0, 3.0), window(48.0, 4.0, passes=4, seconds=2.0), input_tokens=6)
     value = {name: one.value for name, one in found.items()}
@@ -101,7 +102,7 @@ def test_windows_of_two_boundaries_are_not_subtracted() -> None:
 
 @pytest.mark.usefixtures("noop_engine")
 class TestExperiment:
-    def test_nobody_asked(self) -> None:
+    def test_without_prefill_split_there_are_no_shares(self) -> None:
         result = run(measurement={"min_window_seconds": 0})
         for name in prefill.NAMES:
             assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_ASKED)
@@ -114,7 +115,7 @@ class TestExperiment:
         for name in ("generate", "generate_first", "seed"):
             real = getattr(noop_engine.NoopEngine, name)
 
-            def noted(self, given: Any, name: Any = name, real: Any = real) -> Any:
+            def noted(self: Any, given: Any, name: Any = name, real: Any = real) -> Any:
                 done.append((name, given))
                 return real(self, given)
 
@@ -125,14 +126,15 @@ class TestExperiment:
         )
         whole, first = result.window, result.prefill_window
         assert min(whole.window_seconds, first.window_seconds) >= 0.1
-        assert (whole.passes, first.passes) == (3, 5)
+        assert 1 <= whole.passes <= 3, "of 0.04 s at least"
+        assert 1 <= first.passes <= 5, "of 0.02 s at least"
         at = [name for name, _ in done].index("generate_first")
         passes = done[at + 1 :]  # the one before the window is no part of it
         prompts = [given for name, given in done[:at] if name == "generate"][:2]
         one = [("seed", 42), *(("generate_first", batch) for batch in prompts)]
         assert passes == one * first.passes
         seconds = {name: result.metrics[name].value for name in ("seconds", "prefill_seconds", "decode_seconds")}
-        assert seconds["prefill_seconds"] == pytest.approx(first.window_seconds / 5)
+        assert seconds["prefill_seconds"] == pytest.approx(first.window_seconds / first.passes)
         assert seconds["decode_seconds"] == pytest.approx(seconds["seconds"] - seconds["prefill_seconds"])
 
     def test_totals_and_requests_are_those_of_the_first_window(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +150,9 @@ class TestExperiment:
             def close(self) -> None:
                 pass
 
-        monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: Meters({"one": Meter()}))
+        meter: Any = Meter()
+        meters = Meters({"one": meter})
+        monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: meters)
         result = run()
         value = {name: one.value for name, one in result.metrics.items()}
         assert (value["energy_j"], value["prefill_energy_j"], value["decode_energy_j"]) == (60.0, 20.0, 40.0)
@@ -201,9 +205,9 @@ def test_the_first_token_is_that_of_the_whole_answer(changes: dict[str, Any]) ->
         assert [one.output_ids[0] for one in first] == [one.output_ids[0] for one in whole]
 
 
-def test_a_real_split() -> None:
+def test_shares_of_a_real_engine_add_up_to_the_pass() -> None:
     result = run_experiment({**TINY, "max_input_tokens": 256, "max_output_tokens": 16, "measurement": SPLIT})
-    value = {name: one.value for name, one in result.metrics.items()}
+    value: dict[str, Any] = {name: one.value for name, one in result.metrics.items()}
     assert value["prefill_seconds"] > 0
     assert value["prefill_seconds"] + value["decode_seconds"] == pytest.approx(value["seconds"])
     assert value["prefill_energy_j"] + value["decode_energy_j"] == pytest.approx(value["energy_j"])

@@ -21,6 +21,7 @@ from pytest_llem.measurement.prompts import build_workload, dataset_problem, pro
 from pytest_llem.study.dataset import LengthConfig
 from pytest_llem.study.identity import config_hash
 from tests.conftest import NOOP_STUDY
+from tests.support.narrow import not_none
 from tests.support.tiny import TINY
 
 SOURCED = [
@@ -47,7 +48,7 @@ def texts(tmp_path: Path) -> Callable[..., Any]:
     def read(rows: Any, n: Any, order: str = "interleaved", name: str = "prompts.jsonl", **changes: Any) -> Any:
         lines = [json.dumps({"prompt": text} | ({"source": source} if source else {})) for text, source in rows]
         (tmp_path / name).write_text("\n".join(lines) + "\n")
-        return read_texts(config(dataset=name, dataset_order=order, n=n, **changes), tmp_path).prompts
+        return not_none(read_texts(config(dataset=name, dataset_order=order, n=n, **changes), tmp_path)).prompts
 
     return read
 
@@ -55,14 +56,14 @@ def texts(tmp_path: Path) -> Callable[..., Any]:
 def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("one\n\n  \ntwo \nthree\n")
     for order in ("interleaved", "grouped"):
-        found = read_texts(config(dataset="prompts.txt", n=2, dataset_order=order), tmp_path)
+        found = not_none(read_texts(config(dataset="prompts.txt", n=2, dataset_order=order), tmp_path))
         assert (found.prompts, found.revision) == (["one", "two "], None)
 
 
 def test_a_jsonl_file_holds_a_prompt_an_object(tmp_path: Path) -> None:
     lines = ['{"prompt": "abc\u2028d", "text": "no"}', "", '{"text": "de", "id": 3, "source": null}', "\r"]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
-    assert read_texts(config(dataset="prompts.jsonl", n=2), tmp_path).prompts == ["abc\u2028d", "de"]
+    assert not_none(read_texts(config(dataset="prompts.jsonl", n=2), tmp_path)).prompts == ["abc\u2028d", "de"]
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", {"n": 2}])
@@ -129,7 +130,7 @@ def test_a_dataset_that_cannot_be_used_is_one_clear_line(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    phases = []
+    phases: list[object] = []
     with pytest.raises(PreflightError, match=message) as told:
         ExperimentOrchestrator(config(dataset=name), directory=tmp_path, on_progress=phases.append).run()
     assert "\n" not in str(told.value)
@@ -166,8 +167,11 @@ class Vocabulary:
         return [*text.encode()]
 
 
+ENGINE: Any = Vocabulary()
+
+
 def workload(dataset: Any, **changes: Any) -> Any:
-    return build_workload(config(dataset=dataset, **changes), Vocabulary(), None)
+    return build_workload(config(dataset=dataset, **changes), ENGINE, None)
 
 
 def lengths(dataset: Any, **changes: Any) -> Any:
@@ -244,7 +248,7 @@ def test_a_distribution_makes_another_experiment() -> None:
     assert len(hashes) == 4
 
 
-def test_an_experiments_hash_is_what_it_was_before_there_were_distributions() -> None:
+def test_distributions_changed_no_older_experiments_hash() -> None:
     assert config_hash(config(dataset={"n": 4, "input_len": 9})) == HASH
 
 
@@ -271,7 +275,7 @@ def test_prompts_of_many_lengths_reach_the_engine() -> None:
 def test_the_digest_is_that_of_the_prompts_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "na\\u00efve"}\n{"prompt": "two\\nlines"}\n')
     texts = read_texts(config(dataset="a.jsonl", n=2), tmp_path)
-    made = build_workload(config(dataset="a.jsonl", n=2, max_input_tokens=3), Vocabulary(), texts)
+    made = build_workload(config(dataset="a.jsonl", n=2, max_input_tokens=3), ENGINE, texts)
     lines = b'"na\\u00efve"\n"two\\nlines"\n'
     assert made.digest == hashlib.sha256(lines).hexdigest() == TEXTS
     assert made.truncated == 2, "before they are cut"
@@ -305,7 +309,7 @@ def test_fetching_a_dataset_is_a_phase_that_no_deadline_counts(monkeypatch: pyte
     monkeypatch.setattr(prompts, "hub_problem", lambda dataset: None)
     monkeypatch.setattr(prompts, "fetch_dataset", lambda dataset: Path("c0ffee"))
     monkeypatch.setattr(prompts, "read_dataset", lambda dataset, folder: [Prompt("one"), Prompt("two")])
-    phases = []
+    phases: list[str] = []
     note = lambda progress: phases.append(progress.phase)  # noqa: E731
     result = ExperimentOrchestrator(config(dataset="owner/name"), on_progress=note).run().result
     assert phases[:2] == ["fetching the dataset", "fetching the model"]

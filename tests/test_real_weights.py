@@ -13,6 +13,7 @@ from pytest_llem.backends.protocol import EngineContext
 from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import ROOT, Results
+from tests.support.narrow import not_none
 
 pytestmark = pytest.mark.slow
 
@@ -62,12 +63,12 @@ def test_the_main_job_selected_to_some_points(pytester: pytest.Pytester, results
     for point in selected:
         for name in ("output_tokens_per_second", "ttft_p50_ms", "itl_p50_ms", "energy_per_output_token_j"):
             assert point.metrics[name].n == 3
-            assert point.metrics[name].mean > 0
+            assert not_none(point.metrics[name].mean) > 0
         assert point.metrics["energy_j"].method in ("estimated", "measured")
         # 135 million parameters and their buffers
         width = {"bf16": 2, "fp32": 4}[point.axes["precision"]]
         assert point.metrics["model_memory_mb"].mean == pytest.approx(134.5 * width, rel=0.01)
-    digests = {}
+    digests: dict[str, set[str]] = {}
     for entry in result.experiments:
         if entry.result_file:
             tokens = results.read(entry.result_file)["tokens"]

@@ -22,6 +22,7 @@ from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from tests.support import nvml
+from tests.support.narrow import not_none
 from tests.support.nvml import Board, Script
 from tests.support.processes import gone, wait_until
 
@@ -109,7 +110,7 @@ def folder(tmp_path: Path) -> Path:
 def env(nvml_library: Path, tmp_path: Path, folder: Path) -> Callable[..., tuple[Script, dict[str, str]]]:
     """Return a script of boards, and the environment of a process that finds them."""
 
-    def make(*boards: Board, **script: object) -> tuple[Script, dict[str, str]]:
+    def make(*boards: Board, **script: Any) -> tuple[Script, dict[str, str]]:
         written = Script(tmp_path / "script", list(boards), **script)
         written.write()
         return written, nvml.environment(nvml_library, written) | {"TMPDIR": str(folder)}
@@ -255,7 +256,7 @@ def _sampler_among(other: int) -> int:
     return sampler.pid
 
 
-def test_it_outlives_nobody(env: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+def test_the_sampler_ends_with_its_parent(env: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
     script, environment = env(_board())
     told = tmp_path / "told"
     code = f"from pathlib import Path; from tests import test_sampler; test_sampler._hold(Path({str(told)!r}))"
@@ -292,7 +293,7 @@ def test_it_ends_when_its_standard_input_does(env: Callable[..., Any]) -> None:
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout.readline().startswith(b"[")
+    assert not_none(process.stdout).readline().startswith(b"[")
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, b"")
 
@@ -317,8 +318,8 @@ def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env: Callable[..
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[shown]
     ) as process:
         os.close(shown)
-        samples = [json.loads(process.stdout.readline()) for _ in range(2 * 25)]
-        process.stdin.close()
+        samples = [json.loads(not_none(process.stdout).readline()) for _ in range(2 * 25)]
+        not_none(process.stdin).close()
     assert {one[1] for one in samples} == {0, 1}
     if reader == "is gone":
         return

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
-from pytest_llem.backends import pytorch
+from pytest_llem.backends import loading, pytorch
 from pytest_llem.backends.protocol import EngineContext
 from tests.support.tiny import GREEDY, NATURAL, TINY
 
@@ -26,7 +27,7 @@ LENGTHS = {100 + count: count for count in range(1, 7)}
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the tiny model answer 50, 51, 52, …, and end where the prompt's last token says."""
-    real = pytorch.loading.load_model
+    real = loading.load_model
 
     def load_model(*given: Any) -> Any:
         model = real(*given)
@@ -50,7 +51,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         model.forward = said
         return model
 
-    monkeypatch.setattr(pytorch.loading, "load_model", load_model)
+    monkeypatch.setattr(loading, "load_model", load_model)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
             super().put(value)
 
     monkeypatch.setattr(pytorch, "_TokenClock", Clock)
-    monkeypatch.setattr(pytorch.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
 
 def measured(tmp_path: Path, prompts: Any, **changes: Any) -> Any:
@@ -107,7 +108,7 @@ def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path: Pat
     seen = []
     real = pytorch.PyTorchEngine.requests
 
-    def requests(self, batch: Any, generated: Any) -> Any:
+    def requests(self: Any, batch: Any, generated: Any) -> Any:
         seen.append(generated.sequences[:, batch.input_ids.shape[1] :].tolist())
         return real(self, batch, generated)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from pytest_llem.measurement import window as windows
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import measure
 from pytest_llem.study.config import WarmupConfig
+from tests.support.narrow import not_none
 
 #: What the device draws while it works, and while it waits, in W.
 BUSY_W, IDLE_W = 300.0, 100.0
@@ -81,7 +83,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
-def test_the_device_is_drained_before_both_edges(device: Device) -> None:
+def test_the_device_is_drained_before_both_edges(device: Any) -> None:
     """What was still queued before it is not in it, and all that was queued in it is."""
     device.generate("left over from warming up")
     device.log.clear()
@@ -103,17 +105,15 @@ def test_the_device_is_drained_before_both_edges(device: Device) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 4, 4.001, 33])
-def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device: Device, seconds: float) -> None:
+def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device: Any, seconds: float) -> None:
     window = measure(device, ["a", "b"], Meters({"m": device}), min_seconds=seconds, seed=7)
     assert len(window.passes) == max(1, -(-seconds // 4))
-    tail_j = (window.account.seconds - window.seconds) * IDLE_W
+    tail_j = (not_none(window.account.seconds) - window.seconds) * IDLE_W
     assert window.seconds / len(window.passes) == pytest.approx(4.0)
-    assert (window.account.total.energy_j - tail_j) / len(window.passes) == pytest.approx(4 * BUSY_W)
+    assert (not_none(window.account.total.energy_j) - tail_j) / len(window.passes) == pytest.approx(4 * BUSY_W)
 
 
-def test_loading_is_over_when_the_device_has_done_its_part(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loading_is_over_when_the_device_has_done_its_part(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orchestrator, "time", SimpleNamespace(perf_counter=lambda: device.now))
     device.load = lambda: device.generate("weights")
     metrics, total = orchestrator._load(device, Meters({"m": device}))
@@ -122,8 +122,9 @@ def test_loading_is_over_when_the_device_has_done_its_part(
     assert metrics["load_energy_j"].value == total.energy_j == pytest.approx(2 * BUSY_W + 0.05 * IDLE_W)
 
 
-def test_warming_up_waits_for_the_device_too(device: Device) -> None:
+def test_warming_up_waits_for_the_device_too(device: Any) -> None:
     """Or it would take the time of queueing for a latency, and call the first ones settled."""
     config = WarmupConfig(n_warmup=2, convergence_detection=False)
-    record = warm_up(device, ["a", "longer"], config, lambda run, most: None)
-    assert (record.runs, record.seconds) == (4, pytest.approx(8.0))
+    record = not_none(warm_up(device, ["a", "longer"], config, lambda run, most: None))
+    assert record.runs == 4
+    assert record.seconds == pytest.approx(8.0)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support import nvml
 from tests.support.environments import Environment
+from tests.support.narrow import not_none
 from tests.support.nvml import Board, Ramp, Script
 
 pytestmark = pytest.mark.slow
@@ -36,10 +37,10 @@ class Found(NamedTuple):
 def zeus_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment with Zeus and without torch."""
     environment = Environment(tmp_path_factory.mktemp("zeus") / "environment")
-    install = [sys.executable, "-m", "pip", "--python", environment.python, "install", "--quiet"]
+    install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--quiet"]
     constraints = nvml.ROOT / "constraints.txt"
     done = subprocess.run(
-        [*install, "--disable-pip-version-check", "-c", constraints, ZEUS], capture_output=True, text=True
+        [*install, "--disable-pip-version-check", "-c", str(constraints), ZEUS], capture_output=True, text=True
     )
     if done.returncode:
         last = (done.stderr.strip() or "no word").splitlines()[-1]
@@ -104,7 +105,7 @@ def _board(name: str, watts: float, **more: float) -> Board:
 
 def _off(found: Found, watts: float, place: int = 0) -> float:
     """Return by what share an energy is off that of constant power."""
-    return abs(found.energy_j[place] / (found.seconds[place] * watts) - 1)
+    return abs(not_none(found.energy_j[place]) / (not_none(found.seconds[place]) * watts) - 1)
 
 
 def test_we_agree_on_long_windows_of_boards_that_count(both: Callable[..., Any]) -> None:

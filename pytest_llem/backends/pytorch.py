@@ -109,7 +109,8 @@ class PyTorchEngine:
         if cache.startswith("offloaded") and not self._indices:
             raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and has none")
         self._device = torch.device("cuda", self._indices[0]) if self._indices else torch.device("cpu")
-        self.gpus = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in self._indices]
+        uuids = [torch.cuda.get_device_properties(index).uuid for index in self._indices]
+        self.gpus: Sequence[str] = [f"GPU-{uuid}" for uuid in uuids]
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         transformers_logging.disable_progress_bar()
         # Only the special tokens are still the model's to say: a mistake is told before it is even fetched.

@@ -104,7 +104,8 @@ def unused(rounds: int) -> None:
         (directory / "test_one.py").write_text("def test_one():\n    pass\n")
         difference = []
         for _ in range(rounds):
-            without, with_it = (run(["test_one.py", "-q", *one], directory)[0] for one in ([], PLUGIN))
+            without = run(["test_one.py", "-q"], directory)[0]
+            with_it = run(["test_one.py", "-q", *PLUGIN], directory)[0]
             difference.append((with_it - without) * 1000)
     low, _, high = statistics.quantiles(difference, n=4)
     print(f"unused, of {rounds} pairs: median {statistics.median(difference):+.1f} ms ({low:+.1f} to {high:+.1f})")

@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -54,10 +55,7 @@ class Study:
         took = []
         for _ in range(BLOCK // 2):
             one = next(self._ids)
-            for transition in (
-                lambda one=one: self._writer.running(one),
-                lambda one=one: self._writer.failed(one, error),
-            ):
+            for transition in (partial(self._writer.running, one), partial(self._writer.failed, one, error)):
                 begun = time.perf_counter()
                 transition()
                 took.append(time.perf_counter() - begun)

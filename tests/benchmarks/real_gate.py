@@ -63,7 +63,7 @@ def measure(folder: Path, options: argparse.Namespace, *more: str, **changes: An
 def tell(what: str, result: StudyResult, verdicts: Iterable[GateVerdict]) -> dict[str, str]:
     """Print what the gates say, and return their verdicts by metric."""
     print(f"{what}:")
-    found = {}
+    found: dict[str, str] = {}
     for verdict in verdicts:
         print(f"  {verdict_line(verdict)}; CV {result.points[-1].metrics[verdict.metric].cv or 0:.1%}")
         found[verdict.metric] = verdict.verdict

@@ -14,6 +14,7 @@ from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
+from tests.support.narrow import not_none
 
 FIELDS = {
     "model": "builtin:tiny-llama",
@@ -43,7 +44,7 @@ def test_the_server_opens_no_device_and_its_processes_do(
         for _ in range(3):
             outcome = run_isolated(job, servers=servers, timeout=300)
             assert outcome.error is None, outcome.error
-            result = ExperimentResult.model_validate_json(outcome.result)
+            result = ExperimentResult.model_validate_json(not_none(outcome.result))
             assert result.engine.device == "cuda"
             digests.add(result.tokens.output_digest)
             (guardian,) = [
@@ -60,5 +61,5 @@ def test_the_server_opens_no_device_and_its_processes_do(
         servers.end()
     spawned = run_isolated(job, timeout=300)
     assert spawned.error is None, spawned.error
-    digests.add(ExperimentResult.model_validate_json(spawned.result).tokens.output_digest)
+    digests.add(ExperimentResult.model_validate_json(not_none(spawned.result)).tokens.output_digest)
     assert len(digests) == 1, "the same tokens, however it was started"

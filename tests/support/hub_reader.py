@@ -6,6 +6,7 @@ The library looks at Hugging Face's variables as it is imported.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.measurement.prompts import read_texts
 from tests.support.narrow import not_none
 
-#: What a dataset gave: its prompts, its revision and how often it was fetched; or why it cannot be read.
-Answer = list[Any] | str
+#: Prompts, revision and how often it was fetched, in a list; or why the dataset cannot be read.
+Answer = Any
 
 
 def read(wanted: list[tuple[str, int, str]]) -> list[Answer]:
@@ -25,9 +26,9 @@ def read(wanted: list[tuple[str, int, str]]) -> list[Answer]:
     answers: list[Answer] = []
     for name, n, order in wanted:
         config = ExperimentConfig.model_validate({"model": "m", "dataset": name, "n": n, "dataset_order": order})
-        fetched: list[None] = []
+        fetched: list[str] = []
         try:
-            found = not_none(read_texts(config, Path("/nowhere"), lambda fetched=fetched: fetched.append(None)))
+            found = not_none(read_texts(config, Path("/nowhere"), partial(fetched.append, name)))
             answers.append([found.prompts, found.revision, len(fetched)])
         except PreflightError as error:
             answers.append(str(error))
