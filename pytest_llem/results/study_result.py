@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.facts import CONCURRENT, bench_facts, overlapping, subject_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
@@ -95,6 +97,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.metrics = summarise(results)
         point.bench = found.shared(bench_facts(results))
         point.subject = found.shared(subject_facts(results))
+        point.contention = _contention(results)
         for result in results:
             found.add(result, point)
     _tell_concurrent(found, manifest.experiments)
@@ -215,6 +218,19 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         method=weakest(figure.method for figure in figures if figure.value is not None),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
         values=[None if figure is None else figure.value for figure in cycles],
+    )
+
+
+def _contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
+    """Return which of a point's *cycles* are contended; None where none of them says."""
+    if all(one.contention is None for one in cycles):
+        return None
+    states = {one.identity.cycle: one.contention.state if one.contention else "unknown" for one in cycles}
+    reasons = (one.contention.reasons for one in cycles if one.contention and one.contention.state == "contended")
+    return PointContention(
+        contended=[cycle for cycle, state in states.items() if state == "contended"],
+        unknown=[cycle for cycle, state in states.items() if state == "unknown"],
+        reasons=list(dict.fromkeys(chain.from_iterable(reasons))),
     )
 
 
