@@ -14,6 +14,7 @@ import pytest
 from pytest_llem.board import REPEATED, STOPPED
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
 from pytest_llem.collection.items import run_of
+from pytest_llem.collection.live import say
 from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.collection.resume import forget, replayed
 from pytest_llem.collection.servers import servers_of
@@ -119,13 +120,16 @@ def _started(item: pytest.Item) -> Started | None:
 def _run_until_uncontended(item: pytest.Item, study: StudyConfig, planned: Experiment, timeout: float) -> Outcome:
     """Run *planned*, and again where it was contended, as often as the study allows; the last run counts."""
     repeats: list[ContendedRun] = []
+    output = ""
     while True:
         job = replace(_job(study, planned, item), repeats=[one.model_dump(mode="json") for one in repeats])
         outcome = _run(item, job, study.execution, timeout)
+        output += outcome.output
         contended = contended_run(outcome.result)
         if contended is None or not _may_repeat(item, study, planned):
-            return outcome
+            return replace(outcome, output=output)
         repeats.append(contended)
+        say(item.config, f"{planned.id} is contended, and measured again: {'; '.join(contended.reasons)}")
 
 
 def _may_repeat(item: pytest.Item, study: StudyConfig, planned: Experiment) -> bool:

@@ -194,7 +194,7 @@ def _unseen(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds) -
         )
     for gpu in gpus:
         if gpu.others_share is None:
-            yield f"use of {gpu.device} by other processes cannot be seen: the driver does not list this experiment"
+            yield f"use of {gpu.device} by others cannot be seen: the driver does not list the experiment"
 
 
 def _waited_for_itself(cpu: CpuActivity, limits: Thresholds) -> bool:

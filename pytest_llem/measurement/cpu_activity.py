@@ -42,7 +42,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread so far: time on a CPU and time runnable without one, both in s, and involuntary context switches."""
+    """A thread so far: time on a CPU, time runnable without one, both in s, and involuntary context switches."""
 
     ran: float
     waited: float
@@ -113,7 +113,7 @@ class CpuActivity:
 def snapshot(
     root: int, proc: Path = PROC, cgroups: Path = CGROUPS, cpus: Collection[int] | None = None
 ) -> Snapshot:
-    """Return the counters as they are now. Takes some milliseconds: a file for each process and own thread is read.
+    """Return the counters as they are now. It takes milliseconds: a file is read for each process and own thread.
 
     Args:
         root: The pid of the process that the experiment's processes descend from; it is one of them.
@@ -176,7 +176,7 @@ def activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -
 
 def _processes(proc: Path) -> Iterator[tuple[int, Process]]:
     try:
-        pids = [int(name) for name in os.listdir(proc) if name.isdecimal()]
+        pids = [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
     except OSError:
         return
     for pid in pids:
@@ -208,7 +208,7 @@ def _threads(proc: Path, tree: Collection[int]) -> dict[tuple[int, int], Thread]
     for pid in tree:
         tasks = proc / str(pid) / "task"
         try:
-            tids = [int(name) for name in os.listdir(tasks)]
+            tids = [int(entry.name) for entry in tasks.iterdir()]
         except OSError:
             continue
         for tid in tids:
@@ -306,7 +306,7 @@ def _named(before: Snapshot, after: Snapshot, ours: Collection[int]) -> tuple[st
 
 
 def _of_threads(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None, int | None]:
-    """Return for how long the experiment's threads ran and waited, in s, and their involuntary context switches."""
+    """Return how long the experiment's threads ran and waited, in s, and their involuntary context switches."""
     if before.threads is None or after.threads is None:
         return None, None, None
     ran = waited = 0.0

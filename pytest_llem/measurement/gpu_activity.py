@@ -1,4 +1,4 @@
-"""Who used the GPUs over a window, by what the driver has kept of it: asked after the window, so it costs nothing."""
+"""Who used the GPUs over a window, by what the driver has kept: it is asked after the window."""
 
 from __future__ import annotations
 

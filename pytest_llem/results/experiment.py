@@ -200,7 +200,8 @@ class GapRecord(Record):
         waited_seconds: Before that, until nobody else had its devices; 0 where they were free.
         waited_for: Who had them: device, process, study, experiment.
         memory_waited_seconds: After it, until no GPU had more memory in use than before the experiment before.
-        memory_left_mb: How much more, in MB by UUID, those still had that had not given it back by then.
+        memory_left_mb: How much more, in MB by UUID, those still had that had not given it back by then, or that
+            another process uses.
     """
 
     seconds: float

@@ -40,7 +40,8 @@ class ExecutionConfig(NullableSection):
             the prompts and the tokens, as the plan shows it.
         max_consecutive_failures: Once this many experiments have failed in a row, the study's others are skipped;
             null for never. Default 5.
-        contended_retries: How often at most a contended cycle is measured again, over all cycles of a point. Default 1.
+        contended_retries: How often at most contended cycles of a point are measured again, all together.
+            Default 1.
         start_method: ``spawn`` starts an interpreter for each experiment, which imports what it needs;
             ``forkserver`` forks each from one that has imported it and opens no device. Default ``spawn``.
         skip_preflight: Let experiments start without looking first whether they can run. Default false.

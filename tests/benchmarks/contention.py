@@ -2,10 +2,11 @@
 
     python tests/benchmarks/contention.py [--windows N] [--seconds S] [--json FILE]
 
-In a process of its own, each kind of engine computes in windows of S seconds: one busy thread, one that computes and
-sleeps by turns of a millisecond, as many busy processes as CPUs, and twice as many. Beside it run 0, 1, 2 and as
-many as CPUs busy processes of others; and, where control groups can be made (as root), it runs under a CPU quota of
-0.5. Printed are the quantiles of each figure, and the share of windows that are called contended and unknown.
+In a process of its own, each kind of engine computes in windows of S seconds: one busy thread, one that computes
+and sleeps alternately for a millisecond, as many busy processes as CPUs, and twice as many. Beside it run 0, 1, 2
+and as many busy processes of others as there are CPUs; and, where control groups can be made (as root), it runs
+under a CPU quota of 0.5. Printed are quantiles of each figure, and the share of windows that are called contended
+and unknown.
 
 Without load that is the rate of false alarms: run it on a machine where nothing else runs.
 """
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch
 
-ENGINES = ("one thread", "bursts", "every CPU", "2 × CPUs")
+ENGINES = ("one thread", "bursts", "every CPU", "2x CPUs")
 
 FIGURES = (
     "cpu_received_share",
@@ -122,7 +123,7 @@ def measure(engine: str, windows: int, seconds: float, group: Path | None) -> No
     if group is not None:
         (group / "cgroup.procs").write_text(str(os.getpid()))
     cpus = len(os.sched_getaffinity(0))
-    helpers = {"every CPU": cpus - 1, "2 × CPUs": 2 * cpus - 1}.get(engine, 0)
+    helpers = {"every CPU": cpus - 1, "2x CPUs": 2 * cpus - 1}.get(engine, 0)
     with loaded(helpers):  # children, so the engine's own
         for _ in range(windows):
             watch = ContentionWatch(os.getpid())
