@@ -658,7 +658,7 @@ def test_the_plan_warns_of_a_load_above_the_cpus(
         "load 7.33 on 2 CPUs in the last minute: other programs may slow down what is measured; stop them and wait"
     )
     assert json.loads((pytester.path / "plan.json").read_text())["load"] == (line if warned else None)
-    assert (f"  warning: {line}" in found.outlines) == warned
+    assert (f"llem: warning: {line}" in found.outlines) == warned
 
 
 def test_tables_say_which_cycles_were_contended() -> None:

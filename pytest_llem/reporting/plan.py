@@ -55,7 +55,6 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     lines = [text]
     if plan.reference is not None:
         lines += _reference(plan.reference)
-    lines += [f"  warning: {plan.load}"] if plan.load is not None else []
     lines += [f"  {line}" for line in plan.sight]
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
