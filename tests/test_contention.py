@@ -107,6 +107,17 @@ def test_a_child_counts_only_what_it_used_in_the_window(proc: Proc) -> None:
     assert found.others_cpu_share == near(0.0)
 
 
+def test_others_that_the_ticks_miss_count_by_their_own_time(proc: Proc) -> None:
+    """The experiment sleeps at each tick of the kernel's clock: it used more than all were busy, by /proc/stat."""
+    before = look(proc, 0.0)
+    proc.process(WORKER, ROOT, 25.0, reaped=5.0)
+    proc.process(OTHER, 1, 13.0)
+    proc.cpus(104.0, 50.0)
+    assert activity(before, look(proc, 10.0)).others_cpu_share == near(4.0 / 20)
+    pinned = replace(before, all_cpus=False), replace(look(proc, 10.0), all_cpus=False)
+    assert activity(*pinned).others_cpu_share == 0.0, "on which CPU that was is not known"
+
+
 def test_threads_that_begin_in_the_window_count_from_zero(proc: Proc) -> None:
     before = look(proc, 0.0)
     threads = {11: (15.0, 1.0, 10), 111: (2.0, 0.5, 4), 110: (1.0, 0.25, 1)}  # 110 ended, and its id was taken

@@ -67,6 +67,7 @@ class Snapshot:
         cpus: Those that are looked at.
         busy: CPU time used on them by anything, in s; None where /proc/stat does not say.
         stolen: CPU time that the hypervisor withheld from them, in s.
+        all_cpus: They are all that the machine has.
         processes: Those that can be seen, by pid.
         tree: The pids of the experiment's processes.
         threads: Those of the experiment, by pid and thread id; None where the kernel does not count their waiting.
@@ -79,6 +80,7 @@ class Snapshot:
     cpus: frozenset[int]
     busy: float | None = None
     stolen: float | None = None
+    all_cpus: bool = False
     processes: Mapping[int, Process] = field(default_factory=dict)
     tree: frozenset[int] = frozenset()
     threads: Mapping[tuple[int, int], Thread] | None = None
@@ -123,19 +125,22 @@ def snapshot(
     """
     if cpus is None:
         cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    processes = dict(_processes(proc))
+    at = time.monotonic()
+    busy, stolen, all_cpus = _cpu_times(proc, cpus)
+    pressure, group_pressure = _pressure(proc / "pressure" / "cpu"), _group_pressure(proc, cgroups)
+    processes = dict(_processes(proc))  # takes longest, so it comes after what is compared with the clock
     tree = _descendants(root, processes)
-    busy, stolen = _cpu_times(proc, cpus)
     return Snapshot(
-        at=time.monotonic(),
+        at=at,
         cpus=frozenset(cpus),
         busy=busy,
         stolen=stolen,
+        all_cpus=all_cpus,
         processes=processes,
         tree=tree,
         threads=_threads(proc, tree),
-        pressure=_pressure(proc / "pressure" / "cpu"),
-        group_pressure=_group_pressure(proc, cgroups),
+        pressure=pressure,
+        group_pressure=group_pressure,
         quotas=dict(_quotas(proc, cgroups)),
     )
 
@@ -152,10 +157,14 @@ def activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -
     seconds = after.at - before.at
     own = _own_seconds(before, after)
     ran, waited, involuntary = _of_threads(before, after)
+    ours = {*harness, *before.tree, *after.tree}
+    spent = {pid: _spent(before, after, pid) for pid in after.processes if pid not in ours}
     others = None
     if own is not None and before.busy is not None and after.busy is not None and seconds and before.cpus:
-        ours = own + sum(_spent(before, after, pid) for pid in harness if pid not in after.tree)
-        others = max(0.0, after.busy - before.busy - ours) / (seconds * len(before.cpus))
+        measuring = sum(_spent(before, after, pid) for pid in harness if pid not in after.tree)
+        # /proc/stat may be counted by ticks, which miss who sleeps at each; a process's own time is exact.
+        seen = sum(spent.values()) if after.all_cpus else 0.0
+        others = _share(max(seen, after.busy - before.busy - own - measuring), seconds * len(before.cpus))
     throttled, throttled_seconds = _throttled(before, after)
     return CpuActivity(
         seconds=seconds,
@@ -165,7 +174,7 @@ def activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -
         cpu_wait_seconds=waited,
         involuntary_switches=involuntary,
         others_cpu_share=others,
-        others=_named(before, after, {*harness, *before.tree, *after.tree}),
+        others=_named(after, spent, seconds),
         steal_share=_steal_share(before, after),
         pressure_share=_rise(before.pressure, after.pressure, seconds),
         cgroup_pressure_share=_rise(before.group_pressure, after.group_pressure, seconds),
@@ -232,18 +241,21 @@ def _involuntary(status: Path) -> int | None:
     return None
 
 
-def _cpu_times(proc: Path, cpus: Collection[int]) -> tuple[float | None, float | None]:
-    """Return the busy time and the stolen time of *cpus*, in s."""
+def _cpu_times(proc: Path, cpus: Collection[int]) -> tuple[float | None, float | None, bool]:
+    """Return the busy time and the stolen time of *cpus*, in s, and whether there are no others."""
     wanted = {f"cpu{number}" for number in cpus}
     try:
         rows = [line.split() for line in (proc / "stat").read_text().splitlines()]
-        ticks = [list(map(int, row[1:])) for row in rows if row and row[0] in wanted]
-        if not ticks or len(ticks) < len(wanted):
-            return None, None
-        busy = sum(row[column] for row in ticks for column in _BUSY)
-        return busy * TICK_S, sum(row[_STEAL] for row in ticks) * TICK_S
+        known = {
+            row[0]: list(map(int, row[1:])) for row in rows if row and row[0][:3] == "cpu" and row[0] != "cpu"
+        }
+        if not wanted or not known.keys() >= wanted:
+            return None, None, False
+        busy = sum(known[cpu][column] for cpu in wanted for column in _BUSY)
+        stolen = sum(known[cpu][_STEAL] for cpu in wanted)
+        return busy * TICK_S, stolen * TICK_S, known.keys() == wanted
     except (OSError, ValueError, IndexError):
-        return None, None
+        return None, None, False
 
 
 def _pressure(file: Path) -> float | None:
@@ -297,11 +309,9 @@ def _spent(before: Snapshot, after: Snapshot, pid: int) -> float:
     return last.seconds - (first.seconds if first is not None and first.started == last.started else 0.0)
 
 
-def _named(before: Snapshot, after: Snapshot, ours: Collection[int]) -> tuple[str, ...]:
-    """Return the other processes that used most."""
-    least = MIN_NAMED_CPUS * (after.at - before.at)
-    spent = {pid: _spent(before, after, pid) for pid in after.processes if pid not in ours}
-    most = sorted((pid for pid, seconds in spent.items() if seconds > least), key=lambda pid: -spent[pid])
+def _named(after: Snapshot, spent: Mapping[int, float], seconds: float) -> tuple[str, ...]:
+    """Return the names of the processes that have *spent* most CPU time in so many *seconds*."""
+    most = sorted((pid for pid in spent if spent[pid] > MIN_NAMED_CPUS * seconds), key=lambda pid: -spent[pid])
     return tuple(f"{after.processes[pid].name} ({pid})" for pid in most[:MAX_NAMED])
 
 
@@ -341,4 +351,9 @@ def _throttled(before: Snapshot, after: Snapshot) -> tuple[float | None, float |
 
 
 def _rise(before: float | None, after: float | None, seconds: float) -> float | None:
-    return (after - before) / seconds if before is not None and after is not None and seconds else None
+    return _share(after - before, seconds) if before is not None and after is not None and seconds else None
+
+
+def _share(part: float, whole: float) -> float:
+    """Return part ÷ whole, from 0 to 1: on a busy machine the files of one snapshot are read some ms apart."""
+    return min(1.0, max(0.0, part / whole))
