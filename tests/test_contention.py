@@ -302,7 +302,7 @@ def share(received: float, seconds: float = 10.0) -> dict[str, Any]:
     ],
 )
 def test_what_is_contended(changes: dict[str, Any], state: str, reason: str) -> None:
-    found = judge(replace(QUIET, **changes), [ALONE], 10.0)
+    found = judge(replace(QUIET, **changes), [], 10.0)
     assert found.state == state
     assert found.reasons == [] if not reason else found.reasons[0].startswith(reason)
 
@@ -315,6 +315,13 @@ def test_figures_are_kept_beside_the_state() -> None:
         ["cc1 (30)"],
         [GpuContention(device="GPU-1", busy_share=0.9, others_share=0.0, others_memory_mb=0.0)],
     )
+
+
+def test_beside_an_engine_on_gpus_others_count_where_it_waited_for_a_cpu() -> None:
+    """An experiment on another GPU has a CPU of its own."""
+    others = replace(QUIET, others_cpu_share=0.0625)
+    assert judge(others, [ALONE], 10.0).state == "uncontended"
+    assert judge(replace(others, **share(0.9)), [ALONE], 10.0).state == BAD
 
 
 def test_another_process_on_the_gpu_is_contention() -> None:

@@ -28,7 +28,8 @@ class Thresholds:
         others_cpu_with_wait: … and others used more than this share of the CPUs: an engine with more threads than
             CPUs waits for itself.
         own_cpu: Where the experiment itself used more than this share of the CPUs, it waited for itself.
-        others_cpu: Others used more than this share of the CPUs: they share clocks, caches and the meter, too.
+        others_cpu: Others used more than this share of the CPUs that the engine computes on: they share clocks,
+            caches and the meter, too. Beside an engine on GPUs they count only where it waited for a CPU.
         steal: Of the CPU time used and stolen, the share that the hypervisor gave away.
         throttled: Share of the quota's periods that ended throttled.
         others_gpu: Utilisation of a GPU by others.
@@ -167,7 +168,7 @@ def _contended(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds
             f"waited for a CPU: received {_percent(received)} of the CPU time that it wanted, while other "
             f"processes used {_percent(others)} of {_cpus(cpu)}{_by(cpu.others)}"
         )
-    elif others is not None and others > limits.others_cpu:
+    elif others is not None and others > limits.others_cpu and not gpus:
         yield f"other processes used the CPUs: {_percent(others)} of {_cpus(cpu)}{_by(cpu.others)}"
     if cpu.steal_share is not None and cpu.steal_share > limits.steal:
         yield f"other virtual machines used the CPUs: {_percent(cpu.steal_share)} of the CPU time was stolen"
