@@ -345,10 +345,10 @@ def test_a_short_window_is_unknown_however_busy_the_machine() -> None:
 
 def test_warnings_say_what_and_no_figures() -> None:
     """So that a study's experiments that were contended alike share one."""
-    busy = replace(QUIET, others_cpu_share=0.5)
+    busy = replace(QUIET, steal_share=0.5)
     found = judge(busy, [replace(ALONE, busy_share=0.2)], 10.0)
     assert list(contention_warnings(found)) == [
-        "contended: other processes used the CPUs",
+        "contended: other virtual machines used the CPUs",
         "host-bound: GPU-1 was idle for more than half of the window, waiting for the CPU",
     ]
     assert not list(contention_warnings(judge(QUIET, [ALONE], 10.0)))
