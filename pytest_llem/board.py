@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 #: Topics: why no more of a study's experiments are run, in words; which have a result from an earlier run; how a
-#: gate is marked.
-STOPPED, REPLAYED, MARKED = "stopped", "replayed", "marked"
+#: gate is marked; that a contended cycle was repeated.
+STOPPED, REPLAYED, MARKED, REPEATED = "stopped", "replayed", "marked", "repeated"
 
 
 class Board:
@@ -45,6 +45,24 @@ class Board:
             temporary = self._folder / f".{name}"
             temporary.write_text(json.dumps(content), encoding="utf-8")
             temporary.replace(self._folder / name)
+
+    def claim(self, study: str, topic: str) -> bool:
+        """Return whether *topic* was free, and take it: of all processes of the session one gets it.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        name = _name(study, topic)
+        if self._folder is None:
+            free = name not in self._notices
+            self._notices[name] = True
+            return free
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            (self._folder / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def read(self, study: str, topic: str) -> Any:
         """Return what was put up, None where nothing was."""

@@ -91,6 +91,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="also those of a run in which an experiment failed, or was not selected",
     )
     group.addoption(
+        "--llem-save-anyway",
+        action="store_true",
+        help="also results that are contended, replayed or invalid",
+    )
+    group.addoption(
         "--llem-baseline",
         metavar="NAME|FILE",
         help="compare with the baseline NAME, or a saved result: each metric of each point becomes a test",

@@ -52,6 +52,7 @@ class Settings:
         against: The Python interpreter whose measurements to compare with, or None.
         save: The name of the baseline to save, or None.
         save_partial: Also of a run that lacks results.
+        save_anyway: Also contended, replayed or invalid results.
         compare_anyway: Whatever differs between what is compared.
         fail_on: The verdicts that fail a comparison.
         max_experiments: A study of more stops before it starts, or None where that was confirmed.
@@ -79,6 +80,7 @@ class Settings:
     against: Path | None
     save: str | None
     save_partial: bool
+    save_anyway: bool
     compare_anyway: bool
     fail_on: FailOn
     max_experiments: int | None
@@ -120,6 +122,8 @@ class Settings:
             raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
         if config.getoption("llem_save_partial") and save is None:
             raise pytest.UsageError("--llem-save-partial: needs --llem-save")
+        if config.getoption("llem_save_anyway") and save is None:
+            raise pytest.UsageError("--llem-save-anyway: needs --llem-save")
         return cls(
             results_dir=_path("--llem-results-dir", config.rootpath, results),
             results_dir_given=given is not None,
@@ -140,6 +144,7 @@ class Settings:
             against=against,
             save=save,
             save_partial=config.getoption("llem_save_partial"),
+            save_anyway=config.getoption("llem_save_anyway"),
             compare_anyway=config.getoption("llem_compare_anyway"),
             fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
             max_experiments=None

@@ -162,7 +162,8 @@ def _is_xdist(config: pytest.Config) -> bool:
 def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
     from pytest_llem.reporting.plan import plan_lines
 
-    return [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
+    lines = [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
+    return lines + [f"llem: warning: {load}" for load in {plan.load for plan in plans} if load is not None]
 
 
 def _runs_nothing(config: pytest.Config) -> bool:

@@ -897,9 +897,11 @@ def test_memory_is_waited_for_between_experiments_and_runs(
     assert (fourth.memory_waited_seconds, fourth.memory_left_mb) == (0, {})
     warning, estimated = results.study_result["warnings"]
     assert estimated == ESTIMATED
-    assert warning.startswith(f"{A} had not given back the memory of the experiment before: ")
+    assert warning.startswith(f"{A} had not given back the memory of the experiment before, or another ")
     assert warning.endswith(" (n=3)")
-    run.stdout.fnmatch_lines([f"warning: {A} had not given back the memory of the experiment before: *"])
+    run.stdout.fnmatch_lines(
+        [f"warning: {A} had not given back the memory of the experiment before, or another *"]
+    )
     again = pytester.runpytest_subprocess("study.yaml", *LLEM, "--llem-results-dir=again", "-k", "n=1")
     again.assert_outcomes(passed=1)
     [fifth] = recorded(pytester.path / "again")

@@ -70,7 +70,12 @@ PHASES = {
     "n": 1,
     "warmup": {"n_warmup": 1, "max_prompts": 4, "cv_threshold": 1e-12},
     "measurement": {"min_window_seconds": 2.5},
-    "execution": {"n_cycles": 1, "experiment_gap_seconds": 1.5, "cycle_order": "sequential"},
+    "execution": {
+        "n_cycles": 1,
+        "experiment_gap_seconds": 1.5,
+        "cycle_order": "sequential",
+        "contended_retries": 0,
+    },
 }
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llem.board import STOPPED
+from pytest_llem.board import REPEATED, STOPPED
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
 from pytest_llem.collection.items import run_of
+from pytest_llem.collection.live import say
 from pytest_llem.collection.output import add_section, passed_on
 from pytest_llem.collection.resume import forget, replayed
 from pytest_llem.collection.servers import servers_of
@@ -25,6 +26,7 @@ from pytest_llem.nodes import PAYLOAD_ATTRIBUTE, file_of, is_reference
 from pytest_llem.options import Settings
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.preflight import Preflight
+from pytest_llem.results.contention import ContendedRun, contended_run
 from pytest_llem.results.experiment import GapRecord, Identity
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.stash import BOARD, STUDIES
@@ -85,12 +87,11 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
-        job = _job(study, planned, item)
         config = planned.point.config
         size = preflight.footprint(config)
         item.config.stash[BOARD].sign_in()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
-        outcome = _run(item, job, study.execution, timeout)
+        outcome = _run_until_uncontended(item, study, planned, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
             keep_baseline(item.config.stash[BOARD], planned.point.config_hash, python, outcome.result)
@@ -114,6 +115,28 @@ def _started(item: pytest.Item) -> Started | None:
     started = item.stash[STARTED]
     del item.stash[STARTED]
     return started
+
+
+def _run_until_uncontended(item: pytest.Item, study: StudyConfig, planned: Experiment, timeout: float) -> Outcome:
+    """Run *planned*, and again where it was contended, as often as the study allows; the last run counts."""
+    repeats: list[ContendedRun] = []
+    output = ""
+    while True:
+        job = replace(_job(study, planned, item), repeats=[one.model_dump(mode="json") for one in repeats])
+        outcome = _run(item, job, study.execution, timeout)
+        output += outcome.output
+        contended = contended_run(outcome.result)
+        if contended is None or not _may_repeat(item, study, planned):
+            return replace(outcome, output=output)
+        repeats.append(contended)
+        say(item.config, f"{planned.id} is contended, and measured again: {'; '.join(contended.reasons)}")
+
+
+def _may_repeat(item: pytest.Item, study: StudyConfig, planned: Experiment) -> bool:
+    """Whether the study allows one more repetition of *planned*'s point; it is counted."""
+    board, name = item.config.stash[BOARD], planned.point.config_hash
+    topics = (f"{REPEATED}-{name}-{number}" for number in range(study.execution.contended_retries))
+    return any(board.claim(run_of(item), topic) for topic in topics)
 
 
 def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, timeout: float) -> Outcome:

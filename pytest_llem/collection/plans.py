@@ -16,6 +16,7 @@ from pytest_llem.gates.sight import sight
 from pytest_llem.nodes import REFERENCE, is_reference, run_key
 from pytest_llem.options import Settings
 from pytest_llem.planning.forecast import Forecast, forecast
+from pytest_llem.planning.load import load_warning
 from pytest_llem.planning.plan import Plan
 from pytest_llem.stash import STUDIES
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -31,11 +32,13 @@ def make_plans(
         run: Plan(studies[run], experiments, preflight_of(config, run, studies[run]), replays.get(run))
         for run, experiments in in_order.items()
     }
+    load = load_warning()
     return [
         replace(
             plan,
             reference=plans.get(run_key(run, REFERENCE)),
             sight=_sight(config, studies[run]) if plan.to_run else (),
+            load=load if plan.to_run else None,
         )
         for run, plan in plans.items()
         if not is_reference(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
+from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, contention, measuring_obstacle
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
@@ -40,6 +40,7 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
             found["reason"] = obstacle
         else:
             found |= _judged(budget, summary, summary.mean, len(point.cycles))
+            found["contended"] = contention(point, budget.metric)
     return GateVerdict(
         gate="budget",
         id=budget.id,

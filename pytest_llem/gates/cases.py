@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import BenchDifferences, bench_differences
 from pytest_llem.gates.matching import Pair
-from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
+from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, contention, measuring_obstacle
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
@@ -25,7 +25,8 @@ class Case:
         question: What is to be decided; None where nothing can be.
         obstacle: Then, why.
         excused: That nothing can be decided is no failure.
-        few: There are too few cycles, and otherwise no obstacle.
+        inconclusive: There are too few cycles, or a side was contended, and there is otherwise no obstacle.
+        contended: How the two sides were contended; None where neither was.
         bench: Bench facts that differ; None where it did not come to that.
     """
 
@@ -34,7 +35,8 @@ class Case:
     question: Question | None = None
     obstacle: str | None = None
     excused: bool = False
-    few: bool = False
+    inconclusive: bool = False
+    contended: str | None = None
     bench: BenchDifferences | None = None
 
 
@@ -73,6 +75,10 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
         obstacle = measuring_obstacle(here, metric) or measuring_obstacle(there, metric)
     if obstacle is not None:
         return Case(pair, metric, obstacle=obstacle, bench=bench)
+    contended = _contended(here, there, metric)
+    if contended is not None and not paired:
+        obstacle = f"{contended} (repeat the measurement on a machine where nothing else runs)"
+        return Case(pair, metric, obstacle=obstacle, inconclusive=True, contended=contended, bench=bench)
     ours, theirs = _by_cycle(here, metric), _by_cycle(there, metric)
     common = len(ours.keys() & theirs.keys()) if paired else min(len(ours), len(theirs))
     try:
@@ -80,8 +86,15 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
     except UndecidableError as error:
         nobody = not any(value > 0 for side in (ours, theirs) for value in side.values())
         excused = by_default and nobody  # one that a side has lost is not
-        return Case(pair, metric, obstacle=str(error), excused=excused, few=common < 2, bench=bench)
-    return Case(pair, metric, Question(asked, better, settings.delta_of(metric)), bench=bench)
+        return Case(pair, metric, obstacle=str(error), excused=excused, inconclusive=common < 2, bench=bench)
+    question = Question(asked, better, settings.delta_of(metric))
+    return Case(pair, metric, question, contended=contended, bench=bench)
+
+
+def _contended(here: PointResult, there: PointResult, metric: str) -> str | None:
+    """Return how the two sides were contended; None where neither was."""
+    sides = {"here": contention(here, metric), "in the reference": contention(there, metric)}
+    return "; ".join(f"{where}, {said}" for where, said in sides.items() if said is not None) or None
 
 
 def _lack(point: PointResult, metric: str, where: str) -> str | None:

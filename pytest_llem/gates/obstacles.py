@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.facts import FEWEST_TICKS, PREFILL_TICKS, TICKS
 from pytest_llem.results.models import PointResult
 
@@ -12,6 +13,20 @@ _NO_WINDOW = {"load_energy_j", "idle_context_w"}
 
 #: Those that are of the window of prefill, too.
 _PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
+
+
+#: Units of metrics that do not depend on who else uses the machine.
+_UNAFFECTED = {"MB", "tokens", "FLOP"}
+
+
+def contention(point: PointResult, metric: str) -> str | None:
+    """Return which cycles of *point* were contended, and by what, where that changes *metric*; None for none."""
+    found = point.contention
+    if found is None or not found.contended or CATALOGUE[metric].unit in _UNAFFECTED:
+        return None
+    cycles = ", ".join(map(str, found.contended))
+    more = f"; and {len(found.reasons) - 1} more" if len(found.reasons) > 1 else ""
+    return f"cycle{'s' * (len(found.contended) > 1)} {cycles} contended: {found.reasons[0]}{more}"
 
 
 def allows_estimates(point: PointResult) -> bool:

@@ -90,6 +90,11 @@ def compare(
         if pair.reference is not None and pair.candidate.cycles and pair.reference.cycles
     ]
     benches = [(case.pair.candidate.id, case.bench) for case in cases if case.bench is not None]
+    contended = [
+        (case.pair.candidate.id, [f"judged though contended, since both sides were interleaved: {case.contended}"])
+        for case in cases
+        if case.contended and case.question
+    ]
     stops = over_points(((point, bench.stops) for point, bench in benches), len(known))
     record = ComparisonRecord(
         reference=name,
@@ -100,7 +105,10 @@ def compare(
         family=len(asked),
         bench=stops,
         compared_anyway=anyway and bool(stops),
-        warnings=over_points(((point, bench.warns) for point, bench in benches), len(known)),
+        warnings=[
+            *over_points(((point, bench.warns) for point, bench in benches), len(known)),
+            *over_points(contended, len(known)),
+        ],
         subject=over_points(((one.id, subject_differences(one, other)) for one, other in known), len(known)),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
@@ -120,9 +128,10 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
         "n": here.n if here else 0,
         "reference_mean": there.mean if there else None,
         "reference_n": there.n if there else 0,
+        "contended": case.contended,
     }
     undecided: Outcome = "failed" if fail_on == "inconclusive" else "skipped"
-    if case.few:
+    if case.inconclusive:
         fields |= {"verdict": "INCONCLUSIVE", "outcome": undecided, "reason": case.obstacle}
     elif decision is None or case.question is None:
         outcome = "skipped" if case.excused else "failed"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.gates.matching import named
+from pytest_llem.gates.obstacles import measuring_obstacle
 from pytest_llem.results.manifest import MANIFEST, write_atomically
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.study.identity import axes_key
@@ -99,7 +101,7 @@ def _of_study(folder: Path, study: str | None) -> Path:
     return files[names.index(study)]
 
 
-def save(result: StudyResult, name: str, root: Path, *, partial: bool = False) -> Path:
+def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, anyway: bool = False) -> Path:
     """Keep *result* as the baseline *name*, in place of what that was for its study.
 
     The file is a StudyResult without its experiments, laid out for comparing versions line by line: one metric of
@@ -110,18 +112,21 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False) -
         name: Of the baseline.
         root: The folder that baselines are below.
         partial: Also where results are lacking.
+        anyway: Also where results are contended, replayed or invalid.
 
     Returns:
         The file.
 
     Raises:
-        BaselineError: *name* is none, or results are lacking.
+        BaselineError: *name* is none, or results are lacking, contended, replayed or invalid.
         OSError: It could not be written.
     """
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
     if (lacking := what_lacks(result)) is not None and not partial:
         raise BaselineError(f"{lacking}, and a baseline is saved of a whole run only")
+    if not anyway and (unfit := what_is_unfit(result)) is not None:
+        raise BaselineError(unfit)
     measured = [point for point in result.points if point.cycles]
     if not measured:
         raise BaselineError("there is no result to save")
@@ -146,6 +151,30 @@ def what_lacks(result: StudyResult) -> str | None:
         if short := [point.id for point in result.points if len(point.cycles) < wanted]:
             return f"{short[0]} has fewer cycles than {wanted}"
     return None
+
+
+def what_is_unfit(result: StudyResult) -> str | None:
+    """Return why a result is no good reference, though nothing is missing: contended, replayed or invalid; None
+    where it is.
+    """
+    contended = [point for point in result.points if point.contention is not None and point.contention.contended]
+    replayed = [entry for entry in result.experiments if entry.replayed_from is not None]
+    invalid = {
+        point.id: f"{name} of {point.id} is invalid: {reason}"
+        for point in result.points
+        for name, summary in point.metrics.items()
+        if summary.mean is not None and (reason := measuring_obstacle(point, name)) is not None
+    }
+    found = []
+    if contended and contended[0].contention is not None:
+        found.append(f"contended: {named([one.id for one in contended])}: {contended[0].contention.reasons[0]}")
+    if replayed:
+        found.append(
+            f"replayed from {replayed[0].replayed_from}: {named([one.experiment_id for one in replayed])}"
+        )
+    if invalid:
+        found.append(next(iter(invalid.values())))
+    return "; ".join(found) or None
 
 
 class _Table(dict[str, Any]):

@@ -19,7 +19,8 @@ def verdict_text(verdict: GateVerdict) -> str:
     """Return the same without the metric and the point, for where the id of the gate stands before it."""
     if verdict.verdict == "NOT JUDGED":
         return f"cannot be judged{_after(': ', verdict.reason)}"
-    return _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
+    text = _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
+    return text if verdict.contended is None or verdict.contended in text else f"{text}; {verdict.contended}"
 
 
 def figure(value: float, digits: int = 3) -> str:

@@ -47,6 +47,7 @@ class Job:
         harness: The pytest processes, whose processor time is that of measuring.
         baseline: A BaselineRecord, as plain data: what an earlier cycle has found of the idle machine.
         idle_bare: Fields of a BaselineRecord, as plain data: the machine before the session's first experiment.
+        repeats: ContendedRuns, as plain data: measurements of the same that were contended.
     """
 
     identity: dict[str, Any]
@@ -62,6 +63,7 @@ class Job:
     harness: Sequence[int] = ()
     baseline: dict[str, Any] | None = None
     idle_bare: dict[str, Any] = field(default_factory=dict)
+    repeats: Sequence[dict[str, Any]] = ()
 
 
 class Started:

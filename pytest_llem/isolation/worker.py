@@ -150,6 +150,7 @@ def run(
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.results.carbon import Carbon
+    from pytest_llem.results.contention import ContendedRun
     from pytest_llem.results.experiment import BaselineRecord, GapRecord, Identity, StartRecord
     from pytest_llem.study.config import ExperimentConfig
 
@@ -167,6 +168,8 @@ def run(
     ).run()
     if measured.result.baseline is not None:
         measured.result.baseline = measured.result.baseline.model_copy(update=job["idle_bare"])
+    if job["repeats"] and measured.result.contention is not None:
+        measured.result.contention.repeats = [ContendedRun.model_validate(one) for one in job["repeats"]]
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
     measured.result.start = StartRecord.model_validate(start | job["start"])

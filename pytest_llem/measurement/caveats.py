@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
+from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.window import Window
+from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.results.metrics import Metric
@@ -32,6 +34,7 @@ def find_warnings(
     prefill: Window | None = None,
     times_floor: Metric | None = None,
     deterministic: bool | None = None,
+    contention: Contention | None = None,
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each, the worst first.
 
@@ -45,6 +48,7 @@ def find_warnings(
         prefill: The window of prefill alone, if there was one.
         times_floor: How far above the least time a pass was.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
+        contention: What else used the devices.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -64,6 +68,7 @@ def find_warnings(
     if prefill is not None:
         found += _few_ticks("prefill window", prefill.account)
     found += _of_devices(account)
+    found += contention_warnings(contention) if contention is not None else ()
     if window.drift is not None and abs(window.drift) > MOST_DRIFT:
         found.append(
             f"drift: passes took {abs(window.drift):.0%} {'longer' if window.drift > 0 else 'less'} "

@@ -13,6 +13,7 @@ from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.contention import ContentionWatch, root_of
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
@@ -122,9 +123,11 @@ class ExperimentOrchestrator:
             min_seconds = config.measurement.min_window_seconds
             self._tell("measuring", min_seconds)
             engine.reset_peak_memory()
+            watch = ContentionWatch(root_of(self.harness), self.harness)
             harness = Harness(self.harness)
             window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed)
             harness_cpu_seconds = harness.cpu_seconds(window.account.harness_cpu_seconds)
+            contention = watch.end(window.seconds, engine.gpus)
             peak_memory = engine.peak_memory_bytes()
             prefill = None
             if config.measurement.prefill_split:
@@ -164,6 +167,7 @@ class ExperimentOrchestrator:
                 engine=record,
                 environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=harness_cpu_seconds,
+                contention=contention,
                 started_at=started_at,
                 completed_at=now(),
                 warnings=find_warnings(
@@ -176,6 +180,7 @@ class ExperimentOrchestrator:
                     prefill=prefill,
                     times_floor=work["times_floor"],
                     deterministic=requests.deterministic,
+                    contention=contention,
                 ),
             )
         finally:

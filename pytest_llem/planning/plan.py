@@ -28,6 +28,7 @@ class Plan:
         replay: The results of earlier runs that stand for some of them; None where those were not asked for.
         reference: What is measured in turns with them, to compare with; None where nothing is.
         sight: What the comparison will be able to tell, in words.
+        load: That the machine is busy, in words; None where it is not.
     """
 
     study: StudyConfig
@@ -36,6 +37,7 @@ class Plan:
     replay: Replay | None = None
     reference: Plan | None = None
     sight: Sequence[str] = ()
+    load: str | None = None
 
     @property
     def python(self) -> str:
@@ -127,6 +129,7 @@ class Plan:
             if self.reference
             else None,
             "sight": list(self.sight),
+            "load": self.load,
             "notes": [f"{note.where}: {note.message}" for note in self.study.notes],
             "experiments": [
                 {

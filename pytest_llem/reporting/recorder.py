@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.board import STOPPED
-from pytest_llem.gates.saved import BaselineError, save, what_lacks
+from pytest_llem.gates.saved import BaselineError, save, what_is_unfit, what_lacks
 from pytest_llem.nodes import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, is_reference
 from pytest_llem.options import Settings
 from pytest_llem.reporting.github import write_summary
@@ -230,10 +230,17 @@ class Recorder:
         try:
             if twins > 1:
                 raise BaselineError(f"{twins} studies of this run have that name, and a baseline holds one")
-            path = save(result, settings.save, self._config.rootpath, partial=settings.save_partial)
+            path = save(
+                result,
+                settings.save,
+                self._config.rootpath,
+                partial=settings.save_partial,
+                anyway=settings.save_anyway,
+            )
         except (BaselineError, OSError) as error:
-            partial = twins == 1 and what_lacks(result)
-            instead = " (--llem-save-partial saves it all the same)" if partial else ""
+            options = [] if settings.save_partial or not what_lacks(result) else ["--llem-save-partial"]
+            options += [] if settings.save_anyway or not what_is_unfit(result) else ["--llem-save-anyway"]
+            instead = f" ({' '.join(options)} saves it all the same)" if options and twins == 1 else ""
             self._lost.append(f"{result.name}: --llem-save: {error}{instead}")
             _fail_session(session)
         else:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pytest_llem.results.contention import Contention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.metrics import Metric
 
@@ -199,7 +200,8 @@ class GapRecord(Record):
         waited_seconds: Before that, until nobody else had its devices; 0 where they were free.
         waited_for: Who had them: device, process, study, experiment.
         memory_waited_seconds: After it, until no GPU had more memory in use than before the experiment before.
-        memory_left_mb: How much more, in MB by UUID, those still had that had not given it back by then.
+        memory_left_mb: How much more, in MB by UUID, those still had that had not given it back by then, or that
+            another process uses.
     """
 
     seconds: float
@@ -272,7 +274,8 @@ class ExperimentResult(Document):
     null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
     one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
     was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the
-    engine: the meters' own processes, the guardian and the pytest process.
+    engine: the meters' own processes, the guardian and the pytest process. ``contention`` is null in results of
+    versions that did not record it.
     """
 
     pytest_llem_version: str
@@ -285,6 +288,7 @@ class ExperimentResult(Document):
     baseline: BaselineRecord | None = None
     warmup: WarmupRecord | None = None
     gap: GapRecord | None = None
+    contention: Contention | None = None
     start: StartRecord | None = None
     tokens: TokenRecord
     engine: EngineRecord

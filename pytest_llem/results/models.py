@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
@@ -125,6 +126,7 @@ class PointResult(Record):
         metrics: Statistics by metric, whose ``values`` are those of ``cycles``, in their order.
         bench: Facts of where and how it was measured, which a result has to share with one it is compared with.
         subject: Facts of what was measured, which may differ there.
+        contention: Which cycles are contended; null where no result says.
         verdicts: Of the gates on it.
     """
 
@@ -136,6 +138,7 @@ class PointResult(Record):
     metrics: dict[str, Summary]
     bench: dict[str, Any] = Field(default_factory=dict)
     subject: dict[str, Any] = Field(default_factory=dict)
+    contention: PointContention | None = None
     verdicts: list[GateVerdict] = Field(default_factory=list)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.experiment import ExperimentResult, GapRecord
+from pytest_llem.results.contention import PointContention
+from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, bench_facts, overlapping, subject_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
@@ -95,6 +97,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.metrics = summarise(results)
         point.bench = found.shared(bench_facts(results))
         point.subject = found.shared(subject_facts(results))
+        point.contention = _contention(results)
         for result in results:
             found.add(result, point)
     _tell_concurrent(found, manifest.experiments)
@@ -178,7 +181,7 @@ class Findings:
         self.methods.add(result.metrics["energy_j"].method)
         if result.window.window_energy_j is not None:
             self.known.append(result.window.window_energy_j)
-        for warning in [*result.warnings, *_gap_warnings(result.gap)]:
+        for warning in [*result.warnings, *_gap_warnings(result)]:
             self.warnings.setdefault(warning, []).append(result.identity.experiment_id)
 
     def said(self) -> list[str]:
@@ -218,6 +221,19 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     )
 
 
+def _contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
+    """Return which of a point's *cycles* are contended; None where none of them says."""
+    if all(one.contention is None for one in cycles):
+        return None
+    states = {one.identity.cycle: one.contention.state if one.contention else "unknown" for one in cycles}
+    reasons = (one.contention.reasons for one in cycles if one.contention and one.contention.state == "contended")
+    return PointContention(
+        contended=[cycle for cycle, state in states.items() if state == "contended"],
+        unknown=[cycle for cycle, state in states.items() if state == "unknown"],
+        reasons=list(dict.fromkeys(chain.from_iterable(reasons))),
+    )
+
+
 def _tell_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
     """Write down for each point that has a result whether anything of its study ran beside any of its cycles."""
     failed = [
@@ -249,17 +265,25 @@ def _summary(manifest: Manifest, found: Findings) -> StudySummary:
     )
 
 
-def _gap_warnings(gap: GapRecord | None) -> list[str]:
+def _gap_warnings(result: ExperimentResult) -> list[str]:
+    gap = result.gap
     if gap is None:
         return []
     found = []
     if gap.reason == "timeout":
         found.append(f"the gap ended after {gap.seconds:.0f} s with a GPU still warmer or busier than at first")
     if gap.memory_left_mb:
-        found.append(
-            f"{', '.join(gap.memory_left_mb)} had not given back the memory of the experiment before: "
-            "gap.memory_left_mb of the result says how much"
-        )
+        gpus = result.contention.gpus if result.contention is not None else []
+        held = [one.device for one in gpus if one.others_memory_mb and one.device in gap.memory_left_mb]
+        if held:
+            found.append(
+                f"other processes hold memory of {', '.join(held)}: contention.gpus of the result says how much"
+            )
+        if left := [uuid for uuid in gap.memory_left_mb if uuid not in held]:
+            found.append(
+                f"{', '.join(left)} had not given back the memory of the experiment before, or another process "
+                "holds it: gap.memory_left_mb of the result says how much"
+            )
     return found
 
 

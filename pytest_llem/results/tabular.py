@@ -81,6 +81,7 @@ def point_table(result: StudyResult) -> Table:
             "config_hash": point.config_hash,
             **_axis_cells(point, axes),
             "cycles": len(point.cycles),
+            "contended_cycles": len(point.contention.contended) if point.contention is not None else None,
             "pareto_optimal": place in optimal if compared else None,
             "verdict": verdict.verdict if verdict is not None else None,
         }
@@ -118,6 +119,7 @@ def experiment_table(result: StudyResult) -> Table:
             "worker": entry.worker,
             "device": entry.device,
             "replayed_from": entry.replayed_from,
+            "contention": _contention(point, entry),
             "started_at": entry.started_at,
             "completed_at": entry.completed_at,
             "wall_seconds": _between(entry.started_at, entry.completed_at),
@@ -212,6 +214,13 @@ def _of_cycle(point: PointResult | None, summary: Summary | None, entry: Manifes
         return None
     place = point.cycles.index(entry.cycle)
     return summary.values[place] if place < len(summary.values) else None
+
+
+def _contention(point: PointResult | None, entry: ManifestEntry) -> str | None:
+    """Return whether one cycle was contended; None where it has no result, or that does not say."""
+    if point is None or point.contention is None or entry.status != "completed" or entry.cycle not in point.cycles:
+        return None
+    return point.contention.state(entry.cycle)
 
 
 def _between(start: str | None, end: str | None) -> float | None:

@@ -47,6 +47,8 @@ class GateVerdict(Record):
         p: One-sided, Holm-adjusted over the family: of there being no change beyond delta in the direction found.
         alpha: What p is held against.
         delta: Relative change that does not count.
+        contended: Which cycles of which side were contended, and by what; null for none. A comparison of two
+            sessions is INCONCLUSIVE then; a budget, and interleaved sides, are judged all the same.
         cycles_to_decide: Cycles on either side after which an inconclusive verdict is likely to be decided; null
             where it is decided, or where no number would.
         file: Where the gate is written, relative to the root of the run; null where it is written nowhere.
@@ -77,6 +79,7 @@ class GateVerdict(Record):
     p: float | None = None
     alpha: float | None = None
     delta: float | None = None
+    contended: str | None = None
     cycles_to_decide: int | None = None
     file: str | None = None
     line: int | None = None

@@ -40,6 +40,8 @@ class ExecutionConfig(NullableSection):
             the prompts and the tokens, as the plan shows it.
         max_consecutive_failures: Once this many experiments have failed in a row, the study's others are skipped;
             null for never. Default 5.
+        contended_retries: How often at most contended cycles of a point are measured again, all together.
+            Default 1.
         start_method: ``spawn`` starts an interpreter for each experiment, which imports what it needs;
             ``forkserver`` forks each from one that has imported it and opens no device. Default ``spawn``.
         skip_preflight: Let experiments start without looking first whether they can run. Default false.
@@ -54,6 +56,7 @@ class ExecutionConfig(NullableSection):
     cycle_gap_seconds: float = Field(0.0, ge=0)
     experiment_timeout_seconds: float | None = Field(None, gt=0)
     max_consecutive_failures: int | None = Field(5, ge=1)
+    contended_retries: int = Field(1, ge=0)
     start_method: StartMethod = "spawn"
     skip_preflight: bool = False
 

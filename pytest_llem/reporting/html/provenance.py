@@ -67,6 +67,12 @@ class Provenance:
         if idle is not None:
             self._see("idle", idle.idle_context_w)
             self._tell("idle", idle.reason or idle.method)
+        if (contention := result.contention) is not None:
+            self._tell("contention", contention.state)
+            self._see("received", contention.cpu_received_share)
+            self._see("others", contention.others_cpu_share)
+            for gpu in contention.gpus:
+                self._see("busy", gpu.busy_share)
         if result.start is not None:
             self._tell("start", result.start.method)
         for device in result.devices:
@@ -89,6 +95,10 @@ class Provenance:
             ("A tick's share of the window, at most", f"{100 * max(quantisation):.2g} %" if quantisation else ""),
             ("Sampled power, integrated ÷ the counter", self._span("integral")),
             ("Processor time of measuring, during a window", self._span("harness", "s")),
+            ("Use of its devices by others", self._counts("contention")),
+            ("CPU time received ÷ wanted", self._span("received")),
+            ("Share of the CPUs used by other processes", self._span("others")),
+            ("Share of the window in which a GPU was busy", self._span("busy")),
             ("Processes are started by", self._counts("start")),
             ("Models are from", self._counts("load")),
         ]

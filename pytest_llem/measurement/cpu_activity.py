@@ -1,0 +1,359 @@
+"""Who used the CPUs over a window: figures of Linux's /proc and of control groups. What cannot be read is None."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_llem.hardware.cgroups import CGROUPS, PROC, files
+
+#: /proc counts time in ticks of this many seconds.
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+#: Other processes that are named, and the least that one has to use, in CPUs.
+MAX_NAMED = 3
+MIN_NAMED_CPUS = 0.05
+
+#: Columns of a "cpu" line of /proc/stat: user, nice, system, irq, softirq; and steal. Guests are in user and nice.
+_BUSY, _STEAL = (0, 1, 2, 5, 6), 7
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process so far.
+
+    Attributes:
+        parent: The pid of its parent.
+        name: Of its program, cut to 15 characters by the kernel.
+        started: In ticks since boot: tells processes of one pid apart.
+        seconds: Its CPU time, in s.
+        reaped_seconds: That of its children that have ended and been waited for, and of theirs, in s.
+    """
+
+    parent: int
+    name: str
+    started: int
+    seconds: float
+    reaped_seconds: float
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A thread so far: time on a CPU, time runnable without one, both in s, and involuntary context switches."""
+
+    ran: float
+    waited: float
+    involuntary: int | None
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A control group's CPU quota so far: periods, periods in which it was used up, and seconds that it cost."""
+
+    periods: int
+    throttled: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The counters at one edge of a window.
+
+    Attributes:
+        at: On the monotonic clock, in s.
+        cpus: Those that are looked at.
+        busy: CPU time used on them by anything, in s; None where /proc/stat does not say.
+        stolen: CPU time that the hypervisor withheld from them, in s.
+        all_cpus: They are all that the machine has.
+        processes: Those that can be seen, by pid.
+        tree: The pids of the experiment's processes.
+        threads: Those of the experiment, by pid and thread id; None where the kernel does not count their waiting.
+        pressure: Time for which any task of the machine has waited for a CPU, in s.
+        group_pressure: Likewise, of the control group.
+        quotas: Of the control group and those around it, by file.
+    """
+
+    at: float
+    cpus: frozenset[int]
+    busy: float | None = None
+    stolen: float | None = None
+    all_cpus: bool = False
+    processes: Mapping[int, Process] = field(default_factory=dict)
+    tree: frozenset[int] = frozenset()
+    threads: Mapping[tuple[int, int], Thread] | None = None
+    pressure: float | None = None
+    group_pressure: float | None = None
+    quotas: Mapping[Path, Quota] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CpuActivity:
+    """Between two snapshots: as the fields of :class:`pytest_llem.results.contention.Contention` that it has.
+
+    Attributes:
+        own_cpu_seconds: CPU time of the experiment's processes, with those that have ended meanwhile, in s.
+    """
+
+    seconds: float
+    cpus: int
+    own_cpu_seconds: float | None = None
+    cpu_seconds: float | None = None
+    cpu_wait_seconds: float | None = None
+    involuntary_switches: int | None = None
+    others_cpu_share: float | None = None
+    others: tuple[str, ...] = ()
+    steal_share: float | None = None
+    pressure_share: float | None = None
+    cgroup_pressure_share: float | None = None
+    throttled_share: float | None = None
+    throttled_seconds: float | None = None
+
+
+def snapshot(
+    root: int, proc: Path = PROC, cgroups: Path = CGROUPS, cpus: Collection[int] | None = None
+) -> Snapshot:
+    """Return the counters as they are now. It takes milliseconds: a file is read for each process and own thread.
+
+    Args:
+        root: The pid of the process that the experiment's processes descend from; it is one of them.
+        proc: Where procfs is.
+        cgroups: Where control groups are.
+        cpus: The CPUs that the experiment may use; None for those of this process.
+    """
+    if cpus is None:
+        cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    at = time.monotonic()
+    busy, stolen, all_cpus = _cpu_times(proc, cpus)
+    pressure, group_pressure = _pressure(proc / "pressure" / "cpu"), _group_pressure(proc, cgroups)
+    processes = dict(_processes(proc))  # takes longest, so it comes after what is compared with the clock
+    tree = _descendants(root, processes)
+    return Snapshot(
+        at=at,
+        cpus=frozenset(cpus),
+        busy=busy,
+        stolen=stolen,
+        all_cpus=all_cpus,
+        processes=processes,
+        tree=tree,
+        threads=_threads(proc, tree),
+        pressure=pressure,
+        group_pressure=group_pressure,
+        quotas=dict(_quotas(proc, cgroups)),
+    )
+
+
+def activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -> CpuActivity:
+    """Return what happened between two snapshots.
+
+    Args:
+        before: The first.
+        after: The second, of the same CPUs and root.
+        harness: Pids of processes that measure and are not in the experiment's tree: not the experiment, and not
+            others.
+    """
+    seconds = after.at - before.at
+    own = _own_seconds(before, after)
+    ran, waited, involuntary = _of_threads(before, after)
+    ours = {*harness, *before.tree, *after.tree}
+    spent = {pid: _spent(before, after, pid) for pid in after.processes if pid not in ours}
+    others = None
+    if own is not None and before.busy is not None and after.busy is not None and seconds and before.cpus:
+        measuring = sum(_spent(before, after, pid) for pid in harness if pid not in after.tree)
+        # /proc/stat may be counted by ticks, which miss who sleeps at each; a process's own time is exact.
+        seen = sum(spent.values()) if after.all_cpus else 0.0
+        others = _share(max(seen, after.busy - before.busy - own - measuring), seconds * len(before.cpus))
+    throttled, throttled_seconds = _throttled(before, after)
+    return CpuActivity(
+        seconds=seconds,
+        cpus=len(before.cpus),
+        own_cpu_seconds=own,
+        cpu_seconds=ran,
+        cpu_wait_seconds=waited,
+        involuntary_switches=involuntary,
+        others_cpu_share=others,
+        others=_named(after, spent, seconds),
+        steal_share=_steal_share(before, after),
+        pressure_share=_rise(before.pressure, after.pressure, seconds),
+        cgroup_pressure_share=_rise(before.group_pressure, after.group_pressure, seconds),
+        throttled_share=throttled,
+        throttled_seconds=throttled_seconds,
+    )
+
+
+def _processes(proc: Path) -> Iterator[tuple[int, Process]]:
+    try:
+        pids = [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
+    except OSError:
+        return
+    for pid in pids:
+        try:
+            text = (proc / str(pid) / "stat").read_text(errors="replace")
+            head, _, tail = text.rpartition(")")
+            rest = tail.split()
+            spent, reaped = (sum(map(int, rest[i : i + 2])) * TICK_S for i in (11, 13))
+            yield pid, Process(int(rest[1]), head.partition("(")[2], int(rest[19]), spent, reaped)
+        except (OSError, ValueError, IndexError):  # it has ended meanwhile
+            continue
+
+
+def _descendants(root: int, processes: Mapping[int, Process]) -> frozenset[int]:
+    children: dict[int, list[int]] = {}
+    for pid, process in processes.items():
+        children.setdefault(process.parent, []).append(pid)
+    found, left = set(), [root] if root in processes else []
+    while left:
+        pid = left.pop()
+        found.add(pid)
+        left += (one for one in children.get(pid, ()) if one not in found)
+    return frozenset(found)
+
+
+def _threads(proc: Path, tree: Collection[int]) -> dict[tuple[int, int], Thread] | None:
+    """Return the threads of *tree*; None where the kernel does not count how long they wait."""
+    found: dict[tuple[int, int], Thread] = {}
+    for pid in tree:
+        tasks = proc / str(pid) / "task"
+        try:
+            tids = [int(entry.name) for entry in tasks.iterdir()]
+        except OSError:
+            continue
+        for tid in tids:
+            try:
+                ran, waited, _ = map(int, (tasks / str(tid) / "schedstat").read_text().split())
+            except (OSError, ValueError):
+                continue
+            found[pid, tid] = Thread(ran / 1e9, waited / 1e9, _involuntary(tasks / str(tid) / "status"))
+    # Without the kernel's CONFIG_SCHED_INFO there is no such file, or it holds zeros.
+    return found if any(one.ran for one in found.values()) else None
+
+
+def _involuntary(status: Path) -> int | None:
+    try:
+        for line in status.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name == "nonvoluntary_ctxt_switches":
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _cpu_times(proc: Path, cpus: Collection[int]) -> tuple[float | None, float | None, bool]:
+    """Return the busy time and the stolen time of *cpus*, in s, and whether there are no others."""
+    wanted = {f"cpu{number}" for number in cpus}
+    try:
+        rows = [line.split() for line in (proc / "stat").read_text().splitlines()]
+        known = {
+            row[0]: list(map(int, row[1:])) for row in rows if row and row[0][:3] == "cpu" and row[0] != "cpu"
+        }
+        if not wanted or not known.keys() >= wanted:
+            return None, None, False
+        busy = sum(known[cpu][column] for cpu in wanted for column in _BUSY)
+        stolen = sum(known[cpu][_STEAL] for cpu in wanted)
+        return busy * TICK_S, stolen * TICK_S, known.keys() == wanted
+    except (OSError, ValueError, IndexError):
+        return None, None, False
+
+
+def _pressure(file: Path) -> float | None:
+    try:
+        for line in file.read_text().splitlines():
+            kind, *fields = line.split()
+            if kind == "some":
+                return int(dict(one.split("=") for one in fields)["total"]) / 1e6
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def _group_pressure(proc: Path, cgroups: Path) -> float | None:
+    known = (_pressure(file) for file in files("", "cpu.pressure", "", proc, cgroups))
+    return next((one for one in known if one is not None), None)
+
+
+def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Path, Quota]]:
+    """Yield what cpu.stat says, of each control group that has one: in version 2 in µs, in version 1 in ns."""
+    for file in files("cpu", "cpu.stat", "cpu.stat", proc, cgroups, above=True):
+        try:
+            lines = (line.split() for line in file.read_text().splitlines())
+            told = {name: int(value) for name, value in lines}
+            seconds = told["throttled_usec"] / 1e6 if "throttled_usec" in told else told["throttled_time"] / 1e9
+            yield file, Quota(told["nr_periods"], told["nr_throttled"], seconds)
+        except (OSError, ValueError, KeyError):
+            continue
+
+
+def _own_seconds(before: Snapshot, after: Snapshot) -> float | None:
+    """Return the CPU time of the experiment's processes between two snapshots, in s.
+
+    Reaped children count with their parents, at both edges: what one used before the first edge is in both sums,
+    whether it is alive then or not.
+    """
+    if not before.tree or not after.tree:
+        return None
+    first, last = (
+        sum(one.processes[pid].seconds + one.processes[pid].reaped_seconds for pid in one.tree)
+        for one in (before, after)
+    )
+    return max(0.0, last - first)
+
+
+def _spent(before: Snapshot, after: Snapshot, pid: int) -> float:
+    """Return the CPU time of a process between two snapshots, in s; 0 for one that cannot be seen."""
+    last, first = after.processes.get(pid), before.processes.get(pid)
+    if last is None:
+        return 0.0
+    return last.seconds - (first.seconds if first is not None and first.started == last.started else 0.0)
+
+
+def _named(after: Snapshot, spent: Mapping[int, float], seconds: float) -> tuple[str, ...]:
+    """Return the names of the processes that have *spent* most CPU time in so many *seconds*."""
+    most = sorted((pid for pid in spent if spent[pid] > MIN_NAMED_CPUS * seconds), key=lambda pid: -spent[pid])
+    return tuple(f"{after.processes[pid].name} ({pid})" for pid in most[:MAX_NAMED])
+
+
+def _of_threads(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None, int | None]:
+    """Return how long the experiment's threads ran and waited, in s, and their involuntary context switches."""
+    if before.threads is None or after.threads is None:
+        return None, None, None
+    ran = waited = 0.0
+    switches: int | None = 0
+    for key, last in after.threads.items():
+        first = before.threads.get(key)
+        if first is None or first.ran > last.ran:  # a new thread, maybe of an old one's id
+            first = Thread(0.0, 0.0, 0)
+        ran, waited = ran + last.ran - first.ran, waited + last.waited - first.waited
+        if switches is not None and last.involuntary is not None and first.involuntary is not None:
+            switches += last.involuntary - first.involuntary
+        else:
+            switches = None
+    return ran, waited, switches
+
+
+def _steal_share(before: Snapshot, after: Snapshot) -> float | None:
+    if before.busy is None or after.busy is None or before.stolen is None or after.stolen is None:
+        return None
+    stolen, busy = after.stolen - before.stolen, after.busy - before.busy
+    return stolen / (stolen + busy) if stolen + busy > 0 else 0.0
+
+
+def _throttled(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None]:
+    """Return of the control group that was throttled most the share of periods, and the seconds."""
+    found = []
+    for file, last in after.quotas.items():
+        if (first := before.quotas.get(file)) is not None:
+            periods, throttled = last.periods - first.periods, last.throttled - first.throttled
+            found.append((throttled / periods if periods > 0 else 0.0, last.seconds - first.seconds))
+    return max(found, default=(None, None))
+
+
+def _rise(before: float | None, after: float | None, seconds: float) -> float | None:
+    return _share(after - before, seconds) if before is not None and after is not None and seconds else None
+
+
+def _share(part: float, whole: float) -> float:
+    """Return part ÷ whole, from 0 to 1: on a busy machine the files of one snapshot are read some ms apart."""
+    return min(1.0, max(0.0, part / whole))

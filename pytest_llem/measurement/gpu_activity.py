@@ -1,0 +1,79 @@
+"""Who used the GPUs over a window, by what the driver has kept: it is asked after the window."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from pytest_llem.hardware.nvml import Nvml
+from pytest_llem.hardware.users import User, users
+
+#: nvmlSamplingType_t of how busy the GPU was.
+_UTILISATION = "NVML_GPU_UTILIZATION_SAMPLES"
+
+
+@dataclass(frozen=True)
+class GpuActivity:
+    """One GPU: as the fields of :class:`pytest_llem.results.contention.GpuContention`."""
+
+    device: str
+    busy_share: float | None = None
+    others_share: float | None = None
+    others_memory_mb: float | None = None
+    others: tuple[str, ...] = ()
+
+
+def gpu_activity(
+    nvml: Nvml, gpus: Sequence[str], own: Collection[int], span: tuple[float, float]
+) -> list[GpuActivity]:
+    """Return how each GPU was used.
+
+    The driver keeps the last 14 s or so. Which processes are others is known only where it lists one of the
+    experiment's own: in a container it may give ids of the host, or none.
+
+    Args:
+        nvml: Open.
+        gpus: UUIDs.
+        own: Pids of the experiment's processes.
+        span: The window, in s of the system's clock.
+    """
+    return [_of_gpu(nvml, uuid, own, span) for uuid in gpus]
+
+
+def _of_gpu(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, float]) -> GpuActivity:
+    handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
+    if handle is None:
+        return GpuActivity(uuid)
+    since, until = (int(at * 1e6) for at in span)
+    used = {one.pid: one.smUtil / 100 for one in nvml.ask("nvmlDeviceGetProcessUtilization", handle, since) or ()}
+    holders = {one.pid: one for one in users(nvml, handle) or ()}
+    others = {pid: share for pid, share in used.items() if pid not in own}
+    strangers = [one for pid, one in holders.items() if pid not in own]
+    known = bool((used.keys() | holders.keys()) & set(own))
+    return GpuActivity(
+        uuid,
+        busy_share=_busy_share(nvml, handle, since, until),
+        others_share=sum(others.values()) if len(others) < len(used) else None,
+        others_memory_mb=_memory_mb(strangers) if len(strangers) < len(holders) else None,
+        others=tuple(_label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in strangers)}))
+        if known
+        else (),
+    )
+
+
+def _busy_share(nvml: Nvml, handle: Any, since: int, until: int) -> float | None:
+    kind = nvml.constant(_UTILISATION)
+    found = nvml.ask("nvmlDeviceGetSamples", handle, kind, since) if kind is not None else None
+    shares = [one.sampleValue.uiVal / 100 for one in found[1] if one.timeStamp <= until] if found else []
+    return fmean(shares) if shares else None
+
+
+def _memory_mb(others: Sequence[User]) -> float | None:
+    amounts = [one.used_bytes for one in others]
+    return None if None in amounts else sum(amount for amount in amounts if amount is not None) / 1e6
+
+
+def _label(user: User | None, pid: int) -> str:
+    return f"{user.name if user and user.name else 'unknown'} ({pid})"
