@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import BenchDifferences, bench_differences
-from pytest_llem.gates.matching import Pair
+from pytest_llem.gates.matching import Pair, is_measured
 from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
@@ -60,7 +60,9 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
     if obstacle is None and not any(usable):
         obstacle = ESTIMATED
     if obstacle is not None:
-        return Case(pair, metric, obstacle=obstacle, excused=by_default and not any(usable))
+        # A metric that neither side can have is left out. One that a side has lost is not, nor a point not measured.
+        measured = is_measured(here) and is_measured(there)
+        return Case(pair, metric, obstacle=obstacle, excused=by_default and measured and not any(usable))
     obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
     if obstacle is not None:
         return Case(pair, metric, obstacle=obstacle)

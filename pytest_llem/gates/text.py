@@ -31,6 +31,12 @@ def figure(value: float, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
+def percent(share: float) -> str:
+    """Return a confidence below 1 in percent, with three digits or as many as keep it below 100 %."""
+    texts = (f"{100 * share:.{digits}g}" for digits in range(3, 18))
+    return f"{next((text for text in texts if float(text) < 100), '100')} %"
+
+
 def _budget(verdict: GateVerdict) -> str:
     unit = "" if verdict.unit == "ratio" else f" {verdict.unit}"
     low, high = verdict.minimum, verdict.maximum
@@ -54,7 +60,7 @@ def _budget(verdict: GateVerdict) -> str:
 def _regression(verdict: GateVerdict) -> str:
     if verdict.ratio is None or verdict.interval is None:
         return f"{verdict.verdict}{_after(': ', verdict.reason)}"
-    share = "" if verdict.confidence is None else f"{100 * verdict.confidence:.3g} % "
+    share = "" if verdict.confidence is None else f"{percent(verdict.confidence)} "
     basis = [*_method(verdict), f"{share}interval {_span(*map(_ratio, verdict.interval))}"]
     basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
     if verdict.p is not None:

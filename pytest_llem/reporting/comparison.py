@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
+from pytest_llem.gates.text import percent
 from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.tables import number, plain_table, render
 from pytest_llem.results.document import SCHEMA_VERSION
@@ -140,10 +141,11 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield f"reference: {record.reference}{version}{'; in turns, compared cycle by cycle' if record.paired else ''}"
     if record.family:
         judged = [one for one in comparison.verdicts if one.confidence is not None]
-        shares = {f"{100 * one.confidence:.3g} %" for one in judged if one.confidence is not None}
+        shares = sorted({one.confidence for one in judged if one.confidence is not None})
         used = sorted({one.delta for one in judged if one.delta is not None})
         deltas = ", ".join(f"{100 * delta:.1f} %" for delta in used)
-        interval = f"ratio: here / reference, with its {shares.pop()} interval; " if shares else ""
+        share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
+        interval = f"ratio: here / reference, with the {share} interval that decided; " if shares else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"

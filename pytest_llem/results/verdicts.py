@@ -42,8 +42,9 @@ class GateVerdict(Record):
         reference_n: Of them, those that have a value.
         paired: Reference and candidate were interleaved, and are compared cycle by cycle.
         ratio: Candidate / reference: of the geometric means.
-        interval: Two-sided interval of ``ratio`` at ``confidence``.
-        confidence: 1 − 2 · alpha: either bound is the one-sided one at alpha.
+        interval: Two-sided interval of ``ratio`` at ``confidence``: the one that the verdict follows from.
+        confidence: 1 − 2 · the level that decided: alpha for ``SAME``, the part of alpha that Holm's procedure gave
+            this gate for any other verdict.
         p: One-sided, Holm-adjusted over the family: of there being no change beyond delta in the direction found.
         alpha: What p is held against.
         delta: Relative change that does not count.
@@ -87,11 +88,20 @@ _WORST_FIRST = ("BEYOND", "REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "SAME", "W
 _OUTCOMES = ("failed", "skipped", "passed")
 
 
+def severity(verdict: GateVerdict) -> tuple[int, int]:
+    """Return what sorts verdicts from worst to best.
+
+    One that failed comes before any other. One that was not judged and did not fail, as where neither side has a
+    meter, comes last: it says nothing of what was judged.
+    """
+    said_nothing = verdict.verdict == "NOT JUDGED" and verdict.outcome != "failed"
+    outcome = len(_OUTCOMES) if said_nothing else _OUTCOMES.index(verdict.outcome)
+    return outcome, _WORST_FIRST.index(verdict.verdict)
+
+
 def worst(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
-    """Return the worst of *verdicts*, one that failed before any other; None of none."""
-    return min(
-        verdicts, key=lambda one: (_OUTCOMES.index(one.outcome), _WORST_FIRST.index(one.verdict)), default=None
-    )
+    """Return the worst of *verdicts*; None of none."""
+    return min(verdicts, key=severity, default=None)
 
 
 class ComparisonRecord(Record):
