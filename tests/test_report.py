@@ -465,7 +465,8 @@ def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
 
 def test_the_best_of_each_kind_of_energy_is_named(tmp_path: Path) -> None:
     points = [point({"a": n}, **{COST: [2.0 - n] * 3}) for n in range(2)]
-    points += [point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10] * 3, method="estimated")}) for n in range(2)]
+    for n in range(2):
+        points.append(point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10] * 3, method="estimated")}))
     text = page_of(_written(tmp_path, *points)).text
     assert "Least energy per output token 1.00 J ±0.0%, n = 3: #2 a=1, measured" in text
     assert "Least energy per output token 0.100 J ±0.0%, n = 3: #4 a=3, estimated" in text

@@ -198,7 +198,7 @@ class TestMarks:
         points = [_point(n, (100 * n, 110 * n), (1, 2), n=2) for n in (1, 2)]
         assert best(points, SPEED) == pareto_optimal(points) == Ranking(set(), set())
         made = points_table(points, {one.config_hash: 2 for one in points}, 80)
-        assert not (made.has_best or made.has_optimal or made.has_tied)
+        assert (made.has_best, made.has_optimal, made.has_tied) == (False, False, False)
 
     def test_pareto_optimal_where_intervals_are_apart(self) -> None:
         cheap, fast = _point(0, (100, 110), (1, 2)), _point(1, (200, 210), (3, 4))
@@ -234,7 +234,7 @@ class TestMarks:
         )
     )
     def test_it_is_what_the_definition_says(self, figures: Any) -> None:
-        """First: whatever the values within their intervals, no other is better. Tied: for some values, none is."""
+        """First: whatever the values within the intervals, no other is better. Tied: for some values."""
         points = [_point(number, *edges) for number, edges in enumerate(figures)]
 
         def may_dominate(one: int, other: int, *, surely: bool) -> bool:

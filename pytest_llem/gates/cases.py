@@ -60,7 +60,7 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
     if obstacle is None and not any(usable):
         obstacle = ESTIMATED
     if obstacle is not None:
-        # A metric that neither side can have is left out. One that a side has lost is not, nor a point not measured.
+        # Left out is what neither side can have: not what a side has lost, and not a point that was not measured.
         measured = is_measured(here) and is_measured(there)
         return Case(pair, metric, obstacle=obstacle, excused=by_default and measured and not any(usable))
     obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")

@@ -91,8 +91,8 @@ class Decision:
         ratio: Candidate / reference.
         interval: Two-sided, of ``ratio``, at ``confidence``: the one that the verdict follows from. It lies beyond
             delta for REGRESSION and IMPROVEMENT, within it for SAME, and neither for INCONCLUSIVE.
-        confidence: 1 − 2 · the level that decided: alpha for SAME, and for the others the part of alpha that Holm's
-            procedure gave this question.
+        confidence: 1 − 2 · the level that decided: alpha for SAME, for the others the part of alpha that
+            Holm's procedure gave this question.
         p: One-sided, of there being no change beyond delta in the direction found, adjusted over all questions.
         cycles_to_decide: Of an inconclusive verdict, the least number of cycles that decides if either side has as
             many, and mean and spread stay as they are: a side that has more keeps them. None where 1,000 do not.

@@ -71,7 +71,8 @@ def points_table(
 ) -> PointsTable:
     """Return the table of *points*: what tells them apart, how often they were measured, figures, and verdicts.
 
-    The best figures of a column and the Pareto-optimal points are marked, and those that are tied. A wide terminal shows more columns.
+    The best figures of a column and the Pareto-optimal points are marked, and those that are tied. A wide terminal
+    shows more columns.
 
     Args:
         points: In the order of the study.

@@ -93,9 +93,7 @@ def best(points: Sequence[PointResult], metric: str) -> Ranking:
     return ranking
 
 
-def _dominated(
-    rivals: Sequence[tuple[float, float, int]], points: Sequence[tuple[float, float, int]]
-) -> set[int]:
+def _dominated(rivals: Sequence[tuple[float, float, int]], points: Sequence[tuple[float, float, int]]) -> set[int]:
     """Return which of *points* some other one of *rivals* is no worse than in both and better in one.
 
     Both are pairs of values of which less is better, with a place. In O(n log n).

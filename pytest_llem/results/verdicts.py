@@ -43,8 +43,8 @@ class GateVerdict(Record):
         paired: Reference and candidate were interleaved, and are compared cycle by cycle.
         ratio: Candidate / reference: of the geometric means.
         interval: Two-sided interval of ``ratio`` at ``confidence``: the one that the verdict follows from.
-        confidence: 1 − 2 · the level that decided: alpha for ``SAME``, the part of alpha that Holm's procedure gave
-            this gate for any other verdict.
+        confidence: 1 − 2 · the level that decided: alpha for ``SAME``, the part of alpha that Holm's procedure
+            gave this gate for any other verdict.
         p: One-sided, Holm-adjusted over the family: of there being no change beyond delta in the direction found.
         alpha: What p is held against.
         delta: Relative change that does not count.
