@@ -11,6 +11,7 @@ from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, subject_differences
 from pytest_llem.gates.matching import missing_points, pairs
 from pytest_llem.gates.statistics import MOST_CYCLES, Decision, decide
+from pytest_llem.gates.workload import workload_differences
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.statistics import Summary
@@ -71,9 +72,9 @@ def compare(
     chosen = [point for point in candidate.points if points is None or point.id in points]
     matched = pairs(chosen, reference)
     cases = [
-        make_case(pair, metric, settings, paired=paired, anyway=anyway)
+        make_case(pair, gate, settings, paired=paired, anyway=anyway)
         for pair in matched
-        for metric in settings.family
+        for gate in settings.family
     ]
     asked = [case.question for case in cases if case.question is not None]
     decisions = iter(decide(asked, settings.alpha) if asked else [])
@@ -101,6 +102,7 @@ def compare(
         bench=stops,
         compared_anyway=anyway and bool(stops),
         warnings=over_points(((point, bench.warns) for point, bench in benches), len(known)),
+        workload=over_points(((one.id, workload_differences(one, other)) for one, other in known), len(known)),
         subject=over_points(((one.id, subject_differences(one, other)) for one, other in known), len(known)),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
@@ -120,6 +122,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
         "n": here.n if here else 0,
         "reference_mean": there.mean if there else None,
         "reference_n": there.n if there else 0,
+        "note": case.note,
     }
     undecided: Outcome = "failed" if fail_on == "inconclusive" else "skipped"
     if case.few:
@@ -142,7 +145,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
         }
     return GateVerdict(
         gate="regression",
-        id=f"{case.metric}-{candidate.id}",
+        id=f"{case.gate}-{candidate.id}",
         metric=case.metric,
         point=candidate.id,
         **fields,

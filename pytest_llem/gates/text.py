@@ -18,8 +18,10 @@ def verdict_line(verdict: GateVerdict) -> str:
 def verdict_text(verdict: GateVerdict) -> str:
     """Return the same without the metric and the point, for where the id of the gate stands before it."""
     if verdict.verdict == "NOT JUDGED":
-        return f"cannot be judged{_after(': ', verdict.reason)}"
-    return _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
+        text = f"cannot be judged{_after(': ', verdict.reason)}"
+    else:
+        text = _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
+    return f"{text}{_after('; ', verdict.note)}"
 
 
 def figure(value: float, digits: int = 3) -> str:

@@ -40,7 +40,7 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
         counting: Ids of the gates that may fail a run, the others being there for their family; None for all.
     """
     rows, left_out = _rows(comparison)
-    found = []
+    found = [*_workload(comparison)]
     if rows:
         table = plain_table()
         table.add_column("metric\npoint", overflow="fold")
@@ -59,7 +59,8 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
 def markdown(comparison: Comparison) -> str:
     """Return the same as Markdown, as GitHub and GitLab show it; it ends with a newline."""
     rows, left_out = _rows(comparison)
-    found = []
+    found = [f"**{escaped(line)}**  " for line in _workload(comparison)]
+    found += [""] if found else []
     if rows:
         found += [
             _row("point", "metric", *_COLUMNS),
@@ -132,6 +133,11 @@ def _ratio(value: float) -> str:
 
 def _mean(value: float | None) -> str:
     return "-" if value is None else number(value)
+
+
+def _workload(comparison: Comparison) -> Iterator[str]:
+    """Yield that the work itself differs: before any figure, since none of them says the same of both."""
+    yield from _capped("workload differs", comparison.record.workload)
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:

@@ -30,6 +30,7 @@ class GateVerdict(Record):
         verdict: What it says.
         outcome: What its item comes to.
         reason: Why it was not judged, or what else there is to say of it; in words, on one line.
+        note: Why it judges another metric than the one that its id names; null where it does not.
         unit: The metric's unit.
         method: For energies, the weakest method among the cycles of either side.
         mean: Of the candidate's cycles, null where none has a value.
@@ -61,6 +62,7 @@ class GateVerdict(Record):
     verdict: Verdict
     outcome: Outcome
     reason: str | None = None
+    note: str | None = None
     unit: str
     method: str | None = None
     mean: float | None = None
@@ -117,6 +119,7 @@ class ComparisonRecord(Record):
         bench: Facts that have to agree and do not, a line each.
         compared_anyway: They were compared all the same, as ``--llem-compare-anyway`` says.
         warnings: Facts that may differ and make a difference.
+        workload: In what the work itself differs (prompts, tokens per request), a line each.
         subject: Facts that differ, being what is tested, a line each.
         new_points: Points that the reference lacks.
         missing_points: Points of the reference that are not in the study any more.
@@ -131,6 +134,7 @@ class ComparisonRecord(Record):
     bench: list[str] = Field(default_factory=list)
     compared_anyway: bool = False
     warnings: list[str] = Field(default_factory=list)
+    workload: list[str] = Field(default_factory=list)
     subject: list[str] = Field(default_factory=list)
     new_points: list[str] = Field(default_factory=list)
     missing_points: list[str] = Field(default_factory=list)
