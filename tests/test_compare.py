@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem import cli
+from pytest_llem import StudyResult, cli
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import save
 from pytest_llem.reporting.comparison import MOST_LINES, MOST_ROWS, as_json, escaped, lines, markdown
@@ -163,13 +163,13 @@ def test_the_study_says_how_it_is_judged(saved: Path, capsys: pytest.CaptureFixt
 def test_what_is_inconclusive_fails_where_that_is_asked_for(
     saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    noisy = study_result(point({}, output_tokens_per_second=[0.98, 1.0, 1.02]))
-    save(noisy, "noisy", saved)
-    status, out, _ = _llem(capsys, "noisy", "noisy")
+    for name, values in (("noisy", [0.98, 1.0, 1.02]), ("noisy too", [1.02, 0.98, 1.0])):
+        save(study_result(point({}, output_tokens_per_second=values)), name, saved)
+    status, out, _ = _llem(capsys, "noisy", "noisy too")
     assert (status, out.splitlines()[-1]) == (0, "2 NOT JUDGED, 1 INCONCLUSIVE: no gate failed")
     assert "INCONCLUSIVE" in out
     assert "n≥: cycles that would decide it, if either side had as many" in out
-    assert _llem(capsys, "noisy", "noisy", "--fail-on", "inconclusive")[0] == 1
+    assert _llem(capsys, "noisy", "noisy too", "--fail-on", "inconclusive")[0] == 1
 
 
 def test_other_devices_are_compared_anyway(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +223,9 @@ def test_a_metric_that_is_none_is_wrong_usage(
 
 
 def test_older_results_fail_and_say_why(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = _llem(capsys, str(GOLDEN), str(GOLDEN), "--metric", "seconds")
+    other = StudyResult.load(GOLDEN).model_copy(update={"experiments": [], "name": "other"})
+    (saved / "other.json").write_text(other.model_dump_json())
+    status, out, _ = _llem(capsys, str(GOLDEN), "other.json", "--metric", "seconds")
     assert status == 1
     assert "was written by a version that kept no cycle values; measure it again" in " ".join(out.split())
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import BenchDifferences, bench_differences
+from pytest_llem.gates.independence import shared_cycles
 from pytest_llem.gates.matching import Pair, is_measured
 from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
@@ -44,7 +45,9 @@ class Case:
     bench: BenchDifferences | None = None
 
 
-def make_case(pair: Pair, gate: str, settings: GatesConfig, *, paired: bool, anyway: bool) -> Case:
+def make_case(
+    pair: Pair, gate: str, settings: GatesConfig, *, paired: bool, anyway: bool, dependent: str | None = None
+) -> Case:
     """Return what there is to judge.
 
     Args:
@@ -54,6 +57,7 @@ def make_case(pair: Pair, gate: str, settings: GatesConfig, *, paired: bool, any
         settings: What the study says of its gates.
         paired: The cycles of one number belong together.
         anyway: Also where bench facts differ.
+        dependent: Why nothing of the two results may be compared, as they were not measured apart.
     """
     here, there = pair.candidate, pair.reference
     if there is None:
@@ -61,6 +65,8 @@ def make_case(pair: Pair, gate: str, settings: GatesConfig, *, paired: bool, any
     by_default = settings.metrics is None
     metric, note = judged_metric(gate, here, there) if by_default else (gate, None)
     case = partial(Case, pair, gate, metric, note)
+    if dependent := dependent or shared_cycles(here, there):
+        return case(obstacle=dependent)
     better = CATALOGUE[metric].better
     if better is None:
         return case(obstacle="neither way of it is better, so that it cannot get worse")

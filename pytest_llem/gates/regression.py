@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, subject_differences
+from pytest_llem.gates.independence import same_session
 from pytest_llem.gates.matching import missing_points, pairs
 from pytest_llem.gates.statistics import MOST_CYCLES, Decision, decide
 from pytest_llem.gates.workload import workload_differences
@@ -71,8 +72,9 @@ def compare(
     """
     chosen = [point for point in candidate.points if points is None or point.id in points]
     matched = pairs(chosen, reference)
+    dependent = same_session(candidate, reference)
     cases = [
-        make_case(pair, gate, settings, paired=paired, anyway=anyway)
+        make_case(pair, gate, settings, paired=paired, anyway=anyway, dependent=dependent)
         for pair in matched
         for gate in settings.family
     ]

@@ -92,6 +92,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         found_here = [(entry.cycle, _result(directory, entry)) for entry in entries]
         point.cycles = [cycle for cycle, result in found_here if result is not None]
         results = [result for _, result in found_here if result is not None]
+        # After reading: an entry whose result is gone has no digest any more.
+        point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
         point.metrics = summarise(results)
         point.bench = found.shared(bench_facts(results))
         point.subject = found.shared(subject_facts(results))

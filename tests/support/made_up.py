@@ -40,7 +40,8 @@ def experiments(
 
     def done(job: Job, **_: Any) -> Outcome:
         figures = {name: figure(name, value) for name, value in metrics_of(job).items()}
-        facts = {"identity": job.identity, "effective_config": job.config, "environment": {"count": next(_COUNT)}}
+        environment = {**stored["environment"], "count": next(_COUNT)}
+        facts = {"identity": job.identity, "effective_config": job.config, "environment": environment}
         result = {**stored, **facts, "metrics": {**stored["metrics"], **figures}}
         return Outcome(json.dumps(result), {"requests.csv": "x"})
 
