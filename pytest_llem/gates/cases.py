@@ -67,6 +67,10 @@ def make_case(
     case = partial(Case, pair, gate, metric, note)
     if dependent := dependent or shared_cycles(here, there):
         return case(obstacle=dependent)
+    for side, where in ((here, "here"), (there, "in the reference")):
+        summary = side.metrics.get(metric)
+        if summary is not None and summary.not_judged is not None:
+            return case(obstacle=f"{where}: {summary.not_judged}")
     better = CATALOGUE[metric].better
     if better is None:
         return case(obstacle="neither way of it is better, so that it cannot get worse")

@@ -32,6 +32,7 @@ def find_warnings(
     prefill: Window | None = None,
     times_floor: Metric | None = None,
     deterministic: bool | None = None,
+    failed: str | None = None,
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each, the worst first.
 
@@ -44,12 +45,15 @@ def find_warnings(
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
         prefill: The window of prefill alone, if there was one.
         times_floor: How far above the least time a pass was.
+        failed: That requests failed, if any did.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
     refused = (f"{name}: {why}" for name, why in refusals.items())
     found = [f"meter {one}" for one in refused if one not in reason]
+    if failed is not None:
+        found.append(f"{failed}; no gate judges what was measured over them")
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

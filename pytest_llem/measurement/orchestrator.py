@@ -142,19 +142,21 @@ class ExperimentOrchestrator:
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics={
-                    **energy_metrics,
-                    "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
-                    **baseline_metrics(baseline, window),
-                    **accounting.speed_metrics(window, requests),
-                    **prefill_metrics(window, prefill, requests.input_tokens),
-                    **requests.latency_metrics(),
-                    **accounting.condition_metrics(window.account),
-                    **work,
-                    "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
-                    "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
-                    **load_metrics,
-                },
+                metrics=requests.marked(
+                    {
+                        **energy_metrics,
+                        "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
+                        **baseline_metrics(baseline, window),
+                        **accounting.speed_metrics(window, requests),
+                        **prefill_metrics(window, prefill, requests.input_tokens),
+                        **requests.latency_metrics(),
+                        **accounting.condition_metrics(window.account),
+                        **work,
+                        "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
+                        "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
+                        **load_metrics,
+                    }
+                ),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
@@ -176,6 +178,7 @@ class ExperimentOrchestrator:
                     prefill=prefill,
                     times_floor=work["times_floor"],
                     deterministic=requests.deterministic,
+                    failed=requests.not_judged,
                 ),
             )
         finally:

@@ -202,9 +202,11 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     unit = CATALOGUE[name].unit
     figures = [figure for figure in cycles if figure is not None]
     values = [figure.value for figure in figures if figure.value is not None]
+    not_judged = next((figure.not_judged for figure in figures if figure.not_judged is not None), None)
     if not values:
         reasons = [figure.reason for figure in figures if figure.reason]
-        return Summary(mean=None, n=0, unit=unit, reason=reasons[0] if reasons else _UNKNOWN_THEN)
+        reason = reasons[0] if reasons else _UNKNOWN_THEN
+        return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
     boundaries = {figure.boundary for figure in figures if figure.value is not None}
     mean, sd, interval = mean_interval(values)
     return Summary(
@@ -216,6 +218,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         unit=unit,
         method=weakest(figure.method for figure in figures if figure.value is not None),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
+        not_judged=not_judged,
         values=[None if figure is None else figure.value for figure in cycles],
     )
 
