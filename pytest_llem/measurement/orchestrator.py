@@ -16,6 +16,7 @@ from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
+from pytest_llem.measurement.importing import missing_parts
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
@@ -30,9 +31,6 @@ from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
-
-#: What a class has to have to be an engine.
-_PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
 
 
 @dataclass(frozen=True)
@@ -203,9 +201,8 @@ class ExperimentOrchestrator:
             make = registry.load(registry.BACKENDS, name)
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
-        if lacking := [part for part in _PARTS if not hasattr(make, part)]:
-            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-            raise PreflightError(f"engine {name!r} cannot be used: it lacks {', '.join(lacking[:3])}{more}")
+        if (missing := missing_parts(make)) is not None:
+            raise PreflightError(f"engine {name!r} cannot be used: {missing}")
         if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
             reason = f"engine {name!r} cannot stop after the first token (it lacks generate_first)"
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
