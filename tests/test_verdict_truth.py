@@ -134,7 +134,7 @@ class TestInterval:
         alone = compare(candidate, reference, settings, name="main", points=["n=0"]).verdicts[0]
         family = compare(candidate, reference, settings, name="main").verdicts[0]
         assert (alone.verdict, family.verdict) == ("REGRESSION", "INCONCLUSIVE")
-        assert (alone.confidence, family.confidence) == (0.98, pytest.approx(1 - 0.02 / 6))
+        assert (alone.confidence, family.confidence) == pytest.approx((0.98, 1 - 0.02 / 6))
         assert alone.interval is not None
         assert family.interval is not None
         assert family.interval[0] < 1.02 < alone.interval[0]
@@ -164,7 +164,7 @@ class TestFewValues:
         assert "±" not in figure(found)
 
     def test_two_have_a_standard_deviation(self) -> None:
-        assert mean_interval([1.0, 3.0])[:2] == (2.0, pytest.approx(2**0.5))
+        assert mean_interval([1.0, 3.0])[:2] == pytest.approx((2.0, 2**0.5))
 
     def test_an_older_result_shows_none_either(self) -> None:
         assert Summary(mean=1.0, n=2, unit="s", ci95=(0.0, 2.0)).ci95 is None
