@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -192,11 +192,20 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     if _runs_nothing(config):
         return None
     _prepare(config, session)
+    from pytest_llem.collection.against import check_sides
     from pytest_llem.collection.resume import announce, replays_of
     from pytest_llem.reporting.judge import Judge
     from pytest_llem.reporting.recorder import Recorder
+    from pytest_llem.reporting.studies import experiments_by_run
+    from pytest_llem.reporting.study_run import selected_experiments
 
-    recorder = Recorder.start(config, node_ids, lambda studies: announce(config, replays_of(config, studies)))
+    def ready(studies: Mapping[str, StudyConfig]) -> None:
+        by_run = experiments_by_run(config, node_ids)
+        selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
+        check_sides(config, studies, selected)
+        announce(config, replays_of(config, studies))
+
+    recorder = Recorder.start(config, node_ids, ready)
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
         if (lines := _lines(config, recorder)) is not None:

@@ -117,9 +117,9 @@ class TestJudging:
         assert (found.verdict, found.ci95, found.n, found.within_noise) == ("BEYOND", None, 1, False)
 
     def test_cycles_without_a_value_are_counted_in_the_reason(self) -> None:
-        found = judge(budget(maximum=10), point(COST, 1.0, None, 3.0))
-        assert (found.verdict, found.mean, found.n) == ("WITHIN", 2.0, 2)
-        assert found.reason == f"{NOISE}; 2 of 3 cycles have a value"
+        found = judge(budget(maximum=10), point(COST, 1.0, None, 2.0, 30.0))
+        assert (found.verdict, found.mean, found.n) == ("BEYOND", 11.0, 3)
+        assert found.reason == f"{NOISE}; 3 of 4 cycles have a value"
 
 
 class TestNotJudged:
@@ -155,9 +155,9 @@ class TestNotJudged:
         assert judge(budget(maximum=1), nothing).reason == "no completed cycle"
 
     def test_estimate_is_judged_if_allowed(self) -> None:
-        found = judge(budget(maximum=0.4), point(COST, 0.5, 0.5, method="estimated", allow=True))
+        found = judge(budget(maximum=0.4), point(COST, 0.5, 0.5, 0.5, method="estimated", allow=True))
         assert (found.verdict, found.method) == ("BEYOND", "estimated")
-        assert verdict_text(found) == "0.500 J (estimated, 0.500–0.500, n = 2) is beyond 0.4 J"
+        assert verdict_text(found) == "0.500 J (estimated, 0.500–0.500, n = 3) is beyond 0.4 J"
 
     def test_estimated_energy_does_not_affect_time(self) -> None:
         assert judge(budget(SPEED, minimum=1), point(SPEED, 2.0)).verdict == "WITHIN"
@@ -221,7 +221,8 @@ class TestWords:
             ((None, 0.4), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is not below 0.4 J"),
             ((0.6, 0.4), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is within 0.4–0.6 J"),
             ((0.45, 0.4), (0.5,), "0.500 J (n = 1) is beyond 0.45 J"),
-            ((0.5, None), (0.4, 0.5), f"0.450 J (-0.185 to 1.09, n = 2) is within 0.5 J; {NOISE}"),
+            ((0.5, None), (0.3, 0.5, 0.4), f"0.400 J (0.152–0.648, n = 3) is within 0.5 J; {NOISE}"),
+            ((0.5, None), (0.4, 0.5), "0.450 J (n = 2) is within 0.5 J"),
             ((1e-9, None), (1.234e-8,), "1.23e-08 J (n = 1) is beyond 1e-09 J"),
             ((2e6, None), (12345.6,), "12,346 J (n = 1) is within 2,000,000 J"),
             ((0, None), (0.0,), "0 J (n = 1) is within 0 J"),

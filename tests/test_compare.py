@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem import cli
+from pytest_llem import StudyResult, cli
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import save
 from pytest_llem.reporting.comparison import MOST_LINES, MOST_ROWS, as_json, escaped, lines, markdown
@@ -89,7 +89,7 @@ def test_table_lists_worst_first(saved: Path, capsys: pytest.CaptureFixture[str]
     at = next(n for n, line in enumerate(table) if "energy_per_output_token_j" in line)
     assert table[at].split() == ["energy_per_output_token_j", "0.123", "0.148", "1.200", "5", "REGRESSION"]
     assert table[at + 1].split() == ["precision=bf16-batch_size=2", "1.198–1.202"]
-    assert any("98 % interval; alpha 0.01 by Holm over 6 gates, delta 2.0 %" in line for line in table)
+    assert any("98 % to 99.7 % interval that decided; alpha 0.01 by Holm over 6 gates" in line for line in table)
 
 
 @pytest.mark.parametrize("given", ["directory", "file", "baseline file"])
@@ -163,13 +163,13 @@ def test_gates_settings_come_from_the_study(saved: Path, capsys: pytest.CaptureF
 
 
 def test_inconclusive_fails_with_fail_on_inconclusive(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    noisy = study_result(point({}, output_tokens_per_second=[0.98, 1.0, 1.02]))
-    save(noisy, "noisy", saved)
-    status, out, _ = _llem(capsys, "noisy", "noisy")
+    for name, values in (("noisy", [0.98, 1.0, 1.02]), ("noisy too", [1.02, 0.98, 1.0])):
+        save(study_result(point({}, output_tokens_per_second=values)), name, saved)
+    status, out, _ = _llem(capsys, "noisy", "noisy too")
     assert (status, out.splitlines()[-1]) == (0, "2 NOT JUDGED, 1 INCONCLUSIVE: no gate failed")
     assert "INCONCLUSIVE" in out
     assert "n≥: cycles that would decide it, if either side had as many" in out
-    assert _llem(capsys, "noisy", "noisy", "--fail-on", "inconclusive")[0] == 1
+    assert _llem(capsys, "noisy", "noisy too", "--fail-on", "inconclusive")[0] == 1
 
 
 def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +223,9 @@ def test_unknown_metric_is_refused(
 
 
 def test_results_of_older_versions_fail_with_the_reason(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = _llem(capsys, str(GOLDEN), str(GOLDEN), "--metric", "seconds")
+    other = StudyResult.load(GOLDEN).model_copy(update={"experiments": [], "name": "other"})
+    (saved / "other.json").write_text(other.model_dump_json())
+    status, out, _ = _llem(capsys, str(GOLDEN), "other.json", "--metric", "seconds")
     assert status == 1
     assert "was written by a version that kept no cycle values; measure it again" in " ".join(out.split())
 

@@ -352,8 +352,8 @@ def test_what_there_is_not_is_a_dash_with_its_reason_and_never_0(tmp_path: Path)
     absent = Summary(mean=None, n=0, unit="J", reason="no meter <here>")
     file = _written(
         tmp_path,
-        point({"size": 1}, **{SPEED: [10.0, 12.0], COST: absent}),
-        point({"size": 2}, **{SPEED: [0.0, 0.0], COST: absent}),
+        point({"size": 1}, **{SPEED: [10.0, 11.0, 12.0], COST: absent}),
+        point({"size": 2}, **{SPEED: [0.0] * 3, COST: absent}),
     )
     page = page_of(file)
     assert "no value: no meter <here>" in page.titles
@@ -429,8 +429,8 @@ def test_data_cannot_end_its_script() -> None:
 
 def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
     def at(speed: float, cost: float | None, **how: Any) -> PointResult:
-        given = {} if cost is None else {COST: summary(COST, [cost], **how)}
-        return point({"size": speed}, **{SPEED: [speed], **given})
+        given = {} if cost is None else {COST: summary(COST, [cost] * 3, **how)}
+        return point({"size": speed}, **{SPEED: [speed] * 3, **given})
 
     estimated = {"method": "estimated", "boundary": "cpu_package"}
     measured = [at(10.0, 5.0), at(20.0, 5.0), at(30.0, 7.0), at(25.0, 8.0), at(40.0, None)]
@@ -452,18 +452,19 @@ def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
     assert alone
     assert "Pareto" not in alone.caption
     assert "intervals" not in alone.caption  # of one cycle there is none
-    repeated = pareto_plot([point({"a": 1}, **{SPEED: [10.0, 11.0], COST: [5.0, 5.1]})])
+    repeated = pareto_plot([point({"a": 1}, **{SPEED: [10.0, 11.0, 12.0], COST: [5.0, 5.1, 5.2]})])
     assert repeated
     assert "Bars are 95 % intervals of the mean." in repeated.caption
     assert alone.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (measured)"
 
 
 def test_the_best_of_each_kind_of_energy_is_named(tmp_path: Path) -> None:
-    points = [point({"a": n}, **{COST: [2.0 - n]}) for n in range(2)]
-    points += [point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10], method="estimated")}) for n in range(2)]
+    points = [point({"a": n}, **{COST: [2.0 - n] * 3}) for n in range(2)]
+    for n in range(2):
+        points.append(point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10] * 3, method="estimated")}))
     text = page_of(_written(tmp_path, *points)).text
-    assert "Least energy per output token 1.00 J n = 1: #2 a=1, measured" in text
-    assert "Least energy per output token 0.100 J n = 1: #4 a=3, estimated" in text
+    assert "Least energy per output token 1.00 J ±0.0%, n = 3: #2 a=1, measured" in text
+    assert "Least energy per output token 0.100 J ±0.0%, n = 3: #4 a=3, estimated" in text
 
 
 def test_a_line_joins_points_that_differ_in_the_axis_alone() -> None:
@@ -488,7 +489,7 @@ def test_a_line_joins_points_that_differ_in_the_axis_alone() -> None:
 
 def test_an_axis_reaches_as_far_as_is_legible() -> None:
     def mean(value: float, half: float | None = None) -> Summary:
-        return Summary(mean=value, n=2, unit="s", ci95=None if half is None else (value - half, value + half))
+        return Summary(mean=value, n=3, unit="s", ci95=None if half is None else (value - half, value + half))
 
     narrow = range_of([mean(10.0, 0.1), mean(12.0, 0.1)])
     assert (narrow.type, narrow.cut) == ("linear", False)

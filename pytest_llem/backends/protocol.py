@@ -45,6 +45,8 @@ class RequestRecord:
         itl_s: Between each token and the next, in seconds; one fewer than ``output_ids``, or empty where the
             engine cannot tell.
         e2e_s: From the generate call to the last token, in seconds; null where the engine cannot tell.
+        error: Why the request failed, in words; null where it was answered. It may then have fewer tokens than
+            asked for. The experiment goes on, and no gate judges its figures.
     """
 
     input_tokens: int
@@ -52,6 +54,12 @@ class RequestRecord:
     ttft_s: float | None = None
     itl_s: Sequence[float] = field(default_factory=tuple)
     e2e_s: float | None = None
+    error: str | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it was answered, with a token at least."""
+        return self.error is None and len(self.output_ids) > 0
 
 
 @dataclass(frozen=True)

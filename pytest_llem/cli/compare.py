@@ -102,13 +102,16 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     """Return the comparison as text, and whether any gate failed.
 
     Raises:
-        ValueError: A result cannot be read, or the rest makes no sense.
+        ValueError: A result cannot be read, the two are not independent, or the rest makes no sense.
     """
+    from pytest_llem.gates.independence import shared_experiments
     from pytest_llem.gates.regression import compare
     from pytest_llem.gates.saved import load
     from pytest_llem.reporting import comparison as shown
 
     there, here = load(options.reference, Path()), load(options.candidate, Path())
+    if dependent := shared_experiments(here, there):
+        raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
     settings = _settings(here, options.metric, options.alpha, options.delta)
     found = compare(here, there, settings, name=options.reference, anyway=options.anyway, fail_on=options.fail_on)
     failed = any(verdict.outcome == "failed" for verdict in found.verdicts)

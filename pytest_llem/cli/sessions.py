@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_llem.cli.command import DONE, FAILED, NOT_RUN, complain
+from pytest_llem.gates.independence import shared_experiments
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.results.facts import BENCH
@@ -81,6 +82,9 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 f"{path}: warning: {', '.join(differ)} not as in {paths[0]}: "
                 "what that changes is counted as the session's"
             )
+        for other, there in zip(paths[:at], results[:at], strict=True):
+            if not result.experiments and (dependent := shared_experiments(result, there)):  # as of a baseline
+                raise ValueError(f"{path} and {other}: {dependent}")
         for entry in result.experiments:
             if entry.replayed_from is not None:
                 raise ValueError(f"{path}: {entry.experiment_id} is of another session: {entry.replayed_from}")

@@ -32,7 +32,9 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
         found["reason"] = "this result does not have it" if point and point.metrics else _NO_CYCLE
     else:
         found |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
-        if summary.mean is None:
+        if summary.not_judged is not None:
+            found["reason"] = summary.not_judged
+        elif summary.mean is None:
             found["reason"] = summary.reason or "it has no value"
         elif summary.method == "estimated" and not allows_estimates(point):
             found["reason"] = ESTIMATED

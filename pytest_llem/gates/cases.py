@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import BenchDifferences, bench_differences
-from pytest_llem.gates.matching import Pair
+from pytest_llem.gates.independence import shared_cycles
+from pytest_llem.gates.matching import Pair, is_measured
 from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, contention, measuring_obstacle
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
+from pytest_llem.gates.workload import judged_metric
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 
@@ -21,7 +24,9 @@ class Case:
 
     Attributes:
         pair: The points.
-        metric: The metric.
+        gate: The metric that the gate is called after.
+        metric: The metric that it judges.
+        note: Why that is another one.
         question: What is to be decided; None where nothing can be.
         obstacle: Then, why.
         excused: That nothing can be decided is no failure.
@@ -31,7 +36,9 @@ class Case:
     """
 
     pair: Pair
+    gate: str
     metric: str
+    note: str | None = None
     question: Question | None = None
     obstacle: str | None = None
     excused: bool = False
@@ -40,32 +47,46 @@ class Case:
     bench: BenchDifferences | None = None
 
 
-def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, anyway: bool) -> Case:
+def make_case(
+    pair: Pair, gate: str, settings: GatesConfig, *, paired: bool, anyway: bool, dependent: str | None = None
+) -> Case:
     """Return what there is to judge.
 
     Args:
         pair: A point, and the same in the reference.
-        metric: By its name in the catalogue.
+        gate: The metric that the gate is called after. Of the default ones, those per token are judged per request
+            where answers differ in length.
         settings: What the study says of its gates.
         paired: The cycles of one number belong together.
         anyway: Also where bench facts differ.
+        dependent: Why nothing of the two results may be compared, as they were not measured apart.
     """
     here, there = pair.candidate, pair.reference
     if there is None:
-        return Case(pair, metric, obstacle=_NEW, excused=True)
+        return Case(pair, gate, gate, obstacle=_NEW, excused=True)
+    by_default = settings.metrics is None
+    metric, note = judged_metric(gate, here, there) if by_default else (gate, None)
+    case = partial(Case, pair, gate, metric, note)
+    if dependent := dependent or shared_cycles(here, there):
+        return case(obstacle=dependent)
+    for side, where in ((here, "here"), (there, "in the reference")):
+        summary = side.metrics.get(metric)
+        if summary is not None and summary.not_judged is not None:
+            return case(obstacle=f"{where}: {summary.not_judged}")
     better = CATALOGUE[metric].better
     if better is None:
-        return Case(pair, metric, obstacle="neither way of it is better, so that it cannot get worse")
-    by_default = settings.metrics is None
+        return case(obstacle="neither way of it is better, so that it cannot get worse")
     usable = [_is_usable(side, metric, estimates=allows_estimates(here)) for side in (here, there)]
     obstacle = _lack(here, metric, "here") or _lack(there, metric, "in the reference")
     if obstacle is None and not any(usable):
         obstacle = ESTIMATED
     if obstacle is not None:
-        return Case(pair, metric, obstacle=obstacle, excused=by_default and not any(usable))
+        # Left out is what neither side can have: not what a side has lost, and not a point that was not measured.
+        measured = is_measured(here) and is_measured(there)
+        return case(obstacle=obstacle, excused=by_default and measured and not any(usable))
     obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
     if obstacle is not None:
-        return Case(pair, metric, obstacle=obstacle)
+        return case(obstacle=obstacle)
     bench = bench_differences(here, there, metric)
     if bench.stops and not anyway:
         obstacle = f"cannot be compared: {'; '.join(bench.stops)} (--llem-compare-anyway compares all the same)"
@@ -74,11 +95,11 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
     else:
         obstacle = measuring_obstacle(here, metric) or measuring_obstacle(there, metric)
     if obstacle is not None:
-        return Case(pair, metric, obstacle=obstacle, bench=bench)
+        return case(obstacle=obstacle, bench=bench)
     contended = _contended(here, there, metric)
     if contended is not None and not paired:
         obstacle = f"{contended} (repeat the measurement on a machine where nothing else runs)"
-        return Case(pair, metric, obstacle=obstacle, inconclusive=True, contended=contended, bench=bench)
+        return case(obstacle=obstacle, inconclusive=True, contended=contended, bench=bench)
     ours, theirs = _by_cycle(here, metric), _by_cycle(there, metric)
     common = len(ours.keys() & theirs.keys()) if paired else min(len(ours), len(theirs))
     try:
@@ -86,9 +107,9 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
     except UndecidableError as error:
         nobody = not any(value > 0 for side in (ours, theirs) for value in side.values())
         excused = by_default and nobody  # one that a side has lost is not
-        return Case(pair, metric, obstacle=str(error), excused=excused, inconclusive=common < 2, bench=bench)
-    question = Question(asked, better, settings.delta_of(metric))
-    return Case(pair, metric, question, contended=contended, bench=bench)
+        return case(obstacle=str(error), excused=excused, inconclusive=common < 2, bench=bench)
+    question = Question(asked, better, settings.delta_of(gate))
+    return case(question=question, contended=contended, bench=bench)
 
 
 def _contended(here: PointResult, there: PointResult, metric: str) -> str | None:

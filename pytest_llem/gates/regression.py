@@ -9,8 +9,10 @@ from typing import Any, Literal
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, subject_differences
+from pytest_llem.gates.independence import same_session
 from pytest_llem.gates.matching import missing_points, pairs
 from pytest_llem.gates.statistics import MOST_CYCLES, Decision, decide
+from pytest_llem.gates.workload import workload_differences
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.statistics import Summary
@@ -70,10 +72,11 @@ def compare(
     """
     chosen = [point for point in candidate.points if points is None or point.id in points]
     matched = pairs(chosen, reference)
+    dependent = same_session(candidate, reference)
     cases = [
-        make_case(pair, metric, settings, paired=paired, anyway=anyway)
+        make_case(pair, gate, settings, paired=paired, anyway=anyway, dependent=dependent)
         for pair in matched
-        for metric in settings.family
+        for gate in settings.family
     ]
     asked = [case.question for case in cases if case.question is not None]
     decisions = iter(decide(asked, settings.alpha) if asked else [])
@@ -109,6 +112,7 @@ def compare(
             *over_points(((point, bench.warns) for point, bench in benches), len(known)),
             *over_points(contended, len(known)),
         ],
+        workload=over_points(((one.id, workload_differences(one, other)) for one, other in known), len(known)),
         subject=over_points(((one.id, subject_differences(one, other)) for one, other in known), len(known)),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
@@ -129,6 +133,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
         "reference_mean": there.mean if there else None,
         "reference_n": there.n if there else 0,
         "contended": case.contended,
+        "note": case.note,
     }
     undecided: Outcome = "failed" if fail_on == "inconclusive" else "skipped"
     if case.inconclusive:
@@ -151,7 +156,7 @@ def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailO
         }
     return GateVerdict(
         gate="regression",
-        id=f"{case.metric}-{candidate.id}",
+        id=f"{case.gate}-{candidate.id}",
         metric=case.metric,
         point=candidate.id,
         **fields,

@@ -158,6 +158,8 @@ def _unfit(found: Sequence[Summary | None], known: Sequence[Summary]) -> str | N
         return next((summary.reason for summary in found if summary and summary.reason), "no session has values")
     if len(known) < 2:
         return "only one session has values"
+    if (reason := next((one.not_judged for one in known if one.not_judged is not None), None)) is not None:
+        return reason
     if not all(summary.values for summary in known):
         return "the version that measured it did not keep the values of cycles"
     if len({summary.boundary for summary in known}) > 1:

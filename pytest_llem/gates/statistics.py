@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.gates.power import detectable
-from pytest_llem.gates.ttests import Judgement, judge, paired_estimate, unpaired_estimate, variance, welch
+from pytest_llem.gates.ttests import (
+    Judgement,
+    holm_levels,
+    judge,
+    p_beyond,
+    paired_estimate,
+    unpaired_estimate,
+    variance,
+    welch,
+)
 
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
@@ -80,9 +89,10 @@ class Decision:
     Attributes:
         verdict: In a word.
         ratio: Candidate / reference.
-        interval: Two-sided, of ``ratio``, at ``confidence``, for this question alone: it may lie beyond delta
-            and the verdict be INCONCLUSIVE all the same by Holm's procedure.
-        confidence: 1 − 2 · alpha.
+        interval: Two-sided, of ``ratio``, at ``confidence``: the one that the verdict follows from. It lies beyond
+            delta for REGRESSION and IMPROVEMENT, within it for SAME, and neither for INCONCLUSIVE.
+        confidence: 1 − 2 · the level that decided: alpha for SAME, for the others the part of alpha that
+            Holm's procedure gave this question.
         p: One-sided, of there being no change beyond delta in the direction found, adjusted over all questions.
         cycles_to_decide: Of an inconclusive verdict, the least number of cycles that decides if either side has as
             many, and mean and spread stay as they are: a side that has more keeps them. None where 1,000 do not.
@@ -148,21 +158,23 @@ def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
     """
     if not questions:
         return []
-    judged = judge(*_arrays(questions), alpha)
-    # In Holm's procedure what is reported leaves the others a larger part of alpha.
-    worse_part, better_part = (alpha / max(1, int((~found).sum())) for found in (judged.worse, judged.better))
+    changes, errors, degrees, margins = _arrays(questions)
+    judged = judge(changes, errors, degrees, margins, alpha)
+    worse = holm_levels(p_beyond(changes, errors, degrees, margins), judged.worse, alpha)
+    better = holm_levels(p_beyond(-changes, errors, degrees, margins), judged.better, alpha)
     decisions = []
     for at, question in enumerate(questions):
         verdict = _verdict(judged, at)
-        p, part = judged.p_better[at], better_part
+        p, part = judged.p_better[at], float(better[at])
         if _worsening(question) >= 0:
-            p, part = judged.p_worse[at], worse_part
+            p, part = judged.p_worse[at], float(worse[at])
+        level = alpha if verdict == "SAME" else part
         decisions.append(
             Decision(
                 verdict=verdict,
                 ratio=_exp(question.contrast.log_ratio),
-                interval=_interval(question.contrast, alpha),
-                confidence=1 - 2 * alpha,
+                interval=_interval(question.contrast, level),
+                confidence=1 - 2 * level,
                 p=float(p),
                 cycles_to_decide=_cycles(question, alpha, part) if verdict == "INCONCLUSIVE" else None,
             )

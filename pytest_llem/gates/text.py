@@ -18,9 +18,12 @@ def verdict_line(verdict: GateVerdict) -> str:
 def verdict_text(verdict: GateVerdict) -> str:
     """Return the same without the metric and the point, for where the id of the gate stands before it."""
     if verdict.verdict == "NOT JUDGED":
-        return f"cannot be judged{_after(': ', verdict.reason)}"
-    text = _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
-    return text if verdict.contended is None or verdict.contended in text else f"{text}; {verdict.contended}"
+        text = f"cannot be judged{_after(': ', verdict.reason)}"
+    else:
+        text = _budget(verdict) if verdict.gate == "budget" else _regression(verdict)
+        if verdict.contended is not None and verdict.contended not in text:
+            text = f"{text}; {verdict.contended}"
+    return f"{text}{_after('; ', verdict.note)}"
 
 
 def figure(value: float, digits: int = 3) -> str:
@@ -30,6 +33,12 @@ def figure(value: float, digits: int = 3) -> str:
     if not 1e-4 <= abs(value) < 1e6:
         return f"{value:.{digits}g}"
     return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def percent(share: float) -> str:
+    """Return a confidence below 1 in percent, with three digits or as many as keep it below 100 %."""
+    texts = (f"{100 * share:.{digits}g}" for digits in range(3, 18))
+    return f"{next((text for text in texts if float(text) < 100), '100')} %"
 
 
 def _budget(verdict: GateVerdict) -> str:
@@ -55,7 +64,7 @@ def _budget(verdict: GateVerdict) -> str:
 def _regression(verdict: GateVerdict) -> str:
     if verdict.ratio is None or verdict.interval is None:
         return f"{verdict.verdict}{_after(': ', verdict.reason)}"
-    share = "" if verdict.confidence is None else f"{100 * verdict.confidence:.3g} % "
+    share = "" if verdict.confidence is None else f"{percent(verdict.confidence)} "
     basis = [*_method(verdict), f"{share}interval {_span(*map(_ratio, verdict.interval))}"]
     basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
     if verdict.p is not None:

@@ -112,8 +112,8 @@ def judge(worsening: Array, standard_error: Array, degrees: Array, margin: Numbe
         margin: Difference of logarithms, 0 or more, that does not count.
         alpha: Of false alarms, below 0.5.
     """
-    p_worse = _p_beyond(worsening, standard_error, degrees, margin)
-    p_better = _p_beyond(-worsening, standard_error, degrees, margin)
+    p_worse = p_beyond(worsening, standard_error, degrees, margin)
+    p_better = p_beyond(-worsening, standard_error, degrees, margin)
     same = (1 - p_worse <= alpha) & (1 - p_better <= alpha)
     p_worse, p_better = holm(p_worse), holm(p_better)
     return Judgement(p_worse, p_better, p_worse <= alpha, p_better <= alpha, same)
@@ -130,7 +130,24 @@ def holm(p: Array) -> Array:
     return adjusted
 
 
-def _p_beyond(change: Array, standard_error: Array, degrees: Array, margin: Numbers) -> Array:
+def holm_levels(p: Array, found: NDArray[np.bool_], alpha: float) -> Array:
+    """Return the level that Holm's procedure held each *p* of one family against: the first gets alpha ÷ their
+    number, each further one a larger part, and all from the first that is not *found* the same.
+
+    Args:
+        p: One-sided, not adjusted, in one dimension.
+        found: Which of them are below their level.
+        alpha: Of the family.
+    """
+    import numpy as np
+
+    levels = np.empty(len(p))
+    levels[np.argsort(p, kind="stable")] = alpha / np.arange(len(p), 0, -1)
+    left = int((~found).sum())
+    return np.where(found, levels, alpha / max(1, left))
+
+
+def p_beyond(change: Array, standard_error: Array, degrees: Array, margin: Numbers) -> Array:
     """Return p of a *change* that is *margin* at most.
 
     Without spread there is no doubt: it is beyond or it is not, and one that is the margin itself is not.

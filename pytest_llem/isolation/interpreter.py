@@ -7,6 +7,7 @@ import json
 import os
 import selectors
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -27,6 +28,9 @@ OLDEST = (3, 11)
 #: How long an interpreter may take to answer, in seconds. One on a slow network drive takes long to begin.
 ANSWER_SECONDS = 60.0
 
+#: How long it may take to import engines, in seconds: some import much, and from a slow network drive.
+IMPORT_SECONDS = 600.0
+
 #: One that says more than this, in characters, is not answering.
 _MOST = 1 << 20
 
@@ -40,6 +44,21 @@ if sys.version_info < {oldest}:
 else:
     exec(sys.argv[1])
 """
+
+
+#: Likewise, to import engines: looked for as an experiment's process does.
+_IMPORT = """
+import json, sys
+question = json.loads(sys.argv[2])
+if question["sys_path"] is not None:
+    sys.path[:] = question["sys_path"]
+sys.path += [folder for folder in question["path"] if folder not in sys.path]
+from pytest_llem.measurement.importing import import_problems
+print("\\n" + sys.argv[1] + json.dumps(import_problems(question["engines"])), flush=True)
+"""
+
+#: How an ending begins that was not ours.
+_STATUS = "status"
 
 
 class Interpreter(BaseModel):
@@ -112,11 +131,34 @@ def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
     return found
 
 
-def _listen(command: Sequence[str]) -> tuple[str, str]:
+def import_problems(python: Path | None, engines: Sequence[str], path: Sequence[str]) -> dict[str, str]:
+    """Return why engines cannot be imported where they are to run, by name; nothing of those that can be.
+
+    Nor is anything returned of what takes longer than :data:`IMPORT_SECONDS`: that is found out as it runs.
+
+    Args:
+        python: The interpreter, which has pytest-llem; None for this one.
+        engines: Names of entry points, or ``package.module:Class``.
+        path: Folders that are looked in beside the interpreter's own, last.
+    """
+    sys_path = None if python else [os.fspath(one) for one in sys.path if isinstance(one, str | os.PathLike)]
+    question = {"engines": list(engines), "sys_path": sys_path, "path": list(path)}
+    command = [str(python or sys.executable), "-c", _IMPORT, _MARKER, json.dumps(question)]
+    try:
+        said, ending = _listen(command, IMPORT_SECONDS)
+    except OSError as error:
+        return dict.fromkeys(engines, f"{command[0]} cannot be run: {error.strerror or error}")
+    if _MARKER in said:
+        found: dict[str, str] = json.loads(said.rpartition(_MARKER)[2].partition("\n")[0])
+        return found
+    return dict.fromkeys(engines, f"importing it ends Python ({ending})") if ending.startswith(_STATUS) else {}
+
+
+def _listen(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> tuple[str, str]:
     """Run *command* and return what it says, and how it ended. Nothing of it is left."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
-    said, told, ending = "", b"", f"no answer within {ANSWER_SECONDS:g} s"
-    deadline = time.monotonic() + ANSWER_SECONDS
+    said, told, ending = "", b"", f"no answer within {seconds:g} s"
+    deadline = time.monotonic() + seconds
     with (
         subprocess.Popen(
             guardian.guarded(command),
@@ -164,4 +206,4 @@ def _ending(program: str, told: bytes) -> str:
         what |= json.loads(line)
     if refused := what.get("refused"):
         raise OSError(str(refused).removeprefix(f"{program}: "))
-    return f"status {what.get('status')}"
+    return f"{_STATUS} {what.get('status')}"

@@ -14,6 +14,8 @@ from pytest_llem.results.metrics import Metric, metric
 
 J_PER_WH = 3600.0
 
+_NOT_SERVED, _NOTHING_GENERATED = "no request was answered", "nothing was generated"
+
 
 def token_record(workload: Workload, requests: Requests, positions: int) -> TokenRecord:
     """Return the tokens of a pass; *positions* are its input positions, padding included."""
@@ -27,6 +29,8 @@ def token_record(workload: Workload, requests: Requests, positions: int) -> Toke
         deterministic=requests.deterministic,
         dataset_hash=workload.digest,
         dataset_revision=workload.revision,
+        requests=requests.total,
+        failed_requests=requests.failed,
     )
 
 
@@ -43,36 +47,39 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
     )
 
 
+def _share(name: str, total: Total, number: float, none: str) -> Metric:
+    """Return *total* ÷ *number* as the metric *name*; unavailable for the reason *none* where that is 0."""
+    return energy(name, total, 1 / number) if number else metric(name, None, method="unavailable", reason=none)
+
+
 def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
     """Return every metric of the window's energy, per pass."""
     account, total = window.account, window.account.total
-    passes, prompts = len(window.passes), len(requests.passes[0])
-    output_tokens = requests.output_tokens
+    passes, output_tokens = len(window.passes), requests.output_tokens
     metrics = {
         "energy_j": energy("energy_j", total, 1 / passes),
-        "energy_per_request_j": energy("energy_per_request_j", total, 1 / passes / prompts),
-        "wh_per_1000_requests": energy("wh_per_1000_requests", total, 1000 / passes / prompts / J_PER_WH),
+        "energy_per_request_j": _share("energy_per_request_j", total, passes * requests.served, _NOT_SERVED),
+        "wh_per_1000_requests": _share(
+            "wh_per_1000_requests", total, passes * requests.served * J_PER_WH / 1000, _NOT_SERVED
+        ),
+        "energy_per_output_token_j": _share(
+            "energy_per_output_token_j", total, passes * output_tokens, _NOTHING_GENERATED
+        ),
         "edp_js": energy("edp_js", total, 1 / passes * window.seconds / passes),
         "mean_power_w": energy("mean_power_w", total, 1 / (account.seconds or window.seconds)),
     }
     for name, boundary in (("gpu", "gpu_board"), ("cpu", "cpu_package"), ("dram", "dram")):
         key = f"{name}_energy_j"
         metrics[key] = energy(key, account.over(boundary), 1 / passes)
-    if output_tokens:
-        metrics["energy_per_output_token_j"] = energy(
-            "energy_per_output_token_j", total, 1 / passes / output_tokens
-        )
-    else:
-        metrics["energy_per_output_token_j"] = metric(
-            "energy_per_output_token_j", None, method="unavailable", reason="nothing was generated"
-        )
     metrics["tokens_per_joule"] = _tokens_per_joule(output_tokens, metrics["energy_j"])
     return metrics
 
 
 def _tokens_per_joule(output_tokens: float, energy_j: Metric) -> Metric:
     update: dict[str, Any] = {"unit": "1/J"}
-    if energy_j.value == 0:  # of a meter from outside: ours know no device that takes nothing
+    if not output_tokens:
+        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": _NOTHING_GENERATED}
+    elif energy_j.value == 0:  # of a meter from outside: ours know no device that takes nothing
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": "energy_j is 0"}
     elif energy_j.value is not None:
         tokens = output_tokens / energy_j.value
@@ -86,11 +93,17 @@ def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
     seconds = window.seconds / len(window.passes)
     return {
         "seconds": metric("seconds", seconds),
-        "output_tokens_per_second": metric("output_tokens_per_second", requests.output_tokens / seconds),
+        "output_tokens_per_second": _rate(
+            "output_tokens_per_second", requests.output_tokens, seconds, _NOTHING_GENERATED
+        ),
         "input_tokens": metric("input_tokens", requests.input_tokens),
         "output_tokens": metric("output_tokens", requests.output_tokens),
-        "requests_per_second": metric("requests_per_second", len(requests.passes[0]) / seconds),
+        "requests_per_second": _rate("requests_per_second", requests.served, seconds, _NOT_SERVED),
     }
+
+
+def _rate(name: str, number: float, seconds: float, none: str) -> Metric:
+    return metric(name, number / seconds) if number else metric(name, None, reason=none)
 
 
 def condition_metrics(account: Account) -> dict[str, Metric]:

@@ -35,6 +35,7 @@ def find_warnings(
     times_floor: Metric | None = None,
     deterministic: bool | None = None,
     contention: Contention | None = None,
+    failed: str | None = None,
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each, the worst first.
 
@@ -47,6 +48,7 @@ def find_warnings(
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
         prefill: The window of prefill alone, if there was one.
         times_floor: How far above the least time a pass was.
+        failed: That requests failed, if any did.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
         contention: What else used the devices.
     """
@@ -54,6 +56,8 @@ def find_warnings(
     reason = total.reason or ""
     refused = (f"{name}: {why}" for name, why in refusals.items())
     found = [f"meter {one}" for one in refused if one not in reason]
+    if failed is not None:
+        found.append(f"{failed}; no gate judges what was measured over them")
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

@@ -17,6 +17,7 @@ from pytest_llem.measurement.contention import ContentionWatch, root_of
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
+from pytest_llem.measurement.importing import missing_parts
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
@@ -31,9 +32,6 @@ from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
-
-#: What a class has to have to be an engine.
-_PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
 
 
 @dataclass(frozen=True)
@@ -145,19 +143,21 @@ class ExperimentOrchestrator:
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics={
-                    **energy_metrics,
-                    "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
-                    **baseline_metrics(baseline, window),
-                    **accounting.speed_metrics(window, requests),
-                    **prefill_metrics(window, prefill, requests.input_tokens),
-                    **requests.latency_metrics(),
-                    **accounting.condition_metrics(window.account),
-                    **work,
-                    "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
-                    "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
-                    **load_metrics,
-                },
+                metrics=requests.marked(
+                    {
+                        **energy_metrics,
+                        "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
+                        **baseline_metrics(baseline, window),
+                        **accounting.speed_metrics(window, requests),
+                        **prefill_metrics(window, prefill, requests.input_tokens),
+                        **requests.latency_metrics(),
+                        **accounting.condition_metrics(window.account),
+                        **work,
+                        "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
+                        "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
+                        **load_metrics,
+                    }
+                ),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
@@ -181,6 +181,7 @@ class ExperimentOrchestrator:
                     times_floor=work["times_floor"],
                     deterministic=requests.deterministic,
                     contention=contention,
+                    failed=requests.not_judged,
                 ),
             )
         finally:
@@ -205,9 +206,8 @@ class ExperimentOrchestrator:
             make = registry.load(registry.BACKENDS, name)
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
-        if lacking := [part for part in _PARTS if not hasattr(make, part)]:
-            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-            raise PreflightError(f"engine {name!r} cannot be used: it lacks {', '.join(lacking[:3])}{more}")
+        if (missing := missing_parts(make)) is not None:
+            raise PreflightError(f"engine {name!r} cannot be used: {missing}")
         if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
             reason = f"engine {name!r} cannot stop after the first token (it lacks generate_first)"
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine, SplitsPrefill
@@ -25,13 +26,15 @@ def measure_prefill(
     case that stopping there takes anything to be compiled.
 
     Raises:
-        ValueError: The engine gives another number of tokens.
+        ValueError: The engine gives another number of tokens, or a request fails.
     """
     assert isinstance(engine, SplitsPrefill)
     engine.generate_first(batches[0])
     window = measure(engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=engine.generate_first)
-    for batch, generated in zip(batches, window.passes[0], strict=True):
+    for batch, generated in chain.from_iterable(zip(batches, one, strict=True) for one in window.passes):
         for request in engine.requests(batch, generated):
+            if request.error is not None:
+                raise ValueError(f"a request for its first token alone failed: {request.error}")
             if len(request.output_ids) != 1:
                 given = len(request.output_ids)
                 raise ValueError(f"the engine generated {given} tokens where the first one was asked for")

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -16,6 +16,9 @@ from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import percentile
 from pytest_llem.study.config import ExperimentConfig
+
+#: Metrics that no request of the window has a part in.
+BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_context_w", "model_memory_mb"}
 
 COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
 
@@ -79,7 +82,7 @@ class Requests:
                 if min(request.input_tokens, *request.itl_s, request.ttft_s or 0, request.e2e_s or 0) < 0:
                     raise ValueError(f"the engine gave a negative figure: {request}")
                 given = len(request.output_ids)
-                if given > asked or (fixed and given != asked):
+                if given > asked or (fixed and given != asked and request.error is None):
                     wanted = f"{'exactly' if fixed else 'at most'} {asked}"
                     raise ValueError(f"the engine generated {given} tokens where {wanted} were asked for")
 
@@ -94,6 +97,40 @@ class Requests:
         return statistics.fmean(sum(len(request.output_ids) for request in one) for one in self.passes)
 
     @property
+    def total(self) -> int:
+        """Requests of all passes."""
+        return sum(map(len, self.passes))
+
+    @property
+    def failed(self) -> int:
+        """Requests of all passes that failed or returned no token."""
+        return sum(not request.is_served for one in self.passes for request in one)
+
+    @property
+    def served(self) -> float:
+        """Requests of a pass that were answered; their mean where passes differ."""
+        return (self.total - self.failed) / len(self.passes)
+
+    @property
+    def not_judged(self) -> str | None:
+        """Why no gate may judge what was measured over these requests; None where one may."""
+        if not self.failed:
+            return None
+        errors = (request.error for one in self.passes for request in one if request.error)
+        first = next((f": {' '.join(error.split())}" for error in errors), "")
+        return f"{self.failed} of {self.total} requests failed or returned no token{first}"
+
+    def marked(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Return *metrics* of the window, not to be judged where requests failed.
+
+        What failed took less time and energy than an answer, or more, and has no latency: no figure over the rest
+        is one of the workload that was asked for.
+        """
+        update = {"not_judged": self.not_judged}
+        of_window = metrics.keys() - BEFORE_WINDOW if self.failed else set()
+        return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
+
+    @property
     def deterministic(self) -> bool | None:
         """Whether every pass gave the same output ids; None where there is one pass."""
         first, *others = ([list(request.output_ids) for request in one] for one in self.passes)
@@ -105,8 +142,8 @@ class Requests:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def latency_metrics(self) -> dict[str, Metric]:
-        """Return TTFT, ITL and E2E percentiles over all requests of the window, in ms."""
-        everyone = [request for one in self.passes for request in one]
+        """Return TTFT, ITL and E2E percentiles over all answered requests of the window, in ms."""
+        everyone = [request for one in self.passes for request in one if request.is_served]
         samples = {
             "ttft": [request.ttft_s for request in everyone if request.ttft_s is not None],
             "itl": [gap for request in everyone for gap in request.itl_s],

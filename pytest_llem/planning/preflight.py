@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -14,7 +14,7 @@ from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
 from pytest_llem.backends.requirements import HERE, LORA, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
-from pytest_llem.isolation.interpreter import Interpreter, ask
+from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
 from pytest_llem.measurement.prompts import dataset_problem
 from pytest_llem.planning.elsewhere import lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
@@ -66,23 +66,45 @@ class Preflight:
         """Return the size of an experiment's model; None where it is not known."""
         return _footprint(config.model, _revision(config), self._model_path)
 
-    def _reasons_of(self, config: ExperimentConfig) -> Iterator[str]:
-        runner = self._study.runners.get(config.backend)
+    def unusable_engines(self, backends: Iterable[str]) -> Iterator[str]:
+        """Yield why engines cannot run, a line each: also one whose import fails, where it is to run.
+
+        To find that out it is imported, in a process of its own.
+        """
+        importable: dict[Path | None, list[str]] = {}
+        for backend in backends:
+            if (problem := self._unusable(backend)) is not None:
+                yield problem
+            elif not self._study.execution.skip_preflight:
+                importable.setdefault(self._study.interpreter(backend), []).append(backend)
+        for python, names in importable.items():
+            where = "" if python is None else f" with {python}"
+            for name, problem in import_problems(python, names, self._import_path).items():
+                yield printable(f"engine {name!r} cannot be used{where}: {problem}")
+
+    def _unusable(self, backend: str) -> str | None:
+        """Return why no experiment of an engine can run; None where it is not known before it is imported."""
+        runner = self._study.runners.get(backend)
         if runner is not None and is_container(runner):  # running it here instead would measure something else
-            yield (
-                f"runner {runner!r} of engine {config.backend!r}: containers are not supported: "
+            return (
+                f"runner {runner!r} of engine {backend!r}: containers are not supported: "
                 "name the Python interpreter of an environment that has the engine, or leave it out"
             )
+        if self._study.execution.skip_preflight:
+            return None
+        there = self._interpreter(backend)
+        if isinstance(there, str):
+            return f"runner {runner!r} of engine {backend!r} {there}"
+        return self._missing_engine(backend, there)
+
+    def _reasons_of(self, config: ExperimentConfig) -> Iterator[str]:
+        if (unusable := self._unusable(config.backend)) is not None:
+            yield unusable
             return
         if self._study.execution.skip_preflight:
             return
         there = self._interpreter(config.backend)
-        if isinstance(there, str):
-            yield f"runner {runner!r} of engine {config.backend!r} {there}"
-            return
-        if missing := self._missing_engine(config.backend, there):
-            yield missing
-            return
+        assert not isinstance(there, str)
         packages = Packages(there.modules.__contains__, self._pip(config.backend)) if there else HERE
         if problem := dataset_problem(config, self._study.path.parent, packages):
             yield problem

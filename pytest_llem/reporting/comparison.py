@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from pytest_llem.gates.matching import named
 from pytest_llem.gates.regression import Comparison
+from pytest_llem.gates.text import percent
 from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.tables import number, plain_table, render
 from pytest_llem.results.document import SCHEMA_VERSION
@@ -39,7 +40,7 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
         counting: Ids of the gates that may fail a run, the others being there for their family; None for all.
     """
     rows, left_out = _rows(comparison)
-    found = []
+    found = [*_workload(comparison)]
     if rows:
         table = plain_table()
         table.add_column("metric\npoint", overflow="fold")
@@ -58,7 +59,8 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
 def markdown(comparison: Comparison) -> str:
     """Return the same as Markdown, as GitHub and GitLab show it; it ends with a newline."""
     rows, left_out = _rows(comparison)
-    found = []
+    found = [f"**{escaped(line)}**  " for line in _workload(comparison)]
+    found += [""] if found else []
     if rows:
         found += [
             _row("point", "metric", *_COLUMNS),
@@ -133,6 +135,11 @@ def _mean(value: float | None) -> str:
     return "-" if value is None else number(value)
 
 
+def _workload(comparison: Comparison) -> Iterator[str]:
+    """Yield that the work itself differs: before any figure, since none of them says the same of both."""
+    yield from _capped("workload differs", comparison.record.workload)
+
+
 def _notes(comparison: Comparison) -> Iterator[str]:
     record = comparison.record
     day = f" on {record.reference_started_at[:10]}" if record.reference_started_at else ""
@@ -140,10 +147,11 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield f"reference: {record.reference}{version}{'; in turns, compared cycle by cycle' if record.paired else ''}"
     if record.family:
         judged = [one for one in comparison.verdicts if one.confidence is not None]
-        shares = {f"{100 * one.confidence:.3g} %" for one in judged if one.confidence is not None}
+        shares = sorted({one.confidence for one in judged if one.confidence is not None})
         used = sorted({one.delta for one in judged if one.delta is not None})
         deltas = ", ".join(f"{100 * delta:.1f} %" for delta in used)
-        interval = f"ratio: here / reference, with its {shares.pop()} interval; " if shares else ""
+        share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
+        interval = f"ratio: here / reference, with the {share} interval that decided; " if shares else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"

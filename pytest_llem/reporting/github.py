@@ -137,6 +137,7 @@ def _page(results: Sequence[StudyResult]) -> Iterator[str]:
 
 
 def _comparison(record: ComparisonRecord) -> Iterator[str]:
+    yield from _list("workload differs", record.workload)
     paired = ", measured in turns" if record.paired else ""
     family = counted(record.family, "gate")
     yield f"Compared with {escaped(record.reference)}{paired}; alpha {record.alpha:g}, Holm over {family}.\n"

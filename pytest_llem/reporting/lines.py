@@ -151,6 +151,8 @@ def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     else:
         method = "" if cost["method"] == "measured" else f" ({cost['method']})"
         told.append(f"{number(cost['value'])} J/output token{method}")
+    if rate.get("not_judged"):
+        told.append(f"not judged: {rate['not_judged']}")
     return ", ".join(told)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.measure import Measurement
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.table import Table
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting.tables import COLUMNS, figure, paper, plain_table
 from pytest_llem.results.models import PointResult
-from pytest_llem.results.pareto import COST, SPEED, best, pareto_optimal
+from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import short_names, value_text
@@ -30,8 +30,9 @@ MORE_COLUMNS = (
     ("peak_temperature_c", "peak\n°C"),
 )
 
-#: What stands behind the best figure of a column, and before a Pareto-optimal point.
-BEST, OPTIMAL = "*", "P"
+#: What stands behind the best figure of a column, before a Pareto-optimal point, and in either place where several
+#: may be that.
+BEST, OPTIMAL, TIED = "*", "P", "~"
 
 #: What a narrow terminal shows where the axes leave no room for more.
 LEAST_COLUMNS = tuple(one for one in COLUMNS if one[0] in (SPEED, COST))
@@ -55,12 +56,14 @@ class PointsTable:
         width: What it needs, in characters: the terminal's, or more where that is too narrow for the figures.
         has_best: A figure is marked as the best of its column.
         has_optimal: A point is marked as Pareto-optimal.
+        has_tied: A figure or a point is marked as tied with others.
     """
 
     table: Table
     width: int
     has_best: bool
     has_optimal: bool
+    has_tied: bool
 
 
 def points_table(
@@ -68,7 +71,8 @@ def points_table(
 ) -> PointsTable:
     """Return the table of *points*: what tells them apart, how often they were measured, figures, and verdicts.
 
-    The best figures of a column and the Pareto-optimal points are marked. A wide terminal shows more columns.
+    The best figures of a column and the Pareto-optimal points are marked, and those that are tied. A wide terminal
+    shows more columns.
 
     Args:
         points: In the order of the study.
@@ -83,14 +87,14 @@ def points_table(
     layouts = [(axes, columns) for columns in (*wider, LEAST_COLUMNS)] if axes else []
     layouts += [([], columns) for columns in wider]
     for shown, columns in layouts:
-        table, has_best = rows.table(shown, columns, whole=ids)
-        if _widest(table) <= width:
-            return PointsTable(table, width, has_best, bool(rows.optimal))
+        made = rows.table(shown, columns, width, whole=ids)
+        if _widest(made.table) <= width:
+            return made
     for columns in (COLUMNS, LEAST_COLUMNS):  # these fold ids
-        table, has_best = rows.table([], columns, whole=ids)
-        if _narrowest(table) <= width:
+        made = rows.table([], columns, width, whole=ids)
+        if _narrowest(made.table) <= width:
             break
-    return PointsTable(table, max(width, _narrowest(table)), has_best, bool(rows.optimal))
+    return replace(made, width=max(width, _narrowest(made.table)))
 
 
 class _Rows:
@@ -103,12 +107,15 @@ class _Rows:
         self._verdicts = [worst(point.verdicts) for point in points]
         self._methods = {_summary(point, COST).method for point in points} - {None}
 
-    def table(self, axes: Sequence[str], columns: Sequence[tuple[str, str]], *, whole: bool) -> tuple[Table, bool]:
-        """Return the table with *axes*, or else with ids, *whole* ones, and whether a best figure is marked."""
+    def table(
+        self, axes: Sequence[str], columns: Sequence[tuple[str, str]], width: int, *, whole: bool
+    ) -> PointsTable:
+        """Return the table with *axes*, or else with ids, *whole* ones."""
         mixed = len(self._methods) > 1
         table = plain_table()
         table.collapse_padding = True  # every column counts
-        if self.optimal:
+        has_pareto = bool(self.optimal.first or self.optimal.tied)
+        if has_pareto:
             table.add_column("")
         names = short_names(axes)
         for axis in axes:
@@ -129,27 +136,41 @@ class _Rows:
         judged = any(self._verdicts)
         if judged:
             table.add_column("verdict")
-        best_places = {name: best(self._points, name) for name, _ in columns}
+        ranked = {name: best(self._points, name) for name, _ in columns}
         for place, point in enumerate(self._points):
-            cells = [OPTIMAL if place in self.optimal else ""] if self.optimal else []
+            cells = [_mark(self.optimal, place, OPTIMAL).strip()] if has_pareto else []
             cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
             n, wanted = _summary(point, "seconds").n, self._planned[point.config_hash]
             cells.append(str(n) if n == wanted else f"{n} of {wanted}")
             for name, _ in columns:
-                mark = BEST if place in best_places[name] else " " if best_places[name] else ""
-                cells.append(f"{figure(_summary(point, name))}{mark}")
+                cells.append(f"{figure(_summary(point, name))}{_mark(ranked[name], place, BEST)}")
             if mixed:
                 cells.append(_summary(point, COST).method or "-")
             if judged:
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")
             table.add_row(*cells)
-        return table, any(best_places.values())
+        return PointsTable(
+            table,
+            width,
+            has_best=any(ranking.first for ranking in ranked.values()),
+            has_optimal=bool(self.optimal.first),
+            has_tied=any(ranking.tied for ranking in (self.optimal, *ranked.values())),
+        )
 
 
 def _summary(point: PointResult, metric: str) -> Summary:
     """Return the statistics of a metric; those of nothing where an older version did not know it."""
     return point.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
+
+
+def _mark(ranking: Ranking, place: int, first: str) -> str:
+    """Return the mark of a point, as wide as those of the others."""
+    if place in ranking.first:
+        return first
+    if place in ranking.tied:
+        return TIED
+    return " " if ranking.first or ranking.tied else ""
 
 
 def _value(point: PointResult, axis: str) -> str:

@@ -65,7 +65,7 @@ class StudyRun:
         Raises:
             OSError: It cannot be made.
         """
-        selected = _match(study, node_ids)
+        selected = selected_experiments(study, node_ids)
         running = {experiment.id for experiment in selected.values()}
         entries = [
             ManifestEntry(
@@ -175,7 +175,7 @@ class StudyRun:
         return self.result
 
 
-def _match(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
+def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
     """Return the experiment of each node id."""
     by_id = {experiment.id: experiment for experiment in study.experiments}
     found: dict[str, Experiment] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llem.nodes import REFERENCE
 from pytest_llem.reporting.plan import counted
-from pytest_llem.reporting.points import BEST, OPTIMAL, points_table
+from pytest_llem.reporting.points import BEST, OPTIMAL, TIED, points_table
 from pytest_llem.reporting.tables import render
 from pytest_llem.results.models import StudyResult
 from pytest_llem.results.severity import worst
@@ -51,9 +51,11 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     if any(point.metrics["seconds"].ci95 for point in shown):
         lines.append("mean over n cycles, ± half of its 95 % interval")
     if made.has_best:
-        lines.append(f"{BEST} best mean of its column")
+        lines.append(f"{BEST} best of its column")
     if made.has_optimal:
         lines.append(f"{OPTIMAL} Pareto-optimal in J/out token and out tok/s")
+    if made.has_tied:
+        lines.append(f"{TIED} tied for that: the intervals overlap")
     lines.append(_done(run, result))
     if result.status != "completed" and not (run.directory / REFERENCE).exists():  # two sides are not resumed
         lines.append("--llem-resume goes on from here")

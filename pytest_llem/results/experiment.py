@@ -72,6 +72,8 @@ class TokenRecord(Record):
         dataset_hash: SHA-256 of the prompts in their order, a line of ASCII JSON for each: of their texts before
             they are cut or put into a template, or of synthetic token ids.
         dataset_revision: Commit of the hub's dataset that they are from, null where they are from none.
+        requests: Of the window, over all passes; null in results before schema 1.4.
+        failed_requests: Of these, those that failed or returned no token.
     """
 
     prompts: int
@@ -83,6 +85,8 @@ class TokenRecord(Record):
     deterministic: bool | None = None
     dataset_hash: str | None = None
     dataset_revision: str | None = None
+    requests: int | None = None
+    failed_requests: int | None = None
 
 
 class WarmupRecord(Record):

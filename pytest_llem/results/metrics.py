@@ -24,6 +24,7 @@ class Metric(BaseModel):
         source: For energies, what it was read from (``nvml_total_energy``, ``rapl_package``, …).
         boundary: For energies, what it covers (``gpu_board``, ``cpu_package``, …).
         reason: Why ``value`` is null.
+        not_judged: Why no gate may judge it, though it may have a value; null where one may.
         uncertainty: Standard uncertainty (k = 1) of reading the meter, in ``unit``. Neither the spread from run to
             run is in it nor the meter's gain.
     """
@@ -36,6 +37,7 @@ class Metric(BaseModel):
     source: str | None = None
     boundary: str | None = None
     reason: str | None = None
+    not_judged: str | None = None
     uncertainty: float | None = None
 
     @property

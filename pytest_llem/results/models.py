@@ -124,6 +124,8 @@ class PointResult(Record):
         config_hash: Of that configuration.
         cycles: Those that are completed, in order.
         metrics: Statistics by metric, whose ``values`` are those of ``cycles``, in their order.
+        result_digests: SHA-256 of the result of each of ``cycles``, in their order: what tells whether two points
+            are the same measurement. Empty in results before schema 1.4.
         bench: Facts of where and how it was measured, which a result has to share with one it is compared with.
         subject: Facts of what was measured, which may differ there.
         contention: Which cycles are contended; null where no result says.
@@ -136,6 +138,7 @@ class PointResult(Record):
     config_hash: str
     cycles: list[int] = Field(default_factory=list)
     metrics: dict[str, Summary]
+    result_digests: list[str] = Field(default_factory=list)
     bench: dict[str, Any] = Field(default_factory=dict)
     subject: dict[str, Any] = Field(default_factory=dict)
     contention: PointContention | None = None

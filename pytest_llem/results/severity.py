@@ -10,6 +10,7 @@ from collections.abc import Sequence
 _WORST_FIRST = [
     re.compile(beginning)
     for beginning in (
+        r"\d+ of \d+ requests failed",
         "energy counter and sampled power disagree",
         "no energy",
         "the engine ran on",

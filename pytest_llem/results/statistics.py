@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+#: An interval of fewer values is no statement: Student's t of two is 12.7 standard errors wide.
+MIN_INTERVAL_VALUES = 3
 
 
 class Summary(BaseModel):
@@ -15,12 +18,13 @@ class Summary(BaseModel):
         mean: Arithmetic mean, null where no cycle has a value.
         sd: Sample standard deviation, null below two values.
         cv: ``sd`` / |``mean``|, null where undefined.
-        ci95: 95 % t-interval of the mean, null below two values.
+        ci95: 95 % t-interval of the mean, null below three values.
         n: Cycles that have a value.
         unit: The metric's unit.
         method: For energies, the weakest method among the cycles.
         boundary: For energies, what they cover; null where the cycles disagree.
         reason: Why ``mean`` is null.
+        not_judged: Why no gate may judge it, though it may have a value; null where one may.
         values: Of each completed cycle, in the order of the point's ``cycles``; null where one has none. Empty in
             results of versions that did not keep them.
     """
@@ -36,20 +40,28 @@ class Summary(BaseModel):
     method: str | None = None
     boundary: str | None = None
     reason: str | None = None
+    not_judged: str | None = None
     values: list[float | None] = []
+
+    @model_validator(mode="after")
+    def _no_interval_of_few(self) -> Summary:
+        if self.n < MIN_INTERVAL_VALUES:  # as results before 1.4 have it
+            self.ci95 = None
+        return self
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
     """Return mean, standard deviation and 95 % interval of *values*.
 
-    The interval is Student's: mean ± t(0.975, n − 1) · sd / √n. Below two values there is none.
+    The interval is Student's: mean ± t(0.975, n − 1) · sd / √n. Below three values there is none, and below two
+    no standard deviation.
     """
     mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None, None
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    if sd is None or len(values) < MIN_INTERVAL_VALUES:
+        return mean, sd, None
     from scipy.special import stdtrit  # 0.1 s to import, and only a study that has cycles needs it
 
-    sd = statistics.stdev(values)
     half = float(stdtrit(len(values) - 1, 0.975)) * sd / len(values) ** 0.5
     return mean, sd, (mean - half, mean + half)
 

@@ -94,6 +94,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         found_here = [(entry.cycle, _result(directory, entry)) for entry in entries]
         point.cycles = [cycle for cycle, result in found_here if result is not None]
         results = [result for _, result in found_here if result is not None]
+        # After reading: an entry whose result is gone has no digest any more.
+        point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
         point.metrics = summarise(results)
         point.bench = found.shared(bench_facts(results))
         point.subject = found.shared(subject_facts(results))
@@ -203,9 +205,11 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     unit = CATALOGUE[name].unit
     figures = [figure for figure in cycles if figure is not None]
     values = [figure.value for figure in figures if figure.value is not None]
+    not_judged = next((figure.not_judged for figure in figures if figure.not_judged is not None), None)
     if not values:
         reasons = [figure.reason for figure in figures if figure.reason]
-        return Summary(mean=None, n=0, unit=unit, reason=reasons[0] if reasons else _UNKNOWN_THEN)
+        reason = reasons[0] if reasons else _UNKNOWN_THEN
+        return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
     boundaries = {figure.boundary for figure in figures if figure.value is not None}
     mean, sd, interval = mean_interval(values)
     return Summary(
@@ -217,6 +221,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         unit=unit,
         method=weakest(figure.method for figure in figures if figure.value is not None),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
+        not_judged=not_judged,
         values=[None if figure is None else figure.value for figure in cycles],
     )
 

@@ -63,7 +63,8 @@ def point_table(result: StudyResult) -> Table:
     """Return a row for each point that was to run: axes, and of each metric its mean, by its name, and spread.
 
     ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and ``…_ci95_high`` the 95 % interval of
-    the mean, ``…_n`` the cycles that have a value. ``…_method`` and ``…_boundary`` tell how an energy was obtained
+    the mean, ``…_n`` the cycles that have a value. ``pareto_optimal`` is empty where no interval, or one that
+    overlaps with another point's, leaves it open. ``…_method`` and ``…_boundary`` tell how an energy was obtained
     and what it covers.
     """
     axes = _axes(result)
@@ -74,7 +75,7 @@ def point_table(result: StudyResult) -> Table:
     for place, point in enumerate(points):
         verdict = worst(point.verdicts)
         both = [point.metrics.get(name) for name in (SPEED, COST)]
-        compared = all(summary is not None and summary.mean is not None for summary in both)
+        compared = all(summary is not None and summary.ci95 is not None for summary in both)
         row: dict[str, Cell] = {
             "study": result.name,
             "point": point.id,
@@ -82,7 +83,7 @@ def point_table(result: StudyResult) -> Table:
             **_axis_cells(point, axes),
             "cycles": len(point.cycles),
             "contended_cycles": len(point.contention.contended) if point.contention is not None else None,
-            "pareto_optimal": place in optimal if compared else None,
+            "pareto_optimal": place in optimal.first if compared and place not in optimal.tied else None,
             "verdict": verdict.verdict if verdict is not None else None,
         }
         for name in CATALOGUE:

@@ -30,6 +30,7 @@ class GateVerdict(Record):
         verdict: What it says.
         outcome: What its item comes to.
         reason: Why it was not judged, or what else there is to say of it; in words, on one line.
+        note: Why it judges another metric than the one that its id names; null where it does not.
         unit: The metric's unit.
         method: For energies, the weakest method among the cycles of either side.
         mean: Of the candidate's cycles, null where none has a value.
@@ -42,8 +43,9 @@ class GateVerdict(Record):
         reference_n: Of them, those that have a value.
         paired: Reference and candidate were interleaved, and are compared cycle by cycle.
         ratio: Candidate / reference: of the geometric means.
-        interval: Two-sided interval of ``ratio`` at ``confidence``.
-        confidence: 1 − 2 · alpha: either bound is the one-sided one at alpha.
+        interval: Two-sided interval of ``ratio`` at ``confidence``: the one that the verdict follows from.
+        confidence: 1 − 2 · the level that decided: alpha for ``SAME``, the part of alpha that Holm's procedure
+            gave this gate for any other verdict.
         p: One-sided, Holm-adjusted over the family: of there being no change beyond delta in the direction found.
         alpha: What p is held against.
         delta: Relative change that does not count.
@@ -62,6 +64,7 @@ class GateVerdict(Record):
     verdict: Verdict
     outcome: Outcome
     reason: str | None = None
+    note: str | None = None
     unit: str
     method: str | None = None
     mean: float | None = None
@@ -90,11 +93,20 @@ _WORST_FIRST = ("BEYOND", "REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "SAME", "W
 _OUTCOMES = ("failed", "skipped", "passed")
 
 
+def severity(verdict: GateVerdict) -> tuple[int, int]:
+    """Return what sorts verdicts from worst to best.
+
+    One that failed comes before any other. One that was not judged and did not fail, as where neither side has a
+    meter, comes last: it says nothing of what was judged.
+    """
+    said_nothing = verdict.verdict == "NOT JUDGED" and verdict.outcome != "failed"
+    outcome = len(_OUTCOMES) if said_nothing else _OUTCOMES.index(verdict.outcome)
+    return outcome, _WORST_FIRST.index(verdict.verdict)
+
+
 def worst(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
-    """Return the worst of *verdicts*, one that failed before any other; None of none."""
-    return min(
-        verdicts, key=lambda one: (_OUTCOMES.index(one.outcome), _WORST_FIRST.index(one.verdict)), default=None
-    )
+    """Return the worst of *verdicts*; None of none."""
+    return min(verdicts, key=severity, default=None)
 
 
 class ComparisonRecord(Record):
@@ -110,6 +122,7 @@ class ComparisonRecord(Record):
         bench: Facts that have to agree and do not, a line each.
         compared_anyway: They were compared all the same, as ``--llem-compare-anyway`` says.
         warnings: Facts that may differ and make a difference.
+        workload: In what the work itself differs (prompts, tokens per request), a line each.
         subject: Facts that differ, being what is tested, a line each.
         new_points: Points that the reference lacks.
         missing_points: Points of the reference that are not in the study any more.
@@ -124,6 +137,7 @@ class ComparisonRecord(Record):
     bench: list[str] = Field(default_factory=list)
     compared_anyway: bool = False
     warnings: list[str] = Field(default_factory=list)
+    workload: list[str] = Field(default_factory=list)
     subject: list[str] = Field(default_factory=list)
     new_points: list[str] = Field(default_factory=list)
     missing_points: list[str] = Field(default_factory=list)

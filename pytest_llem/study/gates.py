@@ -61,7 +61,8 @@ class GatesConfig(NullableSection):
             Default 0.01.
         delta: Relative change that does not count (0.02 is 2 %): one for all metrics, or by metric. Default 0.02.
         metrics: Names of the metrics to compare. Default null: ``energy_per_output_token_j``,
-            ``output_tokens_per_second`` and ``ttft_p50_ms``.
+            ``output_tokens_per_second`` and ``ttft_p50_ms``; the first two per request where answers differ in
+            length.
     """
 
     alpha: float = Field(default=0.01, gt=0, lt=0.5)

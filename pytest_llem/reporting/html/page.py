@@ -108,7 +108,7 @@ def _file(name: str) -> str:
 
 def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
     result, points = contents.result, contents.points
-    metrics, optimal = rows.columns(points), pareto_optimal(points)
+    metrics, optimal = rows.columns(points), pareto_optimal(points).first
     few = [metric for metric in MAIN[:7] if metric in metrics]
     failed = rows.failures(result.experiments)
     return {
@@ -208,7 +208,7 @@ def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
         only = points[0].metrics.get(metric)
         return [0] if only is not None and only.mean is not None else []
     found: dict[tuple[str | None, str | None], int] = {}
-    for place in sorted(best(points, metric)):
+    for place in sorted(best(points, metric).first):
         one = points[place].metrics[metric]
         found.setdefault((one.method, one.boundary), place)
     return list(found.values())

@@ -29,7 +29,7 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     known = [index for index, point in enumerate(points) if _has_both(point)]
     if not known:
         return None
-    optimal = pareto_optimal(points)
+    optimal, tied = pareto_optimal(points)
     kinds = sorted({_kind(points[index]) for index in known})
     speed = range_of([points[index].metrics[SPEED] for index in known])
     cost = range_of([points[index].metrics[COST] for index in known])
@@ -52,6 +52,8 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
         names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MOST_NAMED])
         more = f" and {len(optimal) - MOST_NAMED} more" if len(optimal) > MOST_NAMED else ""
         told.append(f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}.")
+    if tied:
+        told.append(f"{counted(len(tied), 'more point')} may be, as intervals overlap.")
     if any(points[index].metrics[metric].ci95 for index in known for metric in (SPEED, COST)):
         told.append("Bars are 95 % intervals of the mean.")
     if methods != ["measured"]:

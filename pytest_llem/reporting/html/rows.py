@@ -24,14 +24,11 @@ from pytest_llem.reporting.html.words import (
 )
 from pytest_llem.results.models import ErrorRecord, ManifestEntry, PointResult, StudyResult
 from pytest_llem.results.pareto import best
-from pytest_llem.results.verdicts import GateVerdict
+from pytest_llem.results.verdicts import GateVerdict, severity
 from pytest_llem.study.identity import value_text
 
 #: Failures that are shown with their tracebacks.
 MOST_FAILURES = 100
-
-#: What counts as bad comes first.
-_OUTCOMES = ("failed", "skipped", "passed")
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def heads(metrics: Iterable[str]) -> list[Column]:
 
 
 def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) -> list[Row]:
-    best_places = {metric: best(contents.points, metric) for metric in metrics}
+    best_places = {metric: best(contents.points, metric).first for metric in metrics}
     planned = Counter(entry.config_hash for entry in contents.result.experiments if entry.status != "deselected")
     rows = []
     for index, point in enumerate(contents.points):
@@ -113,9 +110,8 @@ def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) ->
 
 def _verdicts(verdicts: Sequence[GateVerdict]) -> list[tuple[str, str, int]]:
     """Return the outcomes and words of a point's verdicts with their numbers, the worst first."""
-    count = Counter((one.outcome, str(one.verdict)) for one in verdicts)
-    ordered = sorted(count, key=lambda one: _OUTCOMES.index(one[0]))
-    return [(outcome, word, count[outcome, word]) for outcome, word in ordered]
+    count = Counter((str(one.outcome), str(one.verdict)) for one in sorted(verdicts, key=severity))
+    return [(outcome, word, number) for (outcome, word), number in count.items()]
 
 
 def _keywords(point: PointResult) -> str:
@@ -139,9 +135,8 @@ def cycle_rows(contents: Contents, metrics: Sequence[str]) -> list[tuple[int, st
 
 
 def gate_rows(points: Sequence[PointResult]) -> list[tuple[GateVerdict, str]]:
-    """Return the verdicts, failed ones first, and what each says."""
-    verdicts = [verdict for point in points for verdict in point.verdicts]
-    verdicts.sort(key=lambda one: _OUTCOMES.index(one.outcome))
+    """Return the verdicts, the worst first, and what each says."""
+    verdicts = sorted((verdict for point in points for verdict in point.verdicts), key=severity)
     return [(verdict, verdict_text(verdict)) for verdict in verdicts]
 
 

@@ -1,0 +1,36 @@
+"""Whether engines can be imported. Run in the interpreter that is to run them: an engine may import anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pytest_llem import registry
+from pytest_llem.backends.protocol import Engine
+
+#: What a class needs to be an engine.
+PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
+
+
+def import_problems(engines: Iterable[str]) -> dict[str, str]:
+    """Import engines, and return why one cannot be used, by its name; nothing of those that can.
+
+    Args:
+        engines: Names of entry points, or ``package.module:Class``.
+    """
+    return {name: problem for name in engines if (problem := _problem(name)) is not None}
+
+
+def missing_parts(engine: object) -> str | None:
+    """Return which methods an engine's class is missing, in words; None where it has all."""
+    missing = [part for part in PARTS if not hasattr(engine, part)]
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return f"it lacks {', '.join(missing[:3])}{more}" if missing else None
+
+
+def _problem(name: str) -> str | None:
+    try:
+        return missing_parts(registry.load(registry.BACKENDS, name))
+    except (LookupError, ImportError) as error:
+        return str(error)
+    except (Exception, SystemExit) as error:  # anyone's code, of an entry point
+        return f"importing it raises {type(error).__name__}: {error}"

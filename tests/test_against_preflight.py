@@ -1,0 +1,149 @@
+"""``--llem-against``: a side that cannot run is known before anything is measured, so that nothing is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.isolation.interpreter import import_problems
+from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
+
+ENGINE = "from noop_engine import NoopEngine as Engine\n"
+
+BROKEN = {
+    "missing package": "import no_such_package\n",
+    "raises": "raise RuntimeError('no device')\n",
+    "exits": "import sys\nsys.exit('no')\n",
+    "crashes": "import os\nos._exit(7)\n",
+    "no such class": "Other = 1\n",
+    "no engine": "class Engine: pass\n",
+}
+
+SAID = {
+    "missing package": "No module named 'no_such_package'",
+    "raises": "own_engine raises RuntimeError: no device",
+    "exits": "importing it raises SystemExit: no",
+    "crashes": "importing it ends Python (status 7)",
+    "no such class": "there is no 'Engine' in own_engine",
+    "no engine": "it lacks close, describe, encode and 12 more",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with an engine of its own."""
+    environment = Environment(tmp_path_factory.mktemp("whole") / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+    environment.add("mine", "1.0", own_engine=ENGINE)
+    return environment
+
+
+@pytest.fixture
+def against(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., pytest.RunResult]:
+    """Run a study of an own engine against an interpreter, and see that nothing was measured."""
+
+    def run(
+        python: Path | str, *options: str, here: str = ENGINE, backend: str = "own_engine:Engine"
+    ) -> pytest.RunResult:
+        pytester.makepyfile(own_engine=here)
+        write_study(backend=backend, sweep={"n": [1, 2]}, execution={"n_cycles": 1})
+        found = pytester.runpytest_inprocess("study.yaml", "-p", "llem", f"--llem-against={python}", *options)
+        assert found.ret == pytest.ExitCode.USAGE_ERROR
+        assert not (pytester.path / "results").exists(), "nothing was measured"
+        return found
+
+    return run
+
+
+def test_an_interpreter_without_the_plugin(against: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
+    empty = Environment(tmp_path / "empty")
+    against(empty.python).stderr.fnmatch_lines(
+        ["ERROR: --llem-against: nothing is measured: the reference: * has no pytest-llem: install it there: *"]
+    )
+
+
+def test_what_is_no_python_that_works(against: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 3\n")
+    other.chmod(0o755)
+    against(other).stderr.fnmatch_lines(
+        ["*nothing is measured: the reference: * does not answer as Python does *"]
+    )
+
+
+def test_an_engine_that_is_not_installed_there(against: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
+    bare = Environment(tmp_path / "bare", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+    against(bare.python).stderr.fnmatch_lines(
+        ["*the reference: engine 'own_engine:Engine': no module 'own_engine' *"]
+    )
+
+
+@pytest.mark.parametrize("fault", ["missing package", "crashes"])
+def test_an_engine_that_cannot_be_imported_here(
+    against: Callable[..., pytest.RunResult], whole: Environment, fault: str
+) -> None:
+    found = against(whole.python, here=BROKEN[fault])
+    (line,) = [line for line in found.errlines if "nothing is measured" in line]
+    assert line.endswith(
+        f"nothing is measured: this side: engine 'own_engine:Engine' cannot be used: {SAID[fault]}"
+    )
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_an_engine_that_cannot_be_imported_there(whole: Environment, tmp_path: Path, fault: str) -> None:
+    """As the next test shows it of a whole run."""
+    (tmp_path / "broken_engine.py").write_text(BROKEN[fault])
+    (said,) = import_problems(whole.python, ["broken_engine:Engine"], [str(tmp_path)]).values()
+    assert said == SAID[fault].replace("own_engine", "broken_engine")
+
+
+def test_a_run_against_an_engine_that_cannot_be_imported(
+    against: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    broken = Environment(tmp_path / "broken", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
+    broken.add("mine", "1.0", own_engine=BROKEN["missing package"])
+    against(broken.python).stderr.fnmatch_lines(
+        [f"*the reference: engine 'own_engine:Engine' cannot be used with {broken.python}: No module named 'no_*"]
+    )
+
+
+def test_an_installed_engine_whose_import_fails_there(
+    against: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    """Its metadata is there, and its module is not."""
+    broken = Environment(tmp_path / "broken", ROOT, *SITE_PACKAGES)
+    broken.add("noop", "1.0", entry_points="[pytest_llem.backends]\nnoop = no_such_module:Engine\n")
+    found = against(broken.python, backend="noop")
+    found.stderr.fnmatch_lines(
+        ["*the reference: engine 'noop' cannot be used with *: No module named 'no_such_module'"]
+    )
+
+
+@pytest.mark.parametrize("reason", ["skip", "xfail"])
+def test_what_is_not_meant_to_run_is_not_imported(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], whole: Environment, reason: str
+) -> None:
+    pytester.makepyfile(broken_engine=BROKEN["raises"], own_engine=ENGINE)
+    write_study(
+        backend=["own_engine:Engine", "broken_engine:Engine"],
+        sweep={"n": [1]},
+        execution={"n_cycles": 1},
+        **{reason: [{"where": {"backend": "broken_engine:Engine"}, "reason": "not on this machine"}]},
+    )
+    run = pytester.runpytest_inprocess(
+        "study.yaml", "-p", "llem", f"--llem-against={whole.python}", "--llem-start-method=forkserver"
+    )
+    assert run.parseoutcomes()["passed"] == 2
+    assert run.ret == 0
+
+
+def test_both_sides_are_imported_where_they_run(whole: Environment, tmp_path: Path) -> None:
+    assert import_problems(whole.python, ["own_engine:Engine"], []) == {}
+    (tmp_path / "here_only.py").write_text("import noop_engine\n" + ENGINE)
+    here = import_problems(None, ["here_only:Engine"], [str(tmp_path), str(NOOP_ENGINE)])
+    assert here == {}
+    assert import_problems(Path(sys.executable), ["here_only:Engine"], [])["here_only:Engine"].startswith(
+        "No module"
+    )

@@ -1,0 +1,208 @@
+"""Requests that failed, or returned no token: counted, said, and what was measured over them is not judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.gates.budgets import judge_budget
+from pytest_llem.gates.regression import compare
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.severity import worst
+from pytest_llem.results.study_result import summarise
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.gates import Budget, GatesConfig
+from tests.conftest import NOOP_STUDY, Results
+from tests.support.study_results import H100, study_result
+
+NATURAL = {"min_window_seconds": 0, "length_mode": "natural"}
+
+#: What becomes of a request that goes wrong.
+Failing = Callable[[RequestRecord], RequestRecord]
+
+
+def _empty(request: RequestRecord) -> RequestRecord:
+    return replace(request, output_ids=[], itl_s=[], ttft_s=None)
+
+
+def _error(request: RequestRecord) -> RequestRecord:
+    return replace(request, output_ids=request.output_ids[:1], itl_s=[], e2e_s=None, error="out of\nmemory")
+
+
+def _requests(fail: Failing, *served: bool) -> Requests:
+    """Return the requests of a pass, those that are not served as *fail* makes them."""
+    answered = RequestRecord(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
+    return Requests([[answered if one else fail(answered) for one in served]])
+
+
+@pytest.fixture
+def measured(noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExperimentResult]:
+    """Run an experiment of 4 requests in this process, every second of which goes wrong."""
+
+    def run(fail: Failing | None, every: int = 2, **changes: Any) -> ExperimentResult:
+        import noop_engine
+
+        answer = noop_engine.NoopEngine.requests
+
+        def requests(self: Any, batch: Any, generated: Any) -> list[RequestRecord]:
+            records: list[RequestRecord] = answer(self, batch, generated)
+            if fail is None:
+                return records
+            return [fail(one) if at % every == every - 1 else one for at, one in enumerate(records)]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(noop_engine.NoopEngine, "requests", requests)
+            fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+            options = {"n": 4, "baseline": {"enabled": False}, "measurement": NATURAL, "noop": {"size": 4}}
+            config = ExperimentConfig.model_validate({**fields, **options, **changes})
+            return ExperimentOrchestrator(config).run().result
+
+    return run
+
+
+class TestCounted:
+    @pytest.mark.parametrize("fail", [_empty, _error])
+    def test_throughput_counts_what_was_served(self, measured: Any, fail: Failing) -> None:
+        result = measured(fail)
+        passes, seconds = result.window.passes, result.window.window_seconds
+        assert (result.tokens.requests, result.tokens.failed_requests) == (4 * passes, 2 * passes)
+        assert result.metrics["requests_per_second"].value == pytest.approx(2 * passes / seconds)
+        energy, each = result.metrics["energy_j"].value, result.metrics["energy_per_request_j"].value
+        assert each == pytest.approx(energy / 2)
+
+    def test_where_none_is_served_there_is_no_figure_per_request(self, measured: Any) -> None:
+        result = measured(_empty, every=1)
+        for name in ("requests_per_second", "energy_per_request_j", "wh_per_1000_requests"):
+            assert (result.metrics[name].value, result.metrics[name].reason) == (None, "no request was answered")
+        for name in ("output_tokens_per_second", "energy_per_output_token_j", "tokens_per_joule"):
+            assert (result.metrics[name].value, result.metrics[name].reason) == (None, "nothing was generated")
+
+    def test_latencies_are_of_what_was_served(self) -> None:
+        found = _requests(lambda one: replace(one, ttft_s=9.0, error="too late"), True, False).latency_metrics()
+        assert found["ttft_p99_ms"].value == pytest.approx(10)
+
+    def test_all_answered_is_none_failed(self, measured: Any) -> None:
+        result = measured(None)
+        assert result.tokens.failed_requests == 0
+        assert {one.not_judged for one in result.metrics.values()} == {None}
+        assert not [line for line in result.warnings if "failed" in line]
+
+    def test_a_fixed_length_is_asked_of_answers_alone(self, measured: Any) -> None:
+        fixed = {"min_window_seconds": 0, "length_mode": "fixed"}
+        assert measured(_error, measurement=fixed).tokens.failed_requests > 0
+        with pytest.raises(ValueError, match="the engine generated 0 tokens where exactly 3 were asked for"):
+            measured(_empty, measurement=fixed)
+
+
+class TestSaid:
+    def test_the_result_warns_first_of_all(self, measured: Any) -> None:
+        result = measured(_error)
+        said = result.warnings[0]
+        assert "requests failed or returned no token: out of memory; no gate judges" in said
+        assert worst(["drift: x", said, "throttled"], 1) == [said]
+
+    def test_every_metric_of_the_window_says_so(self, measured: Any) -> None:
+        result = measured(_empty)
+        unmarked = {name for name, one in result.metrics.items() if one.not_judged is None}
+        assert unmarked == BEFORE_WINDOW
+
+
+def _point(result: ExperimentResult, cycles: int = 3) -> PointResult:
+    """Return a point that was measured like that in each of its cycles."""
+    config = {**result.effective_config, "energy": {"allow_estimated": True}}
+    return PointResult(
+        id="p",
+        axes={},
+        config=config,
+        config_hash="0" * 16,
+        cycles=list(range(1, cycles + 1)),
+        metrics=summarise([result] * cycles),
+        bench=H100,
+    )
+
+
+class TestJudged:
+    @pytest.mark.parametrize(
+        "metric",
+        ["requests_per_second", "ttft_p50_ms", "energy_j", "seconds", "energy_per_output_token_j", "itl_p50_ms"],
+    )
+    def test_a_budget_is_not_judged(self, measured: Any, metric: str) -> None:
+        budget = Budget("b", metric, "p", 1e9, None, 1)
+        assert judge_budget(budget, _point(measured(None)), file=None).verdict == "WITHIN"
+        for fail, every in ((_empty, 2), (_empty, 1), (_error, 2)):
+            found = judge_budget(budget, _point(measured(fail, every)), file=None)
+            assert (found.verdict, found.outcome) == ("NOT JUDGED", "failed")
+            assert found.reason is not None
+            assert "requests failed or returned no token" in found.reason
+
+    def test_what_was_before_the_window_is_judged(self, measured: Any) -> None:
+        budget = Budget("b", "load_seconds", "p", 1e9, None, 1)
+        assert judge_budget(budget, _point(measured(_empty)), file=None).verdict == "WITHIN"
+
+    @pytest.mark.parametrize("metrics", [None, ["requests_per_second"]])
+    def test_a_comparison_is_not_judged_whichever_side_it_is(
+        self, measured: Any, metrics: list[str] | None
+    ) -> None:
+        whole, failing = _point(measured(None)), _point(measured(_empty))
+        for here, there, where in ((failing, whole, "here"), (whole, failing, "in the reference")):
+            found = compare(study_result(here), study_result(there), GatesConfig(metrics=metrics), name="main")
+            for verdict in found.verdicts:
+                assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
+                assert verdict.reason is not None
+                assert verdict.reason.startswith(f"{where}: ")
+
+    def test_nothing_answered_on_either_side_is_no_green_gate(self, measured: Any) -> None:
+        side = _point(measured(_empty, every=1))
+        found = compare(study_result(side), study_result(side), GatesConfig(), name="main")
+        assert {one.outcome for one in found.verdicts} == {"failed"}
+
+    def test_one_cycle_of_several_is_enough(self, measured: Any) -> None:
+        whole = measured(None)
+        found = summarise([whole, measured(_empty), whole])["seconds"]
+        assert found.n == 3
+        assert found.not_judged is not None
+
+
+def test_a_study_whose_requests_fail_turns_red(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
+) -> None:
+    """The kind as a user met it: every second record was empty, and both budgets were WITHIN."""
+    pytester.makepyfile(
+        empty_engine="""
+        from dataclasses import replace
+
+        from noop_engine import NoopEngine
+
+        class Engine(NoopEngine):
+            def requests(self, batch, generated):
+                first, second = super().requests(batch, generated)
+                return [first, replace(second, output_ids=[], itl_s=[])]
+        """
+    )
+    write_study(
+        backend="empty_engine:Engine",
+        measurement=NATURAL,
+        sweep={"n": [2]},
+        execution={"n_cycles": 1},
+        budgets={"ttft_p50_ms": 1e6, "requests_per_second": {"min": 0}},
+        **{"empty_engine:Engine": {"size": 2}},
+    )
+    run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-start-method=forkserver", "-v")
+    run.assert_outcomes(passed=1, failed=2)
+    run.stdout.fnmatch_lines(
+        [
+            "*not judged: 1 of 2 requests failed or returned no token*",
+            "cannot be judged: 1 of 2 requests failed or returned no token",
+            "warning: 1 of 2 requests failed or returned no token; no gate judges what was measured over them",
+        ]
+    )
+    (point,) = StudyResult.load(results.directory).points
+    assert [one.verdict for one in point.verdicts] == ["NOT JUDGED"] * 2
