@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -191,7 +192,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     if _runs_nothing(config):
         return None
     _prepare(config, session)
-    from pytest_llem.collection.resume import announce, replays_of
+    from pytest_llem.collection.resume import announce, current_inputs, replays_of
     from pytest_llem.reporting.judge import Judge
     from pytest_llem.reporting.recorder import Recorder
 
@@ -200,7 +201,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         config.pluginmanager.register(recorder, _RECORDER)
         if (lines := _lines(config, recorder)) is not None:
             config.pluginmanager.register(lines, _LINES)
-    config.pluginmanager.register(Judge(config, node_ids, recorder), _JUDGE)
+    config.pluginmanager.register(Judge(config, node_ids, recorder, partial(current_inputs, config)), _JUDGE)
     return recorder
 
 

@@ -101,7 +101,7 @@ class TestReplays:
         run.stdout.fnmatch_lines(
             [
                 "*4 points, 2 replayed, *",
-                f"  resume: 2 from results/{first.name}",
+                f"  resume: 2 from results/{first.name} (measured *)",
                 "4 of 4 experiments completed (2 of them replayed)",
             ]
         )
@@ -157,22 +157,22 @@ class TestReplays:
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(["  resume: nothing is there to replay"])
 
-    def test_what_a_later_run_did_not_get_to_is_taken_from_an_earlier_one(self, study: Study) -> None:
-        """After --lf, -k or -x the newest results are not all that there is."""
+    def test_what_a_resumed_run_did_not_get_to_is_taken_from_the_one_before(self, study: Study) -> None:
+        """After -k or -x the newest results are not all that there is."""
         study.write()
         study.run("--llem-run-id=first")
         study.repair()
-        study.run("--lf", "--llem-run-id=second").assert_outcomes(passed=2)
+        study.run("--llem-resume", "-k", "n=2", "--llem-run-id=second").assert_outcomes(passed=2, deselected=2)
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=4)
-        assert study.started() == 4 + 2
-        run.stdout.fnmatch_lines(["  resume: 2 from results/noop_first, 2 from results/noop_second"])
+        assert study.started() == 4 + 1 + 1
+        run.stdout.fnmatch_lines(["  resume: 1 from results/noop_first (*), 2 from results/noop_second (*)"])
 
     def test_of_results_that_were_measured_twice_the_newer_one_counts(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=first")
         study.run("--llem-run-id=second")
-        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_second"])
+        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_second (*)"])
 
     def test_another_study_of_the_same_design_comes_second(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
@@ -180,7 +180,7 @@ class TestReplays:
         study.write(name="other", sweep={"n": [1]})
         study.run("--llem-run-id=later")
         study.write(sweep={"n": [1]})
-        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_mine"])
+        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_mine (*)"])
 
     def test_a_result_that_is_not_whole_is_measured_again(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
@@ -190,16 +190,19 @@ class TestReplays:
         (directory / entries[0]["result_file"]).write_text("{}")
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
-        run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name}, 1 not whole any more"])
+        run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name} (*), 1 not whole any more"])
         assert study.started() == 3
 
-    def test_what_preflight_would_refuse_now_is_there_already(
-        self, study: Study, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        study.write(sweep={"n": [1]}, dataset="prompts.txt")
-        (study.pytester.path / "prompts.txt").write_text("one prompt\n")
+    def test_what_preflight_would_refuse_now_is_there_already(self, study: Study) -> None:
+        study.write(sweep={"n": [1]})
         study.run().assert_outcomes(passed=1)
-        (study.pytester.path / "prompts.txt").unlink()
+        study.pytester.makeconftest(
+            """
+            from pytest_llem.planning.preflight import Preflight
+
+            Preflight.reason = lambda self, point: "nothing can run here"
+            """
+        )
         study.run("--llem-resume").assert_outcomes(passed=1)
 
     def test_the_plan_says_so_before(self, study: Study) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import BenchDifferences, bench_differences
 from pytest_llem.gates.matching import Pair
-from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
+from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle, replay_obstacle
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
@@ -61,6 +61,8 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
         obstacle = ESTIMATED
     if obstacle is not None:
         return Case(pair, metric, obstacle=obstacle, excused=by_default and not any(usable))
+    if (obstacle := replay_obstacle(here) or replay_obstacle(there)) is not None:
+        return Case(pair, metric, obstacle=obstacle)
     obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
     if obstacle is not None:
         return Case(pair, metric, obstacle=obstacle)

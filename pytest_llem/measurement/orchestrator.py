@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem import registry
+from pytest_llem.backends.models import folder_state
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement import accounting
@@ -23,9 +24,10 @@ from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
+from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
-from pytest_llem.results.experiment import BaselineRecord, ExperimentResult, Identity
+from pytest_llem.results.experiment import BaselineRecord, ExperimentResult, Identity, InputsRecord
 from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
@@ -164,6 +166,9 @@ class ExperimentOrchestrator:
                 engine=record,
                 environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=harness_cpu_seconds,
+                inputs=InputsRecord(
+                    **code_state.imported(), model_folder=folder_state(config.model, self.context.model_path)
+                ),
                 started_at=started_at,
                 completed_at=now(),
                 warnings=find_warnings(

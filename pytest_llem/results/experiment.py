@@ -211,6 +211,23 @@ class GapRecord(Record):
     memory_left_mb: dict[str, float] | None = None
 
 
+class InputsRecord(Record):
+    """What the result follows from beside its configuration: a resumed run compares it with what is there.
+
+    Attributes:
+        modules: Digest of each module's file that the experiment's process imported, by the module's name; null
+            where it is unknown. Without the standard library and packages that are installed.
+        distributions: Version of each installed package that it imported, and for one that was not installed from
+            an index a digest of its files.
+        model_folder: Digest of the names, sizes and times of modification of the files in the model's folder; null
+            where it is not in a local folder.
+    """
+
+    modules: dict[str, str | None]
+    distributions: dict[str, str | None]
+    model_folder: str | None = None
+
+
 class DeviceConditions(Record):
     """What a device was like over the window. What it does not tell is null.
 
@@ -272,7 +289,8 @@ class ExperimentResult(Document):
     null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
     one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
     was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the
-    engine: the meters' own processes, the guardian and the pytest process.
+    engine: the meters' own processes, the guardian and the pytest process. ``inputs`` is null in results before
+    schema 1.4.
     """
 
     pytest_llem_version: str
@@ -290,6 +308,7 @@ class ExperimentResult(Document):
     engine: EngineRecord
     environment: dict[str, Any] = Field(default_factory=dict)
     harness_cpu_seconds: float | None = None
+    inputs: InputsRecord | None = None
     started_at: str
     completed_at: str
     warnings: list[str] = Field(default_factory=list)

@@ -13,6 +13,7 @@ _WORST_FIRST = [
         "energy counter and sampled power disagree",
         "no energy",
         "the engine ran on",
+        "code was edited",
         "throttled",
         "the (prefill )?window holds",
         "times_floor",
