@@ -109,7 +109,7 @@ def test_as_json(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _llem(capsys, "main", "worse", "--format", "json")
     data = json.loads(out)
     assert status == 1
-    assert data["schema_version"] == "1.3"
+    assert data["schema_version"] == "1.4"
     record = ComparisonRecord.model_validate(data["comparison"])
     assert (record.reference, record.family) == ("main", 6)
     verdicts = [GateVerdict.model_validate(one) for one in data["verdicts"]]

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -282,7 +283,8 @@ def test_no_name_path_or_token_is_told(
     assert {"manifest.json", "study_result.json", "study.yaml"} <= {file.name for file in written}
     for file in written:
         text = file.read_text()
-        assert {secret for secret in secrets if secret in text} == set(), file.name
+        found = {secret for secret in secrets if re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text)}
+        assert found == set(), file.name
 
 
 def test_the_commit_of_the_working_directory_is_told(

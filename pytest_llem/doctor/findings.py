@@ -170,7 +170,7 @@ def _surroundings(around: Surroundings) -> Iterator[Finding]:
         yield Finding(severity="note", about="container", what=what)
     if around.memory_limit_mb is not None and around.memory_limit_mb < (around.memory_mb or 0):
         what = f"this process may have {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,}"
-        yield Finding(severity="note", about="memory", what=f"{what}: the plan does not know of that")
+        yield Finding(severity="note", about="memory", what=what)
     for folder in around.folders:
         if folder.error is not None:
             needed = folder.what_for in (TEMPORARY, LOCKS)

@@ -1,4 +1,4 @@
-"""What this process is held to of the machine's processors and memory: by its control group, and by its own settings."""
+"""The limits of this process: CPU time and memory of its control group, its priority, the CPUs that it may use."""
 
 from __future__ import annotations
 
