@@ -6,19 +6,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from pytest_llem import registry
 from pytest_llem.backends.protocol import EngineContext
 from pytest_llem.doctor.gpu_findings import visibility_findings
 from pytest_llem.doctor.records import Gpu, Surroundings
-from pytest_llem.energy import account, metering
+from pytest_llem.energy import metering
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.hardware.gpus import Board, Boards, cuda_order, unknown_entry, visible_boards
-from pytest_llem.isolation import devices, worker
+from pytest_llem.isolation import devices
 from pytest_llem.isolation.devices import CPU, possible_devices
 from pytest_llem.measurement import environment, orchestrator
 from pytest_llem.study.config import ExperimentConfig
@@ -125,7 +126,7 @@ def test_doctor_reports_an_ambiguous_order_and_a_number_that_names_no_gpu() -> N
 class FakeMeter:
     """Reads 10 J of each board that it was opened for."""
 
-    opened: list[list[str]] = []
+    opened: ClassVar[list[list[str]]] = []
 
     def open(self, gpus: Sequence[str]) -> None:
         self._gpus = list(gpus)
@@ -147,12 +148,12 @@ def fake_meter(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Have the fake meter stand for any; return the boards that each was opened for."""
     opened: list[list[str]] = []
     monkeypatch.setattr(FakeMeter, "opened", opened)
-    load = account.registry.load
-    monkeypatch.setattr(
-        account.registry,
-        "load",
-        lambda group, name: FakeMeter if group == account.registry.METERS else load(group, name),
-    )
+    load = registry.load
+
+    def load_fake(group: str, name: str) -> Any:
+        return FakeMeter if group == registry.METERS else load(group, name)
+
+    monkeypatch.setattr(registry, "load", load_fake)
     return opened
 
 
@@ -218,14 +219,3 @@ def test_the_fixture_meters_the_boards_that_pytorch_uses(
     with EnergyMeter()("nvml") as reading:
         pass
     assert (reading.energy_j, fake_meter) == (10.0, [[B]])
-
-
-def test_the_bare_machine_is_that_of_the_devices_that_the_engine_ran_on() -> None:
-    found = {"idle_bare_w": {A: 70.0, B: 65.0}, "idle_bare_method": "measured", "idle_bare_reason": None}
-    assert worker._of_devices(found, {A})["idle_bare_w"] == {A: 70.0}
-    assert worker._of_devices(found, set()) == {
-        "idle_bare_reason": "it was measured of GPUs, and the engine ran on none of them"
-    }
-    package = {"idle_bare_w": {"package-0": 20.0}}
-    assert worker._of_devices(package, set()) == package
-    assert worker._of_devices({"idle_bare_reason": "switched off"}, {A}) == {"idle_bare_reason": "switched off"}

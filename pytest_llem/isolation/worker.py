@@ -166,28 +166,13 @@ def run(
         show_on=events if job["watched"] else None,
     ).run()
     if measured.result.baseline is not None:
-        gpus = {gpu["uuid"] for gpu in measured.result.environment["gpus"]}
-        measured.result.baseline = measured.result.baseline.model_copy(update=_of_devices(job["idle_bare"], gpus))
+        measured.result.baseline = measured.result.baseline.model_copy(update=job["idle_bare"])
     if job["gap"] is not None:
         measured.result.gap = GapRecord.model_validate(job["gap"])
     measured.result.start = StartRecord.model_validate(start | job["start"])
     for name, text in measured.files().items():
         leave(directory / name, text)
     leave(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
-
-
-def _of_devices(idle_bare: dict[str, Any], gpus: set[str]) -> dict[str, Any]:
-    """Return the idle power of the devices that the engine has named, of all that it might have used.
-
-    Args:
-        idle_bare: Fields of a BaselineRecord.
-        gpus: UUIDs of the GPUs that the engine ran on.
-    """
-    watts = idle_bare.get("idle_bare_w") or {}
-    own = {device: w for device, w in watts.items() if device in gpus or not device.startswith("GPU-")}
-    if own or not watts:
-        return idle_bare | ({"idle_bare_w": own} if own else {})
-    return {"idle_bare_reason": "it was measured of GPUs, and the engine ran on none of them"}
 
 
 def _now() -> str:
