@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -193,24 +194,24 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         return None
     _prepare(config, session)
     from pytest_llem.collection.against import check_sides
-    from pytest_llem.collection.resume import announce, replays_of
+    from pytest_llem.collection.resume import announce, current_inputs, replays_of
     from pytest_llem.reporting.judge import Judge
     from pytest_llem.reporting.recorder import Recorder
     from pytest_llem.reporting.studies import experiments_by_run
     from pytest_llem.reporting.study_run import selected_experiments
 
-    def ready(studies: Mapping[str, StudyConfig]) -> None:
+    def ready(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
         by_run = experiments_by_run(config, node_ids)
         selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
         check_sides(config, studies, selected)
-        announce(config, replays_of(config, studies))
+        return announce(config, replays_of(config, studies))
 
     recorder = Recorder.start(config, node_ids, ready)
     if recorder is not None:
         config.pluginmanager.register(recorder, _RECORDER)
         if (lines := _lines(config, recorder)) is not None:
             config.pluginmanager.register(lines, _LINES)
-    config.pluginmanager.register(Judge(config, node_ids, recorder), _JUDGE)
+    config.pluginmanager.register(Judge(config, node_ids, recorder, partial(current_inputs, config)), _JUDGE)
     return recorder
 
 

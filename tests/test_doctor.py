@@ -354,7 +354,8 @@ class TestGpus:
         boards(board(), board(B, name="NVIDIA L4", mig=1))
         status, found = doctor()
         assert (status, found.verdict.device) == (1, f"{A}, {B}")
-        assert about(found, "note", "GPUs 0, 1")[0].commands == [f"export CUDA_VISIBLE_DEVICES={A}"]
+        commands = ["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={A}"]
+        assert about(found, "note", "GPUs 0, 1")[0].commands == commands
 
     def test_a_torch_that_does_not_use_it(
         self,

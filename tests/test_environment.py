@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -288,7 +289,8 @@ def test_results_hold_the_commit_and_no_name_path_or_token(
     assert {"manifest.json", "study_result.json", "study.yaml"} <= {file.name for file in written}
     for file in written:
         text = file.read_text()
-        assert {secret for secret in secrets if secret in text} == set(), file.name
+        found = {secret for secret in secrets if re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text)}
+        assert found == set(), file.name
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=pytester.path, capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -120,7 +120,7 @@ class TestReplays:
         run.stdout.fnmatch_lines(
             [
                 "*4 points, 2 replayed, *",
-                f"  resume: 2 from results/{first.name}",
+                f"  resume: 2 from results/{first.name} (measured *)",
                 "4 of 4 experiments completed (2 of them replayed)",
             ]
         )
@@ -177,21 +177,21 @@ class TestReplays:
         run.stdout.fnmatch_lines(["  resume: nothing is there to replay"])
 
     def test_results_missing_in_a_later_run_come_from_an_earlier(self, study: Study) -> None:
-        """After --lf, -k or -x the newest results are not all that there is."""
+        """After -k or -x the newest results are not all that there is."""
         study.write()
         study.run("--llem-run-id=first")
         study.repair()
-        study.run("--lf", "--llem-run-id=second").assert_outcomes(passed=2)
+        study.run("--llem-resume", "-k", "n=2", "--llem-run-id=second").assert_outcomes(passed=2, deselected=2)
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=4)
-        assert study.started() == 4 + 2
-        run.stdout.fnmatch_lines(["  resume: 2 from results/noop_first, 2 from results/noop_second"])
+        assert study.started() == 4 + 1 + 1
+        run.stdout.fnmatch_lines(["  resume: 1 from results/noop_first (*), 2 from results/noop_second (*)"])
 
     def test_newer_of_two_results_is_replayed(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
         study.run("--llem-run-id=first")
         study.run("--llem-run-id=second")
-        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_second"])
+        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_second (*)"])
 
     def test_own_results_come_before_another_study_of_the_design(self, study: Study) -> None:
         study.write(sweep={"n": [1]})
@@ -199,7 +199,7 @@ class TestReplays:
         study.write(name="other", sweep={"n": [1]})
         study.run("--llem-run-id=later")
         study.write(sweep={"n": [1]})
-        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_mine"])
+        study.run("--llem-resume").stdout.fnmatch_lines(["  resume: 1 from results/noop_mine (*)"])
 
     def test_damaged_result_is_measured_again(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
@@ -210,16 +210,19 @@ class TestReplays:
             file.write(" ")  # still a result, and not the one that was written
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
-        run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name}, 1 not whole any more"])
+        run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name} (*), 1 not whole any more"])
         assert study.started() == 3
 
-    def test_preflight_is_not_asked_for_replayed_experiments(
-        self, study: Study, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        study.write(sweep={"n": [1]}, dataset="prompts.txt")
-        (study.pytester.path / "prompts.txt").write_text("one prompt\n")
+    def test_preflight_is_not_asked_for_replayed_experiments(self, study: Study) -> None:
+        study.write(sweep={"n": [1]})
         study.run().assert_outcomes(passed=1)
-        (study.pytester.path / "prompts.txt").unlink()
+        study.pytester.makeconftest(
+            """
+            from pytest_llem.planning.preflight import Preflight
+
+            Preflight.reason = lambda self, point: "nothing can run here"
+            """
+        )
         study.run("--llem-resume").assert_outcomes(passed=1)
 
     def test_plan_names_sources_of_replayed_experiments(self, study: Study) -> None:

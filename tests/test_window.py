@@ -116,10 +116,10 @@ def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device: Any
 def test_loading_is_over_when_the_device_has_done_its_part(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orchestrator, "time", SimpleNamespace(perf_counter=lambda: device.now))
     device.load = lambda: device.generate("weights")
-    metrics, total = orchestrator._load(device, Meters({"m": device}))
+    seconds, account = orchestrator._load(device, Meters({"m": device}))
     assert [name for name, _ in device.log] == ["begin", "generate weights", "synchronize", "end"]
-    assert metrics["load_seconds"].value == pytest.approx(2.0)
-    assert metrics["load_energy_j"].value == total.energy_j == pytest.approx(2 * BUSY_W + 0.05 * IDLE_W)
+    assert seconds == pytest.approx(2.0)
+    assert account.total.energy_j == pytest.approx(2 * BUSY_W + 0.05 * IDLE_W)
 
 
 def test_warming_up_waits_for_the_device_too(device: Any) -> None:

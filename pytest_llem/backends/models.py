@@ -51,16 +51,9 @@ def resolve_model(
             raise ModelNotFoundError(f"model {name!r} not found: the only builtin is {BUILTIN}{NAME}")
         folder = tiny_llama() if download else model_folder()
         return ModelSource(str(folder), "builtin", random_weights=True)
-    try:
-        local = Path(name).expanduser()
-    except RuntimeError:  # ~nobody
-        local = Path(name)
-    if _is_folder(local):
-        return ModelSource(str(local), "local")
-    for directory in model_path:
-        if _is_folder(directory / name):
-            return ModelSource(str(directory / name), "model_path")
-    searched = [f"no folder {local}"]
+    if (here := _local(name, model_path)) is not None:
+        return here
+    searched = [f"no folder {_expanded(name)}"]
     searched.append(
         "none of that name under llem_model_path (" + ", ".join(map(str, model_path)) + ")"
         if model_path
@@ -70,6 +63,19 @@ def resolve_model(
     if refusal:
         raise ModelNotFoundError(f"model {name!r} not found: {'; '.join([*searched, refusal])}")
     return ModelSource(name, "hub")
+
+
+def _local(name: str, model_path: Sequence[Path]) -> ModelSource | None:
+    """Return the model of that name in a folder of this machine; None where there is none."""
+    places = [("local", _expanded(name)), *(("model_path", directory / name) for directory in model_path)]
+    return next((ModelSource(str(place), kind) for kind, place in places if _is_folder(place)), None)
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(name)
 
 
 def _is_folder(path: Path) -> bool:
@@ -109,6 +115,22 @@ def fingerprint(source: ModelSource, revision: str | None) -> str | None:
             digest.update(f"\n{file.name} {file.stat().st_size}".encode())
     except OSError:
         return None
+    return digest.hexdigest()
+
+
+def folder_state(name: str, model_path: Sequence[Path]) -> str | None:
+    """Return a digest by which to tell whether a model's local folder has changed; None for any other model.
+
+    It is over the name, size and time of modification of each file. Nothing is read.
+    """
+    source = None if name.startswith(BUILTIN) else _local(name, model_path)
+    if source is None:
+        return None
+    folder = Path(source.location)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        found = file.stat()
+        digest.update(f"{file.relative_to(folder)} {found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

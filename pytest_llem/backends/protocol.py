@@ -107,7 +107,8 @@ class Engine(Protocol):
     Beside this it may be a :class:`TellsShape`, a :class:`SplitsPrefill` and a :class:`Preloads`.
     """
 
-    #: UUIDs of the GPUs it may run on, empty on a CPU. Known from the start, for the meters.
+    #: UUIDs of the GPUs it may run on, empty on a CPU, as its own runtime names them; after ``load`` of those that
+    #: it runs on. Meters read exactly these.
     gpus: Sequence[str]
 
     #: Why its requests have no latencies; null where they do.

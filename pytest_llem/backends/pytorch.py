@@ -109,8 +109,7 @@ class PyTorchEngine:
         if cache.startswith("offloaded") and not self._indices:
             raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and has none")
         self._device = torch.device("cuda", self._indices[0]) if self._indices else torch.device("cpu")
-        uuids = [torch.cuda.get_device_properties(index).uuid for index in self._indices]
-        self.gpus: Sequence[str] = [f"GPU-{uuid}" for uuid in uuids]
+        self.gpus: Sequence[str] = _uuids(self._indices)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         transformers_logging.disable_progress_bar()
         # Only the special tokens are still the model's to say: a mistake is told before it is even fetched.
@@ -138,6 +137,7 @@ class PyTorchEngine:
         self._try_template()
         self._model = loading.load_model(source, config, self._device)
         self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
+        self.gpus: Sequence[str] = _uuids(self._indices)
         self._generation = self._generation_config(generation.SpecialTokens.of(self._model, self._tokenizer))
         # Unset fields of a call's configuration are filled from the model's own: make it ours.
         self._model.generation_config = self._generation
@@ -304,6 +304,10 @@ class PyTorchEngine:
 
     def close(self) -> None:
         self._model = None
+
+
+def _uuids(indices: Sequence[int]) -> list[str]:
+    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in indices]
 
 
 def _dotted(cudnn: int | None) -> str | None:

@@ -79,7 +79,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     stored = replayed(item, planned)
     forget(item)
     if stored is not None:
-        return _keep(item, planned, stored.outcome, stored.source)
+        return _keep(item, planned, stored.outcome, stored.source, stored.mismatch)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of(item.config, run, study)
@@ -163,7 +163,11 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, timeout: float
 
 
 def _keep(
-    item: pytest.Item, planned: Experiment, outcome: Outcome, source: str | None = None
+    item: pytest.Item,
+    planned: Experiment,
+    outcome: Outcome,
+    source: str | None = None,
+    mismatch: str | None = None,
 ) -> ErrorRecord | None:
     """Keep *outcome* on *item* for the report, and return its error.
 
@@ -172,9 +176,10 @@ def _keep(
         planned: That experiment.
         outcome: What came of it.
         source: The results directory that it is from, where it was not run.
+        mismatch: Then, what has changed since it was measured.
     """
     payload = _payload(run_of(item), planned, outcome, item.config)
-    item.stash[PAYLOAD] = payload | {"replayed_from": source}
+    item.stash[PAYLOAD] = payload | {"replayed_from": source, "replay_mismatch": mismatch}
     properties = _properties(outcome.result)
     if source is not None:
         properties.append((REPLAYED_PROPERTY, source))

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llem.board import Board
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline, measure_bare_once
 from pytest_llem.collection.surroundings import controller, import_path
-from pytest_llem.hardware.gpus import boards_for
-from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
-from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, owned, possible_devices
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.memory import GpuMemory
 from pytest_llem.isolation.outcome import Outcome
@@ -119,7 +117,7 @@ class IsolatedExperiment:
         from pytest_llem.collection.servers import servers_of
 
         config = study.points[0].config
-        devices = devices_of(config, boards_for(package_versions(None).get("torch")))
+        devices = possible_devices(config, None)
         worker = getattr(self._config, "workerinput", {}).get("workerid")
         test = os.environ.get("PYTEST_CURRENT_TEST", study.design_hash)
         with owned(devices, Owner.here(NAME, test, worker), partial(say, self._config)) as ownership:

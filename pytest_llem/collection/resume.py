@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 
 from pytest_llem.board import REPLAYED
 from pytest_llem.collection.items import run_of
+from pytest_llem.collection.surroundings import import_path
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.options import Settings
+from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.planning.present import here
-from pytest_llem.planning.resume import Replay, Resume, ResumeError
+from pytest_llem.planning.resume import Here, Replay, Resume, ResumeError
 from pytest_llem.results.manifest import stored_files, stored_result
 from pytest_llem.results.models import ManifestEntry
 from pytest_llem.stash import BOARD
@@ -35,7 +38,7 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
     if not settings.resume:
         return {}
     if _REPLAYS not in config.stash:
-        resume = Resume(settings.resume_from, settings.resume_anyway, here)
+        resume = Resume(settings.resume_from, settings.resume_anyway, partial(_here, config))
         try:
             found = {
                 file: resume.of(study, settings.results_dir_of(study, config.rootpath))
@@ -52,22 +55,53 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
     return config.stash[_REPLAYS]
 
 
-def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> None:
-    """Tell the processes that run experiments which of them they need not run."""
+def _here(config: pytest.Config, study: StudyConfig) -> Here:
+    return here(study, current_inputs(config, study))
+
+
+def current_inputs(config: pytest.Config, study: StudyConfig, *, reference: bool = False) -> CurrentInputs:
+    """Return the code, the models and the datasets that experiments of *study* would use now.
+
+    Args:
+        config: Of pytest.
+        study: The study.
+        reference: It runs in the reference's interpreter, which has its engines installed.
+    """
+    return CurrentInputs(study, Settings.from_config(config).model_path, [] if reference else import_path(config))
+
+
+def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> dict[str, list[str]]:
+    """Tell the processes that run experiments which of them they need not run.
+
+    Returns:
+        The names of the results directories that each study is resumed from, by the node id of its file.
+    """
     for file, replay in replays.items():
         notice = {
-            name: {"directory": str(stored.directory), "entry": stored.entry.model_dump(mode="json")}
+            name: {
+                "directory": str(stored.directory),
+                "entry": stored.entry.model_dump(mode="json"),
+                "mismatch": stored.mismatch,
+            }
             for name, stored in replay.results.items()
         }
         config.stash[BOARD].post(file, REPLAYED, notice)
+    return {file: replay.sources for file, replay in replays.items()}
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What an earlier run has found: the outcome, and the name of the results directory that it is from."""
+    """What an earlier run has found.
+
+    Attributes:
+        outcome: The outcome.
+        source: Name of the results directory that it is from.
+        mismatch: What has changed since it was measured; None where nothing has.
+    """
 
     outcome: Outcome
     source: str
+    mismatch: str | None
 
 
 _REPLAYED = pytest.StashKey[Replayed | None]()
@@ -95,4 +129,6 @@ def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
         return None
     directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])
     result = stored_result(directory, entry)  # it may be gone by now
-    return Replayed(Outcome(result, stored_files(directory, entry)), directory.name) if result else None
+    if result is None:
+        return None
+    return Replayed(Outcome(result, stored_files(directory, entry)), directory.name, stored["mismatch"])

@@ -30,11 +30,9 @@ from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.live import say
 from pytest_llem.collection.resume import replayed
 from pytest_llem.collection.watching import onlooker
-from pytest_llem.hardware.gpus import Boards, boards_for
 from pytest_llem.isolation.bare import SECONDS as BARE_SECONDS
-from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, devices_of, owned
+from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, owned, possible_devices
 from pytest_llem.isolation.gaps import Gaps
-from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.isolation.memory import GpuMemory
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.nodes import file_of
@@ -62,7 +60,7 @@ class _Session:
     exiting: Exiting = field(default_factory=Exiting)
     cycle: tuple[str, int] | None = None
 
-    _boards: dict[Path | None, Boards] = field(default_factory=dict)
+    _devices: dict[tuple[Path | None, str, bool], tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: pytest.Config) -> _Session:
@@ -73,11 +71,12 @@ class _Session:
         return config.stash[_SESSION]
 
     def devices(self, study: StudyConfig, config: ExperimentConfig) -> tuple[str, ...]:
-        """Return the devices that an experiment runs on, as far as the torch of its interpreter tells."""
-        python = study.interpreter(config.backend)
-        if python not in self._boards:
-            self._boards[python] = boards_for(package_versions(python).get("torch"))
-        return devices_of(config, self._boards[python])
+        """Return the devices that an experiment may run on. NVML is asked once for all that may use the same."""
+        spread = config.pytorch is not None and config.pytorch.device_map is not None
+        key = study.interpreter(config.backend), config.backend, spread
+        if key not in self._devices:
+            self._devices[key] = possible_devices(config, key[0])
+        return self._devices[key]
 
 
 _SESSION = pytest.StashKey[_Session]()

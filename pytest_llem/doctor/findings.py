@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pytest_llem.doctor.examination import SEVERITIES, Examination, Finding, Severity, Verdict
-from pytest_llem.doctor.gpu_findings import gpu_findings
+from pytest_llem.doctor.gpu_findings import gpu_findings, visibility_findings
 from pytest_llem.doctor.records import Cpu, Driver, Gpu, Rapl, Software, Surroundings
 from pytest_llem.doctor.surroundings import HUB, LOCKS, RESULTS, TEMPORARY
 from pytest_llem.hardware.gpus import is_for_cpus_alone
@@ -32,6 +32,7 @@ def findings(seen: Examination, used: Sequence[Gpu]) -> list[Finding]:
     found = [
         *_driver(seen, used),
         *_torch(seen.software, seen.driver, seen.gpus, seen.verdict),
+        *visibility_findings(seen.gpus, seen.surroundings),
         *gpu_findings([gpu for gpu in seen.gpus if gpu.visible], used, seen.surroundings),
         *_rapl(seen.rapl, seen.cpu, seen.surroundings, on_gpu=bool(used)),
         *_engines(seen.software),
@@ -170,7 +171,7 @@ def _surroundings(around: Surroundings) -> Iterator[Finding]:
         yield Finding(severity="note", about="container", what=what)
     if around.memory_limit_mb is not None and around.memory_limit_mb < (around.memory_mb or 0):
         what = f"this process may have {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,}"
-        yield Finding(severity="note", about="memory", what=f"{what}: the plan does not know of that")
+        yield Finding(severity="note", about="memory", what=what)
     for folder in around.folders:
         if folder.error is not None:
             needed = folder.what_for in (TEMPORARY, LOCKS)

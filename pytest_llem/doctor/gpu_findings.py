@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_llem.doctor.examination import Finding, Severity
 from pytest_llem.doctor.records import Gpu, Surroundings
+from pytest_llem.hardware.gpus import unknown_entry
 from pytest_llem.hardware.sensors import IDLE, SETTING
 
 #: A GPU on which more memory is in use than this share, and in MB, has a user, seen or not: drivers take hundreds.
@@ -23,7 +24,39 @@ def gpu_findings(gpus: Sequence[Gpu], used: Sequence[Gpu], around: Surroundings)
     for gpu in gpus:
         yield from _gpu(gpu, gpu in used, around)
     yield from _settings(gpus)
-    yield from _order(used)
+
+
+def visibility_findings(gpus: Sequence[Gpu], around: Surroundings) -> Iterator[Finding]:
+    """Yield what keeps it from being known which GPUs experiments run on.
+
+    Args:
+        gpus: All of this machine.
+        around: The surroundings.
+    """
+    visible = around.cuda_visible_devices
+    uuids = [gpu.uuid or f"lost {gpu.index}" for gpu in gpus]
+    if gpus and visible is not None and (entry := unknown_entry(uuids, visible)) is not None:
+        hidden = not any(gpu.visible for gpu in gpus)
+        yield Finding(
+            severity="blocks" if hidden else "hinders",
+            about="CUDA_VISIBLE_DEVICES",
+            what=f"{entry!r} in {visible!r} names no GPU: CUDA uses only those before it"
+            + (", so engines run on the CPU" if hidden else ""),
+            do=f"name GPUs by their UUID, or by number from 0 to {len(gpus) - 1}",
+        )
+    named = [gpu for gpu in gpus if gpu.visible]
+    is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
+    if len(named) < 2 or is_ordered or any(gpu.first for gpu in gpus):
+        return
+    order = "CUDA may count these different GPUs in another order than nvidia-smi"
+    is_open = visible is not None
+    yield Finding(
+        severity="hinders" if is_open else "note",
+        about=f"CUDA_VISIBLE_DEVICES={visible}" if is_open else _names(named),
+        what=f"{order}: which of them {'is meant' if is_open else 'is the first, which engines use,'} is unknown",
+        do="count them by their place on the bus, or name one by its UUID",
+        commands=["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={named[0].uuid}"],
+    )
 
 
 def _gpu(gpu: Gpu, used: bool, around: Surroundings) -> Iterator[Finding]:
@@ -126,17 +159,6 @@ def _users(gpu: Gpu, about: str, around: Surroundings) -> Iterator[Finding]:
             about=about,
             what=f"{gpu.used_mb:,} MB of its memory are in use, by processes that NVML does not name{unseen}",
             do="end them before you measure: what they draw is in every figure",
-        )
-
-
-def _order(used: Sequence[Gpu]) -> Iterator[Finding]:
-    if len(used) > 1:
-        yield Finding(
-            severity="note",
-            about=_names(used),
-            what="they differ, and which of them CUDA counts as its first, and engines take, is not known",
-            do="name one by its UUID",
-            commands=[f"export CUDA_VISIBLE_DEVICES={used[0].uuid}"],
         )
 
 

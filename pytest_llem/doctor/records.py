@@ -256,6 +256,7 @@ class Surroundings(Record):
         swap_used_mb: Of the machine.
         hf_hub_offline: HF_HUB_OFFLINE is set: nothing is downloaded.
         cuda_visible_devices: CUDA_VISIBLE_DEVICES.
+        cuda_device_order: CUDA_DEVICE_ORDER.
         folders: Those that a run writes to.
     """
 
@@ -267,6 +268,7 @@ class Surroundings(Record):
     swap_used_mb: int | None = None
     hf_hub_offline: bool = False
     cuda_visible_devices: str | None = None
+    cuda_device_order: str | None = None
     folders: list[Folder] = Field(default_factory=list)
 
 

@@ -31,6 +31,7 @@ def surroundings() -> Surroundings:
         swap_used_mb=swap_mb,
         hf_hub_offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        cuda_device_order=os.environ.get("CUDA_DEVICE_ORDER"),
         folders=[_temporary(), _locks(), _written(RESULTS, Path.cwd), _written(HUB, _hub)],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -54,6 +54,14 @@ class Account:
     read_skew_seconds: float | None = None
     samples: tuple[PowerSample, ...] = ()
     harness_cpu_seconds: float | None = None
+
+    def of(self, devices: Collection[str]) -> Total:
+        """Return the part of the total that is of *devices*."""
+        parts = [device for device in self.devices if device.device in devices]
+        if len(parts) < len(devices) or not parts:
+            reason = "the engine named its devices only once it was loaded, and they were not metered before"
+            return Total(None, "unavailable", reason=reason)
+        return _sum(parts)
 
     def over(self, boundary: str) -> Total:
         """Return the sum over the devices of one boundary."""

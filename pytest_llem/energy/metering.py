@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.protocol import DeviceReading
@@ -15,6 +16,11 @@ from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import AUTO
 
 _OPEN = "the block has not ended yet"
+
+_AMBIGUOUS = (
+    "CUDA_VISIBLE_DEVICES names different GPUs by number, or a part of one, and which GPU that is is unknown: "
+    "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name it by its UUID"
+)
 
 
 class EnergyReading:
@@ -72,8 +78,9 @@ class EnergyMeter:
 
     What is read are whole devices, all GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, or else the CPU packages:
     whatever runs on them meanwhile counts, in this process or any other. (An estimate knows this process alone,
-    and children it has waited for.) Blocks may lie in each other, and run in several threads: each has meters of
-    its own.
+    and children it has waited for.) Where the variable does not say which GPUs those are, they are the ones that
+    PyTorch uses in this process; where it uses none, there is no energy. Blocks may lie in each other, and run in
+    several threads: each has meters of its own.
 
     A GPU works on after a call has returned. Where this process uses CUDA through PyTorch, that is waited for at
     both ends of the block; with any other library, and for other processes, it is the caller's to do.
@@ -96,7 +103,12 @@ class EnergyMeter:
         """
         if backend not in (names := (AUTO, *installed(METERS))):
             raise ValueError(f"no meter of the name {backend!r} is installed (there are: {', '.join(names)})")
-        meters = Meters.open(backend, [board.uuid for board in visible_boards().all])
+        boards = visible_boards()
+        gpus = _own_gpus() if boards.is_ambiguous else [board.uuid for board in boards.all]
+        if gpus is None and backend in (AUTO, "nvml"):
+            meters = Meters(refusals={"nvml": _AMBIGUOUS})
+        else:
+            meters = Meters.open(backend, gpus or [])
         try:
             _synchronize()
             meters.begin()
@@ -116,10 +128,22 @@ class EnergyMeter:
             meters.close()
 
 
+def _cuda() -> Any:
+    """Return PyTorch's CUDA runtime where this process uses it, else None: nothing is initialised by that."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda if cuda is not None and cuda.is_initialized() else None
+
+
+def _own_gpus() -> list[str] | None:
+    """Return the UUIDs of the GPUs that PyTorch sees in this process; None where it does not use CUDA yet."""
+    if (cuda := _cuda()) is None:
+        return None
+    return [f"GPU-{cuda.get_device_properties(index).uuid}" for index in range(cuda.device_count())]
+
+
 def _synchronize() -> None:
     """Wait for the GPUs that this process uses through PyTorch. None gets a context by that."""
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    if cuda is None or not cuda.is_initialized():
+    if (cuda := _cuda()) is None:
         return
     for index in range(cuda.device_count()):
         if index == cuda.current_device() or cuda.memory_reserved(index):

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, contention, measuring_obstacle
+from pytest_llem.gates.obstacles import (
+    ESTIMATED,
+    allows_estimates,
+    contention,
+    measuring_obstacle,
+    replay_obstacle,
+)
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
@@ -36,6 +42,8 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
             found["reason"] = summary.not_judged
         elif summary.mean is None:
             found["reason"] = summary.reason or "it has no value"
+        elif obstacle := replay_obstacle(point):
+            found["reason"] = obstacle
         elif summary.method == "estimated" and not allows_estimates(point):
             found["reason"] = ESTIMATED
         elif obstacle := measuring_obstacle(point, budget.metric):

@@ -9,7 +9,13 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import BenchDifferences, bench_differences
 from pytest_llem.gates.independence import shared_cycles
 from pytest_llem.gates.matching import Pair, is_measured
-from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, contention, measuring_obstacle
+from pytest_llem.gates.obstacles import (
+    ESTIMATED,
+    allows_estimates,
+    contention,
+    measuring_obstacle,
+    replay_obstacle,
+)
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
 from pytest_llem.gates.workload import judged_metric
 from pytest_llem.results.models import PointResult
@@ -84,6 +90,8 @@ def make_case(
         # Left out is what neither side can have: not what a side has lost, and not a point that was not measured.
         measured = is_measured(here) and is_measured(there)
         return case(obstacle=obstacle, excused=by_default and measured and not any(usable))
+    if (obstacle := replay_obstacle(here) or replay_obstacle(there)) is not None:
+        return case(obstacle=obstacle)
     obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
     if obstacle is not None:
         return case(obstacle=obstacle)

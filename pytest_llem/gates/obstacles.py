@@ -34,6 +34,13 @@ def allows_estimates(point: PointResult) -> bool:
     return bool(point.config.get("energy", {}).get("allow_estimated"))
 
 
+def replay_obstacle(point: PointResult) -> str | None:
+    """Return that results of *point* are replayed and not of what is there now; None where they are."""
+    if point.replay_mismatch is None:
+        return None
+    return f"measured before, and since then {point.replay_mismatch}: measure it again"
+
+
 def measuring_obstacle(point: PointResult, metric: str) -> str | None:
     """Return what is wrong with how the energy *metric* of *point* was measured; None where nothing is."""
     summary = point.metrics[metric]

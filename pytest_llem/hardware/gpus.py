@@ -40,10 +40,12 @@ class Boards:
     Attributes:
         all: The boards.
         first: The one that CUDA counts as its first; None where that is not known.
+        is_ambiguous: CUDA_VISIBLE_DEVICES leaves some of them, and it is not known which.
     """
 
     all: tuple[Board, ...] = ()
     first: Board | None = None
+    is_ambiguous: bool = False
 
 
 def visible_boards() -> Boards:
@@ -51,7 +53,8 @@ def visible_boards() -> Boards:
     with Nvml() as nvml:
         handles = visible_handles(nvml)
         boards = tuple(board(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
-    return Boards(boards, next((one for one in boards if one.uuid == handles.first), None))
+    first = next((one for one in boards if one.uuid == handles.first), None)
+    return Boards(boards, first, handles.is_ambiguous)
 
 
 def boards_for(torch: str | None) -> Boards:
@@ -78,11 +81,13 @@ class Handles:
         by_uuid: Those that answer, by UUID.
         first: The UUID of CUDA's first, where it is known.
         lost: Names of those that do not answer, as :func:`all_handles` has them.
+        is_ambiguous: CUDA_VISIBLE_DEVICES leaves some of them, and it is not known which.
     """
 
     by_uuid: dict[str, Any]
     first: str | None
     lost: frozenset[str] = frozenset()
+    is_ambiguous: bool = False
 
 
 def all_handles(nvml: Nvml) -> dict[str, Any]:
@@ -103,10 +108,12 @@ def visible_handles(nvml: Nvml) -> Handles:
     handles = all_handles(nvml)
     names = {nvml.ask("nvmlDeviceGetName", one) if one is not None else None for one in handles.values()}
     counted = len(names) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    uuids, ordered = cuda_order(list(handles), os.environ.get("CUDA_VISIBLE_DEVICES"), counted=counted)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    uuids, ordered = cuda_order(list(handles), visible, counted=counted)
     by_uuid = {uuid: handles[uuid] for uuid in uuids if handles[uuid] is not None}
     first = uuids[0] if ordered and uuids and uuids[0] in by_uuid else None
-    return Handles(by_uuid, first, frozenset(uuids) - by_uuid.keys())
+    is_ambiguous = visible is not None and not ordered
+    return Handles(by_uuid, first, frozenset(uuids) - by_uuid.keys(), is_ambiguous)
 
 
 def cuda_order(uuids: Sequence[str], visible: str | None, *, counted: bool = True) -> tuple[list[str], bool]:
@@ -122,16 +129,30 @@ def cuda_order(uuids: Sequence[str], visible: str | None, *, counted: bool = Tru
         return list(uuids), counted
     found: list[str] = []
     for entry in map(str.strip, visible.split(",")):
-        if entry.startswith("MIG-") or (entry.isdecimal() and not counted):
+        if entry.startswith("MIG-") or (entry.isdecimal() and int(entry) < len(uuids) and not counted):
             return list(uuids), False
-        if entry.isdecimal():
-            named = list(uuids[int(entry) : int(entry) + 1])
-        else:
-            named = [uuid for uuid in uuids if entry and uuid.startswith(entry)]
-        if len(named) != 1:
+        if len(named := _named(entry, uuids)) != 1:
             break  # CUDA, too, takes only those before the first entry that names none
         found += [uuid for uuid in named if uuid not in found]
     return found, True
+
+
+def unknown_entry(uuids: Sequence[str], visible: str) -> str | None:
+    """Return the first entry of *visible*, a CUDA_VISIBLE_DEVICES, that names no board; None where all do.
+
+    An empty one, or ``-1``, hides all boards and is meant to.
+    """
+    entries = [entry.strip() for entry in visible.split(",")]
+    hidden = next((place for place, entry in enumerate(entries) if entry in ("", "-1")), len(entries))
+    known = (entry for entry in entries[:hidden] if not entry.startswith("MIG-"))
+    return next((entry for entry in known if len(_named(entry, uuids)) != 1), None)
+
+
+def _named(entry: str, uuids: Sequence[str]) -> list[str]:
+    """Return the boards that an entry of CUDA_VISIBLE_DEVICES may mean: by number, or by how UUIDs begin."""
+    if entry.isdecimal():
+        return list(uuids[int(entry) : int(entry) + 1])
+    return [uuid for uuid in uuids if entry and uuid.startswith(entry)]
 
 
 def board(nvml: Nvml, uuid: str, handle: Any) -> Board:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pytest_llem.hardware.gpus import Boards
+from pytest_llem.hardware.gpus import Boards, boards_for, visible_boards
+from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.isolation.owner import Owner, read_note
 from pytest_llem.study.config import ExperimentConfig
 
@@ -94,6 +95,23 @@ def devices_of(config: ExperimentConfig, boards: Boards) -> tuple[str, ...]:
     if config.backend == "pytorch" and boards.first and not spread:
         return (boards.first.uuid,)
     return tuple(board.uuid for board in boards.all)
+
+
+def possible_devices(config: ExperimentConfig, python: Path | None) -> tuple[str, ...]:
+    """Return the devices that an experiment may run on: its engine names them only once it runs.
+
+    Args:
+        config: The experiment.
+        python: The interpreter that it runs in; None for this one.
+
+    Returns:
+        UUIDs of GPUs, or the CPU. Both where the engine is not ours and has no PyTorch for GPUs, which does not
+        keep it from using them.
+    """
+    boards = boards_for(package_versions(python).get("torch"))
+    if config.backend == "pytorch" or boards.all:
+        return devices_of(config, boards)
+    return (CPU, *(board.uuid for board in visible_boards().all))
 
 
 @contextmanager

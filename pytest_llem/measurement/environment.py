@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.hardware.limits import limits
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.hardware.settings import newest_cuda, settings
 from pytest_llem.results.environment import host_environment
@@ -21,10 +22,11 @@ def environment(gpus: Sequence[str], directory: Path | None = None) -> dict[str,
         directory: Whose git commit is told; None for the current directory.
 
     Returns:
-        :func:`pytest_llem.results.environment.host_environment`, ``cuda_driver``, the newest CUDA that the driver
+        :func:`pytest_llem.results.environment.host_environment`, :func:`pytest_llem.hardware.limits.limits`,
+        ``cuda_driver``, the newest CUDA that the driver
         runs, and ``gpus``, a mapping for each.
     """
-    found = host_environment(directory)
+    found = host_environment(directory) | limits()
     if not gpus:
         return found | {"cuda_driver": None, "gpus": []}
     with Nvml() as nvml:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem import registry
+from pytest_llem.backends.models import folder_state
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
-from pytest_llem.energy.account import Meters, Total
+from pytest_llem.energy.account import Account, Meters
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
@@ -25,11 +26,12 @@ from pytest_llem.measurement.prompts import build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
+from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
-from pytest_llem.results.experiment import BaselineRecord, ExperimentResult, Identity
+from pytest_llem.results.experiment import BaselineRecord, ExperimentResult, Identity, InputsRecord
 from pytest_llem.results.manifest import now
-from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.results.metrics import metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 
@@ -98,7 +100,14 @@ class ExperimentOrchestrator:
         meters = self._meters(engine)
         try:
             self._tell("loading")
-            load_metrics, load_energy = _load(engine, meters)
+            metered = set(engine.gpus)
+            load_seconds, load_account = _load(engine, meters)
+            load_energy = load_account.total
+            if metered != set(engine.gpus):  # known only now: from here on these are metered, and no others
+                if metered.intersection(load_energy.devices):
+                    load_energy = load_account.of(engine.gpus)
+                meters.close()
+                meters = self._meters(engine)
             self._tell("preparing")
             workload = build_workload(config, engine, texts)
             batches = engine.prepare(workload.prompts)
@@ -155,7 +164,8 @@ class ExperimentOrchestrator:
                         **work,
                         "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
                         "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
-                        **load_metrics,
+                        "load_seconds": metric("load_seconds", load_seconds),
+                        "load_energy_j": accounting.energy("load_energy_j", load_energy),
                     }
                 ),
                 devices=accounting.device_energies(window.account),
@@ -168,6 +178,9 @@ class ExperimentOrchestrator:
                 environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=harness_cpu_seconds,
                 contention=contention,
+                inputs=InputsRecord(
+                    **code_state.imported(), model_folder=folder_state(config.model, self.context.model_path)
+                ),
                 started_at=started_at,
                 completed_at=now(),
                 warnings=find_warnings(
@@ -223,16 +236,11 @@ def _lone_identity(config: ExperimentConfig) -> Identity:
     return Identity(experiment_id=digest, config_hash=digest)
 
 
-def _load(engine: Engine, meters: Meters) -> tuple[dict[str, Metric], Total]:
-    """Load the model, and return what that took: as metrics, and as the meters saw it."""
+def _load(engine: Engine, meters: Meters) -> tuple[float, Account]:
+    """Load the model, and return how long that took, in s, and what the meters saw."""
     meters.begin()
     began = time.perf_counter()
     engine.load()
     engine.synchronize()
     seconds = time.perf_counter() - began
-    total = meters.end().total
-    metrics = {
-        "load_seconds": metric("load_seconds", seconds),
-        "load_energy_j": accounting.energy("load_energy_j", total),
-    }
-    return metrics, total
+    return seconds, meters.end()

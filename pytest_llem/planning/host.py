@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+from pytest_llem.hardware.cgroups import memory_limit_bytes
 from pytest_llem.hardware.gpus import boards_for
 
 
@@ -23,13 +24,15 @@ class Host:
     """A machine.
 
     Attributes:
-        memory_bytes: Of the machine itself.
+        memory_bytes: Of the machine itself, or what of it this process's control group may have.
+        memory_is_limited: It is the latter.
         gpus: Those that PyTorch would use, empty where it runs on the CPU. One that does not tell what it is, or
             has no memory of its own, is left out.
     """
 
     memory_bytes: int
     gpus: tuple[Gpu, ...] = ()
+    memory_is_limited: bool = False
 
     @property
     def device_memory_bytes(self) -> int:
@@ -59,4 +62,6 @@ def host_for(torch: str | None) -> Host:
         for board in boards_for(torch).all
         if board.name is not None and board.memory_bytes is not None and board.capability is not None
     )
-    return Host(psutil.virtual_memory().total, gpus)
+    total, limit = psutil.virtual_memory().total, memory_limit_bytes()
+    is_limited = limit is not None and limit < total
+    return Host(limit if limit is not None and is_limited else total, gpus, is_limited)

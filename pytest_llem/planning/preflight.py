@@ -173,7 +173,15 @@ class Preflight:
         if footprint is None or spread:
             return
         weights, memory = weight_bytes(config, footprint), host.device_memory_bytes
-        if weights + RUNTIME_BYTES > memory:
+        if host.memory_is_limited and not host.gpus:
+            # One that takes more is killed; elsewhere the rough part of the estimate refuses nothing.
+            if (needed := memory_bytes(config, footprint)) > memory:
+                yield (
+                    f"model {config.model!r} needs about {gib(needed)} in {config.precision} with its batches, "
+                    f"and the memory limit here is {gib(memory)}: raise the limit of the container or of its "
+                    "control group"
+                )
+        elif weights + RUNTIME_BYTES > memory:
             where = host.gpus[0].name if host.gpus else "this machine"
             yield (
                 f"model {config.model!r} needs {gib(weights)} in {config.precision} "

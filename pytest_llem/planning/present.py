@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 from pytest_llem.hardware.gpus import visible_boards
 from pytest_llem.isolation.interpreter import package_versions
+from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.planning.resume import Here
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.processor import cpu_model
 from pytest_llem.study.design import StudyConfig
 
 
-def here(study: StudyConfig) -> Here:
-    """Return what determines the numbers of *study* here: this machine, and what each runner has."""
+def here(study: StudyConfig, inputs: CurrentInputs) -> Here:
+    """Return what determines the numbers of *study* here: this machine, what each runner has, and *inputs*."""
 
     def version(backend: str) -> Callable[[str], str | None]:
         python = study.interpreter(backend)
@@ -25,4 +26,5 @@ def here(study: StudyConfig) -> Here:
         gpus=frozenset(board.name for board in boards if board.name),
         driver=next((board.driver for board in boards if board.driver), None),
         version=version,
+        changes=inputs.changes,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, runs_of, stored_result
 from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN
+from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
 
 #: What a run that came to its end leaves.
@@ -39,16 +41,19 @@ class Here:
         driver: Version of their driver.
         version: What gives, for a backend, the version of a package that its experiments would run with; None
             for one that is not there.
+        changes: What gives, for a result and its configuration, what has changed of the code, the model and the
+            dataset since.
     """
 
     cpu: str | None
     gpus: frozenset[str]
     driver: str | None
     version: Callable[[str], Callable[[str], str | None]]
+    changes: Callable[[ExperimentResult, ExperimentConfig], list[str]]
 
-    def differences(self, result: Mapping[str, Any]) -> Iterator[str]:
-        """Yield what was otherwise when *result*, an ExperimentResult as plain data, was measured."""
-        environment, engine = result["environment"], result["engine"]
+    def differences(self, result: ExperimentResult) -> Iterator[str]:
+        """Yield what was otherwise when *result* was measured."""
+        environment = result.environment
         gpus = environment.get("gpus") or []
         names = {gpu["name"] for gpu in gpus if gpu.get("name")}
         if missing := sorted(names - self.gpus):
@@ -58,8 +63,8 @@ class Here:
         drivers = {gpu["driver"] for gpu in gpus if gpu.get("driver")}
         if self.driver and drivers and drivers != {self.driver}:
             yield f"driver {_listed(drivers)} then, {self.driver} now"
-        now = self.version(result["effective_config"]["backend"])
-        then = {name: environment.get("packages", {}).get(name) for name in DECISIVE} | engine["versions"]
+        now = self.version(result.effective_config["backend"])
+        then = {name: environment.get("packages", {}).get(name) for name in DECISIVE} | result.engine.versions
         for name, version in then.items():
             if version is not None and (found := now(name)) is not None and found != version:
                 yield f"{name} {version} then, {found} now"
@@ -67,10 +72,19 @@ class Here:
 
 @dataclass(frozen=True)
 class Stored:
-    """A result of an earlier run: the results directory, and its entry in the manifest there."""
+    """A result of an earlier run.
+
+    Attributes:
+        directory: The results directory.
+        entry: Its entry in the manifest there.
+        measured_at: When it was measured, in UTC, as ISO 8601.
+        mismatch: What has changed since; None where nothing has.
+    """
 
     directory: Path
     entry: ManifestEntry
+    measured_at: str
+    mismatch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,10 +94,17 @@ class Replay:
     Attributes:
         results: By the ids of this run's experiments.
         torn: Experiments whose result is there and not whole.
+        changed: What has changed since experiments were measured, by their ids: they are measured again.
     """
 
     results: Mapping[str, Stored]
     torn: int = 0
+    changed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the results directories that the results are from."""
+        return list(dict.fromkeys(stored.directory.name for stored in self.results.values()))
 
 
 @dataclass
@@ -91,7 +112,7 @@ class Resume:
     """Finds what can be replayed.
 
     Attributes:
-        source: The results directory; None for all runs of a study's design, of which the newest result counts.
+        source: The results directory; None for the newest run of a study's design.
         anyway: Differences do not matter: what has the same configuration, and a result, is replayed.
         here: What determines the numbers now.
     """
@@ -101,7 +122,7 @@ class Resume:
     here: Callable[[StudyConfig], Here]
 
     def of(self, study: StudyConfig, results_dir: Path) -> Replay | None:
-        """Return what is there for *study*.
+        """Return what is there for *study*: results of one run, and of those that it was resumed from itself.
 
         Args:
             study: What is to be run.
@@ -119,42 +140,13 @@ class Resume:
         alike = [run for run in runs if self.anyway or run[1].study_design_hash == study.design_hash]
         if runs and not alike:
             raise ResumeError(_refusal(runs[0][0], [_design_difference(study, *runs[0])]))
-        results: dict[str, Stored] = {}
-        torn: set[str] = set()
-        here = self.here(study)
-        for directory, manifest in alike:
-            found, differences = self._results(study, directory, manifest, here, results.keys(), torn)
-            if not differences:
-                results |= found
-            elif not results:  # of runs before the newest one, what was measured otherwise is left
-                raise ResumeError(_refusal(directory, list(differences)))
-        return Replay(results, len(torn - results.keys()))
-
-    def _results(
-        self,
-        study: StudyConfig,
-        directory: Path,
-        manifest: Manifest,
-        here: Here,
-        known: Collection[str],
-        torn: set[str],
-    ) -> tuple[dict[str, Stored], dict[str, None]]:
-        """Return a run's results of experiments that are not *known*, and how they were measured otherwise."""
-        theirs = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
-        found: dict[str, Stored] = {}
-        differences: dict[str, None] = {}
-        for experiment in study.experiments:
-            entry = theirs.get((experiment.point.config_hash, experiment.cycle))
-            if experiment.id in known or entry is None or entry.status != "completed":
-                continue
-            result = _result_of(experiment, directory, entry)
-            if result is None:
-                torn.add(experiment.id)
-                continue
-            found[experiment.id] = Stored(directory, entry)
-            if not self.anyway:
-                differences |= dict.fromkeys(here.differences(result))
-        return found, differences
+        found = _Found(study, self.here(study), anyway=self.anyway)
+        for directory, manifest in _chain(*alike[0]) if alike else ():
+            differences = found.add(directory, manifest)
+            if differences and not found.results:  # of the runs before the newest one they are left
+                raise ResumeError(_refusal(directory, differences))
+        changed = {name: text for name, text in found.changed.items() if name not in found.results}
+        return Replay(found.results, len(found.torn - found.results.keys()), changed)
 
     def _named(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:
         """Return the run that was named; None where it is another study's."""
@@ -175,8 +167,71 @@ class Resume:
             raise ResumeError(f"--llem-resume-from: {error}") from error
 
 
-def _result_of(experiment: Experiment, directory: Path, entry: ManifestEntry) -> dict[str, Any] | None:
-    """Return the result that *entry* has of *experiment*, as plain data; None where it is none, or another's."""
+@dataclass
+class _Found:
+    """Results that were found so far, of one run after another.
+
+    Attributes:
+        study: What is to be run.
+        here: What determines its numbers now.
+        anyway: Differences do not matter.
+        results: What can be replayed, by the experiment's id.
+        torn: Experiments whose result is not whole.
+        changed: What has changed since experiments were measured, by their ids.
+    """
+
+    study: StudyConfig
+    here: Here
+    anyway: bool
+    results: dict[str, Stored] = field(default_factory=dict)
+    torn: set[str] = field(default_factory=set)
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, directory: Path, manifest: Manifest) -> list[str]:
+        """Add the results of a run that no newer one has, unless they were measured otherwise.
+
+        Returns:
+            How they were: on another machine, or with other versions.
+        """
+        entries = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
+        found: dict[str, Stored] = {}
+        differing: dict[str, None] = {}
+        for experiment in self.study.experiments:
+            entry = entries.get((experiment.point.config_hash, experiment.cycle))
+            if experiment.id in self.results or entry is None or entry.status != "completed":
+                continue
+            if (result := _result_of(experiment, directory, entry)) is None:
+                self.torn.add(experiment.id)
+                continue
+            differences = list(self.here.differences(result))
+            changes = self.here.changes(result, experiment.point.config)
+            if self.anyway or not changes:
+                mismatch = "; ".join(differences + changes) or None
+                found[experiment.id] = Stored(directory, entry, result.started_at, mismatch)
+            else:
+                self.changed.setdefault(experiment.id, "; ".join(changes))
+            if not self.anyway:
+                differing |= dict.fromkeys(differences)
+        if not differing:
+            self.results |= found
+        return list(differing)
+
+
+def _chain(directory: Path, manifest: Manifest) -> list[tuple[Path, Manifest]]:
+    """Return a run, and those that it was resumed from, the newest first. Those that are gone are left out."""
+    found = {directory: manifest}
+    names = [directory.parent / name for name in manifest.resumed_from]
+    while names:
+        if (earlier := names.pop()) in found or earlier.parent != directory.parent:
+            continue
+        with suppress(OSError, ValueError):
+            found[earlier] = read_manifest(earlier)
+            names += [earlier.parent / name for name in found[earlier].resumed_from]
+    return sorted(found.items(), key=lambda run: run[1].started_at, reverse=True)
+
+
+def _result_of(experiment: Experiment, directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
+    """Return the result that *entry* has of *experiment*; None where it is none, or another's."""
     text = stored_result(directory, entry)
     try:
         result = ExperimentResult.model_validate_json(text or "")
@@ -184,7 +239,7 @@ def _result_of(experiment: Experiment, directory: Path, entry: ManifestEntry) ->
         return None
     identity = result.identity
     own = (identity.config_hash, identity.cycle) == (experiment.point.config_hash, experiment.cycle)
-    return result.model_dump(include={"environment", "engine", "effective_config"}) if own else None
+    return result if own else None
 
 
 def _refusal(directory: Path, differences: list[str]) -> str:

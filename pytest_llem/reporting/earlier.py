@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_llem.nodes import REFERENCE
+from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results.models import PointResult, StudyResult
 
 
@@ -28,12 +29,19 @@ class MeasuredInTurns(NamedTuple):
 class Earlier:
     """Results of one design, the newest first. Each is read when it is needed, once.
 
+    A point whose code, model or dataset has changed since says so in its ``replay_mismatch``.
+
     Args:
         directories: Their results directories.
+        inputs: The code, the models and the datasets that the study would use now, …
+        reference_inputs: … and those of its reference, where there is one.
     """
 
-    def __init__(self, directories: Sequence[Path]) -> None:
+    def __init__(
+        self, directories: Sequence[Path], inputs: CurrentInputs, reference_inputs: CurrentInputs | None = None
+    ) -> None:
         self._directories = directories
+        self._inputs, self._reference_inputs = inputs, reference_inputs
         self._read: dict[Path, StudyResult | None] = {}
 
     def point(self, name: str, cycles: int) -> Measured | None:
@@ -47,9 +55,9 @@ class Earlier:
         for directory, result in self._results():
             point = _point_of(result, name)
             if point is not None and len(point.cycles) >= cycles:
-                return Measured(directory, point)
+                return Measured(directory, self._checked(directory, point))
             if part is None and point is not None and point.cycles:
-                part = Measured(directory, point)
+                part = Measured(directory, self._checked(directory, point))
         return part
 
     def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInTurns | None:
@@ -66,10 +74,16 @@ class Earlier:
             if point is None or reference is None:
                 continue
             common = len(set(point.cycles) & set(reference.cycles))
+            if common < cycles and (part is not None or not common):
+                continue
+            found = MeasuredInTurns(
+                directory,
+                self._checked(directory, point),
+                self._checked(directory / REFERENCE, reference),
+            )
             if common >= cycles:
-                return MeasuredInTurns(directory, point, reference)
-            if part is None and common:
-                part = MeasuredInTurns(directory, point, reference)
+                return found
+            part = found
         return part
 
     def result(self) -> StudyResult | None:
@@ -79,6 +93,12 @@ class Earlier:
     def reference(self, interpreter: str) -> StudyResult | None:
         """Return the newest result of a reference that was measured in turns with the study."""
         return next((reference for _, _, reference in self._turns(interpreter)), None)
+
+    def _checked(self, directory: Path, point: PointResult) -> PointResult:
+        """Return *point* with what has changed since it was measured."""
+        inputs = (self._reference_inputs if directory.name == REFERENCE else None) or self._inputs
+        changes = inputs.changes_since(directory, point)
+        return point.model_copy(update={"replay_mismatch": "; ".join(changes) or point.replay_mismatch})
 
     def _turns(self, interpreter: str) -> Iterator[tuple[Path, StudyResult, StudyResult]]:
         """Yield results with their references, but for those that say that they were compared with another one."""

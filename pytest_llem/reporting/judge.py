@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -18,6 +19,7 @@ from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.nodes import REFERENCE, REGRESSION, Node, held, run_key
 from pytest_llem.options import Settings
+from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.reporting.comparison import lines as comparison_lines
 from pytest_llem.reporting.earlier import Earlier
 from pytest_llem.reporting.gate_reports import Marks, gate_reports
@@ -33,6 +35,12 @@ from pytest_llem.stash import BOARD
 from pytest_llem.study.design import StudyConfig
 
 
+class InputsOf(Protocol):
+    """Gives the code, the models and the datasets that a study, or its reference, would use now."""
+
+    def __call__(self, study: StudyConfig, *, reference: bool) -> CurrentInputs: ...
+
+
 class Judge:
     """Judges the gates of a session that were selected.
 
@@ -43,10 +51,14 @@ class Judge:
         config: The controller's.
         node_ids: Of all that was selected.
         recorder: Of the experiments among that; None where there are none.
+        inputs: What gives the code, the models and the datasets that a study would use now.
     """
 
-    def __init__(self, config: pytest.Config, node_ids: Iterable[str], recorder: Recorder | None) -> None:
+    def __init__(
+        self, config: pytest.Config, node_ids: Iterable[str], recorder: Recorder | None, inputs: InputsOf
+    ) -> None:
         self._config = config
+        self._inputs = inputs
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
         #: With the name of their study, and the ids of their gates that count.
@@ -66,7 +78,7 @@ class Judge:
             pytest.UsageError: What an item is to judge is not there any more.
         """
         for file, nodes in self._gates.items():
-            bench = _Bench(self._config, file, self._recorder)
+            bench = _Bench(self._config, file, self._recorder, self._inputs)
             gates = {node_id: bench.gate(node_id, node) for node_id, node in nodes.items()}
             found = bench.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
             counting: set[str] = set()
@@ -118,8 +130,9 @@ class Judge:
 class _Bench:
     """One study's gates, and what they judge."""
 
-    def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None) -> None:
+    def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None, inputs: InputsOf) -> None:
         self._config = config
+        self._inputs = inputs
         self._file = file
         self._settings = Settings.from_config(config)
         runs = {} if recorder is None else recorder.runs
@@ -231,7 +244,11 @@ class _Bench:
                 directory
                 for directory, manifest in runs_of(results_dir, self.study.name, digest)
                 if manifest.study_design_hash == digest and (run is None or directory != run.directory)
-            ]
+            ],
+            self._inputs(self.study, reference=False),
+            self._inputs(study_of(self._config, run_key(self._file, REFERENCE)), reference=True)
+            if self._settings.against
+            else None,
         )
 
     @cached_property

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +59,7 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     lines += _grouped("preflight, will fail", plan.refused.items())
     if plan.replay is not None:
         lines.append(f"  resume: {_replayed(plan, plan.replay, directory)}")
+        lines += _grouped("resume, measured again", plan.replay.changed.items())
     lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
     return lines
 
@@ -72,12 +72,25 @@ def _reference(plan: Plan) -> list[str]:
 
 
 def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
-    """Return how many results there are, and where."""
-    sources = Counter(replay.results[one.id].directory for one in plan.experiments if plan.is_replayed(one))
-    told = [f"{number:,} from {os.path.relpath(source, directory)}" for source, number in sources.items()]
+    """Return how many results there are, where, and when they were measured."""
+    times: dict[Path, list[str]] = {}
+    for one in plan.experiments:
+        if plan.is_replayed(one):
+            stored = replay.results[one.id]
+            times.setdefault(stored.directory, []).append(stored.measured_at[:16].replace("T", " "))
+    told = [
+        f"{len(found):,} from {os.path.relpath(source, directory)} (measured {_span(found)} UTC)"
+        for source, found in times.items()
+    ]
     if replay.torn:
         told.append(f"{replay.torn:,} not whole any more")
-    return ", ".join(told) or "nothing is there to replay"
+    return ", ".join(told) or ("nothing is replayed" if replay.changed else "nothing is there to replay")
+
+
+def _span(times: Sequence[str]) -> str:
+    """Return the first and the last of *times*, without the day where it is the same."""
+    first, last = min(times), max(times)
+    return first if first == last else f"{first} to {last.removeprefix(f'{first[:10]} ')}"
 
 
 def _deadline(plan: Plan) -> str:

@@ -63,14 +63,18 @@ class Recorder:
 
     @classmethod
     def start(
-        cls, config: pytest.Config, node_ids: Iterable[str], ready: Callable[[Mapping[str, StudyConfig]], None]
+        cls,
+        config: pytest.Config,
+        node_ids: Iterable[str],
+        ready: Callable[[Mapping[str, StudyConfig]], Mapping[str, Iterable[str]]],
     ) -> Recorder | None:
         """Open a results directory for each study that has experiments among *node_ids*.
 
         Args:
             config: The controller's.
             node_ids: Of all that is to run.
-            ready: Called with the studies, by the key of their run, before anything is written.
+            ready: Called with the studies, by the key of their run, before anything is written. It returns the
+                names of the results directories from which each is resumed.
 
         Raises:
             pytest.UsageError: A results directory cannot be made, a hook fails, or there will be nothing to save.
@@ -83,8 +87,7 @@ class Recorder:
             studies = {key: study_of(config, key) for key in selected}
         except StudyError as error:
             raise pytest.UsageError(str(error)) from error
-        if studies:
-            ready(studies)
+        resumed = ready(studies) if studies else {}
         stamp = settings.run_id or datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         known = host_environment(config.rootpath) if studies else {}
         environments = {key: _environment(config, known) for key in studies if not is_reference(key)}
@@ -94,7 +97,9 @@ class Recorder:
             if is_reference(key):
                 results_dir, name = runs[file_of(key)].directory, REFERENCE
             try:
-                runs[key] = StudyRun.open(study, selected[key], results_dir, name, environments[file_of(key)])
+                runs[key] = StudyRun.open(
+                    study, selected[key], results_dir, name, environments[file_of(key)], resumed.get(key, ())
+                )
             except OSError as error:
                 for run in runs.values():
                     run.finish("aborted")

@@ -52,6 +52,7 @@ class StudyRun:
         results_dir: Path,
         name: str,
         environment: dict[str, Any],
+        resumed_from: Iterable[str] = (),
     ) -> StudyRun:
         """Make the results directory and write the first manifest.
 
@@ -61,6 +62,7 @@ class StudyRun:
             results_dir: Where the directory goes.
             name: Of the directory; with a number behind it where that is taken.
             environment: What is known of this machine.
+            resumed_from: Names of the results directories whose results are replayed.
 
         Raises:
             OSError: It cannot be made.
@@ -84,6 +86,7 @@ class StudyRun:
             started_at=now(),
             total_experiments=len(running),
             environment=environment,
+            resumed_from=list(resumed_from),
             experiments=entries,
         )
         design = study_design(study, manifest).model_dump_json() + "\n"
@@ -122,6 +125,7 @@ class StudyRun:
             worker=payload["worker"],
             device=device,
             replayed_from=payload["replayed_from"],
+            replay_mismatch=payload["replay_mismatch"],
         )
         return result
 

@@ -121,9 +121,9 @@ class BaselineRecord(Record):
         age_seconds: How long before this experiment asked for it: 0 where it was measured in this one, and not in
             an earlier cycle of its point.
         reason: Why ``idle_context_w`` is null.
-        idle_bare_w: Power of each device before the session's first experiment on it, with neither model nor
-            context of the session's, in W by device; null where none was measured. Not to be subtracted: a context
-            alone draws power.
+        idle_bare_w: Power of each device that the experiment might use, before the session's first experiment on
+            it, with neither model nor context of the session's, in W by device; null where none was measured. Not
+            to be subtracted: a context alone draws power.
         idle_bare_method: How it was obtained.
         idle_bare_source: What it was read from.
         idle_bare_age_seconds: How long before this experiment was started; of several, the oldest.
@@ -217,6 +217,23 @@ class GapRecord(Record):
     memory_left_mb: dict[str, float] | None = None
 
 
+class InputsRecord(Record):
+    """What the result follows from beside its configuration: a resumed run compares it with what is there.
+
+    Attributes:
+        modules: Digest of each module's file that the experiment's process imported, by the module's name; null
+            where it is unknown. Without the standard library and packages that are installed.
+        distributions: Version of each installed package that it imported, and for one that was not installed from
+            an index a digest of its files.
+        model_folder: Digest of the names, sizes and times of modification of the files in the model's folder; null
+            where it is not in a local folder.
+    """
+
+    modules: dict[str, str | None]
+    distributions: dict[str, str | None]
+    model_folder: str | None = None
+
+
 class DeviceConditions(Record):
     """What a device was like over the window. What it does not tell is null.
 
@@ -278,8 +295,8 @@ class ExperimentResult(Document):
     null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
     one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
     was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the
-    engine: the meters' own processes, the guardian and the pytest process. ``contention`` is null in results of
-    versions that did not record it.
+    engine: the meters' own processes, the guardian and the pytest process. ``contention`` and ``inputs`` are null
+    in results before schema 1.4.
     """
 
     pytest_llem_version: str
@@ -298,6 +315,7 @@ class ExperimentResult(Document):
     engine: EngineRecord
     environment: dict[str, Any] = Field(default_factory=dict)
     harness_cpu_seconds: float | None = None
+    inputs: InputsRecord | None = None
     started_at: str
     completed_at: str
     warnings: list[str] = Field(default_factory=list)

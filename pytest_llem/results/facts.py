@@ -48,6 +48,10 @@ BENCH: dict[str, BenchFact] = {
     "gpu": BenchFact("GPU model"),
     "cpu": BenchFact("CPU model"),
     "cpus": BenchFact("CPUs that it may use", optional=True),
+    "cpu_layout": BenchFact("cores of these CPUs", optional=True),
+    "cpu_limit": BenchFact("CPU time limit", optional=True),
+    "priority": BenchFact("scheduling priority", optional=True),
+    "memory_limit": BenchFact("memory limit", optional=True),
     "power_limit": BenchFact("power limit", optional=True),
     "mig": BenchFact("MIG"),
     "energy_boundary": BenchFact("energy boundary", "energy"),
@@ -118,6 +122,7 @@ def _bench(result: ExperimentResult) -> dict[str, Any]:
     known = energy.value is not None
     return {
         **(_cpu(result) if result.engine.device == "cpu" else _gpu(result)),
+        **_limits(environment),
         "energy_boundary": energy.boundary if known else None,
         "energy_method": energy.method if known else None,
         "length_mode": result.effective_config.get("measurement", {}).get("length_mode"),
@@ -131,7 +136,21 @@ def _cpu(result: ExperimentResult) -> dict[str, Any]:
     return {
         "cpu": environment.get("cpu_model"),
         "cpus": environment.get("cpus_allowed"),
+        "cpu_layout": environment.get("cpu_layout"),
         "start_method": result.start.method if result.start else None,
+    }
+
+
+def _limits(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the limits of the experiment's process; none of results before schema 1.4, which do not have them."""
+    if "nice" not in environment:
+        return {}
+    cpus, memory_mb = environment["cpu_limit"], environment["memory_limit_mb"]
+    policy = environment["scheduling_policy"]
+    return {
+        "cpu_limit": "none" if cpus is None else f"{cpus:g} CPUs",
+        "priority": f"nice {environment['nice']}" + (f", {policy}" if policy not in (None, "other") else ""),
+        "memory_limit": "none" if memory_mb is None else f"{memory_mb:,} MB",
     }
 
 

@@ -168,7 +168,8 @@ class ManifestWriter:
         with self._transition(experiment_id, "running") as entry:
             entry.started_at = now()
             entry.completed_at = entry.error = entry.reason = None
-            entry.result_file = entry.result_sha256 = entry.replayed_from = None
+            entry.result_file = entry.result_sha256 = None
+            entry.replayed_from = entry.replay_mismatch = None
             entry.attempt += 1
 
     def completed(
@@ -180,6 +181,7 @@ class ManifestWriter:
         worker: str | None = None,
         device: str | None = None,
         replayed_from: str | None = None,
+        replay_mismatch: str | None = None,
     ) -> None:
         """An experiment has a result: save it, then say so.
 
@@ -190,6 +192,7 @@ class ManifestWriter:
             worker: The xdist worker that ran it.
             device: What it ran on.
             replayed_from: Name of the results directory that it was taken from, where it was not run.
+            replay_mismatch: What has changed since it was measured, where it was not run.
 
         Raises:
             OSError: It could not be saved, and the entry is unchanged; or that could not be written down.
@@ -203,7 +206,7 @@ class ManifestWriter:
         with self._transition(experiment_id, "completed") as entry:
             entry.result_file, entry.result_sha256 = f"{stem}.json", digest
             entry.worker, entry.device = worker, device
-            entry.replayed_from = replayed_from
+            entry.replayed_from, entry.replay_mismatch = replayed_from, replay_mismatch
             entry.error = None
             entry.completed_at = now()
 
@@ -212,7 +215,8 @@ class ManifestWriter:
         with self._transition(experiment_id, "failed") as entry:
             entry.error = error
             entry.worker = worker
-            entry.result_file = entry.result_sha256 = entry.replayed_from = None
+            entry.result_file = entry.result_sha256 = None
+            entry.replayed_from = entry.replay_mismatch = None
             entry.completed_at = now()
 
     def skipped(self, experiment_id: str, reason: str, error: ErrorRecord | None = None) -> None:

@@ -43,7 +43,8 @@ class ManifestEntry(Record):
     """One experiment of the manifest.
 
     ``result_file`` is relative to the manifest; ``reason`` says why it was skipped, or expected to fail;
-    ``replayed_from`` names the results directory that its result was taken from, where it was not run again.
+    ``replayed_from`` names the results directory that its result was taken from, where it was not run again;
+    ``replay_mismatch`` says what has changed since that was measured, and is null where nothing has.
     """
 
     experiment_id: str
@@ -61,13 +62,15 @@ class ManifestEntry(Record):
     worker: str | None = None
     device: str | None = None
     replayed_from: str | None = None
+    replay_mismatch: str | None = None
 
 
 class Manifest(Document):
     """The checkpoint of a study: valid at every moment.
 
     While the study runs, ``manifest.journal`` beside it may hold transitions after ``journal_sequence``:
-    :func:`pytest_llem.results.manifest.read_manifest` reads both.
+    :func:`pytest_llem.results.manifest.read_manifest` reads both. ``resumed_from`` names the results directories
+    beside this one whose results are replayed.
     """
 
     study_name: str
@@ -82,6 +85,7 @@ class Manifest(Document):
     skipped: int = 0
     pending: int = 0
     journal_sequence: int = 0
+    resumed_from: list[str] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
     experiments: list[ManifestEntry]
 
@@ -130,6 +134,8 @@ class PointResult(Record):
         subject: Facts of what was measured, which may differ there.
         contention: Which cycles are contended; null where no result says.
         verdicts: Of the gates on it.
+        replay_mismatch: What has changed since a result of it was measured that was replayed: no gate judges it.
+            Null where nothing has.
     """
 
     id: str
@@ -143,6 +149,7 @@ class PointResult(Record):
     subject: dict[str, Any] = Field(default_factory=dict)
     contention: PointContention | None = None
     verdicts: list[GateVerdict] = Field(default_factory=list)
+    replay_mismatch: str | None = None
 
 
 class StudyResult(Document):

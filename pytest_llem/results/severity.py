@@ -15,6 +15,7 @@ _WORST_FIRST = [
         "no energy",
         "the engine ran on",
         "contended",
+        "code was edited",
         "throttled",
         "the (prefill )?window holds",
         "times_floor",

@@ -96,12 +96,15 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         results = [result for _, result in found_here if result is not None]
         # After reading: an entry whose result is gone has no digest any more.
         point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
+        mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
+        point.replay_mismatch = "; ".join(mismatches) or None
         point.metrics = summarise(results)
         point.bench = found.shared(bench_facts(results))
         point.subject = found.shared(subject_facts(results))
         point.contention = _contention(results)
         for result in results:
             found.add(result, point)
+    found.warn_of_edits()
     _tell_concurrent(found, manifest.experiments)
     return found
 
@@ -170,6 +173,8 @@ class Findings:
         self.warnings: dict[str, list[str]] = {}
         self.spans: list[tuple[str, str, PointResult]] = []
         self._facts: dict[str, dict[str, Any]] = {}
+        #: By engine and module, the experiments that had each state of its code.
+        self._code: dict[tuple[str, str], dict[str | None, list[str]]] = {}
 
     def shared(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Return *facts*, as one object for all points that have the same: most do."""
@@ -183,8 +188,25 @@ class Findings:
         self.methods.add(result.metrics["energy_j"].method)
         if result.window.window_energy_j is not None:
             self.known.append(result.window.window_energy_j)
+        for module, digest in (result.inputs.modules if result.inputs else {}).items():
+            states = self._code.setdefault((result.effective_config["backend"], module), {})
+            states.setdefault(digest, []).append(result.identity.experiment_id)
         for warning in [*result.warnings, *_gap_warnings(result)]:
             self.warnings.setdefault(warning, []).append(result.identity.experiment_id)
+
+    def warn_of_edits(self) -> None:
+        """Warn of modules that were not the same in all experiments, and name those that had the rarer ones."""
+        edited: dict[tuple[str, ...], list[str]] = {}
+        for (_, module), states in self._code.items():
+            *rarer, usual = sorted(states.items(), key=lambda state: (state[0] is not None, len(state[1])))
+            if usual[0] is None:  # edited while each of them ran
+                rarer.append(usual)
+            if rarer:
+                edited.setdefault(tuple(chain.from_iterable(ids for _, ids in rarer)), []).append(module)
+        for ids, modules in edited.items():
+            more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+            text = f"code was edited while the study ran: {modules[0]}{more}"
+            self.warnings.setdefault(text, []).extend(ids)
 
     def said(self) -> list[str]:
         """Return each warning once, the worst first, with the experiments it concerns unless it concerns all."""

@@ -1,0 +1,145 @@
+"""Whether what a result follows from, beside its configuration, is still what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_llem.backends.models import ModelSource, folder_state, hub_revision
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.isolation.interpreter import ANSWER_SECONDS
+from pytest_llem.isolation.launcher import OURS_ALONE
+from pytest_llem.measurement.prompts import hub_dataset, prompts_digest, read_texts
+from pytest_llem.results import code_state
+from pytest_llem.results.code_state import CodeState
+from pytest_llem.results.experiment import ExperimentResult, InputsRecord
+from pytest_llem.results.manifest import read_manifest, stored_result
+from pytest_llem.results.models import PointResult
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.design import StudyConfig
+
+#: Names in a message.
+MAX_NAMES = 3
+
+
+@dataclass
+class CurrentInputs:
+    """Compares results with the code, the models and the datasets that a study would use now.
+
+    Each file is looked at once: what changes later, while the study runs, the new results show.
+
+    Attributes:
+        study: The study.
+        model_path: Folders that hold models by name.
+        import_path: Where an engine of the user's own is looked for, beside the interpreter's own path.
+    """
+
+    study: StudyConfig
+    model_path: Sequence[Path]
+    import_path: Sequence[Path]
+    _code: dict[Path | None, CodeState] = field(default_factory=dict)
+    _models: dict[str, str | None] = field(default_factory=dict)
+    _prompts: dict[str, str | None] = field(default_factory=dict)
+
+    def changes(self, result: ExperimentResult, config: ExperimentConfig) -> list[str]:
+        """Return what has changed since *result* was measured with *config*; what is unknown counts as changed."""
+        if result.inputs is None:
+            return [f"pytest-llem {result.pytest_llem_version} did not record the code that ran"]
+        python = self.study.interpreter(config.backend)
+        return [
+            *self._changed_code(result.inputs, python),
+            *self._changed_model(result, config),
+            *self._changed_dataset(result, config),
+        ]
+
+    def changes_since(self, directory: Path, point: PointResult) -> list[str]:
+        """Return what has changed since the results of *point* in a results directory were measured."""
+        config = next(one.config for one in self.study.points if one.config_hash == point.config_hash)
+        found: dict[str, None] = {}
+        for entry in read_manifest(directory).experiments:
+            if entry.config_hash == point.config_hash and (text := stored_result(directory, entry)) is not None:
+                found |= dict.fromkeys(self.changes(ExperimentResult.model_validate_json(text), config))
+        return list(found)
+
+    def _changed_code(self, inputs: InputsRecord, python: Path | None) -> Iterator[str]:
+        known = self._code.setdefault(python, CodeState(modules={}, distributions={}))
+        modules = inputs.modules.keys() - known["modules"].keys()
+        packages = inputs.distributions.keys() - known["distributions"].keys()
+        if modules or packages:
+            found = self._current(python, sorted(modules), sorted(packages))
+            known["modules"] |= found["modules"]
+            known["distributions"] |= found["distributions"]
+        now = known["modules"]
+        edited = [name for name, digest in inputs.modules.items() if digest is not None and now[name] != digest]
+        missing = [name for name in edited if now[name] is None]
+        if edited := [name for name in edited if now[name] is not None]:
+            yield f"code has changed: {_listed(edited)}"
+        if missing:
+            yield f"code is not found any more: {_listed(missing)}"
+        if unknown := [name for name, digest in inputs.modules.items() if digest is None]:
+            yield f"code was edited while it ran: {_listed(unknown)}"
+        for name, version in inputs.distributions.items():
+            if (current := known["distributions"][name]) != version:
+                then, here = ((one or "not installed").partition(" ")[0] for one in (version, current))
+                yield f"{name} {then} then, {here} now" if then != here else f"{name} {then} has other files now"
+
+    def _current(self, python: Path | None, modules: Sequence[str], packages: Sequence[str]) -> CodeState:
+        """Return the code that experiments would import in an interpreter; None for this one."""
+        path = [str(folder) for folder in self.import_path]
+        if python is None:
+            return code_state.current(modules, packages, [*sys.path, *path])
+        unknown = CodeState(modules=dict.fromkeys(modules), distributions=dict.fromkeys(packages))
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as question:
+            json.dump({"modules": modules, "packages": packages, "path": path}, question)
+            question.flush()
+            try:
+                answer = subprocess.run(
+                    [python, "-P", "-m", code_state.__name__, question.name],
+                    env={name: value for name, value in os.environ.items() if name not in OURS_ALONE},
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=ANSWER_SECONDS,
+                    check=True,
+                )
+                found: CodeState = json.loads(answer.stdout)
+            except (OSError, subprocess.SubprocessError, ValueError):  # preflight reports what is wrong with it
+                return unknown
+        return found
+
+    def _changed_model(self, result: ExperimentResult, config: ExperimentConfig) -> Iterator[str]:
+        assert result.inputs is not None
+        name = config.model
+        if name not in self._models:
+            self._models[name] = folder_state(name, self.model_path)
+        if self._models[name] != result.inputs.model_folder:
+            yield f"the folder of model {name!r} has changed"
+        elif (revision := result.engine.model_revision) is not None:
+            wanted = config.pytorch.revision if config.pytorch else None
+            current = revision if wanted == revision else hub_revision(ModelSource(name, "hub"), wanted)
+            if current != revision:
+                here = f"of {current[:12]}" if current else "not there"
+                yield f"model {name!r} was of revision {revision[:12]}, in the cache it is {here}"
+
+    def _changed_dataset(self, result: ExperimentResult, config: ExperimentConfig) -> Iterator[str]:
+        directory, key = self.study.path.parent, result.identity.config_hash
+        if not config.has_texts or hub_dataset(str(config.dataset), directory):
+            return
+        if key not in self._prompts:
+            try:
+                texts = read_texts(config, directory)
+            except PreflightError:
+                texts = None
+            self._prompts[key] = prompts_digest(texts.prompts) if texts else None
+        if self._prompts[key] != result.tokens.dataset_hash:
+            yield f"dataset {config.dataset!r} has changed"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,0 +1,221 @@
+"""Devices are those that the engine's own runtime names; before it has, those that it might use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from pytest_llem import registry
+from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.doctor.gpu_findings import visibility_findings
+from pytest_llem.doctor.records import Gpu, Surroundings
+from pytest_llem.energy import metering
+from pytest_llem.energy.metering import EnergyMeter
+from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.hardware import gpus as hardware
+from pytest_llem.hardware.gpus import Board, Boards, cuda_order, unknown_entry, visible_boards
+from pytest_llem.isolation import devices
+from pytest_llem.isolation.devices import CPU, possible_devices
+from pytest_llem.measurement import environment, orchestrator
+from pytest_llem.study.config import ExperimentConfig
+from tests.conftest import NOOP_STUDY
+from tests.support import nvml
+
+A, B = "GPU-aaaaaaaa-0000", "GPU-bbbbbbbb-1111"
+TWO = Boards((Board(A), Board(B)), Board(A))
+
+
+# ---- what is leased ----
+
+
+@pytest.mark.parametrize(
+    ("backend", "torch", "boards", "leased"),
+    [
+        ("vllm", None, TWO, {CPU, A, B}),
+        ("vllm", "2.13.0+cpu", TWO, {CPU, A, B}),
+        ("vllm", "2.13.0+cu130", TWO, {A, B}),
+        ("vllm", None, Boards(), {CPU}),
+        ("pytorch", "2.13.0+cpu", TWO, {CPU}),
+        ("pytorch", "2.13.0+cu130", TWO, {A}),
+    ],
+)
+def test_an_engine_whose_devices_are_unknown_leases_all_that_it_might_use(
+    monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, boards: Boards, leased: set[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "package_versions", lambda python: {"torch": torch} if torch else {})
+    for module in (devices, hardware):
+        monkeypatch.setattr(module, "visible_boards", lambda: boards)
+    config = ExperimentConfig(model="m", backend=backend)
+    assert set(possible_devices(config, None)) == leased
+
+
+# ---- what CUDA_VISIBLE_DEVICES means ----
+
+
+def test_a_number_among_different_boards_is_ambiguous(nvml_library: Path, tmp_path: Path) -> None:
+    boards = [nvml.Board(uuid, [(0.0, 50.0)], {"name": name}) for uuid, name in ((A, "H100"), (B, "L4"))]
+    script = nvml.Script(tmp_path / "script", boards)
+    script.write()
+    env = nvml.environment(nvml_library, script) | {"CUDA_VISIBLE_DEVICES": "0"}
+    env.pop("CUDA_DEVICE_ORDER", None)
+    seen = nvml.run(env, visible_boards)
+    assert (len(seen.all), seen.first, seen.is_ambiguous) == (2, None, True)
+    seen = nvml.run(env | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, visible_boards)
+    assert ([board.uuid for board in seen.all], seen.is_ambiguous) == ([A], False)
+
+
+@pytest.mark.parametrize(
+    ("visible", "entry"),
+    [
+        ("0,1", None),
+        ("7", "7"),
+        ("0,2,1", "2"),
+        (f"{B},GPU-c", "GPU-c"),
+        ("", None),
+        ("-1", None),
+        ("1,-1,9", None),
+    ],
+)
+def test_an_entry_that_names_no_board(visible: str, entry: str | None) -> None:
+    assert unknown_entry([A, B], visible) == entry
+
+
+def test_a_number_that_names_no_board_leaves_none_whatever_the_order() -> None:
+    assert cuda_order([A, B], "7", counted=False) == ([], True)
+
+
+def _findings(visible: str | None, order: str | None = None, names: tuple[str, str] = ("H100", "L4")) -> Any:
+    uuids = [A, B]
+    counted = order is not None or len(set(names)) == 1
+    found, ordered = cuda_order(uuids, visible, counted=counted)
+    gpus = [
+        Gpu(index=index, uuid=uuid, name=name, visible=uuid in found, first=ordered and found[:1] == [uuid])
+        for index, (uuid, name) in enumerate(zip(uuids, names, strict=True))
+    ]
+    around = Surroundings(os="Linux", kernel="6", cuda_visible_devices=visible, cuda_device_order=order)
+    return [(one.severity, one.about, one.what) for one in visibility_findings(gpus, around)]
+
+
+def test_doctor_reports_an_ambiguous_order_and_a_number_that_names_no_gpu() -> None:
+    [(severity, about, what)] = _findings("0")
+    assert (severity, about) == ("hinders", "CUDA_VISIBLE_DEVICES=0")
+    assert what.endswith("in another order than nvidia-smi: which of them is meant is unknown")
+    assert _findings("0", order="PCI_BUS_ID") == []
+    assert _findings("0", names=("H100", "H100")) == []
+    assert _findings(B) == []
+    [(severity, _, what)] = _findings(None)
+    assert (severity, what.rpartition(": ")[2]) == (
+        "note",
+        "which of them is the first, which engines use, is unknown",
+    )
+    [(severity, about, what)] = _findings("7")
+    assert (severity, about) == ("blocks", "CUDA_VISIBLE_DEVICES")
+    assert what == "'7' in '7' names no GPU: CUDA uses only those before it, so engines run on the CPU"
+    assert [severity for severity, *_ in _findings("1,2", order="PCI_BUS_ID")] == ["hinders"]
+
+
+# ---- what is metered ----
+
+
+class FakeMeter:
+    """Reads 10 J of each board that it was opened for."""
+
+    opened: ClassVar[list[list[str]]] = []
+
+    def open(self, gpus: Sequence[str]) -> None:
+        self._gpus = list(gpus)
+        self.opened.append(self._gpus)
+
+    def begin(self) -> None:
+        """Nothing is to be begun."""
+
+    def end(self) -> Reading:
+        readings = (DeviceReading(gpu, "gpu_board", 10.0, "measured", "nvml_total_energy") for gpu in self._gpus)
+        return Reading(tuple(readings), 1.0)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def fake_meter(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Have the fake meter stand for any; return the boards that each was opened for."""
+    opened: list[list[str]] = []
+    monkeypatch.setattr(FakeMeter, "opened", opened)
+    load = registry.load
+
+    def load_fake(group: str, name: str) -> Any:
+        return FakeMeter if group == registry.METERS else load(group, name)
+
+    monkeypatch.setattr(registry, "load", load_fake)
+    return opened
+
+
+@pytest.mark.parametrize(("used", "load_j"), [([A], 10.0), ([A, B], 20.0), ([], None)])
+def test_meters_read_the_devices_that_the_engine_names_once_loaded(
+    noop_engine: None,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_meter: list[list[str]],
+    used: list[str],
+    load_j: float | None,
+) -> None:
+    from noop_engine import NoopEngine
+
+    class Spread(NoopEngine):
+        """May run on both boards, and is loaded on some."""
+
+        def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+            super().__init__(config, context)
+            self.gpus = [A, B]
+
+        def load(self) -> None:
+            self.gpus = used
+
+    monkeypatch.setattr(
+        orchestrator.ExperimentOrchestrator, "_engine", lambda run: Spread(run.config, run.context)
+    )
+    monkeypatch.setattr(environment, "settings", lambda nvml, uuid: {"uuid": uuid})
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    config = ExperimentConfig.model_validate(
+        fields | {"energy": {"backend": "nvml"}, "baseline": {"enabled": False}}
+    )
+    result = orchestrator.ExperimentOrchestrator(config).run().result
+    assert fake_meter == [[A, B]] + ([used] if used != [A, B] else [])
+    assert [device.device for device in result.devices] == used
+    assert [gpu["uuid"] for gpu in result.environment["gpus"]] == used
+    assert result.metrics["load_energy_j"].value == load_j
+
+
+def test_the_fixture_meters_no_board_where_it_is_unknown_which(
+    monkeypatch: pytest.MonkeyPatch, fake_meter: list[list[str]]
+) -> None:
+    monkeypatch.setattr(metering, "visible_boards", lambda: Boards(TWO.all, None, is_ambiguous=True))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with EnergyMeter()() as reading:
+        pass
+    assert (reading.energy_j, fake_meter) == (None, [])
+    assert reading.reason is not None
+    assert reading.reason.endswith("set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name it by its UUID")
+
+
+def test_the_fixture_meters_the_boards_that_pytorch_uses(
+    monkeypatch: pytest.MonkeyPatch, fake_meter: list[list[str]]
+) -> None:
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 1,
+        get_device_properties=lambda index: SimpleNamespace(uuid=B.removeprefix("GPU-")),
+        current_device=lambda: 0,
+        synchronize=lambda index: None,
+    )
+    monkeypatch.setattr(metering, "visible_boards", lambda: Boards(TWO.all, None, is_ambiguous=True))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    with EnergyMeter()("nvml") as reading:
+        pass
+    assert (reading.energy_j, fake_meter) == (10.0, [[B]])
