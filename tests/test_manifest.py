@@ -319,7 +319,7 @@ def test_no_directory_is_told_in_a_line(tmp_path: Path) -> None:
 
 def test_files_of_schema_version_1_0_are_read() -> None:
     manifest = read_manifest(GOLDEN)
-    assert (manifest.schema_version, SCHEMA_VERSION) == ("1.0", "1.3")
+    assert (manifest.schema_version, SCHEMA_VERSION) == ("1.0", "1.4")
     assert [entry.status for entry in manifest.experiments] == ["completed", "completed", "failed", "failed"]
     assert manifest.experiments[0].replayed_from is None
     for entry in manifest.experiments[:2]:

@@ -12,6 +12,7 @@ import pytest
 from pytest_llem.declarations import ENERGY_BUDGET
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
 from pytest_llem.results.facts import FEWEST_TICKS
+from pytest_llem.results.metrics import INVALID
 from pytest_llem.study.problems import did_you_mean, shown
 
 _LIMITS = ("joules", "seconds")
@@ -63,6 +64,13 @@ class EnergyBudget:
         if used.method == "estimated" and not self.allow_estimated:
             return (
                 f"the energy is estimated ({used.source}), and not measured; allow_estimated=True lets that decide"
+            )
+        if used.invalid is not None:
+            return f"the energy is invalid ({used.invalid}): {INVALID[used.invalid]}"
+        if used.covers_gpus is False:
+            return (
+                f"the test uses a GPU, and the energy covers {used.boundary} only "
+                '(the fixture energy_meter("rapl") measures that by name)'
             )
         if used.ticks is not None and used.ticks < FEWEST_TICKS:
             at_least = used.seconds / used.ticks * FEWEST_TICKS

@@ -19,8 +19,8 @@ SWITCHED_OFF = "energy: switched off by energy.backend"
 
 @dataclass(frozen=True)
 class Total:
-    """Energy over one boundary, of these devices. ``energy_j`` is null, with a reason, where any part of it could
-    not be had.
+    """Energy over one boundary, of these devices. ``energy_j`` is null, with a reason, where any part of it is
+    missing; ``invalid`` is a code of :data:`~pytest_llem.results.metrics.INVALID` where it cannot be right.
     """
 
     energy_j: float | None
@@ -30,6 +30,7 @@ class Total:
     reason: str | None = None
     uncertainty_j: float | None = None
     devices: tuple[str, ...] = ()
+    invalid: str | None = None
 
 
 @dataclass(frozen=True)

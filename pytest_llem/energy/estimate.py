@@ -12,6 +12,9 @@ from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Re
 #: in the methodology of Cloud Carbon Footprint.
 WATTS_PER_BUSY_THREAD = 3.5
 
+#: What its readings are from.
+CPU_TIME_MODEL = "cpu_time_model"
+
 
 class EstimateMeter:
     """CPU seconds of this process × :data:`WATTS_PER_BUSY_THREAD`.
@@ -35,9 +38,7 @@ class EstimateMeter:
     def end(self) -> Reading:
         energy_j = (_cpu_seconds() - self._cpu_s) * WATTS_PER_BUSY_THREAD
         seconds = time.monotonic() - self._began
-        return Reading(
-            (DeviceReading("process", "cpu_package", energy_j, "estimated", "cpu_time_model"),), seconds
-        )
+        return Reading((DeviceReading("process", "cpu_package", energy_j, "estimated", CPU_TIME_MODEL),), seconds)
 
     def close(self) -> None:
         """Nothing was taken."""

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.protocol import DeviceReading
@@ -25,6 +26,9 @@ class EnergyReading:
         method: How it was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``.
         source: What it was read from: ``nvml_total_energy``, ``rapl_package``, ``cpu_time_model``, …
         boundary: What it covers: ``gpu_board`` where there are GPUs that can be read, else ``cpu_package``.
+        covers_gpus: Whether it covers GPUs, where this process uses some through PyTorch; None where it uses none.
+        invalid: Reason code where ``energy_j`` cannot be right: ``counter_disagrees``; None where nothing is known
+            against it.
         reason: Why ``energy_j`` is None.
         uncertainty_j: Standard uncertainty (k = 1) of reading the meter at both edges, in J.
         devices: Each device of every meter; ``energy_j`` is the sum over those of ``boundary``.
@@ -36,6 +40,8 @@ class EnergyReading:
         self.method: Method = "unavailable"
         self.source: str | None = None
         self.boundary: str | None = None
+        self.covers_gpus: bool | None = None
+        self.invalid: str | None = None
         self.reason: str | None = _OPEN
         self.uncertainty_j: float | None = None
         self.devices: tuple[DeviceReading, ...] = ()
@@ -55,7 +61,9 @@ class EnergyReading:
         total = account.total
         self.energy_j, self.method = total.energy_j, total.method
         self.source, self.boundary = total.source, total.boundary
-        self.reason, self.uncertainty_j = total.reason, total.uncertainty_j
+        self.reason, self.uncertainty_j, self.invalid = total.reason, total.uncertainty_j, total.invalid
+        if _cuda() is not None and total.energy_j is not None:
+            self.covers_gpus = bool({"gpu_board", "module"} & {*(total.boundary or "").split("+")})
         self.devices = account.devices
         if account.tick_seconds and account.seconds:
             self.ticks = account.seconds / account.tick_seconds
@@ -118,9 +126,14 @@ class EnergyMeter:
 
 def _synchronize() -> None:
     """Wait for the GPUs that this process uses through PyTorch. None gets a context by that."""
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    if cuda is None or not cuda.is_initialized():
+    if (cuda := _cuda()) is None:
         return
     for index in range(cuda.device_count()):
         if index == cuda.current_device() or cuda.memory_reserved(index):
             cuda.synchronize(index)
+
+
+def _cuda() -> Any:
+    """Return ``torch.cuda`` where this process uses GPUs through it; None where it does not."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda if cuda is not None and cuda.is_initialized() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
+from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle, names_boundary
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import GateVerdict
@@ -36,7 +36,9 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
             found["reason"] = summary.reason or "it has no value"
         elif summary.method == "estimated" and not allows_estimates(point):
             found["reason"] = ESTIMATED
-        elif obstacle := measuring_obstacle(point, budget.metric):
+        elif obstacle := measuring_obstacle(
+            point, budget.metric, any_boundary=names_boundary(point, budget.metric)
+        ):
             found["reason"] = obstacle
         else:
             found |= _judged(budget, summary, summary.mean, len(point.cycles))

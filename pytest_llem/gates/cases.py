@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import BenchDifferences, bench_differences
 from pytest_llem.gates.matching import Pair
-from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle
+from pytest_llem.gates.obstacles import ESTIMATED, allows_estimates, measuring_obstacle, names_boundary
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
@@ -65,12 +65,16 @@ def make_case(pair: Pair, metric: str, settings: GatesConfig, *, paired: bool, a
     if obstacle is not None:
         return Case(pair, metric, obstacle=obstacle)
     bench = bench_differences(here, there, metric)
-    if bench.stops and not anyway:
+    named = names_boundary(here, metric)
+    if bench.bars:
+        obstacle = f"cannot be compared: {'; '.join(bench.bars)}"
+    elif bench.stops and not anyway:
         obstacle = f"cannot be compared: {'; '.join(bench.stops)} (--llem-compare-anyway compares all the same)"
     elif not all(usable):
         obstacle = ESTIMATED
     else:
-        obstacle = measuring_obstacle(here, metric) or measuring_obstacle(there, metric)
+        found = (measuring_obstacle(side, metric, any_boundary=named) for side in (here, there))
+        obstacle = next(filter(None, found), None)
     if obstacle is not None:
         return Case(pair, metric, obstacle=obstacle, bench=bench)
     ours, theirs = _by_cycle(here, metric), _by_cycle(there, metric)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
+from pytest_llem.energy.estimate import CPU_TIME_MODEL
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
@@ -30,6 +31,7 @@ def find_warnings(
     allow_estimated: bool = False,
     cut: tuple[int, int] = (0, 0),
     prefill: Window | None = None,
+    covers_engine: bool | None = None,
     times_floor: Metric | None = None,
     deterministic: bool | None = None,
 ) -> list[str]:
@@ -43,6 +45,7 @@ def find_warnings(
         allow_estimated: An estimate of the energy is what was asked for.
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
         prefill: The window of prefill alone, if there was one.
+        covers_engine: Whether the energy is that of the devices the engine ran on; None where that is not known.
         times_floor: How far above the least time a pass was.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
     """
@@ -53,12 +56,13 @@ def find_warnings(
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
-        found.append("energy is estimated from CPU time, not measured")
+        how = "from CPU time" if total.source == CPU_TIME_MODEL else f"by {total.source}"
+        found.append(f"energy is estimated {how}, not measured")
     if cut[0]:
         found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
     if deterministic is False:
         found.append("outputs differ between passes: this device's kernels are not deterministic")
-    if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
+    if covers_engine is False:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
     found += _few_ticks("window", account)
     if prefill is not None:

@@ -13,6 +13,7 @@ from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
@@ -138,23 +139,25 @@ class ExperimentOrchestrator:
             record = engine.describe()
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
+            metrics = {
+                **energy_metrics,
+                "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
+                **baseline_metrics(baseline, window),
+                **accounting.speed_metrics(window, requests),
+                **prefill_metrics(window, prefill, requests.input_tokens),
+                **requests.latency_metrics(),
+                **accounting.condition_metrics(window.account),
+                **work,
+                "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
+                "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
+                **load_metrics,
+            }
+            metrics = with_coverage(metrics, record, engine.gpus)
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics={
-                    **energy_metrics,
-                    "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
-                    **baseline_metrics(baseline, window),
-                    **accounting.speed_metrics(window, requests),
-                    **prefill_metrics(window, prefill, requests.input_tokens),
-                    **requests.latency_metrics(),
-                    **accounting.condition_metrics(window.account),
-                    **work,
-                    "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
-                    "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
-                    **load_metrics,
-                },
+                metrics=metrics,
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
@@ -174,6 +177,7 @@ class ExperimentOrchestrator:
                     allow_estimated=config.energy.allow_estimated,
                     cut=(workload.truncated, config.n),
                     prefill=prefill,
+                    covers_engine=metrics["energy_j"].covers_engine,
                     times_floor=work["times_floor"],
                     deterministic=requests.deterministic,
                 ),

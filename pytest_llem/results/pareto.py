@@ -70,7 +70,7 @@ def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
     kinds: dict[Hashable, list[int]] = {}
     for place, point in enumerate(points):
         summary = point.metrics.get(metric)
-        if summary is not None and (kind := _kind(summary)) is not None:
+        if summary is not None and summary.invalid is None and (kind := _kind(summary)) is not None:
             kinds.setdefault(kind, []).append(place)
     return list(kinds.values())
 

@@ -20,6 +20,9 @@ class Summary(BaseModel):
         unit: The metric's unit.
         method: For energies, the weakest method among the cycles.
         boundary: For energies, what they cover; null where the cycles disagree.
+        covers_engine: For energies, whether they cover all devices that the engine ran on, in every cycle; null
+            where that is not known.
+        invalid: Code of :data:`~pytest_llem.results.metrics.INVALID` of the first cycle that has one.
         reason: Why ``mean`` is null.
         values: Of each completed cycle, in the order of the point's ``cycles``; null where one has none. Empty in
             results of versions that did not keep them.
@@ -35,6 +38,8 @@ class Summary(BaseModel):
     unit: str
     method: str | None = None
     boundary: str | None = None
+    covers_engine: bool | None = None
+    invalid: str | None = None
     reason: str | None = None
     values: list[float | None] = []
 
