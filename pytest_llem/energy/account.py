@@ -10,6 +10,7 @@ from itertools import chain
 
 from pytest_llem import registry
 from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading, Shows
+from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
 
@@ -61,7 +62,7 @@ class Account:
         parts = [device for device in self.devices if device.boundary == boundary]
         if not parts:
             return Total(None, "unavailable", boundary=boundary, reason=f"no meter read {boundary}")
-        return _sum(parts)
+        return _sum(parts, self.seconds, self.tick_seconds)
 
 
 @dataclass
@@ -148,8 +149,8 @@ class Meters:
             reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items()) or "there is no meter"
             total, seconds, tick, skew = Total(None, "unavailable", reason=reason), None, None, None
         else:
-            total, seconds = _sum(deciding.devices), deciding.seconds
-            tick, skew = deciding.tick_seconds, deciding.read_skew_seconds
+            seconds, tick, skew = deciding.seconds, deciding.tick_seconds, deciding.read_skew_seconds
+            total = _sum(deciding.devices, seconds, tick)
         return Account(devices, total, seconds, tick, skew, samples, sum(took) if took else None)
 
     def close(self) -> None:
@@ -160,7 +161,7 @@ class Meters:
                 meter.close()
 
 
-def _sum(parts: Sequence[DeviceReading]) -> Total:
+def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: float | None) -> Total:
     if not parts:
         return Total(None, "unavailable", reason="the meter read no device")
     boundary = "+".join(dict.fromkeys(part.boundary for part in parts))
@@ -176,6 +177,7 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
     total = sum(part.energy_j for part in parts if part.energy_j is not None)
     edges = [part.uncertainty_j for part in parts]
     uncertainty = None if None in edges else math.hypot(*(edge for edge in edges if edge is not None))
+    off = max((abs(disagreement(part, seconds, tick_seconds) or 0.0) for part in parts), default=0.0)
     return Total(
         total,
         weakest(part.method for part in parts) or "unavailable",
@@ -183,4 +185,5 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
         boundary,
         uncertainty_j=uncertainty,
         devices=devices,
+        invalid="counter_disagrees" if off > MAX_VALID_DISAGREEMENT else None,
     )

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
+from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.severity import severity
-
-#: By what share the energy counter and the sampled power may differ.
-MOST_DISAGREEMENT = 0.03
 
 #: By what share a pass may grow or shrink from the window's first half to its second.
 MOST_DRIFT = 0.05
@@ -65,6 +63,10 @@ def find_warnings(
     if covers_engine is False:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
     found += _few_ticks("window", account)
+    if total.method == "measured" and account.tick_seconds is None:
+        found.append(
+            f"meter states no tick of {total.source}: whether the window is long enough for it was not checked"
+        )
     if prefill is not None:
         found += _few_ticks("prefill window", prefill.account)
     found += _of_devices(account)
@@ -94,17 +96,16 @@ def _few_ticks(what: str, account: Account) -> Iterator[str]:
 
 
 def _of_devices(account: Account) -> Iterator[str]:
-    fine = account.tick_seconds and account.seconds and account.seconds >= FEWEST_TICKS * account.tick_seconds
     for device in account.devices:
-        if fine and device.integral_j is not None and device.energy_j:
-            off = device.integral_j / device.energy_j - 1
-            # Power that changes faster than it is sampled has an integral that is good to no more than this.
-            by_sampling = 3 * (device.integral_uncertainty_j or 0) / device.energy_j
-            if abs(off) > max(MOST_DISAGREEMENT, by_sampling):
-                yield (
-                    f"energy counter and sampled power disagree on {device.device}: "
-                    f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
-                )
+        off = disagreement(device, account.seconds, account.tick_seconds)
+        if off is not None:
+            yield (
+                f"energy counter and sampled power disagree on {device.device}: "
+                f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
+                + (": invalid, no gate judges it" if abs(off) > MAX_VALID_DISAGREEMENT else "")
+            )
+        if device.counter_reason:
+            yield f"energy counter of {device.device} was not used, its power was sampled: {device.counter_reason}"
         if device.integral_reason:
             yield f"energy counter of {device.device} could not be checked: {device.integral_reason}"
         conditions = device.conditions

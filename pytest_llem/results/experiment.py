@@ -247,6 +247,7 @@ class DeviceEnergy(Record):
         integral_j: The same from sampled power, where both are to be had.
         integral_uncertainty_j: Its standard uncertainty, from the samples' distance, in J.
         integral_reason: Why ``integral_j`` is null, where it was tried.
+        counter_reason: Why power was sampled though the device has an energy counter.
         conditions: What the device was like.
     """
 
@@ -262,6 +263,7 @@ class DeviceEnergy(Record):
     integral_j: float | None = None
     integral_uncertainty_j: float | None = None
     integral_reason: str | None = None
+    counter_reason: str | None = None
     conditions: DeviceConditions | None = None
 
 
