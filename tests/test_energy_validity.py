@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +16,16 @@ from typing import Any
 import pytest
 
 from pytest_llem.energy.account import Account, Meters
+from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD, EstimateMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.energy.rapl import UPDATE_S, RaplMeter
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
 from tests.support.nvml import Board, Script
+from tests.support.powercap import Powercap, add
 
 GPU = EngineRecord(name="e", device="cuda")
 
@@ -199,3 +207,197 @@ def test_slow_counter_falls_back_to_sampled_power(measured: Callable[[str], Devi
         f"energy counter of GPU-{name} was not used, its power was sampled: "
         "the energy counter stood still for 0.5 s"
     )
+
+
+# ---- CPU packages ----
+
+RANGE_UJ = 1_000_000_000
+
+#: What is added to each die's counter over the window, in J; the first one's shows it all where they mirror it.
+DIES: Any = {
+    "mirrored": ([10.0, 10.0], ["package-0-die-0"], 10.0),
+    "counters of their own": ([10.0, 4.0], ["package-0-die-0", "package-0-die-1"], 14.0),
+}
+
+
+@pytest.mark.parametrize("dies", DIES)
+@pytest.mark.parametrize("wraps", [False, True])
+def test_zones_that_mirror_one_counter_count_once(tmp_path: Path, dies: str, wraps: bool) -> None:
+    added, devices, total_j = DIES[dies]
+    zones = Powercap(tmp_path / "powercap")
+    start = RANGE_UJ - 5_000_000 if wraps else 7_000_000
+    counters = [
+        zones.zone(f"intel-rapl:{die}", f"package-0-die-{die}", start, range_uj=RANGE_UJ) for die in range(2)
+    ]
+    memories = [zones.zone(f"intel-rapl:{die}:0", "dram", start, range_uj=RANGE_UJ) for die in range(2)]
+    meter = RaplMeter(zones.root)
+    meter.open([])
+    meter.begin()
+    for counter, memory, joules in zip(counters, memories, added, strict=True):
+        add(counter, joules, RANGE_UJ)
+        add(memory, joules / 10, RANGE_UJ)
+    reading = meter.end()
+    meter.close()
+    packages = [one for one in reading.devices if one.boundary == "cpu_package"]
+    assert [one.device for one in packages] == devices
+    assert sum(one.energy_j or 0 for one in packages) == pytest.approx(total_j)
+    assert sum(one.energy_j or 0 for one in reading.devices) == pytest.approx(1.1 * total_j)
+
+
+def test_mirror_that_moves_between_two_reads_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One counter, read through either zone at another instant: it has moved on in between."""
+    zones = Powercap(tmp_path / "powercap")
+    for die in range(3):
+        zones.zone(f"intel-rapl:{die}", f"package-1-die-{die}")
+    values = itertools.count(5_000_000, 61)
+    monkeypatch.setattr("pytest_llem.energy.rapl._Zone.read", lambda zone: next(values))
+    meter = RaplMeter(zones.root)
+    meter.open([])
+    meter.begin()
+    [device] = meter.end().devices
+    meter.close()
+    assert device.device == "package-1-die-0"
+
+
+def test_packages_of_equal_readings_are_two(tmp_path: Path) -> None:
+    zones = Powercap(tmp_path / "powercap")
+    counters = [zones.zone(f"intel-rapl:{number}", f"package-{number}") for number in range(2)]
+    meter = RaplMeter(zones.root)
+    meter.open([])
+    meter.begin()
+    for counter in counters:
+        add(counter, 10.0)
+    assert [one.energy_j for one in meter.end().devices] == [10.0, 10.0]
+    meter.close()
+
+
+def test_rapl_states_its_tick(tmp_path: Path) -> None:
+    """So that a window too short for it is warned of, and judged by no gate."""
+    counter = Powercap(tmp_path / "powercap").zone("intel-rapl:0", "package-0")
+    meter = RaplMeter(tmp_path / "powercap")
+    meter.open([])
+    meter.begin()
+    add(counter, 10.0)
+    reading = meter.end()
+    meter.close()
+    assert reading.tick_seconds == UPDATE_S
+    assert _warnings(_account(*reading.devices, seconds=0.01, tick=reading.tick_seconds)) == [
+        "the window holds 10 ticks of the energy counter, fewer than 20: raise measurement.min_window_seconds"
+    ]
+
+
+# ---- processes ----
+
+#: A child that works as soon as it is written to, and says when it has.
+WORKER = """
+import os, sys, time
+for line in sys.stdin:
+    until = time.process_time() + float(line)
+    while time.process_time() < until: pass
+    print(flush=True)
+"""
+
+
+class _Worker:
+    """A child process; its own child where *deep*."""
+
+    def __init__(self, *, deep: bool = False) -> None:
+        command = [sys.executable, "-S", "-c", WORKER]
+        if deep:
+            command = ["/bin/sh", "-c", 'exec 3<&0; "$@" <&3 & wait', "sh", *command]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.work(0.0)
+
+    def work(self, seconds: float) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{seconds}\n".encode())
+        self.process.stdin.flush()
+        self.process.stdout.readline()
+
+    def end(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def _estimated_s(during: Callable[[], object]) -> float | None:
+    """Return the processor time that an estimate counts while something is done, in s."""
+    meter = EstimateMeter()
+    meter.open([])
+    meter.begin()
+    during()
+    [device] = meter.end().devices
+    meter.close()
+    if device.energy_j is None:
+        assert device.method == "unavailable"
+        assert device.reason is not None
+        return None
+    assert device.method == "estimated"
+    return device.energy_j / WATTS_PER_BUSY_THREAD
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_estimate_counts_running_descendants(deep: bool) -> None:
+    """0.2 s in a worker process counted 0.00042 J, and 0.700 J in the engine's own."""
+    worker = _Worker(deep=deep)
+    assert _estimated_s(lambda: worker.work(0.2)) == pytest.approx(0.2, abs=0.06)
+    worker.end()
+
+
+def test_estimate_leaves_out_what_a_child_took_before() -> None:
+    """It ended in the window, so that all its time came in with it: 1.055 J for 3 s before."""
+    worker = _Worker()
+    worker.work(0.3)
+
+    def work_and_end() -> None:
+        worker.work(0.1)
+        worker.end()
+
+    assert _estimated_s(work_and_end) == pytest.approx(0.1, abs=0.06)
+
+
+def test_estimate_counts_child_that_starts_and_ends_within() -> None:
+    def whole_life() -> None:
+        worker = _Worker()
+        worker.work(0.2)
+        worker.end()
+
+    found = _estimated_s(whole_life)
+    assert found is not None
+    assert 0.2 <= found < 0.4
+
+
+def test_estimate_is_unavailable_where_nobody_waits_for_a_child() -> None:
+    worker = _Worker()
+    worker.work(0.1)
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel drops its time
+    try:
+        assert _estimated_s(worker.end) is None
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _orphan(in_session: bool) -> float | None:
+    """Return what an estimate counts where a grandchild loses its parent in the window, and works on."""
+    if in_session:
+        os.setsid()
+    worker = _Worker(deep=True)
+
+    def lose_parent() -> None:
+        worker.process.kill()
+        worker.process.wait()
+        worker.work(0.2)
+
+    found = _estimated_s(lose_parent)
+    assert worker.process.stdin
+    worker.process.stdin.close()
+    return found
+
+
+@pytest.mark.parametrize(("in_session", "counted"), [(True, pytest.approx(0.2, abs=0.06)), (False, None)])
+def test_estimate_of_orphaned_process(in_session: bool, counted: Any) -> None:
+    """In an experiment's session it is known whose it is; elsewhere it has left the tree."""
+    assert nvml.run(os.environ, _orphan, in_session) == counted

@@ -79,8 +79,8 @@ class EnergyMeter:
     """Measures blocks of code: ``with energy_meter() as m: …``, then ``m.energy_j``, ``m.seconds``, ``m.method``.
 
     What is read are whole devices, all GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, or else the CPU packages:
-    whatever runs on them meanwhile counts, in this process or any other. (An estimate knows this process alone,
-    and children it has waited for.) Blocks may lie in each other, and run in several threads: each has meters of
+    whatever runs on them meanwhile counts, in this process or any other. (An estimate knows this process and
+    its descendants alone.) Blocks may lie in each other, and run in several threads: each has meters of
     its own.
 
     A GPU works on after a call has returned. Where this process uses CUDA through PyTorch, that is waited for at
