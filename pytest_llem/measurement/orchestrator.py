@@ -11,7 +11,7 @@ from pytest_llem import registry
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Meters, Total
 from pytest_llem.measurement import accounting
-from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
+from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
@@ -133,6 +133,13 @@ class ExperimentOrchestrator:
                 prefill = measure_prefill(
                     engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed
                 )
+            baseline = measure_after(
+                baseline,
+                meters,
+                config.baseline,
+                window,
+                on_idle=lambda: self._tell("measuring the idle machine again", config.baseline.part_seconds),
+            )
             self._tell("accounting")
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config)
@@ -144,7 +151,7 @@ class ExperimentOrchestrator:
                 "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
                 **baseline_metrics(baseline, window),
                 **accounting.speed_metrics(window, requests),
-                **prefill_metrics(window, prefill, requests.input_tokens),
+                **prefill_metrics(window, prefill, requests.input_tokens, baseline.drift_w),
                 **requests.latency_metrics(),
                 **accounting.condition_metrics(window.account),
                 **work,

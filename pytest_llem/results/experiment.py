@@ -116,6 +116,13 @@ class BaselineRecord(Record):
         age_seconds: How long before this experiment asked for it: 0 where it was measured in this one, and not in
             an earlier cycle of its point.
         reason: Why ``idle_context_w`` is null.
+        parts_w: Power in each of the parts that it was measured in, in W, in order.
+        invalid: Reason code where ``idle_context_w`` cannot be right, as in a metric.
+        after_w: Idle power again, after the windows of this experiment, in W; null where it is not known.
+        after_seconds: What the meter covers of that.
+        drift_w: Standard uncertainty (k = 1) that idle power's own changes from the baseline to the end of the
+            windows add, in W: by ``after_w``, and by the differences of one part and the next. Null where
+            ``after_w`` is.
         idle_bare_w: Power of each device before the session's first experiment on it, with neither model nor
             context of the session's, in W by device; null where none was measured. Not to be subtracted: a context
             alone draws power.
@@ -135,6 +142,11 @@ class BaselineRecord(Record):
     measured_at: str | None = None
     age_seconds: float | None = None
     reason: str | None = None
+    parts_w: list[float] = Field(default_factory=list)
+    invalid: str | None = None
+    after_w: float | None = None
+    after_seconds: float | None = None
+    drift_w: float | None = None
     idle_bare_w: dict[str, float] | None = None
     idle_bare_method: str | None = None
     idle_bare_source: str | None = None
