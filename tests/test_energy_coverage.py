@@ -13,6 +13,9 @@ import pytest
 
 from pytest_llem import StudyResult
 from pytest_llem.collection.energy_budget import EnergyBudget
+from pytest_llem.doctor.examination import Examination, Verdict
+from pytest_llem.doctor.findings import findings
+from pytest_llem.doctor.records import Cpu, Driver, Package, Rapl, Software, Surroundings
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.energy.metering import EnergyReading
 from pytest_llem.gates.budgets import judge_budget
@@ -303,3 +306,26 @@ def test_energy_budget_judges_no_invalid_energy(monkeypatch: pytest.MonkeyPatch)
     assert found.startswith(
         "its energy budget of 100.0 J cannot be judged: the energy is invalid (counter_disagrees)"
     )
+
+
+# ---- llem doctor ----
+
+
+@pytest.mark.parametrize(("torch", "blocked"), [("2.13.0+cu130", True), ("2.13.0+cpu", False)])
+def test_doctor_blocks_where_nvml_fails_under_cuda_engines(torch: str, blocked: bool) -> None:
+    """RAPL measures, and engines on GPUs would be given its joules: the exit status was 0."""
+    seen = Examination(
+        version="0.1.0",
+        verdict=Verdict(
+            method="measured", source="rapl_package", boundary="cpu_package", meter="rapl", device="cpu"
+        ),
+        driver=Driver(error="NVML: nvmlInit: Driver Not Loaded", present=True),
+        rapl=Rapl(root="/sys/class/powercap"),
+        cpu=Cpu(),
+        software=Software(
+            executable="python", packages=[Package(name="torch", version=torch, what_for="engines")]
+        ),
+        surroundings=Surroundings(os="Linux", kernel="6.1"),
+    )
+    [severity] = [one.severity for one in findings(seen, []) if one.about == "NVML"]
+    assert severity == ("blocks" if blocked else "hinders")

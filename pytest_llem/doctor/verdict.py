@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pytest_llem.doctor.examination import Verdict
 from pytest_llem.doctor.records import Gpu, Meter, Rapl
 from pytest_llem.hardware.gpus import is_for_cpus_alone
+from pytest_llem.hardware.sensors import is_module
 
 CPU = "cpu"
 
@@ -54,7 +55,7 @@ def verdict(gpus: Sequence[Gpu], rapl: Rapl, meters: Sequence[Meter], *, stuck: 
         return Verdict(
             method="measured" if counting else "sampled",
             source=source,
-            boundary="gpu_board",
+            boundary="gpu_board or module" if any(is_module(gpu.name) for gpu in gpus) else "gpu_board",
             meter="nvml",
             device=device,
             reason=why,

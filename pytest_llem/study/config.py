@@ -122,7 +122,8 @@ class EnergyConfig(Section):
     Attributes:
         backend: ``auto`` (the GPU's counter where the engine runs on one, else RAPL, else an estimate),
             the name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none.
-            Default ``auto``; so are LLenergyMeasure's ``zeus`` and ``codecarbon``.
+            Default ``auto``; so are LLenergyMeasure's ``zeus`` and ``codecarbon``. A meter that is named says what
+            the energy is to cover: gates judge it also where that is not the engine's devices.
         allow_estimated: An estimate will do: it is not warned of, and a gate on energy may pass or fail by it.
             Part of no hash. Default false.
     """
