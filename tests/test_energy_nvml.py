@@ -216,7 +216,7 @@ def test_a_board_without_a_counter_is_sampled(run: Callable[..., Any], fails: tu
         for name, watts in (("constant", 70.0), ("step", 300.0), ("steps", 90.0), ("ramp", 200.0))
     ]
     seen = run(_watch, *boards, args=(WORK_S, {board.uuid: board.uuid[4:] for board in boards}))
-    assert seen.reading.tick_seconds is None
+    assert seen.reading.tick_seconds == 0.1, "from sample to sample"
     for device, board in zip(seen.reading.devices, seen.boards, strict=True):
         assert (device.method, device.reason, device.gain_error) == ("sampled", None, 0.05)
         assert device.source == ("nvml_power_usage" if fails else "nvml_power_instant")

@@ -209,6 +209,13 @@ def test_slow_counter_falls_back_to_sampled_power(measured: Callable[[str], Devi
     )
 
 
+def test_few_samples_are_as_few_ticks() -> None:
+    sampled = DeviceReading("GPU-1", "gpu_board", 100.0, "sampled", "nvml_power_instant")
+    assert _warnings(_account(sampled, seconds=1.0)) == [
+        "the window holds 10 samples of power, fewer than 20: raise measurement.min_window_seconds"
+    ]
+
+
 # ---- CPU packages ----
 
 RANGE_UJ = 1_000_000_000

@@ -12,7 +12,7 @@ import pytest
 from pytest_llem.declarations import ENERGY_BUDGET
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
 from pytest_llem.results.facts import FEWEST_TICKS
-from pytest_llem.results.metrics import INVALID
+from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.study.problems import did_you_mean, shown
 
 _LIMITS = ("joules", "seconds")
@@ -75,7 +75,7 @@ class EnergyBudget:
         if used.ticks is not None and used.ticks < FEWEST_TICKS:
             at_least = used.seconds / used.ticks * FEWEST_TICKS
             return (
-                f"{used.seconds:.2g} s are {used.ticks:.0f} ticks of the energy counter, and it takes "
+                f"{used.seconds:.2g} s are {used.ticks:.0f} {resolution(used.method)}, and it takes "
                 f"{FEWEST_TICKS}: have the test work for {at_least:.2g} s or more"
             )
         return None

@@ -43,7 +43,7 @@ class Account:
         total: The sum over the boundary that ``energy_j`` stands for: GPU boards where the engine runs on
             GPUs and they can be read, else CPU packages with their memory.
         seconds: What the meter of that boundary covers.
-        tick_seconds: Of its counter, where it moves in ticks.
+        tick_seconds: Of its counter, or from one sample of its power to the next.
         read_skew_seconds: How far apart its devices' windows begin or end at most.
         samples: What all meters sampled, in order of time.
         harness_cpu_seconds: Processor time that the meters' own processes took.

@@ -32,7 +32,8 @@ class EnergyReading:
         reason: Why ``energy_j`` is None.
         uncertainty_j: Standard uncertainty (k = 1) of reading the meter at both edges, in J.
         devices: Each device of every meter; ``energy_j`` is the sum over those of ``boundary``.
-        ticks: How many ticks of the meter's counter the energy covers; None where it does not move in ticks.
+        ticks: How many ticks of the meter's counter, or samples of power, the energy covers; None where neither is
+            known.
     """
 
     def __init__(self) -> None:

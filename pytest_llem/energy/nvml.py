@@ -20,6 +20,7 @@ from pytest_llem.energy.protocol import (
     PowerSample,
     Reading,
 )
+from pytest_llem.energy.sampler import PERIOD_S
 from pytest_llem.energy.sampling import Sampling
 from pytest_llem.energy.ticks import Tick, period, ticks
 from pytest_llem.energy.validity import MAX_DISAGREEMENT
@@ -133,10 +134,11 @@ class NvmlMeter:
             samples += inside
             if reading.energy_j is not None:
                 spans.append(span)
+        ticks_s = [*self._periods.values(), *(PERIOD_S for one in devices if one.method == "sampled")]
         return Reading(
             tuple(devices),
             fmean(span.seconds for span in spans or [whole]),
-            max(self._periods.values(), default=None),
+            max(ticks_s, default=None),
             _skew(spans),
             tuple(sorted(samples, key=lambda one: one.at)),
             self._sampling.cpu_seconds(*whole) if self._sampling is not None else None,

@@ -121,7 +121,7 @@ class Reading(_Finite):
     Attributes:
         devices: One entry a device.
         seconds: What it covers, on the monotonic clock, in seconds; where devices have their own, their mean.
-        tick_seconds: Of the counter, where it moves in ticks.
+        tick_seconds: Of the counter, where it moves in ticks; where power is sampled, from one sample to the next.
         read_skew_seconds: How far apart the devices' windows begin or end at most; None for a single one.
         samples: What was sampled meanwhile, in order of time.
         harness_cpu_seconds: Processor time that the meter's own processes took meanwhile.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_llem.results.facts import FEWEST_TICKS, PREFILL_TICKS, TICKS
-from pytest_llem.results.metrics import INVALID
+from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.config import AUTO
 
@@ -56,7 +56,7 @@ def measuring_obstacle(point: PointResult, metric: str, *, any_boundary: bool) -
     if ticks is None or ticks >= FEWEST_TICKS:
         return None
     return (
-        f"a window holds {ticks:g} ticks of the energy counter, and a gate needs {FEWEST_TICKS}: "
+        f"a window holds {ticks:g} {resolution(summary.method)}, and a gate needs {FEWEST_TICKS}: "
         "raise measurement.min_window_seconds"
     )
 

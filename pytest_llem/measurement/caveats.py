@@ -10,7 +10,7 @@ from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
-from pytest_llem.results.metrics import Metric
+from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.severity import severity
 
 #: By what share a pass may grow or shrink from the window's first half to its second.
@@ -90,7 +90,7 @@ def find_warnings(
 def _few_ticks(what: str, account: Account) -> Iterator[str]:
     if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
         yield (
-            f"the {what} holds {account.seconds / account.tick_seconds:.0f} ticks of the energy counter, "
+            f"the {what} holds {account.seconds / account.tick_seconds:.0f} {resolution(account.total.method)}, "
             f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
         )
 

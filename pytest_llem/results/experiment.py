@@ -162,7 +162,7 @@ class WindowRecord(Record):
         window_seconds: Synchronised at both ends.
         window_energy_j: Over the boundary of ``energy_j``.
         energy_seconds: What the meter covers; longer where it waits for a tick.
-        tick_seconds: Of the meter's counter, where it moves in ticks.
+        tick_seconds: Of the meter's counter, where it moves in ticks, or from one sample of power to the next.
         quantisation_error: tick / window.
         tail_seconds: By how much the meter's window is longer than the measured one.
         read_skew_seconds: How far apart the devices' windows begin or end at most.

@@ -19,6 +19,11 @@ INVALID = {
 }
 
 
+def resolution(method: str | None) -> str:
+    """Return what a meter's readings of that *method* move in, in words."""
+    return "samples of power" if method == "sampled" else "ticks of the energy counter"
+
+
 class Metric(BaseModel):
     """One figure of one experiment.
 
