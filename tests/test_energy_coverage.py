@@ -26,9 +26,12 @@ from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.window import Window
+from pytest_llem.reporting.html.words import told
+from pytest_llem.reporting.points import points_table
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.pareto import best
+from pytest_llem.results.tabular import point_table
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import Results
 from tests.support.powercap import Powercap
@@ -269,6 +272,32 @@ def test_invalid_energy_is_never_best() -> None:
     low = summary(METRIC, [0.5, 0.5], covers_engine=True, invalid="counter_disagrees")
     points = [point({"n": n}, **{METRIC: given}) for n, given in ((1, [1.0, 1.0]), (2, [2.0, 2.0]), (3, low))]
     assert best(points, METRIC) == {0}
+
+
+# ---- wherever it is shown ----
+
+INVALID_JOULES: Any = {"covers_engine": True, "invalid": "counter_disagrees"}
+
+
+@pytest.mark.parametrize(
+    ("provenance", "label", "words"),
+    [
+        (CPU_JOULES, "measured, cpu_package", "measured, cpu_package, not of the engine's devices"),
+        (INVALID_JOULES, "invalid", "measured, gpu_board, invalid: counter_disagrees"),
+        ({"covers_engine": True}, "measured", "measured, gpu_board"),
+    ],
+)
+def test_figure_says_what_it_is_wherever_it_is_shown(provenance: dict[str, Any], label: str, words: str) -> None:
+    study = _study(**provenance)
+    one = study.points[0].metrics[METRIC]
+    assert one.label == label
+    assert told(one, "J").endswith(f"n = 5, {words}")
+    [row] = point_table(study).rows
+    cells = dict(zip(point_table(study).columns, row, strict=True))
+    assert cells[f"{METRIC}_invalid"] == one.invalid
+    assert cells[f"{METRIC}_boundary"] == one.boundary
+    headings = [str(one.header) for one in points_table(study.points, {"0" * 16: 5}, 200).table.columns]
+    assert any(heading.endswith(f"\n{label}") for heading in headings)
 
 
 # ---- tests that are marked ----

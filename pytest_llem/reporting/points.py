@@ -101,7 +101,7 @@ class _Rows:
         self._planned = planned
         self.optimal = pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
-        self._methods = {_summary(point, COST).method for point in points} - {None}
+        self._methods = {_summary(point, COST).label for point in points} - {None}
 
     def table(self, axes: Sequence[str], columns: Sequence[tuple[str, str]], *, whole: bool) -> tuple[Table, bool]:
         """Return the table with *axes*, or else with ids, *whole* ones, and whether a best figure is marked."""
@@ -120,7 +120,7 @@ class _Rows:
             table.add_column("point", overflow="fold", vertical="bottom", min_width=NARROWEST_ID)
         table.add_column("n", justify="right", no_wrap=True)
         for name, heading in columns:
-            methods = {_summary(point, name).method for point in self._points} - {None}
+            methods = {_summary(point, name).label for point in self._points} - {None}
             if not mixed and len(methods) == 1:  # what is estimated says so wherever it is shown
                 heading += f"\n{methods.pop()}"
             table.add_column(heading, justify="right", no_wrap=True)
@@ -139,7 +139,7 @@ class _Rows:
                 mark = BEST if place in best_places[name] else " " if best_places[name] else ""
                 cells.append(f"{figure(_summary(point, name))}{mark}")
             if mixed:
-                cells.append(_summary(point, COST).method or "-")
+                cells.append(_summary(point, COST).label or "-")
             if judged:
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")

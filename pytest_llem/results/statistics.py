@@ -43,6 +43,15 @@ class Summary(BaseModel):
     reason: str | None = None
     values: list[float | None] = []
 
+    @property
+    def label(self) -> str | None:
+        """How an energy was obtained, that it is invalid, or what else than the engine's devices it covers; None
+        for what is no energy.
+        """
+        if self.invalid is not None:
+            return "invalid"
+        return f"{self.method}, {self.boundary}" if self.covers_engine is False else self.method
+
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
     """Return mean, standard deviation and 95 % interval of *values*.

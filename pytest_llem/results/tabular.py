@@ -63,8 +63,8 @@ def point_table(result: StudyResult) -> Table:
     """Return a row for each point that was to run: axes, and of each metric its mean, by its name, and spread.
 
     ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and ``…_ci95_high`` the 95 % interval of
-    the mean, ``…_n`` the cycles that have a value. ``…_method`` and ``…_boundary`` tell how an energy was obtained
-    and what it covers.
+    the mean, ``…_n`` the cycles that have a value. ``…_method`` and ``…_boundary`` say how an energy was obtained
+    and what it covers, ``…_invalid`` the reason code where it cannot be right.
     """
     axes = _axes(result)
     planned = {entry.config_hash for entry in _entries(result)}
@@ -185,8 +185,11 @@ def _spread(metric: str, summary: Summary | None) -> dict[str, Cell]:
 
 
 def _provenance(metric: str, summary: Summary | None) -> dict[str, Cell]:
-    method, boundary = (summary.method, summary.boundary) if summary is not None else (None, None)
-    return {f"{column(metric)}_method": method, f"{column(metric)}_boundary": boundary}
+    name = column(metric)
+    return {
+        f"{name}_{what}": getattr(summary, what) if summary is not None else None
+        for what in ("method", "boundary", "invalid")
+    }
 
 
 def _entries(result: StudyResult) -> list[ManifestEntry]:

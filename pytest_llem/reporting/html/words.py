@@ -94,6 +94,10 @@ def told(summary: Summary | None, unit: str) -> str:
         parts.append(f"sd {summary.sd:.3g}")
     parts.append(f"n = {summary.n}")
     parts += [part for part in (summary.method, summary.boundary) if part]
+    if summary.invalid is not None:
+        parts.append(f"invalid: {summary.invalid}")
+    if summary.covers_engine is False:
+        parts.append("not of the engine's devices")
     return ", ".join(parts)
 
 
