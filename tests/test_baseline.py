@@ -17,7 +17,7 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
-from pytest_llem.measurement.baseline import PARTS, baseline_metrics, measure_baseline
+from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import BaselineRecord, ExperimentResult
@@ -59,7 +59,7 @@ class Meter:
     def end(self) -> Any:
         self.log.append("end")
         watts = next(self.watts)
-        assert time.monotonic() - self.began >= SHORT.duration_seconds / PARTS
+        assert time.monotonic() - self.began >= SHORT.part_seconds
         energy_j = None if watts is None else watts * 2.0
         return Reading((DeviceReading("package-0", energy_j=energy_j, **self.device),), 2.0)
 
@@ -166,6 +166,7 @@ EARLIER = BaselineRecord(
     devices=["package-0"],
     measured_at="2026-11-24T10:00:00.000Z",
     age_seconds=0.0,
+    parts_w=[48.0] * 5,
 )
 
 
@@ -189,6 +190,8 @@ def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch: pytest.Monk
         {"devices": ["package-1"]},
         {"devices": ["package-0", "package-1"]},
         {"idle_context_w": None, "reason": "GPU is lost"},
+        {"invalid": "counter_disagrees"},
+        {"parts_w": []},
     ],
 )
 def test_another_meters_or_devices_is_not(changes: dict[str, Any]) -> None:
@@ -207,7 +210,12 @@ def test_nor_is_one_where_none_is_wanted_or_measured() -> None:
 # ---- what is left of a pass ----
 
 IDLE = BaselineRecord(
-    idle_context_w=20.0, seconds=30.0, method="measured", source="nvml_total_energy", boundary="gpu_board"
+    idle_context_w=20.0,
+    seconds=30.0,
+    method="measured",
+    source="nvml_total_energy",
+    boundary="gpu_board",
+    drift_w=0.0,
 )
 
 
@@ -300,6 +308,7 @@ def _idle_and_window(script: Any, busy_s: Any) -> Any:
     time.sleep(1.0 - (script.now() + busy_s) % 1.0)
     record = measure_baseline(engine, "b", meters, loading, config)
     window = measure(engine, ["b"], meters, min_seconds=1.0, seed=1)
+    record = measure_after(record, meters, config, window)
     meters.close()
     assert not meters.refusals
     metrics = baseline_metrics(record, window)
@@ -333,7 +342,7 @@ def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu: Callable[..., Any]
     record, metrics, window = on_gpu(*((k / 2, 124.0 if k % 2 else 118.0) for k in range(32)))
     low, high = metrics["active_energy_j"].interval95
     assert low < 0 < high
-    assert high - low < 0.1 * window.account.total.energy_j, "and is not so wide that anything would be"
+    assert high - low < 0.4 * window.account.total.energy_j, "and is not so wide that anything would be"
     assert record.idle_context_w == pytest.approx(121, rel=0.01)
 
 

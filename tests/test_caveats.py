@@ -151,6 +151,7 @@ def all_of_them() -> Any:
         total=Total(1.0, "estimated", "cpu_time_model", "cpu_package"),
         pass_seconds=[1.0, 1.0, 2.0, 2.0],
         prefill=window(seconds=1.0),
+        covers_engine=False,
         times_floor=metric("times_floor", 0.5),
         cut=(1, 2),
     )

@@ -15,6 +15,7 @@ from pytest_llem import StudyResult, cli
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import save
 from pytest_llem.reporting.comparison import MOST_LINES, MOST_ROWS, as_json, escaped, lines, markdown
+from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig
 from tests.support.study_results import H100, point, study_result
@@ -111,7 +112,7 @@ def test_json_output(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = _llem(capsys, "main", "worse", "--format", "json")
     data = json.loads(out)
     assert status == 1
-    assert data["schema_version"] == "1.4"
+    assert data["schema_version"] == SCHEMA_VERSION
     record = ComparisonRecord.model_validate(data["comparison"])
     assert (record.reference, record.family) == ("main", 6)
     verdicts = [GateVerdict.model_validate(one) for one in data["verdicts"]]

@@ -54,7 +54,9 @@ def window(
 
 def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
     """A pass takes 50 J and 2 s; its prompts, which four passes of the second window take, 12 J and 0.5 s."""
-    found = prefill_metrics(window(100.0, 3.0), window(48.0, 4.0, passes=4, seconds=2.0), input_tokens=6)
+    found = prefill_metrics(
+        window(100.0, 3.0), window(48.0, 4.0, passes=4, seconds=2.0), input_tokens=6, drift_w=0.0
+    )
     value = {name: one.value for name, one in found.items()}
     assert value == {
         "prefill_energy_j": 12.0,
@@ -72,30 +74,32 @@ def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
 
 
 def test_a_negative_rest_is_shown() -> None:
-    found = prefill_metrics(window(20.0), window(24.0), input_tokens=1)
+    found = prefill_metrics(window(20.0), window(24.0), input_tokens=1, drift_w=0.0)
     assert found["decode_energy_j"].value == -2.0
     assert found["decode_energy_j"].uncertainty is None
-    assert prefill_metrics(window(1.0), window(1.0, seconds=5.0), 1)["decode_seconds"].value == -0.5
+    assert prefill_metrics(window(1.0), window(1.0, seconds=5.0), 1, 0.0)["decode_seconds"].value == -0.5
 
 
 def test_what_is_weaker_than_attributed_stays_so() -> None:
-    found = prefill_metrics(window(20.0, method="estimated"), window(5.0, method="estimated"), input_tokens=1)
+    found = prefill_metrics(
+        window(20.0, method="estimated"), window(5.0, method="estimated"), input_tokens=1, drift_w=0.0
+    )
     assert {one.method for name, one in found.items() if name.endswith("_j")} == {"estimated"}
 
 
 def test_an_energy_that_is_lost_in_either_window_is_null_with_its_reason() -> None:
-    found = prefill_metrics(window(20.0), window(None, method="unavailable"), input_tokens=2)
+    found = prefill_metrics(window(20.0), window(None, method="unavailable"), input_tokens=2, drift_w=0.0)
     for name in ("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"):
         assert (found[name].value, found[name].method, found[name].reason) == (None, "unavailable", "lost")
     assert found["prefill_seconds"].value == 2.0
 
-    found = prefill_metrics(window(None, method="unavailable"), window(20.0), input_tokens=2)
+    found = prefill_metrics(window(None, method="unavailable"), window(20.0), input_tokens=2, drift_w=0.0)
     assert found["prefill_energy_j"].value == 10.0
     assert (found["decode_energy_j"].value, found["decode_energy_j"].reason) == (None, "lost")
 
 
 def test_windows_of_two_boundaries_are_not_subtracted() -> None:
-    found = prefill_metrics(window(20.0), window(5.0, boundary="cpu_package"), input_tokens=1)
+    found = prefill_metrics(window(20.0), window(5.0, boundary="cpu_package"), input_tokens=1, drift_w=0.0)
     assert found["decode_energy_j"].value is None
     assert found["decode_energy_j"].reason == "the window covers gpu_board, and that of prefill cpu_package"
 

@@ -137,7 +137,7 @@ class PyTorchEngine:
         self._try_template()
         self._model = loading.load_model(source, config, self._device)
         self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
-        self.gpus: Sequence[str] = _uuids(self._indices)
+        self.gpus = _uuids(self._indices)
         self._generation = self._generation_config(generation.SpecialTokens.of(self._model, self._tokenizer))
         # Unset fields of a call's configuration are filled from the model's own: make it ours.
         self._model.generation_config = self._generation
@@ -306,7 +306,7 @@ class PyTorchEngine:
         self._model = None
 
 
-def _uuids(indices: Sequence[int]) -> list[str]:
+def _uuids(indices: Sequence[int]) -> Sequence[str]:
     return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in indices]
 
 

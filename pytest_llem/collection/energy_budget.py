@@ -12,6 +12,7 @@ import pytest
 from pytest_llem.declarations import ENERGY_BUDGET
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
 from pytest_llem.results.facts import FEWEST_TICKS
+from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.study.problems import did_you_mean, shown
 
 _LIMITS = ("joules", "seconds")
@@ -64,10 +65,17 @@ class EnergyBudget:
             return (
                 f"the energy is estimated ({used.source}), and not measured; allow_estimated=True lets that decide"
             )
+        if used.invalid is not None:
+            return f"the energy is invalid ({used.invalid}): {INVALID[used.invalid]}"
+        if used.covers_gpus is False:
+            return (
+                f"the test uses a GPU, and the energy covers {used.boundary} only "
+                '(the fixture energy_meter("rapl") measures that by name)'
+            )
         if used.ticks is not None and used.ticks < FEWEST_TICKS:
             at_least = used.seconds / used.ticks * FEWEST_TICKS
             return (
-                f"{used.seconds:.2g} s are {used.ticks:.0f} ticks of the energy counter, and it takes "
+                f"{used.seconds:.2g} s are {used.ticks:.0f} {resolution(used.method)}, and it takes "
                 f"{FEWEST_TICKS}: have the test work for {at_least:.2g} s or more"
             )
         return None

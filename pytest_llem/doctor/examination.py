@@ -43,7 +43,7 @@ class Verdict(Record):
     Attributes:
         method: ``measured``, ``sampled``, ``estimated`` or ``unavailable``.
         source: What it is read from.
-        boundary: What it covers.
+        boundary: What it covers; ``gpu_board or module`` where only a measurement shows which of the two.
         meter: Which meter reads it.
         device: What engines run on: the GPU's UUID where PyTorch takes one (or more, where it is not known which),
             else ``cpu``; ``unknown`` where the driver hangs.

@@ -54,7 +54,8 @@ def _driver(seen: Examination, used: Sequence[Gpu]) -> Iterator[Finding]:
             do, commands = "let the container have the GPU, as docker run --gpus all does", []
         else:
             do, commands = "NVIDIA's own tool tells more", ["nvidia-smi"]
-        spared = seen.verdict.method == "measured" and not used
+        torch = next((one.version for one in seen.software.packages if one.name == "torch"), None)
+        spared = seen.verdict.method == "measured" and is_for_cpus_alone(torch)
         severity: Severity = "hinders" if spared else "blocks"
         yield Finding(severity=severity, about="NVML", what=driver.error, do=do, commands=commands)
     hidden = [gpu for gpu in gpus if not gpu.visible]

@@ -105,7 +105,8 @@ def _energy(gpu: Gpu, about: str, *, blocking: bool) -> Iterator[Finding]:
             what="it has no energy counter (boards have one from Volta on): sampled power is integrated instead",
         )
     elif gpu.energy_counter_error is not None:
-        yield Finding(severity=severity, about=about, what=gpu.energy_counter_error)
+        instead = ": sampled power is integrated instead" if gpu.power_sources else ""
+        yield Finding(severity=severity, about=about, what=f"{gpu.energy_counter_error}{instead}")
 
 
 def _settings(gpus: Sequence[Gpu]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pytest_llem.doctor.examination import Verdict
 from pytest_llem.doctor.records import Gpu, Meter, Rapl
 from pytest_llem.hardware.gpus import is_for_cpus_alone
+from pytest_llem.hardware.sensors import is_module
 
 CPU = "cpu"
 
@@ -48,13 +49,16 @@ def verdict(gpus: Sequence[Gpu], rapl: Rapl, meters: Sequence[Meter], *, stuck: 
         meter.error = refusals.get(meter.name)
     reason = refusals["nvml" if gpus else "rapl"]
     if "nvml" in taken:
-        counting = all(gpu.energy_counter for gpu in gpus)
-        source = "nvml_total_energy" if counting else gpus[0].power_sources[0]
-        why = None if counting else "no energy counter: boards have one from Volta on"
+        sampled = next((gpu for gpu in gpus if not gpu.energy_counter or gpu.energy_counter_error), None)
+        source, why = "nvml_total_energy", None
+        if sampled is not None:
+            source = sampled.power_sources[0]
+            why = sampled.energy_counter_error if sampled.energy_counter else None
+            why = why or "no energy counter: boards have one from Volta on"
         return Verdict(
-            method="measured" if counting else "sampled",
+            method="measured" if sampled is None else "sampled",
             source=source,
-            boundary="gpu_board",
+            boundary="gpu_board or module" if any(is_module(gpu.name) for gpu in gpus) else "gpu_board",
             meter="nvml",
             device=device,
             reason=why,
@@ -85,7 +89,7 @@ def _refusal(gpus: Sequence[Gpu]) -> str | None:
     for gpu in gpus:
         if reason := gpu.error or gpu.refusal:
             return reason
-        if gpu.energy_counter and gpu.energy_counter_error:
+        if gpu.energy_counter and gpu.energy_counter_error and not gpu.power_sources:
             return f"NVML: {gpu.uuid}: {gpu.energy_counter_error}"
         if gpu.energy_counter is None:
             return f"NVML: {gpu.uuid}: it did not answer in time"

@@ -10,6 +10,7 @@ from itertools import chain
 
 from pytest_llem import registry
 from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading, Shows
+from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
 
@@ -19,8 +20,8 @@ SWITCHED_OFF = "energy: switched off by energy.backend"
 
 @dataclass(frozen=True)
 class Total:
-    """Energy over one boundary, of these devices. ``energy_j`` is null, with a reason, where any part of it could
-    not be had.
+    """Energy over one boundary, of these devices. ``energy_j`` is null, with a reason, where any part of it is
+    missing; ``invalid`` is a code of :data:`~pytest_llem.results.metrics.INVALID` where it cannot be right.
     """
 
     energy_j: float | None
@@ -30,6 +31,7 @@ class Total:
     reason: str | None = None
     uncertainty_j: float | None = None
     devices: tuple[str, ...] = ()
+    invalid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Account:
         total: The sum over the boundary that ``energy_j`` stands for: GPU boards where the engine runs on
             GPUs and they can be read, else CPU packages with their memory.
         seconds: What the meter of that boundary covers.
-        tick_seconds: Of its counter, where it moves in ticks.
+        tick_seconds: Of its counter, or from one sample of its power to the next.
         read_skew_seconds: How far apart its devices' windows begin or end at most.
         samples: What all meters sampled, in order of time.
         harness_cpu_seconds: Processor time that the meters' own processes took.
@@ -61,14 +63,14 @@ class Account:
         if len(parts) < len(devices) or not parts:
             reason = "the engine named its devices only once it was loaded, and they were not metered before"
             return Total(None, "unavailable", reason=reason)
-        return _sum(parts)
+        return _sum(parts, self.seconds, self.tick_seconds)
 
     def over(self, boundary: str) -> Total:
         """Return the sum over the devices of one boundary."""
         parts = [device for device in self.devices if device.boundary == boundary]
         if not parts:
             return Total(None, "unavailable", boundary=boundary, reason=f"no meter read {boundary}")
-        return _sum(parts)
+        return _sum(parts, self.seconds, self.tick_seconds)
 
 
 @dataclass
@@ -155,8 +157,8 @@ class Meters:
             reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items()) or "there is no meter"
             total, seconds, tick, skew = Total(None, "unavailable", reason=reason), None, None, None
         else:
-            total, seconds = _sum(deciding.devices), deciding.seconds
-            tick, skew = deciding.tick_seconds, deciding.read_skew_seconds
+            seconds, tick, skew = deciding.seconds, deciding.tick_seconds, deciding.read_skew_seconds
+            total = _sum(deciding.devices, seconds, tick)
         return Account(devices, total, seconds, tick, skew, samples, sum(took) if took else None)
 
     def close(self) -> None:
@@ -167,7 +169,7 @@ class Meters:
                 meter.close()
 
 
-def _sum(parts: Sequence[DeviceReading]) -> Total:
+def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: float | None) -> Total:
     if not parts:
         return Total(None, "unavailable", reason="the meter read no device")
     boundary = "+".join(dict.fromkeys(part.boundary for part in parts))
@@ -183,6 +185,7 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
     total = sum(part.energy_j for part in parts if part.energy_j is not None)
     edges = [part.uncertainty_j for part in parts]
     uncertainty = None if None in edges else math.hypot(*(edge for edge in edges if edge is not None))
+    off = max((abs(disagreement(part, seconds, tick_seconds) or 0.0) for part in parts), default=0.0)
     return Total(
         total,
         weakest(part.method for part in parts) or "unavailable",
@@ -190,4 +193,5 @@ def _sum(parts: Sequence[DeviceReading]) -> Total:
         boundary,
         uncertainty_j=uncertainty,
         devices=devices,
+        invalid="counter_disagrees" if off > MAX_VALID_DISAGREEMENT else None,
     )

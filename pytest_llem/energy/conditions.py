@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
+from pytest_llem.energy.gpu import Gpu
 from pytest_llem.energy.power import Power
 from pytest_llem.energy.protocol import Conditions, PowerSample
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.hardware.sensors import PowerSource, power_w, temperature_c, throttled_ns
+from pytest_llem.hardware.sensors import GPU_SCOPE, MODULE_SCOPE, power_w, temperature_c, throttled_ns
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Look:
 
     Attributes:
         power: What it draws.
+        module_power: What the module draws that it is on, where it tells that.
         temperature_c: In °C.
         throttled_ns: For how long it has held its clocks down so far, by reason.
     """
@@ -27,14 +28,20 @@ class Look:
     power: Power | None
     temperature_c: float | None
     throttled_ns: Mapping[str, int]
+    module_power: Power | None = None
 
 
-def look(nvml: Nvml, handle: Any, source: PowerSource | None) -> Look:
+def look(nvml: Nvml, gpu: Gpu) -> Look:
     """Look at a board, through what tells its power."""
+    power = _power(nvml, gpu, GPU_SCOPE)
+    module = _power(nvml, gpu, MODULE_SCOPE) if gpu.reads_module else None
+    return Look(power, temperature_c(nvml, gpu.handle), throttled_ns(nvml, gpu.handle), module)
+
+
+def _power(nvml: Nvml, gpu: Gpu, scope: int) -> Power | None:
     began = time.monotonic()
-    watts = power_w(nvml, handle, source) if source else None
-    power = Power((began + time.monotonic()) / 2, watts) if watts is not None else None
-    return Look(power, temperature_c(nvml, handle), throttled_ns(nvml, handle))
+    watts = power_w(nvml, gpu.handle, gpu.source, scope) if gpu.source else None
+    return Power((began + time.monotonic()) / 2, watts) if watts is not None else None
 
 
 def conditions(before: Look, after: Look, samples: Sequence[PowerSample] | None) -> Conditions:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.hardware.nvml import NotSupportedError, Nvml, NvmlError
-from pytest_llem.hardware.sensors import PowerSource, power_source
+from pytest_llem.hardware.sensors import PowerSource, is_module, power_source, reads_module_power
 
 #: What reads the total energy counter, in mJ since the driver was loaded.
 COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
@@ -22,12 +22,18 @@ class Gpu:
         handle: NVML's.
         counts: It has a total energy counter.
         source: What tells its power; None where nothing does.
+        reads_module: It tells that of its module, too.
+        is_module: By its name it shares a module with a CPU.
+        counter_reason: Why its counter is not used though it has one.
     """
 
     uuid: str
     handle: Any
     counts: bool
     source: PowerSource | None
+    reads_module: bool = False
+    is_module: bool = False
+    counter_reason: str | None = None
 
 
 def find(nvml: Nvml, uuid: str) -> Gpu:
@@ -43,6 +49,7 @@ def find(nvml: Nvml, uuid: str) -> Gpu:
         if modes is not None and modes[0] == nvml.constant("NVML_DEVICE_MIG_ENABLE"):
             raise MeterUnavailableError(f"NVML: {uuid}: MIG is on, and no energy is known for a part of a GPU")
         source = power_source(nvml, handle)
+        counts = True
         try:
             nvml.call(COUNTER, handle)
         except NotSupportedError as error:
@@ -50,7 +57,8 @@ def find(nvml: Nvml, uuid: str) -> Gpu:
                 raise MeterUnavailableError(
                     f"NVML: {uuid}: no energy counter (boards have one from Volta on), and no reading of power"
                 ) from error
-            return Gpu(uuid, handle, counts=False, source=source)
+            counts = False
     except NvmlError as error:
         raise MeterUnavailableError(f"NVML: {uuid}: {error}") from error
-    return Gpu(uuid, handle, counts=True, source=source)
+    named = is_module(nvml.ask("nvmlDeviceGetName", handle))
+    return Gpu(uuid, handle, counts, source, reads_module_power(nvml, handle, source), named)

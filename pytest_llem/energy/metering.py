@@ -31,10 +31,14 @@ class EnergyReading:
         method: How it was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``.
         source: What it was read from: ``nvml_total_energy``, ``rapl_package``, ``cpu_time_model``, …
         boundary: What it covers: ``gpu_board`` where there are GPUs that can be read, else ``cpu_package``.
+        covers_gpus: Whether it covers GPUs, where this process uses some through PyTorch; None where it uses none.
+        invalid: Reason code where ``energy_j`` cannot be right: ``counter_disagrees``; None where nothing is known
+            against it.
         reason: Why ``energy_j`` is None.
         uncertainty_j: Standard uncertainty (k = 1) of reading the meter at both edges, in J.
         devices: Each device of every meter; ``energy_j`` is the sum over those of ``boundary``.
-        ticks: How many ticks of the meter's counter the energy covers; None where it does not move in ticks.
+        ticks: How many ticks of the meter's counter, or samples of power, the energy covers; None where neither is
+            known.
     """
 
     def __init__(self) -> None:
@@ -42,6 +46,8 @@ class EnergyReading:
         self.method: Method = "unavailable"
         self.source: str | None = None
         self.boundary: str | None = None
+        self.covers_gpus: bool | None = None
+        self.invalid: str | None = None
         self.reason: str | None = _OPEN
         self.uncertainty_j: float | None = None
         self.devices: tuple[DeviceReading, ...] = ()
@@ -61,7 +67,9 @@ class EnergyReading:
         total = account.total
         self.energy_j, self.method = total.energy_j, total.method
         self.source, self.boundary = total.source, total.boundary
-        self.reason, self.uncertainty_j = total.reason, total.uncertainty_j
+        self.reason, self.uncertainty_j, self.invalid = total.reason, total.uncertainty_j, total.invalid
+        if _cuda() is not None and total.energy_j is not None:
+            self.covers_gpus = bool({"gpu_board", "module"} & {*(total.boundary or "").split("+")})
         self.devices = account.devices
         if account.tick_seconds and account.seconds:
             self.ticks = account.seconds / account.tick_seconds
@@ -77,8 +85,8 @@ class EnergyMeter:
     """Measures blocks of code: ``with energy_meter() as m: …``, then ``m.energy_j``, ``m.seconds``, ``m.method``.
 
     What is read are whole devices, all GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, or else the CPU packages:
-    whatever runs on them meanwhile counts, in this process or any other. (An estimate knows this process alone,
-    and children it has waited for.) Where the variable does not say which GPUs those are, they are the ones that
+    whatever runs on them meanwhile counts, in this process or any other. (An estimate knows this process and
+    its descendants alone.) Where the variable does not say which GPUs those are, they are the ones that
     PyTorch uses in this process; where it uses none, there is no energy. Blocks may lie in each other, and run in
     several threads: each has meters of its own.
 

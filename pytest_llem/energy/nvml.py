@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import NamedTuple
@@ -19,10 +20,11 @@ from pytest_llem.energy.protocol import (
     PowerSample,
     Reading,
 )
+from pytest_llem.energy.sampler import PERIOD_S
 from pytest_llem.energy.sampling import Sampling
 from pytest_llem.energy.ticks import Tick, period, ticks
+from pytest_llem.energy.validity import MAX_DISAGREEMENT
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.results.metrics import Method
 
 #: What NVML's documentation of ``nvmlDeviceGetPowerUsage`` states, for boards up to Kepler; on later ones Yang et
 #: al. (arXiv 2312.02741) found a gain that is off by about as much, on each board in its own way.
@@ -58,7 +60,9 @@ class NvmlMeter:
     and their windows differ by up to a tick: the reading's seconds are the mean over those that gave an energy.
 
     A sampler beside it looks at power, temperature and clocks. The integral of power is a check of the counter,
-    and the energy of a board that has none (before Volta). A sampler that fails costs no more than these.
+    and the energy of a board that has none (before Volta), or one that is too slow or fails. A sampler that fails
+    costs no more than these. Where the driver reads the power of a board and of its module, the counter covers
+    that whose integral it follows.
 
     Args:
         sampler: Off only to see what the sampler costs.
@@ -87,12 +91,15 @@ class NvmlMeter:
                 raise MeterUnavailableError(f"NVML: {self._nvml.error}")
             self._gpus = [find(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
             if self._sampler:
-                self._sampling = Sampling({gpu.uuid: gpu.source for gpu in self._gpus}, self._show_on)
-            self._periods = self._probe()
+                self._sampling = Sampling(self._gpus, self._show_on)
+            self._probe()
             if self._sampling is not None:
                 self._sampling.wait()  # it got up while ticks were waited for
-            if not all(gpu.counts for gpu in self._gpus) and (failure := self._failure()):
-                raise MeterUnavailableError(f"NVML: no energy counter, and {failure}")
+            without = next((gpu for gpu in self._gpus if not gpu.counts), None)
+            if without is not None and (failure := self._failure()):
+                raise MeterUnavailableError(
+                    f"NVML: {without.counter_reason or 'no energy counter'}, and {failure}"
+                )
         except BaseException:
             self.close()
             raise
@@ -119,17 +126,19 @@ class NvmlMeter:
             looks = self._before[gpu.uuid], after[gpu.uuid]
             seen = [one for one in sampled if one.device == gpu.uuid]
             inside = [one for one in seen if span.began <= one.at <= span.ended]
-            integral = _Energy(None, reason=failure) if failure else _integrated(looks, seen, span)
-            energy = _counted(edges) if gpu.counts else integral
+            sampled_energy = _Sampled.of(looks, seen, span, failure)
+            counted = _counted(edges) if gpu.counts else _Energy(None, reason=gpu.counter_reason)
             known = conditions(*looks, None if failure else inside)
-            devices.append(_reading(gpu, energy, integral, span, known))
+            reading = _reading(gpu, counted, sampled_energy, known)
+            devices.append(replace(reading, seconds=None if reading.energy_j is None else span.seconds))
             samples += inside
-            if energy.energy_j is not None:
+            if reading.energy_j is not None:
                 spans.append(span)
+        ticks_s = [*self._periods.values(), *(PERIOD_S for one in devices if one.method == "sampled")]
         return Reading(
             tuple(devices),
             fmean(span.seconds for span in spans or [whole]),
-            max(self._periods.values(), default=None),
+            max(ticks_s, default=None),
             _skew(spans),
             tuple(sorted(samples, key=lambda one: one.at)),
             self._sampling.cpu_seconds(*whole) if self._sampling is not None else None,
@@ -142,18 +151,23 @@ class NvmlMeter:
             self._sampling = None
         self._nvml.__exit__(None, None, None)
 
-    def _probe(self) -> dict[str, float]:
-        """Return the time between two ticks of each counter in s; without those that stand still."""
+    def _probe(self) -> None:
+        """Find the time between two ticks of each counter. One that is too slow, or fails, is not used."""
         found = self._ticks(self._gpus, _PROBED_TICKS)
+        failures = {uuid: seen for uuid, seen in found.items() if isinstance(seen, str)}
         periods = {uuid: period(seen) for uuid, seen in found.items() if not isinstance(seen, str)}
-        return {uuid: seconds for uuid, seconds in periods.items() if seconds is not None}
+        self._periods = {uuid: seconds for uuid, seconds in periods.items() if seconds is not None}
+        self._gpus = [
+            replace(gpu, counts=False, counter_reason=failures[gpu.uuid]) if gpu.uuid in failures else gpu
+            for gpu in self._gpus
+        ]
 
     def _ticks(self, gpus: Sequence[Gpu], count: int = 1) -> dict[str, list[Tick] | str]:
         counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.counts}
         return ticks(counters, count, self._periods)
 
     def _looks(self) -> dict[str, Look]:
-        return {gpu.uuid: look(self._nvml, gpu.handle, gpu.source) for gpu in self._gpus}
+        return {gpu.uuid: look(self._nvml, gpu) for gpu in self._gpus}
 
     def _samples(self) -> list[PowerSample]:
         if self._sampling is None:
@@ -186,36 +200,108 @@ def _counted(edges: tuple[Tick, Tick] | str) -> _Energy:
     return _Energy(energy_j, energy_j / (stop.at - start.at) * blur_s)
 
 
-def _integrated(looks: tuple[Look, Look], samples: Sequence[PowerSample], span: _Span) -> _Energy:
-    course = [Power(one.at, one.power_w) for one in samples if one.power_w is not None]
-    course += [one.power for one in looks if one.power is not None]
+@dataclass(frozen=True)
+class _Sampled:
+    """The integrals of sampled power over a window of one board.
+
+    Attributes:
+        gpu: Of the board's.
+        module: Of its module's; None where that is not read.
+        at_both_edges: Power was read at the window's beginning and at its end.
+    """
+
+    gpu: _Energy
+    module: _Energy | None
+    at_both_edges: bool
+
+    @classmethod
+    def of(
+        cls, looks: tuple[Look, Look], samples: Sequence[PowerSample], span: _Span, failure: str | None
+    ) -> _Sampled:
+        at_both_edges = all(one.power is not None for one in looks)
+        if failure:
+            return cls(_Energy(None, reason=failure), None, at_both_edges)
+        edges = [one.power for one in looks if one.power is not None]
+        gpu = [Power(one.at, one.power_w) for one in samples if one.power_w is not None]
+        edges_of_module = [one.module_power for one in looks if one.module_power is not None]
+        module = [Power(one.at, one.module_power_w) for one in samples if one.module_power_w is not None]
+        return cls(
+            _integrated(gpu + edges, span),
+            _integrated(module + edges_of_module, span) if module else None,
+            at_both_edges,
+        )
+
+
+def _integrated(course: Sequence[Power], span: _Span) -> _Energy:
     try:
         return _Energy(*integrate(sorted(course), *span))
     except NoIntegralError as error:
         return _Energy(None, reason=str(error))
 
 
-def _reading(gpu: Gpu, energy: _Energy, integral: _Energy, span: _Span, known: Conditions) -> DeviceReading:
-    missing = energy.energy_j is None
-    method: Method = "measured" if gpu.counts else "sampled"
-    check = integral if gpu.counts else _Energy(None)
-    if gpu.counts and gpu.source == "nvml_power_average":  # it lags behind by half a second, and would seem off
-        check = _Energy(None, reason="power is told only as an average over a second")
+def _boundary(gpu: Gpu, counted: _Energy, sampled: _Sampled) -> str:
+    """Return what a board's counter covers: the scope of power whose integral it follows.
+
+    Where only one scope is read, or both come to the same, the board's name tells.
+    """
+    if sampled.module is not None:
+        energy, board, module = counted.energy_j, sampled.gpu, sampled.module
+        if energy is not None and board.energy_j is not None and module.energy_j is not None:
+            blur = 3 * math.hypot(board.uncertainty_j or 0, module.uncertainty_j or 0)
+            if abs(module.energy_j - board.energy_j) > max(blur, MAX_DISAGREEMENT * energy):
+                nearer = abs(module.energy_j - energy) < abs(board.energy_j - energy)
+                return "module" if nearer else "gpu_board"
+    return "module" if gpu.is_module else "gpu_board"
+
+
+def _reading(gpu: Gpu, counted: _Energy, sampled: _Sampled, known: Conditions) -> DeviceReading:
+    """Return the energy of a board's counter, or of its sampled power where the counter gives none."""
+    # A board that does not answer any more at the end has samples up to then, and no energy.
+    if counted.energy_j is None and (not gpu.counts or sampled.at_both_edges) and sampled.gpu.energy_j is not None:
+        return DeviceReading(
+            device=gpu.uuid,
+            boundary="module" if gpu.is_module and gpu.source == "nvml_power_usage" else "gpu_board",
+            energy_j=sampled.gpu.energy_j,
+            method="sampled",
+            source=str(gpu.source),
+            uncertainty_j=sampled.gpu.uncertainty_j,
+            gain_error=GAIN_ERROR,
+            counter_reason=counted.reason,
+            conditions=known,
+        )
+    boundary = _boundary(gpu, counted, sampled)
+    has_counter = gpu.counts or gpu.counter_reason is not None
+    check = _check(gpu, counted, sampled, boundary) if has_counter else _Energy(None)
+    reason = counted.reason or (None if has_counter else sampled.gpu.reason)
     return DeviceReading(
         device=gpu.uuid,
-        boundary="gpu_board",
-        energy_j=energy.energy_j,
-        method="unavailable" if missing else method,
-        source="nvml_total_energy" if gpu.counts else str(gpu.source),
-        reason=f"NVML: {energy.reason}" if energy.reason else None,
-        seconds=None if missing else span.seconds,
-        uncertainty_j=energy.uncertainty_j,
-        gain_error=None if missing else GAIN_ERROR,
+        boundary=boundary,
+        energy_j=counted.energy_j,
+        method="unavailable" if counted.energy_j is None else "measured",
+        source="nvml_total_energy" if has_counter else str(gpu.source),
+        reason=f"NVML: {reason}" if reason else None,
+        uncertainty_j=counted.uncertainty_j,
+        gain_error=None if counted.energy_j is None else GAIN_ERROR,
         integral_j=check.energy_j,
         integral_uncertainty_j=check.uncertainty_j,
         integral_reason=check.reason,
         conditions=known,
     )
+
+
+def _check(gpu: Gpu, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
+    """Return the integral that a counter of *boundary* is to agree with."""
+    if gpu.source == "nvml_power_average":  # it lags behind by half a second, and would seem off
+        return _Energy(None, reason="power is told only as an average over a second")
+    if boundary != "module":
+        return sampled.gpu
+    if sampled.module is not None:
+        return sampled.module
+    # Of a module by its name alone: the GPU's power is a check only where it comes to the same.
+    energy, board = counted.energy_j, sampled.gpu.energy_j
+    if energy is not None and board is not None and abs(board / energy - 1) > MAX_DISAGREEMENT:
+        return _Energy(None, reason="the driver reads the GPU's power, and not that of its module")
+    return sampled.gpu
 
 
 def _skew(spans: Sequence[_Span]) -> float | None:

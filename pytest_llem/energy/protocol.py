@@ -57,6 +57,7 @@ class PowerSample(_Finite):
         temperature_c: In °C.
         sm_clock_mhz: Of the processors, in MHz.
         memory_clock_mhz: Of the memory.
+        module_power_w: Of the whole module, where that is read apart from the GPU's.
     """
 
     at: float
@@ -65,6 +66,7 @@ class PowerSample(_Finite):
     temperature_c: float | None = None
     sm_clock_mhz: float | None = None
     memory_clock_mhz: float | None = None
+    module_power_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class DeviceReading(_Finite):
 
     Attributes:
         device: Its identity: a GPU's UUID, ``package-0``, …
-        boundary: What the figure covers: ``gpu_board``, ``cpu_package``, ``dram``, …
+        boundary: What the figure covers: ``gpu_board``, ``module`` (a GPU with the CPU and memory that share its
+            module), ``cpu_package``, ``dram``, …
         energy_j: In joules; null where it could not be read, never 0 in its place.
         method: How it was obtained.
         source: What it was read from.
@@ -86,6 +89,7 @@ class DeviceReading(_Finite):
         integral_uncertainty_j: Standard uncertainty of that, which comes of looking only now and then, in J.
         integral_reason: Why there is no ``integral_j`` beside a counter that it could check: the sampler failed,
             or power cannot be read.
+        counter_reason: Why power was sampled though the device has an energy counter.
         conditions: What the device was like.
     """
 
@@ -101,6 +105,7 @@ class DeviceReading(_Finite):
     integral_j: float | None = None
     integral_uncertainty_j: float | None = None
     integral_reason: str | None = None
+    counter_reason: str | None = None
     conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
@@ -116,7 +121,7 @@ class Reading(_Finite):
     Attributes:
         devices: One entry a device.
         seconds: What it covers, on the monotonic clock, in seconds; where devices have their own, their mean.
-        tick_seconds: Of the counter, where it moves in ticks.
+        tick_seconds: Of the counter, where it moves in ticks; where power is sampled, from one sample to the next.
         read_skew_seconds: How far apart the devices' windows begin or end at most; None for a single one.
         samples: What was sampled meanwhile, in order of time.
         harness_cpu_seconds: Processor time that the meter's own processes took meanwhile.

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,12 @@ class _Zone:
     range_uj: int
 
     @property
+    def package(self) -> str | None:
+        """The package of several dies that it is of; None where its package has no other counter."""
+        package, die, _ = self.device.rpartition("-die-")
+        return package if die else None
+
+    @property
     def round_s(self) -> float:
         """The shortest time in which the counter can go round, in s."""
         return self.range_uj / 1e6 / MOST_WATTS[self.boundary]
@@ -53,6 +60,7 @@ class _Track:
     began: float | None = None
     at: float = 0.0
     problem: str | None = None
+    mirrors: bool = False
     _value: int = 0
     _rise_uj: int = 0
 
@@ -73,6 +81,13 @@ class _Track:
         else:
             self._rise_uj += self._rise(value, now - self.at)
         self._value, self.at = value, now
+
+    def shows(self, other: _Track, again: int) -> bool:
+        """Return whether this and *other* show one counter: *other*'s value lies between this one's and what this
+        one shows *again*, being read before and after it. Counters of two dies hardly ever do.
+        """
+        turn = self.zone.range_uj
+        return (other._value - self._value) % turn <= (again - self._value) % turn
 
     def _rise(self, value: int, seconds: float) -> int:
         rise = value - self._value
@@ -110,7 +125,9 @@ class RaplMeter:
     see each counter go round.
 
     The psys and core zones hold the same energy again and are left out. The figures are package-wide: what
-    else runs on the machine is in them.
+    else runs on the machine is in them. A package of several dies has a zone for each. Some processors show one
+    counter in all of them, which counts once; others have a counter for each die. Only the values of both edges
+    tell.
 
     The looks in between are a thread's and not another process's: there are a minute and more between two of them,
     each is a small file, and one that comes too late is seen to, and gives a null.
@@ -145,18 +162,18 @@ class RaplMeter:
 
     def begin(self) -> None:
         with self._looking:
-            self._tracks = [_Track(zone) for zone in self._zones]
-            self._look()
+            self._tracks = [_Track(zone, mirrors=zone.package is not None) for zone in self._zones]
+            self._edge()
             self._began = time.monotonic()
 
     def end(self) -> Reading:
         with self._looking:
-            self._look()
-            tracks, self._tracks = self._tracks, []
+            self._edge()
+            tracks, self._tracks = [track for track in self._tracks if not track.mirrors], []
         devices = tuple(track.reading() for track in tracks)
         spans = [(track.began, track.at) for track in tracks if track.problem is None and track.began is not None]
         skew = max((max(edge) - min(edge) for edge in zip(*spans, strict=True)), default=None)
-        return Reading(devices, time.monotonic() - self._began, read_skew_seconds=skew)
+        return Reading(devices, time.monotonic() - self._began, UPDATE_S, skew)
 
     def close(self) -> None:
         self._closed.set()
@@ -168,6 +185,18 @@ class RaplMeter:
     def _look(self) -> None:
         for track in self._tracks:
             track.look()
+
+    def _edge(self) -> None:
+        """Look at every counter, and let go of the suspicion that one mirrors another where they differ."""
+        self._look()
+        firsts: dict[tuple[str | None, str], _Track] = {}
+        for track in self._tracks:
+            first = firsts.setdefault((track.zone.package, track.zone.boundary), track)
+            if not track.mirrors:
+                continue
+            readable = first is not track and first.problem is None and track.problem is None
+            with suppress(OSError, ValueError):
+                track.mirrors = readable and first.shows(track, first.zone.read())
 
     def _keep_looking(self) -> None:
         period = min(zone.round_s for zone in self._zones) / 2

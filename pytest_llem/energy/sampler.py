@@ -1,15 +1,15 @@
 """The sampler: a process of its own that looks at the boards ten times a second.
 
-    python -P -m pytest_llem.energy.sampler PARENT SHOWN UUID=[POWER_SOURCE] …
+    python -P -m pytest_llem.energy.sampler PARENT SHOWN UUID=[POWER_SOURCE[+module]] …
 
 It takes no time of the process that it samples for, and does not wait for its interpreter's lock. It ends with the
 process PARENT, or when standard input is closed.
 
 Standard output is a file, which never fills up or blocks, and takes an array of JSON a line, for every look at a
 board: the middle of the call for its power on the monotonic clock in s; the board, by its place on the command
-line; what it drew in W; its temperature in °C; the clocks of its processors and of its memory in MHz (null where
-it did not tell, or was not asked); the processor time that the sampler has taken so far in s. A last line
-``{"failed": …}`` says why there are no more.
+line; what it drew in W; its temperature in °C; the clocks of its processors and of its memory in MHz; what its
+module drew in W (null where it did not tell, or was not asked); the processor time that the sampler has taken so
+far in s. A last line ``{"failed": …}`` says why there are no more.
 
 SHOWN is the file descriptor of a pipe that takes once a second what the boards are like, an object of JSON a line:
 ``power_w`` of all of them, ``temperature_c`` of the hottest. It is empty where nobody looks.
@@ -30,7 +30,7 @@ from itertools import count
 from typing import Any, cast
 
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.hardware.sensors import PowerSource, clocks_mhz, power_w, temperature_c
+from pytest_llem.hardware.sensors import MODULE_SCOPE, PowerSource, clocks_mhz, power_w, temperature_c
 
 #: From one look to the next, in s.
 PERIOD_S = 0.1
@@ -73,12 +73,15 @@ def main(parent: int, shown: int | None, boards: list[str]) -> None:
 
 
 def _look(nvml: Nvml, handle: Any, source: str, place: int, slow: bool) -> list[float | None]:
+    name, _, module = source.partition("+")
+    power_source = cast(PowerSource, name)
     began = time.monotonic()
-    watts = power_w(nvml, handle, cast(PowerSource, source)) if handle and source else None
+    watts = power_w(nvml, handle, power_source) if handle and name else None
     at = (began + time.monotonic()) / 2
+    module_watts = power_w(nvml, handle, power_source, MODULE_SCOPE) if handle and module else None
     temperature = temperature_c(nvml, handle) if handle and slow else None
     clocks = clocks_mhz(nvml, handle) if handle and slow else (None, None)
-    return [at, place, watts, temperature, *clocks, time.process_time()]
+    return [at, place, watts, temperature, *clocks, module_watts, time.process_time()]
 
 
 class _Show:

@@ -9,12 +9,12 @@ import sys
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 
 from pytest_llem.energy import sampler
+from pytest_llem.energy.gpu import Gpu
 from pytest_llem.energy.protocol import PowerSample
-from pytest_llem.hardware.sensors import PowerSource
 
 #: How long the sampler may take to its first look, and to its end, in s.
 START_S, END_S = 5.0, 1.0
@@ -28,22 +28,22 @@ class Sampling:
     Its samples go through a file without a name, so that none is left behind whoever is killed.
 
     Args:
-        sources: What tells each board's power, by UUID; None where nothing does.
+        boards: What is to be sampled.
         show_on: The pipe on which the sampler shows what the boards are like; None where nobody looks.
 
     Attributes:
         samples: What was read of it and not yet forgotten, in order of time.
     """
 
-    def __init__(self, sources: Mapping[str, PowerSource | None], show_on: int | None = None) -> None:
-        self._boards = list(sources)
+    def __init__(self, boards: Sequence[Gpu], show_on: int | None = None) -> None:
+        self._boards = [board.uuid for board in boards]
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
         self._rest = b""
         self._offset = 0
         self._cpu: list[tuple[float, float]] = []
         self.samples: list[PowerSample] = []
-        asked = [f"{uuid}={source or ''}" for uuid, source in sources.items()]
+        asked = [f"{one.uuid}={one.source or ''}{'+module' * one.reads_module}" for one in boards]
         shown = "" if show_on is None else str(show_on)
         try:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until close

@@ -10,6 +10,7 @@ from pytest_llem.gates.obstacles import (
     allows_estimates,
     contention,
     measuring_obstacle,
+    names_boundary,
     replay_obstacle,
 )
 from pytest_llem.results.models import PointResult
@@ -46,7 +47,9 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
             found["reason"] = obstacle
         elif summary.method == "estimated" and not allows_estimates(point):
             found["reason"] = ESTIMATED
-        elif obstacle := measuring_obstacle(point, budget.metric):
+        elif obstacle := measuring_obstacle(
+            point, budget.metric, any_boundary=names_boundary(point, budget.metric)
+        ):
             found["reason"] = obstacle
         else:
             found |= _judged(budget, summary, summary.mean, len(point.cycles))

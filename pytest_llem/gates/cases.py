@@ -14,6 +14,7 @@ from pytest_llem.gates.obstacles import (
     allows_estimates,
     contention,
     measuring_obstacle,
+    names_boundary,
     replay_obstacle,
 )
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
@@ -96,12 +97,16 @@ def make_case(
     if obstacle is not None:
         return case(obstacle=obstacle)
     bench = bench_differences(here, there, metric)
-    if bench.stops and not anyway:
+    named = names_boundary(here, metric)
+    if bench.bars:
+        obstacle = f"cannot be compared: {'; '.join(bench.bars)}"
+    elif bench.stops and not anyway:
         obstacle = f"cannot be compared: {'; '.join(bench.stops)} (--llem-compare-anyway compares all the same)"
     elif not all(usable):
         obstacle = ESTIMATED
     else:
-        obstacle = measuring_obstacle(here, metric) or measuring_obstacle(there, metric)
+        found = (measuring_obstacle(side, metric, any_boundary=named) for side in (here, there))
+        obstacle = next(filter(None, found), None)
     if obstacle is not None:
         return case(obstacle=obstacle, bench=bench)
     contended = _contended(here, there, metric)

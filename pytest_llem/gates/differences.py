@@ -23,12 +23,14 @@ class BenchDifferences:
     """Bench facts of two points that differ, a line each.
 
     Attributes:
-        stops: Those that a metric cannot be compared with.
+        stops: Those that a metric cannot be compared with, *bars* included.
         warns: The others.
+        bars: Those that no option overrides.
     """
 
     stops: tuple[str, ...]
     warns: tuple[str, ...]
+    bars: tuple[str, ...] = ()
 
 
 def bench_differences(candidate: PointResult, reference: PointResult, metric: str) -> BenchDifferences:
@@ -37,6 +39,7 @@ def bench_differences(candidate: PointResult, reference: PointResult, metric: st
     is_energy = candidate.metrics[metric].method is not None or reference.metrics[metric].method is not None
     stops: list[str] = []
     warns: list[str] = []
+    bars: list[str] = []
     for key, fact in BENCH.items():
         one, other = here.get(key), there.get(key)
         if one == other or (fact.concerns == "energy" and not is_energy):
@@ -49,7 +52,9 @@ def bench_differences(candidate: PointResult, reference: PointResult, metric: st
         text = _difference(fact.name, one, other, "unknown" if fact.optional else "none")
         text += f" ({fact.note})" if fact.note else ""
         (warns if fact.concerns == "nothing" or (unknown and fact.optional) else stops).append(text)
-    return BenchDifferences(tuple(stops), tuple(warns))
+        if fact.binding:
+            bars.append(text)
+    return BenchDifferences(tuple(stops), tuple(warns), tuple(bars))
 
 
 def _bench(point: PointResult, metric: str) -> dict[str, Any]:

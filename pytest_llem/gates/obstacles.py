@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.facts import FEWEST_TICKS, PREFILL_TICKS, TICKS
+from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.results.models import PointResult
+from pytest_llem.study.config import AUTO
 
 ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
 
@@ -14,6 +16,9 @@ _NO_WINDOW = {"load_energy_j", "idle_context_w"}
 #: Those that are of the window of prefill, too.
 _PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
 
+
+#: Metrics that say by their names what they cover.
+_NAME_THEIR_BOUNDARY = {"gpu_energy_j", "cpu_energy_j", "dram_energy_j"}
 
 #: Units of metrics that do not depend on who else uses the machine.
 _UNAFFECTED = {"MB", "tokens", "FLOP"}
@@ -41,13 +46,30 @@ def replay_obstacle(point: PointResult) -> str | None:
     return f"measured before, and since then {point.replay_mismatch}: measure it again"
 
 
-def measuring_obstacle(point: PointResult, metric: str) -> str | None:
-    """Return what is wrong with how the energy *metric* of *point* was measured; None where nothing is."""
+def names_boundary(point: PointResult, metric: str) -> bool:
+    """Whether the study says what the energy is to cover: by the meter's name, or by a metric of that boundary."""
+    return metric in _NAME_THEIR_BOUNDARY or point.config.get("energy", {}).get("backend") not in (AUTO, None)
+
+
+def measuring_obstacle(point: PointResult, metric: str, *, any_boundary: bool) -> str | None:
+    """Return what is wrong with how the energy *metric* of *point* was measured; None where nothing is.
+
+    Args:
+        point: What was measured.
+        metric: By its name in the catalogue.
+        any_boundary: Whether it may be the energy of other devices than the engine's: :func:`names_boundary` of
+            what is judged.
+    """
     summary = point.metrics[metric]
     if summary.method is None:  # no energy
         return None
+    if summary.invalid is not None:
+        return f"invalid ({summary.invalid}): {INVALID.get(summary.invalid, 'reason unknown to this version')}"
     if summary.boundary is None and summary.n > 1:
         return "its cycles differ in what their energy covers"
+    if not any_boundary and not (covered := _covers_engine(point, metric)):
+        what = f"the energy covers {summary.boundary} and not" if covered is False else "unknown whether it covers"
+        return f"{what} the devices that the engine ran on (name the meter in energy.backend if that is meant)"
     if metric in _NO_WINDOW:
         return None
     windows = [TICKS, PREFILL_TICKS] if metric in _PREFILL else [TICKS]
@@ -55,6 +77,16 @@ def measuring_obstacle(point: PointResult, metric: str) -> str | None:
     if ticks is None or ticks >= FEWEST_TICKS:
         return None
     return (
-        f"a window holds {ticks:g} ticks of the energy counter, and a gate needs {FEWEST_TICKS}: "
+        f"a window holds {ticks:g} {resolution(summary.method)}, and a gate needs {FEWEST_TICKS}: "
         "raise measurement.min_window_seconds"
     )
+
+
+def _covers_engine(point: PointResult, metric: str) -> bool | None:
+    """Return whether the energy *metric* covers the engine's devices; None where that is not known."""
+    summary = point.metrics[metric]
+    if summary.covers_engine is not None or summary.boundary is None or not point.bench:
+        return summary.covers_engine
+    # Of a schema before 1.4, which tells the kind of the engine's device by the facts that it has of it.
+    covered = summary.boundary.split("+")
+    return ("cpu_package" if {"cpu", "cpus"} & point.bench.keys() else "gpu_board") in covered

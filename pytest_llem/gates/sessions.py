@@ -164,6 +164,8 @@ def _unfit(found: Sequence[Summary | None], known: Sequence[Summary]) -> str | N
         return "the version that measured it did not keep the values of cycles"
     if len({summary.boundary for summary in known}) > 1:
         return "sessions took energy over different boundaries"
+    if invalid := next((summary.invalid for summary in known if summary.invalid), None):
+        return f"a session's energy is invalid ({invalid})"
     unfit = [value for summary in known for value in _values(summary) if not (math.isfinite(value) and value > 0)]
     return f"a cycle is {unfit[0]:g}, and ratios need values above 0" if unfit else None
 

@@ -80,12 +80,14 @@ class Nvml:
             self.error = str(error)
             return None
 
-    def fields(self, handle: Any, *fields: int, held_in: str | None = None) -> dict[int, int | float]:
+    def fields(
+        self, handle: Any, *fields: int | tuple[int, int], held_in: str | None = None
+    ) -> dict[int, int | float]:
         """Return those of a board's *fields* that it tells, by their ids, all in one call.
 
         Args:
             handle: The board.
-            fields: Their ids.
+            fields: Their ids, or pairs of an id and a scope: one scope of each id.
             held_in: Only those whose value this member of ``nvmlValue_t`` holds; None for all.
         """
         told: dict[int, int | float] = {}

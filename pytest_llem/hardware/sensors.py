@@ -5,6 +5,7 @@ What it does not tell, or what cannot be, is None.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pytest_llem.hardware.nvml import Nvml
@@ -13,6 +14,12 @@ PowerSource = Literal["nvml_power_instant", "nvml_power_average", "nvml_power_us
 
 #: Field values, ``NVML_FI_DEV_POWER_…``, in mW; the best first.
 _POWER_FIELDS: dict[PowerSource, int] = {"nvml_power_instant": 186, "nvml_power_average": 185}
+
+#: ``NVML_POWER_SCOPE_…``: of the GPU with its board, or of a module that holds a CPU and its memory, too.
+GPU_SCOPE, MODULE_SCOPE = 0, 1
+
+#: Names of GPUs that share a module with a CPU: Grace-Hopper, Grace-Blackwell.
+_MODULES = re.compile(r"\bG[HB]\d+\b")
 
 #: Field values by reason, ``NVML_FI_DEV_PERF_POLICY_…`` and ``NVML_FI_DEV_CLOCKS_EVENT_REASON_…``: cumulative
 #: counters in ns (on an H100 under its power limit "power" grew by 8.00e9 in 8.0 s). Low utilisation, 78, is no
@@ -64,7 +71,17 @@ def power_sources(nvml: Nvml, handle: Any) -> list[PowerSource]:
     return sources
 
 
-def power_w(nvml: Nvml, handle: Any, source: PowerSource) -> float | None:
+def reads_module_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:
+    """Return whether *source* also tells the power of the module that a board is on."""
+    return source in _POWER_FIELDS and power_w(nvml, handle, source, MODULE_SCOPE) is not None
+
+
+def is_module(name: str | None) -> bool:
+    """Return whether a GPU of that *name* shares a module with a CPU."""
+    return _MODULES.search(name or "") is not None
+
+
+def power_w(nvml: Nvml, handle: Any, source: PowerSource, scope: int = GPU_SCOPE) -> float | None:
     """Return the power that a board draws, in W.
 
     Args:
@@ -72,12 +89,13 @@ def power_w(nvml: Nvml, handle: Any, source: PowerSource) -> float | None:
         handle: The board.
         source: The power now, averaged over a second, or ``nvmlDeviceGetPowerUsage``, which is the former up to
             Volta and on GA100, and the latter on other boards since Ampere.
+        scope: Of what; ``nvmlDeviceGetPowerUsage`` has no scopes.
     """
     field = _POWER_FIELDS.get(source)
     if field is None:
         milliwatts = nvml.ask("nvmlDeviceGetPowerUsage", handle)
     else:
-        milliwatts = nvml.fields(handle, field).get(field)
+        milliwatts = nvml.fields(handle, (field, scope)).get(field)
     return _plausible(milliwatts / 1000, *_POWERS_W) if milliwatts is not None else None
 
 

@@ -42,6 +42,8 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
         method=total.method,
         source=total.source,
         boundary=total.boundary,
+        devices=list(total.devices) or None,
+        invalid=total.invalid,
         reason=total.reason,
         uncertainty=None if total.uncertainty_j is None else total.uncertainty_j * scale,
     )

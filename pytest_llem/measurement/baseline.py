@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine
@@ -16,13 +17,10 @@ from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
-from pytest_llem.study.config import BaselineConfig
+from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig
 
 #: Methods that see what an idle machine draws. An estimate from CPU time would call it nothing.
 REAL: tuple[Method, ...] = ("measured", "sampled")
-
-#: It is measured in so many parts, one right after the other, whose scatter tells how good it is.
-PARTS = 5
 
 
 def measure_baseline(
@@ -46,7 +44,7 @@ def measure_baseline(
         meters: Open; no window has begun.
         loading: What they saw of loading the model, which tells how they measure.
         config: Whether, and for how long.
-        known: What an earlier cycle of the same configuration has found.
+        known: What an earlier cycle of the same configuration has found; not taken where it is invalid.
         on_idle: Called as the machine is left alone.
 
     Returns:
@@ -60,8 +58,54 @@ def measure_baseline(
     engine.synchronize()
     on_idle()
     measured_at = now()
-    parts = [_part(meters, config.duration_seconds / PARTS) for _ in range(PARTS)]
+    parts = [_part(meters, config.part_seconds) for _ in range(BASELINE_PARTS)]
     return _record(parts, measured_at)
+
+
+def measure_after(
+    baseline: BaselineRecord,
+    meters: Meters,
+    config: BaselineConfig,
+    window: Window,
+    *,
+    on_idle: Callable[[], None] = lambda: None,
+) -> BaselineRecord:
+    """Measure idle power once more, shortly, and return *baseline* with it and with how far idle power drifts.
+
+    Idle power changes by itself, by 0.2 % within half a minute on an H200, and more while a machine cools down.
+    Two figures tell how far what it was during the window may be from the baseline: their difference itself, and
+    for the time from within the window to now, the differences d of one part of the baseline and the next, taken
+    to be those of a random walk. Means over times T and τ that are g apart then differ by a variance of
+    d²·(T + 3g + τ)/(2·part): u² = (after − baseline)² + mean d² · (T + 3g + τ)/(2·part).
+
+    To be called once the experiment's windows are over, and nothing runs.
+
+    Args:
+        baseline: What was found before, or why nothing was.
+        meters: Open; no window has begun.
+        config: For how long.
+        window: The one whose active energy is asked for.
+        on_idle: Called as the machine is left alone.
+    """
+    if baseline.idle_context_w is None or baseline.seconds is None:
+        return baseline
+    gap = time.monotonic() - (window.began + window.seconds)
+    on_idle()
+    account = _part(meters, config.part_seconds)
+    total, seconds = account.total, account.seconds
+    if total.energy_j is None or not seconds or not _fits(baseline, total):
+        return baseline
+    after_w, part = total.energy_j / seconds, baseline.seconds / len(baseline.parts_w)
+    steps = statistics.fmean((after - before) ** 2 for before, after in pairwise(baseline.parts_w))
+    walked = steps * (window.seconds + 3 * gap + seconds) / (2 * part)
+    return baseline.model_copy(
+        update={
+            "after_w": after_w,
+            "after_seconds": seconds,
+            "drift_w": math.hypot(after_w - baseline.idle_context_w, math.sqrt(walked)),
+            "invalid": baseline.invalid or total.invalid,
+        }
+    )
 
 
 def _part(meters: Meters, seconds: float) -> Account:
@@ -72,12 +116,14 @@ def _part(meters: Meters, seconds: float) -> Account:
 
 def _fits(known: BaselineRecord, loading: Total) -> bool:
     theirs = (known.source, known.boundary, tuple(known.devices))
-    return known.idle_context_w is not None and theirs == (loading.source, loading.boundary, loading.devices)
+    usable = known.idle_context_w is not None and known.invalid is None and len(known.parts_w) == BASELINE_PARTS
+    return usable and theirs == (loading.source, loading.boundary, loading.devices)
 
 
 def _reused(known: BaselineRecord) -> BaselineRecord:
     age = datetime.now(UTC) - datetime.fromisoformat(known.measured_at) if known.measured_at else None
-    return known.model_copy(update={"age_seconds": age.total_seconds() if age is not None else None})
+    own = {"after_w": None, "after_seconds": None, "drift_w": None}  # of the experiment that it is from
+    return known.model_copy(update={**own, "age_seconds": age.total_seconds() if age is not None else None})
 
 
 def _obstacle(meters: Meters, loading: Total, config: BaselineConfig) -> str | None:
@@ -104,7 +150,8 @@ def _record(parts: Sequence[Account], measured_at: str) -> BaselineRecord:
         return BaselineRecord(source=last.source, boundary=last.boundary, reason=reason)
     if blind := next(filter(None, map(_blind, totals)), None):
         return BaselineRecord(source=last.source, boundary=last.boundary, reason=blind)
-    scatter = statistics.stdev(energy_j / s for energy_j, s in zip(energies, seconds, strict=True))
+    parts_w = [energy_j / s for energy_j, s in zip(energies, seconds, strict=True)]
+    scatter = statistics.stdev(parts_w)
     # What reading the meter adds shows in the scatter already: one that does not tell leaves nothing out.
     edges = math.hypot(*(total.uncertainty_j or 0.0 for total in totals))
     return BaselineRecord(
@@ -117,14 +164,17 @@ def _record(parts: Sequence[Account], measured_at: str) -> BaselineRecord:
         devices=list(last.devices),
         measured_at=measured_at,
         age_seconds=0.0,
+        parts_w=parts_w,
+        invalid=next((total.invalid for total in totals if total.invalid), None),
     )
 
 
 def baseline_metrics(baseline: BaselineRecord, window: Window) -> dict[str, Metric]:
     """Return the idle power, and what a pass took beyond it: of one boundary, and over the metered seconds.
 
-    The active energy of a window is ``E - P·t``, and its standard uncertainty ``u² = u_E² + (t·u_P)²``. It is
-    below 0 where the idle machine took more, and stays so.
+    The active energy of a window is ``E - P·t``, and its standard uncertainty ``u² = u_E² + t²·(u_P² + drift²)``:
+    of reading the meter, of the baseline, and of idle power's own changes until the window; not known where one of
+    these is not. It is below 0 where the idle machine took more, and stays so.
     """
     idle = metric(
         "idle_context_w",
@@ -133,12 +183,14 @@ def baseline_metrics(baseline: BaselineRecord, window: Window) -> dict[str, Metr
         method=baseline.method,
         source=baseline.source,
         boundary=baseline.boundary,
+        devices=baseline.devices or None,
+        invalid=baseline.invalid,
         reason=baseline.reason,
     )
-    return {"idle_context_w": idle, "active_energy_j": _active(idle, window)}
+    return {"idle_context_w": idle, "active_energy_j": _active(idle, baseline.drift_w, window)}
 
 
-def _active(idle: Metric, window: Window) -> Metric:
+def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:
     account, passes = window.account, len(window.passes)
     whole = energy("active_energy_j", account.total, 1 / passes)
     if whole.value is None:
@@ -151,11 +203,12 @@ def _active(idle: Metric, window: Window) -> Metric:
         return whole.model_copy(update=update)
     seconds = (account.seconds or window.seconds) / passes
     uncertainty = None
-    if whole.uncertainty is not None and idle.uncertainty is not None:
-        uncertainty = math.hypot(whole.uncertainty, seconds * idle.uncertainty)
+    if whole.uncertainty is not None and idle.uncertainty is not None and drift_w is not None:
+        uncertainty = math.hypot(whole.uncertainty, seconds * idle.uncertainty, seconds * drift_w)
     found: dict[str, Any] = {
         "value": whole.value - idle.value * seconds,
         "uncertainty": uncertainty,
         "method": weakest((whole.method, idle.method)),
+        "invalid": whole.invalid or idle.invalid,
     }
     return whole.model_copy(update=found)

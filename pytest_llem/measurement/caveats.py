@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
+from pytest_llem.energy.estimate import CPU_TIME_MODEL
+from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
-from pytest_llem.results.metrics import Metric
+from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.severity import severity
-
-#: By what share the energy counter and the sampled power may differ.
-MOST_DISAGREEMENT = 0.03
 
 #: By what share a pass may grow or shrink from the window's first half to its second.
 MOST_DRIFT = 0.05
@@ -32,6 +31,7 @@ def find_warnings(
     allow_estimated: bool = False,
     cut: tuple[int, int] = (0, 0),
     prefill: Window | None = None,
+    covers_engine: bool | None = None,
     times_floor: Metric | None = None,
     deterministic: bool | None = None,
     contention: Contention | None = None,
@@ -47,6 +47,7 @@ def find_warnings(
         allow_estimated: An estimate of the energy is what was asked for.
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
         prefill: The window of prefill alone, if there was one.
+        covers_engine: Whether the energy is that of the devices the engine ran on; None where that is not known.
         times_floor: How far above the least time a pass was.
         failed: That requests failed, if any did.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
@@ -61,14 +62,19 @@ def find_warnings(
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
-        found.append("energy is estimated from CPU time, not measured")
+        how = "from CPU time" if total.source == CPU_TIME_MODEL else f"by {total.source}"
+        found.append(f"energy is estimated {how}, not measured")
     if cut[0]:
         found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
     if deterministic is False:
         found.append("outputs differ between passes: this device's kernels are not deterministic")
-    if engine.device != "cpu" and total.boundary and "gpu_board" not in total.boundary:
+    if covers_engine is False:
         found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
     found += _few_ticks("window", account)
+    if total.method == "measured" and account.tick_seconds is None:
+        found.append(
+            f"meter states no tick of {total.source}: whether the window is long enough for it was not checked"
+        )
     if prefill is not None:
         found += _few_ticks("prefill window", prefill.account)
     found += _of_devices(account)
@@ -93,23 +99,22 @@ def find_warnings(
 def _few_ticks(what: str, account: Account) -> Iterator[str]:
     if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
         yield (
-            f"the {what} holds {account.seconds / account.tick_seconds:.0f} ticks of the energy counter, "
+            f"the {what} holds {account.seconds / account.tick_seconds:.0f} {resolution(account.total.method)}, "
             f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
         )
 
 
 def _of_devices(account: Account) -> Iterator[str]:
-    fine = account.tick_seconds and account.seconds and account.seconds >= FEWEST_TICKS * account.tick_seconds
     for device in account.devices:
-        if fine and device.integral_j is not None and device.energy_j:
-            off = device.integral_j / device.energy_j - 1
-            # Power that changes faster than it is sampled has an integral that is good to no more than this.
-            by_sampling = 3 * (device.integral_uncertainty_j or 0) / device.energy_j
-            if abs(off) > max(MOST_DISAGREEMENT, by_sampling):
-                yield (
-                    f"energy counter and sampled power disagree on {device.device}: "
-                    f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
-                )
+        off = disagreement(device, account.seconds, account.tick_seconds)
+        if off is not None:
+            yield (
+                f"energy counter and sampled power disagree on {device.device}: "
+                f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
+                + (": invalid, no gate judges it" if abs(off) > MAX_VALID_DISAGREEMENT else "")
+            )
+        if device.counter_reason:
+            yield f"energy counter of {device.device} was not used, its power was sampled: {device.counter_reason}"
         if device.integral_reason:
             yield f"energy counter of {device.device} could not be checked: {device.integral_reason}"
         conditions = device.conditions

@@ -12,9 +12,10 @@ from pytest_llem.backends.models import folder_state
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.measurement import accounting
-from pytest_llem.measurement.baseline import baseline_metrics, measure_baseline
+from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.contention import ContentionWatch, root_of
+from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
@@ -142,32 +143,39 @@ class ExperimentOrchestrator:
                 prefill = measure_prefill(
                     engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed
                 )
+            baseline = measure_after(
+                baseline,
+                meters,
+                config.baseline,
+                window,
+                on_idle=lambda: self._tell("measuring the idle machine again", config.baseline.part_seconds),
+            )
             self._tell("accounting")
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config)
             record = engine.describe()
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
+            metrics = {
+                **energy_metrics,
+                "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
+                **baseline_metrics(baseline, window),
+                **accounting.speed_metrics(window, requests),
+                **prefill_metrics(window, prefill, requests.input_tokens, baseline.drift_w),
+                **requests.latency_metrics(),
+                **accounting.condition_metrics(window.account),
+                **work,
+                "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
+                "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
+                "load_seconds": metric("load_seconds", load_seconds),
+                "load_energy_j": accounting.energy("load_energy_j", load_energy),
+            }
+            metrics = with_coverage(metrics, record, engine.gpus)
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics=requests.marked(
-                    {
-                        **energy_metrics,
-                        "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
-                        **baseline_metrics(baseline, window),
-                        **accounting.speed_metrics(window, requests),
-                        **prefill_metrics(window, prefill, requests.input_tokens),
-                        **requests.latency_metrics(),
-                        **accounting.condition_metrics(window.account),
-                        **work,
-                        "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
-                        "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
-                        "load_seconds": metric("load_seconds", load_seconds),
-                        "load_energy_j": accounting.energy("load_energy_j", load_energy),
-                    }
-                ),
+                metrics=requests.marked(metrics),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
@@ -191,6 +199,7 @@ class ExperimentOrchestrator:
                     allow_estimated=config.energy.allow_estimated,
                     cut=(workload.truncated, config.n),
                     prefill=prefill,
+                    covers_engine=metrics["energy_j"].covers_engine,
                     times_floor=work["times_floor"],
                     deterministic=requests.deterministic,
                     contention=contention,

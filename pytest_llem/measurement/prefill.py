@@ -41,16 +41,21 @@ def measure_prefill(
     return window
 
 
-def prefill_metrics(window: Window, prefill: Window | None, input_tokens: int) -> dict[str, Metric]:
+def prefill_metrics(
+    window: Window, prefill: Window | None, input_tokens: int, drift_w: float | None
+) -> dict[str, Metric]:
     """Return what prefill and decoding take of a pass.
 
     Prefill is what a pass with one new token takes. Decoding is the rest: a difference of two windows, which
-    chance may bring below 0, and whose uncertainty is u² = u_pass² + u_prefill².
+    chance may bring below 0. Its uncertainty is u² = u_pass² + u_prefill² + (t_prefill · drift)²: the machine's
+    power changes by itself from one window to the other.
 
     Args:
         window: Of whole passes.
         prefill: Of passes with one new token a prompt; None where that was not asked for.
         input_tokens: Of a pass.
+        drift_w: Standard uncertainty from the changes of idle power, in W; None where it is not known, and then
+            nor is that of the difference.
     """
     if prefill is None:
         return {name: metric(name, None, reason=NOT_ASKED) for name in NAMES}
@@ -59,7 +64,7 @@ def prefill_metrics(window: Window, prefill: Window | None, input_tokens: int) -
     seconds = prefill.seconds / len(prefill.passes)
     return {
         "prefill_energy_j": first,
-        "decode_energy_j": _less(whole, first),
+        "decode_energy_j": _less(whole, first, None if drift_w is None else seconds * drift_w),
         "energy_per_input_token_j": _divided(first, input_tokens),
         "prefill_seconds": metric("prefill_seconds", seconds),
         "decode_seconds": metric("decode_seconds", window.seconds / len(window.passes) - seconds),
@@ -70,18 +75,19 @@ def _attributed(figure: Metric) -> Metric:
     return figure.model_copy(update={"method": weakest(("attributed", figure.method))})
 
 
-def _less(whole: Metric, first: Metric) -> Metric:
+def _less(whole: Metric, first: Metric, drift_j: float | None) -> Metric:
     if whole.value is None or first.value is None or whole.boundary != first.boundary:
         differ = f"the window covers {whole.boundary}, and that of prefill {first.boundary}"
         reason = whole.reason or first.reason or differ
         return whole.model_copy(
             update={"value": None, "method": "unavailable", "reason": reason, "uncertainty": None}
         )
-    edges = (whole.uncertainty, first.uncertainty)
+    edges = (whole.uncertainty, first.uncertainty, drift_j)
     return whole.model_copy(
         update={
             "value": whole.value - first.value,
             "method": weakest((whole.method, first.method)),
+            "invalid": whole.invalid or first.invalid,
             "uncertainty": None if None in edges else math.hypot(*(edge for edge in edges if edge is not None)),
         }
     )

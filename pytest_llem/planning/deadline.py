@@ -70,7 +70,7 @@ def deadline_seconds(
     if config.warmup.enabled:
         total += config.warmup.thermal_floor_seconds
     if config.baseline.enabled:
-        total += config.baseline.duration_seconds
+        total += config.baseline.duration_seconds + config.baseline.part_seconds
     return math.ceil(min(total, LONGEST) / 60) * 60.0
 
 

@@ -114,6 +114,8 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
         window += _window(config, expected.first_pass)
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
+    if baseline_seconds(config, host):
+        idle += config.baseline.part_seconds  # again, after the window
     loading = weight_bytes(config, footprint) / LOAD_RATE
     forked = execution.start_method == "forkserver"
     return (FORK_SECONDS if forked else STARTUP_SECONDS) + loading + warmup + window + idle

@@ -149,8 +149,10 @@ def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     if cost["value"] is None:
         told.append("energy unavailable")
     else:
-        method = "" if cost["method"] == "measured" else f" ({cost['method']})"
-        told.append(f"{number(cost['value'])} J/output token{method}")
+        how = "invalid" if cost.get("invalid") else cost["method"]
+        if cost.get("covers_engine") is False:
+            how = f"{how}, {cost['boundary']}"
+        told.append(f"{number(cost['value'])} J/output token{'' if how == 'measured' else f' ({how})'}")
     if rate.get("not_judged"):
         told.append(f"not judged: {rate['not_judged']}")
     return ", ".join(told)

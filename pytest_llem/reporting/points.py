@@ -105,7 +105,7 @@ class _Rows:
         self._planned = planned
         self.optimal = pareto_optimal(points)
         self._verdicts = [worst(point.verdicts) for point in points]
-        self._methods = {_summary(point, COST).method for point in points} - {None}
+        self._methods = {_summary(point, COST).label for point in points} - {None}
 
     def table(
         self, axes: Sequence[str], columns: Sequence[tuple[str, str]], width: int, *, whole: bool
@@ -127,7 +127,7 @@ class _Rows:
             table.add_column("point", overflow="fold", vertical="bottom", min_width=NARROWEST_ID)
         table.add_column("n", justify="right", no_wrap=True)
         for name, heading in columns:
-            methods = {_summary(point, name).method for point in self._points} - {None}
+            methods = {_summary(point, name).label for point in self._points} - {None}
             if not mixed and len(methods) == 1:  # what is estimated says so wherever it is shown
                 heading += f"\n{methods.pop()}"
             table.add_column(heading, justify="right", no_wrap=True)
@@ -145,7 +145,7 @@ class _Rows:
             for name, _ in columns:
                 cells.append(f"{figure(_summary(point, name))}{_mark(ranked[name], place, BEST)}")
             if mixed:
-                cells.append(_summary(point, COST).method or "-")
+                cells.append(_summary(point, COST).label or "-")
             if judged:
                 verdict = self._verdicts[place]
                 cells.append(verdict.verdict if verdict is not None else "-")

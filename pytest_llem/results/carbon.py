@@ -44,6 +44,8 @@ def emissions(carbon: Carbon | None, energy: Metric) -> Metric:
         method=energy.method,
         source=f"{energy.source} × {stated}" if energy.source else stated,
         boundary=energy.boundary,
+        devices=energy.devices,
+        invalid=energy.invalid,
         reason=energy.reason,
         uncertainty=None if energy.uncertainty is None else energy.uncertainty * scale,
     )

@@ -121,6 +121,13 @@ class BaselineRecord(Record):
         age_seconds: How long before this experiment asked for it: 0 where it was measured in this one, and not in
             an earlier cycle of its point.
         reason: Why ``idle_context_w`` is null.
+        parts_w: Power in each of the parts that it was measured in, in W, in order.
+        invalid: Reason code where ``idle_context_w`` cannot be right, as in a metric.
+        after_w: Idle power again, after the windows of this experiment, in W; null where it is not known.
+        after_seconds: What the meter covers of that.
+        drift_w: Standard uncertainty (k = 1) that idle power's own changes from the baseline to the end of the
+            windows add, in W: by ``after_w``, and by the differences of one part and the next. Null where
+            ``after_w`` is.
         idle_bare_w: Power of each device that the experiment might use, before the session's first experiment on
             it, with neither model nor context of the session's, in W by device; null where none was measured. Not
             to be subtracted: a context alone draws power.
@@ -140,6 +147,11 @@ class BaselineRecord(Record):
     measured_at: str | None = None
     age_seconds: float | None = None
     reason: str | None = None
+    parts_w: list[float] = Field(default_factory=list)
+    invalid: str | None = None
+    after_w: float | None = None
+    after_seconds: float | None = None
+    drift_w: float | None = None
     idle_bare_w: dict[str, float] | None = None
     idle_bare_method: str | None = None
     idle_bare_source: str | None = None
@@ -155,7 +167,7 @@ class WindowRecord(Record):
         window_seconds: Synchronised at both ends.
         window_energy_j: Over the boundary of ``energy_j``.
         energy_seconds: What the meter covers; longer where it waits for a tick.
-        tick_seconds: Of the meter's counter, where it moves in ticks.
+        tick_seconds: Of the meter's counter, where it moves in ticks, or from one sample of power to the next.
         quantisation_error: tick / window.
         tail_seconds: By how much the meter's window is longer than the measured one.
         read_skew_seconds: How far apart the devices' windows begin or end at most.
@@ -270,6 +282,7 @@ class DeviceEnergy(Record):
         integral_j: The same from sampled power, where both are to be had.
         integral_uncertainty_j: Its standard uncertainty, from the samples' distance, in J.
         integral_reason: Why ``integral_j`` is null, where it was tried.
+        counter_reason: Why power was sampled though the device has an energy counter.
         conditions: What the device was like.
     """
 
@@ -285,6 +298,7 @@ class DeviceEnergy(Record):
     integral_j: float | None = None
     integral_uncertainty_j: float | None = None
     integral_reason: str | None = None
+    counter_reason: str | None = None
     conditions: DeviceConditions | None = None
 
 

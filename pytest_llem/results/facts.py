@@ -35,12 +35,14 @@ class BenchFact:
         concerns: Which metrics cannot be compared where it differs. ``nothing``: a difference is only warned of.
         optional: Not every device tells it: known on one side only, it is no difference.
         note: What else there is to say of a difference.
+        binding: No option compares where it differs.
     """
 
     name: str
     concerns: Concerns = "every metric"
     optional: bool = False
     note: str = ""
+    binding: bool = False
 
 
 #: By their keys in :attr:`pytest_llem.results.models.PointResult.bench`.
@@ -54,7 +56,7 @@ BENCH: dict[str, BenchFact] = {
     "memory_limit": BenchFact("memory limit", optional=True),
     "power_limit": BenchFact("power limit", optional=True),
     "mig": BenchFact("MIG"),
-    "energy_boundary": BenchFact("energy boundary", "energy"),
+    "energy_boundary": BenchFact("energy boundary", "energy", binding=True),
     "energy_method": BenchFact("energy method", "energy"),
     "length_mode": BenchFact("length mode"),
     "start_method": BenchFact("start method", "peak memory", optional=True),

@@ -127,7 +127,9 @@ def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
     """Return the places of points whose *metric* may be compared, a list for each kind. Some may be in none."""
     kinds: dict[Hashable, list[int]] = {}
     for place, point in enumerate(points):
-        if _mean(point, metric) is not None and (kind := _kind(point.metrics[metric])) is not None:
+        if _mean(point, metric) is None or (summary := point.metrics[metric]).invalid is not None:
+            continue
+        if (kind := _kind(summary)) is not None:
             kinds.setdefault(kind, []).append(place)
     return list(kinds.values())
 

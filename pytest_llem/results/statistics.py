@@ -23,6 +23,9 @@ class Summary(BaseModel):
         unit: The metric's unit.
         method: For energies, the weakest method among the cycles.
         boundary: For energies, what they cover; null where the cycles disagree.
+        covers_engine: For energies, whether they cover all devices that the engine ran on, in every cycle; null
+            where that is not known.
+        invalid: Code of :data:`~pytest_llem.results.metrics.INVALID` of the first cycle that has one.
         reason: Why ``mean`` is null.
         not_judged: Why no gate may judge it, though it may have a value; null where one may.
         values: Of each completed cycle, in the order of the point's ``cycles``; null where one has none. Empty in
@@ -39,6 +42,8 @@ class Summary(BaseModel):
     unit: str
     method: str | None = None
     boundary: str | None = None
+    covers_engine: bool | None = None
+    invalid: str | None = None
     reason: str | None = None
     not_judged: str | None = None
     values: list[float | None] = []
@@ -48,6 +53,15 @@ class Summary(BaseModel):
         if self.n < MIN_INTERVAL_VALUES:  # as results before 1.4 have it
             self.ci95 = None
         return self
+
+    @property
+    def label(self) -> str | None:
+        """How an energy was obtained, that it is invalid, or what else than the engine's devices it covers; None
+        for what is no energy.
+        """
+        if self.invalid is not None:
+            return "invalid"
+        return f"{self.method}, {self.boundary}" if self.covers_engine is False else self.method
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:

@@ -232,7 +232,9 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         reasons = [figure.reason for figure in figures if figure.reason]
         reason = reasons[0] if reasons else _UNKNOWN_THEN
         return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
-    boundaries = {figure.boundary for figure in figures if figure.value is not None}
+    known = [figure for figure in figures if figure.value is not None]
+    boundaries = {figure.boundary for figure in known}
+    covered = {figure.covers_engine for figure in known}
     mean, sd, interval = mean_interval(values)
     return Summary(
         mean=mean,
@@ -241,9 +243,11 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         ci95=interval,
         n=len(values),
         unit=unit,
-        method=weakest(figure.method for figure in figures if figure.value is not None),
+        method=weakest(figure.method for figure in known),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
         not_judged=not_judged,
+        covers_engine=False if False in covered else None if None in covered else True,
+        invalid=next((figure.invalid for figure in known if figure.invalid), None),
         values=[None if figure is None else figure.value for figure in cycles],
     )
 

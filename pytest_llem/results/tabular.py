@@ -64,8 +64,8 @@ def point_table(result: StudyResult) -> Table:
 
     ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and ``…_ci95_high`` the 95 % interval of
     the mean, ``…_n`` the cycles that have a value. ``pareto_optimal`` is empty where no interval, or one that
-    overlaps with another point's, leaves it open. ``…_method`` and ``…_boundary`` tell how an energy was obtained
-    and what it covers.
+    overlaps with another point's, leaves it open. ``…_method`` and ``…_boundary`` say how an energy was obtained
+    and what it covers, ``…_invalid`` the reason code where it cannot be right.
     """
     axes = _axes(result)
     planned = {entry.config_hash for entry in _entries(result)}
@@ -188,8 +188,11 @@ def _spread(metric: str, summary: Summary | None) -> dict[str, Cell]:
 
 
 def _provenance(metric: str, summary: Summary | None) -> dict[str, Cell]:
-    method, boundary = (summary.method, summary.boundary) if summary is not None else (None, None)
-    return {f"{column(metric)}_method": method, f"{column(metric)}_boundary": boundary}
+    name = column(metric)
+    return {
+        f"{name}_{what}": getattr(summary, what) if summary is not None else None
+        for what in ("method", "boundary", "invalid")
+    }
 
 
 def _entries(result: StudyResult) -> list[ManifestEntry]:

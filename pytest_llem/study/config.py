@@ -95,16 +95,25 @@ class WarmupConfig(Section):
     thermal_floor_seconds: float = Field(0.0, ge=0)
 
 
+#: Idle power is measured in so many parts, one right after the other, whose scatter tells how good it is.
+BASELINE_PARTS = 5
+
+
 class BaselineConfig(Section):
     """Power of the idle machine with the model loaded, which ``active_energy_j`` leaves out.
 
     Attributes:
         enabled: Measure it, where there is a meter that measures. Default true.
-        duration_seconds: For how long, in seconds. Default 30.
+        duration_seconds: For how long, in seconds; after each window a fifth of that again. Default 30.
     """
 
     enabled: bool = True
     duration_seconds: float = Field(30.0, ge=5, le=120)
+
+    @property
+    def part_seconds(self) -> float:
+        """Length of each of the parts that it is measured in, and of the measurement after the window, in s."""
+        return self.duration_seconds / BASELINE_PARTS
 
 
 class EnergyConfig(Section):
@@ -113,7 +122,8 @@ class EnergyConfig(Section):
     Attributes:
         backend: ``auto`` (the GPU's counter where the engine runs on one, else RAPL, else an estimate),
             the name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none.
-            Default ``auto``; so are LLenergyMeasure's ``zeus`` and ``codecarbon``.
+            Default ``auto``; so are LLenergyMeasure's ``zeus`` and ``codecarbon``. A meter that is named says what
+            the energy is to cover: gates judge it also where that is not the engine's devices.
         allow_estimated: An estimate will do: it is not warned of, and a gate on energy may pass or fail by it.
             Part of no hash. Default false.
     """

@@ -59,6 +59,9 @@ def test_power_says_the_same(isolated_experiment: IsolatedExperiment, llama_1b: 
     found("decode, W", device.energy_j / (device.seconds or 0))
     found("integral / counter", device.integral_j / device.energy_j)
     found("tick in the result, s", result.window.tick_seconds)
+    found("boundary", device.boundary)
+    assert result.metrics["energy_j"].covers_engine
+    assert result.metrics["energy_j"].invalid is None
     assert device.integral_j == pytest.approx(device.energy_j, rel=0.03)
     assert result.window.tick_seconds == pytest.approx(0.1, rel=0.9)
     assert result.engine.random_weights

@@ -34,13 +34,19 @@ def test_nothing_costs_nothing(
     passes, seconds = result.window.passes, result.window.window_seconds
     assert active.value is not None
     assert active.uncertainty is not None
+    assert active.interval95 is not None
+    assert result.baseline.after_w is not None
+    assert result.baseline.drift_w is not None
     found("bare, W", bare)
     found("context - bare, W", context - bare)
     found("active energy of 30 s of nothing, J", passes * active.value)
     found("its standard uncertainty, J", passes * active.uncertainty)
+    found("idle power after the window - before it, W", result.baseline.after_w - context)
+    found("standard uncertainty of its drift, W", result.baseline.drift_w)
     assert 15 <= context - bare <= 70
-    assert abs(passes * active.value) <= 2 * seconds
-    assert abs(active.value) <= 2 * active.uncertainty  # 95 %
+    low, high = active.interval95
+    assert low <= 0 <= high
+    assert passes * active.uncertainty <= 2 * seconds, "and is not so wide that anything would be"
 
 
 def test_memory_that_is_held_draws_little(on_gpu: Callable[..., Any], found: Found) -> None:

@@ -58,6 +58,7 @@ class Board:
         power: From when on, in s since the start, it draws how many W; a :class:`Ramp` where it gets there slowly.
         more: The other lines of a device, as scripted_nvml.c names them.
         used_mb: From when on, in s since the start, how many MB of its memory are in use.
+        module_power: Likewise of the module that it is on; empty where the driver reads none.
         rules: Lines of a device of which there may be several with the same first word.
     """
 
@@ -66,12 +67,14 @@ class Board:
     more: dict[str, str | float] = field(default_factory=dict)
     used_mb: list[tuple[float, float]] = field(default_factory=list)
     rules: list[str] = field(default_factory=list)
+    module_power: list[tuple[float, float]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         power = [f"power {one[0]:.9f} {one[1]}{' ramp' * isinstance(one, Ramp)}" for one in self.power]
         used = [f"used_mb {t:.9f} {amount}" for t, amount in self.used_mb]
+        module = [f"module_power {t:.9f} {watts}" for t, watts in self.module_power]
         more = (f"{word} {value}" for word, value in self.more.items())
-        return [f"device {self.uuid}", *more, *self.rules, *power, *used]
+        return [f"device {self.uuid}", *more, *self.rules, *power, *module, *used]
 
     def energy_j(self, a: float, b: float) -> float:
         """Return what it drew from *a* to *b*, in s since the start."""

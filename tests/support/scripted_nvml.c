@@ -19,6 +19,8 @@
  *       power 0 70            from t = 0 on it draws 70 W; at least one such line, in order of time
  *       power 2.5 300         from t = 2.5 on 300 W
  *       power 4 700 ramp      up to t = 4 it went straight from there to 700 W
+ *       module_power 0 500    from t = 0 on its module draws 500 W; likewise, none: the driver reads no module's power
+ *       counts_module 1       the energy counter is that of the module
  *       temperature 0 35      from t = 0 on it is at 35 °C; more such lines as for power, none: it has no sensor
  *       sm_clock 0 1980       MHz; likewise
  *       memory_clock 0 2619   MHz; likewise
@@ -106,6 +108,7 @@ typedef struct {
 enum { NVML_VALUE_TYPE_UNSIGNED_INT = 1, NVML_VALUE_TYPE_UNSIGNED_LONG_LONG = 3 };
 enum { NVML_CLOCK_SM = 1, NVML_CLOCK_MEM = 2 };
 enum { NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83, NVML_FI_DEV_POWER_AVERAGE = 185, NVML_FI_DEV_POWER_INSTANT = 186 };
+enum { NVML_POWER_SCOPE_MODULE = 1 };
 enum { NVML_DEVICE_ARCH_PASCAL = 4, NVML_DEVICE_ARCH_HOPPER = 9 };
 typedef struct {
     unsigned int pid;
@@ -149,7 +152,8 @@ typedef struct Board {
     double clocks[3]; /* from, to, in steps of; none where the last is 0 */
     User users[USERS];
     int n_users;
-    Course watts, celsius, used_mb, sm_clock, memory_clock, throttle[REASONS];
+    double counts_module;
+    Course watts, module_watts, celsius, used_mb, sm_clock, memory_clock, throttle[REASONS];
 } Board;
 typedef Board *nvmlDevice_t;
 
@@ -258,6 +262,8 @@ static void read_line(const char *word, const char *value) {
         snprintf(board->name, TEXT, "%s", value);
     } else if (!strcmp(word, "power")) {
         add_segment(&board->watts, word, value);
+    } else if (!strcmp(word, "module_power")) {
+        add_segment(&board->module_watts, word, value);
     } else if (!strcmp(word, "temperature")) {
         add_segment(&board->celsius, word, value);
     } else if (!strcmp(word, "used_mb")) {
@@ -289,7 +295,7 @@ static void read_line(const char *word, const char *value) {
             {"ecc", &board->ecc},                 {"default_limit_w", &board->default_limit_w},
             {"reasons", &board->reasons},         {"compute_mode", &board->compute_mode},
             {"max_sm_clock", &board->max_sm_clock}, {"default_sm_clock", &board->default_sm_clock},
-            {"counter_gain", &board->counter_gain},
+            {"counter_gain", &board->counter_gain}, {"counts_module", &board->counts_module},
         };
         for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
             if (!strcmp(word, numbers[i].word)) {
@@ -353,17 +359,18 @@ static double integral(const Course *course, double a, double b) {
 static unsigned long long counter_mj(const Board *board, double t) {
     double tick_s = board->tick_ms / 1000, phase_s = board->phase_ms / 1000;
     double mj_per_j = 1000 * board->counter_gain;
+    const Course *watts = board->counts_module ? &board->module_watts : &board->watts;
     double ticked = floor((t - phase_s) / tick_s) * tick_s + phase_s;
     if (t < board->reset_at)
-        return (unsigned long long)(board->counter_mj + mj_per_j * integral(&board->watts, 0, ticked));
-    return (unsigned long long)(mj_per_j * integral(&board->watts, board->reset_at, ticked));
+        return (unsigned long long)(board->counter_mj + mj_per_j * integral(watts, 0, ticked));
+    return (unsigned long long)(mj_per_j * integral(watts, board->reset_at, ticked));
 }
 
 /* Power over the second before t. */
-static int mean(const Board *board, double t, double *watts) {
-    if (t < 1) return at(&board->watts, t, watts);
-    *watts = integral(&board->watts, t - 1, t);
-    return board->watts.n > 0;
+static int mean(const Course *course, double t, double *watts) {
+    if (t < 1) return at(course, t, watts);
+    *watts = integral(course, t - 1, t);
+    return course->n > 0;
 }
 
 /* ---- calls ---- */
@@ -504,7 +511,7 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwatts) {
     ENTER(device)
     double watts = 0;
-    int told = (device->averages ? mean(device, asked - script.start, &watts)
+    int told = (device->averages ? mean(&device->watts, asked - script.start, &watts)
                                  : at(&device->watts, asked - script.start, &watts));
     if (device->no_power_reading || !told)
         result = NVML_ERROR_NOT_SUPPORTED;
@@ -626,6 +633,7 @@ static nvmlReturn_t field(const Board *board, double t, nvmlFieldValue_t *one) {
     nvmlReturn_t failed = failure(number, board);
     if (failed != NVML_SUCCESS) return failed;
     double watts = 0;
+    const Course *power = one->scopeId ? &board->module_watts : &board->watts;
     one->valueType = NVML_VALUE_TYPE_UNSIGNED_LONG_LONG;
     switch (one->fieldId) {
     case NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
@@ -633,8 +641,8 @@ static nvmlReturn_t field(const Board *board, double t, nvmlFieldValue_t *one) {
         return board->no_counter ? NVML_ERROR_NOT_SUPPORTED : NVML_SUCCESS;
     case NVML_FI_DEV_POWER_INSTANT:
     case NVML_FI_DEV_POWER_AVERAGE:
-        if (board->no_power_reading || one->scopeId) return NVML_ERROR_NOT_SUPPORTED; /* not the memory's */
-        if (!(one->fieldId == NVML_FI_DEV_POWER_INSTANT ? at(&board->watts, t, &watts) : mean(board, t, &watts)))
+        if (board->no_power_reading || one->scopeId > NVML_POWER_SCOPE_MODULE) return NVML_ERROR_NOT_SUPPORTED;
+        if (!(one->fieldId == NVML_FI_DEV_POWER_INSTANT ? at(power, t, &watts) : mean(power, t, &watts)))
             return NVML_ERROR_NOT_SUPPORTED;
         one->valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
         one->value.uiVal = (unsigned int)(watts * 1000);

@@ -95,6 +95,10 @@ def told(summary: Summary | None, unit: str) -> str:
     parts.append(f"n = {summary.n}")
     parts += [part for part in (summary.method, summary.boundary) if part]
     parts += [f"not judged: {summary.not_judged}"] if summary.not_judged else []
+    if summary.invalid is not None:
+        parts.append(f"invalid: {summary.invalid}")
+    if summary.covers_engine is False:
+        parts.append("not of the engine's devices")
     return ", ".join(parts)
 
 

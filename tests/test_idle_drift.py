@@ -1,0 +1,170 @@
+"""Idle power moves by itself: the uncertainty of what is left of a window covers zero where nothing was done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
+from pytest_llem.measurement.prefill import prefill_metrics
+from pytest_llem.measurement.window import Window
+from pytest_llem.results.experiment import BaselineRecord
+from pytest_llem.study.config import BaselineConfig
+
+Power = NDArray[np.float64]
+
+CONFIG = BaselineConfig()
+BOUNDARY = {"source": "nvml_total_energy", "boundary": "gpu_board", "devices": ("GPU-1",)}
+
+#: An H200 with a context: power in W; a course of it has a value every so many s.
+IDLE_W, STEP_S = 124.0, 0.1
+
+#: By what idle power moves within 30 s, as a standard deviation.
+DRIFT_W = 0.002 * IDLE_W
+
+#: Of reading a counter's edges over 6 s, in J.
+READING_J = 0.1
+
+
+class Machine:
+    """A machine whose power is a course, on a clock of its own, and a meter that reads it."""
+
+    def __init__(self, course: Power, noise: np.random.Generator) -> None:
+        self.now, self._noise = 0.0, noise
+        self._joules = np.concatenate([[0.0], np.cumsum(course) * STEP_S])
+        self._began = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def _counter_j(self, at: float) -> float:
+        return float(self._joules[round(at / STEP_S)])
+
+    def open(self, gpus: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+    def begin(self) -> None:
+        self._began = self.now
+
+    def end(self) -> Reading:
+        seconds = self.now - self._began
+        energy_j = self._counter_j(self.now) - self._counter_j(self._began) + self._noise.normal(0, READING_J)
+        device = DeviceReading(
+            "GPU-1", "gpu_board", energy_j, "measured", "nvml_total_energy", uncertainty_j=READING_J
+        )
+        return Reading((device,), seconds, tick_seconds=0.1)
+
+    # What of an engine is asked for.
+    def generate(self, batch: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+def _course(kind: str, seconds: float, noise: np.random.Generator) -> Power:
+    n = round(seconds / STEP_S)
+    if kind == "random walk":
+        steps = noise.normal(0, DRIFT_W * math.sqrt(STEP_S / 30), n)
+        return np.asarray(IDLE_W + np.cumsum(steps))
+    if kind == "slow ramp":
+        return np.asarray(IDLE_W + noise.normal(0, DRIFT_W / 30) * STEP_S * np.arange(n))
+    if kind == "step":
+        return np.asarray(IDLE_W + 2 * DRIFT_W * (np.arange(n) > noise.integers(n)))
+    if kind == "cools down":
+        return np.asarray(IDLE_W + 10 * DRIFT_W * np.exp(-np.arange(n) * STEP_S / 30))
+    assert kind == "constant"
+    return np.full(n, IDLE_W)
+
+
+@pytest.fixture
+def idle_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[BaselineRecord, float, float, float]]:
+    """Measure an idle machine as an experiment does; return the record, and the active energy of a window in which
+    nothing was done: value, uncertainty, and what an uncertainty without drift would be, in J.
+    """
+
+    def run(
+        course: Power, noise: np.random.Generator, before: float, window: float, after: float
+    ) -> tuple[BaselineRecord, float, float, float]:
+        machine = Machine(course, noise)
+        monkeypatch.setattr("pytest_llem.measurement.baseline.time", machine)
+        meters = Meters({"nvml": machine})
+        loading = Total(1.0, "measured", **BOUNDARY)  # type: ignore[arg-type]  # of one type each
+        record = measure_baseline(machine, "b", meters, loading, CONFIG)  # type: ignore[arg-type]  # no whole engine
+        machine.sleep(before)
+        meters.begin()
+        began = machine.now
+        machine.sleep(window)
+        measured = Window([[]], window, meters.end(), began=began)
+        machine.sleep(after)
+        record = measure_after(record, meters, CONFIG, measured)
+        active = baseline_metrics(record, measured)["active_energy_j"]
+        assert active.value is not None
+        assert active.uncertainty is not None
+        assert record.uncertainty_w is not None
+        return record, active.value, active.uncertainty, math.hypot(READING_J, window * record.uncertainty_w)
+
+    return run
+
+
+#: Seconds of warm-up, of the window, and of a window of prefill after it.
+TIMES = {"short": (5.0, 10.0, 0.0), "as on the H200": (15.0, 30.0, 0.0), "long": (15.0, 120.0, 0.0)}
+TIMES |= {"prefill split": (15.0, 10.0, 10.0), "baseline of an earlier cycle": (400.0, 10.0, 0.0)}
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("kind", ["random walk", "slow ramp", "step", "cools down", "constant"])
+def test_zero_work_covers_zero(idle_run: Callable[..., Any], kind: str, times: str) -> None:
+    """In 95 of 100 runs. On an H200 30 s of nothing had cost 8.5 J, with a stated uncertainty of 0.68 J."""
+    noise = np.random.default_rng(15)
+    before, window, after = TIMES[times]
+    total = CONFIG.duration_seconds + before + window + after + CONFIG.part_seconds + 1.0
+    runs = [idle_run(_course(kind, total, noise), noise, before, window, after) for _ in range(200)]
+    covered = sum(abs(value) <= 1.96 * uncertainty for _, value, uncertainty, _ in runs)
+    assert covered >= 0.95 * len(runs)
+    if kind == "random walk":
+        without = sum(abs(value) <= 1.96 * reading for _, value, _, reading in runs)
+        assert without < 0.6 * len(runs), "drift is what it takes"
+        spread = float(np.std([value for _, value, _, _ in runs]))
+        assert np.median([uncertainty for _, _, uncertainty, _ in runs]) < 4 * spread, "and no more than that"
+
+
+def test_record_tells_what_drift_was_found(idle_run: Callable[..., Any]) -> None:
+    noise = np.random.default_rng(1)
+    course = np.full(1000, IDLE_W)
+    course[500:] = IDLE_W + 1.0
+    record, *_ = idle_run(course, noise, 5.0, 10.0, 5.0)
+    assert record.after_w == pytest.approx(IDLE_W + 1.0, abs=0.1)
+    assert record.after_seconds == pytest.approx(6.0)
+    assert record.drift_w == pytest.approx(1.0, abs=0.15)
+    assert len(record.parts_w) == 5
+
+
+def test_unknown_drift_is_an_unknown_uncertainty() -> None:
+    idle = BaselineRecord(idle_context_w=20.0, uncertainty_w=0.1, method="measured", boundary="gpu_board")
+    total = Total(100.0, "measured", uncertainty_j=1.0, **BOUNDARY)  # type: ignore[arg-type]  # of one type each
+    active = baseline_metrics(idle, Window([[]], 1.0, Account((), total, 1.0)))["active_energy_j"]
+    assert (active.value, active.uncertainty) == (80.0, None)
+
+
+@pytest.mark.parametrize(("drift_w", "uncertainty"), [(0.5, math.sqrt(1 + 4 + (0.5 * 3.0) ** 2)), (None, None)])
+def test_decode_energy_includes_drift_between_its_windows(
+    drift_w: float | None, uncertainty: float | None
+) -> None:
+    def window(energy_j: float, uncertainty_j: float, seconds: float) -> Window:
+        total = Total(energy_j, "measured", uncertainty_j=uncertainty_j, **BOUNDARY)  # type: ignore[arg-type]  # likewise
+        return Window([[]], seconds, Account((), total, seconds))
+
+    found = prefill_metrics(window(100.0, 1.0, 9.0), window(30.0, 2.0, 3.0), 8, drift_w)
+    assert found["decode_energy_j"].value == 70.0
+    assert found["decode_energy_j"].uncertainty == (None if uncertainty is None else pytest.approx(uncertainty))
+    assert found["prefill_energy_j"].uncertainty == 2.0, "nothing is subtracted from it"
