@@ -349,7 +349,7 @@ def test_warnings_say_what_and_no_figures() -> None:
     found = judge(busy, [replace(ALONE, busy_share=0.2)], 10.0)
     assert list(contention_warnings(found)) == [
         "contended: other virtual machines used the CPUs",
-        "host-bound: GPU-1 was idle for more than half of the window, waiting for the CPU",
+        "host-bound: GPU-1 was busy for less than 50 % of the window",
     ]
     assert not list(contention_warnings(judge(QUIET, [ALONE], 10.0)))
     assert not list(contention_warnings(judge(busy, [], 0.1)))

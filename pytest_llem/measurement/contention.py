@@ -138,7 +138,7 @@ def contention_warnings(contention: Contention, limits: Thresholds = THRESHOLDS)
             yield f"contended: {reason.partition(':')[0]}"
     for gpu in contention.gpus:
         if gpu.busy_share is not None and gpu.busy_share < limits.gpu_busy:
-            yield f"host-bound: {gpu.device} was idle for more than half of the window, waiting for the CPU"
+            yield f"host-bound: {gpu.device} was busy for less than {_percent(limits.gpu_busy)} of the window"
 
 
 def _received(cpu: CpuActivity) -> float | None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pytest_llem.backends.protocol import EngineContext
 from pytest_llem.backends.pytorch import Batch, Generated, PyTorchEngine
+from pytest_llem.measurement.contention import ContentionWatch
+from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 
@@ -27,6 +29,9 @@ class BoardEngine(PyTorchEngine):
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         super().__init__(config, context)
         self.gpus = [GPU]
+        # A token's joules do not depend on who else uses the CPU: in this process, contention is not looked for.
+        unknown = Contention(state="unknown", reasons=["scripted board: not looked for"])
+        setattr(ContentionWatch, "end", lambda *_: unknown)  # noqa: B010 (a method, to mypy)
 
     def describe(self) -> EngineRecord:
         return super().describe().model_copy(update={"device": "cuda", "device_names": ["Scripted"]})
