@@ -84,9 +84,9 @@ def test_quantised_weights_run_and_are_written_down(packages: Path, smollm2: Pat
         assert {key: one["said"][key] for key in OPTIONS[name]} == OPTIONS[name]
 
     # 106.2 million weights in linear layers; embedding and head, 28.3 million, and norms stay bf16.
-    # For each 64 weights of 4 bits there is a constant of one byte, since the constants are quantised too (of 4
-    # otherwise, which 1 % would show); for each row of weights of 8 bits one of 4 bytes.
+    # For each 64 weights of 4 bits there is a constant: of one byte, since constants are quantised too, or of 2
+    # where bitsandbytes lays them out for the CPU; for each row of weights of 8 bits one of 4 bytes.
     linear, rest = 106_168_320, 2 * (28_311_552 + 35_136)
-    assert linear / 2 + linear / 64 < found["4 bits"]["bytes"] - rest < 1.01 * (linear / 2 + linear / 64)
+    assert linear / 2 + linear / 64 < found["4 bits"]["bytes"] - rest < 1.01 * (linear / 2 + 2 * linear / 64)
     rows = 30 * (576 + 192 + 192 + 576 + 1536 + 1536 + 576)
     assert found["8 bits"]["bytes"] == pytest.approx(linear + 4 * rows + rest, abs=1000)

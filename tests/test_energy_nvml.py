@@ -403,6 +403,11 @@ def _refusal(script: Script, uuids: list[str]) -> tuple[str, int]:
         pytest.param([_board(lost_at=0)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: GPU is lost", id="lost"),
         pytest.param([_board(B)], f"NVML: {A}: nvmlDeviceGetHandleByUUID: Not Found", id="unknown"),
         pytest.param([_board(A), _board(B, mig=1)], f"NVML: {B}: MIG is on", id="second"),
+        pytest.param(
+            [Board(A, [(0.0, 300.0)], {"tick_ms": 20}, rules=["fail nvmlDeviceGetTotalEnergyConsumption 999"])],
+            f"NVML: {A}: nvmlDeviceGetTotalEnergyConsumption: Unknown Error",
+            id="unknown error of a counter, which is no board without one",
+        ),
     ],
 )
 def test_a_board_that_cannot_be_metered_is_refused_with_a_reason(
