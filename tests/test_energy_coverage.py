@@ -116,7 +116,9 @@ def test_budget_on_cpu_energy_of_cuda_engine(
         (CUDA, [GPU], "cpu_package+dram", ["package-0", "dram-0"], False),
         (CUDA, [], "gpu_board", [GPU], None),
         (CPU, [], "cpu_package", ["package-0"], True),
-        (CPU, [], "wall", ["socket-1"], False),
+        (CPU, [], "gpu_board", [GPU], False),
+        (CPU, [], "wall", ["socket-1"], None),
+        (CUDA, [GPU], "wall", ["socket-1"], None),
         (CPU, [GPU], "gpu_board", [GPU], False),
     ],
 )

@@ -9,6 +9,9 @@ from pytest_llem.results.metrics import Metric
 
 CPU = "cpu_package"
 
+#: Boundaries that hold their own devices alone. What another meter's holds, such as a wall socket's, is not known.
+_KNOWN = {CPU, "dram", "gpu_board", "module"}
+
 
 def with_coverage(metrics: Mapping[str, Metric], engine: EngineRecord, gpus: Sequence[str]) -> dict[str, Metric]:
     """Return *metrics*, the energies among them with ``covers_engine``.
@@ -36,6 +39,11 @@ def with_coverage(metrics: Mapping[str, Metric], engine: EngineRecord, gpus: Seq
 
 
 def _covers(energy: Metric, engine: EngineRecord, gpus: Sequence[str]) -> bool | None:
+    boundaries = {*(energy.boundary or "unknown").split("+")}
     if engine.device == "cpu":
-        return CPU in (energy.boundary or "").split("+")
-    return {*gpus} <= {*(energy.devices or ())} if gpus else None
+        covered = CPU in boundaries
+    elif gpus:
+        covered = {*gpus} <= {*(energy.devices or ())}
+    else:
+        return None
+    return True if covered else False if boundaries <= _KNOWN else None
