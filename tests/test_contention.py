@@ -29,6 +29,7 @@ from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch, contention_warnings, judge
 from pytest_llem.measurement.cpu_activity import CpuActivity, Snapshot, activity, snapshot
 from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity
+from pytest_llem.reporting.html.provenance import Provenance
 from pytest_llem.results.contention import Contention, GpuContention, PointContention
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from pytest_llem.results.models import ManifestEntry, PointResult
@@ -705,3 +706,13 @@ def test_results_of_older_versions_say_nothing_of_contention() -> None:
         ).contention
         is None
     )
+
+
+def test_the_page_says_how_often_devices_were_used_by_others() -> None:
+    seen = Provenance()
+    for state, others in (("contended", 0.5), ("uncontended", 0.0)):
+        contention = Contention.model_validate({"state": state, "others_cpu_share": others})
+        seen.add(golden().model_copy(update={"contention": contention}))
+    rows = dict(seen.rows())
+    assert rows["Use of its devices by others"] == "contended in 1, uncontended in 1"
+    assert rows["Share of the CPUs used by other processes"] == "0 to 0.500"
