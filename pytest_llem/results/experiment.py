@@ -117,8 +117,8 @@ class BaselineRecord(Record):
             an earlier cycle of its point.
         reason: Why ``idle_context_w`` is null.
         idle_bare_w: Power of each device that the experiment might use, before the session's first experiment on
-            it, with neither model nor context of the session's, in W by device; null where none was measured. Not to be subtracted: a context
-            alone draws power.
+            it, with neither model nor context of the session's, in W by device; null where none was measured. Not
+            to be subtracted: a context alone draws power.
         idle_bare_method: How it was obtained.
         idle_bare_source: What it was read from.
         idle_bare_age_seconds: How long before this experiment was started; of several, the oldest.
