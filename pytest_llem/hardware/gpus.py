@@ -50,6 +50,8 @@ class Boards:
 
 def visible_boards() -> Boards:
     """Return the boards that CUDA may use, in its order where that is known; none where there is no NVML."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return Boards()
     with Nvml() as nvml:
         handles = visible_handles(nvml)
         boards = tuple(board(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
@@ -63,9 +65,7 @@ def boards_for(torch: str | None) -> Boards:
     Args:
         torch: Its version, which tells a build for CPUs alone; None for no torch.
     """
-    if is_for_cpus_alone(torch) or os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
-        return Boards()
-    return visible_boards()
+    return Boards() if is_for_cpus_alone(torch) else visible_boards()
 
 
 def is_for_cpus_alone(torch: str | None) -> bool:

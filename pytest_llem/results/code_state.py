@@ -48,18 +48,19 @@ class CodeState(TypedDict):
 
 def imported() -> CodeState:
     """Return the code that this process has imported, without the standard library. Reads each file once."""
+    standard = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
     modules: dict[str, str | None] = {}
     tops: set[str] = set()
     for spec in _specs():
         origin = str(spec.origin)
         if _INSTALLED.intersection(Path(origin).parts):
             tops.add(spec.name.partition(".")[0])
-        elif not origin.startswith(_standard_library()):
+        elif not origin.startswith(standard):
             modules[spec.name] = _digest(origin, before=_BEGAN)
     found: dict[str, str | None] = {}
     for one in distributions():  # of two of one name, the first is the one that is imported
-        if one.name not in found and not tops.isdisjoint(_top_level(one)):
-            found[one.name] = _version(one)
+        if not tops.isdisjoint(_top_level(one)):
+            found.setdefault(one.metadata["Name"], _version(one))
     return CodeState(modules=dict(sorted(modules.items())), distributions=dict(sorted(found.items())))
 
 
@@ -110,10 +111,6 @@ def _by_hook(name: str) -> ModuleSpec | None:
         if finder is not PathFinder and (spec := finder.find_spec(name, None)) is not None:
             return spec
     return None
-
-
-def _standard_library() -> tuple[str, ...]:
-    return tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
 
 
 def _digest(file: str, before: float | None = None) -> str | None:
