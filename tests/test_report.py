@@ -184,7 +184,7 @@ def test_without_it_what_it_needs_is_not_loaded(
         ("folder", "--llem-html: must be a file (got '*/folder')"),
         ("study.yaml/page.html", "--llem-html: '*/study.yaml' is no directory"),
         ("x" * 300, "--llem-html: *File name too long*"),
-        ("/dev/null", "--llem-html: must be a file (got '/dev/null')"),
+        ("pipe", "--llem-html: must be a file (got '*/pipe')"),
         ("study.yaml", "--llem-html: is something else, and not to be replaced (got '*/study.yaml')"),
     ],
 )
@@ -193,6 +193,7 @@ def test_a_file_that_cannot_be_is_a_usage_error(
 ) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir()
+    os.mkfifo(pytester.path / "pipe")
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", file)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stderr.fnmatch_lines([f"ERROR: {said}"])
