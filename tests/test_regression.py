@@ -259,7 +259,7 @@ def test_an_energy_of_its_own_boundary() -> None:
     assert one(here, there, settings)[1].verdict == "SAME"
 
 
-ESTIMATED = summary("energy_j", STEADY, method="estimated", boundary="cpu_package")
+ESTIMATED = summary("energy_j", STEADY, method="estimated", boundary="cpu_package", covers_engine=True)
 ALLOWED = {"energy": {"allow_estimated": True}}
 
 
@@ -287,6 +287,10 @@ def test_an_estimate_is_no_measurement() -> None:
     _, verdict = one(_estimated(), measured, ENERGY, anyway=True)
     assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
     assert "allow_estimated" in verdict.reason
+    _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
+    assert verdict.verdict == "NOT JUDGED", "nor of one boundary"
+    package = summary("energy_j", STEADY, boundary="cpu_package", covers_engine=True)
+    measured = point({}, energy_j=package, bench=H100 | {"energy_boundary": "cpu_package"})
     _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
     assert (verdict.verdict, verdict.method) == ("SAME", "estimated")
 

@@ -188,7 +188,7 @@ def test_what_cannot_be_read(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     data = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(data | {"schema_version": "2.0"}))
-    assert _refused("main", tmp_path, "made-up") == f"{file}: schema version 2.0 cannot be read here (this is 1.3)"
+    assert _refused("main", tmp_path, "made-up") == f"{file}: schema version 2.0 cannot be read here (this is 1.4)"
     file.write_text("{}")
     assert _refused("main", tmp_path).startswith(f"{file}: not a StudyResult: ")
     file.unlink()
