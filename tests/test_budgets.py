@@ -38,7 +38,7 @@ def point(metric: str, *values: float | None, allow: bool = False, **provenance:
     known = [value for value in values if value is not None]
     mean, _, interval = mean_interval(known) if known else (None, None, None)
     if CATALOGUE[metric].unit == "J" and known:
-        provenance = {"method": "measured", "boundary": "gpu_board", **provenance}
+        provenance = {"method": "measured", "boundary": "gpu_board", "covers_engine": True, **provenance}
     summary = Summary(
         mean=mean, ci95=interval, n=len(known), unit=CATALOGUE[metric].unit, values=[*values], **provenance
     )

@@ -261,7 +261,7 @@ def test_cpu_energy_is_compared_by_its_own_method() -> None:
     assert one(here, there, settings)[1].verdict == "SAME"
 
 
-ESTIMATED = summary("energy_j", STEADY, method="estimated", boundary="cpu_package")
+ESTIMATED = summary("energy_j", STEADY, method="estimated", boundary="cpu_package", covers_engine=True)
 ALLOWED = {"energy": {"allow_estimated": True}}
 
 
@@ -289,6 +289,10 @@ def test_estimate_is_not_compared_with_measurement() -> None:
     _, verdict = one(_estimated(), measured, ENERGY, anyway=True)
     assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
     assert "allow_estimated" in verdict.reason
+    _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
+    assert verdict.verdict == "NOT JUDGED", "nor of one boundary"
+    package = summary("energy_j", STEADY, boundary="cpu_package", covers_engine=True)
+    measured = point({}, energy_j=package, bench=H100 | {"energy_boundary": "cpu_package"})
     _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
     assert (verdict.verdict, verdict.method) == ("SAME", "estimated")
 

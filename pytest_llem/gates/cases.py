@@ -98,15 +98,16 @@ def make_case(
         return case(obstacle=obstacle)
     bench = bench_differences(here, there, metric)
     named = names_boundary(here, metric)
-    if bench.bars:
-        obstacle = f"cannot be compared: {'; '.join(bench.bars)}"
-    elif bench.stops and not anyway:
-        obstacle = f"cannot be compared: {'; '.join(bench.stops)} (--llem-compare-anyway compares all the same)"
+    if bench.stops and not anyway:
+        hint = "" if bench.bars else " (--llem-compare-anyway compares all the same)"
+        obstacle = f"cannot be compared: {'; '.join(bench.stops)}{hint}"
     elif not all(usable):
         obstacle = ESTIMATED
     else:
         found = (measuring_obstacle(side, metric, any_boundary=named) for side in (here, there))
         obstacle = next(filter(None, found), None)
+        if obstacle is None and bench.bars:
+            obstacle = f"cannot be compared: {'; '.join(bench.bars)}"
     if obstacle is not None:
         return case(obstacle=obstacle, bench=bench)
     contended = _contended(here, there, metric)
