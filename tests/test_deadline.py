@@ -69,7 +69,7 @@ class TestComputed:
         )
         least = {"n": 1, "max_input_tokens": 1, "max_output_tokens": 1, "measurement": {"min_window_seconds": 55}}
         assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER) == 360
-        assert deadline(nothing, **least, warmup=NEVER, baseline={"duration_seconds": 62}) == 420
+        assert deadline(nothing, **least, warmup=NEVER, baseline={"duration_seconds": 50}) == 420
         floor = {"thermal_floor_seconds": 600}
         assert deadline(nothing, **least, warmup=floor, baseline=NEVER) == 360 + 600
         assert deadline(nothing, **least, warmup={**floor, "enabled": False}, baseline=NEVER) == 360
@@ -162,7 +162,8 @@ TINY = {
 
 
 def line(result: pytest.RunResult) -> str:
-    [found] = [one for one in result.outlines if one.startswith("llem: ")]
+    lines = [one for one in result.outlines if one.startswith("llem: ")]
+    [found] = [one for one in lines if not one.startswith("llem: warning: ")]  # of a busy machine
     return found
 
 

@@ -20,7 +20,7 @@ from pytest_llem.energy.account import Account, Total
 from pytest_llem.energy.metering import EnergyReading
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
-from pytest_llem.gates.saved import load, save
+from pytest_llem.gates.saved import BaselineError, load, save
 from pytest_llem.gates.sessions import session_effect
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.measurement.caveats import find_warnings
@@ -223,7 +223,9 @@ def test_metric_that_names_its_boundary_is_judged() -> None:
 
 
 def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
-    save(_study(**CPU_JOULES), "main", tmp_path)
+    with pytest.raises(BaselineError, match="not the devices that the engine ran on"):
+        save(_study(**CPU_JOULES), "main", tmp_path)
+    save(_study(**CPU_JOULES), "main", tmp_path, anyway=True)
     reference = load("main", tmp_path)
     assert reference.points[0].metrics[METRIC].covers_engine is False
     candidate = _study(boundary="cpu_package", covers_engine=True)
