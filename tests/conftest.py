@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -52,7 +53,8 @@ sys.dont_write_bytecode = False
 # So whatever a controller may import is imported here.
 for _module in pkgutil.walk_packages(pytest_llem.__path__, "pytest_llem."):
     if not re.search(r"\.(backends|measurement)\.|__main__", _module.name):
-        importlib.import_module(_module.name)
+        with contextlib.suppress(ImportError):  # of an extra that is not installed, as on a machine for tests/gpu
+            importlib.import_module(_module.name)
 for _name in ("numpy", "scipy.stats", "pandas"):
     importlib.import_module(_name)
 

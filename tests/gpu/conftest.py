@@ -28,14 +28,12 @@ def board() -> Board:
 
 
 @pytest.fixture
-def found(
-    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
-) -> Callable[[str, object], None]:
+def found(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
     """Note a figure: what it is, and its value."""
 
     def note(what: str, value: object) -> None:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        record_property(what, shown)
+        request.node.user_properties.append((what, shown))  # record_property warns of xunit2
         request.config.stash.setdefault(FOUND, []).append(f"{request.node.name}: {what}: {shown}")
 
     return note
