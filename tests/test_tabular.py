@@ -46,7 +46,9 @@ TOLD = {
 @pytest.mark.parametrize("metric", CATALOGUE)
 def test_every_column_has_its_unit(metric: str) -> None:
     assert column(metric).startswith(metric)
-    assert re.search(TOLD[CATALOGUE[metric].unit], column(metric))
+    unit = CATALOGUE[metric].unit
+    assert unit in TOLD, f"{unit} is a new unit: see 'How to add a metric' in CONTRIBUTING.md"
+    assert re.search(TOLD[unit], column(metric))
 
 
 def _entry(one: Any, cycle: Any, status: str = "completed", **more: Any) -> Any:
