@@ -58,7 +58,7 @@ def test_the_mistake_is_told_as_shown(pytester: pytest.Pytester) -> None:
 def test_the_plan_lines_are_true(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block("study"))
     for path, size in (
-        (ROOT / "studies" / "quickstart.yaml", "4 points × 2 cycles = 8 experiments"),
+        (ROOT / "studies" / "quickstart.yaml", "4 points × 3 cycles = 12 experiments"),
         (tmp_path / "study.yaml", "4 points × 3 cycles = 12 experiments"),
     ):
         study = load_study(path)
