@@ -175,5 +175,5 @@ def is_anything_said(config: pytest.Config) -> bool:
         return True
     try:
         return any(config.getini(name) != default for name, (_, default, _) in INI.items())
-    except (TypeError, ValueError):  # no text, no truth value, or a quote that is not closed
+    except (TypeError, ValueError, pytest.UsageError):  # no text, no truth value, or a quote that is not closed
         return True

@@ -247,7 +247,7 @@ def _is_name(text: str) -> bool:
 def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
-    except (TypeError, ValueError) as error:  # no text, no truth value, or a quote that is not closed
+    except (TypeError, ValueError, pytest.UsageError) as error:  # as pytest up to 9.1, and from 9.2 on, raise them
         raise pytest.UsageError(f"{name}: {error}") from None
 
 

@@ -621,7 +621,7 @@ def test_it(isolated_experiment):
         )
         said = done.stdout.str()
         if "say" in changes:
-            done.stdout.fnmatch_lines(["*_raise()*", "*Captured stdout call*", "a word from the engine"])
+            done.stdout.fnmatch_lines(["*in _say_and_raise", "*Captured stdout call*", "a word from the engine"])
         assert "self._failure" not in said, "where it was raised is nobody's concern"
         assert ("Traceback (most recent call last)" in said) == ("say" in changes)
 

@@ -212,8 +212,9 @@ def test_counter_throttling_and_temperature_warnings_worst_first(
         measurement={"min_window_seconds": 2.0},
         baseline={"enabled": False},
     )
-    # On a busy machine passes drift, too.
-    off, throttled, warmer, *_ = [one for one in result["warnings"] if not one.startswith("drift")]
+    # On a busy machine passes drift, and wait for a CPU, too.
+    of_the_machine = ("drift", "contended", "host-bound")
+    off, throttled, warmer, *_ = [one for one in result["warnings"] if not one.startswith(of_the_machine)]
     assert off.startswith(f"energy counter and sampled power disagree on {GPU}: ")
     assert throttled.startswith(f"throttled: {GPU} for ")
     assert warmer.startswith(f"temperature of {GPU} went from 40 to 70 °C")

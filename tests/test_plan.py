@@ -330,7 +330,7 @@ class TestOverrides:
         (pytester.path / "pytest.toml").write_text("[pytest]\nllem_cycles = 3\n")
         run = pytester.runpytest("-p", "llem")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
-        run.stderr.fnmatch_lines(["ERROR: llem_cycles: *expects a string*"])
+        run.stderr.fnmatch_lines(["ERROR: llem_cycles: *expects a string, got int: 3"])
 
     @pytest.mark.parametrize("how", [["--llem-strict"], ["-o", "llem_strict=true"]])
     def test_strict_takes_no_left_out_combination(

@@ -449,7 +449,7 @@ def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
     assert "Energies of different methods or boundaries are not held against each other." in plot.caption
     assert "hollow marks are not measured" in plot.caption
     assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
-    alone = pareto_plot(measured[:1])
+    alone = pareto_plot([point({"a": 1}, **{SPEED: [10.0], COST: [5.0]})])
     assert alone
     assert "Pareto" not in alone.caption
     assert "intervals" not in alone.caption  # of one cycle there is none
