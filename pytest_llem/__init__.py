@@ -3,8 +3,8 @@
 The public names are imported when they are first used, so that loading the plugin costs an ordinary pytest run
 nothing.
 
-PYTEST_DONT_REWRITE (where ``run_study`` or ``llem fetch`` starts pytest, this module is imported already, and pytest
-would warn that its assertions cannot be rewritten; it has none)
+PYTEST_DONT_REWRITE (where ``run_study`` or ``llem fetch`` starts pytest, this module is imported already, and
+pytest would warn that its assertions cannot be rewritten; it has none)
 """
 
 from __future__ import annotations
