@@ -91,12 +91,16 @@ def test_an_engine_that_cannot_be_imported_here(
     )
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-def test_an_engine_that_cannot_be_imported_there(whole: Environment, tmp_path: Path, fault: str) -> None:
+def test_engines_that_cannot_be_imported_there(whole: Environment, tmp_path: Path) -> None:
     """As the next test shows it of a whole run."""
-    (tmp_path / "broken_engine.py").write_text(BROKEN[fault])
-    (said,) = import_problems(whole.python, ["broken_engine:Engine"], [str(tmp_path)]).values()
-    assert said == SAID[fault].replace("own_engine", "broken_engine")
+    modules = {fault: f"broken_{fault.replace(' ', '_')}" for fault in BROKEN}
+    for fault, module in modules.items():
+        (tmp_path / f"{module}.py").write_text(BROKEN[fault])
+    crashing = f"{modules.pop('crashes')}:Engine"
+    names = {fault: f"{module}:Engine" for fault, module in modules.items()}
+    found = import_problems(whole.python, [*names.values()], [str(tmp_path)])
+    assert found == {name: SAID[fault].replace("own_engine", modules[fault]) for fault, name in names.items()}
+    assert import_problems(whole.python, [crashing], [str(tmp_path)]) == {crashing: SAID["crashes"]}
 
 
 def test_a_run_against_an_engine_that_cannot_be_imported(
