@@ -79,7 +79,7 @@ def test_signal_ends_the_experiment_and_is_in_the_manifest(
     wait_until(lambda: any(notes.iterdir()))
     for number in numbers:
         (os.killpg if whole_group else os.kill)(run.pid, number)
-        time.sleep(0.3)
+        time.sleep(0.05)  # the next one comes while results are written
     output, _ = run.communicate(timeout=60)
     assert run.returncode == pytest.ExitCode.INTERRUPTED
     assert all(gone(int(note.stem)) for note in notes.iterdir())

@@ -33,6 +33,10 @@ class BoardEngine(PyTorchEngine):
         unknown = Contention(state="unknown", reasons=["scripted board: not looked for"])
         setattr(ContentionWatch, "end", lambda *_: unknown)  # noqa: B010 (a method, to mypy)
 
+    def load(self) -> None:
+        super().load()  # which names the devices that the model is on
+        self.gpus = [GPU]
+
     def describe(self) -> EngineRecord:
         return super().describe().model_copy(update={"device": "cuda", "device_names": ["Scripted"]})
 
