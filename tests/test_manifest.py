@@ -364,7 +364,13 @@ def test_unfinished_run_is_loaded(tmp_path: Path) -> None:
             for name in then.metrics
         }
         assert point.bench.get("cpu") == ("A processor" if point.cycles else None)
-        later_fields: dict[str, Any] = {"cycles": [], "bench": {}, "subject": {}, "result_digests": [], "contention": None}
+        later_fields: dict[str, Any] = {
+            "cycles": [],
+            "bench": {},
+            "subject": {},
+            "result_digests": [],
+            "contention": None,
+        }
         assert point.model_copy(update={"metrics": known, **later_fields}) == then
         later = [summary for name, summary in point.metrics.items() if name not in then.metrics]
         assert {summary.reason for summary in later if summary.n == 0} <= {
