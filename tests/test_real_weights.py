@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -50,36 +49,39 @@ def test_the_measured_path_really_runs_the_model(
     assert (measured["output_digest"], measured["output_tokens"]) == (digest, 12)
 
 
+@pytest.fixture
+def llama(pytester: pytest.Pytester) -> None:
+    """The study of the main job, with windows so short that none is repeated because the machine is busy."""
+    text = (ROOT / "studies" / "llama.yaml").read_text()
+    assert "min_window_seconds: 2" in text
+    (pytester.path / "llama.yaml").write_text(text.replace("min_window_seconds: 2", "min_window_seconds: 0.5"))
+
+
+@pytest.mark.usefixtures("llama")
 def test_the_main_job_selected_to_some_points(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
-    shutil.copy(ROOT / "studies" / "llama.yaml", pytester.path / "llama.yaml")
     run = pytester.runpytest_subprocess(
-        "llama.yaml", "-p", "llem", "-k", "batch_size=8", "-o", f"llem_model_path={smollm2}"
+        "llama.yaml", "-p", "llem", "-k", "batch_size=8 and cycle=1", "-o", f"llem_model_path={smollm2}"
     )
-    run.assert_outcomes(passed=6, deselected=6)
+    run.assert_outcomes(passed=2, deselected=10)
     result = StudyResult.load(results.directory)
-    assert result.summary.completed == 6
+    assert result.summary.completed == 2
     selected = [point for point in result.points if point.axes["pytorch.batch_size"] == 8]
     assert {point.axes["precision"] for point in selected} == {"bf16", "fp32"}
     for point in selected:
         for name in ("output_tokens_per_second", "ttft_p50_ms", "itl_p50_ms", "energy_per_output_token_j"):
-            assert point.metrics[name].n == 3
+            assert point.metrics[name].n == 1
             assert not_none(point.metrics[name].mean) > 0
         assert point.metrics["energy_j"].method in ("estimated", "measured")
         # 135 million parameters and their buffers
         width = {"bf16": 2, "fp32": 4}[point.axes["precision"]]
         assert point.metrics["model_memory_mb"].mean == pytest.approx(134.5 * width, rel=0.01)
-    digests: dict[str, set[str]] = {}
-    for entry in result.experiments:
-        if entry.result_file:
-            tokens = results.read(entry.result_file)["tokens"]
-            digests.setdefault(entry.config_hash, set()).add(tokens["output_digest"])
-    assert all(len(found) == 1 for found in digests.values()), "every cycle of a point generates the same tokens"
 
 
+@pytest.mark.usefixtures("llama")
 def test_the_main_job_under_xdist(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
-    shutil.copy(ROOT / "studies" / "llama.yaml", pytester.path / "llama.yaml")
+    selection = "batch_size=8 and precision=fp32 and not cycle=3"
     run = pytester.runpytest_subprocess(
-        "llama.yaml", "-p", "llem", "-n", "2", "-k", "batch_size=8 and cycle=1", "-o", f"llem_model_path={smollm2}"
+        "llama.yaml", "-p", "llem", "-n", "2", "-k", selection, "-o", f"llem_model_path={smollm2}"
     )
     run.assert_outcomes(passed=2)
     assert results.study_result["summary"]["completed"] == 2

@@ -116,7 +116,8 @@ def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
             return "is not there: name a Python interpreter, by its absolute path or relative to the study"
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
-        said, ending = _listen([python, "-c", start, inspect.getsource(probe), _MARKER, json.dumps(question)])
+        command = [python, "-c", start, inspect.getsource(probe), _MARKER, json.dumps(question)]
+        said, ending = _listen(command, ANSWER_SECONDS)
     except (OSError, ValueError) as error:
         return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"
     try:
@@ -154,7 +155,7 @@ def import_problems(python: Path | None, engines: Sequence[str], path: Sequence[
     return dict.fromkeys(engines, f"importing it ends Python ({ending})") if ending.startswith(_STATUS) else {}
 
 
-def _listen(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> tuple[str, str]:
+def _listen(command: Sequence[str], seconds: float) -> tuple[str, str]:
     """Run *command* and return what it says, and how it ended. Nothing of it is left."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
     said, told, ending = "", b"", f"no answer within {seconds:g} s"
