@@ -74,7 +74,7 @@ NOOP_STUDY = {
 
 
 #: Set for the tests themselves, and not for what they start.
-_OF_THE_RUN = ("PYTEST_ADDOPTS", "GITHUB_ACTIONS")
+_OF_THE_RUN = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS")
 
 
 @pytest.fixture(scope="session")

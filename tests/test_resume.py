@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult
+from pytest_llem.planning.preflight import Preflight
 from tests.conftest import Results, RunPytest
 from tests.support.processes import wait_until
 
@@ -213,16 +214,12 @@ class TestReplays:
         run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name} (*), 1 not whole any more"])
         assert study.started() == 3
 
-    def test_preflight_is_not_asked_for_replayed_experiments(self, study: Study) -> None:
+    def test_preflight_is_not_asked_for_replayed_experiments(
+        self, study: Study, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         study.write(sweep={"n": [1]})
         study.run().assert_outcomes(passed=1)
-        study.pytester.makeconftest(
-            """
-            from pytest_llem.planning.preflight import Preflight
-
-            Preflight.reason = lambda self, point: "nothing can run here"
-            """
-        )
+        monkeypatch.setattr(Preflight, "reason", lambda *_: "nothing can run here")
         study.run("--llem-resume").assert_outcomes(passed=1)
 
     def test_plan_names_sources_of_replayed_experiments(self, study: Study) -> None:
