@@ -119,7 +119,7 @@ def run_pytest(pytester: pytest.Pytester) -> RunPytest:
     return run
 
 
-@pytest.fixture(params=[(), ("-n", "1")], ids=["serial", "xdist"])
+@pytest.fixture(params=[(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["serial", "xdist"])
 def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Options without and with xdist, for what the controller does itself. One worker is enough for that."""
     options: tuple[str, ...] = request.param

@@ -112,6 +112,7 @@ def test_tiny_llama_is_the_same_everywhere(cache: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half made is left"
 
 
+@pytest.mark.slow
 def test_tiny_llama_may_be_made_by_several_at_once(cache: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(torch_forks.call, [torch_forks.make_tiny_llama] * 2))

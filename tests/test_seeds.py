@@ -52,6 +52,7 @@ def tokens(experiments: dict[str, dict[str, Any]]) -> dict[str, tuple[bool | Non
     return found
 
 
+@pytest.mark.slow
 def test_another_process_and_every_pass_give_the_same_tokens() -> None:
     fields = {name: {**SEVERAL, **changes} for name, changes in EXPERIMENTS.items()}
     code = (
