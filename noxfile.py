@@ -65,7 +65,7 @@ def wheel(session: nox.Session) -> None:
     study, elsewhere = Path("studies/quickstart.yaml").resolve(), session.create_tmp()
     shutil.copy(study, elsewhere)
     session.chdir(elsewhere)
-    session.run("pytest", "quickstart.yaml", "-p", "llem", "--llem-html", "report.html")
+    session.run("pytest", "quickstart.yaml", "-p", "llem", "--llem-cycles", "1", "--llem-html", "report.html")
     session.run("llem", "schema", "--output", os.devnull)
     session.run("llem", "doctor", success_codes=[0, 1])  # 1: something here stands in the way of measuring
 

@@ -24,26 +24,26 @@ def test_the_quickstart_study_passes_without_loading_torch(pytester: pytest.Pyte
             pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
         """
     )
-    run = pytester.runpytest_subprocess("quickstart.yaml", "-p", "llem")
-    run.assert_outcomes(passed=12)
+    run = pytester.runpytest_subprocess("quickstart.yaml", "-p", "llem", "--llem-cycles=1")  # whole in .ci/run
+    run.assert_outcomes(passed=4)
     loaded = {name.partition(".")[0] for name in json.loads((pytester.path / "modules.json").read_text())}
     assert loaded.isdisjoint({"torch", "transformers"})
 
     result = StudyResult.load(results.directory)
-    assert (result.status, result.summary.completed, len(result.points)) == ("completed", 12, 4)
+    assert (result.status, result.summary.completed, len(result.points)) == ("completed", 4, 4)
     for point in result.points:
-        assert point.metrics["output_tokens_per_second"].n == 3
+        assert point.metrics["output_tokens_per_second"].n == 1
         assert (point.metrics["output_tokens_per_second"].mean or 0) > 0
         assert point.metrics["energy_j"].boundary == "cpu_package"
     run.stdout.fnmatch_lines(
         [
             "*= llem: quickstart =*",
             "*TTFT p50*J/out token*",
-            "*bf16 * 1 * 3 *",
-            "*bf16 * 8 * 3 *",
-            "*fp32 * 1 * 3 *",
-            "*fp32 * 8 * 3 *",
-            "12 of 12 experiments completed",
+            "*bf16 * 1 * 1 *",
+            "*bf16 * 8 * 1 *",
+            "*fp32 * 1 * 1 *",
+            "*fp32 * 8 * 1 *",
+            "4 of 4 experiments completed",
             "results: results/quickstart_*",
         ]
     )
