@@ -435,8 +435,10 @@ def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
     gaps: ReadGaps,
     scripted: Script,
     results: Results,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first experiment leaves a board that never cools, the second one a cool one."""
+    monkeypatch.setenv("TMPDIR", str(pytester.mkdir("tmp")))  # no run before has noted the memory of the board
     write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     text, path = scripted.path.read_text(), str(scripted.path)
     hot = text.replace("temperature 0 35", "temperature 0 60")
