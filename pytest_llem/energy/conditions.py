@@ -20,7 +20,7 @@ class Look:
 
     Attributes:
         power: What it draws.
-        module_power: What the module draws that it is on, where it tells that.
+        module_power: Power of the module that the board is on, where the driver reports it.
         temperature_c: In °C.
         throttled_ns: For how long it has held its clocks down so far, by reason.
     """

@@ -22,7 +22,7 @@ class Gpu:
         handle: NVML's.
         counts: It has a total energy counter.
         source: What tells its power; None where nothing does.
-        reads_module: It tells that of its module, too.
+        reads_module: Whether it reports the module's power, too.
         is_module: By its name it shares a module with a CPU.
         counter_reason: Why its counter is not used though it has one.
     """

@@ -242,7 +242,7 @@ def _integrated(course: Sequence[Power], span: _Span) -> _Energy:
 def _boundary(gpu: Gpu, counted: _Energy, sampled: _Sampled) -> str:
     """Return what a board's counter covers: the scope of power whose integral it follows.
 
-    Where only one scope is read, or both come to the same, the board's name tells.
+    Where only one scope is read, or both come to the same, the board's name decides.
     """
     if sampled.module is not None:
         energy, board, module = counted.energy_j, sampled.gpu, sampled.module
@@ -292,7 +292,7 @@ def _reading(gpu: Gpu, counted: _Energy, sampled: _Sampled, known: Conditions) -
 def _check(gpu: Gpu, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
     """Return the integral that a counter of *boundary* is to agree with."""
     if gpu.source == "nvml_power_average":  # it lags behind by half a second, and would seem off
-        return _Energy(None, reason="power is told only as an average over a second")
+        return _Energy(None, reason="power is only reported as an average over a second")
     if boundary != "module":
         return sampled.gpu
     if sampled.module is not None:

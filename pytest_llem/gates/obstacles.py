@@ -40,7 +40,7 @@ def allows_estimates(point: PointResult) -> bool:
 
 
 def replay_obstacle(point: PointResult) -> str | None:
-    """Return that results of *point* are replayed and not of what is there now; None where they are."""
+    """Return why replayed results of *point* are not of the code, model or dataset of now; None where they are."""
     if point.replay_mismatch is None:
         return None
     return f"measured before, and since then {point.replay_mismatch}: measure it again"
@@ -87,6 +87,6 @@ def _covers_engine(point: PointResult, metric: str) -> bool | None:
     summary = point.metrics[metric]
     if summary.covers_engine is not None or summary.boundary is None or not point.bench:
         return summary.covers_engine
-    # Of a schema before 1.4, which tells the kind of the engine's device by the facts that it has of it.
+    # Of a schema before 1.4, where the facts of the engine's device say of which kind it is.
     covered = summary.boundary.split("+")
     return ("cpu_package" if {"cpu", "cpus"} & point.bench.keys() else "gpu_board") in covered

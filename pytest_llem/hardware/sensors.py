@@ -72,7 +72,7 @@ def power_sources(nvml: Nvml, handle: Any) -> list[PowerSource]:
 
 
 def reads_module_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:
-    """Return whether *source* also tells the power of the module that a board is on."""
+    """Return whether *source* also reports the power of the module that a board is on."""
     return source in _POWER_FIELDS and power_w(nvml, handle, source, MODULE_SCOPE) is not None
 
 

@@ -142,7 +142,7 @@ def _kind(summary: Summary) -> Hashable | None:
 
 
 def _has_intervals(points: Sequence[PointResult], places: Sequence[int], *metrics: str) -> bool:
-    """Whether any point tells how far its value is certain."""
+    """Whether any point has an interval."""
     return any(all(points[place].metrics[metric].ci95 for metric in metrics) for place in places)
 
 
