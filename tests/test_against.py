@@ -13,6 +13,7 @@ from pytest_llem import StudyResult
 from tests.conftest import Results, RunPytest
 from tests.support import figures
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
+from tests.support.marks import slow
 
 AGAINST = f"--llem-against={sys.executable}"
 
@@ -49,7 +50,7 @@ def test_other_plugins_see_both_sides_interleaved(
     run.stdout.fnmatch_lines(["seen: experiment reference experiment reference *"])
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_both_sides_are_measured_and_compared_in_pairs(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
@@ -161,6 +162,7 @@ def test_reference_of_another_session_is_not_compared(drift: Callable[..., pytes
     run.stdout.fnmatch_lines(["cannot be judged: no value in the reference; its reference was not selected, *"])
 
 
+@pytest.mark.slow
 def test_resume_is_not_offered_after_interrupted_comparison(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_llem.isolation.interpreter import import_problems
 from tests.support.environments import NOOP_ENGINE, ROOT, SITE_PACKAGES, Environment
+from tests.support.marks import slow
 
 ENGINE = "from noop_engine import NoopEngine as Engine\n"
 
@@ -125,7 +126,7 @@ def test_an_installed_engine_whose_import_fails_there(
     )
 
 
-@pytest.mark.parametrize("reason", ["skip", "xfail"])
+@pytest.mark.parametrize("reason", ["skip", slow("xfail")])
 def test_what_is_not_meant_to_run_is_not_imported(
     pytester: pytest.Pytester, write_study: Callable[..., Path], whole: Environment, reason: str
 ) -> None:

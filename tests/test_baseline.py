@@ -326,6 +326,7 @@ def on_gpu(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
     return call
 
 
+@pytest.mark.slow
 def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu: Callable[..., Any]) -> None:
     record, metrics, window = on_gpu((0.0, 121.5))
     assert record.idle_context_w == pytest.approx(121.5, rel=0.01)

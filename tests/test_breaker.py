@@ -47,6 +47,7 @@ def test_rest_is_skipped_after_failures_in_a_row(
     )
 
 
+@pytest.mark.slow
 def test_workers_stop_after_failures_in_a_row(
     run_pytest: RunPytest, write: Callable[..., None], results: Results
 ) -> None:

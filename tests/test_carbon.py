@@ -84,6 +84,7 @@ def test_the_ini_file_reaches_the_experiment_and_no_hash(
         assert stated["identity"][name] == silent["identity"][name]
 
 
+@pytest.mark.slow
 def test_run_study_takes_intensity_and_pue(write_study: Callable[..., Path], pytester: pytest.Pytester) -> None:
     result = run_study(write_study(**ONE), results_dir="out", carbon_intensity=3.6e6, pue=2, quiet=True)
     (point,) = result.points

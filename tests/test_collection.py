@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Results
+from tests.support.marks import slow
 
 IDS = [f"precision={precision}-size={size}" for precision in ("bf16", "fp32") for size in (1, 2)]
 IN_ORDER = {"n_cycles": 1, "cycle_order": "sequential", "start_method": "forkserver"}
@@ -93,7 +94,7 @@ def test_a_pasted_id_runs_that_experiment(
     assert results.statuses()["precision=bf16-size=2-cycle=2"] == "completed"
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_a_typo_in_one_study_is_a_located_collection_error(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
 ) -> None:
@@ -165,7 +166,7 @@ def test_selection_by_axis_runs_exactly_that(
     assert [one for one, status in results.statuses().items() if status == "completed"] == ["n=1-size=1"]
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_an_unknown_axis_is_refused(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: tuple[str, ...]
 ) -> None:
@@ -286,6 +287,7 @@ def test_without_a_terminal_reporter_the_results_are_there(
     assert results.study_result["summary"]["completed"] == 1
 
 
+@pytest.mark.slow
 def test_a_study_outside_rootdir_runs_but_not_under_xdist(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:

@@ -20,6 +20,7 @@ from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import Results
+from tests.support.marks import slow
 
 LLAMA_70B = from_config(
     {
@@ -258,7 +259,7 @@ class TestOption:
 
     @pytest.mark.parametrize(
         ("sweep", "workers"),
-        [(None, ()), ({"n": [1]}, ()), ({"n": [1]}, ("-n", "1"))],
+        [(None, ()), ({"n": [1]}, ()), slow({"n": [1]}, ("-n", "1"))],
         ids=["single", "serial", "xdist"],
     )
     def test_slow_experiment_is_ended_at_the_deadline(

@@ -310,6 +310,7 @@ def test_interrupted_wait_holds_nothing() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_process_that_waits_comes_before_one_that_returns() -> None:
     """One that wants it again at once does not get it before another that waits."""
     order = Path(tempfile.gettempdir()) / "order"
@@ -528,6 +529,7 @@ def _start(pytester: pytest.Pytester, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_xdist_workers_do_not_overlap(
     pytester: pytest.Pytester, write_study: WriteStudy, recorded: Recorded, spans: Path
 ) -> None:
@@ -623,6 +625,7 @@ def test_run_on_another_gpu_does_not_wait(
     assert {path.stem for path in folder.iterdir()} == {A, B, CPU}
 
 
+@pytest.mark.slow
 def test_engine_that_may_use_any_gpu_owns_all(
     pytester: pytest.Pytester, write_study: WriteStudy, gpus: GiveGpus, recorded: Recorded
 ) -> None:
@@ -811,6 +814,7 @@ def test_ctrl_c_ends_the_wait(
     assert set(results.statuses().values()) == {"pending"}
 
 
+@pytest.mark.slow
 def test_device_of_a_killed_run_is_free_at_once(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
@@ -866,6 +870,7 @@ def _used(mb: int = 500) -> nvml.Board:
     return board
 
 
+@pytest.mark.slow
 def test_memory_is_waited_for_between_experiments_and_runs(
     pytester: pytest.Pytester, write_study: WriteStudy, gpus: GiveGpus, recorded: Recorded, results: Results
 ) -> None:
@@ -909,6 +914,7 @@ def test_memory_is_waited_for_between_experiments_and_runs(
     assert script.users() == 0
 
 
+@pytest.mark.slow
 def test_memory_of_the_attempt_before_is_waited_for(
     pytester: pytest.Pytester,
     write_study: WriteStudy,

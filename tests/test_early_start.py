@@ -20,6 +20,7 @@ import pytest
 from pytest_llem.isolation import child
 from pytest_llem.isolation.launcher import Job, Started, run_isolated
 from tests.conftest import Results
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
 #: An engine that takes its time to import and to exit, and notes when it did what.
@@ -119,7 +120,7 @@ def _early(measured: Notes) -> list[bool]:
 
 
 class TestInTheGap:
-    @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+    @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_no_import_overlaps_an_experiment(
         self,
         pytester: pytest.Pytester,
@@ -243,9 +244,9 @@ class TestNotNeeded:
     @pytest.mark.parametrize(
         ("method", "number"),
         [
-            ("spawn", signal.SIGINT),
+            slow("spawn", signal.SIGINT),
             ("spawn", signal.SIGKILL),
-            ("forkserver", signal.SIGKILL),
+            slow("forkserver", signal.SIGKILL),
         ],
     )
     def test_early_process_does_not_outlive_the_session(
@@ -279,6 +280,7 @@ class TestNotNeeded:
         wait_until(lambda: all(map(gone, pids)), 30)
         wait_until(lambda: not list((pytester.path / "temporary").glob("llem-*")), 30)
 
+    @pytest.mark.slow
     def test_early_process_does_not_outlive_xdists_controller(
         self, pytester: pytest.Pytester, study: WriteStudy, notes: Notes
     ) -> None:
@@ -291,6 +293,7 @@ class TestNotNeeded:
 
 
 class TestExits:
+    @pytest.mark.slow
     def test_next_process_imports_while_one_exits(
         self,
         pytester: pytest.Pytester,
@@ -345,7 +348,7 @@ class TestExits:
         assert float((pytester.path / "reported").read_text()) < note["exited"]
         assert gone(note["pid"])
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    @pytest.mark.parametrize("number", [slow(signal.SIGINT), signal.SIGKILL])
     def test_exiting_process_does_not_outlive_the_session(
         self,
         pytester: pytest.Pytester,

@@ -24,6 +24,7 @@ from pytest_llem.measurement.environment import environment as gpu_environment
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.narrow import not_none
 from tests.support.nvml import Board, Ramp, Script
 from tests.support.powercap import Powercap, add
@@ -155,7 +156,7 @@ def _eight(tick_ms: tuple[int, ...] = (20, 100)) -> tuple[list[Board], dict[str,
     return boards, courses
 
 
-@pytest.mark.parametrize(("tick_ms", "call_ms"), [(20, 0), (100, 4)])
+@pytest.mark.parametrize(("tick_ms", "call_ms"), [slow(20, 0), (100, 4)])
 def test_energy_is_the_integral_of_power_between_two_ticks(
     run: Callable[..., Any], tick_ms: int, call_ms: int
 ) -> None:
@@ -167,6 +168,7 @@ def test_energy_is_the_integral_of_power_between_two_ticks(
     assert seen.reading.tick_seconds == pytest.approx(tick_ms / 1000, rel=0.2, abs=2 * seen.unseen_s)
 
 
+@pytest.mark.slow
 def test_boards_that_tick_apart_are_each_cut_at_their_own_ticks(run: Callable[..., Any]) -> None:
     boards = [_board(A, tick_ms=100), _board(B, 100.0, tick_ms=100, phase_ms=50)]
     seen = run(_watch, *boards, args=(WORK_S, {A: "ramp"}))
@@ -183,7 +185,7 @@ def test_skew_is_between_the_edges_that_lie_furthest_apart() -> None:
     assert _skew([_Span(1.0, 9.0)]) is _skew([]) is None
 
 
-@pytest.mark.parametrize("call_ms", [0, 4])
+@pytest.mark.parametrize("call_ms", [slow(0), 4])
 def test_eight_boards_of_different_ticks_and_powers_are_each_right(run: Callable[..., Any], call_ms: int) -> None:
     boards, courses = _eight()
     _assert_right(run(_watch, *boards, args=(WORK_S, courses), call_ms=call_ms), [one.uuid for one in boards])
@@ -346,6 +348,7 @@ def _reset_unseen(script: Script) -> Reading:
     return reading
 
 
+@pytest.mark.slow
 def test_a_reset_the_counter_does_not_show_is_shown_by_the_integral(run: Callable[..., Any]) -> None:
     """It rose, by the half of what was drawn: as long as power is sampled beside it, that is warned of."""
     (device,) = run(_reset_unseen, _board(counter_mj=0)).devices
@@ -603,6 +606,7 @@ def _warming(script: Script) -> tuple[Reading, float]:
     return reading, ended - throttled_from
 
 
+@pytest.mark.slow
 def test_conditions_are_those_of_the_window(run: Callable[..., Any]) -> None:
     reading, most_s = run(_warming, _board())
     (device,) = reading.devices

@@ -369,6 +369,7 @@ def test_a_window_of_hours_goes_round_many_times(powercap: Powercap, meter: Rapl
     assert [device.energy_j for device in devices.values()] == pytest.approx([7200 * 250] * 4)
 
 
+@pytest.mark.slow
 def test_the_thread_looks_in_real_time_and_ends(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a counter that could be round in a second, and is in less than two."""
     monkeypatch.setattr(rapl, "MOST_WATTS", {"cpu_package": 100.0, "dram": 100.0})

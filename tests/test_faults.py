@@ -25,6 +25,7 @@ from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from tests.conftest import Results
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -102,7 +103,7 @@ class TestBeforeItsFirstLine:
 
 
 class TestHangs:
-    @pytest.mark.parametrize(("start_method", "fault"), [("spawn", "hang"), ("forkserver", "hold the lock")])
+    @pytest.mark.parametrize(("start_method", "fault"), [slow("spawn", "hang"), ("forkserver", "hold the lock")])
     def test_deadline_ends_the_experiment_and_all_it_started(
         self, job: MakeJob, fork: Run, start_method: str, tmp_path: Path, fault: str
     ) -> None:
@@ -125,6 +126,7 @@ class TestHangs:
         assert len(_pids(tmp_path)) >= 3
         assert all(map(gone, _pids(tmp_path)))
 
+    @pytest.mark.slow
     def test_deadline_ends_a_stopped_experiment(self, job: MakeJob, fork: Run, tmp_path: Path) -> None:
         def stop() -> None:
             wait_until(lambda: any(tmp_path.iterdir()))
@@ -137,6 +139,7 @@ class TestHangs:
         assert _error(outcome).kind == "timeout"
         assert gone(_pids(tmp_path)[0])
 
+    @pytest.mark.slow
     def test_deadline_does_not_count_fetching_the_model(self, job: MakeJob, fork: Run) -> None:
         assert fork(job(fetch=2.5), timeout=2).error is None
 
@@ -268,7 +271,7 @@ class TestMuch:
 
 
 class TestPytestIsKilled:
-    @pytest.mark.parametrize(("start_method", "fault"), [("spawn", "hang"), ("forkserver", "hold the lock")])
+    @pytest.mark.parametrize(("start_method", "fault"), [slow("spawn", "hang"), ("forkserver", "hold the lock")])
     def test_no_process_and_no_file_outlives_pytest(
         self,
         pytester: pytest.Pytester,
@@ -347,6 +350,7 @@ def test_without_file_descriptors_nothing_is_left(
     assert spare > 5
 
 
+@pytest.mark.slow
 def test_pytest_sleeps_while_an_experiment_runs(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:

@@ -79,6 +79,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where 
 
 
 class TestHub:
+    @pytest.mark.slow
     def test_what_was_fetched_is_found_without_a_network(
         self,
         pytester: pytest.Pytester,
@@ -184,6 +185,7 @@ class TestHub:
 
 
 class TestNoDownload:
+    @pytest.mark.slow
     def test_the_builtin_model_is_made_once(self, study: Callable[..., str], tmp_path: Path) -> None:
         file = study("model: builtin:tiny-llama")
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["fetched: builtin:tiny-llama"])

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import OTHER_PLUGINS
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.nvml import Script
 from tests.support.powercap import Powercap
 from tests.support.processes import gone, wait_until
@@ -197,6 +198,7 @@ def test_a_name_that_nobody_has(energy_meter):
 """
         ).assert_outcomes(passed=3)
 
+    @pytest.mark.slow
     def test_blocks_may_be_nested_threaded_and_left_by_an_exception(
         self, run_subprocess: Run, board: Script
     ) -> None:
@@ -339,6 +341,7 @@ class TestEnergyBudget:
             assert float(figures["llem_seconds"]) >= 0.4
         assert board.users() == 0
 
+    @pytest.mark.slow
     def test_budgets_are_judged_in_xdist_workers(
         self, run_subprocess: Run, board: Script, pytester: pytest.Pytester
     ) -> None:
@@ -641,7 +644,7 @@ def test_it(isolated_experiment):
         )
         done.assert_outcomes(passed=1)
 
-    @pytest.mark.parametrize(("option", "argument"), [(["--llem-timeout=2"], ""), ([], ", timeout=2")])
+    @pytest.mark.parametrize(("option", "argument"), [slow(["--llem-timeout=2"], ""), ([], ", timeout=2")])
     def test_a_hanging_experiment_is_ended_at_its_timeout(
         self, run: Run, pytester: pytest.Pytester, option: list[Any], argument: str
     ) -> None:
@@ -661,6 +664,7 @@ def test_it(isolated_experiment):
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 
+    @pytest.mark.slow
     def test_two_workers_never_measure_at_once(self, run_subprocess: Run, pytester: pytest.Pytester) -> None:
         done = run_subprocess(
             """
@@ -688,6 +692,7 @@ def test_it(isolated_experiment, n):
             waited[1],
         )
 
+    @pytest.mark.slow
     def test_ctrl_c_ends_the_experiment(self, pytester: pytest.Pytester) -> None:
         (pytester.path / "notes").mkdir()
         pytester.makepyfile(
@@ -719,6 +724,7 @@ def test_it(isolated_experiment):
         captured.fnmatch_lines(["*Captured stdout call*", "a word from the engine*"])
         assert captured.str().partition("Captured stdout call")[0].count("a word from the engine") == 0
 
+    @pytest.mark.slow
     def test_a_meter_around_an_experiment_measures_it(self, run_subprocess: Run, board: Script) -> None:
         done = run_subprocess(
             f"""

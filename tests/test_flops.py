@@ -14,6 +14,7 @@ from pytest_llem.backends.protocol import EngineContext, ShapeUnknownError
 from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.measurement.floor import steps
 from tests.support.decoders import decoder
+from tests.support.marks import slow
 from tests.support.tiny import GREEDY, NATURAL, config, engine, generate
 
 torch = pytest.importorskip("torch")
@@ -49,7 +50,7 @@ def both(made: Any, prompts: Any) -> Any:
     return (prefill, ours[0]), (whole, sum(ours))
 
 
-@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("tokens", [1, slow(9)])
 def test_flops_of_the_tiny_model_are_torchs(tokens: int) -> None:
     made = engine(**GREEDY, pytorch=EAGER, max_output_tokens=tokens)
     for torchs, ours in both(made, [[5 + n % 200 for n in range(100)]] * 3):

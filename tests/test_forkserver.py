@@ -23,6 +23,7 @@ from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord
 from tests.conftest import Results
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
 #: An engine whose import does what each test says.
@@ -151,6 +152,7 @@ class TestTheServer:
             assert run_isolated(engine("import pyarrow"), servers=servers).error is None
             assert _server().num_threads() == 1
 
+    @pytest.mark.slow
     def test_server_keeps_no_files_and_no_memory_of_experiments(self, servers: Servers, job: MakeJob) -> None:
         seen = []
         for _ in range(12):
@@ -230,6 +232,7 @@ class TestTheServer:
         for _ in range(2):
             assert run_isolated(jobs, servers=servers).error is None
 
+    @pytest.mark.slow
     def test_deadline_ends_an_import_that_hangs(self, servers: Servers, engine: MakeJob) -> None:
         error = _error(run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=5))
         assert (error.kind, error.message) == ("timeout", "not done after 5 s")
@@ -357,7 +360,7 @@ class TestItsEnd:
 
     @pytest.mark.parametrize(
         ("number", "workers"),
-        [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGKILL, ("-n", "1"))],
+        [(signal.SIGINT, ()), (signal.SIGKILL, ()), slow(signal.SIGKILL, ("-n", "1"))],
         ids=["ctrl-c", "kill", "kill, xdist"],
     )
     def test_server_does_not_outlive_a_session_that_is_ended(

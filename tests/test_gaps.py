@@ -24,6 +24,7 @@ from pytest_llem.isolation.gaps import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, G
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import gauges, nvml
+from tests.support.marks import slow
 from tests.support.nvml import Board, Script
 from tests.support.processes import wait_until
 
@@ -379,6 +380,7 @@ def test_cycle_gap_precedes_each_new_cycle(
     assert all(gap == _at_once(UNWANTED) for gap, new in zip(others, cycles, strict=True) if not new)
 
 
+@pytest.mark.slow
 def test_each_study_sets_its_own_gap(pytester: pytest.Pytester, write_study: WriteStudy, results: Results) -> None:
     one = {"sweep": {"n": [1, 2]}}
     write_study("a.yaml", name="a", execution={"n_cycles": 1, "experiment_gap_seconds": 0}, **one)
@@ -429,6 +431,7 @@ SHORT_GAPS = """
 """
 
 
+@pytest.mark.slow
 def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
     pytester: pytest.Pytester,
     write_study: WriteStudy,
@@ -487,6 +490,7 @@ def test_nvml_is_not_read_where_no_gap_needs_it(
     assert not scripted.path.with_suffix(".trace").exists()
 
 
+@pytest.mark.slow
 def test_each_xdist_worker_has_gaps_of_its_own(
     pytester: pytest.Pytester, write_study: WriteStudy, results: Results
 ) -> None:
@@ -590,7 +594,7 @@ def test_rerun_has_no_gap(
     assert (again.seconds, again.reason, again.note) == (0, "skipped", "run again at once")
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_ctrl_c_ends_the_gap(
     pytester: pytest.Pytester, write_study: WriteStudy, results: Results, workers: tuple[str, ...]
 ) -> None:

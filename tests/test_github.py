@@ -277,6 +277,7 @@ class TestSummary:
         rest = re.sub(r"&#\d+;", "", text)
         assert not re.search(r"<|https?://|\bwww\.|\$", rest)
 
+    @pytest.mark.slow
     def test_summary_is_appended_and_stays_small(self, page: Callable[..., Any], result: StudyResult) -> None:
         point = result.points[0]
         result.points = [point.model_copy(update={"id": "|" * 5_000 + str(number)}) for number in range(5_000)]

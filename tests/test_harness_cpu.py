@@ -14,6 +14,7 @@ import pytest
 from pytest_llem import ExperimentResult, run_experiment
 from pytest_llem.measurement.harness import Harness
 from tests.conftest import NOOP_STUDY, Results
+from tests.support.marks import slow
 
 
 @pytest.fixture
@@ -72,7 +73,9 @@ BUSY = """
 
 
 @pytest.mark.parametrize(
-    ("busy", "workers"), [(False, ()), (True, ()), (True, ("-n", "1"))], ids=["idle", "busy", "busy controller"]
+    ("busy", "workers"),
+    [(False, ()), slow(True, ()), slow(True, ("-n", "1"))],
+    ids=["idle", "busy", "busy controller"],
 )
 def test_result_has_the_processor_time_of_pytest(
     pytester: pytest.Pytester,

@@ -143,6 +143,7 @@ def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read: Read, hub
     assert sorted(hub.downloads) == ["owner/parquet/train-00000-of-00001.parquet"], "once, and no program"
 
 
+@pytest.mark.slow
 def test_what_was_read_once_is_there_without_a_network(read: Read, hub: Hub) -> None:
     wanted = ("owner/parquet", f"owner/parquet@{COMMIT}", "owner/several/main:test", "aienergyscore")
     online = read(*wanted)

@@ -23,6 +23,7 @@ from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.nvml import Script
 from tests.support.powercap import Powercap, add
 from tests.support.processes import wait_until
@@ -223,7 +224,7 @@ def _reads(script: Script) -> int:
     return sum(call.function == COUNTER for call in script.calls()) if script._trace.exists() else 0
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
 def test_each_gpu_is_measured_once_before_the_first_experiment(
     pytester: pytest.Pytester,
     write_study: Callable[..., Path],
@@ -264,6 +265,7 @@ def test_idle_machine_is_not_measured_where_nothing_needs_it(
     assert _reads(gpus) == 0
 
 
+@pytest.mark.slow
 def test_resume_does_not_measure_the_idle_machine_again(
     pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
 ) -> None:
@@ -278,6 +280,7 @@ def test_resume_does_not_measure_the_idle_machine_again(
     assert _reads(gpus) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_measurement(
     pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script, results: Results
 ) -> None:

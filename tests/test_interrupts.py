@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Results
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -53,8 +54,8 @@ ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
         ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True, ()),
         ([signal.SIGINT] * 3, True, FORKSERVER),
         ([signal.SIGHUP], False, FORKSERVER),
-        ([signal.SIGINT] * 3, True, XDIST),
-        ([signal.SIGTERM], False, (*XDIST, *FORKSERVER)),
+        slow([signal.SIGINT] * 3, True, XDIST),
+        slow([signal.SIGTERM], False, (*XDIST, *FORKSERVER)),
     ],
     ids=[
         "term to pytest",
@@ -111,6 +112,7 @@ def test_ctrl_c_keeps_what_was_measured_before(
     assert "1 passed" in output
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_last_result_is_written(
     start: Start, write_study: Callable[..., Path], pytester: pytest.Pytester, results: Results
 ) -> None:
@@ -216,6 +218,7 @@ def test_stopping_early_is_no_interrupt(
     assert run.ret == pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.mark.slow
 def test_stopping_early_is_no_interrupt_under_xdist(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:

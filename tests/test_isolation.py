@@ -247,6 +247,7 @@ def test_capped_output_that_fits_is_whole() -> None:
     assert output.text() == "abcdef\ufffd"
 
 
+@pytest.mark.slow
 def test_experiment_ends_with_its_xdist_worker(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:

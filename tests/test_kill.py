@@ -60,6 +60,7 @@ def test_killed_run_is_an_error_and_can_be_loaded(
     assert result.measurement_protocol["n_cycles"] == 1
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_have_their_own_directories(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:

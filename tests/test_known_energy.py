@@ -16,6 +16,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
 from tests.conftest import NOOP_STUDY
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.narrow import not_none
 
 GPU = "GPU-known"
@@ -80,7 +81,7 @@ def known_energy_j(board: Any, passes: Any) -> Any:
     return board.energy_j(edges[-4 * passes], edges[-1]) / passes
 
 
-@pytest.mark.parametrize(("seconds", "tick_ms", "call_ms"), [(1.0, 20, 0), (2.0, 100, 4)])
+@pytest.mark.parametrize(("seconds", "tick_ms", "call_ms"), [slow(1.0, 20, 0), (2.0, 100, 4)])
 def test_joules_per_token_are_the_scripts_however_long_the_window_is(
     board: Callable[..., Any], seconds: float, tick_ms: int, call_ms: int
 ) -> None:
@@ -116,6 +117,7 @@ def test_joules_per_token_are_the_scripts_however_long_the_window_is(
     assert metrics["energy_j"]["value"] >= 0.5 * BUSY_W * 0.995
 
 
+@pytest.mark.slow
 def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board: Callable[..., Any]) -> None:
     """They tick at different times and at different rates."""
     other = nvml.Board("GPU-other", [(0, 50.0)], {"tick_ms": 100, "phase_ms": 30})
@@ -153,6 +155,7 @@ def test_active_energy_is_what_the_work_adds(board: Callable[..., Any]) -> None:
     assert active["method"] == "measured"
 
 
+@pytest.mark.slow
 def test_prompts_and_answers_share_what_the_script_says(board: Callable[..., Any]) -> None:
     measurement = {"min_window_seconds": 1.0, "prefill_split": True}
     result, drawn = board(measurement=measurement, baseline={"enabled": False})
@@ -201,6 +204,7 @@ def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board: Callable[.
     assert result["warnings"][0].startswith(f"no energy: nvml: NVML: {GPU}: MIG is on")
 
 
+@pytest.mark.slow
 def test_counter_throttling_and_temperature_warnings_worst_first(
     board: Callable[..., Any],
 ) -> None:

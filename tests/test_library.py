@@ -24,6 +24,7 @@ def test_run_study_returns_the_result_of_the_selection(
     assert list((pytester.path / "out").glob("noop_*/study_result.json"))
 
 
+@pytest.mark.slow
 def test_run_study_in_a_test_of_a_suite(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makepyfile(
@@ -38,6 +39,7 @@ def test_run_study_in_a_test_of_a_suite(pytester: pytest.Pytester, write_study: 
     pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_failed_experiments_are_in_the_result(write_study: Callable[..., Path]) -> None:
     path = write_study(sweep={"noop.fault": ["raise", "none"]}, execution={"n_cycles": 1})
     result = run_study(path, quiet=True)

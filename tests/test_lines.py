@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Results
+from tests.support.marks import slow
 
 LINE = re.compile(
     r"(?P<dot>[.FsxER]?) ?llem: (?P<number>\d+)/(?P<count>\d+) (?P<name>[^: ]+)"
@@ -56,6 +57,7 @@ def test_each_experiment_has_a_line_behind_its_dot(
     assert "" not in done.outlines[at : at + 6]
 
 
+@pytest.mark.slow
 def test_under_xdist_the_controller_writes_them(
     pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
 ) -> None:
@@ -68,7 +70,7 @@ def test_under_xdist_the_controller_writes_them(
     done.stdout.re_match_lines([r" *\.* +\[100%\]$"])
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [(), slow(("-n", "1"))], ids=["serial", "xdist"])
 def test_with_v_each_line_is_below_its_test(
     write_study: Callable[..., Path], lines: Lines, workers: tuple[str, ...]
 ) -> None:
@@ -114,6 +116,7 @@ def test_with_other_options_of_output_they_are_the_same(
     assert "INTERNALERROR" not in text + done.stderr.str()
 
 
+@pytest.mark.slow
 def test_the_line_of_a_failure_says_how_it_failed(write_study: Callable[..., Path], lines: Lines) -> None:
     faults = ["raise", "kill", "none", "hang", "long message"]
     write_study(

@@ -24,6 +24,7 @@ from pytest_llem.measurement.progress import Glance, Progress
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from tests.conftest import Results
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.terminal import Screen, watch
 
 #: How the live line begins, and no other.
@@ -85,7 +86,7 @@ def _phases(seen: list[str]) -> list[str]:
     return list(dict.fromkeys(re.sub(r"[ ,]*\d.*", "", one) for one in found))
 
 
-@pytest.mark.parametrize("rows", [40, 5], ids=["high", "low"])  # a low one has the line at its lower edge
+@pytest.mark.parametrize("rows", [slow(40), 5], ids=["high", "low"])  # a low one has the line at its lower edge
 def test_the_line_counts_a_gap_down_below_pytests_and_is_gone(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, rows: int
 ) -> None:
@@ -119,6 +120,7 @@ def test_phases_progress_and_time_left_are_shown(write_study: Callable[..., Path
     assert [line for line in lines if re.fullmatch(r"study\.yaml \.\. +\[100%\]", line)]
 
 
+@pytest.mark.slow
 def test_with_v_the_line_is_below_each_test(write_study: Callable[..., Path], run: Run) -> None:
     write_study(**STUDY)
     status, lines, seen = run("study.yaml", "-v", columns=120)
@@ -132,6 +134,7 @@ def test_with_v_the_line_is_below_each_test(write_study: Callable[..., Path], ru
     assert [re.match(r"llem: \d/2 n=\d: [\d,]+ tok/s, ", line) is not None for line in after] == [True] * 2
 
 
+@pytest.mark.slow
 def test_the_line_is_cut_in_a_narrow_terminal(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run
 ) -> None:
@@ -141,7 +144,7 @@ def test_the_line_is_cut_in_a_narrow_terminal(
     assert max(map(len, seen)) <= 17
 
 
-@pytest.mark.parametrize("arguments", [["-q"], ["-n", "1"]], ids=["quiet", "xdist"])
+@pytest.mark.parametrize("arguments", [["-q"], slow(["-n", "1"])], ids=["quiet", "xdist"])
 def test_quiet_and_xdist_have_no_live_line(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, arguments: list[str]
 ) -> None:
@@ -178,7 +181,7 @@ def test_without_a_terminal_there_is_no_live_line(
     assert "\x1b" not in done.stdout.str()
 
 
-@pytest.mark.parametrize("option", ["-s", "--capture=tee-sys"])
+@pytest.mark.parametrize("option", ["-s", slow("--capture=tee-sys")])
 def test_what_the_experiment_writes_stays_whole(write_study: Callable[..., Path], run: Run, option: str) -> None:
     write_study(**ONE_EXPERIMENT, noop={"fault": "say", "seconds": 0.4}, measurement={"min_window_seconds": 1.5})
     status, lines, seen = run("study.yaml", option)
@@ -191,6 +194,7 @@ def test_what_the_experiment_writes_stays_whole(write_study: Callable[..., Path]
     )
 
 
+@pytest.mark.slow
 def test_no_color_is_respected(
     pytester: pytest.Pytester,
     write_study: Callable[..., Path],
@@ -265,7 +269,7 @@ def test_power_and_temperature_come_from_the_sampler(
     ("study", "shown"),
     [
         ({**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 3600}}, "  idle, 3600 s left"),
-        (
+        slow(
             {**ONE_EXPERIMENT, "noop": {"seconds": 60}, "measurement": {"min_window_seconds": 2}},
             "  measuring 1/2 s",
         ),

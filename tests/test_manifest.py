@@ -87,6 +87,7 @@ def _state(manifest: Any) -> Any:
     return [entry.model_dump() for entry in manifest.experiments]
 
 
+@pytest.mark.slow
 def test_manifest_is_valid_at_every_byte_of_the_journal(tmp_path: Path, seldom: None) -> None:
     directory, rng = tmp_path / "run", random.Random(4)
     writer = _start(directory, entries=12)

@@ -15,6 +15,7 @@ import yaml
 
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import tavern
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
 ONCE = {"n_cycles": 1, "start_method": "forkserver"}
@@ -112,6 +113,7 @@ class TestShuffling:
         started = [entry["started_at"] for entry in entries]
         assert started == sorted(started)
 
+    @pytest.mark.slow
     def test_xdist_workers_agree_on_the_order(
         self,
         pytester: pytest.Pytester,
@@ -133,7 +135,7 @@ class TestReruns:
     def _let_in(self, let_in: Callable[..., None]) -> None:
         let_in("rerunfailures")
 
-    @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+    @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_an_experiment_that_fails_once_has_a_result(
         self,
         pytester: pytest.Pytester,
@@ -221,6 +223,7 @@ class TestTimeouts:
         assert outcomes(run) == {"passed": 1}
         assert results.manifest["status"] == "completed"
 
+    @pytest.mark.slow
     def test_a_reached_timeout_fails_the_item_and_leaves_no_process(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:

@@ -26,6 +26,7 @@ from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
+from tests.support.marks import slow
 
 TINY = {
     "model": "builtin:tiny-llama",
@@ -76,7 +77,7 @@ def test_it_tells_how_many_are_selected(pytester: pytest.Pytester, write_study: 
     assert "selected" not in whole
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["serial", "xdist"])
+@pytest.mark.parametrize("workers", [[], slow(["-n", "2"])], ids=["serial", "xdist"])
 def test_the_plan_is_printed_once_and_written_before_experiments_run(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[str]
 ) -> None:
@@ -163,7 +164,7 @@ class TestPlanFile:
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["ERROR: --llem-plan: takes one study (none collected)"])
 
-    @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["serial", "xdist"])
+    @pytest.mark.parametrize("workers", [[], slow(["-n", "1"])], ids=["serial", "xdist"])
     def test_study_options_without_a_study_are_reported(
         self, pytester: pytest.Pytester, workers: list[str]
     ) -> None:
@@ -176,7 +177,7 @@ class TestPlanFile:
             ["llem: no study was collected, so nothing came of --llem-save, --llem-baseline, --llem-resume"]
         )
 
-    @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["serial", "xdist"])
+    @pytest.mark.parametrize("workers", [[], slow(["-n", "1"])], ids=["serial", "xdist"])
     def test_a_broken_or_planned_study_counts_as_collected(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[str]
     ) -> None:

@@ -209,6 +209,7 @@ def test_the_first_token_is_that_of_the_whole_answer(changes: dict[str, Any]) ->
         assert [one.output_ids[0] for one in first] == [one.output_ids[0] for one in whole]
 
 
+@pytest.mark.slow
 def test_shares_of_a_real_engine_add_up_to_the_pass() -> None:
     result = run_experiment({**TINY, "max_input_tokens": 256, "max_output_tokens": 16, "measurement": SPLIT})
     value: dict[str, Any] = {name: one.value for name, one in result.metrics.items()}

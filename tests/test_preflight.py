@@ -288,6 +288,7 @@ def test_failing_preflight_is_announced_and_other_points_run(
     assert error["kind"] == "preflight"
 
 
+@pytest.mark.slow
 def test_xdist_workers_preflight_too(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pytest_llem import run_experiment
 from pytest_llem.backends import process_memory
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
+from tests.support.marks import slow
 from tests.support.tiny import TINY
 
 MUCH = 100_000_000
@@ -35,7 +36,7 @@ def _peak() -> int:
     return peak
 
 
-@pytest.mark.parametrize("missing", ["_CLEAR_REFS", "_STATUS"])
+@pytest.mark.parametrize("missing", ["_CLEAR_REFS", slow("_STATUS")])
 def test_peak_memory_is_unknown_without_the_kernels_counter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
 ) -> None:

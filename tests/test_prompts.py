@@ -295,6 +295,7 @@ def test_the_digest_of_token_ids() -> None:
 SYNTHETIC = "8f13815a9da0399c7fa16d2058f5b990fa94a8dfa426550581f308a5cf03b5f6"
 
 
+@pytest.mark.slow
 def test_the_digest_is_in_the_result() -> None:
     result = run_experiment({**TINY, "dataset": {"n": 2, "input_len": {"min": 3, "max": 9}}})
     assert result.tokens.dataset_hash == IN_RESULT

@@ -418,6 +418,7 @@ def test_chat_puts_the_prompt_into_the_models_template(
     assert tiny.encode("hi") == tiny._tokenizer("hi")["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_chat_prompt_that_is_cut_counts_as_cut(
     chatty: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

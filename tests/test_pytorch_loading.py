@@ -15,6 +15,7 @@ from pytest_llem.backends.protocol import EngineContext, PreflightError
 from pytest_llem.backends.pytorch import PyTorchEngine
 from tests.support import torch_forks
 from tests.support.decoders import decoder
+from tests.support.marks import slow
 from tests.support.tiny import GREEDY, config, engine, outputs
 
 torch = pytest.importorskip("torch")
@@ -159,7 +160,7 @@ def test_quantisation_reaches_transformers_and_is_written_down(
 # ---- fetching ----
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", [slow("llama"), "gpt2"])
 def test_the_models_class_is_imported_before_loading_is_timed(name: str, tmp_path: Path) -> None:
     """In a process of its own: this one has them all."""
     if name == "gpt2":

@@ -15,6 +15,7 @@ from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.backends.refusals import told_plainly
 from pytest_llem.backends.requirements import unmet
 from pytest_llem.backends.tiny_llama import tiny_llama
+from tests.support.marks import slow
 from tests.support.tiny import config, engine, outputs
 
 torch = pytest.importorskip("torch")
@@ -185,7 +186,7 @@ def test_what_transformers_finds_out_later_is_one_line_too(options: dict[str, An
             {"torch_compile_mode": "nope"},
             r"^pytorch\.torch_compile: Unrecognized mode=nope, should be one of: default",
         ),
-        ({"torch_compile_backend": "nope"}, r"^pytorch\.torch_compile: Invalid backend: 'nope'"),
+        slow({"torch_compile_backend": "nope"}, r"^pytorch\.torch_compile: Invalid backend: 'nope'"),
     ],
 )
 def test_what_torch_will_not_compile_is_one_line(options: dict[str, str], message: str) -> None:

@@ -16,6 +16,7 @@ from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.reporting import terminal
 from tests.conftest import Results, RunPytest
+from tests.support.marks import slow
 
 
 def test_every_experiment_is_an_item_and_is_recorded(
@@ -293,7 +294,7 @@ def test_deleted_results_directory_fails_the_run(
     [
         ("pytest.fail('too dear')", ()),
         ("raise ValueError('too dear')", ()),
-        ("raise ValueError('too dear')", ("-n", "1")),
+        slow("raise ValueError('too dear')", ("-n", "1")),
     ],
     ids=["fail", "raise", "raise-xdist"],
 )
@@ -517,6 +518,7 @@ def test_study_changed_while_xdist_starts_is_a_usage_error(
     run.stderr.fnmatch_lines(["ERROR: *study.yaml:1:11: not valid YAML: *"])
 
 
+@pytest.mark.slow
 def test_table_on_a_terminal_without_unicode(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def project(pytester: pytest.Pytester, write_study: Callable[..., Path], results
     return Project(pytester, write_study, results)
 
 
+@pytest.mark.slow
 def test_results_of_edited_code_are_measured_again(project: Project) -> None:
     project.run("--llem-run-id=first").assert_outcomes(passed=2)
     (project.path / "README.md").write_text("An engine, described.\n")

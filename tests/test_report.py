@@ -106,6 +106,7 @@ def test_a_page_is_written_relative_to_where_pytest_was_called(
     assert all(one.startswith(("#", "data:")) for one in page.addresses)
 
 
+@pytest.mark.slow
 def test_failures_are_on_it_and_the_controller_writes_it(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
@@ -155,6 +156,7 @@ def test_nothing_is_written_where_nothing_runs(
     assert not (pytester.path / "page.html").exists()
 
 
+@pytest.mark.slow
 def test_without_it_what_it_needs_is_not_loaded(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
@@ -277,6 +279,7 @@ def test_a_result_of_an_earlier_version_has_a_page(tmp_path: Path) -> None:
     assert all(one.id in page.text for one in result.points)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.makeconftest(

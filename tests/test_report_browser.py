@@ -15,6 +15,9 @@ from pytest_llem.reporting.html import write_report
 from tests.support import reports
 from tests.support.browser import NotToBeHadError, browser
 
+#: A browser starts, and a run is made for it; without one, the page is tested in test_report.py.
+pytestmark = pytest.mark.slow
+
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 #: Shown, and not run, wherever it stands.

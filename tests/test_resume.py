@@ -131,6 +131,7 @@ class TestReplays:
         assert sorted("llem_replayed_from" in one for one in properties) == [False, False, True, True]
         assert all("llem_seconds" in one for one in properties)
 
+    @pytest.mark.slow
     def test_hook_is_called_for_replayed_experiments(self, study: Study) -> None:
         study.write()
         study.run()
@@ -140,6 +141,7 @@ class TestReplays:
         run = study.run("--llem-resume", "-s")
         assert run.stdout.str().count("told n=") == 2
 
+    @pytest.mark.slow
     def test_replayed_results_can_be_replayed_again(self, study: Study) -> None:
         """The newest run holds what it replayed, so that the one before is not needed any more."""
         study.write()
@@ -150,6 +152,7 @@ class TestReplays:
         study.run("--llem-resume").assert_outcomes(passed=4)
         assert study.started() == 4 + 2 + 2
 
+    @pytest.mark.slow
     def test_resume_from_a_named_older_run(self, study: Study) -> None:
         study.write()
         study.run("--llem-run-id=first")
@@ -158,6 +161,7 @@ class TestReplays:
         study.run("--llem-resume-from", "results/noop_first").assert_outcomes(passed=4)
         assert study.started() == 4 + 4 + 2
 
+    @pytest.mark.slow
     def test_more_cycles_are_added(self, study: Study) -> None:
         study.write(sweep={"n": [1, 2]})
         study.run()
@@ -177,6 +181,7 @@ class TestReplays:
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(["  resume: nothing is there to replay"])
 
+    @pytest.mark.slow
     def test_results_missing_in_a_later_run_come_from_an_earlier(self, study: Study) -> None:
         """After -k or -x the newest results are not all that there is."""
         study.write()
@@ -326,6 +331,7 @@ class TestAfterAKill:
         assert study.started() == 3
         assert _manifest(study.directories()[1])["completed"] == 2
 
+    @pytest.mark.slow
     def test_interrupted_experiment_is_measured_again(self, study: Study) -> None:
         study.write(sweep={"noop.fault": ["none", "hang while broken"]})
         run = study.popen()
@@ -367,6 +373,7 @@ class TestRefusals:
             "max_output_tokens: 3 then, 5 now (*",
         )
 
+    @pytest.mark.slow
     def test_older_run_measured_elsewhere_is_not_replayed(self, study: Study, finished: Path) -> None:
         _change_results(finished, {"cpu_model": "Another CPU"})
         study.run("-k", "size=1")

@@ -26,6 +26,7 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results
 from tests.support.environments import EVERYTHING, NOOP_ENGINE, ROOT, Environment
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
 OURS = version("pytest-llem")
@@ -319,7 +320,7 @@ class TestRunning:
         assert lacks(told, "noop", "PIP") is None
         assert (lacks(told, "pytorch", "PIP") or "").startswith("lacks torch>=")
 
-    @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["serial", "xdist"])
+    @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_two_environments_in_one_study(
         self,
         pytester: pytest.Pytester,
@@ -342,6 +343,7 @@ class TestRunning:
         assert by_engine == {("faraway", "0.0.7"), ("noop", version("tokenizers"))}
         assert {note["prefix"] for note in notes()} == {str(elsewhere.folder)}
 
+    @pytest.mark.slow
     def test_failures_in_another_environment_are_reported(
         self,
         pytester: pytest.Pytester,

@@ -22,6 +22,7 @@ from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.narrow import not_none
 from tests.support.nvml import Board, Script
 from tests.support.processes import gone, wait_until
@@ -149,6 +150,7 @@ def _measure(
     return reading, sampler.pid, survived
 
 
+@pytest.mark.slow
 def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
     script, environment = env(_board(A), _board(B, 70.0))
     reading, pid, survived = nvml.run(environment, _measure, script)
@@ -298,7 +300,7 @@ def test_it_ends_when_its_standard_input_does(env: Callable[..., Any]) -> None:
     assert (process.returncode, errors) == (0, b"")
 
 
-@pytest.mark.parametrize("reader", ["reads", "sleeps", "is gone"])
+@pytest.mark.parametrize("reader", ["reads", slow("sleeps"), slow("is gone")])
 def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env: Callable[..., Any], reader: str) -> None:
     """Once a second: the power of all boards, the temperature of the hottest. Samples come ten times as often."""
     _, environment = env(_board(A), _board(B, watts=80.0, temperature="0 66"))

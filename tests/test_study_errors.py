@@ -746,6 +746,7 @@ JARGON = re.compile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(text=mutated_trees() | mutated_texts())
+@pytest.mark.slow
 def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, text: str) -> None:
     content = text.encode("utf-8", "surrogatepass")
     file = tmp_path / "s.yaml"

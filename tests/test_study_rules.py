@@ -15,6 +15,7 @@ from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from tests.conftest import Results
+from tests.support.marks import slow
 
 ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(BACKENDS)]))
 
@@ -351,7 +352,7 @@ class TestRules:
         [found] = errors(tmp_path, f"{STUDY}{rule}\n")
         assert found.startswith(f"study.yaml:3:{told}")
 
-    @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["serial", "xdist"])
+    @pytest.mark.parametrize("workers", [[], slow(["-n", "2"])], ids=["serial", "xdist"])
     def test_pytest_skips_and_expects_failures(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, workers: list[str]
     ) -> None:

@@ -48,6 +48,7 @@ class TestOutput:
         monkeypatch.setenv("PYTHONUTF8", "0")
         pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s").assert_outcomes(passed=1, failed=1)
 
+    @pytest.mark.slow
     def test_under_xdist_s_changes_nothing(self, pytester: pytest.Pytester) -> None:
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", "-n", "1")
         run.assert_outcomes(passed=1, failed=1)
@@ -59,6 +60,7 @@ def test_output_of_what_failed_is_shown(pytester: pytest.Pytester, write_study: 
     run.stdout.fnmatch_lines(["*ValueError: the engine says no*", "*experiment output*", "a word from the engine"])
 
 
+@pytest.mark.slow
 def test_the_debugger_opens_at_a_failure_and_the_study_goes_on(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
