@@ -74,7 +74,7 @@ def test_a_yaml_of_another_plugin_is_left_alone(
     assert collected(run) == ["theirs.yaml::theirs"]
 
 
-@pytest.mark.parametrize("autoload", [True, False])
+@pytest.mark.parametrize("autoload", [True, slow(False)])
 def test_the_plugin_may_be_named_whether_autoloaded_or_not(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, autoload: bool
 ) -> None:

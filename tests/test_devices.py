@@ -33,6 +33,7 @@ from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.nvml import Script
 from tests.support.processes import wait_until
 
@@ -580,7 +581,7 @@ def release_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obj
 ReleaseAfter = Callable[[Callable[[], object]], None]
 
 
-@pytest.mark.parametrize("quiet", [(), ("-q",)])
+@pytest.mark.parametrize("quiet", [(), slow(("-q",))])
 def test_terminal_names_the_owner_once(
     pytester: pytest.Pytester,
     write_study: WriteStudy,

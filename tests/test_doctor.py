@@ -32,6 +32,7 @@ from pytest_llem.results.document import Record
 from pytest_llem.results.processor import processor as processor_facts
 from tests.conftest import ROOT
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.narrow import not_none
 from tests.support.powercap import Powercap, add
 from tests.support.processes import gone, wait_until
@@ -397,7 +398,7 @@ class TestGpus:
 
 class TestDriver:
     @pytest.mark.parametrize(
-        ("function", "doing"), [("nvmlInit", "nvmlInit"), ("nvmlDeviceGetFieldValues", "GPU 0")]
+        ("function", "doing"), [slow("nvmlInit", "nvmlInit"), ("nvmlDeviceGetFieldValues", "GPU 0")]
     )
     def test_a_driver_that_hangs_is_given_up_on(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], function: str, doing: str

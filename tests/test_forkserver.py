@@ -196,7 +196,7 @@ class TestTheServer:
         assert "ValueError: not today" in error.message
         assert "a word" in forked.output
 
-    @pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), 11)"])
+    @pytest.mark.parametrize("end", ["os._exit(3)", slow("os.kill(os.getpid(), 11)")])
     def test_death_at_import_fails_as_when_spawned(
         self, servers: Servers, engine: MakeJob, job: MakeJob, end: str
     ) -> None:

@@ -474,7 +474,7 @@ def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
 
 
 @pytest.mark.parametrize(
-    ("execution", "points"), [({"experiment_gap_seconds": 0}, [1, 2]), ({}, [1])], ids=["none-wanted", "alone"]
+    ("execution", "points"), [slow({"experiment_gap_seconds": 0}, [1, 2]), ({}, [1])], ids=["none-wanted", "alone"]
 )
 def test_nvml_is_not_read_where_no_gap_needs_it(
     pytester: pytest.Pytester,

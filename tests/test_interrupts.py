@@ -53,7 +53,7 @@ ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
         ([signal.SIGTERM], False, ()),
         ([signal.SIGTERM, signal.SIGINT, signal.SIGTERM], True, ()),
         ([signal.SIGINT] * 3, True, FORKSERVER),
-        ([signal.SIGHUP], False, FORKSERVER),
+        slow([signal.SIGHUP], False, FORKSERVER),
         slow([signal.SIGINT] * 3, True, XDIST),
         slow([signal.SIGTERM], False, (*XDIST, *FORKSERVER)),
     ],

@@ -155,7 +155,7 @@ def test_quiet_and_xdist_have_no_live_line(
     assert len(plain) == (0 if "-q" in arguments else 2)
 
 
-@pytest.mark.parametrize("term", ["dumb", ""])
+@pytest.mark.parametrize("term", ["dumb", slow("")])
 def test_a_terminal_that_can_do_nothing_gets_lines(
     pytester: pytest.Pytester,
     write_study: Callable[..., Path],

@@ -213,7 +213,7 @@ class TestTimeouts:
     def _let_in(self, let_in: Callable[..., None]) -> None:
         let_in("timeout")
 
-    @pytest.mark.parametrize("method", ["signal", "thread"])
+    @pytest.mark.parametrize("method", ["signal", slow("thread")])
     def test_a_timeout_that_is_not_reached_does_nothing(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, method: str
     ) -> None:
