@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,8 @@ from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.severity import severity, worst
+from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, StudyWarning, worst
+from tests.support.warned import texts
 
 CPU = EngineRecord(name="e", device="cpu")
 GPU = EngineRecord(name="e", device="cuda", device_names=["A GPU"])
@@ -47,7 +47,7 @@ def warnings(
     **given: Any,
 ) -> Any:
     one = window(*devices, total=total, pass_seconds=pass_seconds, tick=tick)
-    return find_warnings(one, warmup, engine, refusals or {}, **given)
+    return texts(find_warnings(one, warmup, engine, refusals or {}, **given))
 
 
 def test_a_steady_measurement_has_no_warnings() -> None:
@@ -179,28 +179,33 @@ def test_the_worst_warnings_come_first() -> None:
     assert [one.startswith(beginning) for one, beginning in zip(found, BEGINNINGS, strict=True)] == [True] * 12
 
 
-def test_every_warning_has_a_place_of_its_own() -> None:
-    places = [severity(one) for one in all_of_them()]
-    assert all(before < after for before, after in itertools.pairwise(places))
-    assert severity("no energy: lost") < severity("throttled: GPU-1 for 1 s of the window by x")
+def test_errors_come_before_warnings_and_those_before_notes() -> None:
+    order = ["error", "warning", "note"]
+    ranks = [order.index(severity) for severity in SEVERITIES.values()]
+    assert ranks == sorted(ranks)
 
 
-def test_what_nobody_has_ranked_comes_before_what_matters_little() -> None:
-    unheard = severity("an unheard-of thing")
-    assert severity("temperature of GPU-1 went") < unheard < severity("meter rapl: no")
+def test_code_of_a_newer_version_is_ranked_as_unclassified() -> None:
+    newer = QualityWarning(code="unheard_of", severity="error", text="text")
+    assert newer.rank == QualityWarning.of("unclassified", "text").rank
 
 
-def test_a_terminal_shows_one_of_each_kind_first() -> None:
+def test_sentence_of_an_older_result_is_read_as_unclassified() -> None:
+    read = StudyWarning.model_validate("a sentence (n=1)")
+    assert (read.code, str(read), read.experiments) == ("unclassified", "a sentence (n=1)", [])
+
+
+def test_a_terminal_shows_one_of_each_code_first() -> None:
     """Each experiment was throttled for another time."""
-    throttled = [f"throttled: GPU-1 for {number} s of the window by power" for number in range(1, 41)]
-    others = ["unheard of: a", "unheard of: b"]
-    rest = ["warm-up stopped after 20 runs before latencies settled", *others, "random weights: speed is real"]
+    throttled = [QualityWarning.of("throttled", f"GPU-1 for {number} s") for number in range(1, 41)]
+    others = [QualityWarning.of("unclassified", text) for text in ("a", "b")]
+    rest = [QualityWarning.of("warmup_not_converged", "w"), *others, QualityWarning.of("random_weights", "r")]
     assert worst([*throttled, *rest], 5) == [throttled[0], *rest]
     assert worst([*throttled, *rest], 6) == [*throttled[:2], *rest]
-    assert worst([*throttled, *rest], 2) == [throttled[0], rest[0]], "the worst kinds"
+    assert worst([*throttled, *rest], 2) == [throttled[0], rest[0]], "the worst codes"
     assert worst(throttled, 5) == throttled[:5]
     assert worst(rest, 50) == rest
-    assert worst([], 5) == []
+    assert worst(rest[:0], 5) == []
 
 
 # ---- what the window itself tells ----

@@ -30,6 +30,7 @@ from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Set
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.planning.host import Gpu, this_host
 from pytest_llem.results.experiment import GapRecord
+from pytest_llem.results.models import StudyResult
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import nvml
@@ -901,10 +902,10 @@ def test_memory_is_waited_for_between_experiments_and_runs(
     assert (third.memory_waited_seconds or 0) >= 0.9
     assert third.memory_left_mb == {A: 1980.0}
     assert (fourth.memory_waited_seconds, fourth.memory_left_mb) == (0, {})
-    warning, estimated = results.study_result["warnings"]
-    assert estimated == ESTIMATED
-    assert warning.startswith(f"{A} had not given back the memory of the experiment before, or another ")
-    assert warning.endswith(" (n=3)")
+    warning, estimated = StudyResult.load(results.directory).warnings
+    assert str(estimated) == ESTIMATED
+    assert warning.text.startswith(f"{A} had not given back the memory of the experiment before, or another ")
+    assert warning.experiments == ["n=3"]
     run.stdout.fnmatch_lines(
         [f"warning: {A} had not given back the memory of the experiment before, or another *"]
     )

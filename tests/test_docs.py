@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.energy.account import Meters
+from pytest_llem.results.quality_warnings import SEVERITIES
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -35,6 +36,13 @@ def test_relative_links_lead_to_a_file_and_a_heading(page: Path) -> None:
 def test_files_named_in_code_spans_exist(page: Path) -> None:
     named = re.findall(r"`((?:docs|pytest_llem|studies|tests|\.ci|\.github)/[\w./-]+)`", page.read_text())
     assert [one for one in named if not (ROOT / one).exists()] == []
+
+
+def test_every_warning_code_is_on_its_page() -> None:
+    page = (ROOT / "docs/measurement.md").read_text()
+    rows = re.findall(r"^\| `(error|warning|note)` \|[^|]*\|(.*)\|$", page, re.MULTILINE)
+    shown = {code: severity for severity, codes in rows for code in re.findall(r"`(\w+)`", codes)}
+    assert shown == SEVERITIES
 
 
 def test_the_meter_shown_to_contributors_works() -> None:

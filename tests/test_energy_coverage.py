@@ -36,6 +36,7 @@ from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import Results
 from tests.support.powercap import Powercap
 from tests.support.study_results import H100, point, study_result, summary
+from tests.support.warned import texts
 
 METRIC = "energy_per_output_token_j"
 STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
@@ -153,16 +154,20 @@ def _window(total: Total) -> Window:
 
 def test_uncovered_engine_is_warned_of_first() -> None:
     total = Total(1.0, "measured", "rapl_package", "cpu_package", devices=("package-0",))
-    assert find_warnings(_window(total), None, CUDA, {}, covers_engine=False)[0] == (
+    assert find_warnings(_window(total), None, CUDA, {}, covers_engine=False)[0].text == (
         "the engine ran on cuda, and the energy covers cpu_package only"
     )
 
 
 def test_estimate_of_foreign_meter_is_named_by_its_source() -> None:
     total = Total(1.0, "estimated", "codecarbon_tdp", "cpu_package")
-    assert find_warnings(_window(total), None, CPU, {}) == ["energy is estimated by codecarbon_tdp, not measured"]
+    assert texts(find_warnings(_window(total), None, CPU, {})) == [
+        "energy is estimated by codecarbon_tdp, not measured"
+    ]
     ours = Total(1.0, "estimated", "cpu_time_model", "cpu_package")
-    assert find_warnings(_window(ours), None, CPU, {}) == ["energy is estimated from CPU time, not measured"]
+    assert texts(find_warnings(_window(ours), None, CPU, {})) == [
+        "energy is estimated from CPU time, not measured"
+    ]
 
 
 # ---- gates ----

@@ -356,7 +356,7 @@ def test_a_reset_the_counter_does_not_show_is_shown_by_the_integral(run: Callabl
     assert device.integral_j == pytest.approx(300 * device.seconds, rel=0.03)
     account = Account((device,), Total(device.energy_j, "measured"), device.seconds, 0.02)
     (warning,) = find_warnings(Window([[]], device.seconds, account), None, GPU, {})
-    assert warning.startswith(f"energy counter and sampled power disagree on {A}: ")
+    assert warning.text.startswith(f"energy counter and sampled power disagree on {A}: ")
 
 
 def test_a_counter_that_stands_still_gives_no_energy(run: Callable[..., Any]) -> None:

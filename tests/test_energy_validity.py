@@ -26,12 +26,13 @@ from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml
 from tests.support.nvml import Board, Script
 from tests.support.powercap import Powercap, add
+from tests.support.warned import texts
 
 GPU = EngineRecord(name="e", device="cuda")
 
 
 def _warnings(account: Account) -> list[str]:
-    return find_warnings(Window([[]], account.seconds or 1.0, account), None, GPU, {})
+    return texts(find_warnings(Window([[]], account.seconds or 1.0, account), None, GPU, {}))
 
 
 # ---- counter and integral ----

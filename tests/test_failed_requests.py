@@ -16,12 +16,13 @@ from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import PointResult, StudyResult
-from pytest_llem.results.severity import worst
+from pytest_llem.results.quality_warnings import QualityWarning, worst
 from pytest_llem.results.study_result import summarise
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import NOOP_STUDY, Results
 from tests.support.study_results import H100, study_result
+from tests.support.warned import texts
 
 NATURAL = {"min_window_seconds": 0, "length_mode": "natural"}
 
@@ -93,7 +94,7 @@ class TestCounted:
         result = measured(None)
         assert result.tokens.failed_requests == 0
         assert {one.not_judged for one in result.metrics.values()} == {None}
-        assert not [line for line in result.warnings if "failed" in line]
+        assert not [line for line in texts(result.warnings) if "failed" in line]
 
     def test_a_fixed_length_is_asked_of_answers_alone(self, measured: Any) -> None:
         fixed = {"min_window_seconds": 0, "length_mode": "fixed"}
@@ -106,8 +107,9 @@ class TestSaid:
     def test_the_result_warns_first_of_all(self, measured: Any) -> None:
         result = measured(_error)
         said = result.warnings[0]
-        assert "requests failed or returned no token: out of memory; no gate judges" in said
-        assert worst(["drift: x", said, "throttled"], 1) == [said]
+        assert "requests failed or returned no token: out of memory; no gate judges" in said.text
+        others = [QualityWarning.of("drift", "drift"), QualityWarning.of("throttled", "throttled")]
+        assert worst([*others, said], 1) == [said]
 
     def test_every_metric_of_the_window_says_so(self, measured: Any) -> None:
         result = measured(_empty)

@@ -16,6 +16,7 @@ from pytest_llem.reporting import github
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from tests.conftest import ROOT
+from tests.support.warned import study_warning
 
 GOLDEN = ROOT / "tests" / "golden" / "1.0"
 ACTIONS = {"GITHUB_ACTIONS": "true"}
@@ -242,7 +243,7 @@ class TestSummary:
             warnings=["another driver"],
             new_points=["batch_size=16"],
         )
-        result.warnings = ["energy is estimated from CPU time, not measured"]
+        result.warnings = [study_warning("energy is estimated from CPU time, not measured")]
         entry = result.experiments[0]
         entry.status, entry.error = "failed", ErrorRecord(kind="oom", type="E", message="CUDA out of memory")
         text = page(result)
@@ -261,7 +262,7 @@ class TestSummary:
         self, page: Callable[..., Any], result: StudyResult, nasty: str
     ) -> None:
         result.name = nasty
-        result.warnings = [nasty]
+        result.warnings = [study_warning(nasty)]
         for point in result.points:
             point.id = nasty
         result.points[0].verdicts = [BEYOND.model_copy(update={"point": nasty, "reason": nasty, "metric": nasty})]
@@ -281,7 +282,7 @@ class TestSummary:
     def test_summary_is_appended_and_stays_small(self, page: Callable[..., Any], result: StudyResult) -> None:
         point = result.points[0]
         result.points = [point.model_copy(update={"id": "|" * 5_000 + str(number)}) for number in range(5_000)]
-        result.warnings = ["!" * 1_000] * 1_000
+        result.warnings = [study_warning("!" * 1_000)] * 1_000
         text = page(result, before=b"what another tool wrote\n")
         assert text.startswith("what another tool wrote\n")
         assert len(text.encode()) <= github.OUR_BYTES + 30
@@ -294,7 +295,7 @@ class TestSummary:
     ) -> None:
         point = result.points[0].model_copy(update={"verdicts": []})
         result.points = [point.model_copy(update={"id": f"n={number}"}) for number in range(1_000)]
-        result.warnings = [f"w{number}" for number in range(30)]
+        result.warnings = [study_warning(f"w{number}") for number in range(30)]
         text = page(result)
         (points,), _ = tables(text)
         assert len(points) == 1 + github.MOST_ROWS

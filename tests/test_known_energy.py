@@ -18,6 +18,7 @@ from tests.conftest import NOOP_STUDY
 from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.narrow import not_none
+from tests.support.warned import texts
 
 GPU = "GPU-known"
 IDLE_W, BUSY_W = 100.0, 300.0
@@ -191,7 +192,7 @@ def test_a_board_lost_in_the_window_has_no_energy_and_warns_first(
         assert "GPU is lost" in metrics[name]["reason"], name
     assert metrics["output_tokens_per_second"]["value"] > 0
     assert metrics["load_energy_j"]["value"] > 0, "it was not lost by then"
-    no_energy, *_, rapl = result["warnings"]
+    no_energy, *_, rapl = texts(result["warnings"])
     assert no_energy.startswith(f"no energy: {GPU}: NVML: nvmlDeviceGetTotalEnergyConsumption: GPU is lost")
     assert rapl.startswith("meter rapl: RAPL: no package counter")
 
@@ -201,7 +202,7 @@ def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board: Callable[.
     result, _ = board({"mig": 1}, energy={"backend": "auto"}, **quick)
     assert result["metrics"]["energy_j"]["value"] is None
     assert result["devices"] == []
-    assert result["warnings"][0].startswith(f"no energy: nvml: NVML: {GPU}: MIG is on")
+    assert texts(result["warnings"])[0].startswith(f"no energy: nvml: NVML: {GPU}: MIG is on")
 
 
 @pytest.mark.slow
@@ -218,7 +219,7 @@ def test_counter_throttling_and_temperature_warnings_worst_first(
     )
     # On a busy machine passes drift, and wait for a CPU, too.
     of_the_machine = ("drift", "contended", "host-bound")
-    off, throttled, warmer, *_ = [one for one in result["warnings"] if not one.startswith(of_the_machine)]
+    off, throttled, warmer, *_ = [one for one in texts(result["warnings"]) if not one.startswith(of_the_machine)]
     assert off.startswith(f"energy counter and sampled power disagree on {GPU}: ")
     assert throttled.startswith(f"throttled: {GPU} for ")
     assert warmer.startswith(f"temperature of {GPU} went from 40 to 70 °C")

@@ -18,6 +18,7 @@ from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.narrow import not_none
+from tests.support.warned import texts
 
 pytestmark = pytest.mark.usefixtures("noop_engine")
 
@@ -117,7 +118,7 @@ def test_a_window_of_few_ticks_is_flagged(meter: Callable[..., Any]) -> None:
     meter(DeviceReading("GPU-1", "gpu_board", 60.0, "measured", "nvml_total_energy"), tick_seconds=0.5)
     result = run().result
     assert result.window.quantisation_error == pytest.approx(0.25)
-    assert any("holds 4 ticks" in warning for warning in result.warnings)
+    assert any("holds 4 ticks" in warning for warning in texts(result.warnings))
 
 
 def test_no_meter_at_all_is_said() -> None:
@@ -128,9 +129,9 @@ def test_no_meter_at_all_is_said() -> None:
 
 def test_an_estimate_is_warned_of_unless_it_is_allowed() -> None:
     warning = "energy is estimated from CPU time, not measured"
-    assert warning in run().result.warnings
+    assert warning in texts(run().result.warnings)
     allowed = run(energy={"backend": "estimate", "allow_estimated": True}).result
-    assert warning not in allowed.warnings
+    assert warning not in texts(allowed.warnings)
     assert allowed.metrics["energy_j"].method == "estimated"
 
 
@@ -289,7 +290,7 @@ def test_an_unsettled_warm_up_is_a_warning() -> None:
     warmup = {"n_warmup": 1, "max_prompts": 6, "cv_threshold": 1e-9}
     result = run(warmup=warmup).result
     assert result.warmup.converged is False
-    assert any(warning.startswith("warm-up stopped after 6 runs") for warning in result.warnings)
+    assert any(warning.startswith("warm-up stopped after 6 runs") for warning in texts(result.warnings))
 
 
 def test_latency_percentiles_are_over_requests_and_gaps() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from tests.conftest import Results
+from tests.support.warned import texts
 from tests.support.wattmeter.wattmeter import GAIN_ERROR, WATTS
 
 FOLDER = Path(__file__).parent / "support" / "wattmeter"
@@ -77,7 +78,7 @@ def test_its_figures_and_where_they_are_from_are_the_results(
     assert (device.device, device.boundary, device.method) == ("socket-1", "wall", "sampled")
     assert device.gain_error == GAIN_ERROR
     assert result.harness_cpu_seconds >= 0.125, "its own is in it"
-    assert not [line for line in result.warnings if "wattmeter" in line]
+    assert not [line for line in texts(result.warnings) if "wattmeter" in line]
     assert StudyResult.load(results.directory).summary.method == "sampled"
 
 
@@ -123,7 +124,9 @@ def test_one_that_fails_while_measuring_costs_its_figures_alone(
     assert (energy.value, energy.method) == (None, "unavailable")
     assert energy.reason == f"wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0"
     assert result.metrics["output_tokens_per_second"].value > 0
-    assert result.warnings == [f"no energy: wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0"]
+    assert texts(result.warnings) == [
+        f"no energy: wattmeter: ConnectionError: {method}: no answer from /dev/ttyUSB0"
+    ]
 
 
 def test_what_is_no_number_costs_its_figures_alone(

@@ -24,6 +24,7 @@ from pytest_llem.results.metrics import Method
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.tiny import NATURAL, TINY, engine
+from tests.support.warned import texts
 
 SPLIT = {"min_window_seconds": 0, "prefill_split": True}
 
@@ -164,7 +165,7 @@ class TestExperiment:
         assert result.tokens.output_tokens == 6
         assert result.window.window_energy_j == 60.0
         assert result.prefill_window.window_energy_j == 20.0
-        few = [warning for warning in result.warnings if "holds 4 ticks" in warning]
+        few = [warning for warning in texts(result.warnings) if "holds 4 ticks" in warning]
         assert [warning.split(" holds")[0] for warning in few] == ["the window", "the prefill window"]
 
     def test_an_engine_that_cannot_stop_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from pytest_llem.study.config import DecoderConfig
 from pytest_llem.study.engines import PyTorchConfig
 from tests.support.narrow import not_none
 from tests.support.tiny import GREEDY, NATURAL, PROMPTS, TINY, engine, generate, outputs
+from tests.support.warned import texts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -473,7 +474,7 @@ def test_run_experiment_runs_here() -> None:
     assert metrics["edp_js"] == pytest.approx(metrics["energy_j"] * metrics["seconds"])
     assert metrics["peak_memory_mb"] > metrics["model_memory_mb"] > 0
     assert result.engine.random_weights
-    assert any("random weights" in warning for warning in result.warnings)
+    assert any("random weights" in warning for warning in texts(result.warnings))
     assert (
         run_experiment({**TINY, "pytorch": {"batch_size": 2}}).tokens.output_digest == result.tokens.output_digest
     )

@@ -382,11 +382,14 @@ def test_warning_names_the_experiments_it_concerns(
     warmup = {"n_warmup": 1, "max_prompts": 3, "cv_threshold": 1e-9}
     write_study(sweep={"warmup.enabled": [False, True], "n": [1, 2]}, warmup=warmup, execution={"n_cycles": 1})
     run_pytest().assert_outcomes(passed=4)
-    warnings = results.study_result["warnings"]
-    (unsettled,) = [one for one in warnings if "settled" in one]
-    assert warnings == [unsettled, "energy is estimated from CPU time, not measured"], "the worst comes first"
-    assert unsettled.startswith("warm-up stopped after 3 runs before latencies settled (enabled=true-n=")
-    assert unsettled.endswith(" and 1 more)")
+    unsettled, estimated = StudyResult.load(results.directory).warnings
+    assert (unsettled.code, estimated.code) == ("warmup_not_converged", "energy_estimated"), (
+        "the worst comes first"
+    )
+    assert str(estimated) == "energy is estimated from CPU time, not measured"
+    assert str(unsettled).startswith("warm-up stopped after 3 runs before latencies settled (enabled=true-n=")
+    assert str(unsettled).endswith(" and 1 more)")
+    assert len(unsettled.experiments) == 2
 
 
 def test_experiment_is_identified_independently_of_item_name(

@@ -160,7 +160,7 @@ def test_an_edit_while_the_study_runs_is_a_warning() -> None:
     for cycle, digest in enumerate(("aa", "aa", "bb"), start=1):
         found.add(_result({"mine": digest, "other": "cc"}, cycle), point)
     found.warn_of_edits()
-    assert "code was edited while the study ran: mine (one-cycle=3)" in found.said()
+    assert "code was edited while the study ran: mine (one-cycle=3)" in map(str, found.study_warnings())
 
 
 class TestCodeState:

@@ -53,7 +53,7 @@ def test_baseline_has_one_line_per_metric(tmp_path: Path, result: StudyResult) -
     assert len(metrics) == 3
     assert max(len(line) for line in lines if line not in metrics) < WIDTH + 1
     assert '   "axes": {"precision": "bf16"},' in lines
-    assert ' "warnings": ["a warning, with an é"]' in text
+    assert '"text": "a warning, with an é"' in text
     assert "null" not in "".join(metrics).replace("11.0, null]", "")
 
 

@@ -14,6 +14,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.backends import loading, pytorch
 from pytest_llem.backends.protocol import EngineContext
 from tests.support.tiny import GREEDY, NATURAL, TINY
+from tests.support.warned import texts
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -144,7 +145,7 @@ def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path: Path, scrip
     tokens = outcome.result.tokens
     assert (tokens.input_tokens, tokens.truncated_prompts) == (8 + 8 + 2, 1)
     assert tokens.padding_waste == pytest.approx(1 - 18 / 24)
-    assert "1 of 3 prompts were cut to max_input_tokens" in outcome.result.warnings
+    assert "1 of 3 prompts were cut to max_input_tokens" in texts(outcome.result.warnings)
 
 
 def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, clock: None) -> None:

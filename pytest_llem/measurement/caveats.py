@@ -13,7 +13,7 @@ from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.results.metrics import Metric, resolution
-from pytest_llem.results.severity import severity
+from pytest_llem.results.quality_warnings import QualityWarning
 
 #: By what share a pass may grow or shrink from the window's first half to its second.
 MOST_DRIFT = 0.05
@@ -36,8 +36,8 @@ def find_warnings(
     deterministic: bool | None = None,
     contention: Contention | None = None,
     failed: str | None = None,
-) -> list[str]:
-    """Return what a reader of the figures has to know, a sentence each, the worst first.
+) -> list[QualityWarning]:
+    """Return what a reader of the figures has to know, the worst first.
 
     Args:
         window: What was measured.
@@ -56,73 +56,95 @@ def find_warnings(
     account, total = window.account, window.account.total
     reason = total.reason or ""
     refused = (f"{name}: {why}" for name, why in refusals.items())
-    found = [f"meter {one}" for one in refused if one not in reason]
+    found = [QualityWarning.of("meter_refused", f"meter {one}") for one in refused if one not in reason]
+
+    def warn(code: str, text: str) -> None:
+        found.append(QualityWarning.of(code, text))
+
     if failed is not None:
-        found.append(f"{failed}; no gate judges what was measured over them")
+        warn("requests_failed", f"{failed}; no gate judges what was measured over them")
     if total.energy_j is None and reason != SWITCHED_OFF:
-        found.append(f"no energy: {reason}")
+        warn("no_energy", f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
         how = "from CPU time" if total.source == CPU_TIME_MODEL else f"by {total.source}"
-        found.append(f"energy is estimated {how}, not measured")
+        warn("energy_estimated", f"energy is estimated {how}, not measured")
     if cut[0]:
-        found.append(f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
+        warn("prompts_cut", f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
     if deterministic is False:
-        found.append("outputs differ between passes: this device's kernels are not deterministic")
+        warn("outputs_differ", "outputs differ between passes: this device's kernels are not deterministic")
     if covers_engine is False:
-        found.append(f"the engine ran on {engine.device}, and the energy covers {total.boundary} only")
+        warn(
+            "engine_not_covered", f"the engine ran on {engine.device}, and the energy covers {total.boundary} only"
+        )
     found += _few_ticks("window", account)
     if total.method == "measured" and account.tick_seconds is None:
-        found.append(
-            f"meter states no tick of {total.source}: whether the window is long enough for it was not checked"
+        warn(
+            "tick_unknown",
+            f"meter states no tick of {total.source}: whether the window is long enough for it was not checked",
         )
     if prefill is not None:
         found += _few_ticks("prefill window", prefill.account)
     found += _of_devices(account)
     found += contention_warnings(contention) if contention is not None else ()
     if window.drift is not None and abs(window.drift) > MOST_DRIFT:
-        found.append(
+        warn(
+            "drift",
             f"drift: passes took {abs(window.drift):.0%} {'longer' if window.drift > 0 else 'less'} "
-            "in the second half of the window"
+            "in the second half of the window",
         )
     if times_floor is not None and times_floor.value is not None and times_floor.value < 1:
-        found.append(
+        warn(
+            "faster_than_roofline",
             f"times_floor is {times_floor.value:.2f}, and nothing is faster than 1: "
-            "a bug of pytest-llem, or of its figures for this device; please report it"
+            "a bug of pytest-llem, or of its figures for this device; please report it",
         )
     if warmup is not None and warmup.converged is False:
-        found.append(f"warm-up stopped after {warmup.runs} runs before latencies settled")
+        warn("warmup_not_converged", f"warm-up stopped after {warmup.runs} runs before latencies settled")
     if engine.random_weights:
-        found.append("random weights: speed is real, power depends on the values and may differ")
-    return sorted(found, key=severity)
+        warn("random_weights", "random weights: speed is real, power depends on the values and may differ")
+    return sorted(found, key=lambda one: one.rank)
 
 
-def _few_ticks(what: str, account: Account) -> Iterator[str]:
+def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:
     if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
-        yield (
+        yield QualityWarning.of(
+            "few_ticks",
             f"the {what} holds {account.seconds / account.tick_seconds:.0f} {resolution(account.total.method)}, "
-            f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds"
+            f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds",
         )
 
 
-def _of_devices(account: Account) -> Iterator[str]:
+def _of_devices(account: Account) -> Iterator[QualityWarning]:
     for device in account.devices:
         off = disagreement(device, account.seconds, account.tick_seconds)
         if off is not None:
-            yield (
+            yield QualityWarning.of(
+                "counter_disagrees",
                 f"energy counter and sampled power disagree on {device.device}: "
                 f"{device.energy_j:.4g} J and {device.integral_j:.4g} J ({off:+.1%})"
-                + (": invalid, no gate judges it" if abs(off) > MAX_VALID_DISAGREEMENT else "")
+                + (": invalid, no gate judges it" if abs(off) > MAX_VALID_DISAGREEMENT else ""),
             )
         if device.counter_reason:
-            yield f"energy counter of {device.device} was not used, its power was sampled: {device.counter_reason}"
+            yield QualityWarning.of(
+                "counter_unused",
+                f"energy counter of {device.device} was not used, its power was sampled: {device.counter_reason}",
+            )
         if device.integral_reason:
-            yield f"energy counter of {device.device} could not be checked: {device.integral_reason}"
+            yield QualityWarning.of(
+                "counter_unchecked",
+                f"energy counter of {device.device} could not be checked: {device.integral_reason}",
+            )
         conditions = device.conditions
         if conditions is None:
             continue
         for reason, seconds in (conditions.throttled_seconds or {}).items():
             if seconds > 0:
-                yield f"throttled: {device.device} for {seconds:.2g} s of the window by {reason}"
+                yield QualityWarning.of(
+                    "throttled", f"throttled: {device.device} for {seconds:.2g} s of the window by {reason}"
+                )
         start, end = conditions.start_temperature_c, conditions.end_temperature_c
         if start is not None and end is not None and abs(end - start) > MOST_WARMING_C:
-            yield f"temperature of {device.device} went from {start:.0f} to {end:.0f} °C within the window"
+            yield QualityWarning.of(
+                "temperature",
+                f"temperature of {device.device} went from {start:.0f} to {end:.0f} °C within the window",
+            )

@@ -11,6 +11,7 @@ from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.measurement.cpu_activity import CpuActivity, activity, snapshot
 from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity
 from pytest_llem.results.contention import Contention, GpuContention
+from pytest_llem.results.quality_warnings import QualityWarning
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,15 @@ def judge(
     )
 
 
-def contention_warnings(contention: Contention, limits: Thresholds = THRESHOLDS) -> Iterator[str]:
-    """Yield what a reader of the figures has to know of it, a line each, without figures: the record has them."""
+def contention_warnings(contention: Contention, limits: Thresholds = THRESHOLDS) -> Iterator[QualityWarning]:
+    """Yield what a reader of the figures has to know of it, without figures: the record has them."""
     if contention.state == "contended":
         for reason in contention.reasons:
-            yield f"contended: {reason.partition(':')[0]}"
+            yield QualityWarning.of("contended", f"contended: {reason.partition(':')[0]}")
     for gpu in contention.gpus:
         if gpu.busy_share is not None and gpu.busy_share < limits.gpu_busy:
-            yield f"host-bound: {gpu.device} was busy for less than {_percent(limits.gpu_busy)} of the window"
+            busy = f"{gpu.device} was busy for less than {_percent(limits.gpu_busy)} of the window"
+            yield QualityWarning.of("host_bound", f"host-bound: {busy}")
 
 
 def _received(cpu: CpuActivity) -> float | None:

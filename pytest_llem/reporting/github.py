@@ -129,7 +129,7 @@ def _page(results: Sequence[StudyResult]) -> Iterator[str]:
             yield from _comparison(result.comparison)
         yield from _gates([verdict for point in result.points for verdict in point.verdicts])
         yield from _points(result)
-        yield from _list("warning", result.warnings)
+        yield from _list("warning", list(map(str, result.warnings)))
         errors = [
             (one.experiment_id, one.error) for one in result.experiments if one.error and one.status == "failed"
         ]

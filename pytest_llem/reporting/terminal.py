@@ -12,7 +12,7 @@ from pytest_llem.reporting.plan import counted
 from pytest_llem.reporting.points import BEST, OPTIMAL, TIED, points_table
 from pytest_llem.reporting.tables import render
 from pytest_llem.results.models import StudyResult
-from pytest_llem.results.severity import worst
+from pytest_llem.results.quality_warnings import worst
 
 if TYPE_CHECKING:
     from pytest_llem.reporting.study_run import StudyRun

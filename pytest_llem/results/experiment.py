@@ -9,6 +9,7 @@ from pydantic import Field
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.metrics import Metric
+from pytest_llem.results.quality_warnings import QualityWarning
 
 GapReason = Literal["fixed", "target", "timeout", "skipped"]
 
@@ -332,4 +333,4 @@ class ExperimentResult(Document):
     inputs: InputsRecord | None = None
     started_at: str
     completed_at: str
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[QualityWarning] = Field(default_factory=list)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.document import Document, Record
+from pytest_llem.results.quality_warnings import StudyWarning
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 
@@ -172,7 +173,7 @@ class StudyResult(Document):
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
     result_files: list[str] = Field(default_factory=list)
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[StudyWarning] = Field(default_factory=list)
 
     @classmethod
     def load(cls, path: str | Path) -> StudyResult:

@@ -6,7 +6,7 @@ Results are read a point at a time and dropped once they are summarised: a study
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from pytest_llem.results.facts import CONCURRENT, bench_facts, overlapping, subj
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
-from pytest_llem.results.severity import severity
+from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, Severity, StudyWarning
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.study.design import StudyConfig
 
@@ -118,7 +118,7 @@ def complete(design: StudyResult, manifest: Manifest, found: Findings) -> StudyR
     # As the first experiment saw it, and what only this process knows: a hook may have added to that.
     design.environment = manifest.environment | found.environment
     design.result_files = [entry.result_file for entry in manifest.experiments if entry.result_file]
-    design.warnings = found.said()
+    design.warnings = found.study_warnings()
     return design
 
 
@@ -160,7 +160,7 @@ class Findings:
         known: The windows' energies, in J, as far as they are known.
         boundaries: What those cover.
         methods: How they were obtained.
-        warnings: The experiments that each concerns.
+        warnings: The experiments that each concerns, by its code, severity and text.
         spans: From when to when each ran, and of which point it was.
     """
 
@@ -170,7 +170,7 @@ class Findings:
         self.known: list[float] = []
         self.boundaries: set[str | None] = set()
         self.methods: set[Method | None] = set()
-        self.warnings: dict[str, list[str]] = {}
+        self.warnings: dict[tuple[str, Severity, str], list[str]] = {}
         self.spans: list[tuple[str, str, PointResult]] = []
         self._facts: dict[str, dict[str, Any]] = {}
         #: By engine and module, the experiments that had each state of its code.
@@ -192,7 +192,9 @@ class Findings:
             states = self._code.setdefault((result.effective_config["backend"], module), {})
             states.setdefault(digest, []).append(result.identity.experiment_id)
         for warning in [*result.warnings, *_gap_warnings(result)]:
-            self.warnings.setdefault(warning, []).append(result.identity.experiment_id)
+            self.warnings.setdefault((warning.code, warning.severity, warning.text), []).append(
+                result.identity.experiment_id
+            )
 
     def warn_of_edits(self) -> None:
         """Warn of modules that were not the same in all experiments, and name those that had the rarer ones."""
@@ -206,14 +208,20 @@ class Findings:
         for ids, modules in edited.items():
             more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
             text = f"code was edited while the study ran: {modules[0]}{more}"
-            self.warnings.setdefault(text, []).extend(ids)
+            self.warnings.setdefault(("code_edited", SEVERITIES["code_edited"], text), []).extend(ids)
 
-    def said(self) -> list[str]:
+    def study_warnings(self) -> list[StudyWarning]:
         """Return each warning once, the worst first, with the experiments it concerns unless it concerns all."""
-        return [
-            warning if len(ids) == self.count else f"{warning} ({_named(ids)})"
-            for warning, ids in sorted(self.warnings.items(), key=lambda one: severity(one[0]))
+        found = [
+            StudyWarning(
+                code=code,
+                severity=severity,
+                text=text,
+                experiments=[] if len(ids) == self.count else ids,
+            )
+            for (code, severity, text), ids in self.warnings.items()
         ]
+        return sorted(found, key=lambda one: one.rank)
 
 
 def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
@@ -296,30 +304,27 @@ def _summary(manifest: Manifest, found: Findings) -> StudySummary:
     )
 
 
-def _gap_warnings(result: ExperimentResult) -> list[str]:
+def _gap_warnings(result: ExperimentResult) -> Iterator[QualityWarning]:
     gap = result.gap
     if gap is None:
-        return []
-    found = []
+        return
     if gap.reason == "timeout":
-        found.append(f"the gap ended after {gap.seconds:.0f} s with a GPU still warmer or busier than at first")
+        text = f"the gap ended after {gap.seconds:.0f} s with a GPU still warmer or busier than at first"
+        yield QualityWarning.of("gap_timeout", text)
     if gap.memory_left_mb:
         gpus = result.contention.gpus if result.contention is not None else []
         held = [one.device for one in gpus if one.others_memory_mb and one.device in gap.memory_left_mb]
         if held:
-            found.append(
-                f"other processes hold memory of {', '.join(held)}: contention.gpus of the result says how much"
+            yield QualityWarning.of(
+                "memory_of_others",
+                f"other processes hold memory of {', '.join(held)}: contention.gpus of the result says how much",
             )
         if left := [uuid for uuid in gap.memory_left_mb if uuid not in held]:
-            found.append(
+            yield QualityWarning.of(
+                "memory_not_released",
                 f"{', '.join(left)} had not given back the memory of the experiment before, or another process "
-                "holds it: gap.memory_left_mb of the result says how much"
+                "holds it: gap.memory_left_mb of the result says how much",
             )
-    return found
-
-
-def _named(ids: Sequence[str]) -> str:
-    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
 def _seconds_between(start: str, end: str) -> float:

@@ -91,4 +91,4 @@ def test_a_board_at_its_limit_says_so(
         found(name, result.metrics[name].value)
     found("throttled by reason, s", device.conditions.throttled_seconds)
     assert device.conditions.throttled_seconds["power"] > 0
-    assert any(warning.startswith("throttled: ") for warning in result.warnings)
+    assert any(warning.code == "throttled" for warning in result.warnings)

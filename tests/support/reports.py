@@ -171,7 +171,7 @@ def infected(real: Path, directory: Path, text: str) -> Path:
         if entry["result_file"]:
             content = (directory / entry["result_file"]).read_bytes()
             entry["result_sha256"] = hashlib.sha256(content).hexdigest()
-    result["warnings"].append(f"warned{text}")
+    result["warnings"].append({"code": f"code{text}", "severity": "note", "text": f"warned{text}"})
     result["environment"]["git"] = {"commit": f"commit{text}", f"key{text}": text}
     result["excluded"] = [{"axes": {f"axis{text}": text}, "reason": f"left out{text}"}]
     lines = {name: [f"{name}{text}"] for name in ("bench", "warnings", "subject", "new_points", "missing_points")}

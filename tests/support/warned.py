@@ -1,0 +1,17 @@
+"""What results warn of, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pytest_llem.results.quality_warnings import QualityWarning, StudyWarning
+
+
+def texts(warnings: Iterable[QualityWarning | dict[str, Any]]) -> list[str]:
+    """Return the text of each of *warnings*, which may be as JSON has them."""
+    return [one.text if isinstance(one, QualityWarning) else one["text"] for one in warnings]
+
+
+def study_warning(text: str) -> StudyWarning:
+    return StudyWarning(code="drift", severity="warning", text=text)
