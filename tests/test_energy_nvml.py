@@ -231,7 +231,7 @@ def test_a_board_without_a_counter_is_sampled(run: Callable[..., Any]) -> None:
         slack_s = seen.within[1] - seen.within[0] - device.seconds
         exact_j = board.energy_j(*seen.within) - slack_s * _watts_around(board)
         assert device.energy_j == pytest.approx(exact_j, abs=2.5 * device.uncertainty_j)
-        assert 0 < device.uncertainty_j < 0.06 * device.energy_j
+        assert 0 < device.uncertainty_j < 0.1 * device.energy_j
         if courses[board.uuid] == "constant":
             assert device.energy_j == pytest.approx(70 * device.seconds, rel=1e-6)
     assert seen.users == 0
