@@ -19,6 +19,7 @@ _WORST_FIRST = [
         "throttled",
         "the (prefill )?window holds",
         "times_floor",
+        "idle power changed",
         "warm-up stopped",
         "drift",
         "host-bound",
