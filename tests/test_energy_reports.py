@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +25,11 @@ from pytest_llem.hardware.gpus import Board, Boards
 from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.reporting.html.words import told
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.results.facts import bench_facts
+from pytest_llem.results.study_result import summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
 from tests.support.powercap import Powercap
@@ -245,3 +248,38 @@ def test_energy_budget_says_that_other_workers_have_a_part(
     assert list(EnergyBudget(joules=20, allow_estimated=True).problems(reading)) == [
         f"used 31.2 J ({method}, rapl_package{more}), more than its budget of 20 J"
     ]
+
+
+# ---- means of unlike things (CodeCarbon 533: in a container energy is estimated, outside of it measured) ----
+
+
+def _result(**energy: Any) -> ExperimentResult:
+    data = json.loads(min(GOLDEN.glob("*.json")).read_text())
+    data["metrics"]["energy_j"] |= {"boundary": "cpu_package", "method": "measured", **energy}
+    return ExperimentResult.model_validate(data)
+
+
+def test_mean_of_measured_and_estimated_energy_is_not_judged() -> None:
+    alike = summarise([_result(), _result(method="sampled")])["energy_j"]
+    assert (alike.method, alike.not_judged) == ("sampled", None)
+    unlike = summarise([_result(), _result(method="estimated")])["energy_j"]
+    assert unlike.not_judged == "energy was estimated in some of its cycles, and not in others"
+
+
+def test_mean_over_two_boundaries_says_so_wherever_it_is_shown() -> None:
+    mixed = summarise([_result(), _result(boundary="gpu_board", covers_engine=False)])["energy_j"]
+    assert mixed.label == "measured, mixed"
+    assert "measured, what it covers differs between cycles" in told(mixed, "J")
+
+
+# ---- time below 0 (optimum-benchmark 128: -744 tokens/s) ----
+
+
+def test_decode_time_below_zero_is_not_judged(noop_engine: None) -> None:
+    result = _measure(
+        measurement={"min_window_seconds": 0, "prefill_split": True}, noop={"seconds": 0.0, "first_seconds": 0.05}
+    )
+    decode = result.metrics["decode_seconds"]
+    assert decode.value is not None
+    assert decode.value < 0
+    assert re.fullmatch(r"prefill alone took \S+ s a pass, and the whole pass \S+ s", str(decode.not_judged))

@@ -236,6 +236,9 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     known = [figure for figure in figures if figure.value is not None]
     boundaries = {figure.boundary for figure in known}
     covered = {figure.covers_engine for figure in known}
+    methods = {figure.method for figure in known}
+    if len(methods) > 1 and "estimated" in methods:
+        not_judged = "energy was estimated in some of its cycles, and not in others"
     factors = dict.fromkeys(filter(None, map(emission_factors, known))) if name == "gco2e_g" else {}
     if len(factors) > 1:  # of cycles that were replayed: their mean is of no electricity
         not_judged = f"its cycles differ in carbon intensity or PUE: {'; '.join(factors)}"
@@ -247,7 +250,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         ci95=interval,
         n=len(values),
         unit=unit,
-        method=weakest(figure.method for figure in known),
+        method=weakest(methods),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
         not_judged=not_judged,
         covers_engine=False if False in covered else None if None in covered else True,
