@@ -210,7 +210,10 @@ def test_one_that_was_not_looked_at_for_too_long_may_have_gone_round_twice(
 def test_a_counter_that_falls_too_far_was_reset(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0", energy_uj=100_000_000_000)
     devices = _window(meter, clock, 10.0, lambda: package.write_text("5000000"))
-    _assert_none(devices["package-0"], "the counter was reset (it fell from 100000000000 to 5000000 µJ in 10.0 s)")
+    _assert_none(
+        devices["package-0"],
+        "the counter was reset, or a value was wrong (it went from 100000000000 to 5000000 µJ in 10.0 s)",
+    )
 
 
 def test_a_counter_that_stands_still_is_no_zero(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:

@@ -251,6 +251,7 @@ def torch(**changes):
     parts = {
         "is_initialized": lambda: True, "device_count": lambda: 3, "current_device": lambda: 1,
         "memory_reserved": lambda index: (7, 0, 0)[index], "synchronize": CALLS.append,
+        "get_device_properties": lambda index: types.SimpleNamespace(uuid=index),
     }
     module = types.ModuleType("torch")
     module.cuda = types.SimpleNamespace(**{**parts, **changes})
@@ -278,7 +279,7 @@ def test_what_had_gone_wrong_on_it_is_raised(energy_meter, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch(synchronize=fails))
     with pytest.raises(RuntimeError, match="device-side assert"):
         with energy_meter() as m: pass
-    assert m.energy_j is not None
+    assert m.reason.startswith("nvml: "), "and the figures are there: of these GPUs, which NVML does not know"
 
 def test_but_not_in_the_place_of_what_the_block_raised(energy_meter, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch(synchronize=fails))
@@ -335,8 +336,10 @@ class TestEnergyBudget:
         assert found["test_other"] == {}
         for name in ("test_within", "test_beyond", "test_late", "test_both"):
             figures = found[name]
-            assert set(figures) == {"llem_energy_j", "llem_energy_method", "llem_seconds"}
-            assert figures["llem_energy_method"] == "measured"
+            assert set(figures) == {
+                f"llem_{name}" for name in ("energy_j", "energy_method", "energy_boundary", "seconds")
+            }
+            assert (figures["llem_energy_method"], figures["llem_energy_boundary"]) == ("measured", "gpu_board")
             assert float(figures["llem_energy_j"]) >= WATTS * 0.4
             assert float(figures["llem_seconds"]) >= 0.4
         assert board.users() == 0

@@ -57,13 +57,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time pass only as tokens come: the first after 10 s, each further one after 1 s."""
+    """Let time pass only as tokens come: the first after 10/16 s, each further one after 1/16 s."""
     now = [0.0]
 
     class Clock(pytorch._TokenClock):
         def put(self, value: Any) -> None:
             if self._prompt_seen:
-                now[0] += 1.0 if self.times else 10.0
+                now[0] += 1 / 16 if self.times else 10 / 16
             super().put(value)
 
     monkeypatch.setattr(pytorch, "_TokenClock", Clock)
@@ -149,16 +149,16 @@ def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path: Path, scrip
 
 
 def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, clock: None) -> None:
-    """The first token comes after 10 s, a further one every second; the rows end at 3, 1 and 6 tokens."""
+    """The first token comes after 625 ms, a further one every 62.5 ms; the rows end at 3, 1 and 6 tokens."""
     prompts = [[5, 6, 103], [7, 8, 101], [9, 9, 106]]
     outcome = measured(tmp_path, prompts, measurement=NATURAL, pytorch={"batch_size": 3})
     requests = outcome.requests.passes[0]
-    assert [one.ttft_s for one in requests] == [10.0, 10.0, 10.0]
-    assert [list(one.itl_s) for one in requests] == [[1.0] * 2, [], [1.0] * 5]
-    assert [one.e2e_s for one in requests] == [12.0, 10.0, 15.0]
+    assert [one.ttft_s for one in requests] == [0.625, 0.625, 0.625]
+    assert [list(one.itl_s) for one in requests] == [[0.0625] * 2, [], [0.0625] * 5]
+    assert [one.e2e_s for one in requests] == [0.75, 0.625, 0.9375]
     value = {name: one.value for name, one in outcome.result.metrics.items()}
-    assert (value["ttft_p50_ms"], value["ttft_p99_ms"]) == (10_000, 10_000)
-    assert (value["itl_p50_ms"], value["itl_p99_ms"]) == (1000, 1000)
-    # of 10, 12 and 15 s: the middle one, and 80 % of the way to the last
-    assert (value["e2e_p50_ms"], value["e2e_p90_ms"]) == (12_000, pytest.approx(14_400))
-    assert outcome.requests.to_csv().splitlines()[2] == "1,1,3,1,10000.0000,,10000.0000"
+    assert (value["ttft_p50_ms"], value["ttft_p99_ms"]) == (625, 625)
+    assert (value["itl_p50_ms"], value["itl_p99_ms"]) == (62.5, 62.5)
+    # of 625, 750 and 937.5 ms: the middle one, and 80 % of the way to the last
+    assert (value["e2e_p50_ms"], value["e2e_p90_ms"]) == (750, pytest.approx(900))
+    assert outcome.requests.to_csv().splitlines()[2] == "1,1,3,1,625.0000,,625.0000"

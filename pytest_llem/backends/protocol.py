@@ -103,6 +103,8 @@ class Engine(Protocol):
 
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.
+    Warm-up and every pass of the window have the same prompts: an engine that caches prompts (prefix caching)
+    switches that off, or empties the cache in ``seed``, with which every pass begins.
 
     Beside this it may be a :class:`TellsShape`, a :class:`SplitsPrefill` and a :class:`Preloads`.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,10 @@ class EnergyBudget:
                 yield f"its energy budget of {self.joules} J cannot be judged: {why}"
             elif used.energy_j is not None and used.energy_j > self.joules:
                 took = _beyond(used.energy_j, self.joules)
-                yield f"used {took} J ({used.method}, {used.source}), more than its budget of {self.joules} J"
+                yield (
+                    f"used {took} J ({used.method}, {used.source}{_beside(used)}), "
+                    f"more than its budget of {self.joules} J"
+                )
         if self.seconds is not None and used.seconds > self.seconds:
             yield f"took {_beyond(used.seconds, self.seconds)} s, more than its budget of {self.seconds} s"
 
@@ -97,12 +101,18 @@ def metered(item: pytest.Item) -> Iterator[None]:
         pytest.fail("; ".join(problems), pytrace=False)
 
 
+def _beside(used: EnergyReading) -> str:
+    """Say that other tests may have a part in *used*: a device is read whole, whichever worker used it."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return f", with what {workers} workers of -n used at the time" * (workers > 1 and used.method != "estimated")
+
+
 def _put(item: pytest.Item, reading: EnergyReading) -> None:
     """Put the figures into the user properties, and so into JUnit XML."""
     figures: list[tuple[str, object]] = [("llem_seconds", reading.seconds), ("llem_energy_method", reading.method)]
     if reading.energy_j is not None:
-        figures.append(("llem_energy_j", reading.energy_j))
-    names = {name for name, _ in figures} | {"llem_energy_j"}
+        figures += [("llem_energy_j", reading.energy_j), ("llem_energy_boundary", reading.boundary)]
+    names = {name for name, _ in figures} | {"llem_energy_j", "llem_energy_boundary"}
     item.user_properties[:] = [one for one in item.user_properties if one[0] not in names] + figures  # a rerun's
 
 

@@ -84,11 +84,11 @@ class EnergyReading:
 class EnergyMeter:
     """Measures blocks of code: ``with energy_meter() as m: …``, then ``m.energy_j``, ``m.seconds``, ``m.method``.
 
-    What is read are whole devices, all GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, or else the CPU packages:
-    whatever runs on them meanwhile counts, in this process or any other. (An estimate knows this process and
-    its descendants alone.) Where the variable does not say which GPUs those are, they are the ones that
-    PyTorch uses in this process; where it uses none, there is no energy. Blocks may lie in each other, and run in
-    several threads: each has meters of its own.
+    What is read are whole devices, all GPUs that PyTorch sees where this process uses it on GPUs, otherwise those
+    that ``CUDA_VISIBLE_DEVICES`` leaves, or else the CPU packages: whatever runs on them meanwhile counts, in this
+    process or any other. (An estimate knows this process and its descendants alone.) Where neither says which GPUs
+    those are, there is no energy. Blocks may lie in each other, and run in several threads: each has meters of its
+    own.
 
     A GPU works on after a call has returned. Where this process uses CUDA through PyTorch, that is waited for at
     both ends of the block; with any other library, and for other processes, it is the caller's to do.
@@ -112,7 +112,10 @@ class EnergyMeter:
         if backend not in (names := (AUTO, *installed(METERS))):
             raise ValueError(f"no meter of the name {backend!r} is installed (there are: {', '.join(names)})")
         boards = visible_boards()
-        gpus = _own_gpus() if boards.is_ambiguous else [board.uuid for board in boards.all]
+        # PyTorch keeps the GPUs that it has begun with, whatever CUDA_VISIBLE_DEVICES says by now.
+        gpus = _own_gpus()
+        if gpus is None and not boards.is_ambiguous:
+            gpus = [board.uuid for board in boards.all]
         if gpus is None and backend in (AUTO, "nvml"):
             meters = Meters(refusals={"nvml": _AMBIGUOUS})
         else:

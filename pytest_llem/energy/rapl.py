@@ -90,12 +90,10 @@ class _Track:
         return (other._value - self._value) % turn <= (again - self._value) % turn
 
     def _rise(self, value: int, seconds: float) -> int:
-        rise = value - self._value
-        if rise >= 0:
-            return rise
-        rise += self.zone.range_uj  # it has gone round, or was reset
+        rise = (value - self._value) % self.zone.range_uj  # it may have gone round
         if rise / 1e6 > (seconds + _SLACK_S) * MOST_WATTS[self.zone.boundary]:
-            self.problem = f"the counter was reset (it fell from {self._value} to {value} µJ in {seconds:.1f} s)"
+            way = f"from {self._value} to {value} µJ in {seconds:.1f} s"
+            self.problem = f"the counter was reset, or a value was wrong (it went {way})"
         return rise
 
     def reading(self) -> DeviceReading:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.matching import is_measured, named
-from pytest_llem.results.facts import BENCH, PEAK_MEMORY, flat
+from pytest_llem.results.facts import BENCH, flat
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.problems import printable
 
@@ -44,7 +45,7 @@ def bench_differences(candidate: PointResult, reference: PointResult, metric: st
         one, other = here.get(key), there.get(key)
         if one == other or (fact.concerns == "energy" and not is_energy):
             continue
-        if fact.concerns == "peak memory" and metric != PEAK_MEMORY:
+        if fact.concerns in CATALOGUE and metric != fact.concerns:
             continue
         unknown = one is None or other is None
         if fact.concerns == "nothing" and unknown:

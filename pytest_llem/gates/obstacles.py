@@ -65,7 +65,7 @@ def measuring_obstacle(point: PointResult, metric: str, *, any_boundary: bool) -
         return None
     if summary.invalid is not None:
         return f"invalid ({summary.invalid}): {INVALID.get(summary.invalid, 'reason unknown to this version')}"
-    if summary.boundary is None and summary.n > 1:
+    if summary.is_mixed:
         return "its cycles differ in what their energy covers"
     if not any_boundary and not (covered := _covers_engine(point, metric)):
         what = f"the energy covers {summary.boundary} and not" if covered is False else "unknown whether it covers"

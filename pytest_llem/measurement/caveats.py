@@ -10,13 +10,16 @@ from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
-from pytest_llem.results.experiment import EngineRecord, WarmupRecord
+from pytest_llem.results.experiment import BaselineRecord, EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.quality_warnings import QualityWarning
 
 #: By what share a pass may grow or shrink from the window's first half to its second.
 MOST_DRIFT = 0.05
+
+#: By what share idle power may change from before the window to after it.
+MAX_IDLE_CHANGE = 0.1
 
 #: By how many °C a device may warm up or cool down over the window.
 MOST_WARMING_C = 5.0
@@ -35,6 +38,7 @@ def find_warnings(
     times_floor: Metric | None = None,
     deterministic: bool | None = None,
     contention: Contention | None = None,
+    baseline: BaselineRecord | None = None,
     failed: str | None = None,
 ) -> list[QualityWarning]:
     """Return what a reader of the figures has to know, the worst first.
@@ -52,6 +56,7 @@ def find_warnings(
         failed: That requests failed, if any did.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
         contention: What else used the devices.
+        baseline: Idle power before and after the window, if it was measured.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -86,6 +91,7 @@ def find_warnings(
         found += _few_ticks("prefill window", prefill.account)
     found += _of_devices(account)
     found += contention_warnings(contention) if contention is not None else ()
+    found += _idle_change(baseline) if baseline is not None else ()
     if window.drift is not None and abs(window.drift) > MOST_DRIFT:
         warn(
             "drift",
@@ -103,6 +109,14 @@ def find_warnings(
     if engine.random_weights:
         warn("random_weights", "random weights: speed is real, power depends on the values and may differ")
     return sorted(found, key=lambda one: one.rank)
+
+
+def _idle_change(baseline: BaselineRecord) -> Iterator[QualityWarning]:
+    """Yield that something else drew power while the idle machine was measured, or that it was not at rest."""
+    before, after = baseline.idle_context_w, baseline.after_w
+    if before is not None and after is not None and abs(after - before) > MAX_IDLE_CHANGE * before:
+        text = f"idle power changed from {before:.3g} W to {after:.3g} W: active_energy_j may be off by as much"
+        yield QualityWarning.of("idle_power_changed", text)
 
 
 def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:

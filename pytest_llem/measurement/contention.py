@@ -132,6 +132,19 @@ def judge(
     )
 
 
+def with_prefill(window: Contention, prefill: Contention) -> Contention:
+    """Return the contention of an experiment whose prefill was measured in a second window: the worse of the two.
+
+    The figures stay those of the first window; a reason of the second says that it is of that one.
+    """
+    order = ("uncontended", "unknown", "contended")
+    if prefill.state == "uncontended" or order.index(prefill.state) < order.index(window.state):
+        return window
+    reasons = [reason.replace(":", " in the prefill window:", 1) for reason in prefill.reasons]
+    kept = window.reasons if window.state == prefill.state else []
+    return window.model_copy(update={"state": prefill.state, "reasons": [*kept, *reasons]})
+
+
 def contention_warnings(contention: Contention, limits: Thresholds = THRESHOLDS) -> Iterator[QualityWarning]:
     """Yield what a reader of the figures has to know of it, without figures: the record has them."""
     if contention.state == "contended":

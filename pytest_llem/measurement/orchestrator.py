@@ -14,7 +14,7 @@ from pytest_llem.energy.account import Account, Meters
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
-from pytest_llem.measurement.contention import ContentionWatch, root_of
+from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
@@ -140,9 +140,11 @@ class ExperimentOrchestrator:
             prefill = None
             if config.measurement.prefill_split:
                 self._tell("measuring the prompts alone", min_seconds)
+                watch = ContentionWatch(root_of(self.harness), self.harness)
                 prefill = measure_prefill(
                     engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed
                 )
+                contention = with_prefill(contention, watch.end(prefill.seconds, engine.gpus))
             baseline = measure_after(
                 baseline,
                 meters,
@@ -152,7 +154,7 @@ class ExperimentOrchestrator:
             )
             self._tell("accounting")
             requests = Requests.of(engine, batches, window.passes)
-            requests.check(config)
+            requests.check(config, window.seconds)
             record = engine.describe()
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
@@ -203,6 +205,7 @@ class ExperimentOrchestrator:
                     times_floor=work["times_floor"],
                     deterministic=requests.deterministic,
                     contention=contention,
+                    baseline=baseline,
                     failed=requests.not_judged,
                 ),
             )

@@ -61,13 +61,16 @@ def prefill_metrics(
         return {name: metric(name, None, reason=NOT_ASKED) for name in NAMES}
     whole = energy("decode_energy_j", window.account.total, 1 / len(window.passes))
     first = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / len(prefill.passes)))
-    seconds = prefill.seconds / len(prefill.passes)
+    seconds, whole_seconds = prefill.seconds / len(prefill.passes), window.seconds / len(window.passes)
+    not_judged = None
+    if whole_seconds <= seconds:
+        not_judged = f"prefill alone took {seconds:.4g} s a pass, and the whole pass {whole_seconds:.4g} s"
     return {
         "prefill_energy_j": first,
         "decode_energy_j": _less(whole, first, None if drift_w is None else seconds * drift_w),
         "energy_per_input_token_j": _divided(first, input_tokens),
         "prefill_seconds": metric("prefill_seconds", seconds),
-        "decode_seconds": metric("decode_seconds", window.seconds / len(window.passes) - seconds),
+        "decode_seconds": metric("decode_seconds", whole_seconds - seconds, not_judged=not_judged),
     }
 
 

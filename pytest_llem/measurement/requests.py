@@ -22,6 +22,9 @@ BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_context_w", "model_memor
 
 COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
 
+#: What a latency may be longer than the window by, in s: an engine may take times on another clock.
+_SLACK_S = 1.0
+
 #: Why there is no latency of a kind, where the engine tells them.
 _MISSING = {
     "ttft": "the engine told of no request when its first token came",
@@ -67,8 +70,13 @@ class Requests:
             for size in self.sizes or [len(one)]:
                 yield list(islice(rest, size))
 
-    def check(self, config: ExperimentConfig) -> None:
-        """See that the engine accounts for every prompt, with the lengths it was told.
+    def check(self, config: ExperimentConfig, seconds: float) -> None:
+        """Check that the engine accounts for every prompt, with the lengths that were asked for, and that its
+        latencies are between tokens and fit into the window.
+
+        Args:
+            config: What was asked for.
+            seconds: How long the window was.
 
         Raises:
             ValueError: It does not; figures per token or request would be wrong.
@@ -85,6 +93,17 @@ class Requests:
                 if given > asked or (fixed and given != asked and request.error is None):
                     wanted = f"{'exactly' if fixed else 'at most'} {asked}"
                     raise ValueError(f"the engine generated {given} tokens where {wanted} were asked for")
+                if len(request.itl_s) not in (0, given - 1):  # such as one for each chunk of a stream
+                    raise ValueError(
+                        f"the engine gave {len(request.itl_s)} inter-token latencies for {given} tokens: "
+                        "give one fewer than tokens, or none"
+                    )
+                longest = max(request.ttft_s or 0, sum(request.itl_s), request.e2e_s or 0)
+                if longest > seconds + _SLACK_S:
+                    raise ValueError(
+                        f"the engine gave a latency of {longest:.4g} s in a window of {seconds:.4g} s: "
+                        "give latencies in seconds, from the generate call"
+                    )
 
     @property
     def input_tokens(self) -> int:

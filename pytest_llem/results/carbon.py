@@ -9,6 +9,9 @@ from pytest_llem.results.metrics import Metric, metric
 
 J_PER_KWH = 3.6e6
 
+#: Between what the energy was read from and the factors, in the source of ``gco2e_g``.
+_TIMES = " × "
+
 
 @dataclass(frozen=True)
 class Carbon:
@@ -42,10 +45,15 @@ def emissions(carbon: Carbon | None, energy: Metric) -> Metric:
         "gco2e_g",
         None if energy.value is None else energy.value * scale,
         method=energy.method,
-        source=f"{energy.source} × {stated}" if energy.source else stated,
+        source=f"{energy.source}{_TIMES}{stated}" if energy.source else stated,
         boundary=energy.boundary,
         devices=energy.devices,
         invalid=energy.invalid,
         reason=energy.reason,
         uncertainty=None if energy.uncertainty is None else energy.uncertainty * scale,
     )
+
+
+def emission_factors(gco2e: Metric | None) -> str | None:
+    """Return the carbon intensity and PUE that ``gco2e_g`` was calculated with, in words; None where none was."""
+    return None if gco2e is None or gco2e.source is None else gco2e.source.rpartition(_TIMES)[2]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.experiment import ExperimentResult
 
 #: A window of fewer ticks than this is too coarse for the counter that measured it.
@@ -20,10 +21,7 @@ TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
 #: Another experiment of the study ran at the same time.
 CONCURRENT = "concurrent"
 
-#: The most memory in use, which on a CPU holds what a process has imported, unless it shares that with others.
-PEAK_MEMORY = "peak_memory_mb"
-
-Concerns = Literal["every metric", "energy", "peak memory", "nothing"]
+Concerns = Literal["every metric", "energy", "peak_memory_mb", "gco2e_g", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,8 @@ class BenchFact:
 
     Attributes:
         name: In words.
-        concerns: Which metrics cannot be compared where it differs. ``nothing``: a difference is only warned of.
+        concerns: Which metrics cannot be compared where it differs: a group, or one by its name. ``nothing``: a
+            difference is only warned of.
         optional: Not every device tells it: known on one side only, it is no difference.
         note: What else there is to say of a difference.
         binding: No option compares where it differs.
@@ -55,11 +54,15 @@ BENCH: dict[str, BenchFact] = {
     "priority": BenchFact("scheduling priority", optional=True),
     "memory_limit": BenchFact("memory limit", optional=True),
     "power_limit": BenchFact("power limit", optional=True),
+    "application_clocks": BenchFact("application clocks", optional=True),
+    "ecc": BenchFact("ECC", optional=True),
     "mig": BenchFact("MIG"),
     "energy_boundary": BenchFact("energy boundary", "energy", binding=True),
     "energy_method": BenchFact("energy method", "energy"),
     "length_mode": BenchFact("length mode"),
-    "start_method": BenchFact("start method", "peak memory", optional=True),
+    # On a CPU the most memory in use holds what a process has imported, unless it shares that with others.
+    "start_method": BenchFact("start method", "peak_memory_mb", optional=True),
+    "emission_factors": BenchFact("carbon intensity and PUE", "gco2e_g", optional=True),
     "dataset_hash": BenchFact("dataset hash", optional=True),
     CONCURRENT: BenchFact("other experiments at the same time"),
     "driver": BenchFact("GPU driver", "nothing"),
@@ -67,6 +70,10 @@ BENCH: dict[str, BenchFact] = {
     "host_cpu": BenchFact("the GPU's host", "nothing"),
     "cpu_governor": BenchFact("CPU governor", "nothing"),
 }
+
+
+#: Of a GPU in the environment: the clocks that applications are to have.
+_CLOCKS = ("application_sm_clock_mhz", "application_memory_clock_mhz")
 
 
 def bench_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
@@ -127,6 +134,7 @@ def _bench(result: ExperimentResult) -> dict[str, Any]:
         **_limits(environment),
         "energy_boundary": energy.boundary if known else None,
         "energy_method": energy.method if known else None,
+        "emission_factors": emission_factors(result.metrics.get("gco2e_g")),
         "length_mode": result.effective_config.get("measurement", {}).get("length_mode"),
         "dataset_hash": result.tokens.dataset_hash,
         "cpu_governor": environment.get("cpu_governor"),
@@ -159,10 +167,14 @@ def _limits(environment: Mapping[str, Any]) -> dict[str, Any]:
 def _gpu(result: ExperimentResult) -> dict[str, Any]:
     gpus: Sequence[Mapping[str, Any]] = result.environment.get("gpus") or []
     limits = sorted({gpu["power_limit_w"] for gpu in gpus if gpu.get("power_limit_w") is not None})
+    clocks = sorted({pair for gpu in gpus if None not in (pair := tuple(gpu.get(key) for key in _CLOCKS))})
+    ecc = {mode for gpu in gpus if (mode := gpu.get("ecc_mode")) is not None}
     return {
         # As the driver calls them, or else as the engine does.
         "gpu": _counted(gpu.get("name") for gpu in gpus) or _counted(result.engine.device_names),
         "power_limit": ", ".join(f"{limit:g} W" for limit in limits) or None,
+        "application_clocks": ", ".join(f"{sm} and {memory} MHz" for sm, memory in clocks) or None,
+        "ecc": ", ".join("on" if mode else "off" for mode in sorted(ecc)) or None,
         "mig": "on" if any(gpu.get("mig_mode") for gpu in gpus) else None,
         "driver": _counted({gpu.get("driver") for gpu in gpus}),
         "gpu_uuids": ", ".join(sorted(gpu["uuid"] for gpu in gpus)) or None,

@@ -24,6 +24,7 @@ SEVERITIES: dict[str, Severity] = {
     "throttled": "warning",
     "few_ticks": "warning",
     "faster_than_roofline": "warning",
+    "idle_power_changed": "warning",
     "warmup_not_converged": "warning",
     "drift": "warning",
     "host_bound": "warning",

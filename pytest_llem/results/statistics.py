@@ -55,12 +55,19 @@ class Summary(BaseModel):
         return self
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether it is the mean of energies that do not cover the same in every cycle."""
+        return self.method is not None and self.boundary is None and self.n > 1
+
+    @property
     def label(self) -> str | None:
         """How an energy was obtained, that it is invalid, or what else than the engine's devices it covers; None
         for what is no energy.
         """
         if self.invalid is not None:
             return "invalid"
+        if self.is_mixed:
+            return f"{self.method}, mixed"
         return f"{self.method}, {self.boundary}" if self.covers_engine is False else self.method
 
 

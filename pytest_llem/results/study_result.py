@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.facts import CONCURRENT, bench_facts, overlapping, subject_facts
@@ -243,6 +244,12 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     known = [figure for figure in figures if figure.value is not None]
     boundaries = {figure.boundary for figure in known}
     covered = {figure.covers_engine for figure in known}
+    methods = {figure.method for figure in known}
+    if len(methods) > 1 and "estimated" in methods:
+        not_judged = "energy was estimated in some of its cycles, and not in others"
+    factors = dict.fromkeys(filter(None, map(emission_factors, known))) if name == "gco2e_g" else {}
+    if len(factors) > 1:  # of cycles that were replayed: their mean is of no electricity
+        not_judged = f"its cycles differ in carbon intensity or PUE: {'; '.join(factors)}"
     mean, sd, interval = mean_interval(values)
     return Summary(
         mean=mean,
@@ -251,7 +258,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
         ci95=interval,
         n=len(values),
         unit=unit,
-        method=weakest(figure.method for figure in known),
+        method=weakest(methods),
         boundary=boundaries.pop() if len(boundaries) == 1 else None,
         not_judged=not_judged,
         covers_engine=False if False in covered else None if None in covered else True,

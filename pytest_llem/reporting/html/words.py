@@ -94,6 +94,7 @@ def told(summary: Summary | None, unit: str) -> str:
         parts.append(f"sd {summary.sd:.3g}")
     parts.append(f"n = {summary.n}")
     parts += [part for part in (summary.method, summary.boundary) if part]
+    parts += ["what it covers differs between cycles"] if summary.is_mixed else []
     parts += [f"not judged: {summary.not_judged}"] if summary.not_judged else []
     if summary.invalid is not None:
         parts.append(f"invalid: {summary.invalid}")

@@ -1,0 +1,286 @@
+"""What users of other energy meters have reported as wrong in silence, tried here."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator, ExperimentResult
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.collection.energy_budget import EnergyBudget
+from pytest_llem.energy import metering
+from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.energy.metering import EnergyMeter, EnergyReading
+from pytest_llem.energy.rapl import RaplMeter
+from pytest_llem.gates.regression import compare
+from pytest_llem.hardware.gpus import Board, Boards
+from pytest_llem.measurement import orchestrator
+from pytest_llem.measurement.contention import ContentionWatch, with_prefill
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.reporting.html.words import told
+from pytest_llem.results.contention import Contention
+from pytest_llem.results.experiment import BaselineRecord
+from pytest_llem.results.facts import bench_facts
+from pytest_llem.results.study_result import summarise
+from pytest_llem.study.gates import GatesConfig
+from tests.conftest import NOOP_STUDY, RunPytest
+from tests.support.powercap import Powercap
+from tests.support.study_results import H100, point, study_result
+from tests.support.warned import texts
+
+FIELDS = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
+STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
+
+
+# ---- a counter that jumps (Kepler 1344: 9 kW from two 35 W computers; CodeCarbon 309) ----
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 150_000_000_000), (150_000_000_000, 0)])
+def test_rapl_counter_that_jumps_gives_no_energy(tmp_path: Path, before: int, after: int) -> None:
+    """150 kJ in no time, or 112 kJ if the counter has gone round."""
+    counter = Powercap(tmp_path / "powercap").zone("intel-rapl:0", "package-0", before)
+    meter = RaplMeter(tmp_path / "powercap")
+    meter.open([])
+    meter.begin()
+    counter.write_text(str(after))
+    (device,) = meter.end().devices
+    meter.close()
+    assert device.energy_j is None
+    assert f"a value was wrong (it went from {before} to {after} µJ in 0.0 s)" in str(device.reason)
+
+
+# ---- emissions of other electricity (CodeCarbon 388: "unfair comparison due to different country") ----
+
+
+EMISSIONS: dict[str, Any] = {
+    "sweep": {"precision": ["bf16"]},
+    "execution": {"n_cycles": 2},
+    "noop": {"seconds": 0.02},
+    "energy": {"backend": "estimate", "allow_estimated": True},
+}
+
+
+def test_emissions_of_other_carbon_intensity_are_not_compared(
+    write_study: Callable[..., Path], pytester: pytest.Pytester, run_pytest: RunPytest
+) -> None:
+    write_study(**EMISSIONS, gates={"metrics": ["gco2e_g"]})
+    pytester.makeini("[pytest]\nllem_carbon_intensity = 400\n")
+    run_pytest("--llem-save", "main").assert_outcomes(passed=2)
+    pytester.makeini("[pytest]\nllem_carbon_intensity = 40\n")
+    run = run_pytest("--llem-baseline", "main")
+    run.assert_outcomes(passed=2, failed=1)
+    run.stdout.fnmatch_lines(
+        [
+            "cannot be judged: cannot be compared: carbon intensity and PUE: 40 gCO2e/kWh, PUE 1 here, "
+            "400 gCO2e/kWh, PUE 1 in the reference*"
+        ]
+    )
+
+
+def test_mean_of_two_carbon_intensities_is_not_judged(
+    write_study: Callable[..., Path], pytester: pytest.Pytester, run_pytest: RunPytest
+) -> None:
+    write_study(**EMISSIONS, budgets={"gco2e_g": 1e6})
+    pytester.makeini("[pytest]\nllem_carbon_intensity = 400\n")
+    run_pytest("-k", "cycle=1").assert_outcomes(passed=1)
+    pytester.makeini("[pytest]\nllem_carbon_intensity = 40\n")
+    run = run_pytest("--llem-resume")
+    run.assert_outcomes(passed=2, failed=1)
+    run.stdout.fnmatch_lines(
+        ["cannot be judged: its cycles differ in carbon intensity or PUE: 400 gCO2e/kWh, PUE 1; 40 g*"]
+    )
+
+
+# ---- latencies of chunks, or in another unit (vLLM 27485; pyRAPL 13: "expressed in seconds") ----
+
+
+def _request(**latencies: Any) -> RequestRecord:
+    return RequestRecord(4, [7, 7, 7], **{"ttft_s": 0.010, "itl_s": [0.002, 0.002], "e2e_s": 0.014, **latencies})
+
+
+@pytest.mark.parametrize(
+    ("latencies", "problem"),
+    [
+        ({"itl_s": [0.004]}, "gave 1 inter-token latencies for 3 tokens: give one fewer than tokens, or none"),
+        ({"ttft_s": 10.0}, "gave a latency of 10 s in a window of 0.5 s: give latencies in seconds"),
+        ({"e2e_s": 14.0}, "gave a latency of 14 s in a window of 0.5 s"),
+        ({"itl_s": [2.0, 2.0]}, "gave a latency of 4 s in a window of 0.5 s"),
+    ],
+)
+def test_latencies_that_cannot_be_right_raise_value_error(latencies: Any, problem: str) -> None:
+    config = ExperimentConfig.model_validate(FIELDS)
+    Requests([[_request(), _request()]]).check(config, 0.5)
+    Requests([[_request(itl_s=[]), _request()]]).check(config, 0.5)
+    with pytest.raises(ValueError, match=problem):
+        Requests([[_request(), _request(**latencies)]]).check(config, 0.5)
+
+
+# ---- what else ran while prefill, or the idle machine, was measured ----
+
+
+def _measure(**changes: Any) -> ExperimentResult:
+    return ExperimentOrchestrator(ExperimentConfig.model_validate({**FIELDS, **changes})).run().result
+
+
+def test_contended_prefill_window_is_contended(monkeypatch: pytest.MonkeyPatch, noop_engine: None) -> None:
+    busy = Contention(state="contended", reasons=["other processes used the CPUs: 40 % of 2 CPUs"])
+    windows = iter([Contention(state="uncontended", cpus=2), busy])
+    monkeypatch.setattr(ContentionWatch, "end", lambda *_: next(windows))
+    result = _measure(measurement={"min_window_seconds": 0, "prefill_split": True})
+    assert result.contention is not None
+    assert (result.contention.state, result.contention.cpus) == ("contended", 2)
+    said = "other processes used the CPUs in the prefill window"
+    assert result.contention.reasons == [f"{said}: 40 % of 2 CPUs"]
+    assert f"contended: {said}" in texts(result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("window", "prefill", "state", "reasons"),
+    [
+        ("uncontended", "uncontended", "uncontended", []),
+        ("contended", "unknown", "contended", ["a: w"]),
+        ("contended", "contended", "contended", ["a: w", "a in the prefill window: p"]),
+        ("uncontended", "unknown", "unknown", ["a in the prefill window: p"]),
+        ("unknown", "contended", "contended", ["a in the prefill window: p"]),
+    ],
+)
+def test_contention_of_two_windows_is_the_worse(
+    window: Any, prefill: Any, state: str, reasons: Sequence[str]
+) -> None:
+    first = Contention(state=window, reasons=[] if window == "uncontended" else ["a: w"])
+    second = Contention(state=prefill, reasons=[] if prefill == "uncontended" else ["a: p"])
+    found = with_prefill(first, second)
+    assert (found.state, found.reasons) == (state, reasons)
+
+
+@pytest.mark.parametrize(("after_w", "warned"), [(70.0, True), (190.0, True), (160.0, False)])
+def test_idle_power_that_changes_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, noop_engine: None, after_w: float, warned: bool
+) -> None:
+    """Kepler 1811: another program runs while the idle machine is measured, and its power is subtracted."""
+    known = BaselineRecord(idle_context_w=170.0, after_w=after_w, method="measured", boundary="cpu_package")
+    monkeypatch.setattr(orchestrator, "measure_baseline", lambda *_, **__: known)
+    monkeypatch.setattr(orchestrator, "measure_after", lambda baseline, *_, **__: baseline)
+    said = f"idle power changed from 170 W to {after_w:g} W: active_energy_j may be off by as much"
+    assert (said in texts(_measure().warnings)) is warned
+
+
+# ---- how GPUs are set (Zeus leaves clocks and power limits behind) ----
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "difference"),
+    [
+        ("application_sm_clock_mhz", 1410, "application clocks: 1980 and 2619 MHz here, 1410 and 2619 MHz in the"),
+        ("ecc_mode", False, "ECC: on here, off in the"),
+    ],
+)
+def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any, difference: str) -> None:
+    data = json.loads(min(GOLDEN.glob("*.json")).read_text())
+    gpu = {
+        "uuid": "GPU-1",
+        "ecc_mode": True,
+        "application_sm_clock_mhz": 1980,
+        "application_memory_clock_mhz": 2619,
+    }
+
+    def facts(gpu: Any) -> Any:
+        data["environment"]["gpus"], data["engine"]["device"] = [gpu], "cuda"
+        found = bench_facts([ExperimentResult.model_validate(data)])
+        return {**H100, "application_clocks": found["application_clocks"], "ecc": found["ecc"]}
+
+    metric = {"seconds": STEADY}
+    here = study_result(point({"batch": 1}, bench=facts(gpu), **metric))
+    there = study_result(point({"batch": 1}, bench=facts({**gpu, setting: value}), **metric))
+    (verdict,) = compare(here, there, GatesConfig(metrics=["seconds"]), name="main").verdicts
+    assert verdict.verdict == "NOT JUDGED"
+    assert difference in str(verdict.reason)
+
+
+# ---- energy of other devices than the test's (CodeCarbon 567), and of other tests (CodeCarbon 681) ----
+
+
+def test_meter_reads_the_gpus_that_pytorch_has_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA_VISIBLE_DEVICES was changed since, which PyTorch does not look at again."""
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 1,
+        current_device=lambda: 0,
+        synchronize=lambda _: None,
+        get_device_properties=lambda _: SimpleNamespace(uuid="used"),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(metering, "visible_boards", lambda: Boards((Board("GPU-other"),)))
+    asked: list[Sequence[str]] = []
+
+    def opened(_: Any, gpus: Sequence[str]) -> Meters:
+        asked.append(gpus)
+        return Meters()
+
+    monkeypatch.setattr(Meters, "open", opened)
+    with EnergyMeter()():
+        time.sleep(0)
+    assert asked == [["GPU-used"]]
+
+
+@pytest.mark.parametrize(
+    ("workers", "method", "more"),
+    [
+        ("2", "measured", ", with what 2 workers of -n used at the time"),
+        ("1", "measured", ""),
+        ("2", "estimated", ""),
+    ],
+)
+def test_energy_budget_says_that_other_workers_have_a_part(
+    monkeypatch: pytest.MonkeyPatch, workers: str, method: Any, more: str
+) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
+    reading = EnergyReading()
+    reading._take(Account((), Total(31.2, method, "rapl_package", "cpu_package"), 1.0))
+    assert list(EnergyBudget(joules=20, allow_estimated=True).problems(reading)) == [
+        f"used 31.2 J ({method}, rapl_package{more}), more than its budget of 20 J"
+    ]
+
+
+# ---- means of unlike things (CodeCarbon 533: in a container energy is estimated, outside of it measured) ----
+
+
+def _result(**energy: Any) -> ExperimentResult:
+    data = json.loads(min(GOLDEN.glob("*.json")).read_text())
+    data["metrics"]["energy_j"] |= {"boundary": "cpu_package", "method": "measured", **energy}
+    return ExperimentResult.model_validate(data)
+
+
+def test_mean_of_measured_and_estimated_energy_is_not_judged() -> None:
+    alike = summarise([_result(), _result(method="sampled")])["energy_j"]
+    assert (alike.method, alike.not_judged) == ("sampled", None)
+    unlike = summarise([_result(), _result(method="estimated")])["energy_j"]
+    assert unlike.not_judged == "energy was estimated in some of its cycles, and not in others"
+
+
+def test_mean_over_two_boundaries_says_so_wherever_it_is_shown() -> None:
+    mixed = summarise([_result(), _result(boundary="gpu_board", covers_engine=False)])["energy_j"]
+    assert mixed.label == "measured, mixed"
+    assert "measured, what it covers differs between cycles" in told(mixed, "J")
+
+
+# ---- time below 0 (optimum-benchmark 128: -744 tokens/s) ----
+
+
+def test_decode_time_below_zero_is_not_judged(noop_engine: None) -> None:
+    result = _measure(
+        measurement={"min_window_seconds": 0, "prefill_split": True}, noop={"seconds": 0.0, "first_seconds": 0.05}
+    )
+    decode = result.metrics["decode_seconds"]
+    assert decode.value is not None
+    assert decode.value < 0
+    assert re.fullmatch(r"prefill alone took \S+ s a pass, and the whole pass \S+ s", str(decode.not_judged))
