@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.results.experiment import ExperimentResult, InputsRecord
+from pytest_llem.results.facts import subject_facts
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.gates import GatesConfig
 from tests.conftest import RunPytest
+from tests.support.study_results import point, study_result
 
 RECORD = RequestRecord(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
 
@@ -115,3 +120,41 @@ class TestBaseline:
         assert run.ret == pytest.ExitCode.TESTS_FAILED
         run.stdout.fnmatch_lines(["noop: --llem-save: it fails the comparison *: missing n=3 *"])
         assert '"n=3"' in (pytester.path / ".llem" / "baselines" / "main" / "noop.json").read_text()
+
+
+class TestSameCode:
+    """Two commits that were compared, of which both sides ran one: never a change, and nothing said so."""
+
+    @pytest.mark.parametrize(
+        ("here", "there", "paired", "warned"),
+        [
+            ({"code": "a"}, {"code": "a"}, True, True),
+            ({"code": "a", "commit": "1"}, {"code": "a", "commit": "2", "uncommitted_changes": True}, True, True),
+            ({"code": "a"}, {"code": "a"}, False, False),
+            ({"code": "a"}, {"code": "b"}, True, False),
+            ({"code": "a"}, {"code": "a", "variables.OMP_NUM_THREADS": "1"}, True, False),
+            ({}, {}, True, False),
+        ],
+        ids=["same", "other-commit", "two-sessions", "other-code", "other-variables", "unknown"],
+    )
+    def test_comparison_of_same_code_is_warned_of(
+        self, here: dict[str, str], there: dict[str, str], paired: bool, warned: bool
+    ) -> None:
+        one, other = (study_result(point({"n": 1}, seconds=[1, 1.1, 1.2], subject=it)) for it in (here, there))
+        record = compare(one, other, GatesConfig(metrics=["seconds"]), name="python", paired=paired).record
+        assert [line for line in record.warnings if "same code" in line] == record.warnings
+        assert bool(record.warnings) == warned
+        assert not [line for line in record.subject if line.startswith("code")]
+
+    def test_code_is_known_by_all_modules_and_packages(self) -> None:
+        path = min((Path(__file__).parent / "golden" / "1.0" / "experiments").glob("*.json"))
+        result = ExperimentResult.model_validate_json(path.read_text())
+
+        def code(modules: dict[str, str | None], **packages: str | None) -> object:
+            inputs = InputsRecord(modules=modules, distributions=packages)
+            return subject_facts([result.model_copy(update={"inputs": inputs})]).get("code")
+
+        assert code({"m": "1"}, torch="2") == code({"m": "1"}, torch="2") is not None
+        assert len({code({"m": "1"}, torch="2"), code({"m": "2"}, torch="2"), code({"m": "1"}, torch="3")}) == 3
+        assert code({"m": None}, torch="2") is None
+        assert "code" not in subject_facts([result])
