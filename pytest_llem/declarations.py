@@ -93,7 +93,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-save-anyway",
         action="store_true",
-        help="also results that are contended, replayed or invalid",
+        help="also results that are contended, replayed or invalid, or regressed from the baseline they replace",
     )
     group.addoption(
         "--llem-baseline",

@@ -52,7 +52,8 @@ class Settings:
         against: The Python interpreter whose measurements to compare with, or None.
         save: The name of the baseline to save, or None.
         save_partial: Also of a run that lacks results.
-        save_anyway: Also contended, replayed or invalid results.
+        save_anyway: Also contended, replayed or invalid results, and those that fail the comparison with the
+            baseline that they replace.
         compare_anyway: Whatever differs between what is compared.
         fail_on: The verdicts that fail a comparison.
         max_experiments: A study of more stops before it starts, or None where that was confirmed.

@@ -93,7 +93,7 @@ class TestCounted:
     def test_all_answered_is_none_failed(self, measured: Any) -> None:
         result = measured(None)
         assert result.tokens.failed_requests == 0
-        assert {one.not_judged for one in result.metrics.values()} == {None}
+        assert not [one for one in result.metrics.values() if "failed" in (one.not_judged or "")]
         assert not [line for line in texts(result.warnings) if "failed" in line]
 
     def test_a_fixed_length_is_asked_of_answers_alone(self, measured: Any) -> None:

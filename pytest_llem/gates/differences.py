@@ -9,12 +9,15 @@ from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.matching import is_measured, named
-from pytest_llem.results.facts import BENCH, flat
+from pytest_llem.results.facts import BENCH, CODE, flat
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.problems import printable
 
 #: Of a configuration, what is a bench fact, and what changes no measurement.
 _NO_SUBJECT = {"energy.allow_estimated", "measurement.length_mode", "output_dir"}
+
+#: Of the subject, where it came from: the interpreter's folder need not be that of the code.
+_ORIGIN = {"commit", "uncommitted_changes"}
 
 _DIGEST = re.compile("[0-9a-f]{40,}")
 
@@ -71,8 +74,17 @@ def subject_differences(candidate: PointResult, reference: PointResult) -> Itera
         return
     here, there = _subject(candidate), _subject(reference)
     for key in dict.fromkeys([*here, *there]):
-        if here.get(key) != there.get(key) and key not in _NO_SUBJECT:
+        if here.get(key) != there.get(key) and key not in {*_NO_SUBJECT, CODE}:
             yield _difference(key, here.get(key), there.get(key), "none")
+
+
+def same_subject(candidate: PointResult, reference: PointResult) -> bool:
+    """Whether two points, measured in one session, are of the same code, packages, weights and settings.
+
+    Another start method imports other modules of the same code, so that results of two sessions cannot tell.
+    """
+    here, there = ({**_subject(point), **dict.fromkeys(_ORIGIN)} for point in (candidate, reference))
+    return here.get(CODE) is not None and here == there
 
 
 def _subject(point: PointResult) -> dict[str, Any]:

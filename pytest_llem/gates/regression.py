@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.cases import Case, make_case
-from pytest_llem.gates.differences import over_points, subject_differences
+from pytest_llem.gates.differences import over_points, same_subject, subject_differences
 from pytest_llem.gates.independence import same_session
 from pytest_llem.gates.matching import missing_points, pairs
 from pytest_llem.gates.statistics import MOST_CYCLES, Decision, decide
@@ -25,6 +25,12 @@ FailOn = Literal["regression", "inconclusive"]
 
 #: What an item comes to, by what was decided; the rest is a matter of ``fail_on``.
 _OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "IMPROVEMENT": "passed"}
+
+
+_SAME_SUBJECT = (
+    "both sides are of the same code, packages, weights and settings, so that no change can be found: "
+    "is the code of the reference installed in its environment?"
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def compare(
         for case in cases
         if case.contended and case.question
     ]
+    same = [(one.id, [_SAME_SUBJECT]) for one, other in known if paired and same_subject(one, other)]
     stops = over_points(((point, bench.stops) for point, bench in benches), len(known))
     record = ComparisonRecord(
         reference=name,
@@ -111,6 +118,7 @@ def compare(
         warnings=[
             *over_points(((point, bench.warns) for point, bench in benches), len(known)),
             *over_points(contended, len(known)),
+            *over_points(same, len(known)),
         ],
         workload=over_points(((one.id, workload_differences(one, other)) for one, other in known), len(known)),
         subject=over_points(((one.id, subject_differences(one, other)) for one, other in known), len(known)),

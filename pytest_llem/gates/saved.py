@@ -112,20 +112,21 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, a
         name: Of the baseline.
         root: The folder that baselines are below.
         partial: Also where results are lacking.
-        anyway: Also where results are contended, replayed or invalid.
+        anyway: Also where results are contended, replayed or invalid, or fail a comparison with the baseline that
+            they replace.
 
     Returns:
         The file.
 
     Raises:
-        BaselineError: *name* is none, or results are lacking, contended, replayed or invalid.
+        BaselineError: *name* is none, or results are lacking or unfit: :func:`what_lacks`, :func:`what_is_unfit`.
         OSError: It could not be written.
     """
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
     if (lacking := what_lacks(result)) is not None and not partial:
         raise BaselineError(f"{lacking}, and a baseline is saved of a whole run only")
-    if not anyway and (unfit := what_is_unfit(result)) is not None:
+    if not anyway and (unfit := what_is_unfit(result, name, root)) is not None:
         raise BaselineError(unfit)
     measured = [point for point in result.points if point.cycles]
     if not measured:
@@ -153,9 +154,11 @@ def what_lacks(result: StudyResult) -> str | None:
     return None
 
 
-def what_is_unfit(result: StudyResult) -> str | None:
-    """Return why a result is no good reference, though nothing is missing: contended, replayed or invalid; None
-    where it is.
+def what_is_unfit(result: StudyResult, name: str, root: Path) -> str | None:
+    """Return why a result is no good reference, though nothing is missing; None where it is.
+
+    It is contended, replayed or invalid, or it fails a comparison with the baseline *name* below *root*, which it
+    would replace: the next run would then find nothing.
     """
     contended = [point for point in result.points if point.contention is not None and point.contention.contended]
     replayed = [entry for entry in result.experiments if entry.replayed_from is not None]
@@ -175,7 +178,23 @@ def what_is_unfit(result: StudyResult) -> str | None:
         )
     if invalid:
         found.append(next(iter(invalid.values())))
+    if failed := _failed_against(result, name, root):
+        found.append(f"it fails the comparison with that baseline: {named(failed)}")
     return "; ".join(found) or None
+
+
+def _failed_against(result: StudyResult, name: str, root: Path) -> list[str]:
+    """Return which comparisons with the baseline *name* a result fails."""
+    if result.comparison is None:
+        return []
+    given = result.comparison.reference
+    path = Path(given).resolve()
+    if given != name and (root / BASELINES / name).resolve() not in (path, *path.parents):
+        return []
+    verdicts = (verdict for point in result.points for verdict in point.verdicts)
+    failed = [one for one in verdicts if one.gate == "regression" and one.outcome == "failed"]
+    missing = result.comparison.missing_points
+    return [f"{one.verdict} {one.id}" for one in failed] + [f"missing {point}" for point in missing]
 
 
 class _Table(dict[str, Any]):

@@ -90,6 +90,14 @@ class Requests:
                 if min(request.input_tokens, *request.itl_s, request.ttft_s or 0, request.e2e_s or 0) < 0:
                     raise ValueError(f"the engine gave a negative figure: {request}")
                 given = len(request.output_ids)
+                # One more is the first token's own latency, one fewer a token whose arrival went unseen.
+                if len(request.itl_s) not in (0, given - 1):
+                    raise ValueError(
+                        f"the engine gave {len(request.itl_s)} inter-token latencies for {given} tokens, "
+                        f"not {max(given - 1, 0)}"
+                    )
+                if request.ttft_s is not None and request.e2e_s is not None and request.ttft_s > request.e2e_s:
+                    raise ValueError(f"the engine gave a first token after the last one: {request}")
                 if given > asked or (fixed and given != asked and request.error is None):
                     wanted = f"{'exactly' if fixed else 'at most'} {asked}"
                     raise ValueError(f"the engine generated {given} tokens where {wanted} were asked for")
@@ -168,13 +176,21 @@ class Requests:
             "itl": [gap for request in everyone for gap in request.itl_s],
             "e2e": [request.e2e_s for request in everyone if request.e2e_s is not None],
         }
+        tokens = sum(len(request.output_ids) for request in everyone)
+        whole = {"ttft": len(everyone), "itl": tokens - len(everyone), "e2e": len(everyone)}
         return {
-            (name := f"{kind}_p{p}_ms"): metric(name, percentile(values, p) * 1000)
-            if values
-            else metric(name, None, reason=self.no_latency or _MISSING[kind])
+            (name := f"{kind}_p{p}_ms"): _latency(name, values, p)
+            if len(values) == whole[kind] > 0
+            else metric(name, None, reason=self._no_latency(kind, len(values), whole[kind]))
             for kind, values in samples.items()
             for p in PERCENTILES
         }
+
+    def _no_latency(self, kind: str, given: int, wanted: int) -> str:
+        """Return why there is no latency of a *kind*, of which the engine gave some or none."""
+        if self.no_latency or not given:
+            return self.no_latency or _MISSING[kind]
+        return f"the engine gave {given} of {wanted}: a percentile of a part is not that of the whole"
 
     def to_csv(self) -> str:
         """Return one line a request; an absent figure is an empty cell."""
@@ -195,3 +211,14 @@ class Requests:
                     len(request.output_ids),
                     *("" if s is None else f"{s * 1000:.4f}" for s in (request.ttft_s, itl, request.e2e_s)),
                 )
+
+
+def _latency(name: str, values: Sequence[float], p: int) -> Metric:
+    """Return the *p*-th percentile of latencies, in ms. A tail is judged only where a value is beyond it."""
+    not_judged = None
+    if p > 50 and len(values) < (wanted := 100 // (100 - p)):
+        not_judged = (
+            f"percentile {p} of {len(values)} values, and a gate needs {wanted}: "
+            "raise n or measurement.min_window_seconds"
+        )
+    return metric(name, percentile(values, p) * 1000, not_judged=not_judged)

@@ -244,7 +244,8 @@ class Recorder:
             )
         except (BaselineError, OSError) as error:
             options = [] if settings.save_partial or not what_lacks(result) else ["--llem-save-partial"]
-            options += [] if settings.save_anyway or not what_is_unfit(result) else ["--llem-save-anyway"]
+            unfit = what_is_unfit(result, settings.save, self._config.rootpath)
+            options += [] if settings.save_anyway or not unfit else ["--llem-save-anyway"]
             instead = f" ({' '.join(options)} saves it all the same)" if options and twins == 1 else ""
             self._lost.append(f"{result.name}: --llem-save: {error}{instead}")
             _fail_session(session)

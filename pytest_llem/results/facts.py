@@ -4,6 +4,8 @@ may differ, being what is tested.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
 
 #: Another experiment of the study ran at the same time.
 CONCURRENT = "concurrent"
+
+#: Of the subject: a digest of all code, which depends on the start method too.
+CODE = "code"
 
 Concerns = Literal["every metric", "energy", "peak_memory_mb", "gco2e_g", "nothing"]
 
@@ -94,8 +99,8 @@ def bench_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
 
 
 def subject_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
-    """Return what may differ, of a point's *cycles*: versions by package, precision, the weights, the commit, and,
-    with dotted keys, the engine's effective settings and the variables that were set.
+    """Return what may differ, of a point's *cycles*: versions by package, precision, the weights, the commit, the
+    code, and, with dotted keys, the engine's effective settings and the variables that were set.
 
     What is not known is left out; where cycles disagree, the value is the list of what they say.
     """
@@ -201,8 +206,17 @@ def _subject(result: ExperimentResult) -> dict[str, Any]:
         "random_weights": engine.random_weights or None,
         "commit": git.get("commit"),
         "uncommitted_changes": git.get("dirty") or None,
+        CODE: _code(result),
         **flat({"settings": engine.settings, "variables": environment.get("variables")}),
     }
+
+
+def _code(result: ExperimentResult) -> str | None:
+    """Return a digest of all code that an experiment's process imported; None where a part of it is unknown."""
+    if result.inputs is None or None in result.inputs.modules.values():
+        return None
+    found = (result.inputs.modules, result.inputs.distributions)
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _merged(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Wrong verdicts that users of other benchmark tools reported, tried here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.gates.regression import compare
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.results.experiment import ExperimentResult, InputsRecord
+from pytest_llem.results.facts import subject_facts
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.gates import GatesConfig
+from tests.conftest import RunPytest
+from tests.support.study_results import point, study_result
+
+RECORD = RequestRecord(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
+
+
+class TestLatencies:
+    @pytest.mark.parametrize(
+        ("record", "message"),
+        [
+            (replace(RECORD, itl_s=[0.01, 0.002, 0.002]), "3 inter-token latencies for 3 tokens, not 2"),
+            (replace(RECORD, itl_s=[0.004]), "1 inter-token latencies for 3 tokens, not 2"),
+            (replace(RECORD, output_ids=[], error="lost"), "2 inter-token latencies for 0 tokens, not 0"),
+            (replace(RECORD, ttft_s=10.0), "a first token after the last one"),
+        ],
+        ids=["ttft-among-itl", "two-tokens-a-chunk", "of-no-tokens", "ttft-in-ms"],
+    )
+    def test_contradictory_latencies_are_refused(self, record: RequestRecord, message: str) -> None:
+        config = ExperimentConfig.model_validate({"model": "m", "n": 1, "max_output_tokens": 3})
+        Requests([[RECORD]]).check(config)
+        Requests([[replace(RECORD, itl_s=[])]]).check(config)
+        with pytest.raises(ValueError, match=message):
+            Requests([[record]]).check(config)
+
+    @pytest.mark.parametrize(
+        ("kind", "record", "reason"),
+        [
+            ("ttft", replace(RECORD, ttft_s=None), "the engine gave 1 of 2: "),
+            ("itl", replace(RECORD, itl_s=[]), "the engine gave 2 of 4: "),
+            ("e2e", replace(RECORD, e2e_s=None), "the engine gave 1 of 2: "),
+        ],
+    )
+    def test_latency_of_some_requests_is_not_that_of_all(
+        self, kind: str, record: RequestRecord, reason: str
+    ) -> None:
+        found = Requests([[RECORD, record]]).latency_metrics()
+        assert {name for name, one in found.items() if one.value is None} == {
+            f"{kind}_p{p}_ms" for p in (50, 90, 95, 99)
+        }
+        assert (found[f"{kind}_p50_ms"].reason or "").startswith(reason)
+
+    def test_single_token_answers_have_no_inter_token_latency(self) -> None:
+        one = replace(RECORD, output_ids=[7], itl_s=[])
+        assert Requests([[RECORD, one]]).latency_metrics()["itl_p50_ms"].value == pytest.approx(2)
+        assert Requests([[one]]).latency_metrics()["itl_p50_ms"].reason == "no request has a second token"
+
+    @pytest.mark.parametrize(("p", "wanted"), [(90, 10), (95, 20), (99, 100)])
+    def test_tail_percentile_needs_a_value_beyond_it(self, p: int, wanted: int) -> None:
+        few = Requests([[RECORD] * (wanted - 1)]).latency_metrics()
+        assert few[f"ttft_p{p}_ms"].value == pytest.approx(10)
+        assert (few[f"ttft_p{p}_ms"].not_judged or "").startswith(
+            f"percentile {p} of {wanted - 1} values, and a gate needs {wanted}: "
+        )
+        assert few["ttft_p50_ms"].not_judged is None
+        assert Requests([[RECORD] * wanted]).latency_metrics()[f"ttft_p{p}_ms"].not_judged is None
+
+    def test_budget_on_tail_of_few_requests_is_not_judged(
+        self, write_study: Callable[..., Path], run_pytest: RunPytest
+    ) -> None:
+        limits = {"ttft_p50_ms": 1000, "ttft_p99_ms": 1000}
+        write_study(sweep={"n": [2]}, execution={"n_cycles": 1}, budgets=limits)
+        run = run_pytest("-rA")
+        run.assert_outcomes(passed=2, failed=1)
+        run.stdout.fnmatch_lines(["cannot be judged: percentile 99 of 2 values, and a gate needs 100: *"])
+
+
+class TestBaseline:
+    def test_failed_comparison_does_not_replace_its_baseline(
+        self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
+    ) -> None:
+        """A regression that overwrote what it was compared with was red once, and green ever after."""
+        study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 3}, "gates": {"metrics": ["seconds"]}}
+        write_study(**study, noop={"seconds": 0.01})
+        run_pytest("--llem-save=main").assert_outcomes(passed=3)
+        saved = pytester.path / ".llem" / "baselines" / "main" / "noop.json"
+        before = saved.read_text()
+
+        write_study(**study, noop={"seconds": 0.2})
+        for given in ("main", str(saved)):
+            run = run_pytest(f"--llem-baseline={given}", "--llem-save=main")
+            run.assert_outcomes(passed=3, failed=1)
+            run.stdout.fnmatch_lines(
+                [
+                    "noop: --llem-save: it fails the comparison with that baseline: REGRESSION seconds-n=2 "
+                    "(--llem-save-anyway saves it all the same)"
+                ]
+            )
+            assert saved.read_text() == before
+        run_pytest("--llem-baseline=main", "--llem-save=slower").assert_outcomes(passed=3, failed=1)
+        assert saved.with_name("noop.json").read_text() == before
+        assert (saved.parent.parent / "slower").is_dir()
+        run_pytest("--llem-baseline=main", "--llem-save=main", "--llem-save-anyway")
+        assert saved.read_text() != before
+
+    def test_run_without_a_point_does_not_replace_its_baseline(
+        self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
+    ) -> None:
+        study = {"execution": {"n_cycles": 1}, "gates": {"metrics": ["seconds"]}}
+        write_study(**study, sweep={"n": [2, 3]})
+        run_pytest("--llem-save=main")
+        write_study(**study, sweep={"n": [2]})
+        run = run_pytest("--llem-baseline=main", "--llem-save=main")
+        assert run.ret == pytest.ExitCode.TESTS_FAILED
+        run.stdout.fnmatch_lines(["noop: --llem-save: it fails the comparison *: missing n=3 *"])
+        assert '"n=3"' in (pytester.path / ".llem" / "baselines" / "main" / "noop.json").read_text()
+
+
+class TestSameCode:
+    """Two commits that were compared, of which both sides ran one: never a change, and nothing said so."""
+
+    @pytest.mark.parametrize(
+        ("here", "there", "paired", "warned"),
+        [
+            ({"code": "a"}, {"code": "a"}, True, True),
+            ({"code": "a", "commit": "1"}, {"code": "a", "commit": "2", "uncommitted_changes": True}, True, True),
+            ({"code": "a"}, {"code": "a"}, False, False),
+            ({"code": "a"}, {"code": "b"}, True, False),
+            ({"code": "a"}, {"code": "a", "variables.OMP_NUM_THREADS": "1"}, True, False),
+            ({}, {}, True, False),
+        ],
+        ids=["same", "other-commit", "two-sessions", "other-code", "other-variables", "unknown"],
+    )
+    def test_comparison_of_same_code_is_warned_of(
+        self, here: dict[str, str], there: dict[str, str], paired: bool, warned: bool
+    ) -> None:
+        one, other = (study_result(point({"n": 1}, seconds=[1, 1.1, 1.2], subject=it)) for it in (here, there))
+        record = compare(one, other, GatesConfig(metrics=["seconds"]), name="python", paired=paired).record
+        assert [line for line in record.warnings if "same code" in line] == record.warnings
+        assert bool(record.warnings) == warned
+        assert not [line for line in record.subject if line.startswith("code")]
+
+    def test_code_is_known_by_all_modules_and_packages(self) -> None:
+        path = min((Path(__file__).parent / "golden" / "1.0" / "experiments").glob("*.json"))
+        result = ExperimentResult.model_validate_json(path.read_text())
+
+        def code(modules: dict[str, str | None], **packages: str | None) -> object:
+            inputs = InputsRecord(modules=modules, distributions=packages)
+            return subject_facts([result.model_copy(update={"inputs": inputs})]).get("code")
+
+        assert code({"m": "1"}, torch="2") == code({"m": "1"}, torch="2") is not None
+        assert len({code({"m": "1"}, torch="2"), code({"m": "2"}, torch="2"), code({"m": "1"}, torch="3")}) == 3
+        assert code({"m": None}, torch="2") is None
+        assert "code" not in subject_facts([result])
