@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, set_seed
+from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
@@ -132,8 +132,7 @@ class PyTorchEngine:
         config, source = self._config, self._source
         assert source is not None, "fetch first"
         self.seed(config.random_seed)  # weights that the model's files lack are made up
-        with told_plainly(f"the tokenizer of model {config.model!r} cannot be loaded"):
-            self._tokenizer = AutoTokenizer.from_pretrained(source.location, **loading.origin(self._options))
+        self._tokenizer = loading.load_tokenizer(source, config)
         self._try_template()
         self._model = loading.load_model(source, config, self._device)
         self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
@@ -177,7 +176,7 @@ class PyTorchEngine:
             device_names=[torch.cuda.get_device_name(index) for index in gpus],
             settings={
                 "dtype": str(model.dtype).removeprefix("torch."),
-                "attn_implementation": model.config._attn_implementation,
+                "attn_implementation": loading.text_config(model.config)._attn_implementation,
                 "torch_compile": loading.compilation(options),
                 "quantization": loading.quantised(model),
                 "hf_device_map": {name: str(place) for name, place in placed.items()} if placed else None,
@@ -188,6 +187,7 @@ class PyTorchEngine:
                 "float32_matmul_precision": torch.get_float32_matmul_precision(),
                 "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
                 "generation": generation.as_data(self._generation),
+                **({"tokenizer": "none"} if self._tokenizer is None else {}),
             },
             model_source=source.kind,
             model_revision=hub_revision(source, options.revision),
@@ -203,12 +203,10 @@ class PyTorchEngine:
         return list(self._tokenizer(text)["input_ids"])
 
     def vocabulary(self) -> Sequence[int]:
-        special = set(self._tokenizer.all_special_ids)
-        size = min(len(self._tokenizer), self._model.config.vocab_size)
-        return [token for token in range(size) if token not in special]
+        return loading.vocabulary(self._model.config, self._tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of *ids*, without special tokens."""
+        """Return the text of *ids*, without special tokens. The model has to have a tokenizer."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:

@@ -1,0 +1,103 @@
+"""Models and prompts as people have them: configurations in parts, missing tokenizers, files of any editor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.backends import loading
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.planning.footprint import from_config
+from tests.support.decoders import SIZES, decoder
+from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
+
+transformers = pytest.importorskip("transformers")
+
+#: Configurations in parts: that of the decoder is one of them.
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {**SIZES, "head_dim": 8, "sliding_window": 16},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "image_token_id": 7,
+    },
+    "llama4": {
+        "text_config": {**SIZES, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+    },
+}
+
+
+@pytest.fixture
+def plain_model(tmp_path: Path) -> str:
+    """A folder of a model without a tokenizer."""
+    decoder("llama").save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+class TestConfigurationsInParts:
+    @pytest.mark.parametrize("kind", IN_PARTS)
+    def test_a_model_in_parts_is_measured(self, kind: str, tmp_path: Path) -> None:
+        decoder(kind, attn_implementation="sdpa", **IN_PARTS[kind]).save_pretrained(tmp_path)
+        result = ExperimentOrchestrator(config(model=str(tmp_path), precision="fp32")).run().result
+        assert (result.tokens.input_tokens, result.tokens.output_tokens) == (3 * 8, 3 * 6)
+        assert result.engine.settings["attn_implementation"] == "sdpa"
+
+    def test_no_synthetic_prompt_holds_a_placeholder_of_an_image(self) -> None:
+        parts = transformers.AutoConfig.for_model("gemma3", **IN_PARTS["gemma3"])
+        allowed = loading.vocabulary(parts, None)
+        assert set(range(97)) - set(allowed) == {0, 1, 2, 7}
+
+    @pytest.mark.slow
+    def test_every_causal_type_of_transformers_has_a_vocabulary(self) -> None:
+        sizes = {}
+        for kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING._model_mapping:
+            if kind != "gemma4_assistant":  # whose own defaults are not valid
+                sizes[kind] = loading.text_config(transformers.CONFIG_MAPPING[kind]()).vocab_size
+        assert len(sizes) > 100
+        assert [kind for kind, size in sizes.items() if type(size) is not int or size < 1] == []
+
+    @pytest.mark.parametrize("part", ["text_config", "decoder", "generator"])
+    def test_the_footprint_is_that_of_the_decoder(self, part: str) -> None:
+        assert from_config({"model_type": "parts", part: SIZES}) == from_config(SIZES)
+
+
+class TestMissingTokenizer:
+    def test_synthetic_prompts_need_no_tokenizer(self, plain_model: str) -> None:
+        result = ExperimentOrchestrator(config(model=plain_model)).run().result
+        assert result.tokens.output_tokens == 3 * 6
+        assert result.engine.settings["tokenizer"] == "none"
+
+    def test_special_tokens_are_then_the_models(self, plain_model: str) -> None:
+        made = engine(model=plain_model, **GREEDY)
+        assert list(made.vocabulary()) == list(range(3, 97))
+        assert [len(one) for one in outputs(made, PROMPTS)] == [6, 6, 6]
+
+    def test_texts_need_one(self, plain_model: str) -> None:
+        with pytest.raises(PreflightError, match=f"^the tokenizer of model '{plain_model}' cannot be loaded: "):
+            engine(model=plain_model, dataset="prompts.txt")
+
+    def test_a_tokenizer_without_a_vocabulary_is_none(self, tmp_path: Path) -> None:
+        decoder("gpt2", vocab_size=97).save_pretrained(tmp_path)
+        assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) == 1, "transformers makes one up"
+        assert len(engine(model=str(tmp_path)).vocabulary()) == 97 - 3
+        with pytest.raises(PreflightError, match="cannot be loaded: it has no vocabulary"):
+            engine(model=str(tmp_path), dataset="prompts.txt")
+
+    def test_a_model_with_a_tokenizer_says_nothing_of_it(self) -> None:
+        assert "tokenizer" not in engine(model=str(tiny_llama())).describe().settings
