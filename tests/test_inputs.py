@@ -10,6 +10,7 @@ import pytest
 from pytest_llem.backends import loading
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.measurement.files import read_file
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.footprint import from_config
 from tests.support.decoders import SIZES, decoder
@@ -101,3 +102,42 @@ class TestMissingTokenizer:
 
     def test_a_model_with_a_tokenizer_says_nothing_of_it(self) -> None:
         assert "tokenizer" not in engine(model=str(tiny_llama())).describe().settings
+
+
+class TestPromptFiles:
+    @pytest.mark.parametrize(
+        ("name", "content", "expected"),
+        [
+            ("a.txt", b"\xef\xbb\xbfone\ntwo\n", ["one", "two"]),
+            ("a.jsonl", b'\xef\xbb\xbf{"prompt": "one"}\n{"text": "two"}', ["one", "two"]),
+            ("a.txt", "a\u2028b\n".encode(), ["a\u2028b"]),
+            ("a.txt", "a\x85b\x0bc\x0cd\x1ce\n".encode(), ["a\x85b\x0bc\x0cd\x1ce"]),
+            ("a.txt", b"a\rb\r\nc\r\n\r\n", ["a\rb", "c"]),
+            ("a.jsonl", '{"prompt":\r"a\u2028b"}\r\n\r\n'.encode(), ["a\u2028b"]),
+            ("a.jsonl", b'{"prompt": "\\ud83d\\ude00"}', ["\U0001f600"]),
+        ],
+    )
+    def test_a_prompt_is_what_is_between_line_feeds(
+        self, tmp_path: Path, name: str, content: bytes, expected: list[str]
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        assert [prompt.text for prompt in read_file(name, tmp_path)] == expected
+
+    @pytest.mark.parametrize(
+        ("name", "content", "reason"),
+        [
+            (
+                "a.jsonl",
+                b'{"prompt": "a"}\n\n{"prompt": "b\\ud83d"}',
+                r":3: the prompt holds the lone surrogate \\ud83d",
+            ),
+            ("a.txt", b"one\ntwo \xed\xa0\xbd\n", ":2: is not UTF-8 .*: save the file as UTF-8$"),
+            ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), ":1: is not UTF-8 .*: save the file as UTF-8$"),
+        ],
+    )
+    def test_what_no_tokenizer_takes_names_its_line(
+        self, tmp_path: Path, name: str, content: bytes, reason: str
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(PreflightError, match=reason):
+            read_file(name, tmp_path)

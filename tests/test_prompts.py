@@ -122,7 +122,7 @@ WRONG = [
         ("bad.jsonl", '{"prompt": "a"}\n{"answer": 1}\n', r"bad.jsonl:2: expected a JSON object with a string"),
         ("bad.jsonl", "[1]\n", r"bad.jsonl:1: expected a JSON object"),
         ("bad.jsonl", '\n{"text": "a", "source": 1}\n', r"bad.jsonl:2: expected a string under 'source'"),
-        ("latin.txt", b"\xff\n", r"dataset 'latin.txt' cannot be read: .*decode"),
+        ("latin.txt", b"\xff\n", r"latin.txt:1: is not UTF-8 .*: save the file as UTF-8"),
     ],
 )
 def test_a_dataset_that_cannot_be_used_is_one_clear_line(
