@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import pytest
 from pytest_llem.backends import loading
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.backends.weights import damaged_file
 from pytest_llem.measurement.files import read_file
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.footprint import from_config
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.study.loading import load_study
 from tests.support.decoders import SIZES, decoder
 from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
 
@@ -42,6 +47,10 @@ IN_PARTS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+#: What git leaves in place of a file that git-lfs has not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
 @pytest.fixture
@@ -141,3 +150,44 @@ class TestPromptFiles:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(PreflightError, match=reason):
             read_file(name, tmp_path)
+
+
+class TestDamagedFiles:
+    @pytest.mark.parametrize(
+        ("name", "content", "damage"),
+        [
+            (
+                "model.safetensors",
+                LFS_POINTER,
+                "is a git-lfs pointer and not the file itself: run git lfs pull in ",
+            ),
+            ("tokenizer.json", LFS_POINTER, "is a git-lfs pointer and not the file itself: run git lfs pull in "),
+            ("model.safetensors", -1, r"is truncated: it has [\d,]+ of [\d,]+ bytes: download or copy it again$"),
+            ("model.safetensors", 20, "is truncated at 20 bytes, within its header: download or copy it again$"),
+            ("model.safetensors", 0, "is truncated at 0 bytes, within its header: download or copy it again$"),
+            ("model.safetensors", b"<!DOCTYPE html>", "is not a safetensors file: download or copy it again$"),
+        ],
+    )
+    def test_a_damaged_file_is_preflight(
+        self, plain_model: str, name: str, content: bytes | int, damage: str, write_study: Callable[..., Path]
+    ) -> None:
+        file = Path(plain_model, name)
+        file.write_bytes(file.read_bytes()[:content] if isinstance(content, int) else content)
+        reason = f"^model '{plain_model}' cannot be loaded: {file} {damage}"
+        with pytest.raises(PreflightError, match=reason):
+            engine(model=plain_model)
+        study = load_study(write_study(model=plain_model, backend="pytorch", sweep={"n": [1]}))
+        preflight = Preflight(study, (), [])
+        assert re.match(reason, preflight.reason(study.points[0]) or "")
+
+    def test_every_shard_is_looked_at(self, tmp_path: Path) -> None:
+        decoder("llama").save_pretrained(tmp_path, max_shard_size="40KB")
+        assert damaged_file(tmp_path) is None
+        *_, last = sorted(tmp_path.glob("*.safetensors"))
+        last.write_bytes(last.read_bytes()[:-1])
+        assert str(last) in (damaged_file(tmp_path) or "")
+
+    def test_weights_that_are_not_loaded_may_be_pointers(self, plain_model: str) -> None:
+        Path(plain_model, "consolidated.safetensors").write_bytes(LFS_POINTER)
+        Path(plain_model, "pytorch_model.bin").write_bytes(LFS_POINTER)
+        assert damaged_file(Path(plain_model)) is None

@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
-from pytest_llem.backends.models import ModelSource, fingerprint, hub_revision, resolve_model
+from pytest_llem.backends.models import ModelSource, damaged_model, fingerprint, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.backends.protocol import (
     EngineContext,
@@ -125,7 +125,10 @@ class PyTorchEngine:
             return generation.generation_config(self._config, tokens)
 
     def fetch(self) -> None:
-        self._source = resolve_model(self._config.model, self._context.model_path, self._options.revision)
+        name, revision = self._config.model, self._options.revision
+        self._source = resolve_model(name, self._context.model_path, revision)
+        if damage := damaged_model(name, self._source, revision):
+            raise PreflightError(damage)
         loading.import_class(self._source, self._options)
 
     def load(self) -> None:

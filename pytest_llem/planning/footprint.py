@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.backends.weights import read_header
+
 #: More than anything that is counted in a model.
 _NO_MODEL = 10**15
-
-#: More than any header of a safetensors file takes; what says more is none.
-_LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,5 @@ def _count_parameters(folder: Path) -> int | None:
         files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    total = 0
-    for file in files:
-        with file.open("rb") as content:
-            (size,) = struct.unpack("<Q", content.read(8))
-            if size > _LARGEST_HEADER:
-                raise ValueError(f"{file}: not a safetensors file")
-            header = json.loads(content.read(size))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total or None
+    shapes = (tensor["shape"] for file in files for tensor in read_header(file).values())
+    return sum(map(math.prod, shapes)) or None

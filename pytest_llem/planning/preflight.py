@@ -10,7 +10,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pytest_llem.backends.models import cached_snapshot, resolve_model
+from pytest_llem.backends.models import cached_snapshot, damaged_model, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
 from pytest_llem.backends.requirements import HERE, LORA, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
@@ -219,10 +219,10 @@ def _revision(config: ExperimentConfig) -> str | None:
 @cache
 def _missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str | None:
     try:
-        resolve_model(name, model_path, revision, download=False)
+        source = resolve_model(name, model_path, revision, download=False)
+        return damaged_model(name, source, revision)
     except ModelNotFoundError as error:
         return str(error)
-    return None
 
 
 @cache
