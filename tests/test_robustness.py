@@ -9,6 +9,9 @@ import pytest
 from pytest_llem import registry
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.host import Host
+from pytest_llem.study.execution import ExecutionConfig
 from tests.support.tiny import config
 
 
@@ -48,3 +51,12 @@ class TestClosing:
             with pytest.raises(error):
                 orchestrator.run()
         assert len(closed) == 1
+
+
+class TestDeadline:
+    def test_an_engine_of_unknown_cost_gets_hours_and_not_days(self) -> None:
+        def deadline(n: int) -> float:
+            asked = config(backend="other", n=n, max_output_tokens=2000)
+            return deadline_seconds(asked, ExecutionConfig(), None, Host(2**36))
+
+        assert 2 * 3600 < deadline(50) < deadline(100) < deadline(1000) == deadline(100_000) == 6 * 3600
