@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,9 @@ from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host
+from pytest_llem.results.liveness import is_locked
+from pytest_llem.results.manifest import ManifestWriter, now, read_manifest
+from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.study.execution import ExecutionConfig
 from tests.support.tiny import config
 
@@ -60,3 +67,68 @@ class TestDeadline:
             return deadline_seconds(asked, ExecutionConfig(), None, Host(2**36))
 
         assert 2 * 3600 < deadline(50) < deadline(100) < deadline(1000) == deadline(100_000) == 6 * 3600
+
+
+#: Begins to write a manifest, starts its one experiment, and is killed.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pytest_llem.results.manifest import ManifestWriter
+from pytest_llem.results.models import Manifest
+
+writer = ManifestWriter(Path(sys.argv[1]), Manifest.model_validate_json(sys.argv[2]))
+writer.running("one")
+print("running", flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+class TestKilledRun:
+    def test_a_killed_run_is_interrupted_once_its_process_is_gone(self, tmp_path: Path) -> None:
+        manifest = self.manifest()
+        command = [sys.executable, "-c", KILLED, str(tmp_path), manifest.model_dump_json()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "running\n"
+            assert self.seen(tmp_path) == ("running", "running", None)
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        message = "its session was killed while it was running"
+        assert self.seen(tmp_path) == ("interrupted", "failed", message)
+        assert read_manifest(tmp_path).failed == 1
+        assert Manifest.read(tmp_path / "manifest.json").status == "running", "a reader changes nothing"
+
+    def test_a_run_of_another_machine_may_still_be_running(self, tmp_path: Path) -> None:
+        writer = ManifestWriter(tmp_path, self.manifest())
+        writer.running("one")
+        del writer
+        file = tmp_path / "manifest.json"
+        assert self.seen(tmp_path)[0] == "interrupted"
+        for elsewhere in (None, "another boot"):
+            file.write_text(Manifest.read(file).model_copy(update={"boot_id": elsewhere}).model_dump_json())
+            assert self.seen(tmp_path) == ("running", "running", None)
+
+    def test_a_finished_run_keeps_its_status(self, tmp_path: Path) -> None:
+        writer = ManifestWriter(tmp_path, self.manifest())
+        writer.finish("completed")
+        assert read_manifest(tmp_path).status == "completed"
+        assert not is_locked(tmp_path)
+
+    @staticmethod
+    def manifest() -> Manifest:
+        entry = ManifestEntry(experiment_id="one", config_hash="0", config_summary="", cycle=1)
+        return Manifest(
+            study_name="s",
+            study_design_hash="0",
+            pytest_llem_version="0",
+            started_at=now(),
+            total_experiments=1,
+            experiments=[entry],
+        )
+
+    @staticmethod
+    def seen(directory: Path) -> tuple[str, str, str | None]:
+        manifest = read_manifest(directory)
+        (entry,) = manifest.experiments
+        return manifest.status, entry.status, entry.error.message if entry.error else None
