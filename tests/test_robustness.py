@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,25 @@ class TestKilledRun:
         manifest = read_manifest(directory)
         (entry,) = manifest.experiments
         return manifest.status, entry.status, entry.error.message if entry.error else None
+
+
+class TestTimestamps:
+    @pytest.mark.usefixtures("noop_engine")
+    def test_result_has_the_edges_of_its_windows_in_utc(self) -> None:
+        before = datetime.now(UTC)
+        settings = {"measurement": {"min_window_seconds": 0.05, "prefill_split": True}}
+        result = ExperimentOrchestrator(config(backend="noop", noop={"seconds": 0.05}, **settings)).run().result
+        assert result.prefill_window is not None
+        edges = [before]
+        for window in (result.window, result.prefill_window):
+            began, ended = _time(window.began_at), _time(window.ended_at)
+            assert (ended - began).total_seconds() == pytest.approx(window.window_seconds, abs=1e-5)
+            edges += [began, ended]
+        assert edges == sorted(edges)
+        assert edges[-1] < datetime.now(UTC) + timedelta(seconds=1)
+
+
+def _time(text: str | None) -> datetime:
+    assert text is not None
+    assert text.endswith("Z")
+    return datetime.fromisoformat(text)

@@ -1,8 +1,8 @@
 """Whether the process that writes a results directory is still there.
 
 It holds a lock on the directory, which the kernel releases with the process, however that ends. A process id would
-not do: another process may bear it by now, and a container's means nothing outside. The lock is known to this kernel
-alone, so beside it goes the id of the boot.
+not do: another process may bear it by now, and a container's means nothing outside. The lock is known to this
+kernel alone, so beside it goes the id of the boot.
 """
 
 from __future__ import annotations
