@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host
+from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.liveness import is_locked
 from pytest_llem.results.manifest import ManifestWriter, now, read_manifest
 from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.loading import load_study
 from tests.support.tiny import config
 
 
@@ -155,3 +158,16 @@ def _time(text: str | None) -> datetime:
     assert text is not None
     assert text.endswith("Z")
     return datetime.fromisoformat(text)
+
+
+class TestMissingEngine:
+    @pytest.mark.parametrize("name", ["vllm", "tensorrt"])
+    def test_nobody_is_sent_to_install_a_library_that_brings_no_engine(
+        self, name: str, write_study: Callable[..., Path]
+    ) -> None:
+        study = load_study(write_study(backend=name, sweep={"n": [1]}))
+        assert Preflight(study, (), []).reason(study.points[0]) == (
+            f"engine '{name}' is not installed here (there are: noop, pytorch): the library {name} brings none "
+            "itself; install a package that provides it (entry-point group pytest_llem.backends), or name a class "
+            "of your own, backend: package.module:Class, or name in runners a Python interpreter that has it"
+        )
