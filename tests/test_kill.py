@@ -22,7 +22,7 @@ def test_kills_at_any_moment_lose_no_finished_experiment(tmp_path: Path) -> None
     seen = list(kills(tmp_path, 25, saved=4, longest=0.4, seed=1))
     assert len(seen) == 25
     assert max(one["completed"] for one in seen) >= 4
-    assert sum(one["running"] for one in seen) > 10
+    assert sum(one["failed"] for one in seen) > 10
     assert sum(seen, Counter())["failed"] == 0
 
 
@@ -51,12 +51,12 @@ def test_killed_run_is_an_error_and_can_be_loaded(
         run_study(path, results_dir="out", quiet=True)
     (directory,) = pytester.path.glob("out/noop_*")
     result = StudyResult.load(directory)
-    assert result.status == "running"
-    assert [entry.status for entry in result.experiments] == ["completed", "running", "pending", "pending"]
+    assert result.status == "interrupted"
+    assert [entry.status for entry in result.experiments] == ["completed", "failed", "pending", "pending"]
     assert [point.metrics["seconds"].n for point in result.points] == [1, 0, 0, 0]
     assert result.points[1].axes == {"precision": "bf16", "noop.size": 2}
     assert result.points[1].metrics["seconds"].reason == "no completed cycle"
-    assert (result.summary.total, result.summary.completed, result.summary.failed) == (4, 1, 0)
+    assert (result.summary.total, result.summary.completed, result.summary.failed) == (4, 1, 1)
     assert result.measurement_protocol["n_cycles"] == 1
 
 

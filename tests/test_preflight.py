@@ -16,6 +16,7 @@ import pytest
 from pytest_llem.hardware import gpus
 from pytest_llem.hardware.gpus import Board
 from pytest_llem.planning import host
+from pytest_llem.planning.elsewhere import how_to_add
 from pytest_llem.planning.host import Gpu, Host
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
@@ -163,10 +164,9 @@ class TestAnotherInterpreter:
         text = (
             f"model: m\nbackend: [vllm, mine]\nrunners: {{vllm: '{elsewhere.python}', mine: '{elsewhere.python}'}}"
         )
-        told = "has no engine of that name (there are: noop, pytorch): install its package there: "
+        told = "has no engine of that name (there are: noop, pytorch): "
         assert reasons(tmp_path, text) == [
-            f"runner '{elsewhere.python}' of engine '{name}' {told}'{elsewhere.python}' -m pip install PACKAGE"
-            for name in ("vllm", "mine")
+            f"runner '{elsewhere.python}' of engine '{name}' {told}{how_to_add(name)}" for name in ("vllm", "mine")
         ]
 
     def test_a_class_is_looked_for_there_and_beside_the_study(

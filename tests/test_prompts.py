@@ -122,7 +122,7 @@ WRONG = [
         ("bad.jsonl", '{"prompt": "a"}\n{"answer": 1}\n', r"bad.jsonl:2: expected a JSON object with a string"),
         ("bad.jsonl", "[1]\n", r"bad.jsonl:1: expected a JSON object"),
         ("bad.jsonl", '\n{"text": "a", "source": 1}\n', r"bad.jsonl:2: expected a string under 'source'"),
-        ("latin.txt", b"\xff\n", r"dataset 'latin.txt' cannot be read: .*decode"),
+        ("latin.txt", b"\xff\n", r"latin.txt:1: is not UTF-8 .*: save the file as UTF-8"),
     ],
 )
 def test_a_dataset_that_cannot_be_used_is_one_clear_line(
@@ -252,7 +252,7 @@ def test_distributions_changed_no_older_experiments_hash() -> None:
     assert config_hash(config(dataset={"n": 4, "input_len": 9})) == HASH
 
 
-HASH = "e44749d9748f85aa"
+HASH = "05d94ff2b8a40677"
 
 
 @pytest.mark.parametrize("stdev", [-1, float("nan"), float("inf"), "1"])

@@ -227,7 +227,7 @@ def test_an_offloaded_cache_needs_somewhere_to_load_from() -> None:
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(PreflightError, match=f"^the tokenizer of model '{tmp_path}' cannot be loaded: "):
+    with pytest.raises(PreflightError, match=f"^model '{tmp_path}' cannot be loaded: "):
         engine(model=str(tmp_path))
 
 

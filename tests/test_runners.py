@@ -20,7 +20,7 @@ import pytest
 from pytest_llem.backends.requirements import Packages, unmet
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
-from pytest_llem.planning.elsewhere import WORKER, lacks
+from pytest_llem.planning.elsewhere import WORKER, how_to_add, lacks
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -233,9 +233,9 @@ class TestRequirements:
         )
 
     def test_missing_engine_is_an_error(self, noop_engine: None) -> None:
-        told = "has no engine of that name (there are: theirs): install its package there: PIP install "
-        assert lacks(there(), "noop", "PIP") == f"{told}noop-engine==1.0"
-        assert lacks(there(), "nobodys", "PIP") == f"{told}PACKAGE"
+        told = "has no engine of that name (there are: theirs): "
+        assert lacks(there(), "noop", "PIP") == f"{told}install its package there: PIP install noop-engine==1.0"
+        assert lacks(there(), "nobodys", "PIP") == f"{told}{how_to_add('nobodys')}"
         assert lacks(there(), None, "PIP") is None
 
     def test_requirements_of_options_are_checked(self) -> None:

@@ -35,10 +35,11 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> SpecialTokens:
-        """Return those of *model*, and of *tokenizer* where it has none."""
+        """Return those of *model*, and of *tokenizer*, where there is one, for what the model does not name."""
         own = model.generation_config
-        eos = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-        padding = (one for one in (tokenizer.pad_token_id, own.pad_token_id, eos) if one is not None)
+        eos = own.eos_token_id if own.eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
+        pads = getattr(tokenizer, "pad_token_id", None), own.pad_token_id, eos
+        padding = (one for one in pads if one is not None)
         pad = next(padding, 0)
         return cls(own.bos_token_id, eos, int(pad if isinstance(pad, int) else pad[0]))
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     BitsAndBytesConfig,
     LlamaConfig,
 )
@@ -62,6 +64,52 @@ def preload_classes(config: ExperimentConfig, context: EngineContext) -> None:
             with suppress(Exception):
                 name = json.loads(Path(folder, "tokenizer_config.json").read_text())["tokenizer_class"]
                 tokenizer_class_from_name(name)
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a model's configuration that describes its decoder: *config* itself, unless the model has
+    parts beside it, such as an image encoder.
+    """
+    return config.get_text_config(decoder=True)
+
+
+def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
+    """Return the model's tokenizer, or None where the model has none and the prompts are token ids anyway.
+
+    Raises:
+        PreflightError: The prompts are texts, and there is no tokenizer for them.
+    """
+    what = f"the tokenizer of model {config.model!r} cannot be loaded"
+    try:
+        with told_plainly(what):
+            options = config.pytorch or PyTorchConfig()
+            found = AutoTokenizer.from_pretrained(source.location, **origin(options))
+        if len(found) > len(found.all_special_ids):
+            return found
+        # Where the files are missing, transformers makes one without any vocabulary of some classes.
+        missing = PreflightError(f"{what}: it has no vocabulary; are its files (tokenizer.json, …) missing?")
+    except PreflightError as error:
+        missing = error
+    if config.has_texts:
+        raise missing
+    return None
+
+
+def vocabulary(config: Any, tokenizer: Any) -> list[int]:
+    """Return the token ids that a synthetic prompt may hold: no special ones.
+
+    Args:
+        config: Of the model.
+        tokenizer: Of the model; None where it has none.
+    """
+    text = text_config(config)
+    special = set() if tokenizer is None else set(tokenizer.all_special_ids)
+    if tokenizer is None or text is not config:  # placeholders of images need not be special to the tokenizer
+        named = {**config.to_dict(), **text.to_dict()}
+        given = (named[name] for name in named if name.endswith(("_token_id", "_token_index")))
+        special.update(chain.from_iterable(one if isinstance(one, list) else [one] for one in given))
+    size = text.vocab_size if tokenizer is None else min(len(tokenizer), text.vocab_size)
+    return [token for token in range(size) if token not in special]
 
 
 def load_model(source: ModelSource, config: ExperimentConfig, device: torch.device) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_llem.backends import hub
 from pytest_llem.backends.protocol import ModelNotFoundError
 from pytest_llem.backends.tiny_llama import NAME, model_folder, tiny_llama
+from pytest_llem.backends.weights import damaged_file
 
 BUILTIN = "builtin:"
 
@@ -91,6 +92,19 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
 
     file = try_to_load_from_cache(name, "config.json", revision=revision)
     return Path(file).parent if isinstance(file, str) else None
+
+
+def damaged_model(name: str, source: ModelSource, revision: str | None = None) -> str | None:
+    """Return why a model that was found cannot be loaded; None where no file can be seen to be damaged.
+
+    Args:
+        name: As the study has it.
+        source: Where it was found.
+        revision: Of the hub's; None for its main branch.
+    """
+    folder = cached_snapshot(source.location, revision) if source.kind == "hub" else Path(source.location)
+    damage = damaged_file(folder) if folder is not None and folder.is_dir() else None
+    return None if damage is None else f"model {name!r} cannot be loaded: {damage}"
 
 
 def hub_revision(source: ModelSource, revision: str | None) -> str | None:

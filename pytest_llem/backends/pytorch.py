@@ -11,12 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, set_seed
+from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
-from pytest_llem.backends.models import ModelSource, fingerprint, hub_revision, resolve_model
+from pytest_llem.backends.models import ModelSource, damaged_model, fingerprint, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.backends.protocol import (
     EngineContext,
@@ -125,15 +125,17 @@ class PyTorchEngine:
             return generation.generation_config(self._config, tokens)
 
     def fetch(self) -> None:
-        self._source = resolve_model(self._config.model, self._context.model_path, self._options.revision)
+        name, revision = self._config.model, self._options.revision
+        self._source = resolve_model(name, self._context.model_path, revision)
+        if damage := damaged_model(name, self._source, revision):
+            raise PreflightError(damage)
         loading.import_class(self._source, self._options)
 
     def load(self) -> None:
         config, source = self._config, self._source
         assert source is not None, "fetch first"
         self.seed(config.random_seed)  # weights that the model's files lack are made up
-        with told_plainly(f"the tokenizer of model {config.model!r} cannot be loaded"):
-            self._tokenizer = AutoTokenizer.from_pretrained(source.location, **loading.origin(self._options))
+        self._tokenizer = loading.load_tokenizer(source, config)
         self._try_template()
         self._model = loading.load_model(source, config, self._device)
         self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
@@ -177,7 +179,7 @@ class PyTorchEngine:
             device_names=[torch.cuda.get_device_name(index) for index in gpus],
             settings={
                 "dtype": str(model.dtype).removeprefix("torch."),
-                "attn_implementation": model.config._attn_implementation,
+                "attn_implementation": loading.text_config(model.config)._attn_implementation,
                 "torch_compile": loading.compilation(options),
                 "quantization": loading.quantised(model),
                 "hf_device_map": {name: str(place) for name, place in placed.items()} if placed else None,
@@ -188,6 +190,7 @@ class PyTorchEngine:
                 "float32_matmul_precision": torch.get_float32_matmul_precision(),
                 "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
                 "generation": generation.as_data(self._generation),
+                **({"tokenizer": "none"} if self._tokenizer is None else {}),
             },
             model_source=source.kind,
             model_revision=hub_revision(source, options.revision),
@@ -203,12 +206,10 @@ class PyTorchEngine:
         return list(self._tokenizer(text)["input_ids"])
 
     def vocabulary(self) -> Sequence[int]:
-        special = set(self._tokenizer.all_special_ids)
-        size = min(len(self._tokenizer), self._model.config.vocab_size)
-        return [token for token in range(size) if token not in special]
+        return loading.vocabulary(self._model.config, self._tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of *ids*, without special tokens."""
+        """Return the text of *ids*, without special tokens. The model has to have a tokenizer."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:

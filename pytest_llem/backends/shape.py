@@ -47,7 +47,7 @@ def model_shape(model: Any) -> ModelShape:
     """
     if loading.quantised(model) is not None:
         raise ShapeUnknownError("the weights are quantised")
-    config = model.config.get_text_config(decoder=True)
+    config = loading.text_config(model.config)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ShapeUnknownError("the model is an encoder and a decoder")
     if any("expert" in name and value for name, value in config.to_dict().items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
@@ -152,4 +153,10 @@ def window_record(window: Window) -> WindowRecord:
         read_skew_seconds=account.read_skew_seconds,
         pass_seconds_cv=window.cv,
         drift=window.drift,
+        began_at=_utc(window.began_at),
+        ended_at=_utc(window.began_at + window.seconds),
     )
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

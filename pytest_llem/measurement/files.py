@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.study.dataset import ALIASES, FILE_TYPES, SYNTHETIC
+
+#: Half of a character: JSON can write it, and no text can hold it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,28 @@ def read_file(dataset: str, directory: Path) -> list[Prompt]:
     path = directory / Path(dataset).expanduser()
     try:
         return _READERS[path.suffix](path)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise PreflightError(f"dataset {dataset!r} cannot be read: {error}") from error
 
 
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    r"""Yield the lines of *path* that are not blank, with their numbers.
+
+    Only ``\n`` and ``\r\n`` end a line: a prompt may hold any other separator that Unicode has.
+    """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # which some editors write
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise PreflightError(f"{path}:{number}: is not UTF-8 ({error.reason}): save the file as UTF-8") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
 def _lines(path: Path) -> list[Prompt]:
-    return [Prompt(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [Prompt(line) for _, line in _numbered_lines(path)]
 
 
 def _objects(path: Path) -> list[Prompt]:
@@ -68,9 +89,7 @@ def _objects(path: Path) -> list[Prompt]:
 
 
 def _each_object(path: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in _numbered_lines(path):
         try:
             entry = json.loads(line)
             text = next(entry[key] for key in ("prompt", "text") if isinstance(entry.get(key), str))
@@ -78,6 +97,11 @@ def _each_object(path: Path) -> Iterator[Prompt]:
             raise PreflightError(
                 f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text'"
             ) from None
+        if surrogate := _SURROGATE.search(text):
+            raise PreflightError(
+                f"{path}:{number}: the prompt holds the lone surrogate \\u{ord(surrogate[0]):x}, which no "
+                "tokenizer takes: remove it, or write the character's pair in full"
+            )
         source = entry.get("source")
         if not isinstance(source, str | None):
             raise PreflightError(f"{path}:{number}: expected a string under 'source'")

@@ -23,7 +23,7 @@ from pytest_llem.measurement.importing import missing_parts
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.prompts import build_workload, read_texts
+from pytest_llem.measurement.prompts import Texts, build_workload, read_texts
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
@@ -93,12 +93,19 @@ class ExperimentOrchestrator:
         Raises:
             PreflightError: Something it needs is not there.
         """
-        config, started_at = self.config, now()
-        texts = read_texts(config, self.directory, lambda: self._tell("fetching the dataset"))
+        started_at = now()
+        texts = read_texts(self.config, self.directory, lambda: self._tell("fetching the dataset"))
         engine = self._engine()
-        self._tell("fetching the model")
-        engine.fetch()
-        meters = self._meters(engine)
+        try:
+            self._tell("fetching the model")
+            engine.fetch()
+            return self._measure(engine, texts, started_at)
+        finally:
+            engine.close()
+
+    def _measure(self, engine: Engine, texts: Texts | None, started_at: str) -> Measured:
+        """Load *engine*, whose model is on this machine, and measure."""
+        config, meters = self.config, self._meters(engine)
         try:
             self._tell("loading")
             metered = set(engine.gpus)
@@ -211,7 +218,6 @@ class ExperimentOrchestrator:
             )
         finally:
             meters.close()
-            engine.close()
         return Measured(result, requests, window)
 
     def _tell(self, phase: str, seconds: float | None = None) -> None:

@@ -23,6 +23,7 @@ class Window:
         account: What the meters saw.
         pass_seconds: Of each pass, from sync to sync.
         began: When, on the monotonic clock, in s.
+        began_at: When, on the system's clock, in s since 1970.
     """
 
     passes: list[list[Any]]
@@ -30,6 +31,7 @@ class Window:
     account: Account
     pass_seconds: Sequence[float] = ()
     began: float = 0.0
+    began_at: float = 0.0
 
     @property
     def cv(self) -> float | None:
@@ -75,7 +77,7 @@ def measure(
     ends: list[float] = []
     engine.synchronize()
     meters.begin()
-    began = time.monotonic()
+    began, began_at = time.monotonic(), time.time()
     while True:
         engine.seed(seed)
         passes.append([generate(batch) for batch in batches])
@@ -85,4 +87,4 @@ def measure(
             break
     account = meters.end()
     times = [end - start for start, end in pairwise([0.0, *ends])]
-    return Window(passes, ends[-1], account, times, began)
+    return Window(passes, ends[-1], account, times, began, began_at)

@@ -22,9 +22,11 @@ SLACK = 20
 #: What compiling may take, in seconds: ``pytorch.torch_compile``, and engines that decide it for themselves.
 COMPILING_SECONDS = 1800.0
 
-#: In place of all that where the model's size is unknown, in seconds; and for each token that a pass generates.
+#: In place of all that where the model's size is unknown, in seconds; for each token that a pass generates; and at
+#: most, since one that hangs would otherwise hold its device for days.
 UNKNOWN_SECONDS = 7200.0
 UNKNOWN_TOKEN_SECONDS = 0.05
+UNKNOWN_MOST_SECONDS = 6 * 3600.0
 
 #: Ten years, which is as good as never.
 LONGEST = 315_360_000.0
@@ -46,7 +48,7 @@ def deadline_seconds(
     - ``min_window_seconds``, ``thermal_floor_seconds`` and ``baseline.duration_seconds``, where they apply,
 
     rounded up to whole minutes. Where the model's size is unknown, the first three are 2 h and 0.05 s for each
-    token of a pass.
+    token of a pass, 6 h at most.
 
     Args:
         config: The experiment.
@@ -57,7 +59,8 @@ def deadline_seconds(
     if execution.experiment_timeout_seconds is not None:
         return execution.experiment_timeout_seconds
     if footprint is None:
-        total = UNKNOWN_SECONDS + config.n * config.max_output_tokens * UNKNOWN_TOKEN_SECONDS
+        tokens = config.n * config.max_output_tokens
+        total = min(UNKNOWN_SECONDS + tokens * UNKNOWN_TOKEN_SECONDS, UNKNOWN_MOST_SECONDS)
     else:
         total = BASE_SECONDS + (COMPILING_SECONDS if _may_compile(config) else 0.0)
         # Quantising begins with the whole weights, too.

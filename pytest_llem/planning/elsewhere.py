@@ -14,6 +14,7 @@ from packaging.version import InvalidVersion, Version
 from pytest_llem.isolation.interpreter import Interpreter
 from pytest_llem.registry import BACKENDS
 from pytest_llem.results.environment import package_version
+from pytest_llem.study.engines import ENGINES as KNOWN_ENGINES
 
 OURS = "pytest-llem"
 
@@ -40,8 +41,10 @@ def lacks(there: Interpreter, engine: str | None, pip: str) -> str | None:
         return f"has {OURS} {found}, and {here} runs here: {pip} install {ours}"
     if engine is not None and engine not in there.engines:
         known = ", ".join(sorted(there.engines))
-        command = f"{pip} install {_providing(engine) or 'PACKAGE'}"
-        return f"has no engine of that name (there are: {known}): install its package there: {command}"
+        what = f"has no engine of that name (there are: {known})"
+        if (package := _providing(engine)) is not None:
+            return f"{what}: install its package there: {pip} install {package}"
+        return f"{what}: {how_to_add(engine)}"
     provider = there.engines[engine] if engine is not None else None
     ours_alone = WORKER + (ENGINES if provider == OURS else ())
     needed = [one for one in _requirements(there, OURS) if canonicalize_name(one.name) in ours_alone]
@@ -71,6 +74,15 @@ def _meets(there: Interpreter, requirement: Requirement) -> bool:
         return requirement.specifier.contains(Version(found), prereleases=True)
     except InvalidVersion:  # it is there, and cannot be compared
         return True
+
+
+def how_to_add(engine: str) -> str:
+    """Return how an engine is added that no installed package provides: a library of its name does not do."""
+    library = f"the library {engine} brings none itself; " if engine in KNOWN_ENGINES else ""
+    return (
+        f"{library}install a package that provides it (entry-point group {BACKENDS}), "
+        "or name a class of your own, backend: package.module:Class"
+    )
 
 
 def _providing(engine: str) -> str | None:

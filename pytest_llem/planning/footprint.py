@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.backends.weights import read_header
+
 #: More than anything that is counted in a model.
 _NO_MODEL = 10**15
-
-#: More than any header of a safetensors file takes; what says more is none.
-_LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,14 @@ def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Foo
     """Return the footprint of a model of this configuration, named as transformers does.
 
     Args:
-        config: Of a decoder; of a model with several parts, its ``text_config`` is taken.
+        config: Of a decoder; of a model with several parts, the decoder's is taken.
         parameters: Number of weights; counted for a dense Llama-like model where it is not known.
 
     Raises:
         KeyError: The configuration lacks what is needed.
         ValueError: It holds what no model has.
     """
-    config = config.get("text_config") or config
+    config = _text_config(config)
     hidden, layers = _size(config["hidden_size"]), _size(config["num_hidden_layers"])
     heads, vocabulary = _size(config["num_attention_heads"]), _size(config["vocab_size"])
     kv_heads = _size(config.get("num_key_value_heads") or heads)
@@ -73,6 +71,12 @@ def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Foo
         embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
         parameters = layers * (attention + mlp + 2 * hidden) + hidden + embeddings
     return Footprint(_size(parameters), layers, 2 * layers * kv_heads * head_size, vocabulary)
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part that describes the decoder, as transformers' ``get_text_config`` does without its files."""
+    parts = (config.get(name) for name in ("decoder", "generator", "text_config"))
+    return next((part for part in parts if isinstance(part, Mapping)), config)
 
 
 def _size(value: Any) -> int:
@@ -89,12 +93,5 @@ def _count_parameters(folder: Path) -> int | None:
         files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
-    total = 0
-    for file in files:
-        with file.open("rb") as content:
-            (size,) = struct.unpack("<Q", content.read(8))
-            if size > _LARGEST_HEADER:
-                raise ValueError(f"{file}: not a safetensors file")
-            header = json.loads(content.read(size))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total or None
+    shapes = (tensor["shape"] for file in files for tensor in read_header(file).values())
+    return sum(map(math.prod, shapes)) or None

@@ -10,13 +10,13 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pytest_llem.backends.models import cached_snapshot, resolve_model
+from pytest_llem.backends.models import cached_snapshot, damaged_model, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
 from pytest_llem.backends.requirements import HERE, LORA, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
 from pytest_llem.measurement.prompts import dataset_problem
-from pytest_llem.planning.elsewhere import lacks
+from pytest_llem.planning.elsewhere import how_to_add, lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint
 from pytest_llem.planning.host import Host, host_for, this_host
@@ -155,8 +155,8 @@ class Preflight:
         if there or name in engines:
             return None
         return (
-            f"engine {name!r} is not installed here (there are: {', '.join(engines)}): install it, "
-            "or say in runners which Python interpreter has it"
+            f"engine {name!r} is not installed here (there are: {', '.join(engines)}): {how_to_add(name)}, "
+            "or name in runners a Python interpreter that has it"
         )
 
     def host_of(self, config: ExperimentConfig) -> Host:
@@ -219,10 +219,10 @@ def _revision(config: ExperimentConfig) -> str | None:
 @cache
 def _missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]) -> str | None:
     try:
-        resolve_model(name, model_path, revision, download=False)
+        source = resolve_model(name, model_path, revision, download=False)
+        return damaged_model(name, source, revision)
     except ModelNotFoundError as error:
         return str(error)
-    return None
 
 
 @cache

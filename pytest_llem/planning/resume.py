@@ -258,6 +258,8 @@ def _design_difference(study: StudyConfig, directory: Path, manifest: Manifest) 
         if (only := {digest: name for digest, name in one.items() if digest not in other})
     ]
     points = f": points {', '.join(parts)}" if parts else ""
+    if then.keys() != now.keys() and {*then.values()} == {*now.values()}:
+        points = f": the same points, hashed by pytest-llem {manifest.pytest_llem_version} otherwise than now"
     fields = _field_difference(study, directory)
     return f"the study's design was {manifest.study_design_hash}, is {study.design_hash}{fields or points}"
 

@@ -175,6 +175,9 @@ class WindowRecord(Record):
         pass_seconds_cv: Coefficient of variation of the passes' times; null for a single pass.
         drift: Relative change of the mean time of a pass from the window's first half to its second, above 0 where
             it grew; null for fewer than 4 passes.
+        began_at: When it began, in UTC by the system's clock, as ISO 8601 with microseconds: to join what another
+            meter recorded. Null in results before schema 1.4.
+        ended_at: ``window_seconds`` after that, whatever became of the system's clock meanwhile.
     """
 
     passes: int
@@ -187,6 +190,8 @@ class WindowRecord(Record):
     read_skew_seconds: float | None = None
     pass_seconds_cv: float | None = None
     drift: float | None = None
+    began_at: str | None = None
+    ended_at: str | None = None
 
 
 class StartRecord(Record):

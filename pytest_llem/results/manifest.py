@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_llem.results.journal import Journal, Line, read_journal
+from pytest_llem.results.liveness import DirectoryLock, boot_id, is_locked
 from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, StudyStatus
 
 #: The state as a whole, and what has happened since.
@@ -69,12 +70,15 @@ def _sync_directory(directory: Path) -> None:
 def read_manifest(directory: str | Path) -> Manifest:
     """Return the state of the study whose results are in *directory*, while it runs or whenever it ended.
 
+    A run whose process was killed since this machine was booted is ``interrupted``, whatever the file says.
+
     Raises:
         ValueError: There is no manifest, or what is there is none, or of another major schema version.
         OSError: It cannot be read.
     """
     directory = Path(directory)
     file = directory / MANIFEST
+    killed = False
     while True:
         try:
             before = file.stat()
@@ -84,14 +88,33 @@ def read_manifest(directory: str | Path) -> Manifest:
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{directory}: holds no {MANIFEST}, so no results of a study") from None
         # The journal is emptied once the manifest holds it: one read before and the other after lack something.
-        if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
+        if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+            continue
+        if killed or manifest.status != "running" or not _is_abandoned(directory, manifest):
             break
+        killed = True  # unless it has come to its end since it was read
     places = {entry.experiment_id: at for at, entry in enumerate(manifest.experiments)}
     for entry in newer:
         if entry.experiment_id in places:
             manifest.experiments[places[entry.experiment_id]] = entry
+    if killed and manifest.status == "running":
+        _interrupt(manifest, "its session was killed while it was running", None)
+        manifest.status = "interrupted"
     manifest.recount()
     return manifest
+
+
+def _is_abandoned(directory: Path, manifest: Manifest) -> bool:
+    """Whether nobody writes *manifest* any more; false where the writer may be on another machine."""
+    return manifest.boot_id is not None and manifest.boot_id == boot_id() and not is_locked(directory)
+
+
+def _interrupt(manifest: Manifest, message: str, at: str | None) -> None:
+    for entry in manifest.experiments:
+        if entry.status == "running":
+            entry.status = "failed"
+            entry.error = ErrorRecord(kind="interrupted", type="Interrupted", message=message)
+            entry.completed_at = at
 
 
 def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
@@ -152,6 +175,10 @@ class ManifestWriter:
         self._unwritten: dict[str, ManifestEntry] = {}
         self._transitions = 0  # since the manifest was written whole
         self._refreshed = self._refresh_took = 0.0
+        self._lock: DirectoryLock | None = None
+        with suppress(OSError):  # without a lock nobody can tell whether this process is still there
+            self._lock = DirectoryLock(directory)
+            manifest.boot_id = boot_id()
         manifest.recount()
         self._refresh()
 
@@ -228,18 +255,14 @@ class ManifestWriter:
 
     def finish(self, status: StudyStatus) -> None:
         """The study ends; an experiment caught running is interrupted. No journal is left."""
-        for entry in self.manifest.experiments:
-            if entry.status == "running":
-                entry.status = "failed"
-                entry.error = ErrorRecord(
-                    kind="interrupted", type="Interrupted", message="the session ended while it was running"
-                )
-                entry.completed_at = now()
+        _interrupt(self.manifest, "the session ended while it was running", now())
         self.manifest.status = status
         self.manifest.completed_at = now()
         self.manifest.recount()
         self._refresh()
         self._journal.remove()
+        if self._lock is not None:
+            self._lock.release()
 
     @contextmanager
     def _transition(self, experiment_id: str, status: EntryStatus) -> Iterator[ManifestEntry]:

@@ -71,7 +71,8 @@ class Manifest(Document):
 
     While the study runs, ``manifest.journal`` beside it may hold transitions after ``journal_sequence``:
     :func:`pytest_llem.results.manifest.read_manifest` reads both. ``resumed_from`` names the results directories
-    beside this one whose results are replayed.
+    beside this one whose results are replayed. ``boot_id`` is of the machine whose process holds a lock on the
+    directory while it runs, and null where none does: by both a reader can tell that it was killed.
     """
 
     study_name: str
@@ -86,6 +87,7 @@ class Manifest(Document):
     skipped: int = 0
     pending: int = 0
     journal_sequence: int = 0
+    boot_id: str | None = None
     resumed_from: list[str] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
     experiments: list[ManifestEntry]

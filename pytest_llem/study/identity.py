@@ -14,8 +14,9 @@ from pydantic import BaseModel
 
 from pytest_llem.study.config import ExperimentConfig
 
-#: Part of what is hashed: raised when the meaning of a configuration changes.
-DESIGN_VERSION = 1
+#: Part of what is hashed. Raise it when the meaning of a configuration changes, and so with every change of a
+#: field's default, since a field that has its default is not hashed.
+DESIGN_VERSION = 2
 
 #: What tells the repetitions of a point apart.
 CYCLE = "cycle"
@@ -27,14 +28,18 @@ _SCALARS = {str, int, float, bool, type(None)}
 #: Fields that are hashed, in order: where results go says nothing about what they are.
 _HASHED = sorted({*ExperimentConfig.model_fields} - {"output_dir"})
 
-#: Fields of sections that change nothing that is measured: whatever they are, these stand in for them.
-_UNHASHED: dict[str, dict[str, Any]] = {"energy": {"allow_estimated": False}}
+#: Fields of sections that are not hashed, because they change nothing that is measured.
+_UNHASHED = {"energy": {"allow_estimated"}}
 
 _UNSAFE = re.compile(r"[^\w.+:/,{}\"'-]|%", re.ASCII)
 
 
 def config_hash(config: ExperimentConfig) -> str:
-    """Return 16 hex digits that identify a resolved configuration, wherever its results go."""
+    """Return 16 hex digits that identify a resolved configuration, wherever its results go.
+
+    Only fields that differ from their default are hashed, so that a field that a later version adds leaves the
+    hash of every older configuration as it is.
+    """
     return ConfigHasher().hash(config)
 
 
@@ -56,15 +61,16 @@ class ConfigHasher:
             value = fields[name]
             scalar = type(value) in _SCALARS
             pieces.append(_scalar_piece(name, value) if scalar else self._piece(name, value))
-        return _digest(f"{{{','.join(pieces)}}}")
+        return _digest(f"{{{','.join(filter(None, pieces))}}}")
 
     def _piece(self, name: str, value: Any) -> str:
         known = self._pieces.get((name, id(value)))
         if known is None:
-            plain = value
+            plain, is_default = value, False
             if isinstance(value, BaseModel):
-                plain = value.model_dump(mode="json") | _UNHASHED.get(name, {})
-            known = self._pieces[name, id(value)] = (value, f"{_ENCODE(name)}:{_ENCODE(plain)}")
+                plain = value.model_dump(mode="json", exclude_defaults=True, exclude=_UNHASHED.get(name))
+                is_default = not plain
+            known = self._pieces[name, id(value)] = (value, "" if is_default else _named_piece(name, plain))
         return known[1]
 
 
@@ -79,6 +85,11 @@ def _digest(text: str) -> str:
 
 @lru_cache(maxsize=4096, typed=True)  # true is not 1
 def _scalar_piece(name: str, value: Any) -> str:
+    field = ExperimentConfig.model_fields.get(name)
+    return "" if field is not None and value == field.get_default() else _named_piece(name, value)
+
+
+def _named_piece(name: str, value: Any) -> str:
     return f"{_ENCODE(name)}:{_ENCODE(value)}"
 
 

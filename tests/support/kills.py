@@ -130,22 +130,22 @@ def _check(results: Path, finished: list[str]) -> Counter[str]:
     (file,) = made
     Manifest.read(file)
     manifest = read_manifest(file.parent)
-    assert manifest.status == "running"
+    assert manifest.status == "interrupted"
     for entry in manifest.experiments:
         if entry.status == "completed":
             text = stored_result(file.parent, entry)
             assert text is not None, f"{entry.experiment_id} is called completed and has no whole result"
             result = ExperimentResult.model_validate_json(text)
             assert result.identity.experiment_id == entry.experiment_id
-        elif entry.status == "running":
+        elif entry.status == "failed":
             assert entry.started_at is not None
             assert entry.completed_at is None
     statuses = {entry.experiment_id: entry.status for entry in manifest.experiments}
     lost = [one for one in finished if statuses[one] != "completed"]
     assert not lost, f"finished before the kill, and lost: {lost}"
-    assert sum(entry.status == "running" for entry in manifest.experiments) <= 1
+    assert sum(entry.status == "failed" for entry in manifest.experiments) <= 1
     loaded = StudyResult.load(file.parent)
-    assert loaded.status == "running"
+    assert loaded.status == "interrupted"
     assert {entry.experiment_id: entry.status for entry in loaded.experiments} == statuses
     assert sum(point.metrics["seconds"].n for point in loaded.points) == loaded.summary.completed
     return Counter(statuses.values())

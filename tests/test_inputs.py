@@ -1,0 +1,193 @@
+"""Models and prompts as people have them: configurations in parts, missing tokenizers, files of any editor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem.backends import loading
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.backends.weights import damaged_file
+from pytest_llem.measurement.files import read_file
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.planning.footprint import from_config
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.study.loading import load_study
+from tests.support.decoders import SIZES, decoder
+from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
+
+transformers = pytest.importorskip("transformers")
+
+#: Configurations in parts: that of the decoder is one of them.
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {**SIZES, "head_dim": 8, "sliding_window": 16},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "image_token_id": 7,
+    },
+    "llama4": {
+        "text_config": {**SIZES, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+    },
+}
+
+
+#: What git leaves in place of a file that git-lfs has not fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.fixture
+def plain_model(tmp_path: Path) -> str:
+    """A folder of a model without a tokenizer."""
+    decoder("llama").save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+class TestConfigurationsInParts:
+    @pytest.mark.parametrize("kind", IN_PARTS)
+    def test_a_model_in_parts_is_measured(self, kind: str, tmp_path: Path) -> None:
+        decoder(kind, attn_implementation="sdpa", **IN_PARTS[kind]).save_pretrained(tmp_path)
+        result = ExperimentOrchestrator(config(model=str(tmp_path), precision="fp32")).run().result
+        assert (result.tokens.input_tokens, result.tokens.output_tokens) == (3 * 8, 3 * 6)
+        assert result.engine.settings["attn_implementation"] == "sdpa"
+
+    def test_no_synthetic_prompt_holds_a_placeholder_of_an_image(self) -> None:
+        parts = transformers.AutoConfig.for_model("gemma3", **IN_PARTS["gemma3"])
+        allowed = loading.vocabulary(parts, None)
+        assert set(range(97)) - set(allowed) == {0, 1, 2, 7}
+
+    @pytest.mark.slow
+    def test_every_causal_type_of_transformers_has_a_vocabulary(self) -> None:
+        sizes = {}
+        for kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING._model_mapping:
+            if kind != "gemma4_assistant":  # whose own defaults are not valid
+                sizes[kind] = loading.text_config(transformers.CONFIG_MAPPING[kind]()).vocab_size
+        assert len(sizes) > 100
+        assert [kind for kind, size in sizes.items() if type(size) is not int or size < 1] == []
+
+    @pytest.mark.parametrize("part", ["text_config", "decoder", "generator"])
+    def test_the_footprint_is_that_of_the_decoder(self, part: str) -> None:
+        assert from_config({"model_type": "parts", part: SIZES}) == from_config(SIZES)
+
+
+class TestMissingTokenizer:
+    def test_synthetic_prompts_need_no_tokenizer(self, plain_model: str) -> None:
+        result = ExperimentOrchestrator(config(model=plain_model)).run().result
+        assert result.tokens.output_tokens == 3 * 6
+        assert result.engine.settings["tokenizer"] == "none"
+
+    def test_special_tokens_are_then_the_models(self, plain_model: str) -> None:
+        made = engine(model=plain_model, **GREEDY)
+        assert list(made.vocabulary()) == list(range(3, 97))
+        assert [len(one) for one in outputs(made, PROMPTS)] == [6, 6, 6]
+
+    def test_texts_need_one(self, plain_model: str) -> None:
+        with pytest.raises(PreflightError, match=f"^the tokenizer of model '{plain_model}' cannot be loaded: "):
+            engine(model=plain_model, dataset="prompts.txt")
+
+    def test_a_tokenizer_without_a_vocabulary_is_none(self, tmp_path: Path) -> None:
+        decoder("gpt2", vocab_size=97).save_pretrained(tmp_path)
+        assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) == 1, "transformers makes one up"
+        assert len(engine(model=str(tmp_path)).vocabulary()) == 97 - 3
+        with pytest.raises(PreflightError, match="cannot be loaded: it has no vocabulary"):
+            engine(model=str(tmp_path), dataset="prompts.txt")
+
+    def test_a_model_with_a_tokenizer_says_nothing_of_it(self) -> None:
+        assert "tokenizer" not in engine(model=str(tiny_llama())).describe().settings
+
+
+class TestPromptFiles:
+    @pytest.mark.parametrize(
+        ("name", "content", "expected"),
+        [
+            ("a.txt", b"\xef\xbb\xbfone\ntwo\n", ["one", "two"]),
+            ("a.jsonl", b'\xef\xbb\xbf{"prompt": "one"}\n{"text": "two"}', ["one", "two"]),
+            ("a.txt", "a\u2028b\n".encode(), ["a\u2028b"]),
+            ("a.txt", "a\x85b\x0bc\x0cd\x1ce\n".encode(), ["a\x85b\x0bc\x0cd\x1ce"]),
+            ("a.txt", b"a\rb\r\nc\r\n\r\n", ["a\rb", "c"]),
+            ("a.jsonl", '{"prompt":\r"a\u2028b"}\r\n\r\n'.encode(), ["a\u2028b"]),
+            ("a.jsonl", b'{"prompt": "\\ud83d\\ude00"}', ["\U0001f600"]),
+        ],
+    )
+    def test_a_prompt_is_what_is_between_line_feeds(
+        self, tmp_path: Path, name: str, content: bytes, expected: list[str]
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        assert [prompt.text for prompt in read_file(name, tmp_path)] == expected
+
+    @pytest.mark.parametrize(
+        ("name", "content", "reason"),
+        [
+            (
+                "a.jsonl",
+                b'{"prompt": "a"}\n\n{"prompt": "b\\ud83d"}',
+                r":3: the prompt holds the lone surrogate \\ud83d",
+            ),
+            ("a.txt", b"one\ntwo \xed\xa0\xbd\n", ":2: is not UTF-8 .*: save the file as UTF-8$"),
+            ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), ":1: is not UTF-8 .*: save the file as UTF-8$"),
+        ],
+    )
+    def test_what_no_tokenizer_takes_names_its_line(
+        self, tmp_path: Path, name: str, content: bytes, reason: str
+    ) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(PreflightError, match=reason):
+            read_file(name, tmp_path)
+
+
+class TestDamagedFiles:
+    @pytest.mark.parametrize(
+        ("name", "content", "damage"),
+        [
+            (
+                "model.safetensors",
+                LFS_POINTER,
+                "is a git-lfs pointer and not the file itself: run git lfs pull in ",
+            ),
+            ("tokenizer.json", LFS_POINTER, "is a git-lfs pointer and not the file itself: run git lfs pull in "),
+            ("model.safetensors", -1, r"is truncated: it has [\d,]+ of [\d,]+ bytes: download or copy it again$"),
+            ("model.safetensors", 20, "is truncated at 20 bytes, within its header: download or copy it again$"),
+            ("model.safetensors", 0, "is truncated at 0 bytes, within its header: download or copy it again$"),
+            ("model.safetensors", b"<!DOCTYPE html>", "is not a safetensors file: download or copy it again$"),
+        ],
+    )
+    def test_a_damaged_file_is_preflight(
+        self, plain_model: str, name: str, content: bytes | int, damage: str, write_study: Callable[..., Path]
+    ) -> None:
+        file = Path(plain_model, name)
+        file.write_bytes(file.read_bytes()[:content] if isinstance(content, int) else content)
+        reason = f"^model '{plain_model}' cannot be loaded: {file} {damage}"
+        with pytest.raises(PreflightError, match=reason):
+            engine(model=plain_model)
+        study = load_study(write_study(model=plain_model, backend="pytorch", sweep={"n": [1]}))
+        preflight = Preflight(study, (), [])
+        assert re.match(reason, preflight.reason(study.points[0]) or "")
+
+    def test_every_shard_is_looked_at(self, tmp_path: Path) -> None:
+        decoder("llama").save_pretrained(tmp_path, max_shard_size="40KB")
+        assert damaged_file(tmp_path) is None
+        *_, last = sorted(tmp_path.glob("*.safetensors"))
+        last.write_bytes(last.read_bytes()[:-1])
+        assert str(last) in (damaged_file(tmp_path) or "")
+
+    def test_weights_that_are_not_loaded_may_be_pointers(self, plain_model: str) -> None:
+        Path(plain_model, "consolidated.safetensors").write_bytes(LFS_POINTER)
+        Path(plain_model, "pytorch_model.bin").write_bytes(LFS_POINTER)
+        assert damaged_file(Path(plain_model)) is None

@@ -1,0 +1,173 @@
+"""What is left behind, and what is said, where something goes wrong."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem import registry
+from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
+from pytest_llem.planning.deadline import deadline_seconds
+from pytest_llem.planning.host import Host
+from pytest_llem.planning.preflight import Preflight
+from pytest_llem.results.liveness import is_locked
+from pytest_llem.results.manifest import ManifestWriter, now, read_manifest
+from pytest_llem.results.models import Manifest, ManifestEntry
+from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.loading import load_study
+from tests.support.tiny import config
+
+
+class TestClosing:
+    @pytest.mark.usefixtures("noop_engine")
+    @pytest.mark.parametrize(
+        ("raising", "changes", "error"),
+        [
+            ("fetch", {}, RuntimeError),
+            ("load", {}, RuntimeError),
+            ("generate", {}, RuntimeError),
+            (None, {"energy": {"backend": "nvml"}}, PreflightError),
+            (None, {}, None),
+        ],
+        ids=["fetch", "load", "generate", "meter", "nothing"],
+    )
+    def test_the_engine_is_closed_whatever_raises(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        raising: str | None,
+        changes: dict[str, Any],
+        error: type[Exception] | None,
+    ) -> None:
+        engine: Any = registry.load(registry.BACKENDS, "noop")
+        closed: list[object] = []
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("no")
+
+        if raising is not None:
+            monkeypatch.setattr(engine, raising, fail)
+        monkeypatch.setattr(engine, "close", lambda self: closed.append(self))
+        orchestrator = ExperimentOrchestrator(config(backend="noop", **changes))
+        if error is None:
+            orchestrator.run()
+        else:
+            with pytest.raises(error):
+                orchestrator.run()
+        assert len(closed) == 1
+
+
+class TestDeadline:
+    def test_an_engine_of_unknown_cost_gets_hours_and_not_days(self) -> None:
+        def deadline(n: int) -> float:
+            asked = config(backend="other", n=n, max_output_tokens=2000)
+            return deadline_seconds(asked, ExecutionConfig(), None, Host(2**36))
+
+        assert 2 * 3600 < deadline(50) < deadline(100) < deadline(1000) == deadline(100_000) == 6 * 3600
+
+
+#: Begins to write a manifest, starts its one experiment, and is killed.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pytest_llem.results.manifest import ManifestWriter
+from pytest_llem.results.models import Manifest
+
+writer = ManifestWriter(Path(sys.argv[1]), Manifest.model_validate_json(sys.argv[2]))
+writer.running("one")
+print("running", flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+class TestKilledRun:
+    def test_a_killed_run_is_interrupted_once_its_process_is_gone(self, tmp_path: Path) -> None:
+        manifest = self.manifest()
+        command = [sys.executable, "-c", KILLED, str(tmp_path), manifest.model_dump_json()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "running\n"
+            assert self.seen(tmp_path) == ("running", "running", None)
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        message = "its session was killed while it was running"
+        assert self.seen(tmp_path) == ("interrupted", "failed", message)
+        assert read_manifest(tmp_path).failed == 1
+        assert Manifest.read(tmp_path / "manifest.json").status == "running", "a reader changes nothing"
+
+    def test_a_run_of_another_machine_may_still_be_running(self, tmp_path: Path) -> None:
+        writer = ManifestWriter(tmp_path, self.manifest())
+        writer.running("one")
+        del writer
+        file = tmp_path / "manifest.json"
+        assert self.seen(tmp_path)[0] == "interrupted"
+        for elsewhere in (None, "another boot"):
+            file.write_text(Manifest.read(file).model_copy(update={"boot_id": elsewhere}).model_dump_json())
+            assert self.seen(tmp_path) == ("running", "running", None)
+
+    def test_a_finished_run_keeps_its_status(self, tmp_path: Path) -> None:
+        writer = ManifestWriter(tmp_path, self.manifest())
+        writer.finish("completed")
+        assert read_manifest(tmp_path).status == "completed"
+        assert not is_locked(tmp_path)
+
+    @staticmethod
+    def manifest() -> Manifest:
+        entry = ManifestEntry(experiment_id="one", config_hash="0", config_summary="", cycle=1)
+        return Manifest(
+            study_name="s",
+            study_design_hash="0",
+            pytest_llem_version="0",
+            started_at=now(),
+            total_experiments=1,
+            experiments=[entry],
+        )
+
+    @staticmethod
+    def seen(directory: Path) -> tuple[str, str, str | None]:
+        manifest = read_manifest(directory)
+        (entry,) = manifest.experiments
+        return manifest.status, entry.status, entry.error.message if entry.error else None
+
+
+class TestTimestamps:
+    @pytest.mark.usefixtures("noop_engine")
+    def test_result_has_the_edges_of_its_windows_in_utc(self) -> None:
+        before = datetime.now(UTC)
+        settings = {"measurement": {"min_window_seconds": 0.05, "prefill_split": True}}
+        result = ExperimentOrchestrator(config(backend="noop", noop={"seconds": 0.05}, **settings)).run().result
+        assert result.prefill_window is not None
+        edges = [before]
+        for window in (result.window, result.prefill_window):
+            began, ended = _time(window.began_at), _time(window.ended_at)
+            assert (ended - began).total_seconds() == pytest.approx(window.window_seconds, abs=1e-5)
+            edges += [began, ended]
+        assert edges == sorted(edges)
+        assert edges[-1] < datetime.now(UTC) + timedelta(seconds=1)
+
+
+def _time(text: str | None) -> datetime:
+    assert text is not None
+    assert text.endswith("Z")
+    return datetime.fromisoformat(text)
+
+
+class TestMissingEngine:
+    @pytest.mark.parametrize("name", ["vllm", "tensorrt"])
+    def test_nobody_is_sent_to_install_a_library_that_brings_no_engine(
+        self, name: str, write_study: Callable[..., Path]
+    ) -> None:
+        study = load_study(write_study(backend=name, sweep={"n": [1]}))
+        assert Preflight(study, (), []).reason(study.points[0]) == (
+            f"engine '{name}' is not installed here (there are: noop, pytorch): the library {name} brings none "
+            "itself; install a package that provides it (entry-point group pytest_llem.backends), or name a class "
+            "of your own, backend: package.module:Class, or name in runners a Python interpreter that has it"
+        )
