@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem import registry
+from pytest_llem.backends.engine_options import check_options
 from pytest_llem.backends.models import folder_state
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Account, Meters
@@ -230,6 +231,7 @@ class ExperimentOrchestrator:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         if (missing := missing_parts(make)) is not None:
             raise PreflightError(f"engine {name!r} cannot be used: {missing}")
+        check_options(make, self.config)
         if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
             reason = f"engine {name!r} cannot stop after the first token (it lacks generate_first)"
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
