@@ -57,9 +57,12 @@ def with_pytorch_options(config: ExperimentConfig) -> ExperimentConfig:
     given = {name: value for name, value in section.items() if name in PyTorchConfig.model_fields}
     try:
         options = PyTorchConfig.model_validate(given)
-        return config.model_copy(update={"pytorch": options})
+        options.check_batch_size(config.n)
     except ValidationError as error:
         raise PreflightError("; ".join(_sentence(config.backend, one) for one in error.errors())) from error
+    except ValueError as error:
+        raise PreflightError(f"{config.backend}: {error}") from error
+    return config.model_copy(update={"pytorch": options})
 
 
 def _sentence(section: str, error: ErrorDetails) -> str:

@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
+from pytest_llem.backends.adjusted import adjusted_settings
 from pytest_llem.backends.engine_options import with_pytorch_options
 from pytest_llem.backends.models import ModelSource, fingerprint, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
@@ -199,6 +200,7 @@ class PyTorchEngine:
                 "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
                 "generation": generation.as_data(self._generation),
             },
+            adjusted=adjusted_settings(model, self._config, source),
             model_source=source.kind,
             model_revision=hub_revision(source, options.revision),
             model_fingerprint=fingerprint(source, options.revision),
@@ -239,7 +241,7 @@ class PyTorchEngine:
         return int(batch.input_ids.numel())
 
     def seed(self, seed: int) -> None:
-        set_seed(seed % 2**32)  # NumPy takes no more
+        set_seed((seed ^ seed >> 32) % 2**32)  # NumPy takes no more, and torch on a CPU looks at no more
 
     def generate(self, batch: Batch) -> Generated:
         return self._run(batch, self._generation)

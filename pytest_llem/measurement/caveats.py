@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
@@ -10,7 +10,7 @@ from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
-from pytest_llem.results.experiment import EngineRecord, WarmupRecord
+from pytest_llem.results.experiment import AdjustedSetting, EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.severity import severity
@@ -36,6 +36,7 @@ def find_warnings(
     deterministic: bool | None = None,
     contention: Contention | None = None,
     failed: str | None = None,
+    adjusted: Sequence[AdjustedSetting] = (),
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each, the worst first.
 
@@ -52,6 +53,7 @@ def find_warnings(
         failed: That requests failed, if any did.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
         contention: What else used the devices.
+        adjusted: Settings that did not run as they were given.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -59,6 +61,7 @@ def find_warnings(
     found = [f"meter {one}" for one in refused if one not in reason]
     if failed is not None:
         found.append(f"{failed}; no gate judges what was measured over them")
+    found += map(str, adjusted)
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

@@ -13,6 +13,7 @@ from pytest_llem.backends.models import folder_state
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.measurement import accounting
+from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.contention import ContentionWatch, root_of
@@ -155,6 +156,8 @@ class ExperimentOrchestrator:
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config)
             record = engine.describe()
+            axes = self.identity.axes if self.identity else {}
+            adjusted = adjusted_settings(config, axes, record, requests)
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
             metrics = {
@@ -184,6 +187,7 @@ class ExperimentOrchestrator:
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
                 engine=record,
+                adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=harness_cpu_seconds,
                 contention=contention,
@@ -205,6 +209,7 @@ class ExperimentOrchestrator:
                     deterministic=requests.deterministic,
                     contention=contention,
                     failed=requests.not_judged,
+                    adjusted=adjusted,
                 ),
             )
         finally:

@@ -14,6 +14,7 @@ _WORST_FIRST = [
         "energy counter and sampled power disagree",
         "no energy",
         "the engine ran on",
+        "setting ",
         "contended",
         "code was edited",
         "throttled",
