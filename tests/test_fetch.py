@@ -271,6 +271,8 @@ from pathlib import Path
 from pytest_llem.backends.protocol import PreflightError
 
 class Engine:
+    option_names = {"level"}
+
     def __init__(self, config, context):
         self.name, self.options, self.context = config.model, config.engine_section, context
 

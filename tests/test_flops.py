@@ -52,7 +52,7 @@ def both(made: Any, prompts: Any) -> Any:
 
 @pytest.mark.parametrize("tokens", [1, slow(9)])
 def test_flops_of_the_tiny_model_are_torchs(tokens: int) -> None:
-    made = engine(**GREEDY, pytorch=EAGER, max_output_tokens=tokens)
+    made = engine(**GREEDY, n=8, pytorch=EAGER, max_output_tokens=tokens)
     for torchs, ours in both(made, [[5 + n % 200 for n in range(100)]] * 3):
         assert ours == pytest.approx(torchs, rel=0.01)
 
@@ -60,7 +60,13 @@ def test_flops_of_the_tiny_model_are_torchs(tokens: int) -> None:
 @pytest.mark.slow
 def test_flops_of_smollm2_are_torchs(smollm2: Path) -> None:
     """Prompts of 150 tokens: attention is 2 % of their FLOPs."""
-    fields = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "max_output_tokens": 3, **GREEDY, "pytorch": EAGER}
+    fields = {
+        "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "max_output_tokens": 3,
+        **GREEDY,
+        "n": 8,
+        "pytorch": EAGER,
+    }
     made = PyTorchEngine(config(**fields), EngineContext((smollm2,)))
     made.fetch()
     made.load()
@@ -81,7 +87,7 @@ def test_flops_of_smollm2_are_torchs(smollm2: Path) -> None:
 
 def test_padding_and_what_comes_after_an_end_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row by row, without padding, torch counts what we say of the batch."""
-    made = engine(**GREEDY, measurement=NATURAL, pytorch=EAGER)
+    made = engine(**GREEDY, n=8, measurement=NATURAL, pytorch=EAGER)
     forward = made._model.forward
 
     @functools.wraps(forward)  # generate looks at what it takes

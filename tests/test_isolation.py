@@ -220,7 +220,10 @@ def test_garbage_on_the_event_channel_is_ignored(job: MakeJob, run: Run) -> None
 def test_preflight_error_has_no_traceback(job: MakeJob, fork: Run) -> None:
     error = fork(job(sise=3)).error
     assert error is not None
-    assert (error.kind, error.message) == ("preflight", "noop: unknown option 'sise'")
+    assert (error.kind, error.message) == (
+        "preflight",
+        "noop.sise: the engine reads no such option (did you mean 'size'?)",
+    )
     assert error.traceback is None
 
 

@@ -60,7 +60,7 @@ def test_fixed_length_gives_every_sequence_its_full_length(tiny: PyTorchEngine) 
 
 
 def test_a_sequence_ends_with_its_own_end_token(tiny: PyTorchEngine) -> None:
-    natural = engine(measurement={"length_mode": "natural", "min_window_seconds": 0}, pytorch={"batch_size": 4})
+    natural = engine(n=4, measurement=NATURAL, pytorch={"batch_size": 4})
     end = natural.describe().settings["generation"]["eos_token_id"]
     (batch,) = natural.prepare([[5, 6], [7], [8], [9]])
     new = [[11, end, 0, 0], [end, 0, 0, 0], [11, 12, 13, 14], [11, 12, 13, end]]

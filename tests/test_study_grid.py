@@ -68,31 +68,31 @@ class TestSweep:
               pytorch.batch_size: [1, 8]
               precision: [bf16, fp32]
               pytorch.use_cache: [true, false]
-              n: [5, 6]
+              n: [8, 16]
             """,
         )
         expected = [
             {"precision": precision, "n": n, "pytorch.batch_size": size, "pytorch.use_cache": cache}
             for precision in ("bf16", "fp32")
-            for n in (5, 6)
+            for n in (8, 16)
             for size in (1, 8)
             for cache in (True, False)
         ]
         assert [point.axes for point in study.points] == expected
         assert [list(point.axes) for point in study.points] == [list(axes) for axes in expected]
-        assert ids(study)[1] == "precision=bf16-n=5-batch_size=1-use_cache=false"
+        assert ids(study)[1] == "precision=bf16-n=8-batch_size=1-use_cache=false"
 
     def test_points_hold_their_axis_values_and_the_shared_fields(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
             model: m
-            n: 7
+            n: 9
             pytorch: {attn_implementation: eager, batch_size: 3}
             sweep: {pytorch.batch_size: [1, 8]}
             """,
         )
-        assert [point.config.n for point in study.points] == [7, 7]
+        assert [point.config.n for point in study.points] == [9, 9]
         assert [pytorch(point).model_dump()["batch_size"] for point in study.points] == [1, 8]
         assert {pytorch(point).attn_implementation for point in study.points} == {"eager"}
 

@@ -96,10 +96,12 @@ class Engine(Protocol):
     ``package.module:Class``, and made as ``Engine(config, context)`` in the experiment's own process, where
     alone it may import what it needs.
 
-    ``config.engine_section`` is what the study says to it; unknown options are its to refuse. It honours
-    ``config.precision``, ``config.decoder``, ``config.prompt_format``, ``config.workload.output_len`` and
-    ``measurement.length_mode`` (``fixed``: exactly that many tokens, whatever the model would end with). What it
-    does not support, such as ``config.lora`` or an argument of ``config.passthrough_kwargs``, it refuses.
+    ``config.engine_section`` holds its options: those that its class lists in ``option_names``, a collection of
+    names. Others are refused before it is made; a class that lists none reads none. ``config.passthrough_kwargs``
+    is refused likewise, unless ``reads_passthrough_kwargs`` is true. It honours ``config.precision``,
+    ``config.decoder``, ``config.prompt_format``, ``config.workload.output_len`` and ``measurement.length_mode``
+    (``fixed``: exactly that many tokens, whatever the model would end with). What it does not support of these, or
+    among its arguments, it refuses.
 
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
+from pytest_llem.backends.adjusted import adjusted_settings
+from pytest_llem.backends.engine_options import with_pytorch_options
 from pytest_llem.backends.models import ModelSource, damaged_model, fingerprint, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.backends.protocol import (
@@ -90,13 +93,21 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # untyped there
 
 
 class PyTorchEngine:
-    """The engine ``pytorch``: one model, batches of ``pytorch.batch_size`` prompts."""
+    """The engine ``pytorch``: one model, batches of ``batch_size`` prompts.
+
+    A subclass takes the same options under its own section; it adds the names of its own to ``option_names``.
+    """
+
+    option_names: Collection[str] = frozenset(PyTorchConfig.model_fields)
+    reads_passthrough_kwargs = True
 
     @classmethod
     def preload(cls, config: ExperimentConfig, context: EngineContext) -> None:
-        loading.preload_classes(config, context)
+        with suppress(PreflightError):  # reported when the experiment runs
+            loading.preload_classes(with_pytorch_options(config), context)
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        config = with_pytorch_options(config)
         if missing := unmet(config):
             raise PreflightError("; ".join(missing))
         self._config = config
@@ -192,6 +203,7 @@ class PyTorchEngine:
                 "generation": generation.as_data(self._generation),
                 **({"tokenizer": "none"} if self._tokenizer is None else {}),
             },
+            adjusted=adjusted_settings(model, self._config, source),
             model_source=source.kind,
             model_revision=hub_revision(source, options.revision),
             model_fingerprint=fingerprint(source, options.revision),
@@ -230,7 +242,7 @@ class PyTorchEngine:
         return int(batch.input_ids.numel())
 
     def seed(self, seed: int) -> None:
-        set_seed(seed % 2**32)  # NumPy takes no more
+        set_seed((seed ^ seed >> 32) % 2**32)  # NumPy takes no more, and torch on a CPU looks at no more
 
     def generate(self, batch: Batch) -> Generated:
         return self._run(batch, self._generation)

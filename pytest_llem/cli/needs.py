@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_llem import registry
+from pytest_llem.backends.engine_options import check_options
 from pytest_llem.backends.models import cached_snapshot, resolve_model
 from pytest_llem.backends.protocol import EngineContext, PreflightError
 from pytest_llem.backends.refusals import one_line
@@ -147,6 +148,7 @@ def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineCo
     except (LookupError, ImportError) as error:
         raise PreflightError(f"engine {name!r} cannot be used: {one_line(error)}") from error
     for config in configs:
+        check_options(engine, config)
         engine(config, context).fetch()
     return "fetched"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +33,7 @@ def token_record(workload: Workload, requests: Requests, positions: int) -> Toke
         dataset_revision=workload.revision,
         requests=requests.total,
         failed_requests=requests.failed,
+        batches=dict(sorted(Counter(requests.sizes).items())),
     )
 
 

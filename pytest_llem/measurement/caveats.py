@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
@@ -10,7 +10,7 @@ from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
-from pytest_llem.results.experiment import BaselineRecord, EngineRecord, WarmupRecord
+from pytest_llem.results.experiment import AdjustedSetting, BaselineRecord, EngineRecord, WarmupRecord
 from pytest_llem.results.facts import FEWEST_TICKS
 from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.quality_warnings import QualityWarning
@@ -40,6 +40,7 @@ def find_warnings(
     contention: Contention | None = None,
     baseline: BaselineRecord | None = None,
     failed: str | None = None,
+    adjusted: Sequence[AdjustedSetting] = (),
 ) -> list[QualityWarning]:
     """Return what a reader of the figures has to know, the worst first.
 
@@ -57,6 +58,7 @@ def find_warnings(
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
         contention: What else used the devices.
         baseline: Idle power before and after the window, if it was measured.
+        adjusted: Settings that did not run as they were given.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -68,6 +70,8 @@ def find_warnings(
 
     if failed is not None:
         warn("requests_failed", f"{failed}; no gate judges what was measured over them")
+    for one in adjusted:
+        warn("setting_adjusted", str(one))
     if total.energy_j is None and reason != SWITCHED_OFF:
         warn("no_energy", f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

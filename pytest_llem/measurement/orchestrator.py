@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem import registry
+from pytest_llem.backends.engine_options import check_options
 from pytest_llem.backends.models import folder_state
 from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.measurement import accounting
+from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
@@ -163,6 +165,8 @@ class ExperimentOrchestrator:
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config, window.seconds)
             record = engine.describe()
+            axes = self.identity.axes if self.identity else {}
+            adjusted = adjusted_settings(config, axes, record, requests)
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
             metrics = {
@@ -192,6 +196,7 @@ class ExperimentOrchestrator:
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
                 engine=record,
+                adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),
                 harness_cpu_seconds=harness_cpu_seconds,
                 contention=contention,
@@ -214,6 +219,7 @@ class ExperimentOrchestrator:
                     contention=contention,
                     baseline=baseline,
                     failed=requests.not_judged,
+                    adjusted=adjusted,
                 ),
             )
         finally:
@@ -239,6 +245,7 @@ class ExperimentOrchestrator:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         if (missing := missing_parts(make)) is not None:
             raise PreflightError(f"engine {name!r} cannot be used: {missing}")
+        check_options(make, self.config)
         if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
             reason = f"engine {name!r} cannot stop after the first token (it lacks generate_first)"
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")

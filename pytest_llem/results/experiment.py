@@ -10,6 +10,7 @@ from pytest_llem.results.contention import Contention
 from pytest_llem.results.document import Document, Record
 from pytest_llem.results.metrics import Metric
 from pytest_llem.results.quality_warnings import QualityWarning
+from pytest_llem.study.problems import shown
 
 GapReason = Literal["fixed", "target", "timeout", "skipped"]
 
@@ -32,6 +33,26 @@ class Identity(Record):
     cycle: int = 1
 
 
+class AdjustedSetting(Record):
+    """A setting that did not run as it was given.
+
+    Attributes:
+        setting: Its dotted name in the study.
+        given: The value in the study.
+        effective: What ran; null where the setting has no effect.
+        reason: Why.
+    """
+
+    setting: str
+    given: Any
+    effective: Any = None
+    reason: str
+
+    def __str__(self) -> str:
+        ran = "has no effect" if self.effective is None else f"ran as {shown(self.effective)}"
+        return f"setting {self.setting} {shown(self.given)} {ran}: {self.reason}"
+
+
 class EngineRecord(Record):
     """What ran.
 
@@ -41,6 +62,7 @@ class EngineRecord(Record):
         device: ``cpu`` or ``cuda``.
         device_names: Of each device.
         settings: The engine's effective settings, as it reports them after loading.
+        adjusted: Those that differ from what the study gives, as far as the engine knows.
         model_source: ``builtin``, ``local``, ``model_path`` or ``hub``.
         model_revision: Commit on the hub, where known.
         model_fingerprint: SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its
@@ -53,6 +75,7 @@ class EngineRecord(Record):
     device: str
     device_names: list[str] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
+    adjusted: list[AdjustedSetting] = Field(default_factory=list)
     model_source: str | None = None
     model_revision: str | None = None
     model_fingerprint: str | None = None
@@ -75,6 +98,8 @@ class TokenRecord(Record):
         dataset_revision: Commit of the hub's dataset that they are from, null where they are from none.
         requests: Of the window, over all passes; null in results before schema 1.4.
         failed_requests: Of these, those that failed or returned no token.
+        batches: Batches of a pass as they ran: how many, by the number of their prompts. Null in results before
+            schema 1.4.
     """
 
     prompts: int
@@ -88,6 +113,7 @@ class TokenRecord(Record):
     dataset_revision: str | None = None
     requests: int | None = None
     failed_requests: int | None = None
+    batches: dict[int, int] | None = None
 
 
 class WarmupRecord(Record):
@@ -315,8 +341,8 @@ class ExperimentResult(Document):
     null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
     one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
     was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the
-    engine: the meters' own processes, the guardian and the pytest process. ``contention`` and ``inputs`` are null
-    in results before schema 1.4.
+    engine: the meters' own processes, the guardian and the pytest process. ``adjusted`` are the settings that did
+    not run as they were given. ``contention`` and ``inputs`` are null in results before schema 1.4.
     """
 
     pytest_llem_version: str
@@ -333,6 +359,7 @@ class ExperimentResult(Document):
     start: StartRecord | None = None
     tokens: TokenRecord
     engine: EngineRecord
+    adjusted: list[AdjustedSetting] = Field(default_factory=list)
     environment: dict[str, Any] = Field(default_factory=dict)
     harness_cpu_seconds: float | None = None
     inputs: InputsRecord | None = None

@@ -19,6 +19,7 @@ SEVERITIES: dict[str, Severity] = {
     "counter_disagrees": "error",
     "no_energy": "error",
     "engine_not_covered": "error",
+    "setting_adjusted": "warning",
     "contended": "warning",
     "code_edited": "warning",
     "throttled": "warning",

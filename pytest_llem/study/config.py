@@ -251,6 +251,8 @@ class ExperimentConfig(Section):
             raise ValueError(f"section {name!r} does not belong to backend {self.backend!r}")
         if self.prompt_format == "chat" and not self.has_texts:
             raise ValueError("prompt_format 'chat' needs a dataset of texts, and synthetic prompts are token ids")
+        if self.pytorch is not None:
+            self.pytorch.check_batch_size(self.n)
         shortest = self.decoder.min_new_tokens
         if shortest is not None and shortest > self.max_output_tokens:
             raise ValueError(

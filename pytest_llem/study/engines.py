@@ -81,6 +81,20 @@ class PyTorchConfig(NullableSection):
     deterministic: bool = True
     num_processes: int = Field(1, ge=1)
 
+    def check_batch_size(self, n: int) -> None:
+        """See that a batch can be as large as ``batch_size``.
+
+        Args:
+            n: Prompts in a pass.
+
+        Raises:
+            ValueError: A pass has fewer prompts.
+        """
+        if self.batch_size > n:
+            raise ValueError(
+                f"batch_size {self.batch_size} is more than n {n}: no batch would hold so many prompts"
+            )
+
     @model_validator(mode="after")
     def _goes_together(self) -> PyTorchConfig:
         if self.cache_implementation and not self.use_cache:

@@ -22,10 +22,11 @@ from pytest_llem.study.config import (
 )
 from pytest_llem.study.dataset import DATASET_FIELDS, DatasetConfig
 from pytest_llem.study.document import IN_QUOTES, Document, KeyPath, dotted
-from pytest_llem.study.effects import without_effect
+from pytest_llem.study.effects import in_effect, smaller_batches, without_effect
 from pytest_llem.study.engines import DEFAULT_BACKEND, LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.grid import STUDY_KEYS, Draft, Grid
+from pytest_llem.study.identity import ConfigHasher
 from pytest_llem.study.problems import Problem, did_you_mean, shown
 
 REQUIRED = "is required"
@@ -98,6 +99,7 @@ def validate(grid: Grid) -> Checked:
     known = {*ExperimentConfig.model_fields, *grid.backends}
     sections = _Sections()
     told: set[Problem] = set()
+    idle: dict[int, tuple[Draft, str]] = {}
     for draft in grid.drafts():
         wrong_keys = _key_problems(document, draft, grid.backends, known)
         checked.problems += wrong_keys.values()
@@ -121,10 +123,40 @@ def validate(grid: Grid) -> Checked:
         if former := _former_meter(draft):
             message = f"{former!r} means {AUTO!r} here: the best meter there is"
             told.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
-        for location, message in without_effect(config):
+        unused = list(without_effect(config))
+        if reasons := [f"{dotted(at)} {message}" for at, message in unused if dotted(at) in draft.axes]:
+            idle[len(checked.valid) - 1] = (draft, "; ".join(reasons))
+        for location, message in (*unused, *smaller_batches(config)):
             told.add(_placed(document, _origin(draft, location), location, message))
+    _leave_out_repetitions(checked, idle)
     checked.notes += sorted(told, key=lambda note: (note.path, note.line, note.column))
     return checked
+
+
+def _leave_out_repetitions(checked: Checked, idle: Mapping[int, tuple[Draft, str]]) -> None:
+    """Leave out points that are other points of the study but for an axis without effect: under two names the same
+    experiment would be compared with itself.
+
+    Args:
+        checked: Of the study.
+        idle: Points with such an axis, by their place in ``checked.valid``, and why it has no effect.
+    """
+    if not idle:
+        return
+    hasher = ConfigHasher()
+    first: dict[str, Mapping[str, Any]] = {}
+    for place, (_, axes, config) in enumerate(checked.valid):
+        if place not in idle:
+            first.setdefault(hasher.hash(config), axes)
+    repeated: set[int] = set()
+    for place, (draft, reason) in idle.items():
+        _, axes, config = checked.valid[place]
+        same = first.setdefault(hasher.hash(in_effect(config)), axes)
+        if same is not axes:
+            named = ", ".join(f"{axis}={shown(value)}" for axis, value in same.items())
+            checked.excluded.append((draft, f"{reason}; without it the point is {named}"))
+            repeated.add(place)
+    checked.valid = [one for place, one in enumerate(checked.valid) if place not in repeated]
 
 
 def _overridden(document: Document, draft: Draft) -> Iterator[Problem]:

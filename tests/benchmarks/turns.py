@@ -23,16 +23,14 @@ GO, STOP = b".", b"x"
 class InTurns(PyTorchEngine):
     """Times each pass of the measured window, from its seed until the device is drained, when its turn comes.
 
-    Its section is that of ``pytorch``, and ``folder``: where the FIFOs are.
+    Its options are those of ``pytorch``, and ``folder``: where the FIFOs are.
     """
 
+    option_names = (*PyTorchEngine.option_names, "folder")
+
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
-        section = config.engine_section
-        self._folder = Path(section.pop("folder"))
-        plain = {name: value for name, value in config.model_dump().items() if name != NAME}
-        super().__init__(
-            ExperimentConfig.model_validate({**plain, "backend": "pytorch", "pytorch": section}), context
-        )
+        super().__init__(config, context)
+        self._folder = Path(config.engine_section["folder"])
         self._in_window, self._began = False, 0.0
         self._seconds: list[float] = []
         self._cpu_seconds = 0.0

@@ -1,0 +1,57 @@
+"""Settings that did not run as they were given: a result says what ran, beside what its label says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pytest_llem.measurement.requests import Requests
+from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.document import dotted
+from pytest_llem.study.effects import given_value, without_effect
+
+
+def adjusted_settings(
+    config: ExperimentConfig, axes: Mapping[str, Any], engine: EngineRecord, requests: Requests
+) -> list[AdjustedSetting]:
+    """Return the settings of an experiment that did not run as they were given.
+
+    Args:
+        config: The experiment.
+        axes: What tells its point apart: limits that nothing came near to are no adjustment, unless they are axes.
+        engine: What ran, with what the engine itself has adjusted.
+        requests: Of the window.
+    """
+    idle = [
+        AdjustedSetting(
+            setting=dotted(at),
+            given=given_value(config, at),
+            reason=message.removeprefix("has no effect").lstrip(": "),
+        )
+        for at, message in without_effect(config)
+    ]
+    return [*idle, *engine.adjusted, *_batches(config, requests), *_limits(config, axes, requests)]
+
+
+def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedSetting]:
+    """Yield the batch size where no batch was that large, whatever the engine."""
+    given, largest = config.engine_section.get("batch_size"), max(requests.sizes, default=None)
+    if isinstance(given, int) and largest is not None and largest != given:
+        yield AdjustedSetting(
+            setting=f"{config.backend}.batch_size",
+            given=given,
+            effective=largest,
+            reason="the largest batch of a pass holds so many prompts",
+        )
+
+
+def _limits(config: ExperimentConfig, axes: Mapping[str, Any], requests: Requests) -> Iterator[AdjustedSetting]:
+    records = [request for one in requests.passes for request in one]
+    longest = {
+        "max_input_tokens": (max(one.input_tokens for one in records), "no prompt is longer"),
+        "max_output_tokens": (max(len(one.output_ids) for one in records), "every answer ended before"),
+    }
+    for name, (tokens, reason) in longest.items():
+        if name in axes and tokens < (given := getattr(config, name)):
+            yield AdjustedSetting(setting=name, given=given, effective=tokens, reason=reason)

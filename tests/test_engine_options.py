@@ -1,0 +1,114 @@
+"""Options that an engine does not read are refused; a subclass of an engine reads those of its parent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_llem import ExperimentConfig, run_experiment
+from pytest_llem.backends.engine_options import check_options
+from pytest_llem.backends.protocol import EngineContext, PreflightError
+from pytest_llem.backends.pytorch import PyTorchEngine
+from tests.support.tiny import TINY
+
+
+class Plain(PyTorchEngine):
+    """A subclass as users write it."""
+
+
+class WithOptions(PyTorchEngine):
+    """A subclass with an option of its own."""
+
+    option_names = (*PyTorchEngine.option_names, "level")
+
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        super().__init__(config, context)
+        self.level = config.engine_section["level"]
+
+
+class Bare:
+    """An engine that lists no options."""
+
+
+PLAIN = f"{__name__}:Plain"
+WITH_OPTIONS = f"{__name__}:WithOptions"
+
+
+def config(backend: str, section: dict[str, Any], **changes: Any) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({**TINY, "backend": backend, backend: section, **changes})
+
+
+def test_subclass_takes_the_options_of_its_parent_under_its_own_section() -> None:
+    one, three = (run_experiment({**TINY, "backend": PLAIN, PLAIN: {"batch_size": size}}) for size in (1, 3))
+    of_parent = run_experiment({**TINY, "pytorch": {"batch_size": 3}})
+    assert three.tokens.output_digest == of_parent.tokens.output_digest
+    assert one.tokens.output_digest != three.tokens.output_digest  # sampled by the batch
+
+
+def test_every_option_of_the_parent_reaches_the_subclass() -> None:
+    section = {"use_cache": False, "num_beams": 2, "trust_remote_code": True, "deterministic": False}
+    made = Plain(config(PLAIN, section), EngineContext())
+    assert made._options == PyTorchEngine(config("pytorch", section), EngineContext())._options
+    assert made._generation.num_beams == 2
+
+
+def test_subclass_adds_options_of_its_own() -> None:
+    given = config(WITH_OPTIONS, {"level": 3, "batch_size": 2})
+    check_options(WithOptions, given)
+    made = WithOptions(given, EngineContext())
+    assert (made.level, made._options.batch_size) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("backend", "section", "message"),
+    [
+        (
+            PLAIN,
+            {"batchsize": 8},
+            f"{PLAIN}.batchsize: the engine reads no such option (did you mean 'batch_size'?)",
+        ),
+        (
+            PLAIN,
+            {"level": 3, "batchsize": 8},
+            f"{PLAIN}.level: the engine reads no such option (it reads: attn_implementation, ",
+        ),
+        (
+            WITH_OPTIONS,
+            {"lvel": 3},
+            f"{WITH_OPTIONS}.lvel: the engine reads no such option (did you mean 'level'?)",
+        ),
+        (PLAIN, {"batch_size": 0}, f"{PLAIN}.batch_size: Input should be greater than or equal to 1 (got 0)"),
+        (PLAIN, {"batch_size": "8"}, f"{PLAIN}.batch_size: Input should be a valid integer (got '8')"),
+        (
+            PLAIN,
+            {"cache_implementation": "static", "use_cache": False},
+            f"{PLAIN}: cache_implementation 'static' needs use_cache: true",
+        ),
+    ],
+)
+def test_wrong_option_is_refused_with_its_place(backend: str, section: dict[str, Any], message: str) -> None:
+    with pytest.raises(PreflightError) as refused:
+        run_experiment({**TINY, "backend": backend, backend: section})
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+def test_engine_that_lists_no_options_reads_none() -> None:
+    backend = f"{__name__}:Bare"
+    with pytest.raises(PreflightError) as refused:
+        check_options(
+            Bare, config(backend, {"level": 3, "unset": None}, passthrough_kwargs={"guidance_scale": 2.0})
+        )
+    assert str(refused.value) == (
+        f"{backend}.level: the engine reads no such option "
+        "(it reads none: an engine lists the options that it reads in option_names); "
+        f"passthrough_kwargs: engine {backend!r} does not read them: leave them out"
+    )
+    with pytest.raises(PreflightError, match="lora is not supported yet"):
+        check_options(Bare, config(backend, {}, lora={"adapter_id": "a/b"}))
+    check_options(Bare, config(backend, {}))
+
+
+def test_wrong_options_are_no_error_of_importing_ahead() -> None:
+    Plain.preload(config(PLAIN, {"batch_size": 0}), EngineContext())
