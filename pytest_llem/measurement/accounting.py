@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.measurement.prompts import Workload
-from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
@@ -47,6 +48,13 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
         reason=total.reason,
         uncertainty=None if total.uncertainty_j is None else total.uncertainty_j * scale,
     )
+
+
+def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
+    """Return *metrics* with the *reason* why no gate may judge those of the window; unchanged where it is None."""
+    of_window = metrics.keys() - BEFORE_WINDOW if reason is not None else set()
+    update = {"not_judged": reason}
+    return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
 
 def _share(name: str, total: Total, number: float, none: str) -> Metric:
@@ -152,4 +160,6 @@ def window_record(window: Window) -> WindowRecord:
         read_skew_seconds=account.read_skew_seconds,
         pass_seconds_cv=window.cv,
         drift=window.drift,
+        restarts=window.restarts,
+        compiled=window.compiled,
     )

@@ -59,6 +59,9 @@ def find_warnings(
     found = [f"meter {one}" for one in refused if one not in reason]
     if failed is not None:
         found.append(f"{failed}; no gate judges what was measured over them")
+    for one in (window, prefill):
+        if one is not None and one.compiled is not None:
+            found.append(f"{one.compiled}; no gate judges it: let the batches have fewer different lengths")
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

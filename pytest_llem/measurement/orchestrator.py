@@ -14,6 +14,7 @@ from pytest_llem.energy.account import Account, Meters
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.compilation import compilations
 from pytest_llem.measurement.contention import ContentionWatch, root_of
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
@@ -21,6 +22,7 @@ from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.importing import missing_parts
 from pytest_llem.measurement.power_csv import to_csv
+from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.prompts import build_workload, read_texts
@@ -95,6 +97,7 @@ class ExperimentOrchestrator:
         """
         config, started_at = self.config, now()
         texts = read_texts(config, self.directory, lambda: self._tell("fetching the dataset"))
+        compiled_before = compilations()
         engine = self._engine()
         self._tell("fetching the model")
         engine.fetch()
@@ -127,13 +130,27 @@ class ExperimentOrchestrator:
                 batches,
                 config.warmup,
                 lambda run, most: self.on_progress(Progress("warming up", run, most, "runs")),
+                compiled_before=compiled_before,
             )
             min_seconds = config.measurement.min_window_seconds
             self._tell("measuring", min_seconds)
-            engine.reset_peak_memory()
-            watch = ContentionWatch(root_of(self.harness), self.harness)
-            harness = Harness(self.harness)
-            window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed)
+            watch: ContentionWatch
+            harness: Harness
+
+            def before_window() -> None:
+                nonlocal watch, harness
+                engine.reset_peak_memory()
+                watch = ContentionWatch(root_of(self.harness), self.harness)
+                harness = Harness(self.harness)
+
+            window = measure(
+                engine,
+                batches,
+                meters,
+                min_seconds=min_seconds,
+                seed=config.random_seed,
+                before=before_window,
+            )
             harness_cpu_seconds = harness.cpu_seconds(window.account.harness_cpu_seconds)
             contention = watch.end(window.seconds, engine.gpus)
             peak_memory = engine.peak_memory_bytes()
@@ -171,11 +188,15 @@ class ExperimentOrchestrator:
                 "load_energy_j": accounting.energy("load_energy_j", load_energy),
             }
             metrics = with_coverage(metrics, record, engine.gpus)
+            if prefill is not None and prefill.compiled is not None:
+                metrics |= accounting.not_judged(
+                    {name: metrics[name] for name in PREFILL_METRICS}, prefill.compiled
+                )
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics=requests.marked(metrics),
+                metrics=requests.marked(accounting.not_judged(metrics, window.compiled)),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,

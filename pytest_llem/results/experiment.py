@@ -174,6 +174,8 @@ class WindowRecord(Record):
         pass_seconds_cv: Coefficient of variation of the passes' times; null for a single pass.
         drift: Relative change of the mean time of a pass from the window's first half to its second, above 0 where
             it grew; null for fewer than 4 passes.
+        restarts: How often it began anew because something was compiled in it; null in results before schema 1.4.
+        compiled: What was compiled in this one, so that no gate judges it; null where nothing was.
     """
 
     passes: int
@@ -186,6 +188,8 @@ class WindowRecord(Record):
     read_skew_seconds: float | None = None
     pass_seconds_cv: float | None = None
     drift: float | None = None
+    restarts: int | None = None
+    compiled: str | None = None
 
 
 class StartRecord(Record):
