@@ -17,7 +17,6 @@ from pytest_llem.measurement.window import MAX_RESTARTS, measure
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.narrow import not_none
-from tests.support.tiny import config
 
 LENGTHS = {"n": 6, "input_len": {"min": 1, "max": 9}, "seed": 3}
 
@@ -232,6 +231,8 @@ def test_what_a_real_compiler_compiles_is_not_in_the_window(monkeypatch: pytest.
 @pytest.mark.slow
 def test_a_static_cache_and_prompts_of_mixed_lengths_have_no_compilation_in_the_window() -> None:
     pytest.importorskip("torch")
+    from tests.support.tiny import config
+
     study = config(
         dataset={"n": 8, "input_len": {"min": 4, "max": 64}, "output_len": 8, "seed": 1},
         pytorch={

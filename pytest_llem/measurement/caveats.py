@@ -36,6 +36,7 @@ def find_warnings(
     deterministic: bool | None = None,
     contention: Contention | None = None,
     failed: str | None = None,
+    repeats: str | None = None,
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each, the worst first.
 
@@ -52,6 +53,7 @@ def find_warnings(
         failed: That requests failed, if any did.
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
         contention: What else used the devices.
+        repeats: How much faster passes were that repeat the first one's prompts; None where they were not.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -62,6 +64,8 @@ def find_warnings(
     for one in (window, prefill):
         if one is not None and one.compiled is not None:
             found.append(f"{one.compiled}; no gate judges it: let the batches have fewer different lengths")
+    if repeats is not None:
+        found.append(f"{repeats}; no gate judges it: switch its caches of prompts and answers off")
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

@@ -25,7 +25,8 @@ from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.prompts import build_workload, read_texts
+from pytest_llem.measurement.prompts import build_workload, read_texts, warmup_prompts
+from pytest_llem.measurement.repeats import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
@@ -114,11 +115,12 @@ class ExperimentOrchestrator:
                 meters = self._meters(engine)
             self._tell("preparing")
             workload = build_workload(config, engine, texts)
+            warmup_batches = engine.prepare(warmup_prompts(config, engine, workload))
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
             baseline = measure_baseline(
                 engine,
-                batches[0],
+                warmup_batches[0],
                 meters,
                 load_energy,
                 config.baseline,
@@ -127,7 +129,7 @@ class ExperimentOrchestrator:
             )
             warmup = warm_up(
                 engine,
-                batches,
+                warmup_batches,
                 config.warmup,
                 lambda run, most: self.on_progress(Progress("warming up", run, most, "runs")),
                 compiled_before=compiled_before,
@@ -170,6 +172,7 @@ class ExperimentOrchestrator:
             self._tell("accounting")
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config)
+            repeats = repeats_are_faster(window, requests.passes)
             record = engine.describe()
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
@@ -196,7 +199,7 @@ class ExperimentOrchestrator:
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics=requests.marked(accounting.not_judged(metrics, window.compiled)),
+                metrics=requests.marked(accounting.not_judged(metrics, window.compiled or repeats)),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
@@ -225,6 +228,7 @@ class ExperimentOrchestrator:
                     deterministic=requests.deterministic,
                     contention=contention,
                     failed=requests.not_judged,
+                    repeats=repeats,
                 ),
             )
         finally:

@@ -116,9 +116,9 @@ def _measure_once(
     calls: list[float] = []
 
     def timed(batch: Any) -> Any:
-        called = time.monotonic()
+        called = time.perf_counter()
         generated = generate(batch)
-        calls.append(time.monotonic() - called)
+        calls.append(time.perf_counter() - called)
         return generated
 
     compiled_before = compilations()
@@ -149,12 +149,12 @@ def _compiled(graphs: int, call_seconds: Sequence[Sequence[float]]) -> str | Non
     if graphs:
         return f"torch.compile compiled {graphs} graph{'s' * (graphs > 1)} in the window"
     first, *later = call_seconds
-    for place, seconds in enumerate(first):
-        others = [one[place] for one in later]
-        if first_run_stands_out(seconds, others):
-            typical = statistics.median(others)
-            return (
-                f"batch {place + 1} of {len(first)} took {seconds:.3g} s in the window's first pass and "
-                f"{typical:.3g} s later, as where something is compiled"
-            )
-    return None
+    later_runs = [[one[place] for one in later] for place in range(len(first))]
+    stalls = [place for place, runs in enumerate(later_runs) if first_run_stands_out(first[place], runs)]
+    if not stalls or 2 * len(stalls) > len(first):  # of most batches it is no compilation: their lengths have run
+        return None
+    place = stalls[0]
+    return (
+        f"batch {place + 1} of {len(first)} took {first[place]:.3g} s in the window's first pass and "
+        f"{statistics.median(later_runs[place]):.3g} s later, as where something is compiled"
+    )
