@@ -229,7 +229,7 @@ class Engine:
 
 def measured(monkeypatch: pytest.MonkeyPatch, durations: Any, min_seconds: Any) -> Any:
     now = [100.0]
-    monkeypatch.setattr(windows, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(windows, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
     engine: Any = Engine(now, durations)
     return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
 

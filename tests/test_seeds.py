@@ -46,7 +46,9 @@ def tokens(experiments: dict[str, dict[str, Any]]) -> dict[str, tuple[bool | Non
     for name, fields in experiments.items():
         with pytest.MonkeyPatch.context() as patch:
             # The window's clock goes on by a second each time it is read: two passes fill it.
-            patch.setattr(window, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+            patch.setattr(
+                window, "time", SimpleNamespace(monotonic=itertools.count().__next__, perf_counter=lambda: 0.0)
+            )
             result = run_experiment(fields)
         assert result.window.passes > 1, name
         found[name] = result.tokens.deterministic, result.tokens.output_digest
@@ -126,7 +128,7 @@ def test_passes_are_compared_token_by_token(passes: list[Any], deterministic: bo
 
 def test_passes_that_differ_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "outputs differ between passes: this device's kernels are not deterministic"
-    clock = SimpleNamespace(monotonic=itertools.count().__next__)
+    clock = SimpleNamespace(monotonic=itertools.count().__next__, perf_counter=lambda: 0.0)
     monkeypatch.setattr(window, "time", clock)  # two passes fill it
     fields = {**SEVERAL, "measurement": {"min_window_seconds": 2}}
     assert said not in texts(run_experiment(fields).warnings)

@@ -152,7 +152,11 @@ class Engine(Protocol):
         """Return the token ids a synthetic prompt may hold: no special ones."""
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> Sequence[Any]:
-        """Return the batches of a pass, ready on the device."""
+        """Return the batches of a pass, ready on the device.
+
+        Called twice: with prompts for the warm-up, of the same lengths, and with those of the window. An engine
+        that answers a prompt faster when it comes again is not judged by any gate.
+        """
 
     def positions(self, batch: Any) -> int:
         """Return the input positions of *batch*, padding included."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.measurement.prompts import Workload
-from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
@@ -50,6 +51,13 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
         reason=total.reason,
         uncertainty=None if total.uncertainty_j is None else total.uncertainty_j * scale,
     )
+
+
+def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
+    """Return *metrics* with the *reason* why no gate may judge those of the window; unchanged where it is None."""
+    of_window = metrics.keys() - BEFORE_WINDOW if reason is not None else set()
+    update = {"not_judged": reason}
+    return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
 
 def _share(name: str, total: Total, number: float, none: str) -> Metric:
@@ -157,6 +165,8 @@ def window_record(window: Window) -> WindowRecord:
         drift=window.drift,
         began_at=_utc(window.began_at),
         ended_at=_utc(window.began_at + window.seconds),
+        restarts=window.restarts,
+        compiled=window.compiled,
     )
 
 

@@ -40,6 +40,7 @@ def find_warnings(
     contention: Contention | None = None,
     baseline: BaselineRecord | None = None,
     failed: str | None = None,
+    repeats: str | None = None,
     adjusted: Sequence[AdjustedSetting] = (),
 ) -> list[QualityWarning]:
     """Return what a reader of the figures has to know, the worst first.
@@ -59,6 +60,7 @@ def find_warnings(
         contention: What else used the devices.
         baseline: Idle power before and after the window, if it was measured.
         adjusted: Settings that did not run as they were given.
+        repeats: How much faster passes were that repeat the first one's prompts; None where they were not.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -70,8 +72,13 @@ def find_warnings(
 
     if failed is not None:
         warn("requests_failed", f"{failed}; no gate judges what was measured over them")
-    for one in adjusted:
-        warn("setting_adjusted", str(one))
+    for setting in adjusted:
+        warn("setting_adjusted", str(setting))
+    for one in (window, prefill):
+        if one is not None and one.compiled is not None:
+            warn("compiled", f"{one.compiled}; no gate judges it: let the batches have fewer different lengths")
+    if repeats is not None:
+        warn("repeats_faster", f"{repeats}; no gate judges it: switch its caches of prompts and answers off")
     if total.energy_j is None and reason != SWITCHED_OFF:
         warn("no_energy", f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

@@ -16,6 +16,7 @@ from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.compilation import compilations
 from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
@@ -23,9 +24,11 @@ from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.importing import missing_parts
 from pytest_llem.measurement.power_csv import to_csv
+from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.prompts import Texts, build_workload, read_texts
+from pytest_llem.measurement.prompts import Texts, build_workload, read_texts, warmup_prompts
+from pytest_llem.measurement.repeats import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
@@ -108,6 +111,7 @@ class ExperimentOrchestrator:
     def _measure(self, engine: Engine, texts: Texts | None, started_at: str) -> Measured:
         """Load *engine*, whose model is on this machine, and measure."""
         config, meters = self.config, self._meters(engine)
+        compiled_before = compilations()
         try:
             self._tell("loading")
             metered = set(engine.gpus)
@@ -120,11 +124,12 @@ class ExperimentOrchestrator:
                 meters = self._meters(engine)
             self._tell("preparing")
             workload = build_workload(config, engine, texts)
+            warmup_batches = engine.prepare(warmup_prompts(config, engine, workload))
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
             baseline = measure_baseline(
                 engine,
-                batches[0],
+                warmup_batches[0],
                 meters,
                 load_energy,
                 config.baseline,
@@ -133,18 +138,24 @@ class ExperimentOrchestrator:
             )
             warmup = warm_up(
                 engine,
-                batches,
+                warmup_batches,
                 config.warmup,
                 lambda run, most: self.on_progress(Progress("warming up", run, most, "runs")),
+                compiled_before=compiled_before,
             )
             min_seconds = config.measurement.min_window_seconds
             self._tell("measuring", min_seconds)
-            engine.reset_peak_memory()
-            watch = ContentionWatch(root_of(self.harness), self.harness)
-            harness = Harness(self.harness)
-            window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed)
-            harness_cpu_seconds = harness.cpu_seconds(window.account.harness_cpu_seconds)
-            contention = watch.end(window.seconds, engine.gpus)
+            beside = _Beside(engine, self.harness)
+            window = measure(
+                engine,
+                batches,
+                meters,
+                min_seconds=min_seconds,
+                seed=config.random_seed,
+                before=beside.begin,
+            )
+            harness_cpu_seconds = beside.harness.cpu_seconds(window.account.harness_cpu_seconds)
+            contention = beside.contention.end(window.seconds, engine.gpus)
             peak_memory = engine.peak_memory_bytes()
             prefill = None
             if config.measurement.prefill_split:
@@ -164,6 +175,7 @@ class ExperimentOrchestrator:
             self._tell("accounting")
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config, window.seconds)
+            repeats = repeats_are_faster(window, requests.passes)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests)
@@ -184,11 +196,15 @@ class ExperimentOrchestrator:
                 "load_energy_j": accounting.energy("load_energy_j", load_energy),
             }
             metrics = with_coverage(metrics, record, engine.gpus)
+            if prefill is not None and prefill.compiled is not None:
+                metrics |= accounting.not_judged(
+                    {name: metrics[name] for name in PREFILL_METRICS}, prefill.compiled
+                )
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics=requests.marked(metrics),
+                metrics=requests.marked(accounting.not_judged(metrics, window.compiled or repeats)),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
@@ -220,6 +236,7 @@ class ExperimentOrchestrator:
                     baseline=baseline,
                     failed=requests.not_judged,
                     adjusted=adjusted,
+                    repeats=repeats,
                 ),
             )
         finally:
@@ -254,6 +271,25 @@ class ExperimentOrchestrator:
         except ImportError as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         return engine
+
+
+class _Beside:
+    """What is looked at beside a window.
+
+    Attributes:
+        contention: What else uses the devices.
+        harness: The processor time of measuring.
+    """
+
+    def __init__(self, engine: Engine, harness: Sequence[int]) -> None:
+        self._engine, self._pids = engine, harness
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to look, as a window begins, or begins anew."""
+        self._engine.reset_peak_memory()
+        self.contention = ContentionWatch(root_of(self._pids), self._pids)
+        self.harness = Harness(self._pids)
 
 
 def _lone_identity(config: ExperimentConfig) -> Identity:

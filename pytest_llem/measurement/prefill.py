@@ -23,7 +23,7 @@ def measure_prefill(
     """Measure passes over the same batches, seeded alike, in which each prompt gets one new token.
 
     To be called right after the window, while the machine is as warm. The first batch runs once more before, in
-    case that stopping there takes anything to be compiled.
+    case that stopping there takes anything to be compiled; what else is compiled has the window begin anew.
 
     Raises:
         ValueError: The engine gives another number of tokens, or a request fails.

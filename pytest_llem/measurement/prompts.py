@@ -136,6 +136,15 @@ def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None
     return Workload(cut, prompts_digest(texts.prompts), truncated, texts.revision)
 
 
+def warmup_prompts(config: ExperimentConfig, engine: Engine, workload: Workload) -> list[list[int]]:
+    """Return prompts as long as those of a pass, of other tokens: a prompt that comes again may be answered from a
+    cache. They hold token ids of the vocabulary, or those of the pass's own texts in any order.
+    """
+    ids = list(chain.from_iterable(workload.prompts)) if config.has_texts else engine.vocabulary()
+    rng = random.Random(f"warm-up {config.random_seed}")
+    return [rng.choices(ids, k=len(prompt)) for prompt in workload.prompts]
+
+
 def prompts_digest(prompts: Iterable[str | Sequence[int]]) -> str:
     """Return the SHA-256 over *prompts*, texts or token ids: a line of ASCII JSON for each, in their order."""
     digest = hashlib.sha256()

@@ -8,17 +8,31 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine
+from pytest_llem.measurement.compilation import compilations, first_run_stands_out
 from pytest_llem.results.experiment import WarmupRecord
 from pytest_llem.study.config import WarmupConfig
 
+#: How often at most all shapes are run, as long as something is still compiled: code for one shape is compiled
+#: once more, for any shape, when a second one comes, and a CUDA graph is recorded in a shape's second run.
+MAX_ROUNDS = 4
+
 
 def warm_up(
-    engine: Engine, batches: Sequence[Any], config: WarmupConfig, on_run: Callable[[int, int | None], None]
+    engine: Engine,
+    batches: Sequence[Any],
+    config: WarmupConfig,
+    on_run: Callable[[int, int | None], None],
+    *,
+    compiled_before: int | None = None,
 ) -> WarmupRecord | None:
     """Run the longest and the median batch ``n_warmup`` times each, then the median one until latencies settle.
 
     They have settled when the last ``window_size`` of them have a coefficient of variation below
     ``cv_threshold``. The load stays on to the end: an idle pause would throw the warm state away.
+
+    Where the engine compiles, a batch of every length runs as well, again and again until nothing is compiled any
+    more. It does where ``torch.compile`` has compiled something, or where the first run of the median batch, which
+    comes after the longest one, stands out of its later runs.
 
     Args:
         engine: Loaded.
@@ -26,12 +40,16 @@ def warm_up(
         config: When it is enough.
         on_run: Called before each run with its number, from 1, and with how many there may be; None once they only
             fill ``thermal_floor_seconds``.
+        compiled_before: What :func:`~pytest_llem.measurement.compilation.compilations` returned before there was
+            an engine; None for what it returns now.
 
     Returns:
         What was done, or None where it is switched off.
     """
     if not config.enabled:
         return None
+    if compiled_before is None:
+        compiled_before = compilations()
     by_length = sorted(batches, key=engine.positions)
     longest, median = by_length[-1], by_length[len(by_length) // 2]
     began = time.perf_counter()
@@ -53,10 +71,20 @@ def warm_up(
         run(longest)
         latencies.append(run(median))
 
+    if compilations() > compiled_before or first_run_stands_out(latencies[0], latencies[1:]):
+        shapes = list({engine.positions(batch): batch for batch in by_length}.values())
+        for _ in range(MAX_ROUNDS):
+            compiled = compilations()
+            most += len(shapes)
+            for batch in reversed(shapes):  # the longest first: what is allocated for it holds the others
+                run(batch)
+            if compilations() == compiled:
+                break
+
     converged: bool | None = None
     if config.convergence_detection:
         converged = _settled(latencies, config)
-        while not converged and runs < config.max_prompts:
+        while not converged and runs < most:
             latencies.append(run(median))
             converged = _settled(latencies, config)
     while time.perf_counter() - began < config.thermal_floor_seconds:

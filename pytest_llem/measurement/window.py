@@ -5,12 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine
 from pytest_llem.energy.account import Account, Meters
+from pytest_llem.measurement.compilation import compilations, first_run_stands_out
+
+#: How often at most a window begins anew because something was compiled in it.
+MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class Window:
         pass_seconds: Of each pass, from sync to sync.
         began: When, on the monotonic clock, in s.
         began_at: When, on the system's clock, in s since 1970.
+        call_seconds: For each pass, how long ``generate`` took to return for each batch.
+        compiled: What was compiled in it, so that it is no steady state; null where nothing was.
+        restarts: How many windows before it were thrown away because something was compiled in them.
     """
 
     passes: list[list[Any]]
@@ -32,6 +39,9 @@ class Window:
     pass_seconds: Sequence[float] = ()
     began: float = 0.0
     began_at: float = 0.0
+    call_seconds: Sequence[Sequence[float]] = ()
+    compiled: str | None = None
+    restarts: int = 0
 
     @property
     def cv(self) -> float | None:
@@ -59,10 +69,13 @@ def measure(
     min_seconds: float,
     seed: int,
     generate: Callable[[Any], Any] | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> Window:
     """Run whole passes over *batches* until *min_seconds* are full; one at least.
 
     The device is drained before both edges. Every pass is seeded alike, so that it generates the same tokens.
+    A window in which something was compiled is thrown away and begins anew, ``MAX_RESTARTS`` times at most: the
+    last one is returned even so, and says what was compiled.
 
     Args:
         engine: Loaded, and warm.
@@ -71,20 +84,79 @@ def measure(
         min_seconds: Of the window.
         seed: Of every pass.
         generate: What is done with each batch; the engine's ``generate`` where it is not given.
+        before: Called before the window begins, each time that it does.
     """
-    generate = generate or engine.generate
+    for restarts in range(MAX_RESTARTS + 1):
+        before()
+        window = _measure_once(
+            engine,
+            batches,
+            meters,
+            min_seconds=min_seconds,
+            seed=seed,
+            generate=generate or engine.generate,
+            is_last=restarts == MAX_RESTARTS,
+        )
+        if window.compiled is None:
+            break
+    return replace(window, restarts=restarts)
+
+
+def _measure_once(
+    engine: Engine,
+    batches: Sequence[Any],
+    meters: Meters,
+    *,
+    min_seconds: float,
+    seed: int,
+    generate: Callable[[Any], Any],
+    is_last: bool,
+) -> Window:
+    """Measure one window. It ends early where something is compiled in it, unless it is the last one."""
     passes: list[list[Any]] = []
     ends: list[float] = []
+    calls: list[float] = []
+
+    def timed(batch: Any) -> Any:
+        called = time.perf_counter()
+        generated = generate(batch)
+        calls.append(time.perf_counter() - called)
+        return generated
+
+    compiled_before = compilations()
     engine.synchronize()
     meters.begin()
     began, began_at = time.monotonic(), time.time()
     while True:
         engine.seed(seed)
-        passes.append([generate(batch) for batch in batches])
+        passes.append([timed(batch) for batch in batches])
         engine.synchronize()
         ends.append(time.monotonic() - began)
-        if ends[-1] >= min_seconds:
+        if ends[-1] >= min_seconds or (not is_last and compilations() > compiled_before):
             break
     account = meters.end()
     times = [end - start for start, end in pairwise([0.0, *ends])]
-    return Window(passes, ends[-1], account, times, began, began_at)
+    call_seconds = [calls[start : start + len(batches)] for start in range(0, len(calls), len(batches))]
+    compiled = _compiled(compilations() - compiled_before, call_seconds)
+    return Window(passes, ends[-1], account, times, began, began_at, call_seconds, compiled)
+
+
+def _compiled(graphs: int, call_seconds: Sequence[Sequence[float]]) -> str | None:
+    """Return what was compiled in a window, in words; None where nothing was, as far as is known.
+
+    Args:
+        graphs: How many graphs ``torch.compile`` has compiled in it.
+        call_seconds: For each pass, how long each batch took.
+    """
+    if graphs:
+        return f"torch.compile compiled {graphs} graph{'s' * (graphs > 1)} in the window"
+    first, *later = call_seconds
+    later_runs = [[one[place] for one in later] for place in range(len(first))]
+    stalls = [place for place, runs in enumerate(later_runs) if first_run_stands_out(first[place], runs)]
+    if not stalls or 2 * len(stalls) > len(first):  # of most batches it is no compilation: their lengths have run
+        return None
+    place = stalls[0]
+    return (
+        f"batch {place + 1} of {len(first)} took {first[place]:.3g} s in the window's first pass and "
+        f"{statistics.median(later_runs[place]):.3g} s later, as where something is compiled"
+    )

@@ -204,6 +204,8 @@ class WindowRecord(Record):
         began_at: When it began, in UTC by the system's clock, as ISO 8601 with microseconds: to join what another
             meter recorded. Null in results before schema 1.4.
         ended_at: ``window_seconds`` after that, whatever became of the system's clock meanwhile.
+        restarts: How often it began anew because something was compiled in it; null in results before schema 1.4.
+        compiled: What was compiled in this one, so that no gate judges it; null where nothing was.
     """
 
     passes: int
@@ -218,6 +220,8 @@ class WindowRecord(Record):
     drift: float | None = None
     began_at: str | None = None
     ended_at: str | None = None
+    restarts: int | None = None
+    compiled: str | None = None
 
 
 class StartRecord(Record):

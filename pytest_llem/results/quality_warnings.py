@@ -17,6 +17,8 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: dict[str, Severity] = {
     "requests_failed": "error",
     "counter_disagrees": "error",
+    "compiled": "error",
+    "repeats_faster": "error",
     "no_energy": "error",
     "engine_not_covered": "error",
     "setting_adjusted": "warning",

@@ -1,0 +1,249 @@
+"""Compiling is part of the warm-up, and a window in which something was compiled is no measurement."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.energy.account import Meters
+from pytest_llem.measurement import compilation, window
+from pytest_llem.measurement.warmup import MAX_ROUNDS, warm_up
+from pytest_llem.measurement.window import MAX_RESTARTS, measure
+from pytest_llem.study.config import WarmupConfig
+from tests.conftest import NOOP_STUDY
+from tests.support.narrow import not_none
+
+LENGTHS = {"n": 6, "input_len": {"min": 1, "max": 9}, "seed": 3}
+
+
+def run(**changes: Any) -> Any:
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    fields |= {"baseline": {"enabled": False}, "warmup": {"n_warmup": 2, "max_prompts": 5}, "dataset": LENGTHS}
+    study = ExperimentConfig.model_validate({**fields, **changes})
+    return ExperimentOrchestrator(study).run().result
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What ``torch.compile`` has compiled, in place of torch's own counter."""
+    made: list[object] = []
+    for module in ("warmup", "window", "orchestrator"):
+        monkeypatch.setattr(f"pytest_llem.measurement.{module}.compilations", lambda: len(made))
+    return made
+
+
+class Compiler:
+    """An engine whose batches are lengths, that compiles for each new one, and has a clock of its own.
+
+    Args:
+        graphs: Gets an entry for each compilation; none is visible where it is None.
+        once: Compile for a length's first run only; otherwise for every run.
+    """
+
+    def __init__(self, graphs: list[object] | None, *, once: bool = True) -> None:
+        self.now = 0.0
+        self.ran: list[int] = []
+        self._graphs, self._once = graphs, once
+
+    def positions(self, batch: int) -> int:
+        return batch
+
+    def seed(self, seed: int) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def generate(self, batch: int) -> int:
+        self.now += 0.01
+        if batch not in self.ran or not self._once:
+            self.now += 5.0
+            if self._graphs is not None:
+                self._graphs.append(batch)
+        self.ran.append(batch)
+        return batch
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def make(graphs: list[object] | None, **given: Any) -> Any:
+        engine = Compiler(graphs, **given)
+        clock = SimpleNamespace(monotonic=lambda: engine.now, perf_counter=lambda: engine.now)
+        for module in ("warmup", "window"):
+            monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock)
+        return engine
+
+    return make
+
+
+def warm(engine: Any, batches: Sequence[int], **changes: Any) -> Any:
+    return not_none(warm_up(engine, batches, WarmupConfig(**{"n_warmup": 2, **changes}), lambda run, most: None))
+
+
+def measured(engine: Any, batches: Sequence[int], min_seconds: float = 0.05) -> window.Window:
+    return measure(engine, batches, Meters(), min_seconds=min_seconds, seed=0)
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_every_length_runs_in_the_warm_up_of_an_engine_that_compiles(
+    visible: bool, compiler: Callable[..., Any], graphs: list[object]
+) -> None:
+    """Whether ``torch.compile`` did it, or what counts nothing, and however few runs are asked for."""
+    lengths = list(range(1, 40))
+    engine = compiler(graphs if visible else None)
+    record = warm(engine, [*lengths, *lengths], max_prompts=20)
+    assert set(engine.ran) == set(lengths)
+    assert record.converged is True
+    one = measured(engine, lengths)
+    assert (one.compiled, one.restarts) == (None, 0)
+    assert one.seconds == pytest.approx(0.39)
+
+
+def test_an_engine_that_compiles_nothing_runs_two_lengths_only(
+    compiler: Callable[..., Any], graphs: list[object]
+) -> None:
+    engine = compiler(None)
+    engine.ran = list(range(40))
+    warm(engine, list(range(1, 40)))
+    assert set(engine.ran[40:]) == {39, 20}
+
+
+def test_lengths_run_again_until_nothing_is_compiled(
+    compiler: Callable[..., Any], graphs: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = compiler(graphs)
+    seen: list[tuple[int, int | None]] = []
+    warm_up(engine, [1, 2, 3], WarmupConfig(n_warmup=2), lambda run, most: seen.append((run, most)))
+    assert engine.ran[4:10] == [3, 2, 1] * 2
+    assert all(most is not None and run <= most for run, most in seen)
+    thrashing = compiler(graphs, once=False)
+    warm(thrashing, [1, 2, 3], convergence_detection=False)
+    assert len(thrashing.ran) == 4 + MAX_ROUNDS * 3
+
+
+def test_a_window_in_which_something_is_compiled_begins_anew(
+    compiler: Callable[..., Any], graphs: list[object]
+) -> None:
+    engine = compiler(graphs)
+    begun: list[float] = []
+    found = measure(engine, [1, 2], Meters(), min_seconds=30.0, seed=0, before=lambda: begun.append(engine.now))
+    assert (found.compiled, found.restarts, len(begun)) == (None, 1, 2)
+    assert begun[1] == pytest.approx(10.02), "the first one ends with the pass in which it is seen"
+    assert found.seconds / len(found.passes) == pytest.approx(0.02)
+
+
+def test_a_first_run_that_stands_out_has_the_window_begin_anew(compiler: Callable[..., Any]) -> None:
+    """Whatever compiles: of three batches one has no code yet, and no counter says so."""
+    engine = compiler(None)
+    engine.ran = [1, 2]
+    found = measured(engine, [1, 2, 3], min_seconds=6.0)
+    assert (found.compiled, found.restarts) == (None, 1)
+    assert found.seconds / len(found.passes) == pytest.approx(0.03)
+
+
+def test_a_window_that_compiles_each_time_says_so(compiler: Callable[..., Any], graphs: list[object]) -> None:
+    found = measured(compiler(graphs, once=False), [1, 2])
+    assert (found.restarts, found.compiled) == (MAX_RESTARTS, "torch.compile compiled 2 graphs in the window")
+
+
+def test_a_short_hiccup_is_no_compilation() -> None:
+    stands_out = compilation.first_run_stands_out
+    assert not stands_out(0.09, [0.001])
+    assert not stands_out(2.9, [1.0, 1.0])
+    assert not stands_out(5.0, [])
+    assert stands_out(3.1, [1.0, 1.0])
+
+
+@pytest.mark.usefixtures("noop_engine")
+def test_no_gate_judges_a_window_that_compiles(graphs: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    import noop_engine
+
+    generate = noop_engine.NoopEngine.generate
+
+    def compiling(self: Any, batch: Any) -> Any:
+        graphs.append(batch)
+        return generate(self, batch)
+
+    monkeypatch.setattr(noop_engine.NoopEngine, "generate", compiling)
+    result = run(measurement={"min_window_seconds": 0, "prefill_split": True})
+    reason = "torch.compile compiled 6 graphs in the window"
+    assert (result.window.compiled, result.window.restarts) == (reason, MAX_RESTARTS)
+    assert f"{reason}; no gate judges it: let the batches have fewer different lengths" in result.warnings
+    assert result.prefill_window.compiled is None
+    judged = {name for name, one in result.metrics.items() if one.not_judged is None}
+    assert judged == {"load_seconds", "load_energy_j", "idle_context_w", "model_memory_mb"}
+    assert result.metrics["seconds"].not_judged == reason
+
+
+@pytest.mark.usefixtures("noop_engine")
+def test_no_gate_judges_prefill_that_compiles(graphs: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    import noop_engine
+
+    monkeypatch.setattr(noop_engine.NoopEngine, "generate_first", lambda self, batch: graphs.append(batch))
+    metrics = run(measurement={"min_window_seconds": 0, "prefill_split": True}).metrics
+    reason = "torch.compile compiled 6 graphs in the window"
+    assert (metrics["prefill_seconds"].not_judged, metrics["decode_seconds"].not_judged) == (reason, reason)
+    assert metrics["seconds"].not_judged is None
+
+
+def test_what_torch_has_compiled_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without importing torch: an engine may do without."""
+    monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
+    assert compilation.compilations() == 0
+    counted = SimpleNamespace(counters={"stats": {"unique_graphs": 3}})
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", counted)
+    assert compilation.compilations() == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("noop_engine")
+def test_what_a_real_compiler_compiles_is_not_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that torch compiles for each length anew, without a warm-up that would run them all."""
+    torch = pytest.importorskip("torch")
+    import noop_engine
+
+    @torch.compile(backend="eager", dynamic=False)  # type: ignore[untyped-decorator]
+    def double(ids: Any) -> Any:
+        return ids * 2
+
+    generate = noop_engine.NoopEngine.generate
+
+    def compiled(self: Any, batch: Any) -> Any:
+        double(torch.zeros(max(map(len, batch))))
+        return generate(self, batch)
+
+    monkeypatch.setattr(noop_engine.NoopEngine, "generate", compiled)
+    lengths = {"n": 4, "input_len": {"min": 2, "max": 9}, "seed": 1}
+    before = compilation.compilations()
+    cold = run(dataset=lengths, warmup={"enabled": False}).window
+    assert compilation.compilations() > before
+    assert (cold.restarts, cold.compiled) == (1, None)
+    torch.compiler.reset()
+    warmed = run(dataset=lengths).window
+    assert (warmed.restarts, warmed.compiled) == (0, None)
+
+
+@pytest.mark.slow
+def test_a_static_cache_and_prompts_of_mixed_lengths_have_no_compilation_in_the_window() -> None:
+    pytest.importorskip("torch")
+    from tests.support.tiny import config
+
+    study = config(
+        dataset={"n": 8, "input_len": {"min": 4, "max": 64}, "output_len": 8, "seed": 1},
+        pytorch={
+            "batch_size": 2,
+            "cache_implementation": "static",
+            "torch_compile": True,
+            "torch_compile_backend": "eager",
+        },
+        warmup={"n_warmup": 2, "max_prompts": 5},
+        energy={"backend": None},
+    )
+    result = ExperimentOrchestrator(study).run().result
+    assert result.window.compiled is None
+    assert not_none(result.metrics["ttft_p99_ms"].value) < 10 * not_none(result.metrics["ttft_p50_ms"].value)

@@ -1,0 +1,116 @@
+"""An engine that answers a prompt faster when it comes again is measured at looking it up: no gate judges that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.energy.account import Meters
+from pytest_llem.measurement.repeats import repeats_are_faster
+from pytest_llem.measurement.window import Window
+from tests.conftest import NOOP_STUDY
+
+pytestmark = pytest.mark.usefixtures("noop_engine")
+
+FRESH, CACHED = 0.04, 0.001
+
+
+def run(directory: Path = Path(), **changes: Any) -> Any:
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    fields |= {"n": 2, "max_input_tokens": 40, "baseline": {"enabled": False}, "energy": {"backend": None}}
+    fields |= {"warmup": {"n_warmup": 2, "max_prompts": 8}, "measurement": {"min_window_seconds": 0.3}}
+    config = ExperimentConfig.model_validate({**fields, **changes})
+    return ExperimentOrchestrator(config, directory=directory).run().result
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], ...]]:
+    """Have the engine keep its answers, and return all that it is asked, in order."""
+    import noop_engine
+
+    calls: list[tuple[tuple[int, ...], ...]] = []
+
+    def generate(self: Any, batch: Any) -> float:
+        key = tuple(map(tuple, batch))
+        time.sleep(CACHED if key in calls else FRESH)
+        calls.append(key)
+        return 1.0
+
+    monkeypatch.setattr(noop_engine.NoopEngine, "generate", generate)
+    return calls
+
+
+@pytest.mark.parametrize("size", [1, 2], ids=["2 batches", "1 batch"])
+def test_no_gate_judges_an_engine_that_keeps_its_answers(
+    size: int, asked: list[tuple[tuple[int, ...], ...]]
+) -> None:
+    result = run(noop={"size": size})
+    (warning,) = [one for one in result.warnings if "cache" in one]
+    assert warning.startswith("a batch took 4")
+    reason = result.metrics["output_tokens_per_second"].not_judged
+    assert warning == f"{reason}; no gate judges it: switch its caches of prompts and answers off"
+    assert result.metrics["load_seconds"].not_judged is None
+    assert result.window.restarts == 0, "a second window would repeat the prompts and show nothing"
+
+
+def test_a_window_of_one_pass_asks_what_was_not_asked_before(asked: list[tuple[tuple[int, ...], ...]]) -> None:
+    """So that its figures are right whatever the engine keeps."""
+    result = run(measurement={"min_window_seconds": 0}, dataset={"n": 3, "input_len": {"min": 9, "max": 30}})
+    assert len(asked) == result.warmup.runs + 3
+    assert not set(asked[-3:]) & set(asked[:-3])
+    assert result.metrics["seconds"].value >= 3 * FRESH
+    assert result.metrics["seconds"].not_judged is None
+
+
+def test_warm_up_prompts_of_texts_are_as_long_and_hold_their_tokens(
+    asked: list[tuple[tuple[int, ...], ...]], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("The quick brown fox\njumps\n")
+    run(tmp_path, dataset="prompts.txt", measurement={"min_window_seconds": 0})
+    texts = [tuple(b"The quick brown fox"), tuple(b"jumps")]
+    *before, first, second = [batch[0] for batch in asked]
+    assert [first, second] == texts
+    assert not set(before) & set(texts)
+    assert {len(prompt) for prompt in before} == {19}, "the longest one and the median one"
+    assert {token for prompt in before for token in prompt} <= {token for text in texts for token in text}
+
+
+def window(*call_seconds: Sequence[float], pass_seconds: Sequence[float] = ()) -> Window:
+    meters = Meters()
+    return Window([[]], 1.0, meters.end(), pass_seconds, call_seconds=call_seconds)
+
+
+def requests(*ttft_s: Sequence[float]) -> list[list[RequestRecord]]:
+    return [[RequestRecord(4, [1], ttft_s=seconds) for seconds in one] for one in ttft_s]
+
+
+def test_a_cache_of_prompts_shows_in_first_tokens_alone() -> None:
+    """Most of a batch's time goes into decoding, which such a cache does not shorten."""
+    calls = window(*[[1.0] * 5] * 3)
+    found = repeats_are_faster(calls, requests([0.09] * 5, [0.03] * 5, [0.03] * 5))
+    assert found == (
+        "a first token took 90 ms in the first pass and 30 ms in later ones, which repeat its prompts: "
+        "the engine may answer them from a cache"
+    )
+    assert repeats_are_faster(calls, requests([0.04] * 5, [0.03] * 5, [0.03] * 5)) is None
+
+
+def test_an_engine_that_returns_at_once_is_known_by_its_passes() -> None:
+    calls = [[1e-5, 1e-5]] * 3
+    found = repeats_are_faster(window(*calls, pass_seconds=[2.0, 0.05, 0.05]), requests(*[[0.0] * 2] * 3))
+    assert found is not None
+    assert found.startswith("a pass took 2000 ms in the first pass and 50 ms")
+
+
+def test_one_run_that_is_held_up_is_no_cache() -> None:
+    no_ttft = requests([0.0], [0.0], [0.0])
+    assert repeats_are_faster(window([0.9, 0.1, 0.1, 0.1, 0.1], *[[0.1] * 5] * 2), no_ttft) is None
+    assert repeats_are_faster(window([0.011], [0.001], [0.001], [0.001], [0.012]), no_ttft) is None
+    assert repeats_are_faster(window([0.25], [0.1], [0.1]), no_ttft) is None
+    assert repeats_are_faster(window([9.0, 9.0]), no_ttft[:1]) is None
