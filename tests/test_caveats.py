@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, StudyWarning, worst
+from tests.support.clock import clock
 from tests.support.warned import texts
 
 CPU = EngineRecord(name="e", device="cpu")
@@ -229,7 +229,7 @@ class Engine:
 
 def measured(monkeypatch: pytest.MonkeyPatch, durations: Any, min_seconds: Any) -> Any:
     now = [100.0]
-    monkeypatch.setattr(windows, "time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0]))
+    monkeypatch.setattr(windows, "time", clock(lambda: now[0]))
     engine: Any = Engine(now, durations)
     return measure(engine, ["batch"], Meters(), min_seconds=min_seconds, seed=0)
 

@@ -16,7 +16,9 @@ from pytest_llem.measurement.warmup import MAX_ROUNDS, warm_up
 from pytest_llem.measurement.window import MAX_RESTARTS, measure
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
+from tests.support.clock import clock
 from tests.support.narrow import not_none
+from tests.support.warned import texts
 
 LENGTHS = {"n": 6, "input_len": {"min": 1, "max": 9}, "seed": 3}
 
@@ -73,9 +75,8 @@ class Compiler:
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def make(graphs: list[object] | None, **given: Any) -> Any:
         engine = Compiler(graphs, **given)
-        clock = SimpleNamespace(monotonic=lambda: engine.now, perf_counter=lambda: engine.now)
         for module in ("warmup", "window"):
-            monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock)
+            monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock(lambda: engine.now))
         return engine
 
     return make
@@ -173,7 +174,7 @@ def test_no_gate_judges_a_window_that_compiles(graphs: list[object], monkeypatch
     result = run(measurement={"min_window_seconds": 0, "prefill_split": True})
     reason = "torch.compile compiled 6 graphs in the window"
     assert (result.window.compiled, result.window.restarts) == (reason, MAX_RESTARTS)
-    assert f"{reason}; no gate judges it: let the batches have fewer different lengths" in result.warnings
+    assert f"{reason}; no gate judges it: let the batches have fewer different lengths" in texts(result.warnings)
     assert result.prefill_window.compiled is None
     judged = {name for name, one in result.metrics.items() if one.not_judged is None}
     assert judged == {"load_seconds", "load_energy_j", "idle_context_w", "model_memory_mb"}

@@ -15,6 +15,7 @@ from pytest_llem.energy.account import Meters
 from pytest_llem.measurement.repeats import repeats_are_faster
 from pytest_llem.measurement.window import Window
 from tests.conftest import NOOP_STUDY
+from tests.support.warned import texts
 
 pytestmark = pytest.mark.usefixtures("noop_engine")
 
@@ -51,7 +52,7 @@ def test_no_gate_judges_an_engine_that_keeps_its_answers(
     size: int, asked: list[tuple[tuple[int, ...], ...]]
 ) -> None:
     result = run(noop={"size": size})
-    (warning,) = [one for one in result.warnings if "cache" in one]
+    (warning,) = [one for one in texts(result.warnings) if "cache" in one]
     assert warning.startswith("a batch took 4")
     reason = result.metrics["output_tokens_per_second"].not_judged
     assert warning == f"{reason}; no gate judges it: switch its caches of prompts and answers off"

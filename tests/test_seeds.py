@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.measurement import window
 from pytest_llem.measurement.requests import Requests
 from tests.conftest import ROOT
+from tests.support.clock import clock
 from tests.support.tiny import TINY, engine, outputs
 from tests.support.warned import texts
 
@@ -46,9 +46,7 @@ def tokens(experiments: dict[str, dict[str, Any]]) -> dict[str, tuple[bool | Non
     for name, fields in experiments.items():
         with pytest.MonkeyPatch.context() as patch:
             # The window's clock goes on by a second each time it is read: two passes fill it.
-            patch.setattr(
-                window, "time", SimpleNamespace(monotonic=itertools.count().__next__, perf_counter=lambda: 0.0)
-            )
+            patch.setattr(window, "time", clock(itertools.count().__next__, lambda: 0.0))
             result = run_experiment(fields)
         assert result.window.passes > 1, name
         found[name] = result.tokens.deterministic, result.tokens.output_digest
@@ -128,8 +126,7 @@ def test_passes_are_compared_token_by_token(passes: list[Any], deterministic: bo
 
 def test_passes_that_differ_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "outputs differ between passes: this device's kernels are not deterministic"
-    clock = SimpleNamespace(monotonic=itertools.count().__next__, perf_counter=lambda: 0.0)
-    monkeypatch.setattr(window, "time", clock)  # two passes fill it
+    monkeypatch.setattr(window, "time", clock(itertools.count().__next__, lambda: 0.0))  # two passes fill it
     fields = {**SEVERAL, "measurement": {"min_window_seconds": 2}}
     assert said not in texts(run_experiment(fields).warnings)
     monkeypatch.setattr(PyTorchEngine, "seed", lambda self, seed: None)  # as good as kernels that differ

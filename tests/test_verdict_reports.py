@@ -34,10 +34,10 @@ class TestLatencies:
     )
     def test_contradictory_latencies_are_refused(self, record: RequestRecord, message: str) -> None:
         config = ExperimentConfig.model_validate({"model": "m", "n": 1, "max_output_tokens": 3})
-        Requests([[RECORD]]).check(config)
-        Requests([[replace(RECORD, itl_s=[])]]).check(config)
+        Requests([[RECORD]]).check(config, 1.0)
+        Requests([[replace(RECORD, itl_s=[])]]).check(config, 1.0)
         with pytest.raises(ValueError, match=message):
-            Requests([[record]]).check(config)
+            Requests([[record]]).check(config, 1.0)
 
     @pytest.mark.parametrize(
         ("kind", "record", "reason"),

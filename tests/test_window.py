@@ -15,6 +15,7 @@ from pytest_llem.measurement import window as windows
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import measure
 from pytest_llem.study.config import WarmupConfig
+from tests.support.clock import clock
 from tests.support.narrow import not_none
 
 #: What the device draws while it works, and while it waits, in W.
@@ -78,8 +79,7 @@ class Device:
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
     for module in (windows, warmups):
-        clock = SimpleNamespace(monotonic=lambda: device.now, perf_counter=lambda: device.now)
-        monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr(module, "time", clock(lambda: device.now))
     return device
 
 
