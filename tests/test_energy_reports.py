@@ -29,7 +29,7 @@ from pytest_llem.reporting.html.words import told
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.results.facts import bench_facts
-from pytest_llem.results.study_result import summarise
+from pytest_llem.results.study_result import Findings, summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
 from tests.support.powercap import Powercap
@@ -203,6 +203,26 @@ def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any
     (verdict,) = compare(here, there, GatesConfig(metrics=["seconds"]), name="main").verdicts
     assert verdict.verdict == "NOT JUDGED"
     assert difference in str(verdict.reason)
+
+
+def test_cycles_under_different_power_limits_are_a_warning() -> None:
+    """Somebody has set another one in between: their mean is of neither."""
+    found = Findings()
+    limits = {**H100, "power_limit": ["700 W", "500 W"], "driver": ["580.1", "580.2"]}
+    found.warn_of_differing([_result(), _result()], point({"batch": 1}, seconds=STEADY, bench=limits))
+    found.count = 2
+    assert found.said() == ["cycles of a point differ in power limit"]
+
+
+def test_energies_from_different_sources_are_not_compared() -> None:
+    """Two models of an estimate have nothing in common but being estimates."""
+    here, there = (
+        study_result(point({"batch": 1}, energy_j=STEADY, bench={**H100, "energy_source": source}))
+        for source in ("cpu_time_model", "tdp_model")
+    )
+    (verdict,) = compare(here, there, GatesConfig(metrics=["energy_j"]), name="main").verdicts
+    assert verdict.verdict == "NOT JUDGED"
+    assert "energy source: cpu_time_model here, tdp_model in the reference" in str(verdict.reason)
 
 
 # ---- energy of other devices than the test's (CodeCarbon 567), and of other tests (CodeCarbon 681) ----

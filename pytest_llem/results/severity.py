@@ -16,6 +16,7 @@ _WORST_FIRST = [
         "the engine ran on",
         "contended",
         "code was edited",
+        "cycles of a point differ",
         "throttled",
         "the (prefill )?window holds",
         "times_floor",

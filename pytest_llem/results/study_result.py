@@ -16,7 +16,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.facts import CONCURRENT, bench_facts, overlapping, subject_facts
+from pytest_llem.results.facts import BENCH, CONCURRENT, bench_facts, overlapping, subject_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
@@ -105,6 +105,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.contention = _contention(results)
         for result in results:
             found.add(result, point)
+        found.warn_of_differing(results, point)
     found.warn_of_edits()
     _tell_concurrent(found, manifest.experiments)
     return found
@@ -194,6 +195,17 @@ class Findings:
             states.setdefault(digest, []).append(result.identity.experiment_id)
         for warning in [*result.warnings, *_gap_warnings(result)]:
             self.warnings.setdefault(warning, []).append(result.identity.experiment_id)
+
+    def warn_of_differing(self, results: Sequence[ExperimentResult], point: PointResult) -> None:
+        """Warn where the cycles of *point*, which came to *results*, differ in what a comparison needs alike."""
+        names = [
+            fact.name
+            for key, fact in BENCH.items()
+            if fact.concerns != "nothing" and isinstance(point.bench.get(key), list)
+        ]
+        if names:
+            text = f"cycles of a point differ in {', '.join(names)}"
+            self.warnings.setdefault(text, []).extend(result.identity.experiment_id for result in results)
 
     def warn_of_edits(self) -> None:
         """Warn of modules that were not the same in all experiments, and name those that had the rarer ones."""
