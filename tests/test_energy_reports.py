@@ -95,7 +95,10 @@ def test_mean_of_two_carbon_intensities_is_not_judged(
     run = run_pytest("--llem-resume")
     run.assert_outcomes(passed=2, failed=1)
     run.stdout.fnmatch_lines(
-        ["cannot be judged: its cycles differ in carbon intensity or PUE: 400 gCO2e/kWh, PUE 1; 40 g*"]
+        [
+            "  resume: 1 from * UTC), gco2e_g with 400 gCO2e/kWh, PUE 1",
+            "cannot be judged: its cycles differ in carbon intensity or PUE: 400 gCO2e/kWh, PUE 1; 40 g*",
+        ]
     )
 
 
