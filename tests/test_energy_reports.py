@@ -19,6 +19,7 @@ from pytest_llem.collection.energy_budget import EnergyBudget
 from pytest_llem.energy import metering
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
+from pytest_llem.energy.protocol import DeviceReading
 from pytest_llem.energy.rapl import RaplMeter
 from pytest_llem.gates.regression import compare
 from pytest_llem.hardware.gpus import Board, Boards
@@ -32,6 +33,8 @@ from pytest_llem.results.facts import bench_facts
 from pytest_llem.results.study_result import Findings, summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
+from tests.support import nvml
+from tests.support.nvml import Script
 from tests.support.powercap import Powercap
 from tests.support.study_results import H100, point, study_result
 
@@ -306,3 +309,35 @@ def test_decode_time_below_zero_is_not_judged(noop_engine: None) -> None:
     assert decode.value is not None
     assert decode.value < 0
     assert re.fullmatch(r"prefill alone took \S+ s a pass, and the whole pass \S+ s", str(decode.not_judged))
+
+
+# ---- power that is an average over a second (Zeus 45, kernel_tuner 247) ----
+
+
+def _step(script: Script) -> tuple[DeviceReading, str | None]:
+    """Measure 2.5 s in which the board draws more than before."""
+    meters = Meters.open("nvml", [board.uuid for board in script.boards])
+    script.boards[0].power.append((script.now() + 0.05, 500.0))
+    script.write()
+    meters.begin()
+    time.sleep(2.5)
+    account = meters.end()
+    meters.close()
+    return account.devices[0], account.total.invalid
+
+
+@pytest.mark.parametrize(("capability", "averages"), [(8.6, 1), (8.0, 0)])
+def test_counter_is_not_checked_against_averaged_power(
+    nvml_library: Path, tmp_path: Path, capability: float, averages: int
+) -> None:
+    """Its driver reads power by ``nvmlDeviceGetPowerUsage`` alone, which averages from Ampere on, but on GA100."""
+    known: dict[str, str | float] = {"tick_ms": 20, "capability": capability, "averages": averages}
+    board = nvml.Board("GPU-1", [(0, 100.0)], known, rules=["fail 186 3", "fail 185 3"])
+    script = Script(tmp_path / "nvml.script", [board])
+    script.write()
+    device, invalid = nvml.run(nvml.environment(nvml_library, script), _step, script)
+    assert device.method == "measured"
+    assert invalid is None
+    checked = device.integral_j is not None
+    assert checked is not bool(averages)
+    assert (device.integral_reason == "power is only reported as an average over a second") is bool(averages)
