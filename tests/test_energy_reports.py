@@ -19,6 +19,7 @@ from pytest_llem.collection.energy_budget import EnergyBudget
 from pytest_llem.energy import metering
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
+from pytest_llem.energy.protocol import DeviceReading
 from pytest_llem.energy.rapl import RaplMeter
 from pytest_llem.gates.regression import compare
 from pytest_llem.hardware.gpus import Board, Boards
@@ -29,9 +30,11 @@ from pytest_llem.reporting.html.words import told
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.results.facts import bench_facts
-from pytest_llem.results.study_result import summarise
+from pytest_llem.results.study_result import Findings, summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
+from tests.support import nvml
+from tests.support.nvml import Script
 from tests.support.powercap import Powercap
 from tests.support.study_results import H100, point, study_result
 from tests.support.warned import texts
@@ -96,7 +99,10 @@ def test_mean_of_two_carbon_intensities_is_not_judged(
     run = run_pytest("--llem-resume")
     run.assert_outcomes(passed=2, failed=1)
     run.stdout.fnmatch_lines(
-        ["cannot be judged: its cycles differ in carbon intensity or PUE: 400 gCO2e/kWh, PUE 1; 40 g*"]
+        [
+            "  resume: 1 from * UTC), gco2e_g with 400 gCO2e/kWh, PUE 1",
+            "cannot be judged: its cycles differ in carbon intensity or PUE: 400 gCO2e/kWh, PUE 1; 40 g*",
+        ]
     )
 
 
@@ -206,6 +212,26 @@ def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any
     assert difference in str(verdict.reason)
 
 
+def test_cycles_under_different_power_limits_are_a_warning() -> None:
+    """Somebody has set another one in between: their mean is of neither."""
+    found = Findings()
+    limits = {**H100, "power_limit": ["700 W", "500 W"], "driver": ["580.1", "580.2"]}
+    found.warn_of_differing([_result(), _result()], point({"batch": 1}, seconds=STEADY, bench=limits))
+    found.count = 2
+    assert texts(found.study_warnings()) == ["cycles of a point differ in power limit"]
+
+
+def test_energies_from_different_sources_are_not_compared() -> None:
+    """Two models of an estimate have nothing in common but being estimates."""
+    here, there = (
+        study_result(point({"batch": 1}, energy_j=STEADY, bench={**H100, "energy_source": source}))
+        for source in ("cpu_time_model", "tdp_model")
+    )
+    (verdict,) = compare(here, there, GatesConfig(metrics=["energy_j"]), name="main").verdicts
+    assert verdict.verdict == "NOT JUDGED"
+    assert "energy source: cpu_time_model here, tdp_model in the reference" in str(verdict.reason)
+
+
 # ---- energy of other devices than the test's (CodeCarbon 567), and of other tests (CodeCarbon 681) ----
 
 
@@ -284,3 +310,35 @@ def test_decode_time_below_zero_is_not_judged(noop_engine: None) -> None:
     assert decode.value is not None
     assert decode.value < 0
     assert re.fullmatch(r"prefill alone took \S+ s a pass, and the whole pass \S+ s", str(decode.not_judged))
+
+
+# ---- power that is an average over a second (Zeus 45, kernel_tuner 247) ----
+
+
+def _step(script: Script) -> tuple[DeviceReading, str | None]:
+    """Measure 2.5 s in which the board draws more than before."""
+    meters = Meters.open("nvml", [board.uuid for board in script.boards])
+    script.boards[0].power.append((script.now() + 0.05, 500.0))
+    script.write()
+    meters.begin()
+    time.sleep(2.5)
+    account = meters.end()
+    meters.close()
+    return account.devices[0], account.total.invalid
+
+
+@pytest.mark.parametrize(("capability", "averages"), [(8.6, 1), (8.0, 0)])
+def test_counter_is_not_checked_against_averaged_power(
+    nvml_library: Path, tmp_path: Path, capability: float, averages: int
+) -> None:
+    """Its driver reads power by ``nvmlDeviceGetPowerUsage`` alone, which averages from Ampere on, but on GA100."""
+    known: dict[str, str | float] = {"tick_ms": 20, "capability": capability, "averages": averages}
+    board = nvml.Board("GPU-1", [(0, 100.0)], known, rules=["fail 186 3", "fail 185 3"])
+    script = Script(tmp_path / "nvml.script", [board])
+    script.write()
+    device, invalid = nvml.run(nvml.environment(nvml_library, script), _step, script)
+    assert device.method == "measured"
+    assert invalid is None
+    checked = device.integral_j is not None
+    assert checked is not bool(averages)
+    assert (device.integral_reason == "power is only reported as an average over a second") is bool(averages)

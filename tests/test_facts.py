@@ -50,6 +50,7 @@ def test_testbed_facts_on_a_cpu() -> None:
         "cpus": 2,
         "energy_boundary": "cpu_package",
         "energy_method": "estimated",
+        "energy_source": "cpu_time_model",
         "length_mode": "fixed",
         "dataset_hash": "ab",
         "cpu_governor": "performance",

@@ -7,7 +7,13 @@ from typing import Any
 
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.hardware.nvml import NotSupportedError, Nvml, NvmlError
-from pytest_llem.hardware.sensors import PowerSource, is_module, power_source, reads_module_power
+from pytest_llem.hardware.sensors import (
+    PowerSource,
+    averages_power,
+    is_module,
+    power_source,
+    reads_module_power,
+)
 
 #: What reads the total energy counter, in mJ since the driver was loaded.
 COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
@@ -22,6 +28,7 @@ class Gpu:
         handle: NVML's.
         counts: It has a total energy counter.
         source: What tells its power; None where nothing does.
+        averages: What *source* tells is the mean of the last second, which lags behind.
         reads_module: Whether it reports the module's power, too.
         is_module: By its name it shares a module with a CPU.
         counter_reason: Why its counter is not used though it has one.
@@ -31,6 +38,7 @@ class Gpu:
     handle: Any
     counts: bool
     source: PowerSource | None
+    averages: bool = False
     reads_module: bool = False
     is_module: bool = False
     counter_reason: str | None = None
@@ -61,4 +69,5 @@ def find(nvml: Nvml, uuid: str) -> Gpu:
     except NvmlError as error:
         raise MeterUnavailableError(f"NVML: {uuid}: {error}") from error
     named = is_module(nvml.ask("nvmlDeviceGetName", handle))
-    return Gpu(uuid, handle, counts, source, reads_module_power(nvml, handle, source), named)
+    averages = averages_power(nvml, handle, source)
+    return Gpu(uuid, handle, counts, source, averages, reads_module_power(nvml, handle, source), named)

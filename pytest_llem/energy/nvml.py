@@ -291,7 +291,7 @@ def _reading(gpu: Gpu, counted: _Energy, sampled: _Sampled, known: Conditions) -
 
 def _check(gpu: Gpu, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
     """Return the integral that a counter of *boundary* is to agree with."""
-    if gpu.source == "nvml_power_average":  # it lags behind by half a second, and would seem off
+    if gpu.averages:  # it lags behind by half a second, and would seem off
         return _Energy(None, reason="power is only reported as an average over a second")
     if boundary != "module":
         return sampled.gpu

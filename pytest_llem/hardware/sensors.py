@@ -15,6 +15,9 @@ PowerSource = Literal["nvml_power_instant", "nvml_power_average", "nvml_power_us
 #: Field values, ``NVML_FI_DEV_POWER_…``, in mW; the best first.
 _POWER_FIELDS: dict[PowerSource, int] = {"nvml_power_instant": 186, "nvml_power_average": 185}
 
+#: CUDA compute capability of GA100. Of later boards ``nvmlDeviceGetPowerUsage`` is documented to be an average.
+_GA100 = (8, 0)
+
 #: ``NVML_POWER_SCOPE_…``: of the GPU with its board, or of a module that holds a CPU and its memory, too.
 GPU_SCOPE, MODULE_SCOPE = 0, 1
 
@@ -69,6 +72,14 @@ def power_sources(nvml: Nvml, handle: Any) -> list[PowerSource]:
     if power_w(nvml, handle, "nvml_power_usage") is not None:
         sources.append("nvml_power_usage")
     return sources
+
+
+def averages_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:
+    """Return whether what *source* tells of a board is the mean of the last second, and not the power now."""
+    if source != "nvml_power_usage":
+        return source == "nvml_power_average"
+    capability = nvml.ask("nvmlDeviceGetCudaComputeCapability", handle)
+    return capability is not None and tuple(capability) > _GA100
 
 
 def reads_module_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import MANIFEST, read_manifest, runs_of, stored_result
 from pytest_llem.results.models import Manifest, ManifestEntry
@@ -79,12 +80,14 @@ class Stored:
         entry: Its entry in the manifest there.
         measured_at: When it was measured, in UTC, as ISO 8601.
         mismatch: What has changed since; None where nothing has.
+        emission_factors: Carbon intensity and PUE of its ``gco2e_g``, in words; None where it has none.
     """
 
     directory: Path
     entry: ManifestEntry
     measured_at: str
     mismatch: str | None = None
+    emission_factors: str | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ class _Found:
             changes = self.here.changes(result, experiment.point.config)
             if self.anyway or not changes:
                 mismatch = "; ".join(differences + changes) or None
-                found[experiment.id] = Stored(directory, entry, result.started_at, mismatch)
+                factors = emission_factors(result.metrics.get("gco2e_g"))
+                found[experiment.id] = Stored(directory, entry, result.started_at, mismatch, factors)
             else:
                 self.changed.setdefault(experiment.id, "; ".join(changes))
             if not self.anyway:

@@ -74,14 +74,19 @@ def _reference(plan: Plan) -> list[str]:
 def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
     """Return how many results there are, where, and when they were measured."""
     times: dict[Path, list[str]] = {}
+    factors: dict[str, None] = {}
     for one in plan.experiments:
         if plan.is_replayed(one):
             stored = replay.results[one.id]
             times.setdefault(stored.directory, []).append(stored.measured_at[:16].replace("T", " "))
+            if stored.emission_factors is not None:
+                factors[stored.emission_factors] = None
     told = [
         f"{len(found):,} from {os.path.relpath(source, directory)} (measured {_span(found)} UTC)"
         for source, found in times.items()
     ]
+    if factors:  # whatever the ini file says by now
+        told.append(f"gco2e_g with {'; '.join(factors)}")
     if replay.torn:
         told.append(f"{replay.torn:,} not whole any more")
     return ", ".join(told) or ("nothing is replayed" if replay.changed else "nothing is there to replay")

@@ -64,6 +64,7 @@ BENCH: dict[str, BenchFact] = {
     "mig": BenchFact("MIG"),
     "energy_boundary": BenchFact("energy boundary", "energy", binding=True),
     "energy_method": BenchFact("energy method", "energy"),
+    "energy_source": BenchFact("energy source", "energy", optional=True),
     "length_mode": BenchFact("length mode"),
     # On a CPU the most memory in use holds what a process has imported, unless it shares that with others.
     "start_method": BenchFact("start method", "peak_memory_mb", optional=True),
@@ -139,6 +140,7 @@ def _bench(result: ExperimentResult) -> dict[str, Any]:
         **_limits(environment),
         "energy_boundary": energy.boundary if known else None,
         "energy_method": energy.method if known else None,
+        "energy_source": energy.source if known else None,
         "emission_factors": emission_factors(result.metrics.get("gco2e_g")),
         "length_mode": result.effective_config.get("measurement", {}).get("length_mode"),
         "dataset_hash": result.tokens.dataset_hash,

@@ -24,6 +24,7 @@ SEVERITIES: dict[str, Severity] = {
     "setting_adjusted": "warning",
     "contended": "warning",
     "code_edited": "warning",
+    "cycles_differ": "warning",
     "throttled": "warning",
     "few_ticks": "warning",
     "faster_than_roofline": "warning",

@@ -16,11 +16,11 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.facts import CONCURRENT, bench_facts, overlapping, subject_facts
+from pytest_llem.results.facts import BENCH, CONCURRENT, bench_facts, overlapping, subject_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
-from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, Severity, StudyWarning
+from pytest_llem.results.quality_warnings import QualityWarning, Severity, StudyWarning
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.study.design import StudyConfig
 
@@ -105,6 +105,7 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         point.contention = _contention(results)
         for result in results:
             found.add(result, point)
+        found.warn_of_differing(results, point)
     found.warn_of_edits()
     _tell_concurrent(found, manifest.experiments)
     return found
@@ -193,9 +194,21 @@ class Findings:
             states = self._code.setdefault((result.effective_config["backend"], module), {})
             states.setdefault(digest, []).append(result.identity.experiment_id)
         for warning in [*result.warnings, *_gap_warnings(result)]:
-            self.warnings.setdefault((warning.code, warning.severity, warning.text), []).append(
-                result.identity.experiment_id
-            )
+            self._warn(warning, [result.identity.experiment_id])
+
+    def _warn(self, warning: QualityWarning, ids: Iterable[str]) -> None:
+        self.warnings.setdefault((warning.code, warning.severity, warning.text), []).extend(ids)
+
+    def warn_of_differing(self, results: Sequence[ExperimentResult], point: PointResult) -> None:
+        """Warn where the cycles of *point*, which came to *results*, differ in what a comparison needs alike."""
+        names = [
+            fact.name
+            for key, fact in BENCH.items()
+            if fact.concerns != "nothing" and isinstance(point.bench.get(key), list)
+        ]
+        if names:
+            text = f"cycles of a point differ in {', '.join(names)}"
+            self._warn(QualityWarning.of("cycles_differ", text), [one.identity.experiment_id for one in results])
 
     def warn_of_edits(self) -> None:
         """Warn of modules that were not the same in all experiments, and name those that had the rarer ones."""
@@ -209,7 +222,7 @@ class Findings:
         for ids, modules in edited.items():
             more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
             text = f"code was edited while the study ran: {modules[0]}{more}"
-            self.warnings.setdefault(("code_edited", SEVERITIES["code_edited"], text), []).extend(ids)
+            self._warn(QualityWarning.of("code_edited", text), ids)
 
     def study_warnings(self) -> list[StudyWarning]:
         """Return each warning once, the worst first, with the experiments it concerns unless it concerns all."""
