@@ -109,6 +109,16 @@ class TestBaseline:
         run_pytest("--llem-baseline=main", "--llem-save=main", "--llem-save-anyway")
         assert saved.read_text() != before
 
+    def test_comparison_of_which_no_gate_is_selected_is_reported(
+        self, write_study: Callable[..., Path], run_pytest: RunPytest
+    ) -> None:
+        """It was green, whatever the baseline said."""
+        write_study(sweep={"n": [2]}, execution={"n_cycles": 2}, gates={"metrics": ["seconds"]})
+        said = "llem: nothing was compared with main: no gate of the comparison is selected"
+        assert said not in run_pytest("--llem-save=main").outlines
+        assert said in run_pytest("--llem-baseline=main", "-k", "cycle=1").outlines
+        assert said not in run_pytest("--llem-baseline=main", "-k", "regression").outlines
+
     def test_run_without_a_point_does_not_replace_its_baseline(
         self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:

@@ -107,6 +107,14 @@ class Judge:
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
             for line in comparison_lines(comparison, shutil.get_terminal_size().columns, counting):
                 terminalreporter.write_line(line)
+        settings = Settings.from_config(self._config)
+        reference = settings.baseline or settings.against
+        if reference and not any(
+            node.function == REGRESSION for nodes in self._gates.values() for node in nodes.values()
+        ):
+            terminalreporter.write_line(
+                f"llem: nothing was compared with {reference}: no gate of the comparison is selected", yellow=True
+            )
         for source, number in self._sources.items():
             shown = os.path.relpath(source, self._config.invocation_params.dir)
             terminalreporter.write_line(
