@@ -168,3 +168,30 @@ class TestSameCode:
         assert len({code({"m": "1"}, torch="2"), code({"m": "2"}, torch="2"), code({"m": "1"}, torch="3")}) == 3
         assert code({"m": None}, torch="2") is None
         assert "code" not in subject_facts([result])
+
+
+class TestPartOfAPoint:
+    def test_retry_of_a_failed_cycle_does_not_turn_its_gates_green(
+        self,
+        write_study: Callable[..., Path],
+        run_pytest: RunPytest,
+        pytester: pytest.Pytester,
+    ) -> None:
+        """``--lf`` runs the cycle that crashed, and the gates that failed: one cycle shows no regression."""
+        study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 3}, "gates": {"metrics": ["seconds"]}}
+        write_study(**study, noop={"seconds": 0.01})
+        run_pytest("--llem-save=main").assert_outcomes(passed=3)
+
+        once = pytester.path / "once"
+        slow = {"seconds": 0.2, "fail_once": str(once)}
+        write_study(**study, noop=slow, budgets={"requests_per_second": {"min": 1e-9}})
+        run_pytest("--llem-baseline=main").assert_outcomes(passed=2 + 1, failed=1 + 1)
+        run = run_pytest("--llem-baseline=main", "--lf")
+        run.assert_outcomes(passed=1, failed=1, deselected=3)
+        run.stdout.fnmatch_lines(["cannot be judged: 1 of 3 cycles selected: *"])
+        run_pytest("--llem-baseline=main", "-k", "cycle=1 or budget").assert_outcomes(
+            passed=1, failed=1, deselected=3
+        )
+        run = run_pytest("--llem-baseline=main", "--llem-resume")
+        run.stdout.fnmatch_lines(["FAILED *::regression[[]seconds-n=2[]] - REGRESSION: *"])
+        run.assert_outcomes(passed=3 + 1, failed=1)

@@ -193,6 +193,7 @@ class _Bench:
             paired=self._settings.against is not None,
             anyway=self._settings.compare_anyway,
             points=measured | {self.gates[REGRESSION, one].point for one in wanted},
+            unfit=self._sides.in_part,
             fail_on=self._settings.fail_on,
             file=self._file,
             line=self.study.gates_line,
@@ -204,7 +205,8 @@ class _Bench:
     def budget(self, name: str) -> GateVerdict:
         """Return that of a budget."""
         budget = next(one for one in self.study.budgets if one.id == name)
-        return self._placed(judge_budget(budget, self._sides.points[budget.point].point, file=self._file))
+        point, unfit = self._sides.points[budget.point].point, self._sides.in_part.get(budget.point)
+        return self._placed(judge_budget(budget, point, unfit=unfit, file=self._file))
 
     def _placed(self, verdict: GateVerdict) -> GateVerdict:
         """Return a verdict that says when it is of an earlier session, or of a part of the cycles."""
@@ -219,7 +221,8 @@ class _Bench:
             if verdict.gate == REGRESSION and self._settings.against and verdict.point in self._sides.alone:
                 return "its reference was not selected, and is measured in turns with it"
             measured, wanted = len(judged.point.cycles), self.study.n_cycles
-            return f"{measured} of {wanted} cycles" if 0 < measured < wanted else None
+            is_short = 0 < measured < wanted and verdict.point not in self._sides.in_part
+            return f"{measured} of {wanted} cycles" if is_short else None
         if judged.source is None:
             return "nothing of it was selected, or measured before"
         return f"measured before, in {judged.source.name}"
