@@ -195,3 +195,21 @@ class TestPartOfAPoint:
         run = run_pytest("--llem-baseline=main", "--llem-resume")
         run.stdout.fnmatch_lines(["FAILED *::regression[[]seconds-n=2[]] - REGRESSION: *"])
         run.assert_outcomes(passed=3 + 1, failed=1)
+
+    def test_gate_alone_judges_the_last_run_though_a_cycle_of_it_failed(
+        self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
+    ) -> None:
+        """An older run was whole, and green."""
+        flag = pytester.path / "broken"
+        study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 2}, "budgets": {"seconds": 1e6}}
+        write_study(**study, noop={"fault": "raise while broken", "break": str(flag)})
+        run_pytest("--llem-run-id=whole").assert_outcomes(passed=3)
+        flag.touch()
+        run_pytest("--llem-run-id=broken").assert_outcomes(failed=3)
+        run = run_pytest("-k", "budget")
+        run.assert_outcomes(failed=1, deselected=2)
+        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured before, in noop_broken"])
+        flag.unlink()
+        run_pytest("--llem-run-id=part", "-k", "cycle=1").assert_outcomes(passed=1, deselected=2)
+        run = run_pytest("-k", "budget")
+        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured before, in noop_broken"])
