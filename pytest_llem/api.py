@@ -35,7 +35,8 @@ def run_study(
 ) -> StudyResult:
     """Run a study as ``pytest PATH -p llem`` would, in a pytest process of its own, and return its result.
 
-    A failed experiment raises nothing: look at ``result.summary.failed`` and ``result.experiments``.
+    A failed experiment or gate raises nothing: look at ``result.summary.failed``, ``result.experiments`` and the
+    ``verdicts`` of ``result.points``.
 
     Args:
         path: The study file.

@@ -109,6 +109,16 @@ class TestBaseline:
         run_pytest("--llem-baseline=main", "--llem-save=main", "--llem-save-anyway")
         assert saved.read_text() != before
 
+    def test_comparison_of_which_no_gate_is_selected_is_reported(
+        self, write_study: Callable[..., Path], run_pytest: RunPytest
+    ) -> None:
+        """It was green, whatever the baseline said."""
+        write_study(sweep={"n": [2]}, execution={"n_cycles": 2}, gates={"metrics": ["seconds"]})
+        said = "llem: nothing was compared with main: no gate of the comparison is selected"
+        assert said not in run_pytest("--llem-save=main").outlines
+        assert said in run_pytest("--llem-baseline=main", "-k", "cycle=1").outlines
+        assert said not in run_pytest("--llem-baseline=main", "-k", "regression").outlines
+
     def test_run_without_a_point_does_not_replace_its_baseline(
         self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:
@@ -158,3 +168,48 @@ class TestSameCode:
         assert len({code({"m": "1"}, torch="2"), code({"m": "2"}, torch="2"), code({"m": "1"}, torch="3")}) == 3
         assert code({"m": None}, torch="2") is None
         assert "code" not in subject_facts([result])
+
+
+class TestPartOfAPoint:
+    def test_retry_of_a_failed_cycle_does_not_turn_its_gates_green(
+        self,
+        write_study: Callable[..., Path],
+        run_pytest: RunPytest,
+        pytester: pytest.Pytester,
+    ) -> None:
+        """``--lf`` runs the cycle that crashed, and the gates that failed: one cycle shows no regression."""
+        study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 3}, "gates": {"metrics": ["seconds"]}}
+        write_study(**study, noop={"seconds": 0.01})
+        run_pytest("--llem-save=main").assert_outcomes(passed=3)
+
+        once = pytester.path / "once"
+        slow = {"seconds": 0.2, "fail_once": str(once)}
+        write_study(**study, noop=slow, budgets={"requests_per_second": {"min": 1e-9}})
+        run_pytest("--llem-baseline=main").assert_outcomes(passed=2 + 1, failed=1 + 1)
+        run = run_pytest("--llem-baseline=main", "--lf")
+        run.assert_outcomes(passed=1, failed=1, deselected=3)
+        run.stdout.fnmatch_lines(["cannot be judged: 1 of 3 cycles selected: *"])
+        run_pytest("--llem-baseline=main", "-k", "cycle=1 or budget").assert_outcomes(
+            passed=1, failed=1, deselected=3
+        )
+        run = run_pytest("--llem-baseline=main", "--llem-resume")
+        run.stdout.fnmatch_lines(["FAILED *::regression[[]seconds-n=2[]] - REGRESSION: *"])
+        run.assert_outcomes(passed=3 + 1, failed=1)
+
+    def test_gate_alone_judges_the_last_run_though_a_cycle_of_it_failed(
+        self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
+    ) -> None:
+        """An older run was whole, and green."""
+        flag = pytester.path / "broken"
+        study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 2}, "budgets": {"seconds": 1e6}}
+        write_study(**study, noop={"fault": "raise while broken", "break": str(flag)})
+        run_pytest("--llem-run-id=whole").assert_outcomes(passed=3)
+        flag.touch()
+        run_pytest("--llem-run-id=broken").assert_outcomes(failed=3)
+        run = run_pytest("-k", "budget")
+        run.assert_outcomes(failed=1, deselected=2)
+        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured before, in noop_broken"])
+        flag.unlink()
+        run_pytest("--llem-run-id=part", "-k", "cycle=1").assert_outcomes(passed=1, deselected=2)
+        run = run_pytest("-k", "budget")
+        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured before, in noop_broken"])

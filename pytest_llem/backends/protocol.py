@@ -165,7 +165,11 @@ class Engine(Protocol):
         """Seed everything random in the engine."""
 
     def generate(self, batch: Any) -> Any:
-        """Generate for one batch and return what :meth:`requests` needs. May return before the device is done."""
+        """Generate for one batch and return what :meth:`requests` needs. May return before the device is done.
+
+        Warm-up and every pass bring the same prompts: an engine that caches prompts or answers, such as by prefix
+        caching, measures its cache unless it empties it here.
+        """
 
     def synchronize(self) -> None:
         """Return when the device has nothing left to do."""

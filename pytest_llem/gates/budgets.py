@@ -21,7 +21,9 @@ from pytest_llem.study.gates import Budget
 _NO_CYCLE = "no completed cycle"
 
 
-def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None) -> GateVerdict:
+def judge_budget(
+    budget: Budget, point: PointResult | None, *, unfit: str | None = None, file: str | None
+) -> GateVerdict:
     """Return whether the mean of a metric over a point's cycles is within its limits.
 
     It fails if and only if the mean is above the maximum or below the minimum, whatever the scatter: a limit is a
@@ -31,6 +33,7 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
     Args:
         budget: The limits.
         point: What was measured; None where the result has no such point.
+        unfit: Why nothing of the point may be judged; None where it may.
         file: The study file, as the verdict is to tell it.
     """
     summary = None if point is None else point.metrics.get(budget.metric)
@@ -39,8 +42,8 @@ def judge_budget(budget: Budget, point: PointResult | None, *, file: str | None)
         found["reason"] = "this result does not have it" if point and point.metrics else _NO_CYCLE
     else:
         found |= {"method": summary.method, "mean": summary.mean, "ci95": summary.ci95, "n": summary.n}
-        if summary.not_judged is not None:
-            found["reason"] = summary.not_judged
+        if (reason := unfit or summary.not_judged) is not None:
+            found["reason"] = reason
         elif summary.mean is None:
             found["reason"] = summary.reason or "it has no value"
         elif obstacle := replay_obstacle(point):

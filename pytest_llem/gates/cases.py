@@ -66,7 +66,7 @@ def make_case(
         settings: What the study says of its gates.
         paired: The cycles of one number belong together.
         anyway: Also where bench facts differ.
-        dependent: Why nothing of the two results may be compared, as they were not measured apart.
+        dependent: Why nothing of the pair may be compared, as where the two results were not measured apart.
     """
     here, there = pair.candidate, pair.reference
     if there is None:

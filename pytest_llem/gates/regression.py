@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pytest_llem.catalogue import CATALOGUE
@@ -56,6 +57,7 @@ def compare(
     anyway: bool = False,
     fail_on: FailOn = "regression",
     points: Collection[str] | None = None,
+    unfit: Mapping[str, str] = MappingProxyType({}),
     file: str | None = None,
     line: int | None = None,
 ) -> Comparison:
@@ -73,6 +75,7 @@ def compare(
         anyway: Compare where bench facts differ, too.
         fail_on: The least that fails.
         points: Ids of the candidate's points to judge; None for all.
+        unfit: Why nothing of a point may be judged, by its id.
         file: Where the gates are written, relative to the root of the run.
         line: Likewise, from 1.
     """
@@ -80,7 +83,14 @@ def compare(
     matched = pairs(chosen, reference)
     dependent = same_session(candidate, reference)
     cases = [
-        make_case(pair, gate, settings, paired=paired, anyway=anyway, dependent=dependent)
+        make_case(
+            pair,
+            gate,
+            settings,
+            paired=paired,
+            anyway=anyway,
+            dependent=dependent or unfit.get(pair.candidate.id),
+        )
         for pair in matched
         for gate in settings.family
     ]

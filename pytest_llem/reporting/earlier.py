@@ -45,7 +45,9 @@ class Earlier:
         self._read: dict[Path, StudyResult | None] = {}
 
     def point(self, name: str, cycles: int) -> Measured | None:
-        """Return the newest result of a point that has so many cycles, else the newest one that has any.
+        """Return the newest result of a point of which so many cycles ended, else the newest one that has any.
+
+        A cycle that failed has ended too: an older run in which none did is not what was measured last.
 
         Args:
             name: Id of the point.
@@ -54,14 +56,14 @@ class Earlier:
         part: Measured | None = None
         for directory, result in self._results():
             point = _point_of(result, name)
-            if point is not None and len(point.cycles) >= cycles:
+            if point is not None and len(_ended(result, point)) >= cycles:
                 return Measured(directory, self._checked(directory, point))
             if part is None and point is not None and point.cycles:
                 part = Measured(directory, self._checked(directory, point))
         return part
 
     def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInTurns | None:
-        """Return the newest result of a point of which both sides have so many cycles, else any.
+        """Return the newest result of a point of which so many cycles ended on both sides, else any.
 
         Args:
             name: Id of the point.
@@ -73,15 +75,15 @@ class Earlier:
             point, reference = _point_of(result, name), _point_of(other, name)
             if point is None or reference is None:
                 continue
-            common = len(set(point.cycles) & set(reference.cycles))
-            if common < cycles and (part is not None or not common):
+            is_whole = len(_ended(result, point) & _ended(other, reference)) >= cycles
+            if not is_whole and (part is not None or not set(point.cycles) & set(reference.cycles)):
                 continue
             found = MeasuredInTurns(
                 directory,
                 self._checked(directory, point),
                 self._checked(directory / REFERENCE, reference),
             )
-            if common >= cycles:
+            if is_whole:
                 return found
             part = found
         return part
@@ -124,3 +126,11 @@ class Earlier:
 
 def _point_of(result: StudyResult, name: str) -> PointResult | None:
     return next((point for point in result.points if point.id == name), None)
+
+
+def _ended(result: StudyResult, point: PointResult) -> set[int]:
+    """Return the cycles of *point* that were completed or failed."""
+    ended = ("completed", "failed")
+    return {
+        one.cycle for one in result.experiments if one.config_hash == point.config_hash and one.status in ended
+    }

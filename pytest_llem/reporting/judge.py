@@ -107,6 +107,14 @@ class Judge:
             terminalreporter.write_sep("=", f"llem: {study} against {comparison.record.reference}")
             for line in comparison_lines(comparison, shutil.get_terminal_size().columns, counting):
                 terminalreporter.write_line(line)
+        settings = Settings.from_config(self._config)
+        reference = settings.baseline or settings.against
+        if reference and not any(
+            node.function == REGRESSION for nodes in self._gates.values() for node in nodes.values()
+        ):
+            terminalreporter.write_line(
+                f"llem: nothing was compared with {reference}: no gate of the comparison is selected", yellow=True
+            )
         for source, number in self._sources.items():
             shown = os.path.relpath(source, self._config.invocation_params.dir)
             terminalreporter.write_line(
@@ -185,6 +193,7 @@ class _Bench:
             paired=self._settings.against is not None,
             anyway=self._settings.compare_anyway,
             points=measured | {self.gates[REGRESSION, one].point for one in wanted},
+            unfit=self._sides.in_part,
             fail_on=self._settings.fail_on,
             file=self._file,
             line=self.study.gates_line,
@@ -196,7 +205,8 @@ class _Bench:
     def budget(self, name: str) -> GateVerdict:
         """Return that of a budget."""
         budget = next(one for one in self.study.budgets if one.id == name)
-        return self._placed(judge_budget(budget, self._sides.points[budget.point].point, file=self._file))
+        point, unfit = self._sides.points[budget.point].point, self._sides.in_part.get(budget.point)
+        return self._placed(judge_budget(budget, point, unfit=unfit, file=self._file))
 
     def _placed(self, verdict: GateVerdict) -> GateVerdict:
         """Return a verdict that says when it is of an earlier session, or of a part of the cycles."""
@@ -211,7 +221,8 @@ class _Bench:
             if verdict.gate == REGRESSION and self._settings.against and verdict.point in self._sides.alone:
                 return "its reference was not selected, and is measured in turns with it"
             measured, wanted = len(judged.point.cycles), self.study.n_cycles
-            return f"{measured} of {wanted} cycles" if 0 < measured < wanted else None
+            is_short = 0 < measured < wanted and verdict.point not in self._sides.in_part
+            return f"{measured} of {wanted} cycles" if is_short else None
         if judged.source is None:
             return "nothing of it was selected, or measured before"
         return f"measured before, in {judged.source.name}"

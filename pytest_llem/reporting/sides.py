@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,22 @@ class Sides:
     def alone(self) -> set[str]:
         """Those of them of whose reference it has none."""
         return self.measured - _selected(self._reference)
+
+    @cached_property
+    def in_part(self) -> Mapping[str, str]:
+        """Why no gate may judge a point of which some cycles were selected and some were not.
+
+        ``--lf`` would select a cycle that failed with the gates that did, and fewer cycles decide less.
+        """
+        found = {}
+        for run in filter(None, (self._run, self._reference)):
+            for name, cycles in Counter(one.point.id for one in run.selected.values()).items():
+                if cycles < self._study.n_cycles:
+                    found[name] = (
+                        f"{cycles} of {self._study.n_cycles} cycles selected: select all of them, "
+                        "or take the others from before with --llem-resume"
+                    )
+        return found
 
     @cached_property
     def points(self) -> Mapping[str, Judged]:
