@@ -25,7 +25,7 @@ from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.hardware.gpus import Board, Boards, boards_for, visible_boards
 from pytest_llem.isolation import devices
-from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, devices_of, owned
+from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, devices_of, note_file, owned
 from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.planning.host import Gpu, this_host
@@ -249,12 +249,12 @@ def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
         with owned([CPU], _owner(), told) as ownership:
             assert re.fullmatch(_text(other), ownership.waited_for or "")
     with _holding(CPU) as other:
-        note = (folder / "cpu.json").read_text()
+        note = note_file(folder, CPU).read_text()
         other.kill()
     assert json.loads(note)["pid"] == other.pid
     assert json.loads(note)["ended"] is None
     with _holding(CPU) as third:
-        (folder / "cpu.json").write_text(note)  # as though the third one could not write his own
+        note_file(folder, CPU).write_text(note)  # as though the third one could not write his own
         told = Told(third.release)
         with owned([CPU], _owner(), told) as ownership:
             assert ownership.waited_for == "cpu: another process has it"
@@ -340,7 +340,7 @@ def test_locks_are_open_to_all_users(folder: Path) -> None:
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
     finally:
         os.umask(before)
-    assert modes == {FOLDER: 0o777, "cpu.lock": 0o666, "cpu.queue": 0o666, "cpu.json": 0o644}
+    assert modes == {FOLDER: 0o1777, "cpu.lock": 0o666, "cpu.queue": 0o666, note_file(folder, CPU).name: 0o644}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
@@ -360,7 +360,7 @@ def test_two_users_share_the_locks() -> None:
                 finally:
                     os._exit(status)
             assert os.waitpid(child, 0)[1] == 0
-            note = json.loads(Path(shared, FOLDER, "cpu.json").read_text())
+            note = json.loads(Path(shared, FOLDER, f"cpu.{user}.json").read_text())
             assert note["experiment"] == f"of {user}"
 
 
@@ -400,10 +400,10 @@ def test_unreadable_note_is_replaced(folder: Path, put: Callable[[Path, Path], o
     folder.mkdir()
     other = folder.parent / "other"
     other.write_text("theirs")
-    put(folder / "cpu.json", other)
+    put(note_file(folder, CPU), other)
     with owned([CPU], _owner(), Told()) as ownership:
         assert ownership.used_before == {}
-        assert json.loads((folder / "cpu.json").read_text())["pid"] == os.getpid()
+        assert json.loads(note_file(folder, CPU).read_text())["pid"] == os.getpid()
     assert other.read_text() == "theirs"
 
 
@@ -624,7 +624,7 @@ def test_run_on_another_gpu_does_not_wait(
     with _holding(A), _holding(CPU):
         pytester.runpytest_subprocess("study.yaml", *LLEM, timeout=120).assert_outcomes(passed=1)
     assert [gap.waited_seconds for gap in recorded()] == [0]
-    assert {path.stem for path in folder.iterdir()} == {A, B, CPU}
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {A, B, CPU}
 
 
 @pytest.mark.slow
@@ -950,7 +950,7 @@ def test_devices_pass_to_the_next_experiment() -> None:
         ownership.note_used({CPU: 7})
         ownership.waited_seconds = 3.0
         assert ownership.pass_on(_owner("two"))
-        note = json.loads((Path(tempfile.gettempdir()) / FOLDER / f"{CPU}.json").read_text())
+        note = json.loads(note_file(Path(tempfile.gettempdir(), FOLDER), CPU).read_text())
         assert (note["experiment"], note["used_bytes"], note["ended"]) == ("two", 7, None)
         assert (ownership.waited_seconds, ownership.waited_for) == (0.0, None)
 

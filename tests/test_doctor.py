@@ -26,7 +26,7 @@ from pytest_llem.doctor.examination import Examination
 from pytest_llem.doctor.records import Driver, Gpu
 from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
-from pytest_llem.isolation.devices import FOLDER
+from pytest_llem.isolation.devices import FOLDER, note_file
 from pytest_llem.isolation.owner import Owner
 from pytest_llem.results.document import Record
 from pytest_llem.results.processor import processor as processor_facts
@@ -329,12 +329,12 @@ class TestGpus:
     def test_an_experiment_that_has_it(self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path) -> None:
         (tmp_path / FOLDER).mkdir()
         owner = Owner.here("llama", "precision=bf16-cycle=1")
-        (tmp_path / FOLDER / f"{A}.json").write_text(owner.model_dump_json())
+        note_file(tmp_path / FOLDER, A).write_text(owner.model_dump_json())
         _, found = doctor()
         assert found.gpus[0].held_by.startswith(f"pid {os.getpid()} runs study llama")
         assert any("an experiment has it" in one.what for one in about(found, "hinders", "GPU 0"))
         ended = owner.model_copy(update={"ended": datetime.now(UTC)})
-        (tmp_path / FOLDER / f"{A}.json").write_text(ended.model_dump_json())
+        note_file(tmp_path / FOLDER, A).write_text(ended.model_dump_json())
         assert doctor()[1].gpus[0].held_by is None
 
     def test_those_that_are_hidden_are_shown_and_not_judged(

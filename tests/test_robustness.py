@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import pytest
 
 from pytest_llem import registry
 from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.isolation.devices import CPU, FOLDER, holder, owned
+from pytest_llem.isolation.owner import Owner
+from pytest_llem.isolation.shared_lock import SharedLock
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host
@@ -171,3 +176,104 @@ class TestMissingEngine:
             "itself; install a package that provides it (entry-point group pytest_llem.backends), or name a class "
             "of your own, backend: package.module:Class, or name in runners a Python interpreter that has it"
         )
+
+
+class TestLockFolder:
+    @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
+    def test_nobody_removes_the_lock_that_another_user_holds(self, shared: Path) -> None:
+        with owned([CPU], Owner.here("study", "one"), print):
+            files = sorted(shared.joinpath(FOLDER).iterdir())
+            assert len(files) == 3
+
+            def attack() -> None:
+                for file in files:
+                    with pytest.raises(PermissionError):
+                        file.unlink()
+                    with pytest.raises(PermissionError):
+                        file.rename(file.with_suffix(".mine"))
+
+            assert _as_nobody(attack) == 0
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
+    def test_each_user_notes_having_a_device(self, shared: Path) -> None:
+        with owned([CPU], Owner.here("study", "of root"), print):
+            pass
+
+        def own() -> None:
+            assert holder(CPU) is None
+            with owned([CPU], Owner.here("study", "of nobody"), print):
+                found = holder(CPU)
+                assert found is not None
+                assert found.experiment == "of nobody"
+
+        assert _as_nobody(own) == 0
+        with owned([CPU], Owner.here("study", "of root again"), print):
+            found = holder(CPU)
+            assert found is not None
+            assert found.experiment == "of root again"
+
+    def test_a_lock_file_that_is_there_is_opened_without_creating_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In a sticky folder Linux refuses O_CREAT for another user's file (fs.protected_regular)."""
+        path = tmp_path / "cpu.lock"
+        path.touch()
+        flags: list[int] = []
+        real = os.open
+
+        def recorded(path: Any, how: int, *more: int) -> int:
+            flags.append(how)
+            return real(path, how, *more)
+
+        monkeypatch.setattr(os, "open", recorded)
+        lock = SharedLock(path)
+        assert lock.acquire()
+        assert not SharedLock(path).acquire()
+        assert [how & os.O_CREAT for how in flags] == [0, 0]
+        lock.release()
+
+    def test_a_lock_on_a_file_that_was_replaced_is_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "cpu.lock"
+        first, second = SharedLock(path), SharedLock(path)
+        assert first.acquire()
+        path.unlink()
+        assert second.acquire(), "it guards the name"
+        first.release()
+        assert not first.acquire()
+        second.release()
+
+    def test_release_frees_the_lock_also_where_a_forked_process_has_its_descriptor(self, tmp_path: Path) -> None:
+        lock = SharedLock(tmp_path / "cpu.lock")
+        assert lock.acquire()
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[_descriptor(lock)]) as child:
+            lock.release()
+            assert SharedLock(lock.path).acquire()
+            child.communicate()
+
+    @pytest.fixture
+    def shared(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """A folder for temporary files that all users share."""
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+            Path(folder).chmod(0o1777)
+            monkeypatch.setattr(tempfile, "tempdir", folder)
+            yield Path(folder)
+
+
+def _descriptor(lock: SharedLock) -> int:
+    descriptor = lock._descriptor
+    assert descriptor is not None
+    return descriptor
+
+
+def _as_nobody(do: Callable[[], None]) -> int:
+    """Do something as another user, in a process of its own, and return its exit status."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setuid(65534)
+            do()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

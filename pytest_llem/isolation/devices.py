@@ -1,7 +1,8 @@
 """Who owns which device: a lock for each GPU, and one for the CPU as a whole, that one process holds at a time.
 
-The locks are files in a folder that all users of the machine share. Beside each lies a note of who has it, or had
-it last. The kernel lets go of a lock with the process that held it, however that ended.
+The locks are files in a folder that all users of the machine share: a sticky one, so that nobody can remove the
+lock that another holds. Beside each lies a note of each user who has it, or had it. The kernel releases a lock
+with the process that held it, however that ended.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from pytest_llem.hardware.gpus import Boards, boards_for, visible_boards
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.isolation.owner import Owner, read_note
+from pytest_llem.isolation.shared_lock import SharedLock
 from pytest_llem.study.config import ExperimentConfig
 
 #: The CPU as a whole.
@@ -145,10 +145,21 @@ def owned(devices: Collection[str], owner: Owner, tell: Callable[[str], None]) -
 def holder(name: str) -> Owner | None:
     """Return who has a device at the moment, as his note says; None where nobody has, or it cannot be told."""
     try:
-        note = read_note(Path(tempfile.gettempdir(), FOLDER, f"{name}.json"))
+        note = _last_owner(Path(tempfile.gettempdir(), FOLDER), name)
     except OSError:  # no folder for temporary files
         return None
     return note if note and note.is_running() else None
+
+
+def note_file(folder: Path, name: str) -> Path:
+    """Return where this user notes having a device: in a sticky folder nobody replaces another user's file."""
+    return folder / f"{name}.{os.geteuid()}.json"
+
+
+def _last_owner(folder: Path, name: str) -> Owner | None:
+    """Return who has a device, or had it last, as far as notes say."""
+    notes = [note for file in folder.glob(f"{name}.*.json") if (note := read_note(file)) is not None]
+    return max(notes, key=lambda note: note.since, default=None)
 
 
 def try_locks() -> Path:
@@ -158,11 +169,14 @@ def try_locks() -> Path:
         DeviceError: There cannot be locks.
     """
     folder = _folder()
+    lock = SharedLock(folder / f"try-{os.geteuid()}-{os.getpid()}.lock")
     try:
-        with FileLock(folder / f"try-{os.getpid()}.lock", mode=0o666, fallback_to_soft=False) as lock:
-            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.acquire()
+        lock.path.unlink(missing_ok=True)
     except OSError as error:
         raise _refusal(error) from None
+    finally:
+        lock.release()
     return folder
 
 
@@ -204,24 +218,21 @@ class _Lock:
     """The lock of one device."""
 
     def __init__(self, folder: Path, name: str, owner: Owner) -> None:
-        # A lock of filelock's own, where the system has none, outlives its owner and can be taken from him.
-        self._lock, self._queue = (
-            FileLock(folder / f"{name}.{kind}", mode=0o666, thread_local=False, fallback_to_soft=False)
-            for kind in ("lock", "queue")
-        )
+        self._lock, self._queue = (SharedLock(folder / f"{name}.{kind}") for kind in ("lock", "queue"))
         self._name = name
-        self._note = folder / f"{name}.json"
+        self._folder = folder
+        self._note = note_file(folder, name)
         self._owner = owner
         self.used_before: int | None = None
 
     def acquire(self, waiting: _Waiting) -> None:
         """Wait until the device is free, and own it."""
         while not self._try(waiting.seconds()):
-            holder = read_note(self._note)
+            holder = _last_owner(self._folder, self._name)
             waiting.wait(self._name, holder if holder and holder.is_running() else None)
         with suppress(OSError):
-            os.utime(self._lock.lock_file)  # or who cleans up temporary files would take it for a forgotten one
-        last = read_note(self._note)
+            os.utime(self._lock.path)  # or who cleans up temporary files would take it for a forgotten one
+        last = _last_owner(self._folder, self._name)
         self._owner = self._owner.model_copy(update={"since": datetime.now(UTC)})
         self.used_before = last.used_before(self._owner) if last else None
         self.note(used_bytes=self.used_before)
@@ -232,11 +243,10 @@ class _Lock:
         Unless that one takes his time, as a process does that somebody has stopped.
         """
         try:
-            if not self._queue.is_locked and waited < PATIENCE_S:
-                self._queue.acquire(blocking=False)
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
+            if not self._queue.is_held and waited < PATIENCE_S and not self._queue.acquire():
+                return False
+            if not self._lock.acquire():
+                return False
         except OSError as error:
             raise _refusal(error) from None
         self._queue.release()
@@ -245,11 +255,11 @@ class _Lock:
     def is_waited_for(self) -> bool:
         """Whether a process is the next one for this device."""
         try:
-            self._queue.acquire(blocking=False)
-        except (Timeout, OSError):
+            is_free = self._queue.acquire()
+        except OSError:
             return True
         self._queue.release()
-        return False
+        return not is_free
 
     def pass_on(self, owner: Owner) -> None:
         """Have another experiment of this process own the device from now on."""
@@ -271,7 +281,7 @@ class _Lock:
     def release(self) -> None:
         """Give the device back, and the place in the queue."""
         try:
-            if self._lock.is_locked:
+            if self._lock.is_held:
                 self.note(ended=datetime.now(UTC))
         finally:
             self._lock.release()
@@ -295,9 +305,8 @@ def _folder() -> Path:
         raise _refusal(error) from None
     try:
         found = os.fstat(folder)
-        # Not sticky: in a sticky folder Linux may keep one user from opening what another one made.
-        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o777:
-            os.fchmod(folder, 0o777)
+        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != 0o1777:
+            os.fchmod(folder, 0o1777)
     finally:
         os.close(folder)
     return path

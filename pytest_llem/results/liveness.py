@@ -37,11 +37,16 @@ class DirectoryLock:
         except OSError:
             os.close(descriptor)
             raise
-        self._close = weakref.finalize(self, os.close, descriptor)
+        self._release = weakref.finalize(self, _unlock, descriptor)
 
     def release(self) -> None:
         """Release it, if it is held."""
-        self._close()
+        self._release()
+
+
+def _unlock(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a process forked meanwhile has the descriptor too
+    os.close(descriptor)
 
 
 def is_locked(directory: Path) -> bool:
