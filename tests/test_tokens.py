@@ -109,7 +109,7 @@ def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path: Pat
     real = pytorch.PyTorchEngine.requests
 
     def requests(self: Any, batch: Any, generated: Any) -> Any:
-        seen.append(generated.sequences[:, batch.input_ids.shape[1] :].tolist())
+        seen.append(generated.output_ids.tolist())
         return real(self, batch, generated)
 
     with pytest.MonkeyPatch.context() as patch:

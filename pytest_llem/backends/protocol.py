@@ -159,7 +159,10 @@ class Engine(Protocol):
         """Seed everything random in the engine."""
 
     def generate(self, batch: Any) -> Any:
-        """Generate for one batch and return what :meth:`requests` needs. May return before the device is done."""
+        """Generate for one batch and return what :meth:`requests` needs. May return before the device is done.
+
+        What it returns is kept to the window's end: nothing of it should be on the device.
+        """
 
     def synchronize(self) -> None:
         """Return when the device has nothing left to do."""

@@ -8,6 +8,7 @@ from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
 from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
+from pytest_llem.measurement.outputs import on_device
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord, WarmupRecord
@@ -62,6 +63,11 @@ def find_warnings(
     if failed is not None:
         found.append(f"{failed}; no gate judges what was measured over them")
     found += map(str, adjusted)
+    if any(map(on_device, window.passes[0])):
+        found.append(
+            f"peak_memory_mb includes the outputs of {len(window.passes):,} passes: what the engine's generate "
+            "returns is on the GPU"
+        )
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
