@@ -68,6 +68,11 @@ def find_warnings(
             f"peak_memory_mb includes the outputs of {len(window.passes):,} passes: what the engine's generate "
             "returns is on the GPU"
         )
+    if window.not_kept:
+        found.append(
+            f"records of {len(window.passes):,} of {window.count:,} passes were kept: latencies, output tokens "
+            "and failed requests are of those"
+        )
     if total.energy_j is None and reason != SWITCHED_OFF:
         found.append(f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:

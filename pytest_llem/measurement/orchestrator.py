@@ -16,6 +16,7 @@ from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.claims import check_claims, recorded_passes
 from pytest_llem.measurement.contention import ContentionWatch, root_of
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
@@ -135,7 +136,8 @@ class ExperimentOrchestrator:
             engine.reset_peak_memory()
             watch = ContentionWatch(root_of(self.harness), self.harness)
             harness = Harness(self.harness)
-            window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed)
+            keep = recorded_passes(config)
+            window = measure(engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed, keep=keep)
             harness_cpu_seconds = harness.cpu_seconds(window.account.harness_cpu_seconds)
             contention = watch.end(window.seconds, engine.gpus)
             peak_memory = engine.peak_memory_bytes()
@@ -143,7 +145,7 @@ class ExperimentOrchestrator:
             if config.measurement.prefill_split:
                 self._tell("measuring the prompts alone", min_seconds)
                 prefill = measure_prefill(
-                    engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed
+                    engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed, keep=keep
                 )
             baseline = measure_after(
                 baseline,
@@ -153,13 +155,14 @@ class ExperimentOrchestrator:
                 on_idle=lambda: self._tell("measuring the idle machine again", config.baseline.part_seconds),
             )
             self._tell("accounting")
-            requests = Requests.of(engine, batches, window.passes)
+            requests = Requests.of(engine, batches, window)
             requests.check(config)
+            check_claims(requests.passes, workload.prompts, window.pass_seconds)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests)
             energy_metrics = accounting.energy_metrics(window, requests)
-            work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
+            work = work_metrics(engine, record, requests, window.seconds / window.count)
             metrics = {
                 **energy_metrics,
                 "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),

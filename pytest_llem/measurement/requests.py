@@ -13,6 +13,8 @@ from typing import Any
 
 from pytest_llem.backends.protocol import Engine, RequestRecord
 from pytest_llem.catalogue import PERCENTILES
+from pytest_llem.measurement.claims import too_fast
+from pytest_llem.measurement.window import Window
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.statistics import percentile
 from pytest_llem.study.config import ExperimentConfig
@@ -38,27 +40,32 @@ class Requests:
         passes: For each pass, a record for each prompt, in the prompts' order.
         no_latency: Why they have no latencies; null where they do.
         sizes: How many prompts each batch of a pass holds, in order. Empty: all of them are one batch.
+        stride: Passes of the window from one of these to the next.
+        too_fast: Why no engine can have generated them in that time; null where one can.
     """
 
     passes: Sequence[Sequence[RequestRecord]]
     no_latency: str | None = None
     sizes: Sequence[int] = ()
+    stride: int = 1
+    too_fast: str | None = None
 
     @classmethod
-    def of(cls, engine: Engine, batches: Sequence[Any], passes: Sequence[Sequence[Any]]) -> Requests:
-        """Return what became of every prompt in every pass.
+    def of(cls, engine: Engine, batches: Sequence[Any], window: Window) -> Requests:
+        """Return what became of every prompt in every recorded pass of *window*.
 
         Args:
             engine: It generated them.
             batches: Those of a pass.
-            passes: For each pass, what ``generate`` gave for each batch.
+            window: Whose passes are those of ``engine.generate``.
         """
         records = [
             [engine.requests(batch, generated) for batch, generated in zip(batches, one, strict=True)]
-            for one in passes
+            for one in window.passes
         ]
         sizes = [len(batch) for batch in records[0]]
-        return cls([list(chain.from_iterable(one)) for one in records], engine.no_latency, sizes)
+        passes = [list(chain.from_iterable(one)) for one in records]
+        return cls(passes, engine.no_latency, sizes, window.stride, too_fast(records, window.pass_seconds))
 
     def batches(self) -> Iterator[Sequence[RequestRecord]]:
         """Yield the requests of each batch of each pass."""
@@ -115,19 +122,21 @@ class Requests:
     def not_judged(self) -> str | None:
         """Why no gate may judge what was measured over these requests; None where one may."""
         if not self.failed:
-            return None
+            return self.too_fast
         errors = (request.error for one in self.passes for request in one if request.error)
         first = next((f": {' '.join(error.split())}" for error in errors), "")
         return f"{self.failed} of {self.total} requests failed or returned no token{first}"
 
     def marked(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-        """Return *metrics* of the window, not to be judged where requests failed.
+        """Return *metrics* of the window, not to be judged where requests failed or were answered too fast.
 
         What failed took less time and energy than an answer, or more, and has no latency: no figure over the rest
         is one of the workload that was asked for.
         """
-        update = {"not_judged": self.not_judged}
-        of_window = metrics.keys() - BEFORE_WINDOW if self.failed else set()
+        if (reason := self.not_judged) is None:
+            return dict(metrics)
+        update = {"not_judged": reason}
+        of_window = metrics.keys() - BEFORE_WINDOW
         return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
     @property
@@ -166,7 +175,8 @@ class Requests:
         return text.getvalue()
 
     def _rows(self) -> Iterator[Sequence[object]]:
-        for number, one in enumerate(self.passes, 1):
+        for place, one in enumerate(self.passes):
+            number = 1 + place * self.stride
             for index, request in enumerate(one):
                 itl = statistics.fmean(request.itl_s) if request.itl_s else None
                 yield (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine
@@ -18,11 +18,13 @@ class Window:
     """What happened in it.
 
     Attributes:
-        passes: For each pass, what ``generate`` gave for each batch.
+        passes: For each pass whose outputs were kept, what ``generate`` gave for each batch.
         seconds: From sync to sync.
         account: What the meters saw.
-        pass_seconds: Of each pass, from sync to sync.
+        pass_seconds: Of each of these passes, from sync to sync.
         began: When, on the monotonic clock, in s.
+        stride: The first of so many passes was kept: 1 where all were.
+        not_kept: How many passes there were beside.
     """
 
     passes: list[list[Any]]
@@ -30,6 +32,13 @@ class Window:
     account: Account
     pass_seconds: Sequence[float] = ()
     began: float = 0.0
+    stride: int = 1
+    not_kept: int = 0
+
+    @property
+    def count(self) -> int:
+        """Whole passes in it."""
+        return len(self.passes) + self.not_kept
 
     @property
     def cv(self) -> float | None:
@@ -49,6 +58,29 @@ class Window:
         return statistics.fmean(second) / statistics.fmean(first) - 1
 
 
+class _Kept:
+    """Passes spread evenly over a window, however long it is.
+
+    Args:
+        most: How many of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.passes: list[list[Any]] = []
+        self.seconds: list[float] = []
+        self.stride, self.count = 1, 0
+        self._most = most
+
+    def add(self, outputs: list[Any], seconds: float) -> None:
+        if self.count % self.stride == 0:
+            self.passes.append(outputs)
+            self.seconds.append(seconds)
+            if len(self.passes) > self._most:
+                del self.passes[1::2], self.seconds[1::2]
+                self.stride *= 2
+        self.count += 1
+
+
 def measure(
     engine: Engine,
     batches: Sequence[Any],
@@ -57,6 +89,7 @@ def measure(
     min_seconds: float,
     seed: int,
     generate: Callable[[Any], Any] | None = None,
+    keep: int = sys.maxsize,
 ) -> Window:
     """Run whole passes over *batches* until *min_seconds* are full; one at least.
 
@@ -69,20 +102,21 @@ def measure(
         min_seconds: Of the window.
         seed: Of every pass.
         generate: What is done with each batch; the engine's ``generate`` where it is not given.
+        keep: Passes whose outputs are kept, at most.
     """
     generate = generate or engine.generate
-    passes: list[list[Any]] = []
-    ends: list[float] = []
+    kept, ended = _Kept(keep), 0.0
     engine.synchronize()
     meters.begin()
     began = time.monotonic()
     while True:
         engine.seed(seed)
-        passes.append([generate(batch) for batch in batches])
+        outputs = [generate(batch) for batch in batches]
         engine.synchronize()
-        ends.append(time.monotonic() - began)
-        if ends[-1] >= min_seconds:
+        started, ended = ended, time.monotonic() - began
+        kept.add(outputs, ended - started)
+        if ended >= min_seconds:
             break
     account = meters.end()
-    times = [end - start for start, end in pairwise([0.0, *ends])]
-    return Window(passes, ends[-1], account, times, began)
+    not_kept = kept.count - len(kept.passes)
+    return Window(kept.passes, ended, account, kept.seconds, began, kept.stride, not_kept)

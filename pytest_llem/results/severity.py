@@ -11,6 +11,7 @@ _WORST_FIRST = [
     re.compile(beginning)
     for beginning in (
         r"\d+ of \d+ requests failed",
+        r"\S+ µs for each token",
         "energy counter and sampled power disagree",
         "no energy",
         "the engine ran on",
