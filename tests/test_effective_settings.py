@@ -172,6 +172,11 @@ class TestResult:
             texts(result.warnings)
         )
 
+    def test_section_that_is_switched_off_is_looked_at_for_axes_alone(self) -> None:
+        """TINY has no warm-up."""
+        off = {"enabled": False, "n_warmup": 9, "max_prompts": 99}
+        assert adjusted(run({"warmup.n_warmup": 9}, warmup=off)) == [("warmup.n_warmup", 9, None)]
+
     def test_section_of_a_subclass_is_looked_at_too(self) -> None:
         result = run(backend=SUBCLASS, **{SUBCLASS: {"length_penalty": 2.0, "revision": "v1"}})
         assert adjusted(result) == [

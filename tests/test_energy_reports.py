@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator, ExperimentResult
-from pytest_llem.backends.protocol import RequestRecord
 from pytest_llem.collection.energy_budget import EnergyBudget
 from pytest_llem.energy import metering
 from pytest_llem.energy.account import Account, Meters, Total
@@ -25,7 +24,6 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.hardware.gpus import Board, Boards
 from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
-from pytest_llem.measurement.requests import Requests
 from pytest_llem.reporting.html.words import told
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import BaselineRecord
@@ -104,30 +102,6 @@ def test_mean_of_two_carbon_intensities_is_not_judged(
             "cannot be judged: its cycles differ in carbon intensity or PUE: 400 gCO2e/kWh, PUE 1; 40 g*",
         ]
     )
-
-
-# ---- latencies of chunks, or in another unit (vLLM 27485; pyRAPL 13: "expressed in seconds") ----
-
-
-def _request(**latencies: Any) -> RequestRecord:
-    return RequestRecord(4, [7, 7, 7], **{"ttft_s": 0.010, "itl_s": [0.002, 0.002], "e2e_s": 0.014, **latencies})
-
-
-@pytest.mark.parametrize(
-    ("latencies", "problem"),
-    [
-        ({"itl_s": [0.004]}, "gave 1 inter-token latencies for 3 tokens: give one fewer than tokens, or none"),
-        ({"ttft_s": 10.0}, "gave a latency of 10 s in a window of 0.5 s: give latencies in seconds"),
-        ({"e2e_s": 14.0}, "gave a latency of 14 s in a window of 0.5 s"),
-        ({"itl_s": [2.0, 2.0]}, "gave a latency of 4 s in a window of 0.5 s"),
-    ],
-)
-def test_latencies_that_cannot_be_right_raise_value_error(latencies: Any, problem: str) -> None:
-    config = ExperimentConfig.model_validate(FIELDS)
-    Requests([[_request(), _request()]]).check(config, 0.5)
-    Requests([[_request(itl_s=[]), _request()]]).check(config, 0.5)
-    with pytest.raises(ValueError, match=problem):
-        Requests([[_request(), _request(**latencies)]]).check(config, 0.5)
 
 
 # ---- what else ran while prefill, or the idle machine, was measured ----

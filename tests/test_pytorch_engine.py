@@ -64,8 +64,7 @@ def test_a_sequence_ends_with_its_own_end_token(tiny: PyTorchEngine) -> None:
     end = natural.describe().settings["generation"]["eos_token_id"]
     (batch,) = natural.prepare([[5, 6], [7], [8], [9]])
     new = [[11, end, 0, 0], [end, 0, 0, 0], [11, 12, 13, 14], [11, 12, 13, end]]
-    sequences = torch.cat([batch.input_ids, torch.tensor(new)], dim=1)
-    requests = natural.requests(batch, Generated(sequences, 10.0, [11.0, 11.5, 12.5, 14.5]))
+    requests = natural.requests(batch, Generated(torch.tensor(new), 10.0, [11.0, 11.5, 12.5, 14.5]))
     assert [one.output_ids for one in requests] == [[11, end], [end], [11, 12, 13, 14], [11, 12, 13, end]]
     assert [one.ttft_s for one in requests] == [1.0] * 4
     assert [one.itl_s for one in requests] == [[0.5], [], [0.5, 1.0, 2.0], [0.5, 1.0, 2.0]]
@@ -312,7 +311,7 @@ def test_a_beam_that_ends_early_counts_up_to_its_end(monkeypatch: pytest.MonkeyP
     batch = made.prepare(PROMPTS)[0]
     generated = made.generate(batch)
     requests = made.requests(batch, generated)
-    rows = generated.sequences[:, batch.input_ids.shape[1] :].tolist()
+    rows = generated.output_ids.tolist()
     lengths = [len(one.output_ids) for one in requests]
     assert min(lengths) < max(lengths), "some row ended before another"
     for request, row in zip(requests, rows, strict=True):

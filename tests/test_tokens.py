@@ -6,6 +6,7 @@ import functools
 import hashlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.backends import loading, pytorch
 from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.measurement import window
 from tests.support.tiny import GREEDY, NATURAL, TINY
 from tests.support.warned import texts
 
@@ -68,6 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pytorch, "_TokenClock", Clock)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
 
 def measured(tmp_path: Path, prompts: Any, **changes: Any) -> Any:
@@ -110,7 +113,7 @@ def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path: Pat
     real = pytorch.PyTorchEngine.requests
 
     def requests(self: Any, batch: Any, generated: Any) -> Any:
-        seen.append(generated.sequences[:, batch.input_ids.shape[1] :].tolist())
+        seen.append(generated.output_ids.tolist())
         return real(self, batch, generated)
 
     with pytest.MonkeyPatch.context() as patch:

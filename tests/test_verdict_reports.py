@@ -13,7 +13,6 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.facts import subject_facts
-from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import RunPytest
 from tests.support.study_results import point, study_result
@@ -22,23 +21,6 @@ RECORD = RequestRecord(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.
 
 
 class TestLatencies:
-    @pytest.mark.parametrize(
-        ("record", "message"),
-        [
-            (replace(RECORD, itl_s=[0.01, 0.002, 0.002]), "3 inter-token latencies for 3 tokens, not 2"),
-            (replace(RECORD, itl_s=[0.004]), "1 inter-token latencies for 3 tokens, not 2"),
-            (replace(RECORD, output_ids=[], error="lost"), "2 inter-token latencies for 0 tokens, not 0"),
-            (replace(RECORD, ttft_s=10.0), "a first token after the last one"),
-        ],
-        ids=["ttft-among-itl", "two-tokens-a-chunk", "of-no-tokens", "ttft-in-ms"],
-    )
-    def test_contradictory_latencies_are_refused(self, record: RequestRecord, message: str) -> None:
-        config = ExperimentConfig.model_validate({"model": "m", "n": 1, "max_output_tokens": 3})
-        Requests([[RECORD]]).check(config, 1.0)
-        Requests([[replace(RECORD, itl_s=[])]]).check(config, 1.0)
-        with pytest.raises(ValueError, match=message):
-            Requests([[record]]).check(config, 1.0)
-
     @pytest.mark.parametrize(
         ("kind", "record", "reason"),
         [

@@ -169,6 +169,7 @@ class Engine(Protocol):
 
         Warm-up and every pass bring the same prompts: an engine that caches prompts or answers, such as by prefix
         caching, measures its cache unless it empties it here.
+        What it returns is kept to the window's end: nothing of it should be on the device.
         """
 
     def synchronize(self) -> None:

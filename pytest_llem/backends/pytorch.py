@@ -57,12 +57,13 @@ class Generated:
     """What one ``generate`` call gave.
 
     Attributes:
-        sequences: [prompts, longest + generated] token ids, on the device.
+        output_ids: [prompts, generated] token ids, on the host: those of all passes are kept to the window's end,
+            and would count in the device's peak memory.
         started: When it was called, on the performance counter, in seconds.
         token_times: When each position's tokens reached the host, likewise; empty where nobody could tell.
     """
 
-    sequences: torch.Tensor
+    output_ids: torch.Tensor
     started: float
     token_times: Sequence[float]
 
@@ -270,7 +271,10 @@ class PyTorchEngine:
                 )
         finally:
             torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attention)
-        return Generated(sequences, started, clock.times)
+        # A copy on a CPU too, or the prompt's part would be kept. It waits for nothing more: the last stop
+        # condition has been read back.
+        new = sequences[:, batch.input_ids.shape[1] :].to("cpu", torch.int32)
+        return Generated(new, started, clock.times)
 
     def _decodes_alike(self) -> None:
         """Keep cuDNN's attention out of decoding: of PyTorch's kernels it alone gave other results for equal input
@@ -286,12 +290,11 @@ class PyTorchEngine:
     def requests(self, batch: Batch, generated: Generated) -> list[RequestRecord]:
         eos = self._generation.eos_token_id
         ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
-        new = generated.sequences[:, batch.input_ids.shape[1] :].tolist()
         return [
             _request(
                 length, ids[: next((at for at, token in enumerate(ids, 1) if token in ends), None)], generated
             )
-            for length, ids in zip(batch.lengths, new, strict=True)
+            for length, ids in zip(batch.lengths, generated.output_ids.tolist(), strict=True)
         ]
 
     def shape(self) -> ModelShape:

@@ -68,7 +68,7 @@ def _share(name: str, total: Total, number: float, none: str) -> Metric:
 def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
     """Return every metric of the window's energy, per pass."""
     account, total = window.account, window.account.total
-    passes, output_tokens = len(window.passes), requests.output_tokens
+    passes, output_tokens = window.count, requests.output_tokens
     metrics = {
         "energy_j": energy("energy_j", total, 1 / passes),
         "energy_per_request_j": _share("energy_per_request_j", total, passes * requests.served, _NOT_SERVED),
@@ -103,7 +103,7 @@ def _tokens_per_joule(output_tokens: float, energy_j: Metric) -> Metric:
 
 def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
     """Return time, tokens and throughput, per pass, from sync to sync."""
-    seconds = window.seconds / len(window.passes)
+    seconds = window.seconds / window.count
     return {
         "seconds": metric("seconds", seconds),
         "output_tokens_per_second": _rate(
@@ -153,7 +153,8 @@ def window_record(window: Window) -> WindowRecord:
     account = window.account
     tick = account.tick_seconds
     return WindowRecord(
-        passes=len(window.passes),
+        passes=window.count,
+        recorded_passes=len(window.passes),
         window_seconds=window.seconds,
         window_energy_j=account.total.energy_j,
         energy_seconds=account.seconds,

@@ -11,6 +11,9 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.document import dotted
 from pytest_llem.study.effects import given_value, without_effect
 
+#: Sections that may be switched off: what they hold then is expected to have no effect, unless it is an axis.
+SWITCHES = ("warmup", "baseline")
+
 
 def adjusted_settings(
     config: ExperimentConfig, axes: Mapping[str, Any], engine: EngineRecord, requests: Requests
@@ -30,6 +33,7 @@ def adjusted_settings(
             reason=message.removeprefix("has no effect").lstrip(": "),
         )
         for at, message in without_effect(config)
+        if at[0] not in SWITCHES or dotted(at) in axes
     ]
     return [*idle, *engine.adjusted, *_batches(config, requests), *_limits(config, axes, requests)]
 

@@ -191,7 +191,7 @@ def baseline_metrics(baseline: BaselineRecord, window: Window) -> dict[str, Metr
 
 
 def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:
-    account, passes = window.account, len(window.passes)
+    account, passes = window.account, window.count
     whole = energy("active_energy_j", account.total, 1 / passes)
     if whole.value is None:
         return whole

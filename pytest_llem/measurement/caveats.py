@@ -8,6 +8,8 @@ from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
 from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
+from pytest_llem.measurement.outputs import on_device
+from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import AdjustedSetting, BaselineRecord, EngineRecord, WarmupRecord
@@ -36,10 +38,9 @@ def find_warnings(
     prefill: Window | None = None,
     covers_engine: bool | None = None,
     times_floor: Metric | None = None,
-    deterministic: bool | None = None,
     contention: Contention | None = None,
     baseline: BaselineRecord | None = None,
-    failed: str | None = None,
+    requests: Requests | None = None,
     repeats: str | None = None,
     adjusted: Sequence[AdjustedSetting] = (),
 ) -> list[QualityWarning]:
@@ -55,8 +56,7 @@ def find_warnings(
         prefill: The window of prefill alone, if there was one.
         covers_engine: Whether the energy is that of the devices the engine ran on; None where that is not known.
         times_floor: How far above the least time a pass was.
-        failed: That requests failed, if any did.
-        deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
+        requests: Those of the window.
         contention: What else used the devices.
         baseline: Idle power before and after the window, if it was measured.
         adjusted: Settings that did not run as they were given.
@@ -70,8 +70,7 @@ def find_warnings(
     def warn(code: str, text: str) -> None:
         found.append(QualityWarning.of(code, text))
 
-    if failed is not None:
-        warn("requests_failed", f"{failed}; no gate judges what was measured over them")
+    found += requests.warnings() if requests is not None else ()
     for setting in adjusted:
         warn("setting_adjusted", str(setting))
     for one in (window, prefill):
@@ -79,6 +78,18 @@ def find_warnings(
             warn("compiled", f"{one.compiled}; no gate judges it: let the batches have fewer different lengths")
     if repeats is not None:
         warn("repeats_faster", f"{repeats}; no gate judges it: switch its caches of prompts and answers off")
+    if any(map(on_device, window.passes[0])):
+        warn(
+            "outputs_on_gpu",
+            f"peak_memory_mb includes the outputs of {len(window.passes):,} passes: what the engine's generate "
+            "returns is on the GPU",
+        )
+    if window.not_kept:
+        warn(
+            "passes_not_recorded",
+            f"records of {len(window.passes):,} of {window.count:,} passes were kept: latencies, output tokens "
+            "and failed requests are of those",
+        )
     if total.energy_j is None and reason != SWITCHED_OFF:
         warn("no_energy", f"no energy: {reason}")
     if total.method == "estimated" and not allow_estimated:
@@ -86,8 +97,6 @@ def find_warnings(
         warn("energy_estimated", f"energy is estimated {how}, not measured")
     if cut[0]:
         warn("prompts_cut", f"{cut[0]} of {cut[1]} prompts were cut to max_input_tokens")
-    if deterministic is False:
-        warn("outputs_differ", "outputs differ between passes: this device's kernels are not deterministic")
     if covers_engine is False:
         warn(
             "engine_not_covered", f"the engine ran on {engine.device}, and the energy covers {total.boundary} only"

@@ -16,6 +16,7 @@ from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
 from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.claims import check_claims, recorded_passes
 from pytest_llem.measurement.compilation import compilations
 from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
 from pytest_llem.measurement.coverage import with_coverage
@@ -145,6 +146,7 @@ class ExperimentOrchestrator:
             )
             min_seconds = config.measurement.min_window_seconds
             self._tell("measuring", min_seconds)
+            keep = recorded_passes(config)
             beside = _Beside(engine, self.harness)
             window = measure(
                 engine,
@@ -153,6 +155,7 @@ class ExperimentOrchestrator:
                 min_seconds=min_seconds,
                 seed=config.random_seed,
                 before=beside.begin,
+                keep=keep,
             )
             harness_cpu_seconds = beside.harness.cpu_seconds(window.account.harness_cpu_seconds)
             contention = beside.contention.end(window.seconds, engine.gpus)
@@ -162,7 +165,7 @@ class ExperimentOrchestrator:
                 self._tell("measuring the prompts alone", min_seconds)
                 watch = ContentionWatch(root_of(self.harness), self.harness)
                 prefill = measure_prefill(
-                    engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed
+                    engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed, keep=keep
                 )
                 contention = with_prefill(contention, watch.end(prefill.seconds, engine.gpus))
             baseline = measure_after(
@@ -173,14 +176,15 @@ class ExperimentOrchestrator:
                 on_idle=lambda: self._tell("measuring the idle machine again", config.baseline.part_seconds),
             )
             self._tell("accounting")
-            requests = Requests.of(engine, batches, window.passes)
-            requests.check(config, window.seconds)
+            requests = Requests.of(engine, batches, window)
+            requests.check(config)
+            check_claims(requests.passes, workload.prompts, window.pass_seconds)
             repeats = repeats_are_faster(window, requests.passes)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests)
             energy_metrics = accounting.energy_metrics(window, requests)
-            work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
+            work = work_metrics(engine, record, requests, window.seconds / window.count)
             metrics = {
                 **energy_metrics,
                 "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
@@ -231,10 +235,9 @@ class ExperimentOrchestrator:
                     prefill=prefill,
                     covers_engine=metrics["energy_j"].covers_engine,
                     times_floor=work["times_floor"],
-                    deterministic=requests.deterministic,
                     contention=contention,
                     baseline=baseline,
-                    failed=requests.not_judged,
+                    requests=requests,
                     adjusted=adjusted,
                     repeats=repeats,
                 ),

@@ -18,7 +18,7 @@ NOT_ASKED = "not asked for: measurement.prefill_split"
 
 
 def measure_prefill(
-    engine: Engine, batches: Sequence[Any], meters: Meters, *, min_seconds: float, seed: int
+    engine: Engine, batches: Sequence[Any], meters: Meters, *, min_seconds: float, seed: int, keep: int
 ) -> Window:
     """Measure passes over the same batches, seeded alike, in which each prompt gets one new token.
 
@@ -30,7 +30,8 @@ def measure_prefill(
     """
     assert isinstance(engine, SplitsPrefill)
     engine.generate_first(batches[0])
-    window = measure(engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=engine.generate_first)
+    first = engine.generate_first
+    window = measure(engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=first, keep=keep)
     for batch, generated in chain.from_iterable(zip(batches, one, strict=True) for one in window.passes):
         for request in engine.requests(batch, generated):
             if request.error is not None:
@@ -59,9 +60,9 @@ def prefill_metrics(
     """
     if prefill is None:
         return {name: metric(name, None, reason=NOT_ASKED) for name in NAMES}
-    whole = energy("decode_energy_j", window.account.total, 1 / len(window.passes))
-    first = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / len(prefill.passes)))
-    seconds, whole_seconds = prefill.seconds / len(prefill.passes), window.seconds / len(window.passes)
+    whole = energy("decode_energy_j", window.account.total, 1 / window.count)
+    first = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / prefill.count))
+    seconds, whole_seconds = prefill.seconds / prefill.count, window.seconds / window.count
     not_judged = None
     if whole_seconds <= seconds:
         not_judged = f"prefill alone took {seconds:.4g} s a pass, and the whole pass {whole_seconds:.4g} s"

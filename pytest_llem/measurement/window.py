@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from pytest_llem.backends.protocol import Engine
@@ -22,15 +22,17 @@ class Window:
     """What happened in it.
 
     Attributes:
-        passes: For each pass, what ``generate`` gave for each batch.
+        passes: For each pass whose outputs were kept, what ``generate`` gave for each batch.
         seconds: From sync to sync.
         account: What the meters saw.
-        pass_seconds: Of each pass, from sync to sync.
+        pass_seconds: Of each of these passes, from sync to sync.
         began: When, on the monotonic clock, in s.
         began_at: When, on the system's clock, in s since 1970.
-        call_seconds: For each pass, how long ``generate`` took to return for each batch.
+        call_seconds: For each of these passes, how long ``generate`` took to return for each batch.
         compiled: What was compiled in it, so that it is no steady state; null where nothing was.
         restarts: How many windows before it were thrown away because something was compiled in them.
+        stride: The first of so many passes was kept: 1 where all were.
+        not_kept: How many passes there were beside.
     """
 
     passes: list[list[Any]]
@@ -42,6 +44,13 @@ class Window:
     call_seconds: Sequence[Sequence[float]] = ()
     compiled: str | None = None
     restarts: int = 0
+    stride: int = 1
+    not_kept: int = 0
+
+    @property
+    def count(self) -> int:
+        """Whole passes in it."""
+        return len(self.passes) + self.not_kept
 
     @property
     def cv(self) -> float | None:
@@ -61,6 +70,31 @@ class Window:
         return statistics.fmean(second) / statistics.fmean(first) - 1
 
 
+class _Kept:
+    """Passes spread evenly over a window, however long it is.
+
+    Args:
+        most: How many of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.passes: list[list[Any]] = []
+        self.seconds: list[float] = []
+        self.call_seconds: list[list[float]] = []
+        self.stride, self.count = 1, 0
+        self._most = most
+
+    def add(self, outputs: list[Any], seconds: float, call_seconds: list[float]) -> None:
+        if self.count % self.stride == 0:
+            self.passes.append(outputs)
+            self.seconds.append(seconds)
+            self.call_seconds.append(call_seconds)
+            if len(self.passes) > self._most:
+                del self.passes[1::2], self.seconds[1::2], self.call_seconds[1::2]
+                self.stride *= 2
+        self.count += 1
+
+
 def measure(
     engine: Engine,
     batches: Sequence[Any],
@@ -70,6 +104,7 @@ def measure(
     seed: int,
     generate: Callable[[Any], Any] | None = None,
     before: Callable[[], None] = lambda: None,
+    keep: int = sys.maxsize,
 ) -> Window:
     """Run whole passes over *batches* until *min_seconds* are full; one at least.
 
@@ -85,6 +120,7 @@ def measure(
         seed: Of every pass.
         generate: What is done with each batch; the engine's ``generate`` where it is not given.
         before: Called before the window begins, each time that it does.
+        keep: Passes whose outputs are kept, at most.
     """
     for restarts in range(MAX_RESTARTS + 1):
         before()
@@ -95,6 +131,7 @@ def measure(
             min_seconds=min_seconds,
             seed=seed,
             generate=generate or engine.generate,
+            keep=keep,
             is_last=restarts == MAX_RESTARTS,
         )
         if window.compiled is None:
@@ -110,35 +147,40 @@ def _measure_once(
     min_seconds: float,
     seed: int,
     generate: Callable[[Any], Any],
+    keep: int,
     is_last: bool,
 ) -> Window:
     """Measure one window. It ends early where something is compiled in it, unless it is the last one."""
-    passes: list[list[Any]] = []
-    ends: list[float] = []
-    calls: list[float] = []
-
-    def timed(batch: Any) -> Any:
-        called = time.perf_counter()
-        generated = generate(batch)
-        calls.append(time.perf_counter() - called)
-        return generated
-
+    kept, ended = _Kept(keep), 0.0
     compiled_before = compilations()
     engine.synchronize()
     meters.begin()
     began, began_at = time.monotonic(), time.time()
     while True:
         engine.seed(seed)
-        passes.append([timed(batch) for batch in batches])
+        outputs, calls = [], []
+        for batch in batches:
+            called = time.perf_counter()
+            outputs.append(generate(batch))
+            calls.append(time.perf_counter() - called)
         engine.synchronize()
-        ends.append(time.monotonic() - began)
-        if ends[-1] >= min_seconds or (not is_last and compilations() > compiled_before):
+        started, ended = ended, time.monotonic() - began
+        kept.add(outputs, ended - started, calls)
+        if ended >= min_seconds or (not is_last and compilations() > compiled_before):
             break
     account = meters.end()
-    times = [end - start for start, end in pairwise([0.0, *ends])]
-    call_seconds = [calls[start : start + len(batches)] for start in range(0, len(calls), len(batches))]
-    compiled = _compiled(compilations() - compiled_before, call_seconds)
-    return Window(passes, ends[-1], account, times, began, began_at, call_seconds, compiled)
+    return Window(
+        kept.passes,
+        ended,
+        account,
+        kept.seconds,
+        began,
+        began_at,
+        kept.call_seconds,
+        _compiled(compilations() - compiled_before, kept.call_seconds),
+        stride=kept.stride,
+        not_kept=kept.count - len(kept.passes),
+    )
 
 
 def _compiled(graphs: int, call_seconds: Sequence[Sequence[float]]) -> str | None:

@@ -44,7 +44,7 @@ def weight_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
 def sequences(config: ExperimentConfig) -> int:
     """Return how many sequences are generated at a time."""
     options = config.pytorch
-    return min(options.batch_size, config.n) * options.num_beams if options else 1
+    return options.batch_size * options.num_beams if options else 1
 
 
 def memory_bytes(config: ExperimentConfig, footprint: Footprint) -> float:

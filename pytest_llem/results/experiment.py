@@ -96,7 +96,7 @@ class TokenRecord(Record):
         dataset_hash: SHA-256 of the prompts in their order, a line of ASCII JSON for each: of their texts before
             they are cut or put into a template, or of synthetic token ids.
         dataset_revision: Commit of the hub's dataset that they are from, null where they are from none.
-        requests: Of the window, over all passes; null in results before schema 1.4.
+        requests: Of the window, over its recorded passes; null in results before schema 1.4.
         failed_requests: Of these, those that failed or returned no token.
         batches: Batches of a pass as they ran: how many, by the number of their prompts. Null in results before
             schema 1.4.
@@ -191,6 +191,8 @@ class WindowRecord(Record):
 
     Attributes:
         passes: Whole passes in it.
+        recorded_passes: Of these, those whose outputs were kept, spread evenly: latencies, output tokens and
+            failed requests are theirs. Null in results before schema 1.4.
         window_seconds: Synchronised at both ends.
         window_energy_j: Over the boundary of ``energy_j``.
         energy_seconds: What the meter covers; longer where it waits for a tick.
@@ -209,6 +211,7 @@ class WindowRecord(Record):
     """
 
     passes: int
+    recorded_passes: int | None = None
     window_seconds: float
     window_energy_j: float | None = None
     energy_seconds: float | None = None

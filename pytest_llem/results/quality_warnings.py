@@ -17,6 +17,7 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: dict[str, Severity] = {
     "requests_failed": "error",
     "counter_disagrees": "error",
+    "impossibly_fast": "error",
     "compiled": "error",
     "repeats_faster": "error",
     "no_energy": "error",
@@ -36,6 +37,8 @@ SEVERITIES: dict[str, Severity] = {
     "gap_timeout": "warning",
     "memory_not_released": "warning",
     "outputs_differ": "warning",
+    "outputs_on_gpu": "warning",
+    "passes_not_recorded": "warning",
     "counter_unused": "warning",
     "counter_unchecked": "warning",
     "tick_unknown": "warning",

@@ -22,7 +22,7 @@ class PyTorchConfig(NullableSection):
     """The engine of PyTorch and transformers.
 
     Attributes:
-        batch_size: Prompts in one ``generate`` call. Default 1.
+        batch_size: Prompts in one ``generate`` call, at most ``n``. Default 1.
         attn_implementation: As transformers names it (``eager``, ``sdpa``, ``flash_attention_2``, …). Default
             null: transformers chooses.
         torch_compile: Compile the model's forward pass with ``torch.compile``. Compiling is part of the

@@ -22,9 +22,8 @@ class Idle(PyTorchEngine):
 
     def generate(self, batch: Batch) -> Generated:
         time.sleep(1.0)
-        rows, length = batch.input_ids.shape
-        new = self._config.workload.output_len
-        return Generated(torch.zeros((rows, length + new), dtype=torch.long), time.perf_counter(), [])
+        shape = len(batch.lengths), self._config.workload.output_len
+        return Generated(torch.zeros(shape, dtype=torch.long), time.perf_counter(), [])
 
 
 class Raises(PyTorchEngine):

@@ -43,8 +43,7 @@ class BoardEngine(PyTorchEngine):
     def generate(self, batch: Batch) -> Generated:
         began = time.monotonic()
         generated = super().generate(batch)
-        tokens = generated.sequences.shape[0] * (generated.sequences.shape[1] - batch.input_ids.shape[1])
-        _draw(tokens * JOULES_PER_TOKEN, began, time.monotonic())
+        _draw(generated.output_ids.numel() * JOULES_PER_TOKEN, began, time.monotonic())
         return generated
 
 

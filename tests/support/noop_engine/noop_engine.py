@@ -208,7 +208,7 @@ class NoopEngine:
     def seed(self, seed: int) -> None:
         pass
 
-    def generate(self, batch: Batch) -> float:
+    def generate(self, batch: Batch) -> tuple[float, float]:
         if (made := self.options.get("fail_once")) and not Path(made).exists():
             Path(made).touch()
             raise ValueError("not the first time")
@@ -217,10 +217,11 @@ class NoopEngine:
         fault, only_while_broken, _ = self.options.get("fault", "none").strip().partition(" while broken")
         if not only_while_broken or Path(self.options["break"]).exists():
             FAULTS.get(fault, lambda: None)()
+        began = time.perf_counter()
         self._draw(busy=True)
-        time.sleep(self.options.get("seconds", 0))
+        time.sleep(max(self.options.get("seconds", 0), 5e-5))  # no engine takes less
         self._draw(busy=False)
-        return time.perf_counter()
+        return began, time.perf_counter()
 
     def generate_first(self, batch: Batch) -> None:
         self._draw(busy=True)
@@ -230,13 +231,14 @@ class NoopEngine:
     def synchronize(self) -> None:
         pass
 
-    def requests(self, batch: Batch, generated: float | None) -> list[RequestRecord]:
+    def requests(self, batch: Batch, generated: tuple[float, float] | None) -> list[RequestRecord]:
         ids = self.options.get("ids", [7] * self.output_len)
-        ids = ids if generated else ids[:1]
-        return [
-            RequestRecord(len(prompt), ids, ttft_s=0.010, itl_s=[0.002] * (len(ids) - 1), e2e_s=0.012)
-            for prompt in batch
-        ]
+        if generated is None:  # the first token alone
+            return [RequestRecord(len(prompt), ids[:1]) for prompt in batch]
+        began, ended = generated
+        gap = (ended - began) / max(len(ids), 1)
+        gaps = [gap] * (len(ids) - 1)
+        return [RequestRecord(len(prompt), ids, gap if ids else None, gaps, ended - began) for prompt in batch]
 
     def model_memory_bytes(self) -> int:
         return 1_000_000

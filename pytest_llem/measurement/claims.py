@@ -1,0 +1,86 @@
+"""What an engine says of its requests, held against the clock and against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.study.config import ExperimentConfig
+
+#: Requests, and tokens of their answers, that a window keeps records of at most, but for those of two passes: some
+#: hundred megabytes and some seconds of accounting, however fast an engine is and however long the window.
+MAX_REQUESTS = 50_000
+MAX_TOKENS = 5_000_000
+
+#: By how much times may contradict each other: an engine may round, or have a clock of its own.
+TOLERANCE_S, TOLERANCE = 0.001, 0.01
+
+#: No hardware is faster from one token of a sequence to the next, in s: to start one kernel on a GPU takes longer.
+MIN_SECONDS_PER_TOKEN = 1e-6
+
+
+def recorded_passes(config: ExperimentConfig) -> int:
+    """Return how many passes of a window records are kept of, at most."""
+    return max(2, min(MAX_REQUESTS // config.n, MAX_TOKENS // (config.n * config.max_output_tokens)))
+
+
+def check_claims(
+    passes: Sequence[Sequence[RequestRecord]], prompts: Sequence[Sequence[int]], pass_seconds: Sequence[float]
+) -> None:
+    """See that what an engine says of its requests can be true.
+
+    Args:
+        passes: For each pass, a record for each prompt, in the prompts' order.
+        prompts: Token ids of each prompt.
+        pass_seconds: How long each pass took, in s.
+
+    Raises:
+        ValueError: It contradicts itself or the clock: figures made of it would be wrong.
+    """
+    for one, seconds in zip(passes, pass_seconds, strict=True):
+        for place, (request, prompt) in enumerate(zip(one, prompts, strict=True), 1):
+            if (problem := _problem(request, len(prompt), seconds)) is not None:
+                raise ValueError(f"the engine contradicts {problem} (request {place} of {len(one)})")
+
+
+def _problem(request: RequestRecord, input_tokens: int, pass_seconds: float) -> str | None:
+    tokens, gaps, first, last = len(request.output_ids), request.itl_s, request.ttft_s, request.e2e_s
+    if request.input_tokens != input_tokens:
+        return f"its input: it reports {request.input_tokens} input tokens for a prompt of {input_tokens}"
+    if gaps and len(gaps) != tokens - 1:
+        wanted = max(tokens - 1, 0)
+        return f"itself: it reports {len(gaps)} inter-token latencies for {tokens} tokens, and not {wanted}"
+    until_last = None if first is None else first + sum(gaps)
+    if until_last is not None and last is not None:
+        is_whole = tokens > 0 and len(gaps) == tokens - 1
+        apart = abs(last - until_last) if is_whole else until_last - last
+        if not apart <= TOLERANCE_S + TOLERANCE * last:
+            return f"itself: its E2E latency is {_ms(last)}, and its TTFT + ITLs are {_ms(until_last)}"
+    for name, claimed in (("E2E latency", last), ("TTFT + ITLs", until_last)):
+        if claimed is not None and not claimed <= pass_seconds + TOLERANCE_S + TOLERANCE * pass_seconds:
+            return (
+                f"the clock: its {name} of {_ms(claimed)} is longer than the pass, which took {_ms(pass_seconds)}"
+            )
+    return None
+
+
+def too_fast(passes: Sequence[Sequence[Sequence[RequestRecord]]], pass_seconds: Sequence[float]) -> str | None:
+    """Return why no engine can have generated *passes* in that time; None where one can.
+
+    Args:
+        passes: For each pass, the records of each batch.
+        pass_seconds: How long each pass took, in s.
+    """
+    lengths = [[max((len(request.output_ids) for request in batch), default=0) for batch in one] for one in passes]
+    tokens, seconds = sum(chain.from_iterable(lengths)), sum(pass_seconds)
+    if seconds >= tokens * MIN_SECONDS_PER_TOKEN:
+        return None
+    return (
+        f"{seconds / tokens * 1e6:.2g} µs for each token of a sequence, which no hardware reaches: "
+        "the engine returned before its work was done, or did none"
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.4g} ms"

@@ -1,0 +1,226 @@
+"""What an engine says of its requests is held against the clock, and what is kept of them is bounded."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_llem import ExperimentConfig
+from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.energy.account import Meters
+from pytest_llem.measurement import claims
+from pytest_llem.measurement import window as windows
+from pytest_llem.measurement.claims import MAX_REQUESTS, MAX_TOKENS, check_claims, recorded_passes, too_fast
+from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
+from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
+from pytest_llem.measurement.window import measure
+from pytest_llem.results.quality_warnings import QualityWarning, worst
+from tests.conftest import NOOP_STUDY
+from tests.support.warned import texts
+
+#: Four tokens: the first after 10 ms, the others 2 ms apart.
+RECORD = RequestRecord(3, [7, 7, 7, 7], ttft_s=0.010, itl_s=[0.002] * 3, e2e_s=0.016)
+
+FIELDS = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+
+
+def config(**changes: Any) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({**FIELDS, "baseline": {"enabled": False}, **changes})
+
+
+def run(**changes: Any) -> Measured:
+    return ExperimentOrchestrator(config(**changes)).run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"e2e_s": 0.030}, "itself: its E2E latency is 30 ms, and its TTFT + ITLs are 16 ms"),
+        ({"e2e_s": 0.012}, "itself: its E2E latency is 12 ms, and its TTFT + ITLs are 16 ms"),
+        (
+            {"ttft_s": 0.020, "itl_s": [], "e2e_s": 0.012},
+            "itself: its E2E latency is 12 ms, and its TTFT + ITLs are 20 ms",
+        ),
+        ({"itl_s": [0.002] * 4}, "itself: it reports 4 inter-token latencies for 4 tokens, and not 3"),
+        ({"itl_s": [0.006]}, "itself: it reports 1 inter-token latencies for 4 tokens, and not 3"),
+        (
+            {"output_ids": [], "itl_s": [0.002]},
+            "itself: it reports 1 inter-token latencies for 0 tokens, and not 0",
+        ),
+        ({"input_tokens": 2}, "its input: it reports 2 input tokens for a prompt of 3"),
+        (
+            {"ttft_s": 0.090, "e2e_s": 0.096},
+            "the clock: its E2E latency of 96 ms is longer than the pass, which took 20 ms",
+        ),
+        (
+            {"ttft_s": 0.090, "e2e_s": None},
+            "the clock: its TTFT + ITLs of 96 ms is longer than the pass, which took 20 ms",
+        ),
+        (
+            {"ttft_s": None, "itl_s": [], "e2e_s": 0.022},
+            "the clock: its E2E latency of 22 ms is longer than the pass, which took 20 ms",
+        ),
+        (
+            {"error": "half-way", "output_ids": [7], "itl_s": [], "e2e_s": 0.090},
+            "itself: its E2E latency is 90 ms",
+        ),
+        ({"e2e_s": math.nan}, "itself: its E2E latency is nan ms"),
+    ],
+)
+def test_contradiction_is_an_error(changes: dict[str, Any], problem: str) -> None:
+    """Whatever else is right, and in whichever pass it is."""
+    wrong = replace(RECORD, **changes)
+    with pytest.raises(ValueError, match="the engine contradicts") as error:
+        check_claims([[RECORD, RECORD], [RECORD, wrong]], [[5, 6, 7]] * 2, [0.020, 0.020])
+    assert str(error.value).startswith(f"the engine contradicts {problem}")
+    assert str(error.value).endswith("(request 2 of 2)")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"e2e_s": 0.0168},  # rounded
+        {"itl_s": []},
+        {"itl_s": [], "ttft_s": None},
+        {"itl_s": [], "ttft_s": None, "e2e_s": None},
+        {"e2e_s": None},
+        {"output_ids": [7], "itl_s": [], "e2e_s": 0.010},
+        {"output_ids": [], "itl_s": [], "ttft_s": None},
+        {"output_ids": [7], "itl_s": [], "ttft_s": 0.010, "e2e_s": None, "error": "out of memory"},
+    ],
+)
+def test_what_agrees_is_no_error(changes: dict[str, Any]) -> None:
+    check_claims([[replace(RECORD, **changes)]], [[5, 6, 7]], [0.016])
+
+
+def test_times_are_compared_on_the_scale_of_the_request() -> None:
+    """A hundredth of a long answer, and a millisecond of a short one."""
+    long = RequestRecord(1, [7] * 3, ttft_s=50.0, itl_s=[25.0, 25.0], e2e_s=100.9)
+    check_claims([[long]], [[5]], [100.0])
+    with pytest.raises(ValueError, match="longer than the pass"):
+        check_claims([[long]], [[5]], [99.0])
+
+
+def test_engine_whose_latencies_exceed_its_passes_fails(
+    noop_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was met: an engine that returned at once, and reported 12 ms."""
+    from noop_engine import NoopEngine
+
+    answer = RequestRecord(4, [7, 7, 7], ttft_s=0.008, itl_s=[0.002] * 2, e2e_s=0.012)
+    monkeypatch.setattr(NoopEngine, "requests", lambda made, batch, _: [answer] * len(batch))
+    with pytest.raises(ValueError, match="the engine contradicts the clock: its E2E latency of 12 ms is longer"):
+        run()
+
+
+class TestTooFast:
+    @pytest.mark.parametrize(
+        ("lengths", "seconds", "expected"),
+        [
+            ([[128, 128]], 2e-6, True),
+            ([[128, 128]], 1.3e-4, False),
+            ([[128], [128]], 1.3e-4, True),  # one batch after the other
+            ([[1]], 2e-6, False),
+            ([[0]], 0.0, False),
+        ],
+    )
+    def test_it_is_a_question_of_tokens_in_sequence(
+        self, lengths: list[list[int]], seconds: float, expected: bool
+    ) -> None:
+        one = [[RequestRecord(1, [7] * length) for length in batch] for batch in lengths]
+        assert (too_fast([one, one], [seconds, seconds]) is not None) is expected
+
+    def test_no_gate_judges_it(self, noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        from noop_engine import NoopEngine
+
+        monkeypatch.setattr(NoopEngine, "generate", lambda made, batch: None)
+        monkeypatch.setattr(
+            NoopEngine, "requests", lambda made, batch, _: [RequestRecord(4, [7] * 500) for _ in batch]
+        )
+        result = run(max_output_tokens=500).result
+        (warning,) = [one for one in result.warnings if one.code == "impossibly_fast"]
+        assert "the engine returned before its work was done, or did none; no gate judges" in warning.text
+        assert worst([QualityWarning.of("drift", "drift"), warning], 1) == [warning]
+        assert {name for name, one in result.metrics.items() if one.not_judged is None} == BEFORE_WINDOW
+
+
+class Counting:
+    """An engine that generates the number of its pass, each in so much time."""
+
+    def __init__(self, now: list[float], seconds: float) -> None:
+        self.now, self.seconds, self.passes = now, seconds, 0
+
+    def seed(self, seed: int) -> None:
+        self.passes += 1
+
+    def generate(self, batch: str) -> int:
+        self.now[0] += self.seconds
+        return self.passes
+
+    def synchronize(self) -> None: ...
+
+
+class TestRecords:
+    @pytest.mark.parametrize(
+        ("passes", "keep", "kept", "stride"),
+        [
+            (7, sys.maxsize, [1, 2, 3, 4, 5, 6, 7], 1),
+            (4, 4, [1, 2, 3, 4], 1),
+            (5, 4, [1, 3, 5], 2),
+            (100, 8, [1, 17, 33, 49, 65, 81, 97], 16),
+            (1000, 2, [1, 513], 512),
+        ],
+    )
+    def test_kept_passes_are_spread_over_the_window(
+        self, monkeypatch: pytest.MonkeyPatch, passes: int, keep: int, kept: list[int], stride: int
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr(windows, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        engine: Any = Counting(now, 1.0)
+        window = measure(engine, ["batch"], Meters(), min_seconds=passes, seed=0, keep=keep)
+        assert [outputs for (outputs,) in window.passes] == kept
+        assert (window.count, window.seconds, window.stride) == (passes, passes, stride)
+        assert window.pass_seconds == [1.0] * len(kept)
+
+    def test_their_number_follows_from_what_they_hold(self) -> None:
+        assert recorded_passes(config(n=100, max_output_tokens=1)) == MAX_REQUESTS // 100
+        assert recorded_passes(config(n=100, max_output_tokens=1000)) == MAX_TOKENS // 100_000
+        assert recorded_passes(config(n=1_000_000, max_output_tokens=1000)) == 2, "whether two agree is still seen"
+
+    def test_window_of_many_passes_is_accounted_for_in_full(
+        self, noop_engine: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(claims, "MAX_REQUESTS", 20)
+        outcome = run(measurement={"min_window_seconds": 0.1})
+        window, tokens = outcome.result.window, outcome.result.tokens
+        kept = window.recorded_passes
+        assert kept is not None
+        assert 5 <= kept <= 10 < window.passes
+        assert (tokens.requests, tokens.output_tokens) == (2 * kept, 6)
+        metrics = {name: one.value for name, one in outcome.result.metrics.items()}
+        assert metrics["seconds"] == pytest.approx(window.window_seconds / window.passes)
+        assert metrics["energy_j"] == pytest.approx((window.window_energy_j or 0) / window.passes)
+        assert metrics["output_tokens_per_second"] == pytest.approx(6 * window.passes / window.window_seconds)
+        assert (
+            f"records of {kept:,} of {window.passes:,} passes were kept: latencies, output tokens and failed "
+            "requests are of those"
+        ) in texts(outcome.result.warnings)
+        rows = outcome.requests.to_csv().splitlines()[1:]
+        numbers = sorted({int(row.partition(",")[0]) for row in rows})
+        assert len(rows) == 2 * kept
+        assert numbers == list(range(1, window.passes + 1, numbers[1] - numbers[0]))[:kept]
+
+    def test_record_of_every_pass_is_no_warning(self, noop_engine: None) -> None:
+        result = run().result
+        assert result.window.recorded_passes == result.window.passes == 1
+        assert not [one for one in result.warnings if one.code == "passes_not_recorded"]
+
+    def test_requests_know_their_pass(self) -> None:
+        requests = Requests([[RECORD], [RECORD]], stride=8)
+        assert [row.split(",")[0] for row in requests.to_csv().splitlines()[1:]] == ["1", "9"]
