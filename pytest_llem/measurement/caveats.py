@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
@@ -37,6 +37,7 @@ def find_warnings(
     contention: Contention | None = None,
     failed: str | None = None,
     repeats: str | None = None,
+    library: Sequence[str] = (),
 ) -> list[str]:
     """Return what a reader of the figures has to know, a sentence each, the worst first.
 
@@ -54,6 +55,7 @@ def find_warnings(
         deterministic: Whether every pass, seeded alike, generated the same tokens; None where it was one pass.
         contention: What else used the devices.
         repeats: How much faster passes were that repeat the first one's prompts; None where they were not.
+        library: What libraries warned of, a line each.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -98,6 +100,7 @@ def find_warnings(
         )
     if warmup is not None and warmup.converged is False:
         found.append(f"warm-up stopped after {warmup.runs} runs before latencies settled")
+    found += library
     if engine.random_weights:
         found.append("random weights: speed is real, power depends on the values and may differ")
     return sorted(found, key=severity)

@@ -21,6 +21,7 @@ from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.importing import missing_parts
+from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
@@ -96,6 +97,11 @@ class ExperimentOrchestrator:
         Raises:
             PreflightError: Something it needs is not there.
         """
+        with library_warnings() as library:
+            return self._run(library)
+
+    def _run(self, library: Sequence[str]) -> Measured:
+        """Do so, while *library* collects what libraries warn of."""
         config, started_at = self.config, now()
         texts = read_texts(config, self.directory, lambda: self._tell("fetching the dataset"))
         compiled_before = compilations()
@@ -229,6 +235,7 @@ class ExperimentOrchestrator:
                     contention=contention,
                     failed=requests.not_judged,
                     repeats=repeats,
+                    library=library,
                 ),
             )
         finally:
