@@ -178,7 +178,7 @@ class ExperimentOrchestrator:
             self._tell("accounting")
             requests = Requests.of(engine, batches, window.passes)
             requests.check(config)
-            repeats = repeats_are_faster(window, requests.passes)
+            repeats = repeats_are_faster(window, requests)
             record = engine.describe()
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / len(window.passes))
