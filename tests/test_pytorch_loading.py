@@ -31,14 +31,14 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def from_pretrained(location: Any, **given: Any) -> Any:
         seen.update(given)
         plain = {name: given[name] for name in ("dtype", "trust_remote_code")}
-        model = real(location, **plain)
+        model, found = real(location, output_loading_info=True, **plain)
         if quantised := given.get("quantization_config"):
             model.config.quantization_config = quantised
             model.is_loaded_in_4bit = quantised.load_in_4bit
             model.is_loaded_in_8bit = quantised.load_in_8bit
         monkeypatch.setattr(model, "to", lambda *args: pytest.fail("it was moved"))
         monkeypatch.setattr(model, "num_parameters", lambda: 1)  # which would ask bitsandbytes
-        return model
+        return model, found
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     return seen

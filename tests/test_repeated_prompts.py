@@ -13,6 +13,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.backends.protocol import RequestRecord
 from pytest_llem.energy.account import Meters
 from pytest_llem.measurement.repeats import repeats_are_faster
+from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
 from tests.conftest import NOOP_STUDY
 from tests.support.warned import texts
@@ -87,8 +88,10 @@ def window(*call_seconds: Sequence[float], pass_seconds: Sequence[float] = ()) -
     return Window([[]], 1.0, meters.end(), pass_seconds, call_seconds=call_seconds)
 
 
-def requests(*ttft_s: Sequence[float]) -> list[list[RequestRecord]]:
-    return [[RequestRecord(4, [1], ttft_s=seconds) for seconds in one] for one in ttft_s]
+def requests(*ttft_s: Sequence[float], size: int = 1) -> Requests:
+    """Return requests with these times, in batches of *size*."""
+    passes = [[RequestRecord(4, [1], ttft_s=seconds) for seconds in one] for one in ttft_s]
+    return Requests(passes, sizes=[size] * (len(ttft_s[0]) // size))
 
 
 def test_a_cache_of_prompts_shows_in_first_tokens_alone() -> None:
@@ -100,6 +103,12 @@ def test_a_cache_of_prompts_shows_in_first_tokens_alone() -> None:
         "the engine may answer them from a cache"
     )
     assert repeats_are_faster(calls, requests([0.04] * 5, [0.03] * 5, [0.03] * 5)) is None
+
+
+def test_first_tokens_of_one_batch_are_held_up_together() -> None:
+    calls = window([1.0], [1.0], [1.0])
+    assert repeats_are_faster(calls, requests([0.08] * 6, [0.03] * 6, [0.03] * 6, size=6)) is None
+    assert repeats_are_faster(calls, requests([0.10] * 6, [0.03] * 6, [0.03] * 6, size=6)) is not None
 
 
 def test_an_engine_that_returns_at_once_is_known_by_its_passes() -> None:
@@ -114,4 +123,4 @@ def test_one_run_that_is_held_up_is_no_cache() -> None:
     assert repeats_are_faster(window([0.9, 0.1, 0.1, 0.1, 0.1], *[[0.1] * 5] * 2), no_ttft) is None
     assert repeats_are_faster(window([0.011], [0.001], [0.001], [0.001], [0.012]), no_ttft) is None
     assert repeats_are_faster(window([0.25], [0.1], [0.1]), no_ttft) is None
-    assert repeats_are_faster(window([9.0, 9.0]), no_ttft[:1]) is None
+    assert repeats_are_faster(window([9.0, 9.0]), requests([0.0])) is None

@@ -89,6 +89,7 @@ def test_everything_random_is_seeded() -> None:
     assert drawn(2**40 + 5) == drawn(2**40 + 5), "NumPy takes no such seed"
 
 
+@pytest.mark.filterwarnings("ignore:1 weight of LlamaForCausalLM missing:UserWarning")
 def test_weights_that_the_files_lack_are_the_same_every_time(tmp_path: Path) -> None:
     """transformers makes them up, before a batch is seeded."""
     from safetensors.torch import load_file, save_file

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -33,6 +34,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 #: Names for a device map that accelerate works out; any other name is a device.
 WORKED_OUT = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+#: By what share the logits of one token may differ where only later tokens do: by rounding.
+CAUSAL_TOLERANCE = 1e-3
 
 
 def origin(options: PyTorchConfig) -> dict[str, Any]:
@@ -134,16 +139,105 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
     if options.max_memory:
         wanted["max_memory"] = {_device(key): size for key, size in options.max_memory.items()}
     with told_plainly(f"model {config.model!r} cannot be loaded"):
-        model = AutoModelForCausalLM.from_pretrained(source.location, **wanted)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            # Refused below: transformers would say only that something is mismatched.
+            source.location,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **wanted,
+        )
+    _check_weights(config.model, model, found)
     if isinstance(options.device_map, dict):
         _check_modules(model, options.device_map)
     # bitsandbytes has put its model where it belongs, and lets nobody move it.
     if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         model = model.to(device)
     model.eval()
+    _check_causal(config.model, model)
     if how := compilation(options):
         _compile(model, how)
     return model
+
+
+def _check_weights(name: str, model: Any, found: Mapping[str, Collection[Any]]) -> None:
+    """See that the weights of *model* are those of its files: transformers makes up what is missing.
+
+    A model of which a part is missing is marked as one of random weights.
+
+    Args:
+        name: Of the model in the study.
+        model: As it was loaded.
+        found: What transformers says of loading it.
+
+    Raises:
+        PreflightError: None of its weights is there, or some have another shape.
+    """
+    architecture = type(model).__name__
+    if mismatched := sorted(found["mismatched_keys"]):
+        weight, given, expected = mismatched[0]
+        raise PreflightError(
+            f"model {name!r} cannot be loaded: {_count(mismatched)} in its files of another shape than in "
+            f"config.json: {weight} is {_shape(given)} and not {_shape(expected)}"
+        )
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    parameters = {parameter for parameter, _ in model.named_parameters()}
+    if parameters and parameters <= set(missing):
+        held = f", which hold {_some(unused)}" if unused else ""
+        raise PreflightError(
+            f"model {name!r} cannot be loaded: none of the {len(parameters)} weights of {architecture} is in its "
+            f"files{held}: see that config.json names their architecture"
+        )
+    if missing:
+        model.config.random_weights = True
+        warnings.warn(
+            f"{_count(missing)} of {architecture} missing in the files of model {name!r}, and random: "
+            f"{_some(missing)}",
+            stacklevel=2,
+        )
+    if unused:
+        warnings.warn(
+            f"{_count(unused)} in the files of model {name!r} not used by {architecture}: {_some(unused)}",
+            stacklevel=2,
+        )
+
+
+def _count(weights: Sequence[Any]) -> str:
+    return f"{len(weights)} weight{'s' * (len(weights) > 1)}"
+
+
+def _some(weights: Sequence[str]) -> str:
+    more = f" and {len(weights) - 3} more" if len(weights) > 3 else ""
+    return ", ".join(weights[:3]) + more
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def _check_causal(name: str, model: Any) -> None:
+    """See that no token of *model* depends on later ones: transformers loads encoders, too, and only warns of it.
+
+    Where its configuration says that it is no decoder, and no layer that it is causal, two prompts that differ in
+    their last token are run: GPT-NeoX models say so, too, and are decoders.
+
+    Raises:
+        PreflightError: The model is an encoder.
+    """
+    config = model.config
+    is_decoder = getattr(config, "is_decoder", getattr(config, "causal", True))  # XLM calls it causal
+    if is_decoder or any(getattr(module, "is_causal", False) for module in model.modules()):
+        return
+    try:
+        prompts = torch.tensor([[5, 6], [5, 7]], device=input_device(model))
+        with torch.inference_mode():
+            first, second = model(input_ids=prompts).logits[:, 0].float()
+    except Exception:  # a model may be anyone's code: what is wrong with it shows when it generates
+        return
+    if (first - second).abs().max() > CAUSAL_TOLERANCE * first.abs().max():
+        raise PreflightError(
+            f"model {name!r} is an encoder ({type(model).__name__}), whose tokens depend on later ones: name a "
+            "decoder, or set is_decoder: true in its config.json if it was trained as one"
+        )
 
 
 def _check_modules(model: Any, places: Mapping[str, int | str]) -> None:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from pytest_llem.backends import generation, loading
 from pytest_llem.backends.adjusted import adjusted_settings
+from pytest_llem.backends.context import context_length, too_long
 from pytest_llem.backends.engine_options import with_pytorch_options
 from pytest_llem.backends.models import ModelSource, damaged_model, fingerprint, hub_revision, resolve_model
 from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
@@ -226,8 +227,16 @@ class PyTorchEngine:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:
+        self._check_context(prompts)
         size = self._options.batch_size
         return [self._batch(prompts[start : start + size]) for start in range(0, len(prompts), size)]
+
+    def _check_context(self, prompts: Sequence[Sequence[int]]) -> None:
+        """See that the longest prompt and its answer fit the model's context: transformers only warns of it."""
+        limit = context_length(self._model.config.get_text_config(decoder=True).to_dict())
+        longest, output = max(map(len, prompts)), self._config.workload.output_len
+        if limit is not None and longest + output > limit:
+            raise PreflightError(too_long(self._config.model, longest, output, limit))
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
         lengths = tuple(map(len, prompts))

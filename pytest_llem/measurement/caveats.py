@@ -42,6 +42,7 @@ def find_warnings(
     baseline: BaselineRecord | None = None,
     requests: Requests | None = None,
     repeats: str | None = None,
+    library: Sequence[str] = (),
     adjusted: Sequence[AdjustedSetting] = (),
 ) -> list[QualityWarning]:
     """Return what a reader of the figures has to know, the worst first.
@@ -61,6 +62,7 @@ def find_warnings(
         baseline: Idle power before and after the window, if it was measured.
         adjusted: Settings that did not run as they were given.
         repeats: How much faster passes were that repeat the first one's prompts; None where they were not.
+        library: What libraries warned of, a line each.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -126,6 +128,8 @@ def find_warnings(
         )
     if warmup is not None and warmup.converged is False:
         warn("warmup_not_converged", f"warm-up stopped after {warmup.runs} runs before latencies settled")
+    for text in library:
+        warn("library_warning", text)
     if engine.random_weights:
         warn("random_weights", "random weights: speed is real, power depends on the values and may differ")
     return sorted(found, key=lambda one: one.rank)

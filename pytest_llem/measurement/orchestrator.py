@@ -24,6 +24,7 @@ from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.importing import missing_parts
+from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
@@ -99,17 +100,18 @@ class ExperimentOrchestrator:
         Raises:
             PreflightError: Something it needs is not there.
         """
-        started_at = now()
-        texts = read_texts(self.config, self.directory, lambda: self._tell("fetching the dataset"))
-        engine = self._engine()
-        try:
-            self._tell("fetching the model")
-            engine.fetch()
-            return self._measure(engine, texts, started_at)
-        finally:
-            engine.close()
+        with library_warnings() as library:
+            started_at = now()
+            texts = read_texts(self.config, self.directory, lambda: self._tell("fetching the dataset"))
+            engine = self._engine()
+            try:
+                self._tell("fetching the model")
+                engine.fetch()
+                return self._measure(engine, texts, started_at, library)
+            finally:
+                engine.close()
 
-    def _measure(self, engine: Engine, texts: Texts | None, started_at: str) -> Measured:
+    def _measure(self, engine: Engine, texts: Texts | None, started_at: str, library: Sequence[str]) -> Measured:
         """Load *engine*, whose model is on this machine, and measure."""
         config, meters = self.config, self._meters(engine)
         compiled_before = compilations()
@@ -179,7 +181,7 @@ class ExperimentOrchestrator:
             requests = Requests.of(engine, batches, window)
             requests.check(config)
             check_claims(requests.passes, workload.prompts, window.pass_seconds)
-            repeats = repeats_are_faster(window, requests.passes)
+            repeats = repeats_are_faster(window, requests)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests)
@@ -240,6 +242,7 @@ class ExperimentOrchestrator:
                     requests=requests,
                     adjusted=adjusted,
                     repeats=repeats,
+                    library=library,
                 ),
             )
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.statistics import percentile
 
@@ -18,7 +18,7 @@ FEW, FACTOR_OF_FEW, SECONDS_OF_FEW = 5, 3.0, 0.010
 _LATER = 90
 
 
-def repeats_are_faster(window: Window, passes: Sequence[Sequence[RequestRecord]]) -> str | None:
+def repeats_are_faster(window: Window, requests: Requests) -> str | None:
     """Return how much faster batches or first tokens are in later passes than in the first; None if they are not.
 
     The first pass has prompts that the engine has not seen before, and every later one repeats them: an engine
@@ -26,10 +26,15 @@ def repeats_are_faster(window: Window, passes: Sequence[Sequence[RequestRecord]]
 
     Args:
         window: What was measured.
-        passes: Its requests, pass by pass.
+        requests: Of it.
     """
     pass_seconds = [[seconds] for seconds in window.pass_seconds]
-    ttft = [[request.ttft_s or 0.0 for request in one] for one in passes]
+    # One for each batch: of its requests, all are held up if one is.
+    first_tokens = [
+        statistics.median([request.ttft_s or 0.0 for request in batch]) for batch in requests.batches()
+    ]
+    number = len(first_tokens) // len(requests.passes)
+    ttft = [first_tokens[start : start + number] for start in range(0, len(first_tokens), number)]
     for what, runs in (("a batch", window.call_seconds), ("a pass", pass_seconds), ("a first token", ttft)):
         if (found := _typical(runs)) is not None:
             first, later = found

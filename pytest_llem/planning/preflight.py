@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -10,7 +11,8 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pytest_llem.backends.models import cached_snapshot, damaged_model, resolve_model
+from pytest_llem.backends.context import context_length, too_long
+from pytest_llem.backends.models import BUILTIN, cached_snapshot, damaged_model, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
 from pytest_llem.backends.requirements import HERE, LORA, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
@@ -116,6 +118,7 @@ class Preflight:
         if missing := _missing_model(config.model, _revision(config), self._model_path):
             yield missing
             return
+        yield from self._beyond_context(config)
         yield from self._lacking(config)
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
@@ -163,6 +166,14 @@ class Preflight:
         """Return the machine as an experiment sees it: with its GPUs, if the torch it runs with is for them."""
         there = None if self._given_host else self._interpreter(config.backend)
         return host_for(there.packages.get("torch")) if isinstance(there, Interpreter) else self.host
+
+    def _beyond_context(self, config: ExperimentConfig) -> Iterator[str]:
+        """Say so where no prompt fits the model's context; of prompts of several lengths the engine knows more."""
+        shape = config.workload
+        shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
+        limit = _context_length(config.model, _revision(config), self._model_path)
+        if limit is not None and shortest is not None and shortest + shape.output_len > limit:
+            yield too_long(config.model, shortest, shape.output_len, limit)
 
     def _lacking(self, config: ExperimentConfig) -> Iterator[str]:
         host = self.host_of(config)
@@ -227,11 +238,28 @@ def _missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]
 
 @cache
 def _footprint(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Footprint | None:
+    if name == BUILTIN + NAME:
+        return from_config(SHAPE)
+    folder = _folder(name, revision, model_path)
+    return read_footprint(folder) if folder else None
+
+
+@cache
+def _context_length(name: str, revision: str | None, model_path: tuple[Path, ...]) -> int | None:
+    if name == BUILTIN + NAME:
+        return context_length(SHAPE)
+    folder = _folder(name, revision, model_path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+        return context_length(config.get("text_config") or config)
+    except Exception:  # anybody's file: what is wrong with it shows when the model is loaded
+        return None
+
+
+def _folder(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Path | None:
+    """Return the folder of a model that is on this machine; None for any other."""
     try:
         source = resolve_model(name, model_path, revision, download=False)
     except ModelNotFoundError:
         return None
-    if source.kind == "builtin" and name.endswith(NAME):
-        return from_config(SHAPE)
-    folder = cached_snapshot(name, revision) if source.kind == "hub" else Path(source.location)
-    return read_footprint(folder) if folder else None
+    return cached_snapshot(name, revision) if source.kind == "hub" else Path(source.location)

@@ -42,6 +42,7 @@ SEVERITIES: dict[str, Severity] = {
     "counter_unused": "warning",
     "counter_unchecked": "warning",
     "tick_unknown": "warning",
+    "library_warning": "warning",
     "unclassified": "warning",
     "memory_of_others": "note",
     "meter_refused": "note",
