@@ -80,7 +80,7 @@ class TestBaseline:
             run.assert_outcomes(passed=3, failed=1)
             run.stdout.fnmatch_lines(
                 [
-                    "noop: --llem-save: it fails the comparison with that baseline: REGRESSION seconds-n=2 "
+                    "noop: --llem-save: the run fails the comparison with this baseline: REGRESSION seconds-n=2 "
                     "(--llem-save-anyway saves it all the same)"
                 ]
             )
@@ -110,7 +110,7 @@ class TestBaseline:
         write_study(**study, sweep={"n": [2]})
         run = run_pytest("--llem-baseline=main", "--llem-save=main")
         assert run.ret == pytest.ExitCode.TESTS_FAILED
-        run.stdout.fnmatch_lines(["noop: --llem-save: it fails the comparison *: missing n=3 *"])
+        run.stdout.fnmatch_lines(["noop: --llem-save: the run fails the comparison *: missing n=3 *"])
         assert '"n=3"' in (pytester.path / ".llem" / "baselines" / "main" / "noop.json").read_text()
 
 

@@ -29,7 +29,7 @@ _OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "
 
 
 _SAME_SUBJECT = (
-    "both sides are of the same code, packages, weights and settings, so that no change can be found: "
+    "both sides ran the same code, packages, weights and settings, so that no change can be found: "
     "is the code of the reference installed in its environment?"
 )
 

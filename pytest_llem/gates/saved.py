@@ -179,7 +179,7 @@ def what_is_unfit(result: StudyResult, name: str, root: Path) -> str | None:
     if invalid:
         found.append(next(iter(invalid.values())))
     if failed := _failed_against(result, name, root):
-        found.append(f"it fails the comparison with that baseline: {named(failed)}")
+        found.append(f"the run fails the comparison with this baseline: {named(failed)}")
     return "; ".join(found) or None
 
 
