@@ -157,7 +157,8 @@ class ExperimentOrchestrator:
             self._tell("accounting")
             requests = Requests.of(engine, batches, window)
             requests.check(config)
-            check_claims(requests.passes, workload.prompts, window.pass_seconds)
+            positions = sum(map(engine.positions, batches))
+            check_claims(requests.passes, workload.prompts, positions, window.pass_seconds)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
             adjusted = adjusted_settings(config, axes, record, requests)
@@ -188,7 +189,7 @@ class ExperimentOrchestrator:
                 prefill_window=accounting.window_record(prefill) if prefill else None,
                 baseline=baseline,
                 warmup=warmup,
-                tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
+                tokens=accounting.token_record(workload, requests, positions),
                 engine=record,
                 adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),
