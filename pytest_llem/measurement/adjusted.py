@@ -45,7 +45,7 @@ def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedS
             setting=f"{config.backend}.batch_size",
             given=given,
             effective=largest,
-            reason="the largest batch of a pass holds so many prompts",
+            reason="this is the largest batch of a pass",
         )
 
 

@@ -23,7 +23,7 @@ class Window:
         account: What the meters saw.
         pass_seconds: Of each of these passes, from sync to sync.
         began: When, on the monotonic clock, in s.
-        stride: The first of so many passes was kept: 1 where all were.
+        stride: Passes from one kept to the next: 1 where all were kept.
         not_kept: How many passes there were beside.
     """
 
