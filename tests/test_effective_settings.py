@@ -50,7 +50,7 @@ class TestBatchSize:
         study = load(tmp_path, "n: 8\nsweep: {pytorch.batch_size: [1, 8, 16]}")
         assert [point.id for point in study.points] == ["batch_size=1", "batch_size=8"]
         assert [(one.axes, one.reason) for one in study.excluded] == [
-            ({"pytorch.batch_size": 16}, "batch_size 16 is more than n 8: no batch would hold so many prompts")
+            ({"pytorch.batch_size": 16}, "batch_size 16 is more than n 8: no batch of a pass is that large")
         ]
 
     def test_batch_size_above_n_is_refused_where_nothing_is_swept(self, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ class TestBatchSize:
         result = run(pytorch={"batch_size": 3})
         assert adjusted(result) == [("pytorch.batch_size", 3, 1)]
         assert result.warnings[0].text == (
-            "setting pytorch.batch_size 3 ran as 1: the largest batch of a pass holds so many prompts"
+            "setting pytorch.batch_size 3 ran as 1: this is the largest batch of a pass"
         )
 
 

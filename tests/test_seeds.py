@@ -127,8 +127,10 @@ def test_passes_are_compared_token_by_token(passes: list[Any], deterministic: bo
 
 def test_passes_that_differ_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "outputs differ between passes: this device's kernels are not deterministic"
-    monkeypatch.setattr(window, "time", clock(itertools.count().__next__, lambda: 0.0))  # two passes fill it
-    fields = {**SEVERAL, "measurement": {"min_window_seconds": 2}}
+    monkeypatch.setattr(
+        window, "time", clock(itertools.count(step=100).__next__, lambda: 0.0)
+    )  # two passes fill it
+    fields = {**SEVERAL, "measurement": {"min_window_seconds": 200}}
     assert said not in texts(run_experiment(fields).warnings)
     monkeypatch.setattr(PyTorchEngine, "seed", lambda self, seed: None)  # as good as kernels that differ
     result = run_experiment(fields)

@@ -114,5 +114,5 @@ def _others(
             setting="decoder.top_k",
             given=config.decoder.top_k,
             effective=vocabulary,
-            reason="the model has so many tokens",
+            reason="the vocabulary has no more tokens",
         )

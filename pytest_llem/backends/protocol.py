@@ -141,7 +141,7 @@ class Engine(Protocol):
         """
 
     def describe(self) -> EngineRecord:
-        """Return what runs, as it is after ``load``."""
+        """Return what runs, as it is after ``load``, and which settings it had to adjust."""
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt, special tokens and, with ``prompt_format: chat``, the model's chat

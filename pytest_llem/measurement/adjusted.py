@@ -8,7 +8,6 @@ from typing import Any
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.document import dotted
 from pytest_llem.study.effects import given_value, without_effect
 
 #: Sections that may be switched off: what they hold then is expected to have no effect, unless it is an axis.
@@ -28,12 +27,12 @@ def adjusted_settings(
     """
     idle = [
         AdjustedSetting(
-            setting=dotted(at),
+            setting=setting,
             given=given_value(config, at),
             reason=message.removeprefix("has no effect").lstrip(": "),
         )
         for at, message in without_effect(config)
-        if at[0] not in SWITCHES or dotted(at) in axes
+        if (setting := ".".join(map(str, at))) in axes or at[0] not in SWITCHES
     ]
     return [*idle, *engine.adjusted, *_batches(config, requests), *_limits(config, axes, requests)]
 
@@ -46,7 +45,7 @@ def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedS
             setting=f"{config.backend}.batch_size",
             given=given,
             effective=largest,
-            reason="the largest batch of a pass holds so many prompts",
+            reason="this is the largest batch of a pass",
         )
 
 

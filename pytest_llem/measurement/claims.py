@@ -26,18 +26,24 @@ def recorded_passes(config: ExperimentConfig) -> int:
 
 
 def check_claims(
-    passes: Sequence[Sequence[RequestRecord]], prompts: Sequence[Sequence[int]], pass_seconds: Sequence[float]
+    passes: Sequence[Sequence[RequestRecord]],
+    prompts: Sequence[Sequence[int]],
+    positions: float,
+    pass_seconds: Sequence[float],
 ) -> None:
     """See that what an engine says of its requests can be true.
 
     Args:
         passes: For each pass, a record for each prompt, in the prompts' order.
         prompts: Token ids of each prompt.
+        positions: Input positions of a pass, padding included.
         pass_seconds: How long each pass took, in s.
 
     Raises:
         ValueError: It contradicts itself or the clock: figures made of it would be wrong.
     """
+    if positions < (tokens := sum(map(len, prompts))):
+        raise ValueError(f"the engine contradicts its input: it reports {positions} positions for {tokens} tokens")
     for one, seconds in zip(passes, pass_seconds, strict=True):
         for place, (request, prompt) in enumerate(zip(one, prompts, strict=True), 1):
             if (problem := _problem(request, len(prompt), seconds)) is not None:

@@ -180,7 +180,8 @@ class ExperimentOrchestrator:
             self._tell("accounting")
             requests = Requests.of(engine, batches, window)
             requests.check(config)
-            check_claims(requests.passes, workload.prompts, window.pass_seconds)
+            positions = sum(map(engine.positions, batches))
+            check_claims(requests.passes, workload.prompts, positions, window.pass_seconds)
             repeats = repeats_are_faster(window, requests)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
@@ -216,7 +217,7 @@ class ExperimentOrchestrator:
                 prefill_window=accounting.window_record(prefill) if prefill else None,
                 baseline=baseline,
                 warmup=warmup,
-                tokens=accounting.token_record(workload, requests, sum(map(engine.positions, batches))),
+                tokens=accounting.token_record(workload, requests, positions),
                 engine=record,
                 adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),

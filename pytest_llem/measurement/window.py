@@ -31,7 +31,7 @@ class Window:
         call_seconds: For each of these passes, how long ``generate`` took to return for each batch.
         compiled: What was compiled in it, so that it is no steady state; null where nothing was.
         restarts: How many windows before it were thrown away because something was compiled in them.
-        stride: The first of so many passes was kept: 1 where all were.
+        stride: Passes from one kept to the next: 1 where all were kept.
         not_kept: How many passes there were beside.
     """
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from pytest_llem.study.config import PRESETS, DecoderConfig, ExperimentConfig
-from pytest_llem.study.document import KeyPath
+
+if TYPE_CHECKING:  # an experiment's process may have no YAML
+    from pytest_llem.study.document import KeyPath
 
 #: What only sampling looks at.
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")

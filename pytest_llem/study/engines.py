@@ -91,9 +91,7 @@ class PyTorchConfig(NullableSection):
             ValueError: A pass has fewer prompts.
         """
         if self.batch_size > n:
-            raise ValueError(
-                f"batch_size {self.batch_size} is more than n {n}: no batch would hold so many prompts"
-            )
+            raise ValueError(f"batch_size {self.batch_size} is more than n {n}: no batch of a pass is that large")
 
     @model_validator(mode="after")
     def _goes_together(self) -> PyTorchConfig:
