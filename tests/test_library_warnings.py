@@ -198,6 +198,7 @@ def test_warnings_of_libraries_reach_the_result(noop_engine: None, monkeypatch: 
         for _ in range(2):
             logger.warning("weights of %s\nare old", "x")
             logger.info("loading")
+            logging.getLogger("huggingface_hub.utils").warning("requests without a token are slower")
             warnings.warn("a slow kernel is used", UserWarning, stacklevel=1)
             warnings.warn("use something else", DeprecationWarning, stacklevel=1)
 
