@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_llem.backends import loading
+from pytest_llem.backends import hub, loading
 from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.backends.tiny_llama import cache_note, model_folder, tiny_llama
 from pytest_llem.backends.weights import damaged_file
 from pytest_llem.measurement.files import read_file
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
@@ -191,3 +195,72 @@ class TestDamagedFiles:
         Path(plain_model, "consolidated.safetensors").write_bytes(LFS_POINTER)
         Path(plain_model, "pytorch_model.bin").write_bytes(LFS_POINTER)
         assert damaged_file(Path(plain_model)) is None
+
+
+class TestHome:
+    @pytest.fixture
+    def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The folder of this user in a folder for temporary files of its own; the cache is a file."""
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        return tmp_path / f"pytest-llem-{os.geteuid()}"
+
+    def test_builtin_model_is_kept_in_a_temporary_folder_without_a_cache(self, temporary: Path) -> None:
+        folder = tiny_llama()
+        assert folder == model_folder() == temporary / "tiny-llama-v1"
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+        assert tiny_llama() == folder
+
+    def test_plan_notes_the_temporary_folder(
+        self, temporary: Path, write_study: Callable[..., Path], pytester: pytest.Pytester
+    ) -> None:
+        write_study(model="builtin:tiny-llama", backend="pytorch", sweep={"n": [1]}, execution={"n_cycles": 1})
+        found = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--collect-only")
+        found.stdout.fnmatch_lines(
+            [f"  note: */file/pytest-llem cannot be written: builtin:tiny-llama is kept in {temporary} (*"]
+        )
+
+    @pytest.mark.parametrize("home", ["unset", "read-only"])
+    def test_a_missing_or_read_only_home_is_no_obstacle(
+        self, temporary: Path, monkeypatch: pytest.MonkeyPatch, home: str
+    ) -> None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", _no_home if home == "unset" else lambda: temporary.parent / "home")
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != temporary.parent)
+        assert model_folder() == temporary / "tiny-llama-v1"
+        said = "there is no home directory" if home == "unset" else f"{temporary.parent}/home/.cache/pytest-llem"
+        assert (cache_note() or "").startswith(said)
+
+    def test_a_cache_that_is_there_is_used_though_it_is_read_only(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        (tmp_path / "pytest-llem" / "tiny-llama-v1").mkdir(parents=True)
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert model_folder() == tmp_path / "pytest-llem" / "tiny-llama-v1"
+        assert cache_note() is None
+
+    @pytest.mark.parametrize("spoil", [lambda path: path.symlink_to("/tmp"), lambda path: path.mkdir(mode=0o777)])
+    def test_a_temporary_folder_that_others_can_write_is_refused(
+        self, temporary: Path, spoil: Callable[[Path], object]
+    ) -> None:
+        before = os.umask(0)
+        try:
+            spoil(temporary)
+        finally:
+            os.umask(before)
+        with pytest.raises(
+            PreflightError, match=r"cannot be made: .* is not a folder of this user's alone: remove"
+        ):
+            engine(model="builtin:tiny-llama")
+
+    def test_a_hub_cache_that_cannot_be_written_is_named(self) -> None:
+        error = OSError(errno.EROFS, "Read-only file system", "/home/me/.cache")
+        assert hub.refusal(error, None) == (
+            "/home/me/.cache cannot be written (Read-only file system): set HF_HOME to a folder that can"
+        )
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
