@@ -45,7 +45,7 @@ SHAPE = {
 def model_folder() -> Path:
     """Return where the model's folder is, or will be: in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``).
 
-    Where that cannot be written, as there may be no home or a read-only one, it is a temporary folder of this user's.
+    Where that cannot be written, there being no home or a read-only one, it is a temporary folder of this user.
     """
     name, own = f"{NAME}-v{VERSION}", _own_cache()
     if own is not None and (_is_folder(own / name) or _can_be_made(own / name)):
