@@ -5,23 +5,30 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 import stat
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from pytest_llem.backends import hub, loading
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.backends.tiny_llama import cache_note, model_folder, tiny_llama
 from pytest_llem.backends.weights import damaged_file
+from pytest_llem.board import Board
+from pytest_llem.collection.hub import hub_unreachable_for
 from pytest_llem.measurement.files import read_file
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.footprint import from_config
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
+from tests.conftest import Results, RunPytest
 from tests.support.decoders import SIZES, decoder
 from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
 
@@ -264,3 +271,62 @@ class TestHome:
 
 def _no_home() -> Path:
     raise RuntimeError("Could not determine home directory.")
+
+
+class TestUnreachableHub:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[object]]:
+        """Connections to a hub that closes each at once."""
+        seen: list[object] = []
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def close_all() -> None:
+                with suppress(OSError):
+                    while True:
+                        connection, address = server.accept()
+                        seen.append(address)
+                        connection.close()
+
+            thread = threading.Thread(target=close_all, daemon=True)
+            thread.start()
+            endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+            monkeypatch.delenv("HF_HUB_OFFLINE")
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+            monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+            for name, value in (("ENDPOINT", endpoint), ("HOME", str(tmp_path / "hf"))):
+                monkeypatch.setenv(f"HF_{name}", value)
+            yield seen
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    def test_a_hub_that_gives_no_answer_is_asked_once_a_session(
+        self, asked: list[object], write_study: Callable[..., Path]
+    ) -> None:
+        study = load_study(write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}))
+        board, preflight = Board(), Preflight(study, (), [])
+        found = {hub_unreachable_for(board, preflight, point.config) for point in study.points}
+        assert len(asked) == len(found) == 1
+        assert (found.pop() or "").startswith("the Hugging Face hub cannot be reached: ")
+
+    @pytest.mark.slow
+    def test_experiments_do_not_ask_a_hub_that_gave_no_answer(
+        self,
+        asked: list[object],
+        write_study: Callable[..., Path],
+        run_pytest: RunPytest,
+        results: Results,
+    ) -> None:
+        write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1})
+        run_pytest().assert_outcomes(failed=3)
+        assert len(asked) == 1
+        errors = {(entry["error"]["kind"], entry["error"]["message"]) for entry in results.manifest["experiments"]}
+        [(kind, message)] = errors
+        assert kind == "preflight"
+        assert "not in the Hugging Face cache (the Hugging Face hub cannot be reached: " in message
+
+    def test_a_run_without_the_hub_does_not_ask_it(
+        self, asked: list[object], write_study: Callable[..., Path], run_pytest: RunPytest
+    ) -> None:
+        write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+        run_pytest().assert_outcomes(passed=1)
+        assert asked == []

@@ -158,7 +158,7 @@ def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | No
     try:
         cached = cached_snapshot(name, revision)
         if constants.HF_HUB_OFFLINE and not cached:
-            return hub.OFFLINE
+            return hub.not_cached()
         if constants.HF_HUB_OFFLINE or not download:
             return None
         hf_hub_download(name, "config.json", revision=revision)
