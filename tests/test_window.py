@@ -78,7 +78,9 @@ class Device:
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
     for module in (windows, warmups):
-        clock = SimpleNamespace(monotonic=lambda: device.now, perf_counter=lambda: device.now)
+        clock = SimpleNamespace(
+            monotonic=lambda: device.now, perf_counter=lambda: device.now, time=lambda: device.now
+        )
         monkeypatch.setattr(module, "time", clock)
     return device
 

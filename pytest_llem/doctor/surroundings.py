@@ -72,8 +72,7 @@ def _locks() -> Folder:
 
 def _hub() -> Path:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    # Not Path.expanduser, which raises where there is no home: what cannot be expanded is found to be unusable.
-    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")))  # noqa: PTH111
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def _written(what_for: str, where: Callable[[], Path]) -> Folder:
