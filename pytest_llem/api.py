@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
-import uuid
+import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ def run_study(
     Args:
         path: The study file.
         select: A ``-k`` expression, such as ``"batch_size=8"``.
-        results_dir: Where the study's results folder goes, relative to the current directory; None for the
-            study's ``output_dir``, else ``results``.
+        results_dir: Where the study's results folder goes, relative to the current directory; None leaves it to
+            the study's ``output_dir``, the ini option ``llem_results_dir``, or ``results``, each relative to
+            pytest's rootdir.
         model_path: Folders that hold models by name, looked in before the Hugging Face hub; empty leaves it to
             the ini option ``llem_model_path``.
         carbon_intensity: What electricity emits, in gCO2e per kWh; None leaves it to the ini option
@@ -55,12 +56,13 @@ def run_study(
         StudyError: The study file is wrong.
         StudyRunError: pytest ended before there was a result.
     """
+    from pytest_llem import run_note  # imports pytest
+
     path = Path(path).resolve()
-    study = load_study(path)
-    results = Path(results_dir or study.output_dir or "results").expanduser().resolve()
-    run_id = f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-{uuid.uuid4().hex[:6]}"
-    command = [sys.executable, "-m", "pytest", str(path), "-p", "llem"]
-    command += ["--llem-results-dir", str(results), "--llem-run-id", run_id]
+    load_study(path)
+    command = [sys.executable, "-m", "pytest", str(path), "-p", "llem", "-p", run_note.__name__]
+    if results_dir is not None:
+        command += ["--llem-results-dir", str(Path(results_dir).expanduser().resolve())]
     if select is not None:
         command += ["-k", select]
     if model_path:
@@ -70,19 +72,21 @@ def run_study(
     for name, stated in (("llem_carbon_intensity", carbon_intensity), ("llem_pue", pue)):
         if stated is not None:
             command += ["-o", f"{name}={stated}"]
-    done = subprocess.run(
-        [*command, *pytest_args],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.STDOUT if quiet else None,
-        text=True,
-        check=False,
-    )
-    file = results / f"{study.name}_{run_id}" / "study_result.json"
-    if not file.is_file():
-        said = f":\n{done.stdout}" if done.stdout else ", see its output above"
-        raise StudyRunError(f"pytest ended with status {done.returncode} and left no result{said}")
-    return StudyResult.load(file)
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder, "note")
+        done = subprocess.run(
+            [*command, *pytest_args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if quiet else None,
+            stderr=subprocess.STDOUT if quiet else None,
+            env={**os.environ, run_note.VARIABLE: str(note)},
+            text=True,
+            check=False,
+        )
+        if not note.is_file():
+            said = f":\n{done.stdout}" if done.stdout else ", see its output above"
+            raise StudyRunError(f"pytest ended with status {done.returncode} and left no result{said}")
+        return StudyResult.load(Path(note.read_text(encoding="utf-8"), "study_result.json"))
 
 
 def run_experiment(

@@ -46,6 +46,7 @@ MAY_IMPORT = {
         *("planning", "results", "stash", "study"),
     },
     "hookspecs": {"results"},
+    "run_note": set(),
     "fixtures": {"collection", "energy"},
     "session": {
         *("board", "collection", "isolation", "nodes", "options", "planning", "reporting", "stash", "study"),
@@ -66,11 +67,21 @@ MAY_IMPORT = {
         ),
         *("study",),
     },
-    "api": {"backends", "measurement", "results", "study"},
+    "api": {"backends", "measurement", "results", "run_note", "study"},
     "__init__": {"api", "collection", "energy", "measurement", "results", "study"},
 }
 
-KNOWS_PYTEST = {"declarations", "stash", "options", "collection", "fixtures", "reporting", "session", "plugin"}
+KNOWS_PYTEST = {
+    "declarations",
+    "stash",
+    "options",
+    "collection",
+    "fixtures",
+    "reporting",
+    "run_note",
+    "session",
+    "plugin",
+}
 HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
 
 #: What only some installations have, and the room that needs it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.measurement.window import measure
 from pytest_llem.results.quality_warnings import QualityWarning, worst
 from tests.conftest import NOOP_STUDY
+from tests.support.clock import clock
 from tests.support.warned import texts
 
 #: Four tokens: the first after 10 ms, the others 2 ms apart.
@@ -186,7 +186,7 @@ class TestRecords:
         self, monkeypatch: pytest.MonkeyPatch, passes: int, keep: int, kept: list[int], stride: int
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr(windows, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(windows, "time", clock(lambda: now[0]))
         engine: Any = Counting(now, 1.0)
         window = measure(engine, ["batch"], Meters(), min_seconds=passes, seed=0, keep=keep)
         assert [outputs for (outputs,) in window.passes] == kept

@@ -194,12 +194,15 @@ class TestNoDownload:
 
     def test_a_cache_that_cannot_be_written_is_a_line(self, study: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / "file").touch()
+        (tmp_path / f"pytest-llem-{os.geteuid()}").touch()
         status, [line, other], _ = llem(
-            study("sweep: {model: ['builtin:tiny-llama', .]}"), XDG_CACHE_HOME=str(tmp_path / "file")
+            study("sweep: {model: ['builtin:tiny-llama', .]}"),
+            XDG_CACHE_HOME=str(tmp_path / "file"),
+            TMPDIR=str(tmp_path),
         )
         assert (status, other) == (1, "already here: .")
         assert line.startswith("not to be had: builtin:tiny-llama: ")
-        assert "Not a directory" in line
+        assert "is not a folder of this user's alone: remove it" in line
 
     def test_folders_of_models_by_name(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         for folder in ("one/owner/a", "two/owner/b", "three/owner/c", "local"):

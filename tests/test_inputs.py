@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-from collections.abc import Callable
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
-from pytest_llem.backends import loading
+from pytest_llem.backends import hub, loading
 from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.backends.tiny_llama import cache_note, model_folder, tiny_llama
 from pytest_llem.backends.weights import damaged_file
+from pytest_llem.board import Board
+from pytest_llem.collection.hub import hub_unreachable_for
 from pytest_llem.measurement.files import read_file
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.footprint import from_config
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
+from tests.conftest import Results, RunPytest
 from tests.support.decoders import SIZES, decoder
 from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
 
@@ -191,3 +202,131 @@ class TestDamagedFiles:
         Path(plain_model, "consolidated.safetensors").write_bytes(LFS_POINTER)
         Path(plain_model, "pytorch_model.bin").write_bytes(LFS_POINTER)
         assert damaged_file(Path(plain_model)) is None
+
+
+class TestHome:
+    @pytest.fixture
+    def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The folder of this user in a folder for temporary files of its own; the cache is a file."""
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        return tmp_path / f"pytest-llem-{os.geteuid()}"
+
+    def test_builtin_model_is_kept_in_a_temporary_folder_without_a_cache(self, temporary: Path) -> None:
+        folder = tiny_llama()
+        assert folder == model_folder() == temporary / "tiny-llama-v1"
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+        assert tiny_llama() == folder
+
+    def test_plan_notes_the_temporary_folder(
+        self, temporary: Path, write_study: Callable[..., Path], pytester: pytest.Pytester
+    ) -> None:
+        write_study(model="builtin:tiny-llama", backend="pytorch", sweep={"n": [1]}, execution={"n_cycles": 1})
+        found = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--collect-only")
+        found.stdout.fnmatch_lines(
+            [f"  note: */file/pytest-llem cannot be written: builtin:tiny-llama is kept in {temporary} (*"]
+        )
+
+    @pytest.mark.parametrize("home", ["unset", "read-only"])
+    def test_a_missing_or_read_only_home_is_no_obstacle(
+        self, temporary: Path, monkeypatch: pytest.MonkeyPatch, home: str
+    ) -> None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", _no_home if home == "unset" else lambda: temporary.parent / "home")
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != temporary.parent)
+        assert model_folder() == temporary / "tiny-llama-v1"
+        said = "there is no home directory" if home == "unset" else f"{temporary.parent}/home/.cache/pytest-llem"
+        assert (cache_note() or "").startswith(said)
+
+    def test_a_cache_that_is_there_is_used_though_it_is_read_only(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        (tmp_path / "pytest-llem" / "tiny-llama-v1").mkdir(parents=True)
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert model_folder() == tmp_path / "pytest-llem" / "tiny-llama-v1"
+        assert cache_note() is None
+
+    @pytest.mark.parametrize("spoil", [lambda path: path.symlink_to("/tmp"), lambda path: path.mkdir(mode=0o777)])
+    def test_a_temporary_folder_that_others_can_write_is_refused(
+        self, temporary: Path, spoil: Callable[[Path], object]
+    ) -> None:
+        before = os.umask(0)
+        try:
+            spoil(temporary)
+        finally:
+            os.umask(before)
+        with pytest.raises(
+            PreflightError, match=r"cannot be made: .* is not a folder of this user's alone: remove"
+        ):
+            engine(model="builtin:tiny-llama")
+
+    def test_a_hub_cache_that_cannot_be_written_is_named(self) -> None:
+        error = OSError(errno.EROFS, "Read-only file system", "/home/me/.cache")
+        assert hub.refusal(error, None) == (
+            "/home/me/.cache cannot be written (Read-only file system): set HF_HOME to a folder that can"
+        )
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+class TestUnreachableHub:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[object]]:
+        """Connections to a hub that closes each at once."""
+        seen: list[object] = []
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def close_all() -> None:
+                with suppress(OSError):
+                    while True:
+                        connection, address = server.accept()
+                        seen.append(address)
+                        connection.close()
+
+            thread = threading.Thread(target=close_all, daemon=True)
+            thread.start()
+            endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+            monkeypatch.delenv("HF_HUB_OFFLINE")
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+            monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+            for name, value in (("ENDPOINT", endpoint), ("HOME", str(tmp_path / "hf"))):
+                monkeypatch.setenv(f"HF_{name}", value)
+            yield seen
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    def test_a_hub_that_gives_no_answer_is_asked_once_a_session(
+        self, asked: list[object], write_study: Callable[..., Path]
+    ) -> None:
+        study = load_study(write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}))
+        board, preflight = Board(), Preflight(study, (), [])
+        found = {hub_unreachable_for(board, preflight, point.config) for point in study.points}
+        assert len(asked) == len(found) == 1
+        assert (found.pop() or "").startswith("the Hugging Face hub cannot be reached: ")
+
+    @pytest.mark.slow
+    def test_experiments_do_not_ask_a_hub_that_gave_no_answer(
+        self,
+        asked: list[object],
+        write_study: Callable[..., Path],
+        run_pytest: RunPytest,
+        results: Results,
+    ) -> None:
+        write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1})
+        run_pytest().assert_outcomes(failed=3)
+        assert len(asked) == 1
+        errors = {(entry["error"]["kind"], entry["error"]["message"]) for entry in results.manifest["experiments"]}
+        [(kind, message)] = errors
+        assert kind == "preflight"
+        assert "not in the Hugging Face cache (the Hugging Face hub cannot be reached: " in message
+
+    def test_a_run_without_the_hub_does_not_ask_it(
+        self, asked: list[object], write_study: Callable[..., Path], run_pytest: RunPytest
+    ) -> None:
+        write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
+        run_pytest().assert_outcomes(passed=1)
+        assert asked == []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem import registry
+from pytest_llem import registry, run_study
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.isolation.devices import CPU, FOLDER, holder, owned
 from pytest_llem.isolation.owner import Owner
@@ -277,3 +277,28 @@ def _as_nobody(do: Callable[[], None]) -> int:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class TestRunStudy:
+    @pytest.mark.parametrize(
+        ("ini", "output_dir", "expected"),
+        [("results-of-ini", None, "results-of-ini"), ("results-of-ini", "of-study", "of-study")],
+    )
+    def test_results_go_where_pytest_would_put_them(
+        self,
+        pytester: pytest.Pytester,
+        write_study: Callable[..., Path],
+        monkeypatch: pytest.MonkeyPatch,
+        ini: str,
+        output_dir: str | None,
+        expected: str,
+    ) -> None:
+        pytester.makeini(f"[pytest]\nllem_results_dir = {ini}\n")
+        pytester.makeconftest("def pytest_llem_study_finished(): raise AssertionError('not after this one')")
+        path = write_study(sweep={"n": [1]}, execution={"n_cycles": 1}, output_dir=output_dir)
+        elsewhere = pytester.mkdir("elsewhere")
+        monkeypatch.chdir(elsewhere)
+        result = run_study(path, quiet=True, pytest_args=["--llem-start-method=forkserver", "--llem-run-id=one"])
+        assert result.summary.completed == 1
+        assert (pytester.path / expected / "noop_one" / "study_result.json").is_file()
+        assert list(elsewhere.iterdir()) == []

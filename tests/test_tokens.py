@@ -6,7 +6,6 @@ import functools
 import hashlib
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.backends import loading, pytorch
 from pytest_llem.backends.protocol import EngineContext
 from pytest_llem.measurement import window
+from tests.support.clock import clock
 from tests.support.tiny import GREEDY, NATURAL, TINY
 from tests.support.warned import texts
 
@@ -58,7 +58,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def token_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let time pass only as tokens come: the first after 10/16 s, each further one after 1/16 s."""
     now = [0.0]
 
@@ -70,7 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pytorch, "_TokenClock", Clock)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(window, "time", clock(lambda: now[0]))
 
 
 def measured(tmp_path: Path, prompts: Any, **changes: Any) -> Any:
@@ -151,7 +151,7 @@ def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path: Path, scrip
     assert "1 of 3 prompts were cut to max_input_tokens" in texts(outcome.result.warnings)
 
 
-def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, clock: None) -> None:
+def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, token_clock: None) -> None:
     """The first token comes after 625 ms, a further one every 62.5 ms; the rows end at 3, 1 and 6 tokens."""
     prompts = [[5, 6, 103], [7, 8, 101], [9, 9, 106]]
     outcome = measured(tmp_path, prompts, measurement=NATURAL, pytorch={"batch_size": 3})

@@ -50,7 +50,10 @@ def resolve_model(
     if name.startswith(BUILTIN):
         if name != BUILTIN + NAME:
             raise ModelNotFoundError(f"model {name!r} not found: the only builtin is {BUILTIN}{NAME}")
-        folder = tiny_llama() if download else model_folder()
+        try:
+            folder = tiny_llama() if download else model_folder()
+        except OSError as error:
+            raise ModelNotFoundError(f"model {name!r} cannot be made: {error}") from error
         return ModelSource(str(folder), "builtin", random_weights=True)
     if (here := _local(name, model_path)) is not None:
         return here
@@ -155,7 +158,7 @@ def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | No
     try:
         cached = cached_snapshot(name, revision)
         if constants.HF_HUB_OFFLINE and not cached:
-            return hub.OFFLINE
+            return hub.not_cached()
         if constants.HF_HUB_OFFLINE or not download:
             return None
         hf_hub_download(name, "config.json", revision=revision)

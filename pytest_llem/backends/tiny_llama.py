@@ -6,9 +6,12 @@ and memory are those of its shape.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NAME = "tiny-llama"
+BUILTIN_NAME = f"builtin:{NAME}"
 
 #: Changed whenever the files below would come out different.
 VERSION = 1
@@ -38,15 +42,69 @@ SHAPE = {
 }
 
 
-def cache_directory() -> Path:
-    """Return the user's cache folder of this package (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "pytest-llem"
-
-
 def model_folder() -> Path:
-    """Return where the model's folder is, or will be."""
-    return cache_directory() / f"{NAME}-v{VERSION}"
+    """Return where the model's folder is, or will be: in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``).
+
+    Where that cannot be written, there being no home or a read-only one, it is a temporary folder of this user.
+    """
+    name, own = f"{NAME}-v{VERSION}", _own_cache()
+    if own is not None and (_is_folder(own / name) or _can_be_made(own / name)):
+        return own / name
+    return _temporary_cache() / name
+
+
+def cache_note() -> str | None:
+    """Return that the model is kept in a temporary folder, and why; None where it is in the user's cache."""
+    folder, own = model_folder(), _own_cache()
+    if own is not None and folder.parent == own:
+        return None
+    what = f"{own} cannot be written" if own is not None else "there is no home directory"
+    return f"{what}: {BUILTIN_NAME} is kept in {folder.parent} (XDG_CACHE_HOME names another folder)"
+
+
+def _own_cache() -> Path | None:
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "pytest-llem"
+    except RuntimeError:  # HOME is not set, and the user has no entry
+        return None
+
+
+def _temporary_cache() -> Path:
+    return Path(tempfile.gettempdir(), f"pytest-llem-{os.geteuid()}")
+
+
+def _make_own(folder: Path) -> None:
+    """Make a folder that no other user can write; all users can make one of that name before.
+
+    Raises:
+        OSError: It cannot be made, or is another user's.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EACCES, "is not a folder of this user's alone: remove it", str(folder))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # in a folder that is closed to this user
+        return False
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder that is not there can be made: the nearest one above it that is there can be written."""
+    above = next((one for one in folder.parents if _is_folder(one) or _exists(one)), None)
+    return above is not None and _is_folder(above) and os.access(above, os.W_OK | os.X_OK)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def tiny_llama() -> Path:
@@ -55,9 +113,11 @@ def tiny_llama() -> Path:
     Safe to call from several processes at once: the folder appears whole, and the first one wins.
 
     Raises:
-        OSError: The cache cannot be written.
+        OSError: Neither the cache nor a temporary folder can be written.
     """
     folder = model_folder()
+    if folder.parent == _temporary_cache():
+        _make_own(folder.parent)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_llem.board import REPEATED, STOPPED
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
+from pytest_llem.collection.hub import hub_unreachable_for
 from pytest_llem.collection.items import run_of
 from pytest_llem.collection.live import say
 from pytest_llem.collection.output import add_section, passed_on
@@ -219,6 +220,7 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
         gap=gap.model_dump(mode="json") if gap else None,
         baseline=known_baseline(board, point.config_hash, study.interpreter(point.config.backend)),
         idle_bare=bare_fields(board, point.config, item.stash.get(DEVICES, ())),
+        hub_unreachable=hub_unreachable_for(board, preflight_of(item.config, run_of(item), study), point.config),
     )
 
 

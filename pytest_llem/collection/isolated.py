@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llem.board import Board
 from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline, measure_bare_once
+from pytest_llem.collection.hub import hub_unreachable_for
 from pytest_llem.collection.surroundings import controller, import_path
 from pytest_llem.isolation.devices import CPU, DeviceError, Ownership, owned, possible_devices
 from pytest_llem.isolation.launcher import Job, run_isolated
@@ -102,7 +104,7 @@ class IsolatedExperiment:
             config, study.execution, preflight.footprint(config), preflight.host_of(config)
         )
         try:
-            outcome = self._run_alone(study, settings, deadline)
+            outcome = self._run_alone(study, settings, preflight, deadline)
         except DeviceError as error:
             raise self._failure(_refused(str(error))) from None
         if outcome.result is None:
@@ -111,7 +113,7 @@ class IsolatedExperiment:
         keep_baseline(self._board, study.design_hash, None, outcome.result)
         return ExperimentResult.model_validate_json(outcome.result)
 
-    def _run_alone(self, study: StudyConfig, settings: Settings, deadline: float) -> Outcome:
+    def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
         from pytest_llem.collection.live import say
         from pytest_llem.collection.output import passed_on, show
         from pytest_llem.collection.servers import servers_of
@@ -123,7 +125,10 @@ class IsolatedExperiment:
         with owned(devices, Owner.here(NAME, test, worker), partial(say, self._config)) as ownership:
             gap = self._settle(ownership)
             measure_bare_once(self._board, config, ownership.devices, lambda: None)
-            job = self._job(study, settings, gap, ownership.devices)
+            job = replace(
+                self._job(study, settings, gap, ownership.devices),
+                hub_unreachable=hub_unreachable_for(self._board, preflight, config),
+            )
             servers = servers_of(self._config, NAME, study.execution)
             outcome = run_isolated(job, servers=servers, timeout=deadline, on_output=passed_on(self._config))
         show(self._config, outcome.output)

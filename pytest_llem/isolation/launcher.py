@@ -48,6 +48,7 @@ class Job:
         baseline: A BaselineRecord, as plain data: what an earlier cycle has found of the idle machine.
         idle_bare: Fields of a BaselineRecord, as plain data: the machine before the session's first experiment.
         repeats: ContendedRuns, as plain data: measurements of the same that were contended.
+        hub_unreachable: Why the Hugging Face hub is not to be asked: it did not answer before; None where it is.
     """
 
     identity: dict[str, Any]
@@ -64,6 +65,7 @@ class Job:
     baseline: dict[str, Any] | None = None
     idle_bare: dict[str, Any] = field(default_factory=dict)
     repeats: Sequence[dict[str, Any]] = ()
+    hub_unreachable: str | None = None
 
 
 class Started:

@@ -147,6 +147,10 @@ def run(
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    if job["hub_unreachable"] is not None:
+        from pytest_llem.backends.hub import go_offline
+
+        go_offline(job["hub_unreachable"])
     from pytest_llem.backends.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.results.carbon import Carbon

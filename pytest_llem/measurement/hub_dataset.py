@@ -46,7 +46,7 @@ def hub_problem(dataset: HubDataset, packages: Packages = HERE) -> str | None:
 
 
 def _not_cached(dataset: HubDataset) -> str:
-    return f"dataset {dataset.name!r} not found: no file of that name; {hub.OFFLINE}"
+    return f"dataset {dataset.name!r} not found: no file of that name; {hub.not_cached()}"
 
 
 def cached_dataset(dataset: HubDataset) -> Path | None:

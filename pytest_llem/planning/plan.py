@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pytest_llem.backends.tiny_llama import BUILTIN_NAME, cache_note
 from pytest_llem.isolation import bare as bare_machine
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import server_seconds
@@ -48,6 +49,13 @@ class Plan:
     def to_run(self) -> list[Experiment]:
         """The selected experiments that have no result yet, in run order."""
         return [one for one in self.experiments if not self.is_replayed(one)]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What else the user should know of where it runs, and is no mistake."""
+        uses_builtin = any(one.point.config.model == BUILTIN_NAME for one in self.to_run)
+        note = cache_note() if uses_builtin else None
+        return [] if note is None else [note]
 
     def is_replayed(self, experiment: Experiment) -> bool:
         """Whether a result of an earlier run stands for *experiment*."""

@@ -7,17 +7,19 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from pytest_llem.backends import hub
 from pytest_llem.backends.context import context_length, too_long
 from pytest_llem.backends.models import BUILTIN, cached_snapshot, damaged_model, resolve_model
 from pytest_llem.backends.protocol import ModelNotFoundError
 from pytest_llem.backends.requirements import HERE, LORA, Packages, unmet
 from pytest_llem.backends.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
-from pytest_llem.measurement.prompts import dataset_problem
+from pytest_llem.measurement.prompts import dataset_problem, hub_dataset
 from pytest_llem.planning.elsewhere import how_to_add, lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint
@@ -199,10 +201,21 @@ class Preflight:
                 f"and {where} has {gib(memory)} of memory"
             )
 
+    def asks_hub(self, config: ExperimentConfig) -> bool:
+        """Whether an experiment's model or dataset is one of the Hugging Face hub, cached or not."""
+        if config.has_texts and hub_dataset(str(config.dataset), self._study.path.parent) is not None:
+            return True
+        return config.backend == "pytorch" and _is_on_hub(config.model, _revision(config), self._model_path)
+
     def memory_bytes(self, config: ExperimentConfig) -> float | None:
         """Return a rough estimate of an experiment's memory, in bytes; None where the model's size is unknown."""
         footprint = self.footprint(config)
         return None if footprint is None else memory_bytes(config, footprint)
+
+
+def hub_unreachable() -> str | None:
+    """Return why the Hugging Face hub cannot be asked; None where it answers, or is not to be asked."""
+    return hub.unreachable()
 
 
 def rough_seconds(
@@ -234,6 +247,13 @@ def _missing_model(name: str, revision: str | None, model_path: tuple[Path, ...]
         return damaged_model(name, source, revision)
     except ModelNotFoundError as error:
         return str(error)
+
+
+@cache
+def _is_on_hub(name: str, revision: str | None, model_path: tuple[Path, ...]) -> bool:
+    with suppress(ModelNotFoundError):
+        return resolve_model(name, model_path, revision, download=False).kind == "hub"
+    return False
 
 
 @cache

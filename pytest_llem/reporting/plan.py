@@ -61,6 +61,7 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         lines.append(f"  resume: {_replayed(plan, plan.replay, directory)}")
         lines += _grouped("resume, measured again", plan.replay.changed.items())
     lines += [f"  note: {note.shown_from(directory)}" for note in study.notes]
+    lines += [f"  note: {note}" for note in plan.notes]
     return lines
 
 
