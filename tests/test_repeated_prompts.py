@@ -38,11 +38,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], ...]]:
 
     calls: list[tuple[tuple[int, ...], ...]] = []
 
-    def generate(self: Any, batch: Any) -> float:
+    def generate(self: Any, batch: Any) -> tuple[float, float]:
         key = tuple(map(tuple, batch))
+        began = time.perf_counter()
         time.sleep(CACHED if key in calls else FRESH)
         calls.append(key)
-        return 1.0
+        return began, time.perf_counter()
 
     monkeypatch.setattr(noop_engine.NoopEngine, "generate", generate)
     return calls
