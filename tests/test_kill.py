@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,6 @@ def test_kills_at_any_moment_lose_no_finished_experiment(tmp_path: Path) -> None
     assert len(seen) == 25
     assert max(one["completed"] for one in seen) >= 4
     assert sum(one["failed"] for one in seen) > 10
-    assert sum(seen, Counter())["failed"] == 0
 
 
 def test_kills_while_writing_lose_no_finished_experiment(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ def _check(results: Path, finished: list[str]) -> Counter[str]:
             result = ExperimentResult.model_validate_json(text)
             assert result.identity.experiment_id == entry.experiment_id
         elif entry.status == "failed":
+            assert entry.error is not None
+            assert entry.error.kind == "interrupted", entry.error
             assert entry.started_at is not None
             assert entry.completed_at is None
     statuses = {entry.experiment_id: entry.status for entry in manifest.experiments}
