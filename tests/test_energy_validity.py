@@ -351,8 +351,10 @@ def _estimated_s(during: Callable[[], object]) -> float | None:
 def test_estimate_counts_running_descendants(deep: bool) -> None:
     """0.2 s in a worker process counted 0.00042 J, and 0.700 J in the engine's own."""
     worker = _Worker(deep=deep)
-    assert _estimated_s(lambda: worker.work(0.2)) == pytest.approx(0.2, abs=0.06)
+    found = _estimated_s(lambda: worker.work(0.2))
     worker.end()
+    assert found is not None
+    assert 0.18 <= found < 0.4, "what else this process and its children do on a busy machine is in it"
 
 
 def test_estimate_leaves_out_what_a_child_took_before() -> None:
@@ -364,7 +366,9 @@ def test_estimate_leaves_out_what_a_child_took_before() -> None:
         worker.work(0.1)
         worker.end()
 
-    assert _estimated_s(work_and_end) == pytest.approx(0.1, abs=0.06)
+    found = _estimated_s(work_and_end)
+    assert found is not None
+    assert 0.08 <= found < 0.28
 
 
 def test_estimate_counts_child_that_starts_and_ends_within() -> None:
