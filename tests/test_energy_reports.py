@@ -235,18 +235,15 @@ def test_meter_reads_the_gpus_that_pytorch_has_begun_with(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("workers", "method", "more"),
     [
-        ("2", "measured", ", with what 2 workers of -n used at the time"),
-        ("1", "measured", ""),
-        ("2", "estimated", ""),
+        (2, "measured", ", with what 2 workers of -n used at the time"),
+        (1, "measured", ""),
+        (2, "estimated", ""),
     ],
 )
-def test_energy_budget_says_that_other_workers_have_a_part(
-    monkeypatch: pytest.MonkeyPatch, workers: str, method: Any, more: str
-) -> None:
-    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
+def test_energy_budget_says_that_other_workers_have_a_part(workers: int, method: Any, more: str) -> None:
     reading = EnergyReading()
     reading._take(Account((), Total(31.2, method, "rapl_package", "cpu_package"), 1.0))
-    assert list(EnergyBudget(joules=20, allow_estimated=True).problems(reading)) == [
+    assert list(EnergyBudget(joules=20, allow_estimated=True).problems(reading, workers)) == [
         f"used 31.2 J ({method}, rapl_package{more}), more than its budget of 20 J"
     ]
 

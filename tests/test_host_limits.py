@@ -146,7 +146,7 @@ def _reasons(folder: Path, study: str) -> list[str | None]:
 def test_preflight_refuses_what_the_memory_limit_would_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = "model: builtin:tiny-llama\nn: 64\nsweep: {pytorch.batch_size: [1, 64]}\nmax_input_tokens: 4096"
+    study = "model: builtin:tiny-llama\nn: 64\nsweep: {pytorch.batch_size: [1, 64]}\nmax_input_tokens: 3968"
     monkeypatch.setattr(host, "memory_limit_bytes", lambda: 700_000_000)
     monkeypatch.setattr(host, "host_for", host.host_for.__wrapped__)
     fits, refused = _reasons(tmp_path, study)

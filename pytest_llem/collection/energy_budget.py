@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,15 +47,20 @@ class EnergyBudget:
             pytest.fail(f"{ENERGY_BUDGET}: {fault}", pytrace=False)
         return cls(**mark.kwargs)
 
-    def problems(self, used: EnergyReading) -> Iterator[str]:
-        """Yield what a test that took *used* is not within, and what cannot be told."""
+    def problems(self, used: EnergyReading, workers: int = 1) -> Iterator[str]:
+        """Yield what a test that took *used* is not within, and why it is not judged.
+
+        Args:
+            used: What it took.
+            workers: Of xdist, it among them, that used the devices at the time.
+        """
         if self.joules is not None:
             if (why := self._unjudged(used)) is not None:
                 yield f"its energy budget of {self.joules} J cannot be judged: {why}"
             elif used.energy_j is not None and used.energy_j > self.joules:
                 took = _beyond(used.energy_j, self.joules)
                 yield (
-                    f"used {took} J ({used.method}, {used.source}{_beside(used)}), "
+                    f"used {took} J ({used.method}, {used.source}{_beside(used, workers)}), "
                     f"more than its budget of {self.joules} J"
                 )
         if self.seconds is not None and used.seconds > self.seconds:
@@ -97,13 +101,13 @@ def metered(item: pytest.Item) -> Iterator[None]:
     finally:
         for reading in readings:  # none where the meter did not get as far
             _put(item, reading)
-    if problems := list(budget.problems(reading)):
+    workers = getattr(item.config, "workerinput", {}).get("workercount", 1)
+    if problems := list(budget.problems(reading, workers)):
         pytest.fail("; ".join(problems), pytrace=False)
 
 
-def _beside(used: EnergyReading) -> str:
+def _beside(used: EnergyReading, workers: int) -> str:
     """Say that other tests may have a part in *used*: a device is read whole, whichever worker used it."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return f", with what {workers} workers of -n used at the time" * (workers > 1 and used.method != "estimated")
 
 
