@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,24 +43,42 @@ PAYLOAD = pytest.StashKey[dict[str, Any]]()
 #: The preflight of each run, by its key.
 _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 
-#: The idle time before the item's first run, and what gives that before each further one.
-GAP = pytest.StashKey[GapRecord]()
-NEXT_GAP = pytest.StashKey[Callable[[], GapRecord]]()
 
-#: The devices that are owned for the item.
-DEVICES = pytest.StashKey[Collection[str]]()
+@dataclass
+class DeviceLease:
+    """What an item has while its devices are leased to it.
 
-#: Its process, where that has been started ahead.
-STARTED = pytest.StashKey[Started]()
+    Attributes:
+        devices: Their names; none where they cannot be leased.
+        refusal: Then, why.
+        gap: The idle time before the item's first run, up to then.
+        next_gap: Has the devices ready for a further run, and returns the idle time before it.
+        process: The item's process, where that has been started ahead and not been used yet.
+        drain: Takes over a process that has left its result, and has yet to exit. None to wait for that.
+        progress: Shows how far the experiment is; None where no terminal does.
+    """
 
-#: What takes over a process that has left its result, and has yet to exit.
-EXITING = pytest.StashKey[Callable[[Started], None]]()
+    devices: Collection[str] = ()
+    refusal: str | None = None
+    gap: GapRecord | None = None
+    next_gap: Callable[[], GapRecord | None] = lambda: None
+    process: Started | None = None
+    drain: Callable[[Started], None] | None = None
+    progress: Onlooker | None = None
 
-#: Why the item cannot have its devices.
-NO_DEVICE = pytest.StashKey[str]()
+    def take_gap(self) -> GapRecord | None:
+        """Return the idle time before this run: a plugin may run the item again, inside the item's protocol."""
+        gap, self.gap = self.gap, None
+        return gap or self.next_gap()
 
-#: The one who looks on while its experiment runs; nothing where nobody does.
-ONLOOKER: pytest.StashKey[Onlooker] = pytest.StashKey()
+    def take_process(self) -> Started | None:
+        """Return the process that was started ahead, for the first run of the item."""
+        process, self.process = self.process, None
+        return process
+
+
+#: An item's lease, while it has one.
+LEASE = pytest.StashKey[DeviceLease]()
 
 #: The user property of an experiment that was not run: the results directory that its result is from.
 REPLAYED_PROPERTY = "llem_replayed_from"
@@ -84,7 +102,8 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of(item.config, run, study)
-    refusal = preflight.reason(planned.point) or item.stash.get(NO_DEVICE, None)
+    lease = item.stash.get(LEASE, DeviceLease())
+    refusal = preflight.reason(planned.point) or lease.refusal
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
@@ -92,7 +111,7 @@ def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         size = preflight.footprint(config)
         item.config.stash[BOARD].sign_in()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
-        outcome = _run_until_uncontended(item, study, planned, timeout)
+        outcome = _run_until_uncontended(item, study, planned, lease, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
             keep_baseline(item.config.stash[BOARD], planned.point.config_hash, python, outcome.result)
@@ -105,26 +124,18 @@ def start_early(item: pytest.Item, planned: Experiment) -> Started:
     run = run_of(item)
     study = item.config.stash[STUDIES][run]
     servers = servers_of(item.config, file_of(run), study.execution)
-    item.stash[STARTED] = Started(_early_job(study, planned, item), servers, early=True)
-    return item.stash[STARTED]
+    return Started(_early_job(study, planned, item), servers, early=True)
 
 
-def _started(item: pytest.Item) -> Started | None:
-    """Return the process that was started ahead, for the first run of the item."""
-    if STARTED not in item.stash:
-        return None
-    started = item.stash[STARTED]
-    del item.stash[STARTED]
-    return started
-
-
-def _run_until_uncontended(item: pytest.Item, study: StudyConfig, planned: Experiment, timeout: float) -> Outcome:
+def _run_until_uncontended(
+    item: pytest.Item, study: StudyConfig, planned: Experiment, lease: DeviceLease, timeout: float
+) -> Outcome:
     """Run *planned*, and again where it was contended, as often as the study allows; the last run counts."""
     repeats: list[ContendedRun] = []
     output = ""
     while True:
-        job = replace(_job(study, planned, item), repeats=[one.model_dump(mode="json") for one in repeats])
-        outcome = _run(item, job, study.execution, timeout)
+        job = replace(_job(study, planned, item, lease), repeats=[one.model_dump(mode="json") for one in repeats])
+        outcome = _run(item, job, study.execution, lease, timeout)
         output += outcome.output
         contended = contended_run(outcome.result)
         if contended is None or not _may_repeat(item, study, planned):
@@ -140,9 +151,9 @@ def _may_repeat(item: pytest.Item, study: StudyConfig, planned: Experiment) -> b
     return any(board.claim(run_of(item), topic) for topic in topics)
 
 
-def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, timeout: float) -> Outcome:
+def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float) -> Outcome:
     """Run *job*, with whoever looks on."""
-    onlooker = item.stash.get(ONLOOKER, None)
+    onlooker = lease.progress
     erase = onlooker.erase if onlooker is not None else lambda: None
     if onlooker is not None:
         onlooker.see(Progress("starting"))
@@ -150,11 +161,11 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, timeout: float
         outcome = run_isolated(
             job,
             servers=servers_of(item.config, file_of(run_of(item)), execution),
-            started=_started(item),
+            started=lease.take_process(),
             timeout=timeout,
             watcher=onlooker,
             on_output=passed_on(item.config, erase),
-            on_result=item.stash.get(EXITING, None),
+            on_result=lease.drain,
         )
     finally:
         erase()  # pytest goes on with its own line
@@ -211,15 +222,15 @@ def _import_path(config: pytest.Config, run: str) -> list[Path]:
     return [] if is_reference(run) else import_path(config)
 
 
-def _job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
+def _job(study: StudyConfig, planned: Experiment, item: pytest.Item, lease: DeviceLease) -> Job:
     """Return what is to be done, to be told once the devices are the item's and idle."""
     point, board = planned.point, item.config.stash[BOARD]
-    gap = _gap(item)
+    gap = lease.take_gap()
     return replace(
         _early_job(study, planned, item),
         gap=gap.model_dump(mode="json") if gap else None,
         baseline=known_baseline(board, point.config_hash, study.interpreter(point.config.backend)),
-        idle_bare=bare_fields(board, point.config, item.stash.get(DEVICES, ())),
+        idle_bare=bare_fields(board, point.config, lease.devices),
         hub_unreachable=hub_unreachable_for(board, preflight_of(item.config, run_of(item), study), point.config),
     )
 
@@ -263,15 +274,6 @@ def _working_tree(config: pytest.Config, reference: Path | None) -> Path:
         return config.rootpath
     folder = reference.parent
     return Path("/") if folder.is_relative_to(config.rootpath) else folder
-
-
-def _gap(item: pytest.Item) -> GapRecord | None:
-    """Return the idle time before this run: a plugin may run the item again, inside the item's protocol."""
-    if GAP in item.stash:
-        gap = item.stash[GAP]
-        del item.stash[GAP]
-        return gap
-    return item.stash[NEXT_GAP]() if NEXT_GAP in item.stash else None
 
 
 def _payload(run: str, planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:

@@ -15,17 +15,7 @@ import pytest
 
 from pytest_llem.collection.baselines import bare_is_due, measure_bare_once
 from pytest_llem.collection.exiting import Exiting
-from pytest_llem.collection.experiment import (
-    DEVICES,
-    EXITING,
-    GAP,
-    NEXT_GAP,
-    NO_DEVICE,
-    STARTED,
-    preflight_of,
-    start_early,
-    stopped,
-)
+from pytest_llem.collection.experiment import LEASE, DeviceLease, preflight_of, start_early, stopped
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.live import say
 from pytest_llem.collection.resume import replayed
@@ -86,8 +76,8 @@ _SESSION = pytest.StashKey[_Session]()
 def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Own the devices that *item* runs on, and idle before it as its study says; others start at once.
 
-    What was done is left on the item, and so is why its devices cannot be had. Where its process is still exiting
-    at the end, and the next experiment follows at once, that one's turn begins meanwhile.
+    The item has a lease meanwhile, which says why where it cannot have its devices. Where its process is still
+    exiting at the end, and the next experiment follows at once, that one's turn begins meanwhile.
 
     Args:
         item: Any item that is about to run.
@@ -108,14 +98,14 @@ def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     looks = looks and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
     if looks:
         session.gaps.note_first()
-    with ExitStack() as held:
+    with ExitStack() as held, _leased(item) as lease:
         owner = Owner.here(study.name, experiment.id, worker)
         ownership = session.exiting.pass_on(devices, owner, held)
         if ownership is None:
             try:
                 ownership = held.enter_context(owned(devices, owner, partial(say, item.config)))
             except DeviceError as error:
-                item.stash[NO_DEVICE] = str(error)
+                lease.refusal = str(error)
         if ownership is None:
             yield
             return
@@ -125,18 +115,14 @@ def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
         before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
         gap = None if before is None else _gap(study, is_new_cycle=session.cycle != before)
         if _is_worthwhile(session, item, ownership, gap):
-            _start_early(session, item, held)
+            _start_early(session, item, lease, held)
         session.exiting.wind_up()
-        with onlooker(item) as watcher, ExitStack() as noted:  # items stay to the end of the session
+        with onlooker(item) as watcher:
             idled = _idle(session, gap, watcher.say if watcher else None)
             waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
-            item.stash[GAP] = _settle(session, ownership, idled.model_copy(update=waited))
-            item.stash[NEXT_GAP] = lambda: _again(session, ownership)
-            item.stash[DEVICES] = ownership.devices
-            item.stash[EXITING] = session.exiting.take
-            noted.callback(item.stash.__delitem__, NEXT_GAP)
-            noted.callback(item.stash.__delitem__, DEVICES)
-            noted.callback(item.stash.__delitem__, EXITING)
+            lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
+            lease.next_gap = partial(_again, session, ownership)
+            lease.devices, lease.drain, lease.progress = ownership.devices, session.exiting.take, watcher
             idle = partial(watcher.say, _BARE) if watcher else lambda: None
             measure_bare_once(item.config.stash[BOARD], experiment.point.config, ownership.devices, idle)
             if watcher is not None:
@@ -144,6 +130,16 @@ def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
             yield
         if nextitem is not None and _follows_at_once(nextitem) and session.exiting.is_any():
             session.exiting.keep(ownership, held)
+
+
+@contextmanager
+def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
+    """Give *item* a lease, and take it back: items stay to the end of the session."""
+    item.stash[LEASE] = lease = DeviceLease()
+    try:
+        yield lease
+    finally:
+        del item.stash[LEASE]
 
 
 def _is_worthwhile(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
@@ -154,13 +150,12 @@ def _is_worthwhile(session: _Session, item: pytest.Item, ownership: Ownership, g
     return session.exiting.is_any() or (gap is not None and session.gaps.will_wait(*gap))
 
 
-def _start_early(session: _Session, item: pytest.Item, held: ExitStack) -> None:
+def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, held: ExitStack) -> None:
     """Start the item's process, which is gone at the end of *held* where it was not needed."""
-    started = start_early(item, experiment_of(item))
+    started = lease.process = start_early(item, experiment_of(item))
 
     def end() -> None:
-        item.stash.setdefault(STARTED, started)
-        del item.stash[STARTED]
+        lease.process = None
         if started not in session.exiting:
             started.end()
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from pytest_llem.collection.experiment import ONLOOKER
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.collection.live import live_line
 from pytest_llem.collection.onlooker import Onlooker, Place
@@ -61,10 +60,7 @@ _JOURNEYS = pytest.StashKey[dict[str, _Journey]]()
 
 @contextmanager
 def onlooker(item: pytest.Item) -> Iterator[Onlooker | None]:
-    """Have whoever sits before the terminal look on while an experiment has its turn; None where nobody does.
-
-    The one who runs the experiment finds it on the item.
-    """
+    """Show on the terminal how far an experiment is while its devices are leased; None where no terminal does."""
     with live_line(item.config) as line:
         if line is None:
             yield None
@@ -72,11 +68,9 @@ def onlooker(item: pytest.Item) -> Iterator[Onlooker | None]:
         journey = _journey(item)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
         onlooker = Onlooker(line, journey.place(item), colours=bool(reporter and reporter.hasmarkup))
-        item.stash[ONLOOKER] = onlooker
         try:
             yield onlooker
         finally:
-            del item.stash[ONLOOKER]  # items stay to the end of the session
             if onlooker.completed is not None:
                 journey.took(item, onlooker.elapsed_s, completed=onlooker.completed)
 
