@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pytest_llem.api import StudyRunError as StudyRunError
     from pytest_llem.api import run_experiment as run_experiment
     from pytest_llem.api import run_study as run_study
-    from pytest_llem.collection.isolated import ExperimentError as ExperimentError
-    from pytest_llem.collection.isolated import IsolatedExperiment as IsolatedExperiment
     from pytest_llem.energy.metering import EnergyMeter as EnergyMeter
     from pytest_llem.energy.metering import EnergyReading as EnergyReading
+    from pytest_llem.execution.isolated import ExperimentError as ExperimentError
+    from pytest_llem.execution.isolated import IsolatedExperiment as IsolatedExperiment
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator as ExperimentOrchestrator
     from pytest_llem.results.experiment import ExperimentResult as ExperimentResult
     from pytest_llem.results.models import StudyResult as StudyResult
@@ -32,10 +32,10 @@ _HOMES = {
     "EnergyMeter": "pytest_llem.energy.metering",
     "EnergyReading": "pytest_llem.energy.metering",
     "ExperimentConfig": "pytest_llem.study.config",
-    "ExperimentError": "pytest_llem.collection.isolated",
+    "ExperimentError": "pytest_llem.execution.isolated",
     "ExperimentOrchestrator": "pytest_llem.measurement.orchestrator",
     "ExperimentResult": "pytest_llem.results.experiment",
-    "IsolatedExperiment": "pytest_llem.collection.isolated",
+    "IsolatedExperiment": "pytest_llem.execution.isolated",
     "StudyConfig": "pytest_llem.study.loading",
     "StudyError": "pytest_llem.study.problems",
     "StudyResult": "pytest_llem.results.models",

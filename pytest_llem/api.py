@@ -111,7 +111,7 @@ def run_experiment(
         pydantic.ValidationError: *config* is no valid experiment.
         PreflightError: Something it needs is not there; the message says what.
     """
-    from pytest_llem.backends.protocol import EngineContext
+    from pytest_llem.engines.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 
     if not isinstance(config, ExperimentConfig):

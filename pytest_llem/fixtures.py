@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_llem.collection.isolated import IsolatedExperiment
     from pytest_llem.energy.metering import EnergyMeter
+    from pytest_llem.execution.isolated import IsolatedExperiment
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,6 @@ def isolated_experiment(pytestconfig: pytest.Config) -> IsolatedExperiment:
     One that fails raises ``pytest_llem.ExperimentError``. Paths in it are relative to rootdir; ``timeout=`` is in
     seconds.
     """
-    from pytest_llem.collection.isolated import IsolatedExperiment
+    from pytest_llem.execution.isolated import IsolatedExperiment
 
     return IsolatedExperiment(pytestconfig)

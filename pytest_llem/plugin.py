@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem.declarations import ENERGY_BUDGET, MARKER_HELP, YAML_SUFFIXES, add_options, is_anything_said
+from pytest_llem._plugin.declarations import (
+    ENERGY_BUDGET,
+    MARKER_HELP,
+    YAML_SUFFIXES,
+    add_options,
+    is_anything_said,
+)
+from pytest_llem._plugin.stash import SELECTED_AXES, STUDIES
 from pytest_llem.fixtures import energy_meter as energy_meter
 from pytest_llem.fixtures import isolated_experiment as isolated_experiment
-from pytest_llem.stash import SELECTED_AXES, STUDIES
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -36,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
     expression = config.getoption("keyword", "") or ""
     if "=" in expression or is_anything_said(config):
-        from pytest_llem.session import configure
+        from pytest_llem._plugin.session import configure
 
         configure(config, expression)  # what is wrong is told before anything is collected
 
@@ -65,9 +71,9 @@ def pytest_collection_modifyitems(
     if STUDIES not in config.stash and SELECTED_AXES not in config.stash:
         return (yield)
     # Here and not among the session's hooks: whose is the last word on the order would hang on when they came.
+    from pytest_llem._plugin.session import register
     from pytest_llem.collection.items import restore_run_order
     from pytest_llem.collection.selection import refuse_unknown_axes
-    from pytest_llem.session import register
 
     register(config)
     if not session.testsfailed:
@@ -79,7 +85,7 @@ def pytest_collection_modifyitems(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    from pytest_llem.session import introduce, register
+    from pytest_llem._plugin.session import introduce, register
 
     register(node.config)  # a controller collects nothing: of studies it hears from its workers
     introduce(node)
@@ -87,7 +93,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker(ENERGY_BUDGET) is not None:
-        from pytest_llem.collection.energy_budget import EnergyBudget
+        from pytest_llem.execution.energy_budget import EnergyBudget
 
         EnergyBudget.of(item)  # a wrong one is told before anything runs
 
@@ -96,7 +102,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if item.get_closest_marker(ENERGY_BUDGET) is None:
         return (yield)
-    from pytest_llem.collection.energy_budget import metered
+    from pytest_llem.execution.energy_budget import metered
 
     with metered(item):
         return (yield)

@@ -31,8 +31,8 @@ OPTIONS: dict[str, dict[str, bool | str]] = {
 RUN = """
 import json, sys
 from pathlib import Path
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from tests.support.tiny import config
 
 model, folder, options = sys.argv[1:]

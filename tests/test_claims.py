@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig
-from pytest_llem.backends.protocol import RequestRecord
 from pytest_llem.energy.account import Meters
+from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement import claims
 from pytest_llem.measurement import window as windows
 from pytest_llem.measurement.claims import MAX_REQUESTS, MAX_TOKENS, check_claims, recorded_passes, too_fast

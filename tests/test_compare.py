@@ -14,7 +14,7 @@ import pytest
 from pytest_llem import StudyResult, cli
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import save
-from pytest_llem.reporting.comparison import MOST_LINES, MOST_ROWS, as_json, escaped, lines, markdown
+from pytest_llem.reporting.terminal.comparison import MOST_LINES, MOST_ROWS, as_json, escaped, lines, markdown
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig

@@ -16,9 +16,9 @@ from typing import Any, cast
 import pytest
 
 from pytest_llem import StudyResult
-from pytest_llem.board import Board
+from pytest_llem._plugin.shared_state import Board
 from pytest_llem.cli import main
-from pytest_llem.collection import experiment
+from pytest_llem.execution import experiment
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
 from pytest_llem.gates.saved import BaselineError, load, save

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.collection import experiment
+from pytest_llem.execution import experiment
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.planning.deadline import deadline_seconds

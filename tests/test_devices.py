@@ -24,10 +24,10 @@ import pytest
 from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.hardware.gpus import Board, Boards, boards_for, visible_boards
-from pytest_llem.isolation import devices
-from pytest_llem.isolation.devices import CPU, FOLDER, DeviceError, devices_of, note_file, owned
-from pytest_llem.isolation.memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
-from pytest_llem.isolation.owner import Owner
+from pytest_llem.machine import devices
+from pytest_llem.machine.devices import CPU, FOLDER, DeviceError, devices_of, note_file, owned
+from pytest_llem.machine.gpu_memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
+from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.host import Gpu, this_host
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.results.models import StudyResult
@@ -679,7 +679,7 @@ def test_time_limit_does_not_count_the_wait(
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_llem.collection.experiment import GAP
+        from pytest_llem.execution.experiment import GAP
 
         def pytest_timeout_set_timer(item, settings):
             pathlib.Path("waited").write_text(str(item.stash[GAP].waited_seconds))
@@ -795,7 +795,7 @@ def test_ctrl_c_ends_the_wait(
     pytester.makeconftest(
         """
         import os, pathlib
-        import pytest_llem.isolation.devices as devices
+        import pytest_llem.machine.devices as devices
 
         wait = devices._Waiting.wait
 
@@ -844,7 +844,7 @@ def test_device_of_a_killed_run_is_free_at_once(
 
 MEMORY = """
     import os, pathlib, time
-    import pytest_llem.isolation.memory as memory
+    import pytest_llem.machine.gpu_memory as memory
 
     memory.LONGEST_S, memory.POLL_S = 0.9, 0.1
     path = pathlib.Path(os.environ["LLEM_SCRIPTED_NVML"])

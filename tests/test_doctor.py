@@ -26,8 +26,8 @@ from pytest_llem.doctor.examination import Examination
 from pytest_llem.doctor.records import Driver, Gpu
 from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
-from pytest_llem.isolation.devices import FOLDER, note_file
-from pytest_llem.isolation.owner import Owner
+from pytest_llem.machine.devices import FOLDER, note_file
+from pytest_llem.machine.owner import Owner
 from pytest_llem.results.document import Record
 from pytest_llem.results.processor import processor as processor_facts
 from tests.conftest import ROOT

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pytest_llem import ExperimentConfig, run_experiment
-from pytest_llem.backends.adjusted import adjusted_settings
-from pytest_llem.backends.models import ModelSource
-from pytest_llem.backends.protocol import EngineContext, PreflightError
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.models import ModelSource
+from pytest_llem.engines.protocol import EngineContext, PreflightError
+from pytest_llem.engines.pytorch.adjusted import adjusted_settings
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.results.experiment import ExperimentResult, Identity
 from pytest_llem.study.design import StudyConfig
@@ -207,7 +207,7 @@ class TestResult:
 
 
 def _record(length: int) -> Any:
-    from pytest_llem.backends.protocol import RequestRecord
+    from pytest_llem.engines.protocol import RequestRecord
 
     return RequestRecord(length, [1, 2])
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator, ExperimentResult
-from pytest_llem.collection.energy_budget import EnergyBudget
 from pytest_llem.energy import metering
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
 from pytest_llem.energy.protocol import DeviceReading
 from pytest_llem.energy.rapl import RaplMeter
+from pytest_llem.execution.energy_budget import EnergyBudget
 from pytest_llem.gates.regression import compare
 from pytest_llem.hardware.gpus import Board, Boards
 from pytest_llem.measurement import orchestrator

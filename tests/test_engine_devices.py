@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 import pytest
 
 from pytest_llem import registry
-from pytest_llem.backends.protocol import EngineContext
 from pytest_llem.doctor.gpu_findings import visibility_findings
 from pytest_llem.doctor.records import Gpu, Surroundings
 from pytest_llem.energy import metering
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.hardware import gpus as hardware
 from pytest_llem.hardware.gpus import Board, Boards, cuda_order, unknown_entry, visible_boards
-from pytest_llem.isolation import devices
-from pytest_llem.isolation.devices import CPU, possible_devices
+from pytest_llem.machine import devices
+from pytest_llem.machine.devices import CPU, possible_devices
 from pytest_llem.measurement import environment, orchestrator
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import NOOP_STUDY

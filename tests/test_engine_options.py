@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, run_experiment
-from pytest_llem.backends.engine_options import check_options
-from pytest_llem.backends.protocol import EngineContext, PreflightError
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext, PreflightError
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
+from pytest_llem.engines.pytorch.options import check_options
 from tests.support.tiny import TINY
 
 

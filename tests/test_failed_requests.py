@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.cli.needs import Need, needs
+from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
@@ -271,7 +271,7 @@ class TestMistakes:
 OWN_ENGINE = """
 import sys
 from pathlib import Path
-from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.engines.protocol import PreflightError
 
 class Engine:
     option_names = {"level"}

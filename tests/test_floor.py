@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
-from pytest_llem.backends.protocol import ModelShape, RequestRecord, ShapeUnknownError
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.engines.protocol import ModelShape, RequestRecord, ShapeUnknownError
 from pytest_llem.hardware import peaks
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.floor import NAMES, seconds_at_least, steps, work_metrics

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.backends.protocol import EngineContext, ShapeUnknownError
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext, ShapeUnknownError
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.measurement.floor import steps
 from tests.support.decoders import decoder
 from tests.support.marks import slow
@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from pytest_llem.backends.shape import model_shape  # noqa: E402
+from pytest_llem.engines.pytorch.shape import model_shape  # noqa: E402
 
 #: torch counts matrix products only where attention is made of them.
 EAGER = {"attn_implementation": "eager", "batch_size": 8}

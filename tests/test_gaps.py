@@ -20,7 +20,7 @@ import pytest
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gauges import Gauges, GpuState
 from pytest_llem.hardware.gpus import cuda_order
-from pytest_llem.isolation.gaps import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, Gaps
+from pytest_llem.machine.cool_down import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, Gaps
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import gauges, nvml
@@ -425,7 +425,7 @@ def scripted(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 SHORT_GAPS = """
-    import pathlib, pytest_llem.isolation.gaps as gaps
+    import pathlib, pytest_llem.machine.cool_down as gaps
 
     gaps.SHORTEST_S, gaps.LONGEST_S, gaps.POLL_S = 0.2, 0.6, 0.1
 """
@@ -546,7 +546,7 @@ def test_time_limit_and_duration_do_not_count_the_gap(
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_llem.collection.experiment import GAP
+        from pytest_llem.execution.experiment import GAP
 
         def note(text):
             with pathlib.Path("seen").open("a") as seen:

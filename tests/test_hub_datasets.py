@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig
-from pytest_llem.backends.requirements import Packages
-from pytest_llem.measurement.prompts import dataset_problem, hub_dataset
+from pytest_llem.engines.pytorch.requirements import Packages
 from pytest_llem.study.dataset import ALIASES, HubDataset
+from pytest_llem.workload.prompts import dataset_problem, hub_dataset
 from tests.conftest import Results
 from tests.support import command
 from tests.support.forks import ForkServer

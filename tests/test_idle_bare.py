@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentResult
-from pytest_llem.board import Board
-from pytest_llem.collection.baselines import bare_fields, keep_baseline, known_baseline
+from pytest_llem._plugin.shared_state import Board
 from pytest_llem.energy import rapl
-from pytest_llem.isolation.bare import SECONDS, bare_meter, measure_bare
+from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline
+from pytest_llem.machine.idle_power import SECONDS, bare_meter, measure_bare
 from pytest_llem.results.experiment import BaselineRecord
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results
@@ -199,7 +199,7 @@ ReadBaselines = Callable[[], list[BaselineRecord]]
 def _shorter(seconds: float) -> str:
     return f"""
         import sys
-        import pytest_llem.isolation.bare as bare
+        import pytest_llem.machine.idle_power as bare
 
         bare.SECONDS = {seconds}
 

@@ -17,17 +17,18 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from pytest_llem.backends import hub, loading
-from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.backends.tiny_llama import cache_note, model_folder, tiny_llama
-from pytest_llem.backends.weights import damaged_file
-from pytest_llem.board import Board
-from pytest_llem.collection.hub import hub_unreachable_for
-from pytest_llem.measurement.files import read_file
+from pytest_llem._plugin.shared_state import Board
+from pytest_llem.engines import hub
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.engines.pytorch import loading
+from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
+from pytest_llem.engines.weights import damaged_file
+from pytest_llem.execution.hub import hub_unreachable_for
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.footprint import from_config
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.loading import load_study
+from pytest_llem.workload.files import read_file
 from tests.conftest import Results, RunPytest
 from tests.support.decoders import SIZES, decoder
 from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import pytest
 
-from pytest_llem.collection.live import Line
-from pytest_llem.collection.onlooker import Onlooker, Place, clock_text
+from pytest_llem.execution.live_line import Line
+from pytest_llem.execution.live_progress import Onlooker, Place, clock_text
 from pytest_llem.hardware.gauges import GpuState
-from pytest_llem.isolation.gaps import Gaps
+from pytest_llem.machine.cool_down import Gaps
 from pytest_llem.measurement.progress import Glance, Progress
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from tests.conftest import Results

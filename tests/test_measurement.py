@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
-from pytest_llem.backends.protocol import PreflightError, RequestRecord
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.engines.protocol import PreflightError, RequestRecord
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.backends.models import ModelSource, fingerprint, resolve_model
-from pytest_llem.backends.protocol import ModelNotFoundError
+from pytest_llem.engines.models import ModelSource, fingerprint, resolve_model
+from pytest_llem.engines.protocol import ModelNotFoundError
 from tests.conftest import Results
 from tests.support import torch_forks
 
@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 RESOLVE = """
 import json, sys
 from pathlib import Path
-from pytest_llem.backends.models import resolve_model, ModelNotFoundError
+from pytest_llem.engines.models import resolve_model, ModelNotFoundError
 for model_path, name in json.loads(sys.argv[1]):
     try:
         print(resolve_model(name, [Path(one) for one in model_path]))

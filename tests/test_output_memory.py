@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_llem.backends.pytorch import Generated
 from pytest_llem.energy.account import Account, Total
+from pytest_llem.engines.pytorch.engine import Generated
 from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.outputs import on_device
 from pytest_llem.measurement.window import Window

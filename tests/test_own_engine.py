@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import ExperimentConfig, registry, run_experiment
-from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import NOOP_STUDY, Results

@@ -375,7 +375,7 @@ class TestEstimate:
         assert self.LLAMA_8B.kv_values_per_token == 2 * 32 * 8 * 128
 
     def test_files_say_the_same_as_the_configuration(self) -> None:
-        from pytest_llem.backends.tiny_llama import SHAPE, tiny_llama
+        from pytest_llem.engines.tiny_llama import SHAPE, tiny_llama
 
         assert read_footprint(tiny_llama()) == from_config(SHAPE)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.reporting.points import points_table
-from pytest_llem.reporting.tables import render
+from pytest_llem.reporting.terminal.points import points_table
+from pytest_llem.reporting.terminal.tables import render
 from pytest_llem.results.verdicts import GateVerdict
 from tests.support.study_results import point, summary
 

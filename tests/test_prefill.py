@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
-from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
+from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.measurement import prefill
 from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.measurement.window import Window

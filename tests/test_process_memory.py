@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import run_experiment
-from pytest_llem.backends import process_memory
-from pytest_llem.backends.process_memory import peak_rss_bytes, reset_peak_rss
+from pytest_llem.engines import process_memory
+from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from tests.support.marks import slow
 from tests.support.tiny import TINY
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator, run_experiment
-from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.isolation.worker import FETCHING
-from pytest_llem.measurement import prompts
-from pytest_llem.measurement.files import Prompt
-from pytest_llem.measurement.prompts import build_workload, dataset_problem, prompts_digest, read_texts
 from pytest_llem.study.dataset import LengthConfig
 from pytest_llem.study.identity import config_hash
+from pytest_llem.workload import prompts
+from pytest_llem.workload.files import Prompt
+from pytest_llem.workload.prompts import build_workload, dataset_problem, prompts_digest, read_texts
 from tests.conftest import NOOP_STUDY
 from tests.support.narrow import not_none
 from tests.support.tiny import TINY

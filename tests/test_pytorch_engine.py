@@ -14,11 +14,11 @@ import pytest
 from _pytest.logging import LogCaptureFixture
 
 from pytest_llem import run_experiment
-from pytest_llem.backends import loading
-from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.backends.pytorch import Generated, PyTorchEngine, _dotted
-from pytest_llem.backends.tiny_llama import tiny_llama
 from pytest_llem.catalogue import CATALOGUE
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.engines.pytorch import loading
+from pytest_llem.engines.pytorch.engine import Generated, PyTorchEngine, _dotted
+from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.measurement import prefill
 from pytest_llem.study.config import DecoderConfig
 from pytest_llem.study.engines import PyTorchConfig

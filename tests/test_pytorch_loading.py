@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.backends import loading, requirements
-from pytest_llem.backends.protocol import EngineContext, PreflightError
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext, PreflightError
+from pytest_llem.engines.pytorch import loading, requirements
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from tests.support import torch_forks
 from tests.support.decoders import decoder
 from tests.support.marks import slow

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from pytest_llem import run_experiment
-from pytest_llem.backends import requirements
-from pytest_llem.backends.protocol import EngineContext, PreflightError
-from pytest_llem.backends.pytorch import PyTorchEngine
-from pytest_llem.backends.refusals import told_plainly
-from pytest_llem.backends.requirements import unmet
-from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.engines.protocol import EngineContext, PreflightError
+from pytest_llem.engines.pytorch import requirements
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
+from pytest_llem.engines.pytorch.refusals import told_plainly
+from pytest_llem.engines.pytorch.requirements import unmet
+from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow
 from tests.support.tiny import config, engine, outputs
 

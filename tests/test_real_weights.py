@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import StudyResult
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import ROOT, Results
 from tests.support.narrow import not_none

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting import terminal
+from pytest_llem.reporting.terminal import summary as terminal
 from tests.conftest import Results, RunPytest
 from tests.support.marks import slow
 

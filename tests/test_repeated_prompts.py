@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
-from pytest_llem.backends.protocol import RequestRecord
 from pytest_llem.energy.account import Meters
+from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement.repeats import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.backends.models import folder_state
+from pytest_llem.engines.models import folder_state
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results import code_state
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from pytest_llem import StudyResult, cli, extras
+from pytest_llem import StudyResult, cli
+from pytest_llem._plugin import extras
+from pytest_llem.recording.pages import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.page import as_json
 from pytest_llem.reporting.html.pareto import pareto_plot
@@ -26,7 +28,6 @@ from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.words import name_of, neutral, shown, title_of, told
-from pytest_llem.reporting.pages import page_files
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results
@@ -168,7 +169,7 @@ def test_without_it_what_it_needs_is_not_loaded(
         def pytest_unconfigure():
             rooms = ("plotly", "jinja2", "pytest_llem.reporting.html")
             loaded = [name for name in sys.modules if name.startswith(rooms)]
-            assert "pytest_llem.reporting.recorder" in sys.modules and not loaded, loaded
+            assert "pytest_llem.recording.recorder" in sys.modules and not loaded, loaded
         """
     )
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem")

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from pytest_llem import registry, run_study
-from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.isolation.devices import CPU, FOLDER, holder, owned
-from pytest_llem.isolation.owner import Owner
-from pytest_llem.isolation.shared_lock import SharedLock
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.machine.devices import CPU, FOLDER, holder, owned
+from pytest_llem.machine.owner import Owner
+from pytest_llem.machine.shared_lock import SharedLock
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host

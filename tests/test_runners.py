@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.backends.requirements import Packages, unmet
+from pytest_llem.engines.pytorch.requirements import Packages, unmet
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
 from pytest_llem.planning.elsewhere import WORKER, how_to_add, lacks

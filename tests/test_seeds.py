@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pytest_llem import run_experiment
-from pytest_llem.backends.protocol import RequestRecord
-from pytest_llem.backends.pytorch import PyTorchEngine
-from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
+from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.measurement import window
 from pytest_llem.measurement.requests import Requests
 from tests.conftest import ROOT

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.registry import BACKENDS, installed
-from pytest_llem.reporting.plan import plan_lines
+from pytest_llem.reporting.terminal.plan import plan_lines
 from pytest_llem.study import validation
 from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import StudyConfig, load_study

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
-from pytest_llem.backends import loading, pytorch
-from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch import engine as pytorch
+from pytest_llem.engines.pytorch import loading
 from pytest_llem.measurement import window
 from tests.support.clock import clock
 from tests.support.tiny import GREEDY, NATURAL, TINY

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord

@@ -107,7 +107,7 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     from pytest_llem.gates.independence import shared_experiments
     from pytest_llem.gates.regression import compare
     from pytest_llem.gates.saved import load
-    from pytest_llem.reporting import comparison as shown
+    from pytest_llem.reporting.terminal import comparison as shown
 
     there, here = load(options.reference, Path()), load(options.candidate, Path())
     if dependent := shared_experiments(here, there):

@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.format == "json":
         write(found.model_dump_json(indent=2) + "\n")
     else:
-        from pytest_llem.reporting.doctor import lines
+        from pytest_llem.reporting.terminal.doctor import lines
 
         write("\n".join(lines(found, shutil.get_terminal_size().columns)) + "\n")
     return FAILED if found.blocked else DONE

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_llem import registry
-from pytest_llem.backends.engine_options import check_options
-from pytest_llem.backends.models import cached_snapshot, resolve_model
-from pytest_llem.backends.protocol import EngineContext, PreflightError
-from pytest_llem.backends.refusals import one_line
+from pytest_llem._plugin.options import Settings, read_config
 from pytest_llem.cli.command import DONE, FAILED
-from pytest_llem.measurement.hub_dataset import cached_dataset, fetch_dataset
-from pytest_llem.measurement.prompts import hub_dataset
-from pytest_llem.options import Settings, read_config
+from pytest_llem.engines.models import cached_snapshot, resolve_model
+from pytest_llem.engines.protocol import EngineContext, PreflightError
+from pytest_llem.engines.pytorch.options import check_options
+from pytest_llem.engines.pytorch.refusals import one_line
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError, printable
+from pytest_llem.workload.hub_dataset import cached_dataset, fetch_dataset
+from pytest_llem.workload.prompts import hub_dataset
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     need_output()
-    from pytest_llem.extras import lacking
+    from pytest_llem._plugin.extras import lacking
 
     directory: Path = options.directory
     file: Path = options.output or directory / PAGE

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.board import MARKED
+from pytest_llem._plugin.shared_state import MARKED
+from pytest_llem._plugin.stash import BOARD
 from pytest_llem.collection.items import is_gate
-from pytest_llem.stash import BOARD
 
 
 class Silence:

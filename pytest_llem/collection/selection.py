@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.stash import SELECTED_AXES
+from pytest_llem._plugin.stash import SELECTED_AXES
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.document import read_value
 from pytest_llem.study.identity import CYCLE, value_text

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llem.doctor.asking import Asked
 from pytest_llem.doctor.records import Driver, Gpu
-from pytest_llem.isolation.devices import holder
+from pytest_llem.machine.devices import holder
 
 COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.boards")
 

@@ -11,7 +11,7 @@ from pytest_llem.doctor.records import Cpu, Rapl, RaplDomain
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.energy.rapl import RaplMeter, domains, powercap_root
 from pytest_llem.hardware.cgroups import cpu_limit
-from pytest_llem.isolation.devices import CPU, holder
+from pytest_llem.machine.devices import CPU, holder
 from pytest_llem.results.processor import is_virtual, processor
 
 #: For how long the counters are watched, in s: they are updated about every millisecond.

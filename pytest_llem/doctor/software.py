@@ -11,9 +11,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.backends.requirements import OPTIONAL
 from pytest_llem.doctor.asking import Asked
 from pytest_llem.doctor.records import Engine, Meter, Package, Software
+from pytest_llem.engines.pytorch.requirements import OPTIONAL
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import OURS_ALONE
 from pytest_llem.isolation.probe import answer

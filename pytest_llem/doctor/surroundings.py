@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pytest_llem.doctor.records import Folder, Surroundings
 from pytest_llem.hardware.cgroups import memory_limit_bytes
-from pytest_llem.isolation.devices import DeviceError, try_locks
+from pytest_llem.machine.devices import DeviceError, try_locks
 from pytest_llem.results.environment import container
 
 TEMPORARY, LOCKS, RESULTS, HUB = "temporary files", "locks", "results", "the hub's cache"

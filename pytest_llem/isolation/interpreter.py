@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pytest_llem.backends.requirements import OPTIONAL
+from pytest_llem.engines.pytorch.requirements import OPTIONAL
 from pytest_llem.isolation import guardian, probe
 from pytest_llem.isolation.launcher import OURS_ALONE
 from pytest_llem.registry import BACKENDS

@@ -148,10 +148,10 @@ def run(
         else:
             os.environ[name] = value
     if job["hub_unreachable"] is not None:
-        from pytest_llem.backends.hub import go_offline
+        from pytest_llem.engines.hub import go_offline
 
         go_offline(job["hub_unreachable"])
-    from pytest_llem.backends.protocol import EngineContext
+    from pytest_llem.engines.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.contention import ContendedRun

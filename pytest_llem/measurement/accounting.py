@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
-from pytest_llem.measurement.prompts import Workload
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.workload.prompts import Workload
 
 J_PER_WH = 3600.0
 

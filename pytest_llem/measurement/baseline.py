@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from pytest_llem.backends.protocol import Engine
 from pytest_llem.energy.account import Account, Meters, Total
+from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import BaselineRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
-from pytest_llem.backends.protocol import RequestRecord
+from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.study.config import ExperimentConfig
 
 #: Requests, and tokens of their answers, that a window keeps records of at most, but for those of two passes: some

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pytest_llem.backends.protocol import Engine, ModelShape, ShapeUnknownError, TellsShape
+from pytest_llem.engines.protocol import Engine, ModelShape, ShapeUnknownError, TellsShape
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import EngineRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pytest_llem import registry
-from pytest_llem.backends.protocol import Engine
+from pytest_llem.engines.protocol import Engine
 
 #: What a class needs to be an engine.
 PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llem import registry
-from pytest_llem.backends.engine_options import check_options
-from pytest_llem.backends.models import folder_state
-from pytest_llem.backends.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.energy.account import Account, Meters
+from pytest_llem.engines.models import folder_state
+from pytest_llem.engines.protocol import Engine, EngineContext, PreflightError
+from pytest_llem.engines.pytorch.options import check_options
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
@@ -29,7 +29,6 @@ from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.prompts import Texts, build_workload, read_texts, warmup_prompts
 from pytest_llem.measurement.repeats import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
@@ -42,6 +41,7 @@ from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
+from pytest_llem.workload.prompts import Texts, build_workload, read_texts, warmup_prompts
 
 
 @dataclass(frozen=True)

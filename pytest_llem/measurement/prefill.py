@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from pytest_llem.backends.protocol import Engine, SplitsPrefill
 from pytest_llem.energy.account import Meters
+from pytest_llem.engines.protocol import Engine, SplitsPrefill
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.metrics import Metric, metric, weakest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_llem import registry
-from pytest_llem.backends.protocol import EngineContext
+from pytest_llem.engines.protocol import EngineContext
 
 # Not used here: so that it is there.
 from pytest_llem.measurement import orchestrator as orchestrator

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from pytest_llem.backends.protocol import Engine, RequestRecord
 from pytest_llem.catalogue import PERCENTILES
+from pytest_llem.engines.protocol import Engine, RequestRecord
 from pytest_llem.measurement.claims import too_fast
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.metrics import Metric, metric

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytest_llem.backends.protocol import Engine
+from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.compilation import compilations, first_run_stands_out
 from pytest_llem.results.experiment import WarmupRecord
 from pytest_llem.study.config import WarmupConfig

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pytest_llem.backends.protocol import Engine
 from pytest_llem.energy.account import Account, Meters
+from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.compilation import compilations, first_run_stands_out
 
 #: How often at most a window begins anew because something was compiled in it.

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llem.backends.models import ModelSource, folder_state, hub_revision
-from pytest_llem.backends.protocol import PreflightError
+from pytest_llem.engines.models import ModelSource, folder_state, hub_revision
+from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.isolation.interpreter import ANSWER_SECONDS
 from pytest_llem.isolation.launcher import OURS_ALONE
-from pytest_llem.measurement.prompts import hub_dataset, prompts_digest, read_texts
 from pytest_llem.results import code_state
 from pytest_llem.results.code_state import CodeState
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
@@ -23,6 +22,7 @@ from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import StudyConfig
+from pytest_llem.workload.prompts import hub_dataset, prompts_digest, read_texts
 
 #: Names in a message.
 MAX_NAMES = 3

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pytest_llem.backends.tiny_llama import BUILTIN_NAME, cache_note
-from pytest_llem.isolation import bare as bare_machine
+from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
+from pytest_llem.machine import idle_power as bare_machine
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import server_seconds
 from pytest_llem.planning.forecast import expected

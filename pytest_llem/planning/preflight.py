@@ -12,14 +12,13 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pytest_llem.backends import hub
-from pytest_llem.backends.context import context_length, too_long
-from pytest_llem.backends.models import BUILTIN, cached_snapshot, damaged_model, resolve_model
-from pytest_llem.backends.protocol import ModelNotFoundError
-from pytest_llem.backends.requirements import HERE, LORA, Packages, unmet
-from pytest_llem.backends.tiny_llama import NAME, SHAPE
+from pytest_llem.engines import hub
+from pytest_llem.engines.context import context_length, too_long
+from pytest_llem.engines.models import BUILTIN, cached_snapshot, damaged_model, resolve_model
+from pytest_llem.engines.protocol import ModelNotFoundError
+from pytest_llem.engines.pytorch.requirements import HERE, LORA, Packages, unmet
+from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
-from pytest_llem.measurement.prompts import dataset_problem, hub_dataset
 from pytest_llem.planning.elsewhere import how_to_add, lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint
@@ -30,6 +29,7 @@ from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.problems import printable
 from pytest_llem.study.runners import is_class, is_container
+from pytest_llem.workload.prompts import dataset_problem, hub_dataset
 
 #: bfloat16 came with this compute capability.
 _BF16 = (8, 0)

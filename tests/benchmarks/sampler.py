@@ -24,11 +24,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.energy.nvml import NvmlMeter
-from pytest_llem.measurement.prompts import build_workload
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.workload.prompts import build_workload
 from tests.support import nvml
 from tests.support.nvml import Board, Script
 

@@ -30,7 +30,7 @@ import torch
 import turns
 from scipy import stats
 
-from pytest_llem.backends.models import resolve_model
+from pytest_llem.engines.models import resolve_model
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.study.config import ExperimentConfig
 

@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 
 NAME = "turns:InTurns"

@@ -8,8 +8,8 @@ import time
 
 import torch
 
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import Batch, Generated, PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import Batch, Generated, PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 
 

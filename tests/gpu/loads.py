@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.energy.gpu import COUNTER
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.nvml import NvmlMeter
 from pytest_llem.energy.protocol import Reading
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.measurement.prompts import build_workload
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.workload.prompts import build_workload
 
 #: The side of the matrices: one product takes some 10 ms, so that seconds of them fit into CUDA's queue.
 SIDE = 16384

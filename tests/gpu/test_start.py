@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_llem.backends.tiny_llama import tiny_llama
+from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult

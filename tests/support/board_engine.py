@@ -11,8 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import Batch, Generated, PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import Batch, Generated, PyTorchEngine
 from pytest_llem.measurement.contention import ContentionWatch
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import EngineRecord

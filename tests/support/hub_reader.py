@@ -13,8 +13,8 @@ from typing import Any
 import datasets  # noqa: F401  (which takes long, and is imported here before anything is forked)
 
 from pytest_llem import ExperimentConfig
-from pytest_llem.backends.protocol import PreflightError
-from pytest_llem.measurement.prompts import read_texts
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.workload.prompts import read_texts
 from tests.support.narrow import not_none
 
 #: Prompts, revision and how often it was fetched, in a list; or why the dataset cannot be read.

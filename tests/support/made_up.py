@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.collection import experiment
+from pytest_llem.execution import experiment
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.backends.protocol import EngineContext, RequestRecord
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines.protocol import EngineContext, RequestRecord
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 
 #: An experiment of moments.

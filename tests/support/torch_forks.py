@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytest_llem.backends import tiny_llama
-from pytest_llem.backends.protocol import EngineContext
-from pytest_llem.backends.pytorch import PyTorchEngine
+from pytest_llem.engines import tiny_llama
+from pytest_llem.engines.protocol import EngineContext
+from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from tests.support.forks import ForkServer
 from tests.support.tiny import config
 

@@ -8,7 +8,7 @@ from pytest_llem.reporting.html.data import Contents
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.samples import KINDS, SHOWN
 from pytest_llem.reporting.html.words import label_of, neutral, ticks_of
-from pytest_llem.reporting.plan import counted
+from pytest_llem.reporting.terminal.plan import counted
 
 
 def latency_plot(contents: Contents) -> Plot | None:

@@ -23,8 +23,8 @@ from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_powe
 from pytest_llem.reporting.html.samples import SHOWN
 from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.words import MAIN, NOTHING, clipped, label_of, name_of, title_of, unit_of
-from pytest_llem.reporting.plan import counted
-from pytest_llem.reporting.tables import figure, number
+from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.terminal.tables import figure, number
 from pytest_llem.results.facts import BENCH
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.pareto import best, pareto_optimal

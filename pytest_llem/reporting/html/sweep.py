@@ -17,7 +17,7 @@ from pytest_llem.reporting.html.words import (
     shown,
     title_of,
 )
-from pytest_llem.reporting.plan import counted
+from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text

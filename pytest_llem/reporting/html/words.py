@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.tables import figure, number
+from pytest_llem.reporting.terminal.tables import figure, number
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.backends.protocol import EngineContext, RequestRecord
+from pytest_llem.engines.protocol import EngineContext, RequestRecord
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 

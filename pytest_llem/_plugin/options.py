@@ -1,0 +1,319 @@
+"""What the command line and the ini file say. Imported once they say anything, or there is a study."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llem.study.design import StudyConfig
+    from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
+
+# As in study.execution, which is imported only once there is a study.
+_ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
+_START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
+
+#: Verdicts that fail a comparison: a regression alone, or also what could not be decided.
+FailOn = Literal["regression", "inconclusive"]
+_FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
+
+#: Options that an empty text says nothing to.
+_PATHS = ("llem_results_dir", "llem_plan", "llem_html", "llem_resume_from", "llem_baseline", "llem_against")
+
+_Word = TypeVar("_Word", bound=str)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes:
+        results_dir: Where each study gets its folder.
+        results_dir_given: The command line says so, which no study overrides.
+        run_id: Ends the folder's name in place of the time, or None.
+        plan: Where the plan is written, or None.
+        html: Where the page of the results is written, or None.
+        resume: What an earlier run has completed is not run again.
+        resume_from: The results directory of that run; None for the newest one of a study's design.
+        resume_anyway: Whatever has changed since.
+        cycles: Repetitions of every point, or None for the study's own.
+        order: Their order, or None for the study's own.
+        start_method: How experiments' processes come to be, or None for the study's own way.
+        no_gaps: No idle time between experiments.
+        strict: A combination that is left out is an error.
+        baseline: The name of a saved baseline, or the path of a result, to compare with; or None.
+        against: The Python interpreter whose measurements to compare with, or None.
+        save: The name of the baseline to save, or None.
+        save_partial: Also of a run that lacks results.
+        save_anyway: Also contended, replayed or invalid results, and those that fail the comparison with the
+            baseline that they replace.
+        compare_anyway: Whatever differs between what is compared.
+        fail_on: The verdicts that fail a comparison.
+        max_experiments: A study of more stops before it starts, or None where that was confirmed.
+        timeout: Deadline of every experiment, in seconds, or None for the study's own.
+        model_path: Folders that hold models by name.
+        carbon_intensity: What electricity emits here, in gCO2e per kWh; None where that is not stated.
+        pue: Power usage effectiveness of the site, 1 or more.
+        files: Patterns of the files that count as studies when pytest walks a directory.
+    """
+
+    results_dir: Path
+    results_dir_given: bool
+    run_id: str | None
+    plan: Path | None
+    html: Path | None
+    resume: bool
+    resume_from: Path | None
+    resume_anyway: bool
+    cycles: int | None
+    order: CycleOrder | None
+    start_method: StartMethod | None
+    no_gaps: bool
+    strict: bool
+    baseline: str | None
+    against: Path | None
+    save: str | None
+    save_partial: bool
+    save_anyway: bool
+    compare_anyway: bool
+    fail_on: FailOn
+    max_experiments: int | None
+    timeout: float | None
+    model_path: tuple[Path, ...]
+    carbon_intensity: float | None
+    pue: float
+    files: tuple[str, ...]
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> Settings:
+        """Read the options, the command line before the ini file.
+
+        Raises:
+            pytest.UsageError: One of them cannot be meant.
+        """
+        run_id = config.getoption("llem_run_id")
+        if run_id is not None and not _is_name(run_id):
+            raise pytest.UsageError(f"--llem-run-id: must be a name without path separators (got {run_id!r})")
+        given = config.getoption("llem_results_dir")
+        for option in _PATHS:
+            if config.getoption(option) == "":
+                raise pytest.UsageError(f"--{option.replace('_', '-')}: must not be empty")
+        results = given or _ini(config, "llem_results_dir")
+        plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
+        html = config.getoption("llem_html")
+        resume = config.getoption("llem_resume") or resume_from is not None
+        if config.getoption("llem_resume_anyway") and not resume:
+            raise pytest.UsageError("--llem-resume-anyway: needs --llem-resume or --llem-resume-from")
+        baseline, against = config.getoption("llem_baseline"), _against(config)
+        if baseline and against:
+            raise pytest.UsageError("--llem-against: there is a --llem-baseline already: one of them")
+        if against and resume:
+            raise pytest.UsageError("--llem-resume: not with --llem-against, which measures both sides in turns")
+        if config.getoption("llem_compare_anyway") and not (baseline or against):
+            raise pytest.UsageError("--llem-compare-anyway: needs --llem-baseline or --llem-against")
+        save = config.getoption("llem_save")
+        if save is not None and not _is_name(save):
+            raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
+        if config.getoption("llem_save_partial") and save is None:
+            raise pytest.UsageError("--llem-save-partial: needs --llem-save")
+        if config.getoption("llem_save_anyway") and save is None:
+            raise pytest.UsageError("--llem-save-anyway: needs --llem-save")
+        return cls(
+            results_dir=_path("--llem-results-dir", config.rootpath, results),
+            results_dir_given=given is not None,
+            run_id=run_id,
+            plan=_path("--llem-plan", config.invocation_params.dir, plan) if plan else None,
+            html=_path("--llem-html", config.invocation_params.dir, html) if html else None,
+            resume=resume,
+            resume_from=_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
+            if resume_from
+            else None,
+            resume_anyway=config.getoption("llem_resume_anyway"),
+            cycles=_cycles(config),
+            order=_one_of(config, "llem_order", _ORDERS),
+            start_method=_one_of(config, "llem_start_method", _START_METHODS),
+            no_gaps=config.getoption("llem_no_gaps") or _ini(config, "llem_no_gaps"),
+            strict=config.getoption("llem_strict") or _ini(config, "llem_strict"),
+            baseline=baseline,
+            against=against,
+            save=save,
+            save_partial=config.getoption("llem_save_partial"),
+            save_anyway=config.getoption("llem_save_anyway"),
+            compare_anyway=config.getoption("llem_compare_anyway"),
+            fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
+            max_experiments=None
+            if config.getoption("llem_yes")
+            else _whole_number("llem_max_experiments", _ini(config, "llem_max_experiments")),
+            timeout=_timeout(config),
+            model_path=tuple(_ini(config, "llem_model_path")),
+            carbon_intensity=_number(config, "llem_carbon_intensity", 0, "a number of gCO2e per kWh"),
+            pue=_number(config, "llem_pue", 1, "a number, at least 1") or 1.0,
+            files=tuple(_ini(config, "llem_files")),
+        )
+
+    def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
+        """Return where a study's results folder goes: as the command line says, the study, the ini file."""
+        if study.output_dir is None or self.results_dir_given:
+            return self.results_dir
+        return rootdir / Path(study.output_dir).expanduser()
+
+    @property
+    def overrides(self) -> Overrides:
+        """What wins over what a study file says."""
+        from pytest_llem.study.execution import Overrides
+
+        return Overrides(
+            n_cycles=self.cycles,
+            cycle_order=self.order,
+            start_method=self.start_method,
+            no_gaps=self.no_gaps,
+            strict=self.strict,
+            max_experiments=self.max_experiments,
+            timeout_seconds=self.timeout,
+        )
+
+
+def check_html(file: Path) -> None:
+    """See before anything runs that a page can be written to *file*, as far as that can be told.
+
+    Raises:
+        pytest.UsageError: It cannot be, or what writes it is not installed.
+    """
+    from pytest_llem._plugin import overwriting
+    from pytest_llem._plugin.extras import lacking
+
+    if (missing := lacking("report")) is not None:
+        raise pytest.UsageError(f"--llem-html: {missing}")
+    try:
+        if file.exists() and not file.is_file():
+            raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
+        if (problem := overwriting.problem(file, overwriting.PAGE)) is not None:
+            raise pytest.UsageError(f"--llem-html: {problem}")
+        folder = next(parent for parent in file.parents if parent.exists())
+        if not folder.is_dir():
+            raise pytest.UsageError(f"--llem-html: '{folder}' is no directory")
+    except OSError as error:
+        raise pytest.UsageError(f"--llem-html: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise pytest.UsageError(f"--llem-html: '{folder}' cannot be written to")
+
+
+class _ConfigReader:
+    """A plugin that stops pytest once it has read its command line and ini file."""
+
+    def __init__(self) -> None:
+        self.config: pytest.Config | None = None
+        self.path: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> int:
+        Settings.from_config(config)
+        self.config, self.path = config, sys.path[:]
+        return 0
+
+
+def read_config(paths: Sequence[Path]) -> pytest.Config | None:
+    """Return the configuration that ``pytest PATHS -p llem`` has here, with ``sys.path`` as there.
+
+    Nothing is collected.
+
+    Returns:
+        None where there is something wrong with it, which pytest has told on standard error.
+    """
+    reader = _ConfigReader()
+    pytest.main([*(str(path.absolute()) for path in paths), "-p", "llem"], plugins=[reader])
+    if reader.config is not None:
+        sys.path[:] = reader.path  # pytest takes back what its ini option pythonpath says
+    return reader.config
+
+
+def _path(name: str, directory: Path, given: str) -> Path:
+    try:
+        return directory / Path(given).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise pytest.UsageError(f"{name}: {error} (got {given!r})") from None
+
+
+def _is_name(text: str) -> bool:
+    return text not in {"", ".", ".."} and not set(text) & set("/\\") and text.isprintable()
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    try:
+        return config.getini(name)
+    except (TypeError, ValueError, pytest.UsageError) as error:  # as pytest up to 9.1, and from 9.2 on, raise them
+        raise pytest.UsageError(f"{name}: {error}") from None
+
+
+def _cycles(config: pytest.Config) -> int | None:
+    given = config.getoption("llem_cycles")
+    if given is not None:
+        return _whole_number("--llem-cycles", given)
+    configured = _ini(config, "llem_cycles")
+    return _whole_number("llem_cycles", configured) if configured else None
+
+
+def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:
+    """Return which of *words* an option or its ini twin says, None where neither says any."""
+    given = config.getoption(option)
+    name = option if given is None else f"--{option.replace('_', '-')}"
+    word = _ini(config, option) if given is None else given
+    if (word or given is not None) and word not in words:
+        raise pytest.UsageError(f"{name}: must be one of {', '.join(words)} (got {word!r})")
+    return word or None
+
+
+def _against(config: pytest.Config) -> Path | None:
+    """Return the interpreter to compare with. Links are not followed: that of a virtual environment is one."""
+    given = config.getoption("llem_against")
+    if not given:
+        return None
+    path = _path("--llem-against", config.invocation_params.dir, given)
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise pytest.UsageError(f"--llem-against: must be a Python interpreter (got {given!r})")
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
+
+
+def _timeout(config: pytest.Config) -> float | None:
+    given = config.getoption("llem_timeout")
+    name, text = ("llem_timeout", _ini(config, "llem_timeout")) if given is None else ("--llem-timeout", given)
+    if given is None and not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise pytest.UsageError(f"{name}: must be a number of seconds, greater than 0 (got {text!r})")
+    return seconds
+
+
+def _number(config: pytest.Config, name: str, least: float, what: str) -> float | None:
+    """Return what the ini file says, None where it says nothing."""
+    text = _ini(config, name)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise pytest.UsageError(f"{name}: must be {what} (got {text!r})")
+    return number
+
+
+def _whole_number(name: str, text: Any) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise pytest.UsageError(f"{name}: must be a whole number, at least 1 (got {text!r})")
+    return number

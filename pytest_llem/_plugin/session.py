@@ -1,0 +1,234 @@
+"""pytest's hooks in a session that has studies, or may have: registered by ``plugin`` as soon as it knows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llem._plugin.stash import BOARD, SELECTED_AXES, STUDIES
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
+    from pytest_llem.isolation.interrupts import Interrupts
+    from pytest_llem.planning.forecast import Forecast
+    from pytest_llem.planning.plan import Plan
+    from pytest_llem.recording.recorder import Recorder
+    from pytest_llem.reporting.terminal.experiment_lines import Lines
+    from pytest_llem.study.design import StudyConfig
+
+#: Names under which these hooks are registered, and the recorder.
+_SESSION_HOOKS, _RECORDER = "llem-session", "llem-recorder"
+
+#: And those of what is done around items, of what passes over gates in the loop, and of what judges them after it.
+_RUNNING, _SILENCE, _JUDGE = "llem-running", "llem-silence", "llem-judge"
+
+#: And that under which a line is written for each experiment.
+_LINES = "llem-lines"
+
+#: Options of which nothing comes without a study: results, and comparisons.
+_OF_STUDIES = "plan", "html", "save", "baseline", "against", "resume", "resume-from"
+
+_INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
+
+#: What a session is called where it has several processes.
+_SESSION: pytest.StashKey[str] = pytest.StashKey()
+
+
+def register(config: pytest.Config) -> None:
+    """Have these hooks called from now on."""
+    if not config.pluginmanager.has_plugin(_SESSION_HOOKS):
+        config.pluginmanager.register(sys.modules[__name__], _SESSION_HOOKS)
+
+
+def configure(config: pytest.Config, expression: str) -> None:
+    """Check what is said on the command line and in the ini file, and take axes out of the ``-k`` *expression*.
+
+    Raises:
+        pytest.UsageError: Something said is wrong.
+    """
+    from pytest_llem._plugin.options import Settings, check_html
+
+    register(config)
+    settings = Settings.from_config(config)
+    if settings.html is not None and not hasattr(config, "workerinput"):
+        check_html(settings.html)
+    if "=" in expression:
+        from pytest_llem.collection.selection import rewrite
+
+        config.option.keyword, config.stash[SELECTED_AXES] = rewrite(expression)
+
+
+def introduce(node: WorkerController) -> None:
+    """Tell an xdist worker whose it is."""
+    # xdist's own name of the session may be the user's, and another session's too.
+    node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
+    if node.gateway.spec.popen:  # on this machine
+        node.workerinput["llem_controller"] = os.getpid()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    if config.getoption("llem_plan") and not session.testsfailed and not _is_xdist(config):
+        from pytest_llem.execution.plans import plans_of, write_plan
+
+        write_plan(config, plans_of(config, session.items))
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    if not _studies(config) or config.get_verbosity() < 0 or _is_xdist(config):  # the controller tells it
+        return []
+    from pytest_llem.execution.plans import plans_of
+
+    return _plan_lines(config, plans_of(config, items))
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # within what the terminal does once all has run
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    config = session.config
+    if _studies(config):
+        if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
+            _prepare(config, config.workerinput["llem_session"])
+        elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
+            _record(config, [item.nodeid for item in session.items])
+    done = yield
+    if (judge := config.pluginmanager.get_plugin(_JUDGE)) is not None:
+        judge.judge(session)
+    return done
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
+    from pytest_llem._plugin.node_ids import FUNCTIONS
+
+    config = node.config
+    if any(f"::{name}[" in one for name in FUNCTIONS for one in ids) and BOARD not in config.stash:
+        recorder = _record(config, ids, config.stash[_SESSION])
+        if recorder is None:
+            return
+        from pytest_llem.execution.plans import make_plans, write_plan
+
+        plans = make_plans(config, recorder.studies, recorder.selected)
+        write_plan(config, plans)
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter and config.get_verbosity() >= 0:
+            reporter.write_line("")  # xdist leaves the line on which it counts its workers unfinished
+            for line in _plan_lines(config, plans):
+                reporter.write_line(line)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
+    if BOARD in config.stash or _studies(config) or _runs_nothing(config):
+        return
+    errors = terminalreporter.stats.get("error", ())
+    if exitstatus == pytest.ExitCode.INTERRUPTED or any(isinstance(one, pytest.CollectReport) for one in errors):
+        return  # there may be one, or a broken one
+    if asked := [f"--llem-{name}" for name in _OF_STUDIES if config.getoption(f"--llem-{name}")]:
+        why = f"no study was collected, so nothing came of {', '.join(asked)}"
+        terminalreporter.write_line(f"llem: {why}", yellow=True)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    if _INTERRUPTS in session.config.stash:
+        session.config.stash[_INTERRUPTS].ignore()  # results are being written
+    yield
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _INTERRUPTS in config.stash:
+        config.stash[_INTERRUPTS].restore()
+    if BOARD in config.stash and not hasattr(config, "workerinput"):
+        config.stash[BOARD].close()
+
+
+def _studies(config: pytest.Config) -> dict[str, StudyConfig]:
+    """Return the studies collected so far, by node id of their file; none in xdist's controller."""
+    return config.stash.get(STUDIES, {})
+
+
+def _is_xdist(config: pytest.Config) -> bool:
+    """Whether this process is an xdist worker, or a controller that collects nothing itself."""
+    return hasattr(config, "workerinput") or config.pluginmanager.has_plugin("dsession")
+
+
+def _plan_lines(config: pytest.Config, plans: Sequence[Plan]) -> list[str]:
+    from pytest_llem.reporting.terminal.plan import plan_lines
+
+    lines = [line for plan in plans for line in plan_lines(plan, config.invocation_params.dir)]
+    return lines + [f"llem: warning: {load}" for load in {plan.load for plan in plans} if load is not None]
+
+
+def _runs_nothing(config: pytest.Config) -> bool:
+    option = config.option
+    return any(getattr(option, name, False) for name in ("collectonly", "setuponly", "setupplan"))
+
+
+def _prepare(config: pytest.Config, session: str | None) -> None:
+    """Make ready for experiments: in every process that runs or records them."""
+    from pytest_llem._plugin.shared_state import Board
+    from pytest_llem.collection.gates import Silence
+    from pytest_llem.execution.running import Running
+    from pytest_llem.isolation.interrupts import Interrupts
+
+    config.stash[BOARD] = Board(session)
+    if not _runs_nothing(config):  # as a worker may
+        config.pluginmanager.register(Running(), _RUNNING)
+    config.pluginmanager.register(Silence(), _SILENCE)
+    config.stash[_INTERRUPTS] = Interrupts()
+    debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger
+    config.stash[_INTERRUPTS].install(keyboard=not debugs)
+
+
+def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Recorder | None:
+    """Start recording, unless nothing is going to run."""
+    if _runs_nothing(config):
+        return None
+    _prepare(config, session)
+    from pytest_llem.execution.against import check_sides
+    from pytest_llem.execution.replay import announce, current_inputs, replays_of
+    from pytest_llem.judging.judge import Judge
+    from pytest_llem.recording.recorder import Recorder
+    from pytest_llem.recording.studies import experiments_by_run
+    from pytest_llem.recording.study_run import selected_experiments
+
+    def ready(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
+        by_run = experiments_by_run(config, node_ids)
+        selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
+        check_sides(config, studies, selected)
+        return announce(config, replays_of(config, studies))
+
+    recorder = Recorder.start(config, node_ids, ready)
+    if recorder is not None:
+        config.pluginmanager.register(recorder, _RECORDER)
+        if (lines := _lines(config, recorder)) is not None:
+            config.pluginmanager.register(lines, _LINES)
+    config.pluginmanager.register(Judge(config, node_ids, recorder, partial(current_inputs, config)), _JUDGE)
+    return recorder
+
+
+def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
+    """Return what writes a line for each experiment as it ends; None where nobody wants it."""
+    from pytest_llem._plugin.node_ids import file_of
+    from pytest_llem.execution.live_line import is_seen
+    from pytest_llem.execution.plans import make_forecast
+    from pytest_llem.reporting.terminal.experiment_lines import Lines
+
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    verbosity = config.get_verbosity()
+    if reporter is None or verbosity < 0 or (is_seen(config) and not verbosity and not _is_xdist(config)):
+        return None
+
+    def forecast_of(file: str) -> Forecast:
+        keys = [key for key in recorder.runs if file_of(key) == file]
+        return make_forecast(config, recorder.studies, {key: recorder.selected[key] for key in keys})
+
+    return Lines(reporter, recorder.runs, forecast_of)

@@ -1,0 +1,20 @@
+"""What is kept of a session, on pytest's ``Config``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llem._plugin.shared_state import Board
+    from pytest_llem.study.design import StudyConfig
+
+#: The studies of this session, by the node id of their file.
+STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
+
+#: What the recorder tells the processes that run experiments.
+BOARD: pytest.StashKey[Board] = pytest.StashKey()
+
+#: The axes that the session's -k expression names.
+SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()

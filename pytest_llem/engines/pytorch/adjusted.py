@@ -1,0 +1,118 @@
+"""Settings that transformers runs otherwise than it was asked to, mostly without an error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pytest_llem.engines.models import ModelSource
+from pytest_llem.engines.pytorch import loading
+from pytest_llem.results.experiment import AdjustedSetting
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.effects import without_effect
+from pytest_llem.study.engines import PyTorchConfig
+
+
+def adjusted_settings(model: Any, config: ExperimentConfig, source: ModelSource) -> list[AdjustedSetting]:
+    """Return the settings that *model*, as it is loaded, does not run as *config* gives them.
+
+    Args:
+        model: Loaded.
+        config: The experiment, with the options of its engine under ``pytorch``.
+        source: Where the model is from.
+    """
+    options = config.pytorch or PyTorchConfig()
+    found = [
+        *_precision(model, config),
+        *_quantisation(model, config.backend, options),
+        *_others(model, config, options, source),
+    ]
+    if config.backend != "pytorch":  # a subclass: of its section, nobody else knows that it is one of pytorch's
+        found += [
+            AdjustedSetting(
+                setting=f"{config.backend}.{at[1]}",
+                given=getattr(options, str(at[1])),
+                reason=message.removeprefix("has no effect").lstrip(": "),
+            )
+            for at, message in without_effect(config)
+            if at[0] == "pytorch"
+        ]
+    return found
+
+
+def _precision(model: Any, config: ExperimentConfig) -> Iterator[AdjustedSetting]:
+    quantised, options = loading.quantised(model), config.pytorch or PyTorchConfig()
+    if quantised and not (options.load_in_4bit or options.load_in_8bit):
+        yield AdjustedSetting(
+            setting="precision",
+            given=config.precision,
+            effective=str(quantised.get("quant_method")),
+            reason="the files of the model are quantised; precision is that of the rest",
+        )
+        return
+    sizes = Counter[Any]()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    names = {dtype: name for name, dtype in loading.DTYPES.items()}
+    for most, _ in sizes.most_common(1):
+        if most != loading.DTYPES[config.precision]:
+            yield AdjustedSetting(
+                setting="precision",
+                given=config.precision,
+                effective=names.get(most, str(most).removeprefix("torch.")),
+                reason="most of the model's weights are loaded so",
+            )
+
+
+def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[AdjustedSetting]:
+    """Yield what was asked of bitsandbytes where the model's own files decide."""
+    names = (
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_compute_dtype",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
+    )
+    runs = loading.quantised(model) or {}
+    for name in names:
+        given, effective = getattr(options, name), runs.get(name)
+        if given not in (None, False) and effective != given:
+            yield AdjustedSetting(
+                setting=f"{section}.{name}",
+                given=given,
+                effective=effective,
+                reason="the files of the model are quantised, and say how",
+            )
+
+
+def _others(
+    model: Any, config: ExperimentConfig, options: PyTorchConfig, source: ModelSource
+) -> Iterator[AdjustedSetting]:
+    section, runs = config.backend, model.config._attn_implementation
+    if options.attn_implementation and options.attn_implementation != runs:
+        yield AdjustedSetting(
+            setting=f"{section}.attn_implementation",
+            given=options.attn_implementation,
+            effective=runs,
+            reason="transformers has chosen another one for this model",
+        )
+    if options.cache_implementation and not model._supports_default_dynamic_cache():
+        yield AdjustedSetting(
+            setting=f"{section}.cache_implementation",
+            given=options.cache_implementation,
+            reason=f"{type(model).__name__} has a cache of its own",
+        )
+    if options.revision and source.kind != "hub":
+        yield AdjustedSetting(
+            setting=f"{section}.revision", given=options.revision, reason="the model is not from the hub"
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if not config.decoder.greedy and config.decoder.top_k > vocabulary:
+        yield AdjustedSetting(
+            setting="decoder.top_k",
+            given=config.decoder.top_k,
+            effective=vocabulary,
+            reason="the vocabulary has no more tokens",
+        )

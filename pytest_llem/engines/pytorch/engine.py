@@ -1,0 +1,356 @@
+"""PyTorch through transformers' ``generate``."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, set_seed
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging as transformers_logging
+
+from pytest_llem.engines.context import context_length, too_long
+from pytest_llem.engines.models import ModelSource, damaged_model, fingerprint, hub_revision, resolve_model
+from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
+from pytest_llem.engines.protocol import (
+    EngineContext,
+    ModelShape,
+    PreflightError,
+    RequestRecord,
+    ShapeUnknownError,
+)
+from pytest_llem.engines.pytorch import generation, loading
+from pytest_llem.engines.pytorch.adjusted import adjusted_settings
+from pytest_llem.engines.pytorch.options import with_pytorch_options
+from pytest_llem.engines.pytorch.refusals import one_line, told_plainly
+from pytest_llem.engines.pytorch.requirements import unmet
+from pytest_llem.engines.pytorch.shape import model_shape, uncounted
+from pytest_llem.results.environment import package_version
+from pytest_llem.results.experiment import EngineRecord
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import PyTorchConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of one ``generate`` call, padded on the left.
+
+    Attributes:
+        input_ids: [prompts, longest] token ids, on the device.
+        attention_mask: [prompts, longest], 1 at each token and 0 at padding, on the device.
+        lengths: Tokens of each prompt, without padding.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one ``generate`` call gave.
+
+    Attributes:
+        output_ids: [prompts, generated] token ids, on the host: those of all passes are kept to the window's end,
+            and would count in the device's peak memory.
+        started: When it was called, on the performance counter, in seconds.
+        token_times: When each position's tokens reached the host, likewise; empty where nobody could tell.
+    """
+
+    output_ids: torch.Tensor
+    started: float
+    token_times: Sequence[float]
+
+
+class _TokenClock(BaseStreamer):  # type: ignore[misc]  # untyped there
+    """Notes when tokens arrive. ``generate`` hands it the prompt first, then each step's tokens.
+
+    It adds no wait for the device: ``generate`` reads each step's stop condition back anyway.
+
+    Args:
+        on_first: Called when the first token has come, and decoding begins.
+    """
+
+    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+        self.times: list[float] = []
+        self._prompt_seen = False
+        self._on_first = on_first
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt_seen:
+            self.times.append(time.perf_counter())
+            if len(self.times) == 1:
+                self._on_first()
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+class PyTorchEngine:
+    """The engine ``pytorch``: one model, batches of ``batch_size`` prompts.
+
+    A subclass takes the same options under its own section; it adds the names of its own to ``option_names``.
+    """
+
+    option_names: Collection[str] = frozenset(PyTorchConfig.model_fields)
+    reads_passthrough_kwargs = True
+
+    @classmethod
+    def preload(cls, config: ExperimentConfig, context: EngineContext) -> None:
+        with suppress(PreflightError):  # reported when the experiment runs
+            loading.preload_classes(with_pytorch_options(config), context)
+
+    def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        config = with_pytorch_options(config)
+        if missing := unmet(config):
+            raise PreflightError("; ".join(missing))
+        self._config = config
+        self._options = config.pytorch or PyTorchConfig()
+        self._context = context
+        self._indices = loading.possible_gpus(self._options)
+        self._cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+        loading.check_compiler(self._options, self._indices)
+        cache = self._options.cache_implementation or ""
+        if cache.startswith("offloaded") and not self._indices:
+            raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and has none")
+        self._device = torch.device("cuda", self._indices[0]) if self._indices else torch.device("cpu")
+        self.gpus: Sequence[str] = _uuids(self._indices)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        transformers_logging.disable_progress_bar()
+        # Only the special tokens are still the model's to say: a mistake is told before it is even fetched.
+        self._generation = self._generation_config(generation.SpecialTokens())
+        self.no_latency = generation.no_latency(self._generation)
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._source: ModelSource | None = None
+        self._peak_is_known = False
+
+    def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
+        with told_plainly("generate cannot do what the experiment asks for"):
+            return generation.generation_config(self._config, tokens)
+
+    def fetch(self) -> None:
+        name, revision = self._config.model, self._options.revision
+        self._source = resolve_model(name, self._context.model_path, revision)
+        if damage := damaged_model(name, self._source, revision):
+            raise PreflightError(damage)
+        loading.import_class(self._source, self._options)
+
+    def load(self) -> None:
+        config, source = self._config, self._source
+        assert source is not None, "fetch first"
+        self.seed(config.random_seed)  # weights that the model's files lack are made up
+        self._tokenizer = loading.load_tokenizer(source, config)
+        self._try_template()
+        self._model = loading.load_model(source, config, self._device)
+        self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
+        self.gpus = _uuids(self._indices)
+        self._generation = self._generation_config(generation.SpecialTokens.of(self._model, self._tokenizer))
+        # Unset fields of a call's configuration are filled from the model's own: make it ours.
+        self._model.generation_config = self._generation
+        self.synchronize()
+
+    def _try_template(self) -> None:
+        """See that prompts can be put as the experiment has them."""
+        if self._config.prompt_format != "chat":
+            return
+        name = self._config.model
+        if not self._tokenizer.chat_template:
+            raise PreflightError(f"model {name!r} has no chat template: take prompt_format: raw, or another model")
+        try:
+            self.encode("Hello")
+        except Exception as error:  # a template is the model's own little program
+            message = f"the chat template of model {name!r} does not take a prompt: {one_line(error)}"
+            raise PreflightError(message) from error
+
+    def describe(self) -> EngineRecord:
+        model, source, options = self._model, self._source, self._options
+        assert source is not None, "load first"
+        gpus = loading.used_gpus(model)
+        versions = {name: package_version(name) for name in ("torch", "transformers", "tokenizers")}
+        quantises = options.load_in_4bit or options.load_in_8bit
+        if quantises or options.device_map is not None:
+            versions["accelerate"] = package_version("accelerate")
+        if quantises:
+            versions["bitsandbytes"] = package_version("bitsandbytes")
+        if torch.version.cuda:
+            versions["cuda"] = torch.version.cuda
+            versions["cudnn"] = _dotted(torch.backends.cudnn.version())
+        placed = getattr(model, "hf_device_map", None)
+        return EngineRecord(
+            name="pytorch",
+            versions={name: found for name, found in versions.items() if found},
+            device="cuda" if gpus else "cpu",
+            device_names=[torch.cuda.get_device_name(index) for index in gpus],
+            settings={
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "attn_implementation": loading.text_config(model.config)._attn_implementation,
+                "torch_compile": loading.compilation(options),
+                "quantization": loading.quantised(model),
+                "hf_device_map": {name: str(place) for name, place in placed.items()} if placed else None,
+                "architecture": type(model).__name__,
+                "parameters": model.num_parameters(),
+                "num_threads": torch.get_num_threads(),
+                "num_interop_threads": torch.get_num_interop_threads(),
+                "float32_matmul_precision": torch.get_float32_matmul_precision(),
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+                "generation": generation.as_data(self._generation),
+                **({"tokenizer": "none"} if self._tokenizer is None else {}),
+            },
+            adjusted=adjusted_settings(model, self._config, source),
+            model_source=source.kind,
+            model_revision=hub_revision(source, options.revision),
+            model_fingerprint=fingerprint(source, options.revision),
+            random_weights=source.random_weights or getattr(model.config, "random_weights", False) is True,
+        )
+
+    def encode(self, text: str) -> list[int]:
+        if self._config.prompt_format == "chat":
+            said = [{"role": "user", "content": text}]
+            chat = self._tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)
+            return list(chat["input_ids"])
+        return list(self._tokenizer(text)["input_ids"])
+
+    def vocabulary(self) -> Sequence[int]:
+        return loading.vocabulary(self._model.config, self._tokenizer)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of *ids*, without special tokens. The model has to have a tokenizer."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:
+        self._check_context(prompts)
+        size = self._options.batch_size
+        return [self._batch(prompts[start : start + size]) for start in range(0, len(prompts), size)]
+
+    def _check_context(self, prompts: Sequence[Sequence[int]]) -> None:
+        """See that the longest prompt and its answer fit the model's context: transformers only warns of it."""
+        limit = context_length(self._model.config.get_text_config(decoder=True).to_dict())
+        longest, output = max(map(len, prompts)), self._config.workload.output_len
+        if limit is not None and longest + output > limit:
+            raise PreflightError(too_long(self._config.model, longest, output, limit))
+
+    def _batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
+        lengths = tuple(map(len, prompts))
+        shape = (len(prompts), max(lengths))
+        ids = torch.full(shape, self._generation.pad_token_id, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, -len(prompt) :] = torch.tensor(prompt)
+            mask[row, -len(prompt) :] = 1
+        return Batch(ids.to(self._device), mask.to(self._device), lengths)
+
+    def positions(self, batch: Batch) -> int:
+        return int(batch.input_ids.numel())
+
+    def seed(self, seed: int) -> None:
+        set_seed((seed ^ seed >> 32) % 2**32)  # NumPy takes no more, and torch on a CPU looks at no more
+
+    def generate(self, batch: Batch) -> Generated:
+        return self._run(batch, self._generation)
+
+    def generate_first(self, batch: Batch) -> Generated:
+        first = copy.copy(self._generation)
+        first.max_new_tokens = 1
+        if first.min_new_tokens is not None:  # unset, it would be filled from the model's own
+            first.min_new_tokens = 1
+        return self._run(batch, first)
+
+    def _run(self, batch: Batch, options: GenerationConfig) -> Generated:
+        clock = _TokenClock(self._decodes_alike)
+        watch = {} if self.no_latency else {"streamer": clock}
+        if self.no_latency:  # nobody can tell when decoding begins
+            self._decodes_alike()
+        started = time.perf_counter()
+        try:
+            with torch.inference_mode(), told_plainly("generate cannot do what the experiment asks for"):
+                sequences = self._model.generate(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    generation_config=options,
+                    **watch,
+                )
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attention)
+        # A copy on a CPU too, or the prompt's part would be kept. It waits for nothing more: the last stop
+        # condition has been read back.
+        new = sequences[:, batch.input_ids.shape[1] :].to("cpu", torch.int32)
+        return Generated(new, started, clock.times)
+
+    def _decodes_alike(self) -> None:
+        """Keep cuDNN's attention out of decoding: of PyTorch's kernels it alone gave other results for equal input
+        (H100, PyTorch 2.11). For prompts, where it is the fastest, it gave the same.
+        """
+        if self._options.deterministic:
+            torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def synchronize(self) -> None:
+        for index in self._indices:
+            torch.cuda.synchronize(index)
+
+    def requests(self, batch: Batch, generated: Generated) -> list[RequestRecord]:
+        eos = self._generation.eos_token_id
+        ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+        return [
+            _request(
+                length, ids[: next((at for at, token in enumerate(ids, 1) if token in ends), None)], generated
+            )
+            for length, ids in zip(batch.lengths, generated.output_ids.tolist(), strict=True)
+        ]
+
+    def shape(self) -> ModelShape:
+        if reason := uncounted(self._generation):
+            raise ShapeUnknownError(reason)
+        return model_shape(self._model)
+
+    def model_memory_bytes(self) -> int:
+        model = self._model
+        tensors = [*model.parameters(), *model.buffers(), *loading.constants(model)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def reset_peak_memory(self) -> None:
+        for index in self._indices:
+            torch.cuda.reset_peak_memory_stats(index)
+        if not self._indices:
+            self._peak_is_known = reset_peak_rss()
+
+    def peak_memory_bytes(self) -> int | None:
+        if self._indices:
+            return int(sum(torch.cuda.max_memory_allocated(index) for index in self._indices))
+        return peak_rss_bytes() if self._peak_is_known else None  # or it would be that of loading
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _uuids(indices: Sequence[int]) -> Sequence[str]:
+    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in indices]
+
+
+def _dotted(cudnn: int | None) -> str | None:
+    """Return a version of cuDNN as people write it: it gives 91002, and 8902 before 9."""
+    if cudnn is None:
+        return None
+    major, rest = divmod(cudnn, 10_000 if cudnn >= 90_000 else 1000)
+    return f"{major}.{rest // 100}.{rest % 100}"
+
+
+def _request(input_tokens: int, output_ids: Sequence[int], generated: Generated) -> RequestRecord:
+    times = generated.token_times[: len(output_ids)]
+    if not times:
+        return RequestRecord(input_tokens, output_ids)
+    return RequestRecord(
+        input_tokens,
+        output_ids,
+        ttft_s=times[0] - generated.started,
+        itl_s=[after - before for before, after in pairwise(times)],
+        e2e_s=times[-1] - generated.started,
+    )

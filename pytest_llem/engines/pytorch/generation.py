@@ -1,0 +1,119 @@
+"""How transformers' ``generate`` is told to generate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import PyTorchConfig
+from pytest_llem.study.problems import did_you_mean
+
+#: Modes in which each step gives every sequence one token, so that it can be told when a token came.
+STEPWISE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids that are the model's.
+
+    Attributes:
+        bos: Begins a sequence; null for none.
+        eos: Each of these ends one; null for none.
+        pad: Fills a batch up.
+    """
+
+    bos: int | None = None
+    eos: int | Sequence[int] | None = None
+    pad: int = 0
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> SpecialTokens:
+        """Return those of *model*, and of *tokenizer*, where there is one, for what the model does not name."""
+        own = model.generation_config
+        eos = own.eos_token_id if own.eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
+        pads = getattr(tokenizer, "pad_token_id", None), own.pad_token_id, eos
+        padding = (one for one in pads if one is not None)
+        pad = next(padding, 0)
+        return cls(own.bos_token_id, eos, int(pad if isinstance(pad, int) else pad[0]))
+
+
+def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> GenerationConfig:
+    """Return what *config* says of generating, for ``generate``.
+
+    What has no effect, such as a temperature where nothing is sampled, is left out: transformers warns of it.
+
+    Raises:
+        PreflightError: ``passthrough_kwargs`` holds what transformers does not know.
+        ValueError: transformers refuses an argument, or finds that one would have no effect.
+    """
+    further = config.passthrough_kwargs or {}
+    known = tuple(sorted(name for name in vars(GenerationConfig()) if not name.startswith("_")))
+    for name in further:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise PreflightError(f"passthrough_kwargs.{name}: transformers' generate has no such argument{hint}")
+    options = config.pytorch or PyTorchConfig()
+    natural = config.measurement.length_mode == "natural"
+    arguments = dict(
+        max_new_tokens=config.workload.output_len,
+        repetition_penalty=config.decoder.repetition_penalty,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+        use_cache=options.use_cache,
+        cache_implementation=options.cache_implementation,
+        prompt_lookup_num_tokens=options.prompt_lookup_num_tokens,
+        # Ours compiles the whole forward pass: what generate compiles by itself would come on top of it.
+        disable_compile=options.torch_compile or None,
+        bos_token_id=tokens.bos,
+        pad_token_id=tokens.pad,
+        **{
+            **_sampling(config),
+            **_beams(options),
+            # Without an end-of-sequence token every sequence runs to its full length.
+            **({"eos_token_id": tokens.eos, "min_new_tokens": config.decoder.min_new_tokens} if natural else {}),
+            **further,
+        },
+    )
+    try:
+        made = GenerationConfig(**arguments)
+        made.validate(strict=True)
+    except (TypeError, AttributeError) as error:  # a value of another type than it takes
+        raise PreflightError(f"passthrough_kwargs: {error}") from error
+    return made
+
+
+def _sampling(config: ExperimentConfig) -> dict[str, Any]:
+    decoder = config.decoder
+    if decoder.greedy:
+        return {"do_sample": False}
+    names = ("temperature", "top_k", "top_p", "min_p")
+    return {"do_sample": True} | {name: getattr(decoder, name) for name in names}
+
+
+def _beams(options: PyTorchConfig) -> dict[str, Any]:
+    if options.num_beams == 1:
+        return {}
+    return {name: getattr(options, name) for name in ("num_beams", "early_stopping", "length_penalty")}
+
+
+def no_latency(generation: GenerationConfig) -> str | None:
+    """Return why nobody can tell when each token came, or None where one can."""
+    mode = generation.get_generation_mode()
+    if mode in STEPWISE:
+        return None
+    if mode == GenerationMode.ASSISTED_GENERATION:
+        return "a step of speculative decoding brings several tokens at once"
+    return "a beam search gives its tokens all at once, at the end"
+
+
+def as_data(generation: GenerationConfig) -> dict[str, Any]:
+    """Return what *generation* sets, as plain data."""
+    data = json.loads(generation.to_json_string(use_diff=True, ignore_metadata=True))
+    assert isinstance(data, dict)
+    return data

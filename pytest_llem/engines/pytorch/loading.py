@@ -1,0 +1,389 @@
+"""A model of transformers, loaded as an experiment has it, and where it ends up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+)
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+from pytest_llem.engines.models import ModelSource, cached_snapshot, resolve_model
+from pytest_llem.engines.protocol import EngineContext, ModelNotFoundError, PreflightError
+from pytest_llem.engines.pytorch.refusals import one_line, told_plainly
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.engines import PyTorchConfig
+from pytest_llem.study.problems import did_you_mean
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+#: Names for a device map that accelerate works out; any other name is a device.
+WORKED_OUT = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+#: By what share the logits of one token may differ where only later tokens do: by rounding.
+CAUSAL_TOLERANCE = 1e-3
+
+
+def origin(options: PyTorchConfig) -> dict[str, Any]:
+    """Return what every ``from_pretrained`` is told of where the model is from."""
+    revision = {"revision": options.revision} if options.revision else {}
+    return {**revision, "trust_remote_code": options.trust_remote_code}
+
+
+def import_class(source: ModelSource, options: PyTorchConfig) -> None:
+    """Import the model's class, so that loading it is not charged with that. What is wrong is told by loading."""
+    with suppress(Exception):
+        config = AutoConfig.from_pretrained(source.location, **origin(options))
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+
+
+def preload_classes(config: ExperimentConfig, context: EngineContext) -> None:
+    """Import the classes of a model and its tokenizer, where its files are here and bring no code of their own."""
+    options = config.pytorch or PyTorchConfig()
+    if options.trust_remote_code:
+        return
+    with suppress(ModelNotFoundError):
+        source = resolve_model(config.model, context.model_path, options.revision, download=False)
+        folder = cached_snapshot(source.location, options.revision) if source.kind == "hub" else source.location
+        if source.kind == "builtin" and not Path(source.location).is_dir():  # made by the first one who needs it
+            MODEL_FOR_CAUSAL_LM_MAPPING.get(LlamaConfig, None)
+        elif folder is not None and Path(folder).is_dir():
+            here = ModelSource(str(folder), "local")
+            import_class(here, PyTorchConfig())
+            with suppress(Exception):
+                name = json.loads(Path(folder, "tokenizer_config.json").read_text())["tokenizer_class"]
+                tokenizer_class_from_name(name)
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a model's configuration that describes its decoder: *config* itself, unless the model has
+    parts beside it, such as an image encoder.
+    """
+    return config.get_text_config(decoder=True)
+
+
+def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
+    """Return the model's tokenizer, or None where the model has none and the prompts are token ids anyway.
+
+    Raises:
+        PreflightError: The prompts are texts, and there is no tokenizer for them.
+    """
+    what = f"the tokenizer of model {config.model!r} cannot be loaded"
+    try:
+        with told_plainly(what):
+            options = config.pytorch or PyTorchConfig()
+            found = AutoTokenizer.from_pretrained(source.location, **origin(options))
+        if len(found) > len(found.all_special_ids):
+            return found
+        # Where the files are missing, transformers makes one without any vocabulary of some classes.
+        missing = PreflightError(f"{what}: it has no vocabulary; are its files (tokenizer.json, …) missing?")
+    except PreflightError as error:
+        missing = error
+    if config.has_texts:
+        raise missing
+    return None
+
+
+def vocabulary(config: Any, tokenizer: Any) -> list[int]:
+    """Return the token ids that a synthetic prompt may hold: no special ones.
+
+    Args:
+        config: Of the model.
+        tokenizer: Of the model; None where it has none.
+    """
+    text = text_config(config)
+    special = set() if tokenizer is None else set(tokenizer.all_special_ids)
+    if tokenizer is None or text is not config:  # placeholders of images need not be special to the tokenizer
+        named = {**config.to_dict(), **text.to_dict()}
+        given = (named[name] for name in named if name.endswith(("_token_id", "_token_index")))
+        special.update(chain.from_iterable(one if isinstance(one, list) else [one] for one in given))
+    size = text.vocab_size if tokenizer is None else min(len(tokenizer), text.vocab_size)
+    return [token for token in range(size) if token not in special]
+
+
+def load_model(source: ModelSource, config: ExperimentConfig, device: torch.device) -> Any:
+    """Return the model, ready to run.
+
+    Args:
+        source: Where it is.
+        config: The experiment.
+        device: Where it goes, unless ``device_map`` or bitsandbytes decide.
+
+    Raises:
+        PreflightError: It cannot be loaded as it is asked for.
+    """
+    options = config.pytorch or PyTorchConfig()
+    wanted = origin(options) | {"dtype": DTYPES[config.precision]}
+    if options.attn_implementation:
+        wanted["attn_implementation"] = options.attn_implementation
+    if options.load_in_4bit or options.load_in_8bit:
+        wanted["quantization_config"] = _quantisation(options)
+    if options.device_map is not None:
+        wanted["device_map"] = _device_map(options)
+    if options.max_memory:
+        wanted["max_memory"] = {_device(key): size for key, size in options.max_memory.items()}
+    with told_plainly(f"model {config.model!r} cannot be loaded"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            # Refused below: transformers would say only that something is mismatched.
+            source.location,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **wanted,
+        )
+    _check_weights(config.model, model, found)
+    if isinstance(options.device_map, dict):
+        _check_modules(model, options.device_map)
+    # bitsandbytes has put its model where it belongs, and lets nobody move it.
+    if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
+        model = model.to(device)
+    model.eval()
+    _check_causal(config.model, model)
+    if how := compilation(options):
+        _compile(model, how)
+    return model
+
+
+def _check_weights(name: str, model: Any, found: Mapping[str, Collection[Any]]) -> None:
+    """See that the weights of *model* are those of its files: transformers makes up what is missing.
+
+    A model of which a part is missing is marked as one of random weights.
+
+    Args:
+        name: Of the model in the study.
+        model: As it was loaded.
+        found: What transformers says of loading it.
+
+    Raises:
+        PreflightError: None of its weights is there, or some have another shape.
+    """
+    architecture = type(model).__name__
+    if mismatched := sorted(found["mismatched_keys"]):
+        weight, given, expected = mismatched[0]
+        raise PreflightError(
+            f"model {name!r} cannot be loaded: {_count(mismatched)} in its files of another shape than in "
+            f"config.json: {weight} is {_shape(given)} and not {_shape(expected)}"
+        )
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    parameters = {parameter for parameter, _ in model.named_parameters()}
+    if parameters and parameters <= set(missing):
+        held = f", which hold {_some(unused)}" if unused else ""
+        raise PreflightError(
+            f"model {name!r} cannot be loaded: none of the {len(parameters)} weights of {architecture} is in its "
+            f"files{held}: see that config.json names their architecture"
+        )
+    if missing:
+        model.config.random_weights = True
+        warnings.warn(
+            f"{_count(missing)} of {architecture} missing in the files of model {name!r}, and random: "
+            f"{_some(missing)}",
+            stacklevel=2,
+        )
+    if unused:
+        warnings.warn(
+            f"{_count(unused)} in the files of model {name!r} not used by {architecture}: {_some(unused)}",
+            stacklevel=2,
+        )
+
+
+def _count(weights: Sequence[Any]) -> str:
+    return f"{len(weights)} weight{'s' * (len(weights) > 1)}"
+
+
+def _some(weights: Sequence[str]) -> str:
+    more = f" and {len(weights) - 3} more" if len(weights) > 3 else ""
+    return ", ".join(weights[:3]) + more
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def _check_causal(name: str, model: Any) -> None:
+    """See that no token of *model* depends on later ones: transformers loads encoders, too, and only warns of it.
+
+    Where its configuration says that it is no decoder, and no layer that it is causal, two prompts that differ in
+    their last token are run: GPT-NeoX models say so, too, and are decoders.
+
+    Raises:
+        PreflightError: The model is an encoder.
+    """
+    config = model.config
+    is_decoder = getattr(config, "is_decoder", getattr(config, "causal", True))  # XLM calls it causal
+    if is_decoder or any(getattr(module, "is_causal", False) for module in model.modules()):
+        return
+    try:
+        prompts = torch.tensor([[5, 6], [5, 7]], device=input_device(model))
+        with torch.inference_mode():
+            first, second = model(input_ids=prompts).logits[:, 0].float()
+    except Exception:  # a model may be anyone's code: what is wrong with it shows when it generates
+        return
+    if (first - second).abs().max() > CAUSAL_TOLERANCE * first.abs().max():
+        raise PreflightError(
+            f"model {name!r} is an encoder ({type(model).__name__}), whose tokens depend on later ones: name a "
+            "decoder, or set is_decoder: true in its config.json if it was trained as one"
+        )
+
+
+def _check_modules(model: Any, places: Mapping[str, int | str]) -> None:
+    """See that *model* has what *places* names: transformers passes over what it does not know."""
+    known = (*dict(model.named_modules()), *dict(model.named_parameters()))
+    for name in places:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise PreflightError(f"pytorch.device_map: {type(model).__name__} has no module {name!r}{hint}")
+
+
+def _quantisation(options: PyTorchConfig) -> BitsAndBytesConfig:
+    names = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return BitsAndBytesConfig(load_in_4bit=options.load_in_4bit, load_in_8bit=options.load_in_8bit, **given)
+
+
+def quantised(model: Any) -> dict[str, Any] | None:
+    """Return how *model* is quantised, None where it is not."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return None
+    found = json.loads(config.to_json_string(use_diff=False))
+    if found.get("quant_method") == "bitsandbytes":  # those of the other number of bits say nothing
+        other = "bnb_4bit" if found.get("load_in_8bit") else "llm_int8"
+        found = {name: value for name, value in found.items() if not name.startswith((other, "_"))}
+    assert isinstance(found, dict)
+    return found
+
+
+def constants(model: Any) -> list[torch.Tensor]:
+    """Return what bitsandbytes keeps beside the weights of *model* to compute with them: neither parameters nor
+    buffers. Nothing where it has quantised none.
+    """
+    kept: list[torch.Tensor | None] = []
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        # Of 8 bits, with the weights until they have run, and then with their layer.
+        kept += [getattr(holder, "SCB", None) for holder in (weight, getattr(module, "state", None))]
+        state = getattr(weight, "quant_state", None)
+        while state is not None:  # its own constants may be quantised in their turn
+            kept += [state.absmax, state.code]
+            state = getattr(state, "state2", None)
+    return [one for one in kept if one is not None]
+
+
+def compilation(options: PyTorchConfig) -> dict[str, str] | None:
+    """Return mode and backend of ``torch.compile``, None where nothing is compiled."""
+    if not options.torch_compile:
+        return None
+    return {
+        "mode": options.torch_compile_mode or "default",
+        "backend": options.torch_compile_backend or "inductor",
+    }
+
+
+def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
+    """See that what ``torch.compile`` needs beside torch is there.
+
+    Raises:
+        PreflightError: It is not.
+    """
+    how = compilation(options)
+    if how is None or how["backend"] != "inductor" or gpus:  # for a GPU it brings its own
+        return
+    compiler = os.environ.get("CXX", "g++")  # as inductor looks for it
+    if shutil.which(compiler) is None:
+        raise PreflightError(
+            f"pytorch.torch_compile needs a C++ compiler, and there is no {compiler}: install one"
+        )
+
+
+def _compile(model: Any, how: dict[str, str]) -> None:
+    try:
+        model.forward = torch.compile(model.forward, mode=how["mode"], backend=how["backend"])
+    except RuntimeError as error:  # an unknown mode, or backend
+        raise PreflightError(f"pytorch.torch_compile: {one_line(error)}") from error
+
+
+def possible_gpus(options: PyTorchConfig) -> list[int]:
+    """Return the indices of the GPUs that the model may end up on. Meters have to know before it is loaded.
+
+    Raises:
+        PreflightError: A device is named that is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if options.device_map is None:
+        return [0] if count else []
+    placed = _device_map(options)
+    named = [("device_map", place) for place in placed.values()] if isinstance(placed, dict) else []
+    allowed = [("max_memory", _device(key)) for key in options.max_memory or {}]
+    indices = {field: set[int]() for field in ("device_map", "max_memory")}
+    for field, place in [*named, *allowed]:
+        if (index := _gpu(field, place, count)) is not None:
+            indices[field].add(index)
+    if isinstance(placed, dict):
+        return sorted(indices["device_map"])
+    return sorted(indices["max_memory"]) if allowed else list(range(count))
+
+
+def _gpu(field: str, place: Any, count: int) -> int | None:
+    """Return the index of the GPU that *place* names, None where it names another device."""
+    if place == "disk":
+        return None
+    try:
+        device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    except RuntimeError as error:
+        raise PreflightError(f"pytorch.{field}: {one_line(error)}") from error
+    index = (device.index or 0) if device.type == "cuda" else None
+    if index is not None and index >= count:
+        raise PreflightError(f"pytorch.{field}: there is no GPU {index} ({count} can be seen here)")
+    return index
+
+
+def used_gpus(model: Any) -> list[int]:
+    """Return the indices of the GPUs that *model* is on."""
+    # Parameters that are elsewhere until they are needed tell nothing: their map does.
+    placed = getattr(model, "hf_device_map", None) or {}
+    places = placed.values() if placed else {parameter.device for parameter in model.parameters()}
+    devices = [place if isinstance(place, int) else str(place) for place in places]
+    return sorted(
+        {
+            place if isinstance(place, int) else torch.device(place).index or 0
+            for place in devices
+            if isinstance(place, int) or place.startswith("cuda")
+        }
+    )
+
+
+def input_device(model: Any) -> torch.device:
+    """Return where *model* takes its input ids."""
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type == "meta":  # brought to its device only while it runs
+        place = embeddings._hf_hook.execution_device
+        device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return device
+
+
+def _device_map(options: PyTorchConfig) -> Any:
+    """Return the device map as accelerate wants it: a name that it works out, or a mapping."""
+    given = options.device_map
+    if isinstance(given, dict):
+        return {module: _device(place) for module, place in given.items()}
+    return given if given in WORKED_OUT else {"": _device(str(given))}
+
+
+def _device(place: int | str) -> int | str:
+    return int(place) if isinstance(place, str) and place.isdecimal() else place

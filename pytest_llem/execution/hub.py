@@ -1,0 +1,29 @@
+"""Whether the Hugging Face hub answers, found out once for all processes of a session."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from pytest_llem._plugin.shared_state import Board
+from pytest_llem.planning.preflight import Preflight, hub_unreachable
+from pytest_llem.study.config import ExperimentConfig
+
+#: Where it is noted on the board: not under a study.
+_HUB, _ANSWER = "hub", "answer"
+
+
+def hub_unreachable_for(board: Board, preflight: Preflight, config: ExperimentConfig) -> str | None:
+    """Return why an experiment is not to ask the hub, as it gave no answer to the session's first that would have.
+
+    None where it answered, or where the experiment does not need it. So a hub that cannot be reached costs its
+    timeout once, and not once in each experiment's process.
+    """
+    if not preflight.asks_hub(config):
+        return None
+    known = board.read(_HUB, _ANSWER)
+    if known is None:
+        known = {"unreachable": hub_unreachable()}
+        with suppress(OSError):  # then the next one asks again
+            board.post(_HUB, _ANSWER, known)
+    reason: str | None = known["unreachable"]
+    return reason

@@ -1,0 +1,99 @@
+"""The plan of each study of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from pytest_llem._plugin import overwriting
+from pytest_llem._plugin.node_ids import REFERENCE, is_reference, run_key
+from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.stash import STUDIES
+from pytest_llem.collection.items import experiment_of, is_experiment, run_of
+from pytest_llem.execution.experiment import preflight_of
+from pytest_llem.execution.replay import replays_of
+from pytest_llem.gates.saved import BaselineError, load
+from pytest_llem.gates.sight import sight
+from pytest_llem.planning.forecast import Forecast, forecast
+from pytest_llem.planning.load import load_warning
+from pytest_llem.planning.plan import Plan
+from pytest_llem.study.design import Experiment, StudyConfig
+
+
+def make_plans(
+    config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
+) -> list[Plan]:
+    """Return the plan of each study for the experiments of it that are *selected*; both by the key of the run."""
+    in_order = {run: sorted(found, key=lambda experiment: experiment.index) for run, found in selected.items()}
+    replays = replays_of(config, {run: studies[run] for run, experiments in in_order.items() if experiments})
+    plans = {
+        run: Plan(studies[run], experiments, preflight_of(config, run, studies[run]), replays.get(run))
+        for run, experiments in in_order.items()
+    }
+    load = load_warning()
+    return [
+        replace(
+            plan,
+            reference=plans.get(run_key(run, REFERENCE)),
+            sight=_sight(config, studies[run]) if plan.to_run else (),
+            load=load if plan.to_run else None,
+        )
+        for run, plan in plans.items()
+        if not is_reference(run)
+    ]
+
+
+def make_forecast(
+    config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
+) -> Forecast:
+    """Return how long the experiments that are *selected* are expected to take; both by the key of the run.
+
+    Each is known by that key and its id.
+    """
+    return forecast(
+        (run, studies[run], preflight_of(config, run, studies[run]), [(one.id, one.point) for one in experiments])
+        for run, experiments in selected.items()
+    )
+
+
+def _sight(config: pytest.Config, study: StudyConfig) -> list[str]:
+    settings = Settings.from_config(config)
+    if settings.against is not None:
+        return sight(study, None)
+    if settings.baseline is None:
+        return []
+    try:
+        return sight(study, load(settings.baseline, config.rootpath, study.name))
+    except BaselineError as error:  # gone since the items were collected
+        raise pytest.UsageError(f"--llem-baseline: {error}") from error
+
+
+def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
+    """Return the plan of each study that was collected; *items* are those that were selected."""
+    studies = config.stash.get(STUDIES, {})
+    selected: dict[str, list[Experiment]] = {run: [] for run in studies}
+    for item in items:
+        if is_experiment(item):
+            selected[run_of(item)].append(experiment_of(item))
+    return make_plans(config, studies, selected)
+
+
+def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
+    """Write the plan where ``--llem-plan`` says, if it says.
+
+    Raises:
+        pytest.UsageError: It cannot be written, or there is more than one.
+    """
+    path = Settings.from_config(config).plan
+    if path is None:
+        return
+    if len(plans) != 1:
+        raise pytest.UsageError(f"--llem-plan: takes one study ({len(plans) or 'none'} collected)")
+    try:
+        if (problem := overwriting.problem(path, overwriting.PLAN)) is not None:
+            raise pytest.UsageError(f"--llem-plan: {problem}")
+        path.write_text(plans[0].to_json(), encoding="utf-8")
+    except OSError as error:
+        raise pytest.UsageError(f"--llem-plan: {error}") from error

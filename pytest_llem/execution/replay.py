@@ -1,0 +1,134 @@
+"""``--llem-resume``: experiments that an earlier run has completed are not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_llem._plugin.options import Settings
+from pytest_llem._plugin.shared_state import REPLAYED
+from pytest_llem._plugin.stash import BOARD
+from pytest_llem.collection.items import run_of
+from pytest_llem.execution.surroundings import import_path
+from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.planning.inputs import CurrentInputs
+from pytest_llem.planning.present import here
+from pytest_llem.planning.resume import Here, Replay, Resume, ResumeError
+from pytest_llem.results.manifest import stored_files, stored_result
+from pytest_llem.results.models import ManifestEntry
+from pytest_llem.study.design import Experiment, StudyConfig
+
+_REPLAYS = pytest.StashKey[dict[str, Replay]]()
+
+
+def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dict[str, Replay]:
+    """Return what is replayed of each study, by the node id of its file; nothing unless that was asked for.
+
+    It is looked up once in a session: the results directories that it makes are newer than any.
+
+    Raises:
+        pytest.UsageError: An earlier run cannot be taken up.
+    """
+    settings = Settings.from_config(config)
+    if not settings.resume:
+        return {}
+    if _REPLAYS not in config.stash:
+        resume = Resume(settings.resume_from, settings.resume_anyway, partial(_here, config))
+        try:
+            found = {
+                file: resume.of(study, settings.results_dir_of(study, config.rootpath))
+                for file, study in studies.items()
+            }
+        except ResumeError as error:
+            raise pytest.UsageError(str(error)) from error
+        replays = {file: replay for file, replay in found.items() if replay is not None}
+        if settings.resume_from and not replays:
+            raise pytest.UsageError(
+                f"--llem-resume-from: {settings.resume_from} is of none of the collected studies"
+            )
+        config.stash[_REPLAYS] = replays
+    return config.stash[_REPLAYS]
+
+
+def _here(config: pytest.Config, study: StudyConfig) -> Here:
+    return here(study, current_inputs(config, study))
+
+
+def current_inputs(config: pytest.Config, study: StudyConfig, *, reference: bool = False) -> CurrentInputs:
+    """Return the code, the models and the datasets that experiments of *study* would use now.
+
+    Args:
+        config: Of pytest.
+        study: The study.
+        reference: It runs in the reference's interpreter, which has its engines installed.
+    """
+    return CurrentInputs(study, Settings.from_config(config).model_path, [] if reference else import_path(config))
+
+
+def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> dict[str, list[str]]:
+    """Tell the processes that run experiments which of them they need not run.
+
+    Returns:
+        The names of the results directories that each study is resumed from, by the node id of its file.
+    """
+    for file, replay in replays.items():
+        notice = {
+            name: {
+                "directory": str(stored.directory),
+                "entry": stored.entry.model_dump(mode="json"),
+                "mismatch": stored.mismatch,
+            }
+            for name, stored in replay.results.items()
+        }
+        config.stash[BOARD].post(file, REPLAYED, notice)
+    return {file: replay.sources for file, replay in replays.items()}
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What an earlier run has found.
+
+    Attributes:
+        outcome: The outcome.
+        source: Name of the results directory that it is from.
+        mismatch: What has changed since it was measured; None where nothing has.
+    """
+
+    outcome: Outcome
+    source: str
+    mismatch: str | None
+
+
+_REPLAYED = pytest.StashKey[Replayed | None]()
+
+
+def replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
+    """Return what stands for *item*'s experiment; None where it is to be run.
+
+    Looked up once: who runs it is to have its devices, which those do not get who need not.
+    """
+    if _REPLAYED not in item.stash:
+        item.stash[_REPLAYED] = _replayed(item, experiment)
+    return item.stash[_REPLAYED]
+
+
+def forget(item: pytest.Item) -> None:
+    """Drop what stands for *item*'s experiment once it is on its report: items stay to the end of the session."""
+    if _REPLAYED in item.stash:
+        del item.stash[_REPLAYED]
+
+
+def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
+    notice: dict[str, Any] = item.config.stash[BOARD].read(run_of(item), REPLAYED) or {}
+    if (stored := notice.get(experiment.id)) is None:
+        return None
+    directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])
+    result = stored_result(directory, entry)  # it may be gone by now
+    if result is None:
+        return None
+    return Replayed(Outcome(result, stored_files(directory, entry)), directory.name, stored["mismatch"])

@@ -1,0 +1,102 @@
+"""Who looks on while an experiment runs: a person in front of a terminal, or nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pytest_llem._plugin.node_ids import file_of, is_reference
+from pytest_llem._plugin.stash import STUDIES
+from pytest_llem.collection.items import experiment_of, is_experiment, run_of
+from pytest_llem.execution.live_line import live_line
+from pytest_llem.execution.live_progress import Onlooker, Place
+from pytest_llem.execution.plans import make_forecast
+from pytest_llem.planning.forecast import Forecast
+from pytest_llem.study.design import Experiment
+from pytest_llem.study.identity import CYCLE, value_text
+
+
+class _Journey:
+    """One study's experiments of a session, those of its reference among them.
+
+    Args:
+        items: They, in run order.
+    """
+
+    def __init__(self, items: list[pytest.Item]) -> None:
+        self.count = len(items)
+        self.began = time.monotonic()
+        self._number = {item.nodeid: number for number, item in enumerate(items, 1)}
+        self._forecast = _forecast(items)
+        self._passed = 0
+        self._items = items
+
+    def place(self, item: pytest.Item) -> Place:
+        """Return where *item* is. Those before it are left no more, whatever became of them."""
+        number = self._number[item.nodeid]
+        for one in self._items[self._passed : number]:
+            self._forecast.begin(_key(one))
+        self._passed = max(self._passed, number)
+        experiment, reference = experiment_of(item), "reference " if is_reference(run_of(item)) else ""
+        return Place(
+            number=number,
+            count=self.count,
+            name=f"{reference}{experiment.id}",
+            short=f"{reference}{_short(experiment)}",
+            expected_s=self._forecast.seconds(_key(item)),
+            study_began=self.began,
+            study_left_s=self._forecast.left(),
+        )
+
+    def took(self, item: pytest.Item, seconds: float, *, completed: bool) -> None:
+        self._forecast.end(_key(item), seconds, completed=completed)
+
+
+_JOURNEYS = pytest.StashKey[dict[str, _Journey]]()
+
+
+@contextmanager
+def onlooker(item: pytest.Item) -> Iterator[Onlooker | None]:
+    """Show on the terminal how far an experiment is while its devices are leased; None where no terminal does."""
+    with live_line(item.config) as line:
+        if line is None:
+            yield None
+            return
+        journey = _journey(item)
+        reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+        onlooker = Onlooker(line, journey.place(item), colours=bool(reporter and reporter.hasmarkup))
+        try:
+            yield onlooker
+        finally:
+            if onlooker.completed is not None:
+                journey.took(item, onlooker.elapsed_s, completed=onlooker.completed)
+
+
+def _journey(item: pytest.Item) -> _Journey:
+    journeys, file = item.config.stash.setdefault(_JOURNEYS, {}), file_of(run_of(item))
+    if file not in journeys:
+        items = [one for one in item.session.items if is_experiment(one) and file_of(run_of(one)) == file]
+        journeys[file] = _Journey(items)
+    return journeys[file]
+
+
+def _forecast(items: list[pytest.Item]) -> Forecast:
+    by_run: dict[str, list[Experiment]] = {}
+    for item in items:
+        by_run.setdefault(run_of(item), []).append(experiment_of(item))
+    studies = items[0].config.stash[STUDIES]
+    return make_forecast(items[0].config, studies, by_run)
+
+
+def _key(item: pytest.Item) -> tuple[str, str]:
+    return run_of(item), experiment_of(item).id
+
+
+def _short(experiment: Experiment) -> str:
+    """Return an experiment's id without the names of its axes."""
+    values = [value_text(value) for value in experiment.point.axes.values()]
+    cycle = experiment.id.removeprefix(experiment.point.id).rpartition("=")[2]
+    return ", ".join([*values, *([f"{CYCLE} {cycle}"] if cycle else [])]) or experiment.id

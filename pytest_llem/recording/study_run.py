@@ -1,0 +1,209 @@
+"""One study while it runs: its directory, its manifest, and at the end its result."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_llem._plugin.node_ids import held, parse
+from pytest_llem.results.environment import package_version
+from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
+from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
+from pytest_llem.results.study_result import DESIGN, RESULT_LOST, Findings, add_results, complete, study_design
+from pytest_llem.results.tabular import experiment_table, point_table
+from pytest_llem.study.design import Experiment, StudyConfig
+
+
+@dataclass
+class StudyRun:
+    """A study's results directory and what is written there.
+
+    Attributes:
+        study: What is run.
+        directory: Its results directory, made for this run.
+        selected: The experiments that are to run, by node id.
+        writer: Of the manifest.
+        result: The StudyResult, once the study has ended.
+        stopped: Why it was ended before all had run, where that was ours to decide; or None.
+        lost: Results that were saved and are not there any more at the end, in words.
+        page: Where its page is, once that is written; or None.
+    """
+
+    study: StudyConfig
+    directory: Path
+    selected: dict[str, Experiment]
+    writer: ManifestWriter
+    result: StudyResult | None = None
+    stopped: str | None = None
+    lost: list[str] = field(default_factory=list)
+    page: Path | None = None
+    _summarised: tuple[StudyResult, Findings] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        study: StudyConfig,
+        node_ids: Iterable[str],
+        results_dir: Path,
+        name: str,
+        environment: dict[str, Any],
+        resumed_from: Iterable[str] = (),
+    ) -> StudyRun:
+        """Make the results directory and write the first manifest.
+
+        Args:
+            study: What is run.
+            node_ids: Of the experiments that are to run; the study's others are deselected.
+            results_dir: Where the directory goes.
+            name: Of the directory; with a number behind it where that is taken.
+            environment: What is known of this machine.
+            resumed_from: Names of the results directories whose results are replayed.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        selected = selected_experiments(study, node_ids)
+        running = {experiment.id for experiment in selected.values()}
+        entries = [
+            ManifestEntry(
+                experiment_id=experiment.id,
+                config_hash=experiment.point.config_hash,
+                config_summary=experiment.point.id,
+                cycle=experiment.cycle,
+                status="pending" if experiment.id in running else "deselected",
+            )
+            for experiment in study.experiments
+        ]
+        manifest = Manifest(
+            study_name=study.name,
+            study_design_hash=study.design_hash,
+            pytest_llem_version=package_version("pytest-llem") or "unknown",
+            started_at=now(),
+            total_experiments=len(running),
+            environment=environment,
+            resumed_from=list(resumed_from),
+            experiments=entries,
+        )
+        design = study_design(study, manifest).model_dump_json() + "\n"
+        directory = _make_directory(results_dir, name)
+        try:
+            write_atomically(directory / "study.yaml", study.text)
+            if study.base_text is not None:
+                write_atomically(directory / "study.base.yaml", study.base_text)
+            # Before the manifest: who finds one can read the rest.
+            write_atomically(directory / DESIGN, design)
+            return cls(study, directory, selected, ManifestWriter(directory, manifest))
+        except BaseException:  # Ctrl-C: without a manifest it would be nobody's
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+
+    @property
+    def entries(self) -> list[ManifestEntry]:
+        """The manifest's entries, in run order."""
+        return self.writer.manifest.experiments
+
+    def started(self, experiment: Experiment) -> None:
+        self.writer.running(experiment.id)
+
+    def completed(self, experiment: Experiment, payload: dict[str, Any]) -> ExperimentResult:
+        """Save an experiment's result.
+
+        Raises:
+            OSError: It could not be saved.
+        """
+        result = ExperimentResult.model_validate_json(payload["result"])
+        device = ", ".join(result.engine.device_names) or result.engine.device
+        self.writer.completed(
+            experiment.id,
+            payload["result"],
+            payload["files"],
+            worker=payload["worker"],
+            device=device,
+            replayed_from=payload["replayed_from"],
+            replay_mismatch=payload["replay_mismatch"],
+        )
+        return result
+
+    def failed(self, experiment: Experiment, error: ErrorRecord, worker: str | None = None) -> None:
+        self.writer.failed(experiment.id, error, worker=worker)
+
+    def unsaved(self, experiment: Experiment, reason: str) -> None:
+        """Note that a result was lost, as far as that can still be noted."""
+        message = f"the result could not be saved: {reason}"
+        with suppress(OSError):
+            self.failed(experiment, ErrorRecord(kind="exception", type="OSError", message=message))
+
+    def skipped(self, experiment: Experiment, reason: str, error: ErrorRecord | None = None) -> None:
+        self.writer.skipped(experiment.id, reason, error)
+
+    def has_result(self, experiment: Experiment) -> bool:
+        """Whether an experiment is completed."""
+        return self.writer.entry(experiment.id).status == "completed"
+
+    def is_done(self) -> bool:
+        """Whether nothing is pending or running any more."""
+        return all(entry.status not in ("pending", "running") for entry in self.entries)
+
+    def summarise(self) -> StudyResult:
+        """Return what the experiments have come to; to be called once all have run."""
+        if self._summarised is None:
+            manifest = self.writer.manifest
+            result = study_design(self.study, manifest)
+            self._summarised = result, add_results(result, manifest, self.directory)
+        return self._summarised[0]
+
+    def finish(self, status: StudyStatus) -> StudyResult:
+        """Close the manifest and write the StudyResult.
+
+        Raises:
+            OSError: Either could not be written.
+        """
+        self.writer.finish(status)
+        self.summarise()
+        assert self._summarised is not None
+        design, found = self._summarised
+        self.result = complete(design, self.writer.manifest, found)
+        self.lost = [one.error.message for one in self.entries if one.error and one.error.type == RESULT_LOST]
+        if self.lost:
+            self.writer.finish(status)
+        write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
+        write_atomically(self.directory / "summary.csv", point_table(self.result).to_csv())
+        write_atomically(self.directory / "experiments.csv", experiment_table(self.result).to_csv())
+        with suppress(OSError):  # the result says all that it says
+            (self.directory / DESIGN).unlink()
+        return self.result
+
+
+def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
+    """Return the experiment of each node id."""
+    by_id = {experiment.id: experiment for experiment in study.experiments}
+    found: dict[str, Experiment] = {}
+    for node_id in node_ids:
+        node = parse(node_id)
+        if node is not None and (name := held(node.name, by_id)) is not None:
+            found[node_id] = by_id[name]
+    return found
+
+
+def _make_directory(results_dir: Path, name: str) -> Path:
+    """Make a directory that nobody else has: with a number where the name is taken."""
+    try:
+        results_dir.mkdir(parents=True)
+    except FileExistsError:  # a directory that somebody else made is not ours to hide from git
+        if not results_dir.is_dir():
+            raise
+    else:
+        (results_dir / ".gitignore").write_text("*\n", encoding="utf-8")
+    for number in range(1, 10_000):
+        directory = results_dir / (name if number == 1 else f"{name}-{number}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        return directory
+    raise FileExistsError(f"{results_dir / name}: taken, and 10,000 more")

@@ -1,0 +1,200 @@
+"""What came of a comparison: for a terminal, as Markdown, and as JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from pytest_llem.gates.matching import named
+from pytest_llem.gates.regression import Comparison
+from pytest_llem.gates.text import percent
+from pytest_llem.reporting.terminal.plan import counted
+from pytest_llem.reporting.terminal.tables import number, plain_table, render
+from pytest_llem.results.document import SCHEMA_VERSION
+from pytest_llem.results.verdicts import GateVerdict
+
+#: Rows of a table, the worst; nobody reads more.
+MOST_ROWS = 60
+
+#: Lines of one kind below it.
+MOST_LINES = 8
+
+#: Verdicts, worst first.
+_ORDER = ("REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "IMPROVEMENT", "SAME")
+
+_SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
+
+_COLUMNS = ("reference", "here", "ratio", "interval", "n", "verdict")
+
+
+def lines(comparison: Comparison, width: int, counting: Collection[str] | None = None) -> list[str]:
+    """Return the table of a comparison, the worst first, and what else there is to say of it.
+
+    Args:
+        comparison: What was compared.
+        width: Of the terminal, in characters.
+        counting: Ids of the gates that may fail a run, the others being there for their family; None for all.
+    """
+    rows, left_out = _rows(comparison)
+    found = [*_workload(comparison)]
+    if rows:
+        table = plain_table()
+        table.add_column("metric\npoint", overflow="fold")
+        for heading in ("reference", "here", "ratio\ninterval", "n", "verdict"):
+            table.add_column(heading, justify="left" if heading == "verdict" else "right")
+        for verdict in rows:
+            reference, here, ratio, interval, n, word = _cells(verdict)
+            what, change = f"{verdict.metric}\n{verdict.point}", f"{ratio}\n{interval}"
+            table.add_row(what, reference, here, change, n.replace(" ", "\n"), word.replace(" ", "\n"))
+        found += render(table, width)
+    if left_out:
+        found.append(_more(left_out))
+    return [*found, *([""] if found else []), *_notes(comparison), _outcome(comparison, counting)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the same as Markdown, as GitHub and GitLab show it; it ends with a newline."""
+    rows, left_out = _rows(comparison)
+    found = [f"**{escaped(line)}**  " for line in _workload(comparison)]
+    found += [""] if found else []
+    if rows:
+        found += [
+            _row("point", "metric", *_COLUMNS),
+            "| :-- | :-- | --: | --: | --: | --: | --: | :-- |",
+            *(_row(verdict.point, verdict.metric, *_cells(verdict)) for verdict in rows),
+            "",
+        ]
+    if left_out:
+        found += [_more(left_out), ""]
+    found += [f"- {escaped(line)}" for line in _notes(comparison)]
+    return "\n".join([*found, "", f"**{escaped(_outcome(comparison))}**", ""])
+
+
+def as_json(comparison: Comparison) -> str:
+    """Return all of it as JSON: ``comparison``, a ComparisonRecord, and ``verdicts``, a list of GateVerdicts."""
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "comparison": comparison.record.model_dump(mode="json"),
+        "verdicts": [verdict.model_dump(mode="json") for verdict in comparison.verdicts],
+    }
+    return json.dumps(data, indent=1) + "\n"  # ASCII: it is read whatever the terminal's encoding
+
+
+def escaped(text: str) -> str:
+    """Return *text* as Markdown shows it literally, in a cell of a table too."""
+    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(map(escaped, cells))} |"
+
+
+def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]:
+    """Return what goes into a table, the worst first, and how many of each verdict do not. New and missing points
+    are listed, and no rows.
+    """
+    rows = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
+    rows.sort(key=_badness)
+    return rows[:MOST_ROWS], Counter(str(one.verdict) for one in rows[MOST_ROWS:])
+
+
+def _of_known_points(comparison: Comparison) -> list[GateVerdict]:
+    """Return the verdicts on points that both sides have."""
+    new = {*comparison.record.new_points}
+    return [one for one in comparison.verdicts if one.metric and one.point not in new]
+
+
+def _badness(verdict: GateVerdict) -> tuple[int, float]:
+    """Return what sorts by the verdict, and then by how far off the ratio is, to the digits that are shown."""
+    return _ORDER.index(verdict.verdict), -round(abs(math.log(verdict.ratio)), 3) if verdict.ratio else 0.0
+
+
+def _cells(verdict: GateVerdict) -> tuple[str, str, str, str, str, str]:
+    """Return what goes under :data:`_COLUMNS`."""
+    ratio = "-" if verdict.ratio is None else _ratio(verdict.ratio)
+    interval = "" if verdict.interval is None else "–".join(map(_ratio, verdict.interval))
+    one, other = verdict.reference_n, verdict.n
+    n = str(other) if one == other else f"{one}, {other}"
+    word: str = verdict.verdict
+    if verdict.cycles_to_decide is not None:
+        word += f" n≥{verdict.cycles_to_decide}"
+    return _mean(verdict.reference_mean), _mean(verdict.mean), ratio, interval, n, word
+
+
+def _ratio(value: float) -> str:
+    if value < 0.001:
+        return "<0.001"
+    return f"{value:.3f}" if value < 10 else f"{value:.3g}" if value < 1000 else ">1000"
+
+
+def _mean(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _workload(comparison: Comparison) -> Iterator[str]:
+    """Yield that the work itself differs: before any figure, since none of them says the same of both."""
+    yield from _capped("workload differs", comparison.record.workload)
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    record = comparison.record
+    day = f" on {record.reference_started_at[:10]}" if record.reference_started_at else ""
+    version = f", measured{day} with pytest-llem {record.reference_version}" if record.reference_version else ""
+    yield f"reference: {record.reference}{version}{'; in turns, compared cycle by cycle' if record.paired else ''}"
+    if record.family:
+        judged = [one for one in comparison.verdicts if one.confidence is not None]
+        shares = sorted({one.confidence for one in judged if one.confidence is not None})
+        used = sorted({one.delta for one in judged if one.delta is not None})
+        deltas = ", ".join(f"{100 * delta:.1f} %" for delta in used)
+        share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
+        interval = f"ratio: here / reference, with the {share} interval that decided; " if shares else ""
+        yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
+    if any(one.cycles_to_decide is not None for one in comparison.verdicts):
+        yield "n≥: cycles that would decide it, if either side had as many"
+    if record.compared_anyway:  # or else they are the reasons why it was not
+        yield from _capped("compared anyway", record.bench)
+    yield from _reasons(_of_known_points(comparison))
+    yield from _capped("warning", record.warnings)
+    yield from _capped("new", record.new_points)
+    yield from _capped("missing", record.missing_points)
+    yield from _capped("subject", record.subject)
+
+
+def _reasons(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
+    """Yield why gates were not judged, or not decided, with those that each reason concerns."""
+    concerned: dict[tuple[str, str], list[str]] = {}
+    for verdict in verdicts:
+        if verdict.reason is not None and verdict.cycles_to_decide is None:
+            concerned.setdefault((verdict.verdict.lower(), verdict.reason), []).append(verdict.id)
+    told = list(concerned.items())
+    for (what, reason), ids in told[:MOST_LINES]:
+        yield f"{what}: {reason} [{named(ids)}]"
+    if len(told) > MOST_LINES:
+        yield f"{counted(len(told) - MOST_LINES, 'more reason')}"
+
+
+def _capped(what: str, found: Sequence[str]) -> Iterator[str]:
+    yield from (f"{what}: {one}" for one in found[:MOST_LINES])
+    if len(found) > MOST_LINES:
+        yield f"{what}: {len(found) - MOST_LINES} more"
+
+
+def _more(left_out: Mapping[str, int]) -> str:
+    return f"and {', '.join(f'{left_out[verdict]} {verdict}' for verdict in _ORDER if verdict in left_out)}"
+
+
+def _outcome(comparison: Comparison, counting: Collection[str] | None = None) -> str:
+    record = comparison.record
+    count = Counter(str(one.verdict) for one in _of_known_points(comparison))
+    found = [f"{count[verdict]} {verdict}" for verdict in _ORDER if count[verdict]]
+    found += [counted(len(record.new_points), "new point")] if record.new_points else []
+    found += [counted(len(record.missing_points), "missing point")] if record.missing_points else []
+    bad = [one.id for one in comparison.verdicts if one.outcome == "failed"]
+    failed = sum(counting is None or one in counting for one in bad)
+    text = f"{', '.join(found) or 'nothing to compare'}: {counted(failed, 'gate') if failed else 'no gate'} failed"
+    others = len(bad) - failed
+    return f"{text} ({others} more not selected, or expected to)" if others else text

@@ -1,0 +1,222 @@
+"""What ``llem doctor`` shows: the verdict, what stands in the way, and tables of all that was looked at."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from pytest_llem.doctor.examination import Examination, Finding, Verdict
+from pytest_llem.doctor.records import Gpu
+from pytest_llem.reporting.terminal.tables import plain_table, render
+from pytest_llem.study.problems import printable
+
+#: Narrower than this nothing could be read.
+_LEAST = 40
+
+_VERDICTS = {
+    "measured": "energy here will be measured",
+    "sampled": "energy here will be integrated from sampled power",
+    "estimated": "energy here will be estimated, not measured",
+    "unavailable": "energy here will not be had",
+}
+
+
+def lines(found: Examination, width: int) -> Iterator[str]:
+    """Yield it, for a terminal of that *width* in characters; commands are never broken."""
+    width = max(width, _LEAST)
+    yield from _wrapped(_verdict(found.verdict), width)
+    yield ""
+    if found.findings:
+        yield "What stands in the way"
+        for finding in found.findings:
+            yield from _finding(finding, width)
+    else:
+        yield "Nothing stands in the way."
+    yield from _gpus(found, width)
+    yield from _processor(found, width)
+    yield from _engines(found, width)
+    yield from _surroundings(found, width)
+
+
+def _verdict(verdict: Verdict) -> str:
+    text = _VERDICTS[verdict.method]
+    if verdict.boundary is not None:
+        text += f": {verdict.boundary} by {verdict.source} (meter {verdict.meter})"
+    return f"{text}: {verdict.reason}" if verdict.reason else text
+
+
+def _finding(finding: Finding, width: int) -> Iterator[str]:
+    kind = f"  {finding.severity:<8} "
+    indent = " " * len(kind)
+    yield from _wrapped(f"{finding.about}: {finding.what}", width, kind, indent)
+    if finding.do is not None:
+        yield from _wrapped(finding.do, width, f"{indent}→ ", f"{indent}  ")
+    for command in finding.commands:
+        yield f"{indent}$ {printable(command)}"
+
+
+def _gpus(found: Examination, width: int) -> Iterator[str]:
+    driver = found.driver
+    if not found.gpus:
+        reason = driver.error or "the driver knows none"
+        yield ""
+        yield from _wrapped(f"GPUs: none ({reason})", width)
+        return
+    title = f"GPUs (driver {_text(driver.version)}, CUDA up to {_text(driver.cuda)})"
+    names = [(str(gpu.index), _text(gpu.name or gpu.error), _text(gpu.uuid), _first(gpu)) for gpu in found.gpus]
+    yield from _table(title, ("", "name", "UUID", "CUDA"), names, width)
+    known = [gpu for gpu in found.gpus if gpu.error is None]
+    if not known:
+        return
+    energy = [
+        (
+            str(gpu.index),
+            _counter(gpu),
+            _number(gpu.tick_ms, 1),
+            _number(gpu.call_ms, 2),
+            ", ".join(one.removeprefix("nvml_power_") for one in gpu.power_sources) or "no",
+            _number(gpu.power_w, 0),
+            f"{_number(gpu.power_limit_w, 0)} ({_number(gpu.default_power_limit_w, 0)})",
+        )
+        for gpu in known
+    ]
+    heading = ("", "energy\ncounter", "tick\nms", "call\nms", "power told", "now\nW", "limit\n(default) W")
+    yield from _table("Energy of GPUs", heading, energy, width, right=(2, 3, 5, 6))
+    states = [
+        (
+            str(gpu.index),
+            f"{_number(gpu.used_mb, 0)} of\n{_number(gpu.memory_mb, 0)}",
+            _switch(gpu.persistence_mode),
+            _switch(gpu.mig_mode),
+            _switch(gpu.ecc_mode),
+            f"{_number(gpu.sm_clock_mhz, 0)} of\n{_number(gpu.max_sm_clock_mhz, 0)}",
+            {True: "yes", False: "no", None: "?"}[gpu.clocks_held],
+            ", ".join(gpu.clock_reasons or ()) or "-",
+            _number(gpu.temperature_c, 0),
+        )
+        for gpu in known
+    ]
+    modes = ("persis-\ntence", "MIG", "ECC")
+    states_heading = ("", "memory\nMB", *modes, "clock\nMHz", "clock\nheld", "clocks due to", "°C")
+    yield from _table("State of GPUs", states_heading, states, width, right=(1, 5, 8))
+    using = [
+        (str(gpu.index), str(user.pid), _text(user.name), _number(user.used_mb, 0))
+        for gpu in known
+        for user in gpu.users or ()
+    ]
+    if using:
+        yield from _table("Users of GPUs", ("", "pid", "program", "memory MB"), using, width, right=(1, 3))
+
+
+def _first(gpu: Gpu) -> str:
+    if not gpu.visible:
+        return "hidden"
+    return "first" if gpu.first else "visible"
+
+
+def _counter(gpu: Gpu) -> str:
+    if gpu.energy_counter is None:
+        return "?"
+    return ("still" if gpu.energy_counter_error else "yes") if gpu.energy_counter else "no"
+
+
+def _processor(found: Examination, width: int) -> Iterator[str]:
+    cpu, rapl = found.cpu, found.rapl
+    limit = f", {cpu.limit:g} of them at a time" if cpu.limit is not None else ""
+    rows = [
+        ("model", _text(cpu.model)),
+        ("CPUs", f"{_number(cpu.allowed, 0)} of {_number(cpu.count, 0)}{limit}"),
+        ("SMT", _switch(cpu.smt)),
+        ("governor", f"{_text(cpu.governor)}, boost {_switch(cpu.boost)}"),
+        ("load", _number(cpu.load, 2)),
+        ("OMP_NUM_THREADS", _text(cpu.omp_num_threads)),
+        ("virtual machine", {True: "yes", False: "no", None: "-"}[cpu.virtual_machine]),
+    ]
+    rows += [(f"RAPL {one.device}", one.error or "readable") for one in rapl.domains]
+    if not rapl.domains:
+        rows.append(("RAPL", f"no counter under {rapl.root}"))
+    yield from _table("CPU", None, rows, width)
+
+
+def _engines(found: Examination, width: int) -> Iterator[str]:
+    software = found.software
+    title = f"Engines (Python {_text(software.python)}, {software.executable})"
+    rows = [
+        (one.name, f"{_text(one.distribution)} {_text(one.version)}", one.error or "yes", _text(one.torch_cuda))
+        for one in software.engines
+    ]
+    yield from _table(title, ("engine", "from", "importable", "CUDA"), rows, width)
+    rows = [
+        (one.name, _text(one.distribution), "yes" if one.auto else "no", one.error or "-") for one in found.meters
+    ]
+    yield from _table("Meters", ("meter", "from", "auto", "not usable here"), rows, width)
+    packages = [(one.name, _text(one.version), one.what_for) for one in software.packages]
+    yield from _table("Packages", ("package", "version", "for"), packages, width)
+
+
+def _surroundings(found: Examination, width: int) -> Iterator[str]:
+    around = found.surroundings
+    memory = f"{_number(around.memory_mb, 0)} MB"
+    if around.memory_limit_mb is not None:
+        memory += f", of which {around.memory_limit_mb:,} MB may be had"
+    visible = "not set" if around.cuda_visible_devices is None else around.cuda_visible_devices
+    rows = [
+        ("system", f"{around.os} {around.kernel}"),
+        ("container", _text(around.container)),
+        ("memory", memory),
+        ("swap in use", f"{_number(around.swap_used_mb, 0)} MB"),
+        ("HF_HUB_OFFLINE", "set" if around.hf_hub_offline else "not set"),
+        ("CUDA_VISIBLE_DEVICES", visible),
+    ]
+    rows += [
+        (one.what_for, f"{_text(one.path)}: {one.error or f'{_number(one.free_mb, 0)} MB free'}")
+        for one in around.folders
+    ]
+    yield from _table("Surroundings", None, rows, width)
+
+
+def _table(
+    title: str,
+    headings: Sequence[str] | None,
+    rows: Sequence[Sequence[str]],
+    width: int,
+    *,
+    right: Sequence[int] = (),
+) -> Iterator[str]:
+    """Yield a blank line, the title and the table; where there are no headings, rows of a name and what it is."""
+    yield ""
+    yield from _wrapped(title, width)
+    table = plain_table()
+    table.show_header = headings is not None
+    for column in range(len(rows[0]) if rows else len(headings or ())):
+        table.add_column(
+            headings[column] if headings is not None else "",
+            justify="right" if column in right else "left",
+            overflow="fold",
+            vertical="top",
+            no_wrap=headings is not None and headings[column] == "UUID",
+        )
+    for row in rows:
+        table.add_row(*("\n".join(map(printable, cell.split("\n"))) for cell in row))
+    if not rows:
+        yield "  none"
+        return
+    yield from (f"  {line}" for line in render(table, width - 2))
+
+
+def _wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(
+        printable(text), width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )
+
+
+def _text(value: str | None) -> str:
+    return "-" if value is None else value
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _switch(value: bool | None) -> str:
+    return {True: "on", False: "off", None: "-"}[value]

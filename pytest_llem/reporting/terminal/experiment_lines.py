@@ -1,0 +1,175 @@
+"""A line for each experiment as it ends: for logs, where nothing can be rewritten, and with ``-v``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
+from pytest_llem.planning.estimate import duration_text
+from pytest_llem.planning.forecast import Forecast
+from pytest_llem.recording.study_run import StudyRun
+from pytest_llem.reporting.terminal.tables import number
+from pytest_llem.results.models import ErrorRecord
+from pytest_llem.study.design import Experiment
+from pytest_llem.study.problems import printable
+
+#: Characters of a failure's message.
+MOST_CHARACTERS = 100
+
+_RATE, _COST = "output_tokens_per_second", "energy_per_output_token_j"
+
+
+class Lines:
+    """A pytest plugin of the controller. It writes behind the dot, or below the line, that pytest has written.
+
+    Args:
+        reporter: pytest's.
+        runs: By their keys.
+        forecast_of: Makes the forecast of all experiments of a study's file.
+        clock: Never goes back; in s.
+    """
+
+    def __init__(
+        self,
+        reporter: pytest.TerminalReporter,
+        runs: Mapping[str, StudyRun],
+        forecast_of: Callable[[str], Forecast],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reporter = reporter
+        self._runs = runs
+        self._forecast_of = forecast_of
+        self._clock = clock
+        self._began = clock()
+        self._places = {
+            node_id: (key, experiment) for key, run in runs.items() for node_id, experiment in run.selected.items()
+        }
+        self._experiments = {(key, one.id): one for key, run in runs.items() for one in run.study.experiments}
+        self._counts = Counter(file_of(key) for key, _ in self._places.values())
+        self._ended: dict[str, set[tuple[str, str]]] = {}
+        self._forecasts: dict[str, Forecast] = {}
+        #: What the ended ones have taken in all, in s, by file.
+        self._busy: dict[str, float] = {}
+        #: The file whose dots stand at the beginning of a line of their own; None where others were written since.
+        self._open: str | None = None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the recorder takes the outcome, and after pytest's dot
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
+        payload: dict[str, Any] | None = vars(report).get(PAYLOAD_ATTRIBUTE)
+        place = self._place(report, payload)
+        is_shown = place is not None and (payload is not None or report.failed)
+        is_shown = is_shown and not (payload and payload["replayed_from"]) and not self._is_known(place, report)
+        if is_shown and not self._is_long and self._open != file_of(place[0] if place else ""):
+            self._write("\n")  # pytest has just written the name of the file, or others' dots
+        yield
+        if place is None or not is_shown:
+            if report.when == "call" or not report.passed:
+                self._open = None
+            if place is not None and (payload is not None or report.skipped):
+                self._leave_out(*place)
+            return
+        text = self._line(*place, report, payload)
+        self._write(f"\nllem: {text}" if self._is_long else f" llem: {text}\n")
+        self._open = file_of(place[0])
+
+    @property
+    def _is_long(self) -> bool:
+        """Whether pytest writes a line for each test."""
+        return bool(self._reporter.showlongtestinfo)
+
+    def _place(
+        self, report: pytest.TestReport, payload: Mapping[str, Any] | None
+    ) -> tuple[str, Experiment] | None:
+        """Return the run and the experiment that a report is of, whatever its item is called."""
+        if payload is None:
+            return self._places.get(report.nodeid)
+        key = payload["run"], payload["experiment_id"]
+        return (key[0], self._experiments[key]) if key in self._experiments else None
+
+    def _is_known(self, place: tuple[str, Experiment] | None, report: pytest.TestReport) -> bool:
+        """Whether a failure comes after what became of the experiment was told."""
+        if place is None or report.when != "teardown":
+            return False
+        return (place[0], place[1].id) in self._ended.get(file_of(place[0]), set())
+
+    def _leave_out(self, key: str, experiment: Experiment) -> None:
+        """Count an experiment that was not run."""
+        self._ended.setdefault(file_of(key), set()).add((key, experiment.id))
+        self._forecast(file_of(key)).begin((key, experiment.id))
+
+    def _forecast(self, file: str) -> Forecast:
+        if file not in self._forecasts:
+            self._forecasts[file] = self._forecast_of(file)
+        return self._forecasts[file]
+
+    def _line(
+        self, key: str, experiment: Experiment, report: pytest.TestReport, payload: Mapping[str, Any] | None
+    ) -> str:
+        file, entry = file_of(key), self._runs[key].writer.entry(experiment.id)
+        ended = self._ended.setdefault(file, set())
+        ended.add((key, experiment.id))
+        completed = entry.status == "completed"
+        self._busy[file] = self._busy.get(file, 0.0) + report.duration
+        forecast = self._forecast(file)
+        forecast.end((key, experiment.id), report.duration, completed=completed)
+        name = f"reference {experiment.id}" if is_reference(key) else experiment.id
+        if completed and payload is not None:
+            found = f": {_figures(json.loads(payload['result'])['metrics'])}"
+        else:
+            found = f" {'failed as expected' if entry.status == 'skipped' else 'failed'}: {_why(entry.error)}"
+        text = f"{len(ended)}/{self._counts[file]} {name}{found}, {_duration(report.duration)}"
+        left = self._left(file, forecast)
+        return f"{text}; about {duration_text(left)} left" if left is not None and left >= 1 else text
+
+    def _left(self, file: str, forecast: Forecast) -> float | None:
+        """Return how much longer the study takes, in s; None where nothing tells.
+
+        Several may run at a time, and between two there may be idle time: so far they have taken what they have.
+        """
+        left, busy = forecast.left(), self._busy[file]
+        return None if left is None else left * ((self._clock() - self._began) / busy if busy > 1 else 1.0)
+
+    def _write(self, text: str) -> None:
+        # Not write_line: pytest would write the name of the file anew before the next dot.
+        with suppress(OSError, ValueError):  # nobody reads it any more; what was measured still counts
+            self._reporter.write(text, flush=True)
+
+
+def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return an experiment's main figures: ``122 tok/s, 0.160 J/output token (estimated)``."""
+    rate, cost = metrics[_RATE], metrics[_COST]
+    told = [] if rate["value"] is None else [f"{number(rate['value'])} tok/s"]
+    if cost["value"] is None:
+        told.append("energy unavailable")
+    else:
+        how = "invalid" if cost.get("invalid") else cost["method"]
+        if cost.get("covers_engine") is False:
+            how = f"{how}, {cost['boundary']}"
+        told.append(f"{number(cost['value'])} J/output token{'' if how == 'measured' else f' ({how})'}")
+    if rate.get("not_judged"):
+        told.append(f"not judged: {rate['not_judged']}")
+    return ", ".join(told)
+
+
+def _why(error: ErrorRecord | None) -> str:
+    if error is None:
+        return "no result"
+    text: str = error.kind
+    if error.phase and error.kind != "preflight":
+        text += f" while {error.phase}"
+    message = " ".join(error.message.split())
+    if error.kind in ("exception", "oom"):
+        message = f"{error.type}: {message}"
+    text = printable(f"{text}: {message}")
+    return f"{text[:MOST_CHARACTERS]}…" if len(text) > MOST_CHARACTERS else text
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 90 else duration_text(seconds)

@@ -1,0 +1,111 @@
+"""Prompts in a file."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.study.dataset import ALIASES, FILE_TYPES, SYNTHETIC
+
+#: Half of a character: JSON can write it, and no text can hold it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that is a text, and where it is from, as far as its dataset says."""
+
+    text: str
+    source: str | None = None
+
+
+def file_problem(dataset: str, directory: Path) -> str | None:
+    """Return what keeps a file of prompts from being read, or None. It is opened, and not read.
+
+    Args:
+        dataset: Its path.
+        directory: What that is relative to.
+    """
+    if Path(dataset).suffix not in FILE_TYPES:
+        names = ", ".join(map(repr, (SYNTHETIC, *ALIASES)))
+        expected = f"{names}, a .txt or .jsonl file, or owner/name of the Hugging Face hub"
+        return f"dataset {dataset!r}: expected {expected}"
+    try:
+        path = directory / Path(dataset).expanduser()
+        if path.exists() and not path.is_file():  # a pipe, say, which opening would wait for
+            return f"dataset {dataset!r} is no file"
+        with path.open("rb"):
+            return None
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody
+        return f"dataset {dataset!r} cannot be read: {error}"
+
+
+def read_file(dataset: str, directory: Path) -> list[Prompt]:
+    """Return the prompts in a file: its lines, or the objects in them. Blank lines are none.
+
+    Args:
+        dataset: Its path.
+        directory: What that is relative to.
+
+    Raises:
+        PreflightError: It cannot be read, or holds something else.
+    """
+    if problem := file_problem(dataset, directory):
+        raise PreflightError(problem)
+    path = directory / Path(dataset).expanduser()
+    try:
+        return _READERS[path.suffix](path)
+    except OSError as error:
+        raise PreflightError(f"dataset {dataset!r} cannot be read: {error}") from error
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    r"""Yield the lines of *path* that are not blank, with their numbers.
+
+    Only ``\n`` and ``\r\n`` end a line: a prompt may hold any other separator that Unicode has.
+    """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # which some editors write
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise PreflightError(f"{path}:{number}: is not UTF-8 ({error.reason}): save the file as UTF-8") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def _lines(path: Path) -> list[Prompt]:
+    return [Prompt(line) for _, line in _numbered_lines(path)]
+
+
+def _objects(path: Path) -> list[Prompt]:
+    return list(_each_object(path))
+
+
+def _each_object(path: Path) -> Iterator[Prompt]:
+    for number, line in _numbered_lines(path):
+        try:
+            entry = json.loads(line)
+            text = next(entry[key] for key in ("prompt", "text") if isinstance(entry.get(key), str))
+        except (ValueError, AttributeError, StopIteration):
+            raise PreflightError(
+                f"{path}:{number}: expected a JSON object with a string under 'prompt' or 'text'"
+            ) from None
+        if surrogate := _SURROGATE.search(text):
+            raise PreflightError(
+                f"{path}:{number}: the prompt holds the lone surrogate \\u{ord(surrogate[0]):x}, which no "
+                "tokenizer takes: remove it, or write the character's pair in full"
+            )
+        source = entry.get("source")
+        if not isinstance(source, str | None):
+            raise PreflightError(f"{path}:{number}: expected a string under 'source'")
+        yield Prompt(text, source)
+
+
+_READERS: dict[str, Callable[[Path], list[Prompt]]] = {".txt": _lines, ".jsonl": _objects}

@@ -1,0 +1,153 @@
+"""The prompts of a pass, as token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from pytest_llem.engines.protocol import Engine, PreflightError
+from pytest_llem.engines.pytorch.requirements import HERE, Packages
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.dataset import HubDataset
+from pytest_llem.workload.files import Prompt, file_problem, read_file
+from pytest_llem.workload.hub_dataset import fetch_dataset, hub_problem, read_dataset
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts that are texts.
+
+    Attributes:
+        prompts: Those of a pass, in its order.
+        revision: Commit of the hub's dataset that they are from; null where they are from a file.
+    """
+
+    prompts: list[str]
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a pass consists of.
+
+    Attributes:
+        prompts: Token ids of each prompt.
+        digest: SHA-256 of the prompts, as :func:`prompts_digest` has it.
+        truncated: How many were cut to ``max_input_tokens``.
+        revision: Commit of the hub's dataset that they are from; null where they are from none.
+    """
+
+    prompts: list[list[int]]
+    digest: str
+    truncated: int = 0
+    revision: str | None = None
+
+
+def dataset_problem(config: ExperimentConfig, directory: Path, packages: Packages = HERE) -> str | None:
+    """Return what keeps the dataset from being read, or None. Nothing is read, and the hub is not asked.
+
+    Args:
+        config: The experiment.
+        directory: What a dataset's path is relative to.
+        packages: Of the environment that is to read it.
+    """
+    if not config.has_texts:
+        return None
+    dataset = str(config.dataset)
+    on_hub = hub_dataset(dataset, directory)
+    return hub_problem(on_hub, packages) if on_hub else file_problem(dataset, directory)
+
+
+def hub_dataset(dataset: str, directory: Path) -> HubDataset | None:
+    """Return the hub's dataset that *dataset* names; None where it is none, or something here has that name.
+
+    Args:
+        dataset: As the study has it.
+        directory: What a path is relative to.
+    """
+    found = HubDataset.parse(dataset)
+    return None if found is None or (found.name == dataset and (directory / dataset).exists()) else found
+
+
+def read_texts(
+    config: ExperimentConfig, directory: Path, on_fetch: Callable[[], None] = lambda: None
+) -> Texts | None:
+    """Return the ``n`` prompts of a pass as texts, in the order asked for, or None where they are synthetic.
+
+    Args:
+        config: The experiment.
+        directory: What a dataset's path is relative to.
+        on_fetch: Called before a dataset of the hub is fetched.
+
+    Raises:
+        PreflightError: The dataset cannot be had, or holds too few prompts.
+    """
+    if not config.has_texts:
+        return None
+    dataset, revision = str(config.dataset), None
+    if on_hub := hub_dataset(dataset, directory):
+        if problem := hub_problem(on_hub):
+            raise PreflightError(problem)
+        on_fetch()
+        folder = fetch_dataset(on_hub)
+        prompts, revision = read_dataset(on_hub, folder), folder.name
+    else:
+        prompts = read_file(dataset, directory)
+    if len(prompts) < config.n:
+        message = f"dataset {dataset!r} holds {len(prompts)} prompts, and the experiment asks for n: {config.n}"
+        raise PreflightError(message)
+    return Texts([prompt.text for prompt in _ordered(prompts, config)], revision)
+
+
+def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt]:
+    """Return ``n`` of *prompts* in the order of ``dataset_order``."""
+    if config.dataset_order == "shuffled":
+        return random.Random(config.random_seed).sample(prompts, config.n)
+    by_source: dict[str | None, list[Prompt]] = {}
+    for prompt in prompts:
+        by_source.setdefault(prompt.source, []).append(prompt)
+    rounds = chain.from_iterable(zip_longest(*by_source.values()))
+    in_turn = [prompt for prompt in rounds if prompt is not None][: config.n]
+    if config.dataset_order == "grouped":
+        places = {source: place for place, source in enumerate(by_source)}
+        in_turn.sort(key=lambda prompt: places[prompt.source])
+    return in_turn
+
+
+def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None) -> Workload:
+    """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths."""
+    shape = config.workload
+    if texts is None:
+        rng = random.Random(shape.seed)
+        vocabulary = engine.vocabulary()
+        prompts = [
+            rng.choices(vocabulary, k=shape.lengths.draw(rng) if shape.lengths else shape.input_len)
+            for _ in range(shape.n)
+        ]
+        return Workload(prompts, prompts_digest(prompts))
+    encoded = [engine.encode(text) for text in texts.prompts]
+    truncated = sum(len(ids) > shape.input_len for ids in encoded)
+    cut = [ids[: shape.input_len] for ids in encoded]
+    return Workload(cut, prompts_digest(texts.prompts), truncated, texts.revision)
+
+
+def warmup_prompts(config: ExperimentConfig, engine: Engine, workload: Workload) -> list[list[int]]:
+    """Return prompts as long as those of a pass, of other tokens: a prompt that comes again may be answered from a
+    cache. They hold token ids of the vocabulary, or those of the pass's own texts in any order.
+    """
+    ids = list(chain.from_iterable(workload.prompts)) if config.has_texts else engine.vocabulary()
+    rng = random.Random(f"warm-up {config.random_seed}")
+    return [rng.choices(ids, k=len(prompt)) for prompt in workload.prompts]
+
+
+def prompts_digest(prompts: Iterable[str | Sequence[int]]) -> str:
+    """Return the SHA-256 over *prompts*, texts or token ids: a line of ASCII JSON for each, in their order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(prompt, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()
