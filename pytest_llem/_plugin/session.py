@@ -197,8 +197,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     from pytest_llem.execution.replay import announce, current_inputs, replays_of
     from pytest_llem.judging.judge import Judge
     from pytest_llem.recording.recorder import Recorder
-    from pytest_llem.recording.studies import experiments_by_run
-    from pytest_llem.recording.study_run import selected_experiments
+    from pytest_llem.recording.studies import experiments_by_run, selected_experiments
 
     def ready(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
         by_run = experiments_by_run(config, node_ids)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pytest_llem.judging.previous_results import Earlier
-from pytest_llem.recording.study_run import StudyRun
 from pytest_llem.results.models import PointResult, StudyResult
+from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import StudyConfig
 
 

@@ -22,13 +22,13 @@ from pytest_llem._plugin.shared_state import STOPPED
 from pytest_llem._plugin.stash import BOARD
 from pytest_llem.gates.saved import BaselineError, save, what_is_unfit, what_lacks
 from pytest_llem.recording.pages import page_files, write_page
-from pytest_llem.recording.studies import experiments_by_run, study_of
-from pytest_llem.recording.study_run import StudyRun
+from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
 from pytest_llem.reporting.github import write_summary
 from pytest_llem.reporting.terminal.summary import WARNING, summary_lines
 from pytest_llem.results.environment import host_environment
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import ErrorRecord, StudyResult, StudyStatus
+from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.problems import StudyError
 
@@ -97,8 +97,9 @@ class Recorder:
             if is_reference(key):
                 results_dir, name = runs[file_of(key)].directory, REFERENCE
             try:
+                chosen = selected_experiments(study, selected[key])
                 runs[key] = StudyRun.open(
-                    study, selected[key], results_dir, name, environments[file_of(key)], resumed.get(key, ())
+                    study, chosen, results_dir, name, environments[file_of(key)], resumed.get(key, ())
                 )
             except OSError as error:
                 for run in runs.values():

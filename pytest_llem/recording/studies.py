@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import pytest
 
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
-from pytest_llem._plugin.node_ids import EXPERIMENTS, GATES, Node, file_of, is_reference, parse
+from pytest_llem._plugin.node_ids import EXPERIMENTS, GATES, Node, file_of, held, is_reference, parse
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.stash import STUDIES
-from pytest_llem.study.design import StudyConfig
+from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import load_study
 
 
@@ -39,6 +39,17 @@ def _ours(config: pytest.Config, node_id: str) -> Node | None:
         return None
     is_ours = node.file in collected or (not collected and (not node.file or node.file.endswith(YAML_SUFFIXES)))
     return node if is_ours else None
+
+
+def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
+    """Return the experiment of each node id."""
+    by_id = {experiment.id: experiment for experiment in study.experiments}
+    found: dict[str, Experiment] = {}
+    for node_id in node_ids:
+        node = parse(node_id)
+        if node is not None and (name := held(node.name, by_id)) is not None:
+            found[node_id] = by_id[name]
+    return found
 
 
 def study_of(config: pytest.Config, run: str) -> StudyConfig:

@@ -14,9 +14,9 @@ import pytest
 from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
-from pytest_llem.recording.study_run import StudyRun
 from pytest_llem.reporting.terminal.tables import number
 from pytest_llem.results.models import ErrorRecord
+from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment
 from pytest_llem.study.problems import printable
 

@@ -15,7 +15,7 @@ from pytest_llem.results.models import StudyResult
 from pytest_llem.results.quality_warnings import worst
 
 if TYPE_CHECKING:
-    from pytest_llem.recording.study_run import StudyRun
+    from pytest_llem.results.study_run import StudyRun
 
 #: Warnings shown; the rest are in the results.
 MOST_WARNINGS = 5

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_llem._plugin.node_ids import held, parse
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
@@ -48,7 +47,7 @@ class StudyRun:
     def open(
         cls,
         study: StudyConfig,
-        node_ids: Iterable[str],
+        selected: dict[str, Experiment],
         results_dir: Path,
         name: str,
         environment: dict[str, Any],
@@ -58,7 +57,7 @@ class StudyRun:
 
         Args:
             study: What is run.
-            node_ids: Of the experiments that are to run; the study's others are deselected.
+            selected: The experiments that are to run, by node id; the study's others are deselected.
             results_dir: Where the directory goes.
             name: Of the directory; with a number behind it where that is taken.
             environment: What is known of this machine.
@@ -67,7 +66,6 @@ class StudyRun:
         Raises:
             OSError: It cannot be made.
         """
-        selected = selected_experiments(study, node_ids)
         running = {experiment.id for experiment in selected.values()}
         entries = [
             ManifestEntry(
@@ -177,17 +175,6 @@ class StudyRun:
         with suppress(OSError):  # the result says all that it says
             (self.directory / DESIGN).unlink()
         return self.result
-
-
-def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
-    """Return the experiment of each node id."""
-    by_id = {experiment.id: experiment for experiment in study.experiments}
-    found: dict[str, Experiment] = {}
-    for node_id in node_ids:
-        node = parse(node_id)
-        if node is not None and (name := held(node.name, by_id)) is not None:
-            found[node_id] = by_id[name]
-    return found
 
 
 def _make_directory(results_dir: Path, name: str) -> Path:
