@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem._plugin.stash import BOARD, SELECTED_AXES, STUDIES
+from pytest_llem._plugin.stash import BOARD, RUN_EXPERIMENT, SELECTED_AXES, STUDIES
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -176,12 +176,14 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     """Make ready for experiments: in every process that runs or records them."""
     from pytest_llem._plugin.shared_state import Board
     from pytest_llem.collection.gates import Silence
+    from pytest_llem.execution.experiment import run_item
     from pytest_llem.execution.running import Running
     from pytest_llem.isolation.interrupts import Interrupts
 
     config.stash[BOARD] = Board(session)
     if not _runs_nothing(config):  # as a worker may
         config.pluginmanager.register(Running(), _RUNNING)
+        config.stash[RUN_EXPERIMENT] = run_item
     config.pluginmanager.register(Silence(), _SILENCE)
     config.stash[_INTERRUPTS] = Interrupts()
     debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger

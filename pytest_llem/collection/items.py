@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llem._plugin.node_ids import BUDGET, EXPERIMENT, EXPERIMENTS, REFERENCE, REGRESSION, run_key
 from pytest_llem._plugin.options import Settings
-from pytest_llem._plugin.stash import SELECTED_AXES, STUDIES
+from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, STUDIES
 from pytest_llem.collection.selection import keywords
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.saved import BaselineError, load
@@ -101,10 +101,7 @@ class StudyFile(pytest.Module):
 
 # The body of every experiment. It bears the name of its function and the study's place, and so fails there.
 def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
-    from pytest_llem.execution.experiment import explain, run_item  # not needed to collect
-
-    if (error := run_item(planned, request.node)) is not None:
-        pytest.fail(explain(error, request.config.option.tbstyle), pytrace=False)
+    request.config.stash[RUN_EXPERIMENT](planned, request.node)
 
 
 # The body of every gate, which the controller judges once all has been measured: it never runs.

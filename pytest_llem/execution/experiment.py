@@ -91,8 +91,14 @@ PROPERTIES = {
 }
 
 
-def run_item(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
-    """Run *planned*, keep what came of it for the report, and return why it failed, if it did."""
+def run_item(planned: Experiment, item: pytest.Item) -> None:
+    """Run *planned*, keep its outcome for the report, and fail *item* where it failed."""
+    if (error := _outcome_of(planned, item)) is not None:
+        pytest.fail(explain(error, item.config.option.tbstyle), pytrace=False)
+
+
+def _outcome_of(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
+    """Run *planned*, keep its outcome for the report, and return why it failed, if it did."""
     run = run_of(item)
     study = item.config.stash[STUDIES][run]
     stored = replayed(item, planned)
