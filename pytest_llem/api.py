@@ -56,7 +56,7 @@ def run_study(
         StudyError: The study file is wrong.
         StudyRunError: pytest ended before there was a result.
     """
-    from pytest_llem import run_note  # imports pytest
+    from pytest_llem._plugin import run_note  # imports pytest
 
     path = Path(path).resolve()
     load_study(path)

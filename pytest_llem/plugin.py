@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
     expression = config.getoption("keyword", "") or ""
     if "=" in expression or is_anything_said(config):
-        from pytest_llem._plugin.session import configure
+        from pytest_llem.session import configure
 
         configure(config, expression)  # what is wrong is told before anything is collected
 
@@ -71,9 +71,9 @@ def pytest_collection_modifyitems(
     if STUDIES not in config.stash and SELECTED_AXES not in config.stash:
         return (yield)
     # Here and not among the session's hooks: whose is the last word on the order would hang on when they came.
-    from pytest_llem._plugin.session import register
     from pytest_llem.collection.items import restore_run_order
     from pytest_llem.collection.selection import refuse_unknown_axes
+    from pytest_llem.session import register
 
     register(config)
     if not session.testsfailed:
@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    from pytest_llem._plugin.session import introduce, register
+    from pytest_llem.session import introduce, register
 
     register(node.config)  # a controller collects nothing: of studies it hears from its workers
     introduce(node)
