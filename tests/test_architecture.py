@@ -1,9 +1,8 @@
-"""The house keeps its direction: which room may import which, and what may not be imported at all."""
+"""What is imported, and when. Which room may import which is in pyproject.toml, for import-linter."""
 
 from __future__ import annotations
 
 import ast
-import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,86 +15,16 @@ import pytest_llem
 
 PACKAGE = Path(pytest_llem.__file__).parent
 
-#: Every room, and the rooms it may import. ``study``, ``results`` and ``hardware`` are the ground under them all.
-MAY_IMPORT = {
-    "hardware": set(),
-    "registry": set(),
-    "board": set(),
-    "nodes": set(),
-    "catalogue": set(),
-    "study": {"catalogue", "registry"},
-    "results": {"catalogue", "study"},
-    "gates": {"catalogue", "results", "study"},
-    "energy": {"hardware", "registry", "results", "study"},
-    "backends": {"study", "results"},
-    "measurement": {"catalogue", "backends", "energy", "hardware", "registry", "results", "study"},
-    "isolation": {"measurement", "backends", "energy", "hardware", "registry", "results", "study"},
-    "extras": set(),
-    "overwriting": set(),
-    "declarations": set(),
-    "stash": {"board", "study"},
-    "options": {"extras", "overwriting", "study"},
-    "planning": {"backends", "hardware", "isolation", "measurement", "registry", "results", "study"},
-    "collection": {
-        *("board", "declarations", "energy", "gates", "hardware", "isolation", "measurement", "nodes"),
-        *("options", "overwriting", "planning", "results", "stash", "study"),
-    },
-    "doctor": {"backends", "energy", "hardware", "isolation", "planning", "registry", "results"},
-    "reporting": {
-        *("board", "catalogue", "declarations", "doctor", "gates", "nodes", "options", "overwriting"),
-        *("planning", "results", "stash", "study"),
-    },
-    "hookspecs": {"results"},
-    "run_note": set(),
-    "fixtures": {"collection", "energy"},
-    "session": {
-        *("board", "collection", "isolation", "nodes", "options", "planning", "reporting", "stash", "study"),
-    },
-    "plugin": {"collection", "declarations", "fixtures", "hookspecs", "session", "stash"},
-    "cli": {
-        *(
-            "backends",
-            "catalogue",
-            "doctor",
-            "extras",
-            "gates",
-            "measurement",
-            "options",
-            "registry",
-            "reporting",
-            "results",
-        ),
-        *("study",),
-    },
-    "api": {"backends", "measurement", "results", "run_note", "study"},
-    "__init__": {"api", "collection", "energy", "measurement", "results", "study"},
-}
-
-KNOWS_PYTEST = {
-    "declarations",
-    "stash",
-    "options",
-    "collection",
-    "fixtures",
-    "reporting",
-    "run_note",
-    "session",
-    "plugin",
-}
-HEAVY = {"torch", "transformers", "tokenizers", "huggingface_hub", "datasets", "scipy", "numpy", "pynvml"}
-
 #: What only some installations have, and the room that needs it.
 PAGES, PAGES_NEED = "reporting.html", {"jinja2", "plotly"}
 
 
-def _modules() -> Iterator[tuple[str, str, Path]]:
-    """Yield each module of the package: its room, its name in the package, and its file."""
+def _modules() -> Iterator[tuple[str, Path]]:
+    """Yield each module of the package: its name there, and its file."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        yield parts[0], ".".join(parts), path
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
 
 
-@functools.cache
 def _imports(path: Path, *, at_load: bool = False) -> set[str]:
     tree = ast.parse(path.read_text())
     nodes = tree.body if at_load else ast.walk(tree)
@@ -108,26 +37,8 @@ def _imports(path: Path, *, at_load: bool = False) -> set[str]:
     return found
 
 
-def test_no_room_imports_against_the_flow() -> None:
-    for room, name, path in _modules():
-        imported = _imports(path)
-        ours = {one.split(".")[1] for one in imported if one.startswith("pytest_llem.")}
-        assert ours - {room} <= MAY_IMPORT[room], name
-        everything = {one.partition(".")[0] for one in imported}
-        assert "_pytest" not in everything, f"{name}: private pytest API"
-        assert room in KNOWS_PYTEST or "pytest" not in everything, name
-
-
-def test_what_is_heavy_is_imported_late() -> None:
-    parts = ("pytorch", "generation", "loading", "shape")
-    theirs = {f"backends.{part}" for part in parts}
-    for _, name, path in _modules():
-        heavy = {one.partition(".")[0] for one in _imports(path, at_load=True)} & HEAVY
-        assert not heavy or name in theirs, name
-
-
 def test_pages_are_written_by_one_room_that_is_entered_late() -> None:
-    for _, name, path in _modules():
+    for name, path in _modules():
         if not name.startswith(f"{PAGES}.") or name == f"{PAGES}.__init__":
             assert not {one.partition(".")[0] for one in _imports(path)} & PAGES_NEED, name
             late = [one for one in _imports(path, at_load=True) if one.startswith(f"pytest_llem.{PAGES}")]
@@ -141,7 +52,7 @@ def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester: pytest.P
 
         def test_modules():
             ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
-            light = ["declarations", "fixtures", "hookspecs", "plugin", "stash"]
+            light = ["_plugin", "_plugin.declarations", "_plugin.stash", "fixtures", "hookspecs", "plugin"]
             assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
