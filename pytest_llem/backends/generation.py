@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.configuration_utils import DEPRECATED_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
 
 from pytest_llem.backends.protocol import PreflightError
 from pytest_llem.study.config import ExperimentConfig
@@ -110,6 +110,17 @@ def no_latency(generation: GenerationConfig) -> str | None:
     if mode == GenerationMode.ASSISTED_GENERATION:
         return "a step of speculative decoding brings several tokens at once"
     return "a beam search gives its tokens all at once, at the end"
+
+
+def replaced_cache(model: Any, given: str) -> str | None:
+    """Return the cache that transformers takes in place of *given*, by its name; None where it takes that one."""
+    prepared, _ = model._prepare_generation_config(GenerationConfig(cache_implementation=given))
+    name = prepared.cache_implementation
+    if name is None:
+        return "dynamic"
+    if name in DEPRECATED_STATIC_CACHE_IMPLEMENTATIONS:
+        return "offloaded_static" if name.startswith("offloaded") else "static"
+    return None
 
 
 def as_data(generation: GenerationConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ SWITCHES = ("warmup", "baseline")
 
 
 def adjusted_settings(
-    config: ExperimentConfig, axes: Mapping[str, Any], engine: EngineRecord, requests: Requests
+    config: ExperimentConfig, axes: Mapping[str, Any], engine: EngineRecord, requests: Requests, graphs: int
 ) -> list[AdjustedSetting]:
     """Return the settings of an experiment that did not run as they were given.
 
@@ -24,6 +24,7 @@ def adjusted_settings(
         axes: What tells its point apart: limits that nothing came near to are no adjustment, unless they are axes.
         engine: What ran, with what the engine itself has adjusted.
         requests: Of the window.
+        graphs: How many ``torch.compile`` has compiled in this process.
     """
     idle = [
         AdjustedSetting(
@@ -34,7 +35,23 @@ def adjusted_settings(
         for at, message in without_effect(config)
         if (setting := ".".join(map(str, at))) in axes or at[0] not in SWITCHES
     ]
-    return [*idle, *engine.adjusted, *_batches(config, requests), *_limits(config, axes, requests)]
+    return [
+        *idle,
+        *engine.adjusted,
+        *_compilation(config, engine, graphs),
+        *_batches(config, requests),
+        *_limits(config, axes, requests),
+    ]
+
+
+def _compilation(config: ExperimentConfig, engine: EngineRecord, graphs: int) -> Iterator[AdjustedSetting]:
+    """Yield ``torch_compile`` where nothing was compiled: torch then runs the model as it is, without a word."""
+    if engine.settings.get("torch_compile") and not graphs:
+        yield AdjustedSetting(
+            setting=f"{config.backend}.torch_compile",
+            given=True,
+            reason="torch.compile compiled nothing; unset TORCH_COMPILE_DISABLE and TORCHDYNAMO_DISABLE",
+        )
 
 
 def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedSetting]:
