@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch._dynamo
+import torch._inductor
 from torch._dynamo.utils import counters
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
+from pytest_llem.backends.adjusted import adjusted_settings
+from pytest_llem.backends.models import ModelSource
 from pytest_llem.backends.pytorch import PyTorchEngine
 from pytest_llem.measurement.tracing import active_tracer
 from pytest_llem.reporting.points import points_table
@@ -58,6 +61,22 @@ class TestCompilation:
 
     def test_label_of_a_compiled_model_is_kept(self) -> None:
         assert run(n=1, max_output_tokens=1, pytorch=COMPILED).adjusted == []
+
+    @pytest.mark.parametrize(
+        ("mode", "expected"), [("reduce-overhead", ["pytorch.torch_compile_mode"]), ("max-autotune", [])]
+    )
+    def test_mode_that_adds_nothing_on_a_cpu_is_adjusted(self, mode: str, expected: list[str]) -> None:
+        made = engine(**GREEDY)
+        options = {"torch_compile": True, "torch_compile_mode": mode}
+        config = ExperimentConfig.model_validate({**TINY, **GREEDY, "pytorch": options})
+        found = adjusted_settings(made._model, config, ModelSource("somewhere", "local"))
+        assert [one.setting for one in found] == expected
+        graphs = {"triton.cudagraphs": True}
+        assert (torch._inductor.list_mode_options(mode) == graphs) is bool(expected)
+
+    def test_compilation_of_generate_itself_can_be_switched_off(self) -> None:
+        result = run(n=1, passthrough_kwargs={"disable_compile": True})
+        assert result.engine.settings["generation"]["disable_compile"] is True
 
     def test_variables_that_change_arithmetic_or_compiler_are_recorded(
         self, monkeypatch: pytest.MonkeyPatch

@@ -114,6 +114,14 @@ def _others(
                 effective=runs_cache,
                 reason="this version of transformers has replaced it",
             )
+    how = loading.compilation(options)
+    if how == {"mode": "reduce-overhead", "backend": "inductor"} and not loading.used_gpus(model):
+        yield AdjustedSetting(
+            setting=f"{section}.torch_compile_mode",
+            given="reduce-overhead",
+            effective="default",
+            reason="it adds CUDA graphs alone, which need a GPU",
+        )
     if options.revision and source.kind != "hub":
         yield AdjustedSetting(
             setting=f"{section}.revision", given=options.revision, reason="the model is not from the hub"

@@ -68,13 +68,13 @@ def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> Genera
         use_cache=options.use_cache,
         cache_implementation=options.cache_implementation,
         prompt_lookup_num_tokens=options.prompt_lookup_num_tokens,
-        # Ours compiles the whole forward pass: what generate compiles by itself would come on top of it.
-        disable_compile=options.torch_compile or None,
         bos_token_id=tokens.bos,
         pad_token_id=tokens.pad,
         **{
             **_sampling(config),
             **_beams(options),
+            # Ours compiles the whole forward pass: what generate compiles by itself would come on top of it.
+            "disable_compile": options.torch_compile or None,
             # Without an end-of-sequence token every sequence runs to its full length.
             **({"eos_token_id": tokens.eos, "min_new_tokens": config.decoder.min_new_tokens} if natural else {}),
             **further,
