@@ -22,9 +22,9 @@ from pytest_llem.measurement.tracing import active_tracer
 from pytest_llem.reporting.points import points_table
 from pytest_llem.reporting.tables import render
 from pytest_llem.results.environment import variables
-from pytest_llem.results.experiment import ExperimentResult
+from pytest_llem.results.experiment import EngineRecord, ExperimentResult
 from pytest_llem.study.loading import load_study
-from tests.conftest import Results, RunPytest
+from tests.conftest import NOOP_STUDY, Results, RunPytest
 from tests.support.study_results import point
 from tests.support.tiny import GREEDY, PROMPTS, TINY, engine, generate
 
@@ -214,3 +214,44 @@ def test_prompts_and_cycles_have_columns_of_different_names() -> None:
     headings = [str(column.header) for column in made.table.columns]
     assert headings[:3] == ["n\n(prompts)", "size", "n"]
     assert any("(prompts)" in line for line in render(made.table, made.width))
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [("float16", [("precision", "bf16", "fp16")]), ("torch.bfloat16", []), ("fp8", []), (None, [])],
+)
+def test_data_type_that_an_engine_states_is_held_against_the_label(
+    stated: str | None, expected: list[Any], noop_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vllm#7561, #12794: engines cast to what a device or a quantisation takes."""
+    import noop_engine as engines
+
+    record = EngineRecord(name="noop", device="cpu", settings={"dtype": stated})
+    monkeypatch.setattr(engines.NoopEngine, "describe", lambda self: record)
+    fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+    result = ExperimentOrchestrator(ExperimentConfig.model_validate({**fields, "precision": "bf16"})).run().result
+    assert adjusted(result) == expected
+
+
+def test_energy_budget_that_is_exceeded_under_a_tracer_says_so(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+        import time
+
+        import pytest
+
+        @pytest.mark.energy_budget(seconds=0.001)
+        def test_it():
+            sys.settrace(lambda *_: None)
+            time.sleep(0.01)
+        """
+    )
+    before = sys.gettrace()
+    try:
+        outcome = pytester.runpytest_inprocess("-p", "llem")
+    finally:
+        sys.settrace(before)
+    outcome.stdout.fnmatch_lines(["*took 0.0* s, while a trace function is set (*), more than its budget*"])

@@ -14,6 +14,10 @@ from pytest_llem.study.effects import given_value, without_effect
 SWITCHES = ("warmup", "baseline")
 
 
+#: Values of ``precision`` by the names of data types that engines state.
+DATA_TYPES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+
+
 def adjusted_settings(
     config: ExperimentConfig, axes: Mapping[str, Any], engine: EngineRecord, requests: Requests, graphs: int
 ) -> list[AdjustedSetting]:
@@ -38,10 +42,23 @@ def adjusted_settings(
     return [
         *idle,
         *engine.adjusted,
+        *_data_type(config, engine),
         *_compilation(config, engine, graphs),
         *_batches(config, requests),
         *_limits(config, axes, requests),
     ]
+
+
+def _data_type(config: ExperimentConfig, engine: EngineRecord) -> Iterator[AdjustedSetting]:
+    """Yield ``precision`` where an engine states a ``dtype`` of another one among its settings. The engine pytorch
+    has counted its weights itself.
+    """
+    runs = DATA_TYPES.get(str(engine.settings.get("dtype")).removeprefix("torch."))
+    known = {one.setting for one in engine.adjusted}
+    if engine.name != "pytorch" and runs not in (None, config.precision) and "precision" not in known:
+        yield AdjustedSetting(
+            setting="precision", given=config.precision, effective=runs, reason="the engine states this dtype"
+        )
 
 
 def _compilation(config: ExperimentConfig, engine: EngineRecord, graphs: int) -> Iterator[AdjustedSetting]:
