@@ -20,6 +20,7 @@ SEVERITIES: dict[str, Severity] = {
     "impossibly_fast": "error",
     "compiled": "error",
     "repeats_faster": "error",
+    "traced": "error",
     "no_energy": "error",
     "engine_not_covered": "error",
     "setting_adjusted": "warning",
