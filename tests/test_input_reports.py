@@ -18,7 +18,7 @@ from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from tests.conftest import RunPytest
+from tests.conftest import Results, RunPytest
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
 
@@ -131,6 +131,34 @@ class TestFilesOfOtherEncodings:
     def test_byte_order_marks_of_concatenated_files_are_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\r\n\xef\xbb\xbf\n")
         assert [prompt.text for prompt in read_file("a.txt", tmp_path)] == ["one", "two"]
+
+
+#: Edits the prompts once the first experiment has ended.
+EDITING = """
+from pathlib import Path
+
+def pytest_llem_experiment_finished(result):
+    Path(__file__).with_name("prompts.txt").write_text("three\\nfour\\n")
+"""
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_points_that_had_other_prompts_of_one_dataset_are_reported(
+    write_study: Callable[..., Path], run_pytest: RunPytest, results: Results, edited: bool
+) -> None:
+    path = write_study(
+        dataset="prompts.txt",
+        execution={"n_cycles": 1, "cycle_order": "sequential"},
+        sweep={"noop.size": [1, 2, 3]},
+    )
+    path.with_name("prompts.txt").write_text("one\ntwo\n")
+    if edited:
+        path.with_name("conftest.py").write_text(EDITING)
+    run_pytest().assert_outcomes(passed=3)
+    found = [one for one in results.study_result["warnings"] if one["code"] == "inputs_differ"]
+    assert [(one["text"].partition(":")[0], one["experiments"]) for one in found] == (
+        [("dataset 'prompts.txt' was not the same in all experiments", ["size=1"])] if edited else []
+    )
 
 
 def test_a_results_directory_that_the_locale_cannot_spell_is_reported(
