@@ -27,6 +27,7 @@ SEVERITIES: dict[str, Severity] = {
     "contended": "warning",
     "code_edited": "warning",
     "cycles_differ": "warning",
+    "inputs_differ": "warning",
     "throttled": "warning",
     "few_ticks": "warning",
     "faster_than_roofline": "warning",
