@@ -19,6 +19,7 @@ from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from tests.conftest import Results, RunPytest
+from tests.support.marks import slow
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
 
@@ -142,7 +143,7 @@ def pytest_llem_experiment_finished(result):
 """
 
 
-@pytest.mark.parametrize("edited", [True, False])
+@pytest.mark.parametrize("edited", [True, slow(False)])
 def test_points_that_had_other_prompts_of_one_dataset_are_reported(
     write_study: Callable[..., Path], run_pytest: RunPytest, results: Results, edited: bool
 ) -> None:

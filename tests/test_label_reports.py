@@ -53,6 +53,7 @@ class TestCompilation:
         torch._dynamo.reset()
         counters.clear()
 
+    @pytest.mark.slow
     def test_label_of_a_model_that_nothing_compiled_is_adjusted(self) -> None:
         with torch._dynamo.config.patch(disable=True):
             result = run(pytorch=COMPILED)
@@ -191,6 +192,7 @@ class TestTracer:
         assert found is not None
         assert found.startswith(text)
 
+    @pytest.mark.slow
     def test_experiment_under_it_is_not_judged(
         self,
         write_study: Callable[..., Path],
