@@ -338,6 +338,7 @@ def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu: Callable
     assert abs(active.value) < 0.02 * 121.5 * window.account.seconds
 
 
+@pytest.mark.slow
 def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu: Callable[..., Any]) -> None:
     """Of a power that is not quite constant: it changes with each part of the baseline."""
     record, metrics, window = on_gpu(*((k / 2, 124.0 if k % 2 else 118.0) for k in range(32)))

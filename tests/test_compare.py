@@ -18,6 +18,7 @@ from pytest_llem.reporting.terminal.comparison import MOST_LINES, MOST_ROWS, as_
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig
+from tests.support.marks import slow
 from tests.support.study_results import H100, point, study_result
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
@@ -246,7 +247,7 @@ def test_command_imports_neither_pytest_nor_torch(saved: Path) -> None:
     assert "3 REGRESSION" in done.stdout
 
 
-@pytest.mark.parametrize("form", ["table", "markdown", "json"])
+@pytest.mark.parametrize("form", ["table", slow("markdown"), slow("json")])
 def test_output_on_a_terminal_without_unicode(saved: Path, form: str) -> None:
     save(_result(1, 1, subject={"torch": "2.13.0é\x1b[31m"}), "odd", saved)
     done = subprocess.run(

@@ -610,6 +610,7 @@ def test_terminal_names_the_owner_once(
     assert gap.waited_seconds
 
 
+@pytest.mark.slow
 def test_run_on_another_gpu_does_not_wait(
     pytester: pytest.Pytester,
     write_study: WriteStudy,

@@ -15,6 +15,7 @@ from pytest_llem import StudyResult
 from pytest_llem.results import manifest
 from pytest_llem.results.manifest import read_manifest, stored_result
 from tests.conftest import Results, RunPytest
+from tests.support.marks import slow
 
 #: Does something as the second of three experiments ends, before its result is written, and as the third starts.
 CONFTEST = """
@@ -168,7 +169,9 @@ def test_deleted_results_fail_and_the_others_are_kept(
     assert results.study_result["experiments"][0]["error"]["type"] == "ResultLost"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.journal", "study_design.json", "study.yaml"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", *map(slow, ("manifest.journal", "study_design.json", "study.yaml"))]
+)
 def test_deleted_record_costs_no_experiment(
     run: Callable[..., pytest.RunResult], results: Results, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

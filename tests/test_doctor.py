@@ -400,6 +400,7 @@ class TestDriver:
     @pytest.mark.parametrize(
         ("function", "doing"), [slow("nvmlInit", "nvmlInit"), ("nvmlDeviceGetFieldValues", "GPU 0")]
     )
+    @pytest.mark.slow
     def test_a_driver_that_hangs_is_given_up_on(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], function: str, doing: str
     ) -> None:

@@ -349,6 +349,7 @@ class TestExits:
         assert gone(note["pid"])
 
     @pytest.mark.parametrize("number", [slow(signal.SIGINT), signal.SIGKILL])
+    @pytest.mark.slow
     def test_exiting_process_does_not_outlive_the_session(
         self,
         pytester: pytest.Pytester,

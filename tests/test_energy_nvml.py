@@ -186,6 +186,7 @@ def test_skew_is_between_the_edges_that_lie_furthest_apart() -> None:
 
 
 @pytest.mark.parametrize("call_ms", [slow(0), 4])
+@pytest.mark.slow
 def test_eight_boards_of_different_ticks_and_powers_are_each_right(run: Callable[..., Any], call_ms: int) -> None:
     boards, courses = _eight()
     _assert_right(run(_watch, *boards, args=(WORK_S, courses), call_ms=call_ms), [one.uuid for one in boards])
@@ -210,6 +211,7 @@ def test_long_windows_are_right_to_half_a_percent(nvml_library: Path, tmp_path: 
             _assert_right(seen, [board.uuid for board in seen.boards])
 
 
+@pytest.mark.slow
 def test_a_board_without_a_counter_is_sampled(run: Callable[..., Any]) -> None:
     """A step may have come anywhere between two samples 0.1 s apart: ±2.5 % here, and so the uncertainty says."""
     watts = {"constant": 70.0, "step": 300.0, "steps": 90.0, "ramp": 200.0}

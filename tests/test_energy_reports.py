@@ -32,6 +32,7 @@ from pytest_llem.results.study_result import Findings, summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
 from tests.support import nvml
+from tests.support.marks import slow
 from tests.support.nvml import Script
 from tests.support.powercap import Powercap
 from tests.support.study_results import H100, point, study_result
@@ -298,7 +299,7 @@ def _step(script: Script) -> tuple[DeviceReading, str | None]:
     return account.devices[0], account.total.invalid
 
 
-@pytest.mark.parametrize(("capability", "averages"), [(8.6, 1), (8.0, 0)])
+@pytest.mark.parametrize(("capability", "averages"), [slow(8.6, 1), (8.0, 0)])
 def test_counter_is_not_checked_against_averaged_power(
     nvml_library: Path, tmp_path: Path, capability: float, averages: int
 ) -> None:

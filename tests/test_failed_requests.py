@@ -21,6 +21,7 @@ from pytest_llem.results.study_result import summarise
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import NOOP_STUDY, Results
+from tests.support.marks import slow
 from tests.support.study_results import H100, study_result
 from tests.support.warned import texts
 
@@ -134,7 +135,12 @@ def _point(result: ExperimentResult, cycles: int = 3) -> PointResult:
 class TestJudged:
     @pytest.mark.parametrize(
         "metric",
-        ["requests_per_second", "ttft_p50_ms", "energy_j", "seconds", "energy_per_output_token_j", "itl_p50_ms"],
+        [
+            "requests_per_second",
+            slow("ttft_p50_ms"),
+            "energy_j",
+            *map(slow, ("seconds", "energy_per_output_token_j", "itl_p50_ms")),
+        ],
     )
     def test_a_budget_is_not_judged(self, measured: Any, metric: str) -> None:
         budget = Budget("b", metric, "p", 1e9, None, 1)

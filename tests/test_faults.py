@@ -248,6 +248,7 @@ class TestMuch:
         result = ExperimentResult.model_validate_json(outcome.result)
         assert result.engine.settings["filler"] == "x" * 50_000_000
 
+    @pytest.mark.slow
     def test_output_of_400_mb_is_not_held_in_memory(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
@@ -298,6 +299,7 @@ class TestPytestIsKilled:
         wait_until(lambda: all(map(gone, pids)), 30)
         wait_until(lambda: not list((pytester.path / "temporary").glob("llem-*")), 30)
 
+    @pytest.mark.slow
     def test_no_experiment_outlives_xdists_controller(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], start_method: str
     ) -> None:

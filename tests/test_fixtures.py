@@ -648,6 +648,7 @@ def test_it(isolated_experiment):
         done.assert_outcomes(passed=1)
 
     @pytest.mark.parametrize(("option", "argument"), [slow(["--llem-timeout=2"], ""), ([], ", timeout=2")])
+    @pytest.mark.slow
     def test_a_hanging_experiment_is_ended_at_its_timeout(
         self, run: Run, pytester: pytest.Pytester, option: list[Any], argument: str
     ) -> None:

@@ -384,6 +384,7 @@ class TestItsEnd:
         wait_until(lambda: not _left(temporary), 30)
 
     @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
+    @pytest.mark.slow
     def test_server_ends_with_the_session(
         self,
         pytester: pytest.Pytester,

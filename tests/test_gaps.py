@@ -309,6 +309,7 @@ def test_only_visible_gpus_are_read(look: LookAt) -> None:
     assert set(look(*different, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID")[0]) == {B}
 
 
+@pytest.mark.slow
 def test_without_nvml_there_is_no_reading(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
@@ -353,7 +354,7 @@ def test_fixed_gap_is_kept_and_recorded(
 
 
 @pytest.mark.parametrize(
-    ("order", "cycles"), [("interleaved", [False, True, False]), ("sequential", [True, True, True])]
+    ("order", "cycles"), [("interleaved", [False, True, False]), slow("sequential", [True, True, True])]
 )
 def test_cycle_gap_precedes_each_new_cycle(
     pytester: pytest.Pytester,
@@ -474,7 +475,9 @@ def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
 
 
 @pytest.mark.parametrize(
-    ("execution", "points"), [slow({"experiment_gap_seconds": 0}, [1, 2]), ({}, [1])], ids=["none-wanted", "alone"]
+    ("execution", "points"),
+    [slow({"experiment_gap_seconds": 0}, [1, 2]), slow({}, [1])],
+    ids=["none-wanted", "alone"],
 )
 def test_nvml_is_not_read_where_no_gap_needs_it(
     pytester: pytest.Pytester,

@@ -77,6 +77,7 @@ BUSY = """
     [(False, ()), slow(True, ()), slow(True, ("-n", "1"))],
     ids=["idle", "busy", "busy controller"],
 )
+@pytest.mark.slow
 def test_result_has_the_processor_time_of_pytest(
     pytester: pytest.Pytester,
     write_study: Callable[..., Path],

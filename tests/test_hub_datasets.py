@@ -204,6 +204,7 @@ def test_a_column_of_another_name_is_suggested(read: Read) -> None:
     assert found[0] == ["x", "y"]
 
 
+@pytest.mark.slow
 def test_what_is_only_half_there_is_not_there(read: Read, home: Path) -> None:
     read("owner/parquet")
     [file] = home.rglob("snapshots/*/data/*.parquet")

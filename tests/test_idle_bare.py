@@ -249,6 +249,7 @@ def test_each_gpu_is_measured_once_before_the_first_experiment(
     assert found[0].idle_context_w is None, "the engine runs on no GPU"
 
 
+@pytest.mark.slow
 def test_idle_machine_is_not_measured_where_nothing_needs_it(
     pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
 ) -> None:

@@ -95,6 +95,7 @@ def test_signal_ends_the_experiment_and_is_in_the_manifest(
     assert "--llem-resume goes on from here" in output
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured_before(
     start: Start, write_study: Callable[..., Path], results: Results, notes: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_signal_while_collecting_writes_nothing(
     assert not (pytester.path / "results").exists()
 
 
+@pytest.mark.slow
 def test_handlers_of_others_are_left_alone(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     """An ignored SIGHUP, as under nohup, and a handled SIGTERM stay so; all handlers are as before at the end."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})

@@ -21,6 +21,7 @@ from pytest_llem.isolation.server import Servers
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import Results
+from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
 MakeJob = Callable[..., Job]
@@ -163,7 +164,7 @@ def _assert_failed(outcome: Outcome, kind: str, type_: str, message: str) -> Non
     assert bool(outcome.error.traceback) == (kind in ("exception", "oom"))
 
 
-@pytest.mark.parametrize("fault", ["linger", "linger at exit"])
+@pytest.mark.parametrize("fault", [slow("linger"), "linger at exit"])
 def test_process_that_does_not_exit_is_ended_after_its_result(
     job: MakeJob, run: Run, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

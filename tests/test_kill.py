@@ -24,6 +24,7 @@ def test_kills_at_any_moment_lose_no_finished_experiment(tmp_path: Path) -> None
     assert sum(one["failed"] for one in seen) > 10
 
 
+@pytest.mark.slow
 def test_kills_while_writing_lose_no_finished_experiment(tmp_path: Path) -> None:
     """The experiments take no time, so that most kills meet pytest as it writes."""
     write_study(tmp_path, points=600, at_once=True)

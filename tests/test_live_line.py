@@ -182,6 +182,7 @@ def test_without_a_terminal_there_is_no_live_line(
 
 
 @pytest.mark.parametrize("option", ["-s", slow("--capture=tee-sys")])
+@pytest.mark.slow
 def test_what_the_experiment_writes_stays_whole(write_study: Callable[..., Path], run: Run, option: str) -> None:
     write_study(**ONE_EXPERIMENT, noop={"fault": "say", "seconds": 0.4}, measurement={"min_window_seconds": 1.5})
     status, lines, seen = run("study.yaml", option)

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from tests.conftest import Results
+from tests.support.marks import slow
 from tests.support.warned import texts
 from tests.support.wattmeter.wattmeter import GAIN_ERROR, WATTS
 
@@ -111,7 +112,7 @@ def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
     assert baselines[0].idle_bare_reason == "meter 'wattmeter' is not asked outside of experiments"
 
 
-@pytest.mark.parametrize("method", ["begin", "end"])
+@pytest.mark.parametrize("method", ["begin", slow("end")])
 def test_one_that_fails_while_measuring_costs_its_figures_alone(
     run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -22,6 +22,7 @@ from pytest_llem.engines.tiny_llama import tiny_llama
 from pytest_llem.measurement import prefill
 from pytest_llem.study.config import DecoderConfig
 from pytest_llem.study.engines import PyTorchConfig
+from tests.support.marks import slow
 from tests.support.narrow import not_none
 from tests.support.tiny import GREEDY, NATURAL, PROMPTS, TINY, engine, generate, outputs
 from tests.support.warned import texts
@@ -164,10 +165,10 @@ def test_what_has_no_effect_is_not_passed_and_nothing_warns(
     "options",
     [
         {"attn_implementation": "sdpa"},
-        {"attn_implementation": "eager"},
+        slow({"attn_implementation": "eager"}),
         {"cache_implementation": "dynamic"},
         {"cache_implementation": "static"},
-        {"use_cache": False},
+        slow({"use_cache": False}),
     ],
 )
 def test_what_is_to_change_speed_alone_changes_no_token(options: dict[str, Any]) -> None:

@@ -161,6 +161,7 @@ def test_quantisation_reaches_transformers_and_is_written_down(
 
 
 @pytest.mark.parametrize("name", [slow("llama"), "gpt2"])
+@pytest.mark.slow
 def test_the_models_class_is_imported_before_loading_is_timed(name: str, tmp_path: Path) -> None:
     """In a process of its own: this one has them all."""
     if name == "gpt2":

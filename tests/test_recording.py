@@ -623,7 +623,7 @@ def test_failing_teardown_keeps_the_measurement(
 @pytest.mark.parametrize(
     "hook", ["pytest_llem_experiment_finished(result)", "pytest_llem_study_finished(study_result)"]
 )
-@pytest.mark.parametrize("raised", ["pytest.skip('no')", "raise SystemExit('no')"])
+@pytest.mark.parametrize("raised", ["pytest.skip('no')", slow("raise SystemExit('no')")])
 def test_session_continues_after_any_exception_of_a_hook(
     pytester: pytest.Pytester,
     run_pytest: RunPytest,
@@ -640,7 +640,9 @@ def test_session_continues_after_any_exception_of_a_hook(
     assert results.manifest["completed"] == 2
 
 
-@pytest.mark.parametrize("plugin", ["debugging", "setuponly", "setupplan", "capture", "junitxml", "skipping"])
+@pytest.mark.parametrize(
+    "plugin", ["debugging", *map(slow, ("setuponly", "setupplan", "capture", "junitxml", "skipping"))]
+)
 def test_run_without_one_of_pytests_own_plugins(
     run_pytest: RunPytest, write_study: Callable[..., Path], results: Results, plugin: str
 ) -> None:

@@ -126,6 +126,7 @@ def test_other_prompts_and_other_weights_are_measured_again(project: Project) ->
     )
 
 
+@pytest.mark.slow
 def test_resume_takes_the_newest_run_and_what_it_was_resumed_from(project: Project) -> None:
     """Not what an independent run of the same design has found."""
     project.run("--llem-run-id=unrelated").assert_outcomes(passed=2)

@@ -125,6 +125,7 @@ def test_failures_are_on_it_and_the_controller_writes_it(
         assert said in page.text
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_has_a_page(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.makeconftest("def pytest_llem_experiment_finished(result): raise KeyboardInterrupt")

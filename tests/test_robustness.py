@@ -28,6 +28,7 @@ from pytest_llem.results.manifest import ManifestWriter, now, read_manifest
 from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
+from tests.support.marks import slow
 from tests.support.tiny import config
 
 
@@ -282,7 +283,7 @@ def _as_nobody(do: Callable[[], None]) -> int:
 class TestRunStudy:
     @pytest.mark.parametrize(
         ("ini", "output_dir", "expected"),
-        [("results-of-ini", None, "results-of-ini"), ("results-of-ini", "of-study", "of-study")],
+        [("results-of-ini", None, "results-of-ini"), slow("results-of-ini", "of-study", "of-study")],
     )
     def test_results_go_where_pytest_would_put_them(
         self,

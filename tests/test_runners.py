@@ -250,7 +250,7 @@ class TestRequirements:
 
 
 class TestRunning:
-    @pytest.mark.parametrize("written", ["absolute", "relative", "home"])
+    @pytest.mark.parametrize("written", ["absolute", slow("relative"), slow("home")])
     def test_engine_of_another_environment_runs(
         self,
         pytester: pytest.Pytester,

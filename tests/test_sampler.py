@@ -182,6 +182,7 @@ def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("harm_first", [False, True], ids=["in-the-window", "before-it"])
+@pytest.mark.slow
 def test_a_sampler_that_dies_costs_only_its_figures(
     env: Callable[..., Any], folder: Path, harm_first: bool
 ) -> None:

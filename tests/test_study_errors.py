@@ -187,7 +187,7 @@ def test_wrong_values_in_sections(tmp_path: Path, text: str, expected: str) -> N
     [
         ("sweep: {n: [1, 0]}", 16, "n: must be at least 1 (got 0)"),
         ("sweep: {n: 0}", 9, "n: must be at least 1 (got 0)"),
-        ("sweep: {n: [1, 010, no]}", 21, "n: must be a whole number (got no, which YAML reads as false)"),
+        ("sweep: {n: [1, 100, no]}", 21, "n: must be a whole number (got no, which YAML reads as false)"),
         ("sweep: {pytorch.batch_size: [1, 0]}", 33, "pytorch.batch_size: must be at least 1 (got 0)"),
         ("sweep: {dataset: [{n: 1}, {n: 0}]}", 28, "dataset.n: must be at least 1 (got 0)"),
         (
@@ -217,7 +217,7 @@ def test_a_model_is_required_once_for_all_points(tmp_path: Path) -> None:
     [
         ("model: no", "model: must be a string (got no, which YAML reads as false); put it in quotes"),
         ("model: On", "model: must be a string (got On, which YAML reads as true); put it in quotes"),
-        ("model: 010", "model: must be a string (got 010, which YAML reads as 8); put it in quotes"),
+        ("model: 010", "model: must be written in decimal, or in quotes as text (got 010, which YAML reads as 8)"),
         ("model: 1.50", "model: must be a string (got 1.50); put it in quotes"),
         ("model:", "model: must be a string (got nothing)"),
         ("model: null", "model: must be a string (got null)"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Results
+from tests.support.marks import slow
 
 ONCE = {"n_cycles": 1, "cycle_order": "sequential"}
 
@@ -28,7 +29,7 @@ class TestOutput:
         assert run.stdout.str().count("a word from the engine") == 2, "once for each batch"
         assert "experiment output" not in run.stdout.str()
 
-    @pytest.mark.parametrize("option", ["--capture=sys", "--capture=fd", "--capture=tee-sys"])
+    @pytest.mark.parametrize("option", ["--capture=sys", slow("--capture=fd"), slow("--capture=tee-sys")])
     def test_is_captured_otherwise(self, pytester: pytest.Pytester, option: str) -> None:
         in_process = option != "--capture=fd"  # those of this process are pytest's own already
         run = (pytester.runpytest_inprocess if in_process else pytester.runpytest_subprocess)(

@@ -64,6 +64,7 @@ class TestLatencies:
 
 
 class TestBaseline:
+    @pytest.mark.slow
     def test_failed_comparison_does_not_replace_its_baseline(
         self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:
@@ -153,6 +154,7 @@ class TestSameCode:
 
 
 class TestPartOfAPoint:
+    @pytest.mark.slow
     def test_retry_of_a_failed_cycle_does_not_turn_its_gates_green(
         self,
         write_study: Callable[..., Path],
@@ -178,6 +180,7 @@ class TestPartOfAPoint:
         run.stdout.fnmatch_lines(["FAILED *::regression[[]seconds-n=2[]] - REGRESSION: *"])
         run.assert_outcomes(passed=3 + 1, failed=1)
 
+    @pytest.mark.slow
     def test_gate_alone_judges_the_last_run_though_a_cycle_of_it_failed(
         self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:

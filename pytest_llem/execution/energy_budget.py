@@ -60,11 +60,12 @@ class EnergyBudget:
             elif used.energy_j is not None and used.energy_j > self.joules:
                 took = _beyond(used.energy_j, self.joules)
                 yield (
-                    f"used {took} J ({used.method}, {used.source}{_beside(used, workers)}), "
+                    f"used {took} J ({used.method}, {used.source}{_beside(used, workers)}{_slowed()}), "
                     f"more than its budget of {self.joules} J"
                 )
         if self.seconds is not None and used.seconds > self.seconds:
-            yield f"took {_beyond(used.seconds, self.seconds)} s, more than its budget of {self.seconds} s"
+            took = _beyond(used.seconds, self.seconds)
+            yield f"took {took} s{_slowed()}, more than its budget of {self.seconds} s"
 
     def _unjudged(self, used: EnergyReading) -> str | None:
         if used.energy_j is None:
@@ -109,6 +110,14 @@ def metered(item: pytest.Item) -> Iterator[None]:
 def _beside(used: EnergyReading, workers: int) -> str:
     """Say that other tests may have a part in *used*: a device is read whole, whichever worker used it."""
     return f", with what {workers} workers of -n used at the time" * (workers > 1 and used.method != "estimated")
+
+
+def _slowed() -> str:
+    """Say that coverage, a debugger or a profiler has a part in what a test took: ``pytest --cov`` is one."""
+    from pytest_llem.measurement.tracing import active_tracer
+
+    tracer = active_tracer()
+    return "" if tracer is None else f", while {tracer}"
 
 
 def _put(item: pytest.Item, reading: EnergyReading) -> None:

@@ -14,8 +14,12 @@ from pytest_llem.study.effects import given_value, without_effect
 SWITCHES = ("warmup", "baseline")
 
 
+#: Values of ``precision`` by the names of data types that engines state.
+DATA_TYPES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+
+
 def adjusted_settings(
-    config: ExperimentConfig, axes: Mapping[str, Any], engine: EngineRecord, requests: Requests
+    config: ExperimentConfig, axes: Mapping[str, Any], engine: EngineRecord, requests: Requests, graphs: int
 ) -> list[AdjustedSetting]:
     """Return the settings of an experiment that did not run as they were given.
 
@@ -24,6 +28,7 @@ def adjusted_settings(
         axes: What tells its point apart: limits that nothing came near to are no adjustment, unless they are axes.
         engine: What ran, with what the engine itself has adjusted.
         requests: Of the window.
+        graphs: How many ``torch.compile`` has compiled in this process.
     """
     idle = [
         AdjustedSetting(
@@ -34,7 +39,36 @@ def adjusted_settings(
         for at, message in without_effect(config)
         if (setting := ".".join(map(str, at))) in axes or at[0] not in SWITCHES
     ]
-    return [*idle, *engine.adjusted, *_batches(config, requests), *_limits(config, axes, requests)]
+    return [
+        *idle,
+        *engine.adjusted,
+        *_data_type(config, engine),
+        *_compilation(config, engine, graphs),
+        *_batches(config, requests),
+        *_limits(config, axes, requests),
+    ]
+
+
+def _data_type(config: ExperimentConfig, engine: EngineRecord) -> Iterator[AdjustedSetting]:
+    """Yield ``precision`` where an engine states a ``dtype`` of another one among its settings. The engine pytorch
+    has counted its weights itself.
+    """
+    runs = DATA_TYPES.get(str(engine.settings.get("dtype")).removeprefix("torch."))
+    known = {one.setting for one in engine.adjusted}
+    if engine.name != "pytorch" and runs not in (None, config.precision) and "precision" not in known:
+        yield AdjustedSetting(
+            setting="precision", given=config.precision, effective=runs, reason="the engine states this dtype"
+        )
+
+
+def _compilation(config: ExperimentConfig, engine: EngineRecord, graphs: int) -> Iterator[AdjustedSetting]:
+    """Yield ``torch_compile`` where nothing was compiled: torch then runs the model as it is, without a word."""
+    if engine.settings.get("torch_compile") and not graphs:
+        yield AdjustedSetting(
+            setting=f"{config.backend}.torch_compile",
+            given=True,
+            reason="torch.compile compiled nothing; unset TORCH_COMPILE_DISABLE and TORCHDYNAMO_DISABLE",
+        )
 
 
 def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedSetting]:

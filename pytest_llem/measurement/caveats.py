@@ -42,6 +42,7 @@ def find_warnings(
     baseline: BaselineRecord | None = None,
     requests: Requests | None = None,
     repeats: str | None = None,
+    tracer: str | None = None,
     library: Sequence[str] = (),
     adjusted: Sequence[AdjustedSetting] = (),
 ) -> list[QualityWarning]:
@@ -62,6 +63,7 @@ def find_warnings(
         baseline: Idle power before and after the window, if it was measured.
         adjusted: Settings that did not run as they were given.
         repeats: How much faster passes were that repeat the first one's prompts; None where they were not.
+        tracer: What slowed Python down; None where nothing did.
         library: What libraries warned of, a line each.
     """
     account, total = window.account, window.account.total
@@ -80,6 +82,11 @@ def find_warnings(
             warn("compiled", f"{one.compiled}; no gate judges it: let the batches have fewer different lengths")
     if repeats is not None:
         warn("repeats_faster", f"{repeats}; no gate judges it: switch its caches of prompts and answers off")
+    if tracer is not None:
+        warn(
+            "traced",
+            f"{tracer} and slows Python down; no gate judges it: measure without coverage, debugger and profiler",
+        )
     if any(map(on_device, window.passes[0])):
         warn(
             "outputs_on_gpu",

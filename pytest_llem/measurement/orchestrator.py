@@ -31,6 +31,7 @@ from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.repeats import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.tracing import active_tracer
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results import code_state
@@ -161,6 +162,7 @@ class ExperimentOrchestrator:
             )
             harness_cpu_seconds = beside.harness.cpu_seconds(window.account.harness_cpu_seconds)
             contention = beside.contention.end(window.seconds, engine.gpus)
+            tracer = active_tracer()
             peak_memory = engine.peak_memory_bytes()
             prefill = None
             if config.measurement.prefill_split:
@@ -185,7 +187,7 @@ class ExperimentOrchestrator:
             repeats = repeats_are_faster(window, requests)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
-            adjusted = adjusted_settings(config, axes, record, requests)
+            adjusted = adjusted_settings(config, axes, record, requests, compilations())
             energy_metrics = accounting.energy_metrics(window, requests)
             work = work_metrics(engine, record, requests, window.seconds / window.count)
             metrics = {
@@ -211,7 +213,7 @@ class ExperimentOrchestrator:
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics=requests.marked(accounting.not_judged(metrics, window.compiled or repeats)),
+                metrics=requests.marked(accounting.not_judged(metrics, window.compiled or repeats or tracer)),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
@@ -243,6 +245,7 @@ class ExperimentOrchestrator:
                     requests=requests,
                     adjusted=adjusted,
                     repeats=repeats,
+                    tracer=tracer,
                     library=library,
                 ),
             )

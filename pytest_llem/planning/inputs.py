@@ -21,7 +21,9 @@ from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.dataset import HubDataset
 from pytest_llem.study.design import StudyConfig
+from pytest_llem.workload.hub_dataset import cached_dataset
 from pytest_llem.workload.prompts import hub_dataset, prompts_digest, read_texts
 
 #: Names in a message.
@@ -46,6 +48,7 @@ class CurrentInputs:
     _code: dict[Path | None, CodeState] = field(default_factory=dict)
     _models: dict[str, str | None] = field(default_factory=dict)
     _prompts: dict[str, str | None] = field(default_factory=dict)
+    _datasets: dict[HubDataset, str | None] = field(default_factory=dict)
 
     def changes(self, result: ExperimentResult, config: ExperimentConfig) -> list[str]:
         """Return what has changed since *result* was measured with *config*; what is unknown counts as changed."""
@@ -122,13 +125,17 @@ class CurrentInputs:
         elif (revision := result.engine.model_revision) is not None:
             wanted = config.pytorch.revision if config.pytorch else None
             current = revision if wanted == revision else hub_revision(ModelSource(name, "hub"), wanted)
-            if current != revision:
-                here = f"of {current[:12]}" if current else "not there"
-                yield f"model {name!r} was of revision {revision[:12]}, in the cache it is {here}"
+            yield from _moved("model", name, revision, current)
 
     def _changed_dataset(self, result: ExperimentResult, config: ExperimentConfig) -> Iterator[str]:
         directory, key = self.study.path.parent, result.identity.config_hash
-        if not config.has_texts or hub_dataset(str(config.dataset), directory):
+        if not config.has_texts:
+            return
+        if on_hub := hub_dataset(str(config.dataset), directory):
+            if on_hub not in self._datasets:
+                folder = cached_dataset(on_hub)
+                self._datasets[on_hub] = folder.name if folder else None
+            yield from _moved("dataset", on_hub.name, result.tokens.dataset_revision, self._datasets[on_hub])
             return
         if key not in self._prompts:
             try:
@@ -138,6 +145,13 @@ class CurrentInputs:
             self._prompts[key] = prompts_digest(texts.prompts) if texts else None
         if self._prompts[key] != result.tokens.dataset_hash:
             yield f"dataset {config.dataset!r} has changed"
+
+
+def _moved(kind: str, name: str, then: str | None, now: str | None) -> Iterator[str]:
+    """Yield how the commit of a model or dataset of the hub has changed, where it has."""
+    if then != now:
+        was, here = (f"of revision {one[:12]}" if one else "not there" for one in (then, now))
+        yield f"{kind} {name!r} was {was}, in the cache it is {here}"
 
 
 def _listed(names: Sequence[str]) -> str:

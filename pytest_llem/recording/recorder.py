@@ -101,7 +101,7 @@ class Recorder:
                 runs[key] = StudyRun.open(
                     study, chosen, results_dir, name, environments[file_of(key)], resumed.get(key, ())
                 )
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot spell
                 for run in runs.values():
                     run.finish("aborted")
                 raise pytest.UsageError(f"{results_dir}: no results can be written: {error}") from error

@@ -22,6 +22,7 @@ from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
 from pytest_llem.results.quality_warnings import QualityWarning, Severity, StudyWarning
 from pytest_llem.results.statistics import Summary, mean_interval
+from pytest_llem.study.dataset import SYNTHETIC
 from pytest_llem.study.design import StudyConfig
 
 #: What a study is, written once at its start: a StudyResult without results.
@@ -177,6 +178,8 @@ class Findings:
         self._facts: dict[str, dict[str, Any]] = {}
         #: By engine and module, the experiments that had each state of its code.
         self._code: dict[tuple[str, str], dict[str | None, list[str]]] = {}
+        #: By dataset or model, and how it was used, the experiments that had each state of it.
+        self._inputs: dict[tuple[str, str], dict[str, list[str]]] = {}
 
     def shared(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Return *facts*, as one object for all points that have the same: most do."""
@@ -193,6 +196,8 @@ class Findings:
         for module, digest in (result.inputs.modules if result.inputs else {}).items():
             states = self._code.setdefault((result.effective_config["backend"], module), {})
             states.setdefault(digest, []).append(result.identity.experiment_id)
+        for key, state in _input_states(result):
+            self._inputs.setdefault(key, {}).setdefault(state, []).append(result.identity.experiment_id)
         for warning in [*result.warnings, *_gap_warnings(result)]:
             self._warn(warning, [result.identity.experiment_id])
 
@@ -211,7 +216,14 @@ class Findings:
             self._warn(QualityWarning.of("cycles_differ", text), [one.identity.experiment_id for one in results])
 
     def warn_of_edits(self) -> None:
-        """Warn of modules that were not the same in all experiments, and name those that had the rarer ones."""
+        """Warn of modules, datasets and models that were not the same in all experiments.
+
+        The experiments that had the rarer ones are named.
+        """
+        for (name, _), seen in self._inputs.items():
+            if others := sorted(seen.values(), key=len)[:-1]:
+                text = f"{name} was not the same in all experiments: was it edited while the study ran?"
+                self._warn(QualityWarning.of("inputs_differ", text), chain.from_iterable(others))
         edited: dict[tuple[str, ...], list[str]] = {}
         for (_, module), states in self._code.items():
             *rarer, usual = sorted(states.items(), key=lambda state: (state[0] is not None, len(state[1])))
@@ -236,6 +248,17 @@ class Findings:
             for (code, severity, text), ids in self.warnings.items()
         ]
         return sorted(found, key=lambda one: one.rank)
+
+
+def _input_states(result: ExperimentResult) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield name, use and digest of the dataset of texts, and of the model in a folder, that *result* had."""
+    config = result.effective_config
+    dataset, digest = config.get("dataset"), result.tokens.dataset_hash
+    if isinstance(dataset, str) and dataset != SYNTHETIC and digest is not None:
+        used = json.dumps([config.get(name) for name in ("n", "dataset_order", "random_seed")])
+        yield (f"dataset {dataset!r}", used), digest
+    if result.inputs is not None and result.inputs.model_folder is not None:
+        yield (f"model {config.get('model')!r}", ""), result.inputs.model_folder
 
 
 def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:

@@ -40,6 +40,9 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 #: What ends a line in YAML.
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 
+#: Numbers that YAML 1.1 reads in base 8 and 60, and YAML 1.2, as JSON, does not.
+_OTHER_BASE = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*|.*:.*")
+
 #: A key that a message shows as it is.
 _PLAIN_KEY = re.compile(r"[\w./+-]+")
 
@@ -276,7 +279,10 @@ class _Reader:
                 self._note(place, at, f"no text may hold the character U+{ord(wrong[0]):04X}")
             return value
         self.written[at] = node.value
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, int | float) and _OTHER_BASE.fullmatch(node.value):
+            given = f"(got {_as_written(node.value, 0.0)}, which YAML reads as {value})"
+            self._note(place, at, f"must be written in decimal, or in quotes as text {given}")
+        elif isinstance(value, float) and not math.isfinite(value):
             self._note(place, at, f"must be a finite number (got {_as_written(node.value, value)})")
         elif value == 0.0 and isinstance(value, float):
             return 0.0  # and not -0.0, which is equal, and written otherwise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from pytest_llem.study.config import PRESETS, DecoderConfig, ExperimentConfig
+from pytest_llem.study.engines import PyTorchConfig
 
 if TYPE_CHECKING:  # an experiment's process may have no YAML
     from pytest_llem.study.document import KeyPath
@@ -20,6 +21,20 @@ _OF_BEAMS = ("early_stopping", "length_penalty")
 
 #: What only a search for settled latencies looks at.
 _OF_CONVERGENCE = ("cv_threshold", "window_size", "min_prompts", "max_prompts")
+
+
+#: Arguments of transformers' ``generate`` that only a draft by a model looks at, and what makes one draft.
+_OF_DRAFTS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+_DRAFTING = ("assistant_early_exit", "use_mtp")
+
+#: Those that it takes, and that change nothing of what the engine runs: where they would, it refuses them.
+_OF_NOTHING = {
+    **dict.fromkeys(("num_beam_groups", "diversity_penalty"), "without a group beam search: not supported"),
+    "penalty_alpha": "without a contrastive search: not supported",
+    "low_memory": "in this version of transformers",
+    "decoder_start_token_id": "on a model without an encoder",
+    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), "without a second model: not supported"),
+}
 
 
 def without_effect(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -39,11 +54,20 @@ def without_effect(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
     if config.dataset_order != "interleaved" and not config.has_texts:
         yield ("dataset_order",), "has no effect on synthetic prompts"
     yield from _of_what_is_off(config)
-    further = config.passthrough_kwargs or {}
-    if options and "cache_config" in further and options.cache_implementation != "quantized":
-        yield ("passthrough_kwargs", "cache_config"), "has no effect without cache_implementation: quantized"
-    if options and "max_matching_ngram_size" in further and options.prompt_lookup_num_tokens is None:
-        yield ("passthrough_kwargs", "max_matching_ngram_size"), "has no effect without prompt_lookup_num_tokens"
+    if options:
+        for name, why in _of_generate(options, config.passthrough_kwargs or {}):
+            yield ("passthrough_kwargs", name), f"has no effect {why}"
+
+
+def _of_generate(options: PyTorchConfig, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each argument of transformers' ``generate`` among *given* that has no effect, and why."""
+    if "cache_config" in given and options.cache_implementation != "quantized":
+        yield "cache_config", "without cache_implementation: quantized"
+    if "max_matching_ngram_size" in given and options.prompt_lookup_num_tokens is None:
+        yield "max_matching_ngram_size", "without prompt_lookup_num_tokens"
+    if not any(given.get(name) for name in _DRAFTING):
+        yield from ((name, f"without {' or '.join(_DRAFTING)}") for name in _OF_DRAFTS if name in given)
+    yield from ((name, why) for name, why in _OF_NOTHING.items() if name in given)
 
 
 def _of_what_is_off(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -46,7 +45,7 @@ def file_problem(dataset: str, directory: Path) -> str | None:
 
 
 def read_file(dataset: str, directory: Path) -> list[Prompt]:
-    """Return the prompts in a file: its lines, or the objects in them. Blank lines are none.
+    """Return the prompts in a file: its lines, or the objects in them. Blank ones are left out.
 
     Args:
         dataset: Its path.
@@ -69,15 +68,21 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Only ``\n`` and ``\r\n`` end a line: a prompt may hold any other separator that Unicode has.
     """
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # which some editors write
+    content = path.read_bytes()
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise PreflightError(f"{path}:{number}: is not UTF-8 ({error.reason}): save the file as UTF-8") from error
+    if "\0" in text:  # text in UTF-16 without a byte-order mark is valid UTF-8 where it is English
+        number = text.count("\n", 0, text.index("\0")) + 1
+        raise PreflightError(f"{path}:{number}: holds a NUL character, as UTF-16 does: save the file as UTF-8")
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.removesuffix("\r")
+        prompt = line.removeprefix(
+            "\ufeff"
+        )  # an editor's byte-order mark; further ones where files were concatenated
+        if prompt.strip():
+            yield number, prompt.removesuffix("\r")
 
 
 def _lines(path: Path) -> list[Prompt]:
@@ -105,7 +110,8 @@ def _each_object(path: Path) -> Iterator[Prompt]:
         source = entry.get("source")
         if not isinstance(source, str | None):
             raise PreflightError(f"{path}:{number}: expected a string under 'source'")
-        yield Prompt(text, source)
+        if text.strip():
+            yield Prompt(text, source)
 
 
 _READERS: dict[str, Callable[[Path], list[Prompt]]] = {".txt": _lines, ".jsonl": _objects}

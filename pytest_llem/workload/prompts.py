@@ -120,7 +120,11 @@ def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt
 
 
 def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None) -> Workload:
-    """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths."""
+    """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths.
+
+    Raises:
+        PreflightError: The tokenizer makes no token of a text.
+    """
     shape = config.workload
     if texts is None:
         rng = random.Random(shape.seed)
@@ -131,6 +135,11 @@ def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None
         ]
         return Workload(prompts, prompts_digest(prompts))
     encoded = [engine.encode(text) for text in texts.prompts]
+    if [] in encoded:
+        text = texts.prompts[encoded.index([])]
+        raise PreflightError(
+            f"dataset {config.dataset!r}: the tokenizer makes no token of the prompt {text!a}: remove it"
+        )
     truncated = sum(len(ids) > shape.input_len for ids in encoded)
     cut = [ids[: shape.input_len] for ids in encoded]
     return Workload(cut, prompts_digest(texts.prompts), truncated, texts.revision)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_llem.engines.models import ModelSource
-from pytest_llem.engines.pytorch import loading
+from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.results.experiment import AdjustedSetting
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.effects import without_effect
+from pytest_llem.study.effects import given_value, without_effect
 from pytest_llem.study.engines import PyTorchConfig
 
 
@@ -29,14 +29,15 @@ def adjusted_settings(model: Any, config: ExperimentConfig, source: ModelSource)
         *_others(model, config, options, source),
     ]
     if config.backend != "pytorch":  # a subclass: of its section, nobody else knows that it is one of pytorch's
+        sections = {"pytorch": config.backend, "passthrough_kwargs": "passthrough_kwargs"}
         found += [
             AdjustedSetting(
-                setting=f"{config.backend}.{at[1]}",
-                given=getattr(options, str(at[1])),
+                setting=f"{sections[str(at[0])]}.{at[1]}",
+                given=given_value(config, at),
                 reason=message.removeprefix("has no effect").lstrip(": "),
             )
             for at, message in without_effect(config)
-            if at[0] == "pytorch"
+            if at[0] in sections
         ]
     return found
 
@@ -103,6 +104,23 @@ def _others(
             setting=f"{section}.cache_implementation",
             given=options.cache_implementation,
             reason=f"{type(model).__name__} has a cache of its own",
+        )
+    elif options.cache_implementation:
+        runs_cache = generation.replaced_cache(model, options.cache_implementation)
+        if runs_cache is not None:
+            yield AdjustedSetting(
+                setting=f"{section}.cache_implementation",
+                given=options.cache_implementation,
+                effective=runs_cache,
+                reason="this version of transformers has replaced it",
+            )
+    how = loading.compilation(options)
+    if how == {"mode": "reduce-overhead", "backend": "inductor"} and not loading.used_gpus(model):
+        yield AdjustedSetting(
+            setting=f"{section}.torch_compile_mode",
+            given="reduce-overhead",
+            effective="default",
+            reason="it adds CUDA graphs alone, which need a GPU",
         )
     if options.revision and source.kind != "hub":
         yield AdjustedSetting(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.configuration_utils import DEPRECATED_STATIC_CACHE_IMPLEMENTATIONS, GenerationMode
 
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.study.config import ExperimentConfig
@@ -68,13 +68,13 @@ def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> Genera
         use_cache=options.use_cache,
         cache_implementation=options.cache_implementation,
         prompt_lookup_num_tokens=options.prompt_lookup_num_tokens,
-        # Ours compiles the whole forward pass: what generate compiles by itself would come on top of it.
-        disable_compile=options.torch_compile or None,
         bos_token_id=tokens.bos,
         pad_token_id=tokens.pad,
         **{
             **_sampling(config),
             **_beams(options),
+            # Ours compiles the whole forward pass: what generate compiles by itself would come on top of it.
+            "disable_compile": options.torch_compile or None,
             # Without an end-of-sequence token every sequence runs to its full length.
             **({"eos_token_id": tokens.eos, "min_new_tokens": config.decoder.min_new_tokens} if natural else {}),
             **further,
@@ -110,6 +110,17 @@ def no_latency(generation: GenerationConfig) -> str | None:
     if mode == GenerationMode.ASSISTED_GENERATION:
         return "a step of speculative decoding brings several tokens at once"
     return "a beam search gives its tokens all at once, at the end"
+
+
+def replaced_cache(model: Any, given: str) -> str | None:
+    """Return the cache that transformers takes in place of *given*, by its name; None where it takes that one."""
+    prepared, _ = model._prepare_generation_config(GenerationConfig(cache_implementation=given))
+    name = prepared.cache_implementation
+    if name is None:
+        return "dynamic"
+    if name in DEPRECATED_STATIC_CACHE_IMPLEMENTATIONS:
+        return "offloaded_static" if name.startswith("offloaded") else "static"
+    return None
 
 
 def as_data(generation: GenerationConfig) -> dict[str, Any]:

@@ -121,7 +121,10 @@ class _Rows:
         for axis in axes:
             numbers = all(isinstance(point.axes.get(axis), int | float | None) for point in self._points)
             table.add_column(
-                _broken(names[axis]), justify="right" if numbers else "left", vertical="bottom", no_wrap=True
+                _heading(axis, names[axis]),
+                justify="right" if numbers else "left",
+                vertical="bottom",
+                no_wrap=True,
             )
         if not axes:
             table.add_column("point", overflow="fold", vertical="bottom", min_width=NARROWEST_ID)
@@ -175,6 +178,13 @@ def _mark(ranking: Ranking, place: int, first: str) -> str:
 
 def _value(point: PointResult, axis: str) -> str:
     return value_text(point.axes[axis]) if axis in point.axes else "-"
+
+
+def _heading(axis: str, name: str) -> str:
+    """Return the heading of *axis*, whose short *name* may be that of the column of cycles, ``n``."""
+    if name == "n":
+        return "n\n(prompts)" if axis == "n" else _broken(axis)
+    return _broken(name)
 
 
 def _broken(name: str) -> str:
