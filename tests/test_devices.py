@@ -680,10 +680,10 @@ def test_time_limit_does_not_count_the_wait(
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_llem.execution.experiment import GAP
+        from pytest_llem.execution.experiment import LEASE
 
         def pytest_timeout_set_timer(item, settings):
-            pathlib.Path("waited").write_text(str(item.stash[GAP].waited_seconds))
+            pathlib.Path("waited").write_text(str(item.stash[LEASE].gap.waited_seconds))
         """
     )
     with _holding(CPU) as other:

@@ -549,14 +549,14 @@ def test_time_limit_and_duration_do_not_count_the_gap(
     pytester.makeconftest(
         """
         import pathlib
-        from pytest_llem.execution.experiment import GAP
+        from pytest_llem.execution.experiment import LEASE
 
         def note(text):
             with pathlib.Path("seen").open("a") as seen:
                 print(text, file=seen)
 
         def pytest_timeout_set_timer(item, settings):
-            note(f"timer {item.stash[GAP].reason}")
+            note(f"timer {item.stash[LEASE].gap.reason}")
 
         def pytest_runtest_logstart(nodeid):
             note("start")
