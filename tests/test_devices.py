@@ -695,7 +695,7 @@ def test_time_limit_does_not_count_the_wait(
 IS_OWNED = """
     import pathlib, tempfile
     import filelock, pytest
-    from pytest_llem.isolation import devices
+    from pytest_llem.machine import devices
 
     def is_owned(name="cpu"):
         lock = filelock.FileLock(pathlib.Path(tempfile.gettempdir(), devices.FOLDER, name + ".lock"))

@@ -121,7 +121,7 @@ def test_ctrl_c_while_the_last_result_is_written(
     pytester.makeconftest(
         """
         import pathlib, time
-        from pytest_llem.reporting import study_run
+        from pytest_llem.results import study_run
 
         complete = study_run.complete
 

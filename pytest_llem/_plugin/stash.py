@@ -17,8 +17,8 @@ STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 #: What the recorder tells the processes that run experiments.
 BOARD: pytest.StashKey[Board] = pytest.StashKey()
 
-#: What the items of experiments call, in a process that runs them; it fails or skips the item.
-RUN_EXPERIMENT: pytest.StashKey[Callable[[Experiment, pytest.Item], None]] = pytest.StashKey()
+#: What the items of experiments call, in a process that runs them. It returns why one failed, or skips the item.
+RUN_EXPERIMENT: pytest.StashKey[Callable[[Experiment, pytest.Item], str | None]] = pytest.StashKey()
 
 #: The axes that the session's -k expression names.
 SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()

@@ -101,7 +101,8 @@ class StudyFile(pytest.Module):
 
 # The body of every experiment. It bears the name of its function and the study's place, and so fails there.
 def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
-    request.config.stash[RUN_EXPERIMENT](planned, request.node)
+    if (reason := request.config.stash[RUN_EXPERIMENT](planned, request.node)) is not None:
+        pytest.fail(reason, pytrace=False)
 
 
 # The body of every gate, which the controller judges once all has been measured: it never runs.

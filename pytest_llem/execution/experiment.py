@@ -91,10 +91,10 @@ PROPERTIES = {
 }
 
 
-def run_item(planned: Experiment, item: pytest.Item) -> None:
-    """Run *planned*, keep its outcome for the report, and fail *item* where it failed."""
-    if (error := _outcome_of(planned, item)) is not None:
-        pytest.fail(explain(error, item.config.option.tbstyle), pytrace=False)
+def run_item(planned: Experiment, item: pytest.Item) -> str | None:
+    """Run *planned*, keep its outcome for the report, and return why it failed, if it did, for a person to read."""
+    error = _outcome_of(planned, item)
+    return None if error is None else explain(error, item.config.option.tbstyle)
 
 
 def _outcome_of(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.collection import experiment
+from pytest_llem.execution import experiment
 from pytest_llem.isolation.outcome import Outcome
 
 RESULT = json.loads(min(Path({results!r}).glob("*.json")).read_text())
