@@ -92,7 +92,7 @@ PROPERTIES = {
 
 
 def run_item(planned: Experiment, item: pytest.Item) -> str | None:
-    """Run *planned*, keep its outcome for the report, and return why it failed, if it did, for a person to read."""
+    """Run *planned*, keep its outcome for the report, and return why it failed, if it did, in words."""
     error = _outcome_of(planned, item)
     return None if error is None else explain(error, item.config.option.tbstyle)
 
