@@ -217,8 +217,8 @@ def _shape(sizes: Sequence[int]) -> str:
 def _check_causal(name: str, model: Any) -> None:
     """See that no token of *model* depends on later ones: transformers loads encoders, too, and only warns of it.
 
-    Where its configuration says that it is not a decoder, and no layer that it is causal, two prompts that differ in
-    their last token are run: GPT-NeoX models say so, too, and are decoders.
+    Where its configuration says that it is not a decoder, and no layer that it is causal, two prompts that differ
+    in their last token are run: GPT-NeoX models say so, too, and are decoders.
 
     Raises:
         PreflightError: The model is an encoder.
