@@ -13,7 +13,7 @@ _STRETCHED = ("linear", "dynamic", "yarn")
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """Return the most tokens of prompt and answer together; None where there is no limit, or none is stated.
+    """Return the most tokens of prompt and answer together; None where its configuration states no limit.
 
     Args:
         config: As in ``config.json``, of the part that is the language model where a model has several.

@@ -17,7 +17,7 @@ _unreachable: list[str] = []
 
 
 def not_cached() -> str:
-    """Return what is said in place of asking, where the hub is not to be asked and nothing is in the cache."""
+    """Return the error where the hub is not to be asked and the cache does not hold the model."""
     return f"not in the Hugging Face cache ({_unreachable[-1] if _unreachable else _OFFLINE})"
 
 

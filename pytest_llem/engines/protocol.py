@@ -105,8 +105,8 @@ class Engine(Protocol):
 
     The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
     ``requests`` it does nothing but generate; everything else happens outside the measured window.
-    Warm-up and every pass of the window have the same prompts: an engine that caches prompts (prefix caching)
-    switches that off, or empties the cache in ``seed``, with which every pass begins.
+    Every pass of the window brings the same prompts: an engine that caches prompts or answers, such as by prefix
+    caching, switches that off, or empties the cache in ``seed``, with which every pass begins.
 
     Beside this it may be a :class:`TellsShape`, a :class:`SplitsPrefill` and a :class:`Preloads`.
     """
@@ -167,8 +167,6 @@ class Engine(Protocol):
     def generate(self, batch: Any) -> Any:
         """Generate for one batch and return what :meth:`requests` needs. May return before the device is done.
 
-        Warm-up and every pass bring the same prompts: an engine that caches prompts or answers, such as by prefix
-        caching, measures its cache unless it empties it here.
         What it returns is kept to the window's end: nothing of it should be on the device.
         """
 

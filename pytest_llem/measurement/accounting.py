@@ -54,7 +54,11 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
 
 
 def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
-    """Return *metrics* with the *reason* why no gate may judge those of the window; unchanged where it is None."""
+    """Return *metrics* with the *reason* why no gate may judge those of the window; unchanged where it is None.
+
+    Those of before the window stay as they are. Where requests failed, for one, what failed took less time and
+    energy than an answer, or more: no figure over the rest is one of the workload that was asked for.
+    """
     of_window = metrics.keys() - BEFORE_WINDOW if reason is not None else set()
     update = {"not_judged": reason}
     return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}

@@ -213,7 +213,9 @@ class ExperimentOrchestrator:
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
                 identity=self.identity or _lone_identity(config),
                 effective_config=config.model_dump(mode="json"),
-                metrics=requests.marked(accounting.not_judged(metrics, window.compiled or repeats or tracer)),
+                metrics=accounting.not_judged(
+                    metrics, requests.not_judged or window.compiled or repeats or tracer
+                ),
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -137,18 +137,6 @@ class Requests:
         if self.deterministic is False:
             text = "outputs differ between passes: this device's kernels are not deterministic"
             yield QualityWarning.of("outputs_differ", text)
-
-    def marked(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-        """Return *metrics* of the window, not to be judged where requests failed or were answered too fast.
-
-        What failed took less time and energy than an answer, or more, and has no latency: no figure over the rest
-        is one of the workload that was asked for.
-        """
-        if (reason := self.not_judged) is None:
-            return dict(metrics)
-        update = {"not_judged": reason}
-        of_window = metrics.keys() - BEFORE_WINDOW
-        return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
     @property
     def deterministic(self) -> bool | None:

@@ -58,7 +58,7 @@ def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Foo
         KeyError: The configuration lacks what is needed.
         ValueError: It holds what no model has.
     """
-    config = _text_config(config)
+    config = text_config(config)
     hidden, layers = _size(config["hidden_size"]), _size(config["num_hidden_layers"])
     heads, vocabulary = _size(config["num_attention_heads"]), _size(config["vocab_size"])
     kv_heads = _size(config.get("num_key_value_heads") or heads)
@@ -73,7 +73,7 @@ def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Foo
     return Footprint(_size(parameters), layers, 2 * layers * kv_heads * head_size, vocabulary)
 
 
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part that describes the decoder, as transformers' ``get_text_config`` does without its files."""
     parts = (config.get(name) for name in ("decoder", "generator", "text_config"))
     return next((part for part in parts if isinstance(part, Mapping)), config)

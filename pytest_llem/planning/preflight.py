@@ -21,7 +21,7 @@ from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
 from pytest_llem.planning.elsewhere import how_to_add, lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
-from pytest_llem.planning.footprint import Footprint, from_config, read_footprint
+from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.config import ExperimentConfig
@@ -271,8 +271,8 @@ def _context_length(name: str, revision: str | None, model_path: tuple[Path, ...
     folder = _folder(name, revision, model_path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
-        return context_length(config.get("text_config") or config)
-    except Exception:  # anybody's file: what is wrong with it shows when the model is loaded
+        return context_length(text_config(config))
+    except (OSError, ValueError, TypeError, AttributeError):  # what is wrong with it shows when it is loaded
         return None
 
 

@@ -28,7 +28,7 @@ def adjusted_settings(model: Any, config: ExperimentConfig, source: ModelSource)
         *_quantisation(model, config.backend, options),
         *_others(model, config, options, source),
     ]
-    if config.backend != "pytorch":  # a subclass: of its section, nobody else knows that it is one of pytorch's
+    if config.backend != "pytorch":  # a subclass: only this engine knows that its section holds pytorch's options
         sections = {"pytorch": config.backend, "passthrough_kwargs": "passthrough_kwargs"}
         found += [
             AdjustedSetting(
@@ -91,7 +91,7 @@ def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[
 def _others(
     model: Any, config: ExperimentConfig, options: PyTorchConfig, source: ModelSource
 ) -> Iterator[AdjustedSetting]:
-    section, runs = config.backend, model.config._attn_implementation
+    section, runs = config.backend, loading.text_config(model.config)._attn_implementation
     if options.attn_implementation and options.attn_implementation != runs:
         yield AdjustedSetting(
             setting=f"{section}.attn_implementation",

@@ -233,7 +233,7 @@ class PyTorchEngine:
 
     def _check_context(self, prompts: Sequence[Sequence[int]]) -> None:
         """See that the longest prompt and its answer fit the model's context: transformers only warns of it."""
-        limit = context_length(self._model.config.get_text_config(decoder=True).to_dict())
+        limit = context_length(loading.text_config(self._model.config).to_dict())
         longest, output = max(map(len, prompts)), self._config.workload.output_len
         if limit is not None and longest + output > limit:
             raise PreflightError(too_long(self._config.model, longest, output, limit))

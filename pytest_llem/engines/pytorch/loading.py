@@ -82,7 +82,7 @@ def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
     """Return the model's tokenizer, or None where the model has none and the prompts are token ids anyway.
 
     Raises:
-        PreflightError: The prompts are texts, and there is no tokenizer for them.
+        PreflightError: The prompts are texts, and the model has no tokenizer.
     """
     what = f"the tokenizer of model {config.model!r} cannot be loaded"
     try:
@@ -217,8 +217,8 @@ def _shape(sizes: Sequence[int]) -> str:
 def _check_causal(name: str, model: Any) -> None:
     """See that no token of *model* depends on later ones: transformers loads encoders, too, and only warns of it.
 
-    Where its configuration says that it is no decoder, and no layer that it is causal, two prompts that differ in
-    their last token are run: GPT-NeoX models say so, too, and are decoders.
+    Where its configuration says that it is not a decoder, and no layer that it is causal, two prompts that differ
+    in their last token are run: GPT-NeoX models say so, too, and are decoders.
 
     Raises:
         PreflightError: The model is an encoder.
