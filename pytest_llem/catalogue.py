@@ -44,9 +44,9 @@ CATALOGUE: dict[str, Definition] = {
     "tokens_per_joule": Definition("1/J", "higher", "Output tokens / energy_j"),
     "edp_js": Definition("J·s", "lower", "Energy-delay product: energy_j · seconds"),
     "mean_power_w": Definition("W", None, "Mean power over the window"),
-    "idle_context_w": Definition("W", None, "Power while the model is loaded and nothing runs"),
+    "idle_power_w": Definition("W", None, "Power while the model is loaded and nothing runs"),
     "active_energy_j": Definition(
-        "J", "lower", "energy_j less idle_context_w over the seconds metered; below 0 where idling took more"
+        "J", "lower", "energy_j less idle_power_w over the seconds metered; below 0 where idling took more"
     ),
     "gpu_energy_j": Definition("J", "lower", "Energy of a pass, GPU boards"),
     "cpu_energy_j": Definition("J", "lower", "Energy of a pass, CPU packages"),
@@ -82,7 +82,7 @@ CATALOGUE: dict[str, Definition] = {
         None,
         "Model bandwidth utilisation: bytes of weights and context / seconds / bandwidth",
     ),
-    "times_floor": Definition("ratio", None, "seconds / the least that the device's peaks allow; never below 1"),
+    "roofline_slowdown": Definition("ratio", None, "seconds / the least that the device's peaks allow; never below 1"),
     "load_seconds": Definition("s", "lower", "Time to load the model"),
     "load_energy_j": Definition("J", "lower", "Energy of loading the model"),
     "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, as the ini file states them"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem._plugin.stash import BOARD, RUN_EXPERIMENT, SELECTED_AXES, STUDIES
+from pytest_llem._plugin.stash import SHARED_STATE, RUN_EXPERIMENT, SELECTED_AXES, STUDIES
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -108,7 +108,7 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
     from pytest_llem._plugin.node_ids import FUNCTIONS
 
     config = node.config
-    if any(f"::{name}[" in one for name in FUNCTIONS for one in ids) and BOARD not in config.stash:
+    if any(f"::{name}[" in one for name in FUNCTIONS for one in ids) and SHARED_STATE not in config.stash:
         recorder = _record(config, ids, config.stash[_SESSION])
         if recorder is None:
             return
@@ -126,7 +126,7 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
 ) -> None:
-    if BOARD in config.stash or _studies(config) or _runs_nothing(config):
+    if SHARED_STATE in config.stash or _studies(config) or _runs_nothing(config):
         return
     errors = terminalreporter.stats.get("error", ())
     if exitstatus == pytest.ExitCode.INTERRUPTED or any(isinstance(one, pytest.CollectReport) for one in errors):
@@ -146,8 +146,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 def pytest_unconfigure(config: pytest.Config) -> None:
     if _INTERRUPTS in config.stash:
         config.stash[_INTERRUPTS].restore()
-    if BOARD in config.stash and not hasattr(config, "workerinput"):
-        config.stash[BOARD].close()
+    if SHARED_STATE in config.stash and not hasattr(config, "workerinput"):
+        config.stash[SHARED_STATE].close()
 
 
 def _studies(config: pytest.Config) -> dict[str, StudyConfig]:
@@ -174,17 +174,17 @@ def _runs_nothing(config: pytest.Config) -> bool:
 
 def _prepare(config: pytest.Config, session: str | None) -> None:
     """Make ready for experiments: in every process that runs or records them."""
-    from pytest_llem._plugin.shared_state import Board
-    from pytest_llem.collection.gates import Silence
+    from pytest_llem._plugin.shared_state import SharedState
+    from pytest_llem.collection.gates import DeferGates
     from pytest_llem.execution.experiment import run_item
     from pytest_llem.execution.running import Running
     from pytest_llem.isolation.interrupts import Interrupts
 
-    config.stash[BOARD] = Board(session)
+    config.stash[SHARED_STATE] = SharedState(session)
     if not _runs_nothing(config):  # as a worker may
         config.pluginmanager.register(Running(), _RUNNING)
         config.stash[RUN_EXPERIMENT] = run_item
-    config.pluginmanager.register(Silence(), _SILENCE)
+    config.pluginmanager.register(DeferGates(), _SILENCE)
     config.stash[_INTERRUPTS] = Interrupts()
     debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger
     config.stash[_INTERRUPTS].install(keyboard=not debugs)

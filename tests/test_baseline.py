@@ -84,7 +84,7 @@ def baseline(
 
 def test_it_is_measured_after_one_batch_with_nothing_running() -> None:
     record, log = baseline()
-    assert record.idle_context_w == pytest.approx(50.0)
+    assert record.idle_power_w == pytest.approx(50.0)
     assert record.seconds == 10
     assert record.devices == ["package-0"]
     assert record.age_seconds == 0
@@ -96,49 +96,49 @@ def test_it_is_measured_after_one_batch_with_nothing_running() -> None:
 
 def test_a_sampling_meter_measures_too() -> None:
     record, _ = baseline(method="sampled", loading=Total(1.0, "sampled"))
-    assert (record.idle_context_w, record.method) == (pytest.approx(50.0), "sampled")
+    assert (record.idle_power_w, record.method) == (pytest.approx(50.0), "sampled")
 
 
 @pytest.mark.parametrize("method", ["estimated", "attributed"])
 def test_a_model_of_the_power_knows_no_idle_machine(method: Method) -> None:
     record, log = baseline(loading=Total(1.0, method, "cpu_time_model", "cpu_package"))
-    assert (record.idle_context_w, record.method) == (None, "unavailable")
+    assert (record.idle_power_w, record.method) == (None, "unavailable")
     assert record.reason == f"energy is {method} (cpu_time_model), which tells nothing of an idle machine"
     assert log == [], "and nobody waits for it"
 
 
 def test_a_meter_that_turns_out_to_estimate_gives_none() -> None:
     record, _ = baseline(loading=Total(None, "unavailable"), method="estimated")
-    assert (record.idle_context_w, record.method) == (None, "unavailable")
+    assert (record.idle_power_w, record.method) == (None, "unavailable")
     assert "energy is estimated" in record.reason
 
 
 def test_it_may_be_switched_off() -> None:
     record, log = baseline(config=BaselineConfig(enabled=False))
-    assert (record.idle_context_w, record.reason) == (None, "switched off by baseline.enabled")
+    assert (record.idle_power_w, record.reason) == (None, "switched off by baseline.enabled")
     assert log == []
 
 
 def test_without_a_meter_there_is_none() -> None:
     record, log = baseline(meter=False, loading=Total(None, "unavailable", reason="rapl: permission denied"))
-    assert (record.idle_context_w, record.reason) == (None, "rapl: permission denied")
+    assert (record.idle_power_w, record.reason) == (None, "rapl: permission denied")
     assert log == []
 
 
 def test_a_counter_that_failed_while_loading_has_another_try() -> None:
     record, _ = baseline(loading=Total(None, "unavailable", reason="it did not rise"))
-    assert record.idle_context_w == pytest.approx(50.0)
+    assert record.idle_power_w == pytest.approx(50.0)
 
 
 def test_a_counter_that_fails_leaves_none() -> None:
     record, _ = baseline(watts=None, method="unavailable", reason="GPU is lost")
-    assert (record.idle_context_w, record.seconds, record.method) == (None, None, "unavailable")
+    assert (record.idle_power_w, record.seconds, record.method) == (None, None, "unavailable")
     assert "GPU is lost" in record.reason
 
 
 def test_one_part_that_fails_leaves_none() -> None:
     record, _ = baseline(watts=[50.0, 50.0, None, 50.0, 50.0], reason="GPU is lost")
-    assert (record.idle_context_w, record.uncertainty_w, record.age_seconds) == (None, None, None)
+    assert (record.idle_power_w, record.uncertainty_w, record.age_seconds) == (None, None, None)
     assert "GPU is lost" in record.reason
 
 
@@ -148,7 +148,7 @@ PARTS_W = [49.0, 51.0, 50.5, 52.0, 48.0]
 @pytest.mark.parametrize("edges_j", [None, 0.0, 3.0])
 def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j: float | None) -> None:
     record, _ = baseline(watts=PARTS_W, uncertainty_j=edges_j)
-    assert record.idle_context_w == pytest.approx(50.1)
+    assert record.idle_power_w == pytest.approx(50.1)
     scatter = statistics.stdev(PARTS_W) / math.sqrt(5)
     reading = math.sqrt(5) * (edges_j or 0) / 10
     assert record.uncertainty_w == pytest.approx(math.hypot(scatter, reading))
@@ -157,7 +157,7 @@ def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j: float
 # ---- that of an earlier cycle ----
 
 EARLIER = BaselineRecord(
-    idle_context_w=48.0,
+    idle_power_w=48.0,
     uncertainty_w=0.5,
     seconds=30.0,
     method="measured",
@@ -189,28 +189,28 @@ def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch: pytest.Monk
         {"boundary": "cpu_package+dram"},
         {"devices": ["package-1"]},
         {"devices": ["package-0", "package-1"]},
-        {"idle_context_w": None, "reason": "GPU is lost"},
+        {"idle_power_w": None, "reason": "GPU is lost"},
         {"invalid": "counter_disagrees"},
         {"parts_w": []},
     ],
 )
 def test_another_meters_or_devices_is_not(changes: dict[str, Any]) -> None:
     record, log = baseline(known=EARLIER.model_copy(update=changes))
-    assert (record.idle_context_w, record.age_seconds) == (pytest.approx(50.0), 0.0)
+    assert (record.idle_power_w, record.age_seconds) == (pytest.approx(50.0), 0.0)
     assert "idle" in log
 
 
 def test_nor_is_one_where_none_is_wanted_or_measured() -> None:
     off = BaselineConfig(enabled=False)
-    assert baseline(known=EARLIER, config=off)[0].idle_context_w is None
+    assert baseline(known=EARLIER, config=off)[0].idle_power_w is None
     estimate = Total(1.0, "estimated", "rapl_package", "cpu_package", devices=("package-0",))
-    assert baseline(known=EARLIER, loading=estimate)[0].idle_context_w is None
+    assert baseline(known=EARLIER, loading=estimate)[0].idle_power_w is None
 
 
 # ---- what is left of a pass ----
 
 IDLE = BaselineRecord(
-    idle_context_w=20.0,
+    idle_power_w=20.0,
     seconds=30.0,
     method="measured",
     source="nvml_total_energy",
@@ -233,8 +233,8 @@ def _metrics(
 def test_active_energy_is_a_pass_without_its_idle_energy() -> None:
     metrics = _metrics(IDLE)
     active = metrics["active_energy_j"]
-    assert metrics["idle_context_w"].value == 20.0
-    assert metrics["idle_context_w"].boundary == "gpu_board"
+    assert metrics["idle_power_w"].value == 20.0
+    assert metrics["idle_power_w"].boundary == "gpu_board"
     assert active.value == pytest.approx((100.0 - 20.0 * 2.0) / 4)
     assert (active.method, active.source, active.boundary) == ("measured", "nvml_total_energy", "gpu_board")
 
@@ -247,7 +247,7 @@ def test_active_energy_may_be_below_zero() -> None:
 def test_its_uncertainty_is_that_of_both(energy_j: float, value: float) -> None:
     idle = IDLE.model_copy(update={"uncertainty_w": 0.5})
     metrics = _metrics(idle, energy_j, edges_j=0.8)
-    assert metrics["idle_context_w"].uncertainty == 0.5
+    assert metrics["idle_power_w"].uncertainty == 0.5
     active = metrics["active_energy_j"]
     u = math.sqrt(0.8**2 + (2.0 * 0.5) ** 2) / 4
     assert active.uncertainty == pytest.approx(u)
@@ -267,10 +267,10 @@ def test_it_claims_no_more_than_its_weakest_part() -> None:
 def test_without_a_baseline_it_is_null_with_the_reason() -> None:
     metrics = _metrics(BaselineRecord(reason="switched off by baseline.enabled"))
     assert {name: metric.value for name, metric in metrics.items()} == {
-        "idle_context_w": None,
+        "idle_power_w": None,
         "active_energy_j": None,
     }
-    assert metrics["idle_context_w"].reason == "switched off by baseline.enabled"
+    assert metrics["idle_power_w"].reason == "switched off by baseline.enabled"
     assert metrics["active_energy_j"].reason == "no baseline: switched off by baseline.enabled"
     assert {metric.method for metric in metrics.values()} == {"unavailable"}
 
@@ -329,7 +329,7 @@ def on_gpu(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
 @pytest.mark.slow
 def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu: Callable[..., Any]) -> None:
     record, metrics, window = on_gpu((0.0, 121.5))
-    assert record.idle_context_w == pytest.approx(121.5, rel=0.01)
+    assert record.idle_power_w == pytest.approx(121.5, rel=0.01)
     assert (record.devices, record.method, record.source) == ([A], "measured", "nvml_total_energy")
     assert 0 < record.uncertainty_w < 0.02 * 121.5
     active = metrics["active_energy_j"]
@@ -345,7 +345,7 @@ def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu: Callable[..., Any]
     low, high = metrics["active_energy_j"].interval95
     assert low < 0 < high
     assert high - low < 0.4 * window.account.total.energy_j, "and is not so wide that anything would be"
-    assert record.idle_context_w == pytest.approx(121, rel=0.01)
+    assert record.idle_power_w == pytest.approx(121, rel=0.01)
 
 
 # ---- a whole experiment ----
@@ -401,14 +401,14 @@ def test_a_run_on_a_machine_whose_power_is_known() -> None:
     assert [progress for progress in phases if progress.phase == "warming up"] == [
         Progress("warming up", done, 2, "runs") for done in (1, 2)
     ]
-    assert result.baseline.idle_context_w == pytest.approx(40.0, rel=0.01)
+    assert result.baseline.idle_power_w == pytest.approx(40.0, rel=0.01)
     assert result.baseline.uncertainty_w > 0
     assert result.metrics["active_energy_j"].uncertainty > 0
     assert 5 <= result.baseline.seconds < 10
     value = {name: metric.value for name, metric in result.metrics.items()}
-    assert value["idle_context_w"] == result.baseline.idle_context_w
+    assert value["idle_power_w"] == result.baseline.idle_power_w
     assert value["mean_power_w"] == pytest.approx(100.0, rel=0.05)
-    idle_j = value["idle_context_w"] * result.window.energy_seconds / result.window.passes
+    idle_j = value["idle_power_w"] * result.window.energy_seconds / result.window.passes
     assert value["active_energy_j"] == pytest.approx(value["energy_j"] - idle_j)
     assert value["active_energy_j"] == pytest.approx(60 * value["seconds"], rel=0.1)
     assert ExperimentResult.model_validate_json(result.model_dump_json()) == result

@@ -58,7 +58,7 @@ def test_a_steady_measurement_has_no_warnings() -> None:
         throttled_seconds={"sw_power_cap": 0.0, "hw_slowdown": 0.0},
     )
     steady = [1.0, 1.0, 1.04, 1.04]
-    assert warnings(fine, pass_seconds=steady, times_floor=metric("times_floor", 1.0)) == []
+    assert warnings(fine, pass_seconds=steady, roofline_slowdown=metric("roofline_slowdown", 1.0)) == []
 
 
 # ---- each of them ----
@@ -103,9 +103,9 @@ def test_passes_that_drift_are_a_warning() -> None:
 
 
 def test_a_floor_that_is_broken_through() -> None:
-    (one,) = warnings(times_floor=metric("times_floor", 0.97))
-    assert one.startswith("times_floor is 0.97, and nothing is faster than 1: a bug of pytest-llem")
-    assert warnings(times_floor=metric("times_floor", None, reason="no peak is known")) == []
+    (one,) = warnings(roofline_slowdown=metric("roofline_slowdown", 0.97))
+    assert one.startswith("roofline_slowdown is 0.97, and nothing is faster than 1: a bug of pytest-llem")
+    assert warnings(roofline_slowdown=metric("roofline_slowdown", None, reason="no peak is known")) == []
 
 
 LOST = Total(None, "unavailable", "nvml_total_energy", "gpu_board", "GPU-1: GPU is lost")
@@ -152,7 +152,7 @@ def all_of_them() -> Any:
         pass_seconds=[1.0, 1.0, 2.0, 2.0],
         prefill=window(seconds=1.0),
         covers_engine=False,
-        times_floor=metric("times_floor", 0.5),
+        roofline_slowdown=metric("roofline_slowdown", 0.5),
         cut=(1, 2),
     )
 
@@ -162,7 +162,7 @@ BEGINNINGS = [
     "the engine ran on cuda, and the energy covers cpu_package only",
     "throttled",
     "the prefill window holds 10 ticks",
-    "times_floor is 0.50",
+    "roofline_slowdown is 0.50",
     "warm-up stopped after 20 runs",
     "drift: passes took 100% longer",
     "temperature of GPU-1 went from 40 to 60",

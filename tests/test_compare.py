@@ -14,7 +14,7 @@ import pytest
 from pytest_llem import StudyResult, cli
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import save
-from pytest_llem.reporting.terminal.comparison import MOST_LINES, MOST_ROWS, as_json, escaped, lines, markdown
+from pytest_llem.reporting.terminal.comparison import MAX_LINES, MAX_ROWS, as_json, escaped, lines, markdown
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.gates import GatesConfig
@@ -270,11 +270,11 @@ def _many(points: Any) -> Any:
 def test_rows_of_many_points_are_cut() -> None:
     found = _many(50)
     shown = lines(found, WIDTH)
-    assert sum("batch_size=" in line for line in shown) == MOST_ROWS
+    assert sum("batch_size=" in line for line in shown) == MAX_ROWS
     assert "batch_size=26" in shown[4], "the worst comes first"
-    assert f"and {150 - MOST_ROWS} SAME" in shown
+    assert f"and {150 - MAX_ROWS} SAME" in shown
     assert max(len(line) for line in shown if "│" in line or "─" in line or "bf16" in line) <= WIDTH
-    assert f"and {150 - MOST_ROWS} SAME" in markdown(found)
+    assert f"and {150 - MAX_ROWS} SAME" in markdown(found)
     assert len(json.loads(as_json(found))["verdicts"]) == 150
 
 
@@ -286,8 +286,8 @@ def test_long_lists_are_cut() -> None:
         subject=[f"package-{n}: 1 here, 2 in the reference" for n in range(30)],
     )
     shown = lines(Comparison(record, []), WIDTH)
-    assert sum(line.startswith("subject: package-") for line in shown) == MOST_LINES
-    assert f"subject: {30 - MOST_LINES} more" in shown
+    assert sum(line.startswith("subject: package-") for line in shown) == MAX_LINES
+    assert f"subject: {30 - MAX_LINES} more" in shown
     assert shown[-1] == "nothing to compare: no gate failed"
 
 

@@ -177,7 +177,7 @@ def test_no_gate_judges_a_window_that_compiles(graphs: list[object], monkeypatch
     assert f"{reason}; no gate judges it: let the batches have fewer different lengths" in texts(result.warnings)
     assert result.prefill_window.compiled is None
     judged = {name for name, one in result.metrics.items() if one.not_judged is None}
-    assert judged == {"load_seconds", "load_energy_j", "idle_context_w", "model_memory_mb"}
+    assert judged == {"load_seconds", "load_energy_j", "idle_power_w", "model_memory_mb"}
     assert result.metrics["seconds"].not_judged == reason
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from pytest_llem import StudyResult
-from pytest_llem._plugin.shared_state import Board
+from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.cli import main
 from pytest_llem.execution import experiment
 from pytest_llem.gates.budgets import judge_budget
@@ -57,7 +57,7 @@ ROOT, WORKER, CHILD, HARNESS, OTHER = 10, 11, 12, 20, 30
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Proc:
-    """Two CPUs; a guardian with a worker of two threads; a harness and another program."""
+    """Two CPUs; a supervisor with a worker of two threads; a harness and another program."""
     found = Proc(tmp_path)
     found.cpus(100.0, 50.0, stolen=1.0)
     found.process(1, 0)
@@ -498,7 +498,7 @@ def test_the_study_says_how_often(study: Study, retries: int, first: int) -> Non
 
 
 def test_processes_of_a_session_share_what_was_repeated() -> None:
-    one, other, alone = Board("together"), Board("together"), Board()
+    one, other, alone = SharedState("together"), SharedState("together"), SharedState()
     try:
         assert [one.claim("s", "x"), other.claim("s", "x"), other.claim("s", "y"), one.claim("s", "y")] == [
             True,

@@ -23,10 +23,10 @@ import pytest
 
 from pytest_llem import ExperimentResult
 from pytest_llem.hardware.gauges import GpuState
-from pytest_llem.hardware.gpus import Board, Boards, boards_for, visible_boards
+from pytest_llem.hardware.gpus import Board, VisibleGpus, gpus_for, visible_gpus
 from pytest_llem.machine import devices
 from pytest_llem.machine.devices import CPU, FOLDER, DeviceError, devices_of, note_file, owned
-from pytest_llem.machine.gpu_memory import LONGEST_S, MARGIN_BYTES, GpuMemory, Settled
+from pytest_llem.machine.gpu_memory import MAX_S, MARGIN_BYTES, GpuMemory, Settled
 from pytest_llem.machine.owner import Owner
 from pytest_llem.planning.host import Gpu, this_host
 from pytest_llem.results.experiment import GapRecord
@@ -93,15 +93,15 @@ def test_board_is_what_nvml_says(gpus: GiveGpus) -> None:
     script = gpus(_board(name="Scripted H100", capability=9.0), _board(B, name="Old", capability=7.5, no_memory=1))
     h100 = Board(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
     old = Board(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
-    assert nvml.run(os.environ, visible_boards) == Boards((h100, old), None), "CUDA may put either first"
-    assert nvml.run(os.environ | {"CUDA_VISIBLE_DEVICES": f"{B},{A}"}, visible_boards) == Boards((old, h100), old)
+    assert nvml.run(os.environ, visible_gpus) == VisibleGpus((h100, old), None), "CUDA may put either first"
+    assert nvml.run(os.environ | {"CUDA_VISIBLE_DEVICES": f"{B},{A}"}, visible_gpus) == VisibleGpus((old, h100), old)
     assert script.users() == 0
 
 
 def test_lost_board_is_left_out(gpus: GiveGpus) -> None:
     gpus(_board(lost_at=0), _board(B))
     env = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    seen = nvml.run(env, visible_boards)
+    seen = nvml.run(env, visible_gpus)
     assert [board.uuid for board in seen.all] == [B]
     assert seen.first is None, "CUDA counts the lost one, or does not"
 
@@ -109,7 +109,7 @@ def test_lost_board_is_left_out(gpus: GiveGpus) -> None:
 def test_without_nvml_there_are_no_boards(tmp_path: Path, cuda_build: None) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
-    assert nvml.run(env, visible_boards) == nvml.run(env, boards_for, "2.13.0") == Boards()
+    assert nvml.run(env, visible_gpus) == nvml.run(env, gpus_for, "2.13.0") == VisibleGpus()
 
 
 def test_plan_counts_gpus_that_torch_would_use(gpus: GiveGpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,16 +128,16 @@ TWO = (Board(A), Board(B))
 @pytest.mark.parametrize(
     ("config", "boards", "names"),
     [
-        ({}, Boards(), [CPU]),
-        ({}, Boards(TWO, TWO[0]), [A]),
-        ({}, Boards(TWO, TWO[1]), [B]),
-        ({}, Boards(TWO), [A, B]),  # either may be the first
-        ({"pytorch": {"device_map": "auto"}}, Boards(TWO, TWO[0]), [A, B]),
-        ({"pytorch": {"batch_size": 2}}, Boards(TWO, TWO[0]), [A]),
-        ({"backend": "vllm"}, Boards(TWO, TWO[0]), [A, B]),
+        ({}, VisibleGpus(), [CPU]),
+        ({}, VisibleGpus(TWO, TWO[0]), [A]),
+        ({}, VisibleGpus(TWO, TWO[1]), [B]),
+        ({}, VisibleGpus(TWO), [A, B]),  # either may be the first
+        ({"pytorch": {"device_map": "auto"}}, VisibleGpus(TWO, TWO[0]), [A, B]),
+        ({"pytorch": {"batch_size": 2}}, VisibleGpus(TWO, TWO[0]), [A]),
+        ({"backend": "vllm"}, VisibleGpus(TWO, TWO[0]), [A, B]),
     ],
 )
-def test_devices_of_an_experiment(config: dict[str, Any], boards: Boards, names: list[str]) -> None:
+def test_devices_of_an_experiment(config: dict[str, Any], boards: VisibleGpus, names: list[str]) -> None:
     assert sorted(devices_of(ExperimentConfig(model="m", **config), boards)) == names
 
 
@@ -467,7 +467,7 @@ GB = 10**9
         ([(0, {A: GB})], {A: 2 * GB}, Settled(0.0, {}, {A: GB})),
         ([(0, {A: GB + MARGIN_BYTES})], {A: GB}, Settled(0.0, {}, {A: GB + MARGIN_BYTES})),
         ([(0, {A: 3 * GB}), (2.1, {A: GB})], {A: GB}, Settled(2.25, {}, {A: GB})),
-        ([(0, {A: 3 * GB})], {A: GB}, Settled(LONGEST_S, {A: 2000.0}, {A: 3 * GB})),
+        ([(0, {A: 3 * GB})], {A: GB}, Settled(MAX_S, {A: 2000.0}, {A: 3 * GB})),
         ([(0, {A: GB, B: 9 * GB})], {A: GB, B: GB}, Settled(0.0, {}, {A: GB})),  # not ours
         ([(0, {A: None})], {A: GB}, Settled(None, None, {})),
         ([(0, {A: 3 * GB}), (1, {A: None})], {A: GB}, Settled(None, None, {})),
@@ -847,7 +847,7 @@ MEMORY = """
     import os, pathlib, time
     import pytest_llem.machine.gpu_memory as memory
 
-    memory.LONGEST_S, memory.POLL_S = 0.9, 0.1
+    memory.MAX_S, memory.POLL_S = 0.9, 0.1
     path = pathlib.Path(os.environ["LLEM_SCRIPTED_NVML"])
     now = lambda: time.monotonic() - float(path.read_text().split()[1])
 
@@ -885,10 +885,10 @@ def test_memory_is_waited_for_between_experiments_and_runs(
         + """
     def after(count):
         if count == 1:
-            memory.LONGEST_S = 60
+            memory.MAX_S = 60
             uses((0, 2500), (1, 520))
         if count == 2:
-            memory.LONGEST_S = 0.9
+            memory.MAX_S = 0.9
             uses((0, 2500))
         if count == 4:
             uses((0, 4500))

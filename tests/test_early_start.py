@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from pytest_llem.isolation import child
-from pytest_llem.isolation.launcher import Job, Started, run_isolated
+from pytest_llem.isolation.launcher import Job, ExperimentProcess, run_isolated
 from tests.conftest import Results
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
@@ -166,7 +166,7 @@ class TestInTheGap:
         self, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The gap, an hour of the clock, does not count."""
-        started = Started(job(), early=True)
+        started = ExperimentProcess(job(), early=True)
         started.start()
         monkeypatch.setattr(child, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3600))
         assert run_isolated(job(), started=started, timeout=60).error is None

@@ -290,7 +290,7 @@ def test_one_that_is_denied_in_mid_window_leaves_the_others(
 def test_a_failure_in_between_is_no_less_one_because_it_is_over_at_the_end(
     powercap: Powercap, meter: RaplMeter, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rapl, "MOST_WATTS", {"cpu_package": 1e6, "dram": 300.0})
+    monkeypatch.setattr(rapl, "MAX_WATTS", {"cpu_package": 1e6, "dram": 300.0})
     package = powercap.zone("intel-rapl:0", "package-0")
     text = package.read_text()
     meter.open([])
@@ -375,7 +375,7 @@ def test_a_window_of_hours_goes_round_many_times(powercap: Powercap, meter: Rapl
 @pytest.mark.slow
 def test_the_thread_looks_in_real_time_and_ends(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a counter that could be round in a second, and is in less than two."""
-    monkeypatch.setattr(rapl, "MOST_WATTS", {"cpu_package": 100.0, "dram": 100.0})
+    monkeypatch.setattr(rapl, "MAX_WATTS", {"cpu_package": 100.0, "dram": 100.0})
     counter = powercap.zone("intel-rapl:0", "package-0", range_uj=100_000_000)
     read, seen = Path.read_text, []
 

@@ -21,13 +21,13 @@ from pytest_llem.energy.protocol import DeviceReading
 from pytest_llem.energy.rapl import RaplMeter
 from pytest_llem.execution.energy_budget import EnergyBudget
 from pytest_llem.gates.regression import compare
-from pytest_llem.hardware.gpus import Board, Boards
+from pytest_llem.hardware.gpus import Board, VisibleGpus
 from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
 from pytest_llem.reporting.html.words import told
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import BaselineRecord
-from pytest_llem.results.facts import bench_facts
+from pytest_llem.results.facts import testbed_facts
 from pytest_llem.results.study_result import Findings, summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
@@ -148,7 +148,7 @@ def test_idle_power_that_changes_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, noop_engine: None, after_w: float, warned: bool
 ) -> None:
     """Kepler 1811: another program runs while the idle machine is measured, and its power is subtracted."""
-    known = BaselineRecord(idle_context_w=170.0, after_w=after_w, method="measured", boundary="cpu_package")
+    known = BaselineRecord(idle_power_w=170.0, after_w=after_w, method="measured", boundary="cpu_package")
     monkeypatch.setattr(orchestrator, "measure_baseline", lambda *_, **__: known)
     monkeypatch.setattr(orchestrator, "measure_after", lambda baseline, *_, **__: baseline)
     said = f"idle power changed from 170 W to {after_w:g} W: active_energy_j may be off by as much"
@@ -176,7 +176,7 @@ def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any
 
     def facts(gpu: Any) -> Any:
         data["environment"]["gpus"], data["engine"]["device"] = [gpu], "cuda"
-        found = bench_facts([ExperimentResult.model_validate(data)])
+        found = testbed_facts([ExperimentResult.model_validate(data)])
         return {**H100, "application_clocks": found["application_clocks"], "ecc": found["ecc"]}
 
     metric = {"seconds": STEADY}
@@ -220,7 +220,7 @@ def test_meter_reads_the_gpus_that_pytorch_has_begun_with(monkeypatch: pytest.Mo
         get_device_properties=lambda _: SimpleNamespace(uuid="used"),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(metering, "visible_boards", lambda: Boards((Board("GPU-other"),)))
+    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Board("GPU-other"),)))
     asked: list[Sequence[str]] = []
 
     def opened(_: Any, gpus: Sequence[str]) -> Meters:

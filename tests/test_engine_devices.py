@@ -18,7 +18,7 @@ from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.hardware import gpus as hardware
-from pytest_llem.hardware.gpus import Board, Boards, cuda_order, unknown_entry, visible_boards
+from pytest_llem.hardware.gpus import Board, VisibleGpus, cuda_order, unknown_entry, visible_gpus
 from pytest_llem.machine import devices
 from pytest_llem.machine.devices import CPU, possible_devices
 from pytest_llem.measurement import environment, orchestrator
@@ -27,7 +27,7 @@ from tests.conftest import NOOP_STUDY
 from tests.support import nvml
 
 A, B = "GPU-aaaaaaaa-0000", "GPU-bbbbbbbb-1111"
-TWO = Boards((Board(A), Board(B)), Board(A))
+TWO = VisibleGpus((Board(A), Board(B)), Board(A))
 
 
 # ---- what is leased ----
@@ -39,18 +39,18 @@ TWO = Boards((Board(A), Board(B)), Board(A))
         ("vllm", None, TWO, {CPU, A, B}),
         ("vllm", "2.13.0+cpu", TWO, {CPU, A, B}),
         ("vllm", "2.13.0+cu130", TWO, {A, B}),
-        ("vllm", None, Boards(), {CPU}),
+        ("vllm", None, VisibleGpus(), {CPU}),
         ("pytorch", "2.13.0+cpu", TWO, {CPU}),
         ("pytorch", "2.13.0+cu130", TWO, {A}),
     ],
 )
 def test_an_engine_whose_devices_are_unknown_leases_all_that_it_might_use(
-    monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, boards: Boards, leased: set[str]
+    monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, boards: VisibleGpus, leased: set[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "package_versions", lambda python: {"torch": torch} if torch else {})
     for module in (devices, hardware):
-        monkeypatch.setattr(module, "visible_boards", lambda: boards)
+        monkeypatch.setattr(module, "visible_gpus", lambda: boards)
     config = ExperimentConfig(model="m", backend=backend)
     assert set(possible_devices(config, None)) == leased
 
@@ -64,9 +64,9 @@ def test_a_number_among_different_boards_is_ambiguous(nvml_library: Path, tmp_pa
     script.write()
     env = nvml.environment(nvml_library, script) | {"CUDA_VISIBLE_DEVICES": "0"}
     env.pop("CUDA_DEVICE_ORDER", None)
-    seen = nvml.run(env, visible_boards)
+    seen = nvml.run(env, visible_gpus)
     assert (len(seen.all), seen.first, seen.is_ambiguous) == (2, None, True)
-    seen = nvml.run(env | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, visible_boards)
+    seen = nvml.run(env | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, visible_gpus)
     assert ([board.uuid for board in seen.all], seen.is_ambiguous) == ([A], False)
 
 
@@ -195,7 +195,7 @@ def test_meters_read_the_devices_that_the_engine_names_once_loaded(
 def test_the_fixture_meters_no_board_where_it_is_unknown_which(
     monkeypatch: pytest.MonkeyPatch, fake_meter: list[list[str]]
 ) -> None:
-    monkeypatch.setattr(metering, "visible_boards", lambda: Boards(TWO.all, None, is_ambiguous=True))
+    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus(TWO.all, None, is_ambiguous=True))
     monkeypatch.setitem(sys.modules, "torch", None)
     with EnergyMeter()() as reading:
         pass
@@ -214,7 +214,7 @@ def test_the_fixture_meters_the_boards_that_pytorch_uses(
         current_device=lambda: 0,
         synchronize=lambda index: None,
     )
-    monkeypatch.setattr(metering, "visible_boards", lambda: Boards(TWO.all, None, is_ambiguous=True))
+    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus(TWO.all, None, is_ambiguous=True))
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     with EnergyMeter()("nvml") as reading:
         pass

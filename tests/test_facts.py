@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.results import study_result
-from pytest_llem.results.facts import bench_facts, flat, overlapping, subject_facts
+from pytest_llem.results.facts import testbed_facts, flat, overlapping, sut_facts
 from pytest_llem.results.manifest import ManifestWriter
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
 
@@ -45,7 +45,7 @@ def _on_gpus(*gpus: Any, **changes: Any) -> Any:
 
 
 def test_testbed_facts_on_a_cpu() -> None:
-    assert bench_facts([_result(tokens__dataset_hash="ab", environment__cpu_governor="performance")]) == {
+    assert testbed_facts([_result(tokens__dataset_hash="ab", environment__cpu_governor="performance")]) == {
         "cpu": "A processor",
         "cpus": 2,
         "energy_boundary": "cpu_package",
@@ -60,13 +60,13 @@ def test_testbed_facts_on_a_cpu() -> None:
 def test_start_method_is_a_testbed_fact_on_cpus_only() -> None:
     start = {"method": "spawn", "began_at": "2026-11-25T23:00:00.000Z", "ready_at": "2026-11-25T23:00:03.000Z"}
     forked = _result(start=start | {"method": "forkserver"})
-    assert bench_facts([_result(start=start)])["start_method"] == "spawn"
-    assert bench_facts([_result(start=start), forked])["start_method"] == ["spawn", "forkserver"]
-    assert "start_method" not in bench_facts([_on_gpus(GPU, start=start)])
+    assert testbed_facts([_result(start=start)])["start_method"] == "spawn"
+    assert testbed_facts([_result(start=start), forked])["start_method"] == ["spawn", "forkserver"]
+    assert "start_method" not in testbed_facts([_on_gpus(GPU, start=start)])
 
 
 def test_testbed_facts_on_a_gpu() -> None:
-    facts = bench_facts([_on_gpus(GPU)])
+    facts = testbed_facts([_on_gpus(GPU)])
     assert facts["gpu"] == "NVIDIA H100"
     assert (facts["power_limit"], facts["driver"], facts["gpu_uuids"]) == ("700 W", "580.1", "GPU-1")
     assert facts["host_cpu"] == "A processor"
@@ -75,38 +75,38 @@ def test_testbed_facts_on_a_gpu() -> None:
 
 def test_testbed_facts_on_several_gpus() -> None:
     other = GPU | {"uuid": "GPU-0", "power_limit_w": 500.0, "mig_mode": True}
-    facts = bench_facts([_on_gpus(GPU, other)])
+    facts = testbed_facts([_on_gpus(GPU, other)])
     assert (facts["gpu"], facts["gpu_uuids"]) == ("2 × NVIDIA H100", "GPU-0, GPU-1")
     assert (facts["power_limit"], facts["mig"], facts["driver"]) == ("500 W, 700 W", "on", "580.1")
 
 
 def test_gpu_unknown_to_nvml_is_named_by_the_engine() -> None:
-    facts = bench_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
+    facts = testbed_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
     assert facts["gpu"] == "NVIDIA T4"
     assert "power_limit" not in facts
 
 
 def test_missing_energy_is_not_a_fact() -> None:
-    facts = bench_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
+    facts = testbed_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
     assert not {"energy_method", "energy_boundary"} & set(facts)
 
 
 def test_facts_that_differ_between_cycles_are_listed() -> None:
-    facts = bench_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
+    facts = testbed_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
     assert facts["gpu_uuids"] == ["GPU-1", "GPU-2"]
     assert facts["gpu"] == "NVIDIA H100"
 
 
 def test_the_shortest_window_counts() -> None:
     cycles = [_result(window__quantisation_error=share) for share in (1 / 100, 1 / 16, None)]
-    assert bench_facts(cycles)["energy_ticks"] == 16
+    assert testbed_facts(cycles)["energy_ticks"] == 16
     split = _result(prefill_window={"passes": 1, "window_seconds": 1.0, "quantisation_error": 0.1})
-    assert bench_facts([split])["prefill_ticks"] == 10
-    assert "energy_ticks" not in bench_facts([split])
+    assert testbed_facts([split])["prefill_ticks"] == 10
+    assert "energy_ticks" not in testbed_facts([split])
 
 
 def test_facts_of_the_system_under_test() -> None:
-    facts = subject_facts(
+    facts = sut_facts(
         [
             _result(
                 engine__versions={"vllm": "0.9", "torch": "2.13.0+cu130"},

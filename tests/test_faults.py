@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pytest_llem.isolation import child as childs
-from pytest_llem.isolation import guardian
+from pytest_llem.isolation import supervisor
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.oom import oom_kills
 from pytest_llem.isolation.outcome import Outcome
@@ -387,7 +387,7 @@ def _main_thread() -> tuple[str, int]:
 def test_supervisor_imports_little() -> None:
     """Every experiment waits for it to start."""
     code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(len(sys.modules), 'pytest_llem' in sys.modules)"
-    command = [sys.executable, "-I", "-S", "-c", code, guardian.__file__]
+    command = [sys.executable, "-I", "-S", "-c", code, supervisor.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     count, ours = done.stdout.split()
     assert int(count) < 100

@@ -76,7 +76,7 @@ def test_work_of_a_batch_is_that_computed_by_hand() -> None:
     # prefill: 10.76 s of arithmetic and 22 s of reading; steps: 2.36 s and 22.8 s, 2.4 s and 23 s
     found = work(Requests([records((3, 3), (2, 1))]), seconds=135.6)
     assert found["flops"].value == 10_920 + 2360 + 2400
-    assert found["times_floor"].value == pytest.approx(135.6 / (22 + 22.8 + 23))
+    assert found["roofline_slowdown"].value == pytest.approx(135.6 / (22 + 22.8 + 23))
     assert found["mbu"].value == pytest.approx((2200 + 2280 + 2300) / 135.6 / 100)
     assert found["mfu"].value == pytest.approx(15_680 / 135.6 / 1000)
 
@@ -104,24 +104,24 @@ def test_passes_that_differ_are_averaged() -> None:
     first, second = (work(Requests([records((3, tokens))])) for tokens in (2, 4))
     for name in ("flops", "mfu", "mbu"):
         assert both[name].value == pytest.approx((first[name].value + second[name].value) / 2)
-    floors = [1 / one["times_floor"].value for one in (both, first, second)]
+    floors = [1 / one["roofline_slowdown"].value for one in (both, first, second)]
     assert floors[0] == pytest.approx((floors[1] + floors[2]) / 2)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
 def test_it_grows_as_it_should(tokens: int) -> None:
     base = Requests([records((5, tokens))])
-    floor = 1 / work(base)["times_floor"].value
+    floor = 1 / work(base)["roofline_slowdown"].value
 
     def floor_with(requests: Any = base, **changes: Any) -> Any:
-        return 1 / work(requests, engine=Engine(replace(SHAPE, **changes)))["times_floor"].value
+        return 1 / work(requests, engine=Engine(replace(SHAPE, **changes)))["roofline_slowdown"].value
 
     assert floor_with(weight_bytes=22_000, kv_bytes_per_value=40) == pytest.approx(10 * floor), "memory-bound"
     assert floor_with(Requests([records((5, tokens + 1))])) > floor
     assert floor_with(Requests([records((6, tokens))])) >= floor
     assert floor_with(Requests([records((5, tokens), (5, tokens))])) >= floor
     assert floor_with(parameters=10**9) > floor
-    assert work(base, seconds=2)["times_floor"].value == pytest.approx(2 * work(base)["times_floor"].value)
+    assert work(base, seconds=2)["roofline_slowdown"].value == pytest.approx(2 * work(base)["roofline_slowdown"].value)
 
 
 def test_nothing_generated_still_takes_its_prefill() -> None:
@@ -184,14 +184,14 @@ def test_work_on_several_devices_is_not_compared_with_a_peak() -> None:
 def test_a_precision_without_a_peak_has_a_bandwidth_still() -> None:
     found = work(REQUESTS, engine=Engine(replace(SHAPE, precision="tf32")))
     assert found["mbu"].value == work(REQUESTS)["mbu"].value
-    assert reasons(found)["mfu"] == reasons(found)["times_floor"] == "no peak of tf32 is known of Slow GPU"
+    assert reasons(found)["mfu"] == reasons(found)["roofline_slowdown"] == "no peak of tf32 is known of Slow GPU"
 
 
 def test_weights_that_fit_the_cache() -> None:
     found = work(REQUESTS, engine=Engine(replace(SHAPE, weight_bytes=2000)))
     assert found["mfu"].value == work(REQUESTS)["mfu"].value
     expected = "the weights (0 MB) fit the cache of Slow GPU (0 MB)"
-    assert reasons(found)["mbu"] == reasons(found)["times_floor"] == expected
+    assert reasons(found)["mbu"] == reasons(found)["roofline_slowdown"] == expected
     assert work(REQUESTS, engine=Engine(replace(SHAPE, weight_bytes=2001)))["mbu"].value is not None
 
 
@@ -255,7 +255,7 @@ def test_it_is_that_of_the_batches_of_the_experiment(run: Callable[..., Any]) ->
     for result, size in ((alone, 1), (together, 2)):
         seconds = result.metrics["seconds"].value
         assert result.metrics["mbu"].value == pytest.approx(moved[size] / seconds / 100)
-        assert result.metrics["times_floor"].value == pytest.approx(seconds / (moved[size] / 100))
+        assert result.metrics["roofline_slowdown"].value == pytest.approx(seconds / (moved[size] / 100))
 
 
 def test_faster_than_the_floor_is_a_bug_of_ours(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

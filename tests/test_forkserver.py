@@ -82,10 +82,10 @@ def engine(tmp_path: Path, job: MakeJob, notes: Notes) -> MakeJob:
 
 
 def _server() -> psutil.Process:
-    """Return the one forkserver of this process: the child of a guardian that is its child."""
-    guardians = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
-    (guardian,) = guardians
-    (server,) = guardian.children()
+    """Return the one forkserver of this process: the child of a supervisor that is its child."""
+    supervisors = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
+    (supervisor,) = supervisors
+    (server,) = supervisor.children()
     return server
 
 
@@ -237,7 +237,7 @@ class TestTheServer:
         error = _error(run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=5))
         assert (error.kind, error.message) == ("timeout", "not done after 5 s")
         assert "forked_engine.py" in (error.traceback or ""), "where it was"
-        assert not [one for one in psutil.Process().children() if "guardian" in " ".join(one.cmdline())]
+        assert not [one for one in psutil.Process().children() if "supervisor" in " ".join(one.cmdline())]
 
 
 class TestTheProcess:
@@ -343,10 +343,10 @@ class TestItsEnd:
     def test_server_killed_between_experiments_is_replaced(self, servers: Servers, job: MakeJob) -> None:
         assert run_isolated(job(), servers=servers).error is None
         server = _server()
-        guardian = server.parent()
-        assert guardian is not None
+        supervisor = server.parent()
+        assert supervisor is not None
         server.kill()
-        wait_until(lambda: gone(guardian.pid))
+        wait_until(lambda: gone(supervisor.pid))
         assert run_isolated(job(), servers=servers).error is None
         assert _server().pid != server.pid
 
@@ -434,9 +434,9 @@ def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob
     for _ in range(2):
         for python in (None, str(other)):
             assert run_isolated(job(python=python), servers=servers).error is None
-    guardians = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
-    assert len(guardians) == 2
-    assert {one.cmdline()[6] for one in guardians} == {sys.executable, str(other)}
+    supervisors = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
+    assert len(supervisors) == 2
+    assert {one.cmdline()[6] for one in supervisors} == {sys.executable, str(other)}
 
 
 def test_each_study_has_a_server_of_its_own(
@@ -450,7 +450,7 @@ def test_each_study_has_a_server_of_its_own(
         import pathlib, psutil
 
         def pytest_runtest_logfinish(nodeid):
-            children = psutil.Process().children()  # guardians
+            children = psutil.Process().children()  # supervisors
             running = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
             found = [one.pid for one in running if "pytest_llem.isolation.forkserver" in one.cmdline()]
             with open("seen", "a") as file:

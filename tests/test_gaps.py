@@ -20,7 +20,7 @@ import pytest
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gauges import Gauges, GpuState
 from pytest_llem.hardware.gpus import cuda_order
-from pytest_llem.machine.cool_down import LONGEST_S, LONGEST_SLEEP_S, SHORTEST_S, Gaps
+from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, Gaps
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results
 from tests.support import gauges, nvml
@@ -124,12 +124,12 @@ def test_automatic_gap_ends_when_the_gpu_is_as_at_first() -> None:
     ],
 )
 def test_automatic_gap_waits_for_temperature_and_power(then: dict[str, Any], reason: str) -> None:
-    assert _until(then).wait("auto") == ((28.0, reason) if reason == "target" else (LONGEST_S, reason))
+    assert _until(then).wait("auto") == ((28.0, reason) if reason == "target" else (MAX_S, reason))
 
 
 def test_automatic_gap_polls_and_has_a_minimum() -> None:
     host = Host((0, _one(40)))
-    assert host.wait("auto") == (SHORTEST_S, "target")
+    assert host.wait("auto") == (MIN_S, "target")
     assert max(host.sleeps) <= 0.5
 
 
@@ -155,7 +155,7 @@ def test_lower_of_two_first_readings_counts() -> None:
 
 
 def test_power_that_was_never_read_is_not_waited_for() -> None:
-    assert Host((0, _one(40, None))).wait("auto") == (SHORTEST_S, "target")
+    assert Host((0, _one(40, None))).wait("auto") == (MIN_S, "target")
 
 
 def test_automatic_gap_without_temperature_is_skipped() -> None:
@@ -189,7 +189,7 @@ def test_fixed_gap_is_kept_though_a_sleep_ends_early() -> None:
 def test_gap_longer_than_one_sleep_is_kept() -> None:
     host = Host((0, {}))
     assert host.wait(1e8) == (1e8, "fixed")
-    assert max(host.sleeps) == LONGEST_SLEEP_S
+    assert max(host.sleeps) == MAX_SLEEP_S
 
 
 def test_gap_of_zero_is_skipped() -> None:
@@ -428,7 +428,7 @@ def scripted(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 SHORT_GAPS = """
     import pathlib, pytest_llem.machine.cool_down as gaps
 
-    gaps.SHORTEST_S, gaps.LONGEST_S, gaps.POLL_S = 0.2, 0.6, 0.1
+    gaps.MIN_S, gaps.MAX_S, gaps.POLL_S = 0.2, 0.6, 0.1
 """
 
 

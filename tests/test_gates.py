@@ -428,12 +428,12 @@ class TestBaselines:
         saved.write(measurement={"length_mode": "natural", "min_window_seconds": 0})
         run = saved.run("--llem-baseline", "main")
         run.assert_outcomes(passed=8, failed=6)
-        run.stdout.fnmatch_lines(["*length mode*--llem-compare-anyway*"])
-        run = saved.run("--llem-baseline", "main", "--llem-compare-anyway")
+        run.stdout.fnmatch_lines(["*length mode*--llem-compare-mismatch*"])
+        run = saved.run("--llem-baseline", "main", "--llem-compare-mismatch")
         run.assert_outcomes(passed=8 + 6)
         comparison = saved.newest().comparison
         assert comparison is not None
-        assert comparison.compared_anyway
+        assert comparison.compared_despite_mismatch
 
     def test_plan_shows_minimum_detectable_effect(self, saved: Study) -> None:
         run = saved.run("--llem-baseline", "main", "--collect-only")
@@ -463,7 +463,7 @@ class TestBaselines:
             (("--llem-baseline", ""), "ERROR: --llem-baseline: must not be empty"),
             (("--llem-save", "a/b"), "ERROR: --llem-save: must be a name without path separators (got 'a/b')"),
             (("--llem-save-partial",), "ERROR: --llem-save-partial: needs --llem-save"),
-            (("--llem-compare-anyway",), "ERROR: --llem-compare-anyway: needs --llem-baseline or --llem-against"),
+            (("--llem-compare-mismatch",), "ERROR: --llem-compare-mismatch: needs --llem-baseline or --llem-against"),
             (
                 ("--llem-fail-on", "never"),
                 "ERROR: --llem-fail-on: must be one of regression, inconclusive (got 'never')",

@@ -239,7 +239,7 @@ class TestSummary:
             alpha=0.01,
             family=6,
             bench=["power limit: 700 W and 600 W"],
-            compared_anyway=True,
+            compared_despite_mismatch=True,
             warnings=["another driver"],
             new_points=["batch_size=16"],
         )
@@ -287,8 +287,8 @@ class TestSummary:
         assert text.startswith("what another tool wrote\n")
         assert len(text.encode()) <= github.OUR_BYTES + 30
         assert text.rstrip().endswith("more in study_result.json")
-        full = page(result, before=b"x" * (github.MOST_BYTES - 1))
-        assert len(full.encode()) < github.MOST_BYTES, "or GitHub would drop what the other tool wrote"
+        full = page(result, before=b"x" * (github.MAX_BYTES - 1))
+        assert len(full.encode()) < github.MAX_BYTES, "or GitHub would drop what the other tool wrote"
 
     def test_long_tables_and_lists_say_what_is_missing(
         self, page: Callable[..., Any], result: StudyResult
@@ -298,7 +298,7 @@ class TestSummary:
         result.warnings = [study_warning(f"w{number}") for number in range(30)]
         text = page(result)
         (points,), _ = tables(text)
-        assert len(points) == 1 + github.MOST_ROWS
+        assert len(points) == 1 + github.MAX_ROWS
         assert "… 800 more (point) in study_result.json" in text
         assert "… 10 more (warning) in study_result.json" in text
 

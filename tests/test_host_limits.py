@@ -14,7 +14,7 @@ from pytest_llem.hardware import limits
 from pytest_llem.measurement.environment import environment
 from pytest_llem.planning import host, preflight
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.facts import bench_facts
+from pytest_llem.results.facts import testbed_facts
 from pytest_llem.results.models import StudyResult
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.loading import load_study
@@ -36,7 +36,7 @@ def _facts(device: str = "cpu", **changes: Any) -> dict[str, Any]:
     data = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     data["environment"] |= UNLIMITED | changes
     data["engine"]["device"] = device
-    return bench_facts([ExperimentResult.model_validate(data)])
+    return testbed_facts([ExperimentResult.model_validate(data)])
 
 
 def _study(**changes: Any) -> StudyResult:
@@ -83,7 +83,7 @@ def test_results_under_the_same_limits_are_compared() -> None:
 def test_limits_that_only_one_result_records_are_a_warning() -> None:
     older = _study()
     for point in older.points:
-        point.bench = bench_facts(
+        point.bench = testbed_facts(
             [ExperimentResult.model_validate_json(min(GOLDEN.glob("experiments/*.json")).read_text())]
         )
     record = compare(_study(cpu_limit=0.3), older, GatesConfig(), name="main").record

@@ -103,7 +103,7 @@ def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, s
     found = measure_bare("rapl", [], on_idle=lambda: log.append("told"), sleep=sleep(meanwhile))
     assert SECONDS == 5
     assert log == ["told", "asleep"]
-    assert found["idle_bare_w"] == {"package-0": pytest.approx(12.0), "dram-0": pytest.approx(1.5)}
+    assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0), "dram-0": pytest.approx(1.5)}
     assert found["idle_bare_method"] == "measured"
     assert found["idle_bare_source"] == "rapl_package+rapl_dram"
     assert found["idle_bare_reason"] is None
@@ -117,7 +117,7 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
         dram.unlink()
 
     found = measure_bare("rapl", [], sleep=sleep(lose_dram))
-    assert found["idle_bare_w"] == {"package-0": pytest.approx(12.0)}
+    assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0)}
     assert found["idle_bare_reason"].startswith("dram-0: RAPL: ")
     package_1 = powercap.zone("intel-rapl:1", "package-1")
     dram.write_text("7")
@@ -127,7 +127,7 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
             counter.unlink()
 
     found = measure_bare("rapl", [], sleep=sleep(lose_all))
-    assert (found["idle_bare_w"], found["idle_bare_method"]) == (None, None)
+    assert (found["idle_power_no_context_w"], found["idle_bare_method"]) == (None, None)
     assert "package-1: RAPL: " in found["idle_bare_reason"]
 
 
@@ -137,7 +137,7 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
         pytest.fail("it waits")
 
     found = measure_bare(name, [], sleep=sleep)
-    assert found.get("idle_bare_w") is None
+    assert found.get("idle_power_no_context_w") is None
     assert found["idle_bare_reason"].startswith(f"{name}: ")
 
 
@@ -145,19 +145,19 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
 
 
 def _result(**baseline: Any) -> str:
-    return json.dumps({"baseline": {"idle_context_w": 40.0, "age_seconds": 0.0, **baseline}})
+    return json.dumps({"baseline": {"idle_power_w": 40.0, "age_seconds": 0.0, **baseline}})
 
 
 def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
     board = Board()
     assert known_baseline(board, "abc", None) is None
     keep_baseline(board, "abc", None, _result())
-    assert (known_baseline(board, "abc", None) or {})["idle_context_w"] == 40.0
+    assert (known_baseline(board, "abc", None) or {})["idle_power_w"] == 40.0
     assert known_baseline(board, "abd", None) is None, "another point"
     assert known_baseline(board, "abc", tmp_path / "python") is None, "another interpreter"
 
 
-@pytest.mark.parametrize("baseline", [{"idle_context_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
+@pytest.mark.parametrize("baseline", [{"idle_power_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
 def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
     board = Board()
     keep_baseline(board, "abc", None, _result(**baseline))
@@ -168,8 +168,8 @@ def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
 def test_newest_measured_idle_power_counts() -> None:
     board = Board()
     for watts in (40.0, 45.0):  # the second was measured as the first did not fit
-        keep_baseline(board, "abc", None, _result(idle_context_w=watts))
-    assert (known_baseline(board, "abc", None) or {})["idle_context_w"] == 45.0
+        keep_baseline(board, "abc", None, _result(idle_power_w=watts))
+    assert (known_baseline(board, "abc", None) or {})["idle_power_w"] == 45.0
 
 
 # ---- whole runs ----
@@ -237,16 +237,16 @@ def test_each_gpu_is_measured_once_before_the_first_experiment(
     pytester.runpytest_subprocess("study.yaml", "-p", "llem", *workers).assert_outcomes(passed=2)
     found = baselines()
     assert len(found) == 2
-    watts = found[0].idle_bare_w
+    watts = found[0].idle_power_no_context_w
     assert watts is not None
     assert watts == pytest.approx({A: 70.0, B: 95.0}, rel=0.02)
-    assert all(one.idle_bare_w == watts for one in found), "the very same figures"
+    assert all(one.idle_power_no_context_w == watts for one in found), "the very same figures"
     assert {(one.idle_bare_method, one.idle_bare_source) for one in found} == {("measured", "nvml_total_energy")}
     ages = sorted(one.idle_bare_age_seconds or 0.0 for one in found)
     assert 0 < ages[0] < ages[1]
     assert gpus.users() == 0
     assert len({call.pid for call in gpus.calls() if call.function == COUNTER}) == 1
-    assert found[0].idle_context_w is None, "the engine runs on no GPU"
+    assert found[0].idle_power_w is None, "the engine runs on no GPU"
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def test_record_tells_what_drift_was_found(idle_run: Callable[..., Any]) -> None
 
 
 def test_unknown_drift_is_an_unknown_uncertainty() -> None:
-    idle = BaselineRecord(idle_context_w=20.0, uncertainty_w=0.1, method="measured", boundary="gpu_board")
+    idle = BaselineRecord(idle_power_w=20.0, uncertainty_w=0.1, method="measured", boundary="gpu_board")
     total = Total(100.0, "measured", uncertainty_j=1.0, **BOUNDARY)  # type: ignore[arg-type]  # of one type each
     active = baseline_metrics(idle, Window([[]], 1.0, Account((), total, 1.0)))["active_energy_j"]
     assert (active.value, active.uncertainty) == (80.0, None)

@@ -76,7 +76,7 @@ class TestRuns:
         self, run: Callable[..., pytest.RunResult]
     ) -> None:
         run("a", "--llem-save", "main")
-        found = run("b", "--llem-resume", "--llem-resume-anyway", "--llem-baseline", "main")
+        found = run("b", "--llem-resume", "--llem-resume-mismatch", "--llem-baseline", "main")
         found.assert_outcomes(passed=3, failed=1)
         found.stdout.fnmatch_lines([NOT_INDEPENDENT])
 

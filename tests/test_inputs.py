@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from pytest_llem._plugin.shared_state import Board
+from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.engines import hub
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.pytorch import loading
@@ -304,7 +304,7 @@ class TestUnreachableHub:
         self, asked: list[object], write_study: Callable[..., Path]
     ) -> None:
         study = load_study(write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}))
-        board, preflight = Board(), Preflight(study, (), [])
+        board, preflight = SharedState(), Preflight(study, (), [])
         found = {hub_unreachable_for(board, preflight, point.config) for point in study.points}
         assert len(asked) == len(found) == 1
         assert (found.pop() or "").startswith("the Hugging Face hub cannot be reached: ")

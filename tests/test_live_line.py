@@ -17,10 +17,10 @@ from typing import Any, Literal
 import pytest
 
 from pytest_llem.execution.live_line import Line
-from pytest_llem.execution.live_progress import Onlooker, Place, clock_text
+from pytest_llem.execution.live_progress import LiveProgress, Place, clock_text
 from pytest_llem.hardware.gauges import GpuState
 from pytest_llem.machine.cool_down import Gaps
-from pytest_llem.measurement.progress import Glance, Progress
+from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.results.experiment import ExperimentResult, GapRecord
 from tests.conftest import Results
 from tests.support import nvml
@@ -376,20 +376,20 @@ class Recorded(Line):
 
 
 def _says(
-    width: int, *seen: Progress | Glance, at: float = 12.0, place: Place = PLACE, colours: bool = False
+    width: int, *seen: Progress | GpuStatus, at: float = 12.0, place: Place = PLACE, colours: bool = False
 ) -> str:
     now = [0.0]
     line = Recorded(width)
-    onlooker = Onlooker(line, place, clock=lambda: now[0], colours=colours)
+    live_progress = LiveProgress(line, place, clock=lambda: now[0], colours=colours)
     for one in seen:
         now[0] = at - 4
-        onlooker.see(one)
+        live_progress.see(one)
     now[0] = at
-    onlooker.tick()
+    live_progress.tick()
     return line.text
 
 
-WINDOW = Progress("measuring", total=10.0, unit="s"), Glance(312.4, 61.0)
+WINDOW = Progress("measuring", total=10.0, unit="s"), GpuStatus(312.4, 61.0)
 
 
 @pytest.mark.parametrize(
@@ -435,18 +435,18 @@ def test_how_far_a_phase_is(progress: Progress, text: str) -> None:
 def test_what_nobody_knows_is_not_said() -> None:
     place = Place(1, 4, "n=1", "1", None, 0.0, None)
     assert _says(79, Progress("loading"), place=place) == "llem: 1/4  n=1  loading 4 s  0:12  study 0:12"
-    assert "W" not in _says(199, Progress("measuring"), Glance(None, 50.0))
-    assert "°C" not in _says(199, Progress("measuring"), Glance(70.0))
+    assert "W" not in _says(199, Progress("measuring"), GpuStatus(None, 50.0))
+    assert "°C" not in _says(199, Progress("measuring"), GpuStatus(70.0))
 
 
 def test_a_glance_grows_old() -> None:
     now, line = [0.0], Recorded(199)
-    onlooker = Onlooker(line, PLACE, clock=lambda: now[0])
-    onlooker.see(Glance(300.0, 60.0))
-    onlooker.tick()
+    live_progress = LiveProgress(line, PLACE, clock=lambda: now[0])
+    live_progress.see(GpuStatus(300.0, 60.0))
+    live_progress.tick()
     assert "300 W" in line.text
     now[0] = 60.0
-    onlooker.tick()
+    live_progress.tick()
     assert "300 W" not in line.text, "nobody has looked for a minute"
 
 

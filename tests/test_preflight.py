@@ -193,7 +193,7 @@ class TestAnotherInterpreter:
         environment = Environment(tmp_path / "env", *EVERYTHING)
         environment.add("torch", "2.99.0+cu130")
         boards = tuple(Board("GPU-0", gpu.name, gpu.memory_bytes, gpu.capability) for gpu in OLD_GPU.gpus)
-        monkeypatch.setattr(gpus, "visible_boards", lambda: gpus.Boards(boards))
+        monkeypatch.setattr(gpus, "visible_gpus", lambda: gpus.VisibleGpus(boards))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         host.host_for.cache_clear()
         text = "model: builtin:tiny-llama"

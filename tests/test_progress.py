@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llem.measurement.progress import PHASE_CAP, Glance, Progress, parse
+from pytest_llem.measurement.progress import PHASE_CAP, GpuStatus, Progress, parse
 from pytest_llem.planning.forecast import Expected, Forecast
 
 
@@ -30,8 +30,8 @@ def test_progress_survives_its_event(progress: Progress) -> None:
 @pytest.mark.parametrize(
     ("event", "seen"),
     [
-        ({"power_w": 312.5, "temperature_c": 61}, Glance(312.5, 61.0)),
-        ({"power_w": 70}, Glance(70.0)),
+        ({"power_w": 312.5, "temperature_c": 61}, GpuStatus(312.5, 61.0)),
+        ({"power_w": 70}, GpuStatus(70.0)),
         ({"phase": "loading", "colour": "red"}, Progress("loading")),
         ({"phase": "loading", "done": "3", "total": True, "unit": "miles"}, Progress("loading")),
         ({"phase": "loading", "total": float("nan"), "unit": ["s"]}, Progress("loading")),
@@ -42,7 +42,7 @@ def test_progress_survives_its_event(progress: Progress) -> None:
         ({}, None),
     ],
 )
-def test_what_makes_no_sense_is_left_out(event: dict[str, Any], seen: Glance | Progress | None) -> None:
+def test_what_makes_no_sense_is_left_out(event: dict[str, Any], seen: GpuStatus | Progress | None) -> None:
     assert parse(event) == seen
 
 
@@ -51,7 +51,7 @@ JSON = st.sampled_from([None, True, [1], {"a": 1}, "text", ""]) | st.integers() 
 
 @given(st.dictionaries(st.sampled_from(["phase", "done", "total", "unit", "power_w", "temperature_c"]), JSON))
 def test_whatever_is_said_nothing_is_raised(event: dict[str, Any]) -> None:
-    assert parse(event) is None or isinstance(parse(event), Progress | Glance)
+    assert parse(event) is None or isinstance(parse(event), Progress | GpuStatus)
 
 
 # ---- when the rest will be done ----

@@ -12,7 +12,7 @@ from pytest_llem import run_experiment
 from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch import requirements
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
-from pytest_llem.engines.pytorch.refusals import told_plainly
+from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight
 from pytest_llem.engines.pytorch.requirements import unmet
 from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow
@@ -232,7 +232,7 @@ def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_type() -> None:
-    with pytest.raises(ValueError, match="invalid literal"), told_plainly("it"):
+    with pytest.raises(ValueError, match="invalid literal"), library_errors_as_preflight("it"):
         int("x")  # raised by no library of theirs
-    with pytest.raises(ValueError, match="ours"), told_plainly("it"):
+    with pytest.raises(ValueError, match="ours"), library_errors_as_preflight("it"):
         raise ValueError("ours")

@@ -567,7 +567,7 @@ def test_long_table_is_cut_and_keeps_completed_points(
     write_study: Callable[..., Path],
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution={"n_cycles": 1})
-    monkeypatch.setattr(terminal, "MOST_POINTS", 1)
+    monkeypatch.setattr(terminal, "MAX_POINTS", 1)
     run = run_pytest()
     table = run.stdout.str().partition("= llem: noop =")[2].partition("more points")[0]
     assert "\nnone " in table

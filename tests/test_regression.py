@@ -55,7 +55,7 @@ def test_regression_verdict_matches_hand_calculation() -> None:
     assert (verdict.gate, verdict.id, verdict.metric, verdict.point) == ("regression", "seconds-", "seconds", "")
     assert (verdict.file, verdict.line) == ("s.yaml", 7)
     assert (record.reference, record.reference_version) == ("main", "0.1.0")
-    assert (record.family, record.alpha, record.paired, record.compared_anyway) == (1, 0.01, False, False)
+    assert (record.family, record.alpha, record.paired, record.compared_despite_mismatch) == (1, 0.01, False, False)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_points_match_by_the_values_of_their_axes() -> None:
     assert missing_points([one.axes for one in there.points], there) == []
 
 
-BENCH = [
+TESTBED = [
     ("gpu", "NVIDIA A100", "GPU model: NVIDIA A100 here, NVIDIA H100 80GB HBM3 in the reference"),
     ("power_limit", "500 W", "power limit: 500 W here, 700 W in the reference"),
     ("mig", "on", "MIG: on here, none in the reference"),
@@ -184,22 +184,22 @@ BENCH = [
 ]
 
 
-@pytest.mark.parametrize(("fact", "value", "line"), BENCH, ids=[f"{fact} {value}" for fact, value, _ in BENCH])
+@pytest.mark.parametrize(("fact", "value", "line"), TESTBED, ids=[f"{fact} {value}" for fact, value, _ in TESTBED])
 def test_different_testbed_facts_are_not_compared(fact: str, value: bool | list[str] | str, line: str) -> None:
     here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
-    reason = f"cannot be compared: {line} (--llem-compare-anyway compares all the same)"
+    reason = f"cannot be compared: {line} (--llem-compare-mismatch compares all the same)"
     assert said(verdict) == ("NOT JUDGED", "failed", reason)
     assert (verdict.mean, verdict.reference_mean, verdict.ratio) == (1.0, 1.0, None)
-    assert (record.bench, record.compared_anyway, record.family) == ([line], False, 0)
+    assert (record.bench, record.compared_despite_mismatch, record.family) == ([line], False, 0)
     record, verdict = one(here, there, anyway=True)
     assert said(verdict) == ("SAME", "passed", None)
-    assert (record.bench, record.compared_anyway) == ([line], True)
+    assert (record.bench, record.compared_despite_mismatch) == ([line], True)
 
 
 def test_compared_anyway_is_recorded_only_for_differences() -> None:
     record, _ = one(point({}, seconds=STEADY), point({}, seconds=STEADY), anyway=True)
-    assert not record.compared_anyway
+    assert not record.compared_despite_mismatch
 
 
 def test_cpu_and_gpu_results_are_not_compared() -> None:

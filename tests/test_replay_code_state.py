@@ -104,7 +104,7 @@ def test_no_gate_judges_replayed_results_of_other_code(project: Project) -> None
     alone.assert_outcomes(failed=2, deselected=2)
     alone.stdout.fnmatch_lines([f"*measured before, and since then {mismatch}: measure it again*"])
 
-    replayed = project.run("--llem-resume", "--llem-resume-anyway", "--llem-run-id=second")
+    replayed = project.run("--llem-resume", "--llem-resume-mismatch", "--llem-run-id=second")
     replayed.assert_outcomes(passed=2, failed=2)
     replayed.stdout.fnmatch_lines([f"*measured before, and since then {mismatch}: measure it again*"])
     assert [entry["replay_mismatch"] for entry in project.entries("second")] == [mismatch, mismatch]

@@ -398,7 +398,7 @@ def test_files_that_are_not_ours_are_passed_over(tmp_path: Path) -> None:
 def test_more_points_than_anybody_reads_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_llem.reporting.html import data
 
-    monkeypatch.setattr(data, "MOST_POINTS", 2)
+    monkeypatch.setattr(data, "MAX_POINTS", 2)
     points = [
         point({"size": n}, config_hash=str(n), **{SPEED: values})
         for n, values in ((1, []), (2, [1.0]), (3, [2.0]))

@@ -357,10 +357,10 @@ class TestRefusals:
             study.run("--llem-resume", *workers),
             f"{finished.name} cannot be resumed: the study's design was *, is *: points 4 new "
             "(precision=bf16-size=3, …), 2 gone (precision=bf16-size=1, …) "
-            "(--llem-resume-anyway replays what both have)",
+            "(--llem-resume-mismatch replays what both have)",
         )
         if not workers:
-            study.run("--llem-resume", "--llem-resume-anyway").assert_outcomes(passed=12)
+            study.run("--llem-resume", "--llem-resume-mismatch").assert_outcomes(passed=12)
             assert len(study.measured()) == 8, "the points that both have are replayed"
 
     def test_refusal_names_the_field_that_differs(
@@ -408,9 +408,9 @@ class TestRefusals:
     ) -> None:
         _change_results(finished, change)
         run = study.run("--llem-resume")
-        self._refused(run, f"{finished.name} cannot be resumed: {message} (--llem-resume-anyway *)")
+        self._refused(run, f"{finished.name} cannot be resumed: {message} (--llem-resume-mismatch *)")
         assert study.directories() == [finished], "nothing was written"
-        study.run("--llem-resume", "--llem-resume-anyway").assert_outcomes(passed=8)
+        study.run("--llem-resume", "--llem-resume-mismatch").assert_outcomes(passed=8)
         assert study.measured() == []
 
     def test_engine_of_another_version_is_refused(self, study: Study, finished: Path) -> None:
@@ -438,7 +438,7 @@ class TestRefusals:
     def test_resume_anyway_without_resume_is_refused(self, study: Study) -> None:
         study.write()
         self._refused(
-            study.run("--llem-resume-anyway"), "--llem-resume-anyway: needs --llem-resume or --llem-resume-from"
+            study.run("--llem-resume-mismatch"), "--llem-resume-mismatch: needs --llem-resume or --llem-resume-from"
         )
 
 

@@ -821,7 +821,7 @@ def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path: Path) -> None:
 
 
 def test_many_mistakes_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "MOST_PROBLEMS", 3)
+    monkeypatch.setattr(validation, "MAX_PROBLEMS", 3)
     (tmp_path / "study.yaml").write_text("model: m\nsweep: {n: [0, -1, -2, -3, -4]}\n")
     with pytest.raises(StudyError) as caught:
         load_study(tmp_path / "study.yaml")

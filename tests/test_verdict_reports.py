@@ -12,7 +12,7 @@ from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.gates.regression import compare
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
-from pytest_llem.results.facts import subject_facts
+from pytest_llem.results.facts import sut_facts
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import RunPytest
 from tests.support.study_results import point, study_result
@@ -145,12 +145,12 @@ class TestSameCode:
 
         def code(modules: dict[str, str | None], **packages: str | None) -> object:
             inputs = InputsRecord(modules=modules, distributions=packages)
-            return subject_facts([result.model_copy(update={"inputs": inputs})]).get("code")
+            return sut_facts([result.model_copy(update={"inputs": inputs})]).get("code")
 
         assert code({"m": "1"}, torch="2") == code({"m": "1"}, torch="2") is not None
         assert len({code({"m": "1"}, torch="2"), code({"m": "2"}, torch="2"), code({"m": "1"}, torch="3")}) == 3
         assert code({"m": None}, torch="2") is None
-        assert "code" not in subject_facts([result])
+        assert "code" not in sut_facts([result])
 
 
 class TestPartOfAPoint:

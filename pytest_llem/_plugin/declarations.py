@@ -76,7 +76,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="likewise, with the results folder DIR",
     )
     group.addoption(
-        "--llem-resume-anyway",
+        "--llem-resume-mismatch",
         action="store_true",
         help="also where the design, the device or the versions of packages have changed since",
     )
@@ -106,7 +106,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="compare with what the interpreter PYTHON measures, in turns with this one",
     )
     group.addoption(
-        "--llem-compare-anyway",
+        "--llem-compare-mismatch",
         action="store_true",
         help="also where the device, the data or the way of measuring differ",
     )

@@ -37,12 +37,12 @@ class Settings:
     Attributes:
         results_dir: Where each study gets its folder.
         results_dir_given: The command line says so, which no study overrides.
-        run_id: Ends the folder's name in place of the time, or None.
+        run_id: ChildPipes the folder's name in place of the time, or None.
         plan: Where the plan is written, or None.
         html: Where the page of the results is written, or None.
         resume: What an earlier run has completed is not run again.
         resume_from: The results directory of that run; None for the newest one of a study's design.
-        resume_anyway: Whatever has changed since.
+        resume_mismatch: Whatever has changed since.
         cycles: Repetitions of every point, or None for the study's own.
         order: Their order, or None for the study's own.
         start_method: How experiments' processes come to be, or None for the study's own way.
@@ -54,7 +54,7 @@ class Settings:
         save_partial: Also of a run that lacks results.
         save_anyway: Also contended, replayed or invalid results, and those that fail the comparison with the
             baseline that they replace.
-        compare_anyway: Whatever differs between what is compared.
+        compare_mismatch: Whatever differs between what is compared.
         fail_on: The verdicts that fail a comparison.
         max_experiments: A study of more stops before it starts, or None where that was confirmed.
         timeout: Deadline of every experiment, in seconds, or None for the study's own.
@@ -71,7 +71,7 @@ class Settings:
     html: Path | None
     resume: bool
     resume_from: Path | None
-    resume_anyway: bool
+    resume_mismatch: bool
     cycles: int | None
     order: CycleOrder | None
     start_method: StartMethod | None
@@ -82,7 +82,7 @@ class Settings:
     save: str | None
     save_partial: bool
     save_anyway: bool
-    compare_anyway: bool
+    compare_mismatch: bool
     fail_on: FailOn
     max_experiments: int | None
     timeout: float | None
@@ -110,14 +110,14 @@ class Settings:
         html = config.getoption("llem_html")
         resume = config.getoption("llem_resume") or resume_from is not None
         if config.getoption("llem_resume_anyway") and not resume:
-            raise pytest.UsageError("--llem-resume-anyway: needs --llem-resume or --llem-resume-from")
+            raise pytest.UsageError("--llem-resume-mismatch: needs --llem-resume or --llem-resume-from")
         baseline, against = config.getoption("llem_baseline"), _against(config)
         if baseline and against:
             raise pytest.UsageError("--llem-against: there is a --llem-baseline already: one of them")
         if against and resume:
             raise pytest.UsageError("--llem-resume: not with --llem-against, which measures both sides in turns")
         if config.getoption("llem_compare_anyway") and not (baseline or against):
-            raise pytest.UsageError("--llem-compare-anyway: needs --llem-baseline or --llem-against")
+            raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
         save = config.getoption("llem_save")
         if save is not None and not _is_name(save):
             raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
@@ -135,7 +135,7 @@ class Settings:
             resume_from=_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
             if resume_from
             else None,
-            resume_anyway=config.getoption("llem_resume_anyway"),
+            resume_mismatch=config.getoption("llem_resume_anyway"),
             cycles=_cycles(config),
             order=_one_of(config, "llem_order", _ORDERS),
             start_method=_one_of(config, "llem_start_method", _START_METHODS),
@@ -146,7 +146,7 @@ class Settings:
             save=save,
             save_partial=config.getoption("llem_save_partial"),
             save_anyway=config.getoption("llem_save_anyway"),
-            compare_anyway=config.getoption("llem_compare_anyway"),
+            compare_mismatch=config.getoption("llem_compare_anyway"),
             fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
             max_experiments=None
             if config.getoption("llem_yes")

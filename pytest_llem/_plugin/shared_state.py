@@ -16,7 +16,7 @@ from typing import Any
 STOPPED, REPLAYED, MARKED, REPEATED = "stopped", "replayed", "marked", "repeated"
 
 
-class Board:
+class SharedState:
     """Notices by study and topic, put up by the one who records and read by those who run; what is known of the
     idle machine is put up by these, under names of its own.
 
@@ -32,7 +32,7 @@ class Board:
         self._folder = Path(tempfile.gettempdir(), f"llem-board-{session}") if session else None
         self._notices: dict[str, Any] = {}
 
-    def post(self, study: str, topic: str, content: Any) -> None:
+    def put(self, study: str, topic: str, content: Any) -> None:
         """Put up *content*, plain data, in place of what was there.
 
         Raises:
@@ -74,14 +74,14 @@ class Board:
                 return None
         return self._notices.get(name)
 
-    def sign_in(self) -> None:
+    def register_worker(self) -> None:
         """Have the one who records know of this process, as far as that can be."""
         if self._folder is not None:
             with suppress(OSError):
                 self._folder.mkdir(mode=0o700, exist_ok=True)
                 (self._folder / f"{os.getpid()}.pid").touch()
 
-    def signed_in(self) -> list[int]:
+    def worker_pids(self) -> list[int]:
         """Return the ids of the processes that have signed in."""
         return [int(file.stem) for file in self._folder.glob("*.pid")] if self._folder is not None else []
 

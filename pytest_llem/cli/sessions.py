@@ -11,7 +11,7 @@ from pytest_llem.cli.command import DONE, FAILED, NOT_RUN, complain
 from pytest_llem.gates.independence import shared_experiments
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
-from pytest_llem.results.facts import BENCH
+from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.models import StudyResult
 from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY, GatesConfig
 from pytest_llem.study.problems import printable
@@ -98,12 +98,12 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
 def _differing(one: StudyResult, other: StudyResult, facts: Literal["bench", "subject"]) -> list[str]:
     """Return the names of the facts in which points of two results differ."""
     there = {point.config_hash: getattr(point, facts) for point in one.points}
-    minor = {key for key, fact in BENCH.items() if fact.concerns == "nothing"}
+    minor = {key for key, fact in TESTBED.items() if fact.concerns == "nothing"}
     differing: dict[str, None] = {}
     for point in other.points:
         here, known = getattr(point, facts), there.get(point.config_hash)
         if here and known:  # an earlier version wrote none down
-            keys = {**known, **here} if facts == "subject" else [key for key in BENCH if key not in minor]
+            keys = {**known, **here} if facts == "subject" else [key for key in TESTBED if key not in minor]
             differing |= {key: None for key in keys if known.get(key) != here.get(key)}
     return list(differing)
 

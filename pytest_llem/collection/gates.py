@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pytest_llem._plugin.shared_state import MARKED
-from pytest_llem._plugin.stash import BOARD
+from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.collection.items import is_gate
 
 
-class Silence:
+class DeferGates:
     """A plugin of every process that runs a study's items."""
 
     @pytest.hookimpl(tryfirst=True)  # before what runs items again, or times them
@@ -21,7 +21,7 @@ class Silence:
             return None
         if marks := _marks(item):
             with suppress(OSError):
-                item.config.stash[BOARD].post(item.nodeid, MARKED, marks)
+                item.config.stash[SHARED_STATE].put(item.nodeid, MARKED, marks)
         if nextitem is None or nextitem.parent is not item.parent:
             _tear_down(item, nextitem)
         return True

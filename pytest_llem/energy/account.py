@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from pytest_llem import registry
-from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading, Shows
+from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading, StreamsTelemetry
 from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
@@ -114,7 +114,7 @@ class Meters:
     def _try(self, name: str, gpus: Sequence[str]) -> None:
         try:
             meter: Meter = registry.load(registry.METERS, name)()
-            if self._show_on is not None and isinstance(meter, Shows):
+            if self._show_on is not None and isinstance(meter, StreamsTelemetry):
                 meter.show_on(self._show_on)
             meter.open(gpus)
         except Exception as error:

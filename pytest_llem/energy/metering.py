@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.protocol import DeviceReading
-from pytest_llem.hardware.gpus import visible_boards
+from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.registry import METERS, installed
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import AUTO
@@ -111,7 +111,7 @@ class EnergyMeter:
         """
         if backend not in (names := (AUTO, *installed(METERS))):
             raise ValueError(f"no meter of the name {backend!r} is installed (there are: {', '.join(names)})")
-        boards = visible_boards()
+        boards = visible_gpus()
         # PyTorch keeps the GPUs that it has begun with, whatever CUDA_VISIBLE_DEVICES says by now.
         gpus = _own_gpus()
         if gpus is None and not boards.is_ambiguous:

@@ -56,7 +56,7 @@ class NvmlMeter:
     """Reads ``nvmlDeviceGetTotalEnergyConsumption`` (mJ since the driver was loaded) at both edges.
 
     The counter moves in ticks, so that a window cut anywhere between two of them is off by up to a tick's energy
-    at either end. Each board's window therefore goes from a tick of its own to another. Boards tick by themselves,
+    at either end. Each board's window therefore goes from a tick of its own to another. VisibleGpus tick by themselves,
     and their windows differ by up to a tick: the reading's seconds are the mean over those that gave an energy.
 
     A sampler beside it looks at power, temperature and clocks. The integral of power is a check of the counter,

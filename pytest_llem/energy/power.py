@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 #: Nothing is known of a longer time without a sample, in s: ten samples are missing by then.
-LONGEST_GAP_S = 1.0
+MAX_GAP_S = 1.0
 
 
 class Power(NamedTuple):
@@ -47,7 +47,7 @@ def integrate(samples: Sequence[Power], began: float, ended: float) -> Integral:
         ended: Likewise, and later.
 
     Raises:
-        NoIntegralError: There are fewer than two samples, or none for :data:`LONGEST_GAP_S`.
+        NoIntegralError: There are fewer than two samples, or none for :data:`MAX_GAP_S`.
     """
     first = max(bisect_right(samples, began, key=_at) - 1, 0)  # the last one that is not after the edge
     last = bisect_left(samples, ended, key=_at) + 1
@@ -55,7 +55,7 @@ def integrate(samples: Sequence[Power], began: float, ended: float) -> Integral:
     if len(known) < 2:
         raise NoIntegralError(f"{len(known)} samples of power in {ended - began:.1f} s")
     gap = max(*(b.at - a.at for a, b in pairwise(known)), known[0].at - began, ended - known[-1].at)
-    if gap > LONGEST_GAP_S:
+    if gap > MAX_GAP_S:
         raise NoIntegralError(f"no sample of power for {gap:.1f} s")
     inside = [began, *(one.at for one in known if began < one.at < ended), ended]
     course = [Power(at, _watts(known, at)) for at in inside]

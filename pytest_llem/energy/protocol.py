@@ -163,7 +163,7 @@ class Meter(Protocol):
 
 
 @runtime_checkable
-class Shows(Protocol):
+class StreamsTelemetry(Protocol):
     """A meter that can also show, while it measures, what its devices are like."""
 
     def show_on(self, fd: int) -> None:

@@ -17,7 +17,7 @@ from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Re
 POWERCAP = Path("/sys/class/powercap")
 
 #: No package, nor its memory, draws more, in W. It tells how soon a counter could be round again.
-MOST_WATTS = {"cpu_package": 1000.0, "dram": 300.0}
+MAX_WATTS = {"cpu_package": 1000.0, "dram": 300.0}
 
 #: The counters are updated about this often, in s (Intel SDM, volume 3B, "Package RAPL Domain"), at no instant
 #: that could be waited for: an edge lies somewhere within.
@@ -46,7 +46,7 @@ class _Zone:
     @property
     def round_s(self) -> float:
         """The shortest time in which the counter can go round, in s."""
-        return self.range_uj / 1e6 / MOST_WATTS[self.boundary]
+        return self.range_uj / 1e6 / MAX_WATTS[self.boundary]
 
     def read(self) -> int:
         return int((self.folder / "energy_uj").read_text())
@@ -91,7 +91,7 @@ class _Track:
 
     def _rise(self, value: int, seconds: float) -> int:
         rise = (value - self._value) % self.zone.range_uj  # it may have gone round
-        if rise / 1e6 > (seconds + _SLACK_S) * MOST_WATTS[self.zone.boundary]:
+        if rise / 1e6 > (seconds + _SLACK_S) * MAX_WATTS[self.zone.boundary]:
             way = f"from {self._value} to {value} µJ in {seconds:.1f} s"
             self.problem = f"the counter was reset, or a value was wrong (it went {way})"
         return rise

@@ -13,7 +13,7 @@ from pytest_llem.hardware.nvml import NvmlError
 
 #: Counters move in ticks of 20 to 100 ms on the boards seen so far; one that stands still for this long is not
 #: waited for any longer.
-LONGEST_TICK_S = 0.5
+MAX_TICK_S = 0.5
 
 _PAUSE_S = 0.001
 
@@ -38,7 +38,7 @@ def ticks(
 ) -> dict[str, list[Tick] | str]:
     """Wait until every counter has ticked *count* times, looking at each in turn.
 
-    None holds the others up: one that fails, or stands still for :data:`LONGEST_TICK_S`, is given up.
+    None holds the others up: one that fails, or stands still for :data:`MAX_TICK_S`, is given up.
 
     Args:
         counters: What reads each in mJ, by device; raises
@@ -99,6 +99,6 @@ class _Watch:
                 width = min(width, self._longest)
             self.ticks.append(Tick(shown, latest - width / 2, width))
             self._moved = latest
-        elif earliest - self._moved > LONGEST_TICK_S:
-            self.failure = f"the energy counter stood still for {LONGEST_TICK_S} s (at {shown} mJ)"
+        elif earliest - self._moved > MAX_TICK_S:
+            self.failure = f"the energy counter stood still for {MAX_TICK_S} s (at {shown} mJ)"
         self._shown, self._looked = shown, earliest

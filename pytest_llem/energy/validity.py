@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pytest_llem.energy.protocol import DeviceReading
-from pytest_llem.results.facts import FEWEST_TICKS
+from pytest_llem.results.facts import MIN_TICKS
 
 #: By what share they may differ before that is warned of, and before the energy is invalid.
 MAX_DISAGREEMENT, MAX_VALID_DISAGREEMENT = 0.03, 0.05
@@ -15,7 +15,7 @@ def disagreement(device: DeviceReading, seconds: float | None, tick_seconds: flo
     """Return integral / counter − 1 of a device where that is more than :data:`MAX_DISAGREEMENT`.
 
     None where they agree, where one of them is missing, where the difference is within three standard
-    uncertainties of the two, and in a window of fewer than :data:`FEWEST_TICKS` ticks, of which there is a warning
+    uncertainties of the two, and in a window of fewer than :data:`MIN_TICKS` ticks, of which there is a warning
     anyway. A meter whose tick is not known is checked all the same.
 
     Args:
@@ -25,7 +25,7 @@ def disagreement(device: DeviceReading, seconds: float | None, tick_seconds: flo
     """
     if device.integral_j is None or not device.energy_j:
         return None
-    if tick_seconds and (not seconds or seconds < FEWEST_TICKS * tick_seconds):
+    if tick_seconds and (not seconds or seconds < MIN_TICKS * tick_seconds):
         return None
     # Power that changes faster than it is sampled has an integral that is good to no more than this.
     uncertainty_j = 3 * math.hypot(device.integral_uncertainty_j or 0, device.uncertainty_j or 0)

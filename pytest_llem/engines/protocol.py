@@ -108,7 +108,7 @@ class Engine(Protocol):
     Every pass of the window brings the same prompts: an engine that caches prompts or answers, such as by prefix
     caching, switches that off, or empties the cache in ``seed``, with which every pass begins.
 
-    Beside this it may be a :class:`TellsShape`, a :class:`SplitsPrefill` and a :class:`Preloads`.
+    Beside this it may be a :class:`SupportsModelShape`, a :class:`SupportsPrefillOnly` and a :class:`SupportsPreload`.
     """
 
     #: UUIDs of the GPUs it may run on, empty on a CPU, as its own runtime names them; after ``load`` of those that
@@ -190,7 +190,7 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class TellsShape(Protocol):
+class SupportsModelShape(Protocol):
     """An engine that tells what its model computes: without it there are no FLOPs, and no floor. Optional."""
 
     def shape(self) -> ModelShape:
@@ -202,7 +202,7 @@ class TellsShape(Protocol):
 
 
 @runtime_checkable
-class SplitsPrefill(Protocol):
+class SupportsPrefillOnly(Protocol):
     """An engine that can stop after the first token, which ``measurement.prefill_split`` needs. Optional."""
 
     def generate_first(self, batch: Any) -> Any:
@@ -210,7 +210,7 @@ class SplitsPrefill(Protocol):
 
 
 @runtime_checkable
-class Preloads(Protocol):
+class SupportsPreload(Protocol):
     """An engine that imports more than its own module, and can do so ahead. Optional."""
 
     @classmethod

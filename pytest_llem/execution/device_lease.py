@@ -14,14 +14,14 @@ from typing import Literal
 import pytest
 
 from pytest_llem._plugin.node_ids import file_of
-from pytest_llem._plugin.stash import BOARD, STUDIES
+from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
-from pytest_llem.execution.draining import Exiting
+from pytest_llem.execution.draining import DrainingProcesses
 from pytest_llem.execution.experiment import LEASE, DeviceLease, preflight_of, start_early, stopped
 from pytest_llem.execution.idle_power import bare_is_due, measure_bare_once
 from pytest_llem.execution.live_line import say
 from pytest_llem.execution.replay import replayed
-from pytest_llem.execution.study_progress import onlooker
+from pytest_llem.execution.study_progress import live_progress
 from pytest_llem.machine.cool_down import Gaps
 from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned, possible_devices
 from pytest_llem.machine.gpu_memory import GpuMemory
@@ -47,7 +47,7 @@ class _Session:
 
     gaps: Gaps = field(default_factory=Gaps)
     memory: GpuMemory = field(default_factory=GpuMemory)
-    exiting: Exiting = field(default_factory=Exiting)
+    exiting: DrainingProcesses = field(default_factory=DrainingProcesses)
     cycle: tuple[str, int] | None = None
 
     _devices: dict[tuple[Path | None, str, bool], tuple[str, ...]] = field(default_factory=dict)
@@ -109,22 +109,22 @@ def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
         if ownership is None:
             yield
             return
-        held.callback(session.exiting.wind_up)
+        held.callback(session.exiting.shut_down)
         if looks and ownership.waited_seconds:  # somebody else was busy then
             session.gaps.note_first()
         before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
         gap = None if before is None else _gap(study, is_new_cycle=session.cycle != before)
         if _is_worthwhile(session, item, ownership, gap):
             _start_early(session, item, lease, held)
-        session.exiting.wind_up()
-        with onlooker(item) as watcher:
+        session.exiting.shut_down()
+        with live_progress(item) as watcher:
             idled = _idle(session, gap, watcher.say if watcher else None)
             waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
             lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
             lease.next_gap = partial(_again, session, ownership)
             lease.devices, lease.drain, lease.progress = ownership.devices, session.exiting.take, watcher
             idle = partial(watcher.say, _BARE) if watcher else lambda: None
-            measure_bare_once(item.config.stash[BOARD], experiment.point.config, ownership.devices, idle)
+            measure_bare_once(item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle)
             if watcher is not None:
                 watcher.erase()  # pytest goes on with its own line
             yield
@@ -145,7 +145,7 @@ def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
 def _is_worthwhile(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
     """Whether there is something to wait for while the item's process imports, and nothing is measured."""
     config = experiment_of(item).point.config
-    if bare_is_due(item.config.stash[BOARD], config, ownership.devices):
+    if bare_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
         return False
     return session.exiting.is_any() or (gap is not None and session.gaps.will_wait(*gap))
 
@@ -188,7 +188,7 @@ def _idle(session: _Session, gap: _Gap | None, tell: Callable[[str], None] | Non
 
 def _again(session: _Session, ownership: Ownership) -> GapRecord:
     """Have the item's devices ready for a further run of it."""
-    session.exiting.wind_up()
+    session.exiting.shut_down()
     gap = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
     return _settle(session, ownership, gap)
 

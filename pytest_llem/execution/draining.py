@@ -6,13 +6,13 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from pytest_llem.isolation.launcher import Started
+from pytest_llem.isolation.launcher import ExperimentProcess
 from pytest_llem.machine.devices import Ownership
 from pytest_llem.machine.owner import Owner
 
 
 @dataclass
-class Exiting:
+class DrainingProcesses:
     """The processes of a session that are exiting, while other things are done.
 
     Attributes:
@@ -20,23 +20,23 @@ class Exiting:
     """
 
     kept: tuple[Ownership, ExitStack] | None = None
-    _processes: list[Started] = field(default_factory=list)
+    _processes: list[ExperimentProcess] = field(default_factory=list)
 
-    def take(self, process: Started) -> None:
+    def take(self, process: ExperimentProcess) -> None:
         """See to a process that has left its result."""
         self._processes.append(process)
 
-    def __contains__(self, process: Started) -> bool:
+    def __contains__(self, process: ExperimentProcess) -> bool:
         return process in self._processes
 
     def is_any(self) -> bool:
         """Whether one is still there."""
         return any(not process.has_exited for process in self._processes)
 
-    def wind_up(self) -> None:
+    def shut_down(self) -> None:
         """Return once none is left. May be called again."""
         while self._processes:
-            self._processes[-1].wind_up()
+            self._processes[-1].shut_down()
             self._processes.pop()
 
     def keep(self, ownership: Ownership, held: ExitStack) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem._plugin.declarations import ENERGY_BUDGET
 from pytest_llem.energy.metering import EnergyMeter, EnergyReading
-from pytest_llem.results.facts import FEWEST_TICKS
+from pytest_llem.results.facts import MIN_TICKS
 from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.study.problems import did_you_mean, shown
 
@@ -81,11 +81,11 @@ class EnergyBudget:
                 f"the test uses a GPU, and the energy covers {used.boundary} only "
                 '(the fixture energy_meter("rapl") measures that by name)'
             )
-        if used.ticks is not None and used.ticks < FEWEST_TICKS:
-            at_least = used.seconds / used.ticks * FEWEST_TICKS
+        if used.ticks is not None and used.ticks < MIN_TICKS:
+            at_least = used.seconds / used.ticks * MIN_TICKS
             return (
                 f"{used.seconds:.2g} s are {used.ticks:.0f} {resolution(used.method)}, and it takes "
-                f"{FEWEST_TICKS}: have the test work for {at_least:.2g} s or more"
+                f"{MIN_TICKS}: have the test work for {at_least:.2g} s or more"
             )
         return None
 

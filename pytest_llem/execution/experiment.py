@@ -14,7 +14,7 @@ import pytest
 from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_reference
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import REPEATED, STOPPED
-from pytest_llem._plugin.stash import BOARD, STUDIES
+from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
 from pytest_llem.execution.hub import hub_unreachable_for
 from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline
@@ -23,7 +23,7 @@ from pytest_llem.execution.output import add_section, passed_on
 from pytest_llem.execution.replay import forget, replayed
 from pytest_llem.execution.servers import servers_of
 from pytest_llem.execution.surroundings import controller, import_path
-from pytest_llem.isolation.launcher import Job, Started, run_isolated
+from pytest_llem.isolation.launcher import Job, ExperimentProcess, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.planning.deadline import deadline_seconds
@@ -35,7 +35,7 @@ from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig
 
 if TYPE_CHECKING:
-    from pytest_llem.execution.live_progress import Onlooker
+    from pytest_llem.execution.live_progress import LiveProgress
 
 #: What an item's experiment came to: plain data that rides on the report to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
@@ -55,23 +55,23 @@ class DeviceLease:
         next_gap: Has the devices ready for a further run, and returns the idle time before it.
         process: The item's process, where that has been started ahead and not been used yet.
         drain: Takes over a process that has left its result, and has yet to exit. None to wait for that.
-        progress: Shows how far the experiment is; None where no terminal does.
+        progress: StreamsTelemetry how far the experiment is; None where no terminal does.
     """
 
     devices: Collection[str] = ()
     refusal: str | None = None
     gap: GapRecord | None = None
     next_gap: Callable[[], GapRecord | None] = lambda: None
-    process: Started | None = None
-    drain: Callable[[Started], None] | None = None
-    progress: Onlooker | None = None
+    process: ExperimentProcess | None = None
+    drain: Callable[[ExperimentProcess], None] | None = None
+    progress: LiveProgress | None = None
 
     def take_gap(self) -> GapRecord | None:
         """Return the idle time before this run: a plugin may run the item again, inside the item's protocol."""
         gap, self.gap = self.gap, None
         return gap or self.next_gap()
 
-    def take_process(self) -> Started | None:
+    def take_process(self) -> ExperimentProcess | None:
         """Return the process that was started ahead, for the first run of the item."""
         process, self.process = self.process, None
         return process
@@ -115,22 +115,22 @@ def _outcome_of(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
     else:
         config = planned.point.config
         size = preflight.footprint(config)
-        item.config.stash[BOARD].sign_in()
+        item.config.stash[SHARED_STATE].register_worker()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
         outcome = _run_until_uncontended(item, study, planned, lease, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
-            keep_baseline(item.config.stash[BOARD], planned.point.config_hash, python, outcome.result)
+            keep_baseline(item.config.stash[SHARED_STATE], planned.point.config_hash, python, outcome.result)
     add_section(item, outcome.output, failed=outcome.error is not None)
     return _keep(item, planned, outcome)
 
 
-def start_early(item: pytest.Item, planned: Experiment) -> Started:
+def start_early(item: pytest.Item, planned: Experiment) -> ExperimentProcess:
     """Return a process for *planned* that is yet to be started, and that *item* uses if it still fits then."""
     run = run_of(item)
     study = item.config.stash[STUDIES][run]
     servers = servers_of(item.config, file_of(run), study.execution)
-    return Started(_early_job(study, planned, item), servers, early=True)
+    return ExperimentProcess(_early_job(study, planned, item), servers, early=True)
 
 
 def _run_until_uncontended(
@@ -152,31 +152,31 @@ def _run_until_uncontended(
 
 def _may_repeat(item: pytest.Item, study: StudyConfig, planned: Experiment) -> bool:
     """Whether the study allows one more repetition of *planned*'s point; it is counted."""
-    board, name = item.config.stash[BOARD], planned.point.config_hash
+    board, name = item.config.stash[SHARED_STATE], planned.point.config_hash
     topics = (f"{REPEATED}-{name}-{number}" for number in range(study.execution.contended_retries))
     return any(board.claim(run_of(item), topic) for topic in topics)
 
 
 def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float) -> Outcome:
     """Run *job*, with whoever looks on."""
-    onlooker = lease.progress
-    erase = onlooker.erase if onlooker is not None else lambda: None
-    if onlooker is not None:
-        onlooker.see(Progress("starting"))
+    live_progress = lease.progress
+    erase = live_progress.erase if live_progress is not None else lambda: None
+    if live_progress is not None:
+        live_progress.see(Progress("starting"))
     try:
         outcome = run_isolated(
             job,
             servers=servers_of(item.config, file_of(run_of(item)), execution),
             started=lease.take_process(),
             timeout=timeout,
-            watcher=onlooker,
+            watcher=live_progress,
             on_output=passed_on(item.config, erase),
             on_result=lease.drain,
         )
     finally:
         erase()  # pytest goes on with its own line
-    if onlooker is not None:
-        onlooker.completed = outcome.error is None
+    if live_progress is not None:
+        live_progress.completed = outcome.error is None
     return outcome
 
 
@@ -208,7 +208,7 @@ def _keep(
 
 def stopped(item: pytest.Item) -> str | None:
     """Return why no more experiments of *item*'s study are run; None while they are."""
-    reason: str | None = item.config.stash[BOARD].read(run_of(item), STOPPED)
+    reason: str | None = item.config.stash[SHARED_STATE].read(run_of(item), STOPPED)
     return reason
 
 
@@ -230,7 +230,7 @@ def _import_path(config: pytest.Config, run: str) -> list[Path]:
 
 def _job(study: StudyConfig, planned: Experiment, item: pytest.Item, lease: DeviceLease) -> Job:
     """Return what is to be done, to be told once the devices are the item's and idle."""
-    point, board = planned.point, item.config.stash[BOARD]
+    point, board = planned.point, item.config.stash[SHARED_STATE]
     gap = lease.take_gap()
     return replace(
         _early_job(study, planned, item),
@@ -262,7 +262,7 @@ def _early_job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Jo
         root=str(_working_tree(item.config, python if is_reference(run) else None)),
         model_path=[str(folder) for folder in settings.model_path],
         python_path=[str(folder) for folder in _import_path(item.config, run)],
-        lives_with=pytest_processes[1:],
+        watch_pids=pytest_processes[1:],
         harness=pytest_processes,
         python=str(python) if python else None,
         carbon=None

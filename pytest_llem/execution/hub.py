@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from pytest_llem._plugin.shared_state import Board
+from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.planning.preflight import Preflight, hub_unreachable
 from pytest_llem.study.config import ExperimentConfig
 
@@ -12,7 +12,7 @@ from pytest_llem.study.config import ExperimentConfig
 _HUB, _ANSWER = "hub", "answer"
 
 
-def hub_unreachable_for(board: Board, preflight: Preflight, config: ExperimentConfig) -> str | None:
+def hub_unreachable_for(board: SharedState, preflight: Preflight, config: ExperimentConfig) -> str | None:
     """Return why an experiment is not to ask the hub, as it gave no answer to the session's first that would have.
 
     None where it answered, or where the experiment does not need it. So a hub that cannot be reached costs its
@@ -24,6 +24,6 @@ def hub_unreachable_for(board: Board, preflight: Preflight, config: ExperimentCo
     if known is None:
         known = {"unreachable": hub_unreachable()}
         with suppress(OSError):  # then the next one asks again
-            board.post(_HUB, _ANSWER, known)
+            board.put(_HUB, _ANSWER, known)
     reason: str | None = known["unreachable"]
     return reason

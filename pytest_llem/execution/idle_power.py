@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pytest_llem._plugin.shared_state import Board
+from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.machine.devices import CPU
 from pytest_llem.machine.idle_power import bare_meter, measure_bare
 from pytest_llem.results.metrics import weakest
@@ -23,7 +23,7 @@ def _point(config_hash: str, python: Path | None) -> str:
     return f"{config_hash} {python or ''}"
 
 
-def known_baseline(board: Board, config_hash: str, python: Path | None) -> dict[str, Any] | None:
+def known_baseline(board: SharedState, config_hash: str, python: Path | None) -> dict[str, Any] | None:
     """Return what an earlier cycle of the session has found, a BaselineRecord as plain data; None for nothing.
 
     Args:
@@ -35,7 +35,7 @@ def known_baseline(board: Board, config_hash: str, python: Path | None) -> dict[
     return found
 
 
-def keep_baseline(board: Board, config_hash: str, python: Path | None, result: str) -> None:
+def keep_baseline(board: SharedState, config_hash: str, python: Path | None, result: str) -> None:
     """Keep what an experiment has found for the later cycles of its point, if it was found there.
 
     Args:
@@ -45,19 +45,19 @@ def keep_baseline(board: Board, config_hash: str, python: Path | None, result: s
         result: The experiment's, as JSON text.
     """
     baseline = json.loads(result).get("baseline")
-    if baseline and baseline.get("idle_context_w") is not None and baseline.get("age_seconds") == 0:
+    if baseline and baseline.get("idle_power_w") is not None and baseline.get("age_seconds") == 0:
         with suppress(OSError):  # then the next one measures it again
-            board.post(_point(config_hash, python), _CONTEXT, baseline)
+            board.put(_point(config_hash, python), _CONTEXT, baseline)
 
 
-def bare_is_due(board: Board, config: ExperimentConfig, devices: Collection[str]) -> bool:
+def bare_is_due(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
     """Whether :func:`measure_bare_once` would measure."""
     name, gpus = _meter(config, devices)
     return name is not None and any(board.read(one, _BARE) is None for one in _places(name, gpus))
 
 
 def measure_bare_once(
-    board: Board, config: ExperimentConfig, devices: Collection[str], on_idle: Callable[[], None]
+    board: SharedState, config: ExperimentConfig, devices: Collection[str], on_idle: Callable[[], None]
 ) -> None:
     """Measure what the bare machine draws, where an experiment wants that and nobody has yet in this session.
 
@@ -74,14 +74,14 @@ def measure_bare_once(
     if not name or not new:
         return
     found = measure_bare(name, [gpu for gpu in gpus if _places(name, [gpu])[0] in new], on_idle=on_idle)
-    watts = found.get("idle_bare_w") or {}
+    watts = found.get("idle_power_no_context_w") or {}
     for place in new:
         own = {device: w for device, w in watts.items() if not gpus or place == f"{name} {device}"}
         with suppress(OSError):  # then it is measured again
-            board.post(place, _BARE, {**found, "idle_bare_w": own})
+            board.put(place, _BARE, {**found, "idle_power_no_context_w": own})
 
 
-def bare_fields(board: Board, config: ExperimentConfig, devices: Collection[str]) -> dict[str, Any]:
+def bare_fields(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> dict[str, Any]:
     """Return the fields of a BaselineRecord that tell of the bare machine.
 
     Args:
@@ -93,9 +93,9 @@ def bare_fields(board: Board, config: ExperimentConfig, devices: Collection[str]
     if name is None:
         return {"idle_bare_reason": bare_meter(config, gpus)[1]}
     found = [notice for place in _places(name, gpus) if (notice := board.read(place, _BARE)) is not None]
-    watts = {device: w for one in found for device, w in one["idle_bare_w"].items()}
+    watts = {device: w for one in found for device, w in one["idle_power_no_context_w"].items()}
     fields: dict[str, Any] = {
-        "idle_bare_w": watts or None,
+        "idle_power_no_context_w": watts or None,
         "idle_bare_method": weakest(one.get("idle_bare_method") for one in found),
         "idle_bare_source": _one_of(found, "idle_bare_source"),
         "idle_bare_reason": _one_of(found, "idle_bare_reason"),

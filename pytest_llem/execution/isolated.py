@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llem._plugin.shared_state import Board
+from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.execution.hub import hub_unreachable_for
 from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline, measure_bare_once
 from pytest_llem.execution.surroundings import controller, import_path
@@ -69,7 +69,7 @@ class IsolatedExperiment:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._board = Board()
+        self._board = SharedState()
         self._memory = GpuMemory()
 
     def __call__(
@@ -159,7 +159,7 @@ class IsolatedExperiment:
             root=root,
             model_path=[str(folder) for folder in settings.model_path],
             python_path=[str(folder) for folder in import_path(self._config)],
-            lives_with=others,
+            watch_pids=others,
             harness=[os.getpid(), *others],
             gap=gap.model_dump(mode="json"),
             carbon=None if intensity is None else {"intensity": intensity, "pue": settings.pue},

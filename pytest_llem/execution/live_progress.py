@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pytest_llem.execution.live_line import Line
-from pytest_llem.measurement.progress import Glance, Progress
+from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.study.problems import printable
 
 #: A glance older than this, in s, is not what the boards are like.
@@ -50,7 +50,7 @@ class Place:
     study_left_s: float | None
 
 
-class Onlooker:
+class LiveProgress:
     """Keeps the live line true while an experiment has its turn. A Watcher of its process.
 
     Args:
@@ -74,7 +74,7 @@ class Onlooker:
         self.completed: bool | None = None
         self._began = self._since = clock()
         self._phase: Progress | str = Progress("waiting")
-        self._glance: tuple[float, Glance] | None = None
+        self._glance: tuple[float, GpuStatus] | None = None
         self._console = Console(
             file=StringIO(),
             force_terminal=colours,
@@ -94,8 +94,8 @@ class Onlooker:
         self._phase = what
         self.tick()
 
-    def see(self, seen: Progress | Glance) -> None:
-        if isinstance(seen, Glance):
+    def see(self, seen: Progress | GpuStatus) -> None:
+        if isinstance(seen, GpuStatus):
             self._glance = self._clock(), seen
             return
         if not isinstance(self._phase, Progress) or seen.phase != self._phase.phase:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import REPLAYED
-from pytest_llem._plugin.stash import BOARD
+from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.collection.items import run_of
 from pytest_llem.execution.surroundings import import_path
 from pytest_llem.isolation.outcome import Outcome
@@ -38,7 +38,7 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
     if not settings.resume:
         return {}
     if _REPLAYS not in config.stash:
-        resume = Resume(settings.resume_from, settings.resume_anyway, partial(_here, config))
+        resume = Resume(settings.resume_from, settings.resume_mismatch, partial(_here, config))
         try:
             found = {
                 file: resume.of(study, settings.results_dir_of(study, config.rootpath))
@@ -85,7 +85,7 @@ def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> dict[str, 
             }
             for name, stored in replay.results.items()
         }
-        config.stash[BOARD].post(file, REPLAYED, notice)
+        config.stash[SHARED_STATE].put(file, REPLAYED, notice)
     return {file: replay.sources for file, replay in replays.items()}
 
 
@@ -124,7 +124,7 @@ def forget(item: pytest.Item) -> None:
 
 
 def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
-    notice: dict[str, Any] = item.config.stash[BOARD].read(run_of(item), REPLAYED) or {}
+    notice: dict[str, Any] = item.config.stash[SHARED_STATE].read(run_of(item), REPLAYED) or {}
     if (stored := notice.get(experiment.id)) is None:
         return None
     directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])

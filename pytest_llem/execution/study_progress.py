@@ -12,14 +12,14 @@ from pytest_llem._plugin.node_ids import file_of, is_reference
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.live_line import live_line
-from pytest_llem.execution.live_progress import Onlooker, Place
+from pytest_llem.execution.live_progress import LiveProgress, Place
 from pytest_llem.execution.plans import make_forecast
 from pytest_llem.planning.forecast import Forecast
 from pytest_llem.study.design import Experiment
 from pytest_llem.study.identity import CYCLE, value_text
 
 
-class _Journey:
+class _StudyProgress:
     """One study's experiments of a session, those of its reference among them.
 
     Args:
@@ -55,31 +55,31 @@ class _Journey:
         self._forecast.end(_key(item), seconds, completed=completed)
 
 
-_JOURNEYS = pytest.StashKey[dict[str, _Journey]]()
+_STUDY_PROGRESS = pytest.StashKey[dict[str, _StudyProgress]]()
 
 
 @contextmanager
-def onlooker(item: pytest.Item) -> Iterator[Onlooker | None]:
+def live_progress(item: pytest.Item) -> Iterator[LiveProgress | None]:
     """Show on the terminal how far an experiment is while its devices are leased; None where no terminal does."""
     with live_line(item.config) as line:
         if line is None:
             yield None
             return
-        journey = _journey(item)
+        journey = _study_progress(item)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
-        onlooker = Onlooker(line, journey.place(item), colours=bool(reporter and reporter.hasmarkup))
+        live_progress = LiveProgress(line, journey.place(item), colours=bool(reporter and reporter.hasmarkup))
         try:
-            yield onlooker
+            yield live_progress
         finally:
-            if onlooker.completed is not None:
-                journey.took(item, onlooker.elapsed_s, completed=onlooker.completed)
+            if live_progress.completed is not None:
+                journey.took(item, live_progress.elapsed_s, completed=live_progress.completed)
 
 
-def _journey(item: pytest.Item) -> _Journey:
-    journeys, file = item.config.stash.setdefault(_JOURNEYS, {}), file_of(run_of(item))
+def _study_progress(item: pytest.Item) -> _StudyProgress:
+    journeys, file = item.config.stash.setdefault(_STUDY_PROGRESS, {}), file_of(run_of(item))
     if file not in journeys:
         items = [one for one in item.session.items if is_experiment(one) and file_of(run_of(one)) == file]
-        journeys[file] = _Journey(items)
+        journeys[file] = _StudyProgress(items)
     return journeys[file]
 
 

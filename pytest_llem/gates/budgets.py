@@ -9,9 +9,9 @@ from pytest_llem.gates.obstacles import (
     ESTIMATED,
     allows_estimates,
     contention,
-    measuring_obstacle,
+    ineligible_reason,
     names_boundary,
-    replay_obstacle,
+    replay_ineligible_reason,
 )
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
@@ -46,11 +46,11 @@ def judge_budget(
             found["reason"] = reason
         elif summary.mean is None:
             found["reason"] = summary.reason or "it has no value"
-        elif obstacle := replay_obstacle(point):
+        elif obstacle := replay_ineligible_reason(point):
             found["reason"] = obstacle
         elif summary.method == "estimated" and not allows_estimates(point):
             found["reason"] = ESTIMATED
-        elif obstacle := measuring_obstacle(
+        elif obstacle := ineligible_reason(
             point, budget.metric, any_boundary=names_boundary(point, budget.metric)
         ):
             found["reason"] = obstacle

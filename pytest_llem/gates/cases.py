@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.differences import BenchDifferences, bench_differences
+from pytest_llem.gates.differences import TestbedDifferences, testbed_differences
 from pytest_llem.gates.independence import shared_cycles
 from pytest_llem.gates.matching import Pair, is_measured
 from pytest_llem.gates.obstacles import (
     ESTIMATED,
     allows_estimates,
     contention,
-    measuring_obstacle,
+    ineligible_reason,
     names_boundary,
-    replay_obstacle,
+    replay_ineligible_reason,
 )
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
 from pytest_llem.gates.workload import judged_metric
@@ -51,7 +51,7 @@ class Case:
     excused: bool = False
     inconclusive: bool = False
     contended: str | None = None
-    bench: BenchDifferences | None = None
+    bench: TestbedDifferences | None = None
 
 
 def make_case(
@@ -91,20 +91,20 @@ def make_case(
         # Left out is what neither side can have: not what a side has lost, and not a point that was not measured.
         measured = is_measured(here) and is_measured(there)
         return case(obstacle=obstacle, excused=by_default and measured and not any(usable))
-    if (obstacle := replay_obstacle(here) or replay_obstacle(there)) is not None:
+    if (obstacle := replay_ineligible_reason(here) or replay_ineligible_reason(there)) is not None:
         return case(obstacle=obstacle)
     obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
     if obstacle is not None:
         return case(obstacle=obstacle)
-    bench = bench_differences(here, there, metric)
+    bench = testbed_differences(here, there, metric)
     named = names_boundary(here, metric)
     if bench.stops and not anyway:
-        hint = "" if bench.bars else " (--llem-compare-anyway compares all the same)"
+        hint = "" if bench.bars else " (--llem-compare-mismatch compares all the same)"
         obstacle = f"cannot be compared: {'; '.join(bench.stops)}{hint}"
     elif not all(usable):
         obstacle = ESTIMATED
     else:
-        found = (measuring_obstacle(side, metric, any_boundary=named) for side in (here, there))
+        found = (ineligible_reason(side, metric, any_boundary=named) for side in (here, there))
         obstacle = next(filter(None, found), None)
         if obstacle is None and bench.bars:
             obstacle = f"cannot be compared: {'; '.join(bench.bars)}"

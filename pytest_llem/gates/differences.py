@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.matching import is_measured, named
-from pytest_llem.results.facts import BENCH, CODE, flat
+from pytest_llem.results.facts import TESTBED, CODE, flat
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.problems import printable
 
@@ -23,7 +23,7 @@ _DIGEST = re.compile("[0-9a-f]{40,}")
 
 
 @dataclass(frozen=True)
-class BenchDifferences:
+class TestbedDifferences:
     """Bench facts of two points that differ, a line each.
 
     Attributes:
@@ -37,14 +37,14 @@ class BenchDifferences:
     bars: tuple[str, ...] = ()
 
 
-def bench_differences(candidate: PointResult, reference: PointResult, metric: str) -> BenchDifferences:
+def testbed_differences(candidate: PointResult, reference: PointResult, metric: str) -> TestbedDifferences:
     """Return what *metric* of two points was measured on that differs; both have values of it."""
     here, there = _bench(candidate, metric), _bench(reference, metric)
     is_energy = candidate.metrics[metric].method is not None or reference.metrics[metric].method is not None
     stops: list[str] = []
     warns: list[str] = []
     bars: list[str] = []
-    for key, fact in BENCH.items():
+    for key, fact in TESTBED.items():
         one, other = here.get(key), there.get(key)
         if one == other or (fact.concerns == "energy" and not is_energy):
             continue
@@ -58,7 +58,7 @@ def bench_differences(candidate: PointResult, reference: PointResult, metric: st
         (warns if fact.concerns == "nothing" or (unknown and fact.optional) else stops).append(text)
         if fact.binding:
             bars.append(text)
-    return BenchDifferences(tuple(stops), tuple(warns), tuple(bars))
+    return TestbedDifferences(tuple(stops), tuple(warns), tuple(bars))
 
 
 def _bench(point: PointResult, metric: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _bench(point: PointResult, metric: str) -> dict[str, Any]:
     return {**point.bench, **{key: value for key, value in own.items() if value is not None}}
 
 
-def subject_differences(candidate: PointResult, reference: PointResult) -> Iterator[str]:
+def sut_differences(candidate: PointResult, reference: PointResult) -> Iterator[str]:
     """Yield what was measured in two points that differs, a line each; nothing where one has no result."""
     if not (is_measured(candidate) and is_measured(reference)):
         return
@@ -78,7 +78,7 @@ def subject_differences(candidate: PointResult, reference: PointResult) -> Itera
             yield _difference(key, here.get(key), there.get(key), "none")
 
 
-def same_subject(candidate: PointResult, reference: PointResult) -> bool:
+def same_sut(candidate: PointResult, reference: PointResult) -> bool:
     """Whether two points, measured in one session, are of the same code, packages, weights and settings.
 
     Another start method imports other modules of the same code, so that results of two sessions cannot tell.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.results.facts import FEWEST_TICKS, PREFILL_TICKS, TICKS
+from pytest_llem.results.facts import MIN_TICKS, PREFILL_TICKS, TICKS
 from pytest_llem.results.metrics import INVALID, resolution
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.config import AUTO
@@ -11,7 +11,7 @@ from pytest_llem.study.config import AUTO
 ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
 
 #: Metrics that are of no measured window, so that its ticks say nothing of them.
-_NO_WINDOW = {"load_energy_j", "idle_context_w"}
+_NO_WINDOW = {"load_energy_j", "idle_power_w"}
 
 #: Those that are of the window of prefill, too.
 _PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
@@ -39,7 +39,7 @@ def allows_estimates(point: PointResult) -> bool:
     return bool(point.config.get("energy", {}).get("allow_estimated"))
 
 
-def replay_obstacle(point: PointResult) -> str | None:
+def replay_ineligible_reason(point: PointResult) -> str | None:
     """Return why replayed results of *point* are not of the code, model or dataset of now; None where they are."""
     if point.replay_mismatch is None:
         return None
@@ -51,7 +51,7 @@ def names_boundary(point: PointResult, metric: str) -> bool:
     return metric in _NAME_THEIR_BOUNDARY or point.config.get("energy", {}).get("backend") not in (AUTO, None)
 
 
-def measuring_obstacle(point: PointResult, metric: str, *, any_boundary: bool) -> str | None:
+def ineligible_reason(point: PointResult, metric: str, *, any_boundary: bool) -> str | None:
     """Return what is wrong with how the energy *metric* of *point* was measured; None where nothing is.
 
     Args:
@@ -74,10 +74,10 @@ def measuring_obstacle(point: PointResult, metric: str, *, any_boundary: bool) -
         return None
     windows = [TICKS, PREFILL_TICKS] if metric in _PREFILL else [TICKS]
     ticks = min((point.bench[key] for key in windows if key in point.bench), default=None)
-    if ticks is None or ticks >= FEWEST_TICKS:
+    if ticks is None or ticks >= MIN_TICKS:
         return None
     return (
-        f"a window holds {ticks:g} {resolution(summary.method)}, and a gate needs {FEWEST_TICKS}: "
+        f"a window holds {ticks:g} {resolution(summary.method)}, and a gate needs {MIN_TICKS}: "
         "raise measurement.min_window_seconds"
     )
 

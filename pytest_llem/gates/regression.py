@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.cases import Case, make_case
-from pytest_llem.gates.differences import over_points, same_subject, subject_differences
+from pytest_llem.gates.differences import over_points, same_sut, sut_differences
 from pytest_llem.gates.independence import same_session
 from pytest_llem.gates.matching import missing_points, pairs
-from pytest_llem.gates.statistics import MOST_CYCLES, Decision, decide
+from pytest_llem.gates.statistics import MAX_CYCLES, Decision, decide
 from pytest_llem.gates.workload import workload_differences
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult, StudyResult
@@ -114,7 +114,7 @@ def compare(
         for case in cases
         if case.contended and case.question
     ]
-    same = [(one.id, [_SAME_SUBJECT]) for one, other in known if paired and same_subject(one, other)]
+    same = [(one.id, [_SAME_SUBJECT]) for one, other in known if paired and same_sut(one, other)]
     stops = over_points(((point, bench.stops) for point, bench in benches), len(known))
     record = ComparisonRecord(
         reference=name,
@@ -124,14 +124,14 @@ def compare(
         alpha=settings.alpha,
         family=len(asked),
         bench=stops,
-        compared_anyway=anyway and bool(stops),
+        compared_despite_mismatch=anyway and bool(stops),
         warnings=[
             *over_points(((point, bench.warns) for point, bench in benches), len(known)),
             *over_points(contended, len(known)),
             *over_points(same, len(known)),
         ],
         workload=over_points(((one.id, workload_differences(one, other)) for one, other in known), len(known)),
-        subject=over_points(((one.id, subject_differences(one, other)) for one, other in known), len(known)),
+        subject=over_points(((one.id, sut_differences(one, other)) for one, other in known), len(known)),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
     )
@@ -190,7 +190,7 @@ def _reason(decision: Decision) -> str | None:
     if decision.verdict != "INCONCLUSIVE":
         return None
     if decision.cycles_to_decide is None:
-        return f"not even {MOST_CYCLES:,} cycles on either side would decide it"
+        return f"not even {MAX_CYCLES:,} cycles on either side would decide it"
     return f"about {decision.cycles_to_decide} cycles on either side would decide it"
 
 

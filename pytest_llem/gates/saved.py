@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.gates.matching import named
-from pytest_llem.gates.obstacles import measuring_obstacle, names_boundary
+from pytest_llem.gates.obstacles import ineligible_reason, names_boundary
 from pytest_llem.results.manifest import MANIFEST, write_atomically
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.study.identity import axes_key
@@ -167,7 +167,7 @@ def what_is_unfit(result: StudyResult, name: str, root: Path) -> str | None:
         for point in result.points
         for name, summary in point.metrics.items()
         if summary.mean is not None
-        and (reason := measuring_obstacle(point, name, any_boundary=names_boundary(point, name)))
+        and (reason := ineligible_reason(point, name, any_boundary=names_boundary(point, name)))
     }
     found = []
     if contended and contended[0].contention is not None:

@@ -31,7 +31,7 @@ __all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "
 Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 
 #: No more cycles than these are advised.
-MOST_CYCLES = 1000
+MAX_CYCLES = 1000
 
 #: Of a ratio's logarithm: a bound of two cycles may be beyond what a float, or a reader, can take.
 _LARGEST_LOG = 700.0
@@ -218,7 +218,7 @@ def _cycles(question: Question, alpha: float, part_of_alpha: float) -> int | Non
     import numpy as np
 
     found = question.contrast
-    counts = np.arange(min(found.n, found.n_reference) + 1, MOST_CYCLES + 1)
+    counts = np.arange(min(found.n, found.n_reference) + 1, MAX_CYCLES + 1)
     if found.paired:
         error, degrees = np.sqrt(found.variance / counts), np.asarray(counts - 1.0)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pytest_llem.gates.statistics import MOST_CYCLES
+from pytest_llem.gates.statistics import MAX_CYCLES
 from pytest_llem.results.verdicts import GateVerdict
 
 
@@ -75,7 +75,7 @@ def _regression(verdict: GateVerdict) -> str:
     if verdict.verdict != "INCONCLUSIVE":
         return f"{told}{_after('; ', verdict.reason)}"
     if verdict.cycles_to_decide is None:
-        return f"{told}; no number of cycles up to {MOST_CYCLES:,} would decide"
+        return f"{told}; no number of cycles up to {MAX_CYCLES:,} would decide"
     return f"{told}; about {verdict.cycles_to_decide} cycles would decide"
 
 

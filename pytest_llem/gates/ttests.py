@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Relative differences below this are rounding, and none that was measured: the mean of values that are all alike
 #: may be off by a unit in the last place, and nothing must be divided by that.
-DUST = 1e-12
+EPS = 1e-12
 
 
 class Estimate(NamedTuple):
@@ -56,7 +56,7 @@ def variance(logs: Array) -> Array:
     import numpy as np
 
     found = np.var(logs, axis=-1, ddof=1)
-    return np.where(found > DUST**2, found, 0.0)
+    return np.where(found > EPS**2, found, 0.0)
 
 
 def unpaired_estimate(candidate: Array, reference: Array) -> Estimate:
@@ -156,6 +156,6 @@ def p_beyond(change: Array, standard_error: Array, degrees: Array, margin: Numbe
     from scipy.special import stdtr
 
     distance = change - np.asarray(margin, dtype=float)
-    certain = np.where(distance > DUST, np.inf, -np.inf)
+    certain = np.where(distance > EPS, np.inf, -np.inf)
     t = np.divide(distance, standard_error, out=certain, where=standard_error > 0)
     return np.asarray(stdtr(degrees, -t))

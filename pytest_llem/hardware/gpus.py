@@ -34,7 +34,7 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Boards:
+class VisibleGpus:
     """GPUs of this host.
 
     Attributes:
@@ -48,24 +48,24 @@ class Boards:
     is_ambiguous: bool = False
 
 
-def visible_boards() -> Boards:
+def visible_gpus() -> VisibleGpus:
     """Return the boards that CUDA may use, in its order where that is known; none where there is no NVML."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
-        return Boards()
+        return VisibleGpus()
     with Nvml() as nvml:
         handles = visible_handles(nvml)
         boards = tuple(board(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
     first = next((one for one in boards if one.uuid == handles.first), None)
-    return Boards(boards, first, handles.is_ambiguous)
+    return VisibleGpus(boards, first, handles.is_ambiguous)
 
 
-def boards_for(torch: str | None) -> Boards:
+def gpus_for(torch: str | None) -> VisibleGpus:
     """Return the boards that a PyTorch would use: none where it runs on the CPU. It is not imported for that.
 
     Args:
         torch: Its version, which tells a build for CPUs alone; None for no torch.
     """
-    return Boards() if is_for_cpus_alone(torch) else visible_boards()
+    return VisibleGpus() if is_for_cpus_alone(torch) else visible_gpus()
 
 
 def is_for_cpus_alone(torch: str | None) -> bool:

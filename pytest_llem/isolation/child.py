@@ -1,4 +1,4 @@
-"""An experiment's process as the pytest process sees it: its guardian, and the pipes to both."""
+"""An experiment's process as the pytest process sees it: its supervisor, and the pipes to both."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.isolation import guardian, worker
+from pytest_llem.isolation import supervisor, worker
 from pytest_llem.isolation.output import CappedOutput
-from pytest_llem.isolation.starting import Ends, Keeper, Starter
+from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle, Starter
 from pytest_llem.measurement.progress import Progress, Watcher, parse
 
 #: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.
-REAP_SECONDS = guardian.REAP_SECONDS + 5
+REAP_SECONDS = supervisor.REAP_SECONDS + 5
 
 #: How long a process that has left its result may take to exit by itself.
 GRACE_SECONDS = 10.0
@@ -28,17 +28,17 @@ GRACE_SECONDS = 10.0
 FETCH_SECONDS = 6 * 3600.0
 
 #: The longest single sleep; poll(2) takes no more than some weeks.
-LONGEST_WAIT = 86_400.0
+MAX_WAIT = 86_400.0
 
 #: Bytes of an unfinished announcement that are kept.
 EVENT_CAP = 1 << 16
 
 #: Reads of what is still in the pipes at the end. They hold no more, unless somebody goes on writing.
-MOST_LEFTOVERS = 64
+MAX_LEFTOVERS = 64
 
 
 class Child:
-    """An experiment's process, its guardian, and the reading ends of their pipes.
+    """An experiment's process, its supervisor, and the reading ends of their pipes.
 
     Attributes:
         phase: The last one that was announced.
@@ -55,7 +55,7 @@ class Child:
         self.refused: str | None = None
         self.watcher: Watcher | None = None
         self._on_output = on_output
-        self._keeper: Keeper | None = None
+        self._keeper: SupervisorHandle | None = None
         self._guardian: int | None = None
         self._pid: int | None = None
         self._told_status = False
@@ -63,19 +63,19 @@ class Child:
         #: Each reading end, and what takes what comes from it.
         self._sources: dict[int, Callable[[bytes], None]] = {}
         self._reports = -1
-        #: The writing ends: of the guardian's orders, and of the process's cue.
+        #: The writing ends: of the supervisor's orders, and of the process's cue.
         self._orders: int | None = None
         self._cue: int | None = None
         self._fetching_since: float | None = None
         self._fetched_for = 0.0
 
-    def start(self, starter: Starter, attempt: Path, lives_with: Sequence[int] = ()) -> None:
-        """Start the guardian, which starts the process, which waits for its cue.
+    def start(self, starter: Starter, attempt: Path, watch_pids: Sequence[int] = ()) -> None:
+        """Start the supervisor, which starts the process, which waits for its cue.
 
         Args:
             starter: Starts it.
             attempt: The folder that holds the job.
-            lives_with: Processes, beside this one, whose end is its end.
+            watch_pids: Processes, beside this one, whose end is its end.
 
         Raises:
             OSError: The system has no process, or no pipe, for it.
@@ -93,12 +93,12 @@ class Child:
             theirs.append(orders)
             cue, self._cue = os.pipe()
             theirs.append(cue)
-            self._keeper = starter.start(Ends(orders, reports, output, events, cue), attempt, lives_with)
+            self._keeper = starter.start(ChildPipes(orders, reports, output, events, cue), attempt, watch_pids)
         finally:
             for fd in theirs:  # or their ends would never be seen
                 os.close(fd)
 
-    def give_cue(self) -> None:
+    def signal_start(self) -> None:
         """Have the process begin."""
         assert self._cue is not None
         with suppress(OSError):  # it is gone
@@ -131,25 +131,25 @@ class Child:
                 left = began + self._fetched_for + limit - now
             if left <= 0:
                 if left_result is None:
-                    self._order(guardian.TIME_IS_UP)
+                    self._order(supervisor.TIME_IS_UP)
                 return left_result is None
             if self.watcher is None:
-                self._read(min(left, LONGEST_WAIT))
+                self._read(min(left, MAX_WAIT))
             else:
                 self._read(min(left, self.watcher.every_s))
                 self.watcher.tick()
         return False
 
     def end(self) -> None:
-        """Have the guardian kill everything, and wait until it has. May be called again."""
+        """Have the supervisor kill everything, and wait until it has. May be called again."""
         give_up = time.monotonic() + REAP_SECONDS
         if (keeper := self._keeper) is not None:
             self._read(0.0)  # it may have told of itself
-            self._order(guardian.END)
+            self._order(supervisor.END)
             # Not up to the end of the file: who was forked as the engine was imported may have the pipe, too.
             while not self._is_over() and (left := give_up - time.monotonic()) > 0:
                 self._read(left)
-            if self.status is None and self._pid is not None:  # the guardian itself was killed, or is stuck
+            if self.status is None and self._pid is not None:  # the supervisor itself was killed, or is stuck
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._pid, signal.SIGKILL)
             keeper.kill(self._guardian if self._reports in self._sources else None)
@@ -176,7 +176,7 @@ class Child:
         return self._is_over()
 
     def _is_over(self) -> bool:
-        """Whether the guardian has told that nobody is left, or is gone itself."""
+        """Whether the supervisor has told that nobody is left, or is gone itself."""
         return self._told_status or self._reports not in self._sources
 
     def _order(self, order: bytes) -> None:
@@ -203,7 +203,7 @@ class Child:
 
     def _drain(self) -> None:
         """Read what is in the pipes."""
-        for _ in range(MOST_LEFTOVERS):
+        for _ in range(MAX_LEFTOVERS):
             if not self._read(0.0):
                 break
 
@@ -214,7 +214,7 @@ class Child:
     def _hear_reports(self, chunk: bytes) -> None:
         for said in self._objects("reports", chunk):
             self._pid = said.get("pid", self._pid)
-            self._guardian = said.get("guardian", self._guardian)
+            self._guardian = said.get("supervisor", self._guardian)
             if "status" in said:
                 self._told_status, self.status = True, said["status"]
             self.refused = said.get("refused", self.refused)

@@ -3,12 +3,12 @@
     python -m pytest_llem.isolation.forkserver CONTROL
 
 CONTROL is a socket. Each message is a request, a JSON object: ``attempt`` is the folder that holds the job,
-``lives_with`` the processes that its guardian watches, ``directory`` the current one; with it come the file
-descriptors of :class:`pytest_llem.isolation.starting.Ends`. The server imports what the job needs, unless it has
-already, and forks a guardian, which forks the experiment's process: from there on all is as in an interpreter that
+``watch_pids`` the processes that its supervisor watches, ``directory`` the current one; with it come the file
+descriptors of :class:`pytest_llem.isolation.starting.ChildPipes`. The server imports what the job needs, unless it has
+already, and forks a supervisor, which forks the experiment's process: from there on all is as in an interpreter that
 was started for it. At the end of the file the server ends.
 
-It is itself started under a guardian, which ends it whatever it is importing, and all that it has forked. It opens
+It is itself started under a supervisor, which ends it whatever it is importing, and all that it has forked. It opens
 no device and has one thread: a process that is forked while there are others may find a lock that nobody lets go
 of, and one that inherits a device cannot use it. What makes it otherwise is refused.
 """
@@ -28,8 +28,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_llem.isolation import guardian, worker
-from pytest_llem.isolation.starting import Ends
+from pytest_llem.isolation import supervisor, worker
+from pytest_llem.isolation.starting import ChildPipes
 
 #: Bytes of a request.
 MOST = 1 << 16
@@ -58,7 +58,7 @@ def serve(control: socket.socket) -> Begun | None:
     """
     forked: set[int] = set()
     known: set[str] = set()
-    woken, wake = guardian.wake_on_child()
+    woken, wake = supervisor.wake_on_child()
     while True:
         ready, _, _ = select.select([control.fileno(), woken], [], [])
         if woken in ready:
@@ -86,12 +86,12 @@ def serve(control: socket.socket) -> Begun | None:
             os.close(fd)
 
 
-def _receive(control: socket.socket) -> tuple[dict[str, Any], Ends] | None:
-    message, fds, _, _ = socket.recv_fds(control, MOST, len(Ends._fields), socket.MSG_CMSG_CLOEXEC)
-    return (json.loads(message), Ends(*fds)) if message else None
+def _receive(control: socket.socket) -> tuple[dict[str, Any], ChildPipes] | None:
+    message, fds, _, _ = socket.recv_fds(control, MOST, len(ChildPipes._fields), socket.MSG_CMSG_CLOEXEC)
+    return (json.loads(message), ChildPipes(*fds)) if message else None
 
 
-def _import(attempt: Path, ends: Ends, known: set[str]) -> None:
+def _import(attempt: Path, ends: ChildPipes, known: set[str]) -> None:
     """Import what a job needs.
 
     Args:
@@ -109,13 +109,13 @@ def _import(attempt: Path, ends: Ends, known: set[str]) -> None:
         return
     with _saying(ends.output), (attempt / worker.STACKS).open("w") as stacks:
         faulthandler.enable(file=2)  # whatever has become of sys.stderr
-        faulthandler.register(guardian.ASK_WHERE, file=stacks)
+        faulthandler.register(supervisor.ASK_WHERE, file=stacks)
         try:
             worker.make_ready(job)
         except BaseException:
             pass  # the experiment's process imports it again, and tells
         finally:
-            faulthandler.unregister(guardian.ASK_WHERE)
+            faulthandler.unregister(supervisor.ASK_WHERE)
             faulthandler.disable()
     if reason := _unfit():
         raise UnfitError(
@@ -181,14 +181,14 @@ def _open_files() -> Iterator[str]:
                 yield str(Path(f"/proc/self/fd/{fd}").readlink())
 
 
-def _become(told: dict[str, Any], ends: Ends) -> Begun:
-    """Make this process, just forked, a guardian, and return in the experiment's process, which that forks."""
+def _become(told: dict[str, Any], ends: ChildPipes) -> Begun:
+    """Make this process, just forked, a supervisor, and return in the experiment's process, which that forks."""
     try:
         os.setsid()
         for end, fd in ((ends.orders, 0), (ends.reports, 1), (ends.output, 2)):
             os.dup2(end, fd)
             os.close(end)
-        refusal = guardian.guard(told["attempt"], ",".join(map(str, told["lives_with"])))
+        refusal = supervisor.guard(told["attempt"], ",".join(map(str, told["watch_pids"])))
         if refusal is None:
             os._exit(0)
         os.close(refusal)

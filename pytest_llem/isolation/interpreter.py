@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_llem.engines.pytorch.requirements import OPTIONAL
-from pytest_llem.isolation import guardian, probe
+from pytest_llem.isolation import supervisor, probe
 from pytest_llem.isolation.launcher import OURS_ALONE
 from pytest_llem.registry import BACKENDS
 from pytest_llem.results.environment import PACKAGES, package_version
@@ -162,8 +162,8 @@ def _listen(command: Sequence[str], seconds: float) -> tuple[str, str]:
     deadline = time.monotonic() + seconds
     with (
         subprocess.Popen(
-            guardian.guarded(command),
-            stdin=subprocess.PIPE,  # closed at the end, on which the guardian ends it all, and itself
+            supervisor.supervised(command),
+            stdin=subprocess.PIPE,  # closed at the end, on which the supervisor ends it all, and itself
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # the command's own output
             env={**environment, "PYTHONSAFEPATH": "1"},  # as -P, which an old Python does not know
@@ -197,7 +197,7 @@ def _listen(command: Sequence[str], seconds: float) -> tuple[str, str]:
 
 
 def _ending(program: str, told: bytes) -> str:
-    """Return how a process ended, as its guardian tells it.
+    """Return how a process ended, as its supervisor tells it.
 
     Raises:
         OSError: It could not be started.

@@ -43,7 +43,7 @@ class Job:
         python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
         python: The interpreter; None for this one, whose ``sys.path`` then holds there as well.
         carbon: A Carbon, as plain data: what electricity emits here, where that is stated.
-        lives_with: Processes, beside this one, whose end is the experiment's end.
+        watch_pids: Processes, beside this one, whose end is the experiment's end.
         harness: The pytest processes, whose processor time is that of measuring.
         baseline: A BaselineRecord, as plain data: what an earlier cycle has found of the idle machine.
         idle_bare: Fields of a BaselineRecord, as plain data: the machine before the session's first experiment.
@@ -60,7 +60,7 @@ class Job:
     python_path: Sequence[str] = ()
     python: str | None = None
     carbon: dict[str, float] | None = None
-    lives_with: Sequence[int] = ()
+    watch_pids: Sequence[int] = ()
     harness: Sequence[int] = ()
     baseline: dict[str, Any] | None = None
     idle_bare: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Job:
     hub_unreachable: str | None = None
 
 
-class Started:
+class ExperimentProcess:
     """A job's process, from its start to the last of it: it imports what the job needs, and waits for its cue.
 
     Args:
@@ -97,11 +97,11 @@ class Started:
         self._tell(self._job)
         self._killed_before = oom_kills()
         self._child = Child(lambda chunk: self._on_output(chunk))
-        self._child.start(starter, self._attempt, self._job.lives_with)
+        self._child.start(starter, self._attempt, self._job.watch_pids)
 
     @property
     def has_exited(self) -> bool:
-        """Whether nothing of it is left, as its guardian says."""
+        """Whether nothing of it is left, as its supervisor says."""
         return self._child is not None and self._child.is_over()
 
     def fits(self, job: Job, servers: Servers | None) -> bool:
@@ -124,15 +124,15 @@ class Started:
         assert self._child is not None
         self._child.watcher, self._on_output = watcher, on_output
         self._tell(job, watched=watcher is not None)
-        self._child.give_cue()
+        self._child.signal_start()
         timed_out = self._child.wait(timeout, until_done=True)
         self._child.watcher = None  # whatever it still has to say is no progress
         if not (self._attempt / worker.RESULT).is_file():
             timed_out = timed_out or self._child.wait(timeout)
-            _insist(self._child.end)
+            run_uninterrupted(self._child.end)
         return collect(self._attempt, self._child, timeout if timed_out else None, self._killed_before)
 
-    def wind_up(self) -> None:
+    def shut_down(self) -> None:
         """Let it exit, if not for ever, and end what is left of it. May be called again."""
         try:
             if self._child is not None:
@@ -143,9 +143,9 @@ class Started:
     def end(self) -> None:
         """End it at once, and leave nothing of it. May be called again."""
         if self._child is not None:
-            _insist(self._child.end)
+            run_uninterrupted(self._child.end)
         if self._attempt is not None:
-            _insist(functools.partial(shutil.rmtree, self._attempt, ignore_errors=True))
+            run_uninterrupted(functools.partial(shutil.rmtree, self._attempt, ignore_errors=True))
 
     def _tell(self, job: Job, *, watched: bool = False) -> None:
         assert self._attempt is not None
@@ -157,11 +157,11 @@ def run_isolated(
     job: Job,
     *,
     servers: Servers | None = None,
-    started: Started | None = None,
+    started: ExperimentProcess | None = None,
     timeout: float | None = None,
     watcher: Watcher | None = None,
     on_output: Callable[[bytes], None] = lambda chunk: None,
-    on_result: Callable[[Started], None] | None = None,
+    on_result: Callable[[ExperimentProcess], None] | None = None,
 ) -> Outcome:
     """Run *job* in a process of its own and return what came of it. Sleeps meanwhile, unless somebody looks on.
 
@@ -183,13 +183,13 @@ def run_isolated(
         started.end()
         started = None
     try:
-        process = started or Started(job, servers)
+        process = started or ExperimentProcess(job, servers)
         try:
             if started is None:
                 process.start()
             outcome = process.run(job, timeout, watcher, on_output)
             if outcome.result is not None:
-                (on_result or Started.wind_up)(process)
+                (on_result or ExperimentProcess.shut_down)(process)
         except BaseException:
             process.end()
             raise
@@ -213,7 +213,7 @@ def _starter(job: Job, servers: Servers | None) -> tuple[Starter, Path]:
 def _needs(job: Job) -> list[object]:
     """Return what a process of *job* cannot be told any more once it has started."""
     environment = {name: value for name, value in _environment(job).items() if name not in TOLD_LATE}
-    known = [job.config, job.model_path, job.python_path, job.lives_with, job.python]
+    known = [job.config, job.model_path, job.python_path, job.watch_pids, job.python]
     return [environment, _path(job), here(), *known]
 
 
@@ -236,7 +236,7 @@ def _environment(job: Job) -> dict[str, str]:
     return {"PYTHONHASHSEED": "0", **inherited}
 
 
-def _insist(cleanup: Callable[[], None]) -> None:
+def run_uninterrupted(cleanup: Callable[[], None]) -> None:
     """Run *cleanup* to its end, however often Ctrl-C is pressed meanwhile, and only then be interrupted.
 
     Args:

@@ -17,11 +17,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.isolation import forkserver, guardian
-from pytest_llem.isolation.starting import Ends, Keeper
+from pytest_llem.isolation import forkserver, supervisor
+from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle
 
 #: How long a server may take to go once it has been told to, in seconds.
-END_SECONDS = guardian.REAP_SECONDS + 5
+END_SECONDS = supervisor.REAP_SECONDS + 5
 
 
 def here() -> str:
@@ -45,7 +45,7 @@ class Server:
         environment: Its environment variables.
 
     Attributes:
-        folder: Where its experiments' folders go: its guardian removes it where nobody else is left.
+        folder: Where its experiments' folders go: its supervisor removes it where nobody else is left.
     """
 
     def __init__(self, python: str, environment: Mapping[str, str]) -> None:
@@ -57,22 +57,22 @@ class Server:
         self._is_over = False
         self.folder = Path(tempfile.mkdtemp(prefix="llem-"))
 
-    def start(self, ends: Ends, attempt: Path, lives_with: Sequence[int]) -> Keeper:
+    def start(self, ends: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
         if self._control is None:
-            self._launch(ends.output, lives_with)
+            self._launch(ends.output, watch_pids)
         assert self._control is not None
-        told = {"attempt": str(attempt), "lives_with": list(lives_with), "directory": here()}
+        told = {"attempt": str(attempt), "watch_pids": list(watch_pids), "directory": here()}
         socket.send_fds(self._control, [json.dumps(told).encode()], ends)
         return _Forked(self)
 
-    def _launch(self, output: int, lives_with: Sequence[int]) -> None:
+    def _launch(self, output: int, watch_pids: Sequence[int]) -> None:
         """Start the server. Up to where it serves, what it says is its first experiment's *output*."""
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ExitStack() as undone, theirs:
             undone.callback(control.close)
             command = [self._python, "-P", "-m", forkserver.__name__, str(theirs.fileno())]
             self._process = subprocess.Popen(
-                guardian.guarded(command, str(self.folder), lives_with),
+                supervisor.supervised(command, str(self.folder), watch_pids),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -91,7 +91,7 @@ class Server:
         return not self._listen(0.0) or "status" in self._told()
 
     def _listen(self, seconds: float) -> bool:
-        """Take in what its guardian tells, for so many seconds at most. Return whether it may yet tell more."""
+        """Take in what its supervisor tells, for so many seconds at most. Return whether it may yet tell more."""
         assert self._process is not None
         assert self._process.stdout is not None
         give_up = time.monotonic() + seconds
@@ -103,7 +103,7 @@ class Server:
         return True
 
     def _told(self) -> dict[str, Any]:
-        """Return what its guardian has told of it so far."""
+        """Return what its supervisor has told of it so far."""
         told: dict[str, Any] = {}
         for line in self._said.splitlines():
             with suppress(ValueError):
@@ -111,7 +111,7 @@ class Server:
         return told
 
     def order(self, order: bytes) -> None:
-        """Pass on an order to its guardian: it and all that it has forked end."""
+        """Pass on an order to its supervisor: it and all that it has forked end."""
         if self._process is not None:
             assert self._process.stdin is not None
             with suppress(OSError):
@@ -128,7 +128,7 @@ class Server:
         Returns:
             How it ended, as subprocess has it, and why it could not be started; None where neither is known.
         """
-        self.order(guardian.END)
+        self.order(supervisor.END)
         self._is_over = True
         if (process := self._process) is not None:
             self._listen(END_SECONDS)
@@ -145,9 +145,9 @@ class Server:
 
 
 class _Forked:
-    """A guardian that a server has been asked to fork."""
+    """A supervisor that a server has been asked to fork."""
 
-    name = "its guardian or its forkserver"
+    name = "its supervisor or its forkserver"
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -158,10 +158,10 @@ class _Forked:
     def give_up(self) -> tuple[int | None, str | None]:
         return self._server.stop()
 
-    def kill(self, guardian: int | None) -> None:
-        if guardian is not None:
+    def kill(self, supervisor: int | None) -> None:
+        if supervisor is not None:
             with suppress(ProcessLookupError, PermissionError):
-                os.kill(guardian, signal.SIGKILL)
+                os.kill(supervisor, signal.SIGKILL)
 
 
 class Servers:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pytest_llem.isolation import guardian, worker
+from pytest_llem.isolation import supervisor, worker
 
 
-class Ends(NamedTuple):
+class ChildPipes(NamedTuple):
     """The process's ends of the pipes between it and pytest's: file descriptors.
 
     Attributes:
-        orders: The guardian reads its orders there.
+        orders: The supervisor reads its orders there.
         reports: It tells there what becomes of the process.
         output: What the process writes to standard output and standard error.
         events: The process announces its phases there.
@@ -28,37 +28,37 @@ class Ends(NamedTuple):
     cue: int
 
 
-class Keeper(Protocol):
-    """What has been asked to start a guardian, and is answerable for it."""
+class SupervisorHandle(Protocol):
+    """What has been asked to start a supervisor, and is answerable for it."""
 
     #: Whose death is the experiment's, in words.
     name: str
 
     def order(self, order: bytes) -> None:
-        """Pass on an order to a guardian that has not told of itself yet, and may never."""
+        """Pass on an order to a supervisor that has not told of itself yet, and may never."""
 
     def give_up(self) -> tuple[int | None, str | None]:
-        """End what is left of a guardian that has not told how its process ended.
+        """End what is left of a supervisor that has not told how its process ended.
 
         Returns:
-            How what should have become that guardian ended, as subprocess has it, and why it was refused; None
+            How what should have become that supervisor ended, as subprocess has it, and why it was refused; None
             where neither is known. May be called again.
         """
 
-    def kill(self, guardian: int | None) -> None:
-        """Be done with the guardian. It is killed where it has not gone by itself: then its id is told."""
+    def kill(self, supervisor: int | None) -> None:
+        """Be done with the supervisor. It is killed where it has not gone by itself: then its id is told."""
 
 
 class Starter(Protocol):
-    """Starts guardians, which start an experiment's process each."""
+    """Starts supervisors, which start an experiment's process each."""
 
-    def start(self, ends: Ends, attempt: Path, lives_with: Sequence[int]) -> Keeper:
+    def start(self, ends: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
         """Start one.
 
         Args:
             ends: Its ends of the pipes, to be inherited or passed on; the caller closes them here.
             attempt: The folder that holds the job.
-            lives_with: Processes, beside this one, whose end is its end.
+            watch_pids: Processes, beside this one, whose end is its end.
 
         Raises:
             OSError: The system has no process for it.
@@ -77,12 +77,12 @@ class Spawn:
         self._python = python
         self._environment = environment
 
-    def start(self, ends: Ends, attempt: Path, lives_with: Sequence[int]) -> Keeper:
+    def start(self, ends: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
         # -P: what lies in the current folder is not in the way of the standard library.
         command = [self._python, "-P", "-m", worker.__name__, str(attempt), str(ends.events), str(ends.cue)]
         return _Spawned(
             subprocess.Popen(
-                guardian.guarded(command, str(attempt), lives_with),
+                supervisor.supervised(command, str(attempt), watch_pids),
                 stdin=ends.orders,
                 stdout=ends.reports,
                 stderr=ends.output,
@@ -94,9 +94,9 @@ class Spawn:
 
 
 class _Spawned:
-    """A guardian that is this process's child."""
+    """A supervisor that is this process's child."""
 
-    name = "its guardian"
+    name = "its supervisor"
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -107,6 +107,6 @@ class _Spawned:
     def give_up(self) -> tuple[int | None, str | None]:
         return None, None
 
-    def kill(self, guardian: int | None) -> None:
+    def kill(self, supervisor: int | None) -> None:
         self._process.kill()
         self._process.wait()

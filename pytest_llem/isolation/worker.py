@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytest_llem.isolation.guardian import ASK_WHERE
+from pytest_llem.isolation.supervisor import ASK_WHERE
 
 #: Files of an attempt's directory. The last one gets, when the time is up, where each thread is.
 JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.txt"
@@ -166,7 +166,7 @@ def run(
         root=Path(job["root"]) if job["root"] is not None else None,
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
         known_baseline=BaselineRecord.model_validate(job["baseline"]) if job["baseline"] else None,
-        harness=[*job["harness"], os.getppid()],  # the guardian
+        harness=[*job["harness"], os.getppid()],  # the supervisor
         on_progress=lambda progress: announce(**progress.as_event()),
         show_on=events if job["watched"] else None,
     ).run()

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from pytest_llem.judging.previous_results import Earlier
+from pytest_llem.judging.previous_results import PreviousResults
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import StudyConfig
@@ -44,7 +44,7 @@ class Sides:
     """
 
     def __init__(
-        self, study: StudyConfig, run: StudyRun | None, reference: StudyRun | None, earlier: Earlier
+        self, study: StudyConfig, run: StudyRun | None, reference: StudyRun | None, earlier: PreviousResults
     ) -> None:
         self._study = study
         self._run, self._reference = run, reference

@@ -15,14 +15,14 @@ import pytest
 from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, held, run_key
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
-from pytest_llem._plugin.stash import BOARD
+from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import BaselineError, load
 from pytest_llem.judging.gate_inputs import Judged, Sides, Turns
 from pytest_llem.judging.gate_reports import Marks, gate_reports
-from pytest_llem.judging.previous_results import Earlier
+from pytest_llem.judging.previous_results import PreviousResults
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.recording.recorder import Recorder
 from pytest_llem.recording.studies import gates_by_file, study_of
@@ -78,7 +78,7 @@ class Judge:
             pytest.UsageError: What an item is to judge is not there any more.
         """
         for file, nodes in self._gates.items():
-            bench = _Bench(self._config, file, self._recorder, self._inputs)
+            bench = StudyGates(self._config, file, self._recorder, self._inputs)
             gates = {node_id: bench.gate(node_id, node) for node_id, node in nodes.items()}
             found = bench.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
             counting: set[str] = set()
@@ -127,7 +127,7 @@ class Judge:
     def _report(self, node_id: str, gate: Gate, verdict: GateVerdict) -> bool:
         """Report a gate, and return whether what it says counts."""
         hook, location = self._config.hook, (verdict.file or "", gate.line - 1, f"{gate.kind}[{gate.id}]")
-        marks = Marks.of(gate, self._config.stash[BOARD].read(node_id, MARKED) or {}, self._config)
+        marks = Marks.of(gate, self._config.stash[SHARED_STATE].read(node_id, MARKED) or {}, self._config)
         hook.pytest_runtest_logstart(nodeid=node_id, location=location)
         for report in gate_reports(node_id, location, verdict, marks, self._config.rootpath):
             hook.pytest_runtest_logreport(report=report)
@@ -135,7 +135,7 @@ class Judge:
         return marks.skip is None and marks.xfail is None
 
 
-class _Bench:
+class StudyGates:
     """One study's gates, and what they judge."""
 
     def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None, inputs: InputsOf) -> None:
@@ -191,7 +191,7 @@ class _Bench:
             self.study.gates,
             name=self._name,
             paired=self._settings.against is not None,
-            anyway=self._settings.compare_anyway,
+            anyway=self._settings.compare_mismatch,
             points=measured | {self.gates[REGRESSION, one].point for one in wanted},
             unfit=self._sides.in_part,
             fail_on=self._settings.fail_on,
@@ -247,10 +247,10 @@ class _Bench:
         )
 
     @cached_property
-    def _earlier(self) -> Earlier:
+    def _earlier(self) -> PreviousResults:
         results_dir = self._settings.results_dir_of(self.study, self._config.rootpath)
         run, digest = self._run, self.study.design_hash
-        return Earlier(
+        return PreviousResults(
             [
                 directory
                 for directory, manifest in runs_of(results_dir, self.study.name, digest)

@@ -18,7 +18,7 @@ class Measured(NamedTuple):
     point: PointResult
 
 
-class MeasuredInTurns(NamedTuple):
+class MeasuredInterleaved(NamedTuple):
     """Likewise, and the same point of the reference that it was measured in turns with."""
 
     directory: Path
@@ -26,7 +26,7 @@ class MeasuredInTurns(NamedTuple):
     reference: PointResult
 
 
-class Earlier:
+class PreviousResults:
     """Results of one design, the newest first. Each is read when it is needed, once.
 
     A point whose code, model or dataset has changed since says so in its ``replay_mismatch``.
@@ -62,7 +62,7 @@ class Earlier:
                 part = Measured(directory, self._checked(directory, point))
         return part
 
-    def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInTurns | None:
+    def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInterleaved | None:
         """Return the newest result of a point of which so many cycles ended on both sides, else any.
 
         Args:
@@ -70,7 +70,7 @@ class Earlier:
             cycles: As many as the study wants.
             interpreter: The reference's.
         """
-        part: MeasuredInTurns | None = None
+        part: MeasuredInterleaved | None = None
         for directory, result, other in self._turns(interpreter):
             point, reference = _point_of(result, name), _point_of(other, name)
             if point is None or reference is None:
@@ -78,7 +78,7 @@ class Earlier:
             is_whole = len(_ended(result, point) & _ended(other, reference)) >= cycles
             if not is_whole and (part is not None or not set(point.cycles) & set(reference.cycles)):
                 continue
-            found = MeasuredInTurns(
+            found = MeasuredInterleaved(
                 directory,
                 self._checked(directory, point),
                 self._checked(directory / REFERENCE, reference),

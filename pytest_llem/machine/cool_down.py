@@ -17,14 +17,14 @@ TEMPERATURE_MARGIN_C = 2.0
 POWER_MARGIN_W = 3.0
 
 #: An automatic gap takes at least and at most so many seconds.
-SHORTEST_S = 5.0
-LONGEST_S = 120.0
+MIN_S = 5.0
+MAX_S = 120.0
 
 #: Seconds between two looks at the GPUs.
 POLL_S = 0.5
 
 #: The longest single sleep, in seconds; the system takes no more than some centuries.
-LONGEST_SLEEP_S = 86_400.0
+MAX_SLEEP_S = 86_400.0
 
 #: Seconds from one word on how long it will take to the next.
 TELL_S = 1.0
@@ -82,7 +82,7 @@ class Gaps:
         while (left := wanted - (self.clock() - began)) > 0:
             if tell is not None:
                 tell(f"idle, {math.ceil(left)} s left")
-            self.sleep(min(left, LONGEST_SLEEP_S if tell is None else TELL_S))
+            self.sleep(min(left, MAX_SLEEP_S if tell is None else TELL_S))
         return GapRecord(seconds=self.clock() - began, reason="fixed")
 
     def _until_settled(self, began: float, tell: Callable[[str], None]) -> GapRecord:
@@ -93,12 +93,12 @@ class Gaps:
                 return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature can be read any more")
             while True:
                 waited, now = self.clock() - began, look()
-                if waited >= SHORTEST_S and self._is_settled(now):
+                if waited >= MIN_S and self._is_settled(now):
                     return GapRecord(seconds=waited, reason="target")
-                if waited >= LONGEST_S:
+                if waited >= MAX_S:
                     return GapRecord(seconds=waited, reason="timeout")
                 tell(f"cooling down, {int(waited)} s ({self._obstacle(now, waited)})")
-                self.sleep(min(POLL_S, LONGEST_S - waited))
+                self.sleep(min(POLL_S, MAX_S - waited))
 
     def _is_settled(self, now: Look) -> bool:
         # One that is not seen any more is not known to be.
@@ -108,8 +108,8 @@ class Gaps:
         """Return what keeps the gap from ending, and for how long at most."""
         for number, (uuid, first) in enumerate(self._first.items()):
             if missing := _missing(now.get(uuid, GpuState()), first):
-                return f"GPU {number}: {missing}; at most {math.ceil(LONGEST_S - waited)} s more"
-        return f"as cool as at first; at least {math.ceil(SHORTEST_S - waited)} s more"
+                return f"GPU {number}: {missing}; at most {math.ceil(MAX_S - waited)} s more"
+        return f"as cool as at first; at least {math.ceil(MIN_S - waited)} s more"
 
 
 def _lower(one: GpuState, other: GpuState) -> GpuState:

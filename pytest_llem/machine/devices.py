@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llem.hardware.gpus import Boards, boards_for, visible_boards
+from pytest_llem.hardware.gpus import VisibleGpus, gpus_for, visible_gpus
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.machine.owner import Owner, read_note
 from pytest_llem.machine.shared_lock import SharedLock
@@ -36,7 +36,7 @@ POLL_S = 0.2
 PATIENCE_S = 10.0
 
 #: Holders that are named.
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 #: So many seconds whoever has got a device may take to say who he is.
 SETTLING_S = 1.0
@@ -87,7 +87,7 @@ class Ownership:
                 self._locks[name].note(used_bytes=amount)
 
 
-def devices_of(config: ExperimentConfig, boards: Boards) -> tuple[str, ...]:
+def devices_of(config: ExperimentConfig, boards: VisibleGpus) -> tuple[str, ...]:
     """Return the devices that an experiment runs on: UUIDs, or the CPU where there are no *boards* to use."""
     if not boards.all:
         return (CPU,)
@@ -108,10 +108,10 @@ def possible_devices(config: ExperimentConfig, python: Path | None) -> tuple[str
         UUIDs of GPUs, or the CPU. Both where the engine is not ours and has no PyTorch for GPUs, which does not
         keep it from using them.
     """
-    boards = boards_for(package_versions(python).get("torch"))
+    boards = gpus_for(package_versions(python).get("torch"))
     if config.backend == "pytorch" or boards.all:
         return devices_of(config, boards)
-    return (CPU, *(board.uuid for board in visible_boards().all))
+    return (CPU, *(board.uuid for board in visible_gpus().all))
 
 
 @contextmanager
@@ -210,8 +210,8 @@ class _Waiting:
     def text(self) -> str:
         """Return for whom it waited."""
         named = list(self._holders) or ["another process"]
-        more = [f"{len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
-        return "; ".join([*named[:MOST_NAMED], *more])
+        more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
+        return "; ".join([*named[:MAX_NAMED], *more])
 
 
 class _Lock:

@@ -13,7 +13,7 @@ from pytest_llem.hardware.gauges import Gauges, Look
 MARGIN_BYTES = 64 * 2**20
 
 #: It is waited for no longer than this, in seconds.
-LONGEST_S = 30.0
+MAX_S = 30.0
 
 #: Seconds between two looks.
 POLL_S = 0.25
@@ -65,9 +65,9 @@ class GpuMemory:
                 used = {uuid: amount for uuid, amount in seen.items() if amount is not None}
                 more = {uuid: amount - before[uuid] for uuid, amount in used.items() if uuid in before}
                 left = {uuid: amount for uuid, amount in more.items() if amount > MARGIN_BYTES}
-                if not left or waited >= LONGEST_S:
+                if not left or waited >= MAX_S:
                     break
-                self.sleep(min(POLL_S, LONGEST_S - waited))
+                self.sleep(min(POLL_S, MAX_S - waited))
                 waited = self.clock() - began
         if not more:
             return Settled(used=used)

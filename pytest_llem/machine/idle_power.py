@@ -55,7 +55,7 @@ def measure_bare(
         sleep: Sleeps for so many seconds.
 
     Returns:
-        ``idle_bare_w``, ``_method``, ``_source`` and ``_reason``, and ``measured_at``.
+        ``idle_power_no_context_w``, ``_method``, ``_source`` and ``_reason``, and ``measured_at``.
     """
     try:
         meter = _meter(name)
@@ -88,7 +88,7 @@ def _found(account: Account) -> dict[str, Any]:
     if not account.devices:
         missing = [account.total.reason or "no device was read"]
     return {
-        "idle_bare_w": watts or None,
+        "idle_power_no_context_w": watts or None,
         "idle_bare_method": weakest(one.method for one in read),
         "idle_bare_source": "+".join(dict.fromkeys(one.source for one in read)) or None,
         "idle_bare_reason": "; ".join(missing) or None,

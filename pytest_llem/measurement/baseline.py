@@ -87,7 +87,7 @@ def measure_after(
         window: The one whose active energy is asked for.
         on_idle: Called as the machine is left alone.
     """
-    if baseline.idle_context_w is None or baseline.seconds is None:
+    if baseline.idle_power_w is None or baseline.seconds is None:
         return baseline
     gap = time.monotonic() - (window.began + window.seconds)
     on_idle()
@@ -102,7 +102,7 @@ def measure_after(
         update={
             "after_w": after_w,
             "after_seconds": seconds,
-            "drift_w": math.hypot(after_w - baseline.idle_context_w, math.sqrt(walked)),
+            "drift_w": math.hypot(after_w - baseline.idle_power_w, math.sqrt(walked)),
             "invalid": baseline.invalid or total.invalid,
         }
     )
@@ -116,7 +116,7 @@ def _part(meters: Meters, seconds: float) -> Account:
 
 def _fits(known: BaselineRecord, loading: Total) -> bool:
     theirs = (known.source, known.boundary, tuple(known.devices))
-    usable = known.idle_context_w is not None and known.invalid is None and len(known.parts_w) == BASELINE_PARTS
+    usable = known.idle_power_w is not None and known.invalid is None and len(known.parts_w) == BASELINE_PARTS
     return usable and theirs == (loading.source, loading.boundary, loading.devices)
 
 
@@ -155,7 +155,7 @@ def _record(parts: Sequence[Account], measured_at: str) -> BaselineRecord:
     # What reading the meter adds shows in the scatter already: one that does not tell leaves nothing out.
     edges = math.hypot(*(total.uncertainty_j or 0.0 for total in totals))
     return BaselineRecord(
-        idle_context_w=sum(energies) / sum(seconds),
+        idle_power_w=sum(energies) / sum(seconds),
         uncertainty_w=math.hypot(scatter / math.sqrt(len(parts)), edges / sum(seconds)),
         seconds=sum(seconds),
         method=weakest(total.method for total in totals) or "unavailable",
@@ -177,8 +177,8 @@ def baseline_metrics(baseline: BaselineRecord, window: Window) -> dict[str, Metr
     these is not. It is below 0 where the idle machine took more, and stays so.
     """
     idle = metric(
-        "idle_context_w",
-        baseline.idle_context_w,
+        "idle_power_w",
+        baseline.idle_power_w,
         uncertainty=baseline.uncertainty_w,
         method=baseline.method,
         source=baseline.source,
@@ -187,7 +187,7 @@ def baseline_metrics(baseline: BaselineRecord, window: Window) -> dict[str, Metr
         invalid=baseline.invalid,
         reason=baseline.reason,
     )
-    return {"idle_context_w": idle, "active_energy_j": _active(idle, baseline.drift_w, window)}
+    return {"idle_power_w": idle, "active_energy_j": _active(idle, baseline.drift_w, window)}
 
 
 def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:

@@ -13,18 +13,18 @@ from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import AdjustedSetting, BaselineRecord, EngineRecord, WarmupRecord
-from pytest_llem.results.facts import FEWEST_TICKS
+from pytest_llem.results.facts import MIN_TICKS
 from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.quality_warnings import QualityWarning
 
 #: By what share a pass may grow or shrink from the window's first half to its second.
-MOST_DRIFT = 0.05
+MAX_DRIFT = 0.05
 
 #: By what share idle power may change from before the window to after it.
 MAX_IDLE_CHANGE = 0.1
 
 #: By how many °C a device may warm up or cool down over the window.
-MOST_WARMING_C = 5.0
+MAX_WARMING_C = 5.0
 
 
 def find_warnings(
@@ -37,7 +37,7 @@ def find_warnings(
     cut: tuple[int, int] = (0, 0),
     prefill: Window | None = None,
     covers_engine: bool | None = None,
-    times_floor: Metric | None = None,
+    roofline_slowdown: Metric | None = None,
     contention: Contention | None = None,
     baseline: BaselineRecord | None = None,
     requests: Requests | None = None,
@@ -57,7 +57,7 @@ def find_warnings(
         cut: How many prompts were cut to ``max_input_tokens``, and of how many.
         prefill: The window of prefill alone, if there was one.
         covers_engine: Whether the energy is that of the devices the engine ran on; None where that is not known.
-        times_floor: How far above the least time a pass was.
+        roofline_slowdown: How far above the least time a pass was.
         requests: Those of the window.
         contention: What else used the devices.
         baseline: Idle power before and after the window, if it was measured.
@@ -121,16 +121,16 @@ def find_warnings(
     found += _of_devices(account)
     found += contention_warnings(contention) if contention is not None else ()
     found += _idle_change(baseline) if baseline is not None else ()
-    if window.drift is not None and abs(window.drift) > MOST_DRIFT:
+    if window.drift is not None and abs(window.drift) > MAX_DRIFT:
         warn(
             "drift",
             f"drift: passes took {abs(window.drift):.0%} {'longer' if window.drift > 0 else 'less'} "
             "in the second half of the window",
         )
-    if times_floor is not None and times_floor.value is not None and times_floor.value < 1:
+    if roofline_slowdown is not None and roofline_slowdown.value is not None and roofline_slowdown.value < 1:
         warn(
             "faster_than_roofline",
-            f"times_floor is {times_floor.value:.2f}, and nothing is faster than 1: "
+            f"roofline_slowdown is {roofline_slowdown.value:.2f}, and nothing is faster than 1: "
             "a bug of pytest-llem, or of its figures for this device; please report it",
         )
     if warmup is not None and warmup.converged is False:
@@ -144,18 +144,18 @@ def find_warnings(
 
 def _idle_change(baseline: BaselineRecord) -> Iterator[QualityWarning]:
     """Yield that something else drew power while the idle machine was measured, or that it was not at rest."""
-    before, after = baseline.idle_context_w, baseline.after_w
+    before, after = baseline.idle_power_w, baseline.after_w
     if before is not None and after is not None and abs(after - before) > MAX_IDLE_CHANGE * before:
         text = f"idle power changed from {before:.3g} W to {after:.3g} W: active_energy_j may be off by as much"
         yield QualityWarning.of("idle_power_changed", text)
 
 
 def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:
-    if account.tick_seconds and account.seconds and account.seconds < FEWEST_TICKS * account.tick_seconds:
+    if account.tick_seconds and account.seconds and account.seconds < MIN_TICKS * account.tick_seconds:
         yield QualityWarning.of(
             "few_ticks",
             f"the {what} holds {account.seconds / account.tick_seconds:.0f} {resolution(account.total.method)}, "
-            f"fewer than {FEWEST_TICKS}: raise measurement.min_window_seconds",
+            f"fewer than {MIN_TICKS}: raise measurement.min_window_seconds",
         )
 
 
@@ -188,7 +188,7 @@ def _of_devices(account: Account) -> Iterator[QualityWarning]:
                     "throttled", f"throttled: {device.device} for {seconds:.2g} s of the window by {reason}"
                 )
         start, end = conditions.start_temperature_c, conditions.end_temperature_c
-        if start is not None and end is not None and abs(end - start) > MOST_WARMING_C:
+        if start is not None and end is not None and abs(end - start) > MAX_WARMING_C:
             yield QualityWarning.of(
                 "temperature",
                 f"temperature of {device.device} went from {start:.0f} to {end:.0f} °C within the window",

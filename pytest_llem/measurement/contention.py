@@ -89,7 +89,7 @@ class ContentionWatch:
 
 
 def root_of(harness: Collection[int]) -> int:
-    """Return the process that the experiment's processes descend from: this one, or the guardian that started it
+    """Return the process that the experiment's processes descend from: this one, or the supervisor that started it
     and adopts what it leaves behind.
     """
     parent = os.getppid()

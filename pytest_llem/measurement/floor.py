@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pytest_llem.engines.protocol import Engine, ModelShape, ShapeUnknownError, TellsShape
+from pytest_llem.engines.protocol import Engine, ModelShape, ShapeUnknownError, SupportsModelShape
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.processor import cpu_model
 
-NAMES = ("flops", "mfu", "mbu", "times_floor")
+NAMES = ("flops", "mfu", "mbu", "roofline_slowdown")
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
     return found | {
         "mfu": metric("mfu", flops / seconds / rate if rate else None, reason=unknown),
         "mbu": metric("mbu", None if cached else moved / seconds / peaks.bandwidth, reason=cached),
-        "times_floor": metric("times_floor", seconds / floor if floor else None, reason=unknown or cached),
+        "roofline_slowdown": metric("roofline_slowdown", seconds / floor if floor else None, reason=unknown or cached),
     }
 
 
 def _shape(engine: Engine, requests: Requests) -> ModelShape | str:
     """Return the shape of the engine's model, or why nothing can be said."""
-    if not isinstance(engine, TellsShape):
+    if not isinstance(engine, SupportsModelShape):
         return "the engine does not tell the shape of its model"
     try:
         shape = engine.shape()

@@ -12,7 +12,7 @@ class Harness:
     """The processes that wait, or measure, while an engine works. Made before a window, and asked after it.
 
     Args:
-        pids: Of the guardian and of the pytest processes; none where there are none.
+        pids: Of the supervisor and of the pytest processes; none where there are none.
     """
 
     def __init__(self, pids: Iterable[int]) -> None:

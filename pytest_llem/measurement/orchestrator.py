@@ -241,7 +241,7 @@ class ExperimentOrchestrator:
                     cut=(workload.truncated, config.n),
                     prefill=prefill,
                     covers_engine=metrics["energy_j"].covers_engine,
-                    times_floor=work["times_floor"],
+                    roofline_slowdown=work["roofline_slowdown"],
                     contention=contention,
                     baseline=baseline,
                     requests=requests,

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from pytest_llem.energy.account import Meters
-from pytest_llem.engines.protocol import Engine, SplitsPrefill
+from pytest_llem.engines.protocol import Engine, SupportsPrefillOnly
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.metrics import Metric, metric, weakest
@@ -28,7 +28,7 @@ def measure_prefill(
     Raises:
         ValueError: The engine gives another number of tokens, or a request fails.
     """
-    assert isinstance(engine, SplitsPrefill)
+    assert isinstance(engine, SupportsPrefillOnly)
     engine.generate_first(batches[0])
     first = engine.generate_first
     window = measure(engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=first, keep=keep)

@@ -13,7 +13,7 @@ from pytest_llem.study.config import ExperimentConfig
 
 
 def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:
-    """Import an experiment's engine, and what that has imported ahead if it is a :class:`Preloads`.
+    """Import an experiment's engine, and what that has imported ahead if it is a :class:`SupportsPreload`.
 
     Args:
         config: The experiment.

@@ -39,7 +39,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Glance:
+class GpuStatus:
     """What the boards are like at the moment. What they do not tell is None.
 
     Attributes:
@@ -60,22 +60,22 @@ class Watcher(Protocol):
 
     every_s: float
 
-    def see(self, seen: Progress | Glance) -> None:
+    def see(self, seen: Progress | GpuStatus) -> None:
         """Take in what the experiment's process, or its sampler, has said."""
 
     def tick(self) -> None:
         """Do what is to be done now and then: called each time that the waiting process wakes up."""
 
 
-def parse(event: Mapping[str, Any]) -> Progress | Glance | None:
+def parse(event: Mapping[str, Any]) -> Progress | GpuStatus | None:
     """Return what an *event* says, None where it says nothing known; a field that makes no sense is left out."""
     phase = event.get("phase")
     if isinstance(phase, str):
         done, total, unit = _number(event.get("done")), _number(event.get("total")), event.get("unit")
         known = unit if unit in UNITS else None
         return Progress(phase[:PHASE_CAP], None if done is None else int(done), total, known)
-    glance = Glance(_number(event.get("power_w")), _number(event.get("temperature_c")))
-    return None if glance == Glance() else glance
+    glance = GpuStatus(_number(event.get("power_w")), _number(event.get("temperature_c")))
+    return None if glance == GpuStatus() else glance
 
 
 def _number(value: object) -> float | None:

@@ -21,7 +21,7 @@ from pytest_llem.results.statistics import percentile
 from pytest_llem.study.config import ExperimentConfig
 
 #: Metrics that no request of the window has a part in.
-BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_context_w", "model_memory_mb"}
+BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_power_w", "model_memory_mb"}
 
 COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
 

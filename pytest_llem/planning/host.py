@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from pytest_llem.hardware.cgroups import memory_limit_bytes
-from pytest_llem.hardware.gpus import boards_for
+from pytest_llem.hardware.gpus import gpus_for
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def host_for(torch: str | None) -> Host:
 
     gpus = tuple(
         Gpu(board.name, board.memory_bytes, board.capability)
-        for board in boards_for(torch).all
+        for board in gpus_for(torch).all
         if board.name is not None and board.memory_bytes is not None and board.capability is not None
     )
     total, limit = psutil.virtual_memory().total, memory_limit_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_llem.hardware.gpus import visible_boards
+from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.planning.resume import Here
@@ -20,7 +20,7 @@ def here(study: StudyConfig, inputs: CurrentInputs) -> Here:
         python = study.interpreter(backend)
         return package_version if python is None else package_versions(python).get
 
-    boards = visible_boards().all
+    boards = visible_gpus().all
     return Here(
         cpu=cpu_model(),
         gpus=frozenset(board.name for board in boards if board.name),

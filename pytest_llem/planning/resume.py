@@ -25,7 +25,7 @@ RESULT = "study_result.json"
 DECISIVE = ("pytest-llem", "torch", "transformers")
 
 #: Differences that are named; the first few tell enough.
-MOST_DIFFERENCES = 4
+MAX_DIFFERENCES = 4
 
 
 class ResumeError(ValueError):
@@ -247,9 +247,9 @@ def _result_of(experiment: Experiment, directory: Path, entry: ManifestEntry) ->
 
 
 def _refusal(directory: Path, differences: list[str]) -> str:
-    more = [f"and {len(differences) - MOST_DIFFERENCES} more"] if len(differences) > MOST_DIFFERENCES else []
-    what = "; ".join(differences[:MOST_DIFFERENCES] + more)
-    return f"{directory.name} cannot be resumed: {what} (--llem-resume-anyway replays what both have)"
+    more = [f"and {len(differences) - MAX_DIFFERENCES} more"] if len(differences) > MAX_DIFFERENCES else []
+    what = "; ".join(differences[:MAX_DIFFERENCES] + more)
+    return f"{directory.name} cannot be resumed: {what} (--llem-resume-mismatch replays what both have)"
 
 
 def _design_difference(study: StudyConfig, directory: Path, manifest: Manifest) -> str:
@@ -281,7 +281,7 @@ def _field_difference(study: StudyConfig, directory: Path) -> str | None:
             then = dict(_flat(configs.get(point.id)))
             changed = [name for name in now if name in then and then[name] != now[name]]
             if changed:
-                told = [f"{name}: {then[name]} then, {now[name]} now" for name in changed[:MOST_DIFFERENCES]]
+                told = [f"{name}: {then[name]} then, {now[name]} now" for name in changed[:MAX_DIFFERENCES]]
                 return f": {point.id} had {', '.join(told)}"
     return None
 

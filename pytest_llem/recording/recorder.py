@@ -19,7 +19,7 @@ import pytest
 from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, REFERENCE, file_of, is_reference
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import STOPPED
-from pytest_llem._plugin.stash import BOARD
+from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.gates.saved import BaselineError, save, what_is_unfit, what_lacks
 from pytest_llem.recording.pages import page_files, write_page
 from pytest_llem.recording.studies import experiments_by_run, selected_experiments, study_of
@@ -175,7 +175,7 @@ class Recorder:
         if self._in_a_row[key] == limit:
             run.stopped = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
             with suppress(OSError):  # then only this process knows
-                self._config.stash[BOARD].post(key, STOPPED, run.stopped)
+                self._config.stash[SHARED_STATE].put(key, STOPPED, run.stopped)
 
     def _place(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
         """Return the experiment that a payload says it is from, whatever its item is called."""
@@ -193,7 +193,7 @@ class Recorder:
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # Under xdist, -x and --maxfail end here too, with an exception derived from this one.
         self._interrupted = excinfo.type is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
-        for worker in self._config.stash[BOARD].signed_in():  # xdist would give them ten seconds
+        for worker in self._config.stash[SHARED_STATE].worker_pids():  # xdist would give them ten seconds
             with suppress(OSError):
                 os.kill(worker, signal.SIGINT)
 

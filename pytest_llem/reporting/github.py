@@ -20,10 +20,10 @@ from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 
 #: GitHub takes 1 MiB of a step's summary, all of it or nothing, and others may write there before and after us.
-MOST_BYTES, OUR_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
+MAX_BYTES, OUR_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
 
 #: Rows of a table, entries of a list, characters of a cell.
-MOST_ROWS, MOST_ENTRIES, MOST_CHARACTERS = 200, 20, 300
+MAX_ROWS, MAX_ENTRIES, MAX_CHARACTERS = 200, 20, 300
 
 #: What GitHub's Markdown might take for more than text: markup, HTML, mathematics, links. An underscore within a
 #: word is none, nor a colon before a blank. (An address with an @ is linked whatever one does, and does no harm.)
@@ -63,7 +63,7 @@ def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) ->
         return None
     try:
         with Path(file).open("ab") as summary:
-            room = min(OUR_BYTES, MOST_BYTES - SPARE_BYTES - summary.tell())
+            room = min(OUR_BYTES, MAX_BYTES - SPARE_BYTES - summary.tell())
             summary.write(_cut(_page(results), room))
     except OSError as error:
         return f"the summary for GitHub could not be written: {error}"
@@ -73,8 +73,8 @@ def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) ->
 def escaped(text: str) -> str:
     """Return *text* as GitHub's Markdown shows it, in a table's cell too: on one line, and as nothing but text."""
     text = printable(" ".join(text.split()))
-    if len(text) > MOST_CHARACTERS:
-        text = f"{text[:MOST_CHARACTERS]}…"
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]}…"
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
@@ -141,7 +141,7 @@ def _comparison(record: ComparisonRecord) -> Iterator[str]:
     paired = ", measured in turns" if record.paired else ""
     family = counted(record.family, "gate")
     yield f"Compared with {escaped(record.reference)}{paired}; alpha {record.alpha:g}, Holm over {family}.\n"
-    anyway = "differs, compared anyway" if record.compared_anyway else "differs"
+    anyway = "differs, compared anyway" if record.compared_despite_mismatch else "differs"
     yield from _list(anyway, record.bench)
     yield from _list("note", record.warnings)
     yield from _list("missing", record.missing_points)
@@ -180,16 +180,16 @@ def _row(point: PointResult, wanted: int) -> tuple[str, ...]:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> Iterator[str]:
-    for row in (headings, ["---"] * len(headings), *rows[:MOST_ROWS]):
+    for row in (headings, ["---"] * len(headings), *rows[:MAX_ROWS]):
         yield f"| {' | '.join(row)} |"
-    yield from _rest(len(rows) - MOST_ROWS, what)
+    yield from _rest(len(rows) - MAX_ROWS, what)
     yield ""
 
 
 def _list(what: str, texts: Sequence[str]) -> Iterator[str]:
-    for text in texts[:MOST_ENTRIES]:
+    for text in texts[:MAX_ENTRIES]:
         yield f"- {what}: {escaped(text)}"
-    yield from _rest(len(texts) - MOST_ENTRIES, what)
+    yield from _rest(len(texts) - MAX_ENTRIES, what)
     if texts:
         yield ""
 

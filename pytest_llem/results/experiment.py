@@ -136,8 +136,8 @@ class BaselineRecord(Record):
     """Power of the idle machine: with the model loaded, before warm-up, and with nothing loaded at all.
 
     Attributes:
-        idle_context_w: With the model loaded and one batch run, in W; null where it was not measured.
-        uncertainty_w: Standard uncertainty (k = 1) of ``idle_context_w``: from the scatter of the parts that it
+        idle_power_w: With the model loaded and one batch run, in W; null where it was not measured.
+        uncertainty_w: Standard uncertainty (k = 1) of ``idle_power_w``: from the scatter of the parts that it
             was measured in, and of reading the meter.
         seconds: What the meter covers; null where nothing was measured.
         method: How it was obtained.
@@ -147,15 +147,15 @@ class BaselineRecord(Record):
         measured_at: When it was measured.
         age_seconds: How long before this experiment asked for it: 0 where it was measured in this one, and not in
             an earlier cycle of its point.
-        reason: Why ``idle_context_w`` is null.
+        reason: Why ``idle_power_w`` is null.
         parts_w: Power in each of the parts that it was measured in, in W, in order.
-        invalid: Reason code where ``idle_context_w`` cannot be right, as in a metric.
+        invalid: Reason code where ``idle_power_w`` cannot be right, as in a metric.
         after_w: Idle power again, after the windows of this experiment, in W; null where it is not known.
         after_seconds: What the meter covers of that.
         drift_w: Standard uncertainty (k = 1) that idle power's own changes from the baseline to the end of the
             windows add, in W: by ``after_w``, and by the differences of one part and the next. Null where
             ``after_w`` is.
-        idle_bare_w: Power of each device that the experiment might use, before the session's first experiment on
+        idle_power_no_context_w: Power of each device that the experiment might use, before the session's first experiment on
             it, with neither model nor context of the session's, in W by device; null where none was measured. Not
             to be subtracted: a context alone draws power.
         idle_bare_method: How it was obtained.
@@ -164,7 +164,7 @@ class BaselineRecord(Record):
         idle_bare_reason: Why it is null, or lacks a device.
     """
 
-    idle_context_w: float | None = None
+    idle_power_w: float | None = None
     uncertainty_w: float | None = None
     seconds: float | None = None
     method: str = "unavailable"
@@ -179,7 +179,7 @@ class BaselineRecord(Record):
     after_w: float | None = None
     after_seconds: float | None = None
     drift_w: float | None = None
-    idle_bare_w: dict[str, float] | None = None
+    idle_power_no_context_w: dict[str, float] | None = None
     idle_bare_method: str | None = None
     idle_bare_source: str | None = None
     idle_bare_age_seconds: float | None = None
@@ -348,7 +348,7 @@ class ExperimentResult(Document):
     null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
     one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
     was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the
-    engine: the meters' own processes, the guardian and the pytest process. ``adjusted`` are the settings that did
+    engine: the meters' own processes, the supervisor and the pytest process. ``adjusted`` are the settings that did
     not run as they were given. ``contention`` and ``inputs`` are null in results before schema 1.4.
     """
 

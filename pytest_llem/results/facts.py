@@ -15,7 +15,7 @@ from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.experiment import ExperimentResult
 
 #: A window of fewer ticks than this is too coarse for the counter that measured it.
-FEWEST_TICKS = 20
+MIN_TICKS = 20
 
 #: Ticks of the energy counter in the shortest window, of whole passes and of prefill alone.
 TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
@@ -30,7 +30,7 @@ Concerns = Literal["every metric", "energy", "peak_memory_mb", "gco2e_g", "nothi
 
 
 @dataclass(frozen=True)
-class BenchFact:
+class TestbedFact:
     """What two results have to share.
 
     Attributes:
@@ -50,31 +50,31 @@ class BenchFact:
 
 
 #: By their keys in :attr:`pytest_llem.results.models.PointResult.bench`.
-BENCH: dict[str, BenchFact] = {
-    "gpu": BenchFact("GPU model"),
-    "cpu": BenchFact("CPU model"),
-    "cpus": BenchFact("CPUs that it may use", optional=True),
-    "cpu_layout": BenchFact("cores of these CPUs", optional=True),
-    "cpu_limit": BenchFact("CPU time limit", optional=True),
-    "priority": BenchFact("scheduling priority", optional=True),
-    "memory_limit": BenchFact("memory limit", optional=True),
-    "power_limit": BenchFact("power limit", optional=True),
-    "application_clocks": BenchFact("application clocks", optional=True),
-    "ecc": BenchFact("ECC", optional=True),
-    "mig": BenchFact("MIG"),
-    "energy_boundary": BenchFact("energy boundary", "energy", binding=True),
-    "energy_method": BenchFact("energy method", "energy"),
-    "energy_source": BenchFact("energy source", "energy", optional=True),
-    "length_mode": BenchFact("length mode"),
+TESTBED: dict[str, TestbedFact] = {
+    "gpu": TestbedFact("GPU model"),
+    "cpu": TestbedFact("CPU model"),
+    "cpus": TestbedFact("CPUs that it may use", optional=True),
+    "cpu_layout": TestbedFact("cores of these CPUs", optional=True),
+    "cpu_limit": TestbedFact("CPU time limit", optional=True),
+    "priority": TestbedFact("scheduling priority", optional=True),
+    "memory_limit": TestbedFact("memory limit", optional=True),
+    "power_limit": TestbedFact("power limit", optional=True),
+    "application_clocks": TestbedFact("application clocks", optional=True),
+    "ecc": TestbedFact("ECC", optional=True),
+    "mig": TestbedFact("MIG"),
+    "energy_boundary": TestbedFact("energy boundary", "energy", binding=True),
+    "energy_method": TestbedFact("energy method", "energy"),
+    "energy_source": TestbedFact("energy source", "energy", optional=True),
+    "length_mode": TestbedFact("length mode"),
     # On a CPU the most memory in use holds what a process has imported, unless it shares that with others.
-    "start_method": BenchFact("start method", "peak_memory_mb", optional=True),
-    "emission_factors": BenchFact("carbon intensity and PUE", "gco2e_g", optional=True),
-    "dataset_hash": BenchFact("dataset hash", optional=True),
-    CONCURRENT: BenchFact("other experiments at the same time"),
-    "driver": BenchFact("GPU driver", "nothing"),
-    "gpu_uuids": BenchFact("GPU", "nothing", note="boards of one model differ by about 8 %"),
-    "host_cpu": BenchFact("the GPU's host", "nothing"),
-    "cpu_governor": BenchFact("CPU governor", "nothing"),
+    "start_method": TestbedFact("start method", "peak_memory_mb", optional=True),
+    "emission_factors": TestbedFact("carbon intensity and PUE", "gco2e_g", optional=True),
+    "dataset_hash": TestbedFact("dataset hash", optional=True),
+    CONCURRENT: TestbedFact("other experiments at the same time"),
+    "driver": TestbedFact("GPU driver", "nothing"),
+    "gpu_uuids": TestbedFact("GPU", "nothing", note="boards of one model differ by about 8 %"),
+    "host_cpu": TestbedFact("the GPU's host", "nothing"),
+    "cpu_governor": TestbedFact("CPU governor", "nothing"),
 }
 
 
@@ -82,11 +82,11 @@ BENCH: dict[str, BenchFact] = {
 _CLOCKS = ("application_sm_clock_mhz", "application_memory_clock_mhz")
 
 
-def bench_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
+def testbed_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
     """Return the bench facts of a point's *cycles*, less whether anything ran beside them.
 
     What is not known is left out; where cycles disagree, the value is the list of what they say. Beside the facts
-    of :data:`BENCH` there are :data:`TICKS` and :data:`PREFILL_TICKS`, where the counter moves in ticks.
+    of :data:`TESTBED` there are :data:`TICKS` and :data:`PREFILL_TICKS`, where the counter moves in ticks.
     """
     facts = _merged([_bench(result) for result in cycles])
     for key, windows in (
@@ -99,7 +99,7 @@ def bench_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
     return facts
 
 
-def subject_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
+def sut_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
     """Return what may differ, of a point's *cycles*: versions by package, precision, the weights, the commit, the
     code, and, with dotted keys, the engine's effective settings and the variables that were set.
 

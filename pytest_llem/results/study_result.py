@@ -16,7 +16,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.facts import BENCH, CONCURRENT, bench_facts, overlapping, subject_facts
+from pytest_llem.results.facts import TESTBED, CONCURRENT, testbed_facts, overlapping, sut_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary
@@ -101,8 +101,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
         point.metrics = summarise(results)
-        point.bench = found.shared(bench_facts(results))
-        point.subject = found.shared(subject_facts(results))
+        point.bench = found.shared(testbed_facts(results))
+        point.subject = found.shared(sut_facts(results))
         point.contention = _contention(results)
         for result in results:
             found.add(result, point)
@@ -208,7 +208,7 @@ class Findings:
         """Warn where the cycles of *point*, which came to *results*, differ in what a comparison needs alike."""
         names = [
             fact.name
-            for key, fact in BENCH.items()
+            for key, fact in TESTBED.items()
             if fact.concerns != "nothing" and isinstance(point.bench.get(key), list)
         ]
         if names:

@@ -120,7 +120,7 @@ class ComparisonRecord(Record):
         alpha: Of false alarms, per gate and, by Holm, per family.
         family: Regression gates that were judged.
         bench: Facts that have to agree and do not, a line each.
-        compared_anyway: They were compared all the same, as ``--llem-compare-anyway`` says.
+        compared_despite_mismatch: They were compared all the same, as ``--llem-compare-mismatch`` says.
         warnings: Facts that may differ and make a difference.
         workload: In what the work itself differs (prompts, tokens per request), a line each.
         subject: Facts that differ, being what is tested, a line each.
@@ -135,7 +135,7 @@ class ComparisonRecord(Record):
     alpha: float
     family: int
     bench: list[str] = Field(default_factory=list)
-    compared_anyway: bool = False
+    compared_despite_mismatch: bool = False
     warnings: list[str] = Field(default_factory=list)
     workload: list[str] = Field(default_factory=list)
     subject: list[str] = Field(default_factory=list)

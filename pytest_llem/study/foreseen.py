@@ -18,10 +18,10 @@ _OF_PREFILL = (
     *("prefill_seconds", "decode_seconds"),
 )
 
-_OF_A_BASELINE = ("idle_context_w", "active_energy_j")
+_OF_A_BASELINE = ("idle_power_w", "active_energy_j")
 
 
-def never_judged(document: Document, at: KeyPath, metric: str, points: Sequence[Point]) -> list[Problem]:
+def unreachable_gates(document: Document, at: KeyPath, metric: str, points: Sequence[Point]) -> list[Problem]:
     """Return a note at *at* for each reason why a gate on *metric* can never be judged for some of *points*."""
     run = [point for point in points if point.skip is None]
     concerned: dict[str, list[Point]] = {}

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pytest_llem.study.budgets import Bound, Scoped, Written
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath
-from pytest_llem.study.foreseen import named, never_judged
+from pytest_llem.study.foreseen import named, unreachable_gates
 from pytest_llem.study.gates import Budget
 from pytest_llem.study.problems import Problem
-from pytest_llem.study.where import PointFinder
+from pytest_llem.study.where import PointSelector
 
 _NOUNS: dict[Bound, str] = {"max": "maximum", "min": "minimum"}
 
@@ -32,7 +32,7 @@ def apply_budgets(
         places: Where each point stands.
         points: All points, in file order.
     """
-    finder = PointFinder(document, points)
+    finder = PointSelector(document, points)
     pieces: list[_Pieces] = [{} for _ in points]
     problems: list[Problem] = []
     notes: list[Problem] = []
@@ -49,7 +49,7 @@ def apply_budgets(
             for index in fitting:
                 pieces[index].setdefault(one.metric, []).append(one)
             if fitting:
-                notes += never_judged(document, one.at, one.metric, [points[index] for index in fitting])
+                notes += unreachable_gates(document, one.at, one.metric, [points[index] for index in fitting])
             elif within or not scope:  # nothing is amiss where an experiment is left out, and with it its budgets
                 told = _without_effect(document, one, fits_others=bool(found), is_entry=bool(scope))
                 # A limit that nothing is held to, for a slip in a value, would be green for ever.

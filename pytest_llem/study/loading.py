@@ -15,7 +15,7 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Excluded, Experiment, Point, StudyConfig
 from pytest_llem.study.document import Document, KeyPath, dotted, load_document
 from pytest_llem.study.execution import ExecutionConfig, Overrides
-from pytest_llem.study.foreseen import never_judged
+from pytest_llem.study.foreseen import unreachable_gates
 from pytest_llem.study.gates import read_gates
 from pytest_llem.study.grid import Draft, Grid, read_grid
 from pytest_llem.study.identity import ConfigHasher, point_id, short_names, study_design_hash
@@ -125,7 +125,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     if problems:
         raise StudyError(problems)
     for index, metric in enumerate(gates.metrics or ()):
-        idle += never_judged(document, ("gates", "metrics", index), metric, points)
+        idle += unreachable_gates(document, ("gates", "metrics", index), metric, points)
     sweep_line, _ = document.marks.get(("sweep",), document.marks.get(("experiments",), (1, 1)))
     return StudyConfig(
         path=path,

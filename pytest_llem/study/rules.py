@@ -14,7 +14,7 @@ from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.execution import Rule
 from pytest_llem.study.problems import Problem, shown
 from pytest_llem.study.validation import section_problems
-from pytest_llem.study.where import PointFinder
+from pytest_llem.study.where import PointSelector
 
 Kind = Literal["skip", "xfail"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -59,7 +59,7 @@ def apply_rules(
     points = list(points)
     problems: list[Problem] = []
     notes: list[Problem] = []
-    finder = PointFinder(document, points)
+    finder = PointSelector(document, points)
     for kind, at, rule in rules:
         if not rule.reason.isprintable():
             problems.append(

@@ -32,7 +32,7 @@ from pytest_llem.study.problems import Problem, did_you_mean, shown
 REQUIRED = "is required"
 
 #: Nobody reads on: points are not looked at any more once there are so many.
-MOST_PROBLEMS = 1000
+MAX_PROBLEMS = 1000
 
 #: Sections of an experiment.
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -104,7 +104,7 @@ def validate(grid: Grid) -> Checked:
         wrong_keys = _key_problems(document, draft, grid.backends, known)
         checked.problems += wrong_keys.values()
         checked.problems += _overridden(document, draft)
-        if len(checked.problems) >= MOST_PROBLEMS:
+        if len(checked.problems) >= MAX_PROBLEMS:
             break
         left_out = {*wrong_keys}
         if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything

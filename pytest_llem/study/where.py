@@ -16,7 +16,7 @@ from pytest_llem.study.identity import same_value, short_names
 from pytest_llem.study.problems import Problem, did_you_mean
 
 
-class PointFinder:
+class PointSelector:
     """Finds a study's points by what a ``where`` says of them.
 
     Args:

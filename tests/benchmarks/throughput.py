@@ -10,7 +10,7 @@ Guardian and sampler run beside both: what they cost is the harness's share, and
 
 A round is to a benchmark what a cycle is to a study: the spread from round to round (CV) is printed for both, and
 their ratio, with the interval for two spreads of pairs (Morgan 1939, Pitman 1939). The harness's share is the
-processor time that pytest, guardian and meters take in the window, waiting included, ÷ the experiment's own.
+processor time that pytest, supervisor and meters take in the window, waiting included, ÷ the experiment's own.
 """
 
 from __future__ import annotations

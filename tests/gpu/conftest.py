@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult, run_study
-from pytest_llem.hardware.gpus import Board, visible_boards
+from pytest_llem.hardware.gpus import Board, visible_gpus
 from tests.support.weights import cache
 
 FOUND = pytest.StashKey[list[str]]()
@@ -21,7 +21,7 @@ FOUND = pytest.StashKey[list[str]]()
 @pytest.fixture(scope="session", autouse=True)
 def board() -> Board:
     """The GPU that CUDA counts as its first."""
-    board = visible_boards().first
+    board = visible_gpus().first
     if board is None:
         pytest.skip("no NVIDIA GPU here")
     return board

@@ -41,7 +41,7 @@ def test_no_pass_is_faster_than_the_floor(
     )
     metrics = result.metrics
     for name in (
-        "times_floor",
+        "roofline_slowdown",
         "mbu",
         "mfu",
         "output_tokens_per_second",
@@ -55,7 +55,7 @@ def test_no_pass_is_faster_than_the_floor(
     found(
         "throttled by reason, s", result.devices[0].conditions and result.devices[0].conditions.throttled_seconds
     )
-    floor = metrics["times_floor"].value
+    floor = metrics["roofline_slowdown"].value
     assert floor is not None
     assert floor >= 1
     assert metrics["throttled_seconds"].value is not None
@@ -87,7 +87,7 @@ def test_a_board_at_its_limit_says_so(
     [device] = result.devices
     assert device.conditions is not None
     assert device.conditions.throttled_seconds is not None
-    for name in ("mean_power_w", "peak_temperature_c", "throttled_seconds", "times_floor", "mfu"):
+    for name in ("mean_power_w", "peak_temperature_c", "throttled_seconds", "roofline_slowdown", "mfu"):
         found(name, result.metrics[name].value)
     found("throttled by reason, s", device.conditions.throttled_seconds)
     assert device.conditions.throttled_seconds["power"] > 0

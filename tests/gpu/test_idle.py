@@ -27,9 +27,9 @@ def test_nothing_costs_nothing(
         },
     )
     assert result.baseline is not None
-    assert result.baseline.idle_context_w is not None
-    assert result.baseline.idle_bare_w is not None
-    bare, context = result.baseline.idle_bare_w[board.uuid], result.baseline.idle_context_w
+    assert result.baseline.idle_power_w is not None
+    assert result.baseline.idle_power_no_context_w is not None
+    bare, context = result.baseline.idle_power_no_context_w[board.uuid], result.baseline.idle_power_w
     active = result.metrics["active_energy_j"]
     passes, seconds = result.window.passes, result.window.window_seconds
     assert active.value is not None

@@ -47,10 +47,10 @@ def test_the_server_opens_no_device_and_its_processes_do(
             result = ExperimentResult.model_validate_json(not_none(outcome.result))
             assert result.engine.device == "cuda"
             digests.add(result.tokens.output_digest)
-            (guardian,) = [
+            (supervisor,) = [
                 one for one in psutil.Process(os.getpid()).children() if "forkserver" in " ".join(one.cmdline())
             ]
-            (server,) = guardian.children()
+            (server,) = supervisor.children()
             assert server.num_threads() == 1
             assert not [link for link in _links(server.pid) if link.startswith("/dev/nvidia")]
         started = result.start

@@ -27,6 +27,6 @@ def test_batches_and_precisions(
     for point in result.points:
         cost = point.metrics["energy_per_output_token_j"]
         assert (cost.method, cost.n) == ("measured", 3)
-        speed, floor = (point.metrics[name].mean for name in ("output_tokens_per_second", "times_floor"))
+        speed, floor = (point.metrics[name].mean for name in ("output_tokens_per_second", "roofline_slowdown"))
         assert floor is None or floor >= 1
         found(point.id, f"{cost.mean:.4g} J, CV {cost.cv or 0:.1%}; {speed:.4g} tokens/s; {floor} × the floor")

@@ -29,7 +29,7 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.options import with_pytorch_options
-from pytest_llem.engines.pytorch.refusals import one_line, told_plainly
+from pytest_llem.engines.pytorch.refusals import one_line, library_errors_as_preflight
 from pytest_llem.engines.pytorch.requirements import unmet
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
 from pytest_llem.results.environment import package_version
@@ -134,7 +134,7 @@ class PyTorchEngine:
         self._peak_is_known = False
 
     def _generation_config(self, tokens: generation.SpecialTokens) -> Any:
-        with told_plainly("generate cannot do what the experiment asks for"):
+        with library_errors_as_preflight("generate cannot do what the experiment asks for"):
             return generation.generation_config(self._config, tokens)
 
     def fetch(self) -> None:
@@ -271,7 +271,7 @@ class PyTorchEngine:
             self._decodes_alike()
         started = time.perf_counter()
         try:
-            with torch.inference_mode(), told_plainly("generate cannot do what the experiment asks for"):
+            with torch.inference_mode(), library_errors_as_preflight("generate cannot do what the experiment asks for"):
                 sequences = self._model.generate(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,

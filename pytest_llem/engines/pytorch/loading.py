@@ -25,7 +25,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from pytest_llem.engines.models import ModelSource, cached_snapshot, resolve_model
 from pytest_llem.engines.protocol import EngineContext, ModelNotFoundError, PreflightError
-from pytest_llem.engines.pytorch.refusals import one_line, told_plainly
+from pytest_llem.engines.pytorch.refusals import one_line, library_errors_as_preflight
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean
@@ -86,7 +86,7 @@ def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
     """
     what = f"the tokenizer of model {config.model!r} cannot be loaded"
     try:
-        with told_plainly(what):
+        with library_errors_as_preflight(what):
             options = config.pytorch or PyTorchConfig()
             found = AutoTokenizer.from_pretrained(source.location, **origin(options))
         if len(found) > len(found.all_special_ids):
@@ -138,7 +138,7 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
         wanted["device_map"] = _device_map(options)
     if options.max_memory:
         wanted["max_memory"] = {_device(key): size for key, size in options.max_memory.items()}
-    with told_plainly(f"model {config.model!r} cannot be loaded"):
+    with library_errors_as_preflight(f"model {config.model!r} cannot be loaded"):
         model, found = AutoModelForCausalLM.from_pretrained(
             # Refused below: transformers would say only that something is mismatched.
             source.location,

@@ -15,7 +15,7 @@ MESSAGE_CAP = 600
 
 
 @contextmanager
-def told_plainly(what: str) -> Iterator[None]:
+def library_errors_as_preflight(what: str) -> Iterator[None]:
     """Turn what a library refuses within into one line.
 
     Only an error from the library's own code is: any other is one that nobody foresaw, and keeps its traceback.

@@ -19,7 +19,7 @@ from pytest_llem.reporting.html.words import (
 )
 
 #: Values that a page holds, whatever their number of metrics.
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 
 _RELATIVE, _ABSOLUTE = "relative to the point's mean", "as measured"
 
@@ -27,7 +27,7 @@ _RELATIVE, _ABSOLUTE = "relative to the point's mean", "as measured"
 def cycles_plot(contents: Contents) -> Plot | None:
     """Return the plot; None where there is nothing to show."""
     groups, metrics = _by_cycle(contents), metrics_with_values(contents.points)
-    some = metrics[: max(len(MAIN), MOST_VALUES // max(1, len(contents.cycles)))]
+    some = metrics[: max(len(MAIN), MAX_VALUES // max(1, len(contents.cycles)))]
     if not groups or not metrics:
         return None
     traces = [

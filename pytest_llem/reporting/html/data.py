@@ -13,10 +13,10 @@ from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult
 
 #: Points on a page, the rest being told of: nobody reads more, and browsers take their time.
-MOST_POINTS = 1000
+MAX_POINTS = 1000
 
 #: Samples of power on a page; each experiment gets its share.
-MOST_SAMPLES = 120_000
+MAX_SAMPLES = 120_000
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Contents:
 def read_contents(directory: Path, result: StudyResult) -> Contents:
     """Read what belongs to *result* in its *directory*. What is not there, or is not ours, is left out."""
     shown = _shown(result)
-    contents = Contents(result, shown[:MOST_POINTS], max(0, len(shown) - MOST_POINTS))
+    contents = Contents(result, shown[:MAX_POINTS], max(0, len(shown) - MAX_POINTS))
     contents.study_text = _text(directory / "study.yaml")
     contents.base_text = _text(directory / "study.base.yaml")
     contents.cycles = sorted(_cycles(contents), key=lambda one: one.entry.started_at or "")
-    most = max(60, MOST_SAMPLES // max(1, len(contents.cycles)))
+    most = max(60, MAX_SAMPLES // max(1, len(contents.cycles)))
     for cycle in sorted(contents.cycles, key=lambda one: (one.point, one.place)):
         _add(contents, directory, cycle, most)
     return contents
@@ -78,7 +78,7 @@ def _shown(result: StudyResult) -> list[PointResult]:
     """Return the points of which anything was to run; of many, those that have results first."""
     planned = {entry.config_hash for entry in result.experiments if entry.status != "deselected"}
     points = [point for point in result.points if point.config_hash in planned or point.cycles]
-    return sorted(points, key=lambda point: not point.cycles) if len(points) > MOST_POINTS else points
+    return sorted(points, key=lambda point: not point.cycles) if len(points) > MAX_POINTS else points
 
 
 def _cycles(contents: Contents) -> Iterator[Cycle]:

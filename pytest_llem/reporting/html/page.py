@@ -25,7 +25,7 @@ from pytest_llem.reporting.html.sweep import sweep_plot
 from pytest_llem.reporting.html.words import MAIN, NOTHING, clipped, label_of, name_of, title_of, unit_of
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import figure, number
-from pytest_llem.results.facts import BENCH
+from pytest_llem.results.facts import TESTBED
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
@@ -127,15 +127,15 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "power": power_rows(contents),
         "latencies": latency_rows(contents),
         "percentiles": SHOWN,
-        "failures": failed[: rows.MOST_FAILURES],
-        "failures_left_out": max(0, len(failed) - rows.MOST_FAILURES),
+        "failures": failed[: rows.MAX_FAILURES],
+        "failures_left_out": max(0, len(failed) - rows.MAX_FAILURES),
         "skips": rows.skips(result),
         "excluded": [(_axes(one.get("axes", {})), one.get("reason", "")) for one in result.excluded],
         "gates": rows.gate_rows(result.points),
         "environment": rows.groups(result.environment),
         "protocol": rows.pairs({key: it for key, it in result.measurement_protocol.items() if key != "gates"}),
         "gate_settings": rows.pairs(result.measurement_protocol.get("gates") or {}),
-        "bench": [(BENCH[key].name, text) for key, text in rows.facts(points, "bench") if key in BENCH],
+        "bench": [(TESTBED[key].name, text) for key, text in rows.facts(points, "bench") if key in TESTBED],
         "subject": rows.facts(points, "subject"),
         "settings": rows.shared_settings(points),
         "number": number,

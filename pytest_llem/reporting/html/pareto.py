@@ -15,10 +15,10 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 
 #: Points whose numbers have room beside their marks.
-MOST_NUMBERED = 40
+MAX_NUMBERED = 40
 
 #: Optimal points that are named below.
-MOST_NAMED = 6
+MAX_NAMED = 6
 
 #: How each method is drawn: what is not measured is hollow.
 _OPEN = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "triangle-up"}
@@ -49,8 +49,8 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     )
     told = [f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better."]
     if optimal:
-        names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MOST_NAMED])
-        more = f" and {len(optimal) - MOST_NAMED} more" if len(optimal) > MOST_NAMED else ""
+        names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MAX_NAMED])
+        more = f" and {len(optimal) - MAX_NAMED} more" if len(optimal) > MAX_NAMED else ""
         told.append(f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}.")
     if tied:
         told.append(f"{counted(len(tied), 'more point')} may be, as intervals overlap.")
@@ -79,7 +79,7 @@ def _markers(
     color = "var(--accent)" if best else "var(--muted)"
     style = {"type": "data", "symmetric": False, "color": "var(--bar)", "thickness": 1, "width": 2}
     return go.Scatter(
-        mode="markers+text" if len(points) <= MOST_NUMBERED else "markers",
+        mode="markers+text" if len(points) <= MAX_NUMBERED else "markers",
         text=[f"#{index + 1}" for index in chosen],
         textposition=[f"top {_side(speed.mean, axes[0])}" for speed in speeds],
         textfont={"size": 11, "color": "var(--muted)"},

@@ -65,7 +65,7 @@ class Provenance:
             self._see("gap", gap.seconds)
             self._tell("gap", f"{gap.reason} ({gap.note})" if gap.note else gap.reason)
         if idle is not None:
-            self._see("idle", idle.idle_context_w)
+            self._see("idle", idle.idle_power_w)
             self._tell("idle", idle.reason or idle.method)
         if (contention := result.contention) is not None:
             self._tell("contention", contention.state)

@@ -28,7 +28,7 @@ from pytest_llem.results.verdicts import GateVerdict, severity
 from pytest_llem.study.identity import value_text
 
 #: Failures that are shown with their tracebacks.
-MOST_FAILURES = 100
+MAX_FAILURES = 100
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
 
 #: Lines that a legend can name.
-MOST_NAMED = 12
+MAX_NAMED = 12
 
 #: A line of the plot: what its points share, and their indices by place along the axis.
 _Line = tuple[str, list[tuple[int, int]]]
@@ -87,7 +87,7 @@ def _along(points: Sequence[PointResult], name: str, values: list[Any], lines: S
             error_y={"type": "data", "symmetric": False, "thickness": 1.2, "width": 4},
             customdata=[[neutral(label_of(index, points[index]))] for _, index in line],
             hovertemplate="<b>%{customdata[0]}</b><br>%{text}<extra></extra>",
-            showlegend=len(lines) <= MOST_NAMED and bool(rest),
+            showlegend=len(lines) <= MAX_NAMED and bool(rest),
         ).to_plotly_json()
         for number, (rest, line) in enumerate(lines)
     ]
@@ -107,7 +107,7 @@ def _heights(points: Sequence[PointResult], metric: str, lines: Sequence[_Line])
     every = [[points[index].metrics.get(metric, absent) for _, index in line] for _, line in lines]
     known = [one for summaries in every for one in summaries if one.mean is not None]
     lacking = sum(map(len, every)) - len(known)
-    notes = [f"{counted(len(lines), 'line')}: hovering names them."] if len(lines) > MOST_NAMED else []
+    notes = [f"{counted(len(lines), 'line')}: hovering names them."] if len(lines) > MAX_NAMED else []
     if lacking:
         notes.append(f"{counted(lacking, 'point')} without a value {'is' if lacking == 1 else 'are'} left out.")
     methods = sorted({one.method for one in known if one.method})

@@ -27,7 +27,7 @@ MAIN = (
     "energy_j",
     "active_energy_j",
     "peak_memory_mb",
-    "times_floor",
+    "roofline_slowdown",
 )
 
 _SPELT = {
@@ -36,12 +36,12 @@ _SPELT = {
     "energy_j": "Energy of a pass",
     "flops": "FLOPs",
     "gco2e_g": "CO₂e",
-    "idle_context_w": "Idle power, model loaded",
+    "idle_power_w": "Idle power, model loaded",
     "itl": "Inter-token latency",
     "mbu": "MBU",
     "mfu": "MFU",
     "seconds": "Time of a pass",
-    "times_floor": "Times the floor",
+    "roofline_slowdown": "Times the floor",
     "wh_per_1000_requests": "Energy per 1,000 requests",
 }
 _UNITS = {"j", "w", "ms", "mb", "c", "g"}

@@ -18,10 +18,10 @@ from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
 
 #: Rows of a table, the worst; nobody reads more.
-MOST_ROWS = 60
+MAX_ROWS = 60
 
 #: Lines of one kind below it.
-MOST_LINES = 8
+MAX_LINES = 8
 
 #: Verdicts, worst first.
 _ORDER = ("REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "IMPROVEMENT", "SAME")
@@ -99,7 +99,7 @@ def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]
     """
     rows = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
     rows.sort(key=_badness)
-    return rows[:MOST_ROWS], Counter(str(one.verdict) for one in rows[MOST_ROWS:])
+    return rows[:MAX_ROWS], Counter(str(one.verdict) for one in rows[MAX_ROWS:])
 
 
 def _of_known_points(comparison: Comparison) -> list[GateVerdict]:
@@ -155,7 +155,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
-    if record.compared_anyway:  # or else they are the reasons why it was not
+    if record.compared_despite_mismatch:  # or else they are the reasons why it was not
         yield from _capped("compared anyway", record.bench)
     yield from _reasons(_of_known_points(comparison))
     yield from _capped("warning", record.warnings)
@@ -171,16 +171,16 @@ def _reasons(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
         if verdict.reason is not None and verdict.cycles_to_decide is None:
             concerned.setdefault((verdict.verdict.lower(), verdict.reason), []).append(verdict.id)
     told = list(concerned.items())
-    for (what, reason), ids in told[:MOST_LINES]:
+    for (what, reason), ids in told[:MAX_LINES]:
         yield f"{what}: {reason} [{named(ids)}]"
-    if len(told) > MOST_LINES:
-        yield f"{counted(len(told) - MOST_LINES, 'more reason')}"
+    if len(told) > MAX_LINES:
+        yield f"{counted(len(told) - MAX_LINES, 'more reason')}"
 
 
 def _capped(what: str, found: Sequence[str]) -> Iterator[str]:
-    yield from (f"{what}: {one}" for one in found[:MOST_LINES])
-    if len(found) > MOST_LINES:
-        yield f"{what}: {len(found) - MOST_LINES} more"
+    yield from (f"{what}: {one}" for one in found[:MAX_LINES])
+    if len(found) > MAX_LINES:
+        yield f"{what}: {len(found) - MAX_LINES} more"
 
 
 def _more(left_out: Mapping[str, int]) -> str:

@@ -21,7 +21,7 @@ from pytest_llem.study.design import Experiment
 from pytest_llem.study.problems import printable
 
 #: Characters of a failure's message.
-MOST_CHARACTERS = 100
+MAX_CHARACTERS = 100
 
 _RATE, _COST = "output_tokens_per_second", "energy_per_output_token_j"
 
@@ -168,7 +168,7 @@ def _why(error: ErrorRecord | None) -> str:
     if error.kind in ("exception", "oom"):
         message = f"{error.type}: {message}"
     text = printable(f"{text}: {message}")
-    return f"{text[:MOST_CHARACTERS]}…" if len(text) > MOST_CHARACTERS else text
+    return f"{text[:MAX_CHARACTERS]}…" if len(text) > MAX_CHARACTERS else text
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from pytest_llem.planning.resume import Replay
 from pytest_llem.study.identity import point_id
 
 #: Reasons shown; ``--llem-plan`` writes all of them.
-MOST_REASONS = 5
+MAX_REASONS = 5
 
 
 def plan_lines(plan: Plan, directory: Path) -> list[str]:
@@ -118,12 +118,12 @@ def _grouped(what: str, named: Iterable[tuple[str, str]]) -> list[str]:
     for name, reason in named:
         by_reason.setdefault(reason, []).append(name)
     lines = []
-    for reason, names in list(by_reason.items())[:MOST_REASONS]:
+    for reason, names in list(by_reason.items())[:MAX_REASONS]:
         more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
         lines.append(f"  {what}: {names[0]}{more}: {reason}")
-    if len(by_reason) > MOST_REASONS:
+    if len(by_reason) > MAX_REASONS:
         lines.append(
-            f"  {what}: for {counted(len(by_reason) - MOST_REASONS, 'more reason')} (--llem-plan has them all)"
+            f"  {what}: for {counted(len(by_reason) - MAX_REASONS, 'more reason')} (--llem-plan has them all)"
         )
     return lines
 

@@ -26,7 +26,7 @@ MORE_COLUMNS = (
     ("seconds", "s/pass"),
     ("e2e_p50_ms", "E2E p50\nms"),
     ("active_energy_j", "active J"),
-    ("times_floor", "× floor"),
+    ("roofline_slowdown", "× floor"),
     ("peak_temperature_c", "peak\n°C"),
 )
 
@@ -35,13 +35,13 @@ MORE_COLUMNS = (
 BEST, OPTIMAL, TIED = "*", "P", "~"
 
 #: What a narrow terminal shows where the axes leave no room for more.
-LEAST_COLUMNS = tuple(one for one in COLUMNS if one[0] in (SPEED, COST))
+MIN_COLUMNS = tuple(one for one in COLUMNS if one[0] in (SPEED, COST))
 
 #: Headings of axes are broken into lines of so many characters.
 HEADING_WIDTH = 10
 
 #: Characters of a point's id that are shown, its beginning and its end, unless it is for pasting.
-MOST_CHARACTERS = 160
+MAX_CHARACTERS = 160
 
 #: Of a column of ids: in a narrower terminal lines are longer than it is, as no figure may lose digits.
 NARROWEST_ID = 12
@@ -84,13 +84,13 @@ def points_table(
     more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
     wider = [(*COLUMNS, *more[:count]) for count in range(len(more), -1, -1)]
     axes = [] if ids else list(dict.fromkeys(axis for point in points for axis in point.axes))
-    layouts = [(axes, columns) for columns in (*wider, LEAST_COLUMNS)] if axes else []
+    layouts = [(axes, columns) for columns in (*wider, MIN_COLUMNS)] if axes else []
     layouts += [([], columns) for columns in wider]
     for shown, columns in layouts:
         made = rows.table(shown, columns, width, whole=ids)
         if _widest(made.table) <= width:
             return made
-    for columns in (COLUMNS, LEAST_COLUMNS):  # these fold ids
+    for columns in (COLUMNS, MIN_COLUMNS):  # these fold ids
         made = rows.table([], columns, width, whole=ids)
         if _narrowest(made.table) <= width:
             break
@@ -198,8 +198,8 @@ def _broken(name: str) -> str:
 
 
 def _clipped(text: str) -> str:
-    half = MOST_CHARACTERS // 2
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]}…{text[-half:]}"
+    half = MAX_CHARACTERS // 2
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:half]}…{text[-half:]}"
 
 
 def _widest(table: Table) -> int:

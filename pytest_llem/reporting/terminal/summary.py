@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from pytest_llem.results.study_run import StudyRun
 
 #: Warnings shown; the rest are in the results.
-MOST_WARNINGS = 5
+MAX_WARNINGS = 5
 
 #: Rows of the table; laying out 10,000 takes a quarter of a minute, and nobody reads them.
-MOST_POINTS = 200
+MAX_POINTS = 200
 
 #: How a line begins that warns.
 WARNING = "warning: "
@@ -41,8 +41,8 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
         return []
     planned = Counter(entry.config_hash for entry in run.entries if entry.status != "deselected")
     shown = [point for point in result.points if point.config_hash in planned]
-    if (left_out := len(shown) - MOST_POINTS) > 0:
-        shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MOST_POINTS]
+    if (left_out := len(shown) - MAX_POINTS) > 0:
+        shown = sorted(shown, key=lambda point: point.metrics["seconds"].n == 0)[:MAX_POINTS]
     made = points_table(shown, planned, width, ids=ids)
     lines = render(made.table, made.width)
     if left_out > 0:
@@ -59,9 +59,9 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     lines.append(_done(run, result))
     if result.status != "completed" and not (run.directory / REFERENCE).exists():  # two sides are not resumed
         lines.append("--llem-resume goes on from here")
-    lines += [f"{WARNING}{warning}" for warning in worst(result.warnings, MOST_WARNINGS)]
-    if len(result.warnings) > MOST_WARNINGS:
-        lines.append(f"{counted(len(result.warnings) - MOST_WARNINGS, 'more warning')} in study_result.json")
+    lines += [f"{WARNING}{warning}" for warning in worst(result.warnings, MAX_WARNINGS)]
+    if len(result.warnings) > MAX_WARNINGS:
+        lines.append(f"{counted(len(result.warnings) - MAX_WARNINGS, 'more warning')} in study_result.json")
     lines.append(f"results: {Path(os.path.relpath(run.directory, directory))}")
     if run.page is not None:
         lines.append(f"report: {Path(os.path.relpath(run.page, directory))}")

@@ -1,6 +1,6 @@
-"""An experiment's guardian: starts its process, waits with it, and leaves nothing of it behind.
+"""An experiment's supervisor: starts its process, waits with it, and leaves nothing of it behind.
 
-    python -I -S guardian.py ATTEMPT PIDS COMMAND…
+    python -I -S supervisor.py ATTEMPT PIDS COMMAND…
 
 A process of a forkserver becomes one by :func:`guard` alone, without this module being run.
 
@@ -11,7 +11,7 @@ nothing keeps it from doing so: no library that holds the interpreter's lock, an
 Standard input holds orders: :data:`END`, or :data:`TIME_IS_UP` to have the process say first where it is. The end
 of the file is the pytest process's own: everything ends, and the folder ATTEMPT is removed. So it is when one of
 the processes PIDS ends, ids with commas between them: xdist's controller. Standard output takes what there is to
-tell, a JSON object a line: ``{"pid": …, "guardian": …}`` of the started process and this one, ``{"refused": …}``
+tell, a JSON object a line: ``{"pid": …, "supervisor": …}`` of the started process and this one, ``{"refused": …}``
 where it could not be started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is
 left. Standard error becomes the experiment's standard output and error.
 
@@ -48,15 +48,15 @@ _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGC
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def guarded(command: Sequence[str], attempt: str = "", lives_with: Iterable[int] = ()) -> list[str]:
-    """Return what starts *command* under a guardian.
+def supervised(command: Sequence[str], attempt: str = "", watch_pids: Iterable[int] = ()) -> list[str]:
+    """Return what starts *command* under a supervisor.
 
     Args:
         command: The program, by its path, and its arguments.
         attempt: A folder that is removed where nobody is left to do that.
-        lives_with: Processes whose end is its end, beside the one that holds the guardian's standard input.
+        watch_pids: Processes whose end is its end, beside the one that holds the supervisor's standard input.
     """
-    pids = ",".join(map(str, lives_with))
+    pids = ",".join(map(str, watch_pids))
     return [sys.executable, "-I", "-S", __file__, attempt, pids, *command]
 
 
@@ -80,11 +80,11 @@ def guard(attempt: str, pids: str) -> int | None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # standard input tells
     watched = _watch(pids)
-    guardian = os.getpid()
+    supervisor = os.getpid()
     worker = os.fork()  # there is but one thread
     if not worker:
-        return _begin(guardian, {woken, wake, *watched}, blocked)
-    _tell(pid=worker, guardian=guardian)
+        return _begin(supervisor, {woken, wake, *watched}, blocked)
+    _tell(pid=worker, supervisor=supervisor)
     abandoned = False
     while not _has_ended(worker):
         ready, _, _ = select.select([0, woken, *watched], [], [])
@@ -107,11 +107,11 @@ def guard(attempt: str, pids: str) -> int | None:
     return None
 
 
-def _begin(guardian: int, not_its_own: Iterable[int], blocked: Iterable[int]) -> int:
+def _begin(supervisor: int, not_its_own: Iterable[int], blocked: Iterable[int]) -> int:
     """Make this process, just forked, the experiment's."""
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guardian:
+        if os.getppid() != supervisor:
             os._exit(1)
         os.setsid()
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
