@@ -82,7 +82,9 @@ CATALOGUE: dict[str, Definition] = {
         None,
         "Model bandwidth utilisation: bytes of weights and context / seconds / bandwidth",
     ),
-    "roofline_slowdown": Definition("ratio", None, "seconds / the least that the device's peaks allow; never below 1"),
+    "roofline_slowdown": Definition(
+        "ratio", None, "seconds / the least that the device's peaks allow; never below 1"
+    ),
     "load_seconds": Definition("s", "lower", "Time to load the model"),
     "load_energy_j": Definition("J", "lower", "Energy of loading the model"),
     "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, as the ini file states them"),

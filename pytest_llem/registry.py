@@ -6,6 +6,7 @@ import sys
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 BACKENDS = "pytest_llem.backends"
@@ -57,3 +58,16 @@ def _attribute(name: str) -> Any:
             raise LookupError(f"there is no {attribute!r} in {module_name}")
         found = getattr(found, attribute)
     return found
+
+
+#: The packages of each extra of pyproject.toml that something here needs, by the names they are imported by.
+EXTRAS = {"report": ("jinja2", "plotly")}
+
+
+def missing_extra(extra: str) -> str | None:
+    """Return what to say of the packages of *extra* that are not installed; None where all are. Imports none."""
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if not missing:
+        return None
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{' and '.join(missing)} {verb} not installed: pip install 'pytest-llem[{extra}]'"

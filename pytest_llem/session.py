@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llem._plugin.stash import SHARED_STATE, RUN_EXPERIMENT, SELECTED_AXES, STUDIES
+from pytest_llem._plugin.stash import RUN_EXPERIMENT, SELECTED_AXES, SHARED_STATE, STUDIES
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
@@ -195,7 +195,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     if _runs_nothing(config):
         return None
     _prepare(config, session)
-    from pytest_llem.execution.against import check_sides
+    from pytest_llem.execution.plans import check_both_engines
     from pytest_llem.execution.replay import announce, current_inputs, replays_of
     from pytest_llem.judging.judge import Judge
     from pytest_llem.recording.recorder import Recorder
@@ -204,7 +204,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
     def ready(studies: Mapping[str, StudyConfig]) -> Mapping[str, Iterable[str]]:
         by_run = experiments_by_run(config, node_ids)
         selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
-        check_sides(config, studies, selected)
+        check_both_engines(config, studies, selected)
         return announce(config, replays_of(config, studies))
 
     recorder = Recorder.start(config, node_ids, ready)

@@ -10,7 +10,7 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement import window as windows
-from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
-from pytest_llem.measurement import compilation, window
+from pytest_llem.measurement import window
 from pytest_llem.measurement.warmup import MAX_ROUNDS, warm_up
 from pytest_llem.measurement.window import MAX_RESTARTS, measure
 from pytest_llem.study.config import WarmupConfig
@@ -153,7 +153,7 @@ def test_a_window_that_compiles_each_time_says_so(compiler: Callable[..., Any], 
 
 
 def test_a_short_hiccup_is_no_compilation() -> None:
-    stands_out = compilation.first_run_stands_out
+    stands_out = window.first_run_stands_out
     assert not stands_out(0.09, [0.001])
     assert not stands_out(2.9, [1.0, 1.0])
     assert not stands_out(5.0, [])
@@ -195,10 +195,10 @@ def test_no_gate_judges_prefill_that_compiles(graphs: list[object], monkeypatch:
 def test_what_torch_has_compiled_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without importing torch: an engine may do without."""
     monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
-    assert compilation.compilations() == 0
+    assert window.compilations() == 0
     counted = SimpleNamespace(counters={"stats": {"unique_graphs": 3}})
     monkeypatch.setitem(sys.modules, "torch._dynamo.utils", counted)
-    assert compilation.compilations() == 3
+    assert window.compilations() == 3
 
 
 @pytest.mark.slow
@@ -220,9 +220,9 @@ def test_what_a_real_compiler_compiles_is_not_in_the_window(monkeypatch: pytest.
 
     monkeypatch.setattr(noop_engine.NoopEngine, "generate", compiled)
     lengths = {"n": 4, "input_len": {"min": 2, "max": 9}, "seed": 1}
-    before = compilation.compilations()
+    before = window.compilations()
     cold = run(dataset=lengths, warmup={"enabled": False}).window
-    assert compilation.compilations() > before
+    assert window.compilations() > before
     assert (cold.restarts, cold.compiled) == (1, None)
     torch.compiler.reset()
     warmed = run(dataset=lengths).window

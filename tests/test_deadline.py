@@ -15,7 +15,7 @@ from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds
 from pytest_llem.planning.footprint import Footprint, from_config
-from pytest_llem.planning.host import Gpu, Host
+from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
@@ -44,7 +44,7 @@ LLAMA_1B = from_config(
     }
 )
 CPU = Host(64 * 2**30)
-GPU = Host(2**40, (Gpu("g", 80 * 2**30, (9, 0)),))
+GPU = Host(2**40, (GpuCapacity("g", 80 * 2**30, (9, 0)),))
 GPUS = Host(2**40, GPU.gpus * 4)
 NEVER = {"enabled": False}
 

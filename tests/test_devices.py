@@ -22,13 +22,13 @@ import psutil
 import pytest
 
 from pytest_llem import ExperimentResult
-from pytest_llem.hardware.gauges import GpuState
-from pytest_llem.hardware.gpus import Board, VisibleGpus, gpus_for, visible_gpus
+from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, visible_gpus
+from pytest_llem.hardware.sensors import GpuState
 from pytest_llem.machine import devices
 from pytest_llem.machine.devices import CPU, FOLDER, DeviceError, devices_of, note_file, owned
-from pytest_llem.machine.gpu_memory import MAX_S, MARGIN_BYTES, GpuMemory, Settled
+from pytest_llem.machine.gpu_memory import MARGIN_BYTES, MAX_S, GpuMemory, Settled
 from pytest_llem.machine.owner import Owner
-from pytest_llem.planning.host import Gpu, this_host
+from pytest_llem.planning.host import GpuCapacity, this_host
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.results.models import StudyResult
 from pytest_llem.study.config import ExperimentConfig
@@ -91,10 +91,12 @@ def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cu
 
 def test_board_is_what_nvml_says(gpus: GiveGpus) -> None:
     script = gpus(_board(name="Scripted H100", capability=9.0), _board(B, name="Old", capability=7.5, no_memory=1))
-    h100 = Board(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
-    old = Board(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
+    h100 = Gpu(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
+    old = Gpu(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
     assert nvml.run(os.environ, visible_gpus) == VisibleGpus((h100, old), None), "CUDA may put either first"
-    assert nvml.run(os.environ | {"CUDA_VISIBLE_DEVICES": f"{B},{A}"}, visible_gpus) == VisibleGpus((old, h100), old)
+    assert nvml.run(os.environ | {"CUDA_VISIBLE_DEVICES": f"{B},{A}"}, visible_gpus) == VisibleGpus(
+        (old, h100), old
+    )
     assert script.users() == 0
 
 
@@ -116,13 +118,13 @@ def test_plan_counts_gpus_that_torch_would_use(gpus: GiveGpus, monkeypatch: pyte
     gpus(_board(name="a"), _board(B, name="b", capability=8.0), _board("GPU-c", no_memory=1))
     assert len(nvml.run(os.environ, this_host).gpus) == 2, "one without memory of its own is left out"
     env = os.environ | {"CUDA_VISIBLE_DEVICES": B}
-    assert nvml.run(env, this_host).gpus == (Gpu("b", 80_000_000_000, (8, 0)),)
+    assert nvml.run(env, this_host).gpus == (GpuCapacity("b", 80_000_000_000, (8, 0)),)
     assert nvml.run(os.environ | {"CUDA_VISIBLE_DEVICES": ""}, this_host).gpus == ()
     monkeypatch.delenv("PYTHONPATH")
     assert nvml.run(os.environ, this_host).gpus == (), "the torch here is a build for CPUs"
 
 
-TWO = (Board(A), Board(B))
+TWO = (Gpu(A), Gpu(B))
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,14 @@ import psutil
 import pytest
 
 from pytest_llem import cli
-from pytest_llem.doctor import examination, gpus, processor, records, software
-from pytest_llem.doctor.examination import Examination
-from pytest_llem.doctor.records import Driver, Gpu
+from pytest_llem.doctor import gpus, host, records, software
+from pytest_llem.doctor.records import Driver, Examination, GpuReport
 from pytest_llem.doctor.verdict import used_gpus
 from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
 from pytest_llem.machine.devices import FOLDER, note_file
 from pytest_llem.machine.owner import Owner
 from pytest_llem.results.document import Record
-from pytest_llem.results.processor import processor as processor_facts
+from pytest_llem.results.environment import processor as processor_facts
 from tests.conftest import ROOT
 from tests.support import nvml
 from tests.support.marks import slow
@@ -52,7 +51,7 @@ H100 = {
 SENSORS = ["sm_clock 0 345", "temperature 0 34"]
 
 #: What asks NVML about this machine's boards.
-COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.boards")
+COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
 
 #: What an engine's import tells, without the time that torch takes.
 _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
@@ -72,8 +71,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path / "powercap"))
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.setattr(processor, "is_virtual", lambda: False)
-    monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: None)
+    monkeypatch.setattr(host, "is_virtual", lambda: False)
+    monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: None)
     monkeypatch.setattr(gpus, "_SIGNS", ("no/sign",))
     # The versions of all packages would take half the time of an examination.
     monkeypatch.setattr(software, "PACKAGES", ("pytest-llem",))
@@ -320,7 +319,7 @@ class TestGpus:
     def test_users_that_are_not_to_be_seen(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: "docker")
+        monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
         boards(board(used_mb=20_000))
         _, found = doctor()
         what = [one.what for one in about(found, "hinders", "GPU 0")]
@@ -389,7 +388,7 @@ class TestGpus:
         )
 
     def test_which_ones_engines_run_on(self) -> None:
-        first, second = Gpu(index=0, uuid=A), Gpu(index=1, uuid=B, first=True)
+        first, second = GpuReport(index=0, uuid=A), GpuReport(index=1, uuid=B, first=True)
         assert used_gpus([first, second], "2.13.0+cu128") == [second]
         assert used_gpus([first], "2.13.0") == [first]
         assert used_gpus([first.model_copy(update={"visible": False})], "2.13.0") == []
@@ -422,7 +421,7 @@ class TestDriver:
         assert (status, found.driver.present, found.gpus) == (1, True, [])
         assert found.driver.error.startswith("nvmlInit: Driver Not Loaded")
         assert about(found, "blocks", "NVML")[0].commands == ["nvidia-smi"]
-        monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: "docker")
+        monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
         assert "--gpus all" in about(doctor()[1], "blocks", "NVML")[0].do
 
     def test_none_at_all_is_no_obstacle_of_its_own(self, doctor: Callable[..., Any]) -> None:
@@ -456,7 +455,7 @@ class TestCpu:
             for counter in counters:
                 add(counter, 1.0)
 
-        monkeypatch.setattr(processor, "time", SimpleNamespace(sleep=sleep))
+        monkeypatch.setattr(host, "time", SimpleNamespace(sleep=sleep))
         return counters
 
     def test_rapl_that_is_readable(self, doctor: Callable[..., Any], counting: list[Path]) -> None:
@@ -506,8 +505,8 @@ class TestCpu:
         container: str | None,
         said: str,
     ) -> None:
-        monkeypatch.setattr(processor, "is_virtual", lambda: virtual)
-        monkeypatch.setattr("pytest_llem.doctor.surroundings.container", lambda: container)
+        monkeypatch.setattr(host, "is_virtual", lambda: virtual)
+        monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: container)
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.meter) == (1, "estimated", "estimate")
         assert found.verdict.reason == found.rapl.error
@@ -533,8 +532,8 @@ class TestCpu:
         self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         known = processor_facts() | {"cpu_governor": "powersave", "cpu_count": 8}
-        monkeypatch.setattr(processor, "processor", lambda: known)
-        monkeypatch.setattr(processor, "cpu_limit", lambda: 2.5)
+        monkeypatch.setattr(host, "processor", lambda: known)
+        monkeypatch.setattr(host, "cpu_limit", lambda: 2.5)
         monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
         status, found = doctor()
         assert status == 0
@@ -654,7 +653,7 @@ class TestSurroundings:
 
     def test_little_space_is_a_note(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         usage = SimpleNamespace(free=500_000_000)
-        monkeypatch.setattr("pytest_llem.doctor.surroundings.shutil.disk_usage", lambda _: usage)
+        monkeypatch.setattr("pytest_llem.doctor.host.shutil.disk_usage", lambda _: usage)
         _, found = doctor()
         assert [one.about for one in about(found, "note")] == ["temporary files", "results", "the hub's cache"]
 
@@ -668,7 +667,7 @@ class TestSurroundings:
         assert found.surroundings.folders[-1].path == str(tmp_path / "hub")
 
     def test_limits_of_a_container(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pytest_llem.doctor.surroundings.memory_limit_bytes", lambda: 512_000_000)
+        monkeypatch.setattr("pytest_llem.doctor.host.memory_limit_bytes", lambda: 512_000_000)
         _, found = doctor()
         assert found.surroundings.memory_limit_mb == 512
         assert about(found, "note", "memory")[0].what.startswith("this process may have 512 MB of the machine's ")
@@ -822,7 +821,7 @@ def test_every_key_is_on_the_page() -> None:
     page = (ROOT / "docs" / "doctor.md").read_text().partition("## The keys of the JSON")[2]
     kinds = [
         one
-        for module in (examination, records)
+        for module in (records, records)
         for one in vars(module).values()
         if inspect.isclass(one) and issubclass(one, Record) and one.__module__ == module.__name__
     ]

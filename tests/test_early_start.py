@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from pytest_llem.isolation import child
-from pytest_llem.isolation.launcher import Job, ExperimentProcess, run_isolated
+from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from tests.conftest import Results
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult
-from pytest_llem.doctor.examination import Examination, Verdict
 from pytest_llem.doctor.findings import findings
-from pytest_llem.doctor.records import Cpu, Driver, Package, Rapl, Software, Surroundings
+from pytest_llem.doctor.records import Cpu, Driver, Examination, Package, Rapl, Software, Surroundings, Verdict
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.energy.metering import EnergyReading
 from pytest_llem.execution.energy_budget import EnergyBudget
@@ -23,8 +22,8 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.gates.saved import BaselineError, load, save
 from pytest_llem.gates.sessions import session_effect
 from pytest_llem.gates.statistics import UndecidableError
-from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.coverage import with_coverage
+from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.reporting.html.words import told
 from pytest_llem.reporting.terminal.points import points_table

@@ -19,8 +19,8 @@ from pytest_llem.energy.nvml import NvmlMeter, _skew, _Span
 from pytest_llem.energy.protocol import MeterUnavailableError, Reading
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.hardware.sensors import PowerSource, power_w
-from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.environment import environment as gpu_environment
+from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml

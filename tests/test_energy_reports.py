@@ -21,7 +21,7 @@ from pytest_llem.energy.protocol import DeviceReading
 from pytest_llem.energy.rapl import RaplMeter
 from pytest_llem.execution.energy_budget import EnergyBudget
 from pytest_llem.gates.regression import compare
-from pytest_llem.hardware.gpus import Board, VisibleGpus
+from pytest_llem.hardware.gpus import Gpu, VisibleGpus
 from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
 from pytest_llem.reporting.html.words import told
@@ -220,7 +220,7 @@ def test_meter_reads_the_gpus_that_pytorch_has_begun_with(monkeypatch: pytest.Mo
         get_device_properties=lambda _: SimpleNamespace(uuid="used"),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Board("GPU-other"),)))
+    monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus((Gpu("GPU-other"),)))
     asked: list[Sequence[str]] = []
 
     def opened(_: Any, gpus: Sequence[str]) -> Meters:

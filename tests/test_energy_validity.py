@@ -22,7 +22,7 @@ from pytest_llem.energy.estimate import WATTS_PER_BUSY_THREAD, EstimateMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.energy.rapl import UPDATE_S, RaplMeter
 from pytest_llem.measurement.accounting import energy
-from pytest_llem.measurement.caveats import find_warnings
+from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord
 from tests.support import nvml

@@ -12,13 +12,13 @@ import pytest
 
 from pytest_llem import registry
 from pytest_llem.doctor.gpu_findings import visibility_findings
-from pytest_llem.doctor.records import Gpu, Surroundings
+from pytest_llem.doctor.records import GpuReport, Surroundings
 from pytest_llem.energy import metering
 from pytest_llem.energy.metering import EnergyMeter
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.hardware import gpus as hardware
-from pytest_llem.hardware.gpus import Board, VisibleGpus, cuda_order, unknown_entry, visible_gpus
+from pytest_llem.hardware.gpus import Gpu, VisibleGpus, cuda_order, unknown_entry, visible_gpus
 from pytest_llem.machine import devices
 from pytest_llem.machine.devices import CPU, possible_devices
 from pytest_llem.measurement import environment, orchestrator
@@ -27,7 +27,7 @@ from tests.conftest import NOOP_STUDY
 from tests.support import nvml
 
 A, B = "GPU-aaaaaaaa-0000", "GPU-bbbbbbbb-1111"
-TWO = VisibleGpus((Board(A), Board(B)), Board(A))
+TWO = VisibleGpus((Gpu(A), Gpu(B)), Gpu(A))
 
 
 # ---- what is leased ----
@@ -95,7 +95,7 @@ def _findings(visible: str | None, order: str | None = None, names: tuple[str, s
     counted = order is not None or len(set(names)) == 1
     found, ordered = cuda_order(uuids, visible, counted=counted)
     gpus = [
-        Gpu(index=index, uuid=uuid, name=name, visible=uuid in found, first=ordered and found[:1] == [uuid])
+        GpuReport(index=index, uuid=uuid, name=name, visible=uuid in found, first=ordered and found[:1] == [uuid])
         for index, (uuid, name) in enumerate(zip(uuids, names, strict=True))
     ]
     around = Surroundings(os="Linux", kernel="6", cuda_visible_devices=visible, cuda_device_order=order)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.results import study_result
-from pytest_llem.results.facts import testbed_facts, flat, overlapping, sut_facts
+from pytest_llem.results.facts import flat, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.manifest import ManifestWriter
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
 

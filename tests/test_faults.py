@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import child as childs
 from pytest_llem.isolation import supervisor
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.isolation.oom import oom_kills
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.isolation.server import Servers
 from pytest_llem.results.experiment import ExperimentResult

@@ -13,8 +13,8 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.engines.protocol import ModelShape, RequestRecord, ShapeUnknownError
 from pytest_llem.hardware import peaks
 from pytest_llem.hardware.peaks import Peaks, peaks_of
-from pytest_llem.measurement.floor import NAMES, seconds_at_least, steps, work_metrics
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.measurement.roofline import NAMES, seconds_at_least, steps, work_metrics
 from pytest_llem.results.experiment import EngineRecord
 from tests.conftest import NOOP_STUDY
 from tests.support.narrow import not_none
@@ -121,7 +121,9 @@ def test_it_grows_as_it_should(tokens: int) -> None:
     assert floor_with(Requests([records((6, tokens))])) >= floor
     assert floor_with(Requests([records((5, tokens), (5, tokens))])) >= floor
     assert floor_with(parameters=10**9) > floor
-    assert work(base, seconds=2)["roofline_slowdown"].value == pytest.approx(2 * work(base)["roofline_slowdown"].value)
+    assert work(base, seconds=2)["roofline_slowdown"].value == pytest.approx(
+        2 * work(base)["roofline_slowdown"].value
+    )
 
 
 def test_nothing_generated_still_takes_its_prefill() -> None:
@@ -162,7 +164,7 @@ def test_a_context_beyond_the_sliding_window() -> None:
 
 
 def test_a_processor_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_llem.measurement.floor.cpu_model", lambda: "A Fast CPU")
+    monkeypatch.setattr("pytest_llem.measurement.roofline.cpu_model", lambda: "A Fast CPU")
     found = reasons(work(REQUESTS, record=EngineRecord(name="e", device="cpu")))
     assert found.pop("flops") is None
     assert set(found.values()) == {"no peak is known of A Fast CPU"}

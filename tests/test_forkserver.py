@@ -83,7 +83,9 @@ def engine(tmp_path: Path, job: MakeJob, notes: Notes) -> MakeJob:
 
 def _server() -> psutil.Process:
     """Return the one forkserver of this process: the child of a supervisor that is its child."""
-    supervisors = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
+    supervisors = [
+        one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()
+    ]
     (supervisor,) = supervisors
     (server,) = supervisor.children()
     return server
@@ -434,7 +436,9 @@ def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob
     for _ in range(2):
         for python in (None, str(other)):
             assert run_isolated(job(python=python), servers=servers).error is None
-    supervisors = [one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()]
+    supervisors = [
+        one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()
+    ]
     assert len(supervisors) == 2
     assert {one.cmdline()[6] for one in supervisors} == {sys.executable, str(other)}
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_llem.gates.power import _distance
+from pytest_llem.gates.minimum_detectable_effect import _distance, detectable
 from pytest_llem.gates.statistics import (
     Contrast,
     Decision,
@@ -21,7 +21,6 @@ from pytest_llem.gates.statistics import (
     UndecidableError,
     contrast,
     decide,
-    detectable,
 )
 from pytest_llem.gates.ttests import holm, judge, paired_estimate, unpaired_estimate, welch
 from tests.support.pairs import ALPHA, FAMILY, METRICS, POINTS, Noise, Simulation, found, regressions

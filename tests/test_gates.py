@@ -463,7 +463,10 @@ class TestBaselines:
             (("--llem-baseline", ""), "ERROR: --llem-baseline: must not be empty"),
             (("--llem-save", "a/b"), "ERROR: --llem-save: must be a name without path separators (got 'a/b')"),
             (("--llem-save-partial",), "ERROR: --llem-save-partial: needs --llem-save"),
-            (("--llem-compare-mismatch",), "ERROR: --llem-compare-mismatch: needs --llem-baseline or --llem-against"),
+            (
+                ("--llem-compare-mismatch",),
+                "ERROR: --llem-compare-mismatch: needs --llem-baseline or --llem-against",
+            ),
             (
                 ("--llem-fail-on", "never"),
                 "ERROR: --llem-fail-on: must be one of regression, inconclusive (got 'never')",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import ExperimentResult
-from pytest_llem._plugin.shared_state import Board
+from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.energy import rapl
 from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline
 from pytest_llem.machine.idle_power import SECONDS, bare_meter, measure_bare
@@ -65,7 +65,7 @@ def test_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: st
 def test_reason_for_no_meter_is_kept(changes: dict[str, Any], reason: str) -> None:
     config = ExperimentConfig(model="m", **changes)
     assert bare_meter(config, [A]) == (None, reason)
-    assert bare_fields(Board(), config, [A]) == {"idle_bare_reason": reason}
+    assert bare_fields(SharedState(), config, [A]) == {"idle_bare_reason": reason}
 
 
 # ---- one measurement ----
@@ -149,7 +149,7 @@ def _result(**baseline: Any) -> str:
 
 
 def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
-    board = Board()
+    board = SharedState()
     assert known_baseline(board, "abc", None) is None
     keep_baseline(board, "abc", None, _result())
     assert (known_baseline(board, "abc", None) or {})["idle_power_w"] == 40.0
@@ -159,14 +159,14 @@ def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("baseline", [{"idle_power_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
 def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
-    board = Board()
+    board = SharedState()
     keep_baseline(board, "abc", None, _result(**baseline))
     keep_baseline(board, "abc", None, '{"baseline": null}')
     assert known_baseline(board, "abc", None) is None
 
 
 def test_newest_measured_idle_power_counts() -> None:
-    board = Board()
+    board = SharedState()
     for watts in (40.0, 45.0):  # the second was measured as the first did not fit
         keep_baseline(board, "abc", None, _result(idle_power_w=watts))
     assert (known_baseline(board, "abc", None) or {})["idle_power_w"] == 45.0

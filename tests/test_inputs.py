@@ -19,11 +19,11 @@ from huggingface_hub import constants
 
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.engines import hub
+from pytest_llem.engines.models import damaged_file
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.pytorch import loading
 from pytest_llem.engines.tiny_llama import cache_note, model_folder, tiny_llama
-from pytest_llem.engines.weights import damaged_file
-from pytest_llem.execution.hub import hub_unreachable_for
+from pytest_llem.execution.session_resources import hub_unreachable_for
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
 from pytest_llem.planning.footprint import from_config
 from pytest_llem.planning.preflight import Preflight

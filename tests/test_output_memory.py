@@ -10,8 +10,7 @@ import torch
 
 from pytest_llem.energy.account import Account, Total
 from pytest_llem.engines.pytorch.engine import Generated
-from pytest_llem.measurement.caveats import find_warnings
-from pytest_llem.measurement.outputs import on_device
+from pytest_llem.measurement.quality_warnings import find_warnings, on_device
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import EngineRecord
 from tests.support.tiny import GREEDY, PROMPTS, engine

@@ -18,7 +18,7 @@ from pytest_llem.planning.estimate import (
     seconds,
 )
 from pytest_llem.planning.footprint import from_config, read_footprint
-from pytest_llem.planning.host import Gpu, Host
+from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.study.config import BaselineConfig, ExperimentConfig
@@ -422,7 +422,7 @@ class TestEstimate:
         config = ExperimentConfig(model="m")
         assert seconds(config, gap, self.LLAMA_8B, self.HOST) == pytest.approx(time() + 100)
 
-    GPU = Host(2**36, (Gpu("g", 80 * 2**30, (9, 0)),))
+    GPU = Host(2**36, (GpuCapacity("g", 80 * 2**30, (9, 0)),))
 
     @pytest.mark.parametrize(
         ("host", "changes", "expected"),
@@ -461,7 +461,7 @@ class TestEstimate:
         assert time(3, **off) == pytest.approx(3 * time(1, **off))
 
     def test_a_gpu_is_faster(self) -> None:
-        gpu = Host(2**36, (Gpu("g", 80 * 2**30, (9, 0)),))
+        gpu = Host(2**36, (GpuCapacity("g", 80 * 2**30, (9, 0)),))
         config, execution = ExperimentConfig(model="m"), ExecutionConfig()
         assert seconds(config, execution, self.LLAMA_8B, gpu) < seconds(
             config, execution, self.LLAMA_8B, self.HOST

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.hardware import gpus
-from pytest_llem.hardware.gpus import Board
+from pytest_llem.hardware.gpus import Gpu
 from pytest_llem.planning import host
-from pytest_llem.planning.elsewhere import how_to_add
-from pytest_llem.planning.host import Gpu, Host
+from pytest_llem.planning.host import GpuCapacity, Host
 from pytest_llem.planning.preflight import Preflight
+from pytest_llem.planning.runner_environment import how_to_add
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
 from tests.support.environments import EVERYTHING, Environment
 
 CPU = Host(memory_bytes=16 * 2**30)
-OLD_GPU = Host(2**36, (Gpu("Old GPU", 8 * 2**30, (7, 0)),))
+OLD_GPU = Host(2**36, (GpuCapacity("Old GPU", 8 * 2**30, (7, 0)),))
 
 MODEL = {
     "hidden_size": 8192,
@@ -192,7 +192,7 @@ class TestAnotherInterpreter:
         """A study that runs on the GPU elsewhere is not held to what a torch for CPUs could do here."""
         environment = Environment(tmp_path / "env", *EVERYTHING)
         environment.add("torch", "2.99.0+cu130")
-        boards = tuple(Board("GPU-0", gpu.name, gpu.memory_bytes, gpu.capability) for gpu in OLD_GPU.gpus)
+        boards = tuple(Gpu("GPU-0", gpu.name, gpu.memory_bytes, gpu.capability) for gpu in OLD_GPU.gpus)
         monkeypatch.setattr(gpus, "visible_gpus", lambda: gpus.VisibleGpus(boards))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         host.host_for.cache_clear()

@@ -55,7 +55,12 @@ def test_regression_verdict_matches_hand_calculation() -> None:
     assert (verdict.gate, verdict.id, verdict.metric, verdict.point) == ("regression", "seconds-", "seconds", "")
     assert (verdict.file, verdict.line) == ("s.yaml", 7)
     assert (record.reference, record.reference_version) == ("main", "0.1.0")
-    assert (record.family, record.alpha, record.paired, record.compared_despite_mismatch) == (1, 0.01, False, False)
+    assert (record.family, record.alpha, record.paired, record.compared_despite_mismatch) == (
+        1,
+        0.01,
+        False,
+        False,
+    )
 
 
 @pytest.mark.parametrize(

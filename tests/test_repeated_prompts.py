@@ -12,7 +12,7 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.measurement.repeats import repeats_are_faster
+from pytest_llem.measurement.quality_warnings import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
 from tests.conftest import NOOP_STUDY

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem import StudyResult, cli
-from pytest_llem._plugin import extras
+from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.pages import page_files
 from pytest_llem.reporting.html import write_report
 from pytest_llem.reporting.html.page import as_json
@@ -219,7 +218,7 @@ def test_what_is_not_installed_is_a_usage_error(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**QUICK)
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     said = "jinja2 and plotly are not installed: pip install 'pytest-llem[[]report[]]'"
@@ -330,7 +329,7 @@ def test_llem_report_says_in_a_line_what_is_wrong(
 def test_llem_report_says_what_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "plotly" else object())
+    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "plotly" else object())
     assert cli.main(["report", str(GOLDEN)]) == 2
     assert capsys.readouterr().err == "llem: plotly is not installed: pip install 'pytest-llem[report]'\n"
 

@@ -438,7 +438,8 @@ class TestRefusals:
     def test_resume_anyway_without_resume_is_refused(self, study: Study) -> None:
         study.write()
         self._refused(
-            study.run("--llem-resume-mismatch"), "--llem-resume-mismatch: needs --llem-resume or --llem-resume-from"
+            study.run("--llem-resume-mismatch"),
+            "--llem-resume-mismatch: needs --llem-resume or --llem-resume-from",
         )
 
 

@@ -20,7 +20,7 @@ import pytest
 from pytest_llem.engines.pytorch.requirements import Packages, unmet
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
-from pytest_llem.planning.elsewhere import WORKER, how_to_add, lacks
+from pytest_llem.planning.runner_environment import WORKER, check_runner_environment, how_to_add
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -195,7 +195,7 @@ class TestRequirements:
         ],
     )
     def test_environment_with_all_packages_is_accepted(self, requires: list[Any]) -> None:
-        assert lacks(there(*requires), "theirs", "pip") is None
+        assert check_runner_environment(there(*requires), "theirs", "pip") is None
 
     @pytest.mark.parametrize(
         ("requires", "told"),
@@ -210,33 +210,36 @@ class TestRequirements:
         ],
     )
     def test_missing_requirement_of_the_engine_is_an_error(self, requires: list[str], told: str) -> None:
-        assert (lacks(there(*requires), "theirs", "PIP") or "").startswith(told)
+        assert (check_runner_environment(there(*requires), "theirs", "PIP") or "").startswith(told)
 
     def test_only_the_workers_requirements_of_the_plugin_count(self) -> None:
         ours = [f"{name}>=1" for name in WORKER]
         other = there(requires={"pytest-llem": [*ours, "torch>=99", "rich"], "other": []})
         wanted = " and ".join(ours)
-        assert (lacks(other, "theirs", "PIP") or "").startswith(
+        assert (check_runner_environment(other, "theirs", "PIP") or "").startswith(
             f"lacks {wanted}: PIP install 'nvidia-ml-py>=1' 'ps"
         )
-        assert lacks(other, None, "PIP") == lacks(other, "theirs", "PIP")
+        assert check_runner_environment(other, None, "PIP") == check_runner_environment(other, "theirs", "PIP")
 
     @pytest.mark.parametrize("change", [{"packages": {}}, {"modules": []}])
     def test_missing_plugin_is_an_error(self, change: dict[str, Any]) -> None:
-        assert lacks(there(**change), "theirs", "PIP") == (
+        assert check_runner_environment(there(**change), "theirs", "PIP") == (
             f"has no pytest-llem: install it there: PIP install pytest-llem=={OURS}"
         )
 
     def test_other_version_of_the_plugin_is_an_error(self) -> None:
-        assert lacks(there(packages={"pytest-llem": "0.0.7"}), "theirs", "PIP") == (
+        assert check_runner_environment(there(packages={"pytest-llem": "0.0.7"}), "theirs", "PIP") == (
             f"has pytest-llem 0.0.7, and {OURS} runs here: PIP install pytest-llem=={OURS}"
         )
 
     def test_missing_engine_is_an_error(self, noop_engine: None) -> None:
         told = "has no engine of that name (there are: theirs): "
-        assert lacks(there(), "noop", "PIP") == f"{told}install its package there: PIP install noop-engine==1.0"
-        assert lacks(there(), "nobodys", "PIP") == f"{told}{how_to_add('nobodys')}"
-        assert lacks(there(), None, "PIP") is None
+        assert (
+            check_runner_environment(there(), "noop", "PIP")
+            == f"{told}install its package there: PIP install noop-engine==1.0"
+        )
+        assert check_runner_environment(there(), "nobodys", "PIP") == f"{told}{how_to_add('nobodys')}"
+        assert check_runner_environment(there(), None, "PIP") is None
 
     def test_requirements_of_options_are_checked(self) -> None:
         config = ExperimentConfig.model_validate(
@@ -317,8 +320,8 @@ class TestRunning:
         assert {*result["environment"]["packages"]} == {"pytest-llem", "nvidia-ml-py"}
         told = ask(environment.python)
         assert isinstance(told, Interpreter)
-        assert lacks(told, "noop", "PIP") is None
-        assert (lacks(told, "pytorch", "PIP") or "").startswith("lacks torch>=")
+        assert check_runner_environment(told, "noop", "PIP") is None
+        assert (check_runner_environment(told, "pytorch", "PIP") or "").startswith("lacks torch>=")
 
     @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_two_environments_in_one_study(

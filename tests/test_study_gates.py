@@ -10,10 +10,10 @@ import pytest
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.study.budgets import SIGNED
 from pytest_llem.study.design import StudyConfig
-from pytest_llem.study.foreseen import _OF_A_BASELINE, _OF_PREFILL
 from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
+from pytest_llem.study.unreachable_gates import _OF_A_BASELINE, _OF_PREFILL
 
 #: In two lines; 8 divides n, or the plan would say so.
 STUDY = "<<: {model: m, n: 96}\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"

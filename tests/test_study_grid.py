@@ -16,11 +16,10 @@ import pytest
 from pydantic import BaseModel
 
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.design import Point
+from pytest_llem.study.design import Point, run_order
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.identity import config_hash, point_id, short_names, value_text
 from pytest_llem.study.loading import StudyConfig, is_study, load_study
-from pytest_llem.study.order import run_order
 from pytest_llem.study.problems import StudyError
 
 

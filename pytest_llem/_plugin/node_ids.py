@@ -48,7 +48,7 @@ def parse(node_id: str) -> Node | None:
     return Node(**match.groupdict()) if match else None
 
 
-def held(name: str, ids: Collection[str]) -> str | None:
+def match_id(name: str, ids: Collection[str]) -> str | None:
     """Return the one of *ids* that the *name* of a node holds; None where it holds none.
 
     A name may hold more: what a parametrized fixture adds, or the group that xdist appends.

@@ -187,14 +187,14 @@ def check_html(file: Path) -> None:
         pytest.UsageError: It cannot be, or what writes it is not installed.
     """
     from pytest_llem._plugin import overwriting
-    from pytest_llem._plugin.extras import lacking
+    from pytest_llem.registry import missing_extra
 
-    if (missing := lacking("report")) is not None:
+    if (missing := missing_extra("report")) is not None:
         raise pytest.UsageError(f"--llem-html: {missing}")
     try:
         if file.exists() and not file.is_file():
             raise pytest.UsageError(f"--llem-html: must be a file (got '{file}')")
-        if (problem := overwriting.problem(file, overwriting.PAGE)) is not None:
+        if (problem := overwriting.check_overwrite(file, overwriting.PAGE)) is not None:
             raise pytest.UsageError(f"--llem-html: {problem}")
         folder = next(parent for parent in file.parents if parent.exists())
         if not folder.is_dir():

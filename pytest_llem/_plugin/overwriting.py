@@ -8,7 +8,7 @@ from pathlib import Path
 PAGE, PLAN = "<!DOCTYPE html>", "{"
 
 
-def problem(file: Path, begins: str) -> str | None:
+def check_overwrite(file: Path, begins: str) -> str | None:
     """Return why *file* is not to be replaced; None where it may be, as it is not there, empty or alike.
 
     Args:

@@ -44,7 +44,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     need_output()
-    from pytest_llem.cli.sessions import aa
+    from pytest_llem.cli.session_effect import aa
 
     status = aa(options.results, options.metric)
     sys.stdout.flush()

@@ -104,7 +104,7 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     Raises:
         ValueError: A result cannot be read, the two are not independent, or the rest makes no sense.
     """
-    from pytest_llem.gates.independence import shared_experiments
+    from pytest_llem.gates.matching import shared_experiments
     from pytest_llem.gates.regression import compare
     from pytest_llem.gates.saved import load
     from pytest_llem.reporting.terminal import comparison as shown

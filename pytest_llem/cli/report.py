@@ -39,11 +39,11 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     need_output()
-    from pytest_llem._plugin.extras import lacking
+    from pytest_llem.registry import missing_extra
 
     directory: Path = options.directory
     file: Path = options.output or directory / PAGE
-    if (problem := lacking("report")) is None and not directory.is_dir():
+    if (problem := missing_extra("report")) is None and not directory.is_dir():
         problem = f"{directory}: is no results directory"
     if problem is not None:
         complain(problem)

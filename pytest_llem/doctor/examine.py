@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_llem.doctor import gpus, processor, software
-from pytest_llem.doctor.asking import Asked
-from pytest_llem.doctor.examination import Examination
+from pytest_llem.doctor import gpus, host, software
 from pytest_llem.doctor.findings import findings
-from pytest_llem.doctor.surroundings import surroundings
+from pytest_llem.doctor.probe import ProbeProcess
+from pytest_llem.doctor.records import Examination
 from pytest_llem.doctor.verdict import used_gpus, verdict
 from pytest_llem.hardware.gpus import is_for_cpus_alone
 
@@ -20,10 +19,10 @@ def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
         python: The interpreter whose engines are looked at; None for this one.
         seconds: How long the driver, and an engine's import, may take.
     """
-    cpu = processor.cpu()  # before we make a load ourselves
-    with Asked(gpus.COMMAND) as boards, software.Imports(python) as imports:
-        rapl, around = processor.rapl(), surroundings()
-        driver, found = gpus.told(boards, seconds)
+    cpu = host.cpu()  # before we make a load ourselves
+    with ProbeProcess(gpus.COMMAND) as boards, software.Imports(python) as imports:
+        rapl, around = host.rapl(), host.surroundings()
+        driver, found = gpus.read_gpus(boards, seconds)
         installed = imports.found(seconds)
     torch = next((package.version for package in installed.packages if package.name == "torch"), None)
     used = used_gpus(found, torch)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_llem.doctor.examination import SEVERITIES, Examination, Finding, Severity, Verdict
 from pytest_llem.doctor.gpu_findings import gpu_findings, visibility_findings
-from pytest_llem.doctor.records import Cpu, Driver, Gpu, Rapl, Software, Surroundings
-from pytest_llem.doctor.surroundings import HUB, LOCKS, RESULTS, TEMPORARY
+from pytest_llem.doctor.host import HUB, LOCKS, RESULTS, TEMPORARY
+from pytest_llem.doctor.records import (
+    SEVERITIES,
+    Cpu,
+    Driver,
+    Examination,
+    Finding,
+    GpuReport,
+    Rapl,
+    Severity,
+    Software,
+    Surroundings,
+    Verdict,
+)
 from pytest_llem.hardware.gpus import is_for_cpus_alone
 
 #: Less free space than this is told, in MB.
@@ -22,7 +33,7 @@ _RAPL_COMMANDS = [
 ]
 
 
-def findings(seen: Examination, used: Sequence[Gpu]) -> list[Finding]:
+def findings(seen: Examination, used: Sequence[GpuReport]) -> list[Finding]:
     """Return what stands in the way, the worst first.
 
     Args:
@@ -45,7 +56,7 @@ def findings(seen: Examination, used: Sequence[Gpu]) -> list[Finding]:
     return sorted(found, key=lambda one: SEVERITIES.index(one.severity))
 
 
-def _driver(seen: Examination, used: Sequence[Gpu]) -> Iterator[Finding]:
+def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
     driver, gpus, around = seen.driver, seen.gpus, seen.surroundings
     if driver.error is not None and driver.present:
         if driver.stuck:
@@ -67,7 +78,7 @@ def _driver(seen: Examination, used: Sequence[Gpu]) -> Iterator[Finding]:
         )
 
 
-def _torch(software: Software, driver: Driver, gpus: Sequence[Gpu], verdict: Verdict) -> Iterator[Finding]:
+def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdict: Verdict) -> Iterator[Finding]:
     versions = {package.name: package.version for package in software.packages}
     torch = versions.get("torch")
     if torch is not None and is_for_cpus_alone(torch) and any(gpu.visible for gpu in gpus):

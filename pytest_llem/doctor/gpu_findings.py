@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_llem.doctor.examination import Finding, Severity
-from pytest_llem.doctor.records import Gpu, Surroundings
+from pytest_llem.doctor.records import Finding, GpuReport, Severity, Surroundings
 from pytest_llem.hardware.gpus import unknown_entry
 from pytest_llem.hardware.sensors import IDLE, SETTING
 
@@ -13,7 +12,7 @@ from pytest_llem.hardware.sensors import IDLE, SETTING
 _USED_SHARE, _USED_MB = 0.02, 1_100
 
 
-def gpu_findings(gpus: Sequence[Gpu], used: Sequence[Gpu], around: Surroundings) -> Iterator[Finding]:
+def gpu_findings(gpus: Sequence[GpuReport], used: Sequence[GpuReport], around: Surroundings) -> Iterator[Finding]:
     """Yield what stands in the way.
 
     Args:
@@ -26,7 +25,7 @@ def gpu_findings(gpus: Sequence[Gpu], used: Sequence[Gpu], around: Surroundings)
     yield from _settings(gpus)
 
 
-def visibility_findings(gpus: Sequence[Gpu], around: Surroundings) -> Iterator[Finding]:
+def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iterator[Finding]:
     """Yield what keeps it from being known which GPUs experiments run on.
 
     Args:
@@ -59,7 +58,7 @@ def visibility_findings(gpus: Sequence[Gpu], around: Surroundings) -> Iterator[F
     )
 
 
-def _gpu(gpu: Gpu, used: bool, around: Surroundings) -> Iterator[Finding]:
+def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
     about = f"GPU {gpu.index}"
     if gpu.error is not None:
         severity: Severity = "blocks" if used else "hinders"
@@ -86,7 +85,7 @@ def _gpu(gpu: Gpu, used: bool, around: Surroundings) -> Iterator[Finding]:
     yield from _users(gpu, about, around)
 
 
-def _energy(gpu: Gpu, about: str, *, blocking: bool) -> Iterator[Finding]:
+def _energy(gpu: GpuReport, about: str, *, blocking: bool) -> Iterator[Finding]:
     severity: Severity = "blocks" if blocking else "hinders"
     if gpu.mig_mode:
         yield Finding(
@@ -109,7 +108,7 @@ def _energy(gpu: Gpu, about: str, *, blocking: bool) -> Iterator[Finding]:
         yield Finding(severity=severity, about=about, what=f"{gpu.energy_counter_error}{instead}")
 
 
-def _settings(gpus: Sequence[Gpu]) -> Iterator[Finding]:
+def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
     """Yield what is to be set, once for all GPUs that it is the same for."""
     if forgetful := [gpu for gpu in gpus if gpu.persistence_mode is False]:
         yield Finding(
@@ -119,7 +118,7 @@ def _settings(gpus: Sequence[Gpu]) -> Iterator[Finding]:
             do="keep it loaded until the next boot; the service nvidia-persistenced does so for good",
             commands=[f"sudo nvidia-smi -i {_indices(forgetful)} -pm 1"],
         )
-    loose: dict[tuple[bool | None, int | None], list[Gpu]] = {}
+    loose: dict[tuple[bool | None, int | None], list[GpuReport]] = {}
     for gpu in gpus:
         if not gpu.clocks_held and gpu.sm_clock_mhz is not None:
             loose.setdefault((gpu.clocks_held, gpu.lasting_clock_mhz), []).append(gpu)
@@ -136,7 +135,7 @@ def _settings(gpus: Sequence[Gpu]) -> Iterator[Finding]:
         )
 
 
-def _users(gpu: Gpu, about: str, around: Surroundings) -> Iterator[Finding]:
+def _users(gpu: GpuReport, about: str, around: Surroundings) -> Iterator[Finding]:
     if gpu.held_by is not None:
         yield Finding(
             severity="hinders",
@@ -163,10 +162,10 @@ def _users(gpu: Gpu, about: str, around: Surroundings) -> Iterator[Finding]:
         )
 
 
-def _names(gpus: Sequence[Gpu]) -> str:
+def _names(gpus: Sequence[GpuReport]) -> str:
     return f"GPU{'s' if len(gpus) > 1 else ''} {', '.join(str(gpu.index) for gpu in gpus)}"
 
 
-def _indices(gpus: Sequence[Gpu]) -> str:
+def _indices(gpus: Sequence[GpuReport]) -> str:
     """Return them as nvidia-smi takes them."""
     return ",".join(str(gpu.index) for gpu in gpus)

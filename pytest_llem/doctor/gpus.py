@@ -7,17 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.doctor.asking import Asked
-from pytest_llem.doctor.records import Driver, Gpu
+from pytest_llem.doctor.probe import ProbeProcess
+from pytest_llem.doctor.records import Driver, GpuReport
 from pytest_llem.machine.devices import holder
 
-COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.boards")
+COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
 
 #: Any of these is a sign of an NVIDIA device, or of its driver.
 _SIGNS = ("dev/nvidiactl", "proc/driver/nvidia", "dev/dxg")
 
 
-def told(asked: Asked, seconds: float, root: Path = Path("/")) -> tuple[Driver, list[Gpu]]:
+def read_gpus(asked: ProbeProcess, seconds: float, root: Path = Path("/")) -> tuple[Driver, list[GpuReport]]:
     """Return the driver and the GPUs of this machine.
 
     Args:
@@ -44,7 +44,7 @@ def told(asked: Asked, seconds: float, root: Path = Path("/")) -> tuple[Driver, 
         stuck = failure.startswith("no answer")
         driver |= {"error": f"{failure} while {doing} was asked", "stuck": stuck}
         driver["present"] = driver["present"] or stuck
-    found_gpus = [Gpu.model_validate(found) for _, found in sorted(gpus.items())]
+    found_gpus = [GpuReport.model_validate(found) for _, found in sorted(gpus.items())]
     for gpu in found_gpus:
         if gpu.uuid is not None and (owner := holder(gpu.uuid)):
             gpu.held_by = str(owner)

@@ -11,13 +11,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.doctor.asking import Asked
+from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Engine, Meter, Package, Software
 from pytest_llem.engines.pytorch.requirements import OPTIONAL
 from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import OURS_ALONE
 from pytest_llem.isolation.probe import answer
-from pytest_llem.planning.elsewhere import lacks
+from pytest_llem.planning.runner_environment import check_runner_environment
 from pytest_llem.registry import BACKENDS, METERS
 from pytest_llem.results.environment import PACKAGES, package_version
 
@@ -65,12 +65,12 @@ class Imports:
 
     def __init__(self, python: Path | None = None) -> None:
         self._stack = ExitStack()
-        self._asked: dict[str, Asked] = {}
+        self._asked: dict[str, ProbeProcess] = {}
         self._software = _installed(python)
         for engine in self._software.engines:
             command = [self._software.executable, "-P", "-c", _IMPORT, BACKENDS, engine.name]
             without = OURS_ALONE if python is not None else ()
-            self._asked[engine.name] = self._stack.enter_context(Asked(command, without))
+            self._asked[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
 
     def __enter__(self) -> Imports:
         return self
@@ -104,7 +104,7 @@ def _installed(python: Path | None) -> Software:
         executable = str(python)
         if isinstance(other, str):
             return Software(executable=executable, error=other)
-        there, error = other.model_dump(), lacks(other, None, f"{executable} -m pip")
+        there, error = other.model_dump(), check_runner_environment(other, None, f"{executable} -m pip")
         # These are for pytest's side, which runs here.
         there["packages"] |= {name: found for name in _HERE if (found := package_version(name))}
     packages: Mapping[str, str] = there["packages"]

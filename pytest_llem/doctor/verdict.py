@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_llem.doctor.examination import Verdict
-from pytest_llem.doctor.records import Gpu, Meter, Rapl
+from pytest_llem.doctor.records import GpuReport, Meter, Rapl, Verdict
 from pytest_llem.hardware.gpus import is_for_cpus_alone
 from pytest_llem.hardware.sensors import is_module
 
 CPU = "cpu"
 
 
-def used_gpus(gpus: Sequence[Gpu], torch: str | None) -> list[Gpu]:
+def used_gpus(gpus: Sequence[GpuReport], torch: str | None) -> list[GpuReport]:
     """Return the GPUs that an engine runs on where nothing else is said: CUDA's first, or all that it may be.
 
     Args:
@@ -25,7 +24,7 @@ def used_gpus(gpus: Sequence[Gpu], torch: str | None) -> list[Gpu]:
     return [gpu for gpu in visible if gpu.first] or visible
 
 
-def verdict(gpus: Sequence[Gpu], rapl: Rapl, meters: Sequence[Meter], *, stuck: bool = False) -> Verdict:
+def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, stuck: bool = False) -> Verdict:
     """Return what energy will be, and note in *meters* which of them are taken, and why others are not.
 
     Args:
@@ -84,7 +83,7 @@ def verdict(gpus: Sequence[Gpu], rapl: Rapl, meters: Sequence[Meter], *, stuck: 
 _SOURCES = {"cpu_package": "rapl_package", "dram": "rapl_dram"}
 
 
-def _refusal(gpus: Sequence[Gpu]) -> str | None:
+def _refusal(gpus: Sequence[GpuReport]) -> str | None:
     """Return why NVML's meter gives no energy of these GPUs; None where it does."""
     for gpu in gpus:
         if reason := gpu.error or gpu.refusal:

@@ -9,8 +9,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from pytest_llem import registry
-from pytest_llem.energy.protocol import DeviceReading, Meter, MeterUnavailableError, PowerSample, Reading, StreamsTelemetry
-from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
+from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
+from pytest_llem.energy.protocol import (
+    DeviceReading,
+    Meter,
+    MeterUnavailableError,
+    PowerSample,
+    Reading,
+    StreamsTelemetry,
+)
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from pytest_llem.energy.gpu import Gpu
+from pytest_llem.energy.gpu_source import GpuMeterSource
 from pytest_llem.energy.power import Power
 from pytest_llem.energy.protocol import Conditions, PowerSample
 from pytest_llem.hardware.nvml import Nvml
@@ -31,14 +31,14 @@ class Look:
     module_power: Power | None = None
 
 
-def look(nvml: Nvml, gpu: Gpu) -> Look:
+def look(nvml: Nvml, gpu: GpuMeterSource) -> Look:
     """Look at a board, through what tells its power."""
     power = _power(nvml, gpu, GPU_SCOPE)
     module = _power(nvml, gpu, MODULE_SCOPE) if gpu.reads_module else None
     return Look(power, temperature_c(nvml, gpu.handle), throttled_ns(nvml, gpu.handle), module)
 
 
-def _power(nvml: Nvml, gpu: Gpu, scope: int) -> Power | None:
+def _power(nvml: Nvml, gpu: GpuMeterSource, scope: int) -> Power | None:
     began = time.monotonic()
     watts = power_w(nvml, gpu.handle, gpu.source, scope) if gpu.source else None
     return Power((began + time.monotonic()) / 2, watts) if watts is not None else None

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from pytest_llem.energy.conditions import Look, conditions, look
-from pytest_llem.energy.gpu import COUNTER, Gpu, find
+from pytest_llem.energy.gpu_source import COUNTER, MAX_DISAGREEMENT, GpuMeterSource, find_source
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import (
     Conditions,
@@ -23,7 +23,6 @@ from pytest_llem.energy.protocol import (
 from pytest_llem.energy.sampler import PERIOD_S
 from pytest_llem.energy.sampling import Sampling
 from pytest_llem.energy.ticks import Tick, period, ticks
-from pytest_llem.energy.validity import MAX_DISAGREEMENT
 from pytest_llem.hardware.nvml import Nvml
 
 #: What NVML's documentation of ``nvmlDeviceGetPowerUsage`` states, for boards up to Kepler; on later ones Yang et
@@ -56,7 +55,7 @@ class NvmlMeter:
     """Reads ``nvmlDeviceGetTotalEnergyConsumption`` (mJ since the driver was loaded) at both edges.
 
     The counter moves in ticks, so that a window cut anywhere between two of them is off by up to a tick's energy
-    at either end. Each board's window therefore goes from a tick of its own to another. VisibleGpus tick by themselves,
+    at either end. Each board's window therefore goes from a tick of its own to another. Boards tick by themselves,
     and their windows differ by up to a tick: the reading's seconds are the mean over those that gave an energy.
 
     A sampler beside it looks at power, temperature and clocks. The integral of power is a check of the counter,
@@ -72,7 +71,7 @@ class NvmlMeter:
         self._nvml = Nvml()
         self._sampler = sampler
         self._sampling: Sampling | None = None
-        self._gpus: list[Gpu] = []
+        self._gpus: list[GpuMeterSource] = []
         self._periods: dict[str, float] = {}
         self._before: dict[str, Look] = {}
         self._start: dict[str, list[Tick] | str] = {}
@@ -89,7 +88,7 @@ class NvmlMeter:
         try:
             if not self._nvml.is_open:
                 raise MeterUnavailableError(f"NVML: {self._nvml.error}")
-            self._gpus = [find(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
+            self._gpus = [find_source(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
             if self._sampler:
                 self._sampling = Sampling(self._gpus, self._show_on)
             self._probe()
@@ -162,7 +161,7 @@ class NvmlMeter:
             for gpu in self._gpus
         ]
 
-    def _ticks(self, gpus: Sequence[Gpu], count: int = 1) -> dict[str, list[Tick] | str]:
+    def _ticks(self, gpus: Sequence[GpuMeterSource], count: int = 1) -> dict[str, list[Tick] | str]:
         counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.counts}
         return ticks(counters, count, self._periods)
 
@@ -239,7 +238,7 @@ def _integrated(course: Sequence[Power], span: _Span) -> _Energy:
         return _Energy(None, reason=str(error))
 
 
-def _boundary(gpu: Gpu, counted: _Energy, sampled: _Sampled) -> str:
+def _boundary(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled) -> str:
     """Return what a board's counter covers: the scope of power whose integral it follows.
 
     Where only one scope is read, or both come to the same, the board's name decides.
@@ -254,7 +253,7 @@ def _boundary(gpu: Gpu, counted: _Energy, sampled: _Sampled) -> str:
     return "module" if gpu.is_module else "gpu_board"
 
 
-def _reading(gpu: Gpu, counted: _Energy, sampled: _Sampled, known: Conditions) -> DeviceReading:
+def _reading(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, known: Conditions) -> DeviceReading:
     """Return the energy of a board's counter, or of its sampled power where the counter gives none."""
     # A board that does not answer any more at the end has samples up to then, and no energy.
     if counted.energy_j is None and (not gpu.counts or sampled.at_both_edges) and sampled.gpu.energy_j is not None:
@@ -289,7 +288,7 @@ def _reading(gpu: Gpu, counted: _Energy, sampled: _Sampled, known: Conditions) -
     )
 
 
-def _check(gpu: Gpu, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
+def _check(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
     """Return the integral that a counter of *boundary* is to agree with."""
     if gpu.averages:  # it lags behind by half a second, and would seem off
         return _Energy(None, reason="power is only reported as an average over a second")

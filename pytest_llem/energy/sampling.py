@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pytest_llem.energy import sampler
-from pytest_llem.energy.gpu import Gpu
+from pytest_llem.energy.gpu_source import GpuMeterSource
 from pytest_llem.energy.protocol import PowerSample
 
 #: How long the sampler may take to its first look, and to its end, in s.
@@ -35,7 +35,7 @@ class Sampling:
         samples: What was read of it and not yet forgotten, in order of time.
     """
 
-    def __init__(self, boards: Sequence[Gpu], show_on: int | None = None) -> None:
+    def __init__(self, boards: Sequence[GpuMeterSource], show_on: int | None = None) -> None:
         self._boards = [board.uuid for board in boards]
         self._process: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None

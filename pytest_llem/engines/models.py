@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.engines import hub
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.engines.tiny_llama import NAME, model_folder, tiny_llama
-from pytest_llem.engines.weights import damaged_file
 
 BUILTIN = "builtin:"
 
@@ -166,3 +168,123 @@ def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | No
     except Exception as error:
         return hub.refusal(error, revision)
     return None
+
+
+#: What configurations of transformers call it. Models without one (ALiBi, recurrent ones) have no limit.
+_NAMES = ("max_position_embeddings", "n_positions")
+
+#: Ways to scale rotary embeddings whose factor comes on top of what is stated; for others it is part of it.
+_STRETCHED = ("linear", "dynamic", "yarn")
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens of prompt and answer together; None where its configuration states no limit.
+
+    Args:
+        config: As in ``config.json``, of the part that is the language model where a model has several.
+    """
+    stated = next((config[name] for name in _NAMES if type(config.get(name)) is int), 0)
+    if stated <= 0:
+        return None
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    length = stated
+    for one in (rope, *rope.values()):  # of a layer's type each, in some
+        if isinstance(one, dict) and (one.get("rope_type") or one.get("type")) in _STRETCHED:
+            original = one.get("original_max_position_embeddings") or stated
+            length = max(length, int(original * (one.get("factor") or 1)))
+    return length
+
+
+def too_long(model: str, prompt: int, output: int, limit: int) -> str:
+    """Return why a prompt does not fit, and what to do.
+
+    Args:
+        model: Its name in the study.
+        prompt: Tokens of the prompt.
+        output: Tokens to generate.
+        limit: The model's :func:`context_length`.
+    """
+    return (
+        f"model {model!r} takes {limit:,} tokens, and a prompt of {prompt:,} with max_output_tokens {output:,} is "
+        f"{prompt + output:,}: lower max_input_tokens or max_output_tokens, or name a model with a longer context"
+    )
+
+
+#: What git leaves in place of a large file that git-lfs has not fetched begins so.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+#: More than any header of a safetensors file takes.
+_LARGEST_HEADER = 100_000_000
+
+#: In the order in which transformers looks for them: the first that is there is loaded.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+class NotSafetensorsError(ValueError):
+    """A file that is not a whole safetensors file; the message says what is wrong with it."""
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Return a safetensors file's header: ``dtype``, ``shape`` and ``data_offsets`` of each tensor, by its name.
+
+    Raises:
+        NotSafetensorsError: It is of another format, or cut off.
+        OSError: It cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        start = content.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if length > _LARGEST_HEADER:
+            raise NotSafetensorsError("is not a safetensors file")
+        if size < 8 + length or len(start) < 8:
+            raise NotSafetensorsError(f"is truncated at {size:,} bytes, within its header")
+        try:
+            header = json.loads(content.read(length))
+            tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+            end = 8 + length + max((one["data_offsets"][1] for one in tensors.values()), default=0)
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise NotSafetensorsError("is not a safetensors file") from error
+    if size < end:
+        raise NotSafetensorsError(f"is truncated: it has {size:,} of {end:,} bytes")
+    return tensors
+
+
+def damaged_file(folder: Path) -> str | None:
+    """Return what is wrong with a file in *folder* that the model is loaded from, and what to do about it.
+
+    None where nothing can be seen to be wrong. Files that are missing are not looked for.
+    """
+    for file in _loaded_from(folder):
+        try:
+            with file.open("rb") as content:
+                if content.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    return f"{file} is a git-lfs pointer and not the file itself: run git lfs pull in {folder}"
+            if file.suffix == ".safetensors":
+                read_header(file)
+        except NotSafetensorsError as error:
+            return f"{file} {error}: download or copy it again"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
+    return None
+
+
+def _loaded_from(folder: Path) -> Iterator[Path]:
+    yield from (file for file in sorted(folder.glob("*.json")) if file.is_file())
+    yield from (file for file in sorted(folder.glob("*.model")) if file.is_file())
+    weights = next((file for name in _WEIGHTS if (file := folder / name).is_file()), None)
+    if weights is None:
+        return
+    if weights.suffix != ".json":
+        yield weights
+        return
+    try:
+        names = set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, AttributeError, TypeError):  # transformers says what is wrong with it
+        return
+    yield from (file for name in sorted(names) if (file := folder / name).is_file())

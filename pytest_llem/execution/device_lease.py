@@ -73,7 +73,7 @@ _SESSION = pytest.StashKey[_Session]()
 
 
 @contextmanager
-def turn(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Own the devices that *item* runs on, and idle before it as its study says; others start at once.
 
     The item has a lease meanwhile, which says why where it cannot have its devices. Where its process is still

@@ -114,7 +114,7 @@ def _beside(used: EnergyReading, workers: int) -> str:
 
 def _slowed() -> str:
     """Say that coverage, a debugger or a profiler has a part in what a test took: ``pytest --cov`` is one."""
-    from pytest_llem.measurement.tracing import active_tracer
+    from pytest_llem.measurement.quality_warnings import active_tracer
 
     tracer = active_tracer()
     return "" if tracer is None else f", while {tracer}"

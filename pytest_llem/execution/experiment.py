@@ -16,14 +16,12 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import REPEATED, STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
-from pytest_llem.execution.hub import hub_unreachable_for
 from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline
 from pytest_llem.execution.live_line import say
-from pytest_llem.execution.output import add_section, passed_on
+from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.replay import forget, replayed
-from pytest_llem.execution.servers import servers_of
-from pytest_llem.execution.surroundings import controller, import_path
-from pytest_llem.isolation.launcher import Job, ExperimentProcess, run_isolated
+from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path, servers_of
+from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.planning.deadline import deadline_seconds
@@ -170,7 +168,7 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceL
             started=lease.take_process(),
             timeout=timeout,
             watcher=live_progress,
-            on_output=passed_on(item.config, erase),
+            on_output=output_forwarder(item.config, erase),
             on_result=lease.drain,
         )
     finally:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llem._plugin.shared_state import SharedState
-from pytest_llem.execution.hub import hub_unreachable_for
 from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline, measure_bare_once
-from pytest_llem.execution.surroundings import controller, import_path
+from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned, possible_devices
@@ -115,8 +114,8 @@ class IsolatedExperiment:
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
         from pytest_llem.execution.live_line import say
-        from pytest_llem.execution.output import passed_on, show
-        from pytest_llem.execution.servers import servers_of
+        from pytest_llem.execution.output import output_forwarder, print_output
+        from pytest_llem.execution.session_resources import servers_of
 
         config = study.points[0].config
         devices = possible_devices(config, None)
@@ -130,8 +129,10 @@ class IsolatedExperiment:
                 hub_unreachable=hub_unreachable_for(self._board, preflight, config),
             )
             servers = servers_of(self._config, NAME, study.execution)
-            outcome = run_isolated(job, servers=servers, timeout=deadline, on_output=passed_on(self._config))
-        show(self._config, outcome.output)
+            outcome = run_isolated(
+                job, servers=servers, timeout=deadline, on_output=output_forwarder(self._config)
+            )
+        print_output(self._config, outcome.output)
         return outcome
 
     def _settle(self, ownership: Ownership) -> GapRecord:

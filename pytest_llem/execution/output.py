@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 
-def passed_on(config: pytest.Config, before: Callable[[], None] = lambda: None) -> Callable[[bytes], None]:
+def output_forwarder(config: pytest.Config, before: Callable[[], None] = lambda: None) -> Callable[[bytes], None]:
     """Return what takes an experiment's output as it comes: with ``-s`` it goes on to the terminal.
 
     Args:
@@ -42,7 +42,7 @@ def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
         item.add_report_section("call", "experiment output", output)
 
 
-def show(config: pytest.Config, output: str) -> None:
+def print_output(config: pytest.Config, output: str) -> None:
     """Print what an experiment has written, for pytest to capture, unless it was passed on."""
     if output and not _is_live(config):
         print(output, end="" if output.endswith("\n") else "\n")

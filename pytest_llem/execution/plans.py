@@ -14,10 +14,10 @@ from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.experiment import preflight_of
 from pytest_llem.execution.replay import replays_of
+from pytest_llem.gates.minimum_detectable_effect import minimum_detectable_effects
 from pytest_llem.gates.saved import BaselineError, load
-from pytest_llem.gates.sight import sight
 from pytest_llem.planning.forecast import Forecast, forecast
-from pytest_llem.planning.load import load_warning
+from pytest_llem.planning.host import load_warning
 from pytest_llem.planning.plan import Plan
 from pytest_llem.study.design import Experiment, StudyConfig
 
@@ -61,11 +61,11 @@ def make_forecast(
 def _sight(config: pytest.Config, study: StudyConfig) -> list[str]:
     settings = Settings.from_config(config)
     if settings.against is not None:
-        return sight(study, None)
+        return minimum_detectable_effects(study, None)
     if settings.baseline is None:
         return []
     try:
-        return sight(study, load(settings.baseline, config.rootpath, study.name))
+        return minimum_detectable_effects(study, load(settings.baseline, config.rootpath, study.name))
     except BaselineError as error:  # gone since the items were collected
         raise pytest.UsageError(f"--llem-baseline: {error}") from error
 
@@ -92,8 +92,34 @@ def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
     if len(plans) != 1:
         raise pytest.UsageError(f"--llem-plan: takes one study ({len(plans) or 'none'} collected)")
     try:
-        if (problem := overwriting.problem(path, overwriting.PLAN)) is not None:
+        if (problem := overwriting.check_overwrite(path, overwriting.PLAN)) is not None:
             raise pytest.UsageError(f"--llem-plan: {problem}")
         path.write_text(plans[0].to_json(), encoding="utf-8")
     except OSError as error:
         raise pytest.UsageError(f"--llem-plan: {error}") from error
+
+
+def check_both_engines(
+    config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
+) -> None:
+    """Check that both sides of a comparison have their engines; do nothing where no comparison was asked for.
+
+    Args:
+        config: The controller's.
+        studies: By the key of their run.
+        selected: The experiments that are to run, likewise.
+
+    Raises:
+        pytest.UsageError: An interpreter cannot be used, or an engine cannot be imported there or here.
+    """
+    if Settings.from_config(config).against is None:
+        return
+    problems: dict[str, None] = {}
+    for key, study in studies.items():
+        points = [one.point for one in selected[key]]
+        wanted = {point.config.backend for point in points if point.skip is None and point.xfail is None}
+        side = "the reference" if is_reference(key) else "this side"
+        found = preflight_of(config, key, study).unusable_engines(sorted(wanted))
+        problems |= dict.fromkeys(f"{side}: {problem}" for problem in found)
+    if problems:
+        raise pytest.UsageError(f"--llem-against: nothing is measured: {'; '.join(problems)}")

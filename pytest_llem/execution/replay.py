@@ -14,11 +14,11 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import REPLAYED
 from pytest_llem._plugin.stash import SHARED_STATE
 from pytest_llem.collection.items import run_of
-from pytest_llem.execution.surroundings import import_path
+from pytest_llem.execution.session_resources import import_path
 from pytest_llem.isolation.outcome import Outcome
+from pytest_llem.planning.current_environment import current_environment
 from pytest_llem.planning.inputs import CurrentInputs
-from pytest_llem.planning.present import here
-from pytest_llem.planning.resume import Here, Replay, Resume, ResumeError
+from pytest_llem.planning.resume import CurrentEnvironment, Replay, Resume, ResumeError
 from pytest_llem.results.manifest import stored_files, stored_result
 from pytest_llem.results.models import ManifestEntry
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -55,8 +55,8 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
     return config.stash[_REPLAYS]
 
 
-def _here(config: pytest.Config, study: StudyConfig) -> Here:
-    return here(study, current_inputs(config, study))
+def _here(config: pytest.Config, study: StudyConfig) -> CurrentEnvironment:
+    return current_environment(study, current_inputs(config, study))
 
 
 def current_inputs(config: pytest.Config, study: StudyConfig, *, reference: bool = False) -> CurrentInputs:

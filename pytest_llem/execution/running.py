@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from pytest_llem.execution.device_lease import turn
+from pytest_llem.execution.device_lease import lease_devices
 from pytest_llem.execution.experiment import REPLAYED_PROPERTY, attach_payload, place_skip
 
 
@@ -17,7 +17,7 @@ class Running:
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        with turn(item, nextitem):
+        with lease_devices(item, nextitem):
             return (yield)
 
     @pytest.hookimpl(wrapper=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.gates.obstacles import (
+from pytest_llem.gates.eligibility import (
     ESTIMATED,
     allows_estimates,
     contention,

@@ -7,18 +7,17 @@ from functools import partial
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.differences import TestbedDifferences, testbed_differences
-from pytest_llem.gates.independence import shared_cycles
-from pytest_llem.gates.matching import Pair, is_measured
-from pytest_llem.gates.obstacles import (
+from pytest_llem.gates.eligibility import (
     ESTIMATED,
     allows_estimates,
     contention,
     ineligible_reason,
+    judged_metric,
     names_boundary,
     replay_ineligible_reason,
 )
+from pytest_llem.gates.matching import Pair, is_measured, shared_cycles
 from pytest_llem.gates.statistics import Question, UndecidableError, contrast
-from pytest_llem.gates.workload import judged_metric
 from pytest_llem.results.models import PointResult
 from pytest_llem.study.gates import GatesConfig
 

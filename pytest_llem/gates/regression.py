@@ -10,10 +10,9 @@ from typing import Any, Literal
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.cases import Case, make_case
 from pytest_llem.gates.differences import over_points, same_sut, sut_differences
-from pytest_llem.gates.independence import same_session
-from pytest_llem.gates.matching import missing_points, pairs
+from pytest_llem.gates.eligibility import workload_differences
+from pytest_llem.gates.matching import missing_points, pairs, same_session
 from pytest_llem.gates.statistics import MAX_CYCLES, Decision, decide
-from pytest_llem.gates.workload import workload_differences
 from pytest_llem.results.metrics import METHODS
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.statistics import Summary

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.gates.eligibility import ineligible_reason, names_boundary
 from pytest_llem.gates.matching import named
-from pytest_llem.gates.obstacles import ineligible_reason, names_boundary
 from pytest_llem.results.manifest import MANIFEST, write_atomically
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.study.identity import axes_key

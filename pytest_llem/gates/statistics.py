@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pytest_llem.gates.power import detectable
 from pytest_llem.gates.ttests import (
     Judgement,
     holm_levels,
@@ -26,7 +25,7 @@ from pytest_llem.gates.ttests import (
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
-__all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "decide", "detectable"]
+__all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "decide"]
 
 Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pytest_llem.hardware.nvml import Nvml
 
 
 @dataclass(frozen=True)
-class Board:
+class Gpu:
     """A GPU as NVML knows it. What it does not tell is None.
 
     Attributes:
@@ -43,8 +45,8 @@ class VisibleGpus:
         is_ambiguous: CUDA_VISIBLE_DEVICES leaves some of them, and it is not known which.
     """
 
-    all: tuple[Board, ...] = ()
-    first: Board | None = None
+    all: tuple[Gpu, ...] = ()
+    first: Gpu | None = None
     is_ambiguous: bool = False
 
 
@@ -54,7 +56,7 @@ def visible_gpus() -> VisibleGpus:
         return VisibleGpus()
     with Nvml() as nvml:
         handles = visible_handles(nvml)
-        boards = tuple(board(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
+        boards = tuple(read_gpu(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
     first = next((one for one in boards if one.uuid == handles.first), None)
     return VisibleGpus(boards, first, handles.is_ambiguous)
 
@@ -155,13 +157,13 @@ def _named(entry: str, uuids: Sequence[str]) -> list[str]:
     return [uuid for uuid in uuids if entry and uuid.startswith(entry)]
 
 
-def board(nvml: Nvml, uuid: str, handle: Any) -> Board:
+def read_gpu(nvml: Nvml, uuid: str, handle: Any) -> Gpu:
     """Return what *nvml* tells of a board."""
     memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
     capability = nvml.ask("nvmlDeviceGetCudaComputeCapability", handle)
     milliwatts = nvml.ask("nvmlDeviceGetEnforcedPowerLimit", handle)
     persistence = nvml.ask("nvmlDeviceGetPersistenceMode", handle)
-    return Board(
+    return Gpu(
         uuid,
         name=nvml.ask("nvmlDeviceGetName", handle),
         memory_bytes=int(memory.total) if memory is not None else None,
@@ -170,3 +172,88 @@ def board(nvml: Nvml, uuid: str, handle: Any) -> Board:
         power_limit_w=milliwatts / 1000 if milliwatts is not None else None,
         persistence_mode=bool(persistence) if persistence is not None else None,
     )
+
+
+_CALLS = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
+
+
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that uses a GPU.
+
+    Attributes:
+        pid: Its id.
+        name: Of its program; None where nobody tells.
+        used_bytes: GPU memory that it has; None where that is not known.
+    """
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+
+
+def gpu_processes(nvml: Nvml, handle: Any) -> list[GpuProcess] | None:
+    """Return the processes that use a board; None where it does not tell."""
+    found: dict[int, int | None] = {}
+    asked = [nvml.ask(call, handle) for call in _CALLS]
+    for one in (one for processes in asked for one in processes or ()):
+        found[one.pid] = found.get(one.pid) or one.usedGpuMemory
+    if all(processes is None for processes in asked):
+        return None
+    return [GpuProcess(pid, _name(nvml, pid), used) for pid, used in sorted(found.items())]
+
+
+def _name(nvml: Nvml, pid: int) -> str | None:
+    # NVML's first: here another process may bear the id that one outside of this container has.
+    if name := nvml.ask("nvmlSystemGetProcessName", pid):
+        return PurePath(name).name
+    import psutil
+
+    with suppress(psutil.Error):
+        return psutil.Process(pid).name()
+    return None
+
+
+def newest_cuda(nvml: Nvml) -> str | None:
+    """Return the newest CUDA that the driver runs, such as ``12.8``; None where it does not tell."""
+    newest = nvml.ask("nvmlSystemGetCudaDriverVersion")
+    return f"{newest // 1000}.{newest % 1000 // 10}" if newest is not None else None
+
+
+def gpu_settings(nvml: Nvml, uuid: str) -> dict[str, Any]:
+    """Return how a GPU is set: power in W, clocks in MHz. What NVML does not tell is None."""
+    handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
+    if handle is None:
+        return {"uuid": uuid, "nvml": nvml.error}
+    known = read_gpu(nvml, uuid, handle)
+    default_limit = nvml.ask("nvmlDeviceGetPowerManagementDefaultLimit", handle)
+    return {
+        "uuid": uuid,
+        "name": known.name,
+        "driver": known.driver,
+        "power_limit_w": known.power_limit_w,
+        "default_power_limit_w": default_limit / 1000 if default_limit is not None else None,
+        "memory_mb": round(known.memory_bytes / 1e6) if known.memory_bytes is not None else None,
+        "persistence_mode": known.persistence_mode,
+        "ecc_mode": _current(nvml.ask("nvmlDeviceGetEccMode", handle)),
+        "mig_mode": _current(nvml.ask("nvmlDeviceGetMigMode", handle)),
+        **_clocks(nvml, handle),
+        "pcie_generation": nvml.ask("nvmlDeviceGetMaxPcieLinkGeneration", handle),  # an idle link is slower
+        "pcie_width": nvml.ask("nvmlDeviceGetCurrPcieLinkWidth", handle),
+    }
+
+
+def _clocks(nvml: Nvml, handle: Any) -> dict[str, int | None]:
+    """Return the clocks of processors and memory: as they are, at most, and as applications are to have them."""
+    kinds = (("sm", nvml.constant("NVML_CLOCK_SM")), ("memory", nvml.constant("NVML_CLOCK_MEM")))
+    calls = (
+        ("{}_clock_mhz", "nvmlDeviceGetClockInfo"),
+        ("max_{}_clock_mhz", "nvmlDeviceGetMaxClockInfo"),
+        ("application_{}_clock_mhz", "nvmlDeviceGetApplicationsClock"),
+    )
+    return {key.format(kind): nvml.ask(call, handle, constant) for key, call in calls for kind, constant in kinds}
+
+
+def _current(modes: Any) -> bool | None:
+    """Return whether a mode is on, of what NVML gives: the current and the pending one."""
+    return bool(modes[0]) if modes is not None else None

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.isolation import supervisor, worker
-from pytest_llem.isolation.output import CappedOutput
-from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle, Starter
+from pytest_llem.isolation.outcome import CappedOutput
+from pytest_llem.isolation.starting import ChildPipes, Starter, SupervisorHandle
 from pytest_llem.measurement.progress import Progress, Watcher, parse
 
 #: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_llem.engines.pytorch.requirements import OPTIONAL
-from pytest_llem.isolation import supervisor, probe
+from pytest_llem.isolation import probe, supervisor
 from pytest_llem.isolation.launcher import OURS_ALONE
 from pytest_llem.registry import BACKENDS
 from pytest_llem.results.environment import PACKAGES, package_version

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import Child
-from pytest_llem.isolation.oom import oom_kills
 from pytest_llem.isolation.outcome import Outcome, collect
 from pytest_llem.isolation.server import Servers, here
 from pytest_llem.isolation.starting import Spawn, Starter

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, held, run_key
+from pytest_llem._plugin.node_ids import REFERENCE, REGRESSION, Node, match_id, run_key
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import MARKED
 from pytest_llem._plugin.stash import SHARED_STATE
@@ -163,7 +163,7 @@ class StudyGates:
         Raises:
             pytest.UsageError: There is none: it must not pass for one that was judged.
         """
-        name = held(node.name, {name for kind, name in self.gates if kind == node.function})
+        name = match_id(node.name, {name for kind, name in self.gates if kind == node.function})
         if name is None:
             raise pytest.UsageError(f"{node_id}: the study, or what it is compared with, has no such gate")
         return self.gates[node.function, name]

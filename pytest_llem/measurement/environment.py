@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_llem.hardware.gpus import gpu_settings, newest_cuda
 from pytest_llem.hardware.limits import limits
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.hardware.settings import newest_cuda, settings
 from pytest_llem.results.environment import host_environment
 
 
@@ -30,4 +30,4 @@ def environment(gpus: Sequence[str], directory: Path | None = None) -> dict[str,
     if not gpus:
         return found | {"cuda_driver": None, "gpus": []}
     with Nvml() as nvml:
-        return found | {"cuda_driver": newest_cuda(nvml), "gpus": [settings(nvml, uuid) for uuid in gpus]}
+        return found | {"cuda_driver": newest_cuda(nvml), "gpus": [gpu_settings(nvml, uuid) for uuid in gpus]}

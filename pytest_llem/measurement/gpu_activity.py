@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from pytest_llem.hardware.gpus import GpuProcess, gpu_processes
 from pytest_llem.hardware.nvml import Nvml
-from pytest_llem.hardware.users import User, users
 
 #: nvmlSamplingType_t of how busy the GPU was.
 _UTILISATION = "NVML_GPU_UTILIZATION_SAMPLES"
@@ -48,7 +48,7 @@ def _of_gpu(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, floa
         return GpuActivity(uuid)
     since, until = (int(at * 1e6) for at in span)
     used = {one.pid: one.smUtil / 100 for one in nvml.ask("nvmlDeviceGetProcessUtilization", handle, since) or ()}
-    holders = {one.pid: one for one in users(nvml, handle) or ()}
+    holders = {one.pid: one for one in gpu_processes(nvml, handle) or ()}
     others = {pid: share for pid, share in used.items() if pid not in own}
     strangers = [one for pid, one in holders.items() if pid not in own]
     known = bool((used.keys() | holders.keys()) & set(own))
@@ -70,10 +70,10 @@ def _busy_share(nvml: Nvml, handle: Any, since: int, until: int) -> float | None
     return fmean(shares) if shares else None
 
 
-def _memory_mb(others: Sequence[User]) -> float | None:
+def _memory_mb(others: Sequence[GpuProcess]) -> float | None:
     amounts = [one.used_bytes for one in others]
     return None if None in amounts else sum(amount for amount in amounts if amount is not None) / 1e6
 
 
-def _label(user: User | None, pid: int) -> str:
+def _label(user: GpuProcess | None, pid: int) -> str:
     return f"{user.name if user and user.name else 'unknown'} ({pid})"

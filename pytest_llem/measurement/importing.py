@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from pytest_llem import registry
-from pytest_llem.engines.protocol import Engine
+from pytest_llem.engines.protocol import Engine, EngineContext
+from pytest_llem.measurement import orchestrator as orchestrator
+from pytest_llem.study.config import ExperimentConfig
 
 #: What a class needs to be an engine.
 PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
@@ -34,3 +37,18 @@ def _problem(name: str) -> str | None:
         return str(error)
     except (Exception, SystemExit) as error:  # anyone's code, of an entry point
         return f"importing it raises {type(error).__name__}: {error}"
+
+
+def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:
+    """Import an experiment's engine, and what that has imported ahead if it is a :class:`SupportsPreload`.
+
+    Args:
+        config: The experiment.
+        model_path: Folders that hold models by name.
+
+    Raises:
+        Exception: It cannot be imported, in whatever way that shows.
+    """
+    engine = registry.load(registry.BACKENDS, config.backend)
+    if hasattr(engine, "preload"):
+        engine.preload(config, EngineContext(model_path))

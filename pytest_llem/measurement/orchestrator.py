@@ -15,13 +15,10 @@ from pytest_llem.engines.pytorch.options import check_options
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
-from pytest_llem.measurement.caveats import find_warnings
 from pytest_llem.measurement.claims import check_claims, recorded_passes
-from pytest_llem.measurement.compilation import compilations
 from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.environment import environment
-from pytest_llem.measurement.floor import work_metrics
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.importing import missing_parts
 from pytest_llem.measurement.library_warnings import library_warnings
@@ -29,11 +26,11 @@ from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
 from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.repeats import repeats_are_faster
+from pytest_llem.measurement.quality_warnings import active_tracer, find_warnings, repeats_are_faster
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.tracing import active_tracer
+from pytest_llem.measurement.roofline import work_metrics
 from pytest_llem.measurement.warmup import warm_up
-from pytest_llem.measurement.window import Window, measure
+from pytest_llem.measurement.window import Window, compilations, measure
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version

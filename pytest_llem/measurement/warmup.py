@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.measurement.compilation import compilations, first_run_stands_out
+from pytest_llem.measurement.window import compilations, first_run_stands_out
 from pytest_llem.results.experiment import WarmupRecord
 from pytest_llem.study.config import WarmupConfig
 
@@ -40,7 +40,7 @@ def warm_up(
         config: When it is enough.
         on_run: Called before each run with its number, from 1, and with how many there may be; None once they only
             fill ``thermal_floor_seconds``.
-        compiled_before: What :func:`~pytest_llem.measurement.compilation.compilations` returned before there was
+        compiled_before: What :func:`~pytest_llem.measurement.window.compilations` returned before there was
             an engine; None for what it returns now.
 
     Returns:

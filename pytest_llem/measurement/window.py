@@ -11,7 +11,6 @@ from typing import Any
 
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.engines.protocol import Engine
-from pytest_llem.measurement.compilation import compilations, first_run_stands_out
 
 #: How often at most a window begins anew because something was compiled in it.
 MAX_RESTARTS = 3
@@ -202,3 +201,31 @@ def _compiled(graphs: int, call_seconds: Sequence[Sequence[float]]) -> str | Non
         f"batch {place + 1} of {len(first)} took {first[place]:.3g} s in the window's first pass and "
         f"{statistics.median(later_runs[place]):.3g} s later, as where something is compiled"
     )
+
+
+#: A first run has compiled something if it takes so many times as long as later ones, and so many seconds longer:
+#: compilers take tenths of a second and more, hiccups of an operating system less.
+STALL_FACTOR, STALL_SECONDS = 3.0, 0.1
+
+
+def compilations() -> int:
+    """Return how many graphs ``torch.compile`` has compiled in this process, whoever called it.
+
+    transformers calls it for static caches on GPUs, and some models and attention kernels do. torch is not
+    imported for it.
+    """
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
+
+
+def first_run_stands_out(first: float, later: Sequence[float]) -> bool:
+    """Return whether the *first* run of a batch took so much longer than *later* ones that it did something else.
+
+    Args:
+        first: In s.
+        later: Runs of the same batch, in s; where there are none, nothing is known.
+    """
+    if not later:
+        return False
+    typical = statistics.median(later)
+    return first > STALL_FACTOR * typical and first - typical > STALL_SECONDS

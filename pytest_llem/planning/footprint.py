@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.engines.weights import read_header
+from pytest_llem.engines.models import read_header
 
 #: More than anything that is counted in a model.
 _NO_MODEL = 10**15

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from pytest_llem.hardware.cgroups import memory_limit_bytes
+from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
 from pytest_llem.hardware.gpus import gpus_for
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuCapacity:
     """A GPU: its name, its memory in bytes, and its CUDA compute capability."""
 
     name: str
@@ -31,7 +32,7 @@ class Host:
     """
 
     memory_bytes: int
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[GpuCapacity, ...] = ()
     memory_is_limited: bool = False
 
     @property
@@ -58,10 +59,30 @@ def host_for(torch: str | None) -> Host:
     import psutil
 
     gpus = tuple(
-        Gpu(board.name, board.memory_bytes, board.capability)
+        GpuCapacity(board.name, board.memory_bytes, board.capability)
         for board in gpus_for(torch).all
         if board.name is not None and board.memory_bytes is not None and board.capability is not None
     )
     total, limit = psutil.virtual_memory().total, memory_limit_bytes()
     is_limited = limit is not None and limit < total
     return Host(limit if limit is not None and is_limited else total, gpus, is_limited)
+
+
+def load_warning() -> str | None:
+    """Return that more processes want a CPU than there are CPUs for this one; None where not, or where the system
+    does not say.
+
+    Example:
+        "load 7.33 on 2 CPUs in the last minute: …"
+    """
+    try:
+        load, cpus = os.getloadavg()[0], float(len(os.sched_getaffinity(0)))
+    except (OSError, AttributeError):  # not Linux
+        return None
+    cpus = min(cpus, cpu_limit() or cpus)
+    if load <= cpus:
+        return None
+    return (
+        f"load {load:.2f} on {cpus:g} CPU{'s' * (cpus != 1)} in the last minute: other programs may slow down "
+        "what is measured; stop them and wait"
+    )

@@ -13,16 +13,22 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from pytest_llem.engines import hub
-from pytest_llem.engines.context import context_length, too_long
-from pytest_llem.engines.models import BUILTIN, cached_snapshot, damaged_model, resolve_model
+from pytest_llem.engines.models import (
+    BUILTIN,
+    cached_snapshot,
+    context_length,
+    damaged_model,
+    resolve_model,
+    too_long,
+)
 from pytest_llem.engines.protocol import ModelNotFoundError
 from pytest_llem.engines.pytorch.requirements import HERE, LORA, Packages, unmet
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
-from pytest_llem.planning.elsewhere import how_to_add, lacks
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
+from pytest_llem.planning.runner_environment import check_runner_environment, how_to_add
 from pytest_llem.registry import BACKENDS, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
@@ -136,7 +142,7 @@ class Preflight:
         there = ask(python, [_module(backend)] if is_class(backend) else [])
         if isinstance(there, str):
             return there
-        return lacks(there, None if is_class(backend) else backend, self._pip(backend)) or there
+        return check_runner_environment(there, None if is_class(backend) else backend, self._pip(backend)) or there
 
     def _pip(self, backend: str) -> str:
         """Return the command that installs where an engine runs, as somebody in this folder would type it."""

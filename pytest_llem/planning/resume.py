@@ -33,7 +33,7 @@ class ResumeError(ValueError):
 
 
 @dataclass(frozen=True)
-class Here:
+class CurrentEnvironment:
     """What determines the numbers that would be measured now.
 
     Attributes:
@@ -122,7 +122,7 @@ class Resume:
 
     source: Path | None
     anyway: bool
-    here: Callable[[StudyConfig], Here]
+    here: Callable[[StudyConfig], CurrentEnvironment]
 
     def of(self, study: StudyConfig, results_dir: Path) -> Replay | None:
         """Return what is there for *study*: results of one run, and of those that it was resumed from itself.
@@ -184,7 +184,7 @@ class _Found:
     """
 
     study: StudyConfig
-    here: Here
+    here: CurrentEnvironment
     anyway: bool
     results: dict[str, Stored] = field(default_factory=dict)
     torn: set[str] = field(default_factory=set)

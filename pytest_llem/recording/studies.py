@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from pytest_llem._plugin.declarations import YAML_SUFFIXES
-from pytest_llem._plugin.node_ids import EXPERIMENTS, GATES, Node, file_of, held, is_reference, parse
+from pytest_llem._plugin.node_ids import EXPERIMENTS, GATES, Node, file_of, is_reference, match_id, parse
 from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.stash import STUDIES
 from pytest_llem.study.design import Experiment, StudyConfig
@@ -47,7 +47,7 @@ def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[st
     found: dict[str, Experiment] = {}
     for node_id in node_ids:
         node = parse(node_id)
-        if node is not None and (name := held(node.name, by_id)) is not None:
+        if node is not None and (name := match_id(node.name, by_id)) is not None:
             found[node_id] = by_id[name]
     return found
 

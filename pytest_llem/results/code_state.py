@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import sysconfig
 import time
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 #: A file that has changed later may not be what was imported. A forked process inherits the time of its server.
 _BEGAN = time.time()
@@ -153,3 +154,46 @@ def _installed_version(name: str) -> str | None:
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     print(json.dumps(current(asked["modules"], asked["packages"], [*sys.path, *asked["path"]])))
+
+
+#: A working tree on a slow drive takes long to look at, and nobody waits longer for it.
+SECONDS = 10.0
+
+#: What is told of each: nothing of branches, remotes or files.
+_STATUS = ("--porcelain=v2", "--branch", "--untracked-files=no", "--ignore-submodules=dirty", "--no-renames")
+
+
+def working_tree(directory: Path, seconds: float = SECONDS) -> dict[str, Any] | None:
+    """Return the commit that the git working tree around *directory* is at, and whether it differs from that.
+
+    ``GIT_DIR`` and the like hold as for any git command. Nothing is written there.
+
+    Args:
+        directory: Somewhere in it.
+        seconds: How long git may take.
+
+    Returns:
+        ``commit``, null before the first one, and ``dirty``: files that git tracks are not as they were committed.
+        None where there is no git, or no working tree.
+    """
+    # A lock, or a daemon of file system events, would be left in somebody's repository.
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "status", *_STATUS]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0:
+        return None
+    lines = done.stdout.decode("ascii", "replace").splitlines()
+    found = next((line.removeprefix("# branch.oid ") for line in lines if line.startswith("# branch.oid ")), "")
+    commit = found if found and set(found) <= set("0123456789abcdef") else None
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

@@ -210,6 +210,6 @@ class StudyResult(Document):
             ImportError: pandas is not installed.
             ValueError: *per* is neither.
         """
-        from pytest_llem.results.dataframe import dataframe  # it stands on this module
+        from pytest_llem.results.tabular import dataframe  # it stands on this module
 
         return dataframe(self, per)

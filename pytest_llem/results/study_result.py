@@ -16,7 +16,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.contention import PointContention
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.facts import TESTBED, CONCURRENT, testbed_facts, overlapping, sut_facts
+from pytest_llem.results.facts import CONCURRENT, TESTBED, overlapping, sut_facts, testbed_facts
 from pytest_llem.results.manifest import read_manifest, stored_result
 from pytest_llem.results.metrics import Method, Metric, weakest
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, PointResult, StudyResult, StudySummary

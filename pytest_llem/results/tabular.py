@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult
@@ -235,3 +235,27 @@ def _between(start: str | None, end: str | None) -> float | None:
 
 def _spelt(cell: Cell) -> Cell:
     return str(cell).lower() if isinstance(cell, bool) else cell
+
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def dataframe(result: StudyResult, per: Per) -> pandas.DataFrame:
+    """Return the rows of *result* as a data frame, with the columns' units in ``attrs``.
+
+    Raises:
+        ImportError: pandas is not installed.
+        ValueError: *per* is neither.
+    """
+    rows = table(result, per)
+    try:
+        import pandas
+    except ImportError as error:
+        reason = "a data frame takes pandas, which is not installed: pip install 'pytest-llem[dataframe]'"
+        raise ImportError(reason, name="pandas") from error
+    frame = pandas.DataFrame(list(rows.rows), columns=list(rows.columns))
+    # A metric that nobody has is a column of numbers all the same.
+    frame = frame.astype(dict.fromkeys(rows.units, "float64"))
+    frame.attrs["units"] = dict(rows.units)
+    return frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.execution import ExecutionConfig
+from pytest_llem.study.execution import CycleOrder, ExecutionConfig
 from pytest_llem.study.gates import Budget, GatesConfig
 from pytest_llem.study.identity import experiment_id, short_names
-from pytest_llem.study.order import run_order
 from pytest_llem.study.problems import Problem
 from pytest_llem.study.runners import interpreter_path
 
@@ -136,3 +136,20 @@ class StudyConfig:
             Experiment(experiment_id(self.points[p].id, cycle, self.n_cycles), index, cycle, self.points[p])
             for index, (p, cycle) in enumerate(order)
         )
+
+
+def run_order(n_points: int, n_cycles: int, order: CycleOrder, seed: int | str) -> list[tuple[int, int]]:
+    """Return ``(point, cycle)`` pairs in run order; points count from 0, cycles from 1.
+
+    Every order but ``sequential`` holds each point once per cycle, so that a machine that drifts over the
+    study drifts under all points alike.
+    """
+    if order == "sequential":
+        return [(point, cycle) for point in range(n_points) for cycle in range(1, n_cycles + 1)]
+    pairs = []
+    for cycle in range(1, n_cycles + 1):
+        points = list(range(n_points))
+        if order == "shuffled":
+            random.Random(f"{seed}:{cycle}").shuffle(points)
+        pairs += [(point, cycle) for point in points]
+    return pairs

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pytest_llem.study.budgets import Bound, Scoped, Written
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath
-from pytest_llem.study.foreseen import named, unreachable_gates
 from pytest_llem.study.gates import Budget
+from pytest_llem.study.point_selector import PointSelector
 from pytest_llem.study.problems import Problem
-from pytest_llem.study.where import PointSelector
+from pytest_llem.study.unreachable_gates import named, unreachable_gates
 
 _NOUNS: dict[Bound, str] = {"max": "maximum", "min": "minimum"}
 

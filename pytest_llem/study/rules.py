@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath, dotted
 from pytest_llem.study.execution import Rule
+from pytest_llem.study.point_selector import PointSelector
 from pytest_llem.study.problems import Problem, shown
 from pytest_llem.study.validation import section_problems
-from pytest_llem.study.where import PointSelector
 
 Kind = Literal["skip", "xfail"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from pytest_llem import StudyResult, run_study
-from pytest_llem.hardware.gpus import Board, visible_gpus
+from pytest_llem.hardware.gpus import Gpu, visible_gpus
 from tests.support.weights import cache
 
 FOUND = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def board() -> Board:
+def board() -> Gpu:
     """The GPU that CUDA counts as its first."""
     board = visible_gpus().first
     if board is None:
@@ -53,7 +53,7 @@ def _call(function: str, *arguments: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def on_gpu(board: Board) -> Iterator[Callable[..., Any]]:
+def on_gpu(board: Gpu) -> Iterator[Callable[..., Any]]:
     """Call a function of ``loads``, by its name, in a process of its own: pytest's never uses the GPU."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield lambda function, *arguments: pool.submit(_call, function, board.uuid, *arguments).result()

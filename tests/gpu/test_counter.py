@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pytest_llem import IsolatedExperiment
-from pytest_llem.energy.gpu import COUNTER
-from pytest_llem.hardware.gpus import Board
+from pytest_llem.energy.gpu_source import COUNTER
+from pytest_llem.hardware.gpus import Gpu
 from pytest_llem.hardware.nvml import Nvml
 
 Found = Callable[[str, object], None]
@@ -24,7 +24,7 @@ def _variation(values: Sequence[float]) -> float:
     return statistics.stdev(values) / statistics.fmean(values)
 
 
-def test_it_rises_in_ticks(board: Board, found: Found) -> None:
+def test_it_rises_in_ticks(board: Gpu, found: Found) -> None:
     seen: list[tuple[float, int]] = []
     with Nvml() as nvml:
         handle = nvml.call("nvmlDeviceGetHandleByUUID", board.uuid)

@@ -7,15 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 
-from pytest_llem.doctor.examination import Examination
-from pytest_llem.hardware.gauges import Gauges
-from pytest_llem.hardware.gpus import Board
+from pytest_llem.doctor.records import Examination
+from pytest_llem.hardware.gpus import Gpu
+from pytest_llem.hardware.sensors import Gauges
 
 #: A CUDA context takes some hundreds of MB.
 _CONTEXT_BYTES = 100e6
 
 
-def test_what_it_tells_of_a_gpu(board: Board, found: Callable[[str, object], None]) -> None:
+def test_what_it_tells_of_a_gpu(board: Gpu, found: Callable[[str, object], None]) -> None:
     command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--format", "json"]
     with Gauges() as look:
         before = most = look()[board.uuid].used_bytes or 0

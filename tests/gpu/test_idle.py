@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pytest_llem import IsolatedExperiment
-from pytest_llem.hardware.gpus import Board
+from pytest_llem.hardware.gpus import Gpu
 
 Found = Callable[[str, object], None]
 
 
 def test_nothing_costs_nothing(
-    isolated_experiment: IsolatedExperiment, llama_1b: Path, board: Board, found: Found
+    isolated_experiment: IsolatedExperiment, llama_1b: Path, board: Gpu, found: Found
 ) -> None:
     """First of all: the bare machine is measured before anything has used the GPU."""
     result = isolated_experiment(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import ExperimentError, IsolatedExperiment
-from pytest_llem.hardware.gpus import Board
+from pytest_llem.hardware.gpus import Gpu
 from pytest_llem.hardware.nvml import Nvml
 
 Found = Callable[[str, object], None]
@@ -33,7 +33,7 @@ def _has_context() -> bool:
 def test_it_is_free_again(
     isolated_experiment: IsolatedExperiment,
     llama_1b: Path,
-    board: Board,
+    board: Gpu,
     found: Found,
     engine: str,
     kind: str | None,

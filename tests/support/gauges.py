@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.hardware.gauges import Gauges, GpuState
+from pytest_llem.hardware.sensors import Gauges, GpuState
 from tests.support.nvml import Script
 
 

@@ -16,8 +16,15 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from pytest_llem.engines.context import context_length, too_long
-from pytest_llem.engines.models import ModelSource, damaged_model, fingerprint, hub_revision, resolve_model
+from pytest_llem.engines.models import (
+    ModelSource,
+    context_length,
+    damaged_model,
+    fingerprint,
+    hub_revision,
+    resolve_model,
+    too_long,
+)
 from pytest_llem.engines.process_memory import peak_rss_bytes, reset_peak_rss
 from pytest_llem.engines.protocol import (
     EngineContext,
@@ -29,7 +36,7 @@ from pytest_llem.engines.protocol import (
 from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.options import with_pytorch_options
-from pytest_llem.engines.pytorch.refusals import one_line, library_errors_as_preflight
+from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight, one_line
 from pytest_llem.engines.pytorch.requirements import unmet
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
 from pytest_llem.results.environment import package_version
@@ -271,7 +278,10 @@ class PyTorchEngine:
             self._decodes_alike()
         started = time.perf_counter()
         try:
-            with torch.inference_mode(), library_errors_as_preflight("generate cannot do what the experiment asks for"):
+            with (
+                torch.inference_mode(),
+                library_errors_as_preflight("generate cannot do what the experiment asks for"),
+            ):
                 sequences = self._model.generate(
                     input_ids=batch.input_ids,
                     attention_mask=batch.attention_mask,

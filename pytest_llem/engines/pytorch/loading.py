@@ -25,7 +25,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from pytest_llem.engines.models import ModelSource, cached_snapshot, resolve_model
 from pytest_llem.engines.protocol import EngineContext, ModelNotFoundError, PreflightError
-from pytest_llem.engines.pytorch.refusals import one_line, library_errors_as_preflight
+from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight, one_line
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean

@@ -5,8 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from pytest_llem.doctor.examination import Examination, Finding, Verdict
-from pytest_llem.doctor.records import Gpu
+from pytest_llem.doctor.records import Examination, Finding, GpuReport, Verdict
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.study.problems import printable
 
@@ -108,13 +107,13 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
         yield from _table("Users of GPUs", ("", "pid", "program", "memory MB"), using, width, right=(1, 3))
 
 
-def _first(gpu: Gpu) -> str:
+def _first(gpu: GpuReport) -> str:
     if not gpu.visible:
         return "hidden"
     return "first" if gpu.first else "visible"
 
 
-def _counter(gpu: Gpu) -> str:
+def _counter(gpu: GpuReport) -> str:
     if gpu.energy_counter is None:
         return "?"
     return ("still" if gpu.energy_counter_error else "yes") if gpu.energy_counter else "no"

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pytest_llem.hardware.gpus import visible_gpus
 from pytest_llem.isolation.interpreter import package_versions
 from pytest_llem.planning.inputs import CurrentInputs
-from pytest_llem.planning.resume import Here
-from pytest_llem.results.environment import package_version
-from pytest_llem.results.processor import cpu_model
+from pytest_llem.planning.resume import CurrentEnvironment
+from pytest_llem.results.environment import cpu_model, package_version
 from pytest_llem.study.design import StudyConfig
 
 
-def here(study: StudyConfig, inputs: CurrentInputs) -> Here:
+def current_environment(study: StudyConfig, inputs: CurrentInputs) -> CurrentEnvironment:
     """Return what determines the numbers of *study* here: this machine, what each runner has, and *inputs*."""
 
     def version(backend: str) -> Callable[[str], str | None]:
@@ -21,7 +20,7 @@ def here(study: StudyConfig, inputs: CurrentInputs) -> Here:
         return package_version if python is None else package_versions(python).get
 
     boards = visible_gpus().all
-    return Here(
+    return CurrentEnvironment(
         cpu=cpu_model(),
         gpus=frozenset(board.name for board in boards if board.name),
         driver=next((board.driver for board in boards if board.driver), None),

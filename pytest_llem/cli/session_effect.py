@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_llem.cli.command import DONE, FAILED, NOT_RUN, complain
-from pytest_llem.gates.independence import shared_experiments
+from pytest_llem.gates.matching import shared_experiments
 from pytest_llem.gates.sessions import CONFIDENCE, SessionEffect, session_effect
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.results.facts import TESTBED

@@ -10,9 +10,9 @@ from functools import partial
 from pytest_llem.engines.protocol import Engine, ModelShape, ShapeUnknownError, SupportsModelShape
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.requests import Requests
+from pytest_llem.results.environment import cpu_model
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import Metric, metric
-from pytest_llem.results.processor import cpu_model
 
 NAMES = ("flops", "mfu", "mbu", "roofline_slowdown")
 
@@ -115,7 +115,9 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
     return found | {
         "mfu": metric("mfu", flops / seconds / rate if rate else None, reason=unknown),
         "mbu": metric("mbu", None if cached else moved / seconds / peaks.bandwidth, reason=cached),
-        "roofline_slowdown": metric("roofline_slowdown", seconds / floor if floor else None, reason=unknown or cached),
+        "roofline_slowdown": metric(
+            "roofline_slowdown", seconds / floor if floor else None, reason=unknown or cached
+        ),
     }
 
 

@@ -1,6 +1,6 @@
 """What NVML tells of this machine's GPUs, asked in a process of its own: with a dead driver a call never returns.
 
-    python -P -m pytest_llem.doctor.boards
+    python -P -m pytest_llem.doctor.gpu_probe
 
 Standard output takes a JSON object a line, as things become known: ``{"doing": …}`` before what may take for ever,
 ``{"driver": …}``, and a ``{"gpu": …}`` for each, and once more when the counters were watched. No CUDA context is
@@ -17,10 +17,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pytest_llem.energy.gpu import COUNTER, find
+from pytest_llem.energy.gpu_source import COUNTER, find_source
 from pytest_llem.energy.protocol import MeterUnavailableError
 from pytest_llem.energy.ticks import period, ticks
-from pytest_llem.hardware.gpus import all_handles, board, visible_handles
+from pytest_llem.hardware.gpus import (
+    all_handles,
+    gpu_processes,
+    gpu_settings,
+    newest_cuda,
+    read_gpu,
+    visible_handles,
+)
 from pytest_llem.hardware.nvml import Nvml, NvmlError
 from pytest_llem.hardware.sensors import (
     IDLE,
@@ -32,8 +39,6 @@ from pytest_llem.hardware.sensors import (
     power_w,
     temperature_c,
 )
-from pytest_llem.hardware.settings import newest_cuda, settings
-from pytest_llem.hardware.users import users
 
 #: Ticks that are waited for: half a second of them on most boards.
 _TICKS = 6
@@ -70,16 +75,16 @@ def main() -> None:
 
 def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
     """Return what is known of a board."""
-    known = board(nvml, uuid, handle)
+    known = read_gpu(nvml, uuid, handle)
     memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
     sources = power_sources(nvml, handle)
     try:
-        find(nvml, uuid)
+        find_source(nvml, uuid)
         refusal = None
     except MeterUnavailableError as error:
         refusal = str(error)
-    using = users(nvml, handle)
-    return settings(nvml, uuid) | {
+    using = gpu_processes(nvml, handle)
+    return gpu_settings(nvml, uuid) | {
         "capability": "{}.{}".format(*known.capability) if known.capability else None,
         "used_mb": round(memory.used / 1e6) if memory is not None else None,
         "power_sources": sources,

@@ -14,7 +14,7 @@ from types import TracebackType
 _REAP_S = 1.0
 
 
-class Asked:
+class ProbeProcess:
     """Runs a command from being made until it is left; whatever becomes of it, nothing waits for it for ever.
 
     Args:
@@ -38,7 +38,7 @@ class Asked:
         except (OSError, ValueError) as error:
             self._refused = str(error)
 
-    def __enter__(self) -> Asked:
+    def __enter__(self) -> ProbeProcess:
         return self
 
     def __exit__(

@@ -25,7 +25,7 @@ WORKER = ("nvidia-ml-py", "psutil", "pydantic")
 ENGINES = ("torch", "transformers")
 
 
-def lacks(there: Interpreter, engine: str | None, pip: str) -> str | None:
+def check_runner_environment(there: Interpreter, engine: str | None, pip: str) -> str | None:
     """Return what keeps experiments from running there, with what to do about it; None where nothing does.
 
     Args:

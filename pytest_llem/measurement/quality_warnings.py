@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
+import sys
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
-from pytest_llem.energy.validity import MAX_VALID_DISAGREEMENT, disagreement
+from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
-from pytest_llem.measurement.outputs import on_device
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
@@ -16,6 +19,7 @@ from pytest_llem.results.experiment import AdjustedSetting, BaselineRecord, Engi
 from pytest_llem.results.facts import MIN_TICKS
 from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.quality_warnings import QualityWarning
+from pytest_llem.results.statistics import percentile
 
 #: By what share a pass may grow or shrink from the window's first half to its second.
 MAX_DRIFT = 0.05
@@ -193,3 +197,93 @@ def _of_devices(account: Account) -> Iterator[QualityWarning]:
                 "temperature",
                 f"temperature of {device.device} went from {start:.0f} to {end:.0f} °C within the window",
             )
+
+
+def on_device(value: Any, depth: int = 3) -> bool:
+    """Whether *value* is a tensor on a GPU, or holds one.
+
+    Args:
+        value: What an engine's ``generate`` returned.
+        depth: Containers and objects to look into, one within another.
+    """
+    if getattr(value, "is_cuda", False) is True:
+        return True
+    if depth == 0:
+        return False
+    if isinstance(value, dict):
+        held = list(value.values())
+    elif isinstance(value, list | tuple):
+        held = list(value)
+    else:
+        held = list(getattr(value, "__dict__", {}).values())
+    return any(on_device(one, depth - 1) for one in held)
+
+
+def active_tracer() -> str | None:
+    """Return what traces Python in this thread, in words; None where nothing does.
+
+    Coverage, debuggers and profilers reach an experiment's process too, if they follow subprocesses.
+    """
+    for what, hook in (("trace function", sys.gettrace()), ("profile function", sys.getprofile())):
+        if hook is not None:
+            kind = hook if hasattr(hook, "__qualname__") else type(hook)
+            return f"a {what} is set ({kind.__module__}.{kind.__qualname__})"
+    monitoring: Any = getattr(sys, "monitoring", None)  # since Python 3.12
+    for tool in range(6) if monitoring is not None else ():
+        if (name := monitoring.get_tool(tool)) is not None and monitoring.get_events(tool):
+            return f"sys.monitoring is in use ({name})"
+    return "tracemalloc is on" if tracemalloc.is_tracing() else None
+
+
+#: First runs are slower than later ones if most take so many times as long, and so many seconds longer. Of fewer
+#: than ``FEW``, one that is held up by chance may decide: then it has to be more.
+FACTOR, SECONDS = 1.5, 0.001
+FEW, FACTOR_OF_FEW, SECONDS_OF_FEW = 5, 3.0, 0.010
+
+#: The slowest tenth of later runs may have been held up.
+_LATER = 90
+
+
+def repeats_are_faster(window: Window, requests: Requests) -> str | None:
+    """Return how much faster batches or first tokens are in later passes than in the first; None if they are not.
+
+    The first pass has prompts that the engine has not seen before, and every later one repeats them: an engine
+    that keeps answers, or what it has computed of prompts, is measured at looking them up.
+
+    Args:
+        window: What was measured.
+        requests: Of it.
+    """
+    pass_seconds = [[seconds] for seconds in window.pass_seconds]
+    # One for each batch: of its requests, all are held up if one is.
+    first_tokens = [
+        statistics.median([request.ttft_s or 0.0 for request in batch]) for batch in requests.batches()
+    ]
+    number = len(first_tokens) // len(requests.passes)
+    ttft = [first_tokens[start : start + number] for start in range(0, len(first_tokens), number)]
+    for what, runs in (("a batch", window.call_seconds), ("a pass", pass_seconds), ("a first token", ttft)):
+        if (found := _typical(runs)) is not None:
+            first, later = found
+            return (
+                f"{what} took {first * 1000:.4g} ms in the first pass and {later * 1000:.4g} ms in later ones, "
+                "which repeat its prompts: the engine may answer them from a cache"
+            )
+    return None
+
+
+def _typical(runs: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Return how long the typical run takes in the first pass, and in later ones, in s; None where that is alike.
+
+    Args:
+        runs: For each pass, how long each run took, in s.
+    """
+    if len(runs) < 2:
+        return None
+    first, *others = runs
+    few = len(first) < FEW
+    factor, seconds = (FACTOR_OF_FEW, SECONDS_OF_FEW) if few else (FACTOR, SECONDS)
+    later = [percentile([one[place] for one in others], _LATER) for place in range(len(first))]
+    slower = [one > factor * again and one - again > seconds for one, again in zip(first, later, strict=True)]
+    if 2 * sum(slower) <= len(slower):
+        return None
+    return statistics.median(first), statistics.median(later)
