@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pytest_llem.isolation import child as childs
-from pytest_llem.isolation.child import Child
+from pytest_llem.isolation.child import CappedOutput, Child
 from pytest_llem.isolation.launcher import Job, run_isolated
-from pytest_llem.isolation.outcome import CappedOutput, Outcome
+from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.isolation.server import Servers
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.results.experiment import ExperimentResult

@@ -108,7 +108,7 @@ class Engine(Protocol):
     Every pass of the window brings the same prompts: an engine that caches prompts or answers, such as by prefix
     caching, switches that off, or empties the cache in ``seed``, with which every pass begins.
 
-    Beside this it may be a :class:`SupportsModelShape`, a :class:`SupportsPrefillOnly` and a :class:`SupportsPreload`.
+    Beside this it may be a :class:`SupportsModelShape`, :class:`SupportsPrefillOnly` or :class:`SupportsPreload`.
     """
 
     #: UUIDs of the GPUs it may run on, empty on a CPU, as its own runtime names them; after ``load`` of those that

@@ -3,12 +3,12 @@
     python -m pytest_llem.isolation.forkserver CONTROL
 
 CONTROL is a socket. Each message is a request, a JSON object: ``attempt`` is the folder that holds the job,
-``watch_pids`` the processes that its supervisor watches, ``directory`` the current one; with it come the file
-descriptors of :class:`pytest_llem.isolation.starting.ChildPipes`. The server imports what the job needs, unless it has
-already, and forks a supervisor, which forks the experiment's process: from there on all is as in an interpreter that
-was started for it. At the end of the file the server ends.
+``watch_pids`` the processes that its supervisor watches, ``directory`` the current one. The file descriptors of
+:class:`pytest_llem.isolation.starting.ChildPipes` come with it. The server imports what the job needs, unless it
+has already, and forks a supervisor, which forks the experiment's process. From there on everything is as in an
+interpreter that was started for it. When the socket is closed the server ends.
 
-It is itself started under a supervisor, which ends it whatever it is importing, and all that it has forked. It opens
+The server runs under a supervisor, which ends it, and all that it has forked, whatever it is importing. It opens
 no device and has one thread: a process that is forked while there are others may find a lock that nobody lets go
 of, and one that inherits a device cannot use it. What makes it otherwise is refused.
 """

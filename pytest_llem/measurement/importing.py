@@ -1,13 +1,16 @@
-"""Whether engines can be imported. Run in the interpreter that is to run them: an engine may import anything."""
+"""Import engines, ahead of an experiment or to see whether it works.
+
+This runs in the interpreter that is to run the engine, in a process of its own: an engine may import anything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from pytest_llem import registry
 from pytest_llem.engines.protocol import Engine, EngineContext
-from pytest_llem.measurement import orchestrator as orchestrator
 from pytest_llem.study.config import ExperimentConfig
 
 #: What a class needs to be an engine.
@@ -49,6 +52,7 @@ def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:
     Raises:
         Exception: It cannot be imported, in whatever way that shows.
     """
+    import_module("pytest_llem.measurement.orchestrator")  # which imports this module
     engine = registry.load(registry.BACKENDS, config.backend)
     if hasattr(engine, "preload"):
         engine.preload(config, EngineContext(model_path))

@@ -89,9 +89,9 @@ def host_environment(directory: Path | None = None) -> dict[str, Any]:
 
     Returns:
         ``os``, ``kernel``, ``machine``, ``virtual_machine``, ``container``; what
-        :func:`pytest_llem.results.environment.processor` tells; ``memory_mb``; ``python``; ``packages``, versions by
-        name; ``variables``, those of :data:`VARIABLES` that are set; ``git``, as
-        :func:`pytest_llem.results.code_state.working_tree` tells it.
+        :func:`processor` returns; ``memory_mb``; ``python``; ``packages``, versions by name; ``variables``,
+        those of :data:`VARIABLES` that are set; ``git``, what
+        :func:`pytest_llem.results.code_state.working_tree` returns.
     """
     import psutil
 

@@ -155,9 +155,9 @@ class BaselineRecord(Record):
         drift_w: Standard uncertainty (k = 1) that idle power's own changes from the baseline to the end of the
             windows add, in W: by ``after_w``, and by the differences of one part and the next. Null where
             ``after_w`` is.
-        idle_power_no_context_w: Power of each device that the experiment might use, before the session's first experiment on
-            it, with neither model nor context of the session's, in W by device; null where none was measured. Not
-            to be subtracted: a context alone draws power.
+        idle_power_no_context_w: Power of each device that the experiment might use, in W by device, before the
+            session's first experiment on it, with neither model nor context of the session. Null where it was
+            not measured. It is not subtracted: a context alone draws power.
         idle_bare_method: How it was obtained.
         idle_bare_source: What it was read from.
         idle_bare_age_seconds: How long before this experiment was started; of several, the oldest.
