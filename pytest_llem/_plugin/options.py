@@ -37,7 +37,7 @@ class Settings:
     Attributes:
         results_dir: Where each study gets its folder.
         results_dir_given: The command line says so, which no study overrides.
-        run_id: ChildPipes the folder's name in place of the time, or None.
+        run_id: Ends the folder's name in place of the time, or None.
         plan: Where the plan is written, or None.
         html: Where the page of the results is written, or None.
         resume: What an earlier run has completed is not run again.

@@ -53,7 +53,7 @@ class DeviceLease:
         next_gap: Has the devices ready for a further run, and returns the idle time before it.
         process: The item's process, where that has been started ahead and not been used yet.
         drain: Takes over a process that has left its result, and has yet to exit. None to wait for that.
-        progress: StreamsTelemetry how far the experiment is; None where no terminal does.
+        progress: Shows how far the experiment is; None where no terminal does.
     """
 
     devices: Collection[str] = ()

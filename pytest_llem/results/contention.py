@@ -72,7 +72,7 @@ class Contention(Record):
             without a quota.
         throttled_seconds: Time that it was kept from running for that, summed over CPUs, in s.
         gpus: The GPUs of the experiment.
-        repeats: PreviousResults measurements of this cycle that were contended, and that this one replaces.
+        repeats: Earlier measurements of this cycle that were contended, and that this one replaces.
     """
 
     state: State

@@ -29,7 +29,7 @@ MAX_DEPTH = 64
 
 _TOO_DEEP = "nested too deeply"
 
-#: ChildPipes the message for a value that would be right as a string.
+#: Ends the message for a value that would be right as a string.
 IN_QUOTES = "; put it in quotes"
 
 _TAG = "tag:yaml.org,2002:"

@@ -1,4 +1,4 @@
-"""VisibleGpus that follow a script: scripted_nvml.c built, its script written, and code run over it."""
+"""GPUs that follow a script: scripted_nvml.c built, its script written, and code run over it."""
 
 from __future__ import annotations
 
