@@ -18,7 +18,7 @@ from pytest_llem._plugin.declarations import (
     MARKER_HELP,
     YAML_SUFFIXES,
     add_options,
-    is_anything_said,
+    is_any_option_given,
 )
 from pytest_llem._plugin.stash import SELECTED_AXES, STUDIES
 from pytest_llem.fixtures import energy_meter as energy_meter
@@ -41,7 +41,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
     expression = config.getoption("keyword", "") or ""
-    if "=" in expression or is_anything_said(config):
+    if "=" in expression or is_any_option_given(config):
         from pytest_llem.session import configure
 
         configure(config, expression)  # what is wrong is told before anything is collected

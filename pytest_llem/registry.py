@@ -9,8 +9,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
-BACKENDS = "pytest_llem.backends"
-METERS = "pytest_llem.energy"
+ENGINE_GROUP = "pytest_llem.engines"
+METER_GROUP = "pytest_llem.meters"
 
 
 def installed(group: str) -> list[str]:

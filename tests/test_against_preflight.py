@@ -119,7 +119,7 @@ def test_an_installed_engine_whose_import_fails_there(
 ) -> None:
     """Its metadata is there, and its module is not."""
     broken = Environment(tmp_path / "broken", ROOT, *SITE_PACKAGES)
-    broken.add("noop", "1.0", entry_points="[pytest_llem.backends]\nnoop = no_such_module:Engine\n")
+    broken.add("noop", "1.0", entry_points="[pytest_llem.engines]\nnoop = no_such_module:Engine\n")
     found = against(broken.python, backend="noop")
     found.stderr.fnmatch_lines(
         ["*the reference: engine 'noop' cannot be used with *: No module named 'no_such_module'"]

@@ -75,9 +75,9 @@ def test_the_public_names_are_there_and_late() -> None:
 
 def test_entry_points_are_declared_and_load() -> None:
     assert {point.name: point.value for point in entry_points(group="pytest11")}["llem"] == "pytest_llem.plugin"
-    assert "pytorch" in entry_points(group="pytest_llem.backends").names
-    assert {"nvml", "rapl", "estimate"} <= entry_points(group="pytest_llem.energy").names
-    for group in ("pytest_llem.backends", "pytest_llem.energy"):
+    assert "pytorch" in entry_points(group="pytest_llem.engines").names
+    assert {"nvml", "rapl", "estimate"} <= entry_points(group="pytest_llem.meters").names
+    for group in ("pytest_llem.engines", "pytest_llem.meters"):
         for point in entry_points(group=group):
             assert point.load()
 

@@ -17,10 +17,10 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
-from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
+from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.window import Window, measure
-from pytest_llem.results.experiment import BaselineRecord, ExperimentResult
+from pytest_llem.results.experiment import ExperimentResult, IdlePowerRecord
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import BaselineConfig
 from tests.conftest import NOOP_STUDY
@@ -71,14 +71,14 @@ def baseline(
     meter: Any = None,
     loading: Total = MEASURED,
     config: BaselineConfig = SHORT,
-    known: BaselineRecord | None = None,
+    known: IdlePowerRecord | None = None,
     **device: Any,
 ) -> Any:
     engine: Any = Engine()
     meter = Meter(engine.log, **device) if meter is None else meter
     meters = Meters({"one": meter} if meter else {})
     on_idle = partial(engine.log.append, "idle")
-    record = measure_baseline(engine, "b", meters, loading, config, known=known, on_idle=on_idle)
+    record = measure_idle_power(engine, "b", meters, loading, config, known=known, on_idle=on_idle)
     return record, engine.log
 
 
@@ -156,7 +156,7 @@ def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j: float
 
 # ---- that of an earlier cycle ----
 
-EARLIER = BaselineRecord(
+EARLIER = IdlePowerRecord(
     idle_power_w=48.0,
     uncertainty_w=0.5,
     seconds=30.0,
@@ -176,7 +176,7 @@ def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch: pytest.Monk
         def now(cls, tz: tzinfo | None = None) -> Later:
             return cls(2026, 11, 24, 10, 1, 30, tzinfo=tz)
 
-    monkeypatch.setattr("pytest_llem.measurement.baseline.datetime", Later)
+    monkeypatch.setattr("pytest_llem.measurement.idle_power.datetime", Later)
     record, log = baseline(known=EARLIER)
     assert log == [], "nobody waits"
     assert record == EARLIER.model_copy(update={"age_seconds": 90.0})
@@ -209,7 +209,7 @@ def test_nor_is_one_where_none_is_wanted_or_measured() -> None:
 
 # ---- what is left of a pass ----
 
-IDLE = BaselineRecord(
+IDLE = IdlePowerRecord(
     idle_power_w=20.0,
     seconds=30.0,
     method="measured",
@@ -220,14 +220,14 @@ IDLE = BaselineRecord(
 
 
 def _metrics(
-    record: BaselineRecord,
+    record: IdlePowerRecord,
     energy_j: float | None = 100.0,
     method: Method = "measured",
     reason: Any = None,
     edges_j: Any = None,
 ) -> Any:
     total = Total(energy_j, method, "nvml_total_energy", "gpu_board", reason, uncertainty_j=edges_j)
-    return baseline_metrics(record, Window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
+    return idle_power_metrics(record, Window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
 
 
 def test_active_energy_is_a_pass_without_its_idle_energy() -> None:
@@ -265,7 +265,7 @@ def test_it_claims_no_more_than_its_weakest_part() -> None:
 
 
 def test_without_a_baseline_it_is_null_with_the_reason() -> None:
-    metrics = _metrics(BaselineRecord(reason="switched off by baseline.enabled"))
+    metrics = _metrics(IdlePowerRecord(reason="switched off by baseline.enabled"))
     assert {name: metric.value for name, metric in metrics.items()} == {
         "idle_power_w": None,
         "active_energy_j": None,
@@ -306,12 +306,12 @@ def _idle_and_window(script: Any, busy_s: Any) -> Any:
     loading = meters.end().total
     config = BaselineConfig.model_construct(enabled=True, duration_seconds=2.5)
     time.sleep(1.0 - (script.now() + busy_s) % 1.0)
-    record = measure_baseline(engine, "b", meters, loading, config)
+    record = measure_idle_power(engine, "b", meters, loading, config)
     window = measure(engine, ["b"], meters, min_seconds=1.0, seed=1)
-    record = measure_after(record, meters, config, window)
+    record = measure_idle_power_after(record, meters, config, window)
     meters.close()
     assert not meters.refusals
-    metrics = baseline_metrics(record, window)
+    metrics = idle_power_metrics(record, window)
     return record, metrics, window
 
 

@@ -12,9 +12,15 @@ import pytest
 from pytest_llem import ExperimentConfig
 from pytest_llem.energy.account import Meters
 from pytest_llem.engines.protocol import RequestRecord
-from pytest_llem.measurement import claims
+from pytest_llem.measurement import engine_reports
 from pytest_llem.measurement import window as windows
-from pytest_llem.measurement.claims import MAX_REQUESTS, MAX_TOKENS, check_claims, recorded_passes, too_fast
+from pytest_llem.measurement.engine_reports import (
+    MAX_REQUESTS,
+    MAX_TOKENS,
+    check_engine_reports,
+    recorded_passes,
+    too_fast,
+)
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.measurement.window import measure
@@ -76,7 +82,7 @@ def test_contradiction_is_an_error(changes: dict[str, Any], problem: str) -> Non
     """Whatever else is right, and in whichever pass it is."""
     wrong = replace(RECORD, **changes)
     with pytest.raises(ValueError, match="the engine contradicts") as error:
-        check_claims([[RECORD, RECORD], [RECORD, wrong]], [[5, 6, 7]] * 2, 6, [0.020, 0.020])
+        check_engine_reports([[RECORD, RECORD], [RECORD, wrong]], [[5, 6, 7]] * 2, 6, [0.020, 0.020])
     assert str(error.value).startswith(f"the engine contradicts {problem}")
     assert str(error.value).endswith("(request 2 of 2)")
 
@@ -96,20 +102,20 @@ def test_contradiction_is_an_error(changes: dict[str, Any], problem: str) -> Non
     ],
 )
 def test_what_agrees_is_no_error(changes: dict[str, Any]) -> None:
-    check_claims([[replace(RECORD, **changes)]], [[5, 6, 7]], 3, [0.016])
+    check_engine_reports([[replace(RECORD, **changes)]], [[5, 6, 7]], 3, [0.016])
 
 
 def test_fewer_positions_than_tokens_are_an_error() -> None:
     with pytest.raises(ValueError, match="contradicts its input: it reports 2 positions for 3 tokens"):
-        check_claims([[RECORD]], [[5, 6, 7]], 2, [0.016])
+        check_engine_reports([[RECORD]], [[5, 6, 7]], 2, [0.016])
 
 
 def test_times_are_compared_on_the_scale_of_the_request() -> None:
     """A hundredth of a long answer, and a millisecond of a short one."""
     long = RequestRecord(1, [7] * 3, ttft_s=50.0, itl_s=[25.0, 25.0], e2e_s=100.9)
-    check_claims([[long]], [[5]], 1, [100.0])
+    check_engine_reports([[long]], [[5]], 1, [100.0])
     with pytest.raises(ValueError, match="longer than the pass"):
-        check_claims([[long]], [[5]], 1, [99.0])
+        check_engine_reports([[long]], [[5]], 1, [99.0])
 
 
 def test_engine_whose_latencies_exceed_its_passes_fails(
@@ -201,7 +207,7 @@ class TestRecords:
     def test_window_of_many_passes_is_accounted_for_in_full(
         self, noop_engine: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(claims, "MAX_REQUESTS", 20)
+        monkeypatch.setattr(engine_reports, "MAX_REQUESTS", 20)
         outcome = run(measurement={"min_window_seconds": 0.1})
         window, tokens = outcome.result.window, outcome.result.tokens
         kept = window.recorded_passes

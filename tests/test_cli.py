@@ -14,7 +14,7 @@ from typing import IO
 import pytest
 
 from pytest_llem import __version__, cli
-from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.schema import study_schema
 from tests.conftest import ROOT
 
@@ -33,7 +33,7 @@ def test_the_script_is_declared() -> None:
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema"]) == 0
-    assert json.loads(capsys.readouterr().out) == study_schema(installed(BACKENDS))
+    assert json.loads(capsys.readouterr().out) == study_schema(installed(ENGINE_GROUP))
 
 
 def test_it_knows_what_is_installed(noop_engine: None) -> None:
@@ -47,7 +47,7 @@ def test_the_schema_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureF
     file = tmp_path / "study.schema.json"
     assert cli.main(["schema", "-o", str(file)]) == 0
     assert capsys.readouterr() == ("", "")
-    assert json.loads(file.read_text()) == study_schema(installed(BACKENDS))
+    assert json.loads(file.read_text()) == study_schema(installed(ENGINE_GROUP))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pytest_llem.gates.text import verdict_line
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.isolation.launcher import Job
 from pytest_llem.isolation.outcome import Outcome
-from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch, contention_warnings, judge
+from pytest_llem.measurement.contention import THRESHOLDS, ContentionWatch, assess_contention, contention_warnings
 from pytest_llem.measurement.cpu_activity import CpuActivity, Snapshot, activity, snapshot
 from pytest_llem.measurement.gpu_activity import GpuActivity, gpu_activity
 from pytest_llem.reporting.html.provenance import Provenance
@@ -141,7 +141,7 @@ def test_a_kernel_that_does_not_count_waiting_gives_no_figure(proc: Proc, text: 
             file.write_text(text)
     found = activity(look(proc, 0.0), look(proc, 10.0))
     assert (found.cpu_seconds, found.cpu_wait_seconds, found.involuntary_switches) == (None, None, None)
-    assert judge(found, [], 10.0).state == "unknown"
+    assert assess_contention(found, [], 10.0).state == "unknown"
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu0 1 2 3\n", "cpu0 1 0 0 9 0 0 0 0 0 0\n"])
@@ -151,13 +151,13 @@ def test_stat_that_does_not_have_every_cpu_gives_no_figure(proc: Proc, text: str
         (proc.proc / "stat").write_text(text)
     found = activity(look(proc, 0.0), look(proc, 10.0))
     assert (found.others_cpu_share, found.steal_share) == (None, None)
-    assert judge(found, [], 10.0).state == "unknown"
+    assert assess_contention(found, [], 10.0).state == "unknown"
 
 
 def test_nothing_is_known_without_proc(tmp_path: Path) -> None:
     nowhere = snapshot(ROOT, tmp_path / "proc", tmp_path / "cgroup", cpus=(0,))
     found = activity(nowhere, replace(nowhere, at=nowhere.at + 10.0))
-    assert judge(found, [], 10.0).state == "unknown"
+    assert assess_contention(found, [], 10.0).state == "unknown"
     figures = {name: value for name, value in vars(found).items() if name not in ("seconds", "cpus", "others")}
     assert set(figures.values()) == {None}
 
@@ -248,7 +248,7 @@ def test_a_gpu_that_only_the_experiment_uses() -> None:
 def test_use_by_others_is_unknown_where_the_experiment_is_not_listed(used: Any, holders: Any) -> None:
     found = gpu(used, holders)
     assert (found.others_share, found.others_memory_mb, found.others) == (None, None, ())
-    assert judge(QUIET, [found], 10.0).state == "unknown"
+    assert assess_contention(QUIET, [found], 10.0).state == "unknown"
 
 
 def test_the_driver_is_asked_for_the_window_alone() -> None:
@@ -303,13 +303,13 @@ def share(received: float, seconds: float = 10.0) -> dict[str, Any]:
     ],
 )
 def test_what_is_contended(changes: dict[str, Any], state: str, reason: str) -> None:
-    found = judge(replace(QUIET, **changes), [], 10.0)
+    found = assess_contention(replace(QUIET, **changes), [], 10.0)
     assert found.state == state
     assert found.reasons == [] if not reason else found.reasons[0].startswith(reason)
 
 
 def test_figures_are_kept_beside_the_state() -> None:
-    found = judge(replace(QUIET, others=("cc1 (30)",), involuntary_switches=7), [ALONE], 10.0)
+    found = assess_contention(replace(QUIET, others=("cc1 (30)",), involuntary_switches=7), [ALONE], 10.0)
     assert (found.cpu_received_share, found.involuntary_switches) == (near(0.9998), 7)
     assert (found.cpus, found.others, found.gpus) == (
         16,
@@ -321,13 +321,13 @@ def test_figures_are_kept_beside_the_state() -> None:
 def test_beside_an_engine_on_gpus_others_count_where_it_waited_for_a_cpu() -> None:
     """An experiment on another GPU has a CPU of its own."""
     others = replace(QUIET, others_cpu_share=0.0625)
-    assert judge(others, [ALONE], 10.0).state == "uncontended"
-    assert judge(replace(others, **share(0.9)), [ALONE], 10.0).state == BAD
+    assert assess_contention(others, [ALONE], 10.0).state == "uncontended"
+    assert assess_contention(replace(others, **share(0.9)), [ALONE], 10.0).state == BAD
 
 
 def test_another_process_on_the_gpu_is_contention() -> None:
     shared = replace(ALONE, others_share=0.35, others=("python (500)",))
-    found = judge(QUIET, [ALONE, shared], 10.0)
+    found = assess_contention(QUIET, [ALONE, shared], 10.0)
     assert (found.state, found.reasons) == (
         "contended",
         ["other processes used GPU-1: 35 % of it, most by python (500)"],
@@ -336,24 +336,24 @@ def test_another_process_on_the_gpu_is_contention() -> None:
 
 def test_a_short_window_is_unknown_however_busy_the_machine() -> None:
     busy = replace(QUIET, **share(0.1), others_cpu_share=0.9)
-    found = judge(busy, [], 0.0001)
+    found = assess_contention(busy, [], 0.0001)
     assert (found.state, found.reasons) == (
         "unknown",
         ["window too short: 0.0001 s, at least 1 s are needed"],
     )
-    assert judge(busy, [], THRESHOLDS.min_window_seconds).state == "contended"
+    assert assess_contention(busy, [], THRESHOLDS.min_window_seconds).state == "contended"
 
 
 def test_warnings_say_what_and_no_figures() -> None:
     """So that a study's experiments that were contended alike share one."""
     busy = replace(QUIET, steal_share=0.5)
-    found = judge(busy, [replace(ALONE, busy_share=0.2)], 10.0)
+    found = assess_contention(busy, [replace(ALONE, busy_share=0.2)], 10.0)
     assert texts(contention_warnings(found)) == [
         "contended: other virtual machines used the CPUs",
         "host-bound: GPU-1 was busy for less than 50 % of the window",
     ]
-    assert not list(contention_warnings(judge(QUIET, [ALONE], 10.0)))
-    assert not list(contention_warnings(judge(busy, [], 0.1)))
+    assert not list(contention_warnings(assess_contention(QUIET, [ALONE], 10.0)))
+    assert not list(contention_warnings(assess_contention(busy, [], 0.1)))
 
 
 def test_memory_that_others_hold_is_not_blamed_on_the_experiment_before() -> None:

@@ -147,7 +147,7 @@ def test_devices_of_an_experiment(config: dict[str, Any], boards: VisibleGpus, n
 
 
 def _owner(experiment: str = "here", **changes: Any) -> Owner:
-    return Owner.here("s", experiment).model_copy(update=changes)
+    return Owner.of_this_process("s", experiment).model_copy(update=changes)
 
 
 class Holder:
@@ -161,7 +161,7 @@ class Holder:
             status = 1
             try:
                 os.close(self._release)
-                with owned(names, Owner.here("other", "there"), print) as ownership:
+                with owned(names, Owner.of_this_process("other", "there"), print) as ownership:
                     ownership.note_used(dict.fromkeys(names, 0))
                     os.write(said, b"!")
                     os.read(wait, 1)
@@ -269,7 +269,7 @@ def test_stopped_process_that_waits_is_passed_by(monkeypatch: pytest.MonkeyPatch
         second = os.fork()
         if second == 0:
             try:
-                with owned([CPU], Owner.here("other", "next"), Told(lambda: os.write(said, b"!"))):
+                with owned([CPU], Owner.of_this_process("other", "next"), Told(lambda: os.write(said, b"!"))):
                     pass
             finally:
                 os._exit(0)
@@ -965,7 +965,7 @@ def test_devices_do_not_pass_on_while_another_process_waits() -> None:
         if waiting == 0:
             status = 1
             try:
-                with owned([CPU], Owner.here("other", "there"), Told(lambda: os.write(said, b"!"))):
+                with owned([CPU], Owner.of_this_process("other", "there"), Told(lambda: os.write(said, b"!"))):
                     status = 0
             finally:
                 os._exit(status)

@@ -327,7 +327,7 @@ class TestGpus:
 
     def test_an_experiment_that_has_it(self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path) -> None:
         (tmp_path / FOLDER).mkdir()
-        owner = Owner.here("llama", "precision=bf16-cycle=1")
+        owner = Owner.of_this_process("llama", "precision=bf16-cycle=1")
         note_file(tmp_path / FOLDER, A).write_text(owner.model_dump_json())
         _, found = doctor()
         assert found.gpus[0].held_by.startswith(f"pid {os.getpid()} runs study llama")

@@ -165,7 +165,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         info = site / "llem_plug-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llem-plug\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{registry.METERS}]\nplug = llem_plug:PlugMeter\n")
+        (info / "entry_points.txt").write_text(f"[{registry.METER_GROUP}]\nplug = llem_plug:PlugMeter\n")
         (site / "llem_plug.py").write_text(textwrap.dedent(source))
         monkeypatch.syspath_prepend(site)
         monkeypatch.setitem(sys.modules, "llem_plug", None)  # so that it is taken out again
@@ -194,7 +194,7 @@ def test_a_meter_comes_in_by_its_entry_point(outside: Callable[..., Any]) -> Non
                 pass
         """
     )
-    assert "plug" in registry.installed(registry.METERS)
+    assert "plug" in registry.installed(registry.METER_GROUP)
     account = _measure(Meters.open("plug", [GPU]))
     assert (account.total.energy_j, account.total.method) == (250.0, "sampled")
     assert (account.total.boundary, account.total.source) == ("wall", "plug_power")

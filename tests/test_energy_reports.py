@@ -26,7 +26,7 @@ from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
 from pytest_llem.reporting.html.words import told
 from pytest_llem.results.contention import Contention
-from pytest_llem.results.experiment import BaselineRecord
+from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.results.facts import testbed_facts
 from pytest_llem.results.study_result import Findings, summarise
 from pytest_llem.study.gates import GatesConfig
@@ -148,7 +148,7 @@ def test_idle_power_that_changes_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, noop_engine: None, after_w: float, warned: bool
 ) -> None:
     """Kepler 1811: another program runs while the idle machine is measured, and its power is subtracted."""
-    known = BaselineRecord(idle_power_w=170.0, after_w=after_w, method="measured", boundary="cpu_package")
+    known = IdlePowerRecord(idle_power_w=170.0, after_w=after_w, method="measured", boundary="cpu_package")
     monkeypatch.setattr(orchestrator, "measure_baseline", lambda *_, **__: known)
     monkeypatch.setattr(orchestrator, "measure_after", lambda baseline, *_, **__: baseline)
     said = f"idle power changed from 170 W to {after_w:g} W: active_energy_j may be off by as much"

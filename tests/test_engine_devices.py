@@ -151,7 +151,7 @@ def fake_meter(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     load = registry.load
 
     def load_fake(group: str, name: str) -> Any:
-        return FakeMeter if group == registry.METERS else load(group, name)
+        return FakeMeter if group == registry.METER_GROUP else load(group, name)
 
     monkeypatch.setattr(registry, "load", load_fake)
     return opened

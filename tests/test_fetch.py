@@ -14,7 +14,7 @@ import pytest
 
 from pytest_llem.cli.needs import Need, needs
 from pytest_llem.engines.tiny_llama import tiny_llama
-from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.loading import load_study
 from tests.conftest import Results
 from tests.support import command
@@ -328,7 +328,7 @@ class TestOwnEngine:
             "No module named 'nowhere'"
         )
 
-    @pytest.mark.skipif("vllm" in installed(BACKENDS), reason="it is installed here")
+    @pytest.mark.skipif("vllm" in installed(ENGINE_GROUP), reason="it is installed here")
     def test_the_files_of_one_that_runs_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(
             "model: owner/name\nbackend: [vllm, tensorrt]\nrunners: {vllm: /opt/vllm/bin/python}"

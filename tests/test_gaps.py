@@ -19,7 +19,7 @@ import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
 from pytest_llem.hardware.gpus import cuda_order
-from pytest_llem.hardware.sensors import Gauges, GpuState
+from pytest_llem.hardware.sensors import GpuSensors, GpuState
 from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, Gaps
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results
@@ -211,7 +211,7 @@ def test_cycle_gap_needs_no_temperature() -> None:
 
 
 def test_interrupted_gap_releases_nvml() -> None:
-    class Interrupted(Gauges):
+    class Interrupted(GpuSensors):
         left = 0
 
         def __exit__(self, *error: Any) -> None:

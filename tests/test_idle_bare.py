@@ -17,9 +17,9 @@ import pytest
 from pytest_llem import ExperimentResult
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.energy import rapl
-from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline
-from pytest_llem.machine.idle_power import SECONDS, bare_meter, measure_bare
-from pytest_llem.results.experiment import BaselineRecord
+from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
+from pytest_llem.machine.idle_power import SECONDS, measure_without_context, no_context_meter
+from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import Results
 from tests.support import nvml
@@ -48,7 +48,9 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Powercap:
     [("auto", [A], "nvml"), ("auto", [], "rapl"), ("rapl", [A], "rapl"), ("nvml", [], "nvml")],
 )
 def test_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: str) -> None:
-    assert bare_meter(ExperimentConfig.model_validate({"model": "m", "energy": {"backend": backend}}), gpus) == (
+    assert no_context_meter(
+        ExperimentConfig.model_validate({"model": "m", "energy": {"backend": backend}}), gpus
+    ) == (
         name,
         None,
     )
@@ -64,8 +66,8 @@ def test_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: st
 )
 def test_reason_for_no_meter_is_kept(changes: dict[str, Any], reason: str) -> None:
     config = ExperimentConfig(model="m", **changes)
-    assert bare_meter(config, [A]) == (None, reason)
-    assert bare_fields(SharedState(), config, [A]) == {"idle_bare_reason": reason}
+    assert no_context_meter(config, [A]) == (None, reason)
+    assert no_context_fields(SharedState(), config, [A]) == {"idle_bare_reason": reason}
 
 
 # ---- one measurement ----
@@ -100,7 +102,7 @@ def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, s
         add(package, 60.0)
         add(dram, 7.5)
 
-    found = measure_bare("rapl", [], on_idle=lambda: log.append("told"), sleep=sleep(meanwhile))
+    found = measure_without_context("rapl", [], on_idle=lambda: log.append("told"), sleep=sleep(meanwhile))
     assert SECONDS == 5
     assert log == ["told", "asleep"]
     assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0), "dram-0": pytest.approx(1.5)}
@@ -116,7 +118,7 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
         add(package, 60.0)
         dram.unlink()
 
-    found = measure_bare("rapl", [], sleep=sleep(lose_dram))
+    found = measure_without_context("rapl", [], sleep=sleep(lose_dram))
     assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0)}
     assert found["idle_bare_reason"].startswith("dram-0: RAPL: ")
     package_1 = powercap.zone("intel-rapl:1", "package-1")
@@ -126,7 +128,7 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
         for counter in (package, package_1, dram):
             counter.unlink()
 
-    found = measure_bare("rapl", [], sleep=sleep(lose_all))
+    found = measure_without_context("rapl", [], sleep=sleep(lose_all))
     assert (found["idle_power_no_context_w"], found["idle_bare_method"]) == (None, None)
     assert "package-1: RAPL: " in found["idle_bare_reason"]
 
@@ -136,7 +138,7 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
     def sleep(seconds: float) -> None:
         pytest.fail("it waits")
 
-    found = measure_bare(name, [], sleep=sleep)
+    found = measure_without_context(name, [], sleep=sleep)
     assert found.get("idle_power_no_context_w") is None
     assert found["idle_bare_reason"].startswith(f"{name}: ")
 
@@ -150,26 +152,26 @@ def _result(**baseline: Any) -> str:
 
 def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
     board = SharedState()
-    assert known_baseline(board, "abc", None) is None
-    keep_baseline(board, "abc", None, _result())
-    assert (known_baseline(board, "abc", None) or {})["idle_power_w"] == 40.0
-    assert known_baseline(board, "abd", None) is None, "another point"
-    assert known_baseline(board, "abc", tmp_path / "python") is None, "another interpreter"
+    assert known_idle_power(board, "abc", None) is None
+    keep_idle_power(board, "abc", None, _result())
+    assert (known_idle_power(board, "abc", None) or {})["idle_power_w"] == 40.0
+    assert known_idle_power(board, "abd", None) is None, "another point"
+    assert known_idle_power(board, "abc", tmp_path / "python") is None, "another interpreter"
 
 
 @pytest.mark.parametrize("baseline", [{"idle_power_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
 def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
     board = SharedState()
-    keep_baseline(board, "abc", None, _result(**baseline))
-    keep_baseline(board, "abc", None, '{"baseline": null}')
-    assert known_baseline(board, "abc", None) is None
+    keep_idle_power(board, "abc", None, _result(**baseline))
+    keep_idle_power(board, "abc", None, '{"baseline": null}')
+    assert known_idle_power(board, "abc", None) is None
 
 
 def test_newest_measured_idle_power_counts() -> None:
     board = SharedState()
     for watts in (40.0, 45.0):  # the second was measured as the first did not fit
-        keep_baseline(board, "abc", None, _result(idle_power_w=watts))
-    assert (known_baseline(board, "abc", None) or {})["idle_power_w"] == 45.0
+        keep_idle_power(board, "abc", None, _result(idle_power_w=watts))
+    assert (known_idle_power(board, "abc", None) or {})["idle_power_w"] == 45.0
 
 
 # ---- whole runs ----
@@ -193,7 +195,7 @@ def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 STUDY = {"energy": {"backend": "auto"}, "sweep": {"n": [1, 2]}, "baseline": {"duration_seconds": 5}}
 NO_GAPS = {"n_cycles": 1, "experiment_gap_seconds": 0}
 
-ReadBaselines = Callable[[], list[BaselineRecord]]
+ReadBaselines = Callable[[], list[IdlePowerRecord]]
 
 
 def _shorter(seconds: float) -> str:
@@ -210,7 +212,7 @@ def _shorter(seconds: float) -> str:
 
 @pytest.fixture
 def baselines(results: Results) -> ReadBaselines:
-    def read() -> list[BaselineRecord]:
+    def read() -> list[IdlePowerRecord]:
         entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
         texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
         found = [ExperimentResult.model_validate_json(text).baseline for text in texts]

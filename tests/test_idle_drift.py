@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
-from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
+from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.prefill import prefill_metrics
 from pytest_llem.measurement.window import Window
-from pytest_llem.results.experiment import BaselineRecord
+from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.study.config import BaselineConfig
 
 Power = NDArray[np.float64]
@@ -87,27 +87,27 @@ def _course(kind: str, seconds: float, noise: np.random.Generator) -> Power:
 
 
 @pytest.fixture
-def idle_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[BaselineRecord, float, float, float]]:
+def idle_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[IdlePowerRecord, float, float, float]]:
     """Measure an idle machine as an experiment does; return the record, and the active energy of a window in which
     nothing was done: value, uncertainty, and what an uncertainty without drift would be, in J.
     """
 
     def run(
         course: Power, noise: np.random.Generator, before: float, window: float, after: float
-    ) -> tuple[BaselineRecord, float, float, float]:
+    ) -> tuple[IdlePowerRecord, float, float, float]:
         machine = Machine(course, noise)
-        monkeypatch.setattr("pytest_llem.measurement.baseline.time", machine)
+        monkeypatch.setattr("pytest_llem.measurement.idle_power.time", machine)
         meters = Meters({"nvml": machine})
         loading = Total(1.0, "measured", **BOUNDARY)  # type: ignore[arg-type]  # of one type each
-        record = measure_baseline(machine, "b", meters, loading, CONFIG)  # type: ignore[arg-type]  # no whole engine
+        record = measure_idle_power(machine, "b", meters, loading, CONFIG)  # type: ignore[arg-type]  # no whole engine
         machine.sleep(before)
         meters.begin()
         began = machine.now
         machine.sleep(window)
         measured = Window([[]], window, meters.end(), began=began)
         machine.sleep(after)
-        record = measure_after(record, meters, CONFIG, measured)
-        active = baseline_metrics(record, measured)["active_energy_j"]
+        record = measure_idle_power_after(record, meters, CONFIG, measured)
+        active = idle_power_metrics(record, measured)["active_energy_j"]
         assert active.value is not None
         assert active.uncertainty is not None
         assert record.uncertainty_w is not None
@@ -150,9 +150,9 @@ def test_record_tells_what_drift_was_found(idle_run: Callable[..., Any]) -> None
 
 
 def test_unknown_drift_is_an_unknown_uncertainty() -> None:
-    idle = BaselineRecord(idle_power_w=20.0, uncertainty_w=0.1, method="measured", boundary="gpu_board")
+    idle = IdlePowerRecord(idle_power_w=20.0, uncertainty_w=0.1, method="measured", boundary="gpu_board")
     total = Total(100.0, "measured", uncertainty_j=1.0, **BOUNDARY)  # type: ignore[arg-type]  # of one type each
-    active = baseline_metrics(idle, Window([[]], 1.0, Account((), total, 1.0)))["active_energy_j"]
+    active = idle_power_metrics(idle, Window([[]], 1.0, Account((), total, 1.0)))["active_energy_j"]
     assert (active.value, active.uncertainty) == (80.0, None)
 
 

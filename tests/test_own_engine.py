@@ -117,4 +117,4 @@ def test_an_error_in_its_own_code_keeps_its_name(pytester: pytest.Pytester, own:
 def test_a_class_within_a_class_may_be_named(own: None, pytester: pytest.Pytester) -> None:
     pytester.syspathinsert()
     pytester.makepyfile(nested="class Outer:\n    class Inner:\n        pass")
-    assert registry.load(registry.BACKENDS, "nested:Outer.Inner").__name__ == "Inner"
+    assert registry.load(registry.ENGINE_GROUP, "nested:Outer.Inner").__name__ == "Inner"

@@ -12,8 +12,8 @@ import pytest
 from pytest_llem.planning.estimate import (
     FORK_SECONDS,
     STARTUP_SECONDS,
-    baseline_seconds,
     duration_text,
+    idle_power_seconds,
     memory_bytes,
     seconds,
 )
@@ -438,7 +438,7 @@ class TestEstimate:
         self, host: Host, changes: dict[str, Any], expected: float
     ) -> None:
         config = ExperimentConfig(model="m", **changes)
-        assert baseline_seconds(config, host) == expected
+        assert idle_power_seconds(config, host) == expected
         without = config.model_copy(update={"baseline": BaselineConfig(enabled=False)})
         times = [seconds(one, ExecutionConfig(), self.LLAMA_8B, host) for one in (config, without)]
         assert times[0] - times[1] == pytest.approx(expected / 5), "but for a short one after the window"

@@ -52,7 +52,7 @@ class TestClosing:
         changes: dict[str, Any],
         error: type[Exception] | None,
     ) -> None:
-        engine: Any = registry.load(registry.BACKENDS, "noop")
+        engine: Any = registry.load(registry.ENGINE_GROUP, "noop")
         closed: list[object] = []
 
         def fail(*_: object) -> None:
@@ -174,7 +174,7 @@ class TestMissingEngine:
         study = load_study(write_study(backend=name, sweep={"n": [1]}))
         assert Preflight(study, (), []).reason(study.points[0]) == (
             f"engine '{name}' is not installed here (there are: noop, pytorch): the library {name} brings none "
-            "itself; install a package that provides it (entry-point group pytest_llem.backends), or name a class "
+            "itself; install a package that provides it (entry-point group pytest_llem.engines), or name a class "
             "of your own, backend: package.module:Class, or name in runners a Python interpreter that has it"
         )
 
@@ -182,7 +182,7 @@ class TestMissingEngine:
 class TestLockFolder:
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
     def test_nobody_removes_the_lock_that_another_user_holds(self, shared: Path) -> None:
-        with owned([CPU], Owner.here("study", "one"), print):
+        with owned([CPU], Owner.of_this_process("study", "one"), print):
             files = sorted(shared.joinpath(FOLDER).iterdir())
             assert len(files) == 3
 
@@ -197,18 +197,18 @@ class TestLockFolder:
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
     def test_each_user_notes_having_a_device(self, shared: Path) -> None:
-        with owned([CPU], Owner.here("study", "of root"), print):
+        with owned([CPU], Owner.of_this_process("study", "of root"), print):
             pass
 
         def own() -> None:
             assert holder(CPU) is None
-            with owned([CPU], Owner.here("study", "of nobody"), print):
+            with owned([CPU], Owner.of_this_process("study", "of nobody"), print):
                 found = holder(CPU)
                 assert found is not None
                 assert found.experiment == "of nobody"
 
         assert _as_nobody(own) == 0
-        with owned([CPU], Owner.here("study", "of root again"), print):
+        with owned([CPU], Owner.of_this_process("study", "of root again"), print):
             found = holder(CPU)
             assert found is not None
             assert found.experiment == "of root again"

@@ -54,7 +54,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with an engine that this one does not have, and another version of a package."""
     environment = Environment(tmp_path_factory.mktemp("elsewhere") / "env", *EVERYTHING)
     environment.add("tokenizers", "0.0.7")
-    engines = "[pytest_llem.backends]\nfaraway = faraway_engine:Engine\n"
+    engines = "[pytest_llem.engines]\nfaraway = faraway_engine:Engine\n"
     environment.add("faraway", "3.1", "pydantic", entry_points=engines, faraway_engine=FARAWAY)
     return environment
 

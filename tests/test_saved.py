@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_llem import StudyResult
-from pytest_llem.gates.saved import WIDTH, BaselineError, load, resolve, save, what_lacks
+from pytest_llem.gates.saved import WIDTH, BaselineError, load, missing_results, resolve, save
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
 from tests.support.study_results import point, study_result
 
@@ -97,7 +97,7 @@ def test_partial_run_is_saved_only_if_asked(
     if statuses := changes.get("experiments"):
         changes = {"experiments": [_entry(number, status) for number, status in enumerate(statuses)]}
     result = result.model_copy(update=changes)
-    assert what_lacks(result) == said
+    assert missing_results(result) == said
     with pytest.raises(BaselineError, match=f"^{said}, and a baseline is saved of a whole run only$"):
         save(result, "main", tmp_path)
     assert not (tmp_path / ".llem").exists()
@@ -106,7 +106,7 @@ def test_partial_run_is_saved_only_if_asked(
 
 def test_skipped_experiments_are_not_missing(result: StudyResult) -> None:
     result.experiments = [_entry(1, "completed"), _entry(2, "skipped")]
-    assert what_lacks(result) is None
+    assert missing_results(result) is None
 
 
 def test_points_without_a_result_are_left_out(tmp_path: Path, result: StudyResult) -> None:

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from pytest_llem.planning.plan import Plan
 from pytest_llem.planning.preflight import Preflight
-from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.reporting.terminal.plan import plan_lines
 from pytest_llem.study import validation
 from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import StudyConfig, load_study
 from pytest_llem.study.problems import StudyError, did_you_mean, shown
 
-ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(BACKENDS)]))
+ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(ENGINE_GROUP)]))
 
 
 def errors(folder: Path, content: str | bytes) -> list[str]:

@@ -44,7 +44,7 @@ def other_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "Metadata-Version: 2.1\nName: other-engine\nVersion: 1.0\n", encoding="utf-8"
     )
     (metadata / "entry_points.txt").write_text(
-        "[pytest_llem.backends]\nother = other_engine:OtherEngine\nthird = other_engine:OtherEngine\n",
+        "[pytest_llem.engines]\nother = other_engine:OtherEngine\nthird = other_engine:OtherEngine\n",
         encoding="utf-8",
     )
     monkeypatch.syspath_prepend(str(site))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.engines import ENGINES as GRAMMAR
 from pytest_llem.study.loading import load_study
@@ -17,7 +17,7 @@ from pytest_llem.study.problems import StudyError
 from tests.conftest import Results
 from tests.support.marks import slow
 
-ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(BACKENDS)]))
+ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(ENGINE_GROUP)]))
 
 
 def load(folder: Path, text: str, name: str = "study.yaml") -> StudyConfig:

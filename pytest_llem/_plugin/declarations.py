@@ -168,7 +168,7 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(name, text, type=type_, default=default)
 
 
-def is_anything_said(config: pytest.Config) -> bool:
+def is_any_option_given(config: pytest.Config) -> bool:
     """Whether the command line or the ini file says anything of ours, be it wrong."""
     given = (value for name, value in vars(config.option).items() if name.startswith("llem_"))
     if any(value is not None and value is not False for value in given):

@@ -97,7 +97,9 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
                 datasets[Need(found.name, found.revision, dataset=whole)] = None
             if config.backend == "pytorch":
                 by_name[Need(config.model, config.pytorch.revision if config.pytorch else None)] = None
-            elif config.backend in study.runners and config.backend not in registry.installed(registry.BACKENDS):
+            elif config.backend in study.runners and config.backend not in registry.installed(
+                registry.ENGINE_GROUP
+            ):
                 by_name[Need(config.model)] = None  # nobody here to ask, and files are files
             else:
                 asked = by_engine.setdefault((config.backend, config.model), {})
@@ -144,7 +146,7 @@ def _bring(need: Need, model_path: tuple[Path, ...]) -> str:
 
 def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineContext) -> str:
     try:
-        engine = registry.load(registry.BACKENDS, name)
+        engine = registry.load(registry.ENGINE_GROUP, name)
     except (LookupError, ImportError) as error:
         raise PreflightError(f"engine {name!r} cannot be used: {one_line(error)}") from error
     for config in configs:

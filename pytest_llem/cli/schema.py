@@ -32,10 +32,10 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pytest_llem.registry import BACKENDS, installed
+    from pytest_llem.registry import ENGINE_GROUP, installed
     from pytest_llem.study.schema import schema_text
 
-    text = schema_text(installed(BACKENDS))
+    text = schema_text(installed(ENGINE_GROUP))
     if options.output is not None:
         Path(options.output).write_text(text, encoding="utf-8")
     else:

@@ -9,7 +9,7 @@ from pytest_llem.doctor.findings import findings
 from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Examination
 from pytest_llem.doctor.verdict import used_gpus, verdict
-from pytest_llem.hardware.gpus import is_for_cpus_alone
+from pytest_llem.hardware.gpus import is_cpu_build
 
 
 def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
@@ -29,7 +29,7 @@ def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
     meters = software.meters()
     examination = Examination(
         version=software.version(),
-        verdict=verdict(used, rapl, meters, stuck=driver.stuck and not is_for_cpus_alone(torch)),
+        verdict=verdict(used, rapl, meters, stuck=driver.stuck and not is_cpu_build(torch)),
         driver=driver,
         gpus=found,
         rapl=rapl,

@@ -19,7 +19,7 @@ from pytest_llem.doctor.records import (
     Surroundings,
     Verdict,
 )
-from pytest_llem.hardware.gpus import is_for_cpus_alone
+from pytest_llem.hardware.gpus import is_cpu_build
 
 #: Less free space than this is told, in MB.
 LITTLE_MB = 2_000
@@ -66,7 +66,7 @@ def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
         else:
             do, commands = "NVIDIA's own tool tells more", ["nvidia-smi"]
         torch = next((one.version for one in seen.software.packages if one.name == "torch"), None)
-        spared = seen.verdict.method == "measured" and is_for_cpus_alone(torch)
+        spared = seen.verdict.method == "measured" and is_cpu_build(torch)
         severity: Severity = "hinders" if spared else "blocks"
         yield Finding(severity=severity, about="NVML", what=driver.error, do=do, commands=commands)
     hidden = [gpu for gpu in gpus if not gpu.visible]
@@ -81,7 +81,7 @@ def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
 def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdict: Verdict) -> Iterator[Finding]:
     versions = {package.name: package.version for package in software.packages}
     torch = versions.get("torch")
-    if torch is not None and is_for_cpus_alone(torch) and any(gpu.visible for gpu in gpus):
+    if torch is not None and is_cpu_build(torch) and any(gpu.visible for gpu in gpus):
         yield Finding(
             severity="hinders" if verdict.method == "measured" else "blocks",
             about="torch",

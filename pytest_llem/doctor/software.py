@@ -18,7 +18,7 @@ from pytest_llem.isolation.interpreter import ask
 from pytest_llem.isolation.launcher import OURS_ALONE
 from pytest_llem.isolation.probe import answer
 from pytest_llem.planning.runner_environment import check_runner_environment
-from pytest_llem.registry import BACKENDS, METERS
+from pytest_llem.registry import ENGINE_GROUP, METER_GROUP
 from pytest_llem.results.environment import PACKAGES, package_version
 
 _MARKER = "llem doctor: "
@@ -68,7 +68,7 @@ class Imports:
         self._asked: dict[str, ProbeProcess] = {}
         self._software = _installed(python)
         for engine in self._software.engines:
-            command = [self._software.executable, "-P", "-c", _IMPORT, BACKENDS, engine.name]
+            command = [self._software.executable, "-P", "-c", _IMPORT, ENGINE_GROUP, engine.name]
             without = OURS_ALONE if python is not None else ()
             self._asked[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
 
@@ -96,7 +96,7 @@ def _installed(python: Path | None) -> Software:
     """Return what is installed, by its metadata."""
     wanted = {*PACKAGES, *WANTED}
     if python is None:
-        question = {"group": BACKENDS, "packages": sorted(wanted), "modules": []}
+        question = {"group": ENGINE_GROUP, "packages": sorted(wanted), "modules": []}
         there, executable, error = answer(question), sys.executable, None
         there["python"] = platform.python_version()
     else:
@@ -131,7 +131,7 @@ def _told(said: str) -> dict[str, Any]:
 
 def meters() -> list[Meter]:
     """Return the meters that are installed here. None is loaded: each is anyone's code."""
-    found = {point.name: point.dist.name if point.dist else None for point in entry_points(group=METERS)}
+    found = {point.name: point.dist.name if point.dist else None for point in entry_points(group=METER_GROUP)}
     return [Meter(name=name, distribution=provider) for name, provider in sorted(found.items())]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_llem.doctor.records import GpuReport, Meter, Rapl, Verdict
-from pytest_llem.hardware.gpus import is_for_cpus_alone
+from pytest_llem.hardware.gpus import is_cpu_build
 from pytest_llem.hardware.sensors import is_module
 
 CPU = "cpu"
@@ -18,7 +18,7 @@ def used_gpus(gpus: Sequence[GpuReport], torch: str | None) -> list[GpuReport]:
         gpus: Of this machine.
         torch: Version of the PyTorch that engines use; None for none.
     """
-    if is_for_cpus_alone(torch):
+    if is_cpu_build(torch):
         return []
     visible = [gpu for gpu in gpus if gpu.visible]
     return [gpu for gpu in visible if gpu.first] or visible

@@ -120,7 +120,7 @@ class Meters:
 
     def _try(self, name: str, gpus: Sequence[str]) -> None:
         try:
-            meter: Meter = registry.load(registry.METERS, name)()
+            meter: Meter = registry.load(registry.METER_GROUP, name)()
             if self._show_on is not None and isinstance(meter, StreamsTelemetry):
                 meter.show_on(self._show_on)
             meter.open(gpus)

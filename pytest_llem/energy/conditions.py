@@ -15,7 +15,7 @@ from pytest_llem.hardware.sensors import GPU_SCOPE, MODULE_SCOPE, power_w, tempe
 
 
 @dataclass(frozen=True)
-class Look:
+class DeviceSnapshot:
     """A GPU at an edge of a window. What it does not tell is None.
 
     Attributes:
@@ -31,11 +31,11 @@ class Look:
     module_power: Power | None = None
 
 
-def look(nvml: Nvml, gpu: GpuMeterSource) -> Look:
+def take_snapshot(nvml: Nvml, gpu: GpuMeterSource) -> DeviceSnapshot:
     """Look at a board, through what tells its power."""
     power = _power(nvml, gpu, GPU_SCOPE)
     module = _power(nvml, gpu, MODULE_SCOPE) if gpu.reads_module else None
-    return Look(power, temperature_c(nvml, gpu.handle), throttled_ns(nvml, gpu.handle), module)
+    return DeviceSnapshot(power, temperature_c(nvml, gpu.handle), throttled_ns(nvml, gpu.handle), module)
 
 
 def _power(nvml: Nvml, gpu: GpuMeterSource, scope: int) -> Power | None:
@@ -44,7 +44,7 @@ def _power(nvml: Nvml, gpu: GpuMeterSource, scope: int) -> Power | None:
     return Power((began + time.monotonic()) / 2, watts) if watts is not None else None
 
 
-def conditions(before: Look, after: Look, samples: Sequence[PowerSample] | None) -> Conditions:
+def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[PowerSample] | None) -> Conditions:
     """Return what a GPU was like.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.protocol import DeviceReading
 from pytest_llem.hardware.gpus import visible_gpus
-from pytest_llem.registry import METERS, installed
+from pytest_llem.registry import METER_GROUP, installed
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import AUTO
 
@@ -109,7 +109,7 @@ class EnergyMeter:
         Raises:
             ValueError: There is no meter of that name.
         """
-        if backend not in (names := (AUTO, *installed(METERS))):
+        if backend not in (names := (AUTO, *installed(METER_GROUP))):
             raise ValueError(f"no meter of the name {backend!r} is installed (there are: {', '.join(names)})")
         boards = visible_gpus()
         # PyTorch keeps the GPUs that it has begun with, whatever CUDA_VISIBLE_DEVICES says by now.

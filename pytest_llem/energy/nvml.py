@@ -10,7 +10,7 @@ from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
-from pytest_llem.energy.conditions import Look, conditions, look
+from pytest_llem.energy.conditions import DeviceSnapshot, conditions, take_snapshot
 from pytest_llem.energy.gpu_source import COUNTER, MAX_DISAGREEMENT, GpuMeterSource, find_source
 from pytest_llem.energy.power import NoIntegralError, Power, integrate
 from pytest_llem.energy.protocol import (
@@ -73,7 +73,7 @@ class NvmlMeter:
         self._sampling: Sampling | None = None
         self._gpus: list[GpuMeterSource] = []
         self._periods: dict[str, float] = {}
-        self._before: dict[str, Look] = {}
+        self._before: dict[str, DeviceSnapshot] = {}
         self._start: dict[str, list[Tick] | str] = {}
         self._began = 0.0
         self._show_on: int | None = None
@@ -165,8 +165,8 @@ class NvmlMeter:
         counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.counts}
         return ticks(counters, count, self._periods)
 
-    def _looks(self) -> dict[str, Look]:
-        return {gpu.uuid: look(self._nvml, gpu) for gpu in self._gpus}
+    def _looks(self) -> dict[str, DeviceSnapshot]:
+        return {gpu.uuid: take_snapshot(self._nvml, gpu) for gpu in self._gpus}
 
     def _samples(self) -> list[PowerSample]:
         if self._sampling is None:
@@ -215,7 +215,11 @@ class _Sampled:
 
     @classmethod
     def of(
-        cls, looks: tuple[Look, Look], samples: Sequence[PowerSample], span: _Span, failure: str | None
+        cls,
+        looks: tuple[DeviceSnapshot, DeviceSnapshot],
+        samples: Sequence[PowerSample],
+        span: _Span,
+        failure: str | None,
     ) -> _Sampled:
         at_both_edges = all(one.power is not None for one in looks)
         if failure:

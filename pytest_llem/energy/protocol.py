@@ -137,7 +137,7 @@ class Reading(_Finite):
 
 class Meter(Protocol):
     """Reads energy over windows that do not overlap: ``open``, then ``begin`` … ``end`` any number of times,
-    then ``close``. Found by name under the entry-point group ``pytest_llem.energy``; made without arguments.
+    then ``close``. Found by name under the entry-point group ``pytest_llem.meters``; made without arguments.
     """
 
     def open(self, gpus: Sequence[str]) -> None:

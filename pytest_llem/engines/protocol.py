@@ -92,7 +92,7 @@ class ModelShape:
 
 
 class Engine(Protocol):
-    """Runs a model. Found by name under the entry-point group ``pytest_llem.backends``, or as
+    """Runs a model. Found by name under the entry-point group ``pytest_llem.engines``, or as
     ``package.module:Class``, and made as ``Engine(config, context)`` in the experiment's own process, where
     alone it may import what it needs.
 

@@ -18,7 +18,7 @@ from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.draining import DrainingProcesses
 from pytest_llem.execution.experiment import LEASE, DeviceLease, preflight_of, start_early, stopped
-from pytest_llem.execution.idle_power import bare_is_due, measure_bare_once
+from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
 from pytest_llem.execution.live_line import say
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.study_progress import live_progress
@@ -99,7 +99,7 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
     if looks:
         session.gaps.note_first()
     with ExitStack() as held, _leased(item) as lease:
-        owner = Owner.here(study.name, experiment.id, worker)
+        owner = Owner.of_this_process(study.name, experiment.id, worker)
         ownership = session.exiting.pass_on(devices, owner, held)
         if ownership is None:
             try:
@@ -124,7 +124,9 @@ def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[N
             lease.next_gap = partial(_again, session, ownership)
             lease.devices, lease.drain, lease.progress = ownership.devices, session.exiting.take, watcher
             idle = partial(watcher.say, _BARE) if watcher else lambda: None
-            measure_bare_once(item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle)
+            measure_no_context_once(
+                item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
+            )
             if watcher is not None:
                 watcher.erase()  # pytest goes on with its own line
             yield
@@ -145,7 +147,7 @@ def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
 def _is_worthwhile(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
     """Whether there is something to wait for while the item's process imports, and nothing is measured."""
     config = experiment_of(item).point.config
-    if bare_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
+    if no_context_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
         return False
     return session.exiting.is_any() or (gap is not None and session.gaps.will_wait(*gap))
 

@@ -16,7 +16,7 @@ from pytest_llem._plugin.options import Settings
 from pytest_llem._plugin.shared_state import REPEATED, STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
-from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline
+from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
 from pytest_llem.execution.live_line import say
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.replay import forget, replayed
@@ -118,7 +118,7 @@ def _outcome_of(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
         outcome = _run_until_uncontended(item, study, planned, lease, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
-            keep_baseline(item.config.stash[SHARED_STATE], planned.point.config_hash, python, outcome.result)
+            keep_idle_power(item.config.stash[SHARED_STATE], planned.point.config_hash, python, outcome.result)
     add_section(item, outcome.output, failed=outcome.error is not None)
     return _keep(item, planned, outcome)
 
@@ -233,8 +233,8 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item, lease: Devi
     return replace(
         _early_job(study, planned, item),
         gap=gap.model_dump(mode="json") if gap else None,
-        baseline=known_baseline(board, point.config_hash, study.interpreter(point.config.backend)),
-        idle_bare=bare_fields(board, point.config, lease.devices),
+        baseline=known_idle_power(board, point.config_hash, study.interpreter(point.config.backend)),
+        idle_bare=no_context_fields(board, point.config, lease.devices),
         hub_unreachable=hub_unreachable_for(board, preflight_of(item.config, run_of(item), study), point.config),
     )
 

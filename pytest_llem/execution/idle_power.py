@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_llem._plugin.shared_state import SharedState
 from pytest_llem.machine.devices import CPU
-from pytest_llem.machine.idle_power import bare_meter, measure_bare
+from pytest_llem.machine.idle_power import measure_without_context, no_context_meter
 from pytest_llem.results.metrics import weakest
 from pytest_llem.study.config import ExperimentConfig
 
@@ -23,7 +23,7 @@ def _point(config_hash: str, python: Path | None) -> str:
     return f"{config_hash} {python or ''}"
 
 
-def known_baseline(board: SharedState, config_hash: str, python: Path | None) -> dict[str, Any] | None:
+def known_idle_power(board: SharedState, config_hash: str, python: Path | None) -> dict[str, Any] | None:
     """Return what an earlier cycle of the session has found, a BaselineRecord as plain data; None for nothing.
 
     Args:
@@ -35,7 +35,7 @@ def known_baseline(board: SharedState, config_hash: str, python: Path | None) ->
     return found
 
 
-def keep_baseline(board: SharedState, config_hash: str, python: Path | None, result: str) -> None:
+def keep_idle_power(board: SharedState, config_hash: str, python: Path | None, result: str) -> None:
     """Keep what an experiment has found for the later cycles of its point, if it was found there.
 
     Args:
@@ -50,13 +50,13 @@ def keep_baseline(board: SharedState, config_hash: str, python: Path | None, res
             board.put(_point(config_hash, python), _CONTEXT, baseline)
 
 
-def bare_is_due(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
+def no_context_is_due(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
     """Whether :func:`measure_bare_once` would measure."""
     name, gpus = _meter(config, devices)
     return name is not None and any(board.read(one, _BARE) is None for one in _places(name, gpus))
 
 
-def measure_bare_once(
+def measure_no_context_once(
     board: SharedState, config: ExperimentConfig, devices: Collection[str], on_idle: Callable[[], None]
 ) -> None:
     """Measure what the bare machine draws, where an experiment wants that and nobody has yet in this session.
@@ -73,7 +73,7 @@ def measure_bare_once(
     new = [one for one in _places(name, gpus) if board.read(one, _BARE) is None] if name else []
     if not name or not new:
         return
-    found = measure_bare(name, [gpu for gpu in gpus if _places(name, [gpu])[0] in new], on_idle=on_idle)
+    found = measure_without_context(name, [gpu for gpu in gpus if _places(name, [gpu])[0] in new], on_idle=on_idle)
     watts = found.get("idle_power_no_context_w") or {}
     for place in new:
         own = {device: w for device, w in watts.items() if not gpus or place == f"{name} {device}"}
@@ -81,7 +81,7 @@ def measure_bare_once(
             board.put(place, _BARE, {**found, "idle_power_no_context_w": own})
 
 
-def bare_fields(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> dict[str, Any]:
+def no_context_fields(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> dict[str, Any]:
     """Return the fields of a BaselineRecord that tell of the bare machine.
 
     Args:
@@ -91,7 +91,7 @@ def bare_fields(board: SharedState, config: ExperimentConfig, devices: Collectio
     """
     name, gpus = _meter(config, devices)
     if name is None:
-        return {"idle_bare_reason": bare_meter(config, gpus)[1]}
+        return {"idle_bare_reason": no_context_meter(config, gpus)[1]}
     found = [notice for place in _places(name, gpus) if (notice := board.read(place, _BARE)) is not None]
     watts = {device: w for one in found for device, w in one["idle_power_no_context_w"].items()}
     fields: dict[str, Any] = {
@@ -110,7 +110,7 @@ def bare_fields(board: SharedState, config: ExperimentConfig, devices: Collectio
 
 def _meter(config: ExperimentConfig, devices: Collection[str]) -> tuple[str | None, list[str]]:
     gpus = sorted(set(devices) - {CPU})
-    name, _ = bare_meter(config, gpus)
+    name, _ = no_context_meter(config, gpus)
     return name, gpus if name == "nvml" else []
 
 

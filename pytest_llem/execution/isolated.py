@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llem._plugin.shared_state import SharedState
-from pytest_llem.execution.idle_power import bare_fields, keep_baseline, known_baseline, measure_bare_once
+from pytest_llem.execution.idle_power import (
+    keep_idle_power,
+    known_idle_power,
+    measure_no_context_once,
+    no_context_fields,
+)
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
@@ -109,7 +114,7 @@ class IsolatedExperiment:
         if outcome.result is None:
             assert outcome.error is not None
             raise self._failure(outcome.error, outcome.output)
-        keep_baseline(self._board, study.design_hash, None, outcome.result)
+        keep_idle_power(self._board, study.design_hash, None, outcome.result)
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
@@ -121,9 +126,9 @@ class IsolatedExperiment:
         devices = possible_devices(config, None)
         worker = getattr(self._config, "workerinput", {}).get("workerid")
         test = os.environ.get("PYTEST_CURRENT_TEST", study.design_hash)
-        with owned(devices, Owner.here(NAME, test, worker), partial(say, self._config)) as ownership:
+        with owned(devices, Owner.of_this_process(NAME, test, worker), partial(say, self._config)) as ownership:
             gap = self._settle(ownership)
-            measure_bare_once(self._board, config, ownership.devices, lambda: None)
+            measure_no_context_once(self._board, config, ownership.devices, lambda: None)
             job = replace(
                 self._job(study, settings, gap, ownership.devices),
                 hub_unreachable=hub_unreachable_for(self._board, preflight, config),
@@ -164,8 +169,8 @@ class IsolatedExperiment:
             harness=[os.getpid(), *others],
             gap=gap.model_dump(mode="json"),
             carbon=None if intensity is None else {"intensity": intensity, "pue": settings.pue},
-            baseline=known_baseline(self._board, digest, None),
-            idle_bare=bare_fields(self._board, config, devices),
+            baseline=known_idle_power(self._board, digest, None),
+            idle_bare=no_context_fields(self._board, config, devices),
         )
 
     def _failure(self, error: ErrorRecord, output: str = "") -> ExperimentError:

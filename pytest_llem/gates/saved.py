@@ -124,9 +124,9 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, a
     """
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
-    if (lacking := what_lacks(result)) is not None and not partial:
+    if (lacking := missing_results(result)) is not None and not partial:
         raise BaselineError(f"{lacking}, and a baseline is saved of a whole run only")
-    if not anyway and (unfit := what_is_unfit(result, name, root)) is not None:
+    if not anyway and (unfit := unfit_results(result, name, root)) is not None:
         raise BaselineError(unfit)
     measured = [point for point in result.points if point.cycles]
     if not measured:
@@ -137,7 +137,7 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, a
     return file
 
 
-def what_lacks(result: StudyResult) -> str | None:
+def missing_results(result: StudyResult) -> str | None:
     """Return in words what a result lacks of a whole run's; None where it lacks nothing."""
     if result.status != "completed":
         return f"the run is {result.status}"
@@ -154,7 +154,7 @@ def what_lacks(result: StudyResult) -> str | None:
     return None
 
 
-def what_is_unfit(result: StudyResult, name: str, root: Path) -> str | None:
+def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
     """Return why a result is no good reference, though nothing is missing; None where it is.
 
     It is contended, replayed or invalid, or it fails a comparison with the baseline *name* below *root*, which it

@@ -67,10 +67,10 @@ def gpus_for(torch: str | None) -> VisibleGpus:
     Args:
         torch: Its version, which tells a build for CPUs alone; None for no torch.
     """
-    return VisibleGpus() if is_for_cpus_alone(torch) else visible_gpus()
+    return VisibleGpus() if is_cpu_build(torch) else visible_gpus()
 
 
-def is_for_cpus_alone(torch: str | None) -> bool:
+def is_cpu_build(torch: str | None) -> bool:
     """Return whether a PyTorch of that version is built for CPUs alone, or there is none."""
     return torch is None or torch.partition("+")[2].startswith("cpu")
 

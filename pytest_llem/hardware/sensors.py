@@ -193,10 +193,10 @@ class GpuState:
 
 
 #: The GPUs' states by UUID.
-Look = Mapping[str, GpuState]
+GpuStates = Mapping[str, GpuState]
 
 
-class Gauges:
+class GpuSensors:
     """Reads the GPUs that CUDA may use; what it gives on being entered returns a :data:`Look`.
 
     It opens NVML, and no CUDA context, and lets it go at the end. Where there is no NVML, or no GPU, it sees
@@ -207,7 +207,7 @@ class Gauges:
         self._nvml = Nvml()
         self._handles: dict[str, Any] = {}
 
-    def __enter__(self) -> Callable[[], Look]:
+    def __enter__(self) -> Callable[[], GpuStates]:
         self._nvml.__enter__()
         self._handles = visible_handles(self._nvml).by_uuid
         return self._look
@@ -218,7 +218,7 @@ class Gauges:
         self._handles = {}
         self._nvml.__exit__(kind, error, trace)
 
-    def _look(self) -> Look:
+    def _look(self) -> GpuStates:
         return {uuid: self._state(handle) for uuid, handle in self._handles.items()}
 
     def _state(self, handle: Any) -> GpuState:

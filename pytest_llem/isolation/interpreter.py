@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pytest_llem.engines.pytorch.requirements import OPTIONAL
 from pytest_llem.isolation import probe, supervisor
 from pytest_llem.isolation.launcher import OURS_ALONE
-from pytest_llem.registry import BACKENDS
+from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results.environment import PACKAGES, package_version
 from pytest_llem.study.problems import shown
 
@@ -109,7 +109,7 @@ def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
 
 @cache
 def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
-    question = {"group": BACKENDS, "packages": PACKAGES, "modules": modules}
+    question = {"group": ENGINE_GROUP, "packages": PACKAGES, "modules": modules}
     start = _START.format(oldest=OLDEST)
     try:
         if not Path(python).exists():

@@ -17,7 +17,7 @@ from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
 from pytest_llem.isolation.child import Child
 from pytest_llem.isolation.outcome import Outcome, collect
-from pytest_llem.isolation.server import Servers, here
+from pytest_llem.isolation.server import Servers, current_folder
 from pytest_llem.isolation.starting import Spawn, Starter
 from pytest_llem.measurement.progress import Watcher
 from pytest_llem.results.models import ErrorRecord
@@ -214,7 +214,7 @@ def _needs(job: Job) -> list[object]:
     """Return what a process of *job* cannot be told any more once it has started."""
     environment = {name: value for name, value in _environment(job).items() if name not in TOLD_LATE}
     known = [job.config, job.model_path, job.python_path, job.watch_pids, job.python]
-    return [environment, _path(job), here(), *known]
+    return [environment, _path(job), current_folder(), *known]
 
 
 def _told(job: Job) -> dict[str, Any]:

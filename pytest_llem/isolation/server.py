@@ -24,7 +24,7 @@ from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle
 END_SECONDS = supervisor.REAP_SECONDS + 5
 
 
-def here() -> str:
+def current_folder() -> str:
     """Return the current folder, or the root where it has been removed."""
     try:
         return os.getcwd()  # noqa: PTH109
@@ -61,7 +61,7 @@ class Server:
         if self._control is None:
             self._launch(ends.output, watch_pids)
         assert self._control is not None
-        told = {"attempt": str(attempt), "watch_pids": list(watch_pids), "directory": here()}
+        told = {"attempt": str(attempt), "watch_pids": list(watch_pids), "directory": current_folder()}
         socket.send_fds(self._control, [json.dumps(told).encode()], ends)
         return _Forked(self)
 

@@ -155,7 +155,7 @@ def run(
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator
     from pytest_llem.results.carbon import Carbon
     from pytest_llem.results.contention import ContendedRun
-    from pytest_llem.results.experiment import BaselineRecord, GapRecord, Identity, StartRecord
+    from pytest_llem.results.experiment import GapRecord, Identity, IdlePowerRecord, StartRecord
     from pytest_llem.study.config import ExperimentConfig
 
     measured = ExperimentOrchestrator(
@@ -165,7 +165,7 @@ def run(
         directory=Path(job["directory"]),
         root=Path(job["root"]) if job["root"] is not None else None,
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
-        known_baseline=BaselineRecord.model_validate(job["baseline"]) if job["baseline"] else None,
+        known_baseline=IdlePowerRecord.model_validate(job["baseline"]) if job["baseline"] else None,
         harness=[*job["harness"], os.getppid()],  # the supervisor
         on_progress=lambda progress: announce(**progress.as_event()),
         show_on=events if job["watched"] else None,

@@ -14,7 +14,7 @@ from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import StudyConfig
 
 
-class Judged(NamedTuple):
+class JudgedPoint(NamedTuple):
     """A point as it was measured.
 
     Attributes:
@@ -26,14 +26,14 @@ class Judged(NamedTuple):
     source: Path | None = None
 
 
-class Turns(NamedTuple):
+class InterleavedRuns(NamedTuple):
     """A point as it was measured in turns with a reference, in one session: cycles of two are no pairs."""
 
-    here: Judged
+    here: JudgedPoint
     there: PointResult
 
 
-class Sides:
+class GateInputs:
     """Results of a study, point by point. A point is this session's where an experiment of it was selected.
 
     Args:
@@ -88,20 +88,20 @@ class Sides:
         return found
 
     @cached_property
-    def points(self) -> Mapping[str, Judged]:
+    def points(self) -> Mapping[str, JudgedPoint]:
         """Each point as this session has measured it, else as it was measured last."""
         own, cycles = _by_id(self.own), self._study.n_cycles
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:
-                found[name] = Judged(own[name])
+                found[name] = JudgedPoint(own[name])
             elif (last := self._earlier.point(name, cycles)) is not None:
-                found[name] = Judged(last.point, last.directory)
+                found[name] = JudgedPoint(last.point, last.directory)
             else:
-                found[name] = Judged(blank)
+                found[name] = JudgedPoint(blank)
         return found
 
-    def in_turns(self, interpreter: str) -> Mapping[str, Turns]:
+    def in_turns(self, interpreter: str) -> Mapping[str, InterleavedRuns]:
         """Return each point and its reference, as this session or else the last one that has both measured them.
 
         Args:
@@ -111,11 +111,11 @@ class Sides:
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:
-                found[name] = Turns(Judged(own[name]), theirs.get(name, blank))
+                found[name] = InterleavedRuns(JudgedPoint(own[name]), theirs.get(name, blank))
             elif (last := self._earlier.pair(name, cycles, interpreter)) is not None:
-                found[name] = Turns(Judged(last.point, last.directory), last.reference)
+                found[name] = InterleavedRuns(JudgedPoint(last.point, last.directory), last.reference)
             else:
-                found[name] = Turns(Judged(blank), blank)
+                found[name] = InterleavedRuns(JudgedPoint(blank), blank)
         return found
 
     @cached_property

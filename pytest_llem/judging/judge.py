@@ -20,7 +20,7 @@ from pytest_llem.gates.budgets import judge_budget
 from pytest_llem.gates.gate import Gate, budget_gates, regression_gates
 from pytest_llem.gates.regression import Comparison, compare
 from pytest_llem.gates.saved import BaselineError, load
-from pytest_llem.judging.gate_inputs import Judged, Sides, Turns
+from pytest_llem.judging.gate_inputs import GateInputs, InterleavedRuns, JudgedPoint
 from pytest_llem.judging.gate_reports import Marks, gate_reports
 from pytest_llem.judging.previous_results import PreviousResults
 from pytest_llem.planning.inputs import CurrentInputs
@@ -146,7 +146,7 @@ class StudyGates:
         runs = {} if recorder is None else recorder.runs
         self._run = runs.get(file)
         self.study: StudyConfig = study_of(config, file)
-        self._sides = Sides(self.study, self._run, runs.get(run_key(file, REFERENCE)), self._earlier)
+        self._sides = GateInputs(self.study, self._run, runs.get(run_key(file, REFERENCE)), self._earlier)
         self.comparison: Comparison | None = None
 
     @cached_property
@@ -168,7 +168,7 @@ class StudyGates:
             raise pytest.UsageError(f"{node_id}: the study, or what it is compared with, has no such gate")
         return self.gates[node.function, name]
 
-    def judged(self, gate: str, point: str) -> Judged | None:
+    def judged(self, gate: str, point: str) -> JudgedPoint | None:
         """Return what a gate of that kind judges of a point; None for a point that the study does not have."""
         return (self._compared if gate == REGRESSION else self._sides.points).get(point)
 
@@ -276,11 +276,11 @@ class StudyGates:
         return str(self._settings.against or self._settings.baseline)
 
     @cached_property
-    def _turns(self) -> Mapping[str, Turns]:
+    def _turns(self) -> Mapping[str, InterleavedRuns]:
         return self._sides.in_turns(self._name)
 
     @cached_property
-    def _compared(self) -> Mapping[str, Judged]:
+    def _compared(self) -> Mapping[str, JudgedPoint]:
         """Each point as it is held against the reference."""
         if self._settings.against is None:
             return self._sides.points

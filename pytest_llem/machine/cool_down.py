@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.hardware.sensors import Gauges, GpuState, Look
+from pytest_llem.hardware.sensors import GpuSensors, GpuState, GpuStates
 from pytest_llem.results.experiment import GapRecord
 
 #: How far above what it was before the first experiment a GPU may still be, in °C and in W.
@@ -40,7 +40,7 @@ class Gaps:
         clock: Never goes back; in seconds.
     """
 
-    gauges: Callable[[], AbstractContextManager[Callable[[], Look]]] = Gauges
+    gauges: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     _first: dict[str, GpuState] = field(default_factory=dict, init=False)
@@ -100,11 +100,11 @@ class Gaps:
                 tell(f"cooling down, {int(waited)} s ({self._obstacle(now, waited)})")
                 self.sleep(min(POLL_S, MAX_S - waited))
 
-    def _is_settled(self, now: Look) -> bool:
+    def _is_settled(self, now: GpuStates) -> bool:
         # One that is not seen any more is not known to be.
         return all(uuid in now and _is_settled(now[uuid], first) for uuid, first in self._first.items())
 
-    def _obstacle(self, now: Look, waited: float) -> str:
+    def _obstacle(self, now: GpuStates, waited: float) -> str:
         """Return what keeps the gap from ending, and for how long at most."""
         for number, (uuid, first) in enumerate(self._first.items()):
             if missing := _missing(now.get(uuid, GpuState()), first):

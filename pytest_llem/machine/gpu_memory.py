@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from pytest_llem.hardware.sensors import Gauges, Look
+from pytest_llem.hardware.sensors import GpuSensors, GpuStates
 
 #: How far above what it was memory in use may be, in bytes.
 MARGIN_BYTES = 64 * 2**20
@@ -45,7 +45,7 @@ class GpuMemory:
         clock: Never goes back; in seconds.
     """
 
-    gauges: Callable[[], AbstractContextManager[Callable[[], Look]]] = Gauges
+    gauges: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 

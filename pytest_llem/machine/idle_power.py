@@ -20,7 +20,7 @@ SECONDS = 5.0
 OURS = ("nvml", "rapl")
 
 
-def bare_meter(config: ExperimentConfig, gpus: Sequence[str]) -> tuple[str | None, str | None]:
+def no_context_meter(config: ExperimentConfig, gpus: Sequence[str]) -> tuple[str | None, str | None]:
     """Return the name of the meter that an experiment's bare machine is measured with; where there is none, why.
 
     Args:
@@ -37,7 +37,7 @@ def bare_meter(config: ExperimentConfig, gpus: Sequence[str]) -> tuple[str | Non
     return (backend, None) if backend in OURS else (None, f"meter {backend!r} is not asked outside of experiments")
 
 
-def measure_bare(
+def measure_without_context(
     name: str,
     gpus: Sequence[str],
     *,
@@ -73,7 +73,7 @@ def measure_bare(
 
 
 def _meter(name: str) -> Meter:
-    kind = registry.load(registry.METERS, name)
+    kind = registry.load(registry.METER_GROUP, name)
     meter: Meter = kind(sampler=False) if name == "nvml" else kind()
     return meter
 

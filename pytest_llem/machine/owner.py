@@ -45,7 +45,7 @@ class Owner(Record):
     used_bytes: int | None = None
 
     @classmethod
-    def here(cls, study: str, experiment: str, worker: str | None = None) -> Owner:
+    def of_this_process(cls, study: str, experiment: str, worker: str | None = None) -> Owner:
         """Return this process as the owner from now on."""
         import psutil
 

@@ -85,7 +85,7 @@ class ContentionWatch:
             with Nvml() as nvml:
                 own = self._before.tree | after.tree
                 used = gpu_activity(nvml, gpus, own, (self._since, until))
-        return judge(activity(self._before, after, self._harness), used, seconds)
+        return assess_contention(activity(self._before, after, self._harness), used, seconds)
 
 
 def root_of(harness: Collection[int]) -> int:
@@ -96,7 +96,7 @@ def root_of(harness: Collection[int]) -> int:
     return parent if parent in harness else os.getpid()
 
 
-def judge(
+def assess_contention(
     cpu: CpuActivity, gpus: Sequence[GpuActivity], seconds: float, limits: Thresholds = THRESHOLDS
 ) -> Contention:
     """Return whether a window is contended by *limits*, with the figures that show it.

@@ -35,7 +35,7 @@ def missing_parts(engine: object) -> str | None:
 
 def _problem(name: str) -> str | None:
     try:
-        return missing_parts(registry.load(registry.BACKENDS, name))
+        return missing_parts(registry.load(registry.ENGINE_GROUP, name))
     except (LookupError, ImportError) as error:
         return str(error)
     except (Exception, SystemExit) as error:  # anyone's code, of an entry point
@@ -53,6 +53,6 @@ def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:
         Exception: It cannot be imported, in whatever way that shows.
     """
     import_module("pytest_llem.measurement.orchestrator")  # which imports this module
-    engine = registry.load(registry.BACKENDS, config.backend)
+    engine = registry.load(registry.ENGINE_GROUP, config.backend)
     if hasattr(engine, "preload"):
         engine.preload(config, EngineContext(model_path))

@@ -14,12 +14,12 @@ from pytest_llem.engines.protocol import Engine, EngineContext, PreflightError
 from pytest_llem.engines.pytorch.options import check_options
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
-from pytest_llem.measurement.baseline import baseline_metrics, measure_after, measure_baseline
-from pytest_llem.measurement.claims import check_claims, recorded_passes
 from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
 from pytest_llem.measurement.coverage import with_coverage
+from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.harness import Harness
+from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.importing import missing_parts
 from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.power_csv import to_csv
@@ -34,7 +34,7 @@ from pytest_llem.measurement.window import Window, compilations, measure
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
-from pytest_llem.results.experiment import BaselineRecord, ExperimentResult, Identity, InputsRecord
+from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord
 from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
@@ -87,7 +87,7 @@ class ExperimentOrchestrator:
     directory: Path = field(default_factory=Path)
     root: Path | None = None
     carbon: Carbon | None = None
-    known_baseline: BaselineRecord | None = None
+    known_baseline: IdlePowerRecord | None = None
     harness: Sequence[int] = ()
     on_progress: Callable[[Progress], None] = lambda progress: None
     show_on: int | None = None
@@ -128,7 +128,7 @@ class ExperimentOrchestrator:
             warmup_batches = engine.prepare(warmup_prompts(config, engine, workload))
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
-            baseline = measure_baseline(
+            baseline = measure_idle_power(
                 engine,
                 warmup_batches[0],
                 meters,
@@ -169,7 +169,7 @@ class ExperimentOrchestrator:
                     engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed, keep=keep
                 )
                 contention = with_prefill(contention, watch.end(prefill.seconds, engine.gpus))
-            baseline = measure_after(
+            baseline = measure_idle_power_after(
                 baseline,
                 meters,
                 config.baseline,
@@ -180,7 +180,7 @@ class ExperimentOrchestrator:
             requests = Requests.of(engine, batches, window)
             requests.check(config)
             positions = sum(map(engine.positions, batches))
-            check_claims(requests.passes, workload.prompts, positions, window.pass_seconds)
+            check_engine_reports(requests.passes, workload.prompts, positions, window.pass_seconds)
             repeats = repeats_are_faster(window, requests)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
@@ -190,7 +190,7 @@ class ExperimentOrchestrator:
             metrics = {
                 **energy_metrics,
                 "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
-                **baseline_metrics(baseline, window),
+                **idle_power_metrics(baseline, window),
                 **accounting.speed_metrics(window, requests),
                 **prefill_metrics(window, prefill, requests.input_tokens, baseline.drift_w),
                 **requests.latency_metrics(),
@@ -266,7 +266,7 @@ class ExperimentOrchestrator:
     def _engine(self) -> Engine:
         name = self.config.backend
         try:
-            make = registry.load(registry.BACKENDS, name)
+            make = registry.load(registry.ENGINE_GROUP, name)
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         if (missing := missing_parts(make)) is not None:

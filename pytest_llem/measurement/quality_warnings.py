@@ -15,7 +15,7 @@ from pytest_llem.measurement.contention import contention_warnings
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
-from pytest_llem.results.experiment import AdjustedSetting, BaselineRecord, EngineRecord, WarmupRecord
+from pytest_llem.results.experiment import AdjustedSetting, EngineRecord, IdlePowerRecord, WarmupRecord
 from pytest_llem.results.facts import MIN_TICKS
 from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.quality_warnings import QualityWarning
@@ -43,7 +43,7 @@ def find_warnings(
     covers_engine: bool | None = None,
     roofline_slowdown: Metric | None = None,
     contention: Contention | None = None,
-    baseline: BaselineRecord | None = None,
+    baseline: IdlePowerRecord | None = None,
     requests: Requests | None = None,
     repeats: str | None = None,
     tracer: str | None = None,
@@ -146,7 +146,7 @@ def find_warnings(
     return sorted(found, key=lambda one: one.rank)
 
 
-def _idle_change(baseline: BaselineRecord) -> Iterator[QualityWarning]:
+def _idle_change(baseline: IdlePowerRecord) -> Iterator[QualityWarning]:
     """Yield that something else drew power while the idle machine was measured, or that it was not at rest."""
     before, after = baseline.idle_power_w, baseline.after_w
     if before is not None and after is not None and abs(after - before) > MAX_IDLE_CHANGE * before:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_llem.catalogue import PERCENTILES
 from pytest_llem.engines.protocol import Engine, RequestRecord
-from pytest_llem.measurement.claims import too_fast
+from pytest_llem.measurement.engine_reports import too_fast
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning

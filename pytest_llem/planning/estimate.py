@@ -114,7 +114,7 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
         window += _window(config, expected.first_pass)
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
-    if baseline_seconds(config, host):
+    if idle_power_seconds(config, host):
         idle += config.baseline.part_seconds  # again, after the window
     loading = weight_bytes(config, footprint) / LOAD_RATE
     forked = execution.start_method == "forkserver"
@@ -131,7 +131,7 @@ def _window(config: ExperimentConfig, one_pass: float) -> float:
     return max(1, math.ceil(config.measurement.min_window_seconds / one_pass)) * one_pass
 
 
-def baseline_seconds(config: ExperimentConfig, host: Host) -> float:
+def idle_power_seconds(config: ExperimentConfig, host: Host) -> float:
     """Return how long the idle machine is measured for, in seconds, which the first cycle of a point does; 0 where
     it is not. That there is a meter is known of GPUs alone.
     """

@@ -35,7 +35,7 @@ def expected(point: Point, study: StudyConfig, preflight: Preflight) -> Expected
     host = preflight.host_of(point.config)
     return Expected(
         estimate.seconds(point.config, study.execution, footprint, host),
-        estimate.baseline_seconds(point.config, host),
+        estimate.idle_power_seconds(point.config, host),
     )
 
 

@@ -29,7 +29,7 @@ from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, 
 from pytest_llem.planning.footprint import Footprint, from_config, read_footprint, text_config
 from pytest_llem.planning.host import Host, host_for, this_host
 from pytest_llem.planning.runner_environment import check_runner_environment, how_to_add
-from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Point, StudyConfig
 from pytest_llem.study.execution import ExecutionConfig
@@ -162,7 +162,7 @@ class Preflight:
             if loaded or PathFinder.find_spec(module, path):
                 return None
             return f"engine {name!r}: no module {module!r} is to be found (ini option pythonpath says where)"
-        engines = installed(BACKENDS)
+        engines = installed(ENGINE_GROUP)
         if there or name in engines:
             return None
         return (

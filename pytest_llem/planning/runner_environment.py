@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from pytest_llem.isolation.interpreter import Interpreter
-from pytest_llem.registry import BACKENDS
+from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results.environment import package_version
 from pytest_llem.study.engines import ENGINES as KNOWN_ENGINES
 
@@ -80,14 +80,14 @@ def how_to_add(engine: str) -> str:
     """Return how an engine is added that no installed package provides: a library of its name does not do."""
     library = f"the library {engine} brings none itself; " if engine in KNOWN_ENGINES else ""
     return (
-        f"{library}install a package that provides it (entry-point group {BACKENDS}), "
+        f"{library}install a package that provides it (entry-point group {ENGINE_GROUP}), "
         "or name a class of your own, backend: package.module:Class"
     )
 
 
 def _providing(engine: str) -> str | None:
     """Return the distribution that provides an engine here, as pip takes it."""
-    for point in entry_points(group=BACKENDS, name=engine):
+    for point in entry_points(group=ENGINE_GROUP, name=engine):
         if point.dist is not None:
             return f"{point.dist.name}=={point.dist.version}"
     return None

@@ -132,7 +132,7 @@ class WarmupRecord(Record):
     cv: float | None = None
 
 
-class BaselineRecord(Record):
+class IdlePowerRecord(Record):
     """Power of the idle machine: with the model loaded, before warm-up, and with nothing loaded at all.
 
     Attributes:
@@ -359,7 +359,7 @@ class ExperimentResult(Document):
     devices: list[DeviceEnergy] = Field(default_factory=list)
     window: WindowRecord
     prefill_window: WindowRecord | None = None
-    baseline: BaselineRecord | None = None
+    baseline: IdlePowerRecord | None = None
     warmup: WarmupRecord | None = None
     gap: GapRecord | None = None
     contention: Contention | None = None

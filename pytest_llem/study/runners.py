@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.registry import BACKENDS, installed
+from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.document import Document
 from pytest_llem.study.engines import ENGINES
@@ -58,7 +58,7 @@ def known_backends(document: Document, shared: Mapping[str, Any]) -> list[str]:
     """
     named = [name for name in _named(document.data, shared) if isinstance(name, str)]
     own = [name for name in named if is_class(name) or _runs_elsewhere(name, document.data)]
-    return list(dict.fromkeys([*ENGINES, *installed(BACKENDS), *own]))
+    return list(dict.fromkeys([*ENGINES, *installed(ENGINE_GROUP), *own]))
 
 
 def _runs_elsewhere(name: str, data: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pytest_llem.registry import METERS, installed
+from pytest_llem.registry import METER_GROUP, installed
 from pytest_llem.study.config import (
     AUTO,
     FORMER_METERS,
@@ -95,7 +95,7 @@ class Checked:
 def validate(grid: Grid) -> Checked:
     """Look at every point of *grid*."""
     checked = Checked()
-    document, meters = grid.document, installed(METERS)
+    document, meters = grid.document, installed(METER_GROUP)
     known = {*ExperimentConfig.model_fields, *grid.backends}
     sections = _Sections()
     told: set[Problem] = set()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pytest_llem.doctor.records import Examination
 from pytest_llem.hardware.gpus import Gpu
-from pytest_llem.hardware.sensors import Gauges
+from pytest_llem.hardware.sensors import GpuSensors
 
 #: A CUDA context takes some hundreds of MB.
 _CONTEXT_BYTES = 100e6
@@ -17,7 +17,7 @@ _CONTEXT_BYTES = 100e6
 
 def test_what_it_tells_of_a_gpu(board: Gpu, found: Callable[[str, object], None]) -> None:
     command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--format", "json"]
-    with Gauges() as look:
+    with GpuSensors() as look:
         before = most = look()[board.uuid].used_bytes or 0
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             while process.poll() is None:

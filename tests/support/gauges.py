@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pytest_llem.hardware.sensors import Gauges, GpuState
+from pytest_llem.hardware.sensors import GpuSensors, GpuState
 from tests.support.nvml import Script
 
 
 def read() -> dict[str, GpuState]:
     """Return the state of each GPU by UUID."""
-    with Gauges() as look:
+    with GpuSensors() as look:
         return dict(look())
 
 
 def read_and_release(script: Script) -> tuple[dict[str, GpuState], int, int]:
     """Return the state of each GPU by UUID, and how many users NVML had meanwhile and afterwards."""
-    with Gauges() as look:
+    with GpuSensors() as look:
         held = script.users()
         seen = dict(look())
     assert look() == {}

@@ -14,7 +14,7 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window
-from pytest_llem.results.experiment import BaselineRecord
+from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
 from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig
@@ -23,16 +23,16 @@ from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig
 REAL: tuple[Method, ...] = ("measured", "sampled")
 
 
-def measure_baseline(
+def measure_idle_power(
     engine: Engine,
     batch: Any,
     meters: Meters,
     loading: Total,
     config: BaselineConfig,
     *,
-    known: BaselineRecord | None = None,
+    known: IdlePowerRecord | None = None,
     on_idle: Callable[[], None] = lambda: None,
-) -> BaselineRecord:
+) -> IdlePowerRecord:
     """Let *engine* generate *batch* once, so that all it needs is in place, then measure while nothing runs.
 
     To be called before warm-up: after it the machine would be hot, and its clocks still up. What an earlier cycle
@@ -51,7 +51,7 @@ def measure_baseline(
         What was found, or why nothing was.
     """
     if reason := _obstacle(meters, loading, config):
-        return BaselineRecord(reason=reason)
+        return IdlePowerRecord(reason=reason)
     if known is not None and _fits(known, loading):
         return _reused(known)
     engine.generate(batch)
@@ -62,14 +62,14 @@ def measure_baseline(
     return _record(parts, measured_at)
 
 
-def measure_after(
-    baseline: BaselineRecord,
+def measure_idle_power_after(
+    baseline: IdlePowerRecord,
     meters: Meters,
     config: BaselineConfig,
     window: Window,
     *,
     on_idle: Callable[[], None] = lambda: None,
-) -> BaselineRecord:
+) -> IdlePowerRecord:
     """Measure idle power once more, shortly, and return *baseline* with it and with how far idle power drifts.
 
     Idle power changes by itself, by 0.2 % within half a minute on an H200, and more while a machine cools down.
@@ -114,13 +114,13 @@ def _part(meters: Meters, seconds: float) -> Account:
     return meters.end()
 
 
-def _fits(known: BaselineRecord, loading: Total) -> bool:
+def _fits(known: IdlePowerRecord, loading: Total) -> bool:
     theirs = (known.source, known.boundary, tuple(known.devices))
     usable = known.idle_power_w is not None and known.invalid is None and len(known.parts_w) == BASELINE_PARTS
     return usable and theirs == (loading.source, loading.boundary, loading.devices)
 
 
-def _reused(known: BaselineRecord) -> BaselineRecord:
+def _reused(known: IdlePowerRecord) -> IdlePowerRecord:
     age = datetime.now(UTC) - datetime.fromisoformat(known.measured_at) if known.measured_at else None
     own = {"after_w": None, "after_seconds": None, "drift_w": None}  # of the experiment that it is from
     return known.model_copy(update={**own, "age_seconds": age.total_seconds() if age is not None else None})
@@ -140,21 +140,21 @@ def _blind(total: Total) -> str | None:
     return f"energy is {total.method} ({total.source}), which tells nothing of an idle machine"
 
 
-def _record(parts: Sequence[Account], measured_at: str) -> BaselineRecord:
+def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
     totals = [part.total for part in parts]
     last = totals[-1]
     seconds = [part.seconds for part in parts if part.seconds]
     energies = [total.energy_j for total in totals if total.energy_j is not None]
     if len(energies) < len(parts) or len(seconds) < len(parts):
         reason = next((total.reason for total in totals if total.reason), "no time was metered")
-        return BaselineRecord(source=last.source, boundary=last.boundary, reason=reason)
+        return IdlePowerRecord(source=last.source, boundary=last.boundary, reason=reason)
     if blind := next(filter(None, map(_blind, totals)), None):
-        return BaselineRecord(source=last.source, boundary=last.boundary, reason=blind)
+        return IdlePowerRecord(source=last.source, boundary=last.boundary, reason=blind)
     parts_w = [energy_j / s for energy_j, s in zip(energies, seconds, strict=True)]
     scatter = statistics.stdev(parts_w)
     # What reading the meter adds shows in the scatter already: one that does not tell leaves nothing out.
     edges = math.hypot(*(total.uncertainty_j or 0.0 for total in totals))
-    return BaselineRecord(
+    return IdlePowerRecord(
         idle_power_w=sum(energies) / sum(seconds),
         uncertainty_w=math.hypot(scatter / math.sqrt(len(parts)), edges / sum(seconds)),
         seconds=sum(seconds),
@@ -169,7 +169,7 @@ def _record(parts: Sequence[Account], measured_at: str) -> BaselineRecord:
     )
 
 
-def baseline_metrics(baseline: BaselineRecord, window: Window) -> dict[str, Metric]:
+def idle_power_metrics(baseline: IdlePowerRecord, window: Window) -> dict[str, Metric]:
     """Return the idle power, and what a pass took beyond it: of one boundary, and over the metered seconds.
 
     The active energy of a window is ``E - P·t``, and its standard uncertainty ``u² = u_E² + t²·(u_P² + drift²)``:

@@ -25,7 +25,7 @@ def recorded_passes(config: ExperimentConfig) -> int:
     return max(2, min(MAX_REQUESTS // config.n, MAX_TOKENS // (config.n * config.max_output_tokens)))
 
 
-def check_claims(
+def check_engine_reports(
     passes: Sequence[Sequence[RequestRecord]],
     prompts: Sequence[Sequence[int]],
     positions: float,
