@@ -649,11 +649,11 @@ def test_llem_save_of_a_contended_run(study: Study, pytester: pytest.Pytester) -
     refused = study.run(script, "--llem-save", "main")
     assert refused.ret == 1
     refused.stdout.fnmatch_lines(
-        ["noop: --llem-save: contended: n=1: others: 50 % (--llem-save-anyway saves it all the same)"]
+        ["noop: --llem-save: contended: n=1: others: 50 % (--llem-save-force saves it all the same)"]
     )
-    assert study.run(script, "--llem-save", "main", "--llem-save-anyway").ret == 0
+    assert study.run(script, "--llem-save", "main", "--llem-save-force").ret == 0
     assert load("main", pytester.path).points[0].contention is not None
-    assert study.run(script, "--llem-save-anyway").ret == pytest.ExitCode.USAGE_ERROR
+    assert study.run(script, "--llem-save-force").ret == pytest.ExitCode.USAGE_ERROR
 
 
 # ---- what is said before, and in tables ----

@@ -82,14 +82,14 @@ class TestBaseline:
             run.stdout.fnmatch_lines(
                 [
                     "noop: --llem-save: the run fails the comparison with this baseline: REGRESSION seconds-n=2 "
-                    "(--llem-save-anyway saves it all the same)"
+                    "(--llem-save-force saves it all the same)"
                 ]
             )
             assert saved.read_text() == before
         run_pytest("--llem-baseline=main", "--llem-save=slower").assert_outcomes(passed=3, failed=1)
         assert saved.with_name("noop.json").read_text() == before
         assert (saved.parent.parent / "slower").is_dir()
-        run_pytest("--llem-baseline=main", "--llem-save=main", "--llem-save-anyway")
+        run_pytest("--llem-baseline=main", "--llem-save=main", "--llem-save-force")
         assert saved.read_text() != before
 
     def test_comparison_of_which_no_gate_is_selected_is_reported(

@@ -91,7 +91,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="also those of a run in which an experiment failed, or was not selected",
     )
     group.addoption(
-        "--llem-save-anyway",
+        "--llem-save-force",
         action="store_true",
         help="also results that are contended, replayed or invalid, or regressed from the baseline they replace",
     )

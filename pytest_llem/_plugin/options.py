@@ -52,7 +52,7 @@ class Settings:
         against: The Python interpreter whose measurements to compare with, or None.
         save: The name of the baseline to save, or None.
         save_partial: Also of a run that lacks results.
-        save_anyway: Also contended, replayed or invalid results, and those that fail the comparison with the
+        save_force: Also contended, replayed or invalid results, and those that fail the comparison with the
             baseline that they replace.
         compare_mismatch: Whatever differs between what is compared.
         fail_on: The verdicts that fail a comparison.
@@ -81,7 +81,7 @@ class Settings:
     against: Path | None
     save: str | None
     save_partial: bool
-    save_anyway: bool
+    save_force: bool
     compare_mismatch: bool
     fail_on: FailOn
     max_experiments: int | None
@@ -109,22 +109,22 @@ class Settings:
         plan, resume_from = config.getoption("llem_plan"), config.getoption("llem_resume_from")
         html = config.getoption("llem_html")
         resume = config.getoption("llem_resume") or resume_from is not None
-        if config.getoption("llem_resume_anyway") and not resume:
+        if config.getoption("llem_resume_mismatch") and not resume:
             raise pytest.UsageError("--llem-resume-mismatch: needs --llem-resume or --llem-resume-from")
         baseline, against = config.getoption("llem_baseline"), _against(config)
         if baseline and against:
             raise pytest.UsageError("--llem-against: there is a --llem-baseline already: one of them")
         if against and resume:
             raise pytest.UsageError("--llem-resume: not with --llem-against, which measures both sides in turns")
-        if config.getoption("llem_compare_anyway") and not (baseline or against):
+        if config.getoption("llem_compare_mismatch") and not (baseline or against):
             raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
         save = config.getoption("llem_save")
         if save is not None and not _is_name(save):
             raise pytest.UsageError(f"--llem-save: must be a name without path separators (got {save!r})")
         if config.getoption("llem_save_partial") and save is None:
             raise pytest.UsageError("--llem-save-partial: needs --llem-save")
-        if config.getoption("llem_save_anyway") and save is None:
-            raise pytest.UsageError("--llem-save-anyway: needs --llem-save")
+        if config.getoption("llem_save_force") and save is None:
+            raise pytest.UsageError("--llem-save-force: needs --llem-save")
         return cls(
             results_dir=_path("--llem-results-dir", config.rootpath, results),
             results_dir_given=given is not None,
@@ -135,7 +135,7 @@ class Settings:
             resume_from=_path("--llem-resume-from", config.invocation_params.dir, resume_from).resolve()
             if resume_from
             else None,
-            resume_mismatch=config.getoption("llem_resume_anyway"),
+            resume_mismatch=config.getoption("llem_resume_mismatch"),
             cycles=_cycles(config),
             order=_one_of(config, "llem_order", _ORDERS),
             start_method=_one_of(config, "llem_start_method", _START_METHODS),
@@ -145,8 +145,8 @@ class Settings:
             against=against,
             save=save,
             save_partial=config.getoption("llem_save_partial"),
-            save_anyway=config.getoption("llem_save_anyway"),
-            compare_mismatch=config.getoption("llem_compare_anyway"),
+            save_force=config.getoption("llem_save_force"),
+            compare_mismatch=config.getoption("llem_compare_mismatch"),
             fail_on=_one_of(config, "llem_fail_on", _FAIL_ON) or "regression",
             max_experiments=None
             if config.getoption("llem_yes")

@@ -20,7 +20,8 @@ from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, 
 from pytest_llem.execution.live_line import say
 from pytest_llem.execution.output import add_section, output_forwarder
 from pytest_llem.execution.replay import forget, replayed
-from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path, servers_of
+from pytest_llem.execution.servers import servers_of
+from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
 from pytest_llem.isolation.outcome import Outcome
 from pytest_llem.measurement.progress import Progress

@@ -120,7 +120,7 @@ class IsolatedExperiment:
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
         from pytest_llem.execution.live_line import say
         from pytest_llem.execution.output import output_forwarder, print_output
-        from pytest_llem.execution.session_resources import servers_of
+        from pytest_llem.execution.servers import servers_of
 
         config = study.points[0].config
         devices = possible_devices(config, None)

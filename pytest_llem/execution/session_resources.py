@@ -1,4 +1,7 @@
-"""The session's forkservers: ended with it, or once another study runs."""
+"""What all experiments of a session share: import path, controller, and whether the hub answers.
+
+Importing it does not import pytest.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from pytest_llem._plugin.shared_state import SharedState
-from pytest_llem.isolation.server import Servers
 from pytest_llem.planning.preflight import Preflight, hub_unreachable
 from pytest_llem.study.config import ExperimentConfig
-from pytest_llem.study.execution import ExecutionConfig
-
-_SERVERS = pytest.StashKey[Servers]()
-
-
-def servers_of(config: pytest.Config, study: str, execution: ExecutionConfig) -> Servers | None:
-    """Return what a study's experiments are forked from, None where they are spawned.
-
-    Args:
-        config: Of the session.
-        study: What no other study of the session is called.
-        execution: How it is run.
-    """
-    if _SERVERS not in config.stash:
-        if execution.start_method == "spawn":
-            return None
-        config.stash[_SERVERS] = Servers()
-        config.add_cleanup(config.stash[_SERVERS].end)
-    servers = config.stash[_SERVERS].of(study)
-    return servers if execution.start_method == "forkserver" else None
-
 
 if TYPE_CHECKING:
     import pytest

@@ -241,12 +241,12 @@ class Recorder:
                 settings.save,
                 self._config.rootpath,
                 partial=settings.save_partial,
-                anyway=settings.save_anyway,
+                anyway=settings.save_force,
             )
         except (BaselineError, OSError) as error:
             options = [] if settings.save_partial or not missing_results(result) else ["--llem-save-partial"]
             unfit = unfit_results(result, settings.save, self._config.rootpath)
-            options += [] if settings.save_anyway or not unfit else ["--llem-save-anyway"]
+            options += [] if settings.save_force or not unfit else ["--llem-save-force"]
             instead = f" ({' '.join(options)} saves it all the same)" if options and twins == 1 else ""
             self._lost.append(f"{result.name}: --llem-save: {error}{instead}")
             _fail_session(session)
