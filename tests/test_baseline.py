@@ -401,12 +401,12 @@ def test_a_run_on_a_machine_whose_power_is_known() -> None:
     assert [progress for progress in phases if progress.phase == "warming up"] == [
         Progress("warming up", done, 2, "runs") for done in (1, 2)
     ]
-    assert result.baseline.idle_power_w == pytest.approx(40.0, rel=0.01)
-    assert result.baseline.uncertainty_w > 0
+    assert result.idle_power.idle_power_w == pytest.approx(40.0, rel=0.01)
+    assert result.idle_power.uncertainty_w > 0
     assert result.metrics["active_energy_j"].uncertainty > 0
-    assert 5 <= result.baseline.seconds < 10
+    assert 5 <= result.idle_power.seconds < 10
     value = {name: metric.value for name, metric in result.metrics.items()}
-    assert value["idle_power_w"] == result.baseline.idle_power_w
+    assert value["idle_power_w"] == result.idle_power.idle_power_w
     assert value["mean_power_w"] == pytest.approx(100.0, rel=0.05)
     idle_j = value["idle_power_w"] * result.window.energy_seconds / result.window.passes
     assert value["active_energy_j"] == pytest.approx(value["energy_j"] - idle_j)
@@ -420,6 +420,8 @@ def test_an_estimate_has_no_baseline_and_waits_for_none() -> None:
     result = _run(phases)
     assert "measuring the idle machine" not in {progress.phase for progress in phases}
     assert result.metrics["energy_j"].method == "estimated"
-    assert result.baseline.reason == "energy is estimated (cpu_time_model), which tells nothing of an idle machine"
+    assert (
+        result.idle_power.reason == "energy is estimated (cpu_time_model), which tells nothing of an idle machine"
+    )
     assert result.metrics["active_energy_j"].value is None
-    assert result.baseline.reason in result.metrics["active_energy_j"].reason
+    assert result.idle_power.reason in result.metrics["active_energy_j"].reason

@@ -141,9 +141,9 @@ class TestNotJudged:
 
     def test_energy_window_of_few_ticks_is_not_judged(self) -> None:
         found = point(COST, 1.0, 2.0)
-        found.bench["energy_ticks"] = 20.0
+        found.testbed["energy_ticks"] = 20.0
         assert judge(budget(maximum=10), found).verdict == "WITHIN"
-        found.bench["energy_ticks"] = 12.5
+        found.testbed["energy_ticks"] = 12.5
         assert judge(budget(maximum=10), found).reason == (
             "a window holds 12.5 ticks of the energy counter, and a gate needs 20: "
             "raise measurement.min_window_seconds"

@@ -32,7 +32,7 @@ def _times(factor: Any) -> Any:
     return [value * factor for value in STEADY]
 
 
-def _result(*factors: Any, subject: Any = None, **fields: Any) -> Any:
+def _result(*factors: Any, sut: Any = None, **fields: Any) -> Any:
     """Return a result of a point for each factor, which is how long it takes."""
     return study_result(
         *(
@@ -42,7 +42,7 @@ def _result(*factors: Any, subject: Any = None, **fields: Any) -> Any:
                 energy_per_output_token_j=_times(0.123 * factor),
                 output_tokens_per_second=_times(1234 / factor),
                 ttft_p50_ms=_times(20 * factor),
-                subject=subject or {"torch": "2.13.0"},
+                sut=sut or {"torch": "2.13.0"},
             )
             for size, factor in enumerate(factors, start=1)
         ),
@@ -56,7 +56,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", str(WIDTH))
     save(_result(1, 1), "main", tmp_path)
-    save(_result(1.001, 1.001, subject={"torch": "2.14.0"}), "same", tmp_path)
+    save(_result(1.001, 1.001, sut={"torch": "2.14.0"}), "same", tmp_path)
     save(_result(1, 1.2), "worse", tmp_path)
     return tmp_path
 
@@ -71,7 +71,7 @@ def test_unchanged_results_are_status_0(saved: Path, capsys: pytest.CaptureFixtu
     status, out, error = _llem(capsys, "main", "same")
     assert (status, error) == (0, "")
     assert out.splitlines()[-1] == "6 SAME: no gate failed"
-    assert "subject: torch: 2.14.0 here, 2.13.0 in the reference" in out
+    assert "system under test: torch: 2.14.0 here, 2.13.0 in the reference" in out
 
 
 def test_a_regression_is_status_1(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,15 +177,15 @@ def test_inconclusive_fails_with_fail_on_inconclusive(saved: Path, capsys: pytes
 def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = _result(1, 1)
     for one in other.points:
-        one.bench = H100 | {"gpu": "NVIDIA A100"}
+        one.testbed = H100 | {"gpu": "NVIDIA A100"}
     save(other, "a100", saved)
     line = "GPU model: NVIDIA A100 here, NVIDIA H100 80GB HBM3 in the reference"
     status, out, _ = _llem(capsys, "main", "a100")
     assert status == 1
     assert f"not judged: cannot be compared: {line} " in out
-    status, out, _ = _llem(capsys, "main", "a100", "--anyway")
+    status, out, _ = _llem(capsys, "main", "a100", "--allow-mismatch")
     assert status == 0
-    assert f"compared anyway: {line}" in out
+    assert f"compared despite mismatch: {line}" in out
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_command_imports_neither_pytest_nor_torch(saved: Path) -> None:
 
 @pytest.mark.parametrize("form", ["table", slow("markdown"), slow("json")])
 def test_output_on_a_terminal_without_unicode(saved: Path, form: str) -> None:
-    save(_result(1, 1, subject={"torch": "2.13.0é\x1b[31m"}), "odd", saved)
+    save(_result(1, 1, sut={"torch": "2.13.0é\x1b[31m"}), "odd", saved)
     done = subprocess.run(
         [sys.executable, "-m", "pytest_llem.cli", "compare", "main", "odd", "--format", form],
         capture_output=True,
@@ -263,7 +263,7 @@ def test_output_on_a_terminal_without_unicode(saved: Path, form: str) -> None:
 
 def _many(points: Any) -> Any:
     factors = [1.2 if n == points // 2 else 1.001 for n in range(points)]
-    here, there = _result(*factors, subject={"torch": "2.14.0"}), _result(*[1] * points)
+    here, there = _result(*factors, sut={"torch": "2.14.0"}), _result(*[1] * points)
     return compare(here, there, GatesConfig(), name="main")
 
 
@@ -283,11 +283,11 @@ def test_long_lists_are_cut() -> None:
         reference="main",
         alpha=0.01,
         family=0,
-        subject=[f"package-{n}: 1 here, 2 in the reference" for n in range(30)],
+        sut=[f"package-{n}: 1 here, 2 in the reference" for n in range(30)],
     )
     shown = lines(Comparison(record, []), WIDTH)
-    assert sum(line.startswith("subject: package-") for line in shown) == MAX_LINES
-    assert f"subject: {30 - MAX_LINES} more" in shown
+    assert sum(line.startswith("system under test: package-") for line in shown) == MAX_LINES
+    assert f"system under test: {30 - MAX_LINES} more" in shown
     assert shown[-1] == "nothing to compare: no gate failed"
 
 

@@ -615,7 +615,7 @@ def result(*points: PointResult, **fields: Any) -> StudyResult:
     return study_result(*points, **fields)
 
 
-FEW_TICKS = point({"n": 1}, energy_j=[1.0, 1.1, 1.2], bench={**H100, "energy_ticks": 5.0})
+FEW_TICKS = point({"n": 1}, energy_j=[1.0, 1.1, 1.2], testbed={**H100, "energy_ticks": 5.0})
 REPLAYED = ManifestEntry(
     experiment_id="n=1-cycle=1",
     config_hash="0" * 16,

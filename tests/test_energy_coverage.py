@@ -176,7 +176,7 @@ def _study(name: str = METRIC, config: Any = None, factor: float = 1.0, **proven
     values = [factor * value for value in STEADY]
     fields = {"config": config} if config else {}
     bench = {**H100, "energy_boundary": provenance.get("boundary", "gpu_board")}
-    return study_result(point({"n": 1}, **{name: summary(name, values, **provenance)}, bench=bench, **fields))
+    return study_result(point({"n": 1}, **{name: summary(name, values, **provenance)}, testbed=bench, **fields))
 
 
 def _budget(study: StudyResult, name: str = METRIC) -> tuple[str, str | None]:
@@ -211,7 +211,7 @@ def test_unknown_coverage_is_not_judged() -> None:
 
 def _unknown() -> StudyResult:
     study = _study()
-    study.points[0].bench = {}
+    study.points[0].testbed = {}
     return study
 
 
@@ -238,7 +238,7 @@ def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bench", "boundary", "verdict"),
+    ("testbed", "boundary", "verdict"),
     [
         (H100, "gpu_board", "WITHIN"),
         (H100, "cpu_package", "NOT JUDGED"),
@@ -248,7 +248,7 @@ def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
 )
 def test_coverage_of_older_schema_is_told_by_its_facts(bench: Any, boundary: str, verdict: str) -> None:
     study = _study(boundary=boundary)
-    study.points[0].bench = {**bench, "energy_boundary": boundary}
+    study.points[0].testbed = {**bench, "energy_boundary": boundary}
     assert _budget(study)[0] == verdict
 
 

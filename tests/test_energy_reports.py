@@ -25,9 +25,9 @@ from pytest_llem.hardware.gpus import Gpu, VisibleGpus
 from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
 from pytest_llem.reporting.html.words import told
+from pytest_llem.results import facts
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import IdlePowerRecord
-from pytest_llem.results.facts import testbed_facts
 from pytest_llem.results.study_result import Findings, summarise
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import NOOP_STUDY, RunPytest
@@ -176,12 +176,12 @@ def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any
 
     def facts(gpu: Any) -> Any:
         data["environment"]["gpus"], data["engine"]["device"] = [gpu], "cuda"
-        found = testbed_facts([ExperimentResult.model_validate(data)])
+        found = facts.testbed_facts([ExperimentResult.model_validate(data)])
         return {**H100, "application_clocks": found["application_clocks"], "ecc": found["ecc"]}
 
     metric = {"seconds": STEADY}
-    here = study_result(point({"batch": 1}, bench=facts(gpu), **metric))
-    there = study_result(point({"batch": 1}, bench=facts({**gpu, setting: value}), **metric))
+    here = study_result(point({"batch": 1}, testbed=facts(gpu), **metric))
+    there = study_result(point({"batch": 1}, testbed=facts({**gpu, setting: value}), **metric))
     (verdict,) = compare(here, there, GatesConfig(metrics=["seconds"]), name="main").verdicts
     assert verdict.verdict == "NOT JUDGED"
     assert difference in str(verdict.reason)
@@ -191,7 +191,7 @@ def test_cycles_under_different_power_limits_are_a_warning() -> None:
     """Somebody has set another one in between: their mean is of neither."""
     found = Findings()
     limits = {**H100, "power_limit": ["700 W", "500 W"], "driver": ["580.1", "580.2"]}
-    found.warn_of_differing([_result(), _result()], point({"batch": 1}, seconds=STEADY, bench=limits))
+    found.warn_of_differing([_result(), _result()], point({"batch": 1}, seconds=STEADY, testbed=limits))
     found.count = 2
     assert texts(found.study_warnings()) == ["cycles of a point differ in power limit"]
 
@@ -199,7 +199,7 @@ def test_cycles_under_different_power_limits_are_a_warning() -> None:
 def test_energies_from_different_sources_are_not_compared() -> None:
     """Two models of an estimate have nothing in common but being estimates."""
     here, there = (
-        study_result(point({"batch": 1}, energy_j=STEADY, bench={**H100, "energy_source": source}))
+        study_result(point({"batch": 1}, energy_j=STEADY, testbed={**H100, "energy_source": source}))
         for source in ("cpu_time_model", "tdp_model")
     )
     (verdict,) = compare(here, there, GatesConfig(metrics=["energy_j"]), name="main").verdicts

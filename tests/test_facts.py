@@ -1,4 +1,4 @@
-"""What a point was measured on and with: bench facts, subject facts, and what ran beside it."""
+"""What a point was measured on and with: testbed facts, facts of the system under test, and what ran beside it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llem import ExperimentResult, StudyResult
-from pytest_llem.results import study_result
-from pytest_llem.results.facts import flat, overlapping, sut_facts, testbed_facts
+from pytest_llem.results import facts, study_result
+from pytest_llem.results.facts import flat, overlapping, sut_facts
 from pytest_llem.results.manifest import ManifestWriter
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
 
@@ -45,7 +45,7 @@ def _on_gpus(*gpus: Any, **changes: Any) -> Any:
 
 
 def test_testbed_facts_on_a_cpu() -> None:
-    assert testbed_facts([_result(tokens__dataset_hash="ab", environment__cpu_governor="performance")]) == {
+    assert facts.testbed_facts([_result(tokens__dataset_hash="ab", environment__cpu_governor="performance")]) == {
         "cpu": "A processor",
         "cpus": 2,
         "energy_boundary": "cpu_package",
@@ -60,13 +60,13 @@ def test_testbed_facts_on_a_cpu() -> None:
 def test_start_method_is_a_testbed_fact_on_cpus_only() -> None:
     start = {"method": "spawn", "began_at": "2026-11-25T23:00:00.000Z", "ready_at": "2026-11-25T23:00:03.000Z"}
     forked = _result(start=start | {"method": "forkserver"})
-    assert testbed_facts([_result(start=start)])["start_method"] == "spawn"
-    assert testbed_facts([_result(start=start), forked])["start_method"] == ["spawn", "forkserver"]
-    assert "start_method" not in testbed_facts([_on_gpus(GPU, start=start)])
+    assert facts.testbed_facts([_result(start=start)])["start_method"] == "spawn"
+    assert facts.testbed_facts([_result(start=start), forked])["start_method"] == ["spawn", "forkserver"]
+    assert "start_method" not in facts.testbed_facts([_on_gpus(GPU, start=start)])
 
 
 def test_testbed_facts_on_a_gpu() -> None:
-    facts = testbed_facts([_on_gpus(GPU)])
+    facts = facts.testbed_facts([_on_gpus(GPU)])
     assert facts["gpu"] == "NVIDIA H100"
     assert (facts["power_limit"], facts["driver"], facts["gpu_uuids"]) == ("700 W", "580.1", "GPU-1")
     assert facts["host_cpu"] == "A processor"
@@ -75,34 +75,34 @@ def test_testbed_facts_on_a_gpu() -> None:
 
 def test_testbed_facts_on_several_gpus() -> None:
     other = GPU | {"uuid": "GPU-0", "power_limit_w": 500.0, "mig_mode": True}
-    facts = testbed_facts([_on_gpus(GPU, other)])
+    facts = facts.testbed_facts([_on_gpus(GPU, other)])
     assert (facts["gpu"], facts["gpu_uuids"]) == ("2 × NVIDIA H100", "GPU-0, GPU-1")
     assert (facts["power_limit"], facts["mig"], facts["driver"]) == ("500 W, 700 W", "on", "580.1")
 
 
 def test_gpu_unknown_to_nvml_is_named_by_the_engine() -> None:
-    facts = testbed_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
+    facts = facts.testbed_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
     assert facts["gpu"] == "NVIDIA T4"
     assert "power_limit" not in facts
 
 
 def test_missing_energy_is_not_a_fact() -> None:
-    facts = testbed_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
+    facts = facts.testbed_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
     assert not {"energy_method", "energy_boundary"} & set(facts)
 
 
 def test_facts_that_differ_between_cycles_are_listed() -> None:
-    facts = testbed_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
+    facts = facts.testbed_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
     assert facts["gpu_uuids"] == ["GPU-1", "GPU-2"]
     assert facts["gpu"] == "NVIDIA H100"
 
 
 def test_the_shortest_window_counts() -> None:
     cycles = [_result(window__quantisation_error=share) for share in (1 / 100, 1 / 16, None)]
-    assert testbed_facts(cycles)["energy_ticks"] == 16
+    assert facts.testbed_facts(cycles)["energy_ticks"] == 16
     split = _result(prefill_window={"passes": 1, "window_seconds": 1.0, "quantisation_error": 0.1})
-    assert testbed_facts([split])["prefill_ticks"] == 10
-    assert "energy_ticks" not in testbed_facts([split])
+    assert facts.testbed_facts([split])["prefill_ticks"] == 10
+    assert "energy_ticks" not in facts.testbed_facts([split])
 
 
 def test_facts_of_the_system_under_test() -> None:
@@ -185,7 +185,7 @@ def _built(tmp_path: Path, spans: Any, failed: Any = ()) -> Any:
     (one,) = design.points[:1]
     ids = dict.fromkeys(point for point, _ in places)
     design.points = [
-        one.model_copy(update={"id": point, "config_hash": point, "bench": {}, "metrics": {}}) for point in ids
+        one.model_copy(update={"id": point, "config_hash": point, "testbed": {}, "metrics": {}}) for point in ids
     ]
     built = study_result.build_study_result(design, writer.manifest, tmp_path)
     return {point.id: point for point in built.points}
@@ -205,16 +205,16 @@ def test_concurrent_experiments_are_a_fact(
     tmp_path: Path, spans: list[tuple[str, int, int, int]], failed: list[Any], concurrent: dict[str, Any]
 ) -> None:
     points = _built(tmp_path, spans, failed)
-    assert {name: point.bench.get("concurrent") for name, point in points.items()} == concurrent
+    assert {name: point.testbed.get("concurrent") for name, point in points.items()} == concurrent
 
 
 def test_facts_are_in_the_study_result(tmp_path: Path) -> None:
     point = _built(tmp_path, [("a", 1, 0, 1), ("a", 2, 2, 3)])["a"]
-    assert point.bench["cpu"] == "A processor"
-    assert point.subject["torch"] == "2.13.0+cpu"
+    assert point.testbed["cpu"] == "A processor"
+    assert point.sut["torch"] == "2.13.0+cpu"
     assert point.cycles == [1, 2]
 
 
 def test_a_point_without_a_result_has_no_facts(tmp_path: Path) -> None:
     point = _built(tmp_path, [("a", 1, 0, 1)], [("b", 1, 2, 3)])["b"]
-    assert (point.bench, point.subject, point.cycles) == ({}, {}, [])
+    assert (point.testbed, point.sut, point.cycles) == ({}, {}, [])

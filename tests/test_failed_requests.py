@@ -128,7 +128,7 @@ def _point(result: ExperimentResult, cycles: int = 3) -> PointResult:
         config_hash="0" * 16,
         cycles=list(range(1, cycles + 1)),
         metrics=summarise([result] * cycles),
-        bench=H100,
+        testbed=H100,
     )
 
 

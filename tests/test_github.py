@@ -238,7 +238,7 @@ class TestSummary:
             paired=True,
             alpha=0.01,
             family=6,
-            bench=["power limit: 700 W and 600 W"],
+            testbed=["power limit: 700 W and 600 W"],
             compared_despite_mismatch=True,
             warnings=["another driver"],
             new_points=["batch_size=16"],
@@ -249,7 +249,7 @@ class TestSummary:
         text = page(result)
         for line in (
             "Compared with main, measured in turns; alpha 0.01, Holm over 6 gates.",
-            "- differs, compared anyway: power limit: 700 W and 600 W",
+            "- differs, compared despite mismatch: power limit: 700 W and 600 W",
             "- note: another driver",
             "- new: batch&#61;size",
             "- warning: energy is estimated from CPU time, not measured",

@@ -13,8 +13,8 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.hardware import limits
 from pytest_llem.measurement.environment import environment
 from pytest_llem.planning import host, preflight
+from pytest_llem.results import facts
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.facts import testbed_facts
 from pytest_llem.results.models import StudyResult
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.loading import load_study
@@ -36,14 +36,14 @@ def _facts(device: str = "cpu", **changes: Any) -> dict[str, Any]:
     data = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     data["environment"] |= UNLIMITED | changes
     data["engine"]["device"] = device
-    return testbed_facts([ExperimentResult.model_validate(data)])
+    return facts.testbed_facts([ExperimentResult.model_validate(data)])
 
 
 def _study(**changes: Any) -> StudyResult:
     study = StudyResult.load(GOLDEN)
     for point in study.points:
         point.cycles = [1, 2, 3]
-        point.bench = _facts(**changes)
+        point.testbed = _facts(**changes)
         for summary in point.metrics.values():
             summary.values = [1.0, 1.001, 1.002] if summary.n else []
     return study
@@ -62,8 +62,8 @@ def _study(**changes: Any) -> StudyResult:
 )
 def test_results_under_other_limits_are_not_compared(changes: dict[str, Any], difference: str) -> None:
     comparison = compare(_study(**changes), _study(), GatesConfig(), name="main")
-    assert len(comparison.record.bench) == 1
-    assert comparison.record.bench[0].startswith(difference.removesuffix("*"))
+    assert len(comparison.record.testbed) == 1
+    assert comparison.record.testbed[0].startswith(difference.removesuffix("*"))
     judged = [one for one in comparison.verdicts if one.verdict != "NOT JUDGED"]
     assert not judged
     assert any("cannot be compared" in (one.reason or "") for one in comparison.verdicts)
@@ -76,18 +76,18 @@ def test_results_under_the_same_limits_are_compared() -> None:
         GatesConfig(),
         name="main",
     )
-    assert comparison.record.bench == []
+    assert comparison.record.testbed == []
     assert any(one.verdict == "SAME" for one in comparison.verdicts)
 
 
 def test_limits_that_only_one_result_records_are_a_warning() -> None:
     older = _study()
     for point in older.points:
-        point.bench = testbed_facts(
+        point.testbed = facts.testbed_facts(
             [ExperimentResult.model_validate_json(min(GOLDEN.glob("experiments/*.json")).read_text())]
         )
     record = compare(_study(cpu_limit=0.3), older, GatesConfig(), name="main").record
-    assert record.bench == []
+    assert record.testbed == []
     assert any("CPU time limit: 0.3 CPUs here, unknown in the reference" in one for one in record.warnings)
 
 

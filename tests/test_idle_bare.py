@@ -67,7 +67,7 @@ def test_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: st
 def test_reason_for_no_meter_is_kept(changes: dict[str, Any], reason: str) -> None:
     config = ExperimentConfig(model="m", **changes)
     assert no_context_meter(config, [A]) == (None, reason)
-    assert no_context_fields(SharedState(), config, [A]) == {"idle_bare_reason": reason}
+    assert no_context_fields(SharedState(), config, [A]) == {"no_context_reason": reason}
 
 
 # ---- one measurement ----
@@ -106,9 +106,9 @@ def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, s
     assert SECONDS == 5
     assert log == ["told", "asleep"]
     assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0), "dram-0": pytest.approx(1.5)}
-    assert found["idle_bare_method"] == "measured"
-    assert found["idle_bare_source"] == "rapl_package+rapl_dram"
-    assert found["idle_bare_reason"] is None
+    assert found["no_context_method"] == "measured"
+    assert found["no_context_source"] == "rapl_package+rapl_dram"
+    assert found["no_context_reason"] is None
 
 
 def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: MakeSleep) -> None:
@@ -120,7 +120,7 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
 
     found = measure_without_context("rapl", [], sleep=sleep(lose_dram))
     assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0)}
-    assert found["idle_bare_reason"].startswith("dram-0: RAPL: ")
+    assert found["no_context_reason"].startswith("dram-0: RAPL: ")
     package_1 = powercap.zone("intel-rapl:1", "package-1")
     dram.write_text("7")
 
@@ -129,8 +129,8 @@ def test_failing_counter_is_left_out_with_its_reason(powercap: Powercap, sleep: 
             counter.unlink()
 
     found = measure_without_context("rapl", [], sleep=sleep(lose_all))
-    assert (found["idle_power_no_context_w"], found["idle_bare_method"]) == (None, None)
-    assert "package-1: RAPL: " in found["idle_bare_reason"]
+    assert (found["idle_power_no_context_w"], found["no_context_method"]) == (None, None)
+    assert "package-1: RAPL: " in found["no_context_reason"]
 
 
 @pytest.mark.parametrize("name", ["rapl", "nvml"])
@@ -140,7 +140,7 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
 
     found = measure_without_context(name, [], sleep=sleep)
     assert found.get("idle_power_no_context_w") is None
-    assert found["idle_bare_reason"].startswith(f"{name}: ")
+    assert found["no_context_reason"].startswith(f"{name}: ")
 
 
 # ---- what later cycles know ----
@@ -215,7 +215,7 @@ def baselines(results: Results) -> ReadBaselines:
     def read() -> list[IdlePowerRecord]:
         entries = [entry for entry in results.manifest["experiments"] if entry["result_file"]]
         texts = [(results.directory / entry["result_file"]).read_text() for entry in entries]
-        found = [ExperimentResult.model_validate_json(text).baseline for text in texts]
+        found = [ExperimentResult.model_validate_json(text).idle_power for text in texts]
         return [baseline for baseline in found if baseline is not None]
 
     return read
@@ -243,8 +243,8 @@ def test_each_gpu_is_measured_once_before_the_first_experiment(
     assert watts is not None
     assert watts == pytest.approx({A: 70.0, B: 95.0}, rel=0.02)
     assert all(one.idle_power_no_context_w == watts for one in found), "the very same figures"
-    assert {(one.idle_bare_method, one.idle_bare_source) for one in found} == {("measured", "nvml_total_energy")}
-    ages = sorted(one.idle_bare_age_seconds or 0.0 for one in found)
+    assert {(one.no_context_method, one.no_context_source) for one in found} == {("measured", "nvml_total_energy")}
+    ages = sorted(one.no_context_age_seconds or 0.0 for one in found)
     assert 0 < ages[0] < ages[1]
     assert gpus.users() == 0
     assert len({call.pid for call in gpus.calls() if call.function == COUNTER}) == 1

@@ -80,7 +80,7 @@ def test_load_refuses_files_that_are_not_study_results(
 ) -> None:
     if content is None:
         written = json.loads((finished_results / "study_result.json").read_text())
-        content = json.dumps({**written, "schema_version": "2.0"})
+        content = json.dumps({**written, "schema_version": "3.0"})
     (tmp_path / "study_result.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         StudyResult.load(tmp_path)

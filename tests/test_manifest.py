@@ -310,7 +310,7 @@ def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path: Path) -> 
         ("not json", "not a Manifest: the file: Invalid JSON"),
         ("{}", "not a Manifest: study_name: Field required"),
         ("\udcff", "not a Manifest: the file: Invalid JSON"),
-        ('{"schema_version": "2.0", "studies": []}', "schema version 2.0 cannot be read here"),
+        ('{"schema_version": "3.0", "studies": []}', "schema version 3.0 cannot be read here"),
     ],
 )
 def test_invalid_manifest_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
@@ -331,7 +331,7 @@ def test_missing_manifest_is_one_line(tmp_path: Path) -> None:
 
 def test_files_of_schema_version_1_0_are_read() -> None:
     manifest = read_manifest(GOLDEN)
-    assert (manifest.schema_version, SCHEMA_VERSION) == ("1.0", "1.4")
+    assert (manifest.schema_version, SCHEMA_VERSION) == ("2.0", "2.0")
     assert [entry.status for entry in manifest.experiments] == ["completed", "completed", "failed", "failed"]
     assert manifest.experiments[0].replayed_from is None
     for entry in manifest.experiments[:2]:
@@ -340,7 +340,7 @@ def test_files_of_schema_version_1_0_are_read() -> None:
         result = ExperimentResult.model_validate_json(stored)
         assert result.identity.experiment_id == entry.experiment_id
     found = StudyResult.load(GOLDEN)
-    assert (found.schema_version, found.summary.completed, found.summary.replayed) == ("1.0", 2, 0)
+    assert (found.schema_version, found.summary.completed, found.summary.replayed) == ("2.0", 2, 0)
     assert found.points[0].metrics["seconds"].n == 2
 
 
@@ -364,11 +364,11 @@ def test_unfinished_run_is_loaded(tmp_path: Path) -> None:
             name: point.metrics[name].model_copy(update={"values": []})  # which were not kept then
             for name in then.metrics
         }
-        assert point.bench.get("cpu") == ("A processor" if point.cycles else None)
+        assert point.testbed.get("cpu") == ("A processor" if point.cycles else None)
         later_fields: dict[str, Any] = {
             "cycles": [],
-            "bench": {},
-            "subject": {},
+            "testbed": {},
+            "sut": {},
             "result_digests": [],
             "contention": None,
         }

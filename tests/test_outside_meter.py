@@ -95,7 +95,7 @@ def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
 ) -> None:
     done, asked = run(*workers, baseline={"duration_seconds": 5}, execution={**STUDY["execution"], "n_cycles": 3})
     done.assert_outcomes(passed=3)
-    baselines = [one.baseline for one in experiments()]
+    baselines = [one.idle_power for one in experiments()]
     assert [one.idle_power_w for one in baselines] == pytest.approx([WATTS] * 3)
     assert len({one.measured_at for one in baselines}) == 1
     first, *others = sorted(one.age_seconds for one in baselines)
@@ -109,7 +109,7 @@ def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
         assert low < 0 < high, "at the wall, this engine takes nothing"
         assert active.boundary == "wall"
     assert {one.idle_power_no_context_w for one in baselines} == {None}
-    assert baselines[0].idle_bare_reason == "meter 'wattmeter' is not asked outside of experiments"
+    assert baselines[0].no_context_reason == "meter 'wattmeter' is not asked outside of experiments"
 
 
 @pytest.mark.parametrize("method", ["begin", slow("end")])

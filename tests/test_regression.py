@@ -191,15 +191,15 @@ TESTBED = [
 
 @pytest.mark.parametrize(("fact", "value", "line"), TESTBED, ids=[f"{fact} {value}" for fact, value, _ in TESTBED])
 def test_different_testbed_facts_are_not_compared(fact: str, value: bool | list[str] | str, line: str) -> None:
-    here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
+    here, there = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
     reason = f"cannot be compared: {line} (--llem-compare-mismatch compares all the same)"
     assert said(verdict) == ("NOT JUDGED", "failed", reason)
     assert (verdict.mean, verdict.reference_mean, verdict.ratio) == (1.0, 1.0, None)
-    assert (record.bench, record.compared_despite_mismatch, record.family) == ([line], False, 0)
+    assert (record.testbed, record.compared_despite_mismatch, record.family) == ([line], False, 0)
     record, verdict = one(here, there, anyway=True)
     assert said(verdict) == ("SAME", "passed", None)
-    assert (record.bench, record.compared_despite_mismatch) == ([line], True)
+    assert (record.testbed, record.compared_despite_mismatch) == ([line], True)
 
 
 def test_compared_anyway_is_recorded_only_for_differences() -> None:
@@ -208,10 +208,10 @@ def test_compared_anyway_is_recorded_only_for_differences() -> None:
 
 
 def test_cpu_and_gpu_results_are_not_compared() -> None:
-    record, verdict = one(point({}, seconds=STEADY, bench={"cpu": "A processor"}), point({}, seconds=STEADY))
+    record, verdict = one(point({}, seconds=STEADY, testbed={"cpu": "A processor"}), point({}, seconds=STEADY))
     assert verdict.outcome == "failed"
-    assert "GPU model: none here, NVIDIA H100 80GB HBM3 in the reference" in record.bench
-    assert "CPU model: A processor here, none in the reference" in record.bench
+    assert "GPU model: none here, NVIDIA H100 80GB HBM3 in the reference" in record.testbed
+    assert "CPU model: A processor here, none in the reference" in record.testbed
 
 
 @pytest.mark.parametrize(
@@ -227,10 +227,10 @@ def test_cpu_and_gpu_results_are_not_compared() -> None:
     ],
 )
 def test_facts_that_may_differ_are_warned_about(fact: str, value: str | None, line: str) -> None:
-    here, there = point({}, seconds=STEADY, bench={**H100, fact: value}), point({}, seconds=STEADY)
+    here, there = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
     assert verdict.verdict == "SAME"
-    assert (record.warnings, record.bench) == ([line], [])
+    assert (record.warnings, record.testbed) == ([line], [])
 
 
 @pytest.mark.parametrize(
@@ -242,19 +242,19 @@ def test_energy_method_must_match_for_energy_metrics_only(
 ) -> None:
     fact = {f"energy_{key}": value for key, value in provenance.items()}
     given = summary(metric, STEADY, **(provenance if metric == "energy_j" else {}))
-    here = point({}, bench=H100 | fact, **{metric: given})
+    here = point({}, testbed=H100 | fact, **{metric: given})
     record, verdict = one(here, point({}, **{metric: STEADY}), GatesConfig(metrics=[metric]))
     assert (verdict.verdict == "SAME") is compared
-    assert bool(record.bench) is not compared
+    assert bool(record.testbed) is not compared
 
 
 @pytest.mark.parametrize(("metric", "compared"), [("peak_memory_mb", False), ("seconds", True)])
 def test_start_method_must_match_for_memory_metrics_only(metric: str, compared: bool) -> None:
-    here = point({}, bench=H100 | {"start_method": "forkserver"}, **{metric: STEADY})
-    there = point({}, bench=H100 | {"start_method": "spawn"}, **{metric: STEADY})
+    here = point({}, testbed=H100 | {"start_method": "forkserver"}, **{metric: STEADY})
+    there = point({}, testbed=H100 | {"start_method": "spawn"}, **{metric: STEADY})
     record, verdict = one(here, there, GatesConfig(metrics=[metric]))
     assert (verdict.verdict == "SAME") is compared
-    assert record.bench == ([] if compared else ["start method: forkserver here, spawn in the reference"])
+    assert record.testbed == ([] if compared else ["start method: forkserver here, spawn in the reference"])
 
 
 def test_cpu_energy_is_compared_by_its_own_method() -> None:
@@ -262,7 +262,7 @@ def test_cpu_energy_is_compared_by_its_own_method() -> None:
     here, there = point({}, cpu_energy_j=values), point({}, cpu_energy_j=values)
     settings = GatesConfig(metrics=["cpu_energy_j"])
     assert one(here, there, settings)[1].verdict == "SAME"
-    there.bench["energy_method"] = "sampled"  # of energy_j
+    there.testbed["energy_method"] = "sampled"  # of energy_j
     assert one(here, there, settings)[1].verdict == "SAME"
 
 
@@ -272,7 +272,7 @@ ALLOWED = {"energy": {"allow_estimated": True}}
 
 def _estimated(**fields: Any) -> Any:
     bench = H100 | {"energy_method": "estimated", "energy_boundary": "cpu_package"}
-    return point({}, energy_j=ESTIMATED, energy_per_output_token_j=ESTIMATED, bench=bench, **fields)
+    return point({}, energy_j=ESTIMATED, energy_per_output_token_j=ESTIMATED, testbed=bench, **fields)
 
 
 def test_estimate_is_not_judged_unless_allowed() -> None:
@@ -297,7 +297,7 @@ def test_estimate_is_not_compared_with_measurement() -> None:
     _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
     assert verdict.verdict == "NOT JUDGED", "nor of one boundary"
     package = summary("energy_j", STEADY, boundary="cpu_package", covers_engine=True)
-    measured = point({}, energy_j=package, bench=H100 | {"energy_boundary": "cpu_package"})
+    measured = point({}, energy_j=package, testbed=H100 | {"energy_boundary": "cpu_package"})
     _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
     assert (verdict.verdict, verdict.method) == ("SAME", "estimated")
 
@@ -359,7 +359,7 @@ def test_metric_without_a_better_direction_is_not_judged() -> None:
 def test_energy_window_of_few_ticks_is_not_judged(side: int) -> None:
     here, there = (point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2))
     changed = (here, there)[side]
-    changed.bench["energy_ticks"] = 19.4
+    changed.testbed["energy_ticks"] = 19.4
     _, verdict = one(here, there, ENERGY)
     assert said(verdict) == (
         "NOT JUDGED",
@@ -370,7 +370,7 @@ def test_energy_window_of_few_ticks_is_not_judged(side: int) -> None:
     assert one(here, there, ENERGY, anyway=True)[1].verdict == "NOT JUDGED", "it is no difference"
     for metric in ("load_energy_j", "seconds"):
         assert one(here, there, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
-    changed.bench["energy_ticks"] = 20.0
+    changed.testbed["energy_ticks"] = 20.0
     assert one(here, there, ENERGY)[1].verdict == "SAME"
 
 
@@ -379,7 +379,7 @@ def test_energy_boundary_that_changes_between_cycles_is_not_judged(side: int) ->
     here, there = (point({}, energy_j=STEADY) for _ in range(2))
     changed = (here, there)[side]
     changed.metrics["energy_j"].boundary = None
-    changed.bench = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
+    changed.testbed = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
     assert "energy boundary: " in one(here, there, ENERGY)[1].reason
     _, verdict = one(here, there, ENERGY, anyway=True)
     assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
@@ -387,7 +387,7 @@ def test_energy_boundary_that_changes_between_cycles_is_not_judged(side: int) ->
 
 def test_ticks_of_prefill_window_count_for_prefill_energy_only() -> None:
     here, there = (
-        point({}, energy_j=STEADY, prefill_energy_j=STEADY, bench=H100 | {"prefill_ticks": 5}) for _ in range(2)
+        point({}, energy_j=STEADY, prefill_energy_j=STEADY, testbed=H100 | {"prefill_ticks": 5}) for _ in range(2)
     )
     assert one(here, there, ENERGY)[1].verdict == "SAME"
     assert one(here, there, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
@@ -398,12 +398,12 @@ def test_changed_facts_of_the_system_under_test_are_listed() -> None:
         {"n": 1},
         seconds=STEADY,
         config={"precision": "fp16", "pytorch": {"batch_size": 8}, "measurement": {"length_mode": "fixed"}},
-        subject={"torch": "2.13.0", "model_fingerprint": "a" * 64, "precision": "fp16"},
+        sut={"torch": "2.13.0", "model_fingerprint": "a" * 64, "precision": "fp16"},
     )
-    there = point({"n": 1}, seconds=STEADY, subject={"torch": "2.11.0", "commit": "c" * 40, "precision": "bf16"})
+    there = point({"n": 1}, seconds=STEADY, sut={"torch": "2.11.0", "commit": "c" * 40, "precision": "bf16"})
     record, verdict = one(here, there)
     assert verdict.verdict == "SAME"
-    assert record.subject == [
+    assert record.sut == [
         "precision: fp16 here, bf16 in the reference",
         "pytorch.batch_size: 8 here, none in the reference",
         "torch: 2.13.0 here, 2.11.0 in the reference",
@@ -414,12 +414,12 @@ def test_changed_facts_of_the_system_under_test_are_listed() -> None:
 
 def test_point_without_a_result_has_no_differences() -> None:
     """Its facts are unknown, which is not that there are none."""
-    here, there = point({}, seconds=STEADY, subject={"torch": "2.13.0"}), point({}, seconds=[], subject={})
-    assert one(here, there)[0].subject == one(there, here)[0].subject == []
+    here, there = point({}, seconds=STEADY, sut={"torch": "2.13.0"}), point({}, seconds=[], sut={})
+    assert one(here, there)[0].sut == one(there, here)[0].sut == []
 
 
 def test_difference_names_the_points_it_concerns() -> None:
-    here = [point({"n": n}, seconds=STEADY, bench=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
+    here = [point({"n": n}, seconds=STEADY, testbed=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
     there = [point({"n": n}, seconds=STEADY) for n in range(4)]
     found = compare(study_result(*here), study_result(*there), SECONDS, name="main")
     assert found.record.warnings == ["GPU driver: 590 here, 580.1 in the reference [n=1 and 2 more]"]

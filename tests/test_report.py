@@ -551,8 +551,8 @@ def test_metrics_values_and_texts_read_as_words() -> None:
 
 
 def test_facts_that_differ_are_told_with_how_many_points_they_are_of() -> None:
-    points = [point({"a": n}, **{SPEED: [1.0]}, bench={"gpu": "A" if n else "B", "cpus": 2}) for n in range(3)]
-    assert facts(points, "bench") == [("gpu", "A (2 of the points); B (1 of the points)"), ("cpus", "2")]
+    points = [point({"a": n}, **{SPEED: [1.0]}, testbed={"gpu": "A" if n else "B", "cpus": 2}) for n in range(3)]
+    assert facts(points, "testbed") == [("gpu", "A (2 of the points); B (1 of the points)"), ("cpus", "2")]
 
 
 def test_the_environment_is_told_by_parts_and_what_is_not_known_is_named() -> None:

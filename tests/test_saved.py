@@ -24,7 +24,7 @@ def result() -> StudyResult:
             seconds=[0.1 + 0.2, 1 / 3, 1e-17],
             energy_j=[10.0, 11.0, None],
             ttft_p50_ms=[],
-            subject={"torch": "2.13.0", "settings.eos_token_id": [1, 2]},
+            sut={"torch": "2.13.0", "settings.eos_token_id": [1, 2]},
         ),
         point({"precision": "fp32"}, seconds=[2.0, 2.5, 3.0]),
         environment={"os": "Linux", "packages": {"torch": "2.13.0"}},

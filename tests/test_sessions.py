@@ -287,7 +287,7 @@ class TestCommand:
         ("second", "said"),
         [
             ({"design": "1" * 16}, f"is of another study than r1: its design is {'1' * 16}, and not {'0' * 16}"),
-            ({"facts": {"bench": {"gpu": "A100"}}}, "was measured otherwise than r1: gpu"),
+            ({"facts": {"testbed": {"gpu": "A100"}}}, "was measured otherwise than r1: gpu"),
             ({"number": 1}, "is the same session as r1"),
             ({"entry": {"replayed_from": "study_x"}}, "one is of another session: study_x"),
         ],
@@ -295,14 +295,14 @@ class TestCommand:
     def test_sessions_that_do_not_match_are_refused(
         self, folders: Callable[..., Any], llem: Callable[..., Any], second: dict[str, Any], said: str
     ) -> None:
-        first = session(RUNS[0], facts={"bench": {"gpu": "H100"}})
+        first = session(RUNS[0], facts={"testbed": {"gpu": "H100"}})
         names = folders(first, session(RUNS[1], **{"number": 2} | second))
         assert llem(*names) == (2, [], f"llem: r2: {said}\n")
 
     def test_changed_system_under_test_is_warned_about(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
-        runs = (session(RUNS[at], number=at, facts={"subject": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
+        runs = (session(RUNS[at], number=at, facts={"sut": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
         status, _, said = llem(*folders(*runs), "--metric", METRIC)
         assert status == 0
         assert said.startswith("llem: r2: warning: torch not as in r1: ")

@@ -133,11 +133,11 @@ class TestSameCode:
     def test_comparison_of_same_code_is_warned_of(
         self, here: dict[str, str], there: dict[str, str], paired: bool, warned: bool
     ) -> None:
-        one, other = (study_result(point({"n": 1}, seconds=[1, 1.1, 1.2], subject=it)) for it in (here, there))
+        one, other = (study_result(point({"n": 1}, seconds=[1, 1.1, 1.2], sut=it)) for it in (here, there))
         record = compare(one, other, GatesConfig(metrics=["seconds"]), name="python", paired=paired).record
         assert [line for line in record.warnings if "same code" in line] == record.warnings
         assert bool(record.warnings) == warned
-        assert not [line for line in record.subject if line.startswith("code")]
+        assert not [line for line in record.sut if line.startswith("code")]
 
     def test_code_is_known_by_all_modules_and_packages(self) -> None:
         path = min((Path(__file__).parent / "golden" / "1.0" / "experiments").glob("*.json"))

@@ -91,7 +91,7 @@ class TestWithoutMeter:
     @pytest.mark.parametrize(("here", "there"), [*itertools.product(SIDES, repeat=2)])
     def test_left_out_where_the_reference_lacks_it_too(self, here: str, there: str) -> None:
         sides = [
-            point({}, bench={**H100, "energy_method": side}, **{COST: SIDES[side], SPEED: STEADY, TTFT: STEADY})
+            point({}, testbed={**H100, "energy_method": side}, **{COST: SIDES[side], SPEED: STEADY, TTFT: STEADY})
             for side in (here, there)
         ]
         found = compare(study_result(sides[0]), study_result(sides[1]), GatesConfig(), name="main").verdicts[0]

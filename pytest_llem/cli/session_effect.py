@@ -75,9 +75,9 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
                 f"{path}: is of another study than {paths[0]}: its design is {result.study_design_hash}, "
                 f"and not {first.study_design_hash}"
             )
-        if differ := _differing(first, result, "bench"):
+        if differ := _differing(first, result, "testbed"):
             raise ValueError(f"{path}: was measured otherwise than {paths[0]}: {', '.join(differ)}")
-        if differ := _differing(first, result, "subject"):
+        if differ := _differing(first, result, "sut"):
             complain(
                 f"{path}: warning: {', '.join(differ)} not as in {paths[0]}: "
                 "what that changes is counted as the session's"
@@ -95,7 +95,7 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
     return results
 
 
-def _differing(one: StudyResult, other: StudyResult, facts: Literal["bench", "subject"]) -> list[str]:
+def _differing(one: StudyResult, other: StudyResult, facts: Literal["testbed", "sut"]) -> list[str]:
     """Return the names of the facts in which points of two results differ."""
     there = {point.config_hash: getattr(point, facts) for point in one.points}
     minor = {key for key, fact in TESTBED.items() if fact.concerns == "nothing"}
@@ -103,7 +103,7 @@ def _differing(one: StudyResult, other: StudyResult, facts: Literal["bench", "su
     for point in other.points:
         here, known = getattr(point, facts), there.get(point.config_hash)
         if here and known:  # an earlier version wrote none down
-            keys = {**known, **here} if facts == "subject" else [key for key in TESTBED if key not in minor]
+            keys = {**known, **here} if facts == "sut" else [key for key in TESTBED if key not in minor]
             differing |= {key: None for key in keys if known.get(key) != here.get(key)}
     return list(differing)
 

@@ -234,8 +234,8 @@ def _job(study: StudyConfig, planned: Experiment, item: pytest.Item, lease: Devi
     return replace(
         _early_job(study, planned, item),
         gap=gap.model_dump(mode="json") if gap else None,
-        baseline=known_idle_power(board, point.config_hash, study.interpreter(point.config.backend)),
-        idle_bare=no_context_fields(board, point.config, lease.devices),
+        idle_power=known_idle_power(board, point.config_hash, study.interpreter(point.config.backend)),
+        no_context=no_context_fields(board, point.config, lease.devices),
         hub_unreachable=hub_unreachable_for(board, preflight_of(item.config, run_of(item), study), point.config),
     )
 

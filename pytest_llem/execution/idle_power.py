@@ -44,10 +44,10 @@ def keep_idle_power(board: SharedState, config_hash: str, python: Path | None, r
         python: The interpreter that it ran in; None for this one.
         result: The experiment's, as JSON text.
     """
-    baseline = json.loads(result).get("baseline")
-    if baseline and baseline.get("idle_power_w") is not None and baseline.get("age_seconds") == 0:
+    idle_power = json.loads(result).get("idle_power")
+    if idle_power and idle_power.get("idle_power_w") is not None and idle_power.get("age_seconds") == 0:
         with suppress(OSError):  # then the next one measures it again
-            board.put(_point(config_hash, python), _CONTEXT, baseline)
+            board.put(_point(config_hash, python), _CONTEXT, idle_power)
 
 
 def no_context_is_due(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
@@ -91,20 +91,20 @@ def no_context_fields(board: SharedState, config: ExperimentConfig, devices: Col
     """
     name, gpus = _meter(config, devices)
     if name is None:
-        return {"idle_bare_reason": no_context_meter(config, gpus)[1]}
+        return {"no_context_reason": no_context_meter(config, gpus)[1]}
     found = [notice for place in _places(name, gpus) if (notice := board.read(place, _BARE)) is not None]
     watts = {device: w for one in found for device, w in one["idle_power_no_context_w"].items()}
     fields: dict[str, Any] = {
         "idle_power_no_context_w": watts or None,
-        "idle_bare_method": weakest(one.get("idle_bare_method") for one in found),
-        "idle_bare_source": _one_of(found, "idle_bare_source"),
-        "idle_bare_reason": _one_of(found, "idle_bare_reason"),
+        "no_context_method": weakest(one.get("no_context_method") for one in found),
+        "no_context_source": _one_of(found, "no_context_source"),
+        "no_context_reason": _one_of(found, "no_context_reason"),
     }
     if watts:
         since = min(datetime.fromisoformat(one["measured_at"]) for one in found)
-        fields["idle_bare_age_seconds"] = (datetime.now(UTC) - since).total_seconds()
-    elif fields["idle_bare_reason"] is None:
-        fields["idle_bare_reason"] = "it was not measured before this experiment"
+        fields["no_context_age_seconds"] = (datetime.now(UTC) - since).total_seconds()
+    elif fields["no_context_reason"] is None:
+        fields["no_context_reason"] = "it was not measured before this experiment"
     return fields
 
 

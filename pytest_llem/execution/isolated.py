@@ -169,8 +169,8 @@ class IsolatedExperiment:
             harness=[os.getpid(), *others],
             gap=gap.model_dump(mode="json"),
             carbon=None if intensity is None else {"intensity": intensity, "pue": settings.pue},
-            baseline=known_idle_power(self._board, digest, None),
-            idle_bare=no_context_fields(self._board, config, devices),
+            idle_power=known_idle_power(self._board, digest, None),
+            no_context=no_context_fields(self._board, config, devices),
         )
 
     def _failure(self, error: ErrorRecord, output: str = "") -> ExperimentError:

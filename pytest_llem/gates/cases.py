@@ -38,7 +38,7 @@ class Case:
         excused: That nothing can be decided is no failure.
         inconclusive: There are too few cycles, or a side was contended, and there is otherwise no obstacle.
         contended: How the two sides were contended; None where neither was.
-        bench: Bench facts that differ; None where it did not come to that.
+        testbed: Testbed facts that differ; None where it did not come to that.
     """
 
     pair: Pair
@@ -50,7 +50,7 @@ class Case:
     excused: bool = False
     inconclusive: bool = False
     contended: str | None = None
-    bench: TestbedDifferences | None = None
+    testbed: TestbedDifferences | None = None
 
 
 def make_case(
@@ -64,7 +64,7 @@ def make_case(
             where answers differ in length.
         settings: What the study says of its gates.
         paired: The cycles of one number belong together.
-        anyway: Also where bench facts differ.
+        anyway: Also where testbed facts differ.
         dependent: Why nothing of the pair may be compared, as where the two results were not measured apart.
     """
     here, there = pair.candidate, pair.reference
@@ -95,24 +95,24 @@ def make_case(
     obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
     if obstacle is not None:
         return case(obstacle=obstacle)
-    bench = testbed_differences(here, there, metric)
+    testbed = testbed_differences(here, there, metric)
     named = names_boundary(here, metric)
-    if bench.stops and not anyway:
-        hint = "" if bench.bars else " (--llem-compare-mismatch compares all the same)"
-        obstacle = f"cannot be compared: {'; '.join(bench.stops)}{hint}"
+    if testbed.stops and not anyway:
+        hint = "" if testbed.bars else " (--llem-compare-mismatch compares all the same)"
+        obstacle = f"cannot be compared: {'; '.join(testbed.stops)}{hint}"
     elif not all(usable):
         obstacle = ESTIMATED
     else:
         found = (ineligible_reason(side, metric, any_boundary=named) for side in (here, there))
         obstacle = next(filter(None, found), None)
-        if obstacle is None and bench.bars:
-            obstacle = f"cannot be compared: {'; '.join(bench.bars)}"
+        if obstacle is None and testbed.bars:
+            obstacle = f"cannot be compared: {'; '.join(testbed.bars)}"
     if obstacle is not None:
-        return case(obstacle=obstacle, bench=bench)
+        return case(obstacle=obstacle, testbed=testbed)
     contended = _contended(here, there, metric)
     if contended is not None and not paired:
         obstacle = f"{contended} (repeat the measurement on a machine where nothing else runs)"
-        return case(obstacle=obstacle, inconclusive=True, contended=contended, bench=bench)
+        return case(obstacle=obstacle, inconclusive=True, contended=contended, testbed=testbed)
     ours, theirs = _by_cycle(here, metric), _by_cycle(there, metric)
     common = len(ours.keys() & theirs.keys()) if paired else min(len(ours), len(theirs))
     try:
@@ -120,9 +120,9 @@ def make_case(
     except UndecidableError as error:
         nobody = not any(value > 0 for side in (ours, theirs) for value in side.values())
         excused = by_default and nobody  # one that a side has lost is not
-        return case(obstacle=str(error), excused=excused, inconclusive=common < 2, bench=bench)
+        return case(obstacle=str(error), excused=excused, inconclusive=common < 2, testbed=testbed)
     question = Question(asked, better, settings.delta_of(gate))
-    return case(question=question, contended=contended, bench=bench)
+    return case(question=question, contended=contended, testbed=testbed)
 
 
 def _contended(here: PointResult, there: PointResult, metric: str) -> str | None:

@@ -14,9 +14,9 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.study.problems import printable
 
 #: Of a configuration, what is a bench fact, and what changes no measurement.
-_NO_SUBJECT = {"energy.allow_estimated", "measurement.length_mode", "output_dir"}
+_NO_SUT = {"energy.allow_estimated", "measurement.length_mode", "output_dir"}
 
-#: Of the subject, where it came from: the interpreter's folder need not be that of the code.
+#: Of the system under test, where it came from: the interpreter's folder need not be that of the code.
 _ORIGIN = {"commit", "uncommitted_changes"}
 
 _DIGEST = re.compile("[0-9a-f]{40,}")
@@ -24,7 +24,7 @@ _DIGEST = re.compile("[0-9a-f]{40,}")
 
 @dataclass(frozen=True)
 class TestbedDifferences:
-    """Bench facts of two points that differ, a line each.
+    """Testbed facts of two points that differ, a line each.
 
     Attributes:
         stops: Those that a metric cannot be compared with, *bars* included.
@@ -39,7 +39,7 @@ class TestbedDifferences:
 
 def testbed_differences(candidate: PointResult, reference: PointResult, metric: str) -> TestbedDifferences:
     """Return what *metric* of two points was measured on that differs; both have values of it."""
-    here, there = _bench(candidate, metric), _bench(reference, metric)
+    here, there = _testbed(candidate, metric), _testbed(reference, metric)
     is_energy = candidate.metrics[metric].method is not None or reference.metrics[metric].method is not None
     stops: list[str] = []
     warns: list[str] = []
@@ -61,20 +61,20 @@ def testbed_differences(candidate: PointResult, reference: PointResult, metric: 
     return TestbedDifferences(tuple(stops), tuple(warns), tuple(bars))
 
 
-def _bench(point: PointResult, metric: str) -> dict[str, Any]:
-    """Return a point's bench facts: with the method and boundary of *metric*, which need not be energy_j's."""
+def _testbed(point: PointResult, metric: str) -> dict[str, Any]:
+    """Return a point's testbed facts: with the method and boundary of *metric*, which need not be energy_j's."""
     summary = point.metrics[metric]
     own = {"energy_method": summary.method, "energy_boundary": summary.boundary}
-    return {**point.bench, **{key: value for key, value in own.items() if value is not None}}
+    return {**point.testbed, **{key: value for key, value in own.items() if value is not None}}
 
 
 def sut_differences(candidate: PointResult, reference: PointResult) -> Iterator[str]:
     """Yield what was measured in two points that differs, a line each; nothing where one has no result."""
     if not (is_measured(candidate) and is_measured(reference)):
         return
-    here, there = _subject(candidate), _subject(reference)
+    here, there = _sut(candidate), _sut(reference)
     for key in dict.fromkeys([*here, *there]):
-        if here.get(key) != there.get(key) and key not in {*_NO_SUBJECT, CODE}:
+        if here.get(key) != there.get(key) and key not in {*_NO_SUT, CODE}:
             yield _difference(key, here.get(key), there.get(key), "none")
 
 
@@ -83,12 +83,12 @@ def same_sut(candidate: PointResult, reference: PointResult) -> bool:
 
     Another start method imports other modules of the same code, so that results of two sessions cannot tell.
     """
-    here, there = ({**_subject(point), **dict.fromkeys(_ORIGIN)} for point in (candidate, reference))
+    here, there = ({**_sut(point), **dict.fromkeys(_ORIGIN)} for point in (candidate, reference))
     return here.get(CODE) is not None and here == there
 
 
-def _subject(point: PointResult) -> dict[str, Any]:
-    return {**flat(point.config), **point.subject}
+def _sut(point: PointResult) -> dict[str, Any]:
+    return {**flat(point.config), **point.sut}
 
 
 def over_points(found: Iterable[tuple[str, Iterable[str]]], points: int) -> list[str]:

@@ -71,29 +71,19 @@ def ineligible_reason(point: PointResult, metric: str, *, any_boundary: bool) ->
         return f"invalid ({summary.invalid}): {INVALID.get(summary.invalid, 'reason unknown to this version')}"
     if summary.is_mixed:
         return "its cycles differ in what their energy covers"
-    if not any_boundary and not (covered := _covers_engine(point, metric)):
+    if not any_boundary and not (covered := summary.covers_engine):
         what = f"the energy covers {summary.boundary} and not" if covered is False else "unknown whether it covers"
         return f"{what} the devices that the engine ran on (name the meter in energy.backend if that is meant)"
     if metric in _NO_WINDOW:
         return None
     windows = [TICKS, PREFILL_TICKS] if metric in _PREFILL else [TICKS]
-    ticks = min((point.bench[key] for key in windows if key in point.bench), default=None)
+    ticks = min((point.testbed[key] for key in windows if key in point.testbed), default=None)
     if ticks is None or ticks >= MIN_TICKS:
         return None
     return (
         f"a window holds {ticks:g} {resolution(summary.method)}, and a gate needs {MIN_TICKS}: "
         "raise measurement.min_window_seconds"
     )
-
-
-def _covers_engine(point: PointResult, metric: str) -> bool | None:
-    """Return whether the energy *metric* covers the engine's devices; None where that is not known."""
-    summary = point.metrics[metric]
-    if summary.covers_engine is not None or summary.boundary is None or not point.bench:
-        return summary.covers_engine
-    # Of a schema before 1.4, where the facts of the engine's device say of which kind it is.
-    covered = summary.boundary.split("+")
-    return ("cpu_package" if {"cpu", "cpus"} & point.bench.keys() else "gpu_board") in covered
 
 
 #: Metrics per output token, and what is judged in their place where answers differ in length.

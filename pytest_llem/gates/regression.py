@@ -27,7 +27,7 @@ FailOn = Literal["regression", "inconclusive"]
 _OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "IMPROVEMENT": "passed"}
 
 
-_SAME_SUBJECT = (
+_SAME_SUT = (
     "both sides ran the same code, packages, weights and settings, so that no change can be found: "
     "is the code of the reference installed in its environment?"
 )
@@ -71,7 +71,7 @@ def compare(
         settings: Metrics, alpha and delta.
         name: What the reference is called.
         paired: Both were measured in turns: the cycles of one number belong together.
-        anyway: Compare where bench facts differ, too.
+        anyway: Compare where testbed facts differ, too.
         fail_on: The least that fails.
         points: Ids of the candidate's points to judge; None for all.
         unfit: Why nothing of a point may be judged, by its id.
@@ -107,13 +107,13 @@ def compare(
         for pair in matched
         if pair.reference is not None and pair.candidate.cycles and pair.reference.cycles
     ]
-    benches = [(case.pair.candidate.id, case.bench) for case in cases if case.bench is not None]
+    benches = [(case.pair.candidate.id, case.testbed) for case in cases if case.testbed is not None]
     contended = [
         (case.pair.candidate.id, [f"judged though contended, since both sides were interleaved: {case.contended}"])
         for case in cases
         if case.contended and case.question
     ]
-    same = [(one.id, [_SAME_SUBJECT]) for one, other in known if paired and same_sut(one, other)]
+    same = [(one.id, [_SAME_SUT]) for one, other in known if paired and same_sut(one, other)]
     stops = over_points(((point, bench.stops) for point, bench in benches), len(known))
     record = ComparisonRecord(
         reference=name,
@@ -122,7 +122,7 @@ def compare(
         paired=paired,
         alpha=settings.alpha,
         family=len(asked),
-        bench=stops,
+        testbed=stops,
         compared_despite_mismatch=anyway and bool(stops),
         warnings=[
             *over_points(((point, bench.warns) for point, bench in benches), len(known)),
@@ -130,7 +130,7 @@ def compare(
             *over_points(same, len(known)),
         ],
         workload=over_points(((one.id, workload_differences(one, other)) for one, other in known), len(known)),
-        subject=over_points(((one.id, sut_differences(one, other)) for one, other in known), len(known)),
+        sut=over_points(((one.id, sut_differences(one, other)) for one, other in known), len(known)),
         new_points=[pair.candidate.id for pair in matched if pair.reference is None],
         missing_points=[point.id for point in missing],
     )

@@ -45,8 +45,8 @@ class Job:
         carbon: A Carbon, as plain data: what electricity emits here, where that is stated.
         watch_pids: Processes, beside this one, whose end is the experiment's end.
         harness: The pytest processes, whose processor time is that of measuring.
-        baseline: A BaselineRecord, as plain data: what an earlier cycle has found of the idle machine.
-        idle_bare: Fields of a BaselineRecord, as plain data: the machine before the session's first experiment.
+        idle_power: A IdlePowerRecord, as plain data: what an earlier cycle has found of the idle machine.
+        no_context: Fields of a IdlePowerRecord, as plain data: the machine before the session's first experiment.
         repeats: ContendedRuns, as plain data: measurements of the same that were contended.
         hub_unreachable: Why the Hugging Face hub is not to be asked: it did not answer before; None where it is.
     """
@@ -62,8 +62,8 @@ class Job:
     carbon: dict[str, float] | None = None
     watch_pids: Sequence[int] = ()
     harness: Sequence[int] = ()
-    baseline: dict[str, Any] | None = None
-    idle_bare: dict[str, Any] = field(default_factory=dict)
+    idle_power: dict[str, Any] | None = None
+    no_context: dict[str, Any] = field(default_factory=dict)
     repeats: Sequence[dict[str, Any]] = ()
     hub_unreachable: str | None = None
 

@@ -165,13 +165,13 @@ def run(
         directory=Path(job["directory"]),
         root=Path(job["root"]) if job["root"] is not None else None,
         carbon=Carbon(**job["carbon"]) if job["carbon"] is not None else None,
-        known_baseline=IdlePowerRecord.model_validate(job["baseline"]) if job["baseline"] else None,
+        known_idle_power=IdlePowerRecord.model_validate(job["idle_power"]) if job["idle_power"] else None,
         harness=[*job["harness"], os.getppid()],  # the supervisor
         on_progress=lambda progress: announce(**progress.as_event()),
         show_on=events if job["watched"] else None,
     ).run()
-    if measured.result.baseline is not None:
-        measured.result.baseline = measured.result.baseline.model_copy(update=job["idle_bare"])
+    if measured.result.idle_power is not None:
+        measured.result.idle_power = measured.result.idle_power.model_copy(update=job["no_context"])
     if job["repeats"] and measured.result.contention is not None:
         measured.result.contention.repeats = [ContendedRun.model_validate(one) for one in job["repeats"]]
     if job["gap"] is not None:

@@ -61,7 +61,7 @@ def measure_without_context(
         meter = _meter(name)
         meter.open(gpus)
     except Exception as error:  # a library of NVIDIA's can be broken in many ways
-        return {"idle_bare_reason": f"{name}: {error}", "measured_at": now()}
+        return {"no_context_reason": f"{name}: {error}", "measured_at": now()}
     meters = Meters({name: meter})
     try:
         meters.begin()
@@ -89,8 +89,8 @@ def _found(account: Account) -> dict[str, Any]:
         missing = [account.total.reason or "no device was read"]
     return {
         "idle_power_no_context_w": watts or None,
-        "idle_bare_method": weakest(one.method for one in read),
-        "idle_bare_source": "+".join(dict.fromkeys(one.source for one in read)) or None,
-        "idle_bare_reason": "; ".join(missing) or None,
+        "no_context_method": weakest(one.method for one in read),
+        "no_context_source": "+".join(dict.fromkeys(one.source for one in read)) or None,
+        "no_context_reason": "; ".join(missing) or None,
         "measured_at": now(),
     }

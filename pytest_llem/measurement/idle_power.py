@@ -63,47 +63,47 @@ def measure_idle_power(
 
 
 def measure_idle_power_after(
-    baseline: IdlePowerRecord,
+    idle_power: IdlePowerRecord,
     meters: Meters,
     config: BaselineConfig,
     window: Window,
     *,
     on_idle: Callable[[], None] = lambda: None,
 ) -> IdlePowerRecord:
-    """Measure idle power once more, shortly, and return *baseline* with it and with how far idle power drifts.
+    """Measure idle power once more, shortly, and return *idle_power* with it and with how far idle power drifts.
 
     Idle power changes by itself, by 0.2 % within half a minute on an H200, and more while a machine cools down.
-    Two figures tell how far what it was during the window may be from the baseline: their difference itself, and
-    for the time from within the window to now, the differences d of one part of the baseline and the next, taken
+    Two figures tell how far what it was during the window may be from idle power: their difference itself, and
+    for the time from within the window to now, the differences d of one part of idle power and the next, taken
     to be those of a random walk. Means over times T and τ that are g apart then differ by a variance of
-    d²·(T + 3g + τ)/(2·part): u² = (after − baseline)² + mean d² · (T + 3g + τ)/(2·part).
+    d²·(T + 3g + τ)/(2·part): u² = (after − idle_power)² + mean d² · (T + 3g + τ)/(2·part).
 
     To be called once the experiment's windows are over, and nothing runs.
 
     Args:
-        baseline: What was found before, or why nothing was.
+        idle_power: What was found before, or why nothing was.
         meters: Open; no window has begun.
         config: For how long.
         window: The one whose active energy is asked for.
         on_idle: Called as the machine is left alone.
     """
-    if baseline.idle_power_w is None or baseline.seconds is None:
-        return baseline
+    if idle_power.idle_power_w is None or idle_power.seconds is None:
+        return idle_power
     gap = time.monotonic() - (window.began + window.seconds)
     on_idle()
     account = _part(meters, config.part_seconds)
     total, seconds = account.total, account.seconds
-    if total.energy_j is None or not seconds or not _fits(baseline, total):
-        return baseline
-    after_w, part = total.energy_j / seconds, baseline.seconds / len(baseline.parts_w)
-    steps = statistics.fmean((after - before) ** 2 for before, after in pairwise(baseline.parts_w))
+    if total.energy_j is None or not seconds or not _fits(idle_power, total):
+        return idle_power
+    after_w, part = total.energy_j / seconds, idle_power.seconds / len(idle_power.parts_w)
+    steps = statistics.fmean((after - before) ** 2 for before, after in pairwise(idle_power.parts_w))
     walked = steps * (window.seconds + 3 * gap + seconds) / (2 * part)
-    return baseline.model_copy(
+    return idle_power.model_copy(
         update={
             "after_w": after_w,
             "after_seconds": seconds,
-            "drift_w": math.hypot(after_w - baseline.idle_power_w, math.sqrt(walked)),
-            "invalid": baseline.invalid or total.invalid,
+            "drift_w": math.hypot(after_w - idle_power.idle_power_w, math.sqrt(walked)),
+            "invalid": idle_power.invalid or total.invalid,
         }
     )
 
@@ -169,25 +169,25 @@ def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
     )
 
 
-def idle_power_metrics(baseline: IdlePowerRecord, window: Window) -> dict[str, Metric]:
+def idle_power_metrics(idle_power: IdlePowerRecord, window: Window) -> dict[str, Metric]:
     """Return the idle power, and what a pass took beyond it: of one boundary, and over the metered seconds.
 
     The active energy of a window is ``E - P·t``, and its standard uncertainty ``u² = u_E² + t²·(u_P² + drift²)``:
-    of reading the meter, of the baseline, and of idle power's own changes until the window; not known where one of
+    of reading the meter, of idle power, and of idle power's own changes until the window; not known where one of
     these is not. It is below 0 where the idle machine took more, and stays so.
     """
     idle = metric(
         "idle_power_w",
-        baseline.idle_power_w,
-        uncertainty=baseline.uncertainty_w,
-        method=baseline.method,
-        source=baseline.source,
-        boundary=baseline.boundary,
-        devices=baseline.devices or None,
-        invalid=baseline.invalid,
-        reason=baseline.reason,
+        idle_power.idle_power_w,
+        uncertainty=idle_power.uncertainty_w,
+        method=idle_power.method,
+        source=idle_power.source,
+        boundary=idle_power.boundary,
+        devices=idle_power.devices or None,
+        invalid=idle_power.invalid,
+        reason=idle_power.reason,
     )
-    return {"idle_power_w": idle, "active_energy_j": _active(idle, baseline.drift_w, window)}
+    return {"idle_power_w": idle, "active_energy_j": _active(idle, idle_power.drift_w, window)}
 
 
 def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:
@@ -195,9 +195,9 @@ def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:
     whole = energy("active_energy_j", account.total, 1 / passes)
     if whole.value is None:
         return whole
-    reason = f"no baseline: {idle.reason}" if idle.value is None else None
+    reason = f"no idle power: {idle.reason}" if idle.value is None else None
     if idle.value is not None and idle.boundary != whole.boundary:
-        reason = f"the baseline covers {idle.boundary}, and the window {whole.boundary}"
+        reason = f"idle power covers {idle.boundary}, and the window {whole.boundary}"
     if idle.value is None or reason:
         update = {"value": None, "uncertainty": None, "method": "unavailable", "reason": reason}
         return whole.model_copy(update=update)

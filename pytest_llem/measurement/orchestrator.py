@@ -75,7 +75,7 @@ class ExperimentOrchestrator:
         directory: What a dataset's path is relative to.
         root: The git commit of this directory is told; None for the current one.
         carbon: What electricity emits here, where that is stated.
-        known_baseline: What an earlier cycle of *config* has found of the idle machine.
+        known_idle_power: What an earlier cycle of *config* has found of the idle machine.
         harness: Whose processor time is that of measuring: the processes that started this one.
         on_progress: Called with each phase as it begins, and with each run of the warm-up; never within a window.
         show_on: The pipe on which meters show what the devices are like; None where nobody looks.
@@ -87,7 +87,7 @@ class ExperimentOrchestrator:
     directory: Path = field(default_factory=Path)
     root: Path | None = None
     carbon: Carbon | None = None
-    known_baseline: IdlePowerRecord | None = None
+    known_idle_power: IdlePowerRecord | None = None
     harness: Sequence[int] = ()
     on_progress: Callable[[Progress], None] = lambda progress: None
     show_on: int | None = None
@@ -128,13 +128,13 @@ class ExperimentOrchestrator:
             warmup_batches = engine.prepare(warmup_prompts(config, engine, workload))
             batches = engine.prepare(workload.prompts)
             engine.seed(config.random_seed)
-            baseline = measure_idle_power(
+            idle_power = measure_idle_power(
                 engine,
                 warmup_batches[0],
                 meters,
                 load_energy,
                 config.baseline,
-                known=self.known_baseline,
+                known=self.known_idle_power,
                 on_idle=lambda: self._tell("measuring the idle machine", config.baseline.duration_seconds),
             )
             warmup = warm_up(
@@ -169,8 +169,8 @@ class ExperimentOrchestrator:
                     engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed, keep=keep
                 )
                 contention = with_prefill(contention, watch.end(prefill.seconds, engine.gpus))
-            baseline = measure_idle_power_after(
-                baseline,
+            idle_power = measure_idle_power_after(
+                idle_power,
                 meters,
                 config.baseline,
                 window,
@@ -190,9 +190,9 @@ class ExperimentOrchestrator:
             metrics = {
                 **energy_metrics,
                 "gco2e_g": emissions(self.carbon, energy_metrics["energy_j"]),
-                **idle_power_metrics(baseline, window),
+                **idle_power_metrics(idle_power, window),
                 **accounting.speed_metrics(window, requests),
-                **prefill_metrics(window, prefill, requests.input_tokens, baseline.drift_w),
+                **prefill_metrics(window, prefill, requests.input_tokens, idle_power.drift_w),
                 **requests.latency_metrics(),
                 **accounting.condition_metrics(window.account),
                 **work,
@@ -216,7 +216,7 @@ class ExperimentOrchestrator:
                 devices=accounting.device_energies(window.account),
                 window=accounting.window_record(window),
                 prefill_window=accounting.window_record(prefill) if prefill else None,
-                baseline=baseline,
+                idle_power=idle_power,
                 warmup=warmup,
                 tokens=accounting.token_record(workload, requests, positions),
                 engine=record,
@@ -240,7 +240,7 @@ class ExperimentOrchestrator:
                     covers_engine=metrics["energy_j"].covers_engine,
                     roofline_slowdown=work["roofline_slowdown"],
                     contention=contention,
-                    baseline=baseline,
+                    idle_power=idle_power,
                     requests=requests,
                     adjusted=adjusted,
                     repeats=repeats,

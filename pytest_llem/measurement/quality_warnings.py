@@ -43,7 +43,7 @@ def find_warnings(
     covers_engine: bool | None = None,
     roofline_slowdown: Metric | None = None,
     contention: Contention | None = None,
-    baseline: IdlePowerRecord | None = None,
+    idle_power: IdlePowerRecord | None = None,
     requests: Requests | None = None,
     repeats: str | None = None,
     tracer: str | None = None,
@@ -64,7 +64,7 @@ def find_warnings(
         roofline_slowdown: How far above the least time a pass was.
         requests: Those of the window.
         contention: What else used the devices.
-        baseline: Idle power before and after the window, if it was measured.
+        idle_power: Idle power before and after the window, if it was measured.
         adjusted: Settings that did not run as they were given.
         repeats: How much faster passes were that repeat the first one's prompts; None where they were not.
         tracer: What slowed Python down; None where nothing did.
@@ -124,7 +124,7 @@ def find_warnings(
         found += _few_ticks("prefill window", prefill.account)
     found += _of_devices(account)
     found += contention_warnings(contention) if contention is not None else ()
-    found += _idle_change(baseline) if baseline is not None else ()
+    found += _idle_change(idle_power) if idle_power is not None else ()
     if window.drift is not None and abs(window.drift) > MAX_DRIFT:
         warn(
             "drift",
@@ -146,9 +146,9 @@ def find_warnings(
     return sorted(found, key=lambda one: one.rank)
 
 
-def _idle_change(baseline: IdlePowerRecord) -> Iterator[QualityWarning]:
+def _idle_change(idle_power: IdlePowerRecord) -> Iterator[QualityWarning]:
     """Yield that something else drew power while the idle machine was measured, or that it was not at rest."""
-    before, after = baseline.idle_power_w, baseline.after_w
+    before, after = idle_power.idle_power_w, idle_power.after_w
     if before is not None and after is not None and abs(after - before) > MAX_IDLE_CHANGE * before:
         text = f"idle power changed from {before:.3g} W to {after:.3g} W: active_energy_j may be off by as much"
         yield QualityWarning.of("idle_power_changed", text)

@@ -141,8 +141,8 @@ def _comparison(record: ComparisonRecord) -> Iterator[str]:
     paired = ", measured in turns" if record.paired else ""
     family = counted(record.family, "gate")
     yield f"Compared with {escaped(record.reference)}{paired}; alpha {record.alpha:g}, Holm over {family}.\n"
-    anyway = "differs, compared anyway" if record.compared_despite_mismatch else "differs"
-    yield from _list(anyway, record.bench)
+    anyway = "differs, compared despite mismatch" if record.compared_despite_mismatch else "differs"
+    yield from _list(anyway, record.testbed)
     yield from _list("note", record.warnings)
     yield from _list("missing", record.missing_points)
     yield from _list("new", record.new_points)

@@ -1,17 +1,19 @@
-"""What every file of ours is: records, and documents that say by which schema they were written.
+"""Records, and documents: the files that pytest-llem writes, each with its schema version.
 
-Readers accept files of the same major schema version.
+Files of schema 1.x and 2.x are read; those of 1.x by :func:`pytest_llem.results.upgrade.upgrade`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from pytest_llem.results.upgrade import upgrade
 
 #: Major.minor. A minor version only adds fields.
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "2.0"
 
 
 class Record(BaseModel):
@@ -25,6 +27,12 @@ class Document(Record):
     """A record that is a file of its own, and says by which schema it was written."""
 
     schema_version: str = SCHEMA_VERSION
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, document: Any) -> Any:
+        is_old = isinstance(document, dict) and str(document.get("schema_version")).startswith("1.")
+        return upgrade(document) if is_old else document
 
     @classmethod
     def read(cls, file: Path) -> Self:

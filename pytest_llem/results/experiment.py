@@ -152,16 +152,16 @@ class IdlePowerRecord(Record):
         invalid: Reason code where ``idle_power_w`` cannot be right, as in a metric.
         after_w: Idle power again, after the windows of this experiment, in W; null where it is not known.
         after_seconds: What the meter covers of that.
-        drift_w: Standard uncertainty (k = 1) that idle power's own changes from the baseline to the end of the
+        drift_w: Standard uncertainty (k = 1) that idle power's own changes from its measurement to the end of the
             windows add, in W: by ``after_w``, and by the differences of one part and the next. Null where
             ``after_w`` is.
         idle_power_no_context_w: Power of each device that the experiment might use, in W by device, before the
             session's first experiment on it, with neither model nor context of the session. Null where it was
             not measured. It is not subtracted: a context alone draws power.
-        idle_bare_method: How it was obtained.
-        idle_bare_source: What it was read from.
-        idle_bare_age_seconds: How long before this experiment was started; of several, the oldest.
-        idle_bare_reason: Why it is null, or lacks a device.
+        no_context_method: How it was obtained.
+        no_context_source: What it was read from.
+        no_context_age_seconds: How long before this experiment was started; of several, the oldest.
+        no_context_reason: Why it is null, or lacks a device.
     """
 
     idle_power_w: float | None = None
@@ -180,10 +180,10 @@ class IdlePowerRecord(Record):
     after_seconds: float | None = None
     drift_w: float | None = None
     idle_power_no_context_w: dict[str, float] | None = None
-    idle_bare_method: str | None = None
-    idle_bare_source: str | None = None
-    idle_bare_age_seconds: float | None = None
-    idle_bare_reason: str | None = None
+    no_context_method: str | None = None
+    no_context_source: str | None = None
+    no_context_age_seconds: float | None = None
+    no_context_reason: str | None = None
 
 
 class WindowRecord(Record):
@@ -359,7 +359,7 @@ class ExperimentResult(Document):
     devices: list[DeviceEnergy] = Field(default_factory=list)
     window: WindowRecord
     prefill_window: WindowRecord | None = None
-    baseline: IdlePowerRecord | None = None
+    idle_power: IdlePowerRecord | None = None
     warmup: WarmupRecord | None = None
     gap: GapRecord | None = None
     contention: Contention | None = None

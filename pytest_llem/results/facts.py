@@ -23,7 +23,7 @@ TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
 #: Another experiment of the study ran at the same time.
 CONCURRENT = "concurrent"
 
-#: Of the subject: a digest of all code, which depends on the start method too.
+#: Of the system under test: a digest of all code, which depends on the start method too.
 CODE = "code"
 
 Concerns = Literal["every metric", "energy", "peak_memory_mb", "gco2e_g", "nothing"]
@@ -49,7 +49,7 @@ class TestbedFact:
     binding: bool = False
 
 
-#: By their keys in :attr:`pytest_llem.results.models.PointResult.bench`.
+#: By their keys in :attr:`pytest_llem.results.models.PointResult.testbed`.
 TESTBED: dict[str, TestbedFact] = {
     "gpu": TestbedFact("GPU model"),
     "cpu": TestbedFact("CPU model"),
@@ -83,12 +83,12 @@ _CLOCKS = ("application_sm_clock_mhz", "application_memory_clock_mhz")
 
 
 def testbed_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
-    """Return the bench facts of a point's *cycles*, less whether anything ran beside them.
+    """Return the testbed facts of a point's *cycles*, less whether anything ran beside them.
 
     What is not known is left out; where cycles disagree, the value is the list of what they say. Beside the facts
     of :data:`TESTBED` there are :data:`TICKS` and :data:`PREFILL_TICKS`, where the counter moves in ticks.
     """
-    facts = _merged([_bench(result) for result in cycles])
+    facts = _merged([_testbed(result) for result in cycles])
     for key, windows in (
         (TICKS, [result.window for result in cycles]),
         (PREFILL_TICKS, [result.prefill_window for result in cycles]),
@@ -105,7 +105,7 @@ def sut_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
 
     What is not known is left out; where cycles disagree, the value is the list of what they say.
     """
-    return _merged([_subject(result) for result in cycles])
+    return _merged([_sut(result) for result in cycles])
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -132,7 +132,7 @@ def overlapping(spans: Sequence[tuple[str, str]]) -> list[bool]:
     return found
 
 
-def _bench(result: ExperimentResult) -> dict[str, Any]:
+def _testbed(result: ExperimentResult) -> dict[str, Any]:
     environment, energy = result.environment, result.metrics["energy_j"]
     known = energy.value is not None
     return {
@@ -194,7 +194,7 @@ def _counted(names: Iterable[str | None]) -> str | None:
     return ", ".join(f"{n} × {name}" if n > 1 else name for name, n in sorted(count.items())) or None
 
 
-def _subject(result: ExperimentResult) -> dict[str, Any]:
+def _sut(result: ExperimentResult) -> dict[str, Any]:
     environment, engine = result.environment, result.engine
     packages = {**environment.get("packages", {}), **engine.versions}
     git = environment.get("git") or {}

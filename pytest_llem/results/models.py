@@ -133,8 +133,8 @@ class PointResult(Record):
         metrics: Statistics by metric, whose ``values`` are those of ``cycles``, in their order.
         result_digests: SHA-256 of the result of each of ``cycles``, in their order: what tells whether two points
             are the same measurement. Empty in results before schema 1.4.
-        bench: Facts of where and how it was measured, which a result has to share with one it is compared with.
-        subject: Facts of what was measured, which may differ there.
+        testbed: Facts of where and how it was measured, which a result has to share with one it is compared with.
+        sut: Facts of what was measured, which may differ there.
         contention: Which cycles are contended; null where no result says.
         verdicts: Of the gates on it.
         replay_mismatch: What has changed since a result of it was measured that was replayed: no gate judges it.
@@ -148,8 +148,8 @@ class PointResult(Record):
     cycles: list[int] = Field(default_factory=list)
     metrics: dict[str, Summary]
     result_digests: list[str] = Field(default_factory=list)
-    bench: dict[str, Any] = Field(default_factory=dict)
-    subject: dict[str, Any] = Field(default_factory=dict)
+    testbed: dict[str, Any] = Field(default_factory=dict)
+    sut: dict[str, Any] = Field(default_factory=dict)
     contention: PointContention | None = None
     verdicts: list[GateVerdict] = Field(default_factory=list)
     replay_mismatch: str | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pytest_llem.results.document import Record
 
@@ -76,11 +76,6 @@ class QualityWarning(Record):
     @classmethod
     def of(cls, code: str, text: str) -> QualityWarning:
         return cls(code=code, severity=SEVERITIES[code], text=text)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_sentence(cls, value: Any) -> Any:
-        return {"code": "unclassified", "severity": "warning", "text": value} if isinstance(value, str) else value
 
     @property
     def rank(self) -> int:

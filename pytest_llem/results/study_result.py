@@ -101,8 +101,8 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
         mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
         point.metrics = summarise(results)
-        point.bench = found.shared(testbed_facts(results))
-        point.subject = found.shared(sut_facts(results))
+        point.testbed = found.shared(testbed_facts(results))
+        point.sut = found.shared(sut_facts(results))
         point.contention = _contention(results)
         for result in results:
             found.add(result, point)
@@ -209,7 +209,7 @@ class Findings:
         names = [
             fact.name
             for key, fact in TESTBED.items()
-            if fact.concerns != "nothing" and isinstance(point.bench.get(key), list)
+            if fact.concerns != "nothing" and isinstance(point.testbed.get(key), list)
         ]
         if names:
             text = f"cycles of a point differ in {', '.join(names)}"
@@ -328,7 +328,7 @@ def _tell_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
     for (_, _, point), one in zip(found.spans, beside, strict=False):
         concurrent[point.id] = one or concurrent.get(point.id, False)
     for _, _, point in found.spans:
-        point.bench = {**point.bench, CONCURRENT: concurrent[point.id]}
+        point.testbed = {**point.testbed, CONCURRENT: concurrent[point.id]}
 
 
 def _summary(manifest: Manifest, found: Findings) -> StudySummary:

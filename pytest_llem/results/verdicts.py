@@ -119,11 +119,11 @@ class ComparisonRecord(Record):
         paired: Both were measured in turns, cycle by cycle, on the same devices.
         alpha: Of false alarms, per gate and, by Holm, per family.
         family: Regression gates that were judged.
-        bench: Facts that have to agree and do not, a line each.
+        testbed: Facts that have to agree and do not, a line each.
         compared_despite_mismatch: They were compared all the same, as ``--llem-compare-mismatch`` says.
         warnings: Facts that may differ and make a difference.
         workload: In what the work itself differs (prompts, tokens per request), a line each.
-        subject: Facts that differ, being what is tested, a line each.
+        sut: Facts that differ, being what is tested, a line each.
         new_points: Points that the reference lacks.
         missing_points: Points of the reference that are not in the study any more.
     """
@@ -134,10 +134,10 @@ class ComparisonRecord(Record):
     paired: bool = False
     alpha: float
     family: int
-    bench: list[str] = Field(default_factory=list)
+    testbed: list[str] = Field(default_factory=list)
     compared_despite_mismatch: bool = False
     warnings: list[str] = Field(default_factory=list)
     workload: list[str] = Field(default_factory=list)
-    subject: list[str] = Field(default_factory=list)
+    sut: list[str] = Field(default_factory=list)
     new_points: list[str] = Field(default_factory=list)
     missing_points: list[str] = Field(default_factory=list)

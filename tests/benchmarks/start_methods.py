@@ -44,7 +44,7 @@ def main() -> int:
         }
     )
     job = Job(
-        {"experiment_id": "bench", "config_hash": "0" * 16},
+        {"experiment_id": "testbed", "config_hash": "0" * 16},
         config.model_dump(mode="json"),
         ".",
         model_path=[str(Path(path).resolve()) for path in options.model_path],

@@ -151,7 +151,7 @@ def compare(options: argparse.Namespace, first: str) -> Round:
             }
         )
         job = Job(
-            {"experiment_id": "bench", "config_hash": "0" * 16},
+            {"experiment_id": "testbed", "config_hash": "0" * 16},
             config.model_dump(mode="json"),
             ".",
             model_path=[str(path) for path in options.model_path],

@@ -26,23 +26,23 @@ def test_nothing_costs_nothing(
             "measurement": {"min_window_seconds": 30},
         },
     )
-    assert result.baseline is not None
-    assert result.baseline.idle_power_w is not None
-    assert result.baseline.idle_power_no_context_w is not None
-    bare, context = result.baseline.idle_power_no_context_w[board.uuid], result.baseline.idle_power_w
+    assert result.idle_power is not None
+    assert result.idle_power.idle_power_w is not None
+    assert result.idle_power.idle_power_no_context_w is not None
+    bare, context = result.idle_power.idle_power_no_context_w[board.uuid], result.idle_power.idle_power_w
     active = result.metrics["active_energy_j"]
     passes, seconds = result.window.passes, result.window.window_seconds
     assert active.value is not None
     assert active.uncertainty is not None
     assert active.interval95 is not None
-    assert result.baseline.after_w is not None
-    assert result.baseline.drift_w is not None
+    assert result.idle_power.after_w is not None
+    assert result.idle_power.drift_w is not None
     found("bare, W", bare)
     found("context - bare, W", context - bare)
     found("active energy of 30 s of nothing, J", passes * active.value)
     found("its standard uncertainty, J", passes * active.uncertainty)
-    found("idle power after the window - before it, W", result.baseline.after_w - context)
-    found("standard uncertainty of its drift, W", result.baseline.drift_w)
+    found("idle power after the window - before it, W", result.idle_power.after_w - context)
+    found("standard uncertainty of its drift, W", result.idle_power.drift_w)
     assert 15 <= context - bare <= 70
     low, high = active.interval95
     assert low <= 0 <= high

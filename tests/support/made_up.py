@@ -17,7 +17,7 @@ from pytest_llem.isolation.outcome import Outcome
 
 RESULTS = Path(__file__).parent.parent / "golden" / "1.0" / "experiments"
 
-_ENERGY = {"method": "measured", "boundary": "gpu_board"}
+_ENERGY = {"method": "measured", "boundary": "gpu_board", "covers_engine": True}
 _COUNT = itertools.count()
 
 

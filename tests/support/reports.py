@@ -174,7 +174,7 @@ def infected(real: Path, directory: Path, text: str) -> Path:
     result["warnings"].append({"code": f"code{text}", "severity": "note", "text": f"warned{text}"})
     result["environment"]["git"] = {"commit": f"commit{text}", f"key{text}": text}
     result["excluded"] = [{"axes": {f"axis{text}": text}, "reason": f"left out{text}"}]
-    lines = {name: [f"{name}{text}"] for name in ("bench", "warnings", "subject", "new_points", "missing_points")}
+    lines = {name: [f"{name}{text}"] for name in ("testbed", "warnings", "sut", "new_points", "missing_points")}
     result["comparison"] = {"reference": f"main{text}", "alpha": 0.01, "family": 1, **lines}
     (directory / "study_result.json").write_text(json.dumps(result))
     study = directory / "study.yaml"

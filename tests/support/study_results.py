@@ -30,7 +30,7 @@ def summary(name: str, values: Sequence[float | None], **provenance: Any) -> Sum
     if not known:
         return Summary(mean=None, n=0, unit=unit, **provenance)
     if "energy" in name or name == "tokens_per_joule":
-        provenance = {"method": "measured", "boundary": "gpu_board", **provenance}
+        provenance = {"method": "measured", "boundary": "gpu_board", "covers_engine": True, **provenance}
     mean, sd, ci95 = mean_interval(known)
     return Summary(mean=mean, sd=sd, ci95=ci95, n=len(known), unit=unit, values=list(values), **provenance)
 
@@ -49,7 +49,7 @@ def point(axes: Mapping[str, Any], /, **fields: Any) -> PointResult:
         "config_hash": "0" * 16,
         "cycles": list(range(1, most + 1)),
         "metrics": metrics,
-        "bench": H100,
+        "testbed": H100,
     }
     return PointResult.model_validate(known | fields)
 

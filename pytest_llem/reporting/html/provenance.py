@@ -51,7 +51,7 @@ class Provenance:
     def add(self, result: ExperimentResult) -> None:
         self.count += 1
         self.meters.update({Meter.of(device) for device in result.devices})
-        window, warmup, gap, idle = result.window, result.warmup, result.gap, result.baseline
+        window, warmup, gap, idle = result.window, result.warmup, result.gap, result.idle_power
         self._see("window", window.window_seconds)
         self._see("passes", window.passes)
         self._see("tick", window.tick_seconds)

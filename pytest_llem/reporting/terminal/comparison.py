@@ -156,12 +156,12 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
     if record.compared_despite_mismatch:  # or else they are the reasons why it was not
-        yield from _capped("compared anyway", record.bench)
+        yield from _capped("compared despite mismatch", record.testbed)
     yield from _reasons(_of_known_points(comparison))
     yield from _capped("warning", record.warnings)
     yield from _capped("new", record.new_points)
     yield from _capped("missing", record.missing_points)
-    yield from _capped("subject", record.subject)
+    yield from _capped("system under test", record.sut)
 
 
 def _reasons(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
