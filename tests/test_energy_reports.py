@@ -149,8 +149,8 @@ def test_idle_power_that_changes_is_a_warning(
 ) -> None:
     """Kepler 1811: another program runs while the idle machine is measured, and its power is subtracted."""
     known = IdlePowerRecord(idle_power_w=170.0, after_w=after_w, method="measured", boundary="cpu_package")
-    monkeypatch.setattr(orchestrator, "measure_baseline", lambda *_, **__: known)
-    monkeypatch.setattr(orchestrator, "measure_after", lambda baseline, *_, **__: baseline)
+    monkeypatch.setattr(orchestrator, "measure_idle_power", lambda *_, **__: known)
+    monkeypatch.setattr(orchestrator, "measure_idle_power_after", lambda baseline, *_, **__: baseline)
     said = f"idle power changed from 170 W to {after_w:g} W: active_energy_j may be off by as much"
     assert (said in texts(_measure().warnings)) is warned
 
@@ -174,14 +174,14 @@ def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any
         "application_memory_clock_mhz": 2619,
     }
 
-    def facts(gpu: Any) -> Any:
+    def of_gpu(gpu: Any) -> Any:
         data["environment"]["gpus"], data["engine"]["device"] = [gpu], "cuda"
         found = facts.testbed_facts([ExperimentResult.model_validate(data)])
         return {**H100, "application_clocks": found["application_clocks"], "ecc": found["ecc"]}
 
     metric = {"seconds": STEADY}
-    here = study_result(point({"batch": 1}, testbed=facts(gpu), **metric))
-    there = study_result(point({"batch": 1}, testbed=facts({**gpu, setting: value}), **metric))
+    here = study_result(point({"batch": 1}, testbed=of_gpu(gpu), **metric))
+    there = study_result(point({"batch": 1}, testbed=of_gpu({**gpu, setting: value}), **metric))
     (verdict,) = compare(here, there, GatesConfig(metrics=["seconds"]), name="main").verdicts
     assert verdict.verdict == "NOT JUDGED"
     assert difference in str(verdict.reason)

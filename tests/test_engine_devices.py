@@ -180,7 +180,7 @@ def test_meters_read_the_devices_that_the_engine_names_once_loaded(
     monkeypatch.setattr(
         orchestrator.ExperimentOrchestrator, "_engine", lambda run: Spread(run.config, run.context)
     )
-    monkeypatch.setattr(environment, "settings", lambda nvml, uuid: {"uuid": uuid})
+    monkeypatch.setattr(environment, "gpu_settings", lambda nvml, uuid: {"uuid": uuid})
     fields = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
     config = ExperimentConfig.model_validate(
         fields | {"energy": {"backend": "nvml"}, "baseline": {"enabled": False}}

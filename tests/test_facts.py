@@ -66,35 +66,35 @@ def test_start_method_is_a_testbed_fact_on_cpus_only() -> None:
 
 
 def test_testbed_facts_on_a_gpu() -> None:
-    facts = facts.testbed_facts([_on_gpus(GPU)])
-    assert facts["gpu"] == "NVIDIA H100"
-    assert (facts["power_limit"], facts["driver"], facts["gpu_uuids"]) == ("700 W", "580.1", "GPU-1")
-    assert facts["host_cpu"] == "A processor"
-    assert not {"cpu", "cpus", "mig"} & set(facts)
+    found = facts.testbed_facts([_on_gpus(GPU)])
+    assert found["gpu"] == "NVIDIA H100"
+    assert (found["power_limit"], found["driver"], found["gpu_uuids"]) == ("700 W", "580.1", "GPU-1")
+    assert found["host_cpu"] == "A processor"
+    assert not {"cpu", "cpus", "mig"} & set(found)
 
 
 def test_testbed_facts_on_several_gpus() -> None:
     other = GPU | {"uuid": "GPU-0", "power_limit_w": 500.0, "mig_mode": True}
-    facts = facts.testbed_facts([_on_gpus(GPU, other)])
-    assert (facts["gpu"], facts["gpu_uuids"]) == ("2 × NVIDIA H100", "GPU-0, GPU-1")
-    assert (facts["power_limit"], facts["mig"], facts["driver"]) == ("500 W, 700 W", "on", "580.1")
+    found = facts.testbed_facts([_on_gpus(GPU, other)])
+    assert (found["gpu"], found["gpu_uuids"]) == ("2 × NVIDIA H100", "GPU-0, GPU-1")
+    assert (found["power_limit"], found["mig"], found["driver"]) == ("500 W, 700 W", "on", "580.1")
 
 
 def test_gpu_unknown_to_nvml_is_named_by_the_engine() -> None:
-    facts = facts.testbed_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
-    assert facts["gpu"] == "NVIDIA T4"
-    assert "power_limit" not in facts
+    found = facts.testbed_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
+    assert found["gpu"] == "NVIDIA T4"
+    assert "power_limit" not in found
 
 
 def test_missing_energy_is_not_a_fact() -> None:
-    facts = facts.testbed_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
-    assert not {"energy_method", "energy_boundary"} & set(facts)
+    found = facts.testbed_facts([_result(metrics__energy_j={"value": None, "unit": "J", "method": "unavailable"})])
+    assert not {"energy_method", "energy_boundary"} & set(found)
 
 
 def test_facts_that_differ_between_cycles_are_listed() -> None:
-    facts = facts.testbed_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
-    assert facts["gpu_uuids"] == ["GPU-1", "GPU-2"]
-    assert facts["gpu"] == "NVIDIA H100"
+    found = facts.testbed_facts([_on_gpus(GPU), _on_gpus(GPU | {"uuid": "GPU-2"}), _on_gpus(GPU)])
+    assert found["gpu_uuids"] == ["GPU-1", "GPU-2"]
+    assert found["gpu"] == "NVIDIA H100"
 
 
 def test_the_shortest_window_counts() -> None:
@@ -106,7 +106,7 @@ def test_the_shortest_window_counts() -> None:
 
 
 def test_facts_of_the_system_under_test() -> None:
-    facts = sut_facts(
+    found = sut_facts(
         [
             _result(
                 engine__versions={"vllm": "0.9", "torch": "2.13.0+cu130"},
@@ -117,17 +117,17 @@ def test_facts_of_the_system_under_test() -> None:
             )
         ]
     )
-    assert {key: facts[key] for key in ("python", "vllm", "torch", "pytest-llem", "precision")} == {
+    assert {key: found[key] for key in ("python", "vllm", "torch", "pytest-llem", "precision")} == {
         "python": "3.11.7",
         "vllm": "0.9",
         "torch": "2.13.0+cu130",  # the engine knows better than the host
         "pytest-llem": "0.1.0",
         "precision": "bf16",
     }
-    assert facts["settings.generation.top_k"] == 50
-    assert facts["variables.OMP_NUM_THREADS"] == "4"
-    assert (facts["model_revision"], facts["commit"], facts["uncommitted_changes"]) == ("abc", "f" * 40, True)
-    assert not {"settings.generation.seed", "model_fingerprint", "random_weights"} & set(facts)
+    assert found["settings.generation.top_k"] == 50
+    assert found["variables.OMP_NUM_THREADS"] == "4"
+    assert (found["model_revision"], found["commit"], found["uncommitted_changes"]) == ("abc", "f" * 40, True)
+    assert not {"settings.generation.seed", "model_fingerprint", "random_weights"} & set(found)
 
 
 def test_nested_settings_are_flattened() -> None:

@@ -92,8 +92,8 @@ def test_limits_that_only_one_result_records_are_a_warning() -> None:
 
 
 def test_limits_count_beside_a_gpu_too() -> None:
-    facts = _facts(device="cuda", cpu_limit=1.5)
-    assert (facts["cpu_limit"], facts["priority"], facts["memory_limit"]) == ("1.5 CPUs", "nice 0", "none")
+    found = _facts(device="cuda", cpu_limit=1.5)
+    assert (found["cpu_limit"], found["priority"], found["memory_limit"]) == ("1.5 CPUs", "nice 0", "none")
 
 
 def test_a_result_has_the_limits_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
