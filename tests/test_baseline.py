@@ -271,7 +271,7 @@ def test_without_a_baseline_it_is_null_with_the_reason() -> None:
         "active_energy_j": None,
     }
     assert metrics["idle_power_w"].reason == "switched off by baseline.enabled"
-    assert metrics["active_energy_j"].reason == "no baseline: switched off by baseline.enabled"
+    assert metrics["active_energy_j"].reason == "no idle power: switched off by baseline.enabled"
     assert {metric.method for metric in metrics.values()} == {"unavailable"}
 
 
@@ -283,7 +283,7 @@ def test_without_an_energy_it_is_null_with_that_reason() -> None:
 def test_another_boundarys_baseline_is_not_subtracted() -> None:
     active = _metrics(IDLE.model_copy(update={"boundary": "cpu_package"}))["active_energy_j"]
     assert (active.value, active.method) == (None, "unavailable")
-    assert active.reason == "the baseline covers cpu_package, and the window gpu_board"
+    assert active.reason == "idle power covers cpu_package, and the window gpu_board"
 
 
 # ---- a GPU that follows a script ----

@@ -14,7 +14,7 @@ from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, StudyWarning, worst
+from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, worst
 from tests.support.clock import clock
 from tests.support.warned import texts
 
@@ -188,11 +188,6 @@ def test_errors_come_before_warnings_and_those_before_notes() -> None:
 def test_code_of_a_newer_version_is_ranked_as_unclassified() -> None:
     newer = QualityWarning(code="unheard_of", severity="error", text="text")
     assert newer.rank == QualityWarning.of("unclassified", "text").rank
-
-
-def test_sentence_of_an_older_result_is_read_as_unclassified() -> None:
-    read = StudyWarning.model_validate("a sentence (n=1)")
-    assert (read.code, str(read), read.experiments) == ("unclassified", "a sentence (n=1)", [])
 
 
 def test_a_terminal_shows_one_of_each_code_first() -> None:

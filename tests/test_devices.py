@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from pytest_llem import ExperimentResult
+from pytest_llem.hardware.gpu_state import GpuState
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus, gpus_for, visible_gpus
-from pytest_llem.hardware.sensors import GpuState
 from pytest_llem.machine import devices
 from pytest_llem.machine.devices import CPU, FOLDER, DeviceError, devices_of, note_file, owned
 from pytest_llem.machine.gpu_memory import MARGIN_BYTES, MAX_S, GpuMemory, Settled

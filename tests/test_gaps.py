@@ -18,8 +18,8 @@ from typing import Any, Literal
 import pytest
 
 from pytest_llem import ExperimentResult, StudyResult
+from pytest_llem.hardware.gpu_state import GpuSensors, GpuState
 from pytest_llem.hardware.gpus import cuda_order
-from pytest_llem.hardware.sensors import GpuSensors, GpuState
 from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, Gaps
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results

@@ -147,7 +147,7 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
 
 
 def _result(**baseline: Any) -> str:
-    return json.dumps({"baseline": {"idle_power_w": 40.0, "age_seconds": 0.0, **baseline}})
+    return json.dumps({"idle_power": {"idle_power_w": 40.0, "age_seconds": 0.0, **baseline}})
 
 
 def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None
 def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
     board = SharedState()
     keep_idle_power(board, "abc", None, _result(**baseline))
-    keep_idle_power(board, "abc", None, '{"baseline": null}')
+    keep_idle_power(board, "abc", None, '{"idle_power": null}')
     assert known_idle_power(board, "abc", None) is None
 
 

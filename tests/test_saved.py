@@ -13,6 +13,7 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.gates.saved import WIDTH, BaselineError, load, missing_results, resolve, save
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
+from pytest_llem.results.quality_warnings import StudyWarning
 from tests.support.study_results import point, study_result
 
 
@@ -28,7 +29,7 @@ def result() -> StudyResult:
         ),
         point({"precision": "fp32"}, seconds=[2.0, 2.5, 3.0]),
         environment={"os": "Linux", "packages": {"torch": "2.13.0"}},
-        warnings=["a warning, with an é"],
+        warnings=[StudyWarning.of("drift", "a warning, with an é")],
         result_files=["experiments/a-c1.json"],
         excluded=[{"axes": {}, "reason": "no"}],
     )
@@ -187,8 +188,8 @@ def test_baseline_of_another_study_is_refused(tmp_path: Path, result: StudyResul
 def test_unreadable_baseline_is_refused(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     data = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(data | {"schema_version": "2.0"}))
-    assert _refused("main", tmp_path, "made-up") == f"{file}: schema version 2.0 cannot be read here (this is 1.4)"
+    file.write_text(json.dumps(data | {"schema_version": "3.0"}))
+    assert _refused("main", tmp_path, "made-up") == f"{file}: schema version 3.0 cannot be read here (this is 2.0)"
     file.write_text("{}")
     assert _refused("main", tmp_path).startswith(f"{file}: not a StudyResult: ")
     file.unlink()

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llem.hardware.sensors import GpuSensors, GpuState, GpuStates
+from pytest_llem.hardware.gpu_state import GpuSensors, GpuState, GpuStates
 from pytest_llem.results.experiment import GapRecord
 
 #: How far above what it was before the first experiment a GPU may still be, in °C and in W.

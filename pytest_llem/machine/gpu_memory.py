@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from pytest_llem.hardware.sensors import GpuSensors, GpuStates
+from pytest_llem.hardware.gpu_state import GpuSensors, GpuStates
 
 #: How far above what it was memory in use may be, in bytes.
 MARGIN_BYTES = 64 * 2**20

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from pytest_llem.doctor.records import Examination
+from pytest_llem.hardware.gpu_state import GpuSensors
 from pytest_llem.hardware.gpus import Gpu
-from pytest_llem.hardware.sensors import GpuSensors
 
 #: A CUDA context takes some hundreds of MB.
 _CONTEXT_BYTES = 100e6

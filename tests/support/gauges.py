@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llem.hardware.sensors import GpuSensors, GpuState
+from pytest_llem.hardware.gpu_state import GpuSensors, GpuState
 from tests.support.nvml import Script
 
 
