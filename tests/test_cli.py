@@ -109,7 +109,6 @@ def test_a_closed_standard_output_is_one_line() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["shema"],
         ["schema", "extra"],
         ["schema", "--out", "x"],

@@ -7,14 +7,15 @@ with a function ``add``, which declares it, and is named in :data:`COMMANDS`.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.cli import aa, compare, doctor, fetch, report, schema
-from pytest_llem.cli.command import INTERRUPTED, NOT_RUN, complain, forget_output
+from pytest_llem.cli import aa, compare, doctor, fetch, init, report, schema
+from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, complain, forget_output
 
 #: In the order in which help lists them.
-COMMANDS = (report, compare, aa, schema, fetch, doctor)
+COMMANDS = (init, report, compare, aa, schema, fetch, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: By argparse; with 2 where the arguments are wrong.
     """
+    parser = _parser()
     try:
-        options = _parser().parse_args(arguments)
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help()
+            return DONE
+        options = parser.parse_args(arguments)
         status: int = options.run(options)
     except BrokenPipeError:  # whoever read our output has seen enough
         forget_output()

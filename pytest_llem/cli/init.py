@@ -1,0 +1,150 @@
+"""``llem init``: write a first study for the model and the devices of this machine, and a CI job."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from pytest_llem.cli.command import DONE, NOT_RUN, Commands, complain, need_output, write
+from pytest_llem.cli.command import add as add_command
+
+BUILTIN = "builtin:tiny-llama"
+
+#: Where each CI system looks for its jobs, and the label of a runner that has a GPU.
+CI_FILES = {"github": ".github/workflows/energy.yml", "gitlab": "energy.gitlab-ci.yml"}
+
+_DESCRIPTION = f"""\
+Write a commented study for a model and for the devices of this machine, and
+with --ci a job that runs it for each merge request. Existing files are kept.
+
+Without --model the study uses {BUILTIN}: random weights, made on first
+use, without a download. It shows that everything works; measure with a real
+model.
+"""
+
+_STUDY = """\
+# Run this study:               pytest {file} -p llem
+# List its points, run nothing: pytest {file} -p llem --collect-only
+name: {name}
+model: {model}
+
+n: {n}  # prompts in one pass over the data
+max_input_tokens: {tokens}  # synthetic prompts have exactly this many tokens
+max_output_tokens: {output}  # and every answer exactly this many
+
+sweep:  # every combination is a point
+  precision: [{precision}]
+  pytorch.batch_size: [1, {n}]
+
+# {energy}
+{settings}
+execution:
+  n_cycles: 3  # each point three times, each time in a new process; 5 or more for gates
+
+# A budget fails the run if the mean of a metric is beyond its limit. Take the limits from your first run.
+# budgets:
+#   {metric}: {{{limit}: 1.0}}
+
+# A comparison gates a change without a limit. It needs a baseline (--llem-save main, then --llem-baseline main)
+# or a second environment (--llem-against=../main/.venv/bin/python).
+# gates:
+#   metrics: [{metric}]
+"""
+
+_ON_GPU = """\
+# The default warm-up runs until latencies settle, and the default window of 10 s holds enough counter ticks.
+baseline: {duration_seconds: 10}  # idle power
+"""
+
+_ON_CPU = """\
+# Short, to try it. For figures to rely on, remove these three lines: the defaults measure 10 s of a warm machine.
+warmup: {n_warmup: 2, max_prompts: 10}
+baseline: {duration_seconds: 5}
+measurement: {min_window_seconds: 2}
+"""
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "init",
+        _run,
+        summary="write a first study for this machine, and a CI job",
+        description=_DESCRIPTION,
+        statuses={DONE: "done"},
+        examples="  llem init\n  llem init studies/llama.yaml --model meta-llama/Llama-3.2-1B --ci github",
+    )
+    parser.add_argument("file", metavar="FILE", nargs="?", default="study.yaml", help="default: study.yaml")
+    parser.add_argument(
+        "--model", default=BUILTIN, help="a folder, a model of the Hugging Face hub, or " + BUILTIN + " (default)"
+    )
+    parser.add_argument("--ci", choices=CI_FILES, help="also write a job that compares with the main branch")
+
+
+def _run(options: argparse.Namespace) -> int:
+    study = Path(options.file)
+    written = {study: _study(study, options.model)}
+    if options.ci is not None:
+        written[Path(CI_FILES[options.ci])] = _ci_job(options.ci, study)
+    if existing := [str(file) for file in written if file.exists()]:
+        complain(f"{', '.join(existing)}: exists already, nothing was written")
+        return NOT_RUN
+    need_output()
+    for file, text in written.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        write(f"wrote {file}\n")
+    if options.ci == "gitlab":
+        write(f"add to .gitlab-ci.yml:  include: {{local: {CI_FILES['gitlab']}}}\n")
+    write(f"next: pytest {study} -p llem\n")
+    return DONE
+
+
+def _study(file: Path, model: str) -> str:
+    """Return a study of *model* with settings that suit the devices found here. No device is opened for CUDA."""
+    from pytest_llem.catalogue import CATALOGUE
+    from pytest_llem.planning.host import this_host
+
+    gpus = this_host().gpus
+    has_bf16 = all(gpu.capability >= (8, 0) for gpu in gpus)
+    energy, metric = _energy([gpu.name for gpu in gpus])
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rpartition(":")[2].rstrip("/").rpartition("/")[2]).strip("-.")
+    return _STUDY.format(
+        file=file,
+        name=_scalar(name.lower() or "study"),
+        model=_scalar(model),
+        n=32 if gpus else 8,
+        tokens=256 if gpus else 64,
+        output=128 if gpus else 32,
+        precision=("bf16, fp16" if has_bf16 else "fp16, fp32") if gpus else "bf16, fp32",
+        energy=energy,
+        settings=(_ON_GPU if gpus else _ON_CPU).rstrip(),
+        metric=metric,
+        limit="max" if CATALOGUE[metric].better == "lower" else "min",
+    )
+
+
+def _scalar(text: str) -> str:
+    """Return *text* as YAML has it, in quotes where it needs them."""
+    import yaml
+
+    return yaml.safe_dump(text, allow_unicode=True, width=10_000).partition("\n")[0]
+
+
+def _energy(gpus: list[str]) -> tuple[str, str]:
+    """Return in a sentence how energy is obtained here, and a metric that can be gated with it."""
+    from pytest_llem.doctor.host import rapl
+
+    if gpus:
+        return f"Energy: NVML, of {', '.join(dict.fromkeys(gpus))}.", "energy_per_output_token_j"
+    if (error := rapl().error) is None:
+        return "Energy: RAPL, of the CPU packages.", "energy_per_output_token_j"
+    return f"Energy: estimated from CPU time, and not gated ({error}).", "output_tokens_per_second"
+
+
+def _ci_job(system: str, study: Path) -> str:
+    template = files("pytest_llem") / "cli" / "templates" / f"{system}.yml"
+    return template.read_text(encoding="utf-8").replace("studies/llama.yaml", study.as_posix())
