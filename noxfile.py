@@ -39,12 +39,13 @@ def tests(session: nox.Session, pytest: str) -> None:
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
-    """ruff and mypy, over the package, its tests and this file."""
+    """ruff, mypy, the layers of the package, and plain language."""
     session.install("-c", CONSTRAINTS, "-e", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports")
+    session.run("pre-commit", "run", "--all-files", "plain-language")
 
 
 @nox.session(python="3.11")
