@@ -17,7 +17,7 @@ from pytest_llem.gates.text import figure, verdict_line, verdict_text
 from pytest_llem.results.carbon import Carbon
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary, mean_interval
-from pytest_llem.results.study_result import _NOTHING, summarise
+from pytest_llem.results.study_result import _NO_METRICS, summarise
 from pytest_llem.results.verdicts import GateVerdict
 from pytest_llem.study.gates import Budget
 from tests.conftest import NOOP_STUDY
@@ -129,7 +129,7 @@ class TestNotJudged:
             (None, "no completed cycle"),
             (point(COST, None, reason="GPU is lost"), "GPU is lost"),
             (point(COST, None), "it has no value"),
-            (point(SPEED, 1.0), "this result does not have it"),
+            (point(SPEED, 1.0), "the result does not have this metric"),
             (point(COST, 1.0, method="estimated"), ESTIMATED),
             (point(COST, 1.0, 1.0, boundary=None), "its cycles differ in what their energy covers"),
         ],
@@ -149,7 +149,7 @@ class TestNotJudged:
             "raise measurement.min_window_seconds"
         )
 
-    @pytest.mark.parametrize("metrics", [{}, _NOTHING])
+    @pytest.mark.parametrize("metrics", [{}, _NO_METRICS])
     def test_point_without_results_is_not_judged(self, metrics: dict[str, Any]) -> None:
         nothing = PointResult(id="n=1", axes={}, config={}, config_hash="0", metrics=metrics)
         assert judge(budget(maximum=1), nothing).reason == "no completed cycle"

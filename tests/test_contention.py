@@ -365,7 +365,7 @@ def test_memory_that_others_hold_is_not_blamed_on_the_experiment_before() -> Non
     found = Findings()
     found.add(result, point({}, seconds=[1.0]))
     assert texts(found.study_warnings()) == [
-        "GPU-2 had not given back the memory of the experiment before, or another process holds it: "
+        "GPU-2 had not released the memory of the previous experiment, or another process holds it: "
         "gap.memory_left_mb of the result says how much",
         "other processes hold memory of GPU-1: contention.gpus of the result says how much",
     ]
@@ -552,7 +552,7 @@ def test_a_contended_side_of_two_sessions_is_inconclusive(values: list[float], o
     assert verdict("seconds", **plain).verdict == otherwise
     found = verdict("seconds", **plain | {side: plain[side].model_copy(update={"contention": CONTENDED})})
     assert (found.verdict, found.outcome, found.ratio) == ("INCONCLUSIVE", "skipped", None)
-    where = "here" if side == "candidate" else "in the reference"
+    where = "in the candidate" if side == "candidate" else "in the reference"
     assert found.contended == f"{where}, cycle 2 contended: {WHY}"
     assert verdict_line(found).count(WHY) == 1
     assert "repeat the measurement" in found.reason
@@ -583,7 +583,7 @@ def test_interleaved_sides_are_judged_though_contended(values: list[float], word
     )
     (judged,) = found.verdicts
     assert judged.verdict == word
-    both = f"here, cycle 2 contended: {WHY}; in the reference, cycle 2 contended: {WHY}"
+    both = f"in the candidate, cycle 2 contended: {WHY}; in the reference, cycle 2 contended: {WHY}"
     assert verdict_line(judged).endswith(both)
     assert found.record.warnings == [f"judged though contended, since both sides were interleaved: {both}"]
 
@@ -640,7 +640,7 @@ def test_a_result_that_is_unfit_is_not_saved(tmp_path: Path, unfit: StudyResult,
         save(unfit, "main", tmp_path)
     assert str(caught.value).startswith(reason)
     assert not (tmp_path / ".llem").exists()
-    save(unfit, "main", tmp_path, anyway=True)
+    save(unfit, "main", tmp_path, force=True)
     assert load("main", tmp_path, "made-up").points[0].contention == unfit.points[0].contention
 
 
@@ -649,7 +649,7 @@ def test_llem_save_of_a_contended_run(study: Study, pytester: pytest.Pytester) -
     refused = study.run(script, "--llem-save", "main")
     assert refused.ret == 1
     refused.stdout.fnmatch_lines(
-        ["noop: --llem-save: contended: n=1: others: 50 % (--llem-save-force saves it all the same)"]
+        ["noop: --llem-save: contended: n=1: others: 50 % (--llem-save-force saves it despite this)"]
     )
     assert study.run(script, "--llem-save", "main", "--llem-save-force").ret == 0
     assert load("main", pytester.path).points[0].contention is not None

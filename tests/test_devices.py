@@ -907,10 +907,10 @@ def test_memory_is_waited_for_between_experiments_and_runs(
     assert (fourth.memory_waited_seconds, fourth.memory_left_mb) == (0, {})
     warning, estimated = StudyResult.load(results.directory).warnings
     assert str(estimated) == ESTIMATED
-    assert warning.text.startswith(f"{A} had not given back the memory of the experiment before, or another ")
+    assert warning.text.startswith(f"{A} had not released the memory of the previous experiment, or another ")
     assert warning.experiments == ["n=3"]
     run.stdout.fnmatch_lines(
-        [f"warning: {A} had not given back the memory of the experiment before, or another *"]
+        [f"warning: {A} had not released the memory of the previous experiment, or another *"]
     )
     again = pytester.runpytest_subprocess("study.yaml", *LLEM, "--llem-results-dir=again", "-k", "n=1")
     again.assert_outcomes(passed=1)

@@ -206,7 +206,7 @@ def test_uncovered_engine_is_not_judged() -> None:
 def test_unknown_coverage_is_not_judged() -> None:
     verdict, reason = _budget(_unknown())
     assert verdict == "NOT JUDGED"
-    assert str(reason).startswith("unknown whether it covers the devices that the engine ran on")
+    assert str(reason).startswith("unknown whether the energy covers the devices that the engine ran on")
 
 
 def _unknown() -> StudyResult:
@@ -229,7 +229,7 @@ def test_metric_that_names_its_boundary_is_judged() -> None:
 def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
     with pytest.raises(BaselineError, match="not the devices that the engine ran on"):
         save(_study(**CPU_JOULES), "main", tmp_path)
-    save(_study(**CPU_JOULES), "main", tmp_path, anyway=True)
+    save(_study(**CPU_JOULES), "main", tmp_path, force=True)
     reference = load("main", tmp_path)
     assert reference.points[0].metrics[METRIC].covers_engine is False
     candidate = _study(boundary="cpu_package", covers_engine=True)
@@ -240,11 +240,11 @@ def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
 def test_two_boundaries_never_compare() -> None:
     module = _study(boundary="module", covers_engine=True)
     board = _study(boundary="gpu_board", covers_engine=True)
-    for anyway in (False, True):
-        assert _compared(module, board, anyway=anyway) == (
+    for allow_mismatch in (False, True):
+        assert _compared(module, board, allow_mismatch=allow_mismatch) == (
             "NOT JUDGED",
             "failed",
-            "cannot be compared: energy boundary: module here, gpu_board in the reference",
+            "cannot be compared: energy boundary: module in the candidate, gpu_board in the reference",
         )
 
 

@@ -82,8 +82,8 @@ def test_emissions_of_other_carbon_intensity_are_not_compared(
     run.assert_outcomes(passed=2, failed=1)
     run.stdout.fnmatch_lines(
         [
-            "cannot be judged: cannot be compared: carbon intensity and PUE: 40 gCO2e/kWh, PUE 1 here, "
-            "400 gCO2e/kWh, PUE 1 in the reference*"
+            "cannot be judged: cannot be compared: carbon intensity and PUE: "
+            "40 gCO2e/kWh, PUE 1 in the candidate, 400 gCO2e/kWh, PUE 1 in the reference*"
         ]
     )
 
@@ -161,8 +161,12 @@ def test_idle_power_that_changes_is_a_warning(
 @pytest.mark.parametrize(
     ("setting", "value", "difference"),
     [
-        ("application_sm_clock_mhz", 1410, "application clocks: 1980 and 2619 MHz here, 1410 and 2619 MHz in the"),
-        ("ecc_mode", False, "ECC: on here, off in the"),
+        (
+            "application_sm_clock_mhz",
+            1410,
+            "application clocks: 1980 and 2619 MHz in the candidate, 1410 and 2619 MHz in the",
+        ),
+        ("ecc_mode", False, "ECC: on in the candidate, off in the"),
     ],
 )
 def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any, difference: str) -> None:
@@ -204,7 +208,7 @@ def test_energies_from_different_sources_are_not_compared() -> None:
     )
     (verdict,) = compare(here, there, GatesConfig(metrics=["energy_j"]), name="main").verdicts
     assert verdict.verdict == "NOT JUDGED"
-    assert "energy source: cpu_time_model here, tdp_model in the reference" in str(verdict.reason)
+    assert "energy source: cpu_time_model in the candidate, tdp_model in the reference" in str(verdict.reason)
 
 
 # ---- energy of other devices than the test's (CodeCarbon 567), and of other tests (CodeCarbon 681) ----
@@ -262,7 +266,7 @@ def test_mean_of_measured_and_estimated_energy_is_not_judged() -> None:
     alike = summarise([_result(), _result(method="sampled")])["energy_j"]
     assert (alike.method, alike.not_judged) == ("sampled", None)
     unlike = summarise([_result(), _result(method="estimated")])["energy_j"]
-    assert unlike.not_judged == "energy was estimated in some of its cycles, and not in others"
+    assert unlike.not_judged == "energy was estimated in some of its cycles and not in others"
 
 
 def test_mean_over_two_boundaries_says_so_wherever_it_is_shown() -> None:

@@ -160,12 +160,13 @@ class TestJudged:
         self, measured: Any, metrics: list[str] | None
     ) -> None:
         whole, failing = _point(measured(None)), _point(measured(_empty))
-        for here, there, where in ((failing, whole, "here"), (whole, failing, "in the reference")):
-            found = compare(study_result(here), study_result(there), GatesConfig(metrics=metrics), name="main")
+        for candidate, reference, side in ((failing, whole, "candidate"), (whole, failing, "reference")):
+            settings = GatesConfig(metrics=metrics)
+            found = compare(study_result(candidate), study_result(reference), settings, name="main")
             for verdict in found.verdicts:
                 assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
                 assert verdict.reason is not None
-                assert verdict.reason.startswith(f"{where}: ")
+                assert verdict.reason.startswith(f"in the {side}: ")
 
     def test_nothing_answered_on_either_side_is_no_green_gate(self, measured: Any) -> None:
         side = _point(measured(_empty, every=1))

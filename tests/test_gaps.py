@@ -470,7 +470,9 @@ def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
     # For the devices that the engine might use, for each look and gap, and for memory before each experiment.
     assert functions.count("nvmlShutdown") == 1 + 3 + 3, "it is not held between"
     warnings = [str(one) for one in StudyResult.load(results.directory).warnings if one.code == "gap_timeout"]
-    assert warnings == ["the gap ended after 1 s with a GPU still warmer or busier than at first (n=2)"]
+    assert warnings == [
+        "the gap ended after 1 s with a GPU warmer or busier than before the first experiment (n=2)"
+    ]
     done.stdout.fnmatch_lines([f"warning: {warnings[0]}"])
 
 

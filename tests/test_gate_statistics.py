@@ -103,8 +103,13 @@ class TestContrast:
     @pytest.mark.parametrize(
         ("here", "there", "paired", "said"),
         [
-            ({1: 1.0}, {1: 1.0, 2: 1.0, 3: 1.0}, False, "2 cycles on either side (1 here, 3 in the reference)"),
-            ({1: 1.0, 2: 2.0}, {}, False, "2 cycles on either side (2 here, 0 in the reference)"),
+            (
+                {1: 1.0},
+                {1: 1.0, 2: 1.0, 3: 1.0},
+                False,
+                "2 cycles on either side (1 in the candidate, 3 in the reference)",
+            ),
+            ({1: 1.0, 2: 2.0}, {}, False, "2 cycles on either side (2 in the candidate, 0 in the reference)"),
             ({1: 1.0, 2: 1.0}, {2: 1.0, 3: 1.0}, True, "2 cycles that both sides have (1 in common)"),
             ({1: 1.0, 2: 0.0}, {1: 1.0, 2: 1.0}, False, "cycle 2 is 0, and ratios need values above 0"),
             ({1: 1.0, 2: 1.0}, {1: -2.5, 2: 1.0}, True, "cycle 1 of the reference is -2.5, and"),

@@ -129,7 +129,9 @@ class TestBudgets:
         run = run_pytest(*workers, files=[f"study.yaml::budget[{ENERGY}-size=2]"])
         run.assert_outcomes(failed=1)
         assert len(study.directories()) == 1, "nothing was run"
-        run.stdout.fnmatch_lines(["*measured before, in noop_*", "llem: 1 gate judged by what was *before: *"])
+        run.stdout.fnmatch_lines(
+            ["*measured in an earlier run, noop_*", "llem: 1 gate judged by an earlier run: *"]
+        )
         if not workers:
             study.run("--lf").assert_outcomes(failed=1, deselected=9)
 
@@ -147,7 +149,9 @@ class TestBudgets:
         study.run("-k", "experiment and size=1").assert_outcomes(passed=4, deselected=6)
         run = study.run("--llem-baseline", "main", "-k", "size=2 and not experiment")
         run.assert_outcomes(failed=1 + 3, deselected=4 + 4 + 4)
-        run.stdout.fnmatch_lines(["cannot be judged: *nothing of it was selected, or measured before"] * 4)
+        run.stdout.fnmatch_lines(
+            ["cannot be judged: *no experiment of the point was selected, nor measured in an earlier run"] * 4
+        )
         run.stdout.no_fnmatch_line("missing: *")
 
     def test_gates_are_not_judged_after_dash_x(self, study: Study, workers: tuple[str, ...]) -> None:
@@ -163,13 +167,13 @@ class TestBudgets:
         run = study.run("-x", *workers)
         assert run.parseoutcomes()["failed"] >= 1  # workers are a little ahead
         assert "passed" not in run.parseoutcomes()
-        run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped before*"])
+        run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped first*"])
 
     def test_dash_x_stops_at_a_failed_gate(self, study: Study) -> None:
         study.write(budgets={ENERGY: 0.05})
         run = study.run("-x")
         run.assert_outcomes(passed=8, failed=1)
-        run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped before*"])
+        run.stdout.fnmatch_lines(["*1 gate not judged: the run was stopped first*"])
 
     def test_marks_apply_to_budgets(self, study: Study, workers: tuple[str, ...]) -> None:
         study.write(
@@ -334,7 +338,7 @@ class TestOrdinaryTests:
         )
         run = study.run("-x")
         run.assert_outcomes(passed=8, errors=1)
-        run.stdout.fnmatch_lines(["*2 gates not judged: the run was stopped before*"])
+        run.stdout.fnmatch_lines(["*2 gates not judged: the run was stopped first*"])
 
 
 class TestBaselines:

@@ -52,10 +52,13 @@ def _study(**changes: Any) -> StudyResult:
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"cpu_limit": 0.3}, "CPU time limit: 0.3 CPUs here, none in the reference"),
-        ({"nice": 10}, "scheduling priority: nice 10 here, nice 0 in the reference"),
-        ({"scheduling_policy": "idle"}, "scheduling priority: nice 0, idle here, nice 0 in the reference"),
-        ({"memory_limit_mb": 2_000}, "memory limit: 2,000 MB here, none in the reference"),
+        ({"cpu_limit": 0.3}, "CPU time limit: 0.3 CPUs in the candidate, none in the reference"),
+        ({"nice": 10}, "scheduling priority: nice 10 in the candidate, nice 0 in the reference"),
+        (
+            {"scheduling_policy": "idle"},
+            "scheduling priority: nice 0, idle in the candidate, nice 0 in the reference",
+        ),
+        ({"memory_limit_mb": 2_000}, "memory limit: 2,000 MB in the candidate, none in the reference"),
         ({"cpu_layout": "2 CPUs on 1 core"}, "cores of these CPUs: 2 CPUs on 1 core here, 2 CPUs on 2 cores in *"),
     ],
     ids=["CPU quota", "niceness", "scheduling policy", "memory limit", "siblings of one core"],
@@ -88,7 +91,9 @@ def test_limits_that_only_one_result_records_are_a_warning() -> None:
         )
     record = compare(_study(cpu_limit=0.3), older, GatesConfig(), name="main").record
     assert record.testbed == []
-    assert any("CPU time limit: 0.3 CPUs here, unknown in the reference" in one for one in record.warnings)
+    assert any(
+        "CPU time limit: 0.3 CPUs in the candidate, unknown in the reference" in one for one in record.warnings
+    )
 
 
 def test_limits_count_beside_a_gpu_too() -> None:

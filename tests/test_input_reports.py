@@ -175,4 +175,4 @@ def test_a_results_directory_that_the_locale_cannot_spell_is_reported(
     monkeypatch.setattr(os, "mkdir", in_ascii)
     found = run_pytest()
     assert found.ret == pytest.ExitCode.USAGE_ERROR
-    found.stderr.fnmatch_lines(["ERROR: *results: no results can be written: 'ascii' codec can't encode *"])
+    found.stderr.fnmatch_lines(["ERROR: *results: results cannot be written: 'ascii' codec can't encode *"])

@@ -310,7 +310,7 @@ def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path: Path) -> 
         ("not json", "not a Manifest: the file: Invalid JSON"),
         ("{}", "not a Manifest: study_name: Field required"),
         ("\udcff", "not a Manifest: the file: Invalid JSON"),
-        ('{"schema_version": "3.0", "studies": []}', "schema version 3.0 cannot be read here"),
+        ('{"schema_version": "3.0", "studies": []}', "schema version 3.0 cannot be read"),
     ],
 )
 def test_invalid_manifest_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:

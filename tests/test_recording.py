@@ -215,7 +215,7 @@ def test_unusable_results_directory_is_refused_before_the_run(
     (pytester.path / "results").write_text("a file in the way")
     run = run_pytest()
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    run.stderr.fnmatch_lines(["ERROR: *results: no results can be written: *"])
+    run.stderr.fnmatch_lines(["ERROR: *results: results cannot be written: *"])
 
 
 def test_result_that_cannot_be_saved_is_a_failure(

@@ -163,7 +163,7 @@ def test_points_match_by_the_values_of_their_axes() -> None:
             "missing-precision=fp32-n=1",
             "NOT JUDGED",
             "failed",
-            "in the reference, and not in the study any more: measure it, or save the reference again",
+            "in the reference, but no longer in the study: measure it, or save the reference again",
         ),
     ]
     assert found.verdicts[-1].reference_n == 5
@@ -175,16 +175,16 @@ def test_points_match_by_the_values_of_their_axes() -> None:
 
 
 TESTBED = [
-    ("gpu", "NVIDIA A100", "GPU model: NVIDIA A100 here, NVIDIA H100 80GB HBM3 in the reference"),
-    ("power_limit", "500 W", "power limit: 500 W here, 700 W in the reference"),
-    ("mig", "on", "MIG: on here, none in the reference"),
-    ("length_mode", "natural", "length mode: natural here, fixed in the reference"),
-    ("dataset_hash", "e" * 64, "dataset hash: eeeeeeeeeeee here, dddddddddddd in the reference"),
-    ("concurrent", True, "other experiments at the same time: yes here, no in the reference"),
+    ("gpu", "NVIDIA A100", "GPU model: NVIDIA A100 in the candidate, NVIDIA H100 80GB HBM3 in the reference"),
+    ("power_limit", "500 W", "power limit: 500 W in the candidate, 700 W in the reference"),
+    ("mig", "on", "MIG: on in the candidate, none in the reference"),
+    ("length_mode", "natural", "length mode: natural in the candidate, fixed in the reference"),
+    ("dataset_hash", "e" * 64, "dataset hash: eeeeeeeeeeee in the candidate, dddddddddddd in the reference"),
+    ("concurrent", True, "other experiments at the same time: yes in the candidate, no in the reference"),
     (
         "gpu",
         ["NVIDIA A100", "NVIDIA L4"],
-        "GPU model: NVIDIA A100, NVIDIA L4 here, NVIDIA H100 80GB HBM3 in the reference",
+        "GPU model: NVIDIA A100, NVIDIA L4 in the candidate, NVIDIA H100 80GB HBM3 in the reference",
     ),
 ]
 
@@ -193,37 +193,37 @@ TESTBED = [
 def test_different_testbed_facts_are_not_compared(fact: str, value: bool | list[str] | str, line: str) -> None:
     here, there = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
     record, verdict = one(here, there)
-    reason = f"cannot be compared: {line} (--llem-compare-mismatch compares all the same)"
+    reason = f"cannot be compared: {line} (--llem-compare-mismatch compares despite this)"
     assert said(verdict) == ("NOT JUDGED", "failed", reason)
     assert (verdict.mean, verdict.reference_mean, verdict.ratio) == (1.0, 1.0, None)
     assert (record.testbed, record.compared_despite_mismatch, record.family) == ([line], False, 0)
-    record, verdict = one(here, there, anyway=True)
+    record, verdict = one(here, there, allow_mismatch=True)
     assert said(verdict) == ("SAME", "passed", None)
     assert (record.testbed, record.compared_despite_mismatch) == ([line], True)
 
 
 def test_compared_anyway_is_recorded_only_for_differences() -> None:
-    record, _ = one(point({}, seconds=STEADY), point({}, seconds=STEADY), anyway=True)
+    record, _ = one(point({}, seconds=STEADY), point({}, seconds=STEADY), allow_mismatch=True)
     assert not record.compared_despite_mismatch
 
 
 def test_cpu_and_gpu_results_are_not_compared() -> None:
     record, verdict = one(point({}, seconds=STEADY, testbed={"cpu": "A processor"}), point({}, seconds=STEADY))
     assert verdict.outcome == "failed"
-    assert "GPU model: none here, NVIDIA H100 80GB HBM3 in the reference" in record.testbed
-    assert "CPU model: A processor here, none in the reference" in record.testbed
+    assert "GPU model: none in the candidate, NVIDIA H100 80GB HBM3 in the reference" in record.testbed
+    assert "CPU model: A processor in the candidate, none in the reference" in record.testbed
 
 
 @pytest.mark.parametrize(
     ("fact", "value", "line"),
     [
-        ("driver", "590.2", "GPU driver: 590.2 here, 580.1 in the reference"),
+        ("driver", "590.2", "GPU driver: 590.2 in the candidate, 580.1 in the reference"),
         (
             "gpu_uuids",
             "GPU-2",
-            "GPU: GPU-2 here, GPU-1 in the reference (boards of one model differ by about 8 %)",
+            "GPU: GPU-2 in the candidate, GPU-1 in the reference (boards of one model differ by about 8 %)",
         ),
-        ("power_limit", None, "power limit: unknown here, 700 W in the reference"),
+        ("power_limit", None, "power limit: unknown in the candidate, 700 W in the reference"),
     ],
 )
 def test_facts_that_may_differ_are_warned_about(fact: str, value: str | None, line: str) -> None:
@@ -254,7 +254,9 @@ def test_start_method_must_match_for_memory_metrics_only(metric: str, compared: 
     there = point({}, testbed=H100 | {"start_method": "spawn"}, **{metric: STEADY})
     record, verdict = one(here, there, GatesConfig(metrics=[metric]))
     assert (verdict.verdict == "SAME") is compared
-    assert record.testbed == ([] if compared else ["start method: forkserver here, spawn in the reference"])
+    assert record.testbed == (
+        [] if compared else ["start method: forkserver in the candidate, spawn in the reference"]
+    )
 
 
 def test_cpu_energy_is_compared_by_its_own_method() -> None:
@@ -290,15 +292,15 @@ def test_estimate_is_not_compared_with_measurement() -> None:
     measured = point({}, energy_j=STEADY)
     _, verdict = one(_estimated(), measured, ENERGY)
     assert verdict.outcome == "failed"
-    assert "energy method: estimated here, measured in the reference" in verdict.reason
-    _, verdict = one(_estimated(), measured, ENERGY, anyway=True)
+    assert "energy method: estimated in the candidate, measured in the reference" in verdict.reason
+    _, verdict = one(_estimated(), measured, ENERGY, allow_mismatch=True)
     assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
     assert "allow_estimated" in verdict.reason
-    _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
+    _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, allow_mismatch=True)
     assert verdict.verdict == "NOT JUDGED", "nor of one boundary"
     package = summary("energy_j", STEADY, boundary="cpu_package", covers_engine=True)
     measured = point({}, energy_j=package, testbed=H100 | {"energy_boundary": "cpu_package"})
-    _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, anyway=True)
+    _, verdict = one(_estimated(config=ALLOWED), measured, ENERGY, allow_mismatch=True)
     assert (verdict.verdict, verdict.method) == ("SAME", "estimated")
 
 
@@ -307,22 +309,22 @@ def test_default_family_skips_metrics_without_values() -> None:
     here = point({}, energy_per_output_token_j=no_energy, output_tokens_per_second=STEADY)
     found = compare(study_result(here), study_result(here), GatesConfig(), name="main")
     assert [(one.metric, *said(one)) for one in found.verdicts] == [
-        ("energy_per_output_token_j", "NOT JUDGED", "skipped", "no value here: no meter"),
+        ("energy_per_output_token_j", "NOT JUDGED", "skipped", "no value in the candidate: no meter"),
         ("output_tokens_per_second", "SAME", "passed", None),
-        ("ttft_p50_ms", "NOT JUDGED", "skipped", "no value here"),
+        ("ttft_p50_ms", "NOT JUDGED", "skipped", "no value in the candidate"),
     ]
     assert found.record.family == 1
 
 
 def test_named_metric_without_values_fails() -> None:
     nothing = point({}, energy_j=[])
-    assert said(one(nothing, nothing, ENERGY)[1]) == ("NOT JUDGED", "failed", "no value here")
+    assert said(one(nothing, nothing, ENERGY)[1]) == ("NOT JUDGED", "failed", "no value in the candidate")
 
 
 def test_metric_missing_on_one_side_fails() -> None:
     with_ttft, without = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[])
     for here, there, reason in (
-        (without, with_ttft, "no value here"),
+        (without, with_ttft, "no value in the candidate"),
         (with_ttft, without, "no value in the reference"),
     ):
         found = compare(study_result(here), study_result(there), GatesConfig(), name="main")
@@ -352,7 +354,11 @@ def test_metric_of_0_on_one_side_fails() -> None:
 def test_metric_without_a_better_direction_is_not_judged() -> None:
     given = point({}, mean_power_w=STEADY)
     _, verdict = one(given, given, GatesConfig(metrics=["mean_power_w"]))
-    assert said(verdict) == ("NOT JUDGED", "failed", "neither way of it is better, so that it cannot get worse")
+    assert said(verdict) == (
+        "NOT JUDGED",
+        "failed",
+        "neither higher nor lower is better, so that the metric cannot get worse",
+    )
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -367,7 +373,7 @@ def test_energy_window_of_few_ticks_is_not_judged(side: int) -> None:
         "a window holds 19.4 ticks of the energy counter, and a gate needs 20: "
         "raise measurement.min_window_seconds",
     )
-    assert one(here, there, ENERGY, anyway=True)[1].verdict == "NOT JUDGED", "it is no difference"
+    assert one(here, there, ENERGY, allow_mismatch=True)[1].verdict == "NOT JUDGED", "it is no difference"
     for metric in ("load_energy_j", "seconds"):
         assert one(here, there, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
     changed.testbed["energy_ticks"] = 20.0
@@ -381,7 +387,7 @@ def test_energy_boundary_that_changes_between_cycles_is_not_judged(side: int) ->
     changed.metrics["energy_j"].boundary = None
     changed.testbed = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
     assert "energy boundary: " in one(here, there, ENERGY)[1].reason
-    _, verdict = one(here, there, ENERGY, anyway=True)
+    _, verdict = one(here, there, ENERGY, allow_mismatch=True)
     assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
 
 
@@ -404,11 +410,11 @@ def test_changed_facts_of_the_system_under_test_are_listed() -> None:
     record, verdict = one(here, there)
     assert verdict.verdict == "SAME"
     assert record.sut == [
-        "precision: fp16 here, bf16 in the reference",
-        "pytorch.batch_size: 8 here, none in the reference",
-        "torch: 2.13.0 here, 2.11.0 in the reference",
-        "model_fingerprint: aaaaaaaaaaaa here, none in the reference",
-        "commit: none here, cccccccccccc in the reference",
+        "precision: fp16 in the candidate, bf16 in the reference",
+        "pytorch.batch_size: 8 in the candidate, none in the reference",
+        "torch: 2.13.0 in the candidate, 2.11.0 in the reference",
+        "model_fingerprint: aaaaaaaaaaaa in the candidate, none in the reference",
+        "commit: none in the candidate, cccccccccccc in the reference",
     ]
 
 
@@ -422,7 +428,7 @@ def test_difference_names_the_points_it_concerns() -> None:
     here = [point({"n": n}, seconds=STEADY, testbed=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
     there = [point({"n": n}, seconds=STEADY) for n in range(4)]
     found = compare(study_result(*here), study_result(*there), SECONDS, name="main")
-    assert found.record.warnings == ["GPU driver: 590 here, 580.1 in the reference [n=1 and 2 more]"]
+    assert found.record.warnings == ["GPU driver: 590 in the candidate, 580.1 in the reference [n=1 and 2 more]"]
 
 
 def test_results_of_older_versions_are_not_judged() -> None:
@@ -432,13 +438,13 @@ def test_results_of_older_versions_are_not_judged() -> None:
     assert said(found.verdicts[0]) == (
         "NOT JUDGED",
         "failed",
-        "this result was written by a version that kept no cycle values; measure it again",
+        "the candidate was written by a version that kept no cycle values: measure it again",
     )
     here = golden.model_copy(deep=True)
     here.points[0].cycles = [1, 2]
     here.points[0].metrics["seconds"].values = [1.0, 2.0]
     assert said(compare(here, golden, settings, name="main").verdicts[0])[2] == (
-        "the reference was written by a version that kept no cycle values; measure it again"
+        "the reference was written by a version that kept no cycle values: measure it again"
     )
     assert [verdict.outcome for verdict in found.verdicts] == ["failed", "failed"]
-    assert found.verdicts[1].reason == "no value here: no completed cycle"
+    assert found.verdicts[1].reason == "no value in the candidate: no completed cycle"

@@ -29,7 +29,7 @@ def result() -> StudyResult:
         ),
         point({"precision": "fp32"}, seconds=[2.0, 2.5, 3.0]),
         environment={"os": "Linux", "packages": {"torch": "2.13.0"}},
-        warnings=[StudyWarning.of("drift", "a warning, with an é")],
+        warnings=[{"code": "unclassified", "severity": "warning", "text": "a warning, with an é"}],
         result_files=["experiments/a-c1.json"],
         excluded=[{"axes": {}, "reason": "no"}],
     )
@@ -189,7 +189,10 @@ def test_unreadable_baseline_is_refused(tmp_path: Path, result: StudyResult) -> 
     file = save(result, "main", tmp_path)
     data = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(data | {"schema_version": "3.0"}))
-    assert _refused("main", tmp_path, "made-up") == f"{file}: schema version 3.0 cannot be read here (this is 2.0)"
+    assert (
+        _refused("main", tmp_path, "made-up")
+        == f"{file}: schema version 3.0 cannot be read (this pytest-llem has schema 2.0)"
+    )
     file.write_text("{}")
     assert _refused("main", tmp_path).startswith(f"{file}: not a StudyResult: ")
     file.unlink()
@@ -206,7 +209,7 @@ def test_name_too_long_for_a_file_is_refused(tmp_path: Path) -> None:
 def test_invalid_point_ids_are_refused(tmp_path: Path, result: StudyResult, name: str) -> None:
     result.points[1].id = name
     file = save(result, "main", tmp_path)
-    assert _refused("main", tmp_path) == f"{file}: no point has an id like {name!a}"
+    assert _refused("main", tmp_path) == f"{file}: invalid point id {name!a}: it must be printable ASCII"
 
 
 def test_two_points_of_the_same_axes(tmp_path: Path, result: StudyResult) -> None:

@@ -187,7 +187,7 @@ class TestEffect:
             (summary([1.0, 0.0]), "a cycle is 0, and ratios need values above 0"),
             (summary([1.0, -0.5]), "a cycle is -0.5, and ratios need values above 0"),
             (summary([1.0], values=[]), "the version that measured it did not keep the values of cycles"),
-            (summary([1.0], boundary="cpu_package"), "sessions took energy over different boundaries"),
+            (summary([1.0], boundary="cpu_package"), "the energy boundary differs between sessions"),
         ],
     )
     def test_unusable_point_is_left_out_with_the_reason(self, bad: Summary, reason: str) -> None:
@@ -218,7 +218,7 @@ class TestEffect:
     def test_notes_on_single_cycles_and_estimates(self) -> None:
         runs = [{"a": summary([value], method="estimated")} for value in (1.0, 1.1)]
         assert effect(*map(session, runs)).notes == (
-            "one cycle a session: the noise of cycles is in sigma_session",
+            "one cycle per session: sigma_session includes the noise of cycles",
             "estimated, not measured",
         )
 

@@ -108,7 +108,7 @@ def test_energy_of_1_0_covers_the_engine_by_its_facts() -> None:
 def test_other_major_versions_are_refused(version: str, tmp_path: Path) -> None:
     former = json.loads((GOLDEN / "1.4" / "study_result.json").read_text())
     (tmp_path / "study_result.json").write_text(json.dumps(former | {"schema_version": version}))
-    with pytest.raises(ValueError, match=f"schema version {version} cannot be read here"):
+    with pytest.raises(ValueError, match=f"schema version {version} cannot be read"):
         StudyResult.load(tmp_path)
 
 

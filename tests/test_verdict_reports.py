@@ -82,7 +82,7 @@ class TestBaseline:
             run.stdout.fnmatch_lines(
                 [
                     "noop: --llem-save: the run fails the comparison with this baseline: REGRESSION seconds-n=2 "
-                    "(--llem-save-force saves it all the same)"
+                    "(--llem-save-force saves it despite this)"
                 ]
             )
             assert saved.read_text() == before
@@ -193,8 +193,8 @@ class TestPartOfAPoint:
         run_pytest("--llem-run-id=broken").assert_outcomes(failed=3)
         run = run_pytest("-k", "budget")
         run.assert_outcomes(failed=1, deselected=2)
-        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured before, in noop_broken"])
+        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured in an earlier run, noop_broken"])
         flag.unlink()
         run_pytest("--llem-run-id=part", "-k", "cycle=1").assert_outcomes(passed=1, deselected=2)
         run = run_pytest("-k", "budget")
-        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured before, in noop_broken"])
+        run.stdout.fnmatch_lines(["cannot be judged: no completed cycle; measured in an earlier run, noop_broken"])

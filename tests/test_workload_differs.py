@@ -83,17 +83,17 @@ class TestGates:
     def test_more_prompts_of_the_same_length_are_judged_per_token(self) -> None:
         found = _compared(_point(16, n=16), _point(16, n=8))
         assert _said(found)[COST] == (COST, "SAME")
-        assert found.record.workload == ["prompts per pass: 16 here, 8 in the reference"]
+        assert found.record.workload == ["prompts per pass: 16 in the candidate, 8 in the reference"]
 
     def test_metrics_that_the_study_names_are_judged_as_named(self) -> None:
         found = _compared(_point(24), _point(16), metrics=[COST])
         assert _said(found) == {COST: (COST, "IMPROVEMENT")}
-        assert found.record.workload == ["output tokens per request: 24 here, 16 in the reference"]
+        assert found.record.workload == ["output tokens per request: 24 in the candidate, 16 in the reference"]
 
     def test_answers_that_end_by_themselves_may_differ_by_little(self) -> None:
         found = _compared(_point(16.001), _point(16))
         assert _said(found)[COST] == (COST_PER_REQUEST, "SAME")
-        assert found.record.workload == ["output tokens per request: 16.001 here, 16 in the reference"]
+        assert found.record.workload == ["output tokens per request: 16.001 in the candidate, 16 in the reference"]
 
     def test_the_change_that_does_not_count_is_that_of_the_gate(self) -> None:
         found = _compared(_point(24), _point(16), delta={COST: 0.5})
@@ -107,7 +107,7 @@ class TestGates:
 
 
 class TestText:
-    LINE = "workload differs: output tokens per request: 24 here, 16 in the reference"
+    LINE = "workload differs: output tokens per request: 24 in the candidate, 16 in the reference"
 
     def test_it_is_the_first_line_of_a_comparison(self) -> None:
         found = _compared(_point(24), _point(16))

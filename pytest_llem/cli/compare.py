@@ -109,12 +109,17 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     from pytest_llem.gates.saved import load
     from pytest_llem.reporting.terminal import comparison as shown
 
-    there, here = load(options.reference, Path()), load(options.candidate, Path())
-    if dependent := shared_experiments(here, there):
+    reference, candidate = load(options.reference, Path()), load(options.candidate, Path())
+    if dependent := shared_experiments(candidate, reference):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
-    settings = _settings(here, options.metric, options.alpha, options.delta)
+    settings = _settings(candidate, options.metric, options.alpha, options.delta)
     found = compare(
-        here, there, settings, name=options.reference, anyway=options.allow_mismatch, fail_on=options.fail_on
+        candidate,
+        reference,
+        settings,
+        name=options.reference,
+        allow_mismatch=options.allow_mismatch,
+        fail_on=options.fail_on,
     )
     failed = any(verdict.outcome == "failed" for verdict in found.verdicts)
     if options.format == "json":

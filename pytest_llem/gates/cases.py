@@ -1,4 +1,4 @@
-"""What there is to judge of one metric of one point, or why there is nothing."""
+"""The question that a regression gate decides for one metric of one point, or why it cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pytest_llem.gates.eligibility import (
     contention,
     ineligible_reason,
     judged_metric,
-    names_boundary,
     replay_ineligible_reason,
 )
 from pytest_llem.gates.matching import Pair, is_measured, shared_cycles
@@ -26,19 +25,19 @@ _NEW = "new: not in the reference"
 
 @dataclass(frozen=True)
 class Case:
-    """One metric of a point and its counterpart, before it is judged.
+    """One metric of a point and of its counterpart in the reference, before the gate is judged.
 
     Attributes:
         pair: The points.
-        gate: The metric that the gate is called after.
-        metric: The metric that it judges.
-        note: Why that is another one.
-        question: What is to be decided; None where nothing can be.
-        obstacle: Then, why.
-        excused: That nothing can be decided is no failure.
-        inconclusive: There are too few cycles, or a side was contended, and there is otherwise no obstacle.
-        contended: How the two sides were contended; None where neither was.
-        testbed: Testbed facts that differ; None where it did not come to that.
+        gate: The metric in the gate's name.
+        metric: The metric that the gate judges.
+        note: Why the gate judges another metric; None if it does not.
+        question: What is to be decided; None if nothing can be.
+        reason: Why nothing can be decided.
+        excused: Whether the gate is skipped, and does not fail, if nothing can be decided.
+        inconclusive: Whether the only reasons are too few cycles or contention.
+        contended: How the two sides were contended; None if neither was.
+        testbed: Differences in testbed facts; None if they were not compared.
     """
 
     pair: Pair
@@ -46,7 +45,7 @@ class Case:
     metric: str
     note: str | None = None
     question: Question | None = None
-    obstacle: str | None = None
+    reason: str | None = None
     excused: bool = False
     inconclusive: bool = False
     contended: str | None = None
@@ -54,104 +53,111 @@ class Case:
 
 
 def make_case(
-    pair: Pair, gate: str, settings: GatesConfig, *, paired: bool, anyway: bool, dependent: str | None = None
+    pair: Pair,
+    gate: str,
+    settings: GatesConfig,
+    *,
+    paired: bool,
+    allow_mismatch: bool,
+    ineligible: str | None = None,
 ) -> Case:
-    """Return what there is to judge.
+    """Return the case of a gate.
 
     Args:
-        pair: A point, and the same in the reference.
-        gate: The metric that the gate is called after. Of the default ones, those per token are judged per request
-            where answers differ in length.
-        settings: What the study says of its gates.
-        paired: The cycles of one number belong together.
-        anyway: Also where testbed facts differ.
-        dependent: Why nothing of the pair may be compared, as where the two results were not measured apart.
+        pair: A point and its counterpart in the reference.
+        gate: The metric in the gate's name. A default gate on a metric per output token judges the metric per
+            request if answers differ in length.
+        settings: The study's settings of gates.
+        paired: Whether cycles of the same number belong together.
+        allow_mismatch: Whether to compare although testbed facts differ.
+        ineligible: Why nothing of the pair may be compared, for example because the two results share
+            measurements; None if it may.
     """
-    here, there = pair.candidate, pair.reference
-    if there is None:
-        return Case(pair, gate, gate, obstacle=_NEW, excused=True)
+    candidate, reference = pair.candidate, pair.reference
+    if reference is None:
+        return Case(pair, gate, gate, reason=_NEW, excused=True)
     by_default = settings.metrics is None
-    metric, note = judged_metric(gate, here, there) if by_default else (gate, None)
+    metric, note = judged_metric(gate, candidate, reference) if by_default else (gate, None)
     case = partial(Case, pair, gate, metric, note)
-    if dependent := dependent or shared_cycles(here, there):
-        return case(obstacle=dependent)
-    for side, where in ((here, "here"), (there, "in the reference")):
-        summary = side.metrics.get(metric)
+    if reason := ineligible or shared_cycles(candidate, reference):
+        return case(reason=reason)
+    for point, side in ((candidate, "candidate"), (reference, "reference")):
+        summary = point.metrics.get(metric)
         if summary is not None and summary.not_judged is not None:
-            return case(obstacle=f"{where}: {summary.not_judged}")
+            return case(reason=f"in the {side}: {summary.not_judged}")
     better = CATALOGUE[metric].better
     if better is None:
-        return case(obstacle="neither way of it is better, so that it cannot get worse")
-    usable = [_is_usable(side, metric, estimates=allows_estimates(here)) for side in (here, there)]
-    obstacle = _lack(here, metric, "here") or _lack(there, metric, "in the reference")
-    if obstacle is None and not any(usable):
-        obstacle = ESTIMATED
-    if obstacle is not None:
-        # Left out is what neither side can have: not what a side has lost, and not a point that was not measured.
-        measured = is_measured(here) and is_measured(there)
-        return case(obstacle=obstacle, excused=by_default and measured and not any(usable))
-    if (obstacle := replay_ineligible_reason(here) or replay_ineligible_reason(there)) is not None:
-        return case(obstacle=obstacle)
-    obstacle = _age(here, metric, "this result") or _age(there, metric, "the reference")
-    if obstacle is not None:
-        return case(obstacle=obstacle)
-    testbed = testbed_differences(here, there, metric)
-    named = names_boundary(here, metric)
-    if testbed.stops and not anyway:
-        hint = "" if testbed.bars else " (--llem-compare-mismatch compares all the same)"
-        obstacle = f"cannot be compared: {'; '.join(testbed.stops)}{hint}"
+        return case(reason="neither higher nor lower is better, so that the metric cannot get worse")
+    usable = [_is_usable(point, metric, estimates=allows_estimates(candidate)) for point in (candidate, reference)]
+    reason = _missing_value(candidate, metric, "candidate") or _missing_value(reference, metric, "reference")
+    if reason is None and not any(usable):
+        reason = ESTIMATED
+    if reason is not None:
+        # Excused is a metric that neither side can have, but not one that a side has lost or did not measure.
+        measured = is_measured(candidate) and is_measured(reference)
+        return case(reason=reason, excused=by_default and measured and not any(usable))
+    reason = replay_ineligible_reason(candidate) or replay_ineligible_reason(reference)
+    reason = reason or _missing_cycle_values(candidate, metric, "candidate")
+    reason = reason or _missing_cycle_values(reference, metric, "reference")
+    if reason is not None:
+        return case(reason=reason)
+    testbed = testbed_differences(candidate, reference, metric)
+    if testbed.blocking and not allow_mismatch:
+        hint = "" if testbed.binding else " (--llem-compare-mismatch compares despite this)"
+        reason = f"cannot be compared: {'; '.join(testbed.blocking)}{hint}"
     elif not all(usable):
-        obstacle = ESTIMATED
+        reason = ESTIMATED
     else:
-        found = (ineligible_reason(side, metric, any_boundary=named) for side in (here, there))
-        obstacle = next(filter(None, found), None)
-        if obstacle is None and testbed.bars:
-            obstacle = f"cannot be compared: {'; '.join(testbed.bars)}"
-    if obstacle is not None:
-        return case(obstacle=obstacle, testbed=testbed)
-    contended = _contended(here, there, metric)
+        found = (ineligible_reason(point, metric, candidate=candidate) for point in (candidate, reference))
+        reason = next(filter(None, found), None)
+        if reason is None and testbed.binding:
+            reason = f"cannot be compared: {'; '.join(testbed.binding)}"
+    if reason is not None:
+        return case(reason=reason, testbed=testbed)
+    contended = _contended(candidate, reference, metric)
     if contended is not None and not paired:
-        obstacle = f"{contended} (repeat the measurement on a machine where nothing else runs)"
-        return case(obstacle=obstacle, inconclusive=True, contended=contended, testbed=testbed)
-    ours, theirs = _by_cycle(here, metric), _by_cycle(there, metric)
-    common = len(ours.keys() & theirs.keys()) if paired else min(len(ours), len(theirs))
+        reason = f"{contended} (repeat the measurement on a machine where nothing else runs)"
+        return case(reason=reason, inconclusive=True, contended=contended, testbed=testbed)
+    values, reference_values = _by_cycle(candidate, metric), _by_cycle(reference, metric)
+    common = values.keys() & reference_values.keys()
+    n = len(common) if paired else min(len(values), len(reference_values))
     try:
-        asked = contrast(ours, theirs, paired=paired)
+        found_contrast = contrast(values, reference_values, paired=paired)
     except UndecidableError as error:
-        nobody = not any(value > 0 for side in (ours, theirs) for value in side.values())
-        excused = by_default and nobody  # one that a side has lost is not
-        return case(obstacle=str(error), excused=excused, inconclusive=common < 2, testbed=testbed)
-    question = Question(asked, better, settings.delta_of(gate))
+        # Excused is a metric without a value above 0 on both sides, but not one that a side has lost.
+        none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
+        return case(reason=str(error), excused=by_default and none_positive, inconclusive=n < 2, testbed=testbed)
+    question = Question(found_contrast, better, settings.delta_of(gate))
     return case(question=question, contended=contended, testbed=testbed)
 
 
-def _contended(here: PointResult, there: PointResult, metric: str) -> str | None:
-    """Return how the two sides were contended; None where neither was."""
-    sides = {"here": contention(here, metric), "in the reference": contention(there, metric)}
-    return "; ".join(f"{where}, {said}" for where, said in sides.items() if said is not None) or None
+def _contended(candidate: PointResult, reference: PointResult, metric: str) -> str | None:
+    """Return how the two sides were contended; None if neither was."""
+    sides = {"in the candidate": contention(candidate, metric), "in the reference": contention(reference, metric)}
+    return "; ".join(f"{side}, {text}" for side, text in sides.items() if text is not None) or None
 
 
-def _lack(point: PointResult, metric: str, where: str) -> str | None:
-    """Return why there is no value; None where there is one."""
+def _missing_value(point: PointResult, metric: str, side: str) -> str | None:
+    """Return why there is no value; None if there is one."""
     summary = point.metrics.get(metric)
     if summary is not None and summary.mean is not None:
         return None
-    return f"no value {where}" + (f": {summary.reason}" if summary is not None and summary.reason else "")
+    return f"no value in the {side}" + (f": {summary.reason}" if summary is not None and summary.reason else "")
 
 
 def _is_usable(point: PointResult, metric: str, *, estimates: bool) -> bool:
-    """Whether there is a value that may decide."""
-    return _lack(point, metric, "") is None and (estimates or point.metrics[metric].method != "estimated")
+    """Whether there is a value that the gate may judge."""
+    return _missing_value(point, metric, "") is None and (estimates or point.metrics[metric].method != "estimated")
 
 
-def _age(point: PointResult, metric: str, whose: str) -> str | None:
-    """Return that the values of the cycles were not kept; None where they were."""
+def _missing_cycle_values(point: PointResult, metric: str, side: str) -> str | None:
+    """Return a message if the values of the cycles were not kept; None if they were."""
     if 0 < len(point.cycles) == len(point.metrics[metric].values):
         return None
-    return f"{whose} was written by a version that kept no cycle values; measure it again"
+    return f"the {side} was written by a version that kept no cycle values: measure it again"
 
 
 def _by_cycle(point: PointResult, metric: str) -> dict[int, float]:
-    """Return the values of a metric by cycle, those that there are."""
+    """Return the existing values of a metric by cycle."""
     values = zip(point.cycles, point.metrics[metric].values, strict=True)
     return {cycle: value for cycle, value in values if value is not None}

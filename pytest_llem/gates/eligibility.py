@@ -1,4 +1,9 @@
-"""Why a metric of a point may decide nothing, though it has a value."""
+"""Why a gate may not judge a metric although it has a value, and which metric it judges if workloads differ.
+
+A metric is ineligible if its energy was estimated, is invalid, covers other devices than the engine's or too few
+ticks of the counter, or if the point's replayed result is out of date. If the two sides of a comparison generated
+different numbers of tokens, a default gate on a metric per output token judges the metric per request instead.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +19,22 @@ from pytest_llem.study.config import AUTO
 
 ESTIMATED = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
 
-#: Metrics that are of no measured window, so that its ticks say nothing of them.
+#: Energy metrics that are not measured in the window, so that its ticks do not concern them.
 _NO_WINDOW = {"load_energy_j", "idle_power_w"}
 
-#: Those that are of the window of prefill, too.
+#: Metrics that depend on the window of prefill alone, too.
 _PREFILL = {"prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"}
 
 
-#: Metrics that say by their names what they cover.
+#: Metrics whose names include their boundary.
 _NAME_THEIR_BOUNDARY = {"gpu_energy_j", "cpu_energy_j", "dram_energy_j"}
 
-#: Units of metrics that do not depend on who else uses the machine.
+#: Units of metrics that do not depend on other processes.
 _UNAFFECTED = {"MB", "tokens", "FLOP"}
 
 
 def contention(point: PointResult, metric: str) -> str | None:
-    """Return which cycles of *point* were contended, and by what, where that changes *metric*; None for none."""
+    """Return which cycles of *point* were contended and why; None if none were or *metric* is not affected."""
     found = point.contention
     if found is None or not found.contended or CATALOGUE[metric].unit in _UNAFFECTED:
         return None
@@ -39,40 +44,36 @@ def contention(point: PointResult, metric: str) -> str | None:
 
 
 def allows_estimates(point: PointResult) -> bool:
-    """Whether the study says that estimated energy will do."""
+    """Whether the study lets gates judge estimated energy."""
     return bool(point.config.get("energy", {}).get("allow_estimated"))
 
 
 def replay_ineligible_reason(point: PointResult) -> str | None:
-    """Return why replayed results of *point* are not of the code, model or dataset of now; None where they are."""
+    """Return what has changed since replayed results of *point* were measured; None if nothing has."""
     if point.replay_mismatch is None:
         return None
     return f"measured before, and since then {point.replay_mismatch}: measure it again"
 
 
-def names_boundary(point: PointResult, metric: str) -> bool:
-    """Whether the study says what the energy is to cover: by the meter's name, or by a metric of that boundary."""
-    return metric in _NAME_THEIR_BOUNDARY or point.config.get("energy", {}).get("backend") not in (AUTO, None)
-
-
-def ineligible_reason(point: PointResult, metric: str, *, any_boundary: bool) -> str | None:
-    """Return what is wrong with how the energy *metric* of *point* was measured; None where nothing is.
+def ineligible_reason(point: PointResult, metric: str, *, candidate: PointResult | None = None) -> str | None:
+    """Return why no gate may judge the energy *metric* of *point* as it was measured; None if gates may.
 
     Args:
-        point: What was measured.
-        metric: By its name in the catalogue.
-        any_boundary: Whether it may be the energy of other devices than the engine's: :func:`names_boundary` of
-            what is judged.
+        point: The measured point.
+        metric: Name of the metric in the catalogue.
+        candidate: The point whose study decides whether the energy may be that of other devices than the engine's;
+            None for *point* itself.
     """
     summary = point.metrics[metric]
-    if summary.method is None:  # no energy
+    if summary.method is None:  # not an energy
         return None
     if summary.invalid is not None:
         return f"invalid ({summary.invalid}): {INVALID.get(summary.invalid, 'reason unknown to this version')}"
     if summary.is_mixed:
         return "its cycles differ in what their energy covers"
-    if not any_boundary and not (covered := summary.covers_engine):
-        what = f"the energy covers {summary.boundary} and not" if covered is False else "unknown whether it covers"
+    if not summary.covers_engine and not _names_boundary(candidate or point, metric):
+        known = summary.covers_engine is False
+        what = f"the energy covers {summary.boundary} and not" if known else "unknown whether the energy covers"
         return f"{what} the devices that the engine ran on (name the meter in energy.backend if that is meant)"
     if metric in _NO_WINDOW:
         return None
@@ -86,33 +87,38 @@ def ineligible_reason(point: PointResult, metric: str, *, any_boundary: bool) ->
     )
 
 
-#: Metrics per output token, and what is judged in their place where answers differ in length.
+def _names_boundary(point: PointResult, metric: str) -> bool:
+    """Whether the study chose what the energy covers, by naming the meter or by a metric of one boundary."""
+    return metric in _NAME_THEIR_BOUNDARY or point.config.get("energy", {}).get("backend") not in (AUTO, None)
+
+
+#: Metrics per output token, and the metrics that replace them if answers differ in length.
 PER_REQUEST = {
     "energy_per_output_token_j": "energy_per_request_j",
     "output_tokens_per_second": "requests_per_second",
 }
 
-#: Metrics of tokens in a pass, as they are called by request.
+#: Metrics of tokens in a pass, and what messages call them per request.
 _TOKENS = {"input_tokens": "input tokens per request", "output_tokens": "output tokens per request"}
 
 
 def workload_differences(candidate: PointResult, reference: PointResult) -> Iterator[str]:
-    """Yield in what the work of two points differs, a line each; nothing of what is not known of both."""
+    """Yield differences in the work of two points, one per line, as far as it is known of both."""
     counts = candidate.config.get("n"), reference.config.get("n")
     if None not in counts and counts[0] != counts[1]:
-        yield f"prompts per pass: {counts[0]:,} here, {counts[1]:,} in the reference"
+        yield f"prompts per pass: {counts[0]:,} in the candidate, {counts[1]:,} in the reference"
     for metric in _TOKENS:
         if (difference := _tokens_differ(metric, candidate, reference)) is not None:
             yield difference
 
 
 def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -> tuple[str, str | None]:
-    """Return what a default gate on *metric* judges, and why, where that is another metric.
+    """Return the metric that a default gate on *metric* judges, and why if that is another metric.
 
     Args:
-        metric: By its name in the catalogue.
-        candidate: What is judged.
-        reference: What it is compared with.
+        metric: Name of the metric in the catalogue.
+        candidate: The judged point.
+        reference: The point that it is compared with.
     """
     instead = PER_REQUEST.get(metric)
     difference = _tokens_differ("output_tokens", candidate, reference) if instead is not None else None
@@ -122,12 +128,14 @@ def judged_metric(metric: str, candidate: PointResult, reference: PointResult) -
 
 
 def _tokens_differ(metric: str, candidate: PointResult, reference: PointResult) -> str | None:
-    here, there = _per_request(candidate, metric), _per_request(reference, metric)
-    if here is None or there is None or math.isclose(here, there, rel_tol=1e-9):
+    tokens, reference_tokens = _per_request(candidate, metric), _per_request(reference, metric)
+    if tokens is None or reference_tokens is None or math.isclose(tokens, reference_tokens, rel_tol=1e-9):
         return None
-    digits = next(digits for digits in range(3, 18) if figure(here, digits) != figure(there, digits))
-    one, other = (f"{value:,.0f}" if value.is_integer() else figure(value, digits) for value in (here, there))
-    return f"{_TOKENS[metric]}: {one} here, {other} in the reference"
+    digits = next(digits for digits in range(3, 18) if figure(tokens, digits) != figure(reference_tokens, digits))
+    one, other = (
+        f"{value:,.0f}" if value.is_integer() else figure(value, digits) for value in (tokens, reference_tokens)
+    )
+    return f"{_TOKENS[metric]}: {one} in the candidate, {other} in the reference"
 
 
 def _per_request(point: PointResult, metric: str) -> float | None:

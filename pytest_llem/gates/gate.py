@@ -1,4 +1,4 @@
-"""The gates of a study, each a test item."""
+"""The gates of a study, each of which is a test item."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Gate:
     """One gate of one point.
 
     Attributes:
-        kind: Of which kind it is; the name of its test function.
-        id: What is in the brackets of its item's id.
-        axes: Of the point.
-        point: Its id.
-        line: Where it is written, from 1.
-        index: Its place among the study's gates of its kind, from 0.
-        skip: Why the point is not run; None where it is.
-        xfail: Why it is expected to fail; None where it is not.
+        kind: Kind of the gate and name of its test function.
+        id: Id inside the brackets of the item's id.
+        axes: Axes of the point.
+        point: Id of the point.
+        line: Line in the study file, from 1.
+        index: Position among the study's gates of this kind, from 0.
+        skip: Why the point is skipped; None if it is not.
+        xfail: Why the point is expected to fail; None if it is not.
     """
 
     kind: Literal["budget", "regression"]
@@ -37,7 +37,7 @@ class Gate:
 
 
 def budget_gates(study: StudyConfig) -> list[Gate]:
-    """Return a gate for each budget."""
+    """Return a gate for each budget of *study*."""
     points = {point.id: point for point in study.points}
     return [
         Gate(
@@ -58,8 +58,8 @@ def regression_gates(study: StudyConfig, reference: StudyResult | None) -> list[
     """Return a gate for each metric of each point, and one for each point that only the reference has.
 
     Args:
-        study: What is compared.
-        reference: With what; None where that is measured too, and has the same points.
+        study: The candidate's study.
+        reference: The saved result; None if the reference is measured in this session and has the same points.
     """
     line = study.gates_line
     gates = [

@@ -1,4 +1,4 @@
-"""Which points of two results are the same: those whose axes have the same values."""
+"""Matching of the points of two results by the values of their axes, and detection of shared measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_llem.study.identity import axes_key
 
 @dataclass(frozen=True)
 class Pair:
-    """A point, and the same in the reference; None where that lacks it."""
+    """A point and its counterpart in the reference, which is None if the reference does not have the point."""
 
     candidate: PointResult
     reference: PointResult | None
@@ -25,23 +25,23 @@ def pairs(candidates: Iterable[PointResult], reference: StudyResult) -> list[Pai
 
 
 def missing_points(study_axes: Iterable[Mapping[str, Any]], reference: StudyResult) -> list[PointResult]:
-    """Return the points that *reference* has measured and a study does not have any more.
+    """Return the measured points of *reference* that are no longer in a study.
 
     Args:
-        study_axes: The axes of each of the study's points, run or not.
-        reference: What it is compared with.
+        study_axes: Axes of each of the study's points, selected or not.
+        reference: The result that the study is compared with.
     """
     known = {axes_key(axes) for axes in study_axes}
     return [point for point in reference.points if is_measured(point) and axes_key(point.axes) not in known]
 
 
 def is_measured(point: PointResult) -> bool:
-    """Whether any cycle of *point* has a value of anything."""
+    """Whether any metric of *point* has a value."""
     return any(summary.n for summary in point.metrics.values())
 
 
 def named(ids: Sequence[str]) -> str:
-    """Return ``precision=bf16 and 2 more``."""
+    """Return *ids* as text: ``precision=bf16 and 2 more``."""
     return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
@@ -49,9 +49,9 @@ _WHAT_TO_DO = "measure one of the two again"
 
 
 def shared_cycles(candidate: PointResult, reference: PointResult) -> str | None:
-    """Return that two points share measurements, and what to do; None where they do not, as far as is known.
+    """Return an error message if two points share measurements; None if no shared measurement is known.
 
-    Results before schema 1.4 hold no digests, so that nothing is known of them.
+    Results of schema 1.3 and older have no digests, so that shared measurements are not detected.
     """
     known = set(reference.result_digests)
     shared = [
@@ -65,23 +65,22 @@ def shared_cycles(candidate: PointResult, reference: PointResult) -> str | None:
 
 
 def same_session(candidate: StudyResult, reference: StudyResult) -> str | None:
-    """Return that two results are of one session, such as a baseline and what it was saved from, and what to do.
+    """Return an error message if two results are of one session, such as a baseline and the run it was saved from.
 
-    None where they are not, and where digests tell more.
+    None if they are not, and if both have digests, by which :func:`shared_cycles` is more precise.
     """
     if _digests(candidate) and _digests(reference):
         return None
     began = candidate.started_at
-    one, other = ((it.name, it.study_design_hash, it.started_at) for it in (candidate, reference))
-    if began is None or one != other:
+    sessions = {(result.name, result.study_design_hash, result.started_at) for result in (candidate, reference)}
+    if began is None or len(sessions) > 1:
         return None
     return f"not independent: both are results of the session that began at {began}; {_WHAT_TO_DO}"
 
 
 def shared_experiments(candidate: StudyResult, reference: StudyResult) -> str | None:
-    """Return that two results have experiments in common, and what to do; None where not, as far as is known."""
-    ours = _digests(candidate)
-    if shared := ours & _digests(reference):
+    """Return an error message if two results share experiments; None if no shared experiment is known."""
+    if shared := _digests(candidate) & _digests(reference):
         return f"not independent: both have the same measurement of {len(shared)} experiments; {_WHAT_TO_DO}"
     if candidate == reference:
         return f"not independent: both are the same result; {_WHAT_TO_DO}"

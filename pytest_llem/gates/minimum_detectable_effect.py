@@ -1,4 +1,4 @@
-"""What a comparison will be able to tell, said before anything is measured."""
+"""The minimum detectable effect of regression gates, estimated before anything is measured."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from pytest_llem.study.design import StudyConfig
 
 POWER = 0.9
 
-#: A gate that finds only larger changes than this finds nothing worth telling.
-MOST = 10.0
+#: Larger minimum detectable effects, as relative changes, are reported as "nothing".
+MAX_REPORTED = 10.0
 
-#: Coefficients of variation, from cycle to cycle, of a load that the device bounds and of one that Python does:
-#: what is said where nothing has been measured yet.
+#: Typical coefficients of variation between cycles, for device-bound and Python-bound loads, used until a
+#: reference has been measured.
 TYPICAL = (0.005, 0.02)
 
 
 def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None) -> list[str]:
-    """Return what the regression gates of *study* will find, a line each.
+    """Return lines with the smallest changes that the regression gates of *study* will detect.
 
     Args:
-        study: What is compared, with its number of cycles.
-        reference: With what; None where that is measured in turns with it.
+        study: The candidate's study.
+        reference: The saved result; None if the reference is interleaved with the candidate.
     """
     gates, n = study.gates, study.n_cycles
     family = len(gates.family) * len(study.points)
     n_reference = n if reference is None else _cycles(reference)
     if min(n, n_reference) < 2:
-        side = "here" if n < 2 else "in the reference"
+        side = "candidate" if n < 2 else "reference"
         return [
-            f"gates: one cycle {side} decides nothing: every comparison will be INCONCLUSIVE "
+            f"gates: one cycle in the {side} decides nothing: every comparison will be INCONCLUSIVE "
             "(execution.n_cycles, --llem-cycles)"
         ]
-    told = []
+    effects = []
     for metric, delta, cv in _spreads(study, reference):
         change = detectable(
             cv,
@@ -50,15 +50,15 @@ def minimum_detectable_effects(study: StudyConfig, reference: StudyResult | None
             family=family,
             paired=reference is None,
         )
-        size = "nothing" if change is None or change > MOST else f"{change:.1%}"
-        told.append(f"{size}{metric} where cycles vary by {cv:.1%}")
-    cycles = f"{n} cycles in turns" if reference is None else f"{n} cycles against {n_reference}"
+        size = "nothing" if change is None or change > MAX_REPORTED else f"{change:.1%}"
+        effects.append(f"{size}{metric} if cycles vary by {cv:.1%}")
+    cycles = f"{n} interleaved cycles" if reference is None else f"{n} cycles against {n_reference}"
     how = f"power {POWER:.0%}, α {gates.alpha:g}, Holm over {family}"
-    return [f"gates: {cycles} find a change of ({how}):", *(f"  {one}" for one in told)]
+    return [f"gates: {cycles} detect a change of ({how}):", *(f"  {effect}" for effect in effects)]
 
 
 def _spreads(study: StudyConfig, reference: StudyResult | None) -> Iterator[tuple[str, float, float]]:
-    """Yield a metric's name, the change of it that does not count, and how far cycles vary; the widest point's."""
+    """Yield a metric's name, its delta, and the largest coefficient of variation of any point."""
     gates = study.gates
     known = {
         metric: [cv for point in reference.points if (cv := point.metrics[metric].cv) is not None]
@@ -81,8 +81,8 @@ def _cycles(reference: StudyResult) -> int:
 if TYPE_CHECKING:
     from pytest_llem.gates.ttests import Array
 
-#: A gate that would miss a change to a thousand times as much finds nothing.
-_MOST = math.log(1000)
+#: Larger changes, as logarithms of the ratio, are not looked for.
+_MAX_LOG_CHANGE = math.log(1000)
 
 
 def detectable(
@@ -98,36 +98,36 @@ def detectable(
 ) -> float | None:
     """Return the relative change for the worse that the gate calls a regression with probability *power*.
 
-    0.035 is 3.5 % more of what had better be low, and 1 / 1.035 of what had better be high.
+    0.035 is 3.5 % more if lower is better, and 1 / 1.035 if higher is better.
 
     Args:
-        cv: Coefficient of variation of a cycle's value, alike on either side. Cycles are taken to be independent,
-            those of a pair too: what they have in common, pairing takes away.
-        n: Cycles of the candidate.
-        n_reference: Cycles of the reference.
+        cv: Coefficient of variation of the cycles' values, the same on both sides. Cycles are assumed to be
+            independent, even within a pair: pairing removes what they have in common.
+        n: Number of the candidate's cycles.
+        n_reference: Number of the reference's cycles.
         delta: Relative change that does not count.
-        alpha: Of false alarms.
-        power: Above 0, below 1.
-        family: Gates judged together, of which this alone sees a change: it has to pass the first step of Holm's
-            procedure, alpha / family.
-        paired: Whether the cycles are compared one by one; as many as both sides have.
+        alpha: Probability of a false alarm.
+        power: Probability of detection, between 0 and 1.
+        family: Number of gates judged together. Only this gate has a change, so that it has to pass the first step
+            of Holm's procedure, alpha / family.
+        paired: Whether the cycles are compared in pairs, as many as both sides have.
 
     Returns:
-        The change; None for fewer than two cycles on either side, and where not even a thousandfold one is found.
+        The change; None for fewer than two cycles on a side, or if not even a thousandfold change is detected.
     """
     if min(n, n_reference) < 2:
         return None
     spread = math.sqrt(math.log1p(cv * cv))  # of the logarithm of a lognormal value
     change = math.log1p(delta) + spread * _distance(n, n_reference, alpha / family, power, paired)
-    return math.expm1(change) if change <= _MOST else None
+    return math.expm1(change) if change <= _MAX_LOG_CHANGE else None
 
 
-@lru_cache(maxsize=1024)  # a plan asks for every gate, and all of a study have the same cycles
+@lru_cache(maxsize=1024)  # called for every gate, and all gates of a study have the same number of cycles
 def _distance(n: int, n_reference: int, alpha: float, power: float, paired: bool) -> float:
     """Return how far beyond the margin a change has to be, in standard deviations of a cycle's logarithm.
 
-    The estimate is normal, and independent of its standard error. So the power is what it is where the error is
-    known, averaged over the distribution of that: exact, save for the few points that stand for it here.
+    The estimate is normal, and independent of its standard error. So the power is the power for a known standard
+    error, averaged over the distribution of that error; this is exact except for the quadrature.
     """
     import numpy as np
     from scipy.special import ndtr
@@ -150,9 +150,9 @@ def _distance(n: int, n_reference: int, alpha: float, power: float, paired: bool
 
 
 def _unpaired(n: int, n_reference: int, alpha: float) -> tuple[Array, Array]:
-    """Return what the estimate has to exceed, over shares and totals of the sums of squares, and their weights.
+    """Return thresholds of the estimate, over shares and totals of the sums of squares, and their weights.
 
-    Of two samples from one distribution, the share that one has in the sum of squares is independent of the total.
+    For two samples from one distribution, the share of one in the sum of squares is independent of the total.
     """
     import numpy as np
     from scipy.special import betaincinv, chdtri, stdtrit
@@ -165,6 +165,7 @@ def _unpaired(n: int, n_reference: int, alpha: float) -> tuple[Array, Array]:
 
 
 def _paired(n: int, alpha: float) -> tuple[Array, Array]:
+    """Return thresholds of the estimate from pairs, over the sum of squares, and their weights."""
     import numpy as np
     from scipy.special import chdtri, stdtrit
 
@@ -174,7 +175,7 @@ def _paired(n: int, alpha: float) -> tuple[Array, Array]:
 
 
 def _points() -> tuple[Array, Array]:
-    """Return probabilities, and weights whose sum is 1 (Gauss and Legendre's)."""
+    """Return the nodes of Gauss–Legendre quadrature on 0 to 1, and their weights, whose sum is 1."""
     import numpy as np
 
     at, weight = np.polynomial.legendre.leggauss(64)

@@ -1,4 +1,4 @@
-"""Whether a study's metrics have changed against a reference."""
+"""Comparison of a study's metrics with those of a reference."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ __all__ = ["Comparison", "FailOn", "compare", "missing_points"]
 
 FailOn = Literal["regression", "inconclusive"]
 
-#: What an item comes to, by what was decided; the rest is a matter of ``fail_on``.
+#: Outcomes of items by verdict; those of other verdicts depend on ``fail_on``.
 _OUTCOMES: dict[Verdict, Outcome] = {"REGRESSION": "failed", "SAME": "passed", "IMPROVEMENT": "passed"}
 
 
 _SAME_SUT = (
-    "both sides ran the same code, packages, weights and settings, so that no change can be found: "
+    "candidate and reference ran the same code, packages, weights and settings, so that no change can be found: "
     "is the code of the reference installed in its environment?"
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing two results.
+    """The outcome of a comparison.
 
     Attributes:
-        record: What was compared, and how far that may be.
-        verdicts: Of each metric of each point in the order of the study, and of each point that it lacks.
+        record: What was compared, and the differences between the two sides.
+        verdicts: Verdicts on each metric of each point, in the order of the study, and on each missing point.
     """
 
     record: ComparisonRecord
@@ -53,48 +53,52 @@ def compare(
     *,
     name: str,
     paired: bool = False,
-    anyway: bool = False,
+    allow_mismatch: bool = False,
     fail_on: FailOn = "regression",
     points: Collection[str] | None = None,
-    unfit: Mapping[str, str] = MappingProxyType({}),
+    ineligible: Mapping[str, str] = MappingProxyType({}),
     file: str | None = None,
     line: int | None = None,
 ) -> Comparison:
-    """Compare a study's results with others, point by point and metric by metric.
+    """Compare a study's result with a reference, point by point and metric by metric.
 
-    A point that the study does not have any more fails, whatever *points* says; one that the reference lacks is
-    listed. What cannot be judged fails, unless the metric is of the default family and neither side could have it.
+    A point of the reference that is no longer in the study fails, whatever *points* holds; a point that is new is
+    listed. A gate that cannot be judged fails, unless its metric is one of the defaults and neither side can have
+    it.
 
     Args:
-        candidate: What is judged.
-        reference: What it is compared with.
+        candidate: The judged result.
+        reference: The result that it is compared with.
         settings: Metrics, alpha and delta.
-        name: What the reference is called.
-        paired: Both were measured in turns: the cycles of one number belong together.
-        anyway: Compare where testbed facts differ, too.
-        fail_on: The least that fails.
+        name: Name of the reference.
+        paired: Whether both were interleaved: cycles of the same number belong together.
+        allow_mismatch: Whether to compare although testbed facts differ.
+        fail_on: The mildest verdict that fails.
         points: Ids of the candidate's points to judge; None for all.
-        unfit: Why nothing of a point may be judged, by its id.
-        file: Where the gates are written, relative to the root of the run.
-        line: Likewise, from 1.
+        ineligible: Why no gate may judge a point, by the point's id.
+        file: File of the gates, relative to the root of the run.
+        line: Line of the gates in *file*, from 1.
+
+    Example:
+        >>> compare(StudyResult.load("after"), StudyResult.load("before"), GatesConfig(), name="before").verdicts
     """
     chosen = [point for point in candidate.points if points is None or point.id in points]
     matched = pairs(chosen, reference)
-    dependent = same_session(candidate, reference)
+    one_session = same_session(candidate, reference)
     cases = [
         make_case(
             pair,
             gate,
             settings,
             paired=paired,
-            anyway=anyway,
-            dependent=dependent or unfit.get(pair.candidate.id),
+            allow_mismatch=allow_mismatch,
+            ineligible=one_session or ineligible.get(pair.candidate.id),
         )
         for pair in matched
         for gate in settings.family
     ]
-    asked = [case.question for case in cases if case.question is not None]
-    decisions = iter(decide(asked, settings.alpha) if asked else [])
+    questions = [case.question for case in cases if case.question is not None]
+    decisions = iter(decide(questions, settings.alpha) if questions else [])
     verdicts = [
         _verdict(case, next(decisions) if case.question is not None else None, settings.alpha, fail_on)
         for case in cases
@@ -107,25 +111,25 @@ def compare(
         for pair in matched
         if pair.reference is not None and pair.candidate.cycles and pair.reference.cycles
     ]
-    benches = [(case.pair.candidate.id, case.testbed) for case in cases if case.testbed is not None]
+    testbeds = [(case.pair.candidate.id, case.testbed) for case in cases if case.testbed is not None]
     contended = [
         (case.pair.candidate.id, [f"judged though contended, since both sides were interleaved: {case.contended}"])
         for case in cases
         if case.contended and case.question
     ]
     same = [(one.id, [_SAME_SUT]) for one, other in known if paired and same_sut(one, other)]
-    stops = over_points(((point, bench.stops) for point, bench in benches), len(known))
+    blocking = over_points(((point, testbed.blocking) for point, testbed in testbeds), len(known))
     record = ComparisonRecord(
         reference=name,
         reference_version=reference.pytest_llem_version,
         reference_started_at=reference.started_at,
         paired=paired,
         alpha=settings.alpha,
-        family=len(asked),
-        testbed=stops,
-        compared_despite_mismatch=anyway and bool(stops),
+        family=len(questions),
+        testbed=blocking,
+        compared_despite_mismatch=allow_mismatch and bool(blocking),
         warnings=[
-            *over_points(((point, bench.warns) for point, bench in benches), len(known)),
+            *over_points(((point, testbed.warnings) for point, testbed in testbeds), len(known)),
             *over_points(contended, len(known)),
             *over_points(same, len(known)),
         ],
@@ -139,25 +143,25 @@ def compare(
 
 def _verdict(case: Case, decision: Decision | None, alpha: float, fail_on: FailOn) -> GateVerdict:
     candidate, reference = case.pair.candidate, case.pair.reference
-    here = candidate.metrics.get(case.metric)
-    there = reference.metrics.get(case.metric) if reference is not None else None
+    summary = candidate.metrics.get(case.metric)
+    reference_summary = reference.metrics.get(case.metric) if reference is not None else None
     fields: dict[str, Any] = {
         "unit": CATALOGUE[case.metric].unit,
-        "method": _weakest(here, there),
-        "mean": here.mean if here else None,
-        "ci95": here.ci95 if here else None,
-        "n": here.n if here else 0,
-        "reference_mean": there.mean if there else None,
-        "reference_n": there.n if there else 0,
+        "method": _weakest(summary, reference_summary),
+        "mean": summary.mean if summary else None,
+        "ci95": summary.ci95 if summary else None,
+        "n": summary.n if summary else 0,
+        "reference_mean": reference_summary.mean if reference_summary else None,
+        "reference_n": reference_summary.n if reference_summary else 0,
         "contended": case.contended,
         "note": case.note,
     }
     undecided: Outcome = "failed" if fail_on == "inconclusive" else "skipped"
     if case.inconclusive:
-        fields |= {"verdict": "INCONCLUSIVE", "outcome": undecided, "reason": case.obstacle}
+        fields |= {"verdict": "INCONCLUSIVE", "outcome": undecided, "reason": case.reason}
     elif decision is None or case.question is None:
         outcome = "skipped" if case.excused else "failed"
-        fields |= {"verdict": "NOT JUDGED", "outcome": outcome, "reason": case.obstacle}
+        fields |= {"verdict": "NOT JUDGED", "outcome": outcome, "reason": case.reason}
     else:
         fields |= {
             "verdict": decision.verdict,
@@ -201,7 +205,7 @@ def _missing(point: PointResult) -> GateVerdict:
         point=point.id,
         verdict="NOT JUDGED",
         outcome="failed",
-        reason="in the reference, and not in the study any more: measure it, or save the reference again",
+        reason="in the reference, but no longer in the study: measure it, or save the reference again",
         unit="",
         reference_n=max(summary.n for summary in point.metrics.values()),
     )

@@ -1,4 +1,4 @@
-"""Baselines: results that are kept under a name, to compare with. They are meant to be committed."""
+"""Baselines: results that are saved under a name to compare with, and are meant to be committed."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pytest_llem.gates.eligibility import ineligible_reason, names_boundary
+from pytest_llem.gates.eligibility import ineligible_reason
 from pytest_llem.gates.matching import named
 from pytest_llem.results.manifest import MANIFEST, write_atomically
 from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.study.identity import axes_key
 from pytest_llem.study.problems import did_you_mean
 
-#: Where they are, below the root of the run.
+#: Folder of the baselines, relative to the root of the run.
 BASELINES = Path(".llem", "baselines")
 
-#: In a saved file, what fits in so many columns is one line.
+#: In a saved file, a value that fits in this number of columns is written on one line.
 WIDTH = 110
 
-#: Of a StudyResult, what a baseline leaves out: it says nothing of the figures, and differs from run to run.
+#: Fields of a StudyResult that a baseline leaves out: they do not affect metrics, and differ between runs.
 _LEFT_OUT = {"comparison", "excluded", "experiments", "result_files"}
 
 
 class BaselineError(ValueError):
-    """A baseline cannot be read or saved; the message, a line, says why."""
+    """A baseline cannot be read or saved; the message is one line."""
 
 
 def resolve(given: str, root: Path) -> Path:
-    """Return the file or folder that *given* means.
+    """Return the file or folder that *given* names.
 
     Args:
         given: Name of a baseline, or path of a saved file, a study_result.json, a results directory or a folder of
-            saved files. Where there is a baseline of that name, it is meant.
-        root: The folder that baselines are below.
+            saved files. A baseline takes precedence over a path.
+        root: Root of the run, which contains the baselines.
 
     Raises:
-        BaselineError: There is no such thing.
+        BaselineError: There is no such baseline or path.
     """
     baselines, path = root / BASELINES, Path(given)
     is_name = bool(given) and path.name == given and given != ".."
@@ -47,21 +47,21 @@ def resolve(given: str, root: Path) -> Path:
         return path
     if not is_name or path.suffix == ".json":
         raise BaselineError(f"{given or repr(given)}: no such file or folder")
-    there = sorted(one.name for one in baselines.glob("*") if one.is_dir())
-    known = f"there are: {', '.join(there)}" if there else f"there are none in {BASELINES}"
-    raise BaselineError(f"no baseline {given!r}{did_you_mean(given, tuple(there))}; {known}")
+    names = sorted(one.name for one in baselines.glob("*") if one.is_dir())
+    known = f"there are: {', '.join(names)}" if names else f"there are none in {BASELINES}"
+    raise BaselineError(f"no baseline {given!r}{did_you_mean(given, tuple(names))}; {known}")
 
 
 def load(given: str, root: Path, study: str | None = None) -> StudyResult:
     """Return a saved result.
 
     Args:
-        given: As in :func:`resolve`.
-        root: Likewise.
-        study: Name of the study whose result is wanted; None for whichever it is, where there is one.
+        given: Name or path, as in :func:`resolve`.
+        root: Root of the run, which contains the baselines.
+        study: Name of the study; None for any study, if only one is saved.
 
     Raises:
-        BaselineError: There is none, or it is another study's, or cannot be read.
+        BaselineError: There is no result, or it is another study's, or it cannot be read.
     """
     try:
         path = resolve(given, root)
@@ -70,14 +70,14 @@ def load(given: str, root: Path, study: str | None = None) -> StudyResult:
         result = StudyResult.load(path)
     except ValueError as error:
         raise BaselineError(str(error)) from error
-    except OSError as error:  # a name may be too long, and a folder closed to us
+    except OSError as error:  # for example a name that is too long, or a folder without permission
         raise BaselineError(f"{error.filename or given}: {error.strerror or error}") from error
-    odd = next((point.id for point in result.points if not (point.id.isascii() and point.id.isprintable())), None)
-    if odd is not None:  # it becomes an item's, and is printed
-        raise BaselineError(f"{path}: no point has an id like {odd!a}")
+    invalid = next((one.id for one in result.points if not (one.id.isascii() and one.id.isprintable())), None)
+    if invalid is not None:  # it would become part of an item's id, and be printed
+        raise BaselineError(f"{path}: invalid point id {invalid!a}: it must be printable ASCII")
     seen: dict[object, PointResult] = {}
     for point in result.points:
-        if (twin := seen.setdefault(axes_key(point.axes), point)) is not point:  # a merge of two, say
+        if (twin := seen.setdefault(axes_key(point.axes), point)) is not point:  # for example after a git merge
             raise BaselineError(f"{path}: {twin.id} and {point.id} have the same axes")
     if study is not None and result.name != study:
         raise BaselineError(f"{path}: is of the study {result.name!r}, not of {study!r}")
@@ -101,32 +101,33 @@ def _of_study(folder: Path, study: str | None) -> Path:
     return files[names.index(study)]
 
 
-def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, anyway: bool = False) -> Path:
-    """Keep *result* as the baseline *name*, in place of what that was for its study.
+def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, force: bool = False) -> Path:
+    """Save *result* as the baseline *name*, in place of an earlier one of the same study.
 
-    The file is a StudyResult without its experiments, laid out for comparing versions line by line: one metric of
-    one point a line.
+    The file is a StudyResult without its experiments. Each metric of a point is one line, so that versions can be
+    compared line by line.
 
     Args:
-        result: What to keep. Points without a result are left out.
-        name: Of the baseline.
-        root: The folder that baselines are below.
-        partial: Also where results are lacking.
-        anyway: Also where results are contended, replayed or invalid, or fail a comparison with the baseline that
-            they replace.
+        result: The result. Points without a result are left out.
+        name: Name of the baseline.
+        root: Root of the run, which contains the baselines.
+        partial: Whether to save although results are missing.
+        force: Whether to save although results are contended, replayed or invalid, or fail a comparison with the
+            baseline that they replace.
 
     Returns:
-        The file.
+        The saved file.
 
     Raises:
-        BaselineError: *name* is none, or results are lacking or unfit: :func:`what_lacks`, :func:`what_is_unfit`.
-        OSError: It could not be written.
+        BaselineError: *name* is not a valid name, or results are missing (:func:`missing_results`) or unfit
+            (:func:`unfit_results`).
+        OSError: The file could not be written.
     """
     if not name or Path(name).name != name or name == ".." or not name.isprintable() or "\\" in name:
         raise BaselineError(f"the name of a baseline must be one without path separators (got {name!r})")
-    if (lacking := missing_results(result)) is not None and not partial:
-        raise BaselineError(f"{lacking}, and a baseline is saved of a whole run only")
-    if not anyway and (unfit := unfit_results(result, name, root)) is not None:
+    if (missing := missing_results(result)) is not None and not partial:
+        raise BaselineError(f"{missing}, and a baseline is saved of a whole run only")
+    if not force and (unfit := unfit_results(result, name, root)) is not None:
         raise BaselineError(unfit)
     measured = [point for point in result.points if point.cycles]
     if not measured:
@@ -138,7 +139,7 @@ def save(result: StudyResult, name: str, root: Path, *, partial: bool = False, a
 
 
 def missing_results(result: StudyResult) -> str | None:
-    """Return in words what a result lacks of a whole run's; None where it lacks nothing."""
+    """Return what is missing in a result compared with that of a whole run, as text; None if nothing is."""
     if result.status != "completed":
         return f"the run is {result.status}"
     count = {
@@ -147,7 +148,7 @@ def missing_results(result: StudyResult) -> str | None:
     }
     if any(count.values()):
         return "experiments " + " and ".join(f"{what}: {number}" for what, number in count.items() if number)
-    if not result.experiments:  # a saved file keeps none
+    if not result.experiments:  # a baseline has none
         wanted = result.measurement_protocol.get("n_cycles", 1)
         if short := [point.id for point in result.points if len(point.cycles) < wanted]:
             return f"{short[0]} has fewer cycles than {wanted}"
@@ -155,10 +156,10 @@ def missing_results(result: StudyResult) -> str | None:
 
 
 def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
-    """Return why a result is no good reference, though nothing is missing; None where it is.
+    """Return why a result should not become a reference although nothing is missing; None if it may.
 
-    It is contended, replayed or invalid, or it fails a comparison with the baseline *name* below *root*, which it
-    would replace: the next run would then find nothing.
+    Reasons are that it is contended, replayed or invalid, or that it fails the comparison with the baseline *name*
+    below *root*, which it would replace: the next run would then no longer find the regression.
     """
     contended = [point for point in result.points if point.contention is not None and point.contention.contended]
     replayed = [entry for entry in result.experiments if entry.replayed_from is not None]
@@ -166,8 +167,7 @@ def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
         point.id: f"{name} of {point.id} is invalid: {reason}"
         for point in result.points
         for name, summary in point.metrics.items()
-        if summary.mean is not None
-        and (reason := ineligible_reason(point, name, any_boundary=names_boundary(point, name)))
+        if summary.mean is not None and (reason := ineligible_reason(point, name))
     }
     found = []
     if contended and contended[0].contention is not None:
@@ -184,7 +184,7 @@ def unfit_results(result: StudyResult, name: str, root: Path) -> str | None:
 
 
 def _failed_against(result: StudyResult, name: str, root: Path) -> list[str]:
-    """Return which comparisons with the baseline *name* a result fails."""
+    """Return the comparisons with the baseline *name* that a result fails, as text."""
     if result.comparison is None:
         return []
     given = result.comparison.reference
@@ -198,7 +198,7 @@ def _failed_against(result: StudyResult, name: str, root: Path) -> list[str]:
 
 
 class _Table(dict[str, Any]):
-    """A mapping whose entries are a line each, however short or long."""
+    """A mapping whose entries are written on one line each, however short or long."""
 
 
 def _document(result: StudyResult, points: list[PointResult]) -> Iterator[str]:
@@ -218,7 +218,7 @@ def _point(point: PointResult) -> dict[str, Any]:
 
 
 def _lines(value: Any, indent: str = "", key: str = "") -> Iterator[str]:
-    """Yield the lines of *value* as JSON, without the comma that may follow. *key* begins the first."""
+    """Yield the lines of *value* as JSON, the first beginning with *key*, without a comma after the last."""
     whole = f"{indent}{key}{_json(value)}"
     table = isinstance(value, _Table)
     if not isinstance(value, dict | list) or not value or (not table and len(whole) < WIDTH):

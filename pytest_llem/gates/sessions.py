@@ -1,8 +1,8 @@
-"""How far the same thing, measured in another session, is off: what a gate's delta has to leave room for.
+"""The session effect: how much a metric differs between sessions without a change, which delta has to allow for.
 
-A session is one run of a study. What differs between sessions and not within one (temperature of the room, clocks,
-where memory came to lie) shifts all cycles of a session alike, so that no number of cycles shows it. Comparing
-cycle by cycle within one session is free of it.
+A session is one run of a study. What differs between sessions but not within one (room temperature, clocks, memory
+layout) shifts all cycles of a session alike, so that more cycles do not reveal it. Interleaved comparisons within
+one session are free of it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from pytest_llem.results.models import StudyResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.gates import DEFAULT_DELTA
 
-#: Of the upper bound of a session's standard deviation.
+#: Confidence of the upper bound of the sessions' standard deviation.
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The standard deviation of what a session adds to the logarithm of a value, so about relative to the value.
+    """Standard deviation of the session effect on the logarithm of a value, which is about the relative deviation.
 
     Attributes:
-        sigma: The estimate, 0 or more.
-        upper: Its one-sided upper bound at :data:`CONFIDENCE`.
-        degrees: Degrees of freedom, of the sessions alone: points of a session share its effect, so that more of
-            them are hardly more evidence.
-        noise_known: The noise of cycles was subtracted, as far as it is known: some point has several a session.
+        sigma: Estimate, 0 or more.
+        upper: One-sided upper bound of ``sigma`` at :data:`CONFIDENCE`.
+        degrees: Degrees of freedom, of the sessions alone: the points of a session share its effect, so that more
+            points hardly add evidence.
+        noise_known: Whether the noise of cycles was estimated and subtracted, for which some point must have
+            several cycles in a session.
     """
 
     sigma: float
@@ -40,15 +41,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class SessionEffect:
-    """What sessions do to a metric.
+    """The session effect on a metric.
 
     Attributes:
-        metric: By its name in the catalogue.
-        sessions: Results that have the metric.
-        points: Points that were pooled.
-        spread: The session effect.
-        delta: Relative change to leave out of account when sessions are compared.
-        notes: What else there is to say of it, in words.
+        metric: Name of the metric in the catalogue.
+        sessions: Number of results that have the metric.
+        points: Number of pooled points.
+        spread: Spread between sessions.
+        delta: Relative change that should not count when sessions are compared.
+        notes: Remarks, as text.
     """
 
     metric: str
@@ -60,16 +61,16 @@ class SessionEffect:
 
 
 def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float, metrics: int) -> SessionEffect:
-    """Return what sessions do to *metric*.
+    """Return the session effect on *metric*.
 
     Args:
-        results: Of the same study, a session each.
-        metric: By its name in the catalogue.
-        alpha: Of false alarms, as :func:`session_delta` has it.
-        metrics: How many metrics are gated.
+        results: Results of the same study, one per session.
+        metric: Name of the metric in the catalogue.
+        alpha: Probability of a false alarm, as in :func:`session_delta`.
+        metrics: Number of gated metrics.
 
     Raises:
-        UndecidableError: No point has values of two sessions.
+        UndecidableError: No point has values from two sessions.
     """
     by_hash = [{point.config_hash: point.metrics.get(metric) for point in result.points} for result in results]
     by_point: list[list[list[float]]] = []
@@ -90,7 +91,7 @@ def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float,
     notes = [f"without {_named(points)}: {reason}" for reason, points in left_out.items()]
     spread = session_spread(by_point)
     if not spread.noise_known:
-        notes.append("one cycle a session: the noise of cycles is in sigma_session")
+        notes.append("one cycle per session: sigma_session includes the noise of cycles")
     if estimated:
         notes.append("estimated, not measured")
     return SessionEffect(
@@ -106,12 +107,11 @@ def session_effect(results: Sequence[StudyResult], metric: str, *, alpha: float,
 def session_spread(points: Sequence[Sequence[Sequence[float]]]) -> Spread:
     """Return the spread between sessions, by the method of moments, pooled over points.
 
-    The variance of the sessions' means is that of sessions and, over the number of cycles, that of cycles; what
-    the spread within sessions says of the latter is subtracted. The upper bound is by χ² for the sum of both,
-    less the same.
+    The variance of the sessions' means is the variance of sessions plus the variance of cycles ÷ their number. The
+    latter is estimated within sessions and subtracted. The upper bound is the χ² bound of the sum, less the same.
 
     Args:
-        points: Of each point, of each of two or more sessions, the logarithms of the values of one or more cycles.
+        points: For each point and each of its two or more sessions, the logarithms of the cycles' values.
     """
     from scipy.special import chdtri
 
@@ -128,23 +128,23 @@ def session_spread(points: Sequence[Sequence[Sequence[float]]]) -> Spread:
         freedom_within += inner
     between, noise = between / freedom, noise / freedom
     degrees = max(map(len, points)) - 1
-    most = between * degrees / float(chdtri(degrees, CONFIDENCE))
+    upper = between * degrees / float(chdtri(degrees, CONFIDENCE))
     return Spread(
         sigma=math.sqrt(max(0.0, between - noise)),
-        upper=math.sqrt(max(0.0, most - noise)),
+        upper=math.sqrt(max(0.0, upper - noise)),
         degrees=degrees,
         noise_known=freedom_within > 0,
     )
 
 
 def session_delta(spread: Spread, *, alpha: float, metrics: int) -> float:
-    """Return the relative change that two sessions' results have to be allowed to differ by.
+    """Return the relative change by which the results of two sessions may differ without a change.
 
     It is the one-sided prediction bound of the difference of two sessions, t(1 − alpha / metrics) · √2 · sigma,
-    and 2 % at least. A session shifts the points of a metric together, but metrics each in its own way: alpha is
-    divided among them, so that alpha of all comparisons at most show a change that is none. The t is of the
-    sessions' degrees of freedom, so that few sessions ask for more. 2 · sigma would not do: two sessions differ by
-    more in one direction with a chance of 8 %, be sigma known ever so well.
+    and at least 2 %. A session shifts all points of a metric alike, but each metric differently. So alpha is
+    divided by the number of metrics, which limits the share of comparisons with a false alarm to alpha. The t has
+    the sessions' degrees of freedom, so that fewer sessions give a larger bound. 2 · sigma would be too small: two
+    sessions differ by more in one direction with a probability of 8 %, even if sigma is known exactly.
     """
     from scipy.special import stdtrit
 
@@ -153,7 +153,7 @@ def session_delta(spread: Spread, *, alpha: float, metrics: int) -> float:
 
 
 def _unfit(found: Sequence[Summary | None], known: Sequence[Summary]) -> str | None:
-    """Return why a point cannot be pooled, or None; *known* are those *found* that have values."""
+    """Return why a point cannot be pooled; None if it can. *known* are the summaries in *found* with values."""
     if not known:
         return next((summary.reason for summary in found if summary and summary.reason), "no session has values")
     if len(known) < 2:
@@ -163,7 +163,7 @@ def _unfit(found: Sequence[Summary | None], known: Sequence[Summary]) -> str | N
     if not all(summary.values for summary in known):
         return "the version that measured it did not keep the values of cycles"
     if len({summary.boundary for summary in known}) > 1:
-        return "sessions took energy over different boundaries"
+        return "the energy boundary differs between sessions"
     if invalid := next((summary.invalid for summary in known if summary.invalid), None):
         return f"a session's energy is invalid ({invalid})"
     unfit = [value for summary in known for value in _values(summary) if not (math.isfinite(value) and value > 0)]

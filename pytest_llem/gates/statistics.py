@@ -1,7 +1,7 @@
-"""Whether a metric has changed: t-tests on the logarithms of the cycles' values, and Holm's procedure over gates.
+"""Decisions on whether metrics have changed, by t-tests of logarithms and Holm's procedure over gates.
 
-The unit of repetition is the cycle. What is compared are geometric means: their ratio is the same whichever
-way round a metric is stated, J per token or tokens per J.
+The unit of repetition is the cycle. Geometric means are compared: their ratio does not depend on whether a metric
+is J per token or tokens per J.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ __all__ = ["Contrast", "Decision", "Question", "UndecidableError", "contrast", "
 
 Change = Literal["SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE"]
 
-#: No more cycles than these are advised.
+#: The largest number of cycles that is recommended.
 MAX_CYCLES = 1000
 
-#: Of a ratio's logarithm: a bound of two cycles may be beyond what a float, or a reader, can take.
-_LARGEST_LOG = 700.0
+#: Limit of a ratio's logarithm: a bound from two cycles may be beyond the range of a float.
+_MAX_LOG = 700.0
 
 
 class UndecidableError(ValueError):
-    """There is nothing to judge; the message says why, on one line."""
+    """Two samples cannot be compared; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Contrast:
 
     Attributes:
         log_ratio: ln(candidate / reference), of the geometric means.
-        standard_error: Of ``log_ratio``; 0 where neither side has any spread.
-        degrees: Degrees of freedom: Welch and Satterthwaite's, see :func:`~pytest_llem.gates.ttests.welch`; of
+        standard_error: Standard error of ``log_ratio``; 0 if neither side has any spread.
+        degrees: Degrees of freedom of Welch and Satterthwaite, see :func:`~pytest_llem.gates.ttests.welch`; for
             pairs, their number less 1.
-        n: Cycles of the candidate; of pairs, their number.
-        n_reference: Cycles of the reference; of pairs, their number.
-        paired: The cycles were compared one by one.
-        variance: Sample variance of the logarithms of the candidate's cycles; of pairs, of their differences.
-        variance_reference: Of the reference's; of pairs, 0.
+        n: Number of the candidate's cycles, or of pairs.
+        n_reference: Number of the reference's cycles, or of pairs.
+        paired: Whether the cycles were compared in pairs.
+        variance: Sample variance of the logarithms of the candidate's cycles; for pairs, of their differences.
+        variance_reference: Sample variance of the logarithms of the reference's cycles; for pairs, 0.
     """
 
     log_ratio: float
@@ -68,11 +68,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Question:
-    """Has it changed for the worse, or for the better?
+    """The question whether a metric has changed for the worse or for the better.
 
     Attributes:
         contrast: Candidate against reference.
-        better: Which way is better, as the catalogue says.
+        better: The metric's better direction in the catalogue.
         delta: Relative change that does not count, 0 or more: ratios from 1 / (1 + delta) to 1 + delta.
     """
 
@@ -83,18 +83,18 @@ class Question:
 
 @dataclass(frozen=True)
 class Decision:
-    """The answer.
+    """The answer to a question.
 
     Attributes:
-        verdict: In a word.
+        verdict: The verdict.
         ratio: Candidate / reference.
-        interval: Two-sided, of ``ratio``, at ``confidence``: the one that the verdict follows from. It lies beyond
-            delta for REGRESSION and IMPROVEMENT, within it for SAME, and neither for INCONCLUSIVE.
+        interval: Two-sided interval of ``ratio`` at ``confidence``, from which the verdict follows. It lies beyond
+            delta for REGRESSION and IMPROVEMENT, within delta for SAME, and neither for INCONCLUSIVE.
         confidence: 1 − 2 · the level that decided: alpha for SAME, for the others the part of alpha that
             Holm's procedure gave this question.
-        p: One-sided, of there being no change beyond delta in the direction found, adjusted over all questions.
-        cycles_to_decide: Of an inconclusive verdict, the least number of cycles that decides if either side has as
-            many, and mean and spread stay as they are: a side that has more keeps them. None where 1,000 do not.
+        p: One-sided p of no change beyond delta in the direction found, adjusted over all questions.
+        cycles_to_decide: For an inconclusive verdict, the smallest number of cycles per side that would decide it
+            if mean and spread stayed the same; a side with more cycles keeps them. None if 1,000 would not do.
     """
 
     verdict: Change
@@ -109,13 +109,17 @@ def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, 
     """Compare a metric's values, given by cycle.
 
     Args:
-        candidate: Of what is tested.
-        reference: Of what it is held against.
-        paired: Whether cycles of the same number were measured one after the other, and are compared one by one;
-            what the other side lacks is left out.
+        candidate: Values of the candidate.
+        reference: Values of the reference.
+        paired: Whether cycles of the same number were interleaved and are compared in pairs; cycles that only one
+            side has are left out.
 
     Raises:
         UndecidableError: There are too few cycles, or a value is not above 0.
+
+    Example:
+        >>> contrast({1: 1.1, 2: 1.2, 3: 1.1}, {1: 1.0, 2: 1.0, 3: 1.1}, paired=False).degrees
+        4.0
     """
     if paired:
         common = sorted(candidate.keys() & reference.keys())
@@ -124,7 +128,8 @@ def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, 
             raise UndecidableError(f"needs at least 2 cycles that both sides have ({len(common)} in common)")
     elif min(len(candidate), len(reference)) < 2:
         raise UndecidableError(
-            f"needs at least 2 cycles on either side ({len(candidate)} here, {len(reference)} in the reference)"
+            "needs at least 2 cycles on either side "
+            f"({len(candidate)} in the candidate, {len(reference)} in the reference)"
         )
     logs, reference_logs = _logs(candidate, ""), _logs(reference, " of the reference")
     estimate = paired_estimate(logs - reference_logs) if paired else unpaired_estimate(logs, reference_logs)
@@ -144,13 +149,13 @@ def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, 
 def decide(questions: Sequence[Question], alpha: float) -> list[Decision]:
     """Answer all questions of a study, which are one family.
 
-    REGRESSION: the one-sided bound at alpha lies beyond delta on the worse side. IMPROVEMENT: it does on the
-    better side. For either, Holm's procedure keeps the chance of a single false one among all questions at alpha.
-    SAME: the whole two-sided interval lies within delta. All else is INCONCLUSIVE.
+    REGRESSION: the one-sided bound at alpha lies beyond delta on the worse side. IMPROVEMENT: it lies beyond delta
+    on the better side. For each, Holm's procedure limits the probability of any false one among all questions to
+    alpha. SAME: the whole two-sided interval lies within delta. All else is INCONCLUSIVE.
 
     Args:
-        questions: To be answered together.
-        alpha: Of false alarms, above 0 and below 0.5.
+        questions: Questions of one family.
+        alpha: Probability of a false alarm, above 0 and below 0.5.
 
     Returns:
         The answers, in the order of the questions.
@@ -213,7 +218,7 @@ def _interval(contrast: Contrast, alpha: float) -> tuple[float, float]:
 
 
 def _cycles(question: Question, alpha: float, part_of_alpha: float) -> int | None:
-    """Return after how many cycles there would be an answer, were all else to stay as it is."""
+    """Return the number of cycles that would decide the question if mean and spread stayed the same."""
     import numpy as np
 
     found = question.contrast
@@ -221,9 +226,9 @@ def _cycles(question: Question, alpha: float, part_of_alpha: float) -> int | Non
     if found.paired:
         error, degrees = np.sqrt(found.variance / counts), np.asarray(counts - 1.0)
     else:
-        here, there = np.maximum(counts, found.n), np.maximum(counts, found.n_reference)
-        error, degrees = welch(found.variance, here, found.variance_reference, there)
-    # Each count is a family of one: the others' part in Holm's procedure is in part_of_alpha.
+        n, n_reference = np.maximum(counts, found.n), np.maximum(counts, found.n_reference)
+        error, degrees = welch(found.variance, n, found.variance_reference, n_reference)
+    # Each count is a family of one: part_of_alpha includes the effect of the other questions.
     change, error, degrees = np.full((len(counts), 1), _worsening(question)), error[:, None], degrees[:, None]
     margin = math.log1p(question.delta)
     changed = judge(change, error, degrees, margin, part_of_alpha)
@@ -231,14 +236,14 @@ def _cycles(question: Question, alpha: float, part_of_alpha: float) -> int | Non
     return int(counts[decided[:, 0]][0]) if decided.any() else None
 
 
-def _logs(values: Mapping[int, float], of_whom: str) -> Array:
+def _logs(values: Mapping[int, float], side: str) -> Array:
     import numpy as np
 
     for cycle, value in values.items():
         if not (math.isfinite(value) and value > 0):
-            raise UndecidableError(f"cycle {cycle}{of_whom} is {value:g}, and ratios need values above 0")
+            raise UndecidableError(f"cycle {cycle}{side} is {value:g}, and ratios need values above 0")
     return np.array([math.log(values[cycle]) for cycle in sorted(values)])
 
 
 def _exp(log: float) -> float:
-    return math.exp(max(-_LARGEST_LOG, min(log, _LARGEST_LOG)))
+    return math.exp(max(-_MAX_LOG, min(log, _MAX_LOG)))

@@ -1,4 +1,4 @@
-"""Verdicts for people, a line each."""
+"""Verdicts as text, one line each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pytest_llem.results.verdicts import GateVerdict
 
 
 def verdict_line(verdict: GateVerdict) -> str:
-    """Return of which metric and point *verdict* is, what it says, and by which figures, on one line."""
+    """Return metric, point, verdict and values of *verdict* on one line."""
     about = f"{verdict.metric} of {verdict.point}" if verdict.metric else verdict.point
     return f"{about}: {verdict_text(verdict)}"
 
 
 def verdict_text(verdict: GateVerdict) -> str:
-    """Return the same without the metric and the point, for where the id of the gate stands before it."""
+    """Return :func:`verdict_line` without metric and point, for use after the id of the gate."""
     if verdict.verdict == "NOT JUDGED":
         text = f"cannot be judged{_after(': ', verdict.reason)}"
     else:
@@ -27,7 +27,7 @@ def verdict_text(verdict: GateVerdict) -> str:
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """Return *value* with at least so many significant digits, and with all of those before the point."""
+    """Return *value* with at least *digits* significant digits, and with all digits before the decimal point."""
     if not value:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
@@ -36,7 +36,7 @@ def figure(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a confidence below 1 in percent, with three digits or as many as keep it below 100 %."""
+    """Return a confidence below 1 in percent, with three digits, or more if it would be rounded to 100 %."""
     texts = (f"{100 * share:.{digits}g}" for digits in range(3, 18))
     return f"{next((text for text in texts if float(text) < 100), '100')} %"
 
@@ -49,16 +49,16 @@ def _budget(verdict: GateVerdict) -> str:
     mean = _apart(verdict.mean, limits)
     if verdict.verdict == "BEYOND":
         too_low = low is not None and verdict.mean < low
-        said = f"is {'below' if too_low else 'beyond'} {_exact(low if too_low else high)}"
+        text = f"is {'below' if too_low else 'beyond'} {_exact(low if too_low else high)}"
     elif high is None:
-        said = f"is not below {_exact(low)}"
+        text = f"is not below {_exact(low)}"
     else:
-        said = f"is within {_exact(high) if low is None else _span(_exact(low), _exact(high))}"
+        text = f"is within {_exact(high) if low is None else _span(_exact(low), _exact(high))}"
     basis = _method(verdict)
     if verdict.ci95 is not None:
         basis.append(_span(*(figure(edge) for edge in verdict.ci95)))
     basis.append(f"n = {verdict.n}")
-    return f"{mean}{unit} ({', '.join(basis)}) {said}{unit}{_after('; ', verdict.reason)}"
+    return f"{mean}{unit} ({', '.join(basis)}) {text}{unit}{_after('; ', verdict.reason)}"
 
 
 def _regression(verdict: GateVerdict) -> str:
@@ -71,16 +71,16 @@ def _regression(verdict: GateVerdict) -> str:
         basis.append(f"p = {verdict.p:.2g}" if verdict.p >= 1e-4 else "p < 0.0001")
     if verdict.delta is not None:
         basis.append(f"δ = {100 * verdict.delta:.3g} %")
-    told = f"{verdict.verdict}: {_ratio(verdict.ratio)} × the reference ({', '.join(basis)})"
+    text = f"{verdict.verdict}: {_ratio(verdict.ratio)} × the reference ({', '.join(basis)})"
     if verdict.verdict != "INCONCLUSIVE":
-        return f"{told}{_after('; ', verdict.reason)}"
+        return f"{text}{_after('; ', verdict.reason)}"
     if verdict.cycles_to_decide is None:
-        return f"{told}; no number of cycles up to {MAX_CYCLES:,} would decide"
-    return f"{told}; about {verdict.cycles_to_decide} cycles would decide"
+        return f"{text}; no number of cycles up to {MAX_CYCLES:,} would decide"
+    return f"{text}; about {verdict.cycles_to_decide} cycles would decide"
 
 
 def _method(verdict: GateVerdict) -> list[str]:
-    """Return how an energy was obtained, where it was not simply measured."""
+    """Return how an energy was obtained, if it was not measured directly."""
     return [] if verdict.method in (None, "measured") else [verdict.method]
 
 
@@ -89,10 +89,10 @@ def _after(mark: str, text: str | None) -> str:
 
 
 def _apart(value: float, limits: Sequence[float]) -> str:
-    """Return *value* with as many digits as it takes to be on the same side of each limit as it is."""
+    """Return *value* as text with enough digits that rounding does not move it across or onto a limit."""
     texts = (figure(value, digits) for digits in range(3, 18))
-    told = (text for text in texts if _sides(float(text.replace(",", "")), limits) == _sides(value, limits))
-    return next(told, repr(value))
+    exact = (text for text in texts if _sides(float(text.replace(",", "")), limits) == _sides(value, limits))
+    return next(exact, repr(value))
 
 
 def _sides(value: float, limits: Sequence[float]) -> list[int]:
@@ -100,7 +100,7 @@ def _sides(value: float, limits: Sequence[float]) -> list[int]:
 
 
 def _exact(limit: float | None) -> str:
-    """Return a limit as somebody wrote it, whatever its digits."""
+    """Return a limit as it is written in the study, with all its digits."""
     assert limit is not None
     return f"{limit:,.15g}"
 

@@ -1,6 +1,6 @@
-"""t-tests of logarithms, over arrays: one pair of samples is judged by the same lines as a simulation's thousands.
+"""t-tests of logarithms over arrays, so that gates and simulations of thousands of samples use the same code.
 
-The last axis of samples holds cycles; that of everything else holds the family of gates that is judged together.
+The last axis of samples holds cycles; the last axis of all other arrays holds a family of gates.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
     Numbers = Array | NDArray[np.int_] | float
 
-#: Relative differences below this are rounding, and none that was measured: the mean of values that are all alike
-#: may be off by a unit in the last place, and nothing must be divided by that.
+#: Relative differences below this are rounding errors: the mean of equal values may be off by a unit in the last
+#: place, and nothing must be divided by that.
 EPS = 1e-12
 
 
 class Estimate(NamedTuple):
-    """A difference of two means of logarithms, candidate less reference.
+    """An estimate of the difference of two means of logarithms, candidate less reference.
 
     Attributes:
         log_ratio: The difference.
-        standard_error: Of it; 0 where the samples have no spread.
-        degrees: Degrees of freedom of the standard error.
+        standard_error: Standard error of ``log_ratio``; 0 if the samples have no spread.
+        degrees: Degrees of freedom of ``standard_error``.
     """
 
     log_ratio: Array
@@ -34,14 +34,14 @@ class Estimate(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What there is to say of changes, of which above 0 is for the worse.
+    """Judgement of changes, which are for the worse if above 0.
 
     Attributes:
-        p_worse: Of there being no change for the worse beyond the margin; one-sided, adjusted over the family.
-        p_better: Likewise for the better.
-        worse: There is one, at alpha over the family.
-        better: Likewise.
-        same: The change lies within the margin either way, at alpha.
+        p_worse: One-sided p of no change for the worse beyond the margin, adjusted over the family.
+        p_better: One-sided p of no change for the better beyond the margin, adjusted over the family.
+        worse: Whether there is a change for the worse beyond the margin, at alpha over the family.
+        better: Whether there is a change for the better beyond the margin, at alpha over the family.
+        same: Whether the change lies within the margin, at alpha.
     """
 
     p_worse: Array
@@ -52,7 +52,7 @@ class Judgement(NamedTuple):
 
 
 def variance(logs: Array) -> Array:
-    """Return the sample variance over the last axis; 0 where it is rounding."""
+    """Return the sample variance over the last axis; 0 if it is only rounding error."""
     import numpy as np
 
     found = np.var(logs, axis=-1, ddof=1)
@@ -60,14 +60,14 @@ def variance(logs: Array) -> Array:
 
 
 def unpaired_estimate(candidate: Array, reference: Array) -> Estimate:
-    """Return the estimate of two samples of logarithms that have nothing to do with each other."""
+    """Return the estimate from two independent samples of logarithms."""
     difference = candidate.mean(axis=-1) - reference.mean(axis=-1)
     sizes = candidate.shape[-1], reference.shape[-1]
     return Estimate(difference, *welch(variance(candidate), sizes[0], variance(reference), sizes[1]))
 
 
 def paired_estimate(differences: Array) -> Estimate:
-    """Return the estimate of logarithms that were subtracted cycle by cycle."""
+    """Return the estimate from differences of logarithms within pairs of cycles."""
     import numpy as np
 
     n = differences.shape[-1]
@@ -78,11 +78,12 @@ def paired_estimate(differences: Array) -> Estimate:
 def welch(of_one: Numbers, n: Numbers, of_other: Numbers, n_other: Numbers) -> tuple[Array, Array]:
     """Return standard error and degrees of freedom of a difference of means, from variances and sizes of samples.
 
-    They are Welch's and Satterthwaite's (B. L. Welch, Biometrika 34, 1947), bounded where the sizes differ: the
-    error is at least that of the pooled variance, and the degrees are at most those of two samples of the smaller
-    size. Welch's test alone raises false alarms there, namely where the smaller sample, which weighs most, has
-    little spread by chance: with 3 values against 20 from one normal distribution 2.2 % at a nominal 1 %, and 18
-    times alpha at 0.02 %, as Holm's procedure has it. For equal sizes the bounds change nothing.
+    They are Welch's and Satterthwaite's (B. L. Welch, Biometrika 34, 1947), with two bounds that matter if the
+    sizes differ: the error is at least that of the pooled variance, and the degrees are at most those of two
+    samples of the smaller size. Without them, Welch's test raises too many false alarms when the smaller sample,
+    which weighs most, has little spread by chance: for 3 values against 20 from one normal distribution, 2.2 % at
+    a nominal 1 %, and 18 times alpha at 0.02 %, a level that Holm's procedure uses. For equal sizes the bounds
+    change nothing.
     """
     import numpy as np
 
@@ -90,27 +91,27 @@ def welch(of_one: Numbers, n: Numbers, of_other: Numbers, n_other: Numbers) -> t
     of_mean, of_other_mean = one / size, other / other_size
     total = np.asarray(of_mean + of_other_mean)
     pooled = ((size - 1) * one + (other_size - 1) * other) / (size + other_size - 2)
-    most = 2.0 * (np.minimum(size, other_size) - 1)
+    max_degrees = 2.0 * (np.minimum(size, other_size) - 1)
     scatter = of_mean**2 / (size - 1) + of_other_mean**2 / (other_size - 1)
     degrees = np.divide(total**2, scatter, out=np.full_like(total, np.inf), where=total > 0)
     error = np.sqrt(np.maximum(total, pooled * (1 / size + 1 / other_size)))
-    return error, np.minimum(degrees, most)
+    return error, np.minimum(degrees, max_degrees)
 
 
 def judge(worsening: Array, standard_error: Array, degrees: Array, margin: Numbers, alpha: float) -> Judgement:
     """Judge changes against *margin*, each family along the last axis.
 
-    Either direction is a family of its own for Holm's procedure. ``same`` is two one-sided tests (D. J.
+    Each direction is a family of its own for Holm's procedure. ``same`` is two one-sided tests (D. J.
     Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987): the two-sided interval at 1 − 2 · alpha lies inside the
-    margin. It needs no adjustment: the chance that all of a family are called the same, where one is not, is alpha
-    at most.
+    margin. It needs no adjustment: the probability that a whole family is called the same although one is not is
+    at most alpha.
 
     Args:
-        worsening: Differences of logarithms, above 0 where the candidate is worse.
-        standard_error: Of each.
-        degrees: Of each standard error.
+        worsening: Differences of logarithms, above 0 if the candidate is worse.
+        standard_error: Standard error of each difference.
+        degrees: Degrees of freedom of each standard error.
         margin: Difference of logarithms, 0 or more, that does not count.
-        alpha: Of false alarms, below 0.5.
+        alpha: Probability of a false alarm, below 0.5.
     """
     p_worse = p_beyond(worsening, standard_error, degrees, margin)
     p_better = p_beyond(-worsening, standard_error, degrees, margin)
@@ -120,7 +121,7 @@ def judge(worsening: Array, standard_error: Array, degrees: Array, margin: Numbe
 
 
 def holm(p: Array) -> Array:
-    """Return *p* adjusted along the last axis, to be held against alpha (S. Holm, Scand. J. Statist. 6, 1979)."""
+    """Return *p* adjusted along the last axis, to be compared with alpha (S. Holm, Scand. J. Statist. 6, 1979)."""
     import numpy as np
 
     order = np.argsort(p, axis=-1)
@@ -131,13 +132,15 @@ def holm(p: Array) -> Array:
 
 
 def holm_levels(p: Array, found: NDArray[np.bool_], alpha: float) -> Array:
-    """Return the level that Holm's procedure held each *p* of one family against: the first gets alpha ÷ their
-    number, each further one a larger part, and all from the first that is not *found* the same.
+    """Return the level that Holm's procedure compared each *p* of one family with.
+
+    The smallest p gets alpha ÷ their number, each further one a larger part, and all from the first that is not
+    *found* the same part.
 
     Args:
-        p: One-sided, not adjusted, in one dimension.
-        found: Which of them are below their level.
-        alpha: Of the family.
+        p: One-sided p, not adjusted, in one dimension.
+        found: Whether each p is at or below its level.
+        alpha: Level of the family.
     """
     import numpy as np
 
@@ -148,9 +151,10 @@ def holm_levels(p: Array, found: NDArray[np.bool_], alpha: float) -> Array:
 
 
 def p_beyond(change: Array, standard_error: Array, degrees: Array, margin: Numbers) -> Array:
-    """Return p of a *change* that is *margin* at most.
+    """Return one-sided p of the hypothesis that a *change* is at most *margin*.
 
-    Without spread there is no doubt: it is beyond or it is not, and one that is the margin itself is not.
+    Without spread, p is 0 if the change is beyond the margin and 1 if it is not; a change equal to the margin is
+    not.
     """
     import numpy as np
     from scipy.special import stdtr

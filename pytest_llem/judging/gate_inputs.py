@@ -1,4 +1,4 @@
-"""What the gates of a study are judged by: this session's results, and earlier ones of what it did not select."""
+"""Results that a study's gates judge: this session's, and earlier ones of points that it did not select."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pytest_llem.study.design import StudyConfig
 
 
 class JudgedPoint(NamedTuple):
-    """A point as it was measured.
+    """The result of a point that a gate judges.
 
     Attributes:
-        point: What was found; without metrics where it was never measured.
-        source: The results directory, where that is an earlier session's.
+        point: The result; without metrics if the point was never measured.
+        source: Results directory of an earlier session; None for this session.
     """
 
     point: PointResult
@@ -27,55 +27,55 @@ class JudgedPoint(NamedTuple):
 
 
 class InterleavedRuns(NamedTuple):
-    """A point as it was measured in turns with a reference, in one session: cycles of two are no pairs."""
+    """A point and its reference, interleaved in one session: cycles of two sessions are not pairs."""
 
-    here: JudgedPoint
-    there: PointResult
+    candidate: JudgedPoint
+    reference: PointResult
 
 
 class GateInputs:
-    """Results of a study, point by point. A point is this session's where an experiment of it was selected.
+    """Results of a study's points. A point's result is this session's if an experiment of it was selected.
 
     Args:
         study: The study.
-        run: Of it, in this session; None where nothing of it was selected.
-        reference: The run of the reference, likewise.
-        earlier: Results of earlier sessions.
+        run: The study's run in this session; None if no experiment of it was selected.
+        reference: The reference's run in this session; None if no experiment of it was selected.
+        previous: Results of earlier sessions.
     """
 
     def __init__(
-        self, study: StudyConfig, run: StudyRun | None, reference: StudyRun | None, earlier: PreviousResults
+        self, study: StudyConfig, run: StudyRun | None, reference: StudyRun | None, previous: PreviousResults
     ) -> None:
         self._study = study
         self._run, self._reference = run, reference
-        self._earlier = earlier
+        self._previous = previous
 
     @cached_property
     def own(self) -> StudyResult | None:
-        """What this session has measured of the study."""
+        """This session's result of the study; None if nothing was selected."""
         return self._run.summarise() if self._run is not None and self._run.selected else None
 
     @cached_property
     def own_reference(self) -> StudyResult | None:
-        """What this session has measured of the reference."""
+        """This session's result of the reference; None if nothing was selected."""
         run = self._reference
         return run.summarise() if run is not None and run.selected else None
 
     @cached_property
     def measured(self) -> set[str]:
-        """The points of which this session has an experiment."""
+        """Ids of the points of which this session has an experiment."""
         return _selected(self._run)
 
     @cached_property
-    def alone(self) -> set[str]:
-        """Those of them of whose reference it has none."""
+    def without_reference(self) -> set[str]:
+        """Ids of the points of which this session has an experiment but none of the reference."""
         return self.measured - _selected(self._reference)
 
     @cached_property
-    def in_part(self) -> Mapping[str, str]:
-        """Why no gate may judge a point of which some cycles were selected and some were not.
+    def partly_selected(self) -> Mapping[str, str]:
+        """Why no gate may judge a point of which only some cycles were selected, by the point's id.
 
-        ``--lf`` would select a cycle that failed with the gates that did, and fewer cycles decide less.
+        ``--lf`` selects failed cycles together with failed gates, and fewer cycles decide less.
         """
         found = {}
         for run in filter(None, (self._run, self._reference)):
@@ -83,36 +83,36 @@ class GateInputs:
                 if cycles < self._study.n_cycles:
                     found[name] = (
                         f"{cycles} of {self._study.n_cycles} cycles selected: select all of them, "
-                        "or take the others from before with --llem-resume"
+                        "or take the others from an earlier run with --llem-resume"
                     )
         return found
 
     @cached_property
     def points(self) -> Mapping[str, JudgedPoint]:
-        """Each point as this session has measured it, else as it was measured last."""
+        """Each point's result from this session, else from the last session that measured it."""
         own, cycles = _by_id(self.own), self._study.n_cycles
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:
                 found[name] = JudgedPoint(own[name])
-            elif (last := self._earlier.point(name, cycles)) is not None:
+            elif (last := self._previous.point(name, cycles)) is not None:
                 found[name] = JudgedPoint(last.point, last.directory)
             else:
                 found[name] = JudgedPoint(blank)
         return found
 
-    def in_turns(self, interpreter: str) -> Mapping[str, InterleavedRuns]:
-        """Return each point and its reference, as this session or else the last one that has both measured them.
+    def interleaved(self, interpreter: str) -> Mapping[str, InterleavedRuns]:
+        """Return each point and its reference from this session, else from the last session that measured both.
 
         Args:
-            interpreter: The reference's, as a comparison with it calls it.
+            interpreter: The reference's interpreter, as in the record of a comparison.
         """
-        own, theirs, cycles = _by_id(self.own), _by_id(self.own_reference), self._study.n_cycles
+        own, references, cycles = _by_id(self.own), _by_id(self.own_reference), self._study.n_cycles
         found = {}
         for name, blank in self._blank.items():
             if name in self.measured:
-                found[name] = InterleavedRuns(JudgedPoint(own[name]), theirs.get(name, blank))
-            elif (last := self._earlier.pair(name, cycles, interpreter)) is not None:
+                found[name] = InterleavedRuns(JudgedPoint(own[name]), references.get(name, blank))
+            elif (last := self._previous.pair(name, cycles, interpreter)) is not None:
                 found[name] = InterleavedRuns(JudgedPoint(last.point, last.directory), last.reference)
             else:
                 found[name] = InterleavedRuns(JudgedPoint(blank), blank)

@@ -1,4 +1,4 @@
-"""A gate's verdict as the reports that pytest would make of a test."""
+"""Conversion of a gate's verdict to pytest's test reports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Location = tuple[str, int, str]
 
 @dataclass(frozen=True)
 class Marks:
-    """What pytest's marks, and the study's own rules, say of a gate.
+    """How a gate is skipped or expected to fail, by pytest's marks and the study's rules.
 
     Attributes:
-        skip: Why it does not count; None where it does.
-        xfail: Why it is expected to fail; None where it is not.
-        strict: One that is and passes fails.
+        skip: Why the gate is skipped; None if it is not.
+        xfail: Why the gate is expected to fail; None if it is not.
+        strict: Whether a gate that is expected to fail and passes is reported as failed.
     """
 
     skip: str | None = None
@@ -33,27 +33,27 @@ class Marks:
 
     @classmethod
     def of(cls, gate: Gate, marked: Mapping[str, Any], config: pytest.Config) -> Marks:
-        """Return those of *gate*, whose item is *marked* so: ``skip`` and ``xfail`` with why, and ``strict``."""
+        """Return the marks of *gate*, given its item's: ``skip`` and ``xfail`` with reasons, and ``strict``."""
         expected = marked.get("xfail", gate.xfail)
-        said = (marked.get("strict"), *(_ini(config, name) for name in ("xfail_strict", "strict")))
+        strict = (marked.get("strict"), *(_ini(config, name) for name in ("xfail_strict", "strict")))
         return cls(
             skip=marked.get("skip", gate.skip),
             xfail=None if config.getoption("runxfail", False) else expected,
-            strict=next((bool(one) for one in said if one is not None), False),
+            strict=next((bool(one) for one in strict if one is not None), False),
         )
 
 
 def gate_reports(
     node_id: str, location: Location, verdict: GateVerdict, marks: Marks, root: Path
 ) -> Iterator[pytest.TestReport]:
-    """Yield the reports of a gate's set-up, call and tear-down; of its set-up alone where it is skipped.
+    """Yield the reports of a gate's set-up, call and tear-down; only of its set-up if it is skipped.
 
     Args:
-        node_id: Of its item.
+        node_id: Node id of the gate's item.
         location: File, relative to *root*; line, from 0; name.
-        verdict: What it says.
-        marks: What is made of that.
-        root: The root of the run.
+        verdict: The gate's verdict.
+        marks: The gate's marks.
+        root: Root of the run.
     """
     setup = _report(node_id, location, "setup")
     if marks.skip is not None:
@@ -62,20 +62,20 @@ def gate_reports(
         return
     yield setup
     call = _report(node_id, location, "call")
-    _tell(call, verdict, root)
+    _set_outcome(call, verdict, root)
     if marks.xfail is not None and call.outcome != "skipped":
         _expect(call, marks.xfail, strict=marks.strict)
     yield call
     teardown = _report(node_id, location, "teardown")
-    teardown.user_properties += _figures(verdict)  # JUnit XML takes them from there
+    teardown.user_properties += _properties(verdict)  # JUnit XML reads them from the tear-down
     yield teardown
 
 
 def _ini(config: pytest.Config, name: str) -> Any:
-    """Return what the ini file says; None where it does not, or nothing knows of it."""
+    """Return the value of an ini option; None if it is not set or not known."""
     try:
         return config.getini(name)
-    except (KeyError, ValueError):  # the plugin of it is switched off, or it came with a later pytest
+    except (KeyError, ValueError):  # its plugin is disabled, or this version of pytest does not have it
         return None
 
 
@@ -84,21 +84,21 @@ def _report(node_id: str, location: Location, when: Literal["setup", "call", "te
     return pytest.TestReport(node_id, location, {}, "passed", None, when, start=now, stop=now, duration=0.0)
 
 
-def _tell(report: pytest.TestReport, verdict: GateVerdict, root: Path) -> None:
-    """Put a verdict on its report."""
+def _set_outcome(report: pytest.TestReport, verdict: GateVerdict, root: Path) -> None:
+    """Set outcome and text of a report from the verdict."""
     report.outcome = verdict.outcome
     if verdict.outcome == "skipped":
-        _skip(report, verdict_line(verdict))  # pytest shows no id there
+        _skip(report, verdict_line(verdict))  # with metric and point: pytest shows no id for a skipped item
     elif verdict.outcome == "failed":
         report.longrepr = _failure(verdict_text(verdict), root / report.location[0], report.location[1])
     else:
         report.sections.append(("llem", verdict_line(verdict)))
 
 
-def _figures(verdict: GateVerdict) -> list[tuple[str, object]]:
-    """Return a verdict's main figures as a report's user properties, which JUnit XML shows."""
-    figures = {"verdict": verdict.verdict, "mean": verdict.mean, "ratio": verdict.ratio, "p": verdict.p}
-    return [(f"llem_{name}", one) for name, one in figures.items() if one is not None]
+def _properties(verdict: GateVerdict) -> list[tuple[str, object]]:
+    """Return a verdict's main values as a report's user properties, which JUnit XML includes."""
+    values = {"verdict": verdict.verdict, "mean": verdict.mean, "ratio": verdict.ratio, "p": verdict.p}
+    return [(f"llem_{name}", value) for name, value in values.items() if value is not None]
 
 
 def _skip(report: pytest.TestReport, reason: str) -> None:
@@ -108,7 +108,7 @@ def _skip(report: pytest.TestReport, reason: str) -> None:
 
 
 def _expect(report: pytest.TestReport, reason: str, *, strict: bool) -> None:
-    """Make of a report what pytest makes of that of a test that is expected to fail."""
+    """Change a report as pytest does for a test that is expected to fail."""
     if report.outcome == "failed":
         report.outcome = "skipped"
         report.wasxfail = reason
@@ -120,7 +120,7 @@ def _expect(report: pytest.TestReport, reason: str, *, strict: bool) -> None:
 
 
 def _failure(line: str, path: Path, number: int | None) -> Any:
-    """Return what pytest would make of ``pytest.fail`` there: its summary and JUnit XML then tell the line."""
+    """Return what pytest makes of ``pytest.fail`` at that place, which its summary and JUnit XML then show."""
     try:
         pytest.fail(line, pytrace=False)
     except pytest.fail.Exception:

@@ -1,4 +1,4 @@
-"""Gates: judged in the controller once everything has run, and reported as the test items that they are."""
+"""Judgement of the selected gates in pytest's controller, once all experiments have run."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from pytest_llem.study.design import StudyConfig
 
 
 class InputsOf(Protocol):
-    """Gives the code, the models and the datasets that a study, or its reference, would use now."""
+    """Returns the code, the models and the datasets that a study, or its reference, would use now."""
 
     def __call__(self, study: StudyConfig, *, reference: bool) -> CurrentInputs: ...
 
 
 class Judge:
-    """Judges the gates of a session that were selected.
+    """Judges the selected gates of a session.
 
-    A gate judges what this session has measured of its point; where nothing of that was selected, the newest
-    result of the study's design.
+    A gate judges this session's result of its point; if no experiment of the point was selected, the newest result
+    of the study's design.
 
     Args:
-        config: The controller's.
-        node_ids: Of all that was selected.
-        recorder: Of the experiments among that; None where there are none.
-        inputs: What gives the code, the models and the datasets that a study would use now.
+        config: The controller's configuration.
+        node_ids: Node ids of all selected items.
+        recorder: Recorder of the selected experiments; None if there are none.
+        inputs: Returns the code, the models and the datasets that a study would use now.
     """
 
     def __init__(
@@ -61,45 +61,45 @@ class Judge:
         self._inputs = inputs
         self._gates = gates_by_file(config, node_ids)
         self._recorder = recorder
-        #: With the name of their study, and the ids of their gates that count.
+        #: Name of the study, its comparison, and the ids of its gates that count.
         self._comparisons: list[tuple[str, Comparison, set[str]]] = []
-        #: Of gates that count: neither skipped nor expected to fail.
+        #: Verdicts of gates that count: neither skipped nor expected to fail.
         self._verdicts: list[GateVerdict] = []
-        #: Results of earlier sessions, and how many gates were judged by each.
+        #: Number of gates that judged a result of an earlier session, by its directory.
         self._sources: Counter[Path] = Counter()
-        #: Gates that the session did not come to.
+        #: Number of gates that have not been judged yet.
         self.left = sum(map(len, self._gates.values()))
 
     def judge(self, session: pytest.Session) -> None:
-        """Judge them and report each; as pytest does, stop where ``-x`` or ``--maxfail`` says so.
+        """Judge and report the gates; stop at ``-x`` or ``--maxfail`` as pytest does.
 
         Raises:
-            pytest.Session.Failed: Enough have failed.
-            pytest.UsageError: What an item is to judge is not there any more.
+            pytest.Session.Failed: As many items have failed as ``--maxfail`` allows.
+            pytest.UsageError: An item's gate or baseline no longer exists.
         """
         for file, nodes in self._gates.items():
-            bench = StudyGates(self._config, file, self._recorder, self._inputs)
-            gates = {node_id: bench.gate(node_id, node) for node_id, node in nodes.items()}
-            found = bench.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
+            study_gates = StudyGates(self._config, file, self._recorder, self._inputs)
+            gates = {node_id: study_gates.gate(node_id, node) for node_id, node in nodes.items()}
+            found = study_gates.verdicts({gate.id for gate in gates.values() if gate.kind == REGRESSION})
             counting: set[str] = set()
-            if bench.comparison is not None:
-                self._comparisons.append((bench.study.name, bench.comparison, counting))
+            if study_gates.comparison is not None:
+                self._comparisons.append((study_gates.study.name, study_gates.comparison, counting))
             for node_id, gate in gates.items():
-                verdict = found[gate.id] if gate.kind == REGRESSION else bench.budget(gate.id)
-                judged = bench.judged(gate.kind, gate.point)
+                verdict = found[gate.id] if gate.kind == REGRESSION else study_gates.budget(gate.id)
+                judged = study_gates.judged(gate.kind, gate.point)
                 if judged is not None and judged.source is not None:
                     self._sources[judged.source] += 1
                 if self._report(node_id, gate, verdict):
                     self._verdicts.append(verdict)
-                    bench.keep(verdict)
-                    counting |= {verdict.id} if gate.kind == REGRESSION else set()  # a budget's may be the same
+                    study_gates.keep(verdict)
+                    counting |= {verdict.id} if gate.kind == REGRESSION else set()  # a budget may have the same id
                 self.left -= 1
                 if session.shouldfail:
                     raise session.Failed(session.shouldfail)
                 if session.shouldstop:
                     raise session.Interrupted(session.shouldstop)
 
-    @pytest.hookimpl(trylast=True)  # after the tables that they are about
+    @pytest.hookimpl(trylast=True)  # after the studies' tables
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for command in workflow_commands(self._verdicts, self._config.rootpath, os.environ):
             terminalreporter.write_line(command)
@@ -117,15 +117,13 @@ class Judge:
             )
         for source, number in self._sources.items():
             shown = os.path.relpath(source, self._config.invocation_params.dir)
-            terminalreporter.write_line(
-                f"llem: {counted(number, 'gate')} judged by what was measured before: {shown}"
-            )
+            terminalreporter.write_line(f"llem: {counted(number, 'gate')} judged by an earlier run: {shown}")
         if self.left:
             gates = counted(self.left, "gate")
-            terminalreporter.write_line(f"llem: {gates} not judged: the run was stopped before", yellow=True)
+            terminalreporter.write_line(f"llem: {gates} not judged: the run was stopped first", yellow=True)
 
     def _report(self, node_id: str, gate: Gate, verdict: GateVerdict) -> bool:
-        """Report a gate, and return whether what it says counts."""
+        """Report a gate, and return whether its verdict counts."""
         hook, location = self._config.hook, (verdict.file or "", gate.line - 1, f"{gate.kind}[{gate.id}]")
         marks = Marks.of(gate, self._config.stash[SHARED_STATE].read(node_id, MARKED) or {}, self._config)
         hook.pytest_runtest_logstart(nodeid=node_id, location=location)
@@ -136,7 +134,7 @@ class Judge:
 
 
 class StudyGates:
-    """One study's gates, and what they judge."""
+    """The gates of one study, and the results that they judge."""
 
     def __init__(self, config: pytest.Config, file: str, recorder: Recorder | None, inputs: InputsOf) -> None:
         self._config = config
@@ -146,91 +144,98 @@ class StudyGates:
         runs = {} if recorder is None else recorder.runs
         self._run = runs.get(file)
         self.study: StudyConfig = study_of(config, file)
-        self._sides = GateInputs(self.study, self._run, runs.get(run_key(file, REFERENCE)), self._earlier)
+        self._results = GateInputs(self.study, self._run, runs.get(run_key(file, REFERENCE)), self._previous)
         self.comparison: Comparison | None = None
 
     @cached_property
     def gates(self) -> Mapping[tuple[str, str], Gate]:
-        """Every gate of the study, by its function and the name in its brackets."""
+        """All gates of the study, by test function and id."""
         gates = budget_gates(self.study)
         if self._settings.baseline or self._settings.against:
             gates += regression_gates(self.study, self._baseline)
         return {(gate.kind, gate.id): gate for gate in gates}
 
     def gate(self, node_id: str, node: Node) -> Gate:
-        """Return the gate that an item is of.
+        """Return the gate of an item.
 
         Raises:
-            pytest.UsageError: There is none: it must not pass for one that was judged.
+            pytest.UsageError: The study has no such gate; without the error the item would seem to be judged.
         """
         name = match_id(node.name, {name for kind, name in self.gates if kind == node.function})
         if name is None:
-            raise pytest.UsageError(f"{node_id}: the study, or what it is compared with, has no such gate")
+            raise pytest.UsageError(f"{node_id}: neither the study nor its reference has such a gate")
         return self.gates[node.function, name]
 
     def judged(self, gate: str, point: str) -> JudgedPoint | None:
-        """Return what a gate of that kind judges of a point; None for a point that the study does not have."""
-        return (self._compared if gate == REGRESSION else self._sides.points).get(point)
+        """Return the result of a point that a gate of that kind judges; None if the study has no such point."""
+        return (self._compared if gate == REGRESSION else self._results.points).get(point)
 
     def verdicts(self, wanted: set[str]) -> dict[str, GateVerdict]:
-        """Return those of the comparison by their ids, if any of them is *wanted*.
+        """Return the verdicts of the comparison by the ids of their gates; empty if no gate is *wanted*.
 
-        Those of all points measured in this session are judged together, whichever were selected: Holm's procedure
-        is over the family.
+        All points of this session are judged together, whichever gates were selected, since Holm's procedure needs
+        the whole family.
         """
         if not wanted:
             return {}
-        candidate, reference = self._sides.own or self._earlier.result(), self._reference
+        candidate, reference = self._results.own or self._previous.result(), self._reference
         if reference is None or candidate is None:
-            why = "the reference has no results" if candidate else "it has no results"
+            why = f"the {'reference' if candidate else 'candidate'} has no results"
             return {one: self._unjudged(self.gates[REGRESSION, one], why) for one in wanted}
-        measured = self._sides.measured or {name for name, one in self._compared.items() if one.point.cycles}
+        measured = self._results.measured or {name for name, one in self._compared.items() if one.point.cycles}
         self.comparison = compare(
             candidate.model_copy(update={"points": [one.point for one in self._compared.values()]}),
             reference,
             self.study.gates,
             name=self._name,
             paired=self._settings.against is not None,
-            anyway=self._settings.compare_mismatch,
+            allow_mismatch=self._settings.compare_mismatch,
             points=measured | {self.gates[REGRESSION, one].point for one in wanted},
-            unfit=self._sides.in_part,
+            ineligible=self._results.partly_selected,
             fail_on=self._settings.fail_on,
             file=self._file,
             line=self.study.gates_line,
         )
-        if (result := self._sides.own) is not None:
+        if (result := self._results.own) is not None:
             result.comparison = self.comparison.record
         return {verdict.id: self._placed(verdict) for verdict in self.comparison.verdicts}
 
     def budget(self, name: str) -> GateVerdict:
-        """Return that of a budget."""
+        """Return the verdict of a budget, given its id."""
         budget = next(one for one in self.study.budgets if one.id == name)
-        point, unfit = self._sides.points[budget.point].point, self._sides.in_part.get(budget.point)
-        return self._placed(judge_budget(budget, point, unfit=unfit, file=self._file))
+        point, ineligible = (
+            self._results.points[budget.point].point,
+            self._results.partly_selected.get(budget.point),
+        )
+        return self._placed(judge_budget(budget, point, ineligible=ineligible, file=self._file))
 
     def _placed(self, verdict: GateVerdict) -> GateVerdict:
-        """Return a verdict that says when it is of an earlier session, or of a part of the cycles."""
-        told = "; ".join(filter(None, (verdict.reason, self._note(verdict))))
-        return verdict.model_copy(update={"reason": told or None})
+        """Return a verdict whose reason mentions an earlier session, or missing cycles."""
+        reason = "; ".join(filter(None, (verdict.reason, self._note(verdict))))
+        return verdict.model_copy(update={"reason": reason or None})
 
     def _note(self, verdict: GateVerdict) -> str | None:
         judged = self.judged(verdict.gate, verdict.point)
         if judged is None:
             return None
-        if verdict.point in self._sides.measured:
-            if verdict.gate == REGRESSION and self._settings.against and verdict.point in self._sides.alone:
-                return "its reference was not selected, and is measured in turns with it"
+        if verdict.point in self._results.measured:
+            if (
+                verdict.gate == REGRESSION
+                and self._settings.against
+                and verdict.point in self._results.without_reference
+            ):
+                return "its reference was not selected, but both have to be interleaved"
             measured, wanted = len(judged.point.cycles), self.study.n_cycles
-            is_short = 0 < measured < wanted and verdict.point not in self._sides.in_part
+            is_short = 0 < measured < wanted and verdict.point not in self._results.partly_selected
             return f"{measured} of {wanted} cycles" if is_short else None
         if judged.source is None:
-            return "nothing of it was selected, or measured before"
-        return f"measured before, in {judged.source.name}"
+            return "no experiment of the point was selected, nor measured in an earlier run"
+        return f"measured in an earlier run, {judged.source.name}"
 
     def keep(self, verdict: GateVerdict) -> None:
-        """Put a verdict on the result of this session, where it is of that."""
-        if self._sides.own is not None and verdict.point in self._sides.measured:
-            next(one for one in self._sides.own.points if one.id == verdict.point).verdicts.append(verdict)
+        """Add a verdict to this session's result, if this session measured the point."""
+        if self._results.own is not None and verdict.point in self._results.measured:
+            next(one for one in self._results.own.points if one.id == verdict.point).verdicts.append(verdict)
 
     def _unjudged(self, gate: Gate, reason: str) -> GateVerdict:
         return GateVerdict(
@@ -247,7 +252,7 @@ class StudyGates:
         )
 
     @cached_property
-    def _earlier(self) -> PreviousResults:
+    def _previous(self) -> PreviousResults:
         results_dir = self._settings.results_dir_of(self.study, self._config.rootpath)
         run, digest = self._run, self.study.design_hash
         return PreviousResults(
@@ -267,31 +272,31 @@ class StudyGates:
         given = self._settings.baseline
         try:
             return load(given, self._config.rootpath, self.study.name) if given else None
-        except BaselineError as error:  # it was there when the items were collected
+        except BaselineError as error:  # it existed when the items were collected
             raise pytest.UsageError(f"--llem-baseline: {error}") from error
 
     @property
     def _name(self) -> str:
-        """What is compared with."""
+        """Name of the reference."""
         return str(self._settings.against or self._settings.baseline)
 
     @cached_property
-    def _turns(self) -> Mapping[str, InterleavedRuns]:
-        return self._sides.in_turns(self._name)
+    def _interleaved(self) -> Mapping[str, InterleavedRuns]:
+        return self._results.interleaved(self._name)
 
     @cached_property
     def _compared(self) -> Mapping[str, JudgedPoint]:
-        """Each point as it is held against the reference."""
+        """The result of each point that is compared with the reference."""
         if self._settings.against is None:
-            return self._sides.points
-        return {name: turns.here for name, turns in self._turns.items()}
+            return self._results.points
+        return {name: runs.candidate for name, runs in self._interleaved.items()}
 
     @property
     def _reference(self) -> StudyResult | None:
-        """What is compared with: a baseline, or of each point what was measured in turns with it."""
+        """The reference: a baseline, or the results that were interleaved with the candidate's."""
         if self._settings.against is None:
             return self._baseline
-        own = self._sides.own_reference if self._sides.measured else None
-        found = own or self._earlier.reference(self._name)
-        points = [turns.there for turns in self._turns.values()]
+        own = self._results.own_reference if self._results.measured else None
+        found = own or self._previous.reference(self._name)
+        points = [runs.reference for runs in self._interleaved.values()]
         return found.model_copy(update={"points": points}) if found else None

@@ -1,4 +1,4 @@
-"""What earlier sessions have measured of a study: a gate that is selected alone judges that."""
+"""Results of earlier sessions, which a gate judges if the experiments of its point are not selected."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_llem.results.models import PointResult, StudyResult
 
 
 class Measured(NamedTuple):
-    """A point's result, and the results directory that has it."""
+    """A point's result and its results directory."""
 
     directory: Path
     point: PointResult
 
 
 class MeasuredInterleaved(NamedTuple):
-    """Likewise, and the same point of the reference that it was measured in turns with."""
+    """A point's result, the reference's result that was interleaved with it, and the results directory."""
 
     directory: Path
     point: PointResult
@@ -27,14 +27,14 @@ class MeasuredInterleaved(NamedTuple):
 
 
 class PreviousResults:
-    """Results of one design, the newest first. Each is read when it is needed, once.
+    """Results of one study design, the newest first, each of which is read once when it is needed.
 
-    A point whose code, model or dataset has changed since says so in its ``replay_mismatch``.
+    If the code, model or dataset of a point has changed since, its ``replay_mismatch`` says what.
 
     Args:
-        directories: Their results directories.
-        inputs: The code, the models and the datasets that the study would use now, …
-        reference_inputs: … and those of its reference, where there is one.
+        directories: Results directories, the newest first.
+        inputs: The code, the models and the datasets that the study would use now.
+        reference_inputs: The same for the reference; None if there is no reference interpreter.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class PreviousResults:
         self._read: dict[Path, StudyResult | None] = {}
 
     def point(self, name: str, cycles: int) -> Measured | None:
-        """Return the newest result of a point of which so many cycles ended, else the newest one that has any.
+        """Return the newest result of a point with at least *cycles* ended cycles, else the newest with any.
 
-        A cycle that failed has ended too: an older run in which none did is not what was measured last.
+        A failed cycle has ended too: a newer run with failures takes precedence over an older one without.
 
         Args:
             name: Id of the point.
-            cycles: As many as the study wants.
+            cycles: Number of cycles in the study.
         """
         part: Measured | None = None
         for directory, result in self._results():
@@ -63,15 +63,15 @@ class PreviousResults:
         return part
 
     def pair(self, name: str, cycles: int, interpreter: str) -> MeasuredInterleaved | None:
-        """Return the newest result of a point of which so many cycles ended on both sides, else any.
+        """Return the newest result of a point with at least *cycles* cycles ended on both sides, else any.
 
         Args:
             name: Id of the point.
-            cycles: As many as the study wants.
-            interpreter: The reference's.
+            cycles: Number of cycles in the study.
+            interpreter: The reference's interpreter.
         """
         part: MeasuredInterleaved | None = None
-        for directory, result, other in self._turns(interpreter):
+        for directory, result, other in self._interleaved(interpreter):
             point, reference = _point_of(result, name), _point_of(other, name)
             if point is None or reference is None:
                 continue
@@ -89,21 +89,21 @@ class PreviousResults:
         return part
 
     def result(self) -> StudyResult | None:
-        """Return the newest result."""
+        """Return the newest result of the study; None if there is none."""
         return next((result for _, result in self._results()), None)
 
     def reference(self, interpreter: str) -> StudyResult | None:
-        """Return the newest result of a reference that was measured in turns with the study."""
-        return next((reference for _, _, reference in self._turns(interpreter)), None)
+        """Return the newest result of a reference that was interleaved with the study; None if there is none."""
+        return next((reference for _, _, reference in self._interleaved(interpreter)), None)
 
     def _checked(self, directory: Path, point: PointResult) -> PointResult:
-        """Return *point* with what has changed since it was measured."""
+        """Return *point* with ``replay_mismatch`` set to what has changed since it was measured."""
         inputs = (self._reference_inputs if directory.name == REFERENCE else None) or self._inputs
         changes = inputs.changes_since(directory, point)
         return point.model_copy(update={"replay_mismatch": "; ".join(changes) or point.replay_mismatch})
 
-    def _turns(self, interpreter: str) -> Iterator[tuple[Path, StudyResult, StudyResult]]:
-        """Yield results with their references, but for those that say that they were compared with another one."""
+    def _interleaved(self, interpreter: str) -> Iterator[tuple[Path, StudyResult, StudyResult]]:
+        """Yield results with their references, except those that were compared with another reference."""
         for directory, result in self._results():
             if result.comparison is not None and result.comparison.reference != interpreter:
                 continue
@@ -119,7 +119,7 @@ class PreviousResults:
         if directory not in self._read:
             try:
                 self._read[directory] = StudyResult.load(directory)
-            except (OSError, ValueError):  # of another version, or not whole
+            except (OSError, ValueError):  # of another version, or incomplete
                 self._read[directory] = None
         return self._read[directory]
 
@@ -129,7 +129,7 @@ def _point_of(result: StudyResult, name: str) -> PointResult | None:
 
 
 def _ended(result: StudyResult, point: PointResult) -> set[int]:
-    """Return the cycles of *point* that were completed or failed."""
+    """Return the numbers of the cycles of *point* that were completed or failed."""
     ended = ("completed", "failed")
     return {
         one.cycle for one in result.experiments if one.config_hash == point.config_hash and one.status in ended

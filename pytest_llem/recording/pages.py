@@ -1,4 +1,4 @@
-"""The pages of a session: where each study's goes, and what becomes of it."""
+"""The HTML pages of a session's studies: their files, and their writing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pytest_llem.results.models import StudyResult
 
 
 def page_files(file: Path, names: Sequence[str]) -> list[Path]:
-    """Return where the pages of studies go: to *file* that of one; of several, beside it, with their names in it.
+    """Return the files of the studies' pages: *file* for one study; files beside it with the names of several.
 
     Args:
-        file: What the user said.
-        names: Of the studies; two may be the same.
+        file: The value of ``--llem-html``.
+        names: Names of the studies, which need not be unique.
     """
     if len(names) == 1:
         return [file]
@@ -28,9 +28,9 @@ def page_files(file: Path, names: Sequence[str]) -> list[Path]:
 
 
 def write_page(directory: Path, file: Path, result: StudyResult) -> str | None:
-    """Write the page of *result*, whose files are in *directory*; return what kept it from being written, or None.
+    """Write the page of *result*, whose files are in *directory*, and return an error message or None.
 
-    The results are saved, so that whatever goes wrong here is told, and no more than that.
+    Any exception is reported, since the results are saved already.
     """
     from pytest_llem.reporting.html import write_report
 

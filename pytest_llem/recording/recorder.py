@@ -1,4 +1,4 @@
-"""The reporter hook: writes down every step of every study, in the controller alone."""
+"""The plugin that records each step of the studies in their results directories, in pytest's controller only."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.problems import StudyError
 
-#: What somebody's hook may raise. pytest.fail and pytest.skip are no Exceptions; pytest.exit is one.
+#: What a user's hook may raise. pytest.fail and pytest.skip do not derive from Exception; pytest.exit does.
 RAISED = (Exception, SystemExit, pytest.fail.Exception, pytest.skip.Exception)
 
 
 class Recorder:
-    """A pytest plugin, registered once the experiments that are to run are known.
+    """A pytest plugin, registered once the selected experiments are known.
 
-    Under xdist the controller collects nothing: it knows node ids, and reads the studies again itself.
+    Under xdist the controller collects nothing: it has the node ids, and reads the studies again.
     """
 
     def __init__(self, config: pytest.Config, runs: Mapping[str, StudyRun]) -> None:
@@ -56,9 +56,9 @@ class Recorder:
             for experiment in run.study.experiments
         }
         self._interrupted = False
-        #: Failures, by study.
-        self._in_a_row: Counter[str] = Counter()
-        self._lost: list[str] = []
+        #: Number of consecutive failures, by the key of the run.
+        self._consecutive_failures: Counter[str] = Counter()
+        self._errors: list[str] = []
         self._saved: list[str] = []
 
     @classmethod
@@ -68,16 +68,20 @@ class Recorder:
         node_ids: Iterable[str],
         ready: Callable[[Mapping[str, StudyConfig]], Mapping[str, Iterable[str]]],
     ) -> Recorder | None:
-        """Open a results directory for each study that has experiments among *node_ids*.
+        """Create a results directory for each study with experiments among *node_ids*, and return the recorder.
 
         Args:
-            config: The controller's.
-            node_ids: Of all that is to run.
+            config: The controller's configuration.
+            node_ids: Node ids of all selected items.
             ready: Called with the studies, by the key of their run, before anything is written. It returns the
                 names of the results directories from which each is resumed.
 
+        Returns:
+            The recorder; None if no experiment is selected.
+
         Raises:
-            pytest.UsageError: A results directory cannot be made, a hook fails, or there will be nothing to save.
+            pytest.UsageError: A results directory cannot be created, a hook fails, or ``--llem-save`` has nothing
+                to save.
         """
         settings = Settings.from_config(config)
         selected = experiments_by_run(config, node_ids)
@@ -101,15 +105,15 @@ class Recorder:
                 runs[key] = StudyRun.open(
                     study, chosen, results_dir, name, environments[file_of(key)], resumed.get(key, ())
                 )
-            except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot spell
+            except (OSError, UnicodeError) as error:  # UnicodeError: a name that the locale cannot encode
                 for run in runs.values():
                     run.finish("aborted")
-                raise pytest.UsageError(f"{results_dir}: no results can be written: {error}") from error
+                raise pytest.UsageError(f"{results_dir}: results cannot be written: {error}") from error
         return cls(config, runs) if runs else None
 
     @property
     def runs(self) -> Mapping[str, StudyRun]:
-        """The runs, by their keys: of each study, and of its reference after it."""
+        """The runs by their keys, each study's followed by its reference's."""
         return self._runs
 
     @property
@@ -119,98 +123,98 @@ class Recorder:
 
     @property
     def selected(self) -> dict[str, list[Experiment]]:
-        """The experiments that are to run, by the key of their run."""
+        """The selected experiments, by the key of their run."""
         return {key: list(run.selected.values()) for key, run in self._runs.items()}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if nodeid in self._by_node:
             _, run, experiment = self._by_node[nodeid]
-            with suppress(OSError):  # what cannot be written now fails the experiment when its result comes
+            with suppress(OSError):  # if it still cannot be written, saving the result fails the experiment
                 run.started(experiment)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         payload: dict[str, Any] | None = vars(report).pop(PAYLOAD_ATTRIBUTE, None)
-        found = self._by_node.get(report.nodeid) if payload is None else self._place(payload)
+        found = self._by_node.get(report.nodeid) if payload is None else self._experiment_of(payload)
         if found is None:
             if payload is not None:
-                _fail(report, "the recorder knows of no such experiment, so its result is not saved")
+                _fail(report, "the recorder does not know this experiment, so its result is not saved")
             return
         key, run, experiment = found
-        if report.when == "teardown" and run.has_result(experiment):  # it was measured, whatever came after
+        if report.when == "teardown" and run.has_result(experiment):  # the result stands if only tear-down fails
             return
         try:
             if payload and payload["result"]:
                 result = run.completed(experiment, payload)
                 if payload["replayed_from"] is None:
-                    self._in_a_row[key] = 0
+                    self._consecutive_failures[key] = 0
                 if not is_reference(key):
-                    self._tell_finished(result, report)
+                    self._call_finished_hook(result, report)
             elif payload:
                 error = ErrorRecord.model_validate(payload["error"])
-                if report.skipped:  # as xfail has it
+                if report.skipped:  # a failure that xfail expects
                     run.skipped(experiment, _skip_reason(report), error)
                 else:
                     run.failed(experiment, error, payload["worker"])
                     self._count_failure(key, error, report)
             elif report.skipped:
                 run.skipped(experiment, _skip_reason(report))
-            elif report.failed:  # in set-up or tear-down, or its xdist worker died
-                error = _outside(report)
+            elif report.failed:  # in set-up or tear-down, or because its xdist worker died
+                error = _outside_error(report)
                 run.failed(experiment, error)
                 self._count_failure(key, error, report)
-        except (OSError, ValueError) as error:  # ValueError: no ExperimentResult, says pydantic
-            # A measurement that could not be saved is no success, whatever the item came to.
+        except (OSError, ValueError) as error:  # ValueError: not an ExperimentResult
+            # A measurement that could not be saved fails, whatever the item's outcome.
             _fail(report, f"the result could not be saved: {error}")
             run.unsaved(experiment, str(error))
 
     def _count_failure(self, key: str, error: ErrorRecord, report: pytest.TestReport) -> None:
-        """Stop the study where too many of its experiments failed in a row."""
+        """Stop the study if too many consecutive experiments have failed."""
         run = self._runs[key]
         limit = run.study.execution.max_consecutive_failures
-        # One that will be run again has not failed yet, and what preflight knew says nothing of the others.
+        # An interrupted experiment may run again, and a preflight failure says nothing about other experiments.
         if limit is None or report.outcome != "failed" or error.kind in ("preflight", "interrupted"):
             return
-        self._in_a_row[key] += 1
-        if self._in_a_row[key] == limit:
+        self._consecutive_failures[key] += 1
+        if self._consecutive_failures[key] == limit:
             run.stopped = f"{limit} experiments in a row failed (execution.max_consecutive_failures)"
-            with suppress(OSError):  # then only this process knows
+            with suppress(OSError):  # if this fails, xdist workers go on
                 self._config.stash[SHARED_STATE].put(key, STOPPED, run.stopped)
 
-    def _place(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
-        """Return the experiment that a payload says it is from, whatever its item is called."""
+    def _experiment_of(self, payload: dict[str, Any]) -> tuple[str, StudyRun, Experiment] | None:
+        """Return the experiment that a payload names, with its run and the run's key, whatever the item's id."""
         return self._by_identity.get((payload["run"], payload["experiment_id"]))
 
-    def _tell_finished(self, result: ExperimentResult, report: pytest.TestReport) -> None:
-        """Call the hook. What it raises fails the item, and neither the session nor the experiment."""
+    def _call_finished_hook(self, result: ExperimentResult, report: pytest.TestReport) -> None:
+        """Call the hook. An exception fails the item, but neither the session nor the experiment."""
         try:
             self._config.hook.pytest_llem_experiment_finished(result=result)
         except pytest.exit.Exception:
             raise
         except RAISED as error:
-            _fail(report, f"pytest_llem_experiment_finished: {_said(error)}")
+            _fail(report, f"pytest_llem_experiment_finished: {_message(error)}")
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # Under xdist, -x and --maxfail end here too, with an exception derived from this one.
+        # Under xdist, -x and --maxfail call this hook too, with an exception derived from KeyboardInterrupt.
         self._interrupted = excinfo.type is KeyboardInterrupt or excinfo.errisinstance(pytest.exit.Exception)
-        for worker in self._config.stash[SHARED_STATE].worker_pids():  # xdist would give them ten seconds
+        for worker in self._config.stash[SHARED_STATE].worker_pids():  # xdist would kill them after ten seconds
             with suppress(OSError):
                 os.kill(worker, signal.SIGINT)
 
-    @pytest.hookimpl(tryfirst=True)  # not after what may take long, or has no terminal any more to write to
+    @pytest.hookimpl(tryfirst=True)  # before hooks that may take long, or fail because the terminal is gone
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         ending: StudyStatus = "interrupted" if self._interrupted else "aborted"
         pages = self._pages()
         for key, run in self._runs.items():
-            whole = run.is_done() and run.stopped is None
+            complete = run.is_done() and run.stopped is None
             try:
-                result = run.finish("completed" if whole else ending)
+                result = run.finish("completed" if complete else ending)
             except OSError as error:
-                self._lost.append(f"{run.study.name}: the study's result could not be saved: {error}")
+                self._errors.append(f"{run.study.name}: the study's result could not be saved: {error}")
                 _fail_session(session)
                 continue
             if run.lost:
-                self._lost += [f"{run.study.name}: {message}" for message in run.lost]
+                self._errors += [f"{run.study.name}: {message}" for message in run.lost]
                 _fail_session(session)
             if is_reference(key):
                 continue
@@ -220,41 +224,41 @@ class Recorder:
             try:
                 self._config.hook.pytest_llem_study_finished(study_result=result, directory=run.directory)
             except RAISED as error:
-                self._lost.append(f"{run.study.name}: pytest_llem_study_finished: {_said(error)}")
+                self._errors.append(f"{run.study.name}: pytest_llem_study_finished: {_message(error)}")
                 _fail_session(session)
 
         results = [run.result for key, run in self._runs.items() if run.result and not is_reference(key)]
         if (unwritten := write_summary(results, os.environ)) is not None:
-            self._lost.append(unwritten)
+            self._errors.append(unwritten)
 
     def _save(self, result: StudyResult, session: pytest.Session) -> None:
-        """Keep *result* as a baseline, where that was asked for."""
+        """Save *result* as a baseline if ``--llem-save`` is given."""
         settings = Settings.from_config(self._config)
         if settings.save is None:
             return
         twins = sum(run.study.name == result.name for key, run in self._runs.items() if not is_reference(key))
         try:
             if twins > 1:
-                raise BaselineError(f"{twins} studies of this run have that name, and a baseline holds one")
+                raise BaselineError(f"{twins} studies of this run have this name, but a baseline holds only one")
             path = save(
                 result,
                 settings.save,
                 self._config.rootpath,
                 partial=settings.save_partial,
-                anyway=settings.save_force,
+                force=settings.save_force,
             )
         except (BaselineError, OSError) as error:
             options = [] if settings.save_partial or not missing_results(result) else ["--llem-save-partial"]
             unfit = unfit_results(result, settings.save, self._config.rootpath)
             options += [] if settings.save_force or not unfit else ["--llem-save-force"]
-            instead = f" ({' '.join(options)} saves it all the same)" if options and twins == 1 else ""
-            self._lost.append(f"{result.name}: --llem-save: {error}{instead}")
+            hint = f" ({' '.join(options)} saves it despite this)" if options and twins == 1 else ""
+            self._errors.append(f"{result.name}: --llem-save: {error}{hint}")
             _fail_session(session)
         else:
             self._saved.append(f"baseline: {os.path.relpath(path, self._config.invocation_params.dir)}")
 
     def _pages(self) -> dict[str, Path]:
-        """Return where the page of each study goes, by the key of its run; nothing where none is wanted."""
+        """Return the file of each study's page, by the key of its run; empty without ``--llem-html``."""
         file, keys = Settings.from_config(self._config).html, [key for key in self._runs if not is_reference(key)]
         names = [self._runs[key].study.name for key in keys]
         return {} if file is None else dict(zip(keys, page_files(file, names), strict=True))
@@ -264,11 +268,11 @@ class Recorder:
         if problem is None:
             run.page = file
             return
-        self._lost.append(f"{run.study.name}: {problem}")
+        self._errors.append(f"{run.study.name}: {problem}")
         _fail_session(session)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        self._tell_lost(terminalreporter)
+        self._write_errors(terminalreporter)
         for key, run in self._runs.items():
             if is_reference(key):
                 continue
@@ -280,32 +284,32 @@ class Recorder:
             terminalreporter.write_line(line)
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
-        # pytest has no summary where pytest.exit has named an exit status.
+        # pytest prints no summary after a pytest.exit with an exit status.
         if (reporter := config.pluginmanager.get_plugin("terminalreporter")) is not None:
-            self._tell_lost(reporter)
+            self._write_errors(reporter)
 
-    def _tell_lost(self, reporter: pytest.TerminalReporter) -> None:
-        while self._lost:
-            reporter.write_line(self._lost.pop(0), red=True)
+    def _write_errors(self, reporter: pytest.TerminalReporter) -> None:
+        while self._errors:
+            reporter.write_line(self._errors.pop(0), red=True)
 
 
 def _fail(report: pytest.TestReport, why: str) -> None:
     report.outcome = "failed"
     report.longrepr = why
-    vars(report).pop("wasxfail", None)  # pytest counts no failure of what is expected to fail
+    vars(report).pop("wasxfail", None)  # with it, pytest would not count the failure
 
 
 def _fail_session(session: pytest.Session) -> None:
-    """Have pytest exit with 1, unless it exits with another status already, such as 2 after Ctrl-C."""
+    """Make pytest exit with status 1, unless it already has another status, such as 2 after Ctrl-C."""
     if session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]:
-    """Return what is *known* of this machine and what hooks add to it.
+    """Return the *known* facts of this machine and those that hooks add.
 
     Raises:
-        pytest.UsageError: A hook raises, or adds what is no JSON.
+        pytest.UsageError: A hook raises, or adds a value that cannot be written as JSON.
     """
     environment = copy.deepcopy(known)
     try:
@@ -314,11 +318,11 @@ def _environment(config: pytest.Config, known: dict[str, Any]) -> dict[str, Any]
     except pytest.exit.Exception:
         raise
     except RAISED as error:
-        raise pytest.UsageError(f"pytest_llem_environment: {_said(error)}") from error
+        raise pytest.UsageError(f"pytest_llem_environment: {_message(error)}") from error
     return added
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return (
         str(error)
         if isinstance(error, pytest.fail.Exception | pytest.exit.Exception)
@@ -329,13 +333,13 @@ def _said(error: BaseException) -> str:
 def _skip_reason(report: pytest.TestReport) -> str:
     if hasattr(report, "wasxfail"):
         return f"xfail: {report.wasxfail.removeprefix('reason: ')}"
-    said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    return said.removeprefix("Skipped: ")
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
 
 
-def _outside(report: pytest.TestReport) -> ErrorRecord:
-    """Return what went wrong outside the experiment's own process."""
-    when: str = report.when  # xdist says "???" for the item that a dead worker was running
+def _outside_error(report: pytest.TestReport) -> ErrorRecord:
+    """Return the record of an error outside the experiment's own process."""
+    when: str = report.when  # xdist sets "???" for the item that a dead worker was running
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = (crash.message if crash else report.longreprtext).strip().splitlines() or ["no reason was given"]
     message = lines[0] if crash else lines[-1]

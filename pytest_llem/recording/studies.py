@@ -1,4 +1,4 @@
-"""The studies that node ids are of. Under xdist the controller collects nothing: it reads them again itself."""
+"""The studies of node ids. Under xdist the controller collects nothing, and reads the studies again."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from pytest_llem.study.loading import load_study
 
 
 def experiments_by_run(config: pytest.Config, node_ids: Iterable[str]) -> dict[str, list[str]]:
-    """Return the node ids of experiments by the key of their run; that of a reference follows its study's own."""
+    """Return the node ids of experiments by the key of their run; references' runs follow all studies'."""
     found: dict[str, list[str]] = {}
     for node_id in node_ids:
-        if (node := _ours(config, node_id)) is not None and node.function in EXPERIMENTS:
+        if (node := _study_node(config, node_id)) is not None and node.function in EXPERIMENTS:
             found.setdefault(node.file, [])
             found.setdefault(node.run, []).append(node_id)
     return dict(sorted(found.items(), key=lambda one: is_reference(one[0])))
 
 
 def gates_by_file(config: pytest.Config, node_ids: Iterable[str]) -> dict[str, dict[str, Node]]:
-    """Return the gates among *node_ids*, by node id, by the node id of their file."""
+    """Return the nodes of the gates among *node_ids*, by file and node id."""
     found: dict[str, dict[str, Node]] = {}
     for node_id in node_ids:
-        if (node := _ours(config, node_id)) is not None and node.function in GATES:
+        if (node := _study_node(config, node_id)) is not None and node.function in GATES:
             found.setdefault(node.file, {})[node_id] = node
     return found
 
 
-def _ours(config: pytest.Config, node_id: str) -> Node | None:
+def _study_node(config: pytest.Config, node_id: str) -> Node | None:
+    """Return the node of an item of a study; None if the item is another test."""
     collected, node = config.stash.get(STUDIES, {}), parse(node_id)
     if node is None:
         return None
-    is_ours = node.file in collected or (not collected and (not node.file or node.file.endswith(YAML_SUFFIXES)))
-    return node if is_ours else None
+    may_be_study = not node.file or node.file.endswith(YAML_SUFFIXES)
+    return node if node.file in collected or (not collected and may_be_study) else None
 
 
 def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[str, Experiment]:
-    """Return the experiment of each node id."""
+    """Return the experiments of *study* by node id."""
     by_id = {experiment.id: experiment for experiment in study.experiments}
     found: dict[str, Experiment] = {}
     for node_id in node_ids:
@@ -53,11 +54,11 @@ def selected_experiments(study: StudyConfig, node_ids: Iterable[str]) -> dict[st
 
 
 def study_of(config: pytest.Config, run: str) -> StudyConfig:
-    """Return the study that was collected for *run*; read it where an xdist worker collected it.
+    """Return the study that was collected for *run*, and read it if an xdist worker collected it.
 
     Raises:
-        StudyError: The file is not what the worker read.
-        pytest.UsageError: Its place cannot be told from *run*.
+        StudyError: The file is no longer the one that the worker read.
+        pytest.UsageError: *run* does not include the path of the file.
     """
     studies, file, settings = config.stash.setdefault(STUDIES, {}), file_of(run), Settings.from_config(config)
     if run in studies:

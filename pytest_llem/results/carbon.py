@@ -1,4 +1,4 @@
-"""What electricity emits, as the user states it."""
+"""Emissions of electricity, from the carbon intensity and PUE that the user gives."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pytest_llem.results.metrics import Metric, metric
 
 J_PER_KWH = 3.6e6
 
-#: Between what the energy was read from and the factors, in the source of ``gco2e_g``.
+#: Separates the energy's source from the factors in the source of ``gco2e_g``.
 _TIMES = " × "
 
 
 @dataclass(frozen=True)
 class Carbon:
-    """Emissions of the electricity that a machine takes. Part of no hash: they change no measurement.
+    """Emission factors of a machine's electricity. No hash includes them: they change no measurement.
 
     Attributes:
-        intensity: In gCO2e per kWh.
-        pue: Power usage effectiveness of the site: all that it takes ÷ what its computers take, 1 or more.
+        intensity: Carbon intensity in gCO2e per kWh.
+        pue: Power usage effectiveness of the site: its total energy ÷ the energy of its computers, 1 or more.
 
     Raises:
-        ValueError: One of them is no such figure.
+        ValueError: A factor is out of range.
     """
 
     intensity: float
@@ -36,16 +36,16 @@ class Carbon:
 
 
 def emissions(carbon: Carbon | None, energy: Metric) -> Metric:
-    """Return ``gco2e_g``: *energy*, in J, ÷ 3.6e6 × PUE × intensity; null where *carbon* is not stated."""
+    """Return ``gco2e_g``: *energy* in J ÷ 3.6e6 × PUE × intensity; null if *carbon* is None."""
     if carbon is None:
         return metric("gco2e_g", None, reason="no llem_carbon_intensity is given")
     scale = carbon.pue * carbon.intensity / J_PER_KWH
-    stated = f"{carbon.intensity:g} gCO2e/kWh, PUE {carbon.pue:g}"
+    factors = f"{carbon.intensity:g} gCO2e/kWh, PUE {carbon.pue:g}"
     return metric(
         "gco2e_g",
         None if energy.value is None else energy.value * scale,
         method=energy.method,
-        source=f"{energy.source}{_TIMES}{stated}" if energy.source else stated,
+        source=f"{energy.source}{_TIMES}{factors}" if energy.source else factors,
         boundary=energy.boundary,
         devices=energy.devices,
         invalid=energy.invalid,
@@ -55,5 +55,5 @@ def emissions(carbon: Carbon | None, energy: Metric) -> Metric:
 
 
 def emission_factors(gco2e: Metric | None) -> str | None:
-    """Return the carbon intensity and PUE that ``gco2e_g`` was calculated with, in words; None where none was."""
+    """Return the carbon intensity and PUE that ``gco2e_g`` was calculated with, as text; None if it was not."""
     return None if gco2e is None or gco2e.source is None else gco2e.source.rpartition(_TIMES)[2]

@@ -1,9 +1,9 @@
-"""Digests of the code that a process has imported, and of the same code as it is now.
+"""Digests of the code that a process has imported, and of the code that an import would find now.
 
     python -m pytest_llem.results.code_state FILE
 
-FILE holds what is asked for, as :func:`current` takes it, in JSON; the answer is printed as JSON. Nothing but the
-standard library is imported, and none of the code that is looked at: it may be run in any interpreter.
+FILE holds the arguments of :func:`current` as JSON; the result is printed as JSON. The module runs in any
+interpreter: it imports only the standard library, and none of the code that it digests.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution,
 from pathlib import Path
 from typing import Any, TypedDict
 
-#: A file that has changed later may not be what was imported. A forked process inherits the time of its server.
+#: A file that changed after this time may differ from what was imported. A forked process inherits the time of its
+#: server.
 _BEGAN = time.time()
 
 #: Folders in which packages are installed.
 _INSTALLED = {"site-packages", "dist-packages"}
 
-#: transformers copies a model's own code there, from where the model is.
+#: The package into which transformers copies a model's own code.
 _COPIES = "transformers_modules"
 
 #: Characters of a digest.
@@ -35,12 +36,12 @@ _LENGTH = 16
 
 
 class CodeState(TypedDict):
-    """Code by name.
+    """The state of modules and distributions, by name.
 
-    ``modules`` has the digest of each module's file, and null where it is unknown: of those that lie outside of
-    folders of installed packages, such as the user's own and editable installations. ``distributions`` has the
-    version of each package that is installed, and for one that was not installed from an index, where a version
-    may stand for any code, a digest of its files too.
+    ``modules`` holds the digest of each module's file, null if it is unknown. It covers modules outside the
+    folders of installed packages, such as the user's own and editable installations. ``distributions`` holds the
+    version of each installed package. For a package that was not installed from an index, a version may mean any
+    code, so a digest of its files follows the version.
     """
 
     modules: dict[str, str | None]
@@ -48,7 +49,10 @@ class CodeState(TypedDict):
 
 
 def imported() -> CodeState:
-    """Return the code that this process has imported, without the standard library. Reads each file once."""
+    """Return the state of the code that this process has imported, without the standard library.
+
+    Each file is read once.
+    """
     standard = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")})
     modules: dict[str, str | None] = {}
     tops: set[str] = set()
@@ -59,19 +63,19 @@ def imported() -> CodeState:
         elif not origin.startswith(standard):
             modules[spec.name] = _digest(origin, before=_BEGAN)
     found: dict[str, str | None] = {}
-    for one in distributions():  # of two of one name, the first is the one that is imported
+    for one in distributions():  # if two have the same name, the first is imported
         if not tops.isdisjoint(_top_level(one)):
             found.setdefault(one.metadata["Name"], _version(one))
     return CodeState(modules=dict(sorted(modules.items())), distributions=dict(sorted(found.items())))
 
 
 def current(modules: Iterable[str], packages: Iterable[str], path: Sequence[str]) -> CodeState:
-    """Return the code that an import would find now; null for what it would not find.
+    """Return the state of the code that an import would find now; null for what it would not find.
 
     Args:
         modules: Names of modules.
         packages: Names of distributions.
-        path: Where modules are looked for, as ``sys.path`` would be.
+        path: Folders to search, in place of ``sys.path``.
     """
     specs: dict[str, ModuleSpec | None] = {}
     files = {name: _find(name, path, specs) for name in modules}
@@ -82,9 +86,9 @@ def current(modules: Iterable[str], packages: Iterable[str], path: Sequence[str]
 
 
 def _specs() -> Iterator[ModuleSpec]:
-    """Yield how each module that lies in a file was found."""
+    """Yield the spec of each imported module that has a file."""
     for name, module in list(sys.modules.items()):
-        try:  # a module may be anything, and answer with anything
+        try:  # sys.modules may hold any object, whose attributes may raise anything
             spec = module.__spec__
         except Exception:
             continue
@@ -93,7 +97,7 @@ def _specs() -> Iterator[ModuleSpec]:
 
 
 def _find(name: str, path: Sequence[str], known: dict[str, ModuleSpec | None]) -> ModuleSpec | None:
-    """Return where a module would be imported from, without importing the packages around it."""
+    """Return the spec that an import of *name* would use, without importing its parent packages."""
     if name not in known:
         package = name.rpartition(".")[0]
         around = _find(package, path, known) if package else None
@@ -107,7 +111,7 @@ def _find(name: str, path: Sequence[str], known: dict[str, ModuleSpec | None]) -
 
 
 def _by_hook(name: str) -> ModuleSpec | None:
-    """Return where an editable installation has a module: its finder is not on the path."""
+    """Return the spec of a module of an editable installation, whose finder is not on the path."""
     for finder in sys.meta_path:
         if finder is not PathFinder and (spec := finder.find_spec(name, None)) is not None:
             return spec
@@ -115,7 +119,7 @@ def _by_hook(name: str) -> ModuleSpec | None:
 
 
 def _digest(file: str, before: float | None = None) -> str | None:
-    """Return the digest of a file; None where it cannot be read, or has changed since *before*."""
+    """Return the digest of a file; None if it cannot be read, or has changed since *before*."""
     try:
         with open(file, "rb") as content:  # noqa: PTH123 (there may be a thousand of them)
             if before is not None and os.fstat(content.fileno()).st_ctime > before:
@@ -140,7 +144,7 @@ def _version(package: Distribution) -> str:
 
 
 def _is_content(line: str) -> bool:
-    """Whether a line of RECORD is of a file that can be imported or read: no script, no metadata, no bytecode."""
+    """Whether a line of RECORD is for a file that can be imported or read: not a script, metadata or bytecode."""
     return not line.startswith("..") and ".dist-info/" not in line and ",sha256=" in line
 
 
@@ -151,32 +155,27 @@ def _installed_version(name: str) -> str | None:
         return None
 
 
-if __name__ == "__main__":
-    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(json.dumps(current(asked["modules"], asked["packages"], [*sys.path, *asked["path"]])))
-
-
-#: A working tree on a slow drive takes long to look at, and nobody waits longer for it.
+#: Time limit for ``git status``, which is slow for a working tree on a slow drive.
 SECONDS = 10.0
 
-#: What is told of each: nothing of branches, remotes or files.
+#: Options of ``git status`` that leave out what is not reported: untracked files, submodules' files, renames.
 _STATUS = ("--porcelain=v2", "--branch", "--untracked-files=no", "--ignore-submodules=dirty", "--no-renames")
 
 
 def working_tree(directory: Path, seconds: float = SECONDS) -> dict[str, Any] | None:
-    """Return the commit that the git working tree around *directory* is at, and whether it differs from that.
+    """Return the commit of the git working tree around *directory*, and whether tracked files differ from it.
 
-    ``GIT_DIR`` and the like hold as for any git command. Nothing is written there.
+    ``GIT_DIR`` and the like apply as for any git command. Nothing is written to the repository.
 
     Args:
-        directory: Somewhere in it.
-        seconds: How long git may take.
+        directory: A folder in the working tree.
+        seconds: Time limit for git, in s.
 
     Returns:
-        ``commit``, null before the first one, and ``dirty``: files that git tracks are not as they were committed.
-        None where there is no git, or no working tree.
+        ``commit``, null before the first commit, and ``dirty``: whether tracked files differ from it. None if
+        there is no git or no working tree.
     """
-    # A lock, or a daemon of file system events, would be left in somebody's repository.
+    # Otherwise git may leave a lock file or a file system monitor in the user's repository.
     command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "status", *_STATUS]
     try:
         done = subprocess.run(
@@ -197,3 +196,8 @@ def working_tree(directory: Path, seconds: float = SECONDS) -> dict[str, Any] | 
     found = next((line.removeprefix("# branch.oid ") for line in lines if line.startswith("# branch.oid ")), "")
     commit = found if found and set(found) <= set("0123456789abcdef") else None
     return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
+
+
+if __name__ == "__main__":
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    print(json.dumps(current(request["modules"], request["packages"], [*sys.path, *request["path"]])))

@@ -1,4 +1,4 @@
-"""What else used the CPUs and GPUs of an experiment during its window."""
+"""Records of what else used the CPUs and GPUs of an experiment during its window."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pydantic import Field
 
 from pytest_llem.results.document import Record
 
-#: ``unknown``: nothing was seen of it, and something that would show it cannot be seen here.
+#: ``unknown``: no contention was found, but a source that would show it cannot be read on this machine.
 State = Literal["contended", "uncontended", "unknown"]
 
 
 class GpuContention(Record):
-    """One GPU of the experiment. What the driver does not report is null.
+    """Use of one GPU of the experiment. What the driver does not report is null.
 
     Attributes:
-        device: Its UUID.
-        busy_share: Share of the window, as far back as the driver remembers, in which a kernel ran, 0 to 1. Where
-            it is low the GPU waits for the host.
-        others_share: Utilisation by other processes, summed, 1 for all of the GPU.
+        device: UUID of the GPU.
+        busy_share: Share of the window in which a kernel ran, 0 to 1, as far back as the driver keeps samples. If
+            it is low, the GPU waits for the host.
+        others_share: Utilisation by other processes, summed; 1 is the whole GPU.
         others_memory_mb: Memory that other processes hold at the end of the window, in MB (10^6 bytes).
-        others: Other processes on it, as ``name (pid)``.
+        others: Other processes on the GPU, as ``name (pid)``.
     """
 
     device: str
@@ -33,12 +33,12 @@ class GpuContention(Record):
 
 
 class ContendedRun(Record):
-    """A measurement of the same cycle that was contended, and was repeated.
+    """An earlier measurement of the same cycle, repeated because it was contended.
 
     Attributes:
-        started_at: When it began.
-        completed_at: When it ended.
-        seconds: The metric ``seconds`` that it had, in s.
+        started_at: Time of its start.
+        completed_at: Time of its end.
+        seconds: Its metric ``seconds``, in s.
         reasons: Why it was contended.
     """
 
@@ -49,30 +49,30 @@ class ContendedRun(Record):
 
 
 class Contention(Record):
-    """Whether anything else used the CPUs or GPUs of an experiment during its window, and what shows it.
+    """Whether anything else used the CPUs or GPUs of an experiment during its window, and the evidence.
 
-    Figures cover the window from just before it to just after it. "CPUs" are those that the experiment may use.
+    Values cover the window from just before it to just after it. "CPUs" are those that the experiment may use.
     What cannot be read is null.
 
     Attributes:
         state: ``contended``, ``uncontended`` or ``unknown``.
-        reasons: Why it is contended, or what could not be seen; each says what, a colon, and the figures.
+        reasons: Why it is contended, or which source could not be read; each as "what: values".
         seconds: The time covered, in s.
         cpus: Number of CPUs that the experiment may use.
         cpu_seconds: CPU time that the threads of the experiment's processes received, in s.
-        cpu_wait_seconds: Time that they were runnable and waited for a CPU, in s.
+        cpu_wait_seconds: Time that these threads were runnable and waited for a CPU, in s.
         cpu_received_share: cpu_seconds / (cpu_seconds + cpu_wait_seconds): received ÷ wanted.
         involuntary_switches: How often a thread was taken off a CPU that it still wanted.
         others_cpu_share: CPU time of other processes / (CPUs · seconds).
-        others: Those that used most, as ``name (pid)``; empty where they cannot be seen, as in a container.
+        others: The processes that used most, as ``name (pid)``; empty if they are not visible, as in a container.
         steal_share: Time that the hypervisor gave to other virtual machines / CPU time used and stolen.
         pressure_share: Share of the time in which any task of the machine waited for a CPU (PSI, "some").
-        cgroup_pressure_share: Likewise, any task of the control group.
+        cgroup_pressure_share: The same for the tasks of the control group.
         throttled_share: Share of the CPU quota's periods in which the control group had used up its quota; 0
             without a quota.
-        throttled_seconds: Time that it was kept from running for that, summed over CPUs, in s.
+        throttled_seconds: Time that the quota kept the control group from running, summed over CPUs, in s.
         gpus: The GPUs of the experiment.
-        repeats: Earlier measurements of this cycle that were contended, and that this one replaces.
+        repeats: Earlier, contended measurements of this cycle that this one replaces.
     """
 
     state: State
@@ -98,9 +98,9 @@ class PointContention(Record):
     """The contention of a point's cycles.
 
     Attributes:
-        contended: Cycles that are contended.
-        unknown: Cycles of which it is not known.
-        reasons: Why the contended ones are, each once.
+        contended: Numbers of the contended cycles.
+        unknown: Numbers of the cycles whose contention is unknown.
+        reasons: Why the contended cycles are contended, each reason once.
     """
 
     contended: list[int] = Field(default_factory=list)

@@ -1,6 +1,6 @@
-"""Records, and documents: the files that pytest-llem writes, each with its schema version.
+"""Base classes of the records and files that pytest-llem writes, and the schema version.
 
-Files of schema 1.x and 2.x are read; those of 1.x by :func:`pytest_llem.results.upgrade.upgrade`.
+Files of schema 1.x and 2.x are read; :func:`pytest_llem.results.upgrade.upgrade` converts those of 1.x.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ SCHEMA_VERSION = "2.0"
 
 
 class Record(BaseModel):
-    """Base of everything that is written."""
+    """Base of everything that is written to a file."""
 
-    # Fields may be called model_…, which pydantic before 2.10 warns of.
+    # protected_namespaces=(): pydantic before 2.10 warns about fields named model_….
     model_config = ConfigDict(extra="ignore", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Document(Record):
-    """A record that is a file of its own, and says by which schema it was written."""
+    """A record that is a file of its own, with its schema version."""
 
     schema_version: str = SCHEMA_VERSION
 
@@ -36,11 +36,11 @@ class Document(Record):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read what *file* holds.
+        """Return the document in *file*.
 
         Raises:
-            ValueError: It is no such document, or one of another major schema version.
-            OSError: It cannot be read.
+            ValueError: *file* is not such a document, or has another major schema version.
+            OSError: *file* cannot be read.
         """
         content = file.read_bytes()
         try:
@@ -51,14 +51,16 @@ class Document(Record):
             where = ".".join(map(str, first["loc"])) or "the file"
             version, reason = _version(content), f"{where}: {first['msg']}"
         if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-            raise ValueError(f"{file}: schema version {version} cannot be read here (this is {SCHEMA_VERSION})")
+            raise ValueError(
+                f"{file}: schema version {version} cannot be read (this pytest-llem has schema {SCHEMA_VERSION})"
+            )
         if reason is not None:
             raise ValueError(f"{file}: not a {cls.__name__}: {reason}")
         return found
 
 
 def _version(content: bytes) -> str:
-    """Return the schema version of a document that is not as expected; ours where it says none."""
+    """Return the schema version of an invalid document; the current one if it has none."""
     try:
         return Document.model_validate_json(content).schema_version
     except ValidationError:

@@ -1,4 +1,4 @@
-"""The host as far as a result may tell it: an allow-list, without host, user, path or network names."""
+"""What a result records of the host: an allow-list, without host, user, path or network names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_llem.results.code_state import working_tree
 
-#: Packages whose version can change a number.
+#: Packages whose version can change a result.
 PACKAGES = (
     "pytest-llem",
     "torch",
@@ -30,7 +30,7 @@ PACKAGES = (
     "triton",
 )
 
-#: Variables that can change a number, and hold no names.
+#: Environment variables that can change a result, and hold no names.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -64,10 +64,10 @@ VARIABLES = (
     "TORCH_COMPILE_DISABLE",
 )
 
-#: What such a variable may hold. No path is among it, whoever puts one there.
+#: Values that are recorded: settings, but no path, whatever the user has set.
 _HARMLESS = re.compile(r"[\w.,:;=+*{}()\[\]\s-]{0,200}", re.ASCII)
 
-#: Files that tell a container from a machine, and whose.
+#: Kinds of containers, and the file that each has in its root.
 _CONTAINERS = (("docker", ".dockerenv"), ("podman", "run/.containerenv"))
 
 
@@ -80,18 +80,18 @@ def package_version(name: str) -> str | None:
 
 
 def host_environment(directory: Path | None = None) -> dict[str, Any]:
-    """Return what is known of this machine and of what is installed. Imports no engine.
+    """Return facts of this machine and of the installed packages, without importing an engine.
 
     What cannot be read is null.
 
     Args:
-        directory: Whose git commit is told; None for the current directory.
+        directory: Folder whose git commit is recorded; None for the current directory.
 
     Returns:
-        ``os``, ``kernel``, ``machine``, ``virtual_machine``, ``container``; what
-        :func:`processor` returns; ``memory_mb``; ``python``; ``packages``, versions by name; ``variables``,
-        those of :data:`VARIABLES` that are set; ``git``, what
-        :func:`pytest_llem.results.code_state.working_tree` returns.
+        ``os``, ``kernel``, ``machine``, ``virtual_machine``, ``container``; the facts of :func:`processor`;
+        ``memory_mb`` (10^6 bytes); ``python``; ``packages``, versions by name; ``variables``, those of
+        :data:`VARIABLES` that are set; ``git``, as from
+        :func:`pytest_llem.results.code_state.working_tree`.
     """
     import psutil
 
@@ -111,13 +111,13 @@ def host_environment(directory: Path | None = None) -> dict[str, Any]:
 
 
 def variables() -> dict[str, str]:
-    """Return those of :data:`VARIABLES` that are set; one that holds more than settings is left out."""
+    """Return those of :data:`VARIABLES` that are set, except those that hold more than settings."""
     given = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return {name: value for name, value in given.items() if _HARMLESS.fullmatch(value)}
 
 
 def container(root: Path = Path("/")) -> str | None:
-    """Return the kind of container this is, as far as it leaves a sign; None for no sign."""
+    """Return the kind of container that this process runs in; None if no container is detected."""
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "kubernetes"
     return next((kind for kind, sign in _CONTAINERS if (root / sign).exists()), None)
@@ -125,15 +125,15 @@ def container(root: Path = Path("/")) -> str | None:
 
 _ROOT = Path("/")
 
-#: Policies of a large machine are many, and mostly alike: as many different governors as are told.
-_MOST = 4
+#: Different governors that are recorded: a large machine has many policies, mostly alike.
+_MAX_GOVERNORS = 4
 
 
 def processor(root: Path = _ROOT) -> dict[str, Any]:
-    """Return what is known of the processor.
+    """Return facts of the processor.
 
     Args:
-        root: Where ``proc`` and ``sys`` are.
+        root: Folder that holds ``proc`` and ``sys``.
     """
     cpus = root / "sys/devices/system/cpu"
     governors = sorted({_text(one) or "" for one in cpus.glob("cpufreq/policy*/scaling_governor")} - {""})
@@ -145,7 +145,7 @@ def processor(root: Path = _ROOT) -> dict[str, Any]:
         "cpu_model": cpu_model(root),
         "cpu_count": os.cpu_count(),
         "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cpu_governor": ", ".join(governors[:_MOST]) or None,
+        "cpu_governor": ", ".join(governors[:_MAX_GOVERNORS]) or None,
         "cpu_frequency_driver": _text(first / "scaling_driver"),
         "cpu_energy_preference": _text(first / "energy_performance_preference"),
         "cpu_min_mhz": _megahertz(first / "scaling_min_freq"),
@@ -156,12 +156,12 @@ def processor(root: Path = _ROOT) -> dict[str, Any]:
 
 
 def cpu_model(root: Path = _ROOT) -> str | None:
-    """Return the processor's model as the system tells it."""
+    """Return the processor's model as the system reports it."""
     return _cpuinfo(root, "model name") or platform.processor() or None
 
 
 def is_virtual(root: Path = _ROOT) -> bool | None:
-    """Return whether this is a virtual machine; None where the processor tells no flags."""
+    """Return whether this is a virtual machine; None if the processor reports no flags."""
     flags = _cpuinfo(root, "flags")
     return "hypervisor" in flags.split() if flags else None
 

@@ -16,14 +16,14 @@ GapReason = Literal["fixed", "target", "timeout", "skipped"]
 
 
 class Identity(Record):
-    """Which experiment a result belongs to.
+    """Identity of the experiment that a result belongs to.
 
     Attributes:
-        experiment_id: Unique in its study.
-        config_hash: Of the resolved configuration.
-        study_design_hash: Of the study, null for a lone experiment.
-        axes: What distinguishes the point from the study's others: value by dotted key.
-        cycle: Which repetition, from 1.
+        experiment_id: Id of the experiment, unique in its study.
+        config_hash: Hash of the resolved configuration.
+        study_design_hash: Hash of the study's design, null for an experiment without a study.
+        axes: Values of the point's axes, by dotted key.
+        cycle: Number of the cycle, from 1.
     """
 
     experiment_id: str
@@ -34,13 +34,13 @@ class Identity(Record):
 
 
 class AdjustedSetting(Record):
-    """A setting that did not run as it was given.
+    """A setting whose effective value differs from the value in the study.
 
     Attributes:
-        setting: Its dotted name in the study.
-        given: The value in the study.
-        effective: What ran; null where the setting has no effect.
-        reason: Why.
+        setting: Dotted key of the setting in the study.
+        given: Value in the study.
+        effective: Value that ran; null if the setting has no effect.
+        reason: Why the values differ.
     """
 
     setting: str
@@ -54,20 +54,20 @@ class AdjustedSetting(Record):
 
 
 class EngineRecord(Record):
-    """What ran.
+    """The engine and model of an experiment, as the engine reports them.
 
     Attributes:
-        name: The engine.
-        versions: Of the engine's packages, and of CUDA and cuDNN where it uses them.
+        name: Name of the engine.
+        versions: Versions of the engine's packages, and of CUDA and cuDNN if it uses them.
         device: ``cpu`` or ``cuda``.
-        device_names: Of each device.
+        device_names: Name of each device.
         settings: The engine's effective settings, as it reports them after loading.
-        adjusted: Those that differ from what the study gives, as far as the engine knows.
+        adjusted: Settings that differ from the study, as far as the engine knows.
         model_source: ``builtin``, ``local``, ``model_path`` or ``hub``.
-        model_revision: Commit on the hub, where known.
+        model_revision: Commit on the hub; null if unknown.
         model_fingerprint: SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its
-            files with weights: what tells local folders apart. Null where there is no folder.
-        random_weights: The weights are no trained model's.
+            weight files, which distinguishes local folders. Null if there is no folder.
+        random_weights: Whether the weights are random instead of trained.
     """
 
     name: str
@@ -87,19 +87,19 @@ class TokenRecord(Record):
 
     Attributes:
         prompts: Number of prompts.
-        input_tokens: Without padding.
-        output_tokens: Up to and including each sequence's end.
-        truncated_prompts: Prompts cut to ``max_input_tokens``.
+        input_tokens: Input tokens without padding.
+        output_tokens: Output tokens up to and including each sequence's end.
+        truncated_prompts: Number of prompts cut to ``max_input_tokens``.
         padding_waste: Share of the input positions that hold padding, 0 to 1.
-        output_digest: SHA-256 of the first pass's output token ids, null where they are unknown.
-        deterministic: Every pass, seeded alike, gave the same output token ids; null where there was one pass.
-        dataset_hash: SHA-256 of the prompts in their order, a line of ASCII JSON for each: of their texts before
-            they are cut or put into a template, or of synthetic token ids.
-        dataset_revision: Commit of the hub's dataset that they are from, null where they are from none.
-        requests: Of the window, over its recorded passes; null in results before schema 1.4.
-        failed_requests: Of these, those that failed or returned no token.
-        batches: Batches of a pass as they ran: how many, by the number of their prompts. Null in results before
-            schema 1.4.
+        output_digest: SHA-256 of the first pass's output token ids, null if they are unknown.
+        deterministic: Whether every pass, with the same seed, gave the same output token ids; null for one pass.
+        dataset_hash: SHA-256 of the prompts in their order, each as a line of ASCII JSON: the texts before
+            truncation and chat template, or synthetic token ids.
+        dataset_revision: Commit of the prompts' dataset on the hub, null if they are not from the hub.
+        requests: Requests in the window's recorded passes; null in results of schema 1.3 and older.
+        failed_requests: Those of ``requests`` that failed or returned no token.
+        batches: Number of batches in a pass, by the number of their prompts. Null in results of schema 1.3 and
+            older.
     """
 
     prompts: int
@@ -117,12 +117,12 @@ class TokenRecord(Record):
 
 
 class WarmupRecord(Record):
-    """What ran before the window.
+    """The warm-up before the window.
 
     Attributes:
         runs: Number of batches.
-        seconds: How long it took.
-        converged: Latencies settled; null where nobody looked.
+        seconds: Duration in s.
+        converged: Whether latencies reached a steady state; null if that was not checked.
         cv: Coefficient of variation of the last latencies.
     """
 
@@ -133,35 +133,36 @@ class WarmupRecord(Record):
 
 
 class IdlePowerRecord(Record):
-    """Power of the idle machine: with the model loaded, before warm-up, and with nothing loaded at all.
+    """Idle power: with the model loaded, before warm-up, and without model and context.
 
     Attributes:
-        idle_power_w: With the model loaded and one batch run, in W; null where it was not measured.
-        uncertainty_w: Standard uncertainty (k = 1) of ``idle_power_w``: from the scatter of the parts that it
-            was measured in, and of reading the meter.
-        seconds: What the meter covers; null where nothing was measured.
-        method: How it was obtained.
-        source: What it was read from.
-        boundary: What it covers; that of ``energy_j``.
-        devices: Which devices that are.
-        measured_at: When it was measured.
-        age_seconds: How long before this experiment asked for it: 0 where it was measured in this one, and not in
-            an earlier cycle of its point.
+        idle_power_w: Idle power with the model loaded, after one batch, in W; null if it was not measured.
+        uncertainty_w: Standard uncertainty (k = 1) of ``idle_power_w`` in W, from the scatter of ``parts_w`` and
+            from reading the meter.
+        seconds: Time that the meter covers, in s; null if nothing was measured.
+        method: How ``idle_power_w`` was obtained.
+        source: What ``idle_power_w`` was read from.
+        boundary: What ``idle_power_w`` covers; the boundary of ``energy_j``.
+        devices: Devices within ``boundary``.
+        measured_at: Time of the measurement.
+        age_seconds: Time from the measurement to its use by this experiment, in s: 0 if this experiment measured
+            it, more if an earlier cycle of its point did.
         reason: Why ``idle_power_w`` is null.
-        parts_w: Power in each of the parts that it was measured in, in W, in order.
-        invalid: Reason code where ``idle_power_w`` cannot be right, as in a metric.
-        after_w: Idle power again, after the windows of this experiment, in W; null where it is not known.
-        after_seconds: What the meter covers of that.
-        drift_w: Standard uncertainty (k = 1) that idle power's own changes from its measurement to the end of the
-            windows add, in W: by ``after_w``, and by the differences of one part and the next. Null where
-            ``after_w`` is.
+        parts_w: Power in each part of the measurement, in W, in order.
+        invalid: Reason code if ``idle_power_w`` cannot be right, as in a metric.
+        after_w: Idle power measured again after this experiment's windows, in W; null if it is not known.
+        after_seconds: Time that the meter covers for ``after_w``, in s.
+        drift_w: Standard uncertainty (k = 1) in W from changes of idle power between its measurement and the end
+            of the windows, estimated from ``after_w`` and from the differences between consecutive ``parts_w``.
+            Null if ``after_w`` is null.
         idle_power_no_context_w: Power of each device that the experiment might use, in W by device, before the
-            session's first experiment on it, with neither model nor context of the session. Null where it was
-            not measured. It is not subtracted: a context alone draws power.
-        no_context_method: How it was obtained.
-        no_context_source: What it was read from.
-        no_context_age_seconds: How long before this experiment was started; of several, the oldest.
-        no_context_reason: Why it is null, or lacks a device.
+            session's first experiment on it, without model and context of the session. Null if it was not
+            measured. It is not subtracted: a context alone draws power.
+        no_context_method: How ``idle_power_no_context_w`` was obtained.
+        no_context_source: What ``idle_power_no_context_w`` was read from.
+        no_context_age_seconds: Time from its measurement to the start of this experiment, in s; the longest if
+            there are several.
+        no_context_reason: Why ``idle_power_no_context_w`` is null, or a device is missing in it.
     """
 
     idle_power_w: float | None = None
@@ -190,24 +191,25 @@ class WindowRecord(Record):
     """The measured window as a whole; metrics are per pass.
 
     Attributes:
-        passes: Whole passes in it.
-        recorded_passes: Of these, those whose outputs were kept, spread evenly: latencies, output tokens and
-            failed requests are theirs. Null in results before schema 1.4.
-        window_seconds: Synchronised at both ends.
-        window_energy_j: Over the boundary of ``energy_j``.
-        energy_seconds: What the meter covers; longer where it waits for a tick.
-        tick_seconds: Of the meter's counter, where it moves in ticks, or from one sample of power to the next.
+        passes: Number of whole passes in the window.
+        recorded_passes: Number of passes whose outputs were kept, spread evenly over the window: latencies, output
+            tokens and failed requests are taken from these. Null in results of schema 1.3 and older.
+        window_seconds: Duration in s, with the devices synchronised at both ends.
+        window_energy_j: Energy over the boundary of ``energy_j``, in J.
+        energy_seconds: Time that the meter covers, in s; longer than the window if the meter waits for a tick.
+        tick_seconds: Time between ticks of the meter's counter, or between samples of power, in s.
         quantisation_error: tick / window.
-        tail_seconds: By how much the meter's window is longer than the measured one.
-        read_skew_seconds: How far apart the devices' windows begin or end at most.
+        tail_seconds: Meter's time beyond the measured window, in s.
+        read_skew_seconds: Largest difference between the devices' windows at their starts or ends, in s.
         pass_seconds_cv: Coefficient of variation of the passes' times; null for a single pass.
-        drift: Relative change of the mean time of a pass from the window's first half to its second, above 0 where
+        drift: Relative change of the mean time of a pass from the window's first half to its second, above 0 if
             it grew; null for fewer than 4 passes.
-        began_at: When it began, in UTC by the system's clock, as ISO 8601 with microseconds: to join what another
-            meter recorded. Null in results before schema 1.4.
-        ended_at: ``window_seconds`` after that, whatever became of the system's clock meanwhile.
-        restarts: How often it began anew because something was compiled in it; null in results before schema 1.4.
-        compiled: What was compiled in this one, so that no gate judges it; null where nothing was.
+        began_at: Start in UTC by the system's clock, as ISO 8601 with microseconds, to join another meter's
+            records. Null in results of schema 1.3 and older.
+        ended_at: ``began_at`` + ``window_seconds``, whether or not the system's clock was set meanwhile.
+        restarts: Number of restarts because something was compiled in the window; null in results of schema 1.3
+            and older.
+        compiled: What was compiled in this window, so that no gate judges it; null if nothing was.
     """
 
     passes: int
@@ -228,13 +230,13 @@ class WindowRecord(Record):
 
 
 class StartRecord(Record):
-    """How an experiment's process came to be. Null: it had none of its own.
+    """The start of an experiment's process. Null if it had no process of its own.
 
     Attributes:
         method: ``spawn`` or ``forkserver``.
-        began_at: When it began to import what it needs.
-        ready_at: When it had.
-        early: It began while its turn was waited for, and not at its turn.
+        began_at: Start of the process's imports.
+        ready_at: End of the process's imports.
+        early: Whether the process was started while the experiment waited for its devices.
     """
 
     method: str
@@ -244,19 +246,20 @@ class StartRecord(Record):
 
 
 class GapRecord(Record):
-    """The idle time before an experiment, and what else it had to wait for. Null: it was not looked at.
+    """The gap before an experiment, and the waits before and after the gap. Null if they were not recorded.
 
     Attributes:
-        seconds: How long it was.
-        reason: What ended it: the time that was set (``fixed``), GPUs as cool and idle as before the first
-            experiment (``target``), or the longest time that is waited for that (``timeout``). ``skipped``: there
-            was none.
-        note: Why there was none.
-        waited_seconds: Before that, until nobody else had its devices; 0 where they were free.
-        waited_for: Who had them: device, process, study, experiment.
-        memory_waited_seconds: After it, until no GPU had more memory in use than before the experiment before.
-        memory_left_mb: How much more, in MB by UUID, those still had that had not given it back by then, or that
-            another process uses.
+        seconds: Duration of the gap, in s.
+        reason: What ended the gap: the time that was set (``fixed``), GPUs as cool and idle as before the first
+            experiment (``target``), or the time limit for that (``timeout``). ``skipped``: there was no gap.
+        note: Why there was no gap.
+        waited_seconds: Time waited before the gap for devices that another process used, in s; 0 if they were
+            free.
+        waited_for: What used the devices: device, process, study, experiment.
+        memory_waited_seconds: Time waited after the gap, in s, until every GPU's memory in use was down to the
+            amount before the previous experiment.
+        memory_left_mb: Memory in use above that amount after the wait, in MB by UUID: not released by the previous
+            experiment, or used by another process.
     """
 
     seconds: float
@@ -269,15 +272,15 @@ class GapRecord(Record):
 
 
 class InputsRecord(Record):
-    """What the result follows from beside its configuration: a resumed run compares it with what is there.
+    """State of the code and the model that a result depends on; a resumed run compares it with the current state.
 
     Attributes:
-        modules: Digest of each module's file that the experiment's process imported, by the module's name; null
-            where it is unknown. Without the standard library and packages that are installed.
-        distributions: Version of each installed package that it imported, and for one that was not installed from
-            an index a digest of its files.
-        model_folder: Digest of the names, sizes and times of modification of the files in the model's folder; null
-            where it is not in a local folder.
+        modules: Digest of the file of each module that the experiment's process imported, by the module's name;
+            null if it is unknown. Without the standard library and installed packages.
+        distributions: Version of each installed package that the process imported, with a digest of its files if
+            it was not installed from an index.
+        model_folder: Digest of the names, sizes and modification times of the files in the model's folder; null if
+            the model is not in a local folder.
     """
 
     modules: dict[str, str | None]
@@ -286,15 +289,15 @@ class InputsRecord(Record):
 
 
 class DeviceConditions(Record):
-    """What a device was like over the window. What it does not tell is null.
+    """Temperatures, clocks and throttling of a device over the window. What it does not report is null.
 
     Attributes:
-        start_temperature_c: As the window began, in °C.
-        end_temperature_c: As it ended.
-        peak_temperature_c: The highest that was seen.
-        mean_sm_clock_mhz: Of the processors, in MHz.
-        mean_memory_clock_mhz: Of the memory.
-        throttled_seconds: For each reason, for how long it held the clocks down. Reasons may overlap.
+        start_temperature_c: Temperature at the start of the window, in °C.
+        end_temperature_c: Temperature at the end of the window, in °C.
+        peak_temperature_c: Highest sampled temperature, in °C.
+        mean_sm_clock_mhz: Mean SM clock, in MHz.
+        mean_memory_clock_mhz: Mean memory clock, in MHz.
+        throttled_seconds: Time for which clocks were lowered, in s by reason. Reasons may overlap.
     """
 
     start_temperature_c: float | None = None
@@ -309,20 +312,20 @@ class DeviceEnergy(Record):
     """One device's share of the window's energy.
 
     Attributes:
-        device: Its identity: a GPU's UUID, ``package-0``, …
-        boundary: What the figure covers.
-        energy_j: In J over the whole window; null where it could not be read.
-        method: How it was obtained.
-        source: What it was read from.
+        device: Identity of the device: a GPU's UUID, ``package-0``, …
+        boundary: What ``energy_j`` covers.
+        energy_j: Energy over the whole window, in J; null if it could not be read.
+        method: How ``energy_j`` was obtained.
+        source: What ``energy_j`` was read from.
         reason: Why ``energy_j`` is null.
-        seconds: What ``energy_j`` covers: each counter ticks by itself.
-        uncertainty_j: Standard uncertainty (k = 1) of reading both edges, in J.
-        gain_error: By what share the counter may be off a wall meter, throughout.
-        integral_j: The same from sampled power, where both are to be had.
-        integral_uncertainty_j: Its standard uncertainty, from the samples' distance, in J.
-        integral_reason: Why ``integral_j`` is null, where it was tried.
+        seconds: Time that ``energy_j`` covers, in s: each counter has its own ticks.
+        uncertainty_j: Standard uncertainty (k = 1) of reading the counter at both ends, in J.
+        gain_error: Constant relative error that the counter may have against a wall meter.
+        integral_j: Integral of sampled power, in J, if both counter and power can be read.
+        integral_uncertainty_j: Standard uncertainty of ``integral_j`` from the time between samples, in J.
+        integral_reason: Why ``integral_j`` is null, if power was sampled.
         counter_reason: Why power was sampled though the device has an energy counter.
-        conditions: What the device was like.
+        conditions: Temperatures, clocks and throttling of the device.
     """
 
     device: str
@@ -342,14 +345,22 @@ class DeviceEnergy(Record):
 
 
 class ExperimentResult(Document):
-    """One point measured in one cycle.
+    """The result of one point in one cycle.
 
-    ``metrics`` holds every name of :data:`pytest_llem.catalogue.CATALOGUE`; one that could not be had is
-    null with its reason. Totals are per pass over the prompts. ``prefill_window`` is that of matched passes with
-    one new token a prompt, null unless ``measurement.prefill_split`` asks for it. ``gap`` is null where no study
-    was run. ``harness_cpu_seconds`` is the processor time that measuring took during the window, outside of the
-    engine: the meters' own processes, the supervisor and the pytest process. ``adjusted`` are the settings that did
-    not run as they were given. ``contention`` and ``inputs`` are null in results before schema 1.4.
+    ``metrics`` holds every name of :data:`pytest_llem.catalogue.CATALOGUE`; a metric that is not available is null
+    with its reason. Totals are per pass over the prompts. ``prefill_window`` is the window of matched passes with
+    one new token per prompt, null unless ``measurement.prefill_split`` is set. ``gap`` is null if the experiment
+    was not part of a study. ``harness_cpu_seconds`` is the CPU time in s that measuring took during the window
+    outside of the engine: the meters' own processes, the supervisor and the pytest process. ``adjusted`` lists the
+    settings whose effective value differs from the study. ``contention`` and ``inputs`` are null in results of
+    schema 1.3 and older.
+
+    Example:
+        Energy per output token in J, or the reason why it is not available::
+
+            result = pytest_llem.run_experiment({"model": "builtin:tiny-llama"})
+            metric = result.metrics["energy_per_output_token_j"]
+            print(metric.reason if metric.value is None else metric.value)
     """
 
     pytest_llem_version: str

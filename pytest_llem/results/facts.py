@@ -1,6 +1,4 @@
-"""What a point was measured on, and what was measured: what has to agree before two results are compared, and what
-may differ, being what is tested.
-"""
+"""Facts of the testbed, which must match in a comparison, and of the system under test, which may differ."""
 
 from __future__ import annotations
 
@@ -14,16 +12,16 @@ from typing import Any, Literal
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.experiment import ExperimentResult
 
-#: A window of fewer ticks than this is too coarse for the counter that measured it.
+#: Energy of a window with fewer ticks of the counter is not judged.
 MIN_TICKS = 20
 
-#: Ticks of the energy counter in the shortest window, of whole passes and of prefill alone.
+#: Keys of the number of ticks of the energy counter in the shortest window: of whole passes, and of prefill alone.
 TICKS, PREFILL_TICKS = "energy_ticks", "prefill_ticks"
 
-#: Another experiment of the study ran at the same time.
+#: Key of whether another experiment of the study ran at the same time.
 CONCURRENT = "concurrent"
 
-#: Of the system under test: a digest of all code, which depends on the start method too.
+#: Key of the digest of all imported code, which depends on the start method too.
 CODE = "code"
 
 Concerns = Literal["every metric", "energy", "peak_memory_mb", "gco2e_g", "nothing"]
@@ -31,15 +29,15 @@ Concerns = Literal["every metric", "energy", "peak_memory_mb", "gco2e_g", "nothi
 
 @dataclass(frozen=True)
 class TestbedFact:
-    """What two results have to share.
+    """A fact that must match between two compared results.
 
     Attributes:
-        name: In words.
-        concerns: Which metrics cannot be compared where it differs: a group, or one by its name. ``nothing``: a
-            difference is only warned of.
-        optional: Not every device tells it: known on one side only, it is no difference.
-        note: What else there is to say of a difference.
-        binding: No option compares where it differs.
+        name: Name in messages.
+        concerns: Metrics that cannot be compared if the fact differs: a group, or one metric's name. ``nothing``:
+            a difference only causes a warning.
+        optional: Whether some devices do not report it: if only one side has it, that is not a difference.
+        note: Text that is added to a difference.
+        binding: Whether a difference stops the comparison even with ``--llem-compare-mismatch``.
     """
 
     name: str
@@ -49,7 +47,7 @@ class TestbedFact:
     binding: bool = False
 
 
-#: By their keys in :attr:`pytest_llem.results.models.PointResult.testbed`.
+#: Testbed facts by their keys in :attr:`pytest_llem.results.models.PointResult.testbed`.
 TESTBED: dict[str, TestbedFact] = {
     "gpu": TestbedFact("GPU model"),
     "cpu": TestbedFact("CPU model"),
@@ -66,7 +64,7 @@ TESTBED: dict[str, TestbedFact] = {
     "energy_method": TestbedFact("energy method", "energy"),
     "energy_source": TestbedFact("energy source", "energy", optional=True),
     "length_mode": TestbedFact("length mode"),
-    # On a CPU the most memory in use holds what a process has imported, unless it shares that with others.
+    # On a CPU, peak memory includes the imported code, except what the process shares with the fork server.
     "start_method": TestbedFact("start method", "peak_memory_mb", optional=True),
     "emission_factors": TestbedFact("carbon intensity and PUE", "gco2e_g", optional=True),
     "dataset_hash": TestbedFact("dataset hash", optional=True),
@@ -78,15 +76,15 @@ TESTBED: dict[str, TestbedFact] = {
 }
 
 
-#: Of a GPU in the environment: the clocks that applications are to have.
+#: Keys of a GPU's application clocks in the environment.
 _CLOCKS = ("application_sm_clock_mhz", "application_memory_clock_mhz")
 
 
 def testbed_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
-    """Return the testbed facts of a point's *cycles*, less whether anything ran beside them.
+    """Return the testbed facts of a point's *cycles*, without :data:`CONCURRENT`.
 
-    What is not known is left out; where cycles disagree, the value is the list of what they say. Beside the facts
-    of :data:`TESTBED` there are :data:`TICKS` and :data:`PREFILL_TICKS`, where the counter moves in ticks.
+    Unknown facts are left out; if cycles disagree, the value is the list of their values. If the counter moves in
+    ticks, :data:`TICKS` and :data:`PREFILL_TICKS` are added to the facts of :data:`TESTBED`.
     """
     facts = _merged([_testbed(result) for result in cycles])
     for key, windows in (
@@ -100,16 +98,17 @@ def testbed_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
 
 
 def sut_facts(cycles: Sequence[ExperimentResult]) -> dict[str, Any]:
-    """Return what may differ, of a point's *cycles*: versions by package, precision, the weights, the commit, the
-    code, and, with dotted keys, the engine's effective settings and the variables that were set.
+    """Return the system-under-test facts of a point's *cycles*.
 
-    What is not known is left out; where cycles disagree, the value is the list of what they say.
+    They are versions by package, precision, weights, commit and code, and, with dotted keys, the engine's
+    effective settings and the environment variables that were set. Unknown facts are left out; if cycles disagree,
+    the value is the list of their values.
     """
     return _merged([_sut(result) for result in cycles])
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested mapping by dotted key; null ones, and empty mappings, are left out."""
+    """Return the leaves of a nested mapping by dotted key, without nulls and empty mappings."""
     if isinstance(value, Mapping):
         parts = (flat(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
         return {key: leaf for part in parts for key, leaf in part.items()}
@@ -117,13 +116,13 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def overlapping(spans: Sequence[tuple[str, str]]) -> list[bool]:
-    """Return for each span of time whether another one overlaps it: in O(n log n).
+    """Return for each span of time whether another one overlaps it, in O(n log n).
 
     Args:
-        spans: From when to when: in UTC, as ISO 8601 in one format, so that their order is that of the texts.
+        spans: Start and end of each span in UTC, as ISO 8601 in one format, so that they sort as text.
     """
     found = [False] * len(spans)
-    longest: int | None = None  # of those that began, the one that ends last
+    longest: int | None = None  # index of the span that ends last among those that have begun
     for index in sorted(range(len(spans)), key=lambda one: spans[one]):
         if longest is not None and spans[index][0] < spans[longest][1]:
             found[index] = found[longest] = True
@@ -159,7 +158,7 @@ def _cpu(result: ExperimentResult) -> dict[str, Any]:
 
 
 def _limits(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the limits of the experiment's process; none of results before schema 1.4, which do not have them."""
+    """Return the limits of the experiment's process; empty for results of schema 1.3 and older."""
     if "nice" not in environment:
         return {}
     cpus, memory_mb = environment["cpu_limit"], environment["memory_limit_mb"]
@@ -177,7 +176,7 @@ def _gpu(result: ExperimentResult) -> dict[str, Any]:
     clocks = sorted({pair for gpu in gpus if None not in (pair := tuple(gpu.get(key) for key in _CLOCKS))})
     ecc = {mode for gpu in gpus if (mode := gpu.get("ecc_mode")) is not None}
     return {
-        # As the driver calls them, or else as the engine does.
+        # The driver's names if known, else the engine's.
         "gpu": _counted(gpu.get("name") for gpu in gpus) or _counted(result.engine.device_names),
         "power_limit": ", ".join(f"{limit:g} W" for limit in limits) or None,
         "application_clocks": ", ".join(f"{sm} and {memory} MHz" for sm, memory in clocks) or None,
@@ -214,7 +213,7 @@ def _sut(result: ExperimentResult) -> dict[str, Any]:
 
 
 def _code(result: ExperimentResult) -> str | None:
-    """Return a digest of all code that an experiment's process imported; None where a part of it is unknown."""
+    """Return a digest of all code that an experiment's process imported; None if a part of it is unknown."""
     if result.inputs is None or None in result.inputs.modules.values():
         return None
     found = (result.inputs.modules, result.inputs.distributions)

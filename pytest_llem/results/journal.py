@@ -1,4 +1,4 @@
-"""The journal: what happened since the manifest was last written whole, a line each."""
+"""The manifest's journal: one line for each transition since the manifest was last written."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pytest_llem.results.models import ManifestEntry
 
 
 class Line(Record):
-    """A transition: its number, which only grows, and the whole entry after it."""
+    """A transition: its increasing number, and the whole entry after it."""
 
     sequence: int
     entry: ManifestEntry
 
 
 class JournalLostError(OSError):
-    """The file is not what was written: somebody removed or changed it."""
+    """The file was changed or removed by another process."""
 
 
 class Journal:
-    """A file to which lines are appended, and never a part of one.
+    """A file to which only whole lines are appended.
 
-    Nothing is held open, so that a directory that is gone, or moved, is noticed.
+    The file is opened for each write, so that a removed or moved directory is detected.
 
     Args:
-        path: The file; made with the first line.
+        path: The file, which is created with the first line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,21 +38,21 @@ class Journal:
         self._size = 0
 
     def append(self, lines: Sequence[Line], *, durable: bool) -> None:
-        """Write *lines* at the end, all or none.
+        """Append all of *lines* or none.
 
         Args:
-            lines: What is new.
-            durable: Wait until they would survive a power failure.
+            lines: New transitions.
+            durable: Whether to wait until they would survive a power failure.
 
         Raises:
-            JournalLostError: The earlier lines are not there.
-            OSError: They could not be written.
+            JournalLostError: The earlier lines are missing.
+            OSError: The lines could not be written.
         """
         text = "".join(f"{line.model_dump_json()}\n" for line in lines).encode()
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if os.fstat(file).st_size != self._size:
-                raise JournalLostError(f"{self._path.name} was changed or removed by somebody else")
+                raise JournalLostError(f"{self._path.name} was changed or removed by another process")
             try:
                 rest = memoryview(text)
                 while rest:
@@ -60,7 +60,7 @@ class Journal:
                 if durable:
                     os.fsync(file)
             except BaseException:
-                with suppress(OSError):  # else the next size is not the expected one
+                with suppress(OSError):  # if this fails, the next append finds the wrong size and raises
                     os.ftruncate(file, self._size)
                 raise
             self._size += len(text)
@@ -68,23 +68,23 @@ class Journal:
             os.close(file)
 
     def clear(self) -> None:
-        """Drop all lines: the manifest holds what they say. Where that fails, the next one does not fit."""
+        """Drop all lines, which the manifest includes. If that fails, the next append raises JournalLostError."""
         self._size = 0
         with suppress(OSError):
             os.truncate(self._path, 0)
 
     def remove(self) -> None:
-        """Take the file away, as far as possible: what is left is older than the manifest."""
+        """Remove the file if possible. Lines that remain are older than the manifest and are ignored."""
         self._size = 0
         with suppress(OSError):
             self._path.unlink()
 
 
 def read_journal(path: Path, after: int) -> Iterator[ManifestEntry]:
-    """Yield the entries of *path* whose numbers are above *after*. A line that is none is passed over.
+    """Yield the entries of *path* whose numbers are above *after*. Invalid lines are skipped.
 
     Raises:
-        OSError: It is there and cannot be read.
+        OSError: *path* exists and cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -93,7 +93,7 @@ def read_journal(path: Path, after: int) -> Iterator[ManifestEntry]:
     for text in content.split(b"\n"):
         try:
             line = Line.model_validate_json(text)
-        except ValidationError:  # torn as the power went, or not ours
+        except ValidationError:  # cut off by a power failure, or not written by pytest-llem
             continue
         if line.sequence > after:
             yield line.entry

@@ -1,8 +1,8 @@
-"""Whether the process that writes a results directory is still there.
+"""Detection of whether the process that writes a results directory is still running.
 
-It holds a lock on the directory, which the kernel releases with the process, however that ends. A process id would
-not do: another process may bear it by now, and a container's means nothing outside. The lock is known to this
-kernel alone, so beside it goes the id of the boot.
+The process holds a lock on the directory, which the kernel releases when the process ends for whatever reason. A
+process id would not do: another process may have it by now, and a container's id means nothing outside of it. Only
+this kernel knows the lock, so the manifest also holds the id of the boot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str | None:
-    """Return a random id of this boot of this machine, the same in its containers; None where there is none."""
+    """Return the random id of this boot of the machine, the same in its containers; None if it cannot be read."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -27,7 +27,7 @@ class DirectoryLock:
     """A lock on a directory, held until :meth:`release` or the end of the process.
 
     Raises:
-        OSError: The file system has no locks, or somebody else holds it.
+        OSError: The file system has no locks, or another process holds the lock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -40,17 +40,17 @@ class DirectoryLock:
         self._release = weakref.finalize(self, _unlock, descriptor)
 
     def release(self) -> None:
-        """Release it, if it is held."""
+        """Release the lock if it is held."""
         self._release()
 
 
 def _unlock(descriptor: int) -> None:
-    fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a process forked meanwhile has the descriptor too
+    fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile may hold the descriptor open
     os.close(descriptor)
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a process of this machine holds the lock on *directory*; true where that cannot be found out."""
+    """Whether a process of this machine holds the lock on *directory*; true if that cannot be determined."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,7 @@
-"""The manifest: what is done, what is running, what is left, true at every moment.
+"""The manifest: which experiments of a study are completed, running and pending, correct at every moment.
 
-``manifest.json`` is the whole state at one time, ``manifest.journal`` what has happened since, a line each: so a
-transition costs the same however many experiments there are. Either is valid whenever the process is killed.
+``manifest.json`` holds the whole state at one time and ``manifest.journal`` one line for each transition since, so
+that a transition costs the same however many experiments there are. Both are valid whenever the process is killed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pytest_llem.results.journal import Journal, Line, read_journal
 from pytest_llem.results.liveness import DirectoryLock, boot_id, is_locked
 from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, StudyStatus
 
-#: The state as a whole, and what has happened since.
+#: File names of the whole state, and of the transitions since it was written.
 MANIFEST, JOURNAL = "manifest.json", "manifest.journal"
 
-#: The manifest is written whole after so many transitions for each of its entries, …
+#: The whole manifest is written after this number of transitions per entry, …
 REFRESH_SHARE = 1 / 64
 
-#: … or when the last time it was is so many times as long ago as it took.
+#: … or after this multiple of the time that the last whole write took.
 REFRESH_PAUSE = 100
 
 
@@ -34,13 +34,13 @@ def now() -> str:
 
 
 def write_atomically(path: Path, text: str) -> str:
-    """Write *text* so that a reader, or a crash, meets the old file or the new one whole.
+    """Write *text* to *path* so that after a crash the file is either the old one or the new one, complete.
 
     Returns:
-        SHA-256 of what was written, in hex.
+        SHA-256 of the written bytes, in hex.
 
     Raises:
-        OSError: It could not be written; *path* is as it was.
+        OSError: The file could not be written; *path* is unchanged.
     """
     content = text.encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -52,14 +52,14 @@ def write_atomically(path: Path, text: str) -> str:
         temporary.replace(path)
         _sync_directory(path.parent)
     except BaseException:
-        with suppress(OSError):  # on a file system that is read-only by now
+        with suppress(OSError):  # the file system may be read-only by now
             temporary.unlink(missing_ok=True)
         raise
     return hashlib.sha256(content).hexdigest()
 
 
 def _sync_directory(directory: Path) -> None:
-    """Have a file's new name survive a power failure."""
+    """Wait until the names of the files in *directory* would survive a power failure."""
     file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -68,13 +68,13 @@ def _sync_directory(directory: Path) -> None:
 
 
 def read_manifest(directory: str | Path) -> Manifest:
-    """Return the state of the study whose results are in *directory*, while it runs or whenever it ended.
+    """Return the state of the study whose results are in *directory*, during the run or after it.
 
     A run whose process was killed since this machine was booted is ``interrupted``, whatever the file says.
 
     Raises:
-        ValueError: There is no manifest, or what is there is none, or of another major schema version.
-        OSError: It cannot be read.
+        ValueError: The manifest is missing, invalid, or has another major schema version.
+        OSError: The manifest cannot be read.
     """
     directory = Path(directory)
     file = directory / MANIFEST
@@ -87,12 +87,13 @@ def read_manifest(directory: str | Path) -> Manifest:
             after = file.stat()
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{directory}: holds no {MANIFEST}, so no results of a study") from None
-        # The journal is emptied once the manifest holds it: one read before and the other after lack something.
+        # The writer empties the journal after writing the manifest. If that happened between the two reads,
+        # transitions are missing: read again.
         if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
             continue
         if killed or manifest.status != "running" or not _is_abandoned(directory, manifest):
             break
-        killed = True  # unless it has come to its end since it was read
+        killed = True  # unless the run ended after the manifest was read: read once more
     places = {entry.experiment_id: at for at, entry in enumerate(manifest.experiments)}
     for entry in newer:
         if entry.experiment_id in places:
@@ -105,7 +106,7 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def _is_abandoned(directory: Path, manifest: Manifest) -> bool:
-    """Whether nobody writes *manifest* any more; false where the writer may be on another machine."""
+    """Whether the writer of *manifest* has ended; false if it may be running on another machine."""
     return manifest.boot_id is not None and manifest.boot_id == boot_id() and not is_locked(directory)
 
 
@@ -118,9 +119,9 @@ def _interrupt(manifest: Manifest, message: str, at: str | None) -> None:
 
 
 def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
-    """Return the ExperimentResult of a completed *entry* as JSON text; None where it is not there whole.
+    """Return the ExperimentResult of a completed *entry* as JSON text; None if the file is missing or changed.
 
-    What the entry names is read only where it is the experiment's own file: a manifest may be anybody's.
+    A path that is not the experiment's own file is not read: the manifest may come from anyone.
     """
     if entry.status != "completed" or entry.result_file is None or entry.result_file != _result_file(entry):
         return None
@@ -129,41 +130,41 @@ def stored_result(directory: str | Path, entry: ManifestEntry) -> str | None:
         content = file.read_bytes() if file.is_file() else b""
         if hashlib.sha256(content).hexdigest() == entry.result_sha256:
             return content.decode()
-    except (OSError, ValueError):  # no text, or no name of a file
+    except (OSError, ValueError):  # ValueError: not text, or an invalid file name
         pass
     return None
 
 
 def _result_file(entry: ManifestEntry) -> str | None:
-    """Return where the result of *entry* belongs, relative to the manifest; None where that is no place for it."""
+    """Return the path of the result of *entry*, relative to the manifest; None if it would leave the folder."""
     stem = f"{entry.config_hash}-c{entry.cycle}"
     return f"experiments/{stem}.json" if Path(stem).name == stem else None
 
 
 def stored_files(directory: str | Path, entry: ManifestEntry) -> dict[str, str]:
-    """Return what lies beside the result of a completed *entry*: text by suffix (``requests.csv``)."""
+    """Return the further files of a completed *entry*: text by suffix (``requests.csv``)."""
     if entry.result_file is None:
         return {}
     result = Path(directory) / entry.result_file
     found = {}
     for file in result.parent.glob(f"{result.stem}.*"):
-        with suppress(OSError, ValueError):  # not ours
+        with suppress(OSError, ValueError):  # not written by pytest-llem
             if file != result and file.is_file():
                 found[file.name.removeprefix(f"{result.stem}.")] = file.read_text(encoding="utf-8")
     return found
 
 
 class ManifestWriter:
-    """Keeps the manifest in step with the study.
+    """Writes each transition of the study's experiments to the manifest.
 
-    The truth is in memory: what could not be written is written with the next transition that can be.
+    The state in memory is authoritative: a transition that could not be written is written with the next one.
 
     Args:
-        directory: The study's results directory; it exists.
-        manifest: The state to start from; written at once.
+        directory: The study's results directory, which exists.
+        manifest: The state to start from, which is written at once.
 
     Raises:
-        OSError: It could not be written. So with every transition.
+        OSError: The manifest could not be written. Every transition raises it too.
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
@@ -176,7 +177,7 @@ class ManifestWriter:
         self._transitions = 0  # since the manifest was written whole
         self._refreshed = self._refresh_took = 0.0
         self._lock: DirectoryLock | None = None
-        with suppress(OSError):  # without a lock nobody can tell whether this process is still there
+        with suppress(OSError):  # without a lock, readers cannot detect that this process has ended
             self._lock = DirectoryLock(directory)
             manifest.boot_id = boot_id()
         manifest.recount()
@@ -191,7 +192,7 @@ class ManifestWriter:
         return self._entries[experiment_id]
 
     def running(self, experiment_id: str) -> None:
-        """An experiment starts, for the first time or again."""
+        """Record that an experiment starts, for the first time or again."""
         with self._transition(experiment_id, "running") as entry:
             entry.started_at = now()
             entry.completed_at = entry.error = entry.reason = None
@@ -210,19 +211,20 @@ class ManifestWriter:
         replayed_from: str | None = None,
         replay_mismatch: str | None = None,
     ) -> None:
-        """An experiment has a result: save it, then say so.
+        """Save an experiment's result, then record that it is completed.
 
         Args:
-            experiment_id: Which one.
+            experiment_id: Id of the experiment.
             result: The ExperimentResult as JSON text.
-            files: Further files by suffix (``requests.csv``), text.
+            files: Text of further files, by suffix (``requests.csv``).
             worker: The xdist worker that ran it.
-            device: What it ran on.
-            replayed_from: Name of the results directory that it was taken from, where it was not run.
-            replay_mismatch: What has changed since it was measured, where it was not run.
+            device: The device that it ran on.
+            replayed_from: Name of the results directory of a replayed result; None if it was measured.
+            replay_mismatch: What has changed since a replayed result was measured.
 
         Raises:
-            OSError: It could not be saved, and the entry is unchanged; or that could not be written down.
+            OSError: The result could not be saved, and the entry is unchanged; or the manifest could not be
+                written.
         """
         found = self.entry(experiment_id)
         stem = f"experiments/{found.config_hash}-c{found.cycle}"
@@ -238,7 +240,7 @@ class ManifestWriter:
             entry.completed_at = now()
 
     def failed(self, experiment_id: str, error: ErrorRecord, *, worker: str | None = None) -> None:
-        """An experiment has no result, and why."""
+        """Record that an experiment failed with *error*."""
         with self._transition(experiment_id, "failed") as entry:
             entry.error = error
             entry.worker = worker
@@ -247,14 +249,14 @@ class ManifestWriter:
             entry.completed_at = now()
 
     def skipped(self, experiment_id: str, reason: str, error: ErrorRecord | None = None) -> None:
-        """pytest skipped an experiment; or it failed with *error*, as was expected."""
+        """Record that pytest skipped an experiment, or that it failed with *error* as xfail expects."""
         with self._transition(experiment_id, "skipped") as entry:
             entry.reason, entry.error = reason, error
             if error is not None:
                 entry.completed_at = now()
 
     def finish(self, status: StudyStatus) -> None:
-        """The study ends; an experiment caught running is interrupted. No journal is left."""
+        """Record the end of the study and remove the journal. An experiment that was running is interrupted."""
         _interrupt(self.manifest, "the session ended while it was running", now())
         self.manifest.status = status
         self.manifest.completed_at = now()
@@ -266,7 +268,7 @@ class ManifestWriter:
 
     @contextmanager
     def _transition(self, experiment_id: str, status: EntryStatus) -> Iterator[ManifestEntry]:
-        """Let the caller change an entry, then count it and write it down."""
+        """Let the caller change an entry, then update the counters and write the change."""
         entry = self.entry(experiment_id)
         yield entry
         self._count(entry.status, -1)
@@ -274,11 +276,11 @@ class ManifestWriter:
         self._count(status, 1)
         self._unwritten[experiment_id] = entry
         self._transitions += 1
-        one, other = (self._refresh, self._append) if self._is_due() else (self._append, self._refresh)
+        write, fallback = (self._refresh, self._append) if self._is_due() else (self._append, self._refresh)
         try:
-            one()
+            write()
         except OSError:
-            other()
+            fallback()
 
     def _count(self, status: EntryStatus, change: int) -> None:
         counter = "pending" if status == "running" else status
@@ -301,7 +303,7 @@ class ManifestWriter:
         self._unwritten.clear()
 
     def _refresh(self) -> None:
-        """Write the manifest whole. What fails is not tried again at every transition, or each would take long."""
+        """Write the whole manifest. A failed write is not repeated at each transition, which would take long."""
         begun = time.monotonic()
         self._transitions = 0
         try:
@@ -314,12 +316,12 @@ class ManifestWriter:
 
 
 def runs_of(results_dir: Path, name: str, design_hash: str) -> list[tuple[Path, Manifest]]:
-    """Return the runs that are there of a study's name or design: those of its name first, the newest first."""
+    """Return the runs in *results_dir* with the study's name or design: first those of its name, newest first."""
     found = []
     for directory in results_dir.iterdir() if results_dir.is_dir() else ():
         try:
             manifest = read_manifest(directory)
-        except (OSError, ValueError):  # something else, which may well be there
+        except (OSError, ValueError):  # not a results directory
             continue
         if manifest.study_name == name or manifest.study_design_hash == design_hash:
             found.append((directory, manifest))

@@ -1,4 +1,4 @@
-"""What is written down of a study: its result, and the manifest before there is one."""
+"""The files of a study: the manifest while it runs, and its result."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ErrorRecord(Record):
     """Why an experiment failed.
 
     Attributes:
-        kind: The sort of failure.
-        type: Name of the exception, or of the signal or exit status.
-        message: In words.
-        traceback: Of the experiment's own process, where it raised.
-        phase: What the experiment was doing (``loading``, ``warming up``, ``measuring``, …).
+        kind: Kind of failure.
+        type: Name of the exception, signal or exit status.
+        message: Error message.
+        traceback: Traceback in the experiment's process; null if it did not raise.
+        phase: Phase of the experiment (``loading``, ``warming up``, ``measuring``, …).
     """
 
     kind: ErrorKind
@@ -43,9 +43,9 @@ class ErrorRecord(Record):
 class ManifestEntry(Record):
     """One experiment of the manifest.
 
-    ``result_file`` is relative to the manifest; ``reason`` says why it was skipped, or expected to fail;
-    ``replayed_from`` names the results directory that its result was taken from, where it was not run again;
-    ``replay_mismatch`` says what has changed since that was measured, and is null where nothing has.
+    ``result_file`` is relative to the manifest. ``reason`` says why the experiment was skipped or expected to
+    fail. ``replayed_from`` is the name of the results directory of a replayed result, and ``replay_mismatch`` what
+    has changed since that was measured, null if nothing has.
     """
 
     experiment_id: str
@@ -67,12 +67,13 @@ class ManifestEntry(Record):
 
 
 class Manifest(Document):
-    """The checkpoint of a study: valid at every moment.
+    """The checkpoint of a study, valid at every moment.
 
-    While the study runs, ``manifest.journal`` beside it may hold transitions after ``journal_sequence``:
+    While the study runs, ``manifest.journal`` beside it may hold transitions after ``journal_sequence``;
     :func:`pytest_llem.results.manifest.read_manifest` reads both. ``resumed_from`` names the results directories
-    beside this one whose results are replayed. ``boot_id`` is of the machine whose process holds a lock on the
-    directory while it runs, and null where none does: by both a reader can tell that it was killed.
+    beside this one whose results are replayed. ``boot_id`` is the boot of the machine whose process holds a lock
+    on the directory during the run, null if the directory has no lock: with both, a reader detects that the
+    process was killed.
     """
 
     study_name: str
@@ -93,23 +94,23 @@ class Manifest(Document):
     experiments: list[ManifestEntry]
 
     def recount(self) -> None:
-        """Set the counters to what the entries say."""
+        """Set the counters from the entries."""
         count = Counter(entry.status for entry in self.experiments)
         self.completed, self.failed, self.skipped = count["completed"], count["failed"], count["skipped"]
         self.pending = count["pending"] + count["running"]
 
 
 class StudySummary(Record):
-    """The study in a few figures.
+    """Totals of a study.
 
     Attributes:
-        total: Experiments that were to run.
-        completed: Of them, completed.
-        failed: Of them, failed.
-        replayed: Of the completed ones, those whose result was taken from an earlier run.
-        wall_seconds: From first start to last end.
-        energy_j: Sum over the measured windows, null where any has none or boundaries differ.
-        method: The weakest method in that sum.
+        total: Number of selected experiments.
+        completed: Number of completed experiments.
+        failed: Number of failed experiments.
+        replayed: Number of completed experiments whose result was taken from an earlier run.
+        wall_seconds: Time from the first start to the last end, in s.
+        energy_j: Energy of all measured windows, in J; null if any window has none or boundaries differ.
+        method: Weakest method in that sum.
     """
 
     total: int
@@ -122,23 +123,23 @@ class StudySummary(Record):
 
 
 class PointResult(Record):
-    """One point over its cycles.
+    """The result of one point over its cycles.
 
     Attributes:
-        id: As in the items' ids, without the cycle.
-        axes: What distinguishes it: value by dotted key.
-        config: Its resolved configuration.
-        config_hash: Of that configuration.
-        cycles: Those that are completed, in order.
-        metrics: Statistics by metric, whose ``values`` are those of ``cycles``, in their order.
-        result_digests: SHA-256 of the result of each of ``cycles``, in their order: what tells whether two points
-            are the same measurement. Empty in results before schema 1.4.
-        testbed: Facts of where and how it was measured, which a result has to share with one it is compared with.
-        sut: Facts of what was measured, which may differ there.
-        contention: Which cycles are contended; null where no result says.
-        verdicts: Of the gates on it.
-        replay_mismatch: What has changed since a result of it was measured that was replayed: no gate judges it.
-            Null where nothing has.
+        id: Id of the point, as in the items' ids without the cycle.
+        axes: Values of the point's axes, by dotted key.
+        config: Resolved configuration.
+        config_hash: Hash of ``config``.
+        cycles: Numbers of the completed cycles, in order.
+        metrics: Statistics by metric; their ``values`` are in the order of ``cycles``.
+        result_digests: SHA-256 of the result of each of ``cycles``, in their order, which shows whether two points
+            are the same measurement. Empty in results of schema 1.3 and older.
+        testbed: Testbed facts, which must match in a comparison.
+        sut: System-under-test facts, which may differ in a comparison.
+        contention: Contended cycles; null if no result records contention.
+        verdicts: Verdicts of the point's gates.
+        replay_mismatch: What has changed since a replayed result was measured, so that no gate judges the point.
+            Null if nothing has.
     """
 
     id: str
@@ -156,10 +157,17 @@ class PointResult(Record):
 
 
 class StudyResult(Document):
-    """The outcome of a study.
+    """The result of a study.
 
-    ``comparison`` is null where it was compared with nothing; ``started_at`` in results of versions that did not
-    tell; ``experiments`` is empty in a baseline.
+    ``comparison`` is null if the study was not compared, ``started_at`` is null in results of versions that did
+    not record it, and ``experiments`` is empty in a baseline.
+
+    Example:
+        Mean energy per output token of each point, in J::
+
+            result = StudyResult.load("results/my-study_2026-01-31T12-00-00Z")
+            for point in result.points:
+                print(point.id, point.metrics["energy_per_output_token_j"].mean)
     """
 
     pytest_llem_version: str
@@ -179,16 +187,19 @@ class StudyResult(Document):
 
     @classmethod
     def load(cls, path: str | Path) -> StudyResult:
-        """Read a ``study_result.json``, or the one in a results directory.
+        """Return the StudyResult in a ``study_result.json`` or a results directory.
 
-        Where a run is still going on, or was killed, the directory holds none: the result is then what the
-        experiments that are completed come to, and its status is ``running``.
+        A run that is in progress or was killed has not written that file: the result is then made of its completed
+        experiments, with the status ``running`` or ``interrupted``.
+
+        Args:
+            path: The file, or the results directory.
 
         Raises:
             ValueError: *path* holds no StudyResult, or one of another major schema version.
-            OSError: It cannot be read.
+            OSError: *path* cannot be read.
         """
-        from pytest_llem.results.study_result import load_unfinished  # it stands on this module
+        from pytest_llem.results.study_result import load_unfinished  # it imports this module
 
         path = Path(path)
         if not path.is_dir():
@@ -197,19 +208,19 @@ class StudyResult(Document):
         return cls.read(file) if file.exists() else load_unfinished(path)
 
     def to_dataframe(self, per: Literal["point", "experiment"] = "point") -> pandas.DataFrame:
-        """Return it as a data frame: a row for each point, or for each experiment.
+        """Return the result as a data frame, with a row for each point or each experiment.
 
-        The columns are those of ``summary.csv`` and of ``experiments.csv``: axes by their dotted keys, metrics by
-        their names in the catalogue: of a point the mean, and ``…_sd``, ``…_ci95_low``, ``…_ci95_high``, ``…_n``.
-        ``attrs["units"]`` holds each column's unit. NaN means absent, and nothing else.
+        The columns are those of ``summary.csv`` or ``experiments.csv``: axes by dotted key, and metrics by their
+        names in the catalogue. The row of a point has the mean, ``…_sd``, ``…_ci95_low``, ``…_ci95_high`` and
+        ``…_n``. ``attrs["units"]`` holds the unit of each column. NaN always means that there is no value.
 
         Args:
-            per: What there is a row for.
+            per: ``point`` or ``experiment``.
 
         Raises:
             ImportError: pandas is not installed.
-            ValueError: *per* is neither.
+            ValueError: *per* is neither ``point`` nor ``experiment``.
         """
-        from pytest_llem.results.tabular import dataframe  # it stands on this module
+        from pytest_llem.results.tabular import dataframe  # it imports this module
 
         return dataframe(self, per)

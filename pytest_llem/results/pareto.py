@@ -1,9 +1,9 @@
-"""Which points are best: in one metric, and in energy and throughput together.
+"""Which points are best in one metric, and Pareto-optimal in energy and throughput.
 
-Only like is compared with like: energies of one method and one boundary. What was estimated is not cheaper than
-what was measured, nor a CPU package cheaper than a GPU's board. A point is best only where its 95 % interval is
-apart from those of the others; where they overlap the points are tied, and where no point has an interval none is
-either. A value that must not be judged takes no part.
+Energies are compared only if they have the same method and the same boundary: an estimate is not cheaper than a
+measurement, nor a CPU package than a GPU's board. A point is best only if its 95 % interval does not overlap with
+those of the others. If they overlap, the points are tied; if no point has an interval, none is best or tied.
+Values that no gate may judge are left out.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 
-#: What the Pareto front is of: more of the first, less of the second.
+#: Metrics of the Pareto front: the first is to be high, the second low.
 SPEED, COST = "output_tokens_per_second", "energy_per_output_token_j"
 
 
 class Ranking(NamedTuple):
-    """Places of points.
+    """Indices of points.
 
     Attributes:
-        first: Those that are best, whatever values their intervals and the others' stand for.
-        tied: Those that may be best: no other is certainly better.
+        first: Points that are best for all values in the intervals of all points.
+        tied: Points that may be best: no other point is better for all values in the intervals.
     """
 
     first: set[int]
@@ -34,20 +34,20 @@ class Ranking(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Where a value lies, turned so that less is better: from ``low``, the best that it may be, to ``high``."""
+    """Interval of a value, with its sign changed if higher is better: ``low`` is the best possible value."""
 
     low: float
     high: float
 
 
 def pareto_optimal(points: Sequence[PointResult]) -> Ranking:
-    """Return the places of the points for which energy per output token and tokens per second are a fair deal.
+    """Return the points that are Pareto-optimal in energy per output token and output tokens per second.
 
-    A point is Pareto-optimal where no other is better in one of the two and at least as good in the other. Equal
-    ones are so together. A point that lacks either figure, or whose energy is like no other's, is not among them.
+    A point is Pareto-optimal if no other is better in one of the two and at least as good in the other; equal
+    points can both be. Points without either value, or whose energy is comparable with no other's, are left out.
 
     Args:
-        points: Of one study.
+        points: Points of one study.
     """
     ranking = Ranking(set(), set())
     for places in _alike(points, COST):
@@ -64,13 +64,13 @@ def pareto_optimal(points: Sequence[PointResult]) -> Ranking:
 
 
 def best(points: Sequence[PointResult], metric: str) -> Ranking:
-    """Return the places of the points that have the best value of *metric*; of each kind of energy.
+    """Return the points with the best value of *metric*, separately for each method and boundary of energy.
 
-    None are best where neither way is better, where there is but one, and where all are equal.
+    No point is best if the metric has no better direction, if there is only one point, or if all are equal.
 
     Args:
-        points: Of one study.
-        metric: By its name in the catalogue.
+        points: Points of one study.
+        metric: Name of the metric in the catalogue.
     """
     ranking = Ranking(set(), set())
     if CATALOGUE[metric].better is None:
@@ -94,15 +94,16 @@ def best(points: Sequence[PointResult], metric: str) -> Ranking:
 
 
 def _dominated(rivals: Sequence[tuple[float, float, int]], points: Sequence[tuple[float, float, int]]) -> set[int]:
-    """Return which of *points* some other one of *rivals* is no worse than in both and better in one.
+    """Return the places of *points* that a rival with another place dominates, in O(n log n).
 
-    Both are pairs of values of which less is better, with a place. In O(n log n).
+    A rival dominates a point if it is no worse in both values and better in one. Both sequences hold two values,
+    of which lower is better, and a place.
     """
     found: set[int] = set()
     ordered = sorted(rivals)
     at = 0
-    # Of the rivals that are better in the first, and of those that are no worse: the two that are least in the
-    # other, as one of them may be the point itself.
+    # Rivals with a lower first value, and rivals with an equal one: of each the two with the lowest second value,
+    # since one of them may be the point itself.
     better: list[tuple[float, int]] = []
     equal: list[tuple[float, int]] = []
     reached = -math.inf
@@ -124,7 +125,7 @@ def _dominated(rivals: Sequence[tuple[float, float, int]], points: Sequence[tupl
 
 
 def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
-    """Return the places of points whose *metric* may be compared, a list for each kind. Some may be in none."""
+    """Return lists of the places of points whose *metric* is comparable. Some points may be in no list."""
     kinds: dict[Hashable, list[int]] = {}
     for place, point in enumerate(points):
         if _mean(point, metric) is None or (summary := point.metrics[metric]).invalid is not None:
@@ -135,19 +136,19 @@ def _alike(points: Sequence[PointResult], metric: str) -> list[list[int]]:
 
 
 def _kind(summary: Summary) -> Hashable | None:
-    """Return what two figures have to share to be compared; None where a figure's own cycles do not."""
-    if summary.method is None:  # no energy
+    """Return what two values must have in common to be compared; None if the cycles of the value differ in it."""
+    if summary.method is None:  # not an energy
         return "any"
     return None if summary.boundary is None else (summary.method, summary.boundary)
 
 
 def _has_intervals(points: Sequence[PointResult], places: Sequence[int], *metrics: str) -> bool:
-    """Whether any point has an interval."""
+    """Whether any of the *places* has an interval of each of *metrics*."""
     return any(all(points[place].metrics[metric].ci95 for metric in metrics) for place in places)
 
 
 def _span(point: PointResult, metric: str) -> _Span:
-    """Return where a value lies; anywhere, where it has no interval."""
+    """Return the interval of a value; from minus to plus infinity if it has none."""
     low, high = point.metrics[metric].ci95 or (-math.inf, math.inf)
     return _Span(low, high) if CATALOGUE[metric].better == "lower" else _Span(-high, -low)
 

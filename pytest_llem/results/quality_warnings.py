@@ -1,4 +1,4 @@
-"""What a reader of figures has to know beside them, and how bad each kind of it is."""
+"""Warnings about the quality of results, and their severities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pytest_llem.results.document import Record
 
-#: ``error``: a figure is missing, or is not to be used; ``warning``: it may be off; ``note``: what it stands for.
+#: ``error``: a value is missing or must not be used; ``warning``: a value may be wrong; ``note``: background.
 Severity = Literal["error", "warning", "note"]
 
 #: The severity of each code, the worst first.
@@ -56,13 +56,13 @@ _RANKS = {code: rank for rank, code in enumerate(SEVERITIES)}
 
 
 class QualityWarning(Record):
-    """A warning about the figures of an experiment.
+    """A warning about the result of an experiment.
 
     Attributes:
-        code: Its kind, one of :data:`SEVERITIES`; ``unclassified`` in results before schema 1.4, which held
-            sentences.
-        severity: How bad it is.
-        text: What a person reads.
+        code: Kind of warning, one of :data:`SEVERITIES`; ``unclassified`` in results of schema 1.3 and older,
+            which held only the text.
+        severity: Severity of the code.
+        text: Text for the user.
 
     Example:
         >>> QualityWarning.of("drift", "drift: passes took 10% longer in the second half of the window").severity
@@ -75,11 +75,12 @@ class QualityWarning(Record):
 
     @classmethod
     def of(cls, code: str, text: str) -> QualityWarning:
+        """Return a warning with the severity of *code*."""
         return cls(code=code, severity=SEVERITIES[code], text=text)
 
     @property
     def rank(self) -> int:
-        """Its place among others: 0 is the worst."""
+        """Order by severity: 0 is the worst."""
         return _RANKS.get(self.code, _RANKS["unclassified"])
 
     def __str__(self) -> str:
@@ -90,7 +91,7 @@ class StudyWarning(QualityWarning):
     """A warning about experiments of a study.
 
     Attributes:
-        experiments: The ids of those that it concerns; empty where it concerns all.
+        experiments: Ids of the experiments that it concerns; empty if it concerns all.
     """
 
     experiments: list[str] = Field(default_factory=list)
@@ -105,15 +106,16 @@ class StudyWarning(QualityWarning):
 _Kind = TypeVar("_Kind", bound=QualityWarning)
 
 
-def worst(warnings: Sequence[_Kind], most: int) -> list[_Kind]:
-    """Return *most* of *warnings*, in their order: the worst, and a second one of a code only where there are no
-    more codes. Forty experiments that were each throttled for another time must not hide a warm-up that did not
-    settle.
+def worst(warnings: Sequence[_Kind], count: int) -> list[_Kind]:
+    """Return the worst *count* of *warnings*, in their order.
+
+    A second warning with the same code is returned only after one of each code: forty experiments that were
+    throttled for different times must not hide a warm-up that did not converge.
     """
     seen: Counter[str] = Counter()
     ranks = []
     for place, warning in enumerate(warnings):
-        alike = warning.text if warning.code == "unclassified" else warning.code
-        ranks.append((seen[alike], warning.rank, place))
-        seen[alike] += 1
-    return [warnings[place] for place in sorted(place for _, _, place in sorted(ranks)[:most])]
+        kind = warning.text if warning.code == "unclassified" else warning.code
+        ranks.append((seen[kind], warning.rank, place))
+        seen[kind] += 1
+    return [warnings[place] for place in sorted(place for _, _, place in sorted(ranks)[:count])]

@@ -1,4 +1,4 @@
-"""Statistics over cycles. The unit of repetition is the cycle, a fresh process, and not the prompt."""
+"""Statistics over cycles. The unit of repetition is the cycle, in a fresh process, and not the prompt."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-#: An interval of fewer values is no statement: Student's t of two is 12.7 standard errors wide.
+#: Below this number of values there is no interval: with two, Student's t is 12.7 standard errors wide.
 MIN_INTERVAL_VALUES = 3
 
 
 class Summary(BaseModel):
-    """One metric of one point over its cycles.
+    """Statistics of one metric of one point over its cycles.
 
     Attributes:
-        mean: Arithmetic mean, null where no cycle has a value.
+        mean: Arithmetic mean, null if no cycle has a value.
         sd: Sample standard deviation, null below two values.
-        cv: ``sd`` / |``mean``|, null where undefined.
+        cv: ``sd`` / |``mean``|, null if undefined.
         ci95: 95 % t-interval of the mean, null below three values.
-        n: Cycles that have a value.
-        unit: The metric's unit.
+        n: Number of cycles with a value.
+        unit: Unit of the metric.
         method: For energies, the weakest method among the cycles.
-        boundary: For energies, what they cover; null where the cycles disagree.
-        covers_engine: For energies, whether they cover all devices that the engine ran on, in every cycle; null
-            where that is not known.
+        boundary: For energies, what they cover; null if the cycles differ.
+        covers_engine: For energies, whether they cover all devices that the engine ran on, in every cycle; null if
+            that is not known.
         invalid: Code of :data:`~pytest_llem.results.metrics.INVALID` of the first cycle that has one.
         reason: Why ``mean`` is null.
-        not_judged: Why no gate may judge it, though it may have a value; null where one may.
-        values: Of each completed cycle, in the order of the point's ``cycles``; null where one has none. Empty in
-            results of versions that did not keep them.
+        not_judged: Why no gate may judge the metric, though it may have a value; null if gates may.
+        values: Value of each completed cycle, in the order of the point's ``cycles``; null for a cycle without
+            one. Empty in results of versions that did not keep them.
+
+    Example:
+        >>> Summary(mean=41.5, n=1, unit="J", method="measured", boundary="cpu_package", covers_engine=False).label
+        'measured, cpu_package'
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,19 +54,20 @@ class Summary(BaseModel):
 
     @model_validator(mode="after")
     def _no_interval_of_few(self) -> Summary:
-        if self.n < MIN_INTERVAL_VALUES:  # as results before 1.4 have it
+        if self.n < MIN_INTERVAL_VALUES:  # results of schema 1.3 and older have intervals of two values
             self.ci95 = None
         return self
 
     @property
     def is_mixed(self) -> bool:
-        """Whether it is the mean of energies that do not cover the same in every cycle."""
+        """Whether the cycles' energies cover different boundaries."""
         return self.method is not None and self.boundary is None and self.n > 1
 
     @property
     def label(self) -> str | None:
-        """How an energy was obtained, that it is invalid, or what else than the engine's devices it covers; None
-        for what is no energy.
+        """How an energy was obtained, with its boundary if that excludes a device of the engine; or ``invalid``.
+
+        None if the metric is not an energy.
         """
         if self.invalid is not None:
             return "invalid"
@@ -74,14 +79,14 @@ class Summary(BaseModel):
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
     """Return mean, standard deviation and 95 % interval of *values*.
 
-    The interval is Student's: mean ± t(0.975, n − 1) · sd / √n. Below three values there is none, and below two
-    no standard deviation.
+    The interval is Student's: mean ± t(0.975, n − 1) · sd / √n. It is None below three values, and the standard
+    deviation is None below two.
     """
     mean = statistics.fmean(values)
     sd = statistics.stdev(values) if len(values) > 1 else None
     if sd is None or len(values) < MIN_INTERVAL_VALUES:
         return mean, sd, None
-    from scipy.special import stdtrit  # 0.1 s to import, and only a study that has cycles needs it
+    from scipy.special import stdtrit  # takes 0.1 s to import, and only a study with cycles needs it
 
     half = float(stdtrit(len(values) - 1, 0.975)) * sd / len(values) ** 0.5
     return mean, sd, (mean - half, mean + half)

@@ -1,6 +1,6 @@
-"""From the manifest and the experiments' results to the StudyResult.
+"""Summary of the manifest and the experiments' results as the StudyResult.
 
-Results are read a point at a time and dropped once they are summarised: a study may have 20,000 of them.
+Results are read one point at a time and dropped once they are summarised: a study may have 20,000 of them.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.study.dataset import SYNTHETIC
 from pytest_llem.study.design import StudyConfig
 
-#: What a study is, written once at its start: a StudyResult without results.
+#: File written at the start of a study: a StudyResult without results.
 DESIGN = "study_design.json"
 
-#: Type of the error of an experiment whose result was saved, and is not there any more.
+#: Error type of an experiment whose saved result is missing or changed.
 RESULT_LOST = "ResultLost"
 
 
 _NO_CYCLE = "no completed cycle"
-_UNKNOWN_THEN = "the version that measured it did not know this metric"
+_UNKNOWN_METRIC = "the version that measured it did not know this metric"
 
-#: The statistics of a point that has no result, for all such points: there may be 10,000.
-_NOTHING = {
+#: The statistics of a point without a result, one object for all such points: there may be 10,000.
+_NO_METRICS = {
     name: Summary(mean=None, n=0, unit=definition.unit, reason=_NO_CYCLE) for name, definition in CATALOGUE.items()
 }
 
 
 def study_design(study: StudyConfig, manifest: Manifest) -> StudyResult:
-    """Return what can be said of *study* before anything has run: a StudyResult without results."""
+    """Return the StudyResult of *study* before any experiment has run, without results."""
     return StudyResult(
         pytest_llem_version=manifest.pytest_llem_version,
         name=study.name,
@@ -71,19 +71,19 @@ def build_study_result(design: StudyResult, manifest: Manifest, directory: Path)
     """Return *design* with its results.
 
     Args:
-        design: What was to be run; taken over.
-        manifest: What became of it. An experiment whose result is not there whole is made a failed one.
+        design: The study without results, which is changed in place.
+        manifest: The state of its experiments. One whose result file is missing or changed becomes failed.
         directory: The study's results directory.
     """
     return complete(design, manifest, add_results(design, manifest, directory))
 
 
 def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Findings:
-    """Put what each point's results come to on *design*, and return what else there is to say of them.
+    """Set the results of each point of *design*, and return the findings that concern the whole study.
 
     Args:
-        design: What was to be run.
-        manifest: What became of it so far. An experiment whose result is not there whole is made a failed one.
+        design: The study without results, which is changed in place.
+        manifest: The state of its experiments. One whose result file is missing or changed becomes failed.
         directory: The study's results directory.
     """
     by_point: dict[str, list[ManifestEntry]] = {}
@@ -93,10 +93,10 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
     found = Findings()
     for point in design.points:
         entries = sorted(by_point.get(point.config_hash, ()), key=lambda entry: entry.cycle)
-        found_here = [(entry.cycle, _result(directory, entry)) for entry in entries]
-        point.cycles = [cycle for cycle, result in found_here if result is not None]
-        results = [result for _, result in found_here if result is not None]
-        # After reading: an entry whose result is gone has no digest any more.
+        by_cycle = [(entry.cycle, _result(directory, entry)) for entry in entries]
+        point.cycles = [cycle for cycle, result in by_cycle if result is not None]
+        results = [result for _, result in by_cycle if result is not None]
+        # After reading, which removes the digest of an entry whose result is missing.
         point.result_digests = [entry.result_sha256 for entry in entries if entry.result_sha256 is not None]
         mismatches = dict.fromkeys(entry.replay_mismatch for entry in entries if entry.replay_mismatch)
         point.replay_mismatch = "; ".join(mismatches) or None
@@ -108,17 +108,17 @@ def add_results(design: StudyResult, manifest: Manifest, directory: Path) -> Fin
             found.add(result, point)
         found.warn_of_differing(results, point)
     found.warn_of_edits()
-    _tell_concurrent(found, manifest.experiments)
+    _set_concurrent(found, manifest.experiments)
     return found
 
 
 def complete(design: StudyResult, manifest: Manifest, found: Findings) -> StudyResult:
-    """Return *design*, which has its results, with what the *manifest* says at the end."""
+    """Return *design*, which has its points' results, with status, summary and warnings of the whole study."""
     manifest.recount()
     design.status = manifest.status
     design.summary = _summary(manifest, found)
     design.experiments = manifest.experiments
-    # As the first experiment saw it, and what only this process knows: a hook may have added to that.
+    # The first experiment's facts take precedence over those of this process, to which hooks may have added.
     design.environment = manifest.environment | found.environment
     design.result_files = [entry.result_file for entry in manifest.experiments if entry.result_file]
     design.warnings = found.study_warnings()
@@ -126,11 +126,11 @@ def complete(design: StudyResult, manifest: Manifest, found: Findings) -> StudyR
 
 
 def load_unfinished(directory: Path) -> StudyResult:
-    """Return what a run that is not at its end, or never came to it, has found so far.
+    """Return the result so far of a run that is in progress or was killed.
 
     Raises:
         ValueError: *directory* holds no results of a study.
-        OSError: They cannot be read.
+        OSError: The results cannot be read.
     """
     manifest = read_manifest(directory)
     try:
@@ -155,16 +155,16 @@ def _result(directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
 
 
 class Findings:
-    """What is kept of each result, once it is summarised.
+    """What is kept of the results for the whole study.
 
     Attributes:
-        environment: The first result's.
-        count: Of results.
-        known: The windows' energies, in J, as far as they are known.
-        boundaries: What those cover.
-        methods: How they were obtained.
-        warnings: The experiments that each concerns, by its code, severity and text.
-        spans: From when to when each ran, and of which point it was.
+        environment: Environment of the first result.
+        count: Number of results.
+        known: Energies of the windows that have one, in J.
+        boundaries: Boundaries of these energies.
+        methods: Methods of these energies.
+        warnings: Ids of experiments by the code, severity and text of the warning that concerns them.
+        spans: Start, end and point of each result.
     """
 
     def __init__(self) -> None:
@@ -176,16 +176,17 @@ class Findings:
         self.warnings: dict[tuple[str, Severity, str], list[str]] = {}
         self.spans: list[tuple[str, str, PointResult]] = []
         self._facts: dict[str, dict[str, Any]] = {}
-        #: By engine and module, the experiments that had each state of its code.
+        #: Ids of experiments by digest of the code, by engine and module.
         self._code: dict[tuple[str, str], dict[str | None, list[str]]] = {}
-        #: By dataset or model, and how it was used, the experiments that had each state of it.
+        #: Ids of experiments by digest of the dataset or model, by its name and use.
         self._inputs: dict[tuple[str, str], dict[str, list[str]]] = {}
 
     def shared(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return *facts*, as one object for all points that have the same: most do."""
+        """Return *facts* as one object for all points with equal facts, since most points have the same."""
         return self._facts.setdefault(json.dumps(facts), facts)
 
     def add(self, result: ExperimentResult, point: PointResult) -> None:
+        """Add a *result* of *point*."""
         self.count += 1
         self.spans.append((result.started_at, result.completed_at, point))
         self.environment = self.environment or result.environment
@@ -205,7 +206,7 @@ class Findings:
         self.warnings.setdefault((warning.code, warning.severity, warning.text), []).extend(ids)
 
     def warn_of_differing(self, results: Sequence[ExperimentResult], point: PointResult) -> None:
-        """Warn where the cycles of *point*, which came to *results*, differ in what a comparison needs alike."""
+        """Warn if the *results* of the cycles of *point* differ in testbed facts that must match."""
         names = [
             fact.name
             for key, fact in TESTBED.items()
@@ -216,9 +217,9 @@ class Findings:
             self._warn(QualityWarning.of("cycles_differ", text), [one.identity.experiment_id for one in results])
 
     def warn_of_edits(self) -> None:
-        """Warn of modules, datasets and models that were not the same in all experiments.
+        """Warn about modules, datasets and models that were not the same in all experiments.
 
-        The experiments that had the rarer ones are named.
+        The warning names the experiments that had the less frequent state.
         """
         for (name, _), seen in self._inputs.items():
             if others := sorted(seen.values(), key=len)[:-1]:
@@ -227,7 +228,7 @@ class Findings:
         edited: dict[tuple[str, ...], list[str]] = {}
         for (_, module), states in self._code.items():
             *rarer, usual = sorted(states.items(), key=lambda state: (state[0] is not None, len(state[1])))
-            if usual[0] is None:  # edited while each of them ran
+            if usual[0] is None:  # edited during every experiment
                 rarer.append(usual)
             if rarer:
                 edited.setdefault(tuple(chain.from_iterable(ids for _, ids in rarer)), []).append(module)
@@ -237,7 +238,7 @@ class Findings:
             self._warn(QualityWarning.of("code_edited", text), ids)
 
     def study_warnings(self) -> list[StudyWarning]:
-        """Return each warning once, the worst first, with the experiments it concerns unless it concerns all."""
+        """Return each warning once, the worst first, with its experiments unless it concerns all."""
         found = [
             StudyWarning(
                 code=code,
@@ -251,7 +252,7 @@ class Findings:
 
 
 def _input_states(result: ExperimentResult) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield name, use and digest of the dataset of texts, and of the model in a folder, that *result* had."""
+    """Yield name, use and digest of the dataset of texts, and of the local model folder, of *result*."""
     config = result.effective_config
     dataset, digest = config.get("dataset"), result.tokens.dataset_hash
     if isinstance(dataset, str) and dataset != SYNTHETIC and digest is not None:
@@ -264,7 +265,7 @@ def _input_states(result: ExperimentResult) -> Iterator[tuple[tuple[str, str], s
 def summarise(cycles: Sequence[ExperimentResult]) -> dict[str, Summary]:
     """Return the statistics of every metric over a point's *cycles*."""
     if not cycles:
-        return _NOTHING
+        return _NO_METRICS
     return {name: _summarise([cycle.metrics.get(name) for cycle in cycles], name) for name in CATALOGUE}
 
 
@@ -275,16 +276,16 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
     not_judged = next((figure.not_judged for figure in figures if figure.not_judged is not None), None)
     if not values:
         reasons = [figure.reason for figure in figures if figure.reason]
-        reason = reasons[0] if reasons else _UNKNOWN_THEN
+        reason = reasons[0] if reasons else _UNKNOWN_METRIC
         return Summary(mean=None, n=0, unit=unit, reason=reason, not_judged=not_judged)
     known = [figure for figure in figures if figure.value is not None]
     boundaries = {figure.boundary for figure in known}
     covered = {figure.covers_engine for figure in known}
     methods = {figure.method for figure in known}
     if len(methods) > 1 and "estimated" in methods:
-        not_judged = "energy was estimated in some of its cycles, and not in others"
+        not_judged = "energy was estimated in some of its cycles and not in others"
     factors = dict.fromkeys(filter(None, map(emission_factors, known))) if name == "gco2e_g" else {}
-    if len(factors) > 1:  # of cycles that were replayed: their mean is of no electricity
+    if len(factors) > 1:  # possible with replayed cycles; their mean has no carbon intensity
         not_judged = f"its cycles differ in carbon intensity or PUE: {'; '.join(factors)}"
     mean, sd, interval = mean_interval(values)
     return Summary(
@@ -304,7 +305,7 @@ def _summarise(cycles: Sequence[Metric | None], name: str) -> Summary:
 
 
 def _contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
-    """Return which of a point's *cycles* are contended; None where none of them says."""
+    """Return which of a point's *cycles* are contended; None if no cycle records contention."""
     if all(one.contention is None for one in cycles):
         return None
     states = {one.identity.cycle: one.contention.state if one.contention else "unknown" for one in cycles}
@@ -316,17 +317,17 @@ def _contention(cycles: Sequence[ExperimentResult]) -> PointContention | None:
     )
 
 
-def _tell_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
-    """Write down for each point that has a result whether anything of its study ran beside any of its cycles."""
+def _set_concurrent(found: Findings, entries: Iterable[ManifestEntry]) -> None:
+    """Set the fact :data:`CONCURRENT` of each point that has a result."""
     failed = [
         (entry.started_at, entry.completed_at)
         for entry in entries
         if entry.status == "failed" and entry.started_at and entry.completed_at
     ]
-    beside = overlapping([*((began, ended) for began, ended, _ in found.spans), *failed])
+    overlaps = overlapping([*((began, ended) for began, ended, _ in found.spans), *failed])
     concurrent: dict[str, bool] = {}
-    for (_, _, point), one in zip(found.spans, beside, strict=False):
-        concurrent[point.id] = one or concurrent.get(point.id, False)
+    for (_, _, point), overlap in zip(found.spans, overlaps, strict=False):
+        concurrent[point.id] = overlap or concurrent.get(point.id, False)
     for _, _, point in found.spans:
         point.testbed = {**point.testbed, CONCURRENT: concurrent[point.id]}
 
@@ -352,8 +353,8 @@ def _gap_warnings(result: ExperimentResult) -> Iterator[QualityWarning]:
     if gap is None:
         return
     if gap.reason == "timeout":
-        text = f"the gap ended after {gap.seconds:.0f} s with a GPU still warmer or busier than at first"
-        yield QualityWarning.of("gap_timeout", text)
+        text = f"the gap ended after {gap.seconds:.0f} s with a GPU warmer or busier than "
+        yield QualityWarning.of("gap_timeout", text + "before the first experiment")
     if gap.memory_left_mb:
         gpus = result.contention.gpus if result.contention is not None else []
         held = [one.device for one in gpus if one.others_memory_mb and one.device in gap.memory_left_mb]
@@ -365,7 +366,7 @@ def _gap_warnings(result: ExperimentResult) -> Iterator[QualityWarning]:
         if left := [uuid for uuid in gap.memory_left_mb if uuid not in held]:
             yield QualityWarning.of(
                 "memory_not_released",
-                f"{', '.join(left)} had not given back the memory of the experiment before, or another process "
+                f"{', '.join(left)} had not released the memory of the previous experiment, or another process "
                 "holds it: gap.memory_left_mb of the result says how much",
             )
 

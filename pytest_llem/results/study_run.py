@@ -1,4 +1,4 @@
-"""One study while it runs: its directory, its manifest, and at the end its result."""
+"""The results directory of a study's run: its manifest during the run, and its result at the end."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pytest_llem.study.design import Experiment, StudyConfig
 
 @dataclass
 class StudyRun:
-    """A study's results directory and what is written there.
+    """A run of a study, which writes its results directory.
 
     Attributes:
-        study: What is run.
-        directory: Its results directory, made for this run.
-        selected: The experiments that are to run, by node id.
-        writer: Of the manifest.
-        result: The StudyResult, once the study has ended.
-        stopped: Why it was ended before all had run, where that was ours to decide; or None.
-        lost: Results that were saved and are not there any more at the end, in words.
-        page: Where its page is, once that is written; or None.
+        study: The study.
+        directory: Results directory, created for this run.
+        selected: Selected experiments by node id.
+        writer: Writer of the manifest.
+        result: The StudyResult; None until the study has ended.
+        stopped: Why the plugin ended the study before all experiments had run; None if it did not.
+        lost: Messages about saved results that are missing or changed at the end.
+        page: Path of the HTML page; None if it was not written.
     """
 
     study: StudyConfig
@@ -53,18 +53,18 @@ class StudyRun:
         environment: dict[str, Any],
         resumed_from: Iterable[str] = (),
     ) -> StudyRun:
-        """Make the results directory and write the first manifest.
+        """Create the results directory and write the first manifest.
 
         Args:
-            study: What is run.
-            selected: The experiments that are to run, by node id; the study's others are deselected.
-            results_dir: Where the directory goes.
-            name: Of the directory; with a number behind it where that is taken.
-            environment: What is known of this machine.
+            study: The study.
+            selected: Selected experiments by node id; the study's others are deselected.
+            results_dir: Parent of the new directory.
+            name: Name of the new directory; a number is appended if it is taken.
+            environment: Facts of this machine.
             resumed_from: Names of the results directories whose results are replayed.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: The directory cannot be created.
         """
         running = {experiment.id for experiment in selected.values()}
         entries = [
@@ -93,10 +93,10 @@ class StudyRun:
             write_atomically(directory / "study.yaml", study.text)
             if study.base_text is not None:
                 write_atomically(directory / "study.base.yaml", study.base_text)
-            # Before the manifest: who finds one can read the rest.
+            # Before the manifest, so that the other files exist wherever a manifest exists.
             write_atomically(directory / DESIGN, design)
             return cls(study, directory, selected, ManifestWriter(directory, manifest))
-        except BaseException:  # Ctrl-C: without a manifest it would be nobody's
+        except BaseException:  # includes Ctrl-C: a directory without a manifest is of no use
             shutil.rmtree(directory, ignore_errors=True)
             raise
 
@@ -106,13 +106,14 @@ class StudyRun:
         return self.writer.manifest.experiments
 
     def started(self, experiment: Experiment) -> None:
+        """Record that an experiment starts."""
         self.writer.running(experiment.id)
 
     def completed(self, experiment: Experiment, payload: dict[str, Any]) -> ExperimentResult:
-        """Save an experiment's result.
+        """Save an experiment's result and return it.
 
         Raises:
-            OSError: It could not be saved.
+            OSError: The result could not be saved.
         """
         result = ExperimentResult.model_validate_json(payload["result"])
         device = ", ".join(result.engine.device_names) or result.engine.device
@@ -128,15 +129,17 @@ class StudyRun:
         return result
 
     def failed(self, experiment: Experiment, error: ErrorRecord, worker: str | None = None) -> None:
+        """Record that an experiment failed."""
         self.writer.failed(experiment.id, error, worker=worker)
 
     def unsaved(self, experiment: Experiment, reason: str) -> None:
-        """Note that a result was lost, as far as that can still be noted."""
+        """Record that a result could not be saved, if the manifest can be written."""
         message = f"the result could not be saved: {reason}"
         with suppress(OSError):
             self.failed(experiment, ErrorRecord(kind="exception", type="OSError", message=message))
 
     def skipped(self, experiment: Experiment, reason: str, error: ErrorRecord | None = None) -> None:
+        """Record that an experiment was skipped, or failed with *error* as xfail expects."""
         self.writer.skipped(experiment.id, reason, error)
 
     def has_result(self, experiment: Experiment) -> bool:
@@ -148,7 +151,7 @@ class StudyRun:
         return all(entry.status not in ("pending", "running") for entry in self.entries)
 
     def summarise(self) -> StudyResult:
-        """Return what the experiments have come to; to be called once all have run."""
+        """Return the results of the points; to be called once all experiments have run."""
         if self._summarised is None:
             manifest = self.writer.manifest
             result = study_design(self.study, manifest)
@@ -156,10 +159,10 @@ class StudyRun:
         return self._summarised[0]
 
     def finish(self, status: StudyStatus) -> StudyResult:
-        """Close the manifest and write the StudyResult.
+        """Close the manifest, and write and return the StudyResult.
 
         Raises:
-            OSError: Either could not be written.
+            OSError: A file could not be written.
         """
         self.writer.finish(status)
         self.summarise()
@@ -172,16 +175,16 @@ class StudyRun:
         write_atomically(self.directory / "study_result.json", self.result.model_dump_json(indent=1) + "\n")
         write_atomically(self.directory / "summary.csv", point_table(self.result).to_csv())
         write_atomically(self.directory / "experiments.csv", experiment_table(self.result).to_csv())
-        with suppress(OSError):  # the result says all that it says
+        with suppress(OSError):  # the StudyResult includes all of it
             (self.directory / DESIGN).unlink()
         return self.result
 
 
 def _make_directory(results_dir: Path, name: str) -> Path:
-    """Make a directory that nobody else has: with a number where the name is taken."""
+    """Create and return a new directory, with a number appended to *name* if it is taken."""
     try:
         results_dir.mkdir(parents=True)
-    except FileExistsError:  # a directory that somebody else made is not ours to hide from git
+    except FileExistsError:  # the user's own directory gets no .gitignore
         if not results_dir.is_dir():
             raise
     else:
@@ -193,4 +196,4 @@ def _make_directory(results_dir: Path, name: str) -> Path:
         except FileExistsError:
             continue
         return directory
-    raise FileExistsError(f"{results_dir / name}: taken, and 10,000 more")
+    raise FileExistsError(f"{results_dir / name}: exists, and so do 10,000 more with a number")

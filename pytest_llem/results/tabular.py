@@ -1,6 +1,6 @@
-"""A StudyResult as rows: for spreadsheets and data frames, per point and per experiment.
+"""Tables of a StudyResult for spreadsheets and data frames, per point and per experiment.
 
-A cell that is None is absent, and never 0. Every column of a metric says its unit.
+A missing value is None, never 0. The name of every metric's column includes its unit.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pytest_llem.study.identity import value_text
 
 Cell = str | int | float | bool | None
 
-#: What there is a row for.
+#: What each row stands for.
 Per = Literal["point", "experiment"]
 
-#: Metrics whose unit their name does not tell, and what does.
-_UNTOLD = {"ratio": "_ratio"}
+#: Suffixes by the unit of metrics whose names do not include it.
+_UNIT_SUFFIXES = {"ratio": "_ratio"}
 
-#: Units of energies and of what is made of them: only these have a method.
+#: Units of energies and of metrics derived from energies: only these have a method.
 _ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of the same columns.
+    """Rows with the same columns.
 
     Attributes:
-        columns: Their names, in order.
-        rows: A cell for each column.
-        units: Of those columns that have one, by name.
+        columns: Names of the columns, in order.
+        rows: Rows with a cell for each column.
+        units: Units by the names of the columns that have one.
     """
 
     columns: Sequence[str]
@@ -46,26 +46,27 @@ class Table:
     units: Mapping[str, str]
 
     def to_csv(self) -> str:
-        """Return it as CSV text: a cell that is absent is empty, a boolean ``true`` or ``false``."""
+        """Return CSV text: a missing value is an empty cell, a boolean is ``true`` or ``false``."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows([_spelt(cell) for cell in row] for row in self.rows)
+        writer.writerows([_csv_cell(cell) for cell in row] for row in self.rows)
         return text.getvalue()
 
 
 def column(metric: str) -> str:
-    """Return the name of a metric's column: its own, which tells its unit, or with the unit behind it."""
-    return f"{metric}{_UNTOLD.get(CATALOGUE[metric].unit, '')}"
+    """Return the name of a metric's column: the metric's name, followed by its unit if that is not part of it."""
+    return f"{metric}{_UNIT_SUFFIXES.get(CATALOGUE[metric].unit, '')}"
 
 
 def point_table(result: StudyResult) -> Table:
-    """Return a row for each point that was to run: axes, and of each metric its mean, by its name, and spread.
+    """Return a row for each selected point: its axes, and the mean and spread of each metric.
 
-    ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and ``…_ci95_high`` the 95 % interval of
-    the mean, ``…_n`` the cycles that have a value. ``pareto_optimal`` is empty where no interval, or one that
-    overlaps with another point's, leaves it open. ``…_method`` and ``…_boundary`` say how an energy was obtained
-    and what it covers, ``…_invalid`` the reason code where it cannot be right.
+    The mean has the metric's name. ``…_sd`` is the sample standard deviation over cycles, ``…_ci95_low`` and
+    ``…_ci95_high`` the 95 % interval of the mean, ``…_n`` the number of cycles with a value. ``pareto_optimal`` is
+    empty if the point has no interval, or an interval that overlaps with another point's. ``…_method`` and
+    ``…_boundary`` say how an energy was obtained and what it covers, ``…_invalid`` is the reason code if it cannot
+    be right.
     """
     axes = _axes(result)
     planned = {entry.config_hash for entry in _entries(result)}
@@ -98,9 +99,9 @@ def point_table(result: StudyResult) -> Table:
 
 
 def experiment_table(result: StudyResult) -> Table:
-    """Return a row for each experiment that was to run, in run order: axes, what became of it, and each metric.
+    """Return a row for each selected experiment, in run order: its axes, its outcome, and each metric.
 
-    ``…_method`` and ``…_boundary`` are those of all cycles of its point, the weakest method among them.
+    ``…_method`` is the weakest method of all cycles of the experiment's point, ``…_boundary`` their boundary.
     """
     axes = _axes(result)
     points = {point.config_hash: point for point in result.points}
@@ -137,10 +138,10 @@ def experiment_table(result: StudyResult) -> Table:
 
 
 def table(result: StudyResult, per: Per) -> Table:
-    """Return the rows of *result* for each point, or for each experiment.
+    """Return the table of *result* with a row for each point, or for each experiment.
 
     Raises:
-        ValueError: *per* is neither.
+        ValueError: *per* is neither ``point`` nor ``experiment``.
     """
     if per == "point":
         return point_table(result)
@@ -157,12 +158,15 @@ def _table(rows: Sequence[Mapping[str, Cell]], units: Mapping[str, str]) -> Tabl
 
 
 def _axes(result: StudyResult) -> list[str]:
-    """Return the axes of all points, by their dotted keys: short names may be those of other columns."""
+    """Return the dotted keys of the axes of all points. Short names could be those of other columns."""
     return list(dict.fromkeys(axis for point in result.points for axis in point.axes))
 
 
 def _axis_cells(point: PointResult, axes: Sequence[str]) -> dict[str, Cell]:
-    """Return the values of a point's axes, None where it lacks one; null, a list or a mapping as ids have them."""
+    """Return the values of a point's axes, None if the point does not have the axis.
+
+    Null, lists and mappings are written as in ids.
+    """
     return {axis: _plain(point.axes[axis]) if axis in point.axes else None for axis in axes}
 
 
@@ -196,7 +200,7 @@ def _provenance(metric: str, summary: Summary | None) -> dict[str, Cell]:
 
 
 def _entries(result: StudyResult) -> list[ManifestEntry]:
-    """Return the experiments that were to run. A baseline keeps none: it has those that were completed."""
+    """Return the selected experiments; for a baseline, which keeps none, the completed cycles as experiments."""
     if result.experiments:
         return [one for one in result.experiments if one.status != "deselected"]
     return [
@@ -213,7 +217,7 @@ def _entries(result: StudyResult) -> list[ManifestEntry]:
 
 
 def _of_cycle(point: PointResult | None, summary: Summary | None, entry: ManifestEntry) -> float | None:
-    """Return a metric's value in one cycle; None where it has none, or the result does not keep it."""
+    """Return a metric's value in one cycle; None if the cycle has no value or the result does not keep it."""
     if point is None or summary is None or entry.status != "completed" or entry.cycle not in point.cycles:
         return None
     place = point.cycles.index(entry.cycle)
@@ -221,7 +225,7 @@ def _of_cycle(point: PointResult | None, summary: Summary | None, entry: Manifes
 
 
 def _contention(point: PointResult | None, entry: ManifestEntry) -> str | None:
-    """Return whether one cycle was contended; None where it has no result, or that does not say."""
+    """Return the state of contention of one cycle; None if the cycle has no result or no record of contention."""
     if point is None or point.contention is None or entry.status != "completed" or entry.cycle not in point.cycles:
         return None
     return point.contention.state(entry.cycle)
@@ -233,7 +237,7 @@ def _between(start: str | None, end: str | None) -> float | None:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
-def _spelt(cell: Cell) -> Cell:
+def _csv_cell(cell: Cell) -> Cell:
     return str(cell).lower() if isinstance(cell, bool) else cell
 
 
@@ -246,16 +250,16 @@ def dataframe(result: StudyResult, per: Per) -> pandas.DataFrame:
 
     Raises:
         ImportError: pandas is not installed.
-        ValueError: *per* is neither.
+        ValueError: *per* is neither ``point`` nor ``experiment``.
     """
     rows = table(result, per)
     try:
         import pandas
     except ImportError as error:
-        reason = "a data frame takes pandas, which is not installed: pip install 'pytest-llem[dataframe]'"
+        reason = "a data frame needs pandas, which is not installed: pip install 'pytest-llem[dataframe]'"
         raise ImportError(reason, name="pandas") from error
     frame = pandas.DataFrame(list(rows.rows), columns=list(rows.columns))
-    # A metric that nobody has is a column of numbers all the same.
+    # A metric without any value is a column of floats too.
     frame = frame.astype(dict.fromkeys(rows.units, "float64"))
     frame.attrs["units"] = dict(rows.units)
     return frame

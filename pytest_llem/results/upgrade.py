@@ -1,10 +1,10 @@
-"""Documents of schema 1.x as ones of schema 2.0."""
+"""Conversion of documents of schema 1.x to schema 2.0."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Keys of 1.x by their names in 2.0, wherever they are: fields and metrics.
+#: Names in 2.0 by names in 1.x, of fields and metrics at any depth.
 _RENAMED = {
     "bench": "testbed",
     "subject": "sut",
@@ -18,7 +18,7 @@ _RENAMED = {
     "idle_bare_reason": "no_context_reason",
 }
 
-#: What users, engines and libraries name: their keys are left alone.
+#: Fields whose keys users, engines and libraries choose: these are kept.
 _VERBATIM = {"axes", "config", "effective_config", "environment", "excluded", "inputs", "settings", "versions"}
 
 
@@ -26,7 +26,7 @@ def upgrade(document: dict[str, Any]) -> dict[str, Any]:
     """Return a document of schema 1.x with the names of 2.0.
 
     Args:
-        document: A manifest, a result of an experiment or of a study, or a baseline, as JSON has it.
+        document: A manifest, a result of an experiment or of a study, or a baseline, as parsed from JSON.
 
     Example:
         >>> upgrade({"schema_version": "1.4", "baseline": {"idle_context_w": 61.5}})
@@ -48,20 +48,20 @@ def _renamed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     found = {_RENAMED.get(key, key): item if key in _VERBATIM else _renamed(item) for key, item in value.items()}
-    if found.get("metric") in _RENAMED:  # a verdict names it
+    if found.get("metric") in _RENAMED:  # of a verdict
         found["metric"] = _RENAMED[found["metric"]]
     return found
 
 
 def _coded(warning: Any) -> Any:
-    """Return a warning that was a sentence, before 1.4, as one that has a code."""
+    """Return a warning with a code; before 1.4 a warning was only a text."""
     if not isinstance(warning, str):
         return warning
     return {"code": "unclassified", "severity": "warning", "text": warning}
 
 
 def _add_coverage(point: dict[str, Any]) -> None:
-    """Say of a point's energies whether they cover the engine's devices, which 1.3 and older left to its facts."""
+    """Set ``covers_engine`` of a point's energies, which in 1.3 and older follows from the point's facts."""
     testbed = point.get("testbed")
     if not testbed:
         return

@@ -1,4 +1,4 @@
-"""What a gate came to."""
+"""Records of gates' verdicts and of comparisons."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from pytest_llem.results.document import Record
 
 Gate = Literal["budget", "regression"]
 
-#: Of a pytest item.
+#: Outcome of a pytest item.
 Outcome = Literal["passed", "failed", "skipped"]
 
-#: Of a budget: whether the mean is within its limits. Of a regression gate: whether the metric has changed.
-#: ``NOT JUDGED``: it could not be told; the reason says why.
+#: For a budget, whether the mean is within its limits; for a regression gate, whether the metric has changed.
+#: ``NOT JUDGED``: that could not be determined; the reason says why.
 Verdict = Literal["WITHIN", "BEYOND", "SAME", "REGRESSION", "IMPROVEMENT", "INCONCLUSIVE", "NOT JUDGED"]
 
 
 class GateVerdict(Record):
-    """What one gate says of one metric of one point.
+    """The verdict of a gate on one metric of one point.
 
     Attributes:
-        gate: Of which kind it is.
-        id: As in the item's id, inside the brackets.
-        metric: By its name in the catalogue.
+        gate: Kind of the gate.
+        id: Id of the gate, inside the brackets of the item's id.
+        metric: Name of the metric in the catalogue.
         point: Id of the point.
-        verdict: What it says.
-        outcome: What its item comes to.
-        reason: Why it was not judged, or what else there is to say of it; in words, on one line.
-        note: Why it judges another metric than the one that its id names; null where it does not.
-        unit: The metric's unit.
-        method: For energies, the weakest method among the cycles of either side.
-        mean: Of the candidate's cycles, null where none has a value.
-        ci95: Its 95 % t-interval.
-        n: Cycles of the candidate that have a value.
-        maximum: Of a budget; null where it has none.
-        minimum: Likewise.
-        within_noise: Of a budget: ``ci95`` straddles the limit.
-        reference_mean: Of the reference's cycles.
-        reference_n: Of them, those that have a value.
-        paired: Reference and candidate were interleaved, and are compared cycle by cycle.
-        ratio: Candidate / reference: of the geometric means.
-        interval: Two-sided interval of ``ratio`` at ``confidence``: the one that the verdict follows from.
+        verdict: The verdict.
+        outcome: Outcome of the gate's item.
+        reason: Why the gate was not judged, or a remark on the verdict; one line.
+        note: Why the gate judges another metric than its id names; null if it does not.
+        unit: Unit of the metric.
+        method: For energies, the weakest method among the cycles of both sides.
+        mean: Mean of the candidate's cycles, null if none has a value.
+        ci95: 95 % t-interval of ``mean``.
+        n: Number of the candidate's cycles with a value.
+        maximum: Maximum of a budget; null if it has none.
+        minimum: Minimum of a budget; null if it has none.
+        within_noise: Whether ``ci95`` straddles a limit of the budget.
+        reference_mean: Mean of the reference's cycles.
+        reference_n: Number of the reference's cycles with a value.
+        paired: Whether candidate and reference were interleaved and are compared cycle by cycle.
+        ratio: Candidate / reference, of the geometric means.
+        interval: Two-sided interval of ``ratio`` at ``confidence``, from which the verdict follows.
         confidence: 1 − 2 · the level that decided: alpha for ``SAME``, the part of alpha that Holm's procedure
             gave this gate for any other verdict.
-        p: One-sided, Holm-adjusted over the family: of there being no change beyond delta in the direction found.
-        alpha: What p is held against.
+        p: One-sided p of no change beyond delta in the direction found, Holm-adjusted over the family.
+        alpha: Level that ``p`` is compared with.
         delta: Relative change that does not count.
-        contended: Which cycles of which side were contended, and by what; null for none. A comparison of two
-            sessions is INCONCLUSIVE then; a budget, and interleaved sides, are judged all the same.
-        cycles_to_decide: Cycles on either side after which an inconclusive verdict is likely to be decided; null
-            where it is decided, or where no number would.
-        file: Where the gate is written, relative to the root of the run; null where it is written nowhere.
-        line: Likewise, from 1.
+        contended: Contended cycles of either side, with the reason; null if there are none. They make a comparison
+            of two sessions INCONCLUSIVE; budgets and interleaved sides are judged despite them.
+        cycles_to_decide: Number of cycles per side that would probably decide an inconclusive verdict; null if the
+            verdict is decided or no number would do.
+        file: File of the gate, relative to the root of the run; null if the gate is not written in a file.
+        line: Line in ``file``, from 1.
     """
 
     gate: Gate
@@ -88,44 +88,44 @@ class GateVerdict(Record):
     line: int | None = None
 
 
-#: From worst to best, among those of one outcome.
+#: Verdicts from worst to best within one outcome.
 _WORST_FIRST = ("BEYOND", "REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "SAME", "WITHIN", "IMPROVEMENT")
 _OUTCOMES = ("failed", "skipped", "passed")
 
 
 def severity(verdict: GateVerdict) -> tuple[int, int]:
-    """Return what sorts verdicts from worst to best.
+    """Return a key that sorts verdicts from worst to best.
 
-    One that failed comes before any other. One that was not judged and did not fail, as where neither side has a
-    meter, comes last: it says nothing of what was judged.
+    Failed verdicts come first. Verdicts that were not judged and did not fail, for example because neither side
+    has a meter, come last.
     """
-    said_nothing = verdict.verdict == "NOT JUDGED" and verdict.outcome != "failed"
-    outcome = len(_OUTCOMES) if said_nothing else _OUTCOMES.index(verdict.outcome)
+    not_judged = verdict.verdict == "NOT JUDGED" and verdict.outcome != "failed"
+    outcome = len(_OUTCOMES) if not_judged else _OUTCOMES.index(verdict.outcome)
     return outcome, _WORST_FIRST.index(verdict.verdict)
 
 
 def worst(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
-    """Return the worst of *verdicts*; None of none."""
+    """Return the worst of *verdicts*; None if there are none."""
     return min(verdicts, key=severity, default=None)
 
 
 class ComparisonRecord(Record):
-    """What a study was compared with, and how far that may be compared.
+    """A comparison of a study with a reference, and the differences between the two.
 
     Attributes:
-        reference: Which result that is: a baseline's name, a file, an interpreter.
-        reference_version: Of pytest-llem there.
-        reference_started_at: When it was measured.
-        paired: Both were measured in turns, cycle by cycle, on the same devices.
-        alpha: Of false alarms, per gate and, by Holm, per family.
-        family: Regression gates that were judged.
-        testbed: Facts that have to agree and do not, a line each.
-        compared_despite_mismatch: They were compared all the same, as ``--llem-compare-mismatch`` says.
-        warnings: Facts that may differ and make a difference.
-        workload: In what the work itself differs (prompts, tokens per request), a line each.
-        sut: Facts that differ, being what is tested, a line each.
-        new_points: Points that the reference lacks.
-        missing_points: Points of the reference that are not in the study any more.
+        reference: Name of a baseline, a file, or an interpreter.
+        reference_version: Version of pytest-llem that measured the reference.
+        reference_started_at: Start of the reference's run.
+        paired: Whether both were interleaved, cycle by cycle on the same devices.
+        alpha: Probability of a false alarm, per gate and, by Holm's procedure, per family.
+        family: Number of regression gates that were judged.
+        testbed: Testbed facts that differ, one per line.
+        compared_despite_mismatch: Whether ``--llem-compare-mismatch`` allowed the comparison despite ``testbed``.
+        warnings: Differences that do not stop the comparison but may affect it.
+        workload: Differences of the work itself (prompts, tokens per request), one per line.
+        sut: System-under-test facts that differ, one per line.
+        new_points: Ids of points that are not in the reference.
+        missing_points: Ids of points of the reference that are no longer in the study.
     """
 
     reference: str

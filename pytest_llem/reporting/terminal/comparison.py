@@ -28,7 +28,7 @@ _ORDER = ("REGRESSION", "NOT JUDGED", "INCONCLUSIVE", "IMPROVEMENT", "SAME")
 
 _SPECIAL = re.compile(r"([\\`*_\[\]~|#])")
 
-_COLUMNS = ("reference", "here", "ratio", "interval", "n", "verdict")
+_COLUMNS = ("reference", "candidate", "ratio", "interval", "n", "verdict")
 
 
 def lines(comparison: Comparison, width: int, counting: Collection[str] | None = None) -> list[str]:
@@ -44,12 +44,13 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
     if rows:
         table = plain_table()
         table.add_column("metric\npoint", overflow="fold")
-        for heading in ("reference", "here", "ratio\ninterval", "n", "verdict"):
+        for heading in ("reference\ncandidate", "ratio\ninterval", "n", "verdict"):
             table.add_column(heading, justify="left" if heading == "verdict" else "right")
         for verdict in rows:
-            reference, here, ratio, interval, n, word = _cells(verdict)
-            what, change = f"{verdict.metric}\n{verdict.point}", f"{ratio}\n{interval}"
-            table.add_row(what, reference, here, change, n.replace(" ", "\n"), word.replace(" ", "\n"))
+            reference, candidate, ratio, interval, n, word = _cells(verdict)
+            what, means = f"{verdict.metric}\n{verdict.point}", f"{reference}\n{candidate}"
+            change = f"{ratio}\n{interval}"
+            table.add_row(what, means, change, n.replace(" ", "\n"), word.replace(" ", "\n"))
         found += render(table, width)
     if left_out:
         found.append(_more(left_out))
@@ -151,7 +152,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         used = sorted({one.delta for one in judged if one.delta is not None})
         deltas = ", ".join(f"{100 * delta:.1f} %" for delta in used)
         share = " to ".join(dict.fromkeys(percent(one) for one in shares[:1] + shares[-1:]))
-        interval = f"ratio: here / reference, with the {share} interval that decided; " if shares else ""
+        interval = f"ratio: candidate / reference, with the {share} interval that decided; " if shares else ""
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
