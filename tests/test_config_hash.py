@@ -91,4 +91,4 @@ def test_resume_says_that_another_version_hashed_the_design(
         text = text.replace(digest, "0" * 16)
     file.write_text(text, encoding="utf-8")
     done = run_pytest("--llem-resume")
-    done.stderr.fnmatch_lines(["*cannot be resumed: *: the same points, hashed by pytest-llem * otherwise *"])
+    done.stderr.fnmatch_lines(["*cannot be resumed: *: the same points, hashed differently by pytest-llem *"])

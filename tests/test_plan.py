@@ -126,7 +126,7 @@ class TestPlanFile:
         before = study.read_text()
         run = pytester.runpytest("-p", "llem", "--collect-only", "--llem-plan", "one.study.yaml")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
-        said = "ERROR: --llem-plan: is something else, and not to be replaced (got '*/one.study.yaml')"
+        said = "ERROR: --llem-plan: exists with other content and is not overwritten (got '*/one.study.yaml')"
         run.stderr.fnmatch_lines([said])
         assert study.read_text() == before
 
@@ -174,7 +174,7 @@ class TestPlanFile:
         run = run_pytest("-p", "llem", *asked, *workers)
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(
-            ["llem: no study was collected, so nothing came of --llem-save, --llem-baseline, --llem-resume"]
+            ["llem: no study was collected: --llem-save, --llem-baseline, --llem-resume had no effect"]
         )
 
     @pytest.mark.parametrize("workers", [[], slow(["-n", "1"])], ids=["serial", "xdist"])

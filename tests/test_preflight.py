@@ -50,7 +50,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
     [
         ("model: builtin:tiny-llama", None),
         ("model: m\nbackend: vllm", "engine 'vllm' is not installed here (there are: "),
-        ("model: m\nbackend: nowhere.to_be:Found", "engine 'nowhere.to_be:Found': no module 'nowhere' is to be "),
+        ("model: m\nbackend: nowhere.to_be:Found", "engine 'nowhere.to_be:Found': module 'nowhere' not found "),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: docker}",
             "runner 'docker' of engine 'pytorch': containers are not supported: name the Python ",
@@ -144,9 +144,12 @@ class TestAnotherInterpreter:
     def test_a_runner_is_relative_to_the_study(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "python").symlink_to(sys.executable)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("pytest_llem.planning.preflight.lacks", lambda there, engine, pip: f"lacks: {pip}")
+        monkeypatch.setattr(
+            "pytest_llem.planning.preflight.check_runner_environment",
+            lambda interpreter, engine, pip: f"needs: {pip}",
+        )
         assert reasons(tmp_path, "model: m\nrunners: {pytorch: python}") == [
-            "runner 'python' of engine 'pytorch' lacks: ./python -m pip"
+            "runner 'python' of engine 'pytorch' needs: ./python -m pip"
         ]
 
     def test_a_runner_with_another_version_of_pytest_llem_is_refused(self, tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ class TestAnotherInterpreter:
         assert reasons(tmp_path, there) == [
             None,
             None,
-            "engine 'hidden:Engine': no module 'hidden' is to be found (ini option pythonpath says where)",
+            "engine 'hidden:Engine': module 'hidden' not found (add its folder to the ini option pythonpath)",
         ]
 
     def test_the_gpus_are_those_that_its_torch_may_use(
@@ -236,7 +239,7 @@ def test_several_reasons_are_told_at_once(tmp_path: Path) -> None:
 def test_a_precision_that_the_gpu_lacks(tmp_path: Path) -> None:
     study = "model: builtin:tiny-llama\nsweep: {precision: [bf16, fp16]}"
     assert reasons(tmp_path, study, OLD_GPU) == [
-        "Old GPU computes no bf16: use precision: fp16 or fp32",
+        "Old GPU does not support bf16: use precision: fp16 or fp32",
         None,
     ]
     assert reasons(tmp_path, study) == [None, None]

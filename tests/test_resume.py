@@ -357,7 +357,7 @@ class TestRefusals:
             study.run("--llem-resume", *workers),
             f"{finished.name} cannot be resumed: the study's design was *, is *: points 4 new "
             "(precision=bf16-size=3, …), 2 gone (precision=bf16-size=1, …) "
-            "(--llem-resume-mismatch replays what both have)",
+            "(--llem-resume-mismatch replays the common results)",
         )
         if not workers:
             study.run("--llem-resume", "--llem-resume-mismatch").assert_outcomes(passed=12)
@@ -395,10 +395,10 @@ class TestRefusals:
         [
             ({"packages": {"torch": "2.0.1"}}, "torch 2.0.1 then, * now"),
             ({"packages": {"pytest-llem": "0.0.1"}}, "pytest-llem 0.0.1 then, * now"),
-            ({"cpu_model": "Another CPU"}, "it ran on Another CPU, this is *"),
+            ({"cpu_model": "Another CPU"}, "it ran on Another CPU, this machine has *"),
             (
                 {"gpus": [{"name": "NVIDIA A100", "driver": "535.1"}]},
-                "it ran on NVIDIA A100, here is no GPU",
+                "it ran on NVIDIA A100, this machine has no GPU",
             ),
         ],
         ids=["torch", "pytest-llem", "processor", "gpu"],

@@ -20,7 +20,7 @@ import pytest
 from pytest_llem.engines.pytorch.requirements import Packages, unmet
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
-from pytest_llem.planning.runner_environment import WORKER, check_runner_environment, how_to_add
+from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_add
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -200,24 +200,27 @@ class TestRequirements:
     @pytest.mark.parametrize(
         ("requires", "told"),
         [
-            (["a"], "lacks a: PIP install a"),
+            (["a"], "is missing a: PIP install a"),
             (
                 ["a>=2,<3", "a>=2,<3", "torch>=99"],
-                "lacks a<3,>=2 and torch>=99: PIP install 'a<3,>=2' 'torch>=99'",
+                "is missing a<3,>=2 and torch>=99: PIP install 'a<3,>=2' 'torch>=99'",
             ),
-            (["a[x]>1; python_version >= '3.12'"], "lacks a[x]>1: PIP install 'a[x]>1'"),
-            (["a @ https://a.example/a.whl"], "lacks a @ https://a.example/a.whl: PIP install 'a @ https://a.ex"),
+            (["a[x]>1; python_version >= '3.12'"], "is missing a[x]>1: PIP install 'a[x]>1'"),
+            (
+                ["a @ https://a.example/a.whl"],
+                "is missing a @ https://a.example/a.whl: PIP install 'a @ https://a.ex",
+            ),
         ],
     )
     def test_missing_requirement_of_the_engine_is_an_error(self, requires: list[str], told: str) -> None:
         assert (check_runner_environment(there(*requires), "theirs", "PIP") or "").startswith(told)
 
     def test_only_the_workers_requirements_of_the_plugin_count(self) -> None:
-        ours = [f"{name}>=1" for name in WORKER]
+        ours = [f"{name}>=1" for name in WORKER_PACKAGES]
         other = there(requires={"pytest-llem": [*ours, "torch>=99", "rich"], "other": []})
         wanted = " and ".join(ours)
         assert (check_runner_environment(other, "theirs", "PIP") or "").startswith(
-            f"lacks {wanted}: PIP install 'nvidia-ml-py>=1' 'ps"
+            f"is missing {wanted}: PIP install 'nvidia-ml-py>=1' 'ps"
         )
         assert check_runner_environment(other, None, "PIP") == check_runner_environment(other, "theirs", "PIP")
 
@@ -313,7 +316,7 @@ class TestRunning:
         ours = distribution("pytest-llem")
         announced = ours.read_text("entry_points.txt") or ""
         environment.add("pytest-llem", OURS, *(ours.requires or ()), entry_points=announced)
-        environment.share(*WORKER)
+        environment.share(*WORKER_PACKAGES)
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1}, runners={"noop": str(environment.python)})
         pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         result = results.read(results.manifest["experiments"][0]["result_file"])
@@ -321,7 +324,7 @@ class TestRunning:
         told = ask(environment.python)
         assert isinstance(told, Interpreter)
         assert check_runner_environment(told, "noop", "PIP") is None
-        assert (check_runner_environment(told, "pytorch", "PIP") or "").startswith("lacks torch>=")
+        assert (check_runner_environment(told, "pytorch", "PIP") or "").startswith("is missing torch>=")
 
     @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_two_environments_in_one_study(

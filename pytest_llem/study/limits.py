@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_llem.study.budgets import Bound, Scoped, Written
+from pytest_llem.study.budgets import Bound, BudgetEntry, Scoped
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath
 from pytest_llem.study.gates import Budget
 from pytest_llem.study.point_selector import PointSelector
 from pytest_llem.study.problems import Problem
-from pytest_llem.study.unreachable_gates import named, unreachable_gates
+from pytest_llem.study.unreachable_gates import describe_points, unreachable_gates
 
 _NOUNS: dict[Bound, str] = {"max": "maximum", "min": "minimum"}
 
 #: A point's budgets as written, by metric.
-_Pieces = dict[str, list[Written]]
+_Pieces = dict[str, list[BudgetEntry]]
 
 #: Two budgets that do not go together, the later one first, and the limit of that one that does not.
-_Clash = tuple[Written, Bound, Written]
+_Clash = tuple[BudgetEntry, Bound, BudgetEntry]
 
 
 def apply_budgets(
@@ -58,7 +58,7 @@ def apply_budgets(
     return budgets, [*problems, *clashes], notes
 
 
-def _without_effect(document: Document, one: Written, *, fits_others: bool, is_entry: bool) -> Problem:
+def _without_effect(document: Document, one: BudgetEntry, *, fits_others: bool, is_entry: bool) -> Problem:
     if one.where is None:
         return document.problem(one.at, "has no effect: every experiment has budgets of its own")
     told = "fits no point of this study"
@@ -75,7 +75,7 @@ def _merged(
     clashes: dict[tuple[KeyPath, Bound, KeyPath], tuple[_Clash, list[Point]]] = {}
     for point, by_metric in zip(points, pieces, strict=True):
         for metric, written in by_metric.items():
-            holders: dict[Bound, Written] = {}
+            holders: dict[Bound, BudgetEntry] = {}
             for later, bound, earlier in _clashing(written, holders):
                 key = (later.at, bound, earlier.at)
                 clashes.setdefault(key, ((later, bound, earlier), []))[1].append(point)
@@ -87,7 +87,7 @@ def _merged(
     return budgets, [_problem(document, clash, concerned) for clash, concerned in clashes.values()]
 
 
-def _clashing(written: Sequence[Written], holders: dict[Bound, Written]) -> Iterator[_Clash]:
+def _clashing(written: Sequence[BudgetEntry], holders: dict[Bound, BudgetEntry]) -> Iterator[_Clash]:
     """Enter into *holders* which of a point's budgets on one metric gives which limit; yield what clashes."""
     for one in written:
         for bound, value in one.bounds.items():
@@ -107,13 +107,13 @@ def _problem(document: Document, clash: _Clash, concerned: Sequence[Point]) -> P
     at = key if key in document.marks else later.at
     line = _line(document, earlier)
     if bound in earlier.bounds:
-        told = f"{later.metric} has a {_NOUNS[bound]} for {named(concerned)} already (line {line})"
+        told = f"{later.metric} has a {_NOUNS[bound]} for {describe_points(concerned)} already (line {line})"
         return document.problem(at, f"{told}; where tells them apart")
     opposite: Bound = "min" if bound == "max" else "max"
     figures = f"{bound} {later.bounds[bound]:.15g}", f"{opposite} {earlier.bounds[opposite]:.15g} (line {line})"
-    return document.problem(at, f"{figures[0]} does not go with {figures[1]} for {named(concerned)}")
+    return document.problem(at, f"{figures[0]} does not go with {figures[1]} for {describe_points(concerned)}")
 
 
-def _line(document: Document, written: Written) -> int:
+def _line(document: Document, written: BudgetEntry) -> int:
     """Return the line on which a budget names its metric."""
     return document.problem(written.at, "").line

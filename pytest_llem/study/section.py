@@ -43,7 +43,7 @@ class NullableSection(Section):
         return {key: one for key, one in data.items() if one is not None or key in cls.NULL_MEANS}
 
 
-def finite(value: Any, name: str) -> None:
+def check_finite(value: Any, name: str) -> None:
     """See that what an engine takes by its own names holds numbers only that JSON, and so a result, can hold.
 
     Raises:
@@ -51,10 +51,10 @@ def finite(value: Any, name: str) -> None:
     """
     if isinstance(value, dict):
         for key, one in value.items():
-            finite(one, f"{name}.{key}")
+            check_finite(one, f"{name}.{key}")
     elif isinstance(value, list | tuple):
         for place, one in enumerate(value):
-            finite(one, f"{name}[{place}]")
+            check_finite(one, f"{name}[{place}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number (got {value})")
 
@@ -65,7 +65,7 @@ def field_docs(section: type[BaseModel]) -> dict[str, str]:
     return {one["name"]: " ".join(one["text"].split()) for one in _ATTRIBUTE.finditer(attributes)}
 
 
-def told(message: str) -> WrapValidator:
+def single_error(message: str) -> WrapValidator:
     """Return a validator that tells *message* in place of one error for each type that a value might have had."""
 
     def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:

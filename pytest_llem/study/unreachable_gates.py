@@ -30,13 +30,13 @@ def unreachable_gates(document: Document, at: KeyPath, metric: str, points: Sequ
             concerned.setdefault(reason, []).append(point)
     return [
         document.problem(
-            at, f"can never be judged{'' if len(some) == len(run) else f' for {named(some)}'}: {reason}"
+            at, f"can never be judged{'' if len(some) == len(run) else f' for {describe_points(some)}'}: {reason}"
         )
         for reason, some in concerned.items()
     ]
 
 
-def named(points: Sequence[Point]) -> str:
+def describe_points(points: Sequence[Point]) -> str:
     """Return the first one's id, cut where it is long, and how many there are besides."""
     first = points[0].id
     first = first if len(first) <= 60 else f"{first[:57]}..."
