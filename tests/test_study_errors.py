@@ -197,7 +197,7 @@ def test_wrong_values_in_sections(tmp_path: Path, text: str, expected: str) -> N
         ),
         ("experiments: [{n: 1}, {n: 0}]", 24, "n: must be at least 1 (got 0)"),
         ("experiments: [{decoder: {top_k: -1}}]", 26, "decoder.top_k: must be at least 0 (got -1)"),
-        ("sweep: {precision.x: [1, 2]}", 9, "precision.x: 'precision' is no section"),
+        ("sweep: {precision.x: [1, 2]}", 9, "precision.x: 'precision' is not a mapping"),
     ],
 )
 def test_wrong_values_of_points_stand_where_they_are_given(
@@ -428,8 +428,8 @@ class TestSize:
             ("1" * 5000, "not a valid value (got " + "1" * 57 + "...)"),
             ("1" + ":30" * 300 + ".5", "not a valid value (got 1" + ":30" * 18 + ":3...)"),
             ("0x_", "not a valid value (got 0x_)"),
-            ('"a\\0b"', "no text may hold the character U+0000"),
-            ('"\\ud800"', "no text may hold the character U+D800"),
+            ('"a\\0b"', "text must not contain the character U+0000"),
+            ('"\\ud800"', "text must not contain the character U+D800"),
         ],
     )
     def test_values_that_have_no_place_in_json(self, tmp_path: Path, value: str, expected: str) -> None:
@@ -450,7 +450,7 @@ class TestShape:
                 "sweep: {decoder: [{top_k: 1}], decoder.top_p: [1]}",
                 "2:32: sweep.decoder.top_p: is part of 'decoder', which is an axis too",
             ),
-            ("n: 5\nsweep: {n.x: [2]}", "3:9: sweep.n.x: 'n' is no section (it is given as 5)"),
+            ("n: 5\nsweep: {n.x: [2]}", "3:9: sweep.n.x: 'n' is not a mapping (it is given as 5)"),
             ("experiments:", "2:1: experiments: must be a list with at least one experiment (got nothing)"),
             ("experiments: []", "2:1: experiments: must be a list with at least one experiment (got [])"),
             (
@@ -482,12 +482,12 @@ class TestShape:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("sweep: {n: [1, 2, 1]}", "2:19: sweep.n[2]: is there twice"),
+            ("sweep: {n: [1, 2, 1]}", "2:19: sweep.n[2]: is given twice"),
             (
                 "sweep: {decoder.temperature: [1, 1.0]}",
                 "2:1: sweep: temperature=1.0 is the same experiment as temperature=1",
             ),
-            ("sweep: {n: [1, 2]}\nexperiments: [{n: 3}, {n: 2}]", "3:23: experiments[1]: n=2 is there twice"),
+            ("sweep: {n: [1, 2]}\nexperiments: [{n: 3}, {n: 2}]", "3:23: experiments[1]: n=2 is given twice"),
             (
                 "sweep: {n: [1, 2]}\nexperiments: [{n: 2, precision: bf16}]",
                 "3:15: experiments[0]: n=2-precision=bf16 is the same experiment as n=2",
@@ -814,9 +814,9 @@ def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path: Path) -> None:
     path.write_text("model: m\ndataset: {n: 3}\nsweep:\n  n: [2, 4]\n")
     with pytest.raises(StudyError) as caught:
         load_study(path)
-    assert str(caught.value) == f"{path}:4:3: n: is no axis here: dataset.n is given, and wins"
+    assert str(caught.value) == f"{path}:4:3: n: cannot be an axis: dataset.n is given and overrides it"
     path.write_text("model: m\nsweep:\n  max_input_tokens: [7]\n  dataset.input_len: [2, 4]\n")
-    with pytest.raises(StudyError, match=r"3:3: max_input_tokens: is no axis here: dataset\.input_len is given"):
+    with pytest.raises(StudyError, match=r"3:3: max_input_tokens: cannot be an axis: dataset\.input_len is given"):
         load_study(path)
 
 
@@ -856,7 +856,7 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     with file.open("wb") as opened:
         opened.truncate(5 * 10**9)
-    with pytest.raises(StudyError, match="1:1: is larger than 20 MB, which is no study"):
+    with pytest.raises(StudyError, match="1:1: is larger than 20 MB, the limit for a study"):
         load_study(file)
 
 

@@ -13,7 +13,7 @@ from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from pytest_llem.study.unreachable_gates import _OF_A_BASELINE, _OF_PREFILL
+from pytest_llem.study.unreachable_gates import _IDLE_POWER_METRICS, _PREFILL_METRICS
 
 #: In two lines; 8 divides n, or the plan would say so.
 STUDY = "<<: {model: m, n: 96}\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"
@@ -236,11 +236,14 @@ class TestWrongBudgets:
             ("{seconds: {max: 1, min: 2.5}}", "11: budgets.seconds: min 2.5 is above max 1"),
             ("{seconds: -1}", "11: budgets.seconds: must be at least 0, as seconds is (got -1)"),
             ("{seconds: {min: -1}}", "21: budgets.seconds.min: must be at least 0, as seconds is (got -1)"),
-            ("{metric: seconds}", "11: budgets.metric: a budget that names its metric is an entry of a list"),
+            (
+                "{metric: seconds}",
+                "11: budgets.metric: write a budget with metric as an entry of a list: [{metric: ..., max: ...}]",
+            ),
             (
                 "{seconds: {max: 1, where: {n: 1}}}",
-                "29: budgets.seconds.where: unknown key: a budget for some points is an entry of a list, as "
-                "{metric: seconds, max: ..., where: ...}",
+                "29: budgets.seconds.where: unknown key: write a budget for some points as an entry of a list: "
+                "[{metric: seconds, max: ..., where: ...}]",
             ),
             ("[7]", "11: budgets[0]: must be a mapping (got 7)"),
             ("[{max: 4}]", "11: budgets[0].metric: is required"),
@@ -256,11 +259,11 @@ class TestWrongBudgets:
             ("[{metric: seconds, max: 4, where: 7}]", "37: budgets[0].where: must be a mapping (got 7)"),
             (
                 "[{metric: seconds, max: 4, where: {precison: fp32}}]",
-                "45: budgets[0].where.precison: is no axis and no field (did you mean 'precision'?)",
+                "45: budgets[0].where.precison: is neither an axis nor a field (did you mean 'precision'?)",
             ),
             (
                 "[{seconds: 4}]",
-                "12: budgets[0].seconds: unknown key: in a list a budget names its metric, as "
+                "12: budgets[0].seconds: unknown key: an entry of a list has the key metric: "
                 "{metric: seconds, max: ...}",
             ),
         ],
@@ -316,16 +319,16 @@ class TestWrongBudgets:
         )
         assert told == [
             f"s.yaml:5:23: budgets[1].max: seconds has a maximum for {IDS[2]} and 1 more already (line 4); "
-            "where tells them apart",
+            "restrict one of them with where",
             f"s.yaml:8:23: budgets[3].min: seconds has a minimum for {IDS[0]} already (line 6); "
-            "where tells them apart",
+            "restrict one of them with where",
         ]
 
     @pytest.mark.parametrize(
         ("first", "second", "told"),
         [
-            ("max: 2", "min: 3", "min 3 does not go with max 2 (line 4) for model=m"),
-            ("min: 3", "max: 2", "max 2 does not go with min 3 (line 4) for model=m"),
+            ("max: 2", "min: 3", "min 3 conflicts with max 2 (line 4) for model=m"),
+            ("min: 3", "max: 2", "max 2 conflicts with min 3 (line 4) for model=m"),
         ],
     )
     def test_limits_that_exclude_each_other_are_refused(
@@ -383,10 +386,10 @@ class TestGates:
                 "{metrics: [seconds, second]}",
                 "28: gates.metrics[1]: no metric of that name (did you mean 'seconds'?)",
             ),
-            ("{metrics: [seconds, seconds]}", "28: gates.metrics[1]: seconds is there twice"),
+            ("{metrics: [seconds, seconds]}", "28: gates.metrics[1]: seconds is given twice"),
             (
                 "{metrics: [mean_power_w]}",
-                "19: gates.metrics[0]: mean_power_w can be no gate: neither more nor less of it is better",
+                "19: gates.metrics[0]: mean_power_w cannot be a gate: neither more nor less of it is better",
             ),
         ],
     )
@@ -412,7 +415,7 @@ class TestForeseen:
     @pytest.mark.parametrize(
         ("where", "told"),
         [
-            ("{n: 3}", "37: budgets[0].where: fits only experiments with budgets of their own"),
+            ("{n: 3}", "37: budgets[0].where: matches only experiments with budgets of their own"),
             ("", "12: budgets[0].metric: has no effect: every experiment has budgets of its own"),
         ],
     )
@@ -424,7 +427,7 @@ class TestForeseen:
     def test_budget_for_another_experiment_is_noted(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{n: 1}, {n: 2, budgets: [{metric: seconds, max: 4, where: {n: 1}}]}]\n"
         assert notes(tmp_path, text) == [
-            "s.yaml:2:66: experiments[1].budgets[0].where: does not fit this experiment"
+            "s.yaml:2:66: experiments[1].budgets[0].where: does not match this experiment"
         ]
 
     @pytest.mark.parametrize(
@@ -481,4 +484,4 @@ class TestForeseen:
         assert notes(tmp_path, "model: m\nenergy: {backend: null}\ngates: {alpha: 0.05}\n") == []
 
     def test_metrics_named_in_code_are_in_the_catalogue(self) -> None:
-        assert {*SIGNED, *_OF_PREFILL, *_OF_A_BASELINE} <= {*CATALOGUE}
+        assert {*SIGNED, *_PREFILL_METRICS, *_IDLE_POWER_METRICS} <= {*CATALOGUE}

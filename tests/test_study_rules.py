@@ -84,11 +84,11 @@ class TestBase:
         ("base", "told"),
         [
             ("missing.yaml", "there is no such file, relative to this one (got 'missing.yaml')"),
-            (".", "is no file (got '.')"),
+            (".", "is not a file (got '.')"),
             ("study.yaml", "is this file itself (got 'study.yaml')"),
             ("./x/../study.yaml", "is this file itself (got './x/../study.yaml')"),
-            ("round.yaml", "goes round in a circle: the base of round.yaml is study.yaml"),
-            ("own.yaml", "goes round in a circle: the base of own.yaml is own.yaml"),
+            ("round.yaml", "is circular: the base of round.yaml is study.yaml"),
+            ("own.yaml", "is circular: the base of own.yaml is own.yaml"),
             ("7", "must be the path of a file (got 7)"),
             ("[a]", "must be the path of a file (got ['a'])"),
             ("''", "must be the path of a file (got '')"),
@@ -279,7 +279,7 @@ class TestEngines:
         study = load(tmp_path, f"model: m\nenergy: {{backend: {meter}}}\nsweep: {{n: [1, 2]}}\n")
         assert {point.config.energy.backend for point in study.points} == {"auto"}
         assert notes(tmp_path, study) == [
-            f"study.yaml:2:10: energy.backend: '{meter}' means 'auto' here: the best meter there is"
+            f"study.yaml:2:10: energy.backend: '{meter}' is read as 'auto': the best meter available"
         ]
 
 
@@ -311,7 +311,7 @@ class TestRules:
         assert [index for index, reason in enumerate(told) if reason == "because"] == fitting
         assert set(told) <= {None, "because"}
         expected = (
-            [] if fitting else [f"study.yaml:3:{len(kind) + 5}: {kind}[0].where: fits no point of this study"]
+            [] if fitting else [f"study.yaml:3:{len(kind) + 5}: {kind}[0].where: matches no point of this study"]
         )
         assert notes(tmp_path, study) == expected
 
@@ -338,15 +338,15 @@ class TestRules:
             ),
             (
                 "skip: [{where: {precison: fp32}}]",
-                "17: skip[0].where.precison: is no axis and no field (did you mean",
+                "17: skip[0].where.precison: is neither an axis nor a field (did you mean",
             ),
-            ("skip: [{where: {decoder: {x: 1}}}]", "17: skip[0].where.decoder.x: is no axis and no field"),
-            ("skip: [{where: {pytorch: 1}}]", "17: skip[0].where.pytorch: is no axis and no field"),
+            ("skip: [{where: {decoder: {x: 1}}}]", "17: skip[0].where.decoder.x: is neither an axis nor a field"),
+            ("skip: [{where: {pytorch: 1}}]", "17: skip[0].where.pytorch: is neither an axis nor a field"),
             (
                 "skip: [{precision: fp32}]",
-                "9: skip[0].precision: unknown key: points are named under where, as where: {precision: ...}",
+                "9: skip[0].precision: unknown key: select points under where, as in where: {precision: ...}",
             ),
-            ("skip: [{where: {decoder.x: 1}}]", "17: skip[0].where.decoder.x: is no axis and no field"),
+            ("skip: [{where: {decoder.x: 1}}]", "17: skip[0].where.decoder.x: is neither an axis nor a field"),
         ],
     )
     def test_what_is_no_rule(self, tmp_path: Path, rule: str, told: str) -> None:

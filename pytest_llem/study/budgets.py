@@ -68,7 +68,8 @@ class BudgetEntry:
     where: Mapping[str, Any] | None = None
 
 
-#: Budgets by the position of their owner: () for the study's; an experiment with budgets of its own has none of those.
+#: Budgets by the position of their owner: () for the study's; an experiment with budgets of its own has none of
+#: those.
 Scoped = dict[KeyPath, list[BudgetEntry]]
 
 

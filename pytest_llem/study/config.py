@@ -81,7 +81,8 @@ class WarmupConfig(Section):
             Default 0.05.
         window_size: Number of latencies in that check. Default 5.
         min_prompts: Minimum number of runs before latencies can count as steady. Default 5.
-        max_prompts: Maximum number of runs until latencies are steady; the result warns if they are not. Default 20.
+        max_prompts: Maximum number of runs until latencies are steady; the result warns if they are not. Default
+            20.
         thermal_floor_seconds: Minimum time under load, in seconds. Default 0.
     """
 
@@ -123,10 +124,10 @@ class EnergyConfig(Section):
     Attributes:
         backend: ``auto`` (the GPU's energy counter if the engine runs on a GPU, else RAPL, else an estimate), the
             name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none. Default
-            ``auto``; LLenergyMeasure's ``zeus`` and ``codecarbon`` are read as ``auto``. If a meter is named, gates
-            judge its energy even if it does not cover the engine's devices.
-        allow_estimated: Accept estimated energy without a warning, and let gates judge it. Part of no hash. Default
-            false.
+            ``auto``; LLenergyMeasure's ``zeus`` and ``codecarbon`` are read as ``auto``. If a meter is named,
+            gates judge its energy even if it does not cover the engine's devices.
+        allow_estimated: Accept estimated energy without a warning, and let gates judge it. Part of no hash.
+            Default false.
     """
 
     backend: str | None = AUTO
@@ -173,14 +174,14 @@ class ExperimentConfig(Section):
         dataset: ``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file
             (``prompt`` or ``text`` in each object), relative to the study, a dataset of the Hugging Face hub, or
             a mapping that describes synthetic prompts. A hub dataset is ``owner/name`` or
-            ``owner/name@revision/subset:split#column``. The default split is ``train`` or the only one. The default
-            column is the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``, ``input`` and
-            ``content`` that holds strings. ``aienergyscore`` is AI Energy Score's 1,000 prompts,
+            ``owner/name@revision/subset:split#column``. The default split is ``train`` or the only one. The
+            default column is the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``,
+            ``input`` and ``content`` that holds strings. ``aienergyscore`` is AI Energy Score's 1,000 prompts,
             ``AIEnergyScore/text_generation``. Default ``synthetic``.
-        dataset_order: Order of the prompts of a file or hub dataset: ``interleaved`` (one prompt of each ``source``
-            in rotation, if the objects of a ``.jsonl`` file, or the dataset's columns, have one; otherwise the
-            given order), ``grouped`` (the same prompts, source by source) or ``shuffled`` (drawn with
-            ``random_seed``). Default ``interleaved``.
+        dataset_order: Order of the prompts of a file or hub dataset: ``interleaved`` (one prompt of each
+            ``source`` in rotation, if the objects of a ``.jsonl`` file, or the dataset's columns, have one;
+            otherwise the given order), ``grouped`` (the same prompts, source by source) or ``shuffled`` (drawn
+            with ``random_seed``). Default ``interleaved``.
         prompt_format: ``raw``, or ``chat`` to wrap each text prompt in the model's chat template. Default ``raw``.
         precision: Data type of the weights: ``fp32``, ``fp16`` or ``bf16``. Default ``bf16``.
         random_seed: Seed of the prompts and of the sampling, set again for each pass. On a CPU the same experiment

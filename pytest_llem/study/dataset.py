@@ -43,7 +43,8 @@ class LengthConfig(Section):
     Attributes:
         mean: Mean of a normal distribution, in tokens, rounded and clipped to ``min`` and ``max``. Default null:
             a uniform distribution from ``min`` to ``max``.
-        stdev: Standard deviation of the normal distribution, in tokens. Default null: none. Required with ``mean``.
+        stdev: Standard deviation of the normal distribution, in tokens. Default null: none. Required with
+            ``mean``.
         min: Minimum, in tokens. Default: five times ``stdev`` below ``mean``, at least 1. Required without
             ``mean``.
         max: Maximum, in tokens. Default: five times ``stdev`` above ``mean``. Required without ``mean``.
@@ -112,9 +113,7 @@ class DatasetConfig(Section):
 
 
 def overrides(dataset: dict[str, Any]) -> dict[str, int]:
-    """Return the values of the experiment's fields that *dataset*, as given in a study, sets; invalid ones are left
-    out.
-    """
+    """Return the valid values of the experiment's fields that *dataset*, as given in a study, sets."""
     given = {ours: dataset.get(its) for its, ours in DATASET_FIELDS.items()}
     lengths = given["max_input_tokens"]
     if isinstance(lengths, dict | LengthConfig):

@@ -23,7 +23,8 @@ _BEAM_FIELDS = ("early_stopping", "length_penalty")
 _CONVERGENCE_FIELDS = ("cv_threshold", "window_size", "min_prompts", "max_prompts")
 
 
-#: Arguments of transformers' ``generate`` that are used only if a model drafts tokens, and those that make it draft.
+#: Arguments of transformers' ``generate`` that are used only if a model drafts tokens, and those that make it
+#: draft.
 _DRAFT_ARGUMENTS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 _DRAFTING = ("assistant_early_exit", "use_mtp")
 

@@ -137,8 +137,8 @@ class LoRAConfig(Section):
     """An adapter on top of the model, from the Hugging Face hub or a folder.
 
     Attributes:
-        adapter_id: Its name on the Hugging Face hub. Default null. Needs to be given without ``adapter_path``.
-        adapter_path: Its folder. Default null. Needs to be given without ``adapter_id``.
+        adapter_id: Its name on the Hugging Face hub. Default null.
+        adapter_path: Its folder. Default null. Exactly one of ``adapter_id`` and ``adapter_path`` is required.
         revision: Branch, tag or commit on the hub. Default null: its main branch.
         merge_weights: Merge it into the model when loading. Default false.
     """

@@ -31,8 +31,8 @@ class ExecutionConfig(NullableSection):
             experiment.
         cycle_order: ``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (another random order in
             each cycle). Default ``shuffled``.
-        shuffle_seed: Seed of the shuffled order. Default null: derived from the study's design, so that a rerun has
-            the same order.
+        shuffle_seed: Seed of the shuffled order. Default null: derived from the study's design, so that a rerun
+            has the same order.
         experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
             and as idle as before the first experiment. Default ``auto``.
         cycle_gap_seconds: Minimum idle time before a new cycle, in seconds. Default 0.

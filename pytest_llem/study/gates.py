@@ -22,7 +22,8 @@ DEFAULT_DELTA = 0.02
 
 Delta = Annotated[float, Field(ge=0, lt=1)]
 
-#: A name in the catalogue. The enumeration is for editors only; the loader reports unknown names with a suggestion.
+#: A name in the catalogue. The enumeration is for editors only; the loader reports unknown names with a
+#: suggestion.
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*CATALOGUE]})]
 
 _Compared = Annotated[
@@ -61,7 +62,8 @@ class GatesConfig(NullableSection):
             together. Default 0.01.
         delta: Relative change that is tolerated (0.02 is 2 %): one for all metrics, or by metric. Default 0.02.
         metrics: Names of the metrics to compare. Default null: ``energy_per_output_token_j``,
-            ``output_tokens_per_second`` and ``ttft_p50_ms``; the first two per request if answers differ in length.
+            ``output_tokens_per_second`` and ``ttft_p50_ms``; the first two per request if answers differ in
+            length.
     """
 
     alpha: float = Field(default=0.01, gt=0, lt=0.5)

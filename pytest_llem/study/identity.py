@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from pytest_llem.study.config import ExperimentConfig
 
-#: Part of every hash. Raise it when the meaning of a configuration changes, including any change of a field's default,
-#: because fields with their default are not hashed.
+#: Part of every hash. Raise it when the meaning of a configuration changes, including any change of a field's
+#: default, because fields with their default are not hashed.
 DESIGN_VERSION = 2
 
 #: Name of the repetition in an experiment's id.
@@ -113,7 +113,7 @@ def same_value(one: Any, other: Any) -> bool:
 
 
 def axes_key(axes: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    """Return a key that is equal for points whose axes have equal values, in the sense of :func:`same_value`."""
+    """Return a key that is equal for points whose axes have equal values, as defined by :func:`same_value`."""
     return frozenset((axis, _meaning(value)) for axis, value in axes.items())
 
 
