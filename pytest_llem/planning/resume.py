@@ -146,9 +146,8 @@ class Resume:
         found = _FoundResults(study, self.current(study), allow_mismatch=self.allow_mismatch)
         for directory, manifest in _chain(*matching[0]) if matching else ():
             differences = found.add(directory, manifest)
-            if (
-                differences and not found.results
-            ):  # an older run that differs is ignored if a newer one has results
+            # A differing older run is ignored if a newer run has results.
+            if differences and not found.results:
                 raise ResumeError(_refusal(directory, differences))
         changed = {name: text for name, text in found.changed.items() if name not in found.results}
         return Replay(found.results, len(found.damaged - found.results.keys()), changed)

@@ -122,7 +122,7 @@ def _meaning(value: Any) -> str:
 
 
 def short_names(axes: Iterable[str]) -> dict[str, str]:
-    """Return the last part of each dotted axis, or the whole name if the last part is ambiguous or is ``cycle``."""
+    """Return the last part of each dotted axis, or the whole name if that part is ambiguous or ``cycle``."""
     last = {axis: axis.rpartition(".")[2] for axis in axes}
     count = Counter([CYCLE, *last.values()])
     return {axis: name if count[name] == 1 else axis for axis, name in last.items()}
