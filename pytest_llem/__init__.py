@@ -1,10 +1,10 @@
 """Measure the energy, latency and memory of LLM inference as pytest tests.
 
-The public names are imported when they are first used, so that loading the plugin costs an ordinary pytest run
-nothing.
+The public names are imported when they are first used, so that loading the plugin adds no import time to an
+ordinary pytest run.
 
-PYTEST_DONT_REWRITE (where ``run_study`` or ``llem fetch`` starts pytest, this module is imported already, and
-pytest would warn that its assertions cannot be rewritten; it has none)
+PYTEST_DONT_REWRITE (``run_study`` and ``llem fetch`` import this module before they start pytest, which would
+warn that it cannot rewrite the module's assertions; there are none)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The library: studies and experiments without a pytest command line."""
+"""Run studies and experiments from Python, without a pytest command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from pytest_llem.study.loading import load_study
 
 
 class StudyRunError(RuntimeError):
-    """pytest ended without a StudyResult; the message ends with what it said."""
+    """pytest ended without a StudyResult; the message ends with pytest's output.
+
+    Example:
+        try:
+            result = run_study("studies/llama.yaml", quiet=True)
+        except StudyRunError as error:
+            print(error)
+    """
 
 
 def run_study(
@@ -33,28 +40,33 @@ def run_study(
     pytest_args: Sequence[str] = (),
     quiet: bool = False,
 ) -> StudyResult:
-    """Run a study as ``pytest PATH -p llem`` would, in a pytest process of its own, and return its result.
+    """Run a study as ``pytest PATH -p llem`` does, in a separate pytest process, and return its result.
 
-    A failed experiment or gate raises nothing: look at ``result.summary.failed``, ``result.experiments`` and the
+    Failed experiments and gates do not raise: see ``result.summary.failed``, ``result.experiments`` and the
     ``verdicts`` of ``result.points``.
+
+    Example:
+        result = run_study("studies/llama.yaml", select="batch_size=8")
+        for point in result.points:
+            print(point.id, point.metrics["energy_per_output_token_j"].mean)
 
     Args:
         path: The study file.
         select: A ``-k`` expression, such as ``"batch_size=8"``.
-        results_dir: Where the study's results folder goes, relative to the current directory; None leaves it to
-            the study's ``output_dir``, the ini option ``llem_results_dir``, or ``results``, each relative to
-            pytest's rootdir.
-        model_path: Folders that hold models by name, looked in before the Hugging Face hub; empty leaves it to
-            the ini option ``llem_model_path``.
-        carbon_intensity: What electricity emits, in gCO2e per kWh; None leaves it to the ini option
+        results_dir: Parent of the study's results folder, relative to the current directory. None uses the study's
+            ``output_dir``, else the ini option ``llem_results_dir``, else ``results``, each relative to pytest's
+            rootdir.
+        model_path: Folders that hold models by name, searched before the Hugging Face hub. Empty uses the ini
+            option ``llem_model_path``.
+        carbon_intensity: Emissions of the electricity, in gCO2e per kWh. None uses the ini option
             ``llem_carbon_intensity``.
-        pue: Power usage effectiveness of the site, 1 or more; None leaves it to the ini option ``llem_pue``.
+        pue: Power usage effectiveness of the site, 1 or more. None uses the ini option ``llem_pue``.
         pytest_args: Further arguments for pytest.
-        quiet: Keep pytest's output to itself.
+        quiet: Do not show pytest's output.
 
     Raises:
-        StudyError: The study file is wrong.
-        StudyRunError: pytest ended before there was a result.
+        StudyError: The study file is invalid.
+        StudyRunError: pytest ended without a result.
     """
     from pytest_llem._plugin import run_note  # imports pytest
 
@@ -66,12 +78,12 @@ def run_study(
     if select is not None:
         command += ["-k", select]
     if model_path:
-        # ini lists of paths are split as a shell splits words.
+        # pytest splits ini options of type "paths" as a shell splits words.
         folders = shlex.join(str(Path(folder).resolve()) for folder in model_path)
         command += ["-o", f"llem_model_path={folders}"]
-    for name, stated in (("llem_carbon_intensity", carbon_intensity), ("llem_pue", pue)):
-        if stated is not None:
-            command += ["-o", f"{name}={stated}"]
+    for name, value in (("llem_carbon_intensity", carbon_intensity), ("llem_pue", pue)):
+        if value is not None:
+            command += ["-o", f"{name}={value}"]
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder, "note")
         done = subprocess.run(
@@ -84,8 +96,8 @@ def run_study(
             check=False,
         )
         if not note.is_file():
-            said = f":\n{done.stdout}" if done.stdout else ", see its output above"
-            raise StudyRunError(f"pytest ended with status {done.returncode} and left no result{said}")
+            output = f":\n{done.stdout}" if done.stdout else ", see its output above"
+            raise StudyRunError(f"pytest ended with status {done.returncode} and left no result{output}")
         return StudyResult.load(Path(note.read_text(encoding="utf-8"), "study_result.json"))
 
 
@@ -98,18 +110,23 @@ def run_experiment(
 ) -> ExperimentResult:
     """Run one experiment in this process and return its result.
 
-    Nothing isolates it: what ran here before can show in its figures. ``run_study`` isolates.
+    The experiment is not isolated: earlier work in this process can affect its figures. Use ``run_study`` for
+    isolation.
+
+    Example:
+        result = run_experiment({"model": "builtin:tiny-llama", "n": 8, "max_output_tokens": 16})
+        print(result.metrics["output_tokens_per_second"].value)
 
     Args:
         config: The experiment, or its fields.
-        model_path: Folders that hold models by name, looked in before the Hugging Face hub.
-        carbon_intensity: What electricity emits, in gCO2e per kWh; None leaves ``gco2e_g`` null.
+        model_path: Folders that hold models by name, searched before the Hugging Face hub.
+        carbon_intensity: Emissions of the electricity, in gCO2e per kWh. None leaves ``gco2e_g`` null.
         pue: Power usage effectiveness of the site, 1 or more.
 
     Raises:
-        ValueError: *carbon_intensity* or *pue* is no such figure.
-        pydantic.ValidationError: *config* is no valid experiment.
-        PreflightError: Something it needs is not there; the message says what.
+        ValueError: *carbon_intensity* or *pue* is out of range.
+        pydantic.ValidationError: *config* is not a valid experiment.
+        PreflightError: A model, package or device is missing; the message names it.
     """
     from pytest_llem.engines.protocol import EngineContext
     from pytest_llem.measurement.orchestrator import ExperimentOrchestrator

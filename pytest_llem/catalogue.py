@@ -1,4 +1,4 @@
-"""The catalogue of metrics: one name, one unit, one meaning, everywhere."""
+"""Define every metric once: its name, unit, better direction and meaning."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal
 
 Better = Literal["lower", "higher", None]
 
-#: Of a window's latencies.
+#: Percentiles of a window's latencies.
 PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a metric means.
+    """Definition of one metric.
 
     Attributes:
-        unit: Its unit.
-        better: Which way is better; null where neither is.
-        meaning: In a sentence.
+        unit: Unit of its values.
+        better: Better direction, or None if neither direction is better.
+        meaning: One-sentence description.
     """
 
     unit: str
@@ -34,7 +34,7 @@ def _latency(what: str) -> dict[str, Definition]:
     }
 
 
-#: Every metric of an ExperimentResult, by name. Totals are per pass: all ``n`` prompts once.
+#: Metrics of an ExperimentResult by name. Totals are per pass, that is, over all ``n`` prompts once.
 CATALOGUE: dict[str, Definition] = {
     "energy_j": Definition("J", "lower", "Energy of a pass over the named boundary"),
     "energy_per_output_token_j": Definition("J", "lower", "energy_j / output tokens, prefill included"),

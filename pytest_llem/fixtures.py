@@ -1,4 +1,7 @@
-"""Fixtures for ordinary tests. Loaded with the plugin: what they stand on is imported when they are used."""
+"""Fixtures for ordinary tests.
+
+This module is loaded in every pytest run, so each fixture imports what it needs when it is used.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def energy_meter() -> EnergyMeter:
-    """Energy of a block: ``with energy_meter() as m: …``, then ``m.energy_j``, ``m.seconds``, ``m.method``.
+    """Measure the energy of a block: ``with energy_meter() as m: …``, then ``m.energy_j`` in J and ``m.seconds``.
 
-    ``energy_j`` is None where nothing can be read, and ``m.reason`` says why. ``energy_meter(backend="nvml")``
-    chooses a meter.
+    ``m.method`` is how the energy was read. ``m.energy_j`` is None if no meter can be read; ``m.reason`` says why.
+    ``energy_meter(backend="nvml")`` chooses a meter.
+
+    Example:
+        def test_energy_of_summary(energy_meter):
+            with energy_meter() as m:
+                summarize(TEXT)
+            assert m.energy_j < 50
     """
     from pytest_llem.energy.metering import EnergyMeter
 
@@ -25,10 +34,15 @@ def energy_meter() -> EnergyMeter:
 
 @pytest.fixture(scope="session")
 def isolated_experiment(pytestconfig: pytest.Config) -> IsolatedExperiment:
-    """Run an experiment in a fresh process: ``isolated_experiment({"model": …})`` returns an ExperimentResult.
+    """Run an experiment in a new process: ``isolated_experiment({"model": …})`` returns an ExperimentResult.
 
-    One that fails raises ``pytest_llem.ExperimentError``. Paths in it are relative to rootdir; ``timeout=`` is in
+    A failed experiment raises ``pytest_llem.ExperimentError``. Paths are relative to rootdir; ``timeout=`` is in
     seconds.
+
+    Example:
+        def test_throughput(isolated_experiment):
+            result = isolated_experiment({"model": "builtin:tiny-llama", "n": 8})
+            assert result.metrics["output_tokens_per_second"].value > 100
     """
     from pytest_llem.execution.isolated import IsolatedExperiment
 

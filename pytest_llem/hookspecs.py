@@ -1,4 +1,4 @@
-"""Hooks that pytest-llem calls. Implement them in a ``conftest.py`` or a plugin, as any pytest hook."""
+"""Hooks that pytest-llem calls; implement them in a ``conftest.py`` or a plugin, like any pytest hook."""
 
 from __future__ import annotations
 
@@ -11,22 +11,35 @@ if TYPE_CHECKING:
 
 
 def pytest_llem_environment(environment: dict[str, Any]) -> None:
-    """A study is about to run: what is put into *environment*, as JSON has it, is in its manifest and its result.
+    """Add JSON-compatible facts to the *environment* of a study's manifest and result.
 
-    What is there already is what :func:`pytest_llem.results.environment.host_environment` tells. Called in the
-    controller, once for each study, before anything is written. Any exception ends the session before it begins.
+    *environment* already holds the facts of :func:`pytest_llem.results.environment.host_environment`. Called in
+    the controller once per study, before anything is written. An exception ends the session before it begins.
+
+    Example:
+        def pytest_llem_environment(environment):
+            environment["rack"] = os.environ.get("RACK")
     """
 
 
 def pytest_llem_experiment_finished(result: ExperimentResult) -> None:
-    """An experiment has a result, and it is saved. One that failed has none, and is not told here.
+    """Handle the result of a completed experiment, after it is saved.
 
-    Called in the controller, never in an xdist worker. ``pytest.fail``, like any exception, fails the item.
+    Not called for failed experiments, which have no result. Called in the controller, never in an xdist worker. An
+    exception, such as that of ``pytest.fail``, fails the item.
+
+    Example:
+        def pytest_llem_experiment_finished(result):
+            upload(result.model_dump_json())
     """
 
 
 def pytest_llem_study_finished(study_result: StudyResult, directory: Path) -> None:
-    """A study has ended, and ``study_result.json`` is in *directory*.
+    """Handle the result of a finished study, whose ``study_result.json`` is in *directory*.
 
-    Called in the controller. ``pytest.fail``, like any exception, makes pytest exit with 1.
+    Called in the controller. An exception, such as that of ``pytest.fail``, makes pytest exit with 1.
+
+    Example:
+        def pytest_llem_study_finished(study_result, directory):
+            shutil.copy(directory / "study_result.json", "artifacts")
     """

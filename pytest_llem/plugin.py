@@ -1,7 +1,7 @@
-"""pytest's hooks in every run; each calls into a room of its own.
+"""Implement the pytest hooks that are needed in every run.
 
-This module is loaded in every pytest run of its environment, so it imports nothing but pytest and the standard
-library until it comes across a study's file, and what only studies need is registered then: see ``session``.
+This module is loaded in every pytest run of its environment, so it imports only pytest and the standard library
+until a study file is found. The hooks that only studies need are in ``session`` and are registered then.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "=" in expression or is_any_option_given(config):
         from pytest_llem.session import configure
 
-        configure(config, expression)  # what is wrong is told before anything is collected
+        configure(config, expression)  # here, so that errors are reported before anything is collected
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,7 +53,7 @@ def pytest_collect_file(
 ) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
     collected = yield
     if file_path.suffix not in YAML_SUFFIXES or any(collected):
-        return collected  # not ours, or already another plugin's
+        return collected  # not YAML, or already collected by another plugin
     named = parent.session.isinitpath(file_path)
     if named or any(fnmatch.fnmatch(file_path.name, one) for one in parent.config.getini("llem_files")):
         from pytest_llem.collection.items import StudyFile
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(
 ) -> Generator[None, None, None]:
     if STUDIES not in config.stash and SELECTED_AXES not in config.stash:
         return (yield)
-    # Here and not among the session's hooks: whose is the last word on the order would hang on when they came.
+    # Not in ``session``: which plugin orders items last would then depend on when that module is registered.
     from pytest_llem.collection.items import restore_run_order
     from pytest_llem.collection.selection import refuse_unknown_axes
     from pytest_llem.session import register
@@ -78,27 +78,27 @@ def pytest_collection_modifyitems(
     register(config)
     if not session.testsfailed:
         refuse_unknown_axes(config.stash.get(STUDIES, {}).values(), session, items)
-    restore_run_order(items)  # --sw goes on from a place in it
+    restore_run_order(items)  # --stepwise resumes at a position in this order
     yield
     restore_run_order(items)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    from pytest_llem.session import introduce, register
+    from pytest_llem.session import identify_worker, register
 
-    register(node.config)  # a controller collects nothing: of studies it hears from its workers
-    introduce(node)
+    register(node.config)  # a controller collects nothing; its workers report the studies
+    identify_worker(node)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker(ENERGY_BUDGET) is not None:
         from pytest_llem.execution.energy_budget import EnergyBudget
 
-        EnergyBudget.of(item)  # a wrong one is told before anything runs
+        EnergyBudget.of(item)  # reports invalid arguments before anything runs
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # next to the test: what others do around it is none of its own
+@pytest.hookimpl(wrapper=True, trylast=True)  # innermost, so that other plugins' wrappers are not measured
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if item.get_closest_marker(ENERGY_BUDGET) is None:
         return (yield)

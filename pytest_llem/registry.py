@@ -1,4 +1,4 @@
-"""Engines and meters by name, ours and anyone's, from entry points."""
+"""Find engines and meters by name among the installed entry points."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ METER_GROUP = "pytest_llem.meters"
 
 
 def installed(group: str) -> list[str]:
-    """Return the names in an entry-point *group*, sorted; nothing is imported."""
+    """Return the sorted names in an entry-point *group*, without importing them."""
     return list(_installed(group, tuple(sys.path)))
 
 
-@lru_cache(maxsize=8)  # it reads the metadata of everything that is installed
+@lru_cache(maxsize=8)  # reads the metadata of every installed distribution
 def _installed(group: str, path: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted({point.name for point in entry_points(group=group)}))
 
 
 def load(group: str, name: str) -> Any:
-    """Import and return what *name* stands for in *group*.
+    """Import and return the object that *name* refers to in *group*.
 
     Args:
         group: The entry-point group.
         name: The name of an entry point, or ``package.module:Class``.
 
     Raises:
-        LookupError: Nothing of that name is installed, or in that module.
-        ImportError: It is, and cannot be imported.
+        LookupError: *name* is not installed, or not in the module.
+        ImportError: The module cannot be imported.
     """
     if ":" in name:
         return _attribute(name)
@@ -51,7 +51,7 @@ def _attribute(name: str) -> Any:
         found: Any = import_module(module_name)
     except ImportError:
         raise
-    except Exception as error:  # anyone's code: whatever it raises as it is imported, it is not to be had
+    except Exception as error:  # a user's module may raise anything while it is imported
         raise ImportError(f"{module_name} raises {type(error).__name__}: {error}") from error
     for attribute in path.split("."):
         if not hasattr(found, attribute):
@@ -60,12 +60,12 @@ def _attribute(name: str) -> Any:
     return found
 
 
-#: The packages of each extra of pyproject.toml that something here needs, by the names they are imported by.
+#: Import names of the packages in each extra of pyproject.toml that the code checks for.
 EXTRAS = {"report": ("jinja2", "plotly")}
 
 
 def missing_extra(extra: str) -> str | None:
-    """Return what to say of the packages of *extra* that are not installed; None where all are. Imports none."""
+    """Return an error message if packages of *extra* are not installed, else None. Nothing is imported."""
     missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
     if not missing:
         return None

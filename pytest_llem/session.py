@@ -1,4 +1,4 @@
-"""pytest's hooks in a session that has studies, or may have: registered by ``plugin`` as soon as it knows."""
+"""Implement the pytest hooks of a session that has, or may have, studies; ``plugin`` registers them."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
     from pytest_llem.reporting.terminal.experiment_lines import Lines
     from pytest_llem.study.design import StudyConfig
 
-#: Names under which these hooks are registered, and the recorder.
+#: Names under which plugins are registered: this module, the recorder, …
 _SESSION_HOOKS, _RECORDER = "llem-session", "llem-recorder"
 
-#: And those of what is done around items, of what passes over gates in the loop, and of what judges them after it.
-_RUNNING, _SILENCE, _JUDGE = "llem-running", "llem-silence", "llem-judge"
+#: … the hooks around items, the one that skips gates in the test loop, and the one that judges them after it, …
+_RUNNING, _DEFER_GATES, _JUDGE = "llem-running", "llem-defer-gates", "llem-judge"
 
-#: And that under which a line is written for each experiment.
+#: … and the one that writes a line for each experiment.
 _LINES = "llem-lines"
 
-#: Options of which nothing comes without a study: results, and comparisons.
-_OF_STUDIES = "plan", "html", "save", "baseline", "against", "resume", "resume-from"
+#: Options that have no effect without a study.
+_STUDY_OPTIONS = "plan", "html", "save", "baseline", "against", "resume", "resume-from"
 
 _INTERRUPTS: pytest.StashKey[Interrupts] = pytest.StashKey()
 
-#: What a session is called where it has several processes.
+#: Unique name of a session of several processes.
 _SESSION: pytest.StashKey[str] = pytest.StashKey()
 
 
 def register(config: pytest.Config) -> None:
-    """Have these hooks called from now on."""
+    """Register this module's hooks, unless they are registered already."""
     if not config.pluginmanager.has_plugin(_SESSION_HOOKS):
         config.pluginmanager.register(sys.modules[__name__], _SESSION_HOOKS)
 
 
 def configure(config: pytest.Config, expression: str) -> None:
-    """Check what is said on the command line and in the ini file, and take axes out of the ``-k`` *expression*.
+    """Check the options and ini values, and rewrite the axes in the ``-k`` *expression*.
 
     Raises:
-        pytest.UsageError: Something said is wrong.
+        pytest.UsageError: An option or an ini value is invalid.
     """
     from pytest_llem._plugin.options import Settings, check_html
 
@@ -65,11 +65,11 @@ def configure(config: pytest.Config, expression: str) -> None:
         config.option.keyword, config.stash[SELECTED_AXES] = rewrite(expression)
 
 
-def introduce(node: WorkerController) -> None:
-    """Tell an xdist worker whose it is."""
-    # xdist's own name of the session may be the user's, and another session's too.
+def identify_worker(node: WorkerController) -> None:
+    """Pass an xdist worker its session's name and, if it runs on this machine, the controller's process id."""
+    # xdist's --testrunuid may be set by the user, and so be the same for two sessions.
     node.workerinput["llem_session"] = node.config.stash.setdefault(_SESSION, uuid.uuid4().hex)
-    if node.gateway.spec.popen:  # on this machine
+    if node.gateway.spec.popen:
         node.workerinput["llem_controller"] = os.getpid()
 
 
@@ -82,20 +82,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    if not _studies(config) or config.get_verbosity() < 0 or _is_xdist(config):  # the controller tells it
-        return []
+    if not _studies(config) or config.get_verbosity() < 0 or _is_xdist(config):
+        return []  # under xdist, the controller prints the plan
     from pytest_llem.execution.plans import plans_of
 
     return _plan_lines(config, plans_of(config, items))
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # within what the terminal does once all has run
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside the terminal reporter, which ends its progress line after us
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     config = session.config
     if _studies(config):
-        if hasattr(config, "workerinput"):  # runs what the controller says, whatever could not be collected
+        if hasattr(config, "workerinput"):  # a worker runs what the controller sends, despite collection errors
             _prepare(config, config.workerinput["llem_session"])
-        elif not session.testsfailed or config.option.continue_on_collection_errors:  # else pytest runs nothing
+        elif not session.testsfailed or config.option.continue_on_collection_errors:  # otherwise nothing runs
             _record(config, [item.nodeid for item in session.items])
     done = yield
     if (judge := config.pluginmanager.get_plugin(_JUDGE)) is not None:
@@ -118,7 +118,7 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
         write_plan(config, plans)
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter and config.get_verbosity() >= 0:
-            reporter.write_line("")  # xdist leaves the line on which it counts its workers unfinished
+            reporter.write_line("")  # xdist does not end the line on which it counts its workers
             for line in _plan_lines(config, plans):
                 reporter.write_line(line)
 
@@ -130,16 +130,17 @@ def pytest_terminal_summary(
         return
     errors = terminalreporter.stats.get("error", ())
     if exitstatus == pytest.ExitCode.INTERRUPTED or any(isinstance(one, pytest.CollectReport) for one in errors):
-        return  # there may be one, or a broken one
-    if asked := [f"--llem-{name}" for name in _OF_STUDIES if config.getoption(f"--llem-{name}")]:
-        why = f"no study was collected, so nothing came of {', '.join(asked)}"
-        terminalreporter.write_line(f"llem: {why}", yellow=True)
+        return  # a study may not have been collected yet, or could not be
+    if unused := [f"--llem-{name}" for name in _STUDY_OPTIONS if config.getoption(f"--llem-{name}")]:
+        terminalreporter.write_line(
+            f"llem: no study was collected: {', '.join(unused)} had no effect", yellow=True
+        )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     if _INTERRUPTS in session.config.stash:
-        session.config.stash[_INTERRUPTS].ignore()  # results are being written
+        session.config.stash[_INTERRUPTS].ignore()  # so that results are written completely
     yield
 
 
@@ -151,12 +152,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _studies(config: pytest.Config) -> dict[str, StudyConfig]:
-    """Return the studies collected so far, by node id of their file; none in xdist's controller."""
+    """Return the studies collected so far by node id of their file; always empty in xdist's controller."""
     return config.stash.get(STUDIES, {})
 
 
 def _is_xdist(config: pytest.Config) -> bool:
-    """Whether this process is an xdist worker, or a controller that collects nothing itself."""
+    """Return whether this process is an xdist worker or controller."""
     return hasattr(config, "workerinput") or config.pluginmanager.has_plugin("dsession")
 
 
@@ -173,7 +174,12 @@ def _runs_nothing(config: pytest.Config) -> bool:
 
 
 def _prepare(config: pytest.Config, session: str | None) -> None:
-    """Make ready for experiments: in every process that runs or records them."""
+    """Set up a process that runs or records experiments.
+
+    Args:
+        config: pytest's configuration.
+        session: Name of the session under xdist, else None.
+    """
     from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.collection.gates import DeferGates
     from pytest_llem.execution.experiment import run_item
@@ -181,17 +187,17 @@ def _prepare(config: pytest.Config, session: str | None) -> None:
     from pytest_llem.isolation.interrupts import Interrupts
 
     config.stash[SHARED_STATE] = SharedState(session)
-    if not _runs_nothing(config):  # as a worker may
+    if not _runs_nothing(config):  # a worker gets here with --setup-plan, too
         config.pluginmanager.register(Running(), _RUNNING)
         config.stash[RUN_EXPERIMENT] = run_item
-    config.pluginmanager.register(DeferGates(), _SILENCE)
+    config.pluginmanager.register(DeferGates(), _DEFER_GATES)
     config.stash[_INTERRUPTS] = Interrupts()
-    debugs = getattr(config.option, "usepdb", False)  # Ctrl-C takes one out of the debugger
+    debugs = getattr(config.option, "usepdb", False)  # Ctrl-C leaves the debugger
     config.stash[_INTERRUPTS].install(keyboard=not debugs)
 
 
 def _record(config: pytest.Config, node_ids: list[str], session: str | None = None) -> Recorder | None:
-    """Start recording, unless nothing is going to run."""
+    """Start recording and return the recorder; None if nothing will run or nothing is to be recorded."""
     if _runs_nothing(config):
         return None
     _prepare(config, session)
@@ -217,7 +223,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
 
 
 def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
-    """Return what writes a line for each experiment as it ends; None where nobody wants it."""
+    """Return the plugin that writes a line for each finished experiment; None if the output needs no lines."""
     from pytest_llem._plugin.node_ids import file_of
     from pytest_llem.execution.live_line import is_seen
     from pytest_llem.execution.plans import make_forecast

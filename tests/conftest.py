@@ -73,13 +73,13 @@ NOOP_STUDY = {
 }
 
 
-#: Set for the tests themselves, and not for what they start.
-_OF_THE_RUN = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS")
+#: Variables of the outer run that the runs inside tests must not inherit.
+_OUTER_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS")
 
 
 @pytest.fixture(scope="session")
 def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for temporary files: who owns which device is told in there, and others may run tests too."""
+    """A folder for temporary files of this run only, because device leases are kept in it."""
     return tmp_path_factory.mktemp("tmp")
 
 
@@ -93,13 +93,13 @@ def _own_devices(monkeypatch: pytest.MonkeyPatch, temporary_files: Path) -> None
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in _OF_THE_RUN:
+    for name in _OUTER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """pytest's own, without the other plugins: tests/test_other_plugins.py lets them in."""
+    """pytest's fixture without other plugins; tests/test_other_plugins.py enables them."""
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in OTHER_PLUGINS))
     return pytester
 
@@ -108,8 +108,8 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
 def run_pytest(pytester: pytest.Pytester) -> RunPytest:
     """Run pytest with the plugin, on ``study.yaml`` unless *files* are given.
 
-    It runs in this process, which costs a tenth of another interpreter, and its experiments are forked. With
-    ``-n`` it is a process of its own, since xdist's workers find the engine by an environment variable.
+    It runs in this process, at a tenth of the cost of a subprocess, and its experiments are forked. With ``-n`` it
+    runs in a subprocess, because xdist's workers find the engine by an environment variable.
     """
 
     def run(*options: str | Path, files: Sequence[str | Path] = ("study.yaml",)) -> pytest.RunResult:
@@ -121,14 +121,14 @@ def run_pytest(pytester: pytest.Pytester) -> RunPytest:
 
 @pytest.fixture(params=[(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["serial", "xdist"])
 def workers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Options without and with xdist, for what the controller does itself. One worker is enough for that."""
+    """Options without and with xdist, for tests of the controller, for which one worker is enough."""
     options: tuple[str, ...] = request.param
     return options
 
 
 @pytest.fixture
 def noop_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install the engine ``noop``, for this process and those it starts."""
+    """Install the engine ``noop`` for this process and its children."""
     monkeypatch.syspath_prepend(NOOP_ENGINE)
     inherited = os.environ.get("PYTHONPATH")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(NOOP_ENGINE), inherited])))
@@ -153,13 +153,13 @@ START_METHODS = ("spawn", "forkserver")
 
 @pytest.fixture(params=START_METHODS)
 def start_method(request: pytest.FixtureRequest) -> str:
-    """Every way to start an experiment's process, for tests that hold whatever it is."""
+    """Each start method of experiment processes, for tests that apply to all."""
     return str(request.param)
 
 
 @pytest.fixture
 def servers(start_method: str) -> Iterator[Servers | None]:
-    """Forkservers, None where processes are spawned."""
+    """Forkservers; None if processes are spawned."""
     servers = Servers() if start_method == "forkserver" else None
     yield servers
     if servers is not None:
@@ -168,13 +168,13 @@ def servers(start_method: str) -> Iterator[Servers | None]:
 
 @pytest.fixture
 def run(servers: Servers | None) -> Callable[..., Outcome]:
-    """Return what runs a job in a process of its own, started in each way."""
+    """Return a function that runs a job in a new process, with each start method."""
     return functools.partial(run_isolated, servers=servers)
 
 
 @pytest.fixture
 def write_study(pytester: pytest.Pytester, noop_engine: None) -> Callable[..., Path]:
-    """Write a study of the engine ``noop``: its fields, with changes; None takes one out."""
+    """Return a function that writes a study of the engine ``noop`` with changed fields; None removes a field."""
 
     def write(name: str = "study.yaml", /, **changes: Any) -> Path:
         data = {key: value for key, value in {**NOOP_STUDY, **changes}.items() if value is not None}
@@ -186,14 +186,14 @@ def write_study(pytester: pytest.Pytester, noop_engine: None) -> Callable[..., P
 
 
 class Results:
-    """What a run left under ``results``."""
+    """Results of a run under ``results``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @property
     def directory(self) -> Path:
-        """The one results directory."""
+        """The only results directory."""
         (directory,) = [path for path in self.root.iterdir() if path.is_dir()]
         return directory
 
@@ -226,7 +226,7 @@ def finished_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "study.yaml").write_text(yaml.safe_dump(NOOP_STUDY, sort_keys=False))
     plugins = [option for name in OTHER_PLUGINS for option in ("-p", f"no:{name}")]
     options = ["--rootdir=.", "--llem-start-method=forkserver", "--llem-run-id=finished"]
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_THE_RUN}
+    environment = {name: value for name, value in os.environ.items() if name not in _OUTER_VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(NOOP_ENGINE), os.environ.get("PYTHONPATH")]))
     subprocess.run(
         [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *plugins, *options],
@@ -240,7 +240,7 @@ def finished_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an NVML whose boards follow a script."""
+    """The folder of an NVML library with scripted GPUs."""
     try:
         return nvml.build(tmp_path_factory.mktemp("nvml"))
     except nvml.NotToBeBuiltError as error:
@@ -257,4 +257,4 @@ def smollm2() -> Path:
     except weights.NotToBeHadError as error:
         if os.environ.get("CI"):
             raise
-        pytest.skip(f"real weights cannot be had: {error}")
+        pytest.skip(f"real weights are not available: {error}")

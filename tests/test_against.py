@@ -204,8 +204,8 @@ def test_plan_lists_experiments_of_both_sides(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--llem-baseline", "main"), "*--llem-against: there is a --llem-baseline already: *"),
-        (("--llem-resume",), "*--llem-resume: not with --llem-against, *"),
+        (("--llem-baseline", "main"), "*--llem-against: cannot be used with --llem-baseline: *"),
+        (("--llem-resume",), "*--llem-resume: cannot be used with --llem-against, *"),
     ],
 )
 def test_conflicting_options_are_refused(

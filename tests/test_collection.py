@@ -1,4 +1,4 @@
-"""How studies are found, selected and ordered: nothing may surprise a pytest user."""
+"""Collection, selection and order of study items, as a pytest user expects them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE_EXPERIMENT = {"sweep": {"n": [1]}, "execution": {"n_cycles": 1}}
 
 
 def collected(run: pytest.RunResult) -> list[str]:
-    """Return the ids of the items that a run has listed."""
+    """Return the ids in the output of ``--collect-only -q``."""
     return [line for line in run.outlines if "::" in line]
 
 
@@ -31,7 +31,7 @@ def test_a_file_of_any_name_is_a_study_when_named(
     assert collected(run) == [f"anything.yml::experiment[{one}]" for one in IDS]
 
 
-def test_in_a_directory_only_study_files_are_taken(
+def test_only_study_files_of_a_directory_are_collected(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study("one.study.yaml", execution=IN_ORDER)
@@ -44,13 +44,13 @@ def test_in_a_directory_only_study_files_are_taken(
     )
     assert {line.partition("::")[0] for line in collected(run)} == {
         "one.study.yaml",
-        "test_in_a_directory_only_study_files_are_taken.py",
+        "test_only_study_files_of_a_directory_are_collected.py",
     }
     run = pytester.runpytest_inprocess("-p", "llem", "--collect-only", "-q", "-o", "llem_files=t*.yaml")
     assert "two.yaml" in {line.partition("::")[0] for line in collected(run)}
 
 
-def test_a_yaml_of_another_plugin_is_left_alone(
+def test_yaml_collected_by_another_plugin_is_not_a_study(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study("theirs.yaml")
@@ -75,7 +75,7 @@ def test_a_yaml_of_another_plugin_is_left_alone(
 
 
 @pytest.mark.parametrize("autoload", [True, slow(False)])
-def test_the_plugin_may_be_named_whether_autoloaded_or_not(
+def test_option_p_llem_works_with_and_without_autoload(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, autoload: bool
 ) -> None:
     if not autoload:
@@ -113,7 +113,7 @@ def test_a_typo_in_one_study_is_a_located_collection_error(
     )
     assert "Traceback" not in run.stdout.str()
     assert "INTERNALERROR" not in run.stdout.str()
-    assert workers or not (pytester.path / "results").exists(), "nothing ran"
+    assert workers or not (pytester.path / "results").exists(), "no experiment ran"
 
 
 def test_an_items_location_is_its_line_in_the_study(
@@ -178,7 +178,7 @@ def test_an_unknown_axis_is_refused(
     run.assert_outcomes(errors=1 if workers else 0)
 
 
-def test_an_axis_is_refused_where_there_is_no_study(pytester: pytest.Pytester) -> None:
+def test_axis_in_k_is_refused_without_a_study(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test(): pass")
     run = pytester.runpytest("-p", "llem", "-k", "size=8")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
@@ -211,8 +211,8 @@ def test_a_late_conftest_cannot_reorder_a_study(
     )
     (pytester.path / "late" / "test_it.py").write_text("def test(): pass\n")
     run = pytester.runpytest_inprocess("-p", "llem", "--collect-only", "-q")
-    ours = [one for one in collected(run) if "experiment" in one]
-    assert ours == [f"a.study.yaml::experiment[n={n}]" for n in (1, 2, 3)]
+    experiments = [one for one in collected(run) if "experiment" in one]
+    assert experiments == [f"a.study.yaml::experiment[n={n}]" for n in (1, 2, 3)]
 
 
 def test_a_study_that_a_conftest_collects_runs(
@@ -278,7 +278,7 @@ def test_output_of_ordinary_runs_is_unchanged(pytester: pytest.Pytester, monkeyp
     assert outputs[0] == outputs[1]
 
 
-def test_without_a_terminal_reporter_the_results_are_there(
+def test_results_are_written_without_a_terminal_reporter(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})

@@ -1,4 +1,4 @@
-"""What a configuration's hash covers: a field that a later version adds must not orphan earlier runs."""
+"""Hashes of configurations: fields added by later versions must not change existing hashes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llem.study.engines import LoRAConfig, PyTorchConfig, VLLMConfig
 from pytest_llem.study.identity import DESIGN_VERSION, config_hash
 from tests.conftest import Results, RunPytest
 
-#: The defaults that a version of the design stands for.
+#: File with the defaults of the current design version.
 DEFAULTS = Path(__file__).parent / "golden" / "defaults.json"
 
 OPTIONAL_SECTIONS: dict[str, type[BaseModel]] = {
@@ -37,7 +37,7 @@ def test_only_fields_that_differ_from_their_default_are_hashed() -> None:
     assert config_hash(config) == hashlib.sha256(hashed.encode()).hexdigest()[:16]
 
 
-def test_a_new_field_of_a_section_leaves_the_hash_as_it_is() -> None:
+def test_new_field_of_a_section_does_not_change_the_hash() -> None:
     class Later(MeasurementConfig):
         new_field: int = 5
 
@@ -48,13 +48,13 @@ def test_a_new_field_of_a_section_leaves_the_hash_as_it_is() -> None:
     assert config_hash(used) != config_hash(config)
 
 
-def test_a_section_of_defaults_is_the_same_experiment_as_none() -> None:
+def test_section_of_defaults_does_not_change_the_hash() -> None:
     config = ExperimentConfig(model="m", backend="vllm")
     spelt = ExperimentConfig(model="m", backend="vllm", vllm=VLLMConfig(), dataset=DatasetConfig())
     assert config_hash(spelt) == config_hash(config)
 
 
-def test_a_changed_default_raises_the_design_version() -> None:
+def test_changed_default_needs_a_new_design_version() -> None:
     known = json.loads(DEFAULTS.read_text(encoding="utf-8"))
     now = dict(_defaults(ExperimentConfig)) | {
         f"{where}.{name}": value
@@ -80,7 +80,7 @@ def _defaults(section: type[BaseModel]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def test_resume_says_that_another_version_hashed_the_design(
+def test_resume_reports_a_design_hashed_by_another_version(
     write_study: Callable[..., Path], run_pytest: RunPytest, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(sweep={"noop.size": [1]}, execution={"n_cycles": 1})
@@ -91,4 +91,4 @@ def test_resume_says_that_another_version_hashed_the_design(
         text = text.replace(digest, "0" * 16)
     file.write_text(text, encoding="utf-8")
     done = run_pytest("--llem-resume")
-    done.stderr.fnmatch_lines(["*cannot be resumed: *: the same points, hashed by pytest-llem * otherwise *"])
+    done.stderr.fnmatch_lines(["*cannot be resumed: *: the same points, hashed differently by pytest-llem *"])

@@ -1,4 +1,4 @@
-"""When an experiment is taken for hung: computed, told in the plan, obeyed, and what overrides it."""
+"""The deadline of an experiment: its computation, its place in the plan, its effect and its overrides."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestComputed:
         assert 29 * 60 <= loading <= 31 * 60
 
     def test_deadline_is_the_sum_of_its_parts(self) -> None:
-        # One weight, and nothing to do: 5 min, the window, the floor and the baseline at their face value.
+        # With one weight and no work, the deadline is 5 min plus window, thermal floor and idle power.
         nothing = from_config(
             dict.fromkeys(
                 ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"), 1
@@ -76,7 +76,7 @@ class TestComputed:
         assert deadline(nothing, **least, warmup={**floor, "enabled": False}, baseline=NEVER) == 360
         compiled = {"pytorch": {"torch_compile": True}}
         assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER, **compiled) == 360 + 1800
-        # An engine of someone else's may compile as it likes.
+        # An engine other than pytorch may compile by itself.
         assert deadline(nothing, **least, warmup=NEVER, baseline=NEVER, backend="other") == 360 + 1800
 
     @pytest.mark.parametrize("host", [CPU, GPU])
@@ -128,9 +128,9 @@ class TestComputed:
         ],
     )
     def test_offloaded_layers_lengthen_the_deadline(self, options: dict[str, Any]) -> None:
-        there = deadline(LLAMA_1B, pytorch={"device_map": "auto"})
-        assert there == deadline(LLAMA_1B)
-        assert deadline(LLAMA_1B, pytorch=options) > 5 * there
+        offloaded = deadline(LLAMA_1B, pytorch={"device_map": "auto"})
+        assert offloaded == deadline(LLAMA_1B)
+        assert deadline(LLAMA_1B, pytorch=options) > 5 * offloaded
 
     def test_model_larger_than_the_gpu_lengthens_the_deadline(self) -> None:
         spread = {"pytorch": {"device_map": "auto"}}
@@ -138,7 +138,7 @@ class TestComputed:
 
     def test_model_of_unknown_size_gets_two_hours_more(self) -> None:
         least = {"n": 1, "warmup": NEVER, "baseline": NEVER, "measurement": {"min_window_seconds": 0}}
-        assert deadline(None, **least, max_output_tokens=1) == 7200 + 60  # begun minutes count
+        assert deadline(None, **least, max_output_tokens=1) == 7200 + 60  # rounded up to whole minutes
         assert deadline(None, **{**least, "n": 6000}, max_output_tokens=20) == 7200 + 6000
         floored = {**least, "warmup": {"thermal_floor_seconds": 600}}
         assert deadline(None, **floored, max_output_tokens=1) == 7200 + 60 + 600
@@ -164,7 +164,7 @@ TINY = {
 
 def line(result: pytest.RunResult) -> str:
     lines = [one for one in result.outlines if one.startswith("llem: ")]
-    [found] = [one for one in lines if not one.startswith("llem: warning: ")]  # of a busy machine
+    [found] = [one for one in lines if not one.startswith("llem: warning: ")]  # printed on a busy machine
     return found
 
 
@@ -280,11 +280,11 @@ class TestOption:
     def test_invalid_timeout_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
         result = pytester.runpytest("-p", "llem", f"--llem-timeout={text}")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        told = f"must be a number of seconds, greater than 0 (got {text!r})"
-        assert f"ERROR: --llem-timeout: {told}" in result.errlines
-        if text:  # an empty ini option is none
+        message = f"must be a number of seconds, greater than 0 (got {text!r})"
+        assert f"ERROR: --llem-timeout: {message}" in result.errlines
+        if text:  # an empty ini option means that it is not set
             result = pytester.runpytest("-p", "llem", "-o", f"llem_timeout={text}")
-            assert f"ERROR: llem_timeout: {told}" in result.errlines
+            assert f"ERROR: llem_timeout: {message}" in result.errlines
 
 
 def test_experiment_gets_the_deadline_of_the_plan(

@@ -1,4 +1,4 @@
-"""What ran is what the label says: a setting that is capped or ignored is left out, or shown as it ran."""
+"""Effective settings: capped or ignored settings are excluded or reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.warned import texts
 
 
 class Subclass(PyTorchEngine):
-    """An engine of the user's own."""
+    """A user-defined engine."""
 
 
 SUBCLASS = f"{__name__}:Subclass"
@@ -46,14 +46,14 @@ def adjusted(result: ExperimentResult) -> list[tuple[str, Any, Any]]:
 
 
 class TestBatchSize:
-    def test_point_with_larger_batches_than_prompts_is_left_out(self, tmp_path: Path) -> None:
+    def test_point_with_batch_size_above_n_is_excluded(self, tmp_path: Path) -> None:
         study = load(tmp_path, "n: 8\nsweep: {pytorch.batch_size: [1, 8, 16]}")
         assert [point.id for point in study.points] == ["batch_size=1", "batch_size=8"]
         assert [(one.axes, one.reason) for one in study.excluded] == [
             ({"pytorch.batch_size": 16}, "batch_size 16 is more than n 8: no batch of a pass is that large")
         ]
 
-    def test_batch_size_above_n_is_refused_where_nothing_is_swept(self, tmp_path: Path) -> None:
+    def test_batch_size_above_n_is_refused_without_a_sweep(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError, match="batch_size 16 is more than n 8"):
             load(tmp_path, "n: 8\npytorch: {batch_size: 16}")
         with pytest.raises(PreflightError, match=f"{SUBCLASS}: batch_size 16 is more than n 3: no batch"):
@@ -71,8 +71,8 @@ class TestBatchSize:
         assert result.adjusted == []
         assert ExperimentResult.model_validate_json(result.model_dump_json()).tokens.batches == {1: 1, 2: 1}
 
-    def test_engine_that_splits_batches_is_found_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whichever engine it is: one batch after another of what its memory takes."""
+    def test_engine_that_splits_batches_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Some engines split batches to fit their memory."""
 
         def halves(made: Any, prompts: Any) -> Any:
             return [made._batch([prompt]) for prompt in prompts]
@@ -85,10 +85,10 @@ class TestBatchSize:
         )
 
 
-class TestPointsThatAreTheSame:
-    """Two names for one experiment would be compared with each other."""
+class TestIdenticalPoints:
+    """Points that are the same experiment under different names."""
 
-    def test_values_without_effect_make_no_points(self, tmp_path: Path) -> None:
+    def test_axis_values_without_effect_make_no_points(self, tmp_path: Path) -> None:
         study = load(tmp_path, "sweep: {decoder.temperature: [0.0, 0.7], decoder.top_k: [50, 10]}")
         assert [point.id for point in study.points] == [
             "temperature=0.0-top_k=50",
@@ -100,13 +100,13 @@ class TestPointsThatAreTheSame:
             "without it the point is decoder.temperature=0.0, decoder.top_k=50"
         ]
 
-    def test_one_of_them_stays_and_is_noted(self, tmp_path: Path) -> None:
+    def test_first_of_identical_points_is_kept_with_a_note(self, tmp_path: Path) -> None:
         study = load(tmp_path, "decoder: {do_sample: false}\nsweep: {decoder.top_k: [10, 20], n: [1, 2]}")
         assert [point.id for point in study.points] == ["top_k=10-n=1", "top_k=10-n=2"]
         assert len(study.excluded) == 2
         assert any(note.where == "decoder.top_k" for note in study.notes)
 
-    def test_listed_experiments_likewise(self, tmp_path: Path) -> None:
+    def test_identical_listed_experiments_are_excluded(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             "experiments:\n- {precision: fp32, warmup: {enabled: false}}\n"
@@ -115,7 +115,7 @@ class TestPointsThatAreTheSame:
         assert [point.axes["precision"] for point in study.points] == ["fp32", "bf16"]
         assert study.excluded[0].reason.startswith("warmup.n_warmup has no effect with enabled: false; without it")
 
-    def test_settings_that_no_axis_holds_are_noted_alone(self, tmp_path: Path) -> None:
+    def test_setting_without_effect_outside_the_sweep_is_only_noted(self, tmp_path: Path) -> None:
         study = load(tmp_path, "decoder: {do_sample: false, top_k: 10}\nsweep: {n: [1, 2]}")
         assert (len(study.points), study.excluded) == (2, ())
 
@@ -172,35 +172,35 @@ class TestResult:
             texts(result.warnings)
         )
 
-    def test_section_that_is_switched_off_is_looked_at_for_axes_alone(self) -> None:
-        """TINY has no warm-up."""
+    def test_disabled_section_is_only_reported_for_axes(self) -> None:
+        """Only the axis is reported, although two more settings of the section have no effect."""
         off = {"enabled": False, "n_warmup": 9, "max_prompts": 99}
         assert adjusted(run({"warmup.n_warmup": 9}, warmup=off)) == [("warmup.n_warmup", 9, None)]
 
-    def test_section_of_a_subclass_is_looked_at_too(self) -> None:
+    def test_section_of_a_subclass_is_checked(self) -> None:
         result = run(backend=SUBCLASS, **{SUBCLASS: {"length_penalty": 2.0, "revision": "v1"}})
         assert adjusted(result) == [
             (f"{SUBCLASS}.revision", "v1", None),
             (f"{SUBCLASS}.length_penalty", 2.0, None),
         ]
 
-    def test_axis_that_nothing_comes_near_to_is_named(self, tmp_path: Path) -> None:
+    def test_limit_that_is_never_reached_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "p.txt").write_text("a\nbb\nccc\n")
         fields: dict[str, Any] = {"dataset": str(tmp_path / "p.txt"), "max_input_tokens": 64}
         result = run({"max_input_tokens": 64}, **fields)
         ((setting, given, effective),) = adjusted(result)
         assert (setting, given) == ("max_input_tokens", 64)
         assert 0 < effective < result.tokens.input_tokens
-        assert run(**fields).adjusted == [], "no label says so"
+        assert run(**fields).adjusted == [], "only axes are reported"
 
-    def test_answers_that_all_end_early_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_answers_that_all_end_early_are_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             PyTorchEngine, "requests", lambda made, batch, _: [_record(length) for length in batch.lengths]
         )
         result = run({"max_output_tokens": 6}, measurement=NATURAL)
         assert adjusted(result) == [("max_output_tokens", 6, 2)]
 
-    def test_what_ran_as_given_is_not_named(self) -> None:
+    def test_settings_that_ran_as_given_are_not_reported(self) -> None:
         axes = {"max_input_tokens": 8, "max_output_tokens": 6, "pytorch.batch_size": 3}
         section = {"batch_size": 3, "attn_implementation": "eager", "cache_implementation": "dynamic"}
         assert run(axes, precision="fp16", decoder={"top_k": 20}, pytorch=section).adjusted == []
@@ -218,34 +218,36 @@ def model() -> Any:
 
 
 class TestModel:
-    """What transformers runs otherwise than it was asked to."""
+    """Settings that transformers changes."""
 
     def adjusted(self, model: Any, kind: str = "local", **changes: Any) -> list[tuple[str, Any, Any]]:
         config = ExperimentConfig.model_validate({**TINY, "precision": "fp32", **changes})
         found = adjusted_settings(model, config, ModelSource("somewhere", kind))
         return [(one.setting, one.given, one.effective) for one in found]
 
-    def test_nothing_is_adjusted(self, model: Any) -> None:
+    def test_unchanged_settings_are_not_reported(self, model: Any) -> None:
         assert self.adjusted(model, pytorch={"attn_implementation": "eager"}) == []
 
-    def test_another_data_type(self, model: Any) -> None:
+    def test_changed_data_type_is_reported(self, model: Any) -> None:
         assert self.adjusted(model, precision="bf16") == [("precision", "bf16", "fp32")]
 
-    def test_another_attention(self, model: Any) -> None:
+    def test_changed_attention_is_reported(self, model: Any) -> None:
         found = self.adjusted(model, pytorch={"attn_implementation": "sdpa"})
         assert found == [("pytorch.attn_implementation", "sdpa", "eager")]
 
-    def test_revision_of_a_folder(self, model: Any) -> None:
+    def test_revision_of_a_local_folder_is_reported(self, model: Any) -> None:
         assert self.adjusted(model, pytorch={"revision": "v1"}) == [("pytorch.revision", "v1", None)]
         assert self.adjusted(model, "hub", pytorch={"revision": "v1"}) == []
 
-    def test_more_candidates_than_tokens(self, model: Any) -> None:
+    def test_top_k_above_the_vocabulary_size_is_reported(self, model: Any) -> None:
         size = model.config.vocab_size
         assert self.adjusted(model, decoder={"top_k": size}) == []
         assert self.adjusted(model, decoder={"top_k": size + 1}) == [("decoder.top_k", size + 1, size)]
         assert self.adjusted(model, decoder={"top_k": size + 1, "temperature": 0}) == []
 
-    def test_cache_that_the_model_does_not_take(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cache_that_the_model_does_not_support_is_reported(
+        self, model: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(type(model), "_supports_default_dynamic_cache", classmethod(lambda cls: False))
         found = self.adjusted(model, pytorch={"cache_implementation": "static"})
         assert found == [("pytorch.cache_implementation", "static", None)]
@@ -261,7 +263,7 @@ class TestModel:
             ),
         ],
     )
-    def test_quantised_files(self, model: Any, monkeypatch: Any, options: Any, expected: Any) -> None:
+    def test_quantised_files_are_reported(self, model: Any, monkeypatch: Any, options: Any, expected: Any) -> None:
         quantised = SimpleNamespace(to_json_string=lambda **_: '{"quant_method": "gptq", "bits": 4}')
         monkeypatch.setattr(model.config, "quantization_config", quantised, raising=False)
         assert self.adjusted(model, pytorch=options) == expected

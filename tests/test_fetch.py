@@ -265,7 +265,7 @@ class TestMistakes:
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
         status, lines, said = llem(file)
         assert (status, lines) == (1, [])
-        assert "is left out, says --llem-strict" in said
+        assert "is excluded, an error with --llem-strict" in said
 
 
 OWN_ENGINE = """

@@ -1,4 +1,4 @@
-"""What ordinary tests get: isolated_experiment, energy_meter, the marker energy_budget."""
+"""Fixtures and marker for ordinary tests: isolated_experiment, energy_meter, energy_budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.processes import gone, wait_until
 GPU = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 WATTS = 200.0
 
-#: Its counter ticks every 5 ms: a test of 0.1 s is long enough to be judged.
+#: Its energy counter is updated every 5 ms, so that a test of 0.1 s is long enough to be judged.
 TICK_MS = 5.0
 
 CONFIG = """
@@ -41,10 +41,10 @@ Run = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def write(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Write tests of this source, on a machine without meters; return the arguments that run them."""
+    """Return a function that writes tests, on a machine without meters, and returns pytest's arguments."""
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("COLUMNS", "300")  # or pytest cuts its lines
+    monkeypatch.setenv("COLUMNS", "300")  # so that pytest does not shorten its lines
 
     def write_tests(source: str, *options: str, config: bool = False) -> list[str]:
         pytester.makepyfile(test_it=(CONFIG if config else "") + source)
@@ -55,19 +55,19 @@ def write(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, write: Callable[..., list[str]]) -> Run:
-    """Run tests of this source in this process; return pytest's result."""
+    """Return a function that runs tests in this process and returns pytest's result."""
     return lambda *source, **how: pytester.runpytest_inprocess(*write(*source, **how))
 
 
 @pytest.fixture
 def run_subprocess(pytester: pytest.Pytester, write: Callable[..., list[str]]) -> Run:
-    """The same in a process of its own, which may load the scripted NVML, and has imported only what it needs."""
+    """Like ``run``, in a new process, which can load the scripted NVML and has no unneeded imports."""
     return lambda *source, **how: pytester.runpytest_subprocess(*write(*source, **how))
 
 
 @pytest.fixture
-def boards(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
-    """Have processes see scripted boards."""
+def scripted_gpus(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Script]:
+    """Return a function that makes NVML in child processes report scripted GPUs."""
 
     def install(*given: nvml.Board) -> Script:
         script = nvml.Script(tmp_path / "nvml.script", list(given))
@@ -81,9 +81,9 @@ def boards(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def board(boards: Callable[..., Script]) -> Script:
-    """Have processes see one board, which draws 200 W."""
-    return boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": TICK_MS}))
+def scripted_gpu(scripted_gpus: Callable[..., Script]) -> Script:
+    """Make NVML in child processes report one GPU, which draws 200 W."""
+    return scripted_gpus(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": TICK_MS}))
 
 
 def properties(pytester: pytest.Pytester) -> dict[str, dict[str, str]]:
@@ -95,7 +95,7 @@ def properties(pytester: pytest.Pytester) -> dict[str, dict[str, str]]:
 
 
 class TestEnergyMeter:
-    def test_a_counter_is_read_at_both_ends_of_the_block(self, run_subprocess: Run, board: Script) -> None:
+    def test_a_counter_is_read_at_both_ends_of_the_block(self, run_subprocess: Run, scripted_gpu: Script) -> None:
         run_subprocess(
             f"""
 import time, sys
@@ -115,17 +115,17 @@ def test_it(energy_meter):
     assert 0 < m.uncertainty_j < {WATTS} * tick
     (device,) = m.devices
     assert (device.device, device.energy_j) == ("{GPU}", m.energy_j)
-    assert m.ticks == pytest.approx(m.energy_j / {WATTS} / tick, rel=0.5)  # seen late on a busy machine
+    assert m.ticks == pytest.approx(m.energy_j / {WATTS} / tick, rel=0.5)  # busy machines miss some
     assert "torch" not in sys.modules
 """
         ).assert_outcomes(passed=1)
-        assert board.users() == 0, "NVML was let go"
+        assert scripted_gpu.users() == 0, "NVML is shut down"
 
-    def test_only_the_boards_that_cuda_may_use_are_read(
-        self, run_subprocess: Run, boards: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
+    def test_only_gpus_visible_to_cuda_are_read(
+        self, run_subprocess: Run, scripted_gpus: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
-        boards(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
+        scripted_gpus(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", other)
         run_subprocess(
             f"""
@@ -139,11 +139,11 @@ def test_it(energy_meter):
 """
         ).assert_outcomes(passed=1)
 
-    def test_all_boards_are_read_where_cuda_may_use_all(
-        self, run_subprocess: Run, boards: Callable[..., Script]
+    def test_all_gpus_are_read_if_all_are_visible_to_cuda(
+        self, run_subprocess: Run, scripted_gpus: Callable[..., Script]
     ) -> None:
         other = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
-        boards(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
+        scripted_gpus(*(nvml.Board(uuid, [(0, WATTS)], {"tick_ms": TICK_MS}) for uuid in (GPU, other)))
         run_subprocess(
             f"""
 import time
@@ -155,7 +155,7 @@ def test_it(energy_meter):
 """
         ).assert_outcomes(passed=1)
 
-    def test_without_a_meter_there_is_an_estimate_that_says_so(self, run: Run) -> None:
+    def test_energy_without_a_meter_is_a_marked_estimate(self, run: Run) -> None:
         run(
             """
 import time
@@ -169,7 +169,7 @@ def test_it(energy_meter):
 """
         ).assert_outcomes(passed=1)
 
-    def test_a_meter_can_be_chosen_and_what_it_lacks_is_told(self, run: Run, tmp_path: Path) -> None:
+    def test_chosen_meter_reads_energy_or_gives_a_reason(self, run: Run, tmp_path: Path) -> None:
         Powercap(tmp_path).zone("intel-rapl:0", "package-0")
         run(
             """
@@ -184,14 +184,14 @@ def test_rapl(energy_meter):
         COUNTER.write_text(str(int(COUNTER.read_text()) + 12_500_000))
     assert (m.energy_j, m.method, m.source) == (12.5, "measured", "rapl_package")
 
-def test_none(energy_meter):
+def test_nvml_without_a_gpu(energy_meter):
     with energy_meter(backend="nvml") as m:
         pass
     assert (m.energy_j, m.method) == (None, "unavailable")
     assert m.reason.startswith("nvml: the engine runs on no NVIDIA GPU")
     assert m.seconds >= 0 and m.devices == ()
 
-def test_a_name_that_nobody_has(energy_meter):
+def test_unknown_name(energy_meter):
     with pytest.raises(ValueError, match="no meter of the name 'wattmetre' is installed"):
         with energy_meter(backend="wattmetre"):
             raise AssertionError
@@ -200,7 +200,7 @@ def test_a_name_that_nobody_has(energy_meter):
 
     @pytest.mark.slow
     def test_blocks_may_be_nested_threaded_and_left_by_an_exception(
-        self, run_subprocess: Run, board: Script
+        self, run_subprocess: Run, scripted_gpu: Script
     ) -> None:
         run_subprocess(
             f"""
@@ -236,10 +236,10 @@ def test_raises(energy_meter, kind):
     assert m.seconds == was
 """
         ).assert_outcomes(passed=5)
-        assert board.users() == 0, "the meters were closed"
+        assert scripted_gpu.users() == 0, "the meters are closed"
 
-    def test_a_gpu_that_pytorch_uses_is_waited_for_at_both_ends(self, run: Run) -> None:
-        """A stand-in that knows what it is asked: there need be no GPU."""
+    def test_gpu_is_synchronised_at_both_ends_of_the_block(self, run: Run) -> None:
+        """With a fake torch, so that no GPU is needed."""
         done = run(
             """
 import sys, types
@@ -279,7 +279,7 @@ def test_what_had_gone_wrong_on_it_is_raised(energy_meter, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch(synchronize=fails))
     with pytest.raises(RuntimeError, match="device-side assert"):
         with energy_meter() as m: pass
-    assert m.reason.startswith("nvml: "), "and the figures are there: of these GPUs, which NVML does not know"
+    assert m.reason.startswith("nvml: "), "the block is measured although NVML does not know these GPUs"
 
 def test_but_not_in_the_place_of_what_the_block_raised(energy_meter, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch(synchronize=fails))
@@ -316,8 +316,8 @@ def test_other():
 
 
 class TestEnergyBudget:
-    def test_a_test_fails_beyond_its_budget_and_says_so_in_a_line(
-        self, run_subprocess: Run, board: Script, pytester: pytest.Pytester
+    def test_test_over_its_budget_fails_with_a_one_line_message(
+        self, run_subprocess: Run, scripted_gpu: Script, pytester: pytest.Pytester
     ) -> None:
         done = run_subprocess(BUDGETS, "-rA", "--junitxml=junit.xml")
         done.assert_outcomes(passed=2, failed=3)
@@ -342,18 +342,18 @@ class TestEnergyBudget:
             assert (figures["llem_energy_method"], figures["llem_energy_boundary"]) == ("measured", "gpu_board")
             assert float(figures["llem_energy_j"]) >= WATTS * 0.4
             assert float(figures["llem_seconds"]) >= 0.4
-        assert board.users() == 0
+        assert scripted_gpu.users() == 0
 
     @pytest.mark.slow
     def test_budgets_are_judged_in_xdist_workers(
-        self, run_subprocess: Run, board: Script, pytester: pytest.Pytester
+        self, run_subprocess: Run, scripted_gpu: Script, pytester: pytest.Pytester
     ) -> None:
         done = run_subprocess(BUDGETS, "-n", "1", "--junitxml=junit.xml")
         done.assert_outcomes(passed=2, failed=3)
         assert float(properties(pytester)["test_within"]["llem_energy_j"]) >= WATTS * 0.4
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "message"),
         [
             ("joules=1e6", "its energy budget of 1000000.0 J cannot be judged: the energy is estimated "
              r"\(cpu_time_model\), and not measured; allow_estimated=True lets that decide"),
@@ -363,22 +363,22 @@ class TestEnergyBudget:
             ("seconds=60", None),
         ],
     )  # fmt: skip
-    def test_an_estimate_decides_only_where_that_is_allowed(
-        self, run: Run, pytester: pytest.Pytester, arguments: str, told: str | None
+    def test_estimate_is_judged_only_with_allow_estimated(
+        self, run: Run, pytester: pytest.Pytester, arguments: str, message: str | None
     ) -> None:
         done = run(
             f"import pytest\n@pytest.mark.energy_budget({arguments})\ndef test_it(): sum(range(100_000))",
             "--junitxml=junit.xml",
         )
-        done.assert_outcomes(passed=int(told is None), failed=int(told is not None))
-        if told:
-            done.stdout.re_match_lines_random([f"{told}$"])
+        done.assert_outcomes(passed=int(message is None), failed=int(message is not None))
+        if message:
+            done.stdout.re_match_lines_random([f"{message}$"])
         assert properties(pytester)["test_it"]["llem_energy_method"] == "estimated"
 
-    def test_energy_that_cannot_be_read_is_no_energy_within_the_budget(
-        self, run_subprocess: Run, boards: Callable[..., Script], pytester: pytest.Pytester
+    def test_budget_is_not_met_by_energy_that_cannot_be_read(
+        self, run_subprocess: Run, scripted_gpus: Callable[..., Script], pytester: pytest.Pytester
     ) -> None:
-        boards(nvml.Board(GPU, [(0, WATTS)], {"mig": 1}))
+        scripted_gpus(nvml.Board(GPU, [(0, WATTS)], {"mig": 1}))
         done = run_subprocess(
             """
 import pytest
@@ -390,18 +390,18 @@ def test_it(allow): pass
             "--junitxml=junit.xml",
         )
         done.assert_outcomes(failed=2)
-        said = (
+        pattern = (
             r"its energy budget of 1000000.0 J cannot be judged: no energy could be read \(nvml: .*MIG is on, .*"
         )
-        assert len([line for line in done.outlines if re.match(said, line)]) == 2
+        assert len([line for line in done.outlines if re.match(pattern, line)]) == 2
         for figures in properties(pytester).values():
-            assert set(figures) == {"llem_energy_method", "llem_seconds"}, "no energy is not 0 J"
+            assert set(figures) == {"llem_energy_method", "llem_seconds"}, "missing energy is not 0 J"
             assert figures["llem_energy_method"] == "unavailable"
 
     def test_a_window_of_too_few_ticks_is_not_judged(
-        self, run_subprocess: Run, boards: Callable[..., Script]
+        self, run_subprocess: Run, scripted_gpus: Callable[..., Script]
     ) -> None:
-        boards(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": 20}))
+        scripted_gpus(nvml.Board(GPU, [(0, WATTS)], {"tick_ms": 20}))
         source = """
 import time, pytest
 @pytest.mark.energy_budget(joules=1e6)
@@ -439,11 +439,11 @@ def test_long(): time.sleep(0.45)  # 22 ticks
         )
         done = run(f"import pytest\n{tests}def test_right(): pass\n")
         done.assert_outcomes(passed=1, errors=len(wrong))
-        for number, told in enumerate(wrong.values()):
-            assert f"ERROR test_it.py::test_{number} - Failed: {told}" in done.stdout.str()
+        for number, message in enumerate(wrong.values()):
+            assert f"ERROR test_it.py::test_{number} - Failed: {message}" in done.stdout.str()
         assert "it ran" not in done.stdout.str()
 
-    def test_a_budget_goes_with_skip_xfail_classes_and_unittest(self, run: Run) -> None:
+    def test_budget_works_with_skip_xfail_classes_and_unittest(self, run: Run) -> None:
         done = run(
             """
 import unittest
@@ -480,7 +480,7 @@ def test_parametrized(n): pass
 class TestClass:
     def test_inherits(self): pass
 
-    @tight  # the nearest counts
+    @tight  # the closest marker applies
     def test_own(self): pass
 
 @tight
@@ -493,18 +493,18 @@ class TestUnittest(unittest.TestCase):
         )
         outcomes = done.parseoutcomes()
         assert outcomes == {"xfailed": 1, "skipped": 3, "failed": 5, "errors": 1, "passed": 3}
-        said = done.stdout.str()
-        for name, told in (
+        output = done.stdout.str()
+        for name, message in (
             ("test_fails", "AssertionError: mine"),
             ("test_parametrized[1]", "Failed: took"),
             ("TestClass::test_own", "Failed: took"),
             ("TestUnittest::test_late", "Failed: took"),
             ("TestUnittest::test_wrong", "AssertionError: 1 != 2"),
         ):
-            assert f"FAILED test_it.py::{name} - {told}" in said
-        assert "ERROR test_it.py::test_error - ValueError: no fixture" in said
+            assert f"FAILED test_it.py::{name} - {message}" in output
+        assert "ERROR test_it.py::test_error - ValueError: no fixture" in output
 
-    def test_a_test_that_runs_again_has_its_last_figures(
+    def test_rerun_test_reports_its_last_figures(
         self, run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         others = [f"-p no:{name}" for name in OTHER_PLUGINS if name != "rerunfailures"]
@@ -525,7 +525,7 @@ def test_it():
             names = [one.get("name") for one in case.iter("property")]
             assert len(names) == len(set(names))
 
-    def test_markers_and_fixtures_options_describe_them(self, run: Run) -> None:
+    def test_pytest_lists_the_marker_and_fixtures(self, run: Run) -> None:
         run("def test_it(): pass", "--markers").stdout.fnmatch_lines(["@pytest.mark.energy_budget(*"])
         fixtures = run("def test_it(): pass", "--fixtures").stdout.str()
         assert "energy_meter [session scope]" in fixtures
@@ -535,9 +535,7 @@ def test_it():
 
 @pytest.mark.usefixtures("noop_engine")
 class TestIsolatedExperiment:
-    def test_the_experiment_runs_in_a_process_of_its_own(
-        self, run_subprocess: Run, pytester: pytest.Pytester
-    ) -> None:
+    def test_experiment_runs_in_a_process_of_its_own(self, run_subprocess: Run, pytester: pytest.Pytester) -> None:
         (pytester.path / "notes").mkdir()
         done = run_subprocess(
             """
@@ -603,7 +601,7 @@ def test_engine(isolated_experiment):
             ('{"backend": "pytorch", "model": "no/such"}', "preflight", "preflight: model 'no/such'*"),
         ],
     )  # fmt: skip
-    def test_a_failure_is_an_exception_that_says_why(self, run: Run, changes: str, kind: str, line: str) -> None:
+    def test_failed_experiment_raises_with_the_reason(self, run: Run, changes: str, kind: str, line: str) -> None:
         done = run(
             f"""
 from pytest_llem import ExperimentError
@@ -625,11 +623,11 @@ def test_it(isolated_experiment):
                 f"FAILED test_it.py::test_it - pytest_llem.ExperimentError: {line}",
             ]
         )
-        said = done.stdout.str()
+        output = done.stdout.str()
         if "say" in changes:
             done.stdout.fnmatch_lines(["*in _say_and_raise", "*Captured stdout call*", "a word from the engine"])
-        assert "self._failure" not in said, "where it was raised is nobody's concern"
-        assert ("Traceback (most recent call last)" in said) == ("say" in changes)
+        assert "self._failure" not in output, "the plugin's own frames are hidden"
+        assert ("Traceback (most recent call last)" in output) == ("say" in changes)
 
     def test_a_wrong_config_raises_validation_error(self, run: Run) -> None:
         done = run(
@@ -669,7 +667,9 @@ def test_it(isolated_experiment):
         assert gone(int(note.stem))
 
     @pytest.mark.slow
-    def test_two_workers_never_measure_at_once(self, run_subprocess: Run, pytester: pytest.Pytester) -> None:
+    def test_xdist_workers_do_not_measure_at_the_same_time(
+        self, run_subprocess: Run, pytester: pytest.Pytester
+    ) -> None:
         done = run_subprocess(
             """
 from pathlib import Path
@@ -712,9 +712,9 @@ def test_it(isolated_experiment):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=pytester.path)
         wait_until(lambda: any((pytester.path / "notes").glob("*.json")), 30)
         os.kill(process.pid, signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
-        assert process.returncode == pytest.ExitCode.INTERRUPTED, said
-        assert "KeyboardInterrupt" in said
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+        assert "KeyboardInterrupt" in output
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 
@@ -729,7 +729,7 @@ def test_it(isolated_experiment):
         assert captured.str().partition("Captured stdout call")[0].count("a word from the engine") == 0
 
     @pytest.mark.slow
-    def test_a_meter_around_an_experiment_measures_it(self, run_subprocess: Run, board: Script) -> None:
+    def test_a_meter_around_an_experiment_measures_it(self, run_subprocess: Run, scripted_gpu: Script) -> None:
         done = run_subprocess(
             f"""
 import pytest
@@ -748,7 +748,7 @@ def test_it(isolated_experiment, energy_meter):
 
 
 def test_public_names_annotate_without_importing_pytest(pytester: pytest.Pytester) -> None:
-    """Who annotates with them needs nothing but pytest_llem, and gets no pytest by it."""
+    """Annotations need only ``import pytest_llem``, which does not import pytest."""
     pytester.makepyfile(
         annotated="""
 import sys
@@ -766,7 +766,7 @@ assert "pytest" not in sys.modules
 
 
 def test_tests_without_the_marker_load_no_meter(pytester: pytest.Pytester) -> None:
-    """No test without the marker has anything to do with a meter."""
+    """A test without the marker must not be slowed down by a meter."""
     pytester.makepyfile(
         """
 import sys

@@ -1,4 +1,4 @@
-"""Inputs that peers of this project were reported to read as something else, and to say nothing of it."""
+"""Inputs that similar projects silently misread, according to their issue trackers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tests.support.marks import slow
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
 
-#: Commits of a dataset.
+#: Commits of a dataset on the hub.
 MEASURED, LATER = "a" * 40, "b" * 40
 
 
 class TestHubDatasetOfAnotherCommit:
-    """Datasets 6465: a dataset that was updated, and its results were not."""
+    """datasets#6465: an updated dataset with results of the earlier version."""
 
     @pytest.fixture
     def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-        """Put a commit of ``owner/prompts`` into the hub's cache, as its main branch."""
+        """Return a function that adds a commit of ``owner/prompts`` to the hub's cache as its main branch."""
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         folder = tmp_path / "hub" / "datasets--owner--prompts"
 
@@ -46,7 +46,7 @@ class TestHubDatasetOfAnotherCommit:
 
     @pytest.fixture
     def changes(self, write_study: Callable[..., Path]) -> Callable[[str], list[str]]:
-        """What has changed since a result of a dataset was measured."""
+        """Return a function that returns the changes since a result of a dataset was measured."""
         result = ExperimentResult.model_validate_json(min(GOLDEN.glob("*.json")).read_text())
         result.inputs = InputsRecord(modules={}, distributions={})
         result.tokens.dataset_revision = MEASURED
@@ -82,7 +82,7 @@ class TestHubDatasetOfAnotherCommit:
 
 
 class TestNumbersOfAnotherBase:
-    """PyYAML 107: a number that begins with 0 is read in base 8, and one with colons in base 60."""
+    """pyyaml#107: numbers with a leading 0 are read in base 8, numbers with colons in base 60."""
 
     @pytest.mark.parametrize(
         ("written", "read"),
@@ -99,7 +99,9 @@ class TestNumbersOfAnotherBase:
             str(refused.value)
         )
 
-    def test_numbers_that_every_yaml_reads_alike_are_accepted(self, write_study: Callable[..., Path]) -> None:
+    def test_numbers_with_one_meaning_in_all_yaml_versions_are_accepted(
+        self, write_study: Callable[..., Path]
+    ) -> None:
         path = write_study(sweep={"n": [1]})
         path.write_text(path.read_text() + "noop: {a: 0, b: 00, c: 0.5, d: 007.5, e: '010', f: 0x10, g: 1_000}\n")
         given = load_study(path).points[0].config.model_dump()["noop"]
@@ -111,7 +113,7 @@ class TestPromptsWithoutText:
         (tmp_path / "a.jsonl").write_text('{"prompt": ""}\n{"text": " \\n"}\n{"prompt": "one"}\n')
         assert [prompt.text for prompt in read_file("a.jsonl", tmp_path)] == ["one"]
 
-    def test_a_prompt_of_no_token_is_refused(self) -> None:
+    def test_prompt_without_tokens_is_refused(self) -> None:
         class NoZeroWidth:
             def encode(self, text: str) -> list[int]:
                 return list(text.replace("\u200b", "").encode())
@@ -124,17 +126,17 @@ class TestPromptsWithoutText:
 class TestFilesOfOtherEncodings:
     @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
     @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-    def test_english_in_utf_16_is_refused(self, tmp_path: Path, name: str, encoding: str) -> None:
+    def test_utf_16_text_is_refused(self, tmp_path: Path, name: str, encoding: str) -> None:
         (tmp_path / name).write_bytes('{"prompt": "one"}\n'.encode(encoding))
         with pytest.raises(PreflightError, match=r":1: holds a NUL character, .*: save the file as UTF-8$"):
             read_file(name, tmp_path)
 
-    def test_byte_order_marks_of_concatenated_files_are_no_text(self, tmp_path: Path) -> None:
+    def test_byte_order_marks_in_concatenated_files_are_removed(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\r\n\xef\xbb\xbf\n")
         assert [prompt.text for prompt in read_file("a.txt", tmp_path)] == ["one", "two"]
 
 
-#: Edits the prompts once the first experiment has ended.
+#: conftest.py that edits the prompts after the first experiment.
 EDITING = """
 from pathlib import Path
 
@@ -144,7 +146,7 @@ def pytest_llem_experiment_finished(result):
 
 
 @pytest.mark.parametrize("edited", [True, slow(False)])
-def test_points_that_had_other_prompts_of_one_dataset_are_reported(
+def test_points_with_different_prompts_of_a_dataset_are_reported(
     write_study: Callable[..., Path], run_pytest: RunPytest, results: Results, edited: bool
 ) -> None:
     path = write_study(
@@ -162,7 +164,7 @@ def test_points_that_had_other_prompts_of_one_dataset_are_reported(
     )
 
 
-def test_a_results_directory_that_the_locale_cannot_spell_is_reported(
+def test_results_directory_not_encodable_in_the_locale_is_reported(
     write_study: Callable[..., Path], run_pytest: RunPytest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(name="ünï", sweep={"n": [1]}, execution={"n_cycles": 1})

@@ -1,4 +1,4 @@
-"""Models and prompts as people have them: configurations in parts, missing tokenizers, files of any editor."""
+"""Unusual models and prompt files: multimodal models, missing tokenizers, damaged files, other encodings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.tiny import GREEDY, PROMPTS, config, engine, outputs
 
 transformers = pytest.importorskip("transformers")
 
-#: Configurations in parts: that of the decoder is one of them.
+#: Configurations of models with several parts, one of which is the decoder.
 IN_PARTS: dict[str, dict[str, Any]] = {
     "gemma3": {
         "text_config": {**SIZES, "head_dim": 8, "sliding_window": 16},
@@ -61,7 +61,7 @@ IN_PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-#: What git leaves in place of a file that git-lfs has not fetched.
+#: Content of a file that git-lfs has not fetched.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
@@ -74,13 +74,13 @@ def plain_model(tmp_path: Path) -> str:
 
 class TestConfigurationsInParts:
     @pytest.mark.parametrize("kind", IN_PARTS)
-    def test_a_model_in_parts_is_measured(self, kind: str, tmp_path: Path) -> None:
+    def test_multimodal_model_is_measured(self, kind: str, tmp_path: Path) -> None:
         decoder(kind, attn_implementation="sdpa", **IN_PARTS[kind]).save_pretrained(tmp_path)
         result = ExperimentOrchestrator(config(model=str(tmp_path), precision="fp32")).run().result
         assert (result.tokens.input_tokens, result.tokens.output_tokens) == (3 * 8, 3 * 6)
         assert result.engine.settings["attn_implementation"] == "sdpa"
 
-    def test_no_synthetic_prompt_holds_a_placeholder_of_an_image(self) -> None:
+    def test_synthetic_prompts_contain_no_image_placeholder(self) -> None:
         parts = transformers.AutoConfig.for_model("gemma3", **IN_PARTS["gemma3"])
         allowed = loading.vocabulary(parts, None)
         assert set(range(97)) - set(allowed) == {0, 1, 2, 7}
@@ -89,13 +89,13 @@ class TestConfigurationsInParts:
     def test_every_causal_type_of_transformers_has_a_vocabulary(self) -> None:
         sizes = {}
         for kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING._model_mapping:
-            if kind != "gemma4_assistant":  # whose own defaults are not valid
+            if kind != "gemma4_assistant":  # its own defaults are invalid
                 sizes[kind] = loading.text_config(transformers.CONFIG_MAPPING[kind]()).vocab_size
         assert len(sizes) > 100
         assert [kind for kind, size in sizes.items() if type(size) is not int or size < 1] == []
 
     @pytest.mark.parametrize("part", ["text_config", "decoder", "generator"])
-    def test_the_footprint_is_that_of_the_decoder(self, part: str) -> None:
+    def test_footprint_is_that_of_the_decoder(self, part: str) -> None:
         assert from_config({"model_type": "parts", part: SIZES}) == from_config(SIZES)
 
 
@@ -105,23 +105,25 @@ class TestMissingTokenizer:
         assert result.tokens.output_tokens == 3 * 6
         assert result.engine.settings["tokenizer"] == "none"
 
-    def test_special_tokens_are_then_the_models(self, plain_model: str) -> None:
+    def test_special_tokens_of_the_model_are_excluded_without_tokenizer(self, plain_model: str) -> None:
         made = engine(model=plain_model, **GREEDY)
         assert list(made.vocabulary()) == list(range(3, 97))
         assert [len(one) for one in outputs(made, PROMPTS)] == [6, 6, 6]
 
-    def test_texts_need_one(self, plain_model: str) -> None:
+    def test_text_prompts_need_a_tokenizer(self, plain_model: str) -> None:
         with pytest.raises(PreflightError, match=f"^the tokenizer of model '{plain_model}' cannot be loaded: "):
             engine(model=plain_model, dataset="prompts.txt")
 
-    def test_a_tokenizer_without_a_vocabulary_is_none(self, tmp_path: Path) -> None:
+    def test_tokenizer_without_a_vocabulary_counts_as_missing(self, tmp_path: Path) -> None:
         decoder("gpt2", vocab_size=97).save_pretrained(tmp_path)
-        assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) == 1, "transformers makes one up"
+        assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) == 1, (
+            "transformers creates an empty tokenizer"
+        )
         assert len(engine(model=str(tmp_path)).vocabulary()) == 97 - 3
         with pytest.raises(PreflightError, match="cannot be loaded: it has no vocabulary"):
             engine(model=str(tmp_path), dataset="prompts.txt")
 
-    def test_a_model_with_a_tokenizer_says_nothing_of_it(self) -> None:
+    def test_model_with_a_tokenizer_has_no_warning(self) -> None:
         assert "tokenizer" not in engine(model=str(tiny_llama())).describe().settings
 
 
@@ -138,7 +140,7 @@ class TestPromptFiles:
             ("a.jsonl", b'{"prompt": "\\ud83d\\ude00"}', ["\U0001f600"]),
         ],
     )
-    def test_a_prompt_is_what_is_between_line_feeds(
+    def test_prompts_of_a_file_are_split_at_line_feeds_only(
         self, tmp_path: Path, name: str, content: bytes, expected: list[str]
     ) -> None:
         (tmp_path / name).write_bytes(content)
@@ -156,7 +158,7 @@ class TestPromptFiles:
             ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), ":1: is not UTF-8 .*: save the file as UTF-8$"),
         ],
     )
-    def test_what_no_tokenizer_takes_names_its_line(
+    def test_text_that_tokenizers_refuse_is_reported_with_its_line(
         self, tmp_path: Path, name: str, content: bytes, reason: str
     ) -> None:
         (tmp_path / name).write_bytes(content)
@@ -180,7 +182,7 @@ class TestDamagedFiles:
             ("model.safetensors", b"<!DOCTYPE html>", "is not a safetensors file: download or copy it again$"),
         ],
     )
-    def test_a_damaged_file_is_preflight(
+    def test_damaged_model_file_is_a_preflight_error(
         self, plain_model: str, name: str, content: bytes | int, damage: str, write_study: Callable[..., Path]
     ) -> None:
         file = Path(plain_model, name)
@@ -192,23 +194,23 @@ class TestDamagedFiles:
         preflight = Preflight(study, (), [])
         assert re.match(reason, preflight.reason(study.points[0]) or "")
 
-    def test_every_shard_is_looked_at(self, tmp_path: Path) -> None:
+    def test_every_shard_is_checked(self, tmp_path: Path) -> None:
         decoder("llama").save_pretrained(tmp_path, max_shard_size="40KB")
         assert damaged_file(tmp_path) is None
         *_, last = sorted(tmp_path.glob("*.safetensors"))
         last.write_bytes(last.read_bytes()[:-1])
         assert str(last) in (damaged_file(tmp_path) or "")
 
-    def test_weights_that_are_not_loaded_may_be_pointers(self, plain_model: str) -> None:
+    def test_weights_that_are_not_loaded_may_be_lfs_pointers(self, plain_model: str) -> None:
         Path(plain_model, "consolidated.safetensors").write_bytes(LFS_POINTER)
         Path(plain_model, "pytorch_model.bin").write_bytes(LFS_POINTER)
         assert damaged_file(Path(plain_model)) is None
 
 
-class TestHome:
+class TestCacheFolder:
     @pytest.fixture
     def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """The folder of this user in a folder for temporary files of its own; the cache is a file."""
+        """This user's folder for models in a temporary folder; the cache folder is unusable."""
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -230,19 +232,19 @@ class TestHome:
         )
 
     @pytest.mark.parametrize("home", ["unset", "read-only"])
-    def test_a_missing_or_read_only_home_is_no_obstacle(
+    def test_model_folder_is_temporary_without_a_writable_home(
         self, temporary: Path, monkeypatch: pytest.MonkeyPatch, home: str
     ) -> None:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(Path, "home", _no_home if home == "unset" else lambda: temporary.parent / "home")
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != temporary.parent)
         assert model_folder() == temporary / "tiny-llama-v1"
-        said = "there is no home directory" if home == "unset" else f"{temporary.parent}/home/.cache/pytest-llem"
-        assert (cache_note() or "").startswith(said)
+        expected = (
+            "there is no home directory" if home == "unset" else f"{temporary.parent}/home/.cache/pytest-llem"
+        )
+        assert (cache_note() or "").startswith(expected)
 
-    def test_a_cache_that_is_there_is_used_though_it_is_read_only(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_read_only_cache_is_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         (tmp_path / "pytest-llem" / "tiny-llama-v1").mkdir(parents=True)
         monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -263,7 +265,7 @@ class TestHome:
         ):
             engine(model="builtin:tiny-llama")
 
-    def test_a_hub_cache_that_cannot_be_written_is_named(self) -> None:
+    def test_unwritable_hub_cache_is_reported(self) -> None:
         error = OSError(errno.EROFS, "Read-only file system", "/home/me/.cache")
         assert hub.refusal(error, None) == (
             "/home/me/.cache cannot be written (Read-only file system): set HF_HOME to a folder that can"
@@ -276,8 +278,8 @@ def _no_home() -> Path:
 
 class TestUnreachableHub:
     @pytest.fixture
-    def asked(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[object]]:
-        """Connections to a hub that closes each at once."""
+    def connections(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[object]]:
+        """Connections to a hub that closes every connection immediately."""
         seen: list[object] = []
         with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -300,34 +302,34 @@ class TestUnreachableHub:
             server.shutdown(socket.SHUT_RDWR)
             thread.join()
 
-    def test_a_hub_that_gives_no_answer_is_asked_once_a_session(
-        self, asked: list[object], write_study: Callable[..., Path]
+    def test_unreachable_hub_is_asked_once_per_session(
+        self, connections: list[object], write_study: Callable[..., Path]
     ) -> None:
         study = load_study(write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}))
-        board, preflight = SharedState(), Preflight(study, (), [])
-        found = {hub_unreachable_for(board, preflight, point.config) for point in study.points}
-        assert len(asked) == len(found) == 1
+        shared_state, preflight = SharedState(), Preflight(study, (), [])
+        found = {hub_unreachable_for(shared_state, preflight, point.config) for point in study.points}
+        assert len(connections) == len(found) == 1
         assert (found.pop() or "").startswith("the Hugging Face hub cannot be reached: ")
 
     @pytest.mark.slow
-    def test_experiments_do_not_ask_a_hub_that_gave_no_answer(
+    def test_experiments_do_not_ask_an_unreachable_hub(
         self,
-        asked: list[object],
+        connections: list[object],
         write_study: Callable[..., Path],
         run_pytest: RunPytest,
         results: Results,
     ) -> None:
         write_study(model="owner/nowhere", backend="pytorch", sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1})
         run_pytest().assert_outcomes(failed=3)
-        assert len(asked) == 1
+        assert len(connections) == 1
         errors = {(entry["error"]["kind"], entry["error"]["message"]) for entry in results.manifest["experiments"]}
         [(kind, message)] = errors
         assert kind == "preflight"
         assert "not in the Hugging Face cache (the Hugging Face hub cannot be reached: " in message
 
     def test_a_run_without_the_hub_does_not_ask_it(
-        self, asked: list[object], write_study: Callable[..., Path], run_pytest: RunPytest
+        self, connections: list[object], write_study: Callable[..., Path], run_pytest: RunPytest
     ) -> None:
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
         run_pytest().assert_outcomes(passed=1)
-        assert asked == []
+        assert connections == []

@@ -1,4 +1,4 @@
-"""Labels that are not what ran, and time of something else in the window: reports of users of other tools."""
+"""Labels that differ from what ran, and tracers that slow down the window, as reported for other tools."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.tiny import GREEDY, PROMPTS, TINY, engine, generate
 
 
 class Subclass(PyTorchEngine):
-    """An engine of the user's own."""
+    """A user-defined engine."""
 
 
 COMPILED = {"torch_compile": True, "torch_compile_backend": "eager"}
@@ -46,7 +46,7 @@ def adjusted(result: ExperimentResult) -> list[tuple[str, Any, Any]]:
 
 
 class TestCompilation:
-    """pytorch#174607 and others: TORCH_COMPILE_DISABLE has torch.compile do nothing, without a word."""
+    """pytorch#174607 and others: TORCH_COMPILE_DISABLE silently disables torch.compile."""
 
     @pytest.fixture(autouse=True)
     def _nothing_is_compiled_yet(self) -> None:
@@ -54,7 +54,7 @@ class TestCompilation:
         counters.clear()
 
     @pytest.mark.slow
-    def test_label_of_a_model_that_nothing_compiled_is_adjusted(self) -> None:
+    def test_label_of_a_model_that_was_not_compiled_is_adjusted(self) -> None:
         with torch._dynamo.config.patch(disable=True):
             result = run(pytorch=COMPILED)
         assert adjusted(result) == [("pytorch.torch_compile", True, None)]
@@ -66,7 +66,7 @@ class TestCompilation:
     @pytest.mark.parametrize(
         ("mode", "expected"), [("reduce-overhead", ["pytorch.torch_compile_mode"]), ("max-autotune", [])]
     )
-    def test_mode_that_adds_nothing_on_a_cpu_is_adjusted(self, mode: str, expected: list[str]) -> None:
+    def test_compile_mode_without_effect_on_cpu_is_adjusted(self, mode: str, expected: list[str]) -> None:
         made = engine(**GREEDY)
         options = {"torch_compile": True, "torch_compile_mode": mode}
         config = ExperimentConfig.model_validate({**TINY, **GREEDY, "pytorch": options})
@@ -79,9 +79,7 @@ class TestCompilation:
         result = run(n=1, passthrough_kwargs={"disable_compile": True})
         assert result.engine.settings["generation"]["disable_compile"] is True
 
-    def test_variables_that_change_arithmetic_or_compiler_are_recorded(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_environment_variables_that_affect_results_are_recorded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = {"TORCH_COMPILE_DISABLE": "1", "ONEDNN_DEFAULT_FPMATH_MODE": "BF16", "ATEN_CPU_CAPABILITY": "avx2"}
         for name, value in given.items():
             monkeypatch.setenv(name, value)
@@ -89,10 +87,10 @@ class TestCompilation:
 
 
 class TestCache:
-    """transformers#40135 and #48036: ``hybrid``, given by the user, runs as a dynamic cache."""
+    """transformers#40135 and #48036: the cache ``hybrid`` silently runs as a dynamic cache."""
 
     @pytest.mark.parametrize("given", ["static", "hybrid", "hybrid_chunked", "sliding_window", "dynamic"])
-    def test_label_is_the_cache_that_ran(self, given: str) -> None:
+    def test_label_is_the_cache_that_was_used(self, given: str) -> None:
         made = engine(pytorch={"cache_implementation": given}, **GREEDY)
         caches: set[str] = set()
         made._model.register_forward_pre_hook(
@@ -105,7 +103,7 @@ class TestCache:
 
 
 class TestArgumentsOfGenerate:
-    """transformers#40739: arguments of ``generate`` that nothing looks at."""
+    """transformers#40739: arguments of ``generate`` that are silently ignored."""
 
     @pytest.mark.parametrize(
         ("name", "values"),
@@ -116,14 +114,14 @@ class TestArgumentsOfGenerate:
             ("low_memory", [True, False]),
         ],
     )
-    def test_they_make_no_points(self, tmp_path: Path, name: str, values: list[Any]) -> None:
+    def test_unused_generate_arguments_make_no_points(self, tmp_path: Path, name: str, values: list[Any]) -> None:
         file = tmp_path / "s.yaml"
         file.write_text(f"model: m\nsweep: {{passthrough_kwargs.{name}: {str(values).lower()}}}\n")
         study = load_study(file)
         assert len(study.points) == 1
         assert study.excluded[0].reason.startswith(f"passthrough_kwargs.{name} has no effect ")
 
-    def test_those_of_drafts_have_an_effect_on_drafts(self) -> None:
+    def test_draft_arguments_have_an_effect_with_drafting(self) -> None:
         kept = {"assistant_early_exit": 1, "num_assistant_tokens": 2}
         assert run(passthrough_kwargs=kept, n=1).adjusted == []
 
@@ -175,7 +173,7 @@ def _monitored() -> Iterator[None]:
 
 
 class TestTracer:
-    """pytest-benchmark#16, coverage.py#1916: what was measured was coverage, a debugger or a profiler."""
+    """pytest-benchmark#16, coverage.py#1916: coverage, debuggers and profilers distort measurements."""
 
     @pytest.mark.parametrize(
         ("tool", "text"),
@@ -193,7 +191,7 @@ class TestTracer:
         assert found.startswith(text)
 
     @pytest.mark.slow
-    def test_experiment_under_it_is_not_judged(
+    def test_experiment_under_a_tracer_is_not_judged(
         self,
         write_study: Callable[..., Path],
         run_pytest: RunPytest,
@@ -222,10 +220,10 @@ def test_prompts_and_cycles_have_columns_of_different_names() -> None:
     ("stated", "expected"),
     [("float16", [("precision", "bf16", "fp16")]), ("torch.bfloat16", []), ("fp8", []), (None, [])],
 )
-def test_data_type_that_an_engine_states_is_held_against_the_label(
+def test_data_type_of_the_engine_is_compared_with_the_label(
     stated: str | None, expected: list[Any], noop_engine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vllm#7561, #12794: engines cast to what a device or a quantisation takes."""
+    """vllm#7561, #12794: engines change the data type to one that the device or quantisation supports."""
     import noop_engine as engines
 
     record = EngineRecord(name="noop", device="cpu", settings={"dtype": stated})
@@ -235,7 +233,7 @@ def test_data_type_that_an_engine_states_is_held_against_the_label(
     assert adjusted(result) == expected
 
 
-def test_energy_budget_that_is_exceeded_under_a_tracer_says_so(
+def test_energy_budget_exceeded_under_a_tracer_names_the_tracer(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(

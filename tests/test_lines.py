@@ -1,4 +1,4 @@
-"""A line for each experiment as it ends, where no live line can be: beside what pytest itself writes."""
+"""The line that is written for each finished experiment if there is no live progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Lines = Callable[..., tuple[pytest.RunResult, list[re.Match[str]]]]
 
 @pytest.fixture
 def lines(pytester: pytest.Pytester) -> Lines:
-    """Run pytest without a terminal; return its result, and what each line of ours says."""
+    """Return a function that runs pytest without a terminal and returns its result and the parsed lines."""
 
     def call(*arguments: str) -> tuple[pytest.RunResult, list[re.Match[str]]]:
         run = pytester.runpytest_subprocess if "-n" in arguments else pytester.runpytest_inprocess
@@ -36,7 +36,7 @@ def lines(pytester: pytest.Pytester) -> Lines:
     return call
 
 
-def test_each_experiment_has_a_line_behind_its_dot(
+def test_each_experiment_has_a_line_after_its_dot(
     pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
 ) -> None:
     pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass", test_then="def test_c(): pass")
@@ -52,13 +52,13 @@ def test_each_experiment_has_a_line_behind_its_dot(
     at = done.outlines.index("study.yaml ")
     assert re.fullmatch(r"test_before\.py \.\. +\[ 33%\]", done.outlines[at - 1])
     assert [bool(LINE.match(line)) for line in done.outlines[at + 1 : at + 4]] == [True] * 3
-    assert re.fullmatch(r" +\[ 83%\]", done.outlines[at + 4]), "pytest's own, as at the end of any file"
+    assert re.fullmatch(r" +\[ 83%\]", done.outlines[at + 4]), "pytest's progress, as after any file"
     assert re.fullmatch(r"test_then\.py \. +\[100%\]", done.outlines[at + 5])
     assert "" not in done.outlines[at : at + 6]
 
 
 @pytest.mark.slow
-def test_under_xdist_the_controller_writes_them(
+def test_controller_writes_the_lines_under_xdist(
     pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
 ) -> None:
     pytester.makepyfile(test_before="def test_a(): pass\ndef test_b(): pass")
@@ -99,13 +99,13 @@ def test_quiet_runs_have_no_lines(
 @pytest.mark.parametrize(
     "options",
     [
-        # Each changes another part of pytest's output.
+        # Each option changes another part of pytest's output.
         "-s -x --no-header --tb=no -o console_output_style=classic",
         "--capture=tee-sys --no-summary --tb=line -o console_output_style=count -p no:cacheprovider",
         "--color=yes -rA --durations=3 --show-capture=no -o console_output_style=times -p no:logging",
     ],
 )
-def test_with_other_options_of_output_they_are_the_same(
+def test_lines_do_not_depend_on_output_options(
     write_study: Callable[..., Path], lines: Lines, options: str
 ) -> None:
     write_study(**ONE_EXPERIMENT)
@@ -117,7 +117,7 @@ def test_with_other_options_of_output_they_are_the_same(
 
 
 @pytest.mark.slow
-def test_the_line_of_a_failure_says_how_it_failed(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_line_of_a_failure_gives_the_reason(write_study: Callable[..., Path], lines: Lines) -> None:
     faults = ["raise", "kill", "none", "hang", "long message"]
     write_study(
         sweep={"noop.fault": faults},
@@ -125,17 +125,17 @@ def test_the_line_of_a_failure_says_how_it_failed(write_study: Callable[..., Pat
         xfail=[{"where": {"noop.fault": "kill"}, "reason": "known"}],
     )
     _, found = lines("study.yaml", "--tb=no")
-    told = {line["name"]: f"{line['dot']}{line['found']}{line['rest']}" for line in found}
-    assert len(told) == 5
+    texts = {line["name"]: f"{line['dot']}{line['found']}{line['rest']}" for line in found}
+    assert len(texts) == 5
     assert re.match(
-        r"F failed: exception while measuring: ValueError: the engine says no, \d+\.\d s", told["fault=raise"]
+        r"F failed: exception while measuring: ValueError: the engine says no, \d+\.\d s", texts["fault=raise"]
     )
     assert re.match(
-        r"x failed as expected: crash while measuring: the process was ended by SIGKILL", told["fault=kill"]
+        r"x failed as expected: crash while measuring: the process was ended by SIGKILL", texts["fault=kill"]
     )
-    assert re.match(r"\.: [\d,]+ tok/s, ", told["fault=none"])
-    assert re.match(r"F failed: timeout while measuring: not done after 8 s, \d+\.\d s", told["fault=hang"])
-    assert max(map(len, told.values())) < 170
+    assert re.match(r"\.: [\d,]+ tok/s, ", texts["fault=none"])
+    assert re.match(r"F failed: timeout while measuring: not done after 8 s, \d+\.\d s", texts["fault=hang"])
+    assert max(map(len, texts.values())) < 170
 
 
 def test_a_skipped_experiment_has_no_line_and_is_counted(write_study: Callable[..., Path], lines: Lines) -> None:
@@ -173,10 +173,10 @@ def test_replayed_experiments_have_no_lines(write_study: Callable[..., Path], li
     assert found == []
 
 
-def test_results_are_there_when_the_reader_of_output_goes_away(
+def test_results_are_kept_if_the_output_pipe_is_closed(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
-    """pytest itself gives up then, and what was measured is kept."""
+    """pytest stops then; the completed results are kept."""
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
     command = f"{sys.executable} -m pytest -p llem study.yaml | grep -m 1 'llem: 1/3'"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)

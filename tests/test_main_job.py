@@ -1,4 +1,4 @@
-"""The main job without a GPU, a network or a download."""
+"""The quickstart study, without a GPU, network or download."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def test_the_quickstart_study_passes_without_loading_torch(pytester: pytest.Pyte
             pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules)))
         """
     )
-    run = pytester.runpytest_subprocess("quickstart.yaml", "-p", "llem", "--llem-cycles=1")  # whole in .ci/run
+    run = pytester.runpytest_subprocess(
+        "quickstart.yaml", "-p", "llem", "--llem-cycles=1"
+    )  # .ci/run runs all cycles
     run.assert_outcomes(passed=4)
     loaded = {name.partition(".")[0] for name in json.loads((pytester.path / "modules.json").read_text())}
     assert loaded.isdisjoint({"torch", "transformers"})
@@ -49,8 +51,10 @@ def test_the_quickstart_study_passes_without_loading_torch(pytester: pytest.Pyte
     )
 
 
-def test_the_engines_process_holds_no_pytest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of its own accord: the engine pytorch brings no pytest into the experiment's process."""
+def test_experiment_process_does_not_import_pytest(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine ``pytorch`` does not import pytest in the experiment's process."""
     code = (
         "import sys\n"
         "from pytest_llem import run_experiment\n"

@@ -1,4 +1,4 @@
-"""Every example of docs/ordinary-tests.md runs, and passes."""
+"""Every example in docs/ordinary-tests.md passes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "ordinary-tests.md").read_text()
 BLOCKS = re.findall(r"^<!-- (slow )?test -->\n```python\n(.*?)^```", PAGE, re.M | re.S)
 
 
-def test_every_block_of_python_is_a_test() -> None:
+def test_every_python_block_of_the_page_is_a_test() -> None:
     assert len(BLOCKS) == PAGE.count("```python") == 4
 
 
@@ -22,10 +22,10 @@ def test_every_block_of_python_is_a_test() -> None:
     [pytest.param(source, marks=pytest.mark.slow if slow else ()) for slow, source in BLOCKS],
     ids=[re.findall(r"def (test_\w+)", source)[-1] for _, source in BLOCKS],
 )
-def test_the_example_passes(
+def test_example_of_the_page_passes(
     pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    # On a machine that can measure nothing: blocks of moments are less than a counter's tick.
+    # Without meters, because the short blocks are shorter than a counter's update interval.
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     pytester.makepyfile(test_example=source)

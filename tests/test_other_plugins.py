@@ -1,4 +1,4 @@
-"""A study next to other plugins, each with the real one."""
+"""Studies together with other plugins, which are installed and real."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.processes import gone, wait_until
 
 ONCE = {"n_cycles": 1, "start_method": "forkserver"}
 
-#: How each plugin is told a seed, and to shuffle all it may.
+#: Options that make each plugin shuffle all tests with a seed.
 SHUFFLERS = {
     "randomly": ["--randomly-seed={seed}"],
     "random_order": ["--random-order-bucket=global", "--random-order-seed={seed}"],
@@ -29,8 +29,8 @@ SHUFFLERS = {
 
 
 @pytest.fixture
-def let_in(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let in some of the plugins that the fixture ``pytester`` keeps out."""
+def enable_plugins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that enables some of the plugins that the fixture ``pytester`` disables."""
 
     def only(*names: str) -> None:
         assert {*names} <= {*OTHER_PLUGINS}
@@ -41,20 +41,22 @@ def let_in(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def outcomes(run: pytest.RunResult) -> dict[str, int]:
-    """Return how many tests came to which end, without the warnings."""
+    """Return the number of tests by outcome, without warnings."""
     return {name: count for name, count in run.parseoutcomes().items() if not name.startswith("warning")}
 
 
 class TestShuffling:
     @pytest.fixture(params=SHUFFLERS)
-    def shuffled(self, request: pytest.FixtureRequest, let_in: Callable[..., None]) -> Callable[[int], list[str]]:
-        """Return the options that have a plugin shuffle with a seed."""
-        let_in(request.param.split()[0])
+    def shuffled(
+        self, request: pytest.FixtureRequest, enable_plugins: Callable[..., None]
+    ) -> Callable[[int], list[str]]:
+        """Return the options that make a plugin shuffle with a seed."""
+        enable_plugins(request.param.split()[0])
         return lambda seed: [option.format(seed=seed) for option in SHUFFLERS[request.param]]
 
     @pytest.fixture
     def collected(self, pytester: pytest.Pytester) -> Callable[..., list[str]]:
-        """Return the ids of the items of a run, in order."""
+        """Return the ids of a run's items, in order."""
 
         def collect(*arguments: str) -> list[str]:
             run = pytester.runpytest_inprocess("-p", "llem", "--collect-only", "-q", *arguments)
@@ -63,11 +65,11 @@ class TestShuffling:
 
         return collect
 
-    def test_ordinary_tests_are_shuffled_and_a_studys_items_are_not(
+    def test_only_ordinary_tests_are_shuffled(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
-        let_in: Callable[..., None],
+        enable_plugins: Callable[..., None],
         shuffled: Callable[[int], list[str]],
         collected: Callable[..., list[str]],
     ) -> None:
@@ -79,7 +81,7 @@ class TestShuffling:
         files = ["test_two.py", *studies, "test_one.py"]
 
         orders = [collected(*files, *shuffled(seed)) for seed in (1, 2)]
-        let_in()
+        enable_plugins()
         plain = collected(*files)
         assert len(plain) == 2 * 8 + 2 * 8
 
@@ -87,11 +89,11 @@ class TestShuffling:
             return [one for one in order if part in one]
 
         for order in orders:
-            assert sorted(order) == sorted(plain), "nothing is lost, nothing is there twice"
+            assert sorted(order) == sorted(plain), "each test runs exactly once"
             for name in studies:
                 assert of(order, name) == of(plain, name)
         ordinary = {tuple(of(order, "test_")) for order in (plain, *orders)}
-        assert len(ordinary) == 3, "each seed shuffles the others otherwise"
+        assert len(ordinary) == 3, "each seed gives another order of the ordinary tests"
 
     def test_a_shuffled_study_runs_in_its_own_order(
         self,
@@ -100,7 +102,7 @@ class TestShuffling:
         results: Results,
         shuffled: Callable[[int], list[str]],
     ) -> None:
-        """Whatever is reseeded around its experiments."""
+        """Also if the plugin resets the random seed before each test."""
         write_study(sweep={"n": [1, 2]}, execution={**ONCE, "n_cycles": 2})
         pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
         run = pytester.runpytest_inprocess("-v", "study.yaml", "test_plain.py", "-p", "llem", *shuffled(7))
@@ -119,9 +121,9 @@ class TestShuffling:
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],
         results: Results,
-        let_in: Callable[..., None],
+        enable_plugins: Callable[..., None],
     ) -> None:
-        let_in("randomly")
+        enable_plugins("randomly")
         write_study(sweep={"n": [1, 2, 3]}, execution=ONCE)
         pytester.makepyfile(test_plain="def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
         run = pytester.runpytest_subprocess("study.yaml", "test_plain.py", "-p", "llem", "-n", "2")
@@ -132,8 +134,8 @@ class TestShuffling:
 
 class TestReruns:
     @pytest.fixture(autouse=True)
-    def _let_in(self, let_in: Callable[..., None]) -> None:
-        let_in("rerunfailures")
+    def _enable(self, enable_plugins: Callable[..., None]) -> None:
+        enable_plugins("rerunfailures")
 
     @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_an_experiment_that_fails_once_has_a_result(
@@ -177,10 +179,10 @@ class TestReruns:
         assert attempts == {"fault=raise": ("failed", 3), "fault=none": ("completed", 1)}
         run.stdout.fnmatch_lines(["1 of 2 experiments completed, 1 failed"])
 
-    def test_a_result_of_an_attempt_that_does_not_count_is_replaced(
+    def test_result_of_a_rerun_replaces_the_first(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
-        """The experiment is fine, a fixture's end is not: it runs again, and is written down once."""
+        """If only a fixture's teardown fails, the rerun's result replaces the first one."""
         write_study(sweep={"n": [1]}, execution=ONCE)
         pytester.makeconftest(
             """
@@ -203,18 +205,18 @@ class TestReruns:
         assert (entry["status"], entry["attempt"]) == ("completed", 2)
         assert len(list((results.directory / "experiments").glob("*.json"))) == 1
         cases = list(ET.parse(pytester.path / "junit.xml").iter("testcase"))
-        assert len(cases) == 2, "one for each attempt, says pytest-rerunfailures"
+        assert len(cases) == 2, "pytest-rerunfailures reports each attempt"
         for case in cases:
             assert [one.get("name") for one in case.iter("property")].count("llem_seconds") == 1
 
 
 class TestTimeouts:
     @pytest.fixture(autouse=True)
-    def _let_in(self, let_in: Callable[..., None]) -> None:
-        let_in("timeout")
+    def _enable(self, enable_plugins: Callable[..., None]) -> None:
+        enable_plugins("timeout")
 
     @pytest.mark.parametrize("method", ["signal", slow("thread")])
-    def test_a_timeout_that_is_not_reached_does_nothing(
+    def test_timeout_that_is_not_reached_has_no_effect(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, method: str
     ) -> None:
         write_study(sweep={"n": [1]}, execution=ONCE)
@@ -258,10 +260,10 @@ class TestTimeouts:
         assert results.manifest["status"] == "completed"
 
     @pytest.mark.slow
-    def test_a_timeouts_thread_ends_pytest_and_the_experiment(
+    def test_timeout_method_thread_ends_pytest_and_the_experiment(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
     ) -> None:
-        """The manifest, which nobody could close, tells what was running."""
+        """The manifest, which is not finished, shows the experiment that was running."""
         (pytester.path / "notes").mkdir()
         write_study(
             sweep={"noop.fault": ["none", "hang"]},
@@ -279,7 +281,7 @@ class TestTimeouts:
 
 @pytest.fixture(scope="session")
 def tavern_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python interpreter with Tavern, which does not work with the pytest that runs these tests."""
+    """A Python interpreter with Tavern, which is incompatible with the pytest that runs these tests."""
     try:
         return tavern.python(tmp_path_factory.mktemp("tavern") / "env")
     except tavern.UnavailableError as error:
@@ -292,12 +294,12 @@ def tavern_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestTavern:
     @pytest.fixture
     def run(self, pytester: pytest.Pytester, tavern_python: Path) -> Callable[..., pytest.RunResult]:
-        """Run pytest with Tavern; return its result."""
+        """Return a function that runs pytest with Tavern and returns its result."""
         return lambda *arguments: pytester.run(tavern_python, "-m", "pytest", "-p", "llem", *arguments)
 
     @pytest.fixture
     def asked(self, pytester: pytest.Pytester) -> Iterator[list[str]]:
-        """Write a Tavern test that asks a server of ours; return what the server was asked."""
+        """Write a Tavern test that sends requests to a local server; return the list of the requested paths."""
         paths: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -311,7 +313,7 @@ class TestTavern:
                 self.wfile.write(body)
 
             def log_message(self, *arguments: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
             thread = threading.Thread(target=server.serve_forever)
@@ -327,7 +329,7 @@ class TestTavern:
             server.shutdown()
             thread.join()
 
-    def test_each_yaml_goes_to_its_own_plugin(
+    def test_each_yaml_file_is_collected_by_its_own_plugin(
         self,
         run: Callable[..., pytest.RunResult],
         pytester: pytest.Pytester,
@@ -345,7 +347,7 @@ class TestTavern:
         assert results.manifest["status"] == "completed"
 
     @pytest.mark.parametrize("named", [True, False])
-    def test_tavern_keeps_its_files_whatever_ours_are_called(
+    def test_tavern_files_stay_with_tavern_for_any_llem_files(
         self,
         run: Callable[..., pytest.RunResult],
         pytester: pytest.Pytester,

@@ -1,4 +1,4 @@
-"""What a user is told before anything runs: plan lines, ``--llem-plan``, estimates, the cap, overrides."""
+"""Output before anything runs: plan lines, ``--llem-plan``, estimates, limits, overrides."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TINY = {
 
 
 def plan_lines(result: pytest.RunResult) -> list[str]:
-    """Return the line that begins with ``llem:``, and what is indented below it."""
+    """Return the line that begins with ``llem:`` and the indented lines after it."""
     start = next(i for i, line in enumerate(result.outlines) if line.startswith("llem:"))
     lines = [result.outlines[start]]
     for line in result.outlines[start + 1 :]:
@@ -47,7 +47,7 @@ def plan_lines(result: pytest.RunResult) -> list[str]:
     return lines
 
 
-def test_the_plan_says_how_much_how_long_and_what_is_left_out(
+def test_plan_shows_counts_time_and_excluded_combinations(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(**TINY)
@@ -63,13 +63,17 @@ def test_the_plan_says_how_much_how_long_and_what_is_left_out(
     )
 
 
-def test_what_is_unknown_is_called_so(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_plan_shows_unknown_estimates_as_unknown(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study()
     [line] = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))
     assert line.endswith("8 experiments, shuffled, time unknown · deadline 2.0 h each · memory unknown")
 
 
-def test_it_tells_how_many_are_selected(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_plan_shows_the_number_of_selected_experiments(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(**TINY)
     whole = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only"))[0]
     part = plan_lines(pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "cycle=1"))[0]
@@ -97,7 +101,7 @@ def test_quiet_runs_print_no_plan(pytester: pytest.Pytester, write_study: Callab
 
 
 class TestPlanFile:
-    def test_it_holds_what_is_to_run_in_run_order(
+    def test_plan_file_lists_experiments_in_run_order(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(**TINY)
@@ -119,18 +123,18 @@ class TestPlanFile:
         assert plan["estimated_seconds"] > 0
         assert plan["estimated_memory_bytes"] > 2**29
 
-    def test_a_study_that_is_named_in_its_place_stays(
+    def test_plan_file_does_not_overwrite_a_study(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         study = write_study("one.study.yaml")
         before = study.read_text()
         run = pytester.runpytest("-p", "llem", "--collect-only", "--llem-plan", "one.study.yaml")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
-        said = "ERROR: --llem-plan: is something else, and not to be replaced (got '*/one.study.yaml')"
-        run.stderr.fnmatch_lines([said])
+        message = "ERROR: --llem-plan: exists with other content and is not overwritten (got '*/one.study.yaml')"
+        run.stderr.fnmatch_lines([message])
         assert study.read_text() == before
 
-    def test_it_holds_only_what_is_selected(
+    def test_plan_file_lists_only_selected_experiments(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study()
@@ -142,7 +146,9 @@ class TestPlanFile:
         assert plan["estimated_seconds"] is None
         assert plan["estimated_memory_bytes"] is None
 
-    def test_a_forkserver_imports_once(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_plan_counts_the_start_of_a_forkserver_once(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**{**TINY, "sweep": {"n": [1, 2, 3]}})
         seconds = {}
         for method in ("spawn", "forkserver"):
@@ -152,7 +158,9 @@ class TestPlanFile:
         forks = STARTUP_SECONDS + 6 * FORK_SECONDS
         assert seconds["spawn"] - seconds["forkserver"] == pytest.approx(6 * STARTUP_SECONDS - forks)
 
-    def test_it_takes_one_study(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_plan_file_of_several_studies_is_a_usage_error(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study("a.yaml", name="a")
         write_study("b.yaml", name="b")
         arguments = ["-p", "llem", "--collect-only", "--llem-plan", "plan.json"]
@@ -174,7 +182,7 @@ class TestPlanFile:
         run = run_pytest("-p", "llem", *asked, *workers)
         run.assert_outcomes(passed=1)
         run.stdout.fnmatch_lines(
-            ["llem: no study was collected, so nothing came of --llem-save, --llem-baseline, --llem-resume"]
+            ["llem: no study was collected: --llem-save, --llem-baseline, --llem-resume had no effect"]
         )
 
     @pytest.mark.parametrize("workers", [[], slow(["-n", "1"])], ids=["serial", "xdist"])
@@ -190,7 +198,7 @@ class TestPlanFile:
         broken.assert_outcomes(errors=1)
         assert "no study was collected" not in looked.stdout.str() + broken.stdout.str()
 
-    def test_a_place_that_cannot_be_written_is_a_usage_error(
+    def test_plan_file_that_cannot_be_written_is_a_usage_error(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(sweep={"n": [1]})
@@ -202,8 +210,8 @@ class TestPlanFile:
 BIG = {**TINY, "sweep": {"n": list(range(1, 201))}, "execution": {"n_cycles": 3}}
 
 
-class TestCap:
-    def test_a_large_study_stops_with_its_count_and_its_time(
+class TestMaxExperiments:
+    def test_too_large_study_is_refused_with_count_and_time(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(**BIG)
@@ -216,26 +224,28 @@ class TestCap:
             ]
         )
 
-    def test_the_time_of_an_unknown_model_is_unknown(
+    def test_time_of_an_unknown_model_is_unknown(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(**{**BIG, "backend": "noop", "model": "none"})
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
         result.stdout.fnmatch_lines(["*--llem-yes runs them all; they take an unknown time"])
 
-    def test_llem_yes_lifts_the_cap(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_llem_yes_lifts_the_limit(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
         write_study(**BIG)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "--llem-yes")
         result.stdout.fnmatch_lines(["collected 600 items"])
 
-    def test_the_ini_option_moves_it(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_ini_option_changes_the_limit(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         write_study(**BIG)
         arguments = ["study.yaml", "-p", "llem", "--collect-only", "-o"]
         pytester.runpytest(*arguments, "llem_max_experiments=600").stdout.fnmatch_lines(["collected 600 items"])
         result = pytester.runpytest(*arguments, "llem_max_experiments=10")
         result.stdout.fnmatch_lines(["*more than llem_max_experiments (10)*"])
 
-    def test_no_study_may_be_of_any_size(
+    def test_llem_yes_does_not_lift_the_absolute_limit(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         values = list(range(1, 1001))
@@ -245,7 +255,7 @@ class TestCap:
             ["*makes 2,000,000,000 experiments (1,000,000,000 points × 2 cycles), and no *"]
         )
 
-    def test_other_mistakes_are_told_beside_it(
+    def test_other_errors_are_reported_with_the_limit(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
         write_study(**BIG, name="a/b")
@@ -299,7 +309,7 @@ class TestOverrides:
         result.stdout.fnmatch_lines(["llem: *: 1 point × 4 cycles = 4 experiments, interleaved,*"])
 
     @pytest.mark.parametrize(
-        ("how", "told"),
+        ("how", "message"),
         [
             (["--llem-cycles", "0"], "--llem-cycles: must be a whole number, at least 1 (got '0')"),
             (["--llem-cycles", "two"], "--llem-cycles: must be a whole number, at least 1 (got 'two')"),
@@ -319,33 +329,33 @@ class TestOverrides:
             ),
         ],
     )
-    def test_what_cannot_be_meant_is_a_usage_error(
-        self, pytester: pytest.Pytester, how: list[str], told: str
+    def test_invalid_options_are_usage_errors(
+        self, pytester: pytest.Pytester, how: list[str], message: str
     ) -> None:
         result = pytester.runpytest("-p", "llem", *how)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        assert f"ERROR: {told}" in result.errlines
+        assert f"ERROR: {message}" in result.errlines
 
     @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 reads TOML's own types")
-    def test_a_number_in_the_ini_file_is_a_usage_error(self, pytester: pytest.Pytester) -> None:
+    def test_number_in_a_toml_ini_file_is_a_usage_error(self, pytester: pytest.Pytester) -> None:
         (pytester.path / "pytest.toml").write_text("[pytest]\nllem_cycles = 3\n")
         run = pytester.runpytest("-p", "llem")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
         run.stderr.fnmatch_lines(["ERROR: llem_cycles: *expects a string, got int: 3"])
 
     @pytest.mark.parametrize("how", [["--llem-strict"], ["-o", "llem_strict=true"]])
-    def test_strict_takes_no_left_out_combination(
+    def test_strict_makes_excluded_combinations_errors(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], how: list[str]
     ) -> None:
         write_study(**TINY)
         result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", *how)
         assert result.ret == pytest.ExitCode.INTERRUPTED
         result.stdout.fnmatch_lines(
-            ["study.yaml:*:1: sweep: *=false-*=static is left out, says --llem-strict: pytorch: cache_implementa*"]
+            ["study.yaml:*:1: sweep: *=false-*=static is excluded, an error with --llem-strict: pytorch: *"]
         )
 
     @pytest.mark.parametrize("how", [["--llem-no-gaps"], ["-o", "llem_no_gaps=true"]])
-    def test_no_gaps_waits_for_nothing(
+    def test_no_gaps_removes_idle_time(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, how: list[str]
     ) -> None:
         write_study(
@@ -371,15 +381,15 @@ class TestEstimate:
     HOST = Host(memory_bytes=64 * 2**30)
 
     def test_parameters_of_a_dense_model_are_counted(self) -> None:
-        assert self.LLAMA_8B.parameters == 8_030_261_248  # as Llama-3.1-8B's model card has it
+        assert self.LLAMA_8B.parameters == 8_030_261_248  # as in the model card of Llama-3.1-8B
         assert self.LLAMA_8B.kv_values_per_token == 2 * 32 * 8 * 128
 
-    def test_files_say_the_same_as_the_configuration(self) -> None:
+    def test_parameters_in_files_match_the_configuration(self) -> None:
         from pytest_llem.engines.tiny_llama import SHAPE, tiny_llama
 
         assert read_footprint(tiny_llama()) == from_config(SHAPE)
 
-    def test_a_model_of_experts_is_not_guessed(self) -> None:
+    def test_size_of_a_mixture_of_experts_is_unknown_without_files(self) -> None:
         with pytest.raises(KeyError):
             from_config(
                 {
@@ -394,15 +404,15 @@ class TestEstimate:
             )
 
     @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x08" + b"\0" * 7 + b"not json"])
-    def test_broken_weights_are_unknown(self, tmp_path: Path, content: bytes) -> None:
+    def test_size_of_broken_weights_is_unknown(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
         (tmp_path / "model.safetensors").write_bytes(content)
         assert read_footprint(tmp_path) is None
 
-    def test_no_files_at_all_are_unknown(self, tmp_path: Path) -> None:
+    def test_size_without_files_is_unknown(self, tmp_path: Path) -> None:
         assert read_footprint(tmp_path) is None
 
-    def test_memory_holds_weights_and_cache(self) -> None:
+    def test_memory_estimate_includes_weights_and_cache(self) -> None:
         small = ExperimentConfig(model="m")
         large = ExperimentConfig(model="m", pytorch=PyTorchConfig(batch_size=64))
         weights = 8_030_261_248 * 2
@@ -412,7 +422,7 @@ class TestEstimate:
         four_bit = ExperimentConfig(model="m", pytorch=PyTorchConfig(load_in_4bit=True))
         assert memory_bytes(four_bit, self.LLAMA_8B) < weights / 2
 
-    def test_time_grows_with_what_there_is_to_do(self) -> None:
+    def test_time_estimate_grows_with_the_work(self) -> None:
         def time(**changes: Any) -> float:
             return seconds(ExperimentConfig(model="m", **changes), ExecutionConfig(), self.LLAMA_8B, self.HOST)
 
@@ -431,19 +441,21 @@ class TestEstimate:
             (GPU, {"baseline": {"duration_seconds": 12}}, 12.0),
             (GPU, {"baseline": {"enabled": False}}, 0.0),
             (GPU, {"energy": {"backend": None}}, 0.0),
-            (HOST, {}, 0.0),  # whether there is a meter is not known
+            (HOST, {}, 0.0),  # without a GPU, idle power does not count
         ],
     )
-    def test_the_idle_machine_is_no_part_of_an_experiment_but_of_its_point(
+    def test_idle_power_counts_once_per_point_not_per_experiment(
         self, host: Host, changes: dict[str, Any], expected: float
     ) -> None:
         config = ExperimentConfig(model="m", **changes)
         assert idle_power_seconds(config, host) == expected
         without = config.model_copy(update={"baseline": BaselineConfig(enabled=False)})
         times = [seconds(one, ExecutionConfig(), self.LLAMA_8B, host) for one in (config, without)]
-        assert times[0] - times[1] == pytest.approx(expected / 5), "but for a short one after the window"
+        assert times[0] - times[1] == pytest.approx(expected / 5), (
+            "except for the short measurement after the window"
+        )
 
-    def test_the_plan_counts_it_once_for_each_point_and_the_bare_machine_once(
+    def test_plan_counts_idle_power_per_point_and_once_without_context(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def time(cycles: int, **fields: Any) -> float:
@@ -460,7 +472,7 @@ class TestEstimate:
         assert time(1) - time(1, **off) == pytest.approx(2 * 30 + 5 + 2 * 6)
         assert time(3, **off) == pytest.approx(3 * time(1, **off))
 
-    def test_a_gpu_is_faster(self) -> None:
+    def test_time_estimate_is_shorter_on_a_gpu(self) -> None:
         gpu = Host(2**36, (GpuCapacity("g", 80 * 2**30, (9, 0)),))
         config, execution = ExperimentConfig(model="m"), ExecutionConfig()
         assert seconds(config, execution, self.LLAMA_8B, gpu) < seconds(
@@ -471,7 +483,7 @@ class TestEstimate:
         ("total", "text"),
         [(59.6, "60 s"), (200, "3 min"), (2 * 3600, "2.0 h"), (40 * 3600, "2 days"), (10**9, "11,574 days")],
     )
-    def test_durations_read_as_people_say_them(self, total: float, text: str) -> None:
+    def test_durations_are_shown_in_readable_units(self, total: float, text: str) -> None:
         assert duration_text(total) == text
 
 
@@ -491,7 +503,7 @@ def test_a_model_with_an_odd_configuration_has_an_unknown_size(tmp_path: Path, c
     assert read_footprint(tmp_path) is None
 
 
-def test_more_memory_than_there_is_is_told(pytester: pytest.Pytester) -> None:
+def test_plan_reports_a_model_larger_than_the_memory(pytester: pytest.Pytester) -> None:
     (pytester.path / "study.yaml").write_text(
         "model: builtin:tiny-llama\nmax_input_tokens: 128\nn: 1000000\n"
         "sweep: {pytorch.batch_size: [1, 1000000]}\nexecution: {n_cycles: 1}\n"

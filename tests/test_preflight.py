@@ -1,4 +1,4 @@
-"""What keeps an experiment from running: found out before it starts, told with the plan, and failed at once."""
+"""Preflight: reasons why an experiment cannot run, reported with the plan before anything starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MODEL = {
 
 
 def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, ...] = ()) -> list[str | None]:
-    """Return what preflight says of each point of a study."""
+    """Return preflight's reason for each point of a study."""
     file = folder / "study.yaml"
     file.write_text(text)
     study = load_study(file)
@@ -50,7 +50,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
     [
         ("model: builtin:tiny-llama", None),
         ("model: m\nbackend: vllm", "engine 'vllm' is not installed here (there are: "),
-        ("model: m\nbackend: nowhere.to_be:Found", "engine 'nowhere.to_be:Found': no module 'nowhere' is to be "),
+        ("model: m\nbackend: nowhere.to_be:Found", "engine 'nowhere.to_be:Found': module 'nowhere' not found "),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: docker}",
             "runner 'docker' of engine 'pytorch': containers are not supported: name the Python ",
@@ -67,7 +67,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ("model: builtin:tiny-llama\nexecution: {skip_preflight: true}\npytorch: {num_processes: 2}", None),
         (
             "model: builtin:tiny-llama\nexecution: {skip_preflight: true}\nrunners: {pytorch: docker}",
-            "runner 'docker'",  # it would run here, and measure something else
+            "runner 'docker'",  # without the container, results would differ
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: 'docker:me/engine'}",
@@ -84,16 +84,14 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ("model: builtin:tiny-llama\nexecution: {skip_preflight: true}\nrunners: {pytorch: no/python}", None),
     ],
 )
-def test_preflight_gives_the_reason_an_experiment_cannot_run(
-    tmp_path: Path, text: str, reason: str | None
-) -> None:
+def test_preflight_reports_why_an_experiment_cannot_run(tmp_path: Path, text: str, reason: str | None) -> None:
     [found] = reasons(tmp_path, text)
     assert found is reason is None or (found or "").startswith(reason or "(nothing)")
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with a package that this one does not have, under a name that a shell would split."""
+    """An environment with a package that this one does not have, in a folder with a space in its name."""
     assert find_spec("bitsandbytes") is None
     environment = Environment(tmp_path_factory.mktemp("an env") / "env", *EVERYTHING)
     environment.add("bitsandbytes", "0.1", bitsandbytes="")
@@ -101,20 +99,18 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 class TestAnotherInterpreter:
-    """What is asked of it, and what to do about the answer; tests/test_runners.py has the asking itself."""
+    """Checks of another interpreter; tests/test_runners.py tests how it is queried."""
 
-    def test_packages_are_looked_for_in_the_runners_environment(
-        self, tmp_path: Path, elsewhere: Environment
-    ) -> None:
+    def test_packages_are_checked_in_the_runners_environment(self, tmp_path: Path, elsewhere: Environment) -> None:
         text = "model: builtin:tiny-llama\nsweep: {pytorch.load_in_4bit: [false, true]}"
         [plain, quantized] = reasons(tmp_path, text)
         assert plain is None
         assert quantized == "pytorch.load_in_4bit needs bitsandbytes: pip install bitsandbytes"
-        there = f"{text}\nrunners: {{pytorch: '{elsewhere.python}'}}"
-        assert reasons(tmp_path, there) == [None, None]
+        with_runner = f"{text}\nrunners: {{pytorch: '{elsewhere.python}'}}"
+        assert reasons(tmp_path, with_runner) == [None, None]
 
     @pytest.mark.parametrize("written", ["absolute", "relative", "home"])
-    def test_what_it_lacks_is_told_with_a_command_that_works(
+    def test_missing_package_is_reported_with_a_working_pip_command(
         self, tmp_path: Path, elsewhere: Environment, monkeypatch: pytest.MonkeyPatch, written: str
     ) -> None:
         (tmp_path / "studies").mkdir()
@@ -132,12 +128,12 @@ class TestAnotherInterpreter:
             "model: builtin:tiny-llama\npytorch: {attn_implementation: flash_attention_3}\n"
             f"runners: {{pytorch: '{runner}'}}"
         )
-        [told] = reasons(tmp_path / "studies", text)
-        assert told == (
+        [message] = reasons(tmp_path / "studies", text)
+        assert message == (
             "pytorch.attn_implementation 'flash_attention_3' needs flash-attn-3 or kernels: "
             f"{command} -m pip install flash-attn-3"
         )
-        python = told.partition("kernels: ")[2].partition(" -m pip")[0]
+        python = message.partition("kernels: ")[2].partition(" -m pip")[0]
         done = subprocess.run(["sh", "-c", f"{python} -c 'print(7)'"], capture_output=True, check=True)
         assert done.stdout == b"7\n"
 
@@ -145,10 +141,11 @@ class TestAnotherInterpreter:
         (tmp_path / "python").symlink_to(sys.executable)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(
-            "pytest_llem.planning.preflight.check_runner_environment", lambda there, engine, pip: f"lacks: {pip}"
+            "pytest_llem.planning.preflight.check_runner_environment",
+            lambda interpreter, engine, pip: f"needs: {pip}",
         )
         assert reasons(tmp_path, "model: m\nrunners: {pytorch: python}") == [
-            "runner 'python' of engine 'pytorch' lacks: ./python -m pip"
+            "runner 'python' of engine 'pytorch' needs: ./python -m pip"
         ]
 
     def test_a_runner_with_another_version_of_pytest_llem_is_refused(self, tmp_path: Path) -> None:
@@ -162,16 +159,17 @@ class TestAnotherInterpreter:
             for name in ("pytorch", "vllm")
         ]
 
-    def test_an_engine_that_it_does_not_have(self, tmp_path: Path, elsewhere: Environment) -> None:
+    def test_engine_missing_in_the_runner_is_reported(self, tmp_path: Path, elsewhere: Environment) -> None:
         text = (
             f"model: m\nbackend: [vllm, mine]\nrunners: {{vllm: '{elsewhere.python}', mine: '{elsewhere.python}'}}"
         )
-        told = "has no engine of that name (there are: noop, pytorch): "
+        message = "has no engine of that name (there are: noop, pytorch): "
         assert reasons(tmp_path, text) == [
-            f"runner '{elsewhere.python}' of engine '{name}' {told}{how_to_add(name)}" for name in ("vllm", "mine")
+            f"runner '{elsewhere.python}' of engine '{name}' {message}{how_to_add(name)}"
+            for name in ("vllm", "mine")
         ]
 
-    def test_a_class_is_looked_for_there_and_beside_the_study(
+    def test_class_is_searched_in_the_runner_and_next_to_the_study(
         self, tmp_path: Path, elsewhere: Environment, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "mine.py").write_text("raise AssertionError('imported')")
@@ -181,21 +179,21 @@ class TestAnotherInterpreter:
         names = ["mine:Engine", "bitsandbytes:Engine", "hidden:Engine"]
         text = f"model: m\nsweep: {{backend: {json.dumps(names)}}}"
         assert reasons(tmp_path, text)[2] is None
-        there = f"{text}\nrunners: {json.dumps(dict.fromkeys(names, str(elsewhere.python)))}"
-        assert reasons(tmp_path, there) == [
+        with_runner = f"{text}\nrunners: {json.dumps(dict.fromkeys(names, str(elsewhere.python)))}"
+        assert reasons(tmp_path, with_runner) == [
             None,
             None,
-            "engine 'hidden:Engine': no module 'hidden' is to be found (ini option pythonpath says where)",
+            "engine 'hidden:Engine': module 'hidden' not found (add its folder to the ini option pythonpath)",
         ]
 
-    def test_the_gpus_are_those_that_its_torch_may_use(
+    def test_gpus_are_those_that_the_runners_torch_supports(
         self, tmp_path: Path, elsewhere: Environment, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A study that runs on the GPU elsewhere is not held to what a torch for CPUs could do here."""
+        """The torch of the runner counts, not the one of this environment."""
         environment = Environment(tmp_path / "env", *EVERYTHING)
         environment.add("torch", "2.99.0+cu130")
-        boards = tuple(Gpu("GPU-0", gpu.name, gpu.memory_bytes, gpu.capability) for gpu in OLD_GPU.gpus)
-        monkeypatch.setattr(gpus, "visible_gpus", lambda: gpus.VisibleGpus(boards))
+        found = tuple(Gpu("GPU-0", gpu.name, gpu.memory_bytes, gpu.capability) for gpu in OLD_GPU.gpus)
+        monkeypatch.setattr(gpus, "visible_gpus", lambda: gpus.VisibleGpus(found))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         host.host_for.cache_clear()
         text = "model: builtin:tiny-llama"
@@ -212,39 +210,39 @@ class TestAnotherInterpreter:
             host.host_for.cache_clear()
 
 
-def test_what_no_terminal_should_get_is_spelt_out(tmp_path: Path) -> None:
+def test_unprintable_characters_are_escaped(tmp_path: Path) -> None:
     [found] = reasons(tmp_path, 'model: "a\\nb\\e[31m"')
     assert found
     assert found.isprintable()
     assert "a\\nb\\x1b[31m" in found
 
 
-def test_a_pipe_is_no_dataset_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_named_pipe_as_dataset_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.txt")
     assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is no file"]
 
 
-def test_an_engine_of_ones_own_is_looked_for_and_not_imported(tmp_path: Path) -> None:
+def test_user_defined_engine_is_found_without_importing_it(tmp_path: Path) -> None:
     (tmp_path / "my_engine.py").write_text("raise AssertionError('imported')")
     assert reasons(tmp_path, "model: m\nbackend: my_engine:Engine") == [None]
 
 
-def test_several_reasons_are_told_at_once(tmp_path: Path) -> None:
+def test_several_reasons_are_reported_at_once(tmp_path: Path) -> None:
     [found] = reasons(tmp_path, "model: no/where\nlora: {adapter_id: a/b}\ndataset: no.txt")
     assert found
     assert [word in found for word in ("lora", "no.txt", "no/where")] == [True] * 3
 
 
-def test_a_precision_that_the_gpu_lacks(tmp_path: Path) -> None:
+def test_precision_that_the_gpu_does_not_support_is_reported(tmp_path: Path) -> None:
     study = "model: builtin:tiny-llama\nsweep: {precision: [bf16, fp16]}"
     assert reasons(tmp_path, study, OLD_GPU) == [
-        "Old GPU computes no bf16: use precision: fp16 or fp32",
+        "Old GPU does not support bf16: use precision: fp16 or fp32",
         None,
     ]
     assert reasons(tmp_path, study) == [None, None]
 
 
-def test_memory_that_the_device_lacks(tmp_path: Path) -> None:
+def test_model_larger_than_the_memory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "config.json").write_text(json.dumps(MODEL))
     study = "model: big\nsweep: {precision: [bf16, fp32]}"
@@ -259,7 +257,7 @@ def test_memory_that_the_device_lacks(tmp_path: Path) -> None:
     ]
 
 
-def test_failing_preflight_is_announced_and_other_points_run(
+def test_failing_preflight_is_in_the_plan_and_other_points_run(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(
@@ -300,7 +298,7 @@ def test_xdist_workers_preflight_too(
     assert {entry["error"]["kind"] for entry in results.manifest["experiments"]} == {"preflight"}
 
 
-def test_there_is_no_gap_before_what_fails_preflight(
+def test_no_gap_before_an_experiment_that_fails_preflight(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(
@@ -311,7 +309,9 @@ def test_there_is_no_gap_before_what_fails_preflight(
     pytester.runpytest("study.yaml", "-p", "llem").assert_outcomes(failed=3)
 
 
-def test_only_what_is_selected_is_looked_at(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_preflight_checks_only_selected_experiments(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     write_study(backend=None, sweep={"backend": ["noop", "vllm"]}, execution={"n_cycles": 1})
     result = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only", "-k", "backend=noop")
     result.stdout.no_fnmatch_line("*preflight*")

@@ -188,7 +188,7 @@ def test_without_it_what_it_needs_is_not_loaded(
         ("study.yaml/page.html", "--llem-html: '*/study.yaml' is no directory"),
         ("x" * 300, "--llem-html: *File name too long*"),
         ("pipe", "--llem-html: must be a file (got '*/pipe')"),
-        ("study.yaml", "--llem-html: is something else, and not to be replaced (got '*/study.yaml')"),
+        ("study.yaml", "--llem-html: exists with other content and is not overwritten (got '*/study.yaml')"),
     ],
 )
 def test_a_file_that_cannot_be_is_a_usage_error(
@@ -310,7 +310,7 @@ def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: C
         (lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").mkdir(), "Is a directory"),
         (
             lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").write_text("mine"),
-            "is something else, and not to be replaced",
+            "exists with other content and is not overwritten",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""``--llem-resume``: what an earlier run has completed is replayed, the rest runs, and nothing else is mixed."""
+"""``--llem-resume``: completed experiments are replayed, the others run, mismatches are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.processes import wait_until
 
 
 class Study:
-    """A study of which the first run went wrong: two points of four failed."""
+    """A study in whose first run two of four points failed."""
 
     def __init__(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run: RunPytest
@@ -43,7 +43,7 @@ class Study:
         )
 
     def popen(self) -> subprocess.Popen[bytes]:
-        """Run it in a process that can be ended."""
+        """Run the study in a process that can be ended."""
         command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem"]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
@@ -51,16 +51,16 @@ class Study:
         (self.pytester.path / "broken").unlink()
 
     def started(self) -> int:
-        """How many experiments have had a process so far."""
+        """Return the number of experiments started so far."""
         return len(list(self.notes.iterdir()))
 
     def directories(self) -> list[Path]:
-        """Return the results directories, the oldest first."""
+        """Return the results directories, oldest first."""
         found = [path for path in self.results.root.iterdir() if path.is_dir()]
         return sorted(found, key=lambda path: str(_manifest(path)["started_at"]))
 
     def measured(self) -> list[str]:
-        """Return the experiments that the newest run measured itself."""
+        """Return the experiments of the newest run that were not replayed."""
         entries = _manifest(self.directories()[-1])["experiments"]
         return [one["experiment_id"] for one in entries if one["replayed_from"] is None]
 
@@ -74,7 +74,7 @@ def study(
 
 @pytest.fixture
 def finished(study: Study, write_study: Callable[..., Path], finished_results: Path) -> Path:
-    """Results directory of a study of eight experiments, all of which are completed."""
+    """Results directory of a study with eight completed experiments."""
     write_study()
     directory = study.results.root / finished_results.name
     shutil.copytree(finished_results, directory)
@@ -136,14 +136,14 @@ class TestReplays:
         study.write()
         study.run()
         study.pytester.makeconftest(
-            "def pytest_llem_experiment_finished(result): print('told', result.identity.experiment_id)"
+            "def pytest_llem_experiment_finished(result): print('finished', result.identity.experiment_id)"
         )
         run = study.run("--llem-resume", "-s")
-        assert run.stdout.str().count("told n=") == 2
+        assert run.stdout.str().count("finished n=") == 2
 
     @pytest.mark.slow
     def test_replayed_results_can_be_replayed_again(self, study: Study) -> None:
-        """The newest run holds what it replayed, so that the one before is not needed any more."""
+        """A run contains the results that it replayed, so that the earlier run is no longer needed."""
         study.write()
         study.run()
         study.run("--llem-resume").assert_outcomes(passed=2, failed=2)
@@ -183,7 +183,7 @@ class TestReplays:
 
     @pytest.mark.slow
     def test_results_missing_in_a_later_run_come_from_an_earlier(self, study: Study) -> None:
-        """After -k or -x the newest results are not all that there is."""
+        """After a run with -k or -x, earlier runs have more results than the newest."""
         study.write()
         study.run("--llem-run-id=first")
         study.repair()
@@ -213,7 +213,7 @@ class TestReplays:
         (directory,) = study.directories()
         entries = _manifest(directory)["experiments"]
         with (directory / entries[0]["result_file"]).open("a") as file:
-            file.write(" ")  # still a result, and not the one that was written
+            file.write(" ")  # still valid JSON, but not the recorded file
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
         run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name} (*), 1 not whole any more"])
@@ -238,7 +238,7 @@ class TestReplays:
 
 
 class Tampered:
-    """A finished run whose first experiment's entry is changed, with a hash that fits."""
+    """A finished run whose first experiment was edited, with a matching hash in the manifest."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -357,11 +357,11 @@ class TestRefusals:
             study.run("--llem-resume", *workers),
             f"{finished.name} cannot be resumed: the study's design was *, is *: points 4 new "
             "(precision=bf16-size=3, …), 2 gone (precision=bf16-size=1, …) "
-            "(--llem-resume-mismatch replays what both have)",
+            "(--llem-resume-mismatch replays the common results)",
         )
         if not workers:
             study.run("--llem-resume", "--llem-resume-mismatch").assert_outcomes(passed=12)
-            assert len(study.measured()) == 8, "the points that both have are replayed"
+            assert len(study.measured()) == 8, "the common points are replayed"
 
     def test_refusal_names_the_field_that_differs(
         self, study: Study, finished: Path, write_study: Callable[..., Path]
@@ -395,10 +395,10 @@ class TestRefusals:
         [
             ({"packages": {"torch": "2.0.1"}}, "torch 2.0.1 then, * now"),
             ({"packages": {"pytest-llem": "0.0.1"}}, "pytest-llem 0.0.1 then, * now"),
-            ({"cpu_model": "Another CPU"}, "it ran on Another CPU, this is *"),
+            ({"cpu_model": "Another CPU"}, "it ran on Another CPU, this machine has *"),
             (
                 {"gpus": [{"name": "NVIDIA A100", "driver": "535.1"}]},
-                "it ran on NVIDIA A100, here is no GPU",
+                "it ran on NVIDIA A100, this machine has no GPU",
             ),
         ],
         ids=["torch", "pytest-llem", "processor", "gpu"],
@@ -435,7 +435,7 @@ class TestRefusals:
         run = study.run("--llem-resume-from", f"results/{finished.name}")
         self._refused(run, f"--llem-resume-from: *{finished.name} is of none of the collected studies")
 
-    def test_resume_anyway_without_resume_is_refused(self, study: Study) -> None:
+    def test_resume_mismatch_without_resume_is_refused(self, study: Study) -> None:
         study.write()
         self._refused(
             study.run("--llem-resume-mismatch"),
@@ -444,7 +444,7 @@ class TestRefusals:
 
 
 def _change_results(directory: Path, environment: dict[str, Any], versions: dict[str, str] | None = None) -> None:
-    """Have the results of a run say that they were measured elsewhere."""
+    """Edit the environment in the results of a run."""
     manifest = _manifest(directory)
     for entry in manifest["experiments"]:
         file = directory / entry["result_file"]

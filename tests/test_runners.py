@@ -1,4 +1,4 @@
-"""Engines in another Python interpreter: asked what it has, run there, killed and recorded like any other."""
+"""Engines in another Python interpreter: checking the interpreter, and running experiments with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from pytest_llem.engines.pytorch.requirements import Packages, unmet
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
-from pytest_llem.planning.runner_environment import WORKER, check_runner_environment, how_to_add
+from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_add
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -31,7 +31,7 @@ from tests.support.processes import gone, wait_until
 
 OURS = version("pytest-llem")
 
-#: An engine that leaves a note about the interpreter that it runs in.
+#: An engine that records the interpreter that it runs in.
 FARAWAY = """
     import json, os, sys
     from pathlib import Path
@@ -51,7 +51,7 @@ FARAWAY = """
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with an engine that this one does not have, and another version of a package."""
+    """An environment with an engine that this one does not have and another version of a package."""
     environment = Environment(tmp_path_factory.mktemp("elsewhere") / "env", *EVERYTHING)
     environment.add("tokenizers", "0.0.7")
     engines = "[pytest_llem.engines]\nfaraway = faraway_engine:Engine\n"
@@ -67,25 +67,25 @@ def notes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def script(path: Path, text: str) -> Path:
-    """Write a program that may stand where an interpreter should."""
+    """Write a program to use in place of an interpreter."""
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
 
 
-class TestAsking:
+class TestInterpreterQuery:
     def test_packages_engines_and_modules_are_reported(self, elsewhere: Environment) -> None:
-        told = ask(elsewhere.python, ["json", "no_such_module", "faraway_engine"])
-        assert isinstance(told, Interpreter)
-        assert told.python == "{}.{}.{}".format(*sys.version_info)
-        assert (told.packages["tokenizers"], told.packages["pytest-llem"]) == ("0.0.7", OURS)
-        assert (told.engines["faraway"], told.engines["pytorch"]) == ("faraway", "pytest-llem")
-        assert told.requires["faraway"] == ["pydantic"]
-        assert {"json", "faraway_engine", "pytest_llem"} <= told.modules
-        assert "no_such_module" not in told.modules
+        found = ask(elsewhere.python, ["json", "no_such_module", "faraway_engine"])
+        assert isinstance(found, Interpreter)
+        assert found.python == "{}.{}.{}".format(*sys.version_info)
+        assert (found.packages["tokenizers"], found.packages["pytest-llem"]) == ("0.0.7", OURS)
+        assert (found.engines["faraway"], found.engines["pytorch"]) == ("faraway", "pytest-llem")
+        assert found.requires["faraway"] == ["pydantic"]
+        assert {"json", "faraway_engine", "pytest_llem"} <= found.modules
+        assert "no_such_module" not in found.modules
 
     def test_other_output_of_the_interpreter_is_ignored(self, tmp_path: Path, elsewhere: Environment) -> None:
-        """Its start-up may print, and leave a process behind that holds its output."""
+        """Its start-up may print text and leave a process that keeps its output open."""
         noisy = script(
             tmp_path / "noisy",
             f'echo {{}}; sleep 1000 & echo >&2 oh; {shlex.quote(str(elsewhere.python))} "$@"; echo x',
@@ -100,12 +100,12 @@ class TestAsking:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setenv("PYTHONHOME", str(tmp_path))
-        told = ask(elsewhere.python, ["a"])
-        assert isinstance(told, Interpreter)
-        assert "bitsandbytes" not in told.modules
+        found = ask(elsewhere.python, ["a"])
+        assert isinstance(found, Interpreter)
+        assert "bitsandbytes" not in found.modules
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
             (
                 "echo garbage; echo; exit 0",
@@ -119,10 +119,10 @@ class TestAsking:
             ("""echo "$4"'[]'""", "does not answer as Python does (no answer, and said "),
         ],
     )
-    def test_program_that_is_no_python_is_an_error(self, tmp_path: Path, text: str, told: str) -> None:
-        said = ask(script(tmp_path / "fake", text))
-        assert isinstance(said, str)
-        assert said.startswith(told)
+    def test_program_that_is_no_python_is_an_error(self, tmp_path: Path, text: str, message: str) -> None:
+        found = ask(script(tmp_path / "fake", text))
+        assert isinstance(found, str)
+        assert found.startswith(message)
 
     def test_interpreter_that_hangs_is_ended_with_its_children(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,16 +162,16 @@ class TestAsking:
         assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, OLDEST))}"
 
     def test_package_versions_of_both_interpreters(self, tmp_path: Path, elsewhere: Environment) -> None:
-        here, there = package_versions(None), package_versions(elsewhere.python)
-        assert here["pytest"] == there["pytest"] == pytest.__version__
-        assert (there["tokenizers"], here["tokenizers"]) == ("0.0.7", version("tokenizers"))
-        assert {*here} <= {*PACKAGES}
-        assert there["faraway"] == "3.1"
+        own, other = package_versions(None), package_versions(elsewhere.python)
+        assert own["pytest"] == other["pytest"] == pytest.__version__
+        assert (other["tokenizers"], own["tokenizers"]) == ("0.0.7", version("tokenizers"))
+        assert {*own} <= {*PACKAGES}
+        assert other["faraway"] == "3.1"
         assert package_versions(tmp_path / "nowhere") == {}
 
 
-def there(*requires: str, **changes: Any) -> Interpreter:
-    """Return an interpreter that has what we need, and an engine of the distribution ``other``."""
+def make_interpreter(*requires: str, **changes: Any) -> Interpreter:
+    """Return an interpreter with the plugin's requirements and an engine of the distribution ``other``."""
     fields = {
         "python": "3.12.1",
         "packages": {"pytest-llem": OURS, "torch": "2.13.0+cpu", "old": "not a version"},
@@ -195,51 +195,56 @@ class TestRequirements:
         ],
     )
     def test_environment_with_all_packages_is_accepted(self, requires: list[Any]) -> None:
-        assert check_runner_environment(there(*requires), "theirs", "pip") is None
+        assert check_runner_environment(make_interpreter(*requires), "theirs", "pip") is None
 
     @pytest.mark.parametrize(
-        ("requires", "told"),
+        ("requires", "message"),
         [
-            (["a"], "lacks a: PIP install a"),
+            (["a"], "is missing a: PIP install a"),
             (
                 ["a>=2,<3", "a>=2,<3", "torch>=99"],
-                "lacks a<3,>=2 and torch>=99: PIP install 'a<3,>=2' 'torch>=99'",
+                "is missing a<3,>=2 and torch>=99: PIP install 'a<3,>=2' 'torch>=99'",
             ),
-            (["a[x]>1; python_version >= '3.12'"], "lacks a[x]>1: PIP install 'a[x]>1'"),
-            (["a @ https://a.example/a.whl"], "lacks a @ https://a.example/a.whl: PIP install 'a @ https://a.ex"),
+            (["a[x]>1; python_version >= '3.12'"], "is missing a[x]>1: PIP install 'a[x]>1'"),
+            (
+                ["a @ https://a.example/a.whl"],
+                "is missing a @ https://a.example/a.whl: PIP install 'a @ https://a.ex",
+            ),
         ],
     )
-    def test_missing_requirement_of_the_engine_is_an_error(self, requires: list[str], told: str) -> None:
-        assert (check_runner_environment(there(*requires), "theirs", "PIP") or "").startswith(told)
+    def test_missing_requirement_of_the_engine_is_an_error(self, requires: list[str], message: str) -> None:
+        assert (check_runner_environment(make_interpreter(*requires), "theirs", "PIP") or "").startswith(message)
 
     def test_only_the_workers_requirements_of_the_plugin_count(self) -> None:
-        ours = [f"{name}>=1" for name in WORKER]
-        other = there(requires={"pytest-llem": [*ours, "torch>=99", "rich"], "other": []})
+        ours = [f"{name}>=1" for name in WORKER_PACKAGES]
+        other = make_interpreter(requires={"pytest-llem": [*ours, "torch>=99", "rich"], "other": []})
         wanted = " and ".join(ours)
         assert (check_runner_environment(other, "theirs", "PIP") or "").startswith(
-            f"lacks {wanted}: PIP install 'nvidia-ml-py>=1' 'ps"
+            f"is missing {wanted}: PIP install 'nvidia-ml-py>=1' 'ps"
         )
         assert check_runner_environment(other, None, "PIP") == check_runner_environment(other, "theirs", "PIP")
 
     @pytest.mark.parametrize("change", [{"packages": {}}, {"modules": []}])
     def test_missing_plugin_is_an_error(self, change: dict[str, Any]) -> None:
-        assert check_runner_environment(there(**change), "theirs", "PIP") == (
+        assert check_runner_environment(make_interpreter(**change), "theirs", "PIP") == (
             f"has no pytest-llem: install it there: PIP install pytest-llem=={OURS}"
         )
 
     def test_other_version_of_the_plugin_is_an_error(self) -> None:
-        assert check_runner_environment(there(packages={"pytest-llem": "0.0.7"}), "theirs", "PIP") == (
+        assert check_runner_environment(make_interpreter(packages={"pytest-llem": "0.0.7"}), "theirs", "PIP") == (
             f"has pytest-llem 0.0.7, and {OURS} runs here: PIP install pytest-llem=={OURS}"
         )
 
     def test_missing_engine_is_an_error(self, noop_engine: None) -> None:
-        told = "has no engine of that name (there are: theirs): "
+        message = "has no engine of that name (there are: theirs): "
         assert (
-            check_runner_environment(there(), "noop", "PIP")
-            == f"{told}install its package there: PIP install noop-engine==1.0"
+            check_runner_environment(make_interpreter(), "noop", "PIP")
+            == f"{message}install its package there: PIP install noop-engine==1.0"
         )
-        assert check_runner_environment(there(), "nobodys", "PIP") == f"{told}{how_to_add('nobodys')}"
-        assert check_runner_environment(there(), None, "PIP") is None
+        assert (
+            check_runner_environment(make_interpreter(), "nobodys", "PIP") == f"{message}{how_to_add('nobodys')}"
+        )
+        assert check_runner_environment(make_interpreter(), None, "PIP") is None
 
     def test_requirements_of_options_are_checked(self) -> None:
         config = ExperimentConfig.model_validate(
@@ -287,12 +292,12 @@ class TestRunning:
                 name: versions[name] for name in PACKAGES if name in versions
             }
         assert results.manifest["environment"]["packages"]["tokenizers"] == version("tokenizers")
-        told = [
+        message = [
             path.read_text()
             for path in results.directory.rglob("*")
             if path.name != "study.yaml" and path.is_file()
         ]
-        assert not [text for text in told if str(elsewhere.folder) in text]
+        assert not [text for text in message if str(elsewhere.folder) in text]
 
     def test_engine_of_another_environment_needs_a_runner(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
@@ -308,20 +313,20 @@ class TestRunning:
         results: Results,
         tmp_path_factory: pytest.TempPathFactory,
     ) -> None:
-        """An experiment's process needs no more of ours than preflight asks for: not torch, nor pytest."""
+        """An experiment process needs only the requirements that preflight checks, neither torch nor pytest."""
         environment = Environment(tmp_path_factory.mktemp("bare") / "env", ROOT, NOOP_ENGINE)
         ours = distribution("pytest-llem")
         announced = ours.read_text("entry_points.txt") or ""
         environment.add("pytest-llem", OURS, *(ours.requires or ()), entry_points=announced)
-        environment.share(*WORKER)
+        environment.share(*WORKER_PACKAGES)
         write_study(sweep={"n": [1]}, execution={"n_cycles": 1}, runners={"noop": str(environment.python)})
         pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=1)
         result = results.read(results.manifest["experiments"][0]["result_file"])
         assert {*result["environment"]["packages"]} == {"pytest-llem", "nvidia-ml-py"}
-        told = ask(environment.python)
-        assert isinstance(told, Interpreter)
-        assert check_runner_environment(told, "noop", "PIP") is None
-        assert (check_runner_environment(told, "pytorch", "PIP") or "").startswith("lacks torch>=")
+        found = ask(environment.python)
+        assert isinstance(found, Interpreter)
+        assert check_runner_environment(found, "noop", "PIP") is None
+        assert (check_runner_environment(found, "pytorch", "PIP") or "").startswith("is missing torch>=")
 
     @pytest.mark.parametrize("workers", [(), slow(("-n", "2"))], ids=["serial", "xdist"])
     def test_two_environments_in_one_study(
@@ -383,7 +388,9 @@ class TestRunning:
     ) -> None:
         folder = pytester.path / "mine" if ini else pytester.path
         folder.mkdir(exist_ok=True)
-        (folder / "of_my_own.py").write_text("from faraway_engine import Engine as Mine")  # it is only there
+        (folder / "of_my_own.py").write_text(
+            "from faraway_engine import Engine as Mine"
+        )  # installed only in the other environment
         if ini:
             pytester.makeini(ini)
         name = "of_my_own:Mine"
@@ -428,9 +435,9 @@ class TestRunning:
         )
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.assert_outcomes(passed=2, failed=2)
-        told = "runner 'env/bin/python' of engine 'faraway' is not there: name a Python interpreter, by its *"
+        message = "runner 'env/bin/python' of engine 'faraway' is not there: name a Python interpreter, by its *"
         run.stdout.fnmatch_lines(
-            [f"  preflight, will fail: backend=faraway-n=1 and 1 more: {told}", f"preflight: {told}"]
+            [f"  preflight, will fail: backend=faraway-n=1 and 1 more: {message}", f"preflight: {message}"]
         )
         kinds = {entry["error"]["kind"] for entry in results.manifest["experiments"] if entry["error"]}
         assert kinds == {"preflight"}
@@ -439,7 +446,7 @@ class TestRunning:
     def test_wrong_interpreter_fails_without_preflight(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, text: str | None
     ) -> None:
-        """With skip_preflight: a wrong path, or what is no Python, is no reason to wait."""
+        """With skip_preflight, a wrong path or a program that is not Python must fail quickly."""
         if text:
             script(pytester.path / "fake", text)
         write_study(
@@ -473,17 +480,17 @@ OTHER = "transformers==5.22.2"
 
 @pytest.fixture(scope="module")
 def other_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """An environment with another version of transformers, and else all that this one has."""
+    """An environment that differs from this one only in the version of transformers."""
     environment = Environment(tmp_path_factory.mktemp("other") / "env", *EVERYTHING)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
     done = subprocess.run(
         [*command, "--target", str(environment.site_packages), OTHER], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = f"{OTHER} cannot be had: {done.stderr.strip().splitlines()[-1:]}"
+        reason = f"{OTHER} is not available: {done.stderr.strip().splitlines()[-1:]}"
         if os.environ.get("CI"):
-            pytest.fail(said)
-        pytest.skip(said)
+            pytest.fail(reason)
+        pytest.skip(reason)
     yield environment
     shutil.rmtree(environment.folder)
 
@@ -492,7 +499,7 @@ def other_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Env
 def test_results_have_the_transformers_version_they_ran_with(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, other_transformers: Environment
 ) -> None:
-    """The same study here and there: the results tell which version each ran with."""
+    """Each result records the version of transformers that it ran with."""
     changes = {
         "model": "builtin:tiny-llama",
         "backend": None,

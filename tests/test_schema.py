@@ -1,4 +1,4 @@
-"""The JSON Schema of a study file agrees with the loader, and the docstrings it quotes say what is true."""
+"""The JSON Schema of a study file: agreement with the loader and with the models' docstrings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VALIDATOR = Draft202012Validator(SCHEMA)
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 
 
-#: Looking them up takes most of the time of reading a study.
+#: Cached because looking up entry points takes most of the time of loading a study.
 _entry_points = functools.cache(entry_points)
 
 
@@ -46,19 +46,19 @@ def entry_points_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", _entry_points)
 
 
-def complaints(document: Any, validator: Draft202012Validator = VALIDATOR) -> list[str]:
+def schema_errors(document: Any, validator: Draft202012Validator = VALIDATOR) -> list[str]:
     return [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(document)]
 
 
 def read(folder: Path, text: str) -> Any:
-    """Return the data of a study file, as the loader reads it."""
+    """Write a study file and return its data as read by the loader."""
     file = folder / "s.yaml"
     file.write_text(text, encoding="utf-8")
     return load_document(file).data
 
 
 def loaded(folder: Path) -> bool:
-    """Whether the loader takes the file."""
+    """Return whether the study loads."""
     try:
         load_study(folder / "s.yaml")
     except StudyError:
@@ -66,29 +66,29 @@ def loaded(folder: Path) -> bool:
     return True
 
 
-def test_it_is_a_schema() -> None:
+def test_schema_is_valid_json_schema() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
 
 
-def test_what_is_shipped_is_what_the_models_say() -> None:
+def test_shipped_schema_is_up_to_date() -> None:
     assert json.loads(SHIPPED.read_text()) == SCHEMA, f"renew it: {RENEW}"
 
 
-def test_every_key_of_a_study_is_in_it() -> None:
+def test_schema_has_every_key_of_a_study() -> None:
     assert list(SCHEMA["properties"])[: len(STUDY_KEYS)] == list(STUDY_KEYS)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
-def test_the_shipped_studies_are_valid_and_name_the_schema(path: Path) -> None:
-    assert complaints(load_document(path).data) == []
+def test_example_studies_are_valid_and_name_the_schema(path: Path) -> None:
+    assert schema_errors(load_document(path).data) == []
     modeline, _, _ = path.read_text().partition("\n")
     assert modeline == MODELINE
     assert (path.parent / modeline.partition("=")[2]).samefile(SHIPPED)
 
 
-def test_the_readmes_study(tmp_path: Path) -> None:
-    assert complaints(read(tmp_path, block("study"))) == []
+def test_study_in_the_readme_is_valid(tmp_path: Path) -> None:
+    assert schema_errors(read(tmp_path, block("study"))) == []
 
 
 GOOD = [
@@ -146,19 +146,19 @@ GOOD = [
 
 @pytest.mark.usefixtures("entry_points_once")
 @pytest.mark.parametrize("text", GOOD)
-def test_what_the_loader_takes_is_good(tmp_path: Path, text: str) -> None:
-    assert complaints(read(tmp_path, text)) == []
+def test_studies_that_load_are_valid(tmp_path: Path, text: str) -> None:
+    assert schema_errors(read(tmp_path, text)) == []
     assert loaded(tmp_path)
 
 
-def test_a_base_may_bring_what_is_missing(tmp_path: Path) -> None:
+def test_field_may_be_given_by_a_base(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: m\nn: 3\n")
-    assert complaints(read(tmp_path, "base: base.yaml\nsweep: {precision: [bf16]}\n")) == []
+    assert schema_errors(read(tmp_path, "base: base.yaml\nsweep: {precision: [bf16]}\n")) == []
     assert loaded(tmp_path)
 
 
 WRONG = [
-    # Keys that there are not, at each level.
+    # Unknown keys at each level.
     "precison: bf16",
     "banana: {a: 1}",
     "pytorch.batch_size: 8",
@@ -178,7 +178,7 @@ WRONG = [
     "experiments: [{sweep: {n: [1]}}]",
     "experiments: [{decoder.top_k: 8}]",
     "'a.b': {x: 1}",
-    # Values of another type.
+    # Values of wrong types.
     "- n",
     "n: x",
     "n: 1.5",
@@ -223,7 +223,7 @@ WRONG = [
     "experiments: [n]",
     "sweep: [n]",
     "sweep:",
-    # Values out of range, and words that mean nothing.
+    # Values out of range, and unknown words.
     "n: 0",
     "n: 100000001",
     "random_seed: -1",
@@ -316,28 +316,28 @@ WRONG = [
 
 @pytest.mark.usefixtures("entry_points_once")
 @pytest.mark.parametrize("text", WRONG)
-def test_what_the_loader_refuses_is_wrong(tmp_path: Path, text: str) -> None:
+def test_studies_that_do_not_load_are_invalid(tmp_path: Path, text: str) -> None:
     start = "" if text.startswith(("model:", "-")) else "model: m\n"
     document = read(tmp_path, start + text)
     assert not loaded(tmp_path)
-    assert complaints(document)
+    assert schema_errors(document)
 
 
-#: One of each kind of value.
+#: One value of each kind.
 PROBES: list[Any] = [
     *(None, True, False, -1, 0, 1, 2, 30, 10**9, 2**63 - 1, -0.5, 0.5, 1.5, 1e-30),
     *("", "x", "auto", "fp16", "nf4", "fixed", "shuffled", "pytorch", "a.b:C", "a:b:c"),
     *([], [1], ["x"], {}, {"n": 1}, {"top_k": 1}, {"x": {"y": []}}, {"enabled": True}),
 ]
 
-#: Which meters there are is for the machine to say.
+#: Fields that the schema does not restrict, because valid values depend on what is installed.
 BY_MACHINE = {"energy.backend"}
 
 
 @pytest.mark.usefixtures("entry_points_once")
 @pytest.mark.parametrize("axis", sorted(set(SCHEMA["properties"]["sweep"]["properties"]) - BY_MACHINE))
-def test_the_loader_and_the_schema_agree_on_every_value(tmp_path: Path, axis: str) -> None:
-    """As a value of an axis, so that what does not go together is left out, and is no mistake."""
+def test_loader_and_schema_agree_on_every_value(tmp_path: Path, axis: str) -> None:
+    """The value is on an axis, so that an incompatible combination is excluded and is not an error."""
     for value in PROBES:
         others = {"model": "m"} if axis != "model" else {}
         study = {**others, "sweep": {axis: [value]}}
@@ -348,35 +348,33 @@ def test_the_loader_and_the_schema_agree_on_every_value(tmp_path: Path, axis: st
             refused = not all("no valid combination" in problem.message for problem in error.problems)
         else:
             refused = False
-        assert bool(complaints(study)) == refused, (axis, value, complaints(study))
+        assert bool(schema_errors(study)) == refused, (axis, value, schema_errors(study))
 
 
 class TestEngines:
-    def test_one_that_is_installed_has_a_section_in_which_anything_goes(
-        self, tmp_path: Path, noop_engine: None
-    ) -> None:
+    def test_installed_engine_has_a_section_with_any_content(self, tmp_path: Path, noop_engine: None) -> None:
         validator = Draft202012Validator(study_schema(["noop", "pytorch"]))
-        assert complaints(NOOP_STUDY, validator) == []
+        assert schema_errors(NOOP_STUDY, validator) == []
         study = {**NOOP_STUDY, "noop": {"report": "."}, "runners": {"noop": "local"}}
-        assert complaints(study, validator) == []
+        assert schema_errors(study, validator) == []
         assert loaded_as(tmp_path, study)
         for wrong in (
             {**study, "noop": 5},
             {**study, "sweep": {"noop.size": []}},
             {**study, "sweep": {"noopsize": 1}},
         ):
-            assert complaints(wrong, validator)
+            assert schema_errors(wrong, validator)
             assert not loaded_as(tmp_path, wrong)
 
-    def test_one_that_is_not_is_unknown(self) -> None:
-        assert complaints(NOOP_STUDY)
+    def test_engine_that_is_not_installed_is_unknown(self) -> None:
+        assert schema_errors(NOOP_STUDY)
 
-    def test_a_name_is_taken_as_it_is_written(self) -> None:
+    def test_engine_name_is_escaped_in_patterns(self) -> None:
         validator = Draft202012Validator(study_schema(["my.engine+"]))
-        assert complaints({"sweep": {"my.engine+.size": [1]}}, validator) == []
-        assert complaints({"sweep": {"my-engine+.size": [1]}}, validator)
+        assert schema_errors({"sweep": {"my.engine+.size": [1]}}, validator) == []
+        assert schema_errors({"sweep": {"my-engine+.size": [1]}}, validator)
 
-    def test_ours_are_not_replaced(self) -> None:
+    def test_installed_engine_does_not_replace_one_of_the_grammar(self) -> None:
         assert study_schema(["pytorch", "vllm"]) == SCHEMA
 
 
@@ -386,7 +384,7 @@ def loaded_as(folder: Path, study: Any) -> bool:
 
 
 def _schemas(node: Any, at: str = "$") -> Iterator[tuple[str, Any]]:
-    """Yield what a schema says of each property, with its place."""
+    """Yield the path and schema of each property."""
     if isinstance(node, dict):
         for keyword in ("properties", "patternProperties"):
             for name, one in node.get(keyword, {}).items():
@@ -423,7 +421,7 @@ def test_every_default_is_given() -> None:
 
 
 def sections() -> list[type[BaseModel]]:
-    """Return every part of a study file."""
+    """Return all sections of a study file."""
     found: list[type[BaseModel]] = []
     new: list[type[BaseModel]] = [Section]
     while new:
@@ -433,7 +431,7 @@ def sections() -> list[type[BaseModel]]:
     return sorted(found, key=lambda model: model.__name__)
 
 
-def test_every_section_is_in_it() -> None:
+def test_schema_has_every_section() -> None:
     assert {model.__name__ for model in sections()} == {*SCHEMA["$defs"]}
 
 
@@ -441,27 +439,27 @@ def test_every_section_is_in_it() -> None:
     ("model", "field"), [pytest.param(model, name, id=f"{model.__name__}.{name}")
                          for model in sections() for name in model.model_fields]
 )  # fmt: skip
-def test_the_docstring_tells_every_field_and_its_default(model: type[Any], field: str) -> None:
-    said = field_docs(model).get(field, "")
+def test_docstring_describes_every_field_and_its_default(model: type[Any], field: str) -> None:
+    text = field_docs(model).get(field, "")
     info = model.model_fields[field]
-    assert said.endswith(".")
+    assert text.endswith(".")
     if info.is_required():
-        assert re.search(r"\bRequired\.", said)
+        assert re.search(r"\bRequired\.", text)
         return
-    in_words = re.search(r"\bDefault: \w", said)
-    stated = re.search(r"\bDefault (?:``(?P<text>[^`]+)``|(?P<value>\S+?))(?=[,:;.]* |[,:;.]*$)", said)
+    in_words = re.search(r"\bDefault: \w", text)
+    stated = re.search(r"\bDefault (?:``(?P<text>[^`]+)``|(?P<value>\S+?))(?=[,:;.]* |[,:;.]*$)", text)
     if info.default is PydanticUndefined or info.default is None or info.default == "":
-        assert in_words or (stated and stated["value"] == "null"), said
+        assert in_words or (stated and stated["value"] == "null"), text
     elif isinstance(info.default, str):
-        assert stated, said
+        assert stated, text
         assert stated["text"] == info.default
     else:
-        assert stated, said
+        assert stated, text
         value = json.loads(stated["value"])
         assert value == info.default
         assert isinstance(value, bool) == isinstance(info.default, bool)
 
 
 @pytest.mark.parametrize("model", sections(), ids=lambda model: model.__name__)
-def test_the_docstring_tells_of_nothing_else(model: type[Any]) -> None:
+def test_docstring_describes_only_existing_fields(model: type[Any]) -> None:
     assert [*field_docs(model)] == [*model.model_fields]

@@ -1,4 +1,4 @@
-"""The same experiment generates the same tokens: in every pass, and in another process."""
+"""An experiment generates the same tokens in every pass and in every process."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ EXPERIMENTS = {
     }
     for kind, decoder in (("greedy", {"do_sample": False}), ("sampled", {}))
     for mode in ("fixed", "natural")
-    for size in (2, 5)  # in several batches, and in one
+    for size in (2, 5)  # several batches, and one
 }
 
 
 def tokens(experiments: dict[str, dict[str, Any]]) -> dict[str, tuple[bool | None, str | None]]:
-    """Run experiments of several passes; return of each whether its passes agree, and the digest of its tokens."""
+    """Run experiments; return, for each, whether its passes agree and the digest of its tokens."""
     found = {}
     for name, fields in experiments.items():
         with pytest.MonkeyPatch.context() as patch:
-            # The window's clock goes on by 100 s each time it is read, longer than any request takes: two passes
-            # fill it.
+            # The window's clock advances by 100 s at each read, more than any request takes, so that two passes
+            # fill the window.
             patch.setattr(window, "time", clock(itertools.count(step=100).__next__, lambda: 0.0))
             result = run_experiment(fields)
         assert result.window.passes > 1, name
@@ -87,12 +87,12 @@ def test_everything_random_is_seeded() -> None:
 
     assert drawn(3) == drawn(3)
     assert all(one != other for one, other in zip(drawn(3), drawn(4), strict=True))
-    assert drawn(2**40 + 5) == drawn(2**40 + 5), "NumPy takes no such seed"
+    assert drawn(2**40 + 5) == drawn(2**40 + 5), "larger than NumPy's maximum seed"
 
 
 @pytest.mark.filterwarnings("ignore:1 weight of LlamaForCausalLM missing:UserWarning")
-def test_weights_that_the_files_lack_are_the_same_every_time(tmp_path: Path) -> None:
-    """transformers makes them up, before a batch is seeded."""
+def test_weights_missing_in_the_files_are_initialised_identically(tmp_path: Path) -> None:
+    """transformers initialises them at random, before the seed of a batch is set."""
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "headless"
@@ -126,14 +126,14 @@ def test_passes_are_compared_token_by_token(passes: list[Any], deterministic: bo
     assert requests.deterministic is deterministic
 
 
-def test_passes_that_differ_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "outputs differ between passes: this device's kernels are not deterministic"
+def test_differing_passes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "outputs differ between passes: this device's kernels are not deterministic"
     monkeypatch.setattr(
         window, "time", clock(itertools.count(step=100).__next__, lambda: 0.0)
     )  # two passes fill it
     fields = {**SEVERAL, "measurement": {"min_window_seconds": 200}}
-    assert said not in texts(run_experiment(fields).warnings)
-    monkeypatch.setattr(PyTorchEngine, "seed", lambda self, seed: None)  # as good as kernels that differ
+    assert message not in texts(run_experiment(fields).warnings)
+    monkeypatch.setattr(PyTorchEngine, "seed", lambda self, seed: None)  # the effect of nondeterministic kernels
     result = run_experiment(fields)
     assert result.tokens.deterministic is False
-    assert said in texts(result.warnings)
+    assert message in texts(result.warnings)

@@ -1,4 +1,4 @@
-"""``-k axis=value``: what it is rewritten to, what items carry, and how the two meet under pytest's own ``-k``."""
+"""``-k axis=value``: rewritten expressions, keywords of items, and their match in pytest's own ``-k``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ sweep:
 execution: {n_cycles: 12, cycle_order: sequential}
 """
 
-#: Values that pytest's grammar, YAML, test ids or the shell would make something else of.
+#: Values that have a special meaning in pytest's grammar, YAML, test ids or the shell.
 AWKWARD = [
     "a b",
     "a.b/c-d",
@@ -53,16 +53,16 @@ def rewritten(expression: str) -> str:
     return rewrite(expression)[0]
 
 
-def carried(folder: Path, text: str, *, point: int = 0, cycle: int = 1) -> set[str]:
+def keywords_of(folder: Path, text: str, *, point: int = 0, cycle: int = 1) -> set[str]:
     """Return the keywords of one of a study's experiments."""
     file = folder / "s.yaml"
     file.write_text(text, encoding="utf-8")
     study = load_study(file)
     [experiment] = [e for e in study.experiments if e.point is study.points[point] and e.cycle == cycle]
-    return carried_by(study, experiment)
+    return all_keywords_of(study, experiment)
 
 
-def carried_by(study: StudyConfig, experiment: Experiment) -> set[str]:
+def all_keywords_of(study: StudyConfig, experiment: Experiment) -> set[str]:
     """Return the keywords of an experiment under an expression that names every axis."""
     named = {*study.axis_names, *study.axis_names.values(), "cycle"}
     return set(keywords(study, experiment.point.axes, experiment.cycle, named))
@@ -89,7 +89,7 @@ class TestRewrite:
         "expression",
         ["", "a", "a and not b", "(a or b) and c", "a[b-1]", "a = 1", "a=", "=1", "1a=2", "a==1", "and", "a=(1)"],
     )
-    def test_the_rest_is_left_alone(self, expression: str) -> None:
+    def test_other_expressions_are_unchanged(self, expression: str) -> None:
         assert rewrite(expression) == (expression, [])
 
     @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ class TestRewrite:
             ("org/m-1.5", "'org/m-1.5'"),
         ],
     )
-    def test_values_mean_what_they_mean_in_a_study(self, value: str, same: str) -> None:
+    def test_values_are_read_as_in_a_study(self, value: str, same: str) -> None:
         assert rewritten(f"a={value}") == rewritten(f"a={same}")
 
     @pytest.mark.parametrize(
@@ -122,16 +122,16 @@ class TestRewrite:
     @pytest.mark.parametrize(
         "value", ["[", "{", "*a", "!!int", "#x", "2024-13-45", "1:30:99", "[1,2]", "@", "é", "%"]
     )
-    def test_values_that_are_no_yaml_stand_for_themselves(self, value: str) -> None:
+    def test_values_that_are_not_yaml_are_text(self, value: str) -> None:
         assert rewritten(f"a={value}").startswith("[a:")
 
-    def test_the_axes_are_named_in_order(self) -> None:
+    def test_axes_are_returned_in_order(self) -> None:
         assert rewrite("b=1 and (a.x=2 or not b=3)")[1] == ["b", "a.x", "b"]
 
 
 class TestKeywords:
     def test_full_and_short_names_and_the_cycle(self, tmp_path: Path) -> None:
-        assert carried(tmp_path, STUDY, cycle=12) == {
+        assert keywords_of(tmp_path, STUDY, cycle=12) == {
             "[batch_size:8]",
             "[pytorch.batch_size:8]",
             "[attn_implementation:null]",
@@ -159,7 +159,7 @@ class TestKeywords:
             "top_p=0.70",
         ],
     )
-    def test_they_meet_what_is_rewritten(self, tmp_path: Path, expression: str) -> None:
+    def test_keywords_match_rewritten_expressions(self, tmp_path: Path, expression: str) -> None:
         text = """\
 experiments:
 - model: org/Model-1.5
@@ -168,18 +168,18 @@ experiments:
   decoder: {temperature: 1.0, min_p: 1e-4, top_p: 0.7}
 - model: other
 """
-        assert rewritten(expression) in carried(tmp_path, text)
+        assert rewritten(expression) in keywords_of(tmp_path, text)
 
-    def test_each_awkward_value_selects_its_point_alone(self, tmp_path: Path) -> None:
+    def test_each_awkward_value_selects_only_its_point(self, tmp_path: Path) -> None:
         file = tmp_path / "s.yaml"
         file.write_text(awkward_study(), encoding="utf-8")
         study = load_study(file)
         for value in AWKWARD:
             term = rewritten(f'model="{value}"')
-            matching = [e for e in study.experiments if any(term in one for one in carried_by(study, e))]
+            matching = [e for e in study.experiments if any(term in one for one in all_keywords_of(study, e))]
             assert [experiment.point.axes for experiment in matching] == [{"model": value}]
 
-    def test_an_experiment_carries_what_the_expression_names(self, tmp_path: Path) -> None:
+    def test_experiment_has_keywords_of_the_named_axes(self, tmp_path: Path) -> None:
         file = tmp_path / "s.yaml"
         file.write_text(STUDY, encoding="utf-8")
         study = load_study(file)
@@ -189,8 +189,8 @@ experiments:
             "[decoder.temperature:0.7]",
         }
 
-    def test_a_short_name_that_is_ambiguous_is_no_keyword(self, tmp_path: Path) -> None:
-        found = carried(tmp_path, "model: m\nsweep: {warmup.enabled: [true], baseline.enabled: [false]}\n")
+    def test_ambiguous_short_name_is_not_a_keyword(self, tmp_path: Path) -> None:
+        found = keywords_of(tmp_path, "model: m\nsweep: {warmup.enabled: [true], baseline.enabled: [false]}\n")
         assert {"[warmup.enabled:true]", "[baseline.enabled:false]"} <= found
         assert not any(one.startswith("[enabled:") for one in found)
 
@@ -204,7 +204,7 @@ experiments:
 
 @pytest.fixture
 def collected(pytester: pytest.Pytester) -> Callable[..., list[str]]:
-    """Return the names of the items that pytest collects from some files under a ``-k`` expression."""
+    """Return a function that returns the names of the items in some files that a ``-k`` expression selects."""
 
     def collect(expression: str, *files: str) -> list[str]:
         arguments = ["-p", "llem", "--collect-only", "-q", "-p", "no:randomly", "-k", expression]
@@ -227,7 +227,7 @@ class TestUnderPytest:
             ("s.yaml and attn_implementation='sdpa (v2)' and not test_x", ["8-x", "80-x"]),
         ],
     )
-    def test_exactly_the_points_asked_for(
+    def test_exactly_the_named_points_are_selected(
         self, pytester: pytest.Pytester, collected: Callable[..., list[str]], expression: str, expected: list[str]
     ) -> None:
         write(
@@ -264,7 +264,7 @@ execution: {n_cycles: 1, cycle_order: sequential}
             ("ordinary", ["test_ordinary[n=1]"]),
         ],
     )
-    def test_beside_an_ordinary_test(
+    def test_selection_of_a_study_and_an_ordinary_test(
         self, pytester: pytest.Pytester, collected: Callable[..., list[str]], expression: str, expected: list[str]
     ) -> None:
         write(pytester, "model: m\nsweep: {n: [1, 2]}\nexecution: {n_cycles: 1, cycle_order: sequential}\n")
@@ -281,7 +281,7 @@ execution: {n_cycles: 1, cycle_order: sequential}
             ("n==1", "*Wrong expression passed to '-k'*"),
         ],
     )
-    def test_what_cannot_be_meant_is_a_usage_error(
+    def test_invalid_expression_is_a_usage_error(
         self, pytester: pytest.Pytester, expression: str, expected: str
     ) -> None:
         write(pytester, "model: m\nsweep: {n: [1, 2]}\n")

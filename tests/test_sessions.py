@@ -1,4 +1,4 @@
-"""``llem aa``: what sessions do to a metric, by hand and by simulation, and what it prints of that."""
+"""``llem aa``: the spread of a metric between sessions, checked by hand and by simulation, and its output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def session(
     facts: Any = None,
     entry: Any = None,
 ) -> Any:
-    """Return the result of a session: of each point, the values of its cycles or a Summary."""
+    """Return the result of a session, given the values of the cycles of each point or a Summary."""
     return StudyResult(
         pytest_llem_version="0",
         name="study",
@@ -90,7 +90,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
 
 @pytest.fixture
 def llem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Run ``llem aa`` and return its exit status, its output's lines, and what stands in standard error."""
+    """Return a function that runs ``llem aa`` and returns its exit status, output lines and standard error."""
 
     def run(*arguments: Any) -> Any:
         status = cli.main(["aa", *arguments])
@@ -100,7 +100,7 @@ def llem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return run
 
 
-#: Five sessions of two points, of three cycles each; shifted as a whole, but for the noise.
+#: Five sessions of two points with three cycles each; sessions differ by a common shift and noise.
 SHIFTS = (0.0, 0.012, -0.008, 0.005, -0.011)
 RUNS: list[dict[str, Any]] = [
     {"a": [math.exp(s + e) for e in (0, 0.002, -0.001)], "b": [9 * math.exp(s + e) for e in (0.003, 0, -0.002)]}
@@ -110,14 +110,14 @@ RUNS: list[dict[str, Any]] = [
 
 class TestSpread:
     def test_spread_matches_hand_calculation(self) -> None:
-        # Means 1, 3, of two cycles each; variance between 2, within 2 and so 1 of a mean.
+        # Means 1 and 3 of two cycles each: variance between sessions 2, within 2, so 1 for a mean.
         found = session_spread([[[0.0, 2.0], [2.0, 4.0]]])
         assert found.sigma == pytest.approx(1.0)
         assert found.degrees == 1
         assert found.noise_known
         assert found.upper == pytest.approx(math.sqrt(2 / stats.chi2.ppf(0.05, 1) - 1))
 
-    def test_points_are_pooled_but_are_no_sessions(self) -> None:
+    def test_points_are_pooled_but_not_counted_as_sessions(self) -> None:
         points = [[[0.0, 2.0], [2.0, 4.0]], [[5.0, 5.0], [9.0, 9.0]]]
         found = session_spread(points)
         assert found.sigma == pytest.approx(math.sqrt((1 + 8) / 2))
@@ -142,7 +142,7 @@ class TestSpread:
         for _ in range(rounds):
             runs = [random.normal(random.normal(0, 2), 1.5, n).tolist() for n in lengths]
             found.append(session_spread([runs]))
-        # Where sigma is cut off at 0 it is above what it should be, which is rare for one that large.
+        # Sigma is biased upwards where it is cut off at 0, which is rare for a sigma this large.
         assert statistics.fmean(one.sigma**2 for one in found) == pytest.approx(4, rel=0.05)
         assert sum(one.upper > 2 for one in found) / rounds == pytest.approx(0.95, abs=0.02)
 
@@ -155,7 +155,7 @@ class TestDelta:
         three = stats.t.isf(0.01 / 3, 4) * math.sqrt(2) * 0.01
         assert session_delta(spread, alpha=0.01, metrics=3) == pytest.approx(math.expm1(three))
 
-    def test_more_sessions_need_less(self) -> None:
+    def test_more_sessions_give_a_smaller_delta(self) -> None:
         deltas = [session_delta(Spread(0.01, 0.02, df, True), alpha=0.01, metrics=3) for df in (1, 2, 4, 9, 100)]
         assert deltas == sorted(deltas, reverse=True)
         assert deltas[-1] > 2 * 0.01
@@ -228,8 +228,8 @@ class TestCommand:
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
         names = folders(*(session(run, number=number) for number, run in enumerate(RUNS)))
-        status, lines, said = llem(*names, "--metric", METRIC)
-        assert (status, said) == (0, "")
+        status, lines, error = llem(*names, "--metric", METRIC)
+        assert (status, error) == (0, "")
         found = effect(*map(session, RUNS))
         delta = math.ceil(1000 * found.delta) / 1000
         assert lines[0].split() == ["metric", "sessions", "points", "sigma_session", "at", "most", "delta"]
@@ -247,8 +247,8 @@ class TestCommand:
         for one in runs:
             for point in one.points:
                 point.metrics["output_tokens_per_second"] = summary([5.0, 5.1, 4.9])
-        status, lines, said = llem(*folders(*runs))
-        assert (status, said) == (0, "llem: ttft_p50_ms: no session has values\n")
+        status, lines, error = llem(*folders(*runs))
+        assert (status, error) == (0, "llem: ttft_p50_ms: no session has values\n")
         deltas = yaml.safe_load("\n".join(lines[lines.index("gates:") :]))["gates"]["delta"]
         assert list(deltas) == [*DEFAULT_FAMILY[:2]]
         assert deltas["output_tokens_per_second"] == 0.02
@@ -268,9 +268,9 @@ class TestCommand:
 
     def test_too_few_sessions_give_no_delta(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
-        status, lines, said = llem(*names, "--metric", METRIC)
+        status, lines, error = llem(*names, "--metric", METRIC)
         assert status == 1
-        assert said == f"llem: {METRIC}: too few sessions, or too much between them, for a delta below 100%\n"
+        assert error == f"llem: {METRIC}: too few sessions, or too much between them, for a delta below 100%\n"
         assert "gates:" not in lines
         assert "> 1000%" in lines[1]
 
@@ -284,7 +284,7 @@ class TestCommand:
         )
 
     @pytest.mark.parametrize(
-        ("second", "said"),
+        ("second", "message"),
         [
             ({"design": "1" * 16}, f"is of another study than r1: its design is {'1' * 16}, and not {'0' * 16}"),
             ({"facts": {"testbed": {"gpu": "A100"}}}, "was measured otherwise than r1: gpu"),
@@ -293,19 +293,19 @@ class TestCommand:
         ],
     )
     def test_sessions_that_do_not_match_are_refused(
-        self, folders: Callable[..., Any], llem: Callable[..., Any], second: dict[str, Any], said: str
+        self, folders: Callable[..., Any], llem: Callable[..., Any], second: dict[str, Any], message: str
     ) -> None:
         first = session(RUNS[0], facts={"testbed": {"gpu": "H100"}})
         names = folders(first, session(RUNS[1], **{"number": 2} | second))
-        assert llem(*names) == (2, [], f"llem: r2: {said}\n")
+        assert llem(*names) == (2, [], f"llem: r2: {message}\n")
 
     def test_changed_system_under_test_is_warned_about(
         self, folders: Callable[..., Any], llem: Callable[..., Any]
     ) -> None:
         runs = (session(RUNS[at], number=at, facts={"sut": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
-        status, _, said = llem(*folders(*runs), "--metric", METRIC)
+        status, _, error = llem(*folders(*runs), "--metric", METRIC)
         assert status == 0
-        assert said.startswith("llem: r2: warning: torch not as in r1: ")
+        assert error.startswith("llem: r2: warning: torch not as in r1: ")
 
     def test_single_session_is_refused(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]))) == (
@@ -320,14 +320,14 @@ class TestCommand:
         names = folders(session(RUNS[0]))
         assert llem(*names, "gone") == (2, [], "llem: gone: No such file or directory\n")
         (tmp_path / "empty").mkdir()
-        status, _, said = llem(*names, "empty")
-        assert (status, said.startswith("llem: empty"), said.count("\n")) == (2, True, 1)
+        status, _, error = llem(*names, "empty")
+        assert (status, error.startswith("llem: empty"), error.count("\n")) == (2, True, 1)
         (tmp_path / "other.json").write_text(json.dumps({"schema_version": "9.0"}))
-        status, _, said = llem(*names, "other.json")
-        assert (status, said.startswith("llem: other.json: schema version 9.0 cannot")) == (2, True)
+        status, _, error = llem(*names, "other.json")
+        assert (status, error.startswith("llem: other.json: schema version 9.0 cannot")) == (2, True)
 
     @pytest.mark.parametrize(
-        ("arguments", "said"),
+        ("arguments", "message"),
         [
             ([], "the following arguments are required: DIR"),
             (["r1", "--metric", "sceonds"], "there is no metric 'sceonds' (did you mean 'seconds'?)"),
@@ -338,9 +338,9 @@ class TestCommand:
         ],
     )
     def test_invalid_arguments_are_refused(
-        self, capsys: pytest.CaptureFixture[str], arguments: list[Any], said: str
+        self, capsys: pytest.CaptureFixture[str], arguments: list[Any], message: str
     ) -> None:
         with pytest.raises(SystemExit) as stopped:
             cli.main(["aa", *arguments])
         assert stopped.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is told about a wrong study file: a line a problem, located, and never a traceback."""
+"""Invalid study files: one located line per problem, never a traceback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENGINES = ", ".join(dict.fromkeys([*GRAMMAR, *installed(ENGINE_GROUP)]))
 
 
 def errors(folder: Path, content: str | bytes) -> list[str]:
-    """Return the lines that are told about a file of that *content*, less the folder."""
+    """Return the error lines for a study with this *content*, without the folder."""
     file = folder / "s.yaml"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(StudyError) as caught:
@@ -45,7 +45,7 @@ def study(folder: Path, text: str) -> StudyConfig:
 
 
 def check(folder: Path, text: str, *expected: str) -> None:
-    """The *text*, with ``model: m`` as its first line, is told *expected* (line:column: where: message)."""
+    """Assert that ``model: m`` followed by *text* has the errors *expected* (line:column: where: message)."""
     assert errors(folder, f"model: m\n{textwrap.dedent(text)}") == [f"s.yaml:{line}" for line in expected]
 
 
@@ -92,7 +92,7 @@ def check(folder: Path, text: str, *expected: str) -> None:
         ("a" * 100 + ": 1", "2:1: '" + "a" * 27 + "..." + "a" * 28 + "': unknown key"),
     ],
 )
-def test_unknown_keys(tmp_path: Path, text: str, expected: str) -> None:
+def test_unknown_keys_are_errors(tmp_path: Path, text: str, expected: str) -> None:
     check(tmp_path, text, expected)
 
 
@@ -124,7 +124,7 @@ def test_unknown_keys(tmp_path: Path, text: str, expected: str) -> None:
         ("n: " + "a" * 100, "n: must be a whole number (got '" + "a" * 27 + "..." + "a" * 28 + "')"),
     ],
 )
-def test_wrong_types(tmp_path: Path, text: str, expected: str) -> None:
+def test_wrong_types_are_errors(tmp_path: Path, text: str, expected: str) -> None:
     check(tmp_path, text, f"2:1: {expected}")
 
 
@@ -177,7 +177,7 @@ def test_wrong_types(tmp_path: Path, text: str, expected: str) -> None:
         ),
     ],
 )
-def test_wrong_values_in_sections(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_values_in_sections_are_errors(tmp_path: Path, text: str, expected: str) -> None:
     column = text.index("{") + 2
     check(tmp_path, text, f"2:{column}: {expected}")
 
@@ -197,16 +197,14 @@ def test_wrong_values_in_sections(tmp_path: Path, text: str, expected: str) -> N
         ),
         ("experiments: [{n: 1}, {n: 0}]", 24, "n: must be at least 1 (got 0)"),
         ("experiments: [{decoder: {top_k: -1}}]", 26, "decoder.top_k: must be at least 0 (got -1)"),
-        ("sweep: {precision.x: [1, 2]}", 9, "precision.x: 'precision' is no section"),
+        ("sweep: {precision.x: [1, 2]}", 9, "precision.x: 'precision' is not a mapping"),
     ],
 )
-def test_wrong_values_of_points_stand_where_they_are_given(
-    tmp_path: Path, text: str, column: int, expected: str
-) -> None:
+def test_invalid_values_of_points_are_located(tmp_path: Path, text: str, column: int, expected: str) -> None:
     check(tmp_path, text, f"2:{column}: {expected}")
 
 
-def test_a_model_is_required_once_for_all_points(tmp_path: Path) -> None:
+def test_missing_model_is_reported_once_for_all_points(tmp_path: Path) -> None:
     assert errors(tmp_path, "# comment\nsweep: {n: [1, 2]}\n") == ["s.yaml:2:1: model: is required"]
     assert errors(tmp_path, "experiments: [{n: 1}, {n: 2}]\n") == ["s.yaml:1:1: model: is required"]
     assert errors(tmp_path, "model: ''\n") == ["s.yaml:1:1: model: must not be empty (got '')"]
@@ -225,7 +223,7 @@ def test_a_model_is_required_once_for_all_points(tmp_path: Path) -> None:
         ("~: 1", "'~': a key must be a string (got ~, which YAML reads as null); put it in quotes"),
     ],
 )
-def test_words_that_yaml_takes_for_something_else_are_named(tmp_path: Path, text: str, expected: str) -> None:
+def test_yaml_words_read_as_other_types_are_explained(tmp_path: Path, text: str, expected: str) -> None:
     assert errors(tmp_path, text) == [f"s.yaml:1:1: {expected}"]
 
 
@@ -291,16 +289,16 @@ class TestText:
             load_study(tmp_path / "missing.yaml")
         assert str(caught.value) == f"{tmp_path}/missing.yaml:1:1: cannot be read: No such file or directory"
 
-    def test_a_directory(self, tmp_path: Path) -> None:
+    def test_directory_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
             load_study(tmp_path)
         assert str(caught.value) == f"{tmp_path}:1:1: cannot be read: Is a directory"
 
-    def test_no_path_at_all(self) -> None:
+    def test_invalid_path_is_an_error(self) -> None:
         with pytest.raises(StudyError, match="cannot be read"):
             load_study(Path("a\0b.yaml"))
 
-    def test_duplicate_keys_at_every_level(self, tmp_path: Path) -> None:
+    def test_duplicate_keys_are_errors_at_every_level(self, tmp_path: Path) -> None:
         check(
             tmp_path,
             """\
@@ -335,7 +333,7 @@ class TestText:
     def test_yaml_tags_are_errors(self, tmp_path: Path, text: str, expected: str) -> None:
         check(tmp_path, text, expected)
 
-    def test_nothing_is_constructed_from_tags(self, tmp_path: Path) -> None:
+    def test_tags_construct_no_objects(self, tmp_path: Path) -> None:
         trap = tmp_path / "sprung"
         check(
             tmp_path,
@@ -345,12 +343,12 @@ class TestText:
         )
         assert not trap.exists()
 
-    def test_keys_that_are_no_text(self, tmp_path: Path) -> None:
+    def test_keys_that_are_not_text_are_errors(self, tmp_path: Path) -> None:
         check(tmp_path, "? [a, b]\n: 1\n", "2:3: a key must be a string")
         check(tmp_path, "decoder:\n  ?\n  : 1", "3:4: decoder.'': a key must be a string (got nothing)")
         check(tmp_path, "decoder:\n  ? {a: b}\n  : 1\n", "3:5: decoder: a key must be a string")
 
-    def test_merge_keys_take_mappings(self, tmp_path: Path) -> None:
+    def test_merge_key_without_a_mapping_is_an_error(self, tmp_path: Path) -> None:
         check(tmp_path, "decoder: {<<: 5}", "2:15: decoder: << takes a mapping, or a list of mappings")
         check(tmp_path, "decoder: {<<: [{}, [1]]}", "2:20: decoder: << takes a mapping, or a list of mappings")
         check(tmp_path, "name: <<", "2:1: name: not a valid value (got <<)")
@@ -361,7 +359,7 @@ class TestSize:
         check(tmp_path, "n: " + "[" * 2000 + "]" * 2000, "1:1: nested too deeply")
         check(tmp_path, "n: " + "{a: " * 2000 + "1" + "}" * 2000, "1:1: nested too deeply")
 
-    def test_nested_too_deep_for_what_comes_after_yaml(self, tmp_path: Path) -> None:
+    def test_nesting_deeper_than_the_limit_is_an_error(self, tmp_path: Path) -> None:
         check(tmp_path, "n: " + "[" * 65 + "]" * 65, "2:68: nested too deeply")
         axis = ".".join("a" * 100)
         check(tmp_path, f"sweep: {{{axis}: [1]}}", f"2:9: sweep.{shown(axis)}: nested too deeply")
@@ -372,7 +370,7 @@ class TestSize:
         [line] = errors(tmp_path, "\n".join(lines))
         assert line.endswith("holds more than 200,000 entries once its aliases are expanded")
 
-    def test_billion_laughs_by_merging(self, tmp_path: Path) -> None:
+    def test_billion_laughs_by_merge_keys_is_an_error(self, tmp_path: Path) -> None:
         lines = ["a: &a {ha: 1}"]
         lines += [
             f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -381,10 +379,10 @@ class TestSize:
         assert line.endswith("holds more than 200,000 entries once its aliases are expanded")
 
     @pytest.mark.parametrize("text", ["&a [*a]", "&a {n: *a}", "&a {<<: *a}", "&a {n: [{<<: [*a]}]}"])
-    def test_an_anchor_in_itself(self, tmp_path: Path, text: str) -> None:
+    def test_alias_of_itself_is_an_error(self, tmp_path: Path, text: str) -> None:
         check(tmp_path, f"dataset: {text}", "2:10: holds an alias of itself")
 
-    def test_a_sweep_of_a_billion_points(self, tmp_path: Path) -> None:
+    def test_sweep_of_a_billion_points_is_refused(self, tmp_path: Path) -> None:
         values = ", ".join(map(str, range(1, 1001)))
         axes = "".join(f"  {axis}: [{values}]\n" for axis in ("n", "max_input_tokens", "decoder.temperature"))
         assert errors(tmp_path, f"model: m\nsweep:\n{axes}") == [
@@ -392,29 +390,29 @@ class TestSize:
             "and no study may have more than 100,000"
         ]
 
-    def test_a_sweep_of_more_points_than_python_would_print(self, tmp_path: Path) -> None:
+    def test_sweep_of_10_to_the_1000_points_is_refused(self, tmp_path: Path) -> None:
         axes = "".join(f"  passthrough_kwargs.k{i}: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" for i in range(1000))
-        [told] = errors(tmp_path, f"model: m\nsweep:\n{axes}")
-        assert told.startswith("s.yaml:2:1: sweep: makes some 10^1000 experiments")
+        [message] = errors(tmp_path, f"model: m\nsweep:\n{axes}")
+        assert message.startswith("s.yaml:2:1: sweep: makes some 10^1000 experiments")
 
-    def test_too_many_otherwise(self, tmp_path: Path) -> None:
+    def test_too_many_cycles_or_listed_experiments_are_refused(self, tmp_path: Path) -> None:
         values = ", ".join(map(str, range(1, 251)))
         sweep = f"sweep: {{n: [{values}], max_input_tokens: [{values}]}}\n"
-        most = "and no study may have more than 100,000"
-        check(tmp_path, sweep, f"2:1: sweep: makes 187,500 experiments (62,500 points × 3 cycles), {most}")
+        limit = "and no study may have more than 100,000"
+        check(tmp_path, sweep, f"2:1: sweep: makes 187,500 experiments (62,500 points × 3 cycles), {limit}")
         check(
             tmp_path,
             f"{sweep}execution: {{n_cycles: 2}}",
-            f"3:13: execution.n_cycles: makes 125,000 experiments (62,500 points × 2 cycles), {most}",
+            f"3:13: execution.n_cycles: makes 125,000 experiments (62,500 points × 2 cycles), {limit}",
         )
         check(
             tmp_path,
             "execution: {n_cycles: 9000000000000000000}",
-            "2:13: execution.n_cycles: makes some 10^19 experiments (1 point × some 10^19 cycles), " + most,
+            "2:13: execution.n_cycles: makes some 10^19 experiments (1 point × some 10^19 cycles), " + limit,
         )
         listed = ", ".join("{}" for _ in range(34_000))
-        told = f"makes 102,000 experiments (34,000 points × 3 cycles), {most}"
-        check(tmp_path, f"experiments: [{listed}]", f"2:1: experiments: {told}")
+        message = f"makes 102,000 experiments (34,000 points × 3 cycles), {limit}"
+        check(tmp_path, f"experiments: [{listed}]", f"2:1: experiments: {message}")
 
     @pytest.mark.parametrize(
         ("value", "expected"),
@@ -428,16 +426,16 @@ class TestSize:
             ("1" * 5000, "not a valid value (got " + "1" * 57 + "...)"),
             ("1" + ":30" * 300 + ".5", "not a valid value (got 1" + ":30" * 18 + ":3...)"),
             ("0x_", "not a valid value (got 0x_)"),
-            ('"a\\0b"', "no text may hold the character U+0000"),
-            ('"\\ud800"', "no text may hold the character U+D800"),
+            ('"a\\0b"', "text must not contain the character U+0000"),
+            ('"\\ud800"', "text must not contain the character U+D800"),
         ],
     )
-    def test_values_that_have_no_place_in_json(self, tmp_path: Path, value: str, expected: str) -> None:
+    def test_values_that_json_cannot_represent_are_errors(self, tmp_path: Path, value: str, expected: str) -> None:
         check(tmp_path, f"decoder: {{temperature: {value}}}", f"2:11: decoder.temperature: {expected}")
         check(tmp_path, f"sweep: {{n: [1, {value}]}}", f"2:16: sweep.n[1]: {expected}")
 
 
-class TestShape:
+class TestStructure:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
@@ -450,7 +448,7 @@ class TestShape:
                 "sweep: {decoder: [{top_k: 1}], decoder.top_p: [1]}",
                 "2:32: sweep.decoder.top_p: is part of 'decoder', which is an axis too",
             ),
-            ("n: 5\nsweep: {n.x: [2]}", "3:9: sweep.n.x: 'n' is no section (it is given as 5)"),
+            ("n: 5\nsweep: {n.x: [2]}", "3:9: sweep.n.x: 'n' is not a mapping (it is given as 5)"),
             ("experiments:", "2:1: experiments: must be a list with at least one experiment (got nothing)"),
             ("experiments: []", "2:1: experiments: must be a list with at least one experiment (got [])"),
             (
@@ -464,10 +462,10 @@ class TestShape:
             ),
         ],
     )
-    def test_wrong_shapes(self, tmp_path: Path, text: str, expected: str) -> None:
+    def test_wrong_structure_is_an_error(self, tmp_path: Path, text: str, expected: str) -> None:
         check(tmp_path, text, expected)
 
-    def test_a_list_of_models(self, tmp_path: Path) -> None:
+    def test_errors_in_a_list_of_models(self, tmp_path: Path) -> None:
         assert errors(tmp_path, "model: []") == ["s.yaml:1:1: model: an axis needs at least one value"]
         assert errors(tmp_path, "model: [a]\nsweep: {model: [b]}") == [
             "s.yaml:2:9: sweep.model: is given as a list and swept too"
@@ -482,12 +480,12 @@ class TestShape:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("sweep: {n: [1, 2, 1]}", "2:19: sweep.n[2]: is there twice"),
+            ("sweep: {n: [1, 2, 1]}", "2:19: sweep.n[2]: is given twice"),
             (
                 "sweep: {decoder.temperature: [1, 1.0]}",
                 "2:1: sweep: temperature=1.0 is the same experiment as temperature=1",
             ),
-            ("sweep: {n: [1, 2]}\nexperiments: [{n: 3}, {n: 2}]", "3:23: experiments[1]: n=2 is there twice"),
+            ("sweep: {n: [1, 2]}\nexperiments: [{n: 3}, {n: 2}]", "3:23: experiments[1]: n=2 is given twice"),
             (
                 "sweep: {n: [1, 2]}\nexperiments: [{n: 2, precision: bf16}]",
                 "3:15: experiments[0]: n=2-precision=bf16 is the same experiment as n=2",
@@ -499,29 +497,29 @@ class TestShape:
             ("experiments: [{n: 1}, {n: 1}]", "2:23: experiments[1]: is the same experiment as experiments[0]"),
         ],
     )
-    def test_duplicate_points(self, tmp_path: Path, text: str, expected: str) -> None:
+    def test_duplicate_points_are_errors(self, tmp_path: Path, text: str, expected: str) -> None:
         check(tmp_path, text, expected)
 
     @pytest.mark.parametrize("name", ["a/b", "a\\b", "..", ".", "", "a\nb", "a\u200eb"])
-    def test_names_that_are_none(self, tmp_path: Path, name: str) -> None:
+    def test_invalid_study_names_are_errors(self, tmp_path: Path, name: str) -> None:
         written = yaml.safe_dump(name, default_style='"').strip()
         expected = f"must be a name without path separators or control characters (got {name!r})"
         check(tmp_path, f"name: {written}", f"2:1: name: {expected}")
 
-    def test_a_name_that_is_too_long(self, tmp_path: Path) -> None:
+    def test_name_that_is_too_long_is_an_error(self, tmp_path: Path) -> None:
         study(tmp_path, f"model: m\nname: {'é' * 100}\n")
         name = shown("é" * 101)
         check(tmp_path, f"name: {'é' * 101}", f"2:1: name: must be at most 200 bytes long (got {name})")
 
-    def test_an_engine_that_is_not_installed(self, tmp_path: Path) -> None:
-        told = f"no engine of that name (got 'nope'; there are: {ENGINES})"
-        check(tmp_path, "backend: nope", f"2:1: backend: {told}")
-        check(tmp_path, "backend: nope\nnope: {x: 1}", f"2:1: backend: {told}")
-        check(tmp_path, "backend: nope\nsweep: {nope.x: [1, 2]}", f"2:1: backend: {told}")
-        check(tmp_path, "backend: [pytorch, nope]", f"2:20: backend: {told}")
-        check(tmp_path, "experiments: [{backend: nope}]", f"2:16: backend: {told}")
+    def test_unknown_engine_is_an_error(self, tmp_path: Path) -> None:
+        message = f"no engine of that name (got 'nope'; there are: {ENGINES})"
+        check(tmp_path, "backend: nope", f"2:1: backend: {message}")
+        check(tmp_path, "backend: nope\nnope: {x: 1}", f"2:1: backend: {message}")
+        check(tmp_path, "backend: nope\nsweep: {nope.x: [1, 2]}", f"2:1: backend: {message}")
+        check(tmp_path, "backend: [pytorch, nope]", f"2:20: backend: {message}")
+        check(tmp_path, "experiments: [{backend: nope}]", f"2:16: backend: {message}")
 
-    def test_a_section_of_another_engine(self, tmp_path: Path) -> None:
+    def test_section_of_another_engine_is_an_error(self, tmp_path: Path) -> None:
         check(
             tmp_path,
             "backend: nope\npytorch: {batch_size: 1}",
@@ -533,7 +531,7 @@ class TestShape:
 class TestCombinations:
     REASON = "pytorch: cache_implementation 'static' needs use_cache: true"
 
-    def test_an_invalid_one_is_left_out_with_its_reason(self, tmp_path: Path) -> None:
+    def test_invalid_combination_is_excluded_with_its_reason(self, tmp_path: Path) -> None:
         found = study(
             tmp_path,
             "model: m\nsweep: {pytorch.use_cache: [true, false], pytorch.cache_implementation: [null, static]}\n",
@@ -547,7 +545,7 @@ class TestCombinations:
         assert excluded.axes == {"pytorch.use_cache": False, "pytorch.cache_implementation": "static"}
         assert excluded.reason == self.REASON
 
-    def test_it_is_an_error_if_all_are(self, tmp_path: Path) -> None:
+    def test_error_if_all_combinations_are_invalid(self, tmp_path: Path) -> None:
         wrong = "pytorch: {cache_implementation: static}\n"
         check(
             tmp_path,
@@ -560,10 +558,10 @@ class TestCombinations:
             f"2:15: experiments[0]: no valid combination: {self.REASON}",
         )
 
-    def test_it_is_an_error_in_a_single_experiment(self, tmp_path: Path) -> None:
+    def test_invalid_combination_in_a_single_experiment_is_an_error(self, tmp_path: Path) -> None:
         check(tmp_path, "pytorch: {cache_implementation: static, use_cache: false}", f"2:1: {self.REASON}")
 
-    def test_mistakes_beside_it_are_told(self, tmp_path: Path) -> None:
+    def test_errors_beside_an_excluded_combination_are_reported(self, tmp_path: Path) -> None:
         check(
             tmp_path,
             "pytorch: {cache_implementation: static}\nsweep: {pytorch.use_cache: [true, false], n: [0]}",
@@ -571,7 +569,7 @@ class TestCombinations:
         )
 
 
-def test_several_problems_are_told_at_once_in_file_order(tmp_path: Path) -> None:
+def test_several_problems_are_reported_in_file_order(tmp_path: Path) -> None:
     assert errors(
         tmp_path,
         textwrap.dedent(
@@ -609,7 +607,7 @@ def test_several_problems_are_told_at_once_in_file_order(tmp_path: Path) -> None
     ]
 
 
-def test_several_problems_of_the_text_are_told_at_once(tmp_path: Path) -> None:
+def test_several_yaml_problems_are_reported_at_once(tmp_path: Path) -> None:
     check(
         tmp_path,
         "n: .inf\nn: 2\ndecoder: {no: 1, top_k: 99999999999999999999}\n",
@@ -620,14 +618,14 @@ def test_several_problems_of_the_text_are_told_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_values_are_shown_on_one_line_and_cut() -> None:
+def test_values_in_messages_are_shortened_to_one_line() -> None:
     assert shown("a\nb") == "'a\\nb'"
     assert shown([True, None, 0.5, "x", {"a": [1]}]) == "[true, null, 0.5, 'x', {'a': [1]}]"
     assert len(shown(["x" * 50] * 50)) == len(shown({"x" * 50: "y" * 50})) == 60
     assert shown(list(range(10**6))) == "[0, 1, 2, 3, 4, 5, ...]"
 
 
-def test_nothing_is_suggested_for_what_is_near_nothing() -> None:
+def test_no_suggestion_without_a_similar_name() -> None:
     assert did_you_mean("banana", ("model", "n")) == ""
     assert did_you_mean("modell", ("model", "n")) == " (did you mean 'model'?)"
 
@@ -698,7 +696,7 @@ SNIPPETS = [
 
 @st.composite
 def mutated_trees(draw: st.DrawFn) -> str:
-    """A valid study with values replaced, keys renamed, taken out and added, anywhere."""
+    """A valid study with values and keys replaced, removed and added at random."""
     tree = copy.deepcopy(BASE)
     for _ in range(draw(st.integers(1, 4))):
         node: Any = tree
@@ -723,7 +721,7 @@ def mutated_trees(draw: st.DrawFn) -> str:
 
 @st.composite
 def mutated_texts(draw: st.DrawFn) -> str:
-    """A valid study's text, with bits cut out and put in anywhere."""
+    """A valid study's text with parts removed and inserted at random."""
     text = yaml.safe_dump(BASE, sort_keys=False)
     for _ in range(draw(st.integers(1, 5))):
         start = draw(st.integers(0, len(text)))
@@ -732,7 +730,7 @@ def mutated_texts(draw: st.DrawFn) -> str:
     return text
 
 
-#: Words of the libraries below, which mean nothing to the author of a study.
+#: Words of pydantic and Python that errors for the author of a study must not contain.
 JARGON = re.compile(
     r"input should|pydantic|valid dictionary|instance of|Config\b|NoneType|Traceback|object at 0x|\[type="
 )
@@ -747,7 +745,7 @@ JARGON = re.compile(
 )
 @given(text=mutated_trees() | mutated_texts())
 @pytest.mark.slow
-def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, text: str) -> None:
+def test_mutated_study_loads_or_is_refused_with_located_errors(tmp_path: Path, text: str) -> None:
     content = text.encode("utf-8", "surrogatepass")
     file = tmp_path / "s.yaml"
     file.write_bytes(content)
@@ -755,7 +753,7 @@ def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, te
     try:
         found = load_study(file)
     except StudyError as error:
-        told = error
+        caught = error
     else:
         assert found.points
         assert len({experiment.id for experiment in found.experiments}) == len(found.experiments)
@@ -771,10 +769,10 @@ def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, te
         assert all(line.isprintable() for line in plan_lines(plan, tmp_path))
         assert len(json.loads(plan.to_json())["experiments"]) == len(found.experiments)
         return
-    assert told.problems
-    assert list(told.problems) == sorted(told.problems, key=lambda one: (one.path, one.line, one.column))
+    assert caught.problems
+    assert list(caught.problems) == sorted(caught.problems, key=lambda one: (one.path, one.line, one.column))
     lines = re.split("\r\n|[\r\n\x85\u2028\u2029]", content.decode("utf-8", "replace"))
-    for problem in told.problems:
+    for problem in caught.problems:
         if problem.path != file:
             assert problem.path == tmp_path / "common.yaml"
             continue
@@ -786,7 +784,7 @@ def test_a_study_is_either_read_or_refused_with_located_lines(tmp_path: Path, te
         assert not JARGON.search(problem.message)
 
 
-def test_a_meter_that_is_not_installed(tmp_path: Path) -> None:
+def test_meter_that_is_not_installed_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("model: m\nsweep:\n  energy.backend: [auto, nvlm, null]\n")
     with pytest.raises(StudyError) as caught:
@@ -801,7 +799,7 @@ def test_a_meter_that_is_not_installed(tmp_path: Path) -> None:
     ("key", "home"),
     [("batch_size", "pytorch"), ("temperature", "decoder"), ("n_cycles", "execution"), ("n_warmup", "warmup")],
 )
-def test_a_key_at_the_wrong_level_is_told_its_place(tmp_path: Path, key: str, home: str) -> None:
+def test_key_at_the_wrong_level_gets_a_suggestion(tmp_path: Path, key: str, home: str) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(f"model: m\n{key}: 8\n")
     with pytest.raises(StudyError) as caught:
@@ -809,18 +807,18 @@ def test_a_key_at_the_wrong_level_is_told_its_place(tmp_path: Path, key: str, ho
     assert str(caught.value) == f"{path}:2:1: {key}: unknown key (did you mean '{home}.{key}'?)"
 
 
-def test_a_sweep_that_the_dataset_overrides_is_no_sweep(tmp_path: Path) -> None:
+def test_axis_that_the_dataset_overrides_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("model: m\ndataset: {n: 3}\nsweep:\n  n: [2, 4]\n")
     with pytest.raises(StudyError) as caught:
         load_study(path)
-    assert str(caught.value) == f"{path}:4:3: n: is no axis here: dataset.n is given, and wins"
+    assert str(caught.value) == f"{path}:4:3: n: cannot be an axis: dataset.n is given and overrides it"
     path.write_text("model: m\nsweep:\n  max_input_tokens: [7]\n  dataset.input_len: [2, 4]\n")
-    with pytest.raises(StudyError, match=r"3:3: max_input_tokens: is no axis here: dataset\.input_len is given"):
+    with pytest.raises(StudyError, match=r"3:3: max_input_tokens: cannot be an axis: dataset\.input_len is given"):
         load_study(path)
 
 
-def test_many_mistakes_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_stops_after_many_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "MAX_PROBLEMS", 3)
     (tmp_path / "study.yaml").write_text("model: m\nsweep: {n: [0, -1, -2, -3, -4]}\n")
     with pytest.raises(StudyError) as caught:
@@ -831,7 +829,7 @@ def test_many_mistakes_end_the_search(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("sweep: {pytorch.: [{batch_size: 1}]}", "2:9: sweep.pytorch.: a part of its name is empty"),
         ("sweep: {.n: [1]}", "2:9: sweep..n: a part of its name is empty"),
@@ -848,19 +846,19 @@ def test_many_mistakes_end_the_search(tmp_path: Path, monkeypatch: pytest.Monkey
         ),
     ],
 )
-def test_what_new_users_write(tmp_path: Path, text: str, told: str) -> None:
-    check(tmp_path, text, told)
+def test_common_mistakes_of_new_users_have_helpful_errors(tmp_path: Path, text: str, message: str) -> None:
+    check(tmp_path, text, message)
 
 
-def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+def test_file_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     with file.open("wb") as opened:
         opened.truncate(5 * 10**9)
-    with pytest.raises(StudyError, match="1:1: is larger than 20 MB, which is no study"):
+    with pytest.raises(StudyError, match="1:1: is larger than 20 MB, the limit for a study"):
         load_study(file)
 
 
-def test_no_zero_is_written_otherwise(tmp_path: Path) -> None:
+def test_negative_zero_is_read_as_zero(tmp_path: Path) -> None:
     ids = [
         study(tmp_path, f"model: m\nsweep: {{decoder.temperature: [{zero}]}}\n").points[0].id
         for zero in ("-0.0", "0.0")

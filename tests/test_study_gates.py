@@ -1,4 +1,4 @@
-"""``budgets`` and ``gates`` in study files: what they mean, and what is told of mistakes in them."""
+"""``budgets`` and ``gates`` in study files: their meaning, and errors in them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytest_llem.study.design import StudyConfig
 from pytest_llem.study.gates import DEFAULT_DELTA, DEFAULT_FAMILY
 from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
-from pytest_llem.study.unreachable_gates import _OF_A_BASELINE, _OF_PREFILL
+from pytest_llem.study.unreachable_gates import _IDLE_POWER_METRICS, _PREFILL_METRICS
 
-#: In two lines; 8 divides n, or the plan would say so.
+#: Two lines. 8 divides n, so that there is no note on a smaller last batch.
 STUDY = "<<: {model: m, n: 96}\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"
 
-#: The points of it.
+#: Its points.
 IDS = [f"precision={precision}-batch_size={size}" for precision in ("bf16", "fp32") for size in (1, 8)]
 
 
@@ -42,7 +42,7 @@ def limits(study: StudyConfig) -> list[tuple[str, str, float | None, float | Non
 
 
 def after_study(text: str) -> str:
-    """Return *text* after the study, its first line being the file's third."""
+    """Return the study followed by *text*, which starts in the third line."""
     return STUDY + textwrap.dedent(text).lstrip("\n")
 
 
@@ -176,7 +176,7 @@ class TestBudgets:
 
 
 class TestHashes:
-    #: As they were before there were budgets and gates.
+    #: Hashes of versions before budgets and gates existed.
     DESIGN = "29ff948bdadb50be"
     POINTS = ("e29e8fc8b883739b", "3f47bc1901d8f645", "eb3acf97f157cdbd", "33bf1a1a42ee5e0b")
 
@@ -210,7 +210,7 @@ class TestHashes:
 
 class TestWrongBudgets:
     @pytest.mark.parametrize(
-        ("written", "told"),
+        ("written", "message"),
         [
             (
                 "7",
@@ -236,11 +236,14 @@ class TestWrongBudgets:
             ("{seconds: {max: 1, min: 2.5}}", "11: budgets.seconds: min 2.5 is above max 1"),
             ("{seconds: -1}", "11: budgets.seconds: must be at least 0, as seconds is (got -1)"),
             ("{seconds: {min: -1}}", "21: budgets.seconds.min: must be at least 0, as seconds is (got -1)"),
-            ("{metric: seconds}", "11: budgets.metric: a budget that names its metric is an entry of a list"),
+            (
+                "{metric: seconds}",
+                "11: budgets.metric: write a budget with metric as an entry of a list: [{metric: ..., max: ...}]",
+            ),
             (
                 "{seconds: {max: 1, where: {n: 1}}}",
-                "29: budgets.seconds.where: unknown key: a budget for some points is an entry of a list, as "
-                "{metric: seconds, max: ..., where: ...}",
+                "29: budgets.seconds.where: unknown key: write a budget for some points as an entry of a list: "
+                "[{metric: seconds, max: ..., where: ...}]",
             ),
             ("[7]", "11: budgets[0]: must be a mapping (got 7)"),
             ("[{max: 4}]", "11: budgets[0].metric: is required"),
@@ -256,17 +259,17 @@ class TestWrongBudgets:
             ("[{metric: seconds, max: 4, where: 7}]", "37: budgets[0].where: must be a mapping (got 7)"),
             (
                 "[{metric: seconds, max: 4, where: {precison: fp32}}]",
-                "45: budgets[0].where.precison: is no axis and no field (did you mean 'precision'?)",
+                "45: budgets[0].where.precison: is neither an axis nor a field (did you mean 'precision'?)",
             ),
             (
                 "[{seconds: 4}]",
-                "12: budgets[0].seconds: unknown key: in a list a budget names its metric, as "
+                "12: budgets[0].seconds: unknown key: an entry of a list has the key metric: "
                 "{metric: seconds, max: ...}",
             ),
         ],
     )
-    def test_invalid_budgets_are_refused(self, tmp_path: Path, written: str, told: str) -> None:
-        assert errors(tmp_path, f"{STUDY}budgets: {written}\n") == [f"s.yaml:3:{told}"]
+    def test_invalid_budgets_are_refused(self, tmp_path: Path, written: str, message: str) -> None:
+        assert errors(tmp_path, f"{STUDY}budgets: {written}\n") == [f"s.yaml:3:{message}"]
 
     def test_budgets_of_an_experiment_are_checked(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments:\n- n: 1\n  budgets: {second: 1}\n- n: 2\n  budgets: [{metric: seconds}]\n"
@@ -283,12 +286,12 @@ class TestWrongBudgets:
         assert len(errors(tmp_path, text.replace("@", "{second: 1}"))) == 1
 
     def test_all_errors_are_reported_at_once(self, tmp_path: Path) -> None:
-        told = errors(
+        message = errors(
             tmp_path,
             "model: m\nn: 0\nbudgets:\n  second: 1\n  energy_j: x\n  seconds: {max: x, mi: 2}\n"
             "gates: {alpha: 2, metrcs: []}\n",
         )
-        assert told == [
+        assert message == [
             "s.yaml:2:1: n: must be at least 1 (got 0)",
             "s.yaml:4:3: budgets.second: no metric of that name (did you mean 'seconds'?)",
             "s.yaml:5:3: budgets.energy_j: must be a number or a mapping {max, min} (got 'x')",
@@ -299,7 +302,7 @@ class TestWrongBudgets:
         ]
 
     def test_second_limit_for_the_same_point_is_refused(self, tmp_path: Path) -> None:
-        told = errors(
+        message = errors(
             tmp_path,
             after_study(
                 """
@@ -314,30 +317,30 @@ class TestWrongBudgets:
                 """
             ),
         )
-        assert told == [
+        assert message == [
             f"s.yaml:5:23: budgets[1].max: seconds has a maximum for {IDS[2]} and 1 more already (line 4); "
-            "where tells them apart",
+            "restrict one of them with where",
             f"s.yaml:8:23: budgets[3].min: seconds has a minimum for {IDS[0]} already (line 6); "
-            "where tells them apart",
+            "restrict one of them with where",
         ]
 
     @pytest.mark.parametrize(
-        ("first", "second", "told"),
+        ("first", "second", "message"),
         [
-            ("max: 2", "min: 3", "min 3 does not go with max 2 (line 4) for model=m"),
-            ("min: 3", "max: 2", "max 2 does not go with min 3 (line 4) for model=m"),
+            ("max: 2", "min: 3", "min 3 conflicts with max 2 (line 4) for model=m"),
+            ("min: 3", "max: 2", "max 2 conflicts with min 3 (line 4) for model=m"),
         ],
     )
     def test_limits_that_exclude_each_other_are_refused(
-        self, tmp_path: Path, first: str, second: str, told: str
+        self, tmp_path: Path, first: str, second: str, message: str
     ) -> None:
         text = f"model: m\n\nbudgets:\n- {{metric: seconds, {first}}}\n- {{metric: seconds, {second}}}\n"
-        assert errors(tmp_path, text) == [f"s.yaml:5:21: budgets[1].{second[:3]}: {told}"]
+        assert errors(tmp_path, text) == [f"s.yaml:5:21: budgets[1].{second[:3]}: {message}"]
 
     def test_budgets_and_gates_cannot_be_swept(self, tmp_path: Path) -> None:
-        told = "belongs to the study and not to an experiment"
-        assert errors(tmp_path, "model: m\nsweep: {budgets: [1, 2]}\n") == [f"s.yaml:2:9: budgets: {told}"]
-        assert errors(tmp_path, "model: m\nexperiments: [{gates: {}}]\n") == [f"s.yaml:2:16: gates: {told}"]
+        message = "belongs to the study and not to an experiment"
+        assert errors(tmp_path, "model: m\nsweep: {budgets: [1, 2]}\n") == [f"s.yaml:2:9: budgets: {message}"]
+        assert errors(tmp_path, "model: m\nexperiments: [{gates: {}}]\n") == [f"s.yaml:2:16: gates: {message}"]
 
 
 class TestGates:
@@ -362,7 +365,7 @@ class TestGates:
         assert study.notes == ()
 
     @pytest.mark.parametrize(
-        ("written", "told"),
+        ("written", "message"),
         [
             ("7", "1: gates: must be a mapping (got 7)"),
             ("{alpha: 0}", "9: gates.alpha: must be greater than 0 (got 0)"),
@@ -383,15 +386,15 @@ class TestGates:
                 "{metrics: [seconds, second]}",
                 "28: gates.metrics[1]: no metric of that name (did you mean 'seconds'?)",
             ),
-            ("{metrics: [seconds, seconds]}", "28: gates.metrics[1]: seconds is there twice"),
+            ("{metrics: [seconds, seconds]}", "28: gates.metrics[1]: seconds is given twice"),
             (
                 "{metrics: [mean_power_w]}",
-                "19: gates.metrics[0]: mean_power_w can be no gate: neither more nor less of it is better",
+                "19: gates.metrics[0]: mean_power_w cannot be a gate: neither more nor less of it is better",
             ),
         ],
     )
-    def test_invalid_gates_are_refused(self, tmp_path: Path, written: str, told: str) -> None:
-        assert errors(tmp_path, f"{STUDY}gates: {written}\n") == [f"s.yaml:3:{told}"]
+    def test_invalid_gates_are_refused(self, tmp_path: Path, written: str, message: str) -> None:
+        assert errors(tmp_path, f"{STUDY}gates: {written}\n") == [f"s.yaml:3:{message}"]
 
     @pytest.mark.parametrize("metric", CATALOGUE)
     def test_every_metric_with_a_better_direction_can_be_gated(self, tmp_path: Path, metric: str) -> None:
@@ -402,29 +405,29 @@ class TestGates:
             assert len(errors(tmp_path, text)) == 1
 
     def test_delta_of_a_metric_not_compared_is_noted(self, tmp_path: Path) -> None:
-        told = "has no effect: it is not among the metrics that are compared"
+        message = "has no effect: it is not among the metrics that are compared"
         assert notes(tmp_path, f"{STUDY}gates: {{delta: {{ttft_p50_ms: 0.1, seconds: 0.1}}}}\n") == [
-            f"s.yaml:3:35: gates.delta.seconds: {told}"
+            f"s.yaml:3:35: gates.delta.seconds: {message}"
         ]
 
 
-class TestForeseen:
+class TestUnreachableGates:
     @pytest.mark.parametrize(
-        ("where", "told"),
+        ("where", "message"),
         [
-            ("{n: 3}", "37: budgets[0].where: fits only experiments with budgets of their own"),
+            ("{n: 3}", "37: budgets[0].where: matches only experiments with budgets of their own"),
             ("", "12: budgets[0].metric: has no effect: every experiment has budgets of its own"),
         ],
     )
-    def test_budget_that_applies_to_no_point_is_noted(self, tmp_path: Path, where: str, told: str) -> None:
+    def test_budget_that_applies_to_no_point_is_noted(self, tmp_path: Path, where: str, message: str) -> None:
         sweep = "sweep: {n: [1, 2]}" if where else "# no sweep"
         text = f"model: m\n{sweep}\nbudgets: [{{metric: seconds, max: 4, where: {where}}}]\n"
-        assert notes(tmp_path, f"{text}experiments: [{{n: 3, budgets: {{}}}}]\n") == [f"s.yaml:3:{told}"]
+        assert notes(tmp_path, f"{text}experiments: [{{n: 3, budgets: {{}}}}]\n") == [f"s.yaml:3:{message}"]
 
     def test_budget_for_another_experiment_is_noted(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{n: 1}, {n: 2, budgets: [{metric: seconds, max: 4, where: {n: 1}}]}]\n"
         assert notes(tmp_path, text) == [
-            "s.yaml:2:66: experiments[1].budgets[0].where: does not fit this experiment"
+            "s.yaml:2:66: experiments[1].budgets[0].where: does not match this experiment"
         ]
 
     @pytest.mark.parametrize(
@@ -481,4 +484,4 @@ class TestForeseen:
         assert notes(tmp_path, "model: m\nenergy: {backend: null}\ngates: {alpha: 0.05}\n") == []
 
     def test_metrics_named_in_code_are_in_the_catalogue(self) -> None:
-        assert {*SIGNED, *_OF_PREFILL, *_OF_A_BASELINE} <= {*CATALOGUE}
+        assert {*SIGNED, *_PREFILL_METRICS, *_IDLE_POWER_METRICS} <= {*CATALOGUE}

@@ -1,4 +1,4 @@
-"""From a study file to its points: expansion, identity, order."""
+"""Points of a study: expansion of the sweep, names, hashes and run order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids(study: StudyConfig) -> list[str]:
 
 @pytest.fixture
 def other_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A second engine, known through an entry point as an installed distribution's is."""
+    """Install a second engine as an entry point of a distribution."""
     site = tmp_path / "site"
     metadata = site / "other_engine-1.0.dist-info"
     metadata.mkdir(parents=True)
@@ -52,13 +52,13 @@ def other_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def pytorch(point: Point) -> PyTorchConfig:
-    """Return the section of a point's engine, which is ``pytorch``."""
+    """Return the section ``pytorch`` of a point."""
     assert point.config.pytorch
     return point.config.pytorch
 
 
 class TestSweep:
-    def test_universal_axes_are_slowest_in_file_order_and_the_last_axis_is_fastest(self, tmp_path: Path) -> None:
+    def test_scoped_axes_follow_universal_axes_and_last_is_fastest(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -99,7 +99,7 @@ class TestSweep:
         study = load(tmp_path, "model: m\nsweep: {precision: fp16, n: [1, 2]}\n")
         assert ids(study) == ["precision=fp16-n=1", "precision=fp16-n=2"]
 
-    def test_dotted_keys_reach_into_nested_fields_and_leave_their_siblings(self, tmp_path: Path) -> None:
+    def test_dotted_axis_sets_one_field_of_a_section(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -137,7 +137,7 @@ class TestSweep:
             "n": "n",
         }
 
-    def test_merge_keys_and_aliases_are_read_as_what_they_stand_for(self, tmp_path: Path) -> None:
+    def test_merge_keys_and_aliases_are_expanded(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -155,13 +155,13 @@ class TestSweep:
     def test_version_is_accepted_and_ignored(self, tmp_path: Path) -> None:
         assert load(tmp_path, "model: m\nversion: '2.0'\n").design_hash == load(tmp_path, "model: m\n").design_hash
 
-    def test_dates_and_other_words_stay_strings(self, tmp_path: Path) -> None:
+    def test_dates_and_similar_words_are_strings(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nsweep:\n  pytorch.revision: [2024-05-01, main]\n")
         assert [pytorch(point).revision for point in study.points] == ["2024-05-01", "main"]
 
 
 class TestExplicitExperiments:
-    def test_they_are_named_by_the_fields_in_which_they_differ(self, tmp_path: Path) -> None:
+    def test_listed_experiments_are_named_by_differing_fields(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -173,10 +173,10 @@ class TestExplicitExperiments:
         )
         assert ids(study) == ["precision=fp32", "precision=bf16-use_cache=false"]
 
-    def test_one_that_nothing_distinguishes_is_named_by_its_model(self, tmp_path: Path) -> None:
+    def test_single_listed_experiment_is_named_by_its_model(self, tmp_path: Path) -> None:
         assert ids(load(tmp_path, "model: org/m\nexperiments:\n- {n: 2}\n")) == ["model=org/m"]
 
-    def test_they_are_merged_shallowly_over_the_shared_fields(self, tmp_path: Path) -> None:
+    def test_listed_experiments_override_shared_fields_shallowly(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -192,7 +192,7 @@ class TestExplicitExperiments:
         assert (first.n, first.decoder.temperature, first.decoder.top_k) == (9, 1.0, 4)
         assert (second.n, second.decoder.temperature, second.decoder.top_k) == (2, 0.5, 3)
 
-    def test_they_come_after_the_sweep(self, tmp_path: Path) -> None:
+    def test_listed_experiments_follow_the_sweep(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -205,7 +205,7 @@ class TestExplicitExperiments:
         assert ids(study) == ["batch_size=1", "batch_size=8", "precision=fp32-batch_size=1"]
         assert [point.config.precision for point in study.points] == ["bf16", "bf16", "fp32"]
 
-    def test_they_may_bring_a_model_each(self, tmp_path: Path) -> None:
+    def test_listed_experiments_may_have_different_models(self, tmp_path: Path) -> None:
         assert ids(load(tmp_path, "experiments: [{model: a}, {model: b}]\n")) == ["model=a", "model=b"]
 
 
@@ -230,16 +230,14 @@ class TestCycles:
         assert load(tmp_path, f"model: m\nsweep: {{n: 1}}\n{text}").n_cycles == 3
 
     @pytest.mark.parametrize(
-        ("text", "most"),
+        ("text", "expected"),
         [("{}", 5), ("{max_consecutive_failures: 2}", 2), ("{max_consecutive_failures: null}", None)],
     )
-    def test_failures_in_a_row_have_no_end_where_null_says_so(
-        self, tmp_path: Path, text: str, most: int | None
-    ) -> None:
+    def test_null_disables_max_consecutive_failures(self, tmp_path: Path, text: str, expected: int | None) -> None:
         study = load(tmp_path, f"model: m\nexecution: {text}\n")
-        assert study.execution.max_consecutive_failures == most
+        assert study.execution.max_consecutive_failures == expected
 
-    def test_the_given_number_counts(self, tmp_path: Path) -> None:
+    def test_given_number_of_cycles_is_used(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nsweep: {n: [1, 2]}\nexecution: {n_cycles: 1}\n")
         assert {experiment.id for experiment in study.experiments} == {"n=1", "n=2"}
         assert load(tmp_path, "model: m\nexecution: {n_cycles: 2}\n").n_cycles == 2
@@ -248,19 +246,19 @@ class TestCycles:
         ("text", "expected"),
         [("sweep: {n: 1}\n", True), ("experiments: []\n", True), ("model: m\n", False), ("- sweep\n", False)],
     )
-    def test_sweep_or_experiments_make_a_study(self, tmp_path: Path, text: str, expected: bool) -> None:
+    def test_file_with_sweep_or_experiments_is_a_study(self, tmp_path: Path, text: str, expected: bool) -> None:
         (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
         assert is_study(tmp_path / "s.yaml") is expected
 
 
 class TestOrder:
-    def test_sequential_repeats_each_point_at_once(self) -> None:
+    def test_sequential_order_repeats_each_point_consecutively(self) -> None:
         assert run_order(2, 3, "sequential", 0) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
 
-    def test_interleaved_repeats_the_round(self) -> None:
+    def test_interleaved_order_repeats_the_sequence_of_points(self) -> None:
         assert run_order(2, 3, "interleaved", 0) == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
 
-    def test_shuffled_gives_every_cycle_an_order_of_its_own_with_every_point_once(self) -> None:
+    def test_shuffled_order_differs_by_cycle_and_has_each_point_once(self) -> None:
         order = run_order(20, 3, "shuffled", 7)
         assert [cycle for _, cycle in order] == [1] * 20 + [2] * 20 + [3] * 20
         rounds = [[point for point, cycle in order if cycle == one] for one in (1, 2, 3)]
@@ -268,7 +266,7 @@ class TestOrder:
         assert len({tuple(one) for one in rounds}) == 3
         assert list(range(20)) not in rounds
 
-    def test_another_seed_shuffles_otherwise(self) -> None:
+    def test_another_seed_gives_another_shuffled_order(self) -> None:
         assert run_order(20, 1, "shuffled", 1) == run_order(20, 1, "shuffled", 1)
         assert run_order(20, 1, "shuffled", 1) != run_order(20, 1, "shuffled", 2)
 
@@ -316,9 +314,9 @@ json.dump(
 
 
 class TestHashes:
-    def test_a_fresh_process_with_other_string_hashes_in_another_folder_agrees(self, tmp_path: Path) -> None:
+    def test_hashes_are_the_same_in_another_process_and_folder(self, tmp_path: Path) -> None:
         study = load(tmp_path, STUDY)
-        here = [
+        expected = [
             study.design_hash,
             [point.config_hash for point in study.points],
             [experiment.id for experiment in study.experiments],
@@ -336,7 +334,7 @@ class TestHashes:
                 text=True,
                 timeout=120,
             )
-            assert json.loads(done.stdout) == here
+            assert json.loads(done.stdout) == expected
 
     @pytest.mark.parametrize(
         "changed",
@@ -350,11 +348,9 @@ class TestHashes:
             STUDY.replace("temperature: 0.5, top_k: 3", "top_k: 3, 'temperature': 5e-1"),
             STUDY.replace("model: m\n", "model: m\nn: 100\nwarmup: {}\n"),
         ],
-        ids=["name", "no name", "execution", "comment", "spelling", "defaults spelt out"],
+        ids=["name", "no name", "execution", "comment", "spelling", "explicit defaults"],
     )
-    def test_the_design_is_the_same_whatever_it_is_called_and_however_it_is_run(
-        self, tmp_path: Path, changed: str
-    ) -> None:
+    def test_design_hash_ignores_name_and_execution(self, tmp_path: Path, changed: str) -> None:
         assert load(tmp_path, changed).design_hash == load(tmp_path, STUDY).design_hash
 
     @pytest.mark.parametrize(
@@ -376,27 +372,27 @@ class TestHashes:
         assert len(set(hashes)) == len(hashes) == 11
         assert all(len(one) == 16 and set(one) <= set("0123456789abcdef") for one in hashes)
 
-    def test_every_field_of_an_experiment_is_in_its_hash(self) -> None:
+    def test_every_field_of_an_experiment_changes_its_hash(self) -> None:
         config = ExperimentConfig(model="m", dataset="synthetic")
         seen = {config_hash(config): "unchanged"}
         for where, other in variations(config):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # pydantic minds values of another type
+                warnings.simplefilter("ignore", UserWarning)  # pydantic warns about values of another type
                 digest = config_hash(other)
             assert digest not in seen, f"{where} has the same hash as {seen[digest]}"
             seen[digest] = where
         assert {"model", "decoder.temperature", "warmup.enabled", "pytorch.batch_size"} <= set(seen.values())
 
-    def test_defaults_spelt_out_change_nothing(self) -> None:
+    def test_explicit_defaults_do_not_change_the_hash(self) -> None:
         spelt = ExperimentConfig.model_validate(ExperimentConfig(model="m").model_dump())
         assert config_hash(spelt) == config_hash(ExperimentConfig(model="m"))
 
 
 def variations(section: BaseModel) -> Iterator[tuple[str, Any]]:
-    """Yield a section with each of its fields changed in turn, and the field's dotted name."""
+    """Yield, for each field, its dotted name and a copy of the section in which only this field is changed."""
     for name, field in type(section).model_fields.items():
         if field.exclude or name in ("output_dir", "allow_estimated"):
-            continue  # a preset is what it stands for; where results go, and who may rely on them, changes nothing
+            continue  # expanded, or not part of the hash
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             for where, other in variations(value):
@@ -417,13 +413,13 @@ class TestNames:
             ("é ß.yaml", "é ß"),
         ],
     )
-    def test_a_study_is_called_as_its_file(self, tmp_path: Path, file: str, name: str) -> None:
+    def test_study_is_named_after_its_file(self, tmp_path: Path, file: str, name: str) -> None:
         assert load(tmp_path, "model: m\n", file).name == name
 
-    def test_a_given_name_wins(self, tmp_path: Path) -> None:
+    def test_given_name_overrides_the_file_name(self, tmp_path: Path) -> None:
         assert load(tmp_path, "name: mine\nmodel: m\n").name == "mine"
 
-    def test_the_text_is_kept_as_it_was_read(self, tmp_path: Path) -> None:
+    def test_study_keeps_the_text_of_its_file(self, tmp_path: Path) -> None:
         text = "model: é # comment\r\nsweep: {n: [1]}\r\n"
         (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())
         study = load_study(tmp_path / "x.yaml")
@@ -445,19 +441,19 @@ class TestNames:
             ({"b": 1, "a": [None]}, '{"a":%5Bnull%5D,"b":1}'),
         ],
     )
-    def test_values_in_ids(self, value: object, text: str) -> None:
+    def test_axis_values_are_escaped_in_ids(self, value: object, text: str) -> None:
         assert value_text(value) == text
 
-    def test_no_axis_is_taken_for_the_cycle(self) -> None:
+    def test_axis_ending_in_cycle_keeps_its_full_name(self) -> None:
         assert short_names(["other.cycle", "n"]) == {"other.cycle": "other.cycle", "n": "n"}
 
-    def test_names_are_made_safe_as_values_are(self) -> None:
+    def test_axis_names_are_escaped_in_ids(self) -> None:
         assert point_id({"a b": 1}, {"a b": "a b"}) == "a%20b=1"
 
 
 @pytest.mark.usefixtures("other_engine")
 class TestSeveralEngines:
-    def test_each_is_crossed_with_the_universal_axes_and_its_own(self, tmp_path: Path) -> None:
+    def test_each_engine_is_crossed_with_universal_and_own_axes(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -484,7 +480,7 @@ class TestSeveralEngines:
         ]
         assert all(point.config.pytorch is None for point in study.points[4:])
 
-    def test_a_list_says_which_and_in_what_order(self, tmp_path: Path) -> None:
+    def test_list_of_backends_gives_engines_and_order(self, tmp_path: Path) -> None:
         study = load(tmp_path, "model: m\nbackend: [other, pytorch]\nsweep: {pytorch.batch_size: [1, 2]}\n")
         assert ids(study) == ["backend=other", "backend=pytorch-batch_size=1", "backend=pytorch-batch_size=2"]
 
@@ -497,12 +493,12 @@ class TestSeveralEngines:
             "n=2-backend=other-x=5",
         ]
 
-    def test_a_lone_engine_is_no_axis(self, tmp_path: Path) -> None:
+    def test_single_engine_is_not_an_axis(self, tmp_path: Path) -> None:
         assert ids(load(tmp_path, "model: m\nbackend: other\nsweep: {other.x: [1]}\n")) == ["x=1"]
         assert ids(load(tmp_path, "model: m\nbackend: [other]\nsweep: {other.x: [1]}\n")) == ["x=1"]
         assert ids(load(tmp_path, "model: m\nsweep: {other.x: [1]}\n")) == ["x=1"]
 
-    def test_sections_go_to_their_own_points_only(self, tmp_path: Path) -> None:
+    def test_engine_section_applies_to_its_own_points_only(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -519,7 +515,7 @@ class TestSeveralEngines:
         assert other.engine_section == {"deep": {"est": 1, "y": 2}}
         assert other.pytorch is None
 
-    def test_so_they_do_among_explicit_experiments(self, tmp_path: Path) -> None:
+    def test_engine_section_applies_to_its_own_listed_experiments(self, tmp_path: Path) -> None:
         study = load(
             tmp_path,
             """\
@@ -536,7 +532,7 @@ class TestSeveralEngines:
         assert [point.config.engine_section for point in study.points[1:]] == [{"x": 1}, {"z": 2}]
         assert pytorch(study.points[0]).use_cache is False
 
-    def test_a_lone_engine_beside_the_axes_of_another_is_an_error(self, tmp_path: Path) -> None:
+    def test_axis_of_an_engine_that_is_not_used_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
             load(tmp_path, "model: m\nbackend: pytorch\nsweep:\n  n: [1]\n  other.x: [1, 2]\n", "s.yaml")
         path = tmp_path / "s.yaml"
@@ -544,7 +540,7 @@ class TestSeveralEngines:
             str(caught.value) == f"{path}:5:3: sweep.other.x: is an axis of 'other', but the backend is 'pytorch'"
         )
 
-    def test_so_is_a_list_without_it(self, tmp_path: Path) -> None:
+    def test_axis_of_an_engine_missing_in_the_list_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
             load(tmp_path, "model: m\nbackend: [pytorch, third]\nsweep:\n  other: [{x: 1}]\n", "s.yaml")
         path = tmp_path / "s.yaml"
@@ -564,7 +560,7 @@ class TestSeveralEngines:
         path = tmp_path / "s.yaml"
         assert str(caught.value) == f"{path}:4:3: pytorch: is a section of another engine (the backend is 'other')"
 
-    def test_a_section_has_to_be_a_mapping(self, tmp_path: Path) -> None:
+    def test_engine_section_must_be_a_mapping(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
             load(tmp_path, "model: m\nbackend: other\nother: no\n", "s.yaml")
         path = tmp_path / "s.yaml"

@@ -1,4 +1,4 @@
-"""Node ids of study items: ``FILE::FUNCTION[NAME]``."""
+"""Parse and compare the node ids of study items: ``FILE::FUNCTION[NAME]``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-#: An experiment of the study as it is here, and of the reference that it is compared with.
+#: Functions of a comparison's candidate experiments and of its reference experiments.
 EXPERIMENT, REFERENCE = "experiment", "reference"
 
-#: Gates: of a budget, and of a comparison.
+#: Functions of budget gates and of comparison gates.
 BUDGET, REGRESSION = "budget", "regression"
 
 #: Attribute of a call report that carries an experiment's outcome.
@@ -20,12 +20,12 @@ FUNCTIONS = (*EXPERIMENTS, *GATES)
 
 
 class Node(NamedTuple):
-    """A node id taken apart.
+    """The parts of a node id.
 
     Attributes:
         file: Node id of the study's file.
         function: One of :data:`FUNCTIONS`.
-        name: What is in the brackets: an experiment's id or a gate's, and what others have added to it.
+        name: Text in the brackets: the id of an experiment or gate, and parts that other plugins added.
     """
 
     file: str
@@ -34,24 +34,24 @@ class Node(NamedTuple):
 
     @property
     def run(self) -> str:
-        """Key of the run that an experiment belongs to."""
+        """Key of the run of an experiment."""
         return run_key(self.file, self.function)
 
 
-#: A folder may have brackets in its name, an id in the brackets has none.
+#: The greedy first group is deliberate: a folder's name may contain brackets, an item's id does not.
 _NODE = re.compile(rf"(?P<file>.*)::(?P<function>{'|'.join(FUNCTIONS)})\[(?P<name>.*)\]", re.DOTALL)
 
 
 def parse(node_id: str) -> Node | None:
-    """Take a node id apart; None where it is no study item's."""
+    """Return the parts of a node id; None if it does not belong to a study item."""
     match = _NODE.match(node_id)
     return Node(**match.groupdict()) if match else None
 
 
 def match_id(name: str, ids: Collection[str]) -> str | None:
-    """Return the one of *ids* that the *name* of a node holds; None where it holds none.
+    """Return the one of *ids* that the *name* of a node contains; None if there is none.
 
-    A name may hold more: what a parametrized fixture adds, or the group that xdist appends.
+    A name can contain more than the id: parametrized fixtures add parts, and xdist appends a group.
     """
     if name in ids:
         return name
@@ -59,15 +59,15 @@ def match_id(name: str, ids: Collection[str]) -> str | None:
 
 
 def run_key(file: str, function: str) -> str:
-    """Return what stands for a study's run wherever several are told apart: the file, or the file's reference."""
+    """Return the key of a run: the study's file, or the file with a suffix for the reference of a comparison."""
     return f"{file}::{REFERENCE}" if function == REFERENCE else file
 
 
 def file_of(run: str) -> str:
-    """Return the node id of the file whose run that is."""
+    """Return the node id of the study file of a run's key."""
     return run.removesuffix(f"::{REFERENCE}")
 
 
 def is_reference(run: str) -> bool:
-    """Whether a run is the reference's."""
+    """Return whether a run's key is that of the reference."""
     return run.endswith(f"::{REFERENCE}")

@@ -1,4 +1,7 @@
-"""What the command line and the ini file say. Imported once they say anything, or there is a study."""
+"""Read and check the command line and the ini file.
+
+Imported only if an option is set or a study is collected.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ if TYPE_CHECKING:
     from pytest_llem.study.design import StudyConfig
     from pytest_llem.study.execution import CycleOrder, Overrides, StartMethod
 
-# As in study.execution, which is imported only once there is a study.
+# The same as in study.execution, which is imported only if there is a study.
 _ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
 _START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 
-#: Verdicts that fail a comparison: a regression alone, or also what could not be decided.
+#: Verdicts that fail a comparison: regressions only, or inconclusive ones too.
 FailOn = Literal["regression", "inconclusive"]
 _FAIL_ON: tuple[FailOn, ...] = ("regression", "inconclusive")
 
-#: Options that an empty text says nothing to.
+#: Options that must not be empty.
 _PATHS = ("llem_results_dir", "llem_plan", "llem_html", "llem_resume_from", "llem_baseline", "llem_against")
 
 _Word = TypeVar("_Word", bound=str)
@@ -32,36 +35,36 @@ _Word = TypeVar("_Word", bound=str)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for.
+    """Values of the command-line and ini options, checked.
 
     Attributes:
-        results_dir: Where each study gets its folder.
-        results_dir_given: The command line says so, which no study overrides.
-        run_id: Ends the folder's name in place of the time, or None.
-        plan: Where the plan is written, or None.
-        html: Where the page of the results is written, or None.
-        resume: What an earlier run has completed is not run again.
-        resume_from: The results directory of that run; None for the newest one of a study's design.
-        resume_mismatch: Whatever has changed since.
-        cycles: Repetitions of every point, or None for the study's own.
-        order: Their order, or None for the study's own.
-        start_method: How experiments' processes come to be, or None for the study's own way.
+        results_dir: Parent of each study's results folder.
+        results_dir_given: Whether *results_dir* is from the command line, which overrides the study.
+        run_id: End of the results folder's name; None for the time.
+        plan: Path of the plan to write, or None.
+        html: Path of the HTML report to write, or None.
+        resume: Replay the completed experiments of an earlier run.
+        resume_from: Results directory of that run; None for the newest run of a study's design.
+        resume_mismatch: Resume even if the design or the environment has changed.
+        cycles: Repetitions of every point; None for the study's own number.
+        order: Order of the experiments; None for the study's own order.
+        start_method: Start method of experiment processes; None for the study's own method.
         no_gaps: No idle time between experiments.
-        strict: A combination that is left out is an error.
-        baseline: The name of a saved baseline, or the path of a result, to compare with; or None.
-        against: The Python interpreter whose measurements to compare with, or None.
-        save: The name of the baseline to save, or None.
-        save_partial: Also of a run that lacks results.
-        save_force: Also contended, replayed or invalid results, and those that fail the comparison with the
+        strict: Report excluded combinations as errors.
+        baseline: Name of a saved baseline, or path of a result, to compare with; or None.
+        against: Python interpreter to compare with, or None.
+        save: Name of the baseline to save, or None.
+        save_partial: Save even if results are missing.
+        save_force: Save even results that are contended, replayed or invalid, or that fail the comparison with the
             baseline that they replace.
-        compare_mismatch: Whatever differs between what is compared.
-        fail_on: The verdicts that fail a comparison.
-        max_experiments: A study of more stops before it starts, or None where that was confirmed.
-        timeout: Deadline of every experiment, in seconds, or None for the study's own.
+        compare_mismatch: Compare even if testbed facts differ.
+        fail_on: Verdicts that fail a comparison.
+        max_experiments: Maximum number of a study's experiments; None if --llem-yes lifts it.
+        timeout: Deadline of every experiment, in s; None for the study's own.
         model_path: Folders that hold models by name.
-        carbon_intensity: What electricity emits here, in gCO2e per kWh; None where that is not stated.
+        carbon_intensity: Emissions of the electricity, in gCO2e per kWh, or None.
         pue: Power usage effectiveness of the site, 1 or more.
-        files: Patterns of the files that count as studies when pytest walks a directory.
+        files: Patterns of study files in directories.
     """
 
     results_dir: Path
@@ -93,10 +96,10 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Settings:
-        """Read the options, the command line before the ini file.
+        """Return the settings; the command line overrides the ini file.
 
         Raises:
-            pytest.UsageError: One of them cannot be meant.
+            pytest.UsageError: An option or an ini value is invalid.
         """
         run_id = config.getoption("llem_run_id")
         if run_id is not None and not _is_name(run_id):
@@ -113,9 +116,11 @@ class Settings:
             raise pytest.UsageError("--llem-resume-mismatch: needs --llem-resume or --llem-resume-from")
         baseline, against = config.getoption("llem_baseline"), _against(config)
         if baseline and against:
-            raise pytest.UsageError("--llem-against: there is a --llem-baseline already: one of them")
+            raise pytest.UsageError("--llem-against: cannot be used with --llem-baseline: give one of them")
         if against and resume:
-            raise pytest.UsageError("--llem-resume: not with --llem-against, which measures both sides in turns")
+            raise pytest.UsageError(
+                "--llem-resume: cannot be used with --llem-against, whose runs are measured interleaved"
+            )
         if config.getoption("llem_compare_mismatch") and not (baseline or against):
             raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")
         save = config.getoption("llem_save")
@@ -159,14 +164,14 @@ class Settings:
         )
 
     def results_dir_of(self, study: StudyConfig, rootdir: Path) -> Path:
-        """Return where a study's results folder goes: as the command line says, the study, the ini file."""
+        """Return the parent of a study's results folder: the command line's, else the study's, else the ini's."""
         if study.output_dir is None or self.results_dir_given:
             return self.results_dir
         return rootdir / Path(study.output_dir).expanduser()
 
     @property
     def overrides(self) -> Overrides:
-        """What wins over what a study file says."""
+        """Settings that override those of a study file."""
         from pytest_llem.study.execution import Overrides
 
         return Overrides(
@@ -181,10 +186,10 @@ class Settings:
 
 
 def check_html(file: Path) -> None:
-    """See before anything runs that a page can be written to *file*, as far as that can be told.
+    """Check, before anything runs, that an HTML report can be written to *file*.
 
     Raises:
-        pytest.UsageError: It cannot be, or what writes it is not installed.
+        pytest.UsageError: *file* cannot be written, or a package that the report needs is not installed.
     """
     from pytest_llem._plugin import overwriting
     from pytest_llem.registry import missing_extra
@@ -198,7 +203,7 @@ def check_html(file: Path) -> None:
             raise pytest.UsageError(f"--llem-html: {problem}")
         folder = next(parent for parent in file.parents if parent.exists())
         if not folder.is_dir():
-            raise pytest.UsageError(f"--llem-html: '{folder}' is no directory")
+            raise pytest.UsageError(f"--llem-html: '{folder}' is not a directory")
     except OSError as error:
         raise pytest.UsageError(f"--llem-html: {error}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -206,7 +211,7 @@ def check_html(file: Path) -> None:
 
 
 class _ConfigReader:
-    """A plugin that stops pytest once it has read its command line and ini file."""
+    """Stop pytest once it has read its command line and ini file."""
 
     def __init__(self) -> None:
         self.config: pytest.Config | None = None
@@ -220,17 +225,17 @@ class _ConfigReader:
 
 
 def read_config(paths: Sequence[Path]) -> pytest.Config | None:
-    """Return the configuration that ``pytest PATHS -p llem`` has here, with ``sys.path`` as there.
+    """Return the configuration of ``pytest PATHS -p llem`` and extend ``sys.path`` as pytest does.
 
     Nothing is collected.
 
     Returns:
-        None where there is something wrong with it, which pytest has told on standard error.
+        None if an option is invalid; pytest has reported it on standard error.
     """
     reader = _ConfigReader()
     pytest.main([*(str(path.absolute()) for path in paths), "-p", "llem"], plugins=[reader])
     if reader.config is not None:
-        sys.path[:] = reader.path  # pytest takes back what its ini option pythonpath says
+        sys.path[:] = reader.path  # pytest removes the entries of its ini option pythonpath again
     return reader.config
 
 
@@ -248,7 +253,7 @@ def _is_name(text: str) -> bool:
 def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
-    except (TypeError, ValueError, pytest.UsageError) as error:  # as pytest up to 9.1, and from 9.2 on, raise them
+    except (TypeError, ValueError, pytest.UsageError) as error:  # UsageError from pytest 9.2 on
         raise pytest.UsageError(f"{name}: {error}") from None
 
 
@@ -261,7 +266,7 @@ def _cycles(config: pytest.Config) -> int | None:
 
 
 def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word | None:
-    """Return which of *words* an option or its ini twin says, None where neither says any."""
+    """Return the value of an option, else of its ini option, which must be one of *words*; None if not set."""
     given = config.getoption(option)
     name = option if given is None else f"--{option.replace('_', '-')}"
     word = _ini(config, option) if given is None else given
@@ -271,14 +276,17 @@ def _one_of(config: pytest.Config, option: str, words: Sequence[_Word]) -> _Word
 
 
 def _against(config: pytest.Config) -> Path | None:
-    """Return the interpreter to compare with. Links are not followed: that of a virtual environment is one."""
+    """Return the interpreter to compare with, or None.
+
+    Links are not followed, because the interpreter of a virtual environment is a link.
+    """
     given = config.getoption("llem_against")
     if not given:
         return None
     path = _path("--llem-against", config.invocation_params.dir, given)
     if not path.is_file() or not os.access(path, os.X_OK):
         raise pytest.UsageError(f"--llem-against: must be a Python interpreter (got {given!r})")
-    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve follows links)
+    return Path(os.path.abspath(path))  # noqa: PTH100 (Path.resolve follows links)
 
 
 def _timeout(config: pytest.Config) -> float | None:
@@ -295,8 +303,8 @@ def _timeout(config: pytest.Config) -> float | None:
     return seconds
 
 
-def _number(config: pytest.Config, name: str, least: float, what: str) -> float | None:
-    """Return what the ini file says, None where it says nothing."""
+def _number(config: pytest.Config, name: str, minimum: float, expected: str) -> float | None:
+    """Return the number of an ini option, or None if it is not set."""
     text = _ini(config, name)
     if not text:
         return None
@@ -304,8 +312,8 @@ def _number(config: pytest.Config, name: str, least: float, what: str) -> float 
         number = float(text)
     except ValueError:
         number = math.nan
-    if not least <= number < math.inf:
-        raise pytest.UsageError(f"{name}: must be {what} (got {text!r})")
+    if not minimum <= number < math.inf:
+        raise pytest.UsageError(f"{name}: must be {expected} (got {text!r})")
     return number
 
 

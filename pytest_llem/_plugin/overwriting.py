@@ -1,27 +1,27 @@
-"""What a file may take the place of: one like it. A study that is named in its place by mistake stays."""
+"""Refuse to overwrite files of another kind, such as a study given as an output file by mistake."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: How ours begin.
+#: First characters of an HTML report and of a plan.
 PAGE, PLAN = "<!DOCTYPE html>", "{"
 
 
 def check_overwrite(file: Path, begins: str) -> str | None:
-    """Return why *file* is not to be replaced; None where it may be, as it is not there, empty or alike.
+    """Return why *file* must not be overwritten; None if it is missing, empty or of the same kind.
 
     Args:
-        file: Where something is to be written.
-        begins: How that, and what it may replace, begins.
+        file: Output file.
+        begins: First characters of files of its kind.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: *file* cannot be read.
     """
     if not file.is_file():
         return None
-    with file.open("rb") as there:
-        start = there.read(1024).strip()
+    with file.open("rb") as existing:
+        start = existing.read(1024).strip()
     if not start or start.lower().startswith(begins.lower().encode()):
         return None
-    return f"is something else, and not to be replaced (got '{file}')"
+    return f"exists with other content and is not overwritten (got '{file}')"

@@ -1,4 +1,4 @@
-"""A plugin that ``run_study`` loads into its pytest process, to hear where the results are."""
+"""Report the results directory to ``run_study``, which loads this plugin into its pytest process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ import pytest
 VARIABLE = "PYTEST_LLEM_RUN_NOTE"
 
 
-@pytest.hookimpl(tryfirst=True)  # what others do with the result may fail the session
+@pytest.hookimpl(tryfirst=True)  # before implementations that may raise
 def pytest_llem_study_finished(directory: Path) -> None:
     Path(os.environ[VARIABLE]).write_text(str(directory), encoding="utf-8")

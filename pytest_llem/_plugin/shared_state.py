@@ -1,4 +1,4 @@
-"""What the recorder tells the processes that run experiments, and these each other."""
+"""Share small values between the processes of a session: recorder, experiment runners, xdist workers."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: Topics: why no more of a study's experiments are run, in words; which have a result from an earlier run; how a
-#: gate is marked; that a contended cycle was repeated.
+#: Topics: why a study's remaining experiments are skipped; which experiments have a result of an earlier run; the
+#: marks of a gate; claims of repetitions of contended cycles.
 STOPPED, REPLAYED, MARKED, REPEATED = "stopped", "replayed", "marked", "repeated"
 
 
 class SharedState:
-    """Notices by study and topic, put up by the one who records and read by those who run; what is known of the
-    idle machine is put up by these, under names of its own.
+    """Values by study and topic, shared by the processes of a session.
 
-    In a session of one process they stay in memory. Under xdist controller and workers share a folder, which is
-    made with the first notice.
+    The recorder writes most of them for the processes that run experiments; those write idle power measurements
+    for each other. In a session of one process the values stay in memory. Under xdist, controller and workers
+    share a folder, which is created with the first value.
 
     Args:
-        session: A name that the processes of a session share, and no other session has; None where there is but
-            one process.
+        session: Unique name of the session; None for a session of one process.
     """
 
     def __init__(self, session: str | None = None) -> None:
-        self._folder = Path(tempfile.gettempdir(), f"llem-board-{session}") if session else None
-        self._notices: dict[str, Any] = {}
+        self._folder = Path(tempfile.gettempdir(), f"llem-shared-{session}") if session else None
+        self._values: dict[str, Any] = {}
 
     def put(self, study: str, topic: str, content: Any) -> None:
-        """Put up *content*, plain data, in place of what was there.
+        """Set the value of *topic* to *content*, which is JSON-compatible.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The value could not be written.
         """
         name = _name(study, topic)
-        self._notices[name] = content
+        self._values[name] = content
         if self._folder is not None:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             temporary = self._folder / f".{name}"
@@ -47,15 +46,15 @@ class SharedState:
             temporary.replace(self._folder / name)
 
     def claim(self, study: str, topic: str) -> bool:
-        """Return whether *topic* was free, and take it: of all processes of the session one gets it.
+        """Claim *topic*, and return True in the one process of the session that claims it first.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The claim could not be written.
         """
         name = _name(study, topic)
         if self._folder is None:
-            free = name not in self._notices
-            self._notices[name] = True
+            free = name not in self._values
+            self._values[name] = True
             return free
         self._folder.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -65,28 +64,28 @@ class SharedState:
         return True
 
     def read(self, study: str, topic: str) -> Any:
-        """Return what was put up, None where nothing was."""
+        """Return the value of *topic*, or None if it is not set."""
         name = _name(study, topic)
-        if name not in self._notices and self._folder is not None:
+        if name not in self._values and self._folder is not None:
             try:
-                self._notices[name] = json.loads((self._folder / name).read_text(encoding="utf-8"))
+                self._values[name] = json.loads((self._folder / name).read_text(encoding="utf-8"))
             except FileNotFoundError:
                 return None
-        return self._notices.get(name)
+        return self._values.get(name)
 
     def register_worker(self) -> None:
-        """Have the one who records know of this process, as far as that can be."""
+        """Add this process to ``worker_pids()``; errors are ignored."""
         if self._folder is not None:
             with suppress(OSError):
                 self._folder.mkdir(mode=0o700, exist_ok=True)
                 (self._folder / f"{os.getpid()}.pid").touch()
 
     def worker_pids(self) -> list[int]:
-        """Return the ids of the processes that have signed in."""
+        """Return the process ids of the registered workers."""
         return [int(file.stem) for file in self._folder.glob("*.pid")] if self._folder is not None else []
 
     def close(self) -> None:
-        """Take everything down."""
+        """Remove all values."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

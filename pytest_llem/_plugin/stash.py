@@ -1,4 +1,4 @@
-"""What is kept of a session, on pytest's ``Config``."""
+"""Keys of the session's data in ``pytest.Config.stash``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from pytest_llem._plugin.shared_state import SharedState
     from pytest_llem.study.design import Experiment, StudyConfig
 
-#: The studies of this session, by the node id of their file.
+#: The collected studies by node id of their file.
 STUDIES: pytest.StashKey[dict[str, StudyConfig]] = pytest.StashKey()
 
-#: What the recorder tells the processes that run experiments.
+#: Values shared by the processes of the session.
 SHARED_STATE: pytest.StashKey[SharedState] = pytest.StashKey()
 
-#: What the items of experiments call, in a process that runs them. It returns why one failed, or skips the item.
+#: Function that runs the experiment of an item. It returns an error message or None, or skips the item.
 RUN_EXPERIMENT: pytest.StashKey[Callable[[Experiment, pytest.Item], str | None]] = pytest.StashKey()
 
-#: The axes that the session's -k expression names.
+#: Axes named in the session's -k expression.
 SELECTED_AXES: pytest.StashKey[list[str]] = pytest.StashKey()

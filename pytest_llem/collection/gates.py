@@ -1,4 +1,4 @@
-"""Gate items in pytest's loop: passed over in silence, for the controller judges them once all has run."""
+"""Skip gate items in pytest's test loop; the controller judges them after all experiments have run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pytest_llem.collection.items import is_gate
 
 
 class DeferGates:
-    """A plugin of every process that runs a study's items."""
+    """A plugin for every process that runs a study's items: it defers the gates."""
 
-    @pytest.hookimpl(tryfirst=True)  # before what runs items again, or times them
+    @pytest.hookimpl(tryfirst=True)  # before plugins that rerun or time items
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if not is_gate(item):
             return None
@@ -28,10 +28,11 @@ class DeferGates:
 
 
 def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End the fixtures that whatever follows a gate does not share, and report one that fails at that.
+    """Tear down the fixtures that the item after a gate does not share, and report errors.
 
-    The item before kept what it shares with the gate, which never runs and so would never end it: pytest then sets
-    up no item of another file, and a fixture that fails as the session ends is an error of pytest's own.
+    The item before the gate keeps the fixtures that it shares with the gate. As the gate never runs, pytest would
+    never tear them down: it could not set up items of another file, and a fixture that fails when the session ends
+    would be an internal error.
     """
     capture = item.config.pluginmanager.get_plugin("capturemanager")
 
@@ -46,10 +47,9 @@ def _tear_down(item: pytest.Item, nextitem: pytest.Item | None) -> None:
 
 
 def _marks(item: pytest.Item) -> dict[str, Any]:
-    """Return the reason of each mark that keeps a gate from counting, beside those of its study's own rules.
+    """Return the reasons of the skip and xfail marks on a gate, by name, and ``strict`` if an xfail sets it.
 
-    Whether an xfail is strict is among them, where it says so. A condition counts where it is a value: text is
-    evaluated as an item is set up, which a gate never is.
+    Conditions given as text are ignored: pytest evaluates them in an item's setup, which a gate does not have.
     """
     marks: dict[str, Any] = {}
     for mark in item.iter_markers():
@@ -57,6 +57,7 @@ def _marks(item: pytest.Item) -> dict[str, Any]:
             marks.setdefault("skip", str(mark.kwargs.get("reason") or next(iter(mark.args), "")) or "skip")
         elif mark.name in ("skipif", "xfail"):
             conditions = mark.args or ([mark.kwargs["condition"]] if "condition" in mark.kwargs else [])
+            # xfail without a condition always applies.
             if any(bool(one) and not isinstance(one, str) for one in conditions or [mark.name == "xfail"]):
                 name = mark.name.removesuffix("if")
                 if name == "xfail" and name not in marks and mark.kwargs.get("strict") is not None:

@@ -1,4 +1,4 @@
-"""A study file as a test module, its experiments and gates as parametrized test items."""
+"""Collect a study file as a test module, with its experiments and gates as parametrized items."""
 
 from __future__ import annotations
 
@@ -21,42 +21,43 @@ from pytest_llem.study.design import Experiment, StudyConfig
 from pytest_llem.study.loading import TooManyError, is_study, load_study
 from pytest_llem.study.problems import StudyError
 
-#: The argument that carries an item's experiment, and the one that carries its gate.
+#: Arguments of the test functions: an item's experiment or gate.
 PLANNED, GATE = "planned", "gate"
 
-_PASSED_OVER = (
+_NOT_COLLECTED = (
     "{} is not collected: it has neither a sweep nor experiments "
     "(name it on the command line to run it as a single experiment)"
 )
 
 
 class StudyFile(pytest.Module):
-    """Collects one YAML file. pytest never imports it: a module made from the study stands in.
+    """Collect one YAML file. A module built from the study takes the place of the one that pytest would import.
 
-    ``named`` says that the user named the file, so that it has to be a study; one that was found in a
-    directory and is none is passed over.
+    Attributes:
+        named: Whether the file is named on the command line and so must be a study. A file found in a directory
+            that is not a study is skipped with a warning.
     """
 
     named = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.obj = ModuleType(self.path.stem)  # or whoever looks at it first has pytest import the YAML
+        self.obj = ModuleType(self.path.stem)  # without it, the first access would make pytest import the YAML
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
-        with _no_garbage():
+        with _gc_paused():
             return self._items()
 
     def _items(self) -> list[pytest.Item | pytest.Collector]:
         try:
             if not self.named and not is_study(self.path):
-                message = pytest.PytestCollectionWarning(_PASSED_OVER.format(self.path.name))
+                message = pytest.PytestCollectionWarning(_NOT_COLLECTED.format(self.path.name))
                 warnings.warn_explicit(message, category=None, filename=str(self.path), lineno=1)
                 return []
             study = load_study(self.path, Settings.from_config(self.config).overrides)
         except StudyError as error:
-            here = self.config.invocation_params.dir
-            lines = [str(problem.shown_from(here)) for problem in error.problems]
+            directory = self.config.invocation_params.dir
+            lines = [str(problem.shown_from(directory)) for problem in error.problems]
             if isinstance(error, TooManyError):
                 lines[-1] += f"; {_time(error, self.config)}"
             raise self.CollectError("\n".join(lines)) from None
@@ -69,7 +70,7 @@ class StudyFile(pytest.Module):
         gates = self._gates(study)
         self._functions |= {kind: found for kind, found in gates.items() if found}
         self.obj = _study_module(study, self._functions)
-        # The hook that turns functions into items: markers, fixtures and -k then work as in any module.
+        # Items are made by pytest's own hook, so that markers, fixtures and -k work as in any module.
         items: list[pytest.Item | pytest.Collector] = []
         for name in self._functions:
             made: Any = self.ihook.pytest_pycollect_makeitem(
@@ -78,7 +79,7 @@ class StudyFile(pytest.Module):
             items += made or ()
         if named := self.config.stash.get(SELECTED_AXES, None):
             for item in items:
-                axes, cycle = _place_of(item)
+                axes, cycle = _axes_and_cycle(item)
                 item.extra_keyword_matches.update(keywords(study, axes, cycle, named))
         return items
 
@@ -96,24 +97,24 @@ class StudyFile(pytest.Module):
         return gates
 
     def istestfunction(self, obj: object, name: str) -> bool:
-        return name in self._functions  # whatever python_functions says
+        return name in self._functions  # independent of the ini option python_functions
 
 
-# The body of every experiment. It bears the name of its function and the study's place, and so fails there.
+# Body of every experiment item; _study_module gives copies of it the item's function name and the study's line.
 def _run(planned: Experiment, request: pytest.FixtureRequest) -> None:
     if (reason := request.config.stash[RUN_EXPERIMENT](planned, request.node)) is not None:
         pytest.fail(reason, pytrace=False)
 
 
-# The body of every gate, which the controller judges once all has been measured: it never runs.
+# Body of every gate item. It never runs: the controller judges gates after all experiments.
 def _judged(gate: Gate) -> None:
     pass
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Leave the garbage collector out of it: what is made here stays to the end of the session, and looking
-    through it again and again takes as long as making it.
+def _gc_paused() -> Iterator[None]:
+    """Disable the garbage collector: collected items live to the end of the session, and scanning them repeatedly
+    would double the time of collection.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -125,17 +126,17 @@ def _no_garbage() -> Iterator[None]:
 
 
 def is_experiment(item: pytest.Item) -> bool:
-    """Whether *item* is an experiment of a study."""
+    """Return whether *item* is an experiment of a study."""
     return _function(item) in EXPERIMENTS
 
 
 def is_gate(item: pytest.Item) -> bool:
-    """Whether *item* is a gate of a study."""
+    """Return whether *item* is a gate of a study."""
     return isinstance(item.parent, StudyFile) and not is_experiment(item)
 
 
 def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
-    """Return the experiment that an item of a StudyFile runs."""
+    """Return the experiment of a study item."""
     assert isinstance(item, pytest.Function)
     experiment = item.callspec.params[PLANNED]
     assert isinstance(experiment, Experiment)
@@ -143,7 +144,7 @@ def experiment_of(item: pytest.Item | pytest.Collector) -> Experiment:
 
 
 def gate_of(item: pytest.Item | pytest.Collector) -> Gate:
-    """Return the gate that an item of a StudyFile is."""
+    """Return the gate of a study item."""
     assert isinstance(item, pytest.Function)
     gate = item.callspec.params[GATE]
     assert isinstance(gate, Gate)
@@ -151,19 +152,18 @@ def gate_of(item: pytest.Item | pytest.Collector) -> Gate:
 
 
 def run_of(item: pytest.Item) -> str:
-    """Return the key of the run that an experiment belongs to, which is that of its study too."""
+    """Return the key of an experiment's run, which is also the key of its study."""
     assert item.parent is not None
     return run_key(item.parent.nodeid, _function(item) or EXPERIMENT)
 
 
 def _function(item: pytest.Item) -> str | None:
-    """Return the name of a study item's function, None for any other item."""
-    ours = isinstance(item, pytest.Function) and isinstance(item.parent, StudyFile)
-    return item.originalname if ours and isinstance(item, pytest.Function) else None
+    """Return the name of a study item's function, or None for other items."""
+    return item.originalname if isinstance(item, pytest.Function) and isinstance(item.parent, StudyFile) else None
 
 
-def _place_of(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, Any], int | None]:
-    """Return the axes of an item's point, and its cycle; a gate has none."""
+def _axes_and_cycle(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, Any], int | None]:
+    """Return the axes of an item's point and its cycle; None for the cycle of a gate."""
     assert isinstance(item, pytest.Function)
     if PLANNED in item.callspec.params:
         experiment = experiment_of(item)
@@ -172,9 +172,10 @@ def _place_of(item: pytest.Item | pytest.Collector) -> tuple[Mapping[str, Any], 
 
 
 def restore_run_order(items: list[pytest.Item]) -> None:
-    """Put study items back in run order, in the places that study items hold: others stay where they are.
+    """Sort study items into run order without moving other items.
 
-    Each experiment has that of the reference beside it, before or after it: the sides take turns, cycle by cycle.
+    In a comparison, each experiment is next to that of the reference; which of the two runs first alternates from
+    cycle to cycle.
     """
     slots = []
     by_file: dict[str, list[pytest.Item]] = {}
@@ -182,12 +183,12 @@ def restore_run_order(items: list[pytest.Item]) -> None:
         if isinstance(item.parent, StudyFile):
             slots.append(index)
             by_file.setdefault(item.parent.nodeid, []).append(item)
-    ours = (item for file in by_file.values() for item in sorted(file, key=_turn))
-    for index, item in zip(slots, ours, strict=True):
+    ordered = (item for file in by_file.values() for item in sorted(file, key=_run_order_key))
+    for index, item in zip(slots, ordered, strict=True):
         items[index] = item
 
 
-def _turn(item: pytest.Item) -> tuple[bool, int, int]:
+def _run_order_key(item: pytest.Item) -> tuple[bool, int, int]:
     if not is_experiment(item):  # gates come last, in their own order
         return True, _function(item) == REGRESSION, gate_of(item).index
     experiment = experiment_of(item)
@@ -205,7 +206,7 @@ def _time(error: TooManyError, config: pytest.Config) -> str:
 
 
 def _marked(one: Any, skip: str | None, xfail: str | None) -> Any:
-    """Return an experiment, or a gate, with the marks that the study's rules come to."""
+    """Return an experiment or gate with skip and xfail marks as the study's rules say."""
     if not skip and not xfail:
         return one
     marks = [pytest.mark.skip(reason=skip)] if skip else []
@@ -215,11 +216,11 @@ def _marked(one: Any, skip: str | None, xfail: str | None) -> Any:
 
 
 def _study_module(study: StudyConfig, contents: Mapping[str, Sequence[Experiment] | Sequence[Gate]]) -> ModuleType:
-    """Return a module whose test functions stand, as far as anyone can tell, in the study.
+    """Return a module whose test functions have the study's file and lines as their source.
 
     Args:
         study: The study.
-        contents: What each function is parametrized with, by its name.
+        contents: Parameters of each function, by its name.
     """
     module = ModuleType(study.path.stem)
     module.__file__ = str(study.path)
@@ -244,5 +245,5 @@ def _study_module(study: StudyConfig, contents: Mapping[str, Sequence[Experiment
 
 
 def _rules(one: Experiment | Gate) -> tuple[str | None, str | None]:
-    holder = one.point if isinstance(one, Experiment) else one
-    return holder.skip, holder.xfail
+    source = one.point if isinstance(one, Experiment) else one
+    return source.skip, source.xfail

@@ -1,8 +1,8 @@
-"""``-k axis=value``: exact selection of sweep points.
+"""Select sweep points exactly, by ``-k axis=value``.
 
-``=`` means nothing in pytest's ``-k`` grammar, and its plain substrings are traps (``8`` is in ``80``, ``float16``
-in ``bfloat16``). So ``axis=value`` is rewritten to one bracketed keyword, ``[axis:value]``, which the items of
-that point carry and no other name contains. Only expressions that used to be errors change their meaning.
+pytest's ``-k`` has no ``=``, and its substring matches are ambiguous here (``8`` is in ``80``, ``float16`` in
+``bfloat16``). So ``axis=value`` is rewritten to one bracketed keyword, ``[axis:value]``, which only the items of
+that point have. Expressions that are valid in pytest keep their meaning.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pytest_llem.study.problems import did_you_mean
 
 _TERM = re.compile(r"""(?<![\w.-])(?P<axis>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s()'"=]+)""")
 
-#: What pytest's grammar takes as one word, less what would make a keyword ambiguous.
-#: Capitals too: pytest compares without regard to case.
+#: Characters to escape in a keyword: those that pytest's grammar does not allow in a word, those that would make
+#: the keyword ambiguous, and capital letters, because pytest ignores case.
 _WORD = re.compile(r"[^a-z0-9_.+/:-]")
 
 
 def rewrite(expression: str) -> tuple[str, list[str]]:
-    """Return a ``-k`` expression in pytest's own grammar, and the axes it names.
+    """Return a ``-k`` expression in pytest's own grammar and the axes that it names.
 
-    ``0.70`` selects ``0.7``: a value is read as the study's YAML would read it.
+    Values are read as YAML, as in a study: ``0.70`` selects ``0.7``.
     """
     axes: list[str] = []
 
@@ -44,13 +44,13 @@ def rewrite(expression: str) -> tuple[str, list[str]]:
 def keywords(
     study: StudyConfig, axes: Mapping[str, Any], cycle: int | None, named: Collection[str]
 ) -> Iterator[str]:
-    """Yield the keywords of an item that a ``-k`` expression may ask for.
+    """Yield the keywords of an item for the axes that a ``-k`` expression names.
 
     Args:
-        study: Whose axes go by full and short names.
-        axes: The values of the item's point.
-        cycle: Its cycle; None for a gate, which has none.
-        named: The axes that the expression names.
+        study: The item's study.
+        axes: Value of each axis of the item's point.
+        cycle: The item's cycle; None for a gate.
+        named: Axes in the expression, by full or short name.
     """
     for axis, value in axes.items():
         for name in {axis, study.axis_names.get(axis, axis)}:
@@ -63,11 +63,11 @@ def keywords(
 def refuse_unknown_axes(
     studies: Collection[StudyConfig], session: pytest.Session, items: list[pytest.Item]
 ) -> None:
-    """Stop where a ``-k`` expression names an axis that no study has: a misspelt ``not`` would run everything.
+    """Refuse a ``-k`` expression with an axis that no study has, because ``not misspelt=1`` would run everything.
 
     Raises:
-        pytest.UsageError: It does. An xdist worker, where that would be an internal error, reports a collection
-            error and collects nothing instead.
+        pytest.UsageError: An axis is unknown. An xdist worker, in which that would be an internal error, reports a
+            collection error and collects nothing instead.
     """
     known = {CYCLE}
     for study in studies:

@@ -41,7 +41,7 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
         resume = Resume(settings.resume_from, settings.resume_mismatch, partial(_here, config))
         try:
             found = {
-                file: resume.of(study, settings.results_dir_of(study, config.rootpath))
+                file: resume.find(study, settings.results_dir_of(study, config.rootpath))
                 for file, study in studies.items()
             }
         except ResumeError as error:

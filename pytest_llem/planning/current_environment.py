@@ -1,4 +1,4 @@
-"""What determines the numbers that would be measured here and now."""
+"""Describe the environment in which a study would be measured now."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pytest_llem.study.design import StudyConfig
 
 
 def current_environment(study: StudyConfig, inputs: CurrentInputs) -> CurrentEnvironment:
-    """Return what determines the numbers of *study* here: this machine, what each runner has, and *inputs*."""
+    """Return this machine, the package versions of each runner of *study*, and the state of *inputs*."""
 
     def version(backend: str) -> Callable[[str], str | None]:
         python = study.interpreter(backend)
         return package_version if python is None else package_versions(python).get
 
-    boards = visible_gpus().all
+    gpus = visible_gpus().all
     return CurrentEnvironment(
         cpu=cpu_model(),
-        gpus=frozenset(board.name for board in boards if board.name),
-        driver=next((board.driver for board in boards if board.driver), None),
+        gpus=frozenset(gpu.name for gpu in gpus if gpu.name),
+        driver=next((gpu.driver for gpu in gpus if gpu.driver), None),
         version=version,
         changes=inputs.changes,
     )

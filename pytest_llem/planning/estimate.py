@@ -1,4 +1,4 @@
-"""How long an experiment may take and how much memory it needs: rough figures, good for a plan and no more."""
+"""Estimate an experiment's time and memory, roughly, for the plan."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from pytest_llem.planning.host import Host
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig
 
+#: Bytes per weight.
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 
-#: What bitsandbytes' formats come to with their constants and the layers that stay as they are.
+#: Bytes per weight in bitsandbytes' formats, quantisation constants and unquantised layers included.
 BYTES_4BIT, BYTES_8BIT = 0.6, 1.1
 
-#: What a process needs before there is a model: PyTorch's libraries, a CUDA context.
+#: Memory of a process without a model, in bytes: PyTorch's libraries, a CUDA context.
 RUNTIME_BYTES = 0.5 * 2**30
 
-#: Starting a process and importing PyTorch and transformers, in seconds; and forking one that has imported them.
+#: Time to start a process and import PyTorch and transformers, and to fork one that has imported them, in seconds.
 STARTUP_SECONDS, FORK_SECONDS = 8.0, 0.5
 
-#: Reading weights into memory, in bytes a second.
+#: Rate of reading weights into memory, in bytes a second.
 LOAD_RATE = 0.5e9
 
-#: What a device does in practice: bytes and floating-point operations a second, and the seconds that a step takes
-#: Python and the launch of kernels, for each layer.
+#: Typical rates of a device: memory bandwidth in bytes/s, floating-point operations/s, and the overhead of Python
+#: and kernel launches per layer and decoding step, in s.
 CPU_RATES = (8e9, 5e10, 0.001)
 GPU_RATES = (1.0e12, 1e14, 0.0008)
 
 
 def weight_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
-    """Return the memory of the weights, in bytes."""
+    """Return the size of the weights in memory, in bytes."""
     options = config.pytorch
     each = BYTES[config.precision]
     if options and options.load_in_4bit:
@@ -42,13 +43,13 @@ def weight_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
 
 
 def sequences(config: ExperimentConfig) -> int:
-    """Return how many sequences are generated at a time."""
+    """Return the number of sequences that are generated at a time."""
     options = config.pytorch
     return options.batch_size * options.num_beams if options else 1
 
 
 def memory_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
-    """Return an experiment's memory, in bytes: weights, a full batch's keys, values and logits, the runtime."""
+    """Return an experiment's memory in bytes: weights, KV cache and logits of a full batch, and the runtime."""
     tokens = config.max_input_tokens + config.max_output_tokens
     cache = sequences(config) * tokens * footprint.kv_values_per_token * BYTES[config.precision]
     logits = sequences(config) * footprint.vocabulary * 4 * 3
@@ -57,12 +58,12 @@ def memory_bytes(config: ExperimentConfig, footprint: Footprint) -> float:
 
 @dataclass(frozen=True)
 class Generation:
-    """How long generating takes, in seconds.
+    """Generation times, in s.
 
     Attributes:
-        batch: One batch.
-        one_pass: All prompts once.
-        first_pass: All prompts once, with one new token each.
+        batch: Time of one batch.
+        one_pass: Time of one pass over all prompts.
+        first_pass: Time of one pass with one new token per prompt.
     """
 
     batch: float
@@ -71,9 +72,9 @@ class Generation:
 
 
 def generation(config: ExperimentConfig, footprint: Footprint, host: Host) -> Generation:
-    """Return how long generating may take.
+    """Return the estimated generation times.
 
-    A step of decoding reads every weight once, and prefill does two operations a weight and token.
+    Assumes that a decoding step reads every weight once and that prefill does 2 operations per weight and token.
     """
     bandwidth, operations, per_layer = GPU_RATES if _on_gpus(config, footprint, host) else CPU_RATES
     cached = config.pytorch is None or config.pytorch.use_cache
@@ -87,7 +88,7 @@ def generation(config: ExperimentConfig, footprint: Footprint, host: Host) -> Ge
 
 
 def _on_gpus(config: ExperimentConfig, footprint: Footprint, host: Host) -> bool:
-    """Whether the whole model is on GPUs, as far as is known."""
+    """Return whether the whole model is expected to be on GPUs."""
     options = config.pytorch
     if not host.gpus or options is None or options.device_map is None:
         return bool(host.gpus)
@@ -98,9 +99,9 @@ def _on_gpus(config: ExperimentConfig, footprint: Footprint, host: Host) -> bool
 
 
 def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Footprint, host: Host) -> float:
-    """Return how long an experiment may take, in seconds, gap and start-up included, without the idle baselines.
+    """Return the estimated time of an experiment, in seconds, with gap and start-up, without idle power.
 
-    Warm-up and window are filled with whole batches and passes.
+    Warm-up and window are rounded up to whole batches and passes.
     """
     expected = generation(config, footprint, host)
     runs = 0
@@ -115,32 +116,33 @@ def seconds(config: ExperimentConfig, execution: ExecutionConfig, footprint: Foo
     gap = execution.experiment_gap_seconds
     idle = (15.0 if host.gpus else 0.0) if isinstance(gap, str) else gap
     if idle_power_seconds(config, host):
-        idle += config.baseline.part_seconds  # again, after the window
+        idle += config.baseline.part_seconds  # idle power is measured again after the window
     loading = weight_bytes(config, footprint) / LOAD_RATE
     forked = execution.start_method == "forkserver"
     return (FORK_SECONDS if forked else STARTUP_SECONDS) + loading + warmup + window + idle
 
 
 def server_seconds(execution: ExecutionConfig) -> float:
-    """Return how long a study's forkserver imports, in seconds; 0 where it has none."""
+    """Return the time that a study's forkserver takes to import, in seconds; 0 without a forkserver."""
     return STARTUP_SECONDS if execution.start_method == "forkserver" else 0.0
 
 
 def _window(config: ExperimentConfig, one_pass: float) -> float:
-    """Return how long whole passes take that fill a window, in seconds."""
+    """Return the time of the whole passes that fill a window, in seconds."""
     return max(1, math.ceil(config.measurement.min_window_seconds / one_pass)) * one_pass
 
 
 def idle_power_seconds(config: ExperimentConfig, host: Host) -> float:
-    """Return how long the idle machine is measured for, in seconds, which the first cycle of a point does; 0 where
-    it is not. That there is a meter is known of GPUs alone.
+    """Return the time of the idle power measurement in a point's first cycle, in seconds; 0 if there is none.
+
+    Without GPUs it is 0, because whether the machine has another meter is not known here.
     """
     measured = bool(host.gpus) and config.energy.backend not in (None, "estimate")
     return config.baseline.duration_seconds if config.baseline.enabled and measured else 0.0
 
 
 def duration_text(total: float) -> str:
-    """Return *total* seconds as a person says it."""
+    """Return *total* seconds in a readable unit, as in ``90 min``."""
     if total < 90:
         return f"{total:.0f} s"
     if total < 90 * 60:

@@ -1,4 +1,4 @@
-"""The size of a model, read from its files and not from the model."""
+"""Read the size of a model from its files, without loading it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from pytest_llem.engines.models import read_header
 
-#: More than anything that is counted in a model.
-_NO_MODEL = 10**15
+#: Upper bound of any count in a model's configuration.
+_MAX_COUNT = 10**15
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model's memory and time grow with.
+    """Sizes of a model that determine its memory and time.
 
     Attributes:
         parameters: Number of weights.
         layers: Number of transformer layers.
         kv_values_per_token: Keys and values of one token over all layers: 2 · layers · KV heads · head size.
-        vocabulary: Number of tokens it knows.
+        vocabulary: Number of tokens in the vocabulary.
     """
 
     parameters: int
@@ -33,30 +33,27 @@ class Footprint:
 
 
 def read_footprint(folder: Path) -> Footprint | None:
-    """Return the footprint of the model in *folder*; None where its files do not tell."""
+    """Return the footprint of the model in *folder*; None if it cannot be determined from the files."""
     file = folder / "config.json"
     if not file.is_file():
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         return from_config(config, parameters=_count_parameters(folder))
-    except (
-        Exception,
-        RecursionError,
-    ):  # anybody's files: whatever they hold, their model's size is not known then
+    except Exception:  # a user's files may hold anything
         return None
 
 
 def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Footprint:
-    """Return the footprint of a model of this configuration, named as transformers does.
+    """Return the footprint of a model with a transformers configuration.
 
     Args:
-        config: Of a decoder; of a model with several parts, the decoder's is taken.
-        parameters: Number of weights; counted for a dense Llama-like model where it is not known.
+        config: Configuration of a decoder, or of a model with several parts, of which one is the decoder.
+        parameters: Number of weights. If None, it is computed as for a dense Llama-like model.
 
     Raises:
-        KeyError: The configuration lacks what is needed.
-        ValueError: It holds what no model has.
+        KeyError: A needed key is missing.
+        ValueError: A value is not a valid size.
     """
     config = text_config(config)
     hidden, layers = _size(config["hidden_size"]), _size(config["num_hidden_layers"])
@@ -74,19 +71,19 @@ def from_config(config: Mapping[str, Any], parameters: int | None = None) -> Foo
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part that describes the decoder, as transformers' ``get_text_config`` does without its files."""
+    """Return the decoder's part of a configuration, as transformers' ``get_text_config`` does."""
     parts = (config.get(name) for name in ("decoder", "generator", "text_config"))
     return next((part for part in parts if isinstance(part, Mapping)), config)
 
 
 def _size(value: Any) -> int:
-    if type(value) is not int or not 0 < value < _NO_MODEL:
-        raise ValueError(f"no size of a model: {value!r}")
+    if type(value) is not int or not 0 < value < _MAX_COUNT:
+        raise ValueError(f"not a valid size in a model's configuration: {value!r}")
     return value
 
 
 def _count_parameters(folder: Path) -> int | None:
-    """Return the number of weights in the safetensors files of *folder*; None where there are none."""
+    """Return the number of weights in the safetensors files of *folder*; None if there are no such files."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

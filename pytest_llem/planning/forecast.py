@@ -1,4 +1,4 @@
-"""How much longer a study takes: the plan's estimates, corrected by what its experiments have taken so far."""
+"""Forecast a study's remaining time from the plan's estimates and the times of its finished experiments."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytest_llem.study.design import Point, StudyConfig
 
 @dataclass(frozen=True)
 class Expected:
-    """What an experiment of a point is expected to take, in s.
+    """Expected time of a point's experiments, in s.
 
     Attributes:
-        each: Every one of them.
-        once: What the first of them takes beyond that: it measures the idle machine, and that of a study waits for
-            its forkserver.
+        each: Time of each experiment.
+        once: Additional time of the point's first experiment, which measures idle power; the first experiment of a
+            study also waits for its forkserver.
     """
 
     each: float
@@ -26,7 +26,7 @@ class Expected:
 
 
 def expected(point: Point, study: StudyConfig, preflight: Preflight) -> Expected | None:
-    """Return a rough estimate for *point*, none of it where it cannot run here; None where nothing tells."""
+    """Return the estimated time of *point*: 0 s if it will not run, None if its model's size is unknown."""
     if point.skip is not None or preflight.reason(point) is not None:
         return Expected(0.0)
     footprint = preflight.footprint(point.config)
@@ -40,35 +40,37 @@ def expected(point: Point, study: StudyConfig, preflight: Preflight) -> Expected
 
 
 class Forecast:
-    """The experiments that are left, and what they are expected to take.
+    """Forecast of the remaining time of a set of experiments.
 
-    One is expected to take what its point has taken before, on average; if that has not run yet, to
-    take its estimate, times what the completed ones have taken ÷ what was estimated for them; where there is no
-    estimate, what the completed ones have taken on average.
+    The expected time of an experiment is the mean time of its point so far. If the point has not run yet, it is
+    the point's estimate × (total time of the completed experiments ÷ their total estimate). Without an estimate,
+    it is the mean time of all completed experiments.
 
     Args:
-        points: The point of each experiment, in any terms that tell them apart.
-        estimates: By point; None where nothing is known.
+        points: Unique key of the point of each experiment, by the experiment's key.
+        estimates: Estimate of each point, or None.
     """
 
     def __init__(self, points: Mapping[Hashable, Hashable], estimates: Mapping[Hashable, Expected | None]) -> None:
         self._points = points
         self._estimates = estimates
         self._pending = dict.fromkeys(points)
-        #: How many are left, by point, and what has been taken: how often and how long in all, in s.
+        #: By point: number of pending experiments; number and total time (s) of ended ones.
         self._count = Counter(points.values())
         self._taken: dict[Hashable, tuple[int, float]] = {}
-        #: Of completed ones: how many, what they have taken, and that and the estimate of those that had one.
+        #: Of all completed experiments: number and total time (s).
         self._completed, self._seconds = 0, 0.0
+        #: Of the completed experiments with an estimate: total time and total estimate (s).
         self._actual, self._estimated = 0.0, 0.0
-        #: Of those that are left: what points that have run will take; estimates of the others, for each and
-        #: once; how many have none. There may be 20,000 of them, so that none of it is added up anew each time.
+        #: Of all pending experiments: expected time (s) at points that have run; estimates (s) of other points,
+        #: per experiment and once; number of experiments without an estimate. These sums are updated
+        #: incrementally, because a study may have 20,000 experiments.
         self._known, self._each, self._once, self._unknown = 0.0, 0.0, 0.0, 0
         for point in self._count:
             self._add(point, 1)
 
     def begin(self, key: Hashable) -> None:
-        """Count an experiment as left no more: it runs, or will not."""
+        """Remove an experiment from the pending ones: it has started, or will not run."""
         if key in self._pending:
             del self._pending[key]
             point = self._points[key]
@@ -77,7 +79,10 @@ class Forecast:
             self._add(point, 1)
 
     def end(self, key: Hashable, seconds: float, *, completed: bool) -> None:
-        """Learn of what an experiment has taken. One that failed tells nothing of other points."""
+        """Record the time of an ended experiment, in s.
+
+        A failed experiment affects only the forecast of its own point.
+        """
         self.begin(key)
         point = self._points.get(key)
         estimated = self._estimates.get(point)
@@ -93,7 +98,7 @@ class Forecast:
                 self._actual, self._estimated = self._actual + seconds, self._estimated + estimated.each
 
     def seconds(self, key: Hashable) -> float | None:
-        """Return what an experiment is expected to take, in s; None where nothing tells."""
+        """Return the expected time of an experiment, in s; None if unknown."""
         point = self._points.get(key)
         if point in self._taken:
             times, total = self._taken[point]
@@ -102,14 +107,14 @@ class Forecast:
         return self._mean if estimated is None else estimated.each * self._ratio + estimated.once
 
     def left(self) -> float | None:
-        """Return what those that are left are expected to take, one after the other, in s; None: nothing tells."""
+        """Return the expected time of all pending experiments, one after the other, in s; None if unknown."""
         mean = self._mean
         if self._unknown and mean is None:
             return None
         return max(0.0, self._known + self._each * self._ratio + self._once + self._unknown * (mean or 0.0))
 
     def _add(self, point: Hashable, sign: int) -> None:
-        """Add what is left of a point to the sums, or take it out."""
+        """Add a point's pending experiments to the sums (*sign* 1), or subtract them (-1)."""
         count = self._count[point]
         if not count:
             return
@@ -124,20 +129,20 @@ class Forecast:
 
     @property
     def _mean(self) -> float | None:
-        """What the completed ones have taken on average, in s; None where there is none."""
+        """Mean time of the completed experiments, in s; None if there are none."""
         return self._seconds / self._completed if self._completed else None
 
     @property
     def _ratio(self) -> float:
-        """By what factor the completed ones have taken longer than estimated; 1 where nothing tells."""
+        """Total time of the completed experiments ÷ their total estimate; 1 if there are none."""
         return self._actual / self._estimated if self._estimated else 1.0
 
 
 def forecast(runs: Iterable[tuple[str, StudyConfig, Preflight, Iterable[tuple[str, Point]]]]) -> Forecast:
-    """Return the forecast of experiments of one or more runs; each is known by its run's key and its id.
+    """Return the forecast of the experiments of one or more runs, keyed by (run's key, experiment's id).
 
     Args:
-        runs: Key, study and preflight of each, and id and point of each of its experiments.
+        runs: Key, study and preflight of each run, and the id and point of each of its experiments.
     """
     points: dict[Hashable, Hashable] = {}
     estimates: dict[Hashable, Expected | None] = {}

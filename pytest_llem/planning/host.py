@@ -1,4 +1,4 @@
-"""What this machine has, as far as it can be told without opening a device."""
+"""Describe this machine's memory and GPUs without opening a device."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Host:
     """A machine.
 
     Attributes:
-        memory_bytes: Of the machine itself, or what of it this process's control group may have.
-        memory_is_limited: It is the latter.
-        gpus: Those that PyTorch would use, empty where it runs on the CPU. One that does not tell what it is, or
-            has no memory of its own, is left out.
+        memory_bytes: Memory of the machine, or the limit of this process's control group if that is lower.
+        memory_is_limited: Whether *memory_bytes* is that limit.
+        gpus: GPUs that PyTorch would use; empty if it runs on the CPU. GPUs without memory of their own, or whose
+            name, memory or compute capability cannot be read, are left out.
     """
 
     memory_bytes: int
@@ -37,12 +37,12 @@ class Host:
 
     @property
     def device_memory_bytes(self) -> int:
-        """The memory of the device that a model has to fit into: the largest GPU's, or the machine's."""
+        """Memory that a model has to fit into, in bytes: the largest GPU's, or the machine's without GPUs."""
         return max((gpu.memory_bytes for gpu in self.gpus), default=self.memory_bytes)
 
 
 def this_host() -> Host:
-    """Return this machine, for the torch that is installed here."""
+    """Return this machine as seen by the torch that is installed in this environment."""
     try:
         return host_for(version("torch"))
     except PackageNotFoundError:
@@ -51,17 +51,17 @@ def this_host() -> Host:
 
 @cache
 def host_for(torch: str | None) -> Host:
-    """Return this machine. No CUDA context is opened, and torch is not imported.
+    """Return this machine as seen by a torch, without opening a CUDA context or importing torch.
 
     Args:
-        torch: Version of the torch that is to run on it, which tells a build for CPUs alone; None for no torch.
+        torch: Version of torch, which shows whether it is a CPU-only build; None without torch.
     """
     import psutil
 
     gpus = tuple(
-        GpuCapacity(board.name, board.memory_bytes, board.capability)
-        for board in gpus_for(torch).all
-        if board.name is not None and board.memory_bytes is not None and board.capability is not None
+        GpuCapacity(gpu.name, gpu.memory_bytes, gpu.capability)
+        for gpu in gpus_for(torch).all
+        if gpu.name is not None and gpu.memory_bytes is not None and gpu.capability is not None
     )
     total, limit = psutil.virtual_memory().total, memory_limit_bytes()
     is_limited = limit is not None and limit < total
@@ -69,8 +69,7 @@ def host_for(torch: str | None) -> Host:
 
 
 def load_warning() -> str | None:
-    """Return that more processes want a CPU than there are CPUs for this one; None where not, or where the system
-    does not say.
+    """Return a warning if the load exceeds the CPUs available to this process; None otherwise, or if unknown.
 
     Example:
         "load 7.33 on 2 CPUs in the last minute: …"

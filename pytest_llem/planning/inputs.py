@@ -1,4 +1,4 @@
-"""Whether what a result follows from, beside its configuration, is still what is there."""
+"""Detect changes of code, model and dataset since a result was measured."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from pytest_llem.study.design import StudyConfig
 from pytest_llem.workload.hub_dataset import cached_dataset
 from pytest_llem.workload.prompts import hub_dataset, prompts_digest, read_texts
 
-#: Names in a message.
+#: Maximum number of names in a message.
 MAX_NAMES = 3
 
 
 @dataclass
 class CurrentInputs:
-    """Compares results with the code, the models and the datasets that a study would use now.
+    """Compare results with the code, models and datasets that a study would use now.
 
-    Each file is looked at once: what changes later, while the study runs, the new results show.
+    Each file is read once; changes while the study runs are recorded in its new results.
 
     Attributes:
         study: The study.
         model_path: Folders that hold models by name.
-        import_path: Where an engine of the user's own is looked for, beside the interpreter's own path.
+        import_path: Folders searched for user-defined engines, in addition to the interpreter's own path.
     """
 
     study: StudyConfig
@@ -51,7 +51,7 @@ class CurrentInputs:
     _datasets: dict[HubDataset, str | None] = field(default_factory=dict)
 
     def changes(self, result: ExperimentResult, config: ExperimentConfig) -> list[str]:
-        """Return what has changed since *result* was measured with *config*; what is unknown counts as changed."""
+        """Return the changes since *result* was measured with *config*; unknown states count as changes."""
         if result.inputs is None:
             return [f"pytest-llem {result.pytest_llem_version} did not record the code that ran"]
         python = self.study.interpreter(config.backend)
@@ -62,7 +62,7 @@ class CurrentInputs:
         ]
 
     def changes_since(self, directory: Path, point: PointResult) -> list[str]:
-        """Return what has changed since the results of *point* in a results directory were measured."""
+        """Return the changes since the results of *point* in a results directory were measured."""
         config = next(one.config for one in self.study.points if one.config_hash == point.config_hash)
         found: dict[str, None] = {}
         for entry in read_manifest(directory).experiments:
@@ -89,11 +89,17 @@ class CurrentInputs:
             yield f"code was edited while it ran: {_listed(unknown)}"
         for name, version in inputs.distributions.items():
             if (current := known["distributions"][name]) != version:
-                then, here = ((one or "not installed").partition(" ")[0] for one in (version, current))
-                yield f"{name} {then} then, {here} now" if then != here else f"{name} {then} has other files now"
+                then, now_ = ((one or "not installed").partition(" ")[0] for one in (version, current))
+                yield f"{name} {then} then, {now_} now" if then != now_ else f"{name} {then} has other files now"
 
     def _current(self, python: Path | None, modules: Sequence[str], packages: Sequence[str]) -> CodeState:
-        """Return the code that experiments would import in an interpreter; None for this one."""
+        """Return the state of the code that experiments would import.
+
+        Args:
+            python: The interpreter that runs them; None for this one.
+            modules: Names of modules.
+            packages: Names of distributions.
+        """
         path = [str(folder) for folder in self.import_path]
         if python is None:
             return code_state.current(modules, packages, [*sys.path, *path])
@@ -111,7 +117,7 @@ class CurrentInputs:
                     check=True,
                 )
                 found: CodeState = json.loads(answer.stdout)
-            except (OSError, subprocess.SubprocessError, ValueError):  # preflight reports what is wrong with it
+            except (OSError, subprocess.SubprocessError, ValueError):  # preflight reports the interpreter's error
                 return unknown
         return found
 
@@ -148,10 +154,10 @@ class CurrentInputs:
 
 
 def _moved(kind: str, name: str, then: str | None, now: str | None) -> Iterator[str]:
-    """Yield how the commit of a model or dataset of the hub has changed, where it has."""
+    """Yield a message if the commit of a model or dataset of the hub has changed."""
     if then != now:
-        was, here = (f"of revision {one[:12]}" if one else "not there" for one in (then, now))
-        yield f"{kind} {name!r} was {was}, in the cache it is {here}"
+        was, cached = (f"of revision {one[:12]}" if one else "not there" for one in (then, now))
+        yield f"{kind} {name!r} was {was}, in the cache it is {cached}"
 
 
 def _listed(names: Sequence[str]) -> str:

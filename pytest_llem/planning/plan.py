@@ -1,4 +1,4 @@
-"""What is about to run: which experiments, for how long, with how much memory, and what will not work."""
+"""The plan of a run: its experiments, their estimated time and memory, and those that cannot run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pytest_llem.engines.tiny_llama import BUILTIN_NAME, cache_note
-from pytest_llem.machine import idle_power as bare_machine
+from pytest_llem.machine import idle_power
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import server_seconds
 from pytest_llem.planning.forecast import expected
@@ -20,16 +20,16 @@ from pytest_llem.study.design import Experiment, Point, StudyConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """The part of a study that was selected.
+    """The selected experiments of a study.
 
     Attributes:
-        study: All of it.
-        experiments: Those that were selected, in run order.
-        preflight: Knows which of them cannot run here.
-        replay: The results of earlier runs that stand for some of them; None where those were not asked for.
-        reference: What is measured in turns with them, to compare with; None where nothing is.
-        sight: What the comparison will be able to tell, in words.
-        load: That the machine is busy, in words; None where it is not.
+        study: The whole study.
+        experiments: The selected experiments, in run order.
+        preflight: Checks whether an experiment can run.
+        replay: Results of earlier runs that replace some experiments; None without --llem-resume.
+        reference: Plan of the reference that is measured interleaved with these experiments, or None.
+        minimum_detectable_effect: What the comparison can detect with these cycles, one line per metric.
+        load: Warning that the machine is busy, or None.
     """
 
     study: StudyConfig
@@ -37,64 +37,64 @@ class Plan:
     preflight: Preflight
     replay: Replay | None = None
     reference: Plan | None = None
-    sight: Sequence[str] = ()
+    minimum_detectable_effect: Sequence[str] = ()
     load: str | None = None
 
     @property
     def python(self) -> str:
-        """The interpreters that it runs in, other than this one."""
+        """The other interpreters that experiments run in, separated by commas."""
         return ", ".join(dict.fromkeys(self.study.runners.values()))
 
     @cached_property
     def to_run(self) -> list[Experiment]:
-        """The selected experiments that have no result yet, in run order."""
+        """The selected experiments that are not replayed, in run order."""
         return [one for one in self.experiments if not self.is_replayed(one)]
 
     @cached_property
     def notes(self) -> list[str]:
-        """What else the user should know of where it runs, and is no mistake."""
+        """Notes for the user on the environment of the run."""
         uses_builtin = any(one.point.config.model == BUILTIN_NAME for one in self.to_run)
         note = cache_note() if uses_builtin else None
         return [] if note is None else [note]
 
     def is_replayed(self, experiment: Experiment) -> bool:
-        """Whether a result of an earlier run stands for *experiment*."""
+        """Return whether *experiment* is replaced by a result of an earlier run."""
         return self.replay is not None and experiment.id in self.replay.results
 
     @cached_property
     def points(self) -> list[Point]:
-        """The points of the experiments that are to run and not skipped."""
+        """The points of the experiments to run, without skipped points."""
         found = {experiment.point.id: experiment.point for experiment in self.to_run}
         return [point for point in found.values() if point.skip is None]
 
     @cached_property
     def refused(self) -> dict[str, str]:
-        """Why a point cannot run here, by the point's id; the others can, as far as is known."""
+        """The points that preflight refuses: the reason by the point's id."""
         reasons = ((point.id, self.preflight.reason(point)) for point in self.points)
         return {name: reason for name, reason in reasons if reason is not None}
 
     @cached_property
     def seconds(self) -> float | None:
-        """A rough estimate of how long all of it takes, in seconds; None where a model's size is unknown.
+        """Estimated time of the run, in s; None if a model's size is unknown.
 
-        The idle machine is measured once for each point, and once with nothing loaded; a forkserver starts once.
+        Includes idle power, once for each point and once without a model, and one start of a forkserver.
         """
         each: dict[str, float] = {}
-        baselines = 0.0
+        with_model = 0.0
         for point in self.points:
             known = expected(point, self.study, self.preflight)
             if known is None:
                 return None
             each[point.id] = known.each
-            baselines += known.once
-        bare = bare_machine.SECONDS if baselines else 0.0
+            with_model += known.once
+        no_context = idle_power.SECONDS if with_model else 0.0
         experiments = sum(each.get(experiment.point.id, 0.0) for experiment in self.to_run)
         server = server_seconds(self.study.execution) if experiments else 0.0
-        return server + experiments + baselines + bare
+        return server + experiments + with_model + no_context
 
     @cached_property
     def deadlines(self) -> dict[str, float]:
-        """After how many seconds an experiment is ended, by the id of its point; of those alone that can run."""
+        """Deadline of an experiment, in s, by the id of its point; refused points have none."""
         configs = {point.id: point.config for point in self.points if point.id not in self.refused}
         execution, preflight = self.study.execution, self.preflight
         return {
@@ -104,7 +104,7 @@ class Plan:
 
     @cached_property
     def memory_bytes(self) -> float | None:
-        """A rough estimate of the memory that the largest of them needs, in bytes; None where it is unknown."""
+        """Estimated memory of the largest experiment, in bytes; None if a model's size is unknown."""
         sizes = [
             self.preflight.memory_bytes(point.config) for point in self.points if point.id not in self.refused
         ]
@@ -112,9 +112,9 @@ class Plan:
         return max(known) if known and len(known) == len(sizes) else None
 
     def to_json(self) -> str:
-        """Return the plan as JSON text; experiments in run order, estimates null where they are unknown.
+        """Return the plan as JSON text: experiments in run order, unknown estimates as null.
 
-        ``deadline_seconds`` is null for an experiment that is not started.
+        ``deadline_seconds`` is null for an experiment that will not be started.
         """
         content: dict[str, Any] = {
             "study": self.study.name,
@@ -136,7 +136,7 @@ class Plan:
             }
             if self.reference
             else None,
-            "sight": list(self.sight),
+            "sight": list(self.minimum_detectable_effect),
             "load": self.load,
             "notes": [f"{note.where}: {note.message}" for note in self.study.notes],
             "experiments": [

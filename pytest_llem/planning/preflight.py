@@ -1,4 +1,4 @@
-"""What keeps an experiment from running here, found out before it is started."""
+"""Find reasons why an experiment cannot run, before it is started."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from pytest_llem.study.problems import printable
 from pytest_llem.study.runners import is_class, is_container
 from pytest_llem.workload.prompts import dataset_problem, hub_dataset
 
-#: bfloat16 came with this compute capability.
+#: CUDA compute capability from which GPUs support bfloat16.
 _BF16 = (8, 0)
 
 
 class Preflight:
-    """Looks at the points of one study, each once. Nothing heavy is imported and no device is opened.
+    """Check the points of one study, each once, without importing torch or opening a device.
 
     Args:
-        study: Whose points.
+        study: The study.
         model_path: Folders that hold models by name.
-        import_path: Where an engine of the user's own may be, beside the interpreter's own path.
-        host: Where they are to run; this machine.
+        import_path: Folders searched for user-defined engines, in addition to the interpreter's own path.
+        host: Machine on which the experiments run; None for this machine.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Preflight:
         self._interpreters: dict[str, Interpreter | str | None] = {}
 
     def reason(self, point: Point) -> str | None:
-        """Return why *point* cannot run here, in a line that says what to do, or None where nothing is known."""
+        """Return why *point* cannot run, and what to do, in one line; None if no reason is known."""
         if point.config_hash not in self._reasons:
             self._reasons[point.config_hash] = printable("; ".join(self._reasons_of(point.config))) or None
         return self._reasons[point.config_hash]
 
     def footprint(self, config: ExperimentConfig) -> Footprint | None:
-        """Return the size of an experiment's model; None where it is not known."""
+        """Return the size of an experiment's model; None if unknown."""
         return _footprint(config.model, _revision(config), self._model_path)
 
     def unusable_engines(self, backends: Iterable[str]) -> Iterator[str]:
-        """Yield why engines cannot run, a line each: also one whose import fails, where it is to run.
+        """Yield an error line for each engine that cannot run or be imported.
 
-        To find that out it is imported, in a process of its own.
+        Engines are imported in a separate process, with the interpreter that runs their experiments.
         """
         importable: dict[Path | None, list[str]] = {}
         for backend in backends:
@@ -93,19 +93,19 @@ class Preflight:
                 yield printable(f"engine {name!r} cannot be used{where}: {problem}")
 
     def _unusable(self, backend: str) -> str | None:
-        """Return why no experiment of an engine can run; None where it is not known before it is imported."""
+        """Return why no experiment of an engine can run; None if no reason is known without importing it."""
         runner = self._study.runners.get(backend)
-        if runner is not None and is_container(runner):  # running it here instead would measure something else
+        if runner is not None and is_container(runner):  # refused: without the container, results would differ
             return (
                 f"runner {runner!r} of engine {backend!r}: containers are not supported: "
                 "name the Python interpreter of an environment that has the engine, or leave it out"
             )
         if self._study.execution.skip_preflight:
             return None
-        there = self._interpreter(backend)
-        if isinstance(there, str):
-            return f"runner {runner!r} of engine {backend!r} {there}"
-        return self._missing_engine(backend, there)
+        interpreter = self._interpreter(backend)
+        if isinstance(interpreter, str):
+            return f"runner {runner!r} of engine {backend!r} {interpreter}"
+        return self._missing_engine(backend, interpreter)
 
     def _reasons_of(self, config: ExperimentConfig) -> Iterator[str]:
         if (unusable := self._unusable(config.backend)) is not None:
@@ -113,9 +113,9 @@ class Preflight:
             return
         if self._study.execution.skip_preflight:
             return
-        there = self._interpreter(config.backend)
-        assert not isinstance(there, str)
-        packages = Packages(there.modules.__contains__, self._pip(config.backend)) if there else HERE
+        interpreter = self._interpreter(config.backend)
+        assert not isinstance(interpreter, str)
+        packages = Packages(interpreter.modules.__contains__, self._pip(config.backend)) if interpreter else HERE
         if problem := dataset_problem(config, self._study.path.parent, packages):
             yield problem
         if config.backend != "pytorch":
@@ -127,10 +127,10 @@ class Preflight:
             yield missing
             return
         yield from self._beyond_context(config)
-        yield from self._lacking(config)
+        yield from self._beyond_hardware(config)
 
     def _interpreter(self, backend: str) -> Interpreter | str | None:
-        """Return what the interpreter of an engine has, or why it cannot be used; None for this one."""
+        """Return the contents of an engine's interpreter, or why it cannot be used; None for this interpreter."""
         if backend not in self._interpreters:
             self._interpreters[backend] = self._ask(backend)
         return self._interpreters[backend]
@@ -139,31 +139,31 @@ class Preflight:
         python = self._study.interpreter(backend)
         if python is None or self._study.execution.skip_preflight:
             return None
-        there = ask(python, [_module(backend)] if is_class(backend) else [])
-        if isinstance(there, str):
-            return there
-        return check_runner_environment(there, None if is_class(backend) else backend, self._pip(backend)) or there
+        found = ask(python, [_module(backend)] if is_class(backend) else [])
+        if isinstance(found, str):
+            return found
+        return check_runner_environment(found, None if is_class(backend) else backend, self._pip(backend)) or found
 
     def _pip(self, backend: str) -> str:
-        """Return the command that installs where an engine runs, as somebody in this folder would type it."""
+        """Return the pip command of an engine's environment, as typed in the current folder."""
         runner, python = self._study.runners[backend], self._study.interpreter(backend)
         assert python is not None
-        if runner.startswith("~"):  # left to the shell, as in the study: a result need not tell whose home it is
+        if runner.startswith("~"):  # not expanded, so that results do not contain the user's home folder
             home, slash, rest = runner.partition("/")
             return f"{home}{slash}{shlex.quote(rest)} -m pip"
         command = str(python) if Path(runner).is_absolute() else os.path.relpath(python)
         return f"{shlex.quote(command if os.sep in command else f'./{command}')} -m pip"
 
-    def _missing_engine(self, name: str, there: Interpreter | None) -> str | None:
+    def _missing_engine(self, name: str, interpreter: Interpreter | None) -> str | None:
         if is_class(name):
             module = _module(name)
-            path = self._import_path if there else [*sys.path, *self._import_path]
-            loaded = module in (there.modules if there else sys.modules)
+            path = self._import_path if interpreter else [*sys.path, *self._import_path]
+            loaded = module in (interpreter.modules if interpreter else sys.modules)
             if loaded or PathFinder.find_spec(module, path):
                 return None
-            return f"engine {name!r}: no module {module!r} is to be found (ini option pythonpath says where)"
+            return f"engine {name!r}: module {module!r} not found (add its folder to the ini option pythonpath)"
         engines = installed(ENGINE_GROUP)
-        if there or name in engines:
+        if interpreter or name in engines:
             return None
         return (
             f"engine {name!r} is not installed here (there are: {', '.join(engines)}): {how_to_add(name)}, "
@@ -171,29 +171,31 @@ class Preflight:
         )
 
     def host_of(self, config: ExperimentConfig) -> Host:
-        """Return the machine as an experiment sees it: with its GPUs, if the torch it runs with is for them."""
-        there = None if self._given_host else self._interpreter(config.backend)
-        return host_for(there.packages.get("torch")) if isinstance(there, Interpreter) else self.host
+        """Return the machine as an experiment sees it: without GPUs if it runs with a CPU-only torch."""
+        interpreter = None if self._given_host else self._interpreter(config.backend)
+        return host_for(interpreter.packages.get("torch")) if isinstance(interpreter, Interpreter) else self.host
 
     def _beyond_context(self, config: ExperimentConfig) -> Iterator[str]:
-        """Say so where no prompt fits the model's context; of prompts of several lengths the engine knows more."""
+        """Yield an error if even the shortest prompt exceeds the model's context; the engine checks the others."""
         shape = config.workload
         shortest = 1 if config.has_texts else shape.lengths.min if shape.lengths else shape.input_len
         limit = _context_length(config.model, _revision(config), self._model_path)
         if limit is not None and shortest is not None and shortest + shape.output_len > limit:
             yield too_long(config.model, shortest, shape.output_len, limit)
 
-    def _lacking(self, config: ExperimentConfig) -> Iterator[str]:
+    def _beyond_hardware(self, config: ExperimentConfig) -> Iterator[str]:
+        """Yield an error for a precision that the GPUs do not support, and for a model larger than the memory."""
         host = self.host_of(config)
         if config.precision == "bf16" and host.gpus and all(gpu.capability < _BF16 for gpu in host.gpus):
-            yield f"{host.gpus[0].name} computes no bf16: use precision: fp16 or fp32"
+            yield f"{host.gpus[0].name} does not support bf16: use precision: fp16 or fp32"
         footprint = self.footprint(config)
         spread = config.pytorch is not None and config.pytorch.device_map is not None
         if footprint is None or spread:
             return
         weights, memory = weight_bytes(config, footprint), host.device_memory_bytes
         if host.memory_is_limited and not host.gpus:
-            # One that takes more is killed; elsewhere the rough part of the estimate refuses nothing.
+            # The kernel kills a process that exceeds the limit, so here the whole estimate counts. Otherwise only
+            # the weights and the runtime do, because the rest of the estimate is rough.
             if (needed := memory_bytes(config, footprint)) > memory:
                 yield (
                     f"model {config.model!r} needs about {gib(needed)} in {config.precision} with its batches, "
@@ -208,37 +210,37 @@ class Preflight:
             )
 
     def asks_hub(self, config: ExperimentConfig) -> bool:
-        """Whether an experiment's model or dataset is one of the Hugging Face hub, cached or not."""
+        """Return whether an experiment's model or dataset is from the Hugging Face hub, cached or not."""
         if config.has_texts and hub_dataset(str(config.dataset), self._study.path.parent) is not None:
             return True
         return config.backend == "pytorch" and _is_on_hub(config.model, _revision(config), self._model_path)
 
     def memory_bytes(self, config: ExperimentConfig) -> float | None:
-        """Return a rough estimate of an experiment's memory, in bytes; None where the model's size is unknown."""
+        """Return the estimated memory of an experiment, in bytes; None if the model's size is unknown."""
         footprint = self.footprint(config)
         return None if footprint is None else memory_bytes(config, footprint)
 
 
 def hub_unreachable() -> str | None:
-    """Return why the Hugging Face hub cannot be asked; None where it answers, or is not to be asked."""
+    """Return why the Hugging Face hub cannot be reached; None if it answers or offline mode is set."""
     return hub.unreachable()
 
 
 def rough_seconds(
     config: ExperimentConfig, execution: ExecutionConfig, model_path: tuple[Path, ...]
 ) -> float | None:
-    """Return how long an experiment may take here, in seconds; None where its model's size is unknown."""
+    """Return the estimated time of an experiment on this machine, in s; None if its model's size is unknown."""
     footprint = _footprint(config.model, _revision(config), model_path)
     return None if footprint is None else seconds(config, execution, footprint, this_host())
 
 
 def _module(engine_class: str) -> str:
-    """Return the outermost module of ``package.module:Class``."""
+    """Return the top-level package of ``package.module:Class``."""
     return engine_class.partition(":")[0].partition(".")[0]
 
 
 def gib(size: float) -> str:
-    """Return a size in bytes in GiB, as a person says it."""
+    """Return a size in bytes as text in GiB."""
     return f"{size / 2**30:.1f} GiB" if size < 10 * 2**30 else f"{size / 2**30:,.0f} GiB"
 
 
@@ -278,12 +280,12 @@ def _context_length(name: str, revision: str | None, model_path: tuple[Path, ...
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
         return context_length(text_config(config))
-    except (OSError, ValueError, TypeError, AttributeError):  # what is wrong with it shows when it is loaded
+    except (OSError, ValueError, TypeError, AttributeError):  # loading the model reports an invalid configuration
         return None
 
 
 def _folder(name: str, revision: str | None, model_path: tuple[Path, ...]) -> Path | None:
-    """Return the folder of a model that is on this machine; None for any other."""
+    """Return the folder of a model; None if the model is not on this machine."""
     try:
         source = resolve_model(name, model_path, revision, download=False)
     except ModelNotFoundError:

@@ -1,4 +1,4 @@
-"""What an earlier run of a study has measured already, and whether it may stand for what would be measured now."""
+"""Find results of earlier runs that can replace experiments of this run."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ from pytest_llem.results.study_result import DESIGN
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
 
-#: What a run that came to its end leaves.
+#: File that a finished run contains.
 RESULT = "study_result.json"
 
-#: Packages that determine the numbers, whatever the engine is. What an engine says of its own comes to them.
+#: Packages whose versions affect results of any engine. The versions that an engine reports are compared, too.
 DECISIVE = ("pytest-llem", "torch", "transformers")
 
-#: Differences that are named; the first few tell enough.
+#: Maximum number of differences in a message.
 MAX_DIFFERENCES = 4
 
 
 class ResumeError(ValueError):
-    """An earlier run cannot be taken up; the message, a line, says why and what to do."""
+    """An earlier run cannot be resumed; the one-line message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class CurrentEnvironment:
-    """What determines the numbers that would be measured now.
+    """The environment in which experiments would be measured now.
 
     Attributes:
-        cpu: Model of the processor.
+        cpu: Model of the CPU.
         gpus: Models of the GPUs that CUDA may use.
         driver: Version of their driver.
-        version: What gives, for a backend, the version of a package that its experiments would run with; None
-            for one that is not there.
-        changes: What gives, for a result and its configuration, what has changed of the code, the model and the
-            dataset since.
+        version: Returns, for a backend, a function from a package's name to the version that its experiments would
+            use, None for a package that is not installed.
+        changes: Returns the changes of code, model and dataset since a result of a configuration was measured.
     """
 
     cpu: str | None
@@ -53,14 +52,14 @@ class CurrentEnvironment:
     changes: Callable[[ExperimentResult, ExperimentConfig], list[str]]
 
     def differences(self, result: ExperimentResult) -> Iterator[str]:
-        """Yield what was otherwise when *result* was measured."""
+        """Yield the differences between this environment and the one of *result*."""
         environment = result.environment
         gpus = environment.get("gpus") or []
         names = {gpu["name"] for gpu in gpus if gpu.get("name")}
         if missing := sorted(names - self.gpus):
-            yield f"it ran on {', '.join(missing)}, here {_listed(self.gpus) or 'is no GPU'}"
+            yield f"it ran on {', '.join(missing)}, this machine has {_listed(self.gpus) or 'no GPU'}"
         elif not names and self.cpu and environment.get("cpu_model") not in (None, self.cpu):
-            yield f"it ran on {environment['cpu_model']}, this is {self.cpu}"
+            yield f"it ran on {environment['cpu_model']}, this machine has {self.cpu}"
         drivers = {gpu["driver"] for gpu in gpus if gpu.get("driver")}
         if self.driver and drivers and drivers != {self.driver}:
             yield f"driver {_listed(drivers)} then, {self.driver} now"
@@ -77,10 +76,10 @@ class Stored:
 
     Attributes:
         directory: The results directory.
-        entry: Its entry in the manifest there.
-        measured_at: When it was measured, in UTC, as ISO 8601.
-        mismatch: What has changed since; None where nothing has.
-        emission_factors: Carbon intensity and PUE of its ``gco2e_g``, in words; None where it has none.
+        entry: Its entry in that directory's manifest.
+        measured_at: Time of the measurement, in UTC, as ISO 8601.
+        mismatch: Changes since then, or None.
+        emission_factors: Carbon intensity and PUE of its ``gco2e_g`` as text, or None.
     """
 
     directory: Path
@@ -92,67 +91,69 @@ class Stored:
 
 @dataclass(frozen=True)
 class Replay:
-    """Results of earlier runs that stand for experiments of this one.
+    """Results of earlier runs that replace experiments of this run.
 
     Attributes:
-        results: By the ids of this run's experiments.
-        torn: Experiments whose result is there and not whole.
-        changed: What has changed since experiments were measured, by their ids: they are measured again.
+        results: Results by the ids of this run's experiments.
+        damaged: Number of experiments whose stored result is damaged.
+        changed: Changes since experiments were measured, by their ids; these experiments are measured again.
     """
 
     results: Mapping[str, Stored]
-    torn: int = 0
+    damaged: int = 0
     changed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[str]:
-        """The names of the results directories that the results are from."""
+        """Names of the results directories of the results."""
         return list(dict.fromkeys(stored.directory.name for stored in self.results.values()))
 
 
 @dataclass
 class Resume:
-    """Finds what can be replayed.
+    """Search earlier runs for results that can be replayed.
 
     Attributes:
-        source: The results directory; None for the newest run of a study's design.
-        anyway: Differences do not matter: what has the same configuration, and a result, is replayed.
-        here: What determines the numbers now.
+        source: Results directory to resume from; None for the newest run of a study's design.
+        allow_mismatch: Replay every result of the same configuration, despite differences.
+        current: Returns the current environment of a study.
     """
 
     source: Path | None
-    anyway: bool
-    here: Callable[[StudyConfig], CurrentEnvironment]
+    allow_mismatch: bool
+    current: Callable[[StudyConfig], CurrentEnvironment]
 
-    def of(self, study: StudyConfig, results_dir: Path) -> Replay | None:
-        """Return what is there for *study*: results of one run, and of those that it was resumed from itself.
+    def find(self, study: StudyConfig, results_dir: Path) -> Replay | None:
+        """Return the results for *study* of one run and of the runs that it was itself resumed from.
 
         Args:
-            study: What is to be run.
-            results_dir: Where results directories are.
+            study: The study to be run.
+            results_dir: Parent of the results directories.
 
         Returns:
-            None where a directory was named and is another study's.
+            None if ``source`` belongs to another study.
 
         Raises:
-            ResumeError: What is there was measured otherwise, or what was named is no results directory.
+            ResumeError: The results were measured with another design or environment, or ``source`` is not a
+                results directory.
         """
         runs = self._named(study) if self.source else runs_of(results_dir, study.name, study.design_hash)
         if runs is None:
             return None
-        alike = [run for run in runs if self.anyway or run[1].study_design_hash == study.design_hash]
-        if runs and not alike:
+        matching = [run for run in runs if self.allow_mismatch or run[1].study_design_hash == study.design_hash]
+        if runs and not matching:
             raise ResumeError(_refusal(runs[0][0], [_design_difference(study, *runs[0])]))
-        found = _Found(study, self.here(study), anyway=self.anyway)
-        for directory, manifest in _chain(*alike[0]) if alike else ():
+        found = _FoundResults(study, self.current(study), allow_mismatch=self.allow_mismatch)
+        for directory, manifest in _chain(*matching[0]) if matching else ():
             differences = found.add(directory, manifest)
-            if differences and not found.results:  # of the runs before the newest one they are left
+            # A differing older run is ignored if a newer run has results.
+            if differences and not found.results:
                 raise ResumeError(_refusal(directory, differences))
         changed = {name: text for name, text in found.changed.items() if name not in found.results}
-        return Replay(found.results, len(found.torn - found.results.keys()), changed)
+        return Replay(found.results, len(found.damaged - found.results.keys()), changed)
 
     def _named(self, study: StudyConfig) -> list[tuple[Path, Manifest]] | None:
-        """Return the run that was named; None where it is another study's."""
+        """Return the run in ``source``; None if it belongs to another study."""
         assert self.source is not None
         manifest = self._source_manifest
         if manifest.study_name != study.name and manifest.study_design_hash != study.design_hash:
@@ -171,30 +172,30 @@ class Resume:
 
 
 @dataclass
-class _Found:
-    """Results that were found so far, of one run after another.
+class _FoundResults:
+    """Results found so far, while runs are searched from the newest to the oldest.
 
     Attributes:
-        study: What is to be run.
-        here: What determines its numbers now.
-        anyway: Differences do not matter.
-        results: What can be replayed, by the experiment's id.
-        torn: Experiments whose result is not whole.
-        changed: What has changed since experiments were measured, by their ids.
+        study: The study to be run.
+        current: Its current environment.
+        allow_mismatch: Ignore differences.
+        results: Results that can be replayed, by the experiment's id.
+        damaged: Ids of experiments whose stored result is damaged.
+        changed: Changes since experiments were measured, by their ids.
     """
 
     study: StudyConfig
-    here: CurrentEnvironment
-    anyway: bool
+    current: CurrentEnvironment
+    allow_mismatch: bool
     results: dict[str, Stored] = field(default_factory=dict)
-    torn: set[str] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
     changed: dict[str, str] = field(default_factory=dict)
 
     def add(self, directory: Path, manifest: Manifest) -> list[str]:
-        """Add the results of a run that no newer one has, unless they were measured otherwise.
+        """Add the results of a run that no newer run has, unless its environment differs.
 
         Returns:
-            How they were: on another machine, or with other versions.
+            The differences: another machine, or other versions.
         """
         entries = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
         found: dict[str, Stored] = {}
@@ -204,17 +205,17 @@ class _Found:
             if experiment.id in self.results or entry is None or entry.status != "completed":
                 continue
             if (result := _result_of(experiment, directory, entry)) is None:
-                self.torn.add(experiment.id)
+                self.damaged.add(experiment.id)
                 continue
-            differences = list(self.here.differences(result))
-            changes = self.here.changes(result, experiment.point.config)
-            if self.anyway or not changes:
+            differences = list(self.current.differences(result))
+            changes = self.current.changes(result, experiment.point.config)
+            if self.allow_mismatch or not changes:
                 mismatch = "; ".join(differences + changes) or None
                 factors = emission_factors(result.metrics.get("gco2e_g"))
                 found[experiment.id] = Stored(directory, entry, result.started_at, mismatch, factors)
             else:
                 self.changed.setdefault(experiment.id, "; ".join(changes))
-            if not self.anyway:
+            if not self.allow_mismatch:
                 differing |= dict.fromkeys(differences)
         if not differing:
             self.results |= found
@@ -222,7 +223,7 @@ class _Found:
 
 
 def _chain(directory: Path, manifest: Manifest) -> list[tuple[Path, Manifest]]:
-    """Return a run, and those that it was resumed from, the newest first. Those that are gone are left out."""
+    """Return a run and the existing runs that it was resumed from, directly or indirectly, newest first."""
     found = {directory: manifest}
     names = [directory.parent / name for name in manifest.resumed_from]
     while names:
@@ -235,25 +236,25 @@ def _chain(directory: Path, manifest: Manifest) -> list[tuple[Path, Manifest]]:
 
 
 def _result_of(experiment: Experiment, directory: Path, entry: ManifestEntry) -> ExperimentResult | None:
-    """Return the result that *entry* has of *experiment*; None where it is none, or another's."""
+    """Return the stored result of *entry*; None if it is invalid or not a result of *experiment*."""
     text = stored_result(directory, entry)
     try:
         result = ExperimentResult.model_validate_json(text or "")
     except ValueError:
         return None
     identity = result.identity
-    own = (identity.config_hash, identity.cycle) == (experiment.point.config_hash, experiment.cycle)
-    return result if own else None
+    matches = (identity.config_hash, identity.cycle) == (experiment.point.config_hash, experiment.cycle)
+    return result if matches else None
 
 
 def _refusal(directory: Path, differences: list[str]) -> str:
     more = [f"and {len(differences) - MAX_DIFFERENCES} more"] if len(differences) > MAX_DIFFERENCES else []
     what = "; ".join(differences[:MAX_DIFFERENCES] + more)
-    return f"{directory.name} cannot be resumed: {what} (--llem-resume-mismatch replays what both have)"
+    return f"{directory.name} cannot be resumed: {what} (--llem-resume-mismatch replays the common results)"
 
 
 def _design_difference(study: StudyConfig, directory: Path, manifest: Manifest) -> str:
-    """Return how the study's design differs from the one of a run."""
+    """Return a description of how the study's design differs from that of a run."""
     then = {entry.config_hash: entry.config_summary for entry in manifest.experiments}
     now = {point.config_hash: point.id for point in study.points}
     parts = [
@@ -263,26 +264,26 @@ def _design_difference(study: StudyConfig, directory: Path, manifest: Manifest) 
     ]
     points = f": points {', '.join(parts)}" if parts else ""
     if then.keys() != now.keys() and {*then.values()} == {*now.values()}:
-        points = f": the same points, hashed by pytest-llem {manifest.pytest_llem_version} otherwise than now"
+        points = f": the same points, hashed differently by pytest-llem {manifest.pytest_llem_version}"
     fields = _field_difference(study, directory)
     return f"the study's design was {manifest.study_design_hash}, is {study.design_hash}{fields or points}"
 
 
 def _field_difference(study: StudyConfig, directory: Path) -> str | None:
-    """Return the fields in which the first point that both have differs; None where no point tells."""
+    """Return the differing fields of the first common point that differs; None if there is no such point."""
     for name in (RESULT, DESIGN):
         try:
             points = json.loads((directory / name).read_text(encoding="utf-8"))["points"]
             configs = {point["id"]: point["config"] for point in points}
-        except (OSError, ValueError, LookupError, TypeError):  # not at its end, or tampered with
+        except (OSError, ValueError, LookupError, TypeError):  # an unfinished run, or an edited file
             continue
         for point in study.points:
             now = dict(_flat(point.config.model_dump(mode="json")))
             then = dict(_flat(configs.get(point.id)))
             changed = [name for name in now if name in then and then[name] != now[name]]
             if changed:
-                told = [f"{name}: {then[name]} then, {now[name]} now" for name in changed[:MAX_DIFFERENCES]]
-                return f": {point.id} had {', '.join(told)}"
+                fields = [f"{name}: {then[name]} then, {now[name]} now" for name in changed[:MAX_DIFFERENCES]]
+                return f": {point.id} had {', '.join(fields)}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The file that a study starts from."""
+"""Read the base file of a study."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pytest_llem.study.document import Document, load_document
 from pytest_llem.study.grid import STUDY_KEYS
 from pytest_llem.study.problems import Problem, StudyError, shown
 
-#: Study keys that a base may hold without anyone missing them.
+#: Study keys that are ignored in a base without a note.
 _UNREMARKABLE = ("name", "version")
 
 
 def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem]]:
-    """Return *document* with the base that it names, what is wrong with that, and what is worth a note.
+    """Return *document* with its base, the problems with the base, and notes on it.
 
     Raises:
-        StudyError: The base is no YAML; its problems stand in the base.
+        StudyError: The base is not valid YAML.
     """
     given = document.data.get("base")
     if given is None:
@@ -29,7 +29,7 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
     path = document.path.parent / given
     try:
         fault = _fault(path, document.path)
-    except (OSError, ValueError) as error:  # a name that is too long, or that no system takes
+    except (OSError, ValueError) as error:  # a name that is too long or invalid
         fault = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if fault:
         return document, [document.problem(("base",), f"{fault} (got {shown(given)})")], []
@@ -40,13 +40,13 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
     notes = [base.problem((key,), "is ignored in a base: it belongs to a study") for key in ignored]
     inner = base.data.get("base")
     if isinstance(inner, str) and _leads_to(path.parent / inner, document.path, path):
-        problem = document.problem(("base",), f"goes round in a circle: the base of {given} is {inner}")
+        problem = document.problem(("base",), f"is circular: the base of {given} is {inner}")
         return document, [problem], []
     return replace(document, base=base), [], notes
 
 
 def shared_fields(document: Document) -> dict[str, Any]:
-    """Return the top-level experiment fields of a study file: its base's, and over them its own."""
+    """Return the top-level experiment fields of a study file, which override those of its base."""
     inherited = document.base.data if document.base else {}
     return {key: one for key, one in {**inherited, **document.data}.items() if key not in STUDY_KEYS}
 
@@ -55,12 +55,12 @@ def _fault(path: Path, study: Path) -> str | None:
     if not path.exists():
         return "there is no such file, relative to this one"
     if not path.is_file():
-        return "is no file"
+        return "is not a file"
     return "is this file itself" if path.samefile(study) else None
 
 
 def _leads_to(path: Path, *files: Path) -> bool:
     try:
         return any(path.samefile(file) for file in files)
-    except (OSError, ValueError):  # leads nowhere
+    except (OSError, ValueError):  # an invalid or missing file
         return False

@@ -1,4 +1,4 @@
-"""``budgets``: limits on the metrics of points, as a study file writes them."""
+"""Read ``budgets``, the limits on metrics in a study file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pytest_llem.study.validation import section_problems
 
 Bound = Literal["max", "min"]
 
-#: Metrics that may be below 0: differences, and what is counted from freezing.
+#: Metrics that may be below 0: differences, and temperatures in °C.
 SIGNED = ("active_energy_j", "decode_energy_j", "decode_seconds", "peak_temperature_c")
 
 
 class LimitConfig(NullableSection):
-    """The limits of one metric: at least one of the two.
+    """The limits of one metric, at least one of the two.
 
     Attributes:
-        max: The mean may not be above this, in the metric's unit. Default null: no such limit.
-        min: The mean may not be below this. Default null: no such limit.
+        max: Maximum of the mean, in the metric's unit. Default null: no maximum.
+        min: Minimum of the mean, in the metric's unit. Default null: no minimum.
     """
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["max"]}, {"required": ["min"]}]})
@@ -36,13 +36,13 @@ class LimitConfig(NullableSection):
 
 
 class BudgetConfig(LimitConfig):
-    """One entry of ``budgets``, where that is a list.
+    """One entry of a list of ``budgets``.
 
     Attributes:
-        max: The mean may not be above this, in the metric's unit. Default null: no such limit.
-        min: The mean may not be below this. Default null: no such limit.
+        max: Maximum of the mean, in the metric's unit. Default null: no maximum.
+        min: Minimum of the mean, in the metric's unit. Default null: no minimum.
         metric: Name of the metric. Required.
-        where: The points it is for: value by axis or field, as in ``skip``. Default null: all.
+        where: Points that the entry applies to: value by axis or field, as in ``skip``. Default null: all.
     """
 
     metric: MetricName
@@ -50,15 +50,15 @@ class BudgetConfig(LimitConfig):
 
 
 @dataclass(frozen=True)
-class Written:
-    """A budget as it is written, for whichever points.
+class BudgetEntry:
+    """A budget as written in a study file.
 
     Attributes:
-        metric: By its name in the catalogue.
-        at: Where the metric is named.
-        entry: Where the whole of it stands.
-        bounds: Its limits, one at least.
-        where: The points it is for; None for all.
+        metric: Name of the metric in the catalogue.
+        at: Position of the metric's name.
+        entry: Position of the whole budget.
+        bounds: Its limits, at least one.
+        where: Points that it applies to; None for all.
     """
 
     metric: str
@@ -68,12 +68,13 @@ class Written:
     where: Mapping[str, Any] | None = None
 
 
-#: Budgets by what they are for: the study, at (), or the experiment at that place, which has none of the study's.
-Scoped = dict[KeyPath, list[Written]]
+#: Budgets by the position of their owner: () for the study's; an experiment with budgets of its own has none of
+#: those.
+Scoped = dict[KeyPath, list[BudgetEntry]]
 
 
 def read_budgets(document: Document) -> tuple[Scoped, list[Problem]]:
-    """Return the budgets of a study file and of its experiments, and what is wrong with their shape."""
+    """Return the budgets of a study file and of its experiments, and the problems with their structure."""
     scopes: list[tuple[KeyPath, Any]] = [((), document.data)]
     if isinstance(listed := document.data.get("experiments"), list):
         scopes += [(("experiments", index), entry) for index, entry in enumerate(listed)]
@@ -91,7 +92,7 @@ def read_budgets(document: Document) -> tuple[Scoped, list[Problem]]:
     return found, problems
 
 
-def _read(document: Document, at: KeyPath, given: Any) -> Iterator[Written | Problem]:
+def _read(document: Document, at: KeyPath, given: Any) -> Iterator[BudgetEntry | Problem]:
     if isinstance(given, dict):
         for name, value in given.items():
             yield from _of_mapping(document, (*at, name), name, value)
@@ -99,35 +100,37 @@ def _read(document: Document, at: KeyPath, given: Any) -> Iterator[Written | Pro
         for index, entry in enumerate(given):
             yield from _of_list(document, (*at, index), entry)
     elif given is not None:
-        told = "must be a mapping of metrics to limits, or a list of {metric, max, min, where}"
-        yield document.problem(at, f"{told} {document.given(at, given)}")
+        message = "must be a mapping of metrics to limits, or a list of {metric, max, min, where}"
+        yield document.problem(at, f"{message} {document.given(at, given)}")
 
 
-def _of_mapping(document: Document, at: KeyPath, name: str, value: Any) -> Iterator[Written | Problem]:
+def _of_mapping(document: Document, at: KeyPath, name: str, value: Any) -> Iterator[BudgetEntry | Problem]:
     if fault := metric_fault(name):
         is_entry = name in BudgetConfig.model_fields
-        yield document.problem(at, "a budget that names its metric is an entry of a list" if is_entry else fault)
+        in_list = f"write a budget with {name} as an entry of a list: [{{metric: ..., max: ...}}]"
+        yield document.problem(at, in_list if is_entry else fault)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield _checked(document, Written(name, at, at, {"max": float(value)}))
+        yield _checked(document, BudgetEntry(name, at, at, {"max": float(value)}))
     elif not isinstance(value, dict):
         yield document.problem(at, f"must be a number or a mapping {{max, min}} {document.given(at, value)}")
     else:
         if "where" in value:
-            told = f"a budget for some points is an entry of a list, as {{metric: {name}, max: ..., where: ...}}"
-            yield document.problem((*at, "where"), f"unknown key: {told}")
+            form = f"[{{metric: {name}, max: ..., where: ...}}]"
+            message = f"unknown key: write a budget for some points as an entry of a list: {form}"
+            yield document.problem((*at, "where"), message)
             value = {key: one for key, one in value.items() if key != "where"}
         try:
             limit = LimitConfig.model_validate(value)
         except ValidationError as error:
             yield from section_problems(document, at, LimitConfig, error)
         else:
-            yield _checked(document, Written(name, at, at, _bounds(limit)))
+            yield _checked(document, BudgetEntry(name, at, at, _bounds(limit)))
 
 
-def _of_list(document: Document, at: KeyPath, entry: Any) -> Iterator[Written | Problem]:
+def _of_list(document: Document, at: KeyPath, entry: Any) -> Iterator[BudgetEntry | Problem]:
     if isinstance(entry, dict) and "metric" not in entry and (names := [key for key in entry if key in CATALOGUE]):
-        told = "unknown key: in a list a budget names its metric, as {{metric: {}, max: ...}}"
-        yield from (document.problem((*at, name), told.format(name)) for name in names)
+        message = "unknown key: an entry of a list has the key metric: {{metric: {}, max: ...}}"
+        yield from (document.problem((*at, name), message.format(name)) for name in names)
         return
     try:
         budget = BudgetConfig.model_validate(entry)
@@ -137,7 +140,7 @@ def _of_list(document: Document, at: KeyPath, entry: Any) -> Iterator[Written | 
     if fault := metric_fault(budget.metric):
         yield document.problem((*at, "metric"), fault)
     else:
-        yield _checked(document, Written(budget.metric, (*at, "metric"), at, _bounds(budget), budget.where))
+        yield _checked(document, BudgetEntry(budget.metric, (*at, "metric"), at, _bounds(budget), budget.where))
 
 
 def _bounds(limit: LimitConfig) -> dict[Bound, float]:
@@ -145,8 +148,8 @@ def _bounds(limit: LimitConfig) -> dict[Bound, float]:
     return {bound: value for bound, value in given if value is not None}
 
 
-def _checked(document: Document, budget: Written) -> Written | Problem:
-    """Return *budget*, or what is wrong with its numbers."""
+def _checked(document: Document, budget: BudgetEntry) -> BudgetEntry | Problem:
+    """Return *budget*, or the problem with its limits."""
     bounds = budget.bounds
     if not bounds:
         return document.problem(budget.entry, "needs a max or a min")

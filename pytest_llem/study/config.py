@@ -1,4 +1,4 @@
-"""What an experiment is told to do: the fields of a study file, validated."""
+"""Define and validate the fields of an experiment in a study file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pytest_llem.study.dataset import MOST, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
+from pytest_llem.study.dataset import MAX_COUNT, SYNTHETIC, DatasetConfig, LengthConfig, WorkloadShape, overrides
 from pytest_llem.study.engines import DEFAULT_BACKEND, ENGINES, LoRAConfig, PyTorchConfig, VLLMConfig
-from pytest_llem.study.section import Section, finite
+from pytest_llem.study.section import Section, check_finite
 
 Precision = Literal["fp32", "fp16", "bf16"]
 LengthMode = Literal["fixed", "natural"]
@@ -16,13 +16,13 @@ DatasetOrder = Literal["interleaved", "grouped", "shuffled"]
 PromptFormat = Literal["raw", "chat"]
 Preset = Literal["deterministic", "standard", "creative", "factual"]
 
-#: Leaves the choice of the meter to what the machine has.
+#: Chooses the best meter that the machine has.
 AUTO = "auto"
 
-#: Meters of LLenergyMeasure 2.0 that stand for "the best there is".
+#: Meters of LLenergyMeasure 2.0 that are read as ``auto``.
 FORMER_METERS = ("zeus", "codecarbon")
 
-#: What a preset of the decoder stands for; a field that is given wins. As in LLenergyMeasure 2.0.
+#: Fields of each decoder preset, as in LLenergyMeasure 2.0; fields that are given override them.
 PRESETS: dict[str, dict[str, Any]] = {
     "deterministic": {"temperature": 0.0, "do_sample": False},
     "standard": {"temperature": 1.0, "do_sample": True, "top_p": 0.95, "top_k": 50},
@@ -32,23 +32,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class DecoderConfig(Section):
-    """How the next token is chosen, whatever the engine.
+    """Choice of the next token, for every engine.
 
     Attributes:
-        preset: A name for several of these: ``deterministic``, ``standard``, ``creative`` or ``factual``. What
-            is given beside it wins. Default null: none.
+        preset: Values for several of these fields: ``deterministic``, ``standard``, ``creative`` or ``factual``.
+            Fields that are given override it. Default null: none.
         temperature: Divides the logits; 0 takes the likeliest token. Default 1.0.
-        do_sample: Sample, or take the likeliest token. Default true.
+        do_sample: Sample instead of taking the likeliest token. Default true.
         top_k: Sample among this many likeliest tokens, 0 for all. Default 50.
-        top_p: Sample among the likeliest tokens that hold this probability. Default 1.0.
-        min_p: Leave out tokens less likely than this share of the likeliest one's probability. Default null:
+        top_p: Sample among the likeliest tokens whose probabilities add up to this. Default 1.0.
+        min_p: Exclude tokens less likely than this share of the likeliest token's probability. Default null:
             none.
         repetition_penalty: Above 1 discourages repeated tokens. Default 1.0.
-        min_new_tokens: No sequence ends before this many tokens. Default null: it may end at once. With
-            ``measurement.length_mode: fixed`` none ends early anyway.
+        min_new_tokens: Minimum number of tokens of a sequence. Default null: a sequence may end at once. Has no
+            effect with ``measurement.length_mode: fixed``.
     """
 
-    # What it stands for is what is run, hashed and written down.
+    # Excluded because the expanded fields are what is run, hashed and recorded.
     preset: Preset | None = Field(None, exclude=True)
     temperature: float = Field(1.0, ge=0)
     do_sample: bool = True
@@ -66,23 +66,24 @@ class DecoderConfig(Section):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, whatever else is given."""
+        """Whether the likeliest token is always taken."""
         return not self.do_sample or self.temperature == 0
 
 
 class WarmupConfig(Section):
-    """What runs before the measured window.
+    """Warm-up before the measured window.
 
     Attributes:
-        enabled: Warm up at all. Default true.
+        enabled: Warm up. Default true.
         n_warmup: Runs of the longest and of the median batch. Default 5.
-        convergence_detection: Then go on until latencies settle. Default true.
-        cv_threshold: They have settled when the last ``window_size`` have a coefficient of variation
-            below this. Default 0.05.
-        window_size: See above. Default 5.
-        min_prompts: Runs before latencies may be called settled. Default 5.
-        max_prompts: Give up after this many runs in search of it, and say so. Default 20.
-        thermal_floor_seconds: Keep the load on for at least this long, in seconds. Default 0.
+        convergence_detection: After these runs, continue until latencies are steady. Default true.
+        cv_threshold: Latencies are steady if the last ``window_size`` have a coefficient of variation below this.
+            Default 0.05.
+        window_size: Number of latencies in that check. Default 5.
+        min_prompts: Minimum number of runs before latencies can count as steady. Default 5.
+        max_prompts: Maximum number of runs until latencies are steady; the result warns if they are not. Default
+            20.
+        thermal_floor_seconds: Minimum time under load, in seconds. Default 0.
     """
 
     enabled: bool = True
@@ -95,16 +96,17 @@ class WarmupConfig(Section):
     thermal_floor_seconds: float = Field(0.0, ge=0)
 
 
-#: Idle power is measured in so many parts, one right after the other, whose scatter tells how good it is.
+#: Number of consecutive parts of an idle power measurement; their scatter is its uncertainty.
 BASELINE_PARTS = 5
 
 
 class BaselineConfig(Section):
-    """Power of the idle machine with the model loaded, which ``active_energy_j`` leaves out.
+    """Idle power with the model loaded, which ``active_energy_j`` subtracts.
 
     Attributes:
-        enabled: Measure it, where there is a meter that measures. Default true.
-        duration_seconds: For how long, in seconds; after each window a fifth of that again. Default 30.
+        enabled: Measure idle power, if a meter is available. Default true.
+        duration_seconds: Time of the measurement, in seconds; a fifth of it is repeated after each window. Default
+            30.
     """
 
     enabled: bool = True
@@ -112,20 +114,20 @@ class BaselineConfig(Section):
 
     @property
     def part_seconds(self) -> float:
-        """Length of each of the parts that it is measured in, and of the measurement after the window, in s."""
+        """Length of one part of the measurement, and of the measurement after the window, in s."""
         return self.duration_seconds / BASELINE_PARTS
 
 
 class EnergyConfig(Section):
-    """Which meter reads the energy.
+    """Choice of the energy meter.
 
     Attributes:
-        backend: ``auto`` (the GPU's counter where the engine runs on one, else RAPL, else an estimate),
-            the name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none.
-            Default ``auto``; so are LLenergyMeasure's ``zeus`` and ``codecarbon``. A meter that is named says what
-            the energy is to cover: gates judge it also where that is not the engine's devices.
-        allow_estimated: An estimate will do: it is not warned of, and a gate on energy may pass or fail by it.
-            Part of no hash. Default false.
+        backend: ``auto`` (the GPU's energy counter if the engine runs on a GPU, else RAPL, else an estimate), the
+            name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none. Default
+            ``auto``; LLenergyMeasure's ``zeus`` and ``codecarbon`` are read as ``auto``. If a meter is named,
+            gates judge its energy even if it does not cover the engine's devices.
+        allow_estimated: Accept estimated energy without a warning, and let gates judge it. Part of no hash.
+            Default false.
     """
 
     backend: str | None = AUTO
@@ -141,11 +143,12 @@ class MeasurementConfig(Section):
     """The measured window.
 
     Attributes:
-        min_window_seconds: The window holds as many whole passes over the prompts as fill this. Default 10.
+        min_window_seconds: Minimum length of the window, in seconds; it consists of whole passes over the prompts.
+            Default 10.
         length_mode: ``fixed``: every sequence gets exactly ``max_output_tokens``; ``natural``: a sequence ends
             at its end-of-sequence token. Default ``fixed``.
-        prefill_split: Measure time and energy of the prompts apart from those of the answers: after the window, in
-            a second one of at least the same time, each prompt gets one new token only. Default false.
+        prefill_split: Measure time and energy of prefill separately, in a second window of at least the same
+            length with one new token per prompt. Default false.
     """
 
     min_window_seconds: float = Field(10.0, ge=0)
@@ -156,8 +159,11 @@ class MeasurementConfig(Section):
 class ExperimentConfig(Section):
     """One fully resolved experiment.
 
-    A section named after an engine that is installed beside ours is kept as it is and handed to that engine,
-    which refuses what it does not know.
+    A section named after another installed engine is passed to that engine unchecked; the engine refuses unknown
+    options.
+
+    Example:
+        ExperimentConfig(model="builtin:tiny-llama", n=8, max_output_tokens=16)
 
     Attributes:
         model: A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the
@@ -167,37 +173,36 @@ class ExperimentConfig(Section):
         n: Number of prompts in a pass. Default 100.
         dataset: ``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file
             (``prompt`` or ``text`` in each object), relative to the study, a dataset of the Hugging Face hub, or
-            a mapping that spells synthetic prompts out. A hub's is ``owner/name``, and where it matters
-            ``owner/name@revision/subset:split#column``. Unless they are named, the split is ``train`` or the only
-            one, and the column the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``,
-            ``input`` and ``content`` that holds strings. ``aienergyscore`` stands for AI Energy Score's 1,000
-            prompts, ``AIEnergyScore/text_generation``. Default ``synthetic``.
-        dataset_order: Order of a file's or a hub dataset's prompts: ``interleaved`` (in turn from each
-            ``source`` that the objects of a ``.jsonl``, or a column of that name, tell, else as they stand),
-            ``grouped`` (the same prompts, source by source) or ``shuffled`` (drawn with ``random_seed``).
-            Default ``interleaved``.
-        prompt_format: ``raw``, or ``chat`` for the model's chat template around each prompt that is a text.
-            Default ``raw``.
+            a mapping that describes synthetic prompts. A hub dataset is ``owner/name`` or
+            ``owner/name@revision/subset:split#column``. The default split is ``train`` or the only one. The
+            default column is the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``,
+            ``input`` and ``content`` that holds strings. ``aienergyscore`` is AI Energy Score's 1,000 prompts,
+            ``AIEnergyScore/text_generation``. Default ``synthetic``.
+        dataset_order: Order of the prompts of a file or hub dataset: ``interleaved`` (one prompt of each
+            ``source`` in rotation, if the objects of a ``.jsonl`` file, or the dataset's columns, have one;
+            otherwise the given order), ``grouped`` (the same prompts, source by source) or ``shuffled`` (drawn
+            with ``random_seed``). Default ``interleaved``.
+        prompt_format: ``raw``, or ``chat`` to wrap each text prompt in the model's chat template. Default ``raw``.
         precision: Data type of the weights: ``fp32``, ``fp16`` or ``bf16``. Default ``bf16``.
-        random_seed: Seeds the prompts and the sampling, and each pass anew. On a CPU the same experiment generates
-            the same tokens; on a GPU it need not, as not all its kernels are deterministic, and ``tokens``
-            of the result tells whether the passes did. Default 42.
-        max_input_tokens: Longer prompts are cut to this; synthetic ones have exactly this, unless the dataset says
-            how their lengths are distributed. Default 512.
+        random_seed: Seed of the prompts and of the sampling, set again for each pass. On a CPU the same experiment
+            generates the same tokens. On a GPU it may not, because some kernels are not deterministic; ``tokens``
+            of the result records whether the passes agree. Default 42.
+        max_input_tokens: Maximum length of a prompt, in tokens; longer prompts are cut. Synthetic prompts have
+            exactly this length unless the dataset gives a distribution of lengths. Default 512.
         max_output_tokens: Tokens to generate for each prompt. Default 128.
-        decoder: How the next token is chosen. Default: sampling.
-        warmup: What runs before the measured window. Default: until latencies settle.
-        baseline: Power of the idle machine. Default: measured for 30 s.
-        energy: Which meter reads the energy. Default: the best there is.
+        decoder: Choice of the next token. Default: sampling.
+        warmup: Warm-up before the measured window. Default: until latencies are steady.
+        baseline: Idle power. Default: measured for 30 s.
+        energy: Choice of the energy meter. Default: the best available.
         measurement: The measured window. Default: 10 s.
         pytorch: Options of the engine ``pytorch``. Default: its defaults.
         vllm: Options of the engine ``vllm``. Default null: its defaults.
         tensorrt: Options of the engine ``tensorrt``, under its own names. Default null: its defaults.
         lora: An adapter on top of the model. Default null: none. Not supported yet.
-        passthrough_kwargs: Arguments for the engine that no field has. ``pytorch`` takes those of
+        passthrough_kwargs: Further arguments of the engine. ``pytorch`` accepts those of
             ``transformers.GenerationConfig``. Default null: none.
-        output_dir: Where the study's results folder goes, relative to rootdir, unless ``--llem-results-dir``
-            says otherwise. The same for the whole study; part of no hash. Default null: the ini option
+        output_dir: Parent of the study's results folder, relative to rootdir. Overridden by
+            ``--llem-results-dir``. The same for the whole study; part of no hash. Default null: the ini option
             ``llem_results_dir``.
     """
 
@@ -205,14 +210,14 @@ class ExperimentConfig(Section):
 
     model: str = Field(min_length=1)
     backend: str = Field(DEFAULT_BACKEND, min_length=1)
-    n: int = Field(100, ge=1, le=MOST)
+    n: int = Field(100, ge=1, le=MAX_COUNT)
     dataset: Annotated[str, Field(min_length=1)] | DatasetConfig = SYNTHETIC
     dataset_order: DatasetOrder = "interleaved"
     prompt_format: PromptFormat = "raw"
     precision: Precision = "bf16"
     random_seed: int = Field(42, ge=0, lt=2**63)
-    max_input_tokens: int = Field(512, ge=1, le=MOST)
-    max_output_tokens: int = Field(128, ge=1, le=MOST)
+    max_input_tokens: int = Field(512, ge=1, le=MAX_COUNT)
+    max_output_tokens: int = Field(128, ge=1, le=MAX_COUNT)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
     warmup: WarmupConfig = Field(default_factory=WarmupConfig)
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
@@ -228,8 +233,8 @@ class ExperimentConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """The engine ``pytorch`` always has its section, so that its defaults are part of the configuration. What
-        a dataset says of number and lengths is the experiment's, so that no other figure is shown.
+        """Add the section ``pytorch``, so that its defaults are part of the configuration, and copy the number and
+        lengths of prompts from the dataset to the experiment's fields, so that both agree.
         """
         if not isinstance(data, dict):
             return data
@@ -258,28 +263,28 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"decoder.min_new_tokens {shortest} is more than max_output_tokens {self.max_output_tokens}"
             )
-        finite(self.passthrough_kwargs, "passthrough_kwargs")
-        if self.backend != "pytorch":  # whose fields are all known, and looked at
-            finite(self.engine_section, self.backend)
+        check_finite(self.passthrough_kwargs, "passthrough_kwargs")
+        if self.backend != "pytorch":  # whose fields are validated by its section
+            check_finite(self.engine_section, self.backend)
         if self.passthrough_kwargs and (taken := {*self.passthrough_kwargs} & {*type(self).model_fields}):
             raise ValueError(f"passthrough_kwargs may not hold {min(taken)!r}, which is a field of its own")
         return self
 
     @property
     def has_texts(self) -> bool:
-        """Whether the prompts are texts of a file or of a hub's dataset, and not token ids of ours."""
+        """Whether the prompts are texts of a file or hub dataset, and not synthetic token ids."""
         return isinstance(self.dataset, str) and self.dataset != SYNTHETIC
 
     @property
     def engine_section(self) -> dict[str, Any]:
-        """What the study says to the engine, by the engine's own names."""
+        """The engine's options in the study, by the engine's own names."""
         known = self.backend in ENGINES
         section = getattr(self, self.backend) if known else (self.model_extra or {}).get(self.backend)
         return section.model_dump() if isinstance(section, BaseModel) else dict(section or {})
 
     @property
     def workload(self) -> WorkloadShape:
-        """Number and lengths of the prompts, with every default filled in."""
+        """Number and lengths of the prompts, with all defaults filled in."""
         dataset = self.dataset if isinstance(self.dataset, DatasetConfig) else DatasetConfig()
         return WorkloadShape(
             n=self.n,

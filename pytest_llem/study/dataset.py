@@ -1,4 +1,4 @@
-"""Where an experiment's prompts come from, as a study file says it."""
+"""Define the ``dataset`` of an experiment: synthetic prompts, files, and datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pydantic import Field, ValidationError, model_validator
 
 from pytest_llem.study.section import Section
 
-#: The dataset of random token ids.
+#: Name of the dataset of random token ids.
 SYNTHETIC = "synthetic"
 
-#: Names for datasets of the Hugging Face hub. AI Energy Score's 1,000 prompts for text generation.
+#: Short names of hub datasets: AI Energy Score's 1,000 prompts for text generation.
 ALIASES = {"aienergyscore": "AIEnergyScore/text_generation"}
 
-#: Files that hold prompts.
+#: Suffixes of prompt files.
 FILE_TYPES = (".txt", ".jsonl")
 
-#: What a dataset gives of an experiment's own fields.
+#: Fields of a dataset, and the experiment's fields that they set.
 DATASET_FIELDS = {"n": "n", "input_len": "max_input_tokens", "output_len": "max_output_tokens"}
 
-#: More prompts, or tokens in one, than any machine will see.
-MOST = 100_000_000
+#: Upper limit of numbers of prompts and of tokens.
+MAX_COUNT = 100_000_000
 
-#: Without bounds, lengths are kept within so many standard deviations of their mean: as guidellm does.
-_WIDEST = 5
+#: Without bounds, lengths are limited to this many standard deviations from their mean, as guidellm does.
+_MAX_DEVIATIONS = 5
 
-Count = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 _HUB = re.compile(
     r"(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[^/:#@]+))?(/(?P<subset>[^/:#@]+))?"
@@ -38,35 +38,34 @@ _HUB = re.compile(
 
 
 class LengthConfig(Section):
-    """Lengths of synthetic prompts, drawn with the dataset's seed: the same on any machine.
+    """Distribution of the lengths of synthetic prompts, drawn with the dataset's seed, the same on every machine.
 
     Attributes:
-        mean: Mean of a normal distribution, in tokens; what is drawn is rounded and clipped to ``min`` and
-            ``max``. Default null: lengths from ``min`` to ``max`` are all as likely.
-        stdev: Standard deviation of the normal distribution, in tokens. Default null: there is none. Goes with
+        mean: Mean of a normal distribution, in tokens, rounded and clipped to ``min`` and ``max``. Default null:
+            a uniform distribution from ``min`` to ``max``.
+        stdev: Standard deviation of the normal distribution, in tokens. Default null: none. Required with
             ``mean``.
-        min: The shortest, in tokens. Default: five times ``stdev`` below ``mean``, and 1 at least; without them
-            it has to be given.
-        max: The longest, in tokens. Default: five times ``stdev`` above ``mean``; without them it has to be
-            given.
+        min: Minimum, in tokens. Default: five times ``stdev`` below ``mean``, at least 1. Required without
+            ``mean``.
+        max: Maximum, in tokens. Default: five times ``stdev`` above ``mean``. Required without ``mean``.
     """
 
     mean: Count | None = None
-    stdev: float | None = Field(None, ge=0, le=MOST)
+    stdev: float | None = Field(None, ge=0, le=MAX_COUNT)
     min: Count | None = None
     max: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _bound(cls, data: Any) -> Any:
-        """What is hashed and written down has its bounds, given or not."""
+        """Fill in the default bounds, so that they are hashed and recorded."""
         if not isinstance(data, dict):
             return data
         mean, stdev = data.get("mean"), data.get("stdev")
-        if type(mean) is not int or not isinstance(stdev, int | float) or not 0 <= stdev <= MOST:
+        if type(mean) is not int or not isinstance(stdev, int | float) or not 0 <= stdev <= MAX_COUNT:
             return data
-        reach = int(_WIDEST * stdev)
-        bounds = {"min": max(1, mean - reach), "max": min(MOST, mean + reach)}
+        reach = int(_MAX_DEVIATIONS * stdev)
+        bounds = {"min": max(1, mean - reach), "max": min(MAX_COUNT, mean + reach)}
         return bounds | {key: value for key, value in data.items() if value is not None}
 
     @model_validator(mode="after")
@@ -83,12 +82,12 @@ class LengthConfig(Section):
 
     @property
     def largest(self) -> int:
-        """The longest that a prompt can be."""
+        """Maximum length of a prompt, in tokens."""
         assert self.max is not None
         return self.max
 
     def draw(self, rng: random.Random) -> int:
-        """Return the length of one prompt, in tokens."""
+        """Return a random length of one prompt, in tokens."""
         assert self.min is not None
         if self.mean is None or self.stdev is None:
             return rng.randint(self.min, self.largest)
@@ -96,16 +95,15 @@ class LengthConfig(Section):
 
 
 class DatasetConfig(Section):
-    """Synthetic prompts, spelt out. What is given here wins over the experiment's own fields.
+    """Description of synthetic prompts. Its values override the experiment's own fields.
 
     Attributes:
         n: Number of prompts. Default: the experiment's ``n``.
-        input_len: Tokens in each prompt, or a mapping that says how they are distributed: ``{mean, stdev}``,
-            ``{mean, stdev, min, max}`` or ``{min, max}``. The longest that there can be is the experiment's
-            ``max_input_tokens``, with which time and memory are estimated. Default: the experiment's
-            ``max_input_tokens``.
-        output_len: Tokens to generate for each. Default: the experiment's ``max_output_tokens``.
-        seed: Seed of the token ids, and of the lengths. Default: the experiment's ``random_seed``.
+        input_len: Tokens in each prompt, or a distribution: ``{mean, stdev}``, ``{mean, stdev, min, max}`` or
+            ``{min, max}``. The maximum length becomes the experiment's ``max_input_tokens``, from which time and
+            memory are estimated. Default: the experiment's ``max_input_tokens``.
+        output_len: Tokens to generate for each prompt. Default: the experiment's ``max_output_tokens``.
+        seed: Seed of the token ids and of the lengths. Default: the experiment's ``random_seed``.
     """
 
     n: Count | None = None
@@ -115,27 +113,27 @@ class DatasetConfig(Section):
 
 
 def overrides(dataset: dict[str, Any]) -> dict[str, int]:
-    """Return what *dataset*, as it stands in a study, gives of an experiment's own fields, where that is valid."""
+    """Return the valid values of the experiment's fields that *dataset*, as given in a study, sets."""
     given = {ours: dataset.get(its) for its, ours in DATASET_FIELDS.items()}
     lengths = given["max_input_tokens"]
     if isinstance(lengths, dict | LengthConfig):
         try:
             given["max_input_tokens"] = LengthConfig.model_validate(lengths).largest
-        except ValidationError:  # told where the whole dataset is validated
+        except ValidationError:  # reported when the whole dataset is validated
             given["max_input_tokens"] = None
     return {ours: value for ours, value in given.items() if type(value) is int and value > 0}
 
 
 @dataclass(frozen=True)
 class WorkloadShape:
-    """What the prompts of an experiment are like.
+    """Number and lengths of an experiment's prompts.
 
     Attributes:
-        n: How many.
-        input_len: Tokens in each, at most.
-        output_len: Tokens to generate for each, at most.
-        seed: Of synthetic prompts.
-        lengths: How the lengths of synthetic prompts are distributed; None where all have ``input_len``.
+        n: Number of prompts.
+        input_len: Maximum number of tokens in a prompt.
+        output_len: Maximum number of tokens to generate for a prompt.
+        seed: Seed of synthetic prompts.
+        lengths: Distribution of the lengths of synthetic prompts; None if all have ``input_len``.
     """
 
     n: int
@@ -147,14 +145,14 @@ class WorkloadShape:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset of the Hugging Face hub: ``owner/name@revision/subset:split#column``, all but the first optional.
+    """A dataset of the Hugging Face hub: ``owner/name@revision/subset:split#column``, optional after the name.
 
     Attributes:
         name: ``owner/name``.
-        revision: Branch, tag or commit; null for its main branch.
-        subset: One of its configurations; null for the default one.
-        split: Null for ``train``, or its only one.
-        column: The one that holds the prompts; null to look for it.
+        revision: Branch, tag or commit; None for the main branch.
+        subset: Configuration of the dataset; None for the default one.
+        split: Name of the split; None for ``train`` or the only one.
+        column: Column of the prompts; None to search for it.
     """
 
     name: str
@@ -169,6 +167,6 @@ class HubDataset:
 
     @classmethod
     def parse(cls, text: str) -> HubDataset | None:
-        """Return the dataset that *text*, or the alias in it, names; None where it cannot be one of the hub."""
+        """Return the hub dataset that *text*, a name or an alias, refers to; None if it cannot be one."""
         found = None if text.endswith(FILE_TYPES) else _HUB.fullmatch(ALIASES.get(text, text))
         return cls(**found.groupdict()) if found else None

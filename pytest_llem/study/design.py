@@ -1,4 +1,4 @@
-"""A study as it was understood: points, experiments, and how they are run."""
+"""Hold a validated study: its points, experiments and run order."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Point:
     """One resolved configuration of a study.
 
     Attributes:
-        id: As in ``precision=bf16-batch_size=8``.
-        axes: What distinguishes it from the study's other points: value by dotted key.
+        id: Such as ``precision=bf16-batch_size=8``.
+        axes: Value by dotted axis, for the axes in which the study's points differ.
         config: The whole configuration.
         config_hash: 16 hex digits that identify ``config``.
-        skip: Why it is not run; null where it is.
-        xfail: Why it is expected to fail; null where it is not.
+        skip: Reason to skip the point, or None.
+        xfail: Reason to expect a failure, or None.
     """
 
     id: str
@@ -40,13 +40,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One point in one cycle: one pytest item, one process.
+    """One cycle of one point: one pytest item, run in one process.
 
     Attributes:
-        id: The point's id, with the cycle where there is more than one.
-        index: Place in run order, from 0.
-        cycle: Which repetition, from 1.
-        point: What is run.
+        id: The point's id, with the cycle if there is more than one.
+        index: Position in run order, from 0.
+        cycle: Number of the repetition, from 1.
+        point: The point.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Excluded:
-    """A combination of the grid that makes no valid experiment, and why."""
+    """A combination of the grid that is not a valid experiment, and the reason."""
 
     axes: dict[str, Any]
     config: dict[str, Any]
@@ -68,22 +68,25 @@ class Excluded:
 class StudyConfig:
     """A study file, read and validated.
 
+    Example:
+        study = load_study("studies/llama.yaml")
+        print(study.name, len(study.points), study.n_cycles)
+
     Attributes:
         path: The file.
         line: Line of the sweep, from 1.
         name: The study's name.
-        text: The file as it was read.
-        base_text: Its base as it was read, or None.
+        text: Content of the file.
+        base_text: Content of its base, or None.
         points: Its points, in file order.
-        excluded: Combinations left out.
-        execution: How it is run.
-        runners: Where each engine's experiments run, by engine and as the file has it; one that is not there runs
-            here.
-        design_hash: 16 hex digits over the points; the same for the same study on any machine.
-        notes: What its author should know and is no mistake.
-        budgets: Limits on its results, of every point that they concern.
-        gates: How its results are compared with others.
-        gates_line: Line of that section, or of the sweep where there is none, from 1.
+        excluded: Invalid combinations, which are left out.
+        execution: Execution settings.
+        runners: Runner of each engine, as in the file; engines without a runner run in this environment.
+        design_hash: 16 hex digits over the points; the same for the same study on every machine.
+        notes: Notes for its author that are not errors.
+        budgets: Limits on the results, one per metric and point.
+        gates: Settings of comparisons.
+        gates_line: Line of the section ``gates``, or else of the sweep, from 1.
     """
 
     path: Path
@@ -108,22 +111,22 @@ class StudyConfig:
 
     @property
     def output_dir(self) -> str | None:
-        """Where the study wants its results folder, relative to rootdir; None leaves it to the options."""
+        """Parent of the results folder, relative to rootdir; None if the options determine it."""
         return self.points[0].config.output_dir
 
     def with_interpreter(self, python: Path) -> StudyConfig:
-        """Return the same study with every experiment in the interpreter *python*."""
+        """Return a copy of the study in which every experiment runs in the interpreter *python*."""
         backends = {point.config.backend for point in self.points}
         return replace(self, runners=dict.fromkeys(backends, str(python)))
 
     def interpreter(self, backend: str) -> Path | None:
-        """Return the Python interpreter that an engine's experiments run in; None where it is this one."""
+        """Return the Python interpreter of an engine's experiments; None for this one."""
         runner = self.runners.get(backend)
         return None if runner is None else interpreter_path(runner, self.path.parent)
 
     @cached_property
     def axis_names(self) -> dict[str, str]:
-        """Short name by dotted axis, over all points."""
+        """Short name of each dotted axis of the study."""
         return short_names(dict.fromkeys(axis for point in self.points for axis in point.axes))
 
     @cached_property
@@ -141,8 +144,8 @@ class StudyConfig:
 def run_order(n_points: int, n_cycles: int, order: CycleOrder, seed: int | str) -> list[tuple[int, int]]:
     """Return ``(point, cycle)`` pairs in run order; points count from 0, cycles from 1.
 
-    Every order but ``sequential`` holds each point once per cycle, so that a machine that drifts over the
-    study drifts under all points alike.
+    Every order but ``sequential`` runs each point once per cycle, so that drift of the machine affects all points
+    alike.
     """
     if order == "sequential":
         return [(point, cycle) for point in range(n_points) for cycle in range(1, n_cycles + 1)]

@@ -1,4 +1,4 @@
-"""A YAML file as plain data, with the place of every key."""
+"""Read a YAML file as plain data with the position of every key."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from pytest_llem.study.problems import Problem, StudyError, shown
 
 KeyPath = tuple[str | int, ...]
 
-#: More than any study needs, in bytes.
+#: Maximum size of a file, in bytes.
 MAX_BYTES = 20_000_000
 
-#: More nodes than any study needs; aliases count each time they are used, so that a file of nested
-#: aliases ("billion laughs") ends here and not in memory.
+#: Maximum number of nodes. Aliases count each time they are used, so that nested aliases ("billion laughs") are
+#: refused before they fill the memory.
 MAX_NODES = 200_000
 
-#: More levels than any study needs, and fewer than make anything that walks them run out of stack.
+#: Maximum depth, below Python's recursion limit.
 MAX_DEPTH = 64
 
 _TOO_DEEP = "nested too deeply"
 
-#: Ends the message for a value that would be right as a string.
+#: End of the message for a value that would be valid as a string.
 IN_QUOTES = "; put it in quotes"
 
 _TAG = "tag:yaml.org,2002:"
 
-#: Characters that can be written in YAML, and in no file name and no UTF-8.
+#: Characters that YAML can express but that UTF-8 or file names cannot contain.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
-#: What ends a line in YAML.
+#: Line breaks of YAML.
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 
-#: Numbers that YAML 1.1 reads in base 8 and 60, and YAML 1.2, as JSON, does not.
+#: Numbers that YAML 1.1 reads in base 8 or 60, unlike YAML 1.2 and JSON.
 _OTHER_BASE = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*|.*:.*")
 
-#: A key that a message shows as it is.
+#: Keys that a message shows without quotes.
 _PLAIN_KEY = re.compile(r"[\w./+-]+")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, nearer to YAML 1.2: ``1e-4`` is a number, a date and ``=`` are strings.
+    """PyYAML's safe loader, closer to YAML 1.2: ``1e-4`` is a number; dates and ``=`` are strings.
 
     Attributes:
-        tagged: Each tag written in the file, and where. PyYAML would believe ``!!bool maybe``.
+        tagged: Explicit tags in the file and their positions. PyYAML would accept ``!!bool maybe``.
     """
 
     def __init__(self, text: str) -> None:
@@ -84,9 +84,9 @@ class Document:
         path: The file.
         text: The file as it was read.
         data: Plain dicts, lists and scalars.
-        marks: Line and column, from 1, by key path; a mapping's entry stands at its key.
-        written: How the file spells each scalar that is no string, by key path.
-        base: Another document whose top-level keys stand in for those that this one lacks.
+        marks: Line and column, from 1, by key path; for an entry of a mapping, those of its key.
+        written: Spelling in the file of each scalar that is not a string, by key path.
+        base: Document that provides the top-level keys that are missing in this one, or None.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class Document:
     base: Document | None = None
 
     def problem(self, key_path: KeyPath, message: str) -> Problem:
-        """Return a problem located at *key_path*, or at its nearest ancestor that is in the file."""
+        """Return a problem located at *key_path*, or at its nearest ancestor in the file."""
         if base := self._base_of(key_path):
             return base.problem(key_path, message)
         at = key_path
@@ -107,14 +107,15 @@ class Document:
         return Problem(self.path, line, column, dotted(key_path), message)
 
     def given(self, key_path: KeyPath, value: Any) -> str:
-        """Return ``(got …)`` for the *value* at *key_path*, in the file's own spelling."""
+        """Return ``(got …)`` for the *value* at *key_path*, spelt as in the file."""
         if base := self._base_of(key_path):
             return base.given(key_path, value)
         return f"(got {_as_written(self.written.get(key_path), value)})"
 
     def _base_of(self, key_path: KeyPath) -> Document | None:
-        lacks = self.base is not None and key_path and (key_path[0],) not in self.marks
-        return self.base if lacks and self.base and (key_path[0],) in self.base.marks else None
+        if self.base is None or not key_path or (key_path[0],) in self.marks:
+            return None
+        return self.base if (key_path[0],) in self.base.marks else None
 
 
 def _as_written(written: str | None, value: Any) -> str:
@@ -141,17 +142,17 @@ def dotted(key_path: KeyPath) -> str:
 
 
 def load_document(path: Path) -> Document:
-    """Read *path*.
+    """Return the content of *path*.
 
     Raises:
-        StudyError: The file cannot be read, is no YAML, is empty, holds tags, duplicate or non-string keys, or
-            values that have no place in JSON.
+        StudyError: The file cannot be read, is not valid YAML, is empty, or contains tags, duplicate or non-string
+            keys, or values that JSON cannot represent.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            _refuse(path, (1, 1), f"is larger than {MAX_BYTES // 10**6} MB, which is no study")
+            _refuse(path, (1, 1), f"is larger than {MAX_BYTES // 10**6} MB, the limit for a study")
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    except (OSError, ValueError) as error:  # ValueError: a path that no system takes
+    except (OSError, ValueError) as error:  # ValueError: an invalid path
         _refuse(path, (1, 1), f"cannot be read: {getattr(error, 'strerror', None) or error}")
     try:
         text = raw.decode()
@@ -162,7 +163,7 @@ def load_document(path: Path) -> Document:
 
 
 def read_value(text: str) -> Any:
-    """Return what *text* stands for as a value in a study file; *text* itself where it could not be one."""
+    """Return the value that *text* has in a study file; *text* itself if it is not valid YAML."""
     try:
         return _parse(Path(), text).data
     except StudyError:
@@ -194,17 +195,17 @@ def _parse(path: Path, text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        _refuse(path, place, f"not valid YAML: {_yaml_says(error)}")
+        _refuse(path, place, f"not valid YAML: {_yaml_error(error)}")
     except RecursionError:
         _refuse(path, (1, 1), _TOO_DEEP)
-    except (ValueError, OverflowError):  # PyYAML's own slips: "\Uffffffff", a version of 5,000 digits
+    except (ValueError, OverflowError):  # uncaught in PyYAML: "\Uffffffff", a version of 5,000 digits
         mark = loader.get_mark()
         _refuse(path, (mark.line + 1, mark.column + 1), "not valid YAML: a number is too large")
     finally:
         loader.dispose()
 
 
-#: What to do about a complaint of PyYAML's that holds these words.
+#: Advice for errors of PyYAML that contain these words.
 _ADVICE = {
     "'\\t'": "; indent with spaces",
     "cannot start any token": "; put the value in quotes",
@@ -215,12 +216,12 @@ _ADVICE = {
 }
 
 
-def _yaml_says(error: yaml.MarkedYAMLError) -> str:
-    """Return PyYAML's complaint, less what it was doing at the time."""
-    said = (error.context, error.problem)
-    complaint = ", ".join(text for text in said if text and not text.startswith("while "))
-    advice = next((told for part, told in _ADVICE.items() if part in complaint), "")
-    return f"{complaint}{advice}"
+def _yaml_error(error: yaml.MarkedYAMLError) -> str:
+    """Return PyYAML's error message without its context, and advice."""
+    parts = (error.context, error.problem)
+    message = ", ".join(text for text in parts if text and not text.startswith("while "))
+    advice = next((text for part, text in _ADVICE.items() if part in message), "")
+    return f"{message}{advice}"
 
 
 def _refuse(path: Path, place: tuple[int, int], message: str) -> NoReturn:
@@ -228,7 +229,7 @@ def _refuse(path: Path, place: tuple[int, int], message: str) -> NoReturn:
 
 
 def _place(before: str) -> tuple[int, int]:
-    """Return line and column, from 1, of what follows the text *before*."""
+    """Return the line and column, from 1, of the end of the text *before*."""
     lines = _BREAK.split(before)
     return len(lines), len(lines[-1]) + 1
 
@@ -239,7 +240,7 @@ def _tag(tag: str) -> str:
 
 
 class _Reader:
-    """Turns a YAML node tree into plain data while noting where each key stands."""
+    """Convert a tree of YAML nodes into plain data and record the position of each key."""
 
     def __init__(self, path: Path, loader: _Loader) -> None:
         self.path = path
@@ -251,10 +252,10 @@ class _Reader:
         self._open: set[int] = set()
 
     def read(self, node: yaml.Node, at: KeyPath) -> Any:
-        """Return the data of *node*, which stands at *at*.
+        """Return the data of *node* at the key path *at*; other problems are collected in ``problems``.
 
         Raises:
-            StudyError: There is no end to it, or nearly none. Lesser problems are noted.
+            StudyError: The data is too deep or too large, or contains itself.
         """
         self.marks.setdefault(at, _position(node))
         self._count(node)
@@ -271,12 +272,12 @@ class _Reader:
         place = self.marks.get(at, _position(node))
         try:
             value = self.loader.construct_object(node)
-        except (ValueError, ArithmeticError, yaml.YAMLError):  # 0x_, 5,000 digits, 1:30:30:…, a << that is no key
+        except (ValueError, ArithmeticError, yaml.YAMLError):  # 0x_, 5,000 digits, 1:30:30:…, << as a value
             self._note(place, at, f"not a valid value (got {_as_written(node.value, 0.0)})")
             return None
         if isinstance(value, str):
             if wrong := _NO_TEXT.search(value):
-                self._note(place, at, f"no text may hold the character U+{ord(wrong[0]):04X}")
+                self._note(place, at, f"text must not contain the character U+{ord(wrong[0]):04X}")
             return value
         self.written[at] = node.value
         if isinstance(value, int | float) and _OTHER_BASE.fullmatch(node.value):
@@ -285,7 +286,7 @@ class _Reader:
         elif isinstance(value, float) and not math.isfinite(value):
             self._note(place, at, f"must be a finite number (got {_as_written(node.value, value)})")
         elif value == 0.0 and isinstance(value, float):
-            return 0.0  # and not -0.0, which is equal, and written otherwise
+            return 0.0  # not -0.0, which is equal but spelt differently
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             self._note(place, at, f"must fit in 64 bits (got {_as_written(node.value, 0.0)})")
         return value
@@ -298,7 +299,7 @@ class _Reader:
         return data
 
     def _entries(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return key and value by name; ``<<`` brings another mapping's entries along, before the own ones."""
+        """Return key and value nodes by name; entries merged by ``<<`` come before the mapping's own entries."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         others: list[yaml.Node] = []
         for key, value in node.value:
@@ -311,7 +312,7 @@ class _Reader:
                 continue
             name = self._scalar(key, (*at, key.value))
             if isinstance(name, int) and not isinstance(name, bool):
-                name = str(name)  # JSON has no other keys, and max_memory counts its devices
+                name = str(name)  # JSON keys are strings, and max_memory has device numbers as keys
             if not isinstance(name, str):
                 given = f"(got {_as_written(key.value, name)}){IN_QUOTES if key.value else ''}"
                 self._note(_position(key), (*at, key.value), f"a key must be a string {given}")

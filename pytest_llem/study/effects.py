@@ -1,4 +1,4 @@
-"""Settings that are given and change nothing: no mistake, and nothing to stay silent about."""
+"""Find settings that are given but have no effect."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from pydantic import BaseModel
 from pytest_llem.study.config import PRESETS, DecoderConfig, ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 
-if TYPE_CHECKING:  # an experiment's process may have no YAML
+if TYPE_CHECKING:  # an experiment's process may not have PyYAML
     from pytest_llem.study.document import KeyPath
 
-#: What only sampling looks at.
-_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+#: Fields that are used only with sampling.
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
-#: What only a beam search looks at.
-_OF_BEAMS = ("early_stopping", "length_penalty")
+#: Fields that are used only with beam search.
+_BEAM_FIELDS = ("early_stopping", "length_penalty")
 
-#: What only a search for settled latencies looks at.
-_OF_CONVERGENCE = ("cv_threshold", "window_size", "min_prompts", "max_prompts")
+#: Fields that are used only with convergence detection.
+_CONVERGENCE_FIELDS = ("cv_threshold", "window_size", "min_prompts", "max_prompts")
 
 
-#: Arguments of transformers' ``generate`` that only a draft by a model looks at, and what makes one draft.
-_OF_DRAFTS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+#: Arguments of transformers' ``generate`` that are used only if a model drafts tokens, and those that make it
+#: draft.
+_DRAFT_ARGUMENTS = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
 _DRAFTING = ("assistant_early_exit", "use_mtp")
 
-#: Those that it takes, and that change nothing of what the engine runs: where they would, it refuses them.
-_OF_NOTHING = {
+#: Arguments that ``generate`` accepts but that never have an effect in the engine, and why.
+_UNUSED_ARGUMENTS = {
     **dict.fromkeys(("num_beam_groups", "diversity_penalty"), "without a group beam search: not supported"),
     "penalty_alpha": "without a contrastive search: not supported",
     "low_memory": "in this version of transformers",
@@ -38,46 +39,46 @@ _OF_NOTHING = {
 
 
 def without_effect(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
-    """Yield each setting of *config* that was given and has no effect, and why."""
+    """Yield the key path of each setting of *config* that is given but has no effect, and a message."""
     decoder = config.decoder
     if decoder.greedy:
-        for name in _OF_SAMPLING:
+        for name in _SAMPLING_FIELDS:
             if _is_given(decoder, name) and not (name == "temperature" and decoder.temperature == 0):
                 yield ("decoder", name), "has no effect: the likeliest token is taken, nothing is sampled"
     if decoder.min_new_tokens is not None and config.measurement.length_mode == "fixed":
         yield ("decoder", "min_new_tokens"), "has no effect with measurement.length_mode: fixed"
     options = config.pytorch
     if options and options.num_beams == 1:
-        for name in _OF_BEAMS:
+        for name in _BEAM_FIELDS:
             if _differs(options, name):
                 yield ("pytorch", name), "has no effect without num_beams above 1"
     if config.dataset_order != "interleaved" and not config.has_texts:
         yield ("dataset_order",), "has no effect on synthetic prompts"
-    yield from _of_what_is_off(config)
+    yield from _of_disabled_features(config)
     if options:
         for name, why in _of_generate(options, config.passthrough_kwargs or {}):
             yield ("passthrough_kwargs", name), f"has no effect {why}"
 
 
 def _of_generate(options: PyTorchConfig, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each argument of transformers' ``generate`` among *given* that has no effect, and why."""
+    """Yield each argument of transformers' ``generate`` in *given* that has no effect, and the reason."""
     if "cache_config" in given and options.cache_implementation != "quantized":
         yield "cache_config", "without cache_implementation: quantized"
     if "max_matching_ngram_size" in given and options.prompt_lookup_num_tokens is None:
         yield "max_matching_ngram_size", "without prompt_lookup_num_tokens"
     if not any(given.get(name) for name in _DRAFTING):
-        yield from ((name, f"without {' or '.join(_DRAFTING)}") for name in _OF_DRAFTS if name in given)
-    yield from ((name, why) for name, why in _OF_NOTHING.items() if name in given)
+        yield from ((name, f"without {' or '.join(_DRAFTING)}") for name in _DRAFT_ARGUMENTS if name in given)
+    yield from ((name, why) for name, why in _UNUSED_ARGUMENTS.items() if name in given)
 
 
-def _of_what_is_off(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
+def _of_disabled_features(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
     warmup = config.warmup
     if not warmup.enabled:
         for name in type(warmup).model_fields:
             if name != "enabled" and _differs(warmup, name):
                 yield ("warmup", name), "has no effect with enabled: false"
     elif not warmup.convergence_detection:
-        for name in _OF_CONVERGENCE:
+        for name in _CONVERGENCE_FIELDS:
             if _differs(warmup, name):
                 yield ("warmup", name), "has no effect with convergence_detection: false"
     if _differs(config.baseline, "duration_seconds"):
@@ -88,7 +89,7 @@ def _of_what_is_off(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
 
 
 def given_value(config: ExperimentConfig, location: KeyPath) -> Any:
-    """Return the value of *config* at *location*, as plain data."""
+    """Return the value of *config* at the key path *location*, as plain data."""
     value: Any = config.model_dump(mode="json")
     for part in location:
         value = value[part]
@@ -96,8 +97,9 @@ def given_value(config: ExperimentConfig, location: KeyPath) -> Any:
 
 
 def in_effect(config: ExperimentConfig) -> ExperimentConfig:
-    """Return *config* with every setting that has no effect at its default: what two points share that are the
-    same experiment under different names.
+    """Return *config* with the default in place of each setting without effect.
+
+    Two points with the same result are the same experiment under different names.
     """
     update: dict[str, Any] = {}
     for location, _ in without_effect(config):
@@ -114,7 +116,7 @@ def in_effect(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def smaller_batches(config: ExperimentConfig) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the batch size of *config* where the last batch of a pass is smaller, and by how much."""
+    """Yield the key path of the batch size of *config*, and a message, if the last batch of a pass is smaller."""
     if config.pytorch and (rest := config.n % config.pytorch.batch_size):
         size = config.pytorch.batch_size
         yield ("pytorch", "batch_size"), f"{size} does not divide n {config.n}: the last batch holds {rest}"
@@ -125,7 +127,7 @@ def _differs(section: BaseModel, name: str) -> bool:
 
 
 def _is_given(decoder: DecoderConfig, name: str) -> bool:
-    """Whether a value was given that is not the default, nor the preset's."""
+    """Return whether a value differs from the preset's, or from the default without a preset."""
     preset = PRESETS[decoder.preset] if decoder.preset else {}
     default = preset.get(name, DecoderConfig.model_fields[name].default)
     return bool(getattr(decoder, name) != default)

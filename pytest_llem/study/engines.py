@@ -1,4 +1,4 @@
-"""What a study says to its engine."""
+"""Define the engine sections of a study file."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pytest_llem.study.section import NullableSection, Section, told
+from pytest_llem.study.section import NullableSection, Section, single_error
 
-#: Engines whose sections the grammar knows, installed or not.
+#: Engines whose sections are part of the grammar, installed or not.
 ENGINES = ("pytorch", "vllm", "tensorrt")
 
 DEFAULT_BACKEND = "pytorch"
 
-DeviceMap = Annotated[str | dict[str, int | str], told("must be a name or a mapping of modules to devices")]
+DeviceMap = Annotated[
+    str | dict[str, int | str], single_error("must be a name or a mapping of modules to devices")
+]
 
-MaxMemory = Annotated[dict[str, int | str], told("must be a mapping of devices to sizes")]
+MaxMemory = Annotated[dict[str, int | str], single_error("must be a mapping of devices to sizes")]
 
 
 class PyTorchConfig(NullableSection):
-    """The engine of PyTorch and transformers.
+    """Options of the engine ``pytorch``, which uses transformers.
 
     Attributes:
         batch_size: Prompts in one ``generate`` call, at most ``n``. Default 1.
-        attn_implementation: As transformers names it (``eager``, ``sdpa``, ``flash_attention_2``, …). Default
-            null: transformers chooses.
-        torch_compile: Compile the model's forward pass with ``torch.compile``. Compiling is part of the
-            warm-up. Default false.
+        attn_implementation: transformers' name of the attention (``eager``, ``sdpa``, ``flash_attention_2``, …).
+            Default null: transformers chooses.
+        torch_compile: Compile the model's forward pass with ``torch.compile``, during the warm-up. Default false.
         torch_compile_mode: Mode of ``torch.compile`` (``default``, ``reduce-overhead``, ``max-autotune``, …).
             Default null: ``default``. Needs ``torch_compile``.
         torch_compile_backend: Backend of ``torch.compile``. Default null: ``inductor``. Needs ``torch_compile``.
@@ -34,27 +35,27 @@ class PyTorchConfig(NullableSection):
         load_in_8bit: Quantise the weights to 8 bits with bitsandbytes. Default false.
         bnb_4bit_compute_dtype: Data type of bitsandbytes' arithmetic, ``float16``, ``bfloat16`` or ``float32``.
             Default null: float32. Needs ``load_in_4bit``.
-        bnb_4bit_quant_type: ``nf4`` or ``fp4``. Default null: fp4, as bitsandbytes has it. Needs ``load_in_4bit``.
+        bnb_4bit_quant_type: ``nf4`` or ``fp4``. Default null: fp4, bitsandbytes' default. Needs ``load_in_4bit``.
         bnb_4bit_use_double_quant: Quantise the quantisation constants too. Default null: no. Needs
             ``load_in_4bit``.
-        use_cache: Keep keys and values of past tokens. Default true.
+        use_cache: Keep the keys and values of past tokens (KV cache). Default true.
         cache_implementation: transformers' name of the cache (``dynamic``, ``static``, …). Default null:
             transformers chooses.
         num_beams: Beams of a beam search; 1 is none. Default 1.
         early_stopping: End a beam search as soon as ``num_beams`` candidates are done. Default false.
-        length_penalty: Exponent of the length by which a beam's score is divided. Default 1.0.
-        no_repeat_ngram_size: No sequence of this many tokens comes twice; 0 for any. Default 0.
+        length_penalty: Exponent of the length that a beam's score is divided by. Default 1.0.
+        no_repeat_ngram_size: Length of token sequences that may not occur twice; 0 for no such limit. Default 0.
         prompt_lookup_num_tokens: Tokens to draft from the prompt in each step (speculative decoding). Default
             null: none.
-        device_map: Where the model's parts go, as accelerate understands it (``auto``, ``balanced``, a device,
-            or a mapping). Default null: the whole model on the first device.
-        max_memory: The most memory to use by device (``{"0": 10GiB, cpu: 50GiB}``), for ``device_map``.
-            Default null: no limit.
+        device_map: Placement of the model's parts, as in accelerate (``auto``, ``balanced``, a device, or a
+            mapping). Default null: the whole model on the first device.
+        max_memory: Maximum memory by device (``{"0": 10GiB, cpu: 50GiB}``), for ``device_map``. Default null: no
+            limit.
         revision: Branch, tag or commit of the model on the hub. Default null: its main branch.
         trust_remote_code: Run the model's own code from the hub. Default false.
         deterministic: Generate the same tokens for the same prompts and seed on one device: GPUs decode without
-            cuDNN's attention, whose results vary. False leaves the choice to PyTorch. Default true.
-        num_processes: Processes that share the model. Default 1, and only 1 is supported so far.
+            cuDNN's attention, whose results vary. False lets PyTorch choose. Default true.
+        num_processes: Processes that share the model. Default 1; only 1 is supported.
     """
 
     batch_size: int = Field(1, ge=1, le=1_000_000)
@@ -82,13 +83,13 @@ class PyTorchConfig(NullableSection):
     num_processes: int = Field(1, ge=1)
 
     def check_batch_size(self, n: int) -> None:
-        """See that a batch can be as large as ``batch_size``.
+        """Raise if a pass has fewer prompts than ``batch_size``.
 
         Args:
-            n: Prompts in a pass.
+            n: Number of prompts in a pass.
 
         Raises:
-            ValueError: A pass has fewer prompts.
+            ValueError: ``batch_size`` is more than *n*.
         """
         if self.batch_size > n:
             raise ValueError(f"batch_size {self.batch_size} is more than n {n}: no batch of a pass is that large")
@@ -117,7 +118,7 @@ class PyTorchConfig(NullableSection):
 
 
 class VLLMConfig(Section):
-    """The engine vLLM, under its own names. What is not listed here is handed to the engine as it is.
+    """Options of the engine ``vllm``, under vLLM's own names. Other keys are passed to the engine unchecked.
 
     Attributes:
         engine: Arguments of ``vllm.LLM``. Default null: none.
@@ -133,11 +134,11 @@ class VLLMConfig(Section):
 
 
 class LoRAConfig(Section):
-    """An adapter on top of the model: one that is on the hub, or in a folder.
+    """An adapter on top of the model, from the Hugging Face hub or a folder.
 
     Attributes:
         adapter_id: Its name on the Hugging Face hub. Default null.
-        adapter_path: Its folder. Default null. Exactly one of the two is given.
+        adapter_path: Its folder. Default null. Exactly one of ``adapter_id`` and ``adapter_path`` is required.
         revision: Branch, tag or commit on the hub. Default null: its main branch.
         merge_weights: Merge it into the model when loading. Default false.
     """

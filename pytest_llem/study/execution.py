@@ -1,4 +1,4 @@
-"""How the experiments of a study are run; none of it changes what is measured."""
+"""Define the execution settings of a study, which do not change what is measured."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pytest_llem.study.section import NullableSection, Section, told
+from pytest_llem.study.section import NullableSection, Section, single_error
 
 CycleOrder = Literal["sequential", "interleaved", "shuffled"]
 
 StartMethod = Literal["spawn", "forkserver"]
 
 Gap = Annotated[
-    Literal["auto"] | Annotated[float, Field(ge=0)], told("must be 'auto' or a number of seconds, 0 or more")
+    Literal["auto"] | Annotated[float, Field(ge=0)],
+    single_error("must be 'auto' or a number of seconds, 0 or more"),
 ]
 
-#: Every :data:`CycleOrder`, and every :data:`StartMethod`.
+#: All values of :data:`CycleOrder` and of :data:`StartMethod`.
 CYCLE_ORDERS: tuple[CycleOrder, ...] = ("sequential", "interleaved", "shuffled")
 START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 
 
 class ExecutionConfig(NullableSection):
-    """How a study is run.
+    """Execution settings of a study.
 
     Attributes:
-        n_cycles: Repetitions of every point, each in a process of its own. Default: 3 for a study, 1 for a
-            single experiment.
-        cycle_order: ``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (each cycle in an
-            order of its own). Default ``shuffled``.
-        shuffle_seed: Seeds that order. Default null: taken from the study's design, so that a rerun shuffles
-            alike.
+        n_cycles: Repetitions of every point, each in a new process. Default: 3 for a study, 1 for a single
+            experiment.
+        cycle_order: ``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (another random order in
+            each cycle). Default ``shuffled``.
+        shuffle_seed: Seed of the shuffled order. Default null: derived from the study's design, so that a rerun
+            has the same order.
         experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
-            and as idle as before the first one. Default ``auto``.
-        cycle_gap_seconds: Idle time before a new cycle, in seconds, where that is longer. Default 0.
-        experiment_timeout_seconds: End an experiment that takes longer, in seconds from its turn, with what it has
-            yet to import; the download of a model does not count. Default null: computed from the model's size,
-            the prompts and the tokens, as the plan shows it.
-        max_consecutive_failures: Once this many experiments have failed in a row, the study's others are skipped;
-            null for never. Default 5.
-        contended_retries: How often at most contended cycles of a point are measured again, all together.
-            Default 1.
-        start_method: ``spawn`` starts an interpreter for each experiment, which imports what it needs;
-            ``forkserver`` forks each from one that has imported it and opens no device. Default ``spawn``.
-        skip_preflight: Let experiments start without looking first whether they can run. Default false.
+            and as idle as before the first experiment. Default ``auto``.
+        cycle_gap_seconds: Minimum idle time before a new cycle, in seconds. Default 0.
+        experiment_timeout_seconds: End an experiment that takes longer, in seconds after it gets its device;
+            imports after that count, the download of a model does not. Default null: computed from the model's
+            size, the prompts and the tokens; the plan shows it.
+        max_consecutive_failures: Skip the study's remaining experiments after this many consecutive failures; null
+            for no such limit. Default 5.
+        contended_retries: Maximum number of repetitions of contended cycles, per point. Default 1.
+        start_method: ``spawn`` starts a new interpreter for each experiment, which imports what it needs;
+            ``forkserver`` forks each experiment from a process that has done these imports and opens no device.
+            Default ``spawn``.
+        skip_preflight: Start experiments without checking first whether they can run. Default false.
     """
 
     NULL_MEANS: ClassVar[frozenset[str]] = frozenset({"max_consecutive_failures"})
@@ -65,9 +66,9 @@ class Rule(Section):
     """One entry of ``skip`` or ``xfail``: points that are not run, or are expected to fail.
 
     Attributes:
-        where: Value by axis or field (``precision``, ``batch_size``, ``decoder.temperature``); a list holds any
-            of several. All have to fit. Required.
-        reason: What pytest shows. Default: what ``where`` says.
+        where: Value by axis or field (``precision``, ``batch_size``, ``decoder.temperature``), or a list of
+            alternative values. All entries have to match. Required.
+        reason: Reason that pytest shows. Default: the text of ``where``.
     """
 
     where: dict[str, Any] = Field(min_length=1)
@@ -76,16 +77,16 @@ class Rule(Section):
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says of a study, over what its file says.
+    """Options that override a study file.
 
     Attributes:
-        n_cycles: Repetitions of every point, or None for the file's.
-        cycle_order: Their order, or None for the file's.
-        start_method: How their processes come to be, or None for the file's way.
+        n_cycles: Repetitions of every point; None for the file's number.
+        cycle_order: Order of the experiments; None for the file's order.
+        start_method: Start method of experiment processes; None for the file's method.
         no_gaps: No idle time between experiments.
-        strict: A combination that is left out is an error.
-        max_experiments: A study of more is an error, or None for no such limit.
-        timeout_seconds: Deadline of every experiment, in seconds, or None for the file's.
+        strict: Report excluded combinations as errors.
+        max_experiments: Maximum number of experiments; None for no limit.
+        timeout_seconds: Deadline of every experiment, in s; None for the file's.
     """
 
     n_cycles: int | None = None

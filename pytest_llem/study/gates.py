@@ -1,4 +1,4 @@
-"""``budgets`` and ``gates``: what a study's results are held against."""
+"""Read ``gates``, the settings of comparisons, and define the budget of a point."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pytest_llem.study.problems import Problem, did_you_mean
 from pytest_llem.study.section import NullableSection
 from pytest_llem.study.validation import section_problems
 
-#: What a regression gate looks at where the study does not say.
+#: Metrics that are compared by default.
 DEFAULT_FAMILY = ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms")
 
-#: Relative change that does not count, where neither the study nor ``llem aa`` says better.
+#: Default of the relative change that is tolerated; ``llem aa`` measures a better one.
 DEFAULT_DELTA = 0.02
 
 Delta = Annotated[float, Field(ge=0, lt=1)]
 
-#: A name of the catalogue, for editors; what is none is told with what was meant.
+#: A name in the catalogue. The enumeration is for editors only; the loader reports unknown names with a
+#: suggestion.
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*CATALOGUE]})]
 
 _Compared = Annotated[
@@ -37,12 +38,12 @@ class Budget:
     """A limit on one metric of one point.
 
     Attributes:
-        id: As in the item's id: ``energy_per_output_token_j-precision=bf16-batch_size=8``.
-        metric: By its name in the catalogue.
+        id: Id in the item's brackets, such as ``energy_per_output_token_j-precision=bf16-batch_size=8``.
+        metric: Name of the metric in the catalogue.
         point: Id of the point.
-        maximum: In the metric's unit; None for no such limit.
-        minimum: Likewise.
-        line: Of the study file, from 1.
+        maximum: Maximum in the metric's unit, or None.
+        minimum: Minimum in the metric's unit, or None.
+        line: Line of the study file, from 1.
     """
 
     id: str
@@ -54,14 +55,14 @@ class Budget:
 
 
 class GatesConfig(NullableSection):
-    """How regressions are told from noise.
+    """Settings of comparisons.
 
     Attributes:
-        alpha: Share of false alarms, of each gate and, by Holm's procedure, of all of a study's gates together.
-            Default 0.01.
-        delta: Relative change that does not count (0.02 is 2 %): one for all metrics, or by metric. Default 0.02.
+        alpha: Probability of a false alarm, of each gate and, by Holm's procedure, of all of a study's gates
+            together. Default 0.01.
+        delta: Relative change that is tolerated (0.02 is 2 %): one for all metrics, or by metric. Default 0.02.
         metrics: Names of the metrics to compare. Default null: ``energy_per_output_token_j``,
-            ``output_tokens_per_second`` and ``ttft_p50_ms``; the first two per request where answers differ in
+            ``output_tokens_per_second`` and ``ttft_p50_ms``; the first two per request if answers differ in
             length.
     """
 
@@ -75,12 +76,12 @@ class GatesConfig(NullableSection):
         return DEFAULT_FAMILY if self.metrics is None else tuple(self.metrics)
 
     def delta_of(self, metric: str) -> float:
-        """Return the relative change of *metric* that does not count."""
+        """Return the relative change of *metric* that is tolerated."""
         return self.delta.get(metric, DEFAULT_DELTA) if isinstance(self.delta, dict) else self.delta
 
 
 def read_gates(document: Document) -> tuple[GatesConfig, list[Problem], list[Problem]]:
-    """Return the section ``gates`` of a study file, what is wrong with it, and what in it has no effect."""
+    """Return the section ``gates`` of a study file, its problems, and notes on settings without effect."""
     given = document.data.get("gates")
     try:
         gates = GatesConfig.model_validate({} if given is None else given)
@@ -92,13 +93,13 @@ def read_gates(document: Document) -> tuple[GatesConfig, list[Problem], list[Pro
         if fault := metric_fault(name):
             problems.append(document.problem(("gates", "delta", name), fault))
         elif name not in gates.family:
-            told = "has no effect: it is not among the metrics that are compared"
-            notes.append(document.problem(("gates", "delta", name), told))
+            message = "has no effect: it is not among the metrics that are compared"
+            notes.append(document.problem(("gates", "delta", name), message))
     return gates, problems, notes
 
 
 def metric_fault(name: str) -> str | None:
-    """Return what is wrong with the name of a metric, if anything."""
+    """Return an error message if *name* is not a metric, else None."""
     return None if name in CATALOGUE else f"no metric of that name{did_you_mean(name, tuple(CATALOGUE))}"
 
 
@@ -107,9 +108,9 @@ def _metrics_problems(document: Document, names: Sequence[str]) -> list[Problem]
     for index, name in enumerate(names):
         fault = metric_fault(name)
         if fault is None and CATALOGUE[name].better is None:
-            fault = f"{name} can be no gate: neither more nor less of it is better"
+            fault = f"{name} cannot be a gate: neither more nor less of it is better"
         elif fault is None and name in names[:index]:
-            fault = f"{name} is there twice"
+            fault = f"{name} is given twice"
         if fault:
             problems.append(document.problem(("gates", "metrics", index), fault))
     return problems

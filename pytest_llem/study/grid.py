@@ -1,4 +1,4 @@
-"""From the keys of a study file to one draft configuration per point."""
+"""Expand a study file's sweep and experiments into one draft configuration per point."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pytest_llem.study.engines import DEFAULT_BACKEND
 from pytest_llem.study.identity import value_text
 from pytest_llem.study.problems import Problem, shown
 
-#: Keys that belong to the study as a whole and not to an experiment. ``version`` is accepted and ignored.
+#: Keys of the study that are not fields of an experiment. ``version`` is accepted and ignored.
 STUDY_KEYS = (
     *("name", "version", "base", "sweep", "experiments", "runners", "execution"),
     *("budgets", "gates", "skip", "xfail"),
 )
 
-#: Fields that are an axis where the study gives a list, slowest first.
+#: Fields that become an axis if the study gives a list, slowest first.
 LIST_AXES = ("backend", "model")
 
 
-#: Where a value goes in a configuration, and where it stands in the file.
+#: Key path of a value in the configuration, and its position in the file.
 Place = tuple[KeyPath, KeyPath]
 
 
@@ -33,10 +33,10 @@ class Draft:
     """A point before validation.
 
     Attributes:
-        config: The keys of an ExperimentConfig.
-        axes: What distinguishes it from its siblings: value by dotted key.
-        places: Of each value that is not shared.
-        at: Where in the file the point stands; empty where it is all that the file holds.
+        config: Unvalidated fields of an ExperimentConfig.
+        axes: Value by dotted axis, for the axes in which points differ.
+        places: Place of each value that is not shared by all points.
+        at: Position of the point in the file; empty if the file is a single experiment.
     """
 
     config: dict[str, Any]
@@ -47,7 +47,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One line of the sweep; ``backend`` is set where it belongs to one engine's grid only."""
+    """One axis of the sweep; ``backend`` is set if the axis belongs to the grid of one engine."""
 
     name: str
     values: Sequence[Any]
@@ -60,32 +60,32 @@ class _Axis:
 
     @cached_property
     def path(self) -> tuple[str, ...]:
-        """Where its values go in a configuration. The name of an engine is one part, dots or not."""
+        """Key path of its values in a configuration. An engine's name is one part even if it contains dots."""
         if self.backend is None:
             return tuple(self.name.split("."))
         _, *inner = self.name[len(self.backend) :].split(".")
         return (self.backend, *inner)
 
 
-#: One value of an axis, and its place.
+#: An axis, one of its values, and the value's place.
 _Choice = tuple[_Axis, Any, Place]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The points of a study: its sweep in file order (last axis fastest), and after it the explicit experiments.
+    """The points of a study: its sweep in file order (last axis fastest), then its explicit experiments.
 
-    Backend-scoped axes give independent grids: each engine is crossed with the universal axes and its own.
+    Each engine has a grid of its own: the product of the universal axes and the axes scoped to the engine.
 
     Attributes:
         document: The study file.
-        shared: Its top-level experiment fields, those of its base included.
+        shared: Its top-level experiment fields, including those of its base.
         backends: Names of engines.
-        axes: Of the sweep.
-        entries: The explicit experiments, by their place in the list.
-        at: Where the sweep stands; empty where the file holds one experiment.
-        problems: What is wrong with the shape of sweep and experiments. It is left out of the points, so that
-            the rest can be looked at all the same.
+        axes: Axes of the sweep.
+        entries: The explicit experiments, by their position in the list.
+        at: Position of the sweep; empty if the file is a single experiment.
+        problems: Problems with the structure of sweep and experiments. Parts with problems are left out of the
+            points, so that the rest can be checked.
     """
 
     document: Document
@@ -98,7 +98,7 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """How many points there are, before any is made."""
+        """Number of points, computed without making them."""
         total = len(self.entries)
         if self._swept:
             sizes = [(axis.backend, len(axis.values)) for axis in self.axes if axis.name != "backend"]
@@ -120,7 +120,7 @@ class Grid:
 
     @cached_property
     def _shared_by(self) -> dict[str, dict[str, Any]]:
-        """The shared fields by engine: the section of an engine is shared by its own points alone."""
+        """The shared fields by engine, each without the sections of the other engines."""
         used = {*(self._named if self._swept else ())}
         used |= {_backend({**self.shared, **entry}) for entry in self.entries.values()}
         sections = used & {*self.backends}
@@ -152,7 +152,7 @@ class Grid:
                 nested: dict[str, list[_Choice]] = {}
                 for choice in (chosen := (*head, *tail)):
                     axis, value, _ = choice
-                    if several or axis.name != "backend":  # a lone engine named by its axes is no axis
+                    if several or axis.name != "backend":  # with a single engine, the backend is not an axis
                         axes[axis.name] = value
                     if len(axis.path) == 1:
                         config[axis.path[0]] = value
@@ -167,15 +167,15 @@ class Grid:
 
     def _explicit(self) -> Iterator[Draft]:
         flat = {index: dict(flatten(entry)) for index, entry in self.entries.items()}
-        alike: set[str] = set()
-        if not self._swept and flat:  # fields that every point has alike tell nothing apart
+        common: set[str] = set()
+        if not self._swept and flat:  # fields with the same value in every point do not distinguish points
             first, *others = flat.values()
-            alike = {name for name in first if all(name in one and one[name] == first[name] for one in others)}
+            common = {name for name in first if all(name in one and one[name] == first[name] for one in others)}
         for index, entry in self.entries.items():
             at: KeyPath = ("experiments", index)
             yield Draft(
                 {**self._shared_by[_backend({**self.shared, **entry})], **entry},
-                {name: value for name, value in flat[index].items() if name not in alike},
+                {name: value for name, value in flat[index].items() if name not in common},
                 [((key,), (*at, key)) for key in entry],
                 at,
             )
@@ -187,7 +187,7 @@ def read_grid(document: Document, shared: Mapping[str, Any], backends: Sequence[
     Args:
         document: The study file.
         shared: Its top-level experiment fields.
-        backends: Names of engines, which make an axis such as ``pytorch.batch_size`` scoped.
+        backends: Names of engines. An axis that begins with one, such as ``pytorch.batch_size``, is scoped to it.
     """
     swept, listed = "sweep" in document.data, "experiments" in document.data
     axes, problems = _read_axes(document, shared, backends) if swept or not listed else ([], [])
@@ -220,8 +220,8 @@ def _read_axes(
     for name, given in sweep.items():
         values = given if isinstance(given, list) else [given]
         if inner := _nested_axis(given):
-            told = f"an axis in a section is written with dots: {name}.{inner}: [...]"
-            problems.append(document.problem(("sweep", name), told))
+            message = f"an axis in a section is written with dots: {name}.{inner}: [...]"
+            problems.append(document.problem(("sweep", name), message))
             continue
         backend = max((one for one in backends if f"{name}.".startswith(f"{one}.")), key=len, default=None)
         axis = _Axis(name, values, ("sweep", name), backend, indexed=isinstance(given, list))
@@ -231,14 +231,14 @@ def _read_axes(
             axes.append(axis)
     axes = [axis for axis in axes if axis.values]
     for axis in axes:
-        problems += [document.problem(axis.origin(index), "is there twice") for index in _repeated(axis.values)]
+        problems += [document.problem(axis.origin(index), "is given twice") for index in _repeated(axis.values)]
 
     scopes = list(dict.fromkeys(axis.backend for axis in axes if axis.backend))
     if scopes and "backend" not in {**shared, **sweep}:
         axes.insert(0, _Axis("backend", scopes, ("sweep",), indexed=False))
     named = _named(axes, shared)
     for axis in axes:
-        # One of the two is a slip, and guessing which would hide it.
+        # One of the two is a mistake, but which one is unknown, so neither is ignored.
         if axis.backend and axis.backend not in named:
             fault = f"is an axis of {axis.backend!r}, but the backend is {' or '.join(map(shown, named))}"
             problems.append(document.problem(axis.at, fault))
@@ -246,23 +246,23 @@ def _read_axes(
 
 
 def _nested_axis(section: Any) -> str | None:
-    """Return the dotted name of the first list in *section*, which was meant to be an axis."""
+    """Return the dotted name of the first list in *section*, which was probably meant as an axis."""
     inside = flatten(section) if isinstance(section, dict) else ()
     return next((name for name, value in inside if isinstance(value, list)), None)
 
 
 def _repeated(values: Sequence[Any]) -> Iterator[int]:
-    """Yield the places of values that were there before."""
+    """Yield the indices of values that occur earlier in the list."""
     seen = set()
     for index, value in enumerate(values):
-        text = value_text([value])  # in a list, so that null is not "null"
+        text = value_text([value])  # in a list, so that null and "null" differ
         if text in seen:
             yield index
         seen.add(text)
 
 
 def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]) -> str | None:
-    """Return what keeps one line of the sweep from being an axis."""
+    """Return an error message if an entry of the sweep is not a valid axis, else None."""
     if not axis.values:
         return "an axis needs at least one value"
     if axis.name in LIST_AXES and isinstance(shared.get(axis.name), list):
@@ -279,12 +279,12 @@ def _axis_fault(axis: _Axis, shared: Mapping[str, Any], sweep: Mapping[str, Any]
             return f"is part of {section!r}, which is an axis too"
         inner = inner.get(part) if isinstance(inner, Mapping) else None
         if inner is not None and not isinstance(inner, Mapping):
-            return f"{section!r} is no section (it is given as {shown(inner)})"
+            return f"{section!r} is not a mapping (it is given as {shown(inner)})"
     return None
 
 
 def _choices(axes: Iterable[_Axis]) -> list[list[_Choice]]:
-    """Return the choices that each of *axes* gives."""
+    """Return the choices of each of *axes*."""
     return [
         [(axis, value, (axis.path, axis.origin(index))) for index, value in enumerate(axis.values)]
         for axis in axes
@@ -292,7 +292,7 @@ def _choices(axes: Iterable[_Axis]) -> list[list[_Choice]]:
 
 
 def _section(shared: Any, choices: Sequence[_Choice]) -> dict[str, Any]:
-    """Return a section with the values chosen; what it has in common with others is left as it is."""
+    """Return a copy of the section *shared* with the chosen values; *shared* is not modified."""
     section = dict(shared) if isinstance(shared, Mapping) else {}
     copied: set[KeyPath] = set()
     for axis, value, _ in choices:
@@ -311,7 +311,7 @@ def _section(shared: Any, choices: Sequence[_Choice]) -> dict[str, Any]:
 def _read_entries(
     document: Document, shared: Mapping[str, Any]
 ) -> tuple[dict[int, dict[str, Any]], list[Problem]]:
-    """Return the explicit experiments by their place in the list."""
+    """Return the explicit experiments by their position in the list, and problems."""
     given = document.data["experiments"]
     if not isinstance(given, list) or not given:
         message = f"must be a list with at least one experiment {document.given(('experiments',), given)}"
@@ -323,15 +323,15 @@ def _read_entries(
         if not isinstance(entry, dict):
             problems.append(document.problem(at, f"must be a mapping {document.given(at, entry)}"))
             continue
-        lacking = [name for name in LIST_AXES if isinstance(shared.get(name), list) and name not in entry]
-        problems += [document.problem(at, f"needs a {name} of its own: the study's is a list") for name in lacking]
-        if not lacking:
+        missing = [name for name in LIST_AXES if isinstance(shared.get(name), list) and name not in entry]
+        problems += [document.problem(at, f"needs a {name} of its own: the study's is a list") for name in missing]
+        if not missing:
             entries[index] = {key: one for key, one in entry.items() if key != "budgets"}
     return entries, problems
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in *section*, however deep, each with its dotted name."""
+    """Yield the dotted name and value of every leaf of a nested mapping."""
     for key, value in section.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Hashes and ids that are the same on every machine."""
+"""Compute hashes and ids of configurations, the same on every machine."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from pydantic import BaseModel
 
 from pytest_llem.study.config import ExperimentConfig
 
-#: Part of what is hashed. Raise it when the meaning of a configuration changes, and so with every change of a
-#: field's default, since a field that has its default is not hashed.
+#: Part of every hash. Raise it when the meaning of a configuration changes, including any change of a field's
+#: default, because fields with their default are not hashed.
 DESIGN_VERSION = 2
 
-#: What tells the repetitions of a point apart.
+#: Name of the repetition in an experiment's id.
 CYCLE = "cycle"
 
 _ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 _SCALARS = {str, int, float, bool, type(None)}
 
-#: Fields that are hashed, in order: where results go says nothing about what they are.
+#: Hashed fields, in order. The output directory does not affect results.
 _HASHED = sorted({*ExperimentConfig.model_fields} - {"output_dir"})
 
-#: Fields of sections that are not hashed, because they change nothing that is measured.
+#: Fields of sections that are not hashed because they do not change what is measured.
 _UNHASHED = {"energy": {"allow_estimated"}}
 
 _UNSAFE = re.compile(r"[^\w.+:/,{}\"'-]|%", re.ASCII)
 
 
 def config_hash(config: ExperimentConfig) -> str:
-    """Return 16 hex digits that identify a resolved configuration, wherever its results go.
+    """Return 16 hex digits that identify a resolved configuration, independent of its output directory.
 
-    Only fields that differ from their default are hashed, so that a field that a later version adds leaves the
-    hash of every older configuration as it is.
+    Only fields that differ from their default are hashed, so that fields added by later versions do not change
+    existing hashes.
     """
     return ConfigHasher().hash(config)
 
 
 class ConfigHasher:
-    """Hashes many configurations: what they have in common is turned into text once."""
+    """Hash many configurations quickly, by encoding sections that they share only once."""
 
     def __init__(self) -> None:
-        # A piece beside its value, which keeps the value's id from being another's.
+        # The value is kept with its piece, because the id of a deleted object can be reused.
         self._pieces: dict[tuple[str, int], tuple[Any, str]] = {}
 
     def hash(self, config: ExperimentConfig) -> str:
-        """Return a configuration's :func:`config_hash`: over what json.dumps would make of it with sorted keys."""
+        """Return a configuration's :func:`config_hash`, the hash of its JSON with sorted keys."""
         fields, names = vars(config), _HASHED
         if config.model_extra:
             fields = {**fields, **config.model_extra}
@@ -75,7 +75,7 @@ class ConfigHasher:
 
 
 def study_design_hash(config_hashes: Iterable[str]) -> str:
-    """Return 16 hex digits that identify a study's points, in order, whatever its name and execution."""
+    """Return 16 hex digits that identify a study's points and their order, independent of name and execution."""
     return _digest(_ENCODE(list(config_hashes)))
 
 
@@ -94,10 +94,10 @@ def _named_piece(name: str, value: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return an axis value as an id shows it: YAML's own spelling, anything unsafe as ``%XX``."""
+    """Return an axis value as text for an id, in YAML's spelling, with unsafe bytes as ``%XX``."""
     try:
         return _value_text(value)
-    except TypeError:  # a list or a mapping cannot be looked up
+    except TypeError:  # a list or mapping is not hashable
         return _value_text.__wrapped__(value)
 
 
@@ -108,12 +108,12 @@ def _value_text(value: Any) -> str:
 
 
 def same_value(one: Any, other: Any) -> bool:
-    """Whether two values mean the same in a study file: 1.0 is 1, true is not."""
+    """Return whether two values are equal in a study file: 1.0 equals 1, true does not."""
     return _meaning(one) == _meaning(other)
 
 
 def axes_key(axes: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    """Return what two points share whose axes have the same values, as :func:`same_value` has it."""
+    """Return a key that is equal for points whose axes have equal values, as defined by :func:`same_value`."""
     return frozenset((axis, _meaning(value)) for axis, value in axes.items())
 
 
@@ -122,17 +122,17 @@ def _meaning(value: Any) -> str:
 
 
 def short_names(axes: Iterable[str]) -> dict[str, str]:
-    """Return for each dotted axis its last part, where no other axis, nor the cycle, has the same."""
+    """Return the last part of each dotted axis, or the whole name if that part is ambiguous or ``cycle``."""
     last = {axis: axis.rpartition(".")[2] for axis in axes}
     count = Counter([CYCLE, *last.values()])
     return {axis: name if count[name] == 1 else axis for axis, name in last.items()}
 
 
 def point_id(axes: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Return ``precision=bf16-batch_size=8``."""
+    """Return the id of a point, such as ``precision=bf16-batch_size=8``."""
     return "-".join([f"{_value_text(names[axis])}={value_text(value)}" for axis, value in axes.items()])
 
 
 def experiment_id(point: str, cycle: int, n_cycles: int) -> str:
-    """Return the point's id, with the cycle where there is more than one."""
+    """Return the point's id, with the cycle if there is more than one."""
     return f"{point}-{CYCLE}={cycle}" if n_cycles > 1 else point

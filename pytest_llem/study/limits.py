@@ -1,35 +1,35 @@
-"""From budgets as they are written to one for each metric and point."""
+"""Combine the written budgets into one budget for each metric and point."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_llem.study.budgets import Bound, Scoped, Written
+from pytest_llem.study.budgets import Bound, BudgetEntry, Scoped
 from pytest_llem.study.design import Point
 from pytest_llem.study.document import Document, KeyPath
 from pytest_llem.study.gates import Budget
 from pytest_llem.study.point_selector import PointSelector
 from pytest_llem.study.problems import Problem
-from pytest_llem.study.unreachable_gates import named, unreachable_gates
+from pytest_llem.study.unreachable_gates import describe_points, unreachable_gates
 
 _NOUNS: dict[Bound, str] = {"max": "maximum", "min": "minimum"}
 
 #: A point's budgets as written, by metric.
-_Pieces = dict[str, list[Written]]
+_Pieces = dict[str, list[BudgetEntry]]
 
-#: Two budgets that do not go together, the later one first, and the limit of that one that does not.
-_Clash = tuple[Written, Bound, Written]
+#: A conflict: the later budget, its limit that conflicts, and the earlier budget.
+_Clash = tuple[BudgetEntry, Bound, BudgetEntry]
 
 
 def apply_budgets(
     document: Document, given: Scoped, places: Sequence[KeyPath], points: Sequence[Point]
 ) -> tuple[list[Budget], list[Problem], list[Problem]]:
-    """Return the budgets of all points; mistakes that show only with the points; and what is worth a note.
+    """Return the budgets of all points, the problems that depend on the points, and notes.
 
     Args:
         document: The study file.
-        given: What is written there.
-        places: Where each point stands.
+        given: Budgets as written in the file.
+        places: Position of each point in the file.
         points: All points, in file order.
     """
     finder = PointSelector(document, points)
@@ -50,32 +50,33 @@ def apply_budgets(
                 pieces[index].setdefault(one.metric, []).append(one)
             if fitting:
                 notes += unreachable_gates(document, one.at, one.metric, [points[index] for index in fitting])
-            elif within or not scope:  # nothing is amiss where an experiment is left out, and with it its budgets
-                told = _without_effect(document, one, fits_others=bool(found), is_entry=bool(scope))
-                # A limit that nothing is held to, for a slip in a value, would be green for ever.
-                (notes if one.where is None or found else problems).append(told)
+            elif within or not scope:  # the budgets of an excluded experiment have no points and need no message
+                message = _without_effect(document, one, fits_others=bool(found), is_entry=bool(scope))
+                # An error, because a budget that matches no point due to a misspelt value would never fail.
+                (notes if one.where is None or found else problems).append(message)
     budgets, clashes = _merged(document, points, pieces)
     return budgets, [*problems, *clashes], notes
 
 
-def _without_effect(document: Document, one: Written, *, fits_others: bool, is_entry: bool) -> Problem:
+def _without_effect(document: Document, one: BudgetEntry, *, fits_others: bool, is_entry: bool) -> Problem:
     if one.where is None:
         return document.problem(one.at, "has no effect: every experiment has budgets of its own")
-    told = "fits no point of this study"
+    message = "matches no point of this study"
     if fits_others:
-        told = "does not fit this experiment" if is_entry else "fits only experiments with budgets of their own"
-    return document.problem((*one.entry, "where"), told)
+        elsewhere = "matches only experiments with budgets of their own"
+        message = "does not match this experiment" if is_entry else elsewhere
+    return document.problem((*one.entry, "where"), message)
 
 
 def _merged(
     document: Document, points: Sequence[Point], pieces: Sequence[_Pieces]
 ) -> tuple[list[Budget], list[Problem]]:
-    """Return the budgets that the *pieces* of each point come to, and which of those do not go together."""
+    """Return the budgets of all points, combined from their *pieces*, and a problem for each conflict."""
     budgets: list[Budget] = []
     clashes: dict[tuple[KeyPath, Bound, KeyPath], tuple[_Clash, list[Point]]] = {}
     for point, by_metric in zip(points, pieces, strict=True):
         for metric, written in by_metric.items():
-            holders: dict[Bound, Written] = {}
+            holders: dict[Bound, BudgetEntry] = {}
             for later, bound, earlier in _clashing(written, holders):
                 key = (later.at, bound, earlier.at)
                 clashes.setdefault(key, ((later, bound, earlier), []))[1].append(point)
@@ -87,8 +88,8 @@ def _merged(
     return budgets, [_problem(document, clash, concerned) for clash, concerned in clashes.values()]
 
 
-def _clashing(written: Sequence[Written], holders: dict[Bound, Written]) -> Iterator[_Clash]:
-    """Enter into *holders* which of a point's budgets on one metric gives which limit; yield what clashes."""
+def _clashing(written: Sequence[BudgetEntry], holders: dict[Bound, BudgetEntry]) -> Iterator[_Clash]:
+    """Record in *holders* which of a point's budgets on one metric gives each limit, and yield conflicts."""
     for one in written:
         for bound, value in one.bounds.items():
             holder = holders.setdefault(bound, one)
@@ -107,13 +108,13 @@ def _problem(document: Document, clash: _Clash, concerned: Sequence[Point]) -> P
     at = key if key in document.marks else later.at
     line = _line(document, earlier)
     if bound in earlier.bounds:
-        told = f"{later.metric} has a {_NOUNS[bound]} for {named(concerned)} already (line {line})"
-        return document.problem(at, f"{told}; where tells them apart")
+        message = f"{later.metric} has a {_NOUNS[bound]} for {describe_points(concerned)} already (line {line})"
+        return document.problem(at, f"{message}; restrict one of them with where")
     opposite: Bound = "min" if bound == "max" else "max"
     figures = f"{bound} {later.bounds[bound]:.15g}", f"{opposite} {earlier.bounds[opposite]:.15g} (line {line})"
-    return document.problem(at, f"{figures[0]} does not go with {figures[1]} for {named(concerned)}")
+    return document.problem(at, f"{figures[0]} conflicts with {figures[1]} for {describe_points(concerned)}")
 
 
-def _line(document: Document, written: Written) -> int:
+def _line(document: Document, written: BudgetEntry) -> int:
     """Return the line on which a budget names its metric."""
     return document.problem(written.at, "").line

@@ -1,4 +1,4 @@
-"""From a study file to its experiments: the one way in."""
+"""Load and validate a study file."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from pytest_llem.study.validation import REQUIRED, first_config, section_problem
 
 __all__ = ["Experiment", "Point", "StudyConfig", "TooManyError", "is_study", "load_study"]
 
-#: No study may have more experiments than this, whatever the options say.
+#: Maximum number of experiments, even with --llem-yes.
 MAX_EXPERIMENTS = 100_000
 
-#: What most file systems take as a name, less room for the time that is added.
+#: Maximum length of a study's name: that of file names in most file systems, less the time that is appended.
 MAX_NAME_BYTES = 200
 
 _NO_OVERRIDES = Overrides()
 
 
 def is_study(path: str | Path) -> bool:
-    """Whether *path* has a ``sweep`` or an ``experiments`` key.
+    """Return whether *path* has a ``sweep`` or an ``experiments`` key.
 
     Raises:
-        StudyError: It is no readable YAML.
+        StudyError: *path* is not readable YAML.
     """
     data = load_document(Path(path)).data
     return isinstance(data, dict) and not {"sweep", "experiments"}.isdisjoint(data)
 
 
 class TooManyError(StudyError):
-    """A study of more experiments than it may have.
+    """A study has more experiments than the limit.
 
     Attributes:
-        total: How many it has.
-        first: The first one's configuration, where it is valid.
-        execution: How they are run.
+        total: Number of experiments.
+        first: Configuration of the first experiment; None if it is invalid.
+        execution: The study's execution settings.
     """
 
     def __init__(
@@ -65,15 +65,19 @@ class TooManyError(StudyError):
 
 
 def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyConfig:
-    """Read a study file, or a file with a single experiment.
+    """Return the study in a file, which may also be a single experiment.
+
+    Example:
+        study = load_study("studies/llama.yaml")
+        print([experiment.id for experiment in study.experiments])
 
     Args:
         path: The file.
-        overrides: What wins over what the file says.
+        overrides: Options that override the file.
 
     Raises:
-        StudyError: With every problem that could be found at once, each with its line and column.
-        TooManyError: It holds more experiments than *overrides* allow. They are counted before any is made.
+        StudyError: The file is invalid; the error has all problems that were found, with line and column.
+        TooManyError: The study has more experiments than *overrides* allow. They are counted before any is made.
     """
     path = Path(path)
     document = load_document(path)
@@ -103,7 +107,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
         raise StudyError([*problems, *too_many.problems]) if problems else too_many
 
     checked = validate(grid)
-    # What is missing may stand in the part of the file that could not be made out.
+    # A missing field may be in a part of the file that could not be read.
     misread = misread or bool(grid.problems)
     problems += [one for one in checked.problems if not (misread and one.message == REQUIRED)]
     if not problems and (overrides.strict or not checked.valid):
@@ -117,7 +121,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     hasher = ConfigHasher()
     points = [Point(point_id(axes, names), axes, config, hasher.hash(config)) for _, axes, config in checked.valid]
     places = [at for at, _, _ in checked.valid]
-    problems = _places(document, points) or _clashes(document, places, points)
+    problems = _output_dir_problems(document, points) or _duplicates(document, places, points)
     points, wrong, unused = apply_rules(document, rules, points)
     problems += wrong
     budgets, wrong, idle = apply_budgets(document, written, places, points)
@@ -146,7 +150,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
 
 
 def _read_name(document: Document) -> tuple[str, list[Problem]]:
-    """Return the study's name, which also names its results folder."""
+    """Return the study's name, which also names its results folder, and problems with it."""
     path = document.path
     name = document.data.get("name", path.name.removesuffix(path.suffix).removesuffix(".study") or path.stem)
     if not isinstance(name, str):
@@ -198,7 +202,7 @@ def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> T
 
 
 def _many(number: int, noun: str) -> str:
-    """Return how many there are, be it more than Python would print."""
+    """Return a number with its noun; huge numbers, which Python would refuse to print, as a power of 10."""
     text = f"{number:,}" if number < 10**15 else f"some 10^{math.log10(number):.0f}"
     return f"{text} {noun}{'' if number == 1 else 's'}"
 
@@ -206,20 +210,21 @@ def _many(number: int, noun: str) -> str:
 def _refusal(draft: Draft, reason: str, *, any_valid: bool) -> str:
     if not any_valid:
         return f"no valid combination: {reason}"
-    return f"{point_id(draft.axes, {axis: axis for axis in draft.axes})} is left out, says --llem-strict: {reason}"
+    name = point_id(draft.axes, {axis: axis for axis in draft.axes})
+    return f"{name} is excluded, an error with --llem-strict: {reason}"
 
 
-def _places(document: Document, points: Sequence[Point]) -> list[Problem]:
+def _output_dir_problems(document: Document, points: Sequence[Point]) -> list[Problem]:
     given = points[0].config.output_dir
     if len({point.config.output_dir for point in points}) == 1:
-        return [] if given is None or _is_place(given) else [_no_place(document, given)]
+        return [] if given is None or _is_folder_path(given) else [_invalid_output_dir(document, given)]
     experiments = document.data.get("experiments")
     listed = [("experiments", index, "output_dir") for index in range(len(experiments or ()))]
     at = next((one for one in (("sweep", "output_dir"), *listed) if one in document.marks), ("output_dir",))
     return [document.problem(at, "must be the same for all experiments: a study has one results folder")]
 
 
-def _is_place(path: str) -> bool:
+def _is_folder_path(path: str) -> bool:
     try:
         Path(path).expanduser()
     except RuntimeError:  # ~nobody
@@ -227,25 +232,25 @@ def _is_place(path: str) -> bool:
     return path.isprintable()
 
 
-def _no_place(document: Document, given: str) -> Problem:
+def _invalid_output_dir(document: Document, given: str) -> Problem:
     return document.problem(
         ("output_dir",), f"must be the path of a folder {document.given(('output_dir',), given)}"
     )
 
 
-def _clashes(document: Document, places: Sequence[KeyPath], points: Sequence[Point]) -> list[Problem]:
+def _duplicates(document: Document, places: Sequence[KeyPath], points: Sequence[Point]) -> list[Problem]:
     problems: list[Problem] = []
     by_hash: dict[str, tuple[str, KeyPath]] = {}
     by_id: set[str] = set()
     for at, point in zip(places, points, strict=True):
         same, earlier = by_hash.get(point.config_hash, (None, at))
         if same is not None:
-            told = f"{point.id} is the same experiment as {same}"
+            message = f"{point.id} is the same experiment as {same}"
             if at != earlier and len(at) == len(earlier):
-                told = f"is the same experiment as {dotted(earlier)}"
+                message = f"is the same experiment as {dotted(earlier)}"
             elif same == point.id:
-                told = f"{point.id} is there twice"
-            problems.append(document.problem(at, told))
+                message = f"{point.id} is given twice"
+            problems.append(document.problem(at, message))
         elif point.id in by_id:  # null and "null"
             problems.append(document.problem(at, f"two experiments share the id {point.id}"))
         by_hash.setdefault(point.config_hash, (point.id, at))

@@ -1,4 +1,4 @@
-"""``where``: the points that a rule or a budget names, by their axes and fields."""
+"""Select the points that the ``where`` of a rule or budget matches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pytest_llem.study.problems import Problem, did_you_mean
 
 
 class PointSelector:
-    """Finds a study's points by what a ``where`` says of them.
+    """Select points of a study by their axes and fields.
 
     Args:
         document: The study file.
-        points: All its points.
+        points: All points of the study.
     """
 
     def __init__(self, document: Document, points: Sequence[Point]) -> None:
@@ -31,27 +31,27 @@ class PointSelector:
         self._full = {short: axis for axis, short in short_names(axes).items()} | {axis: axis for axis in axes}
 
     def find(self, at: KeyPath, where: Mapping[str, Any]) -> tuple[list[int], list[Problem]]:
-        """Return the indices of the points that fit *where*, and what is wrong with it.
+        """Return the indices of the points that match *where*, and problems with it.
 
         Args:
-            at: Where it stands in the file.
-            where: Value by axis or field, a list holding any of several; all have to fit.
+            at: Position of *where* in the file.
+            where: Value by axis or field, or a list of alternative values; all entries have to match.
         """
-        flat = dict(flatten(where))  # a section may be written as experiments have it
+        flat = dict(flatten(where))  # fields of a section may be dotted or nested
         if unknown := [name for name in flat if name not in self._full and not _is_field(name)]:
             return [], [self._unknown(at, name, where) for name in unknown]
         wanted = {self._full.get(name, name): value for name, value in flat.items()}
-        return [index for index, point in enumerate(self._points) if _fits(point, wanted)], []
+        return [index for index, point in enumerate(self._points) if _matches(point, wanted)], []
 
     def _unknown(self, at: KeyPath, name: str, where: Collection[str]) -> Problem:
         hint = did_you_mean(name, (*self._full, *ExperimentConfig.model_fields))
         place = name if name in where else name.partition(".")[0]
-        problem = self._document.problem((*at, place), f"is no axis and no field{hint}")
+        problem = self._document.problem((*at, place), f"is neither an axis nor a field{hint}")
         return replace(problem, where=dotted((*at, name)))
 
 
 def _is_field(name: str) -> bool:
-    """Whether *name* is the dotted path of a field that holds a value, and no section."""
+    """Return whether *name* is the dotted path of a field that has a value and is not a section."""
     model: Any = ExperimentConfig
     for part in name.split("."):
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -64,7 +64,7 @@ def _is_field(name: str) -> bool:
     return model is None or name == "dataset"
 
 
-def _fits(point: Point, wanted: Mapping[str, Any]) -> bool:
+def _matches(point: Point, wanted: Mapping[str, Any]) -> bool:
     for name, value in wanted.items():
         actual = point.axes[name] if name in point.axes else _value(point.config, name)
         either = [value, *(value if isinstance(value, list) else ())]

@@ -1,4 +1,4 @@
-"""What is wrong with a study file, one located line per problem."""
+"""Represent the errors in a study file, each with its location."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a study file.
+    """One error in, or note on, a study file.
 
     Attributes:
-        path: The file that holds it.
-        line: Line, counted from 1.
-        column: Column, counted from 1.
-        where: Dotted path of the key at fault, empty for the whole file.
-        message: What is wrong, and what was given.
+        path: The file.
+        line: Line, from 1.
+        column: Column, from 1.
+        where: Dotted path of the key, empty for the whole file.
+        message: Description with the given value.
     """
 
     path: Path
@@ -31,7 +31,7 @@ class Problem:
     message: str
 
     def shown_from(self, directory: Path) -> Problem:
-        """Return it with its path as somebody in *directory* would type it."""
+        """Return a copy with a path relative to *directory*, if the file is below it."""
         inside = self.path.is_relative_to(directory)
         return replace(self, path=Path(os.path.relpath(self.path, directory))) if inside else self
 
@@ -41,7 +41,18 @@ class Problem:
 
 
 class StudyError(ValueError):
-    """A study file that cannot be run. ``problems`` holds every mistake found, in file order."""
+    """A study file is invalid.
+
+    Attributes:
+        problems: All errors that were found, in file order.
+
+    Example:
+        try:
+            study = load_study("studies/llama.yaml")
+        except StudyError as error:
+            for problem in error.problems:
+                print(problem.line, problem.where, problem.message)
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         unique = dict.fromkeys(problems)
@@ -50,7 +61,7 @@ class StudyError(ValueError):
 
 
 class _Shown(reprlib.Repr):
-    """Values in YAML's words. Short ones in full; long ones are not even looked at in full."""
+    """Show values in YAML's spelling, and shorten long values without formatting them in full."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +70,7 @@ class _Shown(reprlib.Repr):
     def repr_bool(self, value: bool, level: int) -> str:
         return "true" if value else "false"
 
-    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802 (reprlib's way to name a type)
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802 (the name that reprlib looks up)
         return "null"
 
 
@@ -67,18 +78,18 @@ _SHOWN = _Shown()
 
 
 def shown(value: Any) -> str:
-    """Return *value* as a message quotes it: on one line, cut where it is long."""
+    """Return *value* for a message, on one line and shortened to 62 characters."""
     text = _SHOWN.repr(value)
     return text if len(text) <= 62 else f"{text[:57]}..."
 
 
 def printable(text: str) -> str:
-    """Return *text* with what no terminal should be sent, such as a line break in a model's name, spelt out."""
+    """Return *text* with unprintable characters escaped, such as a line break in a model's name."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
-@lru_cache(maxsize=1024)  # a wrong key is looked up once for every point of the sweep
+@lru_cache(maxsize=1024)  # called again for every point of the sweep
 def did_you_mean(given: str, known: tuple[str, ...]) -> str:
-    """Return `` (did you mean …?)`` for a misspelt name, or nothing."""
+    """Return `` (did you mean …?)`` for a misspelt name, or an empty text."""
     close = difflib.get_close_matches(given, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,4 +1,4 @@
-"""``skip`` and ``xfail``: which points pytest is told not to run, or to expect to fail."""
+"""Read ``skip`` and ``xfail`` rules and apply them to points."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pytest_llem.study.validation import section_problems
 Kind = Literal["skip", "xfail"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-#: A rule, where it stands, and of which kind it is.
+#: Kind of a rule, its position in the file, and the rule.
 Placed = tuple[Kind, KeyPath, Rule]
 
 
 def read_rules(document: Document) -> tuple[list[Placed], list[Problem]]:
-    """Return the rules of a study file, and what is wrong with their shape."""
+    """Return the rules of a study file, and the problems with their structure."""
     rules: list[Placed] = []
     problems: list[Problem] = []
     for kind in KINDS:
@@ -44,18 +44,18 @@ def read_rules(document: Document) -> tuple[list[Placed], list[Problem]]:
 
 
 def _misplaced(document: Document, at: KeyPath, entry: Any) -> list[Problem]:
-    """Return what is wrong where points are named in a rule itself and not under ``where``."""
+    """Return a problem for each axis or field that is given in the rule itself instead of under ``where``."""
     if not isinstance(entry, dict) or "where" in entry:
         return []
-    told = "unknown key: points are named under where, as where: {{{}: ...}}"
+    message = "unknown key: select points under where, as in where: {{{}: ...}}"
     wrong = [key for key in entry if key not in Rule.model_fields]
-    return [document.problem((*at, key), told.format(dotted((key,)))) for key in wrong]
+    return [document.problem((*at, key), message.format(dotted((key,)))) for key in wrong]
 
 
 def apply_rules(
     document: Document, rules: Sequence[Placed], points: Sequence[Point]
 ) -> tuple[list[Point], list[Problem], list[Problem]]:
-    """Return the points with what the rules say of them, mistakes in the rules, and rules that fit no point."""
+    """Return the points with their skip and xfail reasons, problems with the rules, and notes on unused rules."""
     points = list(points)
     problems: list[Problem] = []
     notes: list[Problem] = []
@@ -70,7 +70,7 @@ def apply_rules(
         if wrong:
             continue
         if not fitting:
-            notes.append(document.problem((*at, "where"), "fits no point of this study"))
+            notes.append(document.problem((*at, "where"), "matches no point of this study"))
         reason = rule.reason or ", ".join(f"{name}: {json.dumps(value)}" for name, value in rule.where.items())
         for index in fitting:
             point = points[index]

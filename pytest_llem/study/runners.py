@@ -1,4 +1,4 @@
-"""Which engines there are, and where each one's experiments run."""
+"""Determine the known engines and read ``runners``, the environments that they run in."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from pytest_llem.study.engines import ENGINES
 from pytest_llem.study.grid import STUDY_KEYS
 from pytest_llem.study.problems import Problem, did_you_mean
 
-#: The runner of an engine that runs in this environment.
+#: The runner that stands for this environment.
 LOCAL = "local"
 
-#: What a runner's text is where it names a container, as LLenergyMeasure 2.0 has it: ``docker``, ``docker:IMAGE``.
+#: A container as a runner, as in LLenergyMeasure 2.0: ``docker`` or ``docker:IMAGE``.
 _CONTAINER = re.compile(r"docker(:.*)?", re.DOTALL)
 
-#: ``package.module:Class``, an engine of the user's own.
+#: A user-defined engine, ``package.module:Class``.
 ENGINE_CLASS = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def is_class(name: str) -> bool:
-    """Whether *name* is an engine's ``package.module:Class``."""
+    """Return whether *name* has the form ``package.module:Class``."""
     return ENGINE_CLASS.fullmatch(name) is not None
 
 
 def is_container(runner: str) -> bool:
-    """Whether *runner* names a container, and not a Python interpreter."""
+    """Return whether *runner* is a container and not a Python interpreter."""
     return _CONTAINER.fullmatch(runner) is not None
 
 
 def interpreter_path(runner: str, directory: Path) -> Path:
-    """Return the interpreter that *runner* names, as an absolute path.
+    """Return the absolute path of the interpreter *runner*.
 
-    Links are not followed: the interpreter of a virtual environment is one.
+    Links are not followed, because the interpreter of a virtual environment is a link.
 
     Args:
-        runner: As the study has it.
-        directory: What a relative one is relative to.
+        runner: Path in the study file.
+        directory: Folder that a relative path is relative to.
     """
     path = Path(runner)
-    with suppress(RuntimeError):  # ~nobody: it will not be found
+    with suppress(RuntimeError):  # an unknown user, as in ~nobody; preflight reports the missing file
         path = path.expanduser()
     return directory.absolute() / path
 
 
 def known_backends(document: Document, shared: Mapping[str, Any]) -> list[str]:
-    """Return the names that stand for engines in this file.
+    """Return the names that are valid engines in this file.
 
-    They are those of the grammar, installed ones, classes of the user's own, and those that this file runs in
-    another interpreter, where they may be installed.
+    These are the engines of the grammar, installed engines, user-defined classes, and engines that the file runs
+    in another interpreter, which may have them installed.
     """
     named = [name for name in _named(document.data, shared) if isinstance(name, str)]
     own = [name for name in named if is_class(name) or _runs_elsewhere(name, document.data)]
@@ -82,7 +82,7 @@ def _named(data: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def read_runners(document: Document, backends: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
-    """Return where each engine runs, and what is wrong with the section."""
+    """Return the runner of each engine that does not run in this environment, and problems with the section."""
     given = document.data.get("runners")
     if given is None:
         return {}, []

@@ -1,7 +1,7 @@
-"""The JSON Schema of a study file, for editors: made from the models, so that it says what they say.
+"""Generate the JSON Schema of a study file, for editors, from the models.
 
-It holds what a schema can. That a model is given, that fields go together, or that an axis names the study's own
-engine is for the loader to tell; so is ``1.0`` where a whole number is asked for, which JSON Schema takes for one.
+Only the loader checks what a schema cannot: that a model is given, that fields are compatible, that an axis
+belongs to the study's own engine, and that a whole number is not written as ``1.0``, which JSON Schema accepts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pytest_llem.study.section import NullableSection, field_docs
 
 Schema = dict[str, Any]
 
-#: Everything that stands under ``$defs``.
+#: The models under ``$defs``.
 _MODELS: tuple[type[BaseModel], ...] = (
     ExperimentConfig,
     DatasetConfig,
@@ -59,7 +59,7 @@ _NULL: Schema = {"type": "null"}
 
 _FREE_SECTION: Schema = {"anyOf": [{"type": "object", "additionalProperties": True}, _NULL]}
 
-#: What means something of its own in a regular expression, in Python as in JavaScript.
+#: Special characters of regular expressions, in Python and JavaScript.
 _SPECIAL = re.compile(r"[\\^$.*+?()\[\]{}|/]")
 
 
@@ -67,7 +67,7 @@ def study_schema(engines: Sequence[str] = ()) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a study file.
 
     Args:
-        engines: Names of engines beside those of the grammar. Each brings a section, in which anything goes.
+        engines: Names of engines in addition to those of the grammar. Each has a section that allows any content.
     """
     defs = _definitions([name for name in engines if name not in ENGINES])
     experiment = defs[ExperimentConfig.__name__]
@@ -93,13 +93,13 @@ def schema_text(engines: Sequence[str] = ()) -> str:
 
 
 def _definitions(engines: Sequence[str]) -> dict[str, Schema]:
-    """Return each model's schema by its name; an experiment's with sections for *engines*."""
+    """Return the schema of each model by its name; that of an experiment has sections for *engines*."""
     _, made = models_json_schema([(model, "validation") for model in _MODELS])
     defs: dict[str, Schema] = {
         model.__name__: _described(model, made["$defs"][model.__name__]) for model in _MODELS
     }
     experiment = defs[ExperimentConfig.__name__]
-    del experiment["required"]  # the base, the sweep or the experiments may give the model
+    del experiment["required"]  # the model may be given in the base, the sweep or the experiments
     experiment["additionalProperties"] = False
     fields = experiment["properties"]
     fields["backend"] = {
@@ -117,7 +117,7 @@ def _definitions(engines: Sequence[str]) -> dict[str, Schema]:
 
 
 def _described(model: type[BaseModel], schema: Schema) -> Schema:
-    """Return pydantic's *schema* of *model* with the descriptions of its docstring."""
+    """Return pydantic's *schema* of *model* with descriptions from the model's docstring."""
     docs = field_docs(model)
     summary = (inspect.getdoc(model) or "").partition("\n\n")[0]
     fields = {}
@@ -138,7 +138,7 @@ def _or_null(field: Schema) -> Schema:
 
 
 def _plain(text: str) -> str:
-    """Return reST as an editor should show it."""
+    """Return reStructuredText as plain text on one line."""
     return " ".join(text.replace("``", "").split())
 
 
@@ -152,7 +152,7 @@ def _engine_name(engines: Sequence[str]) -> Schema:
 
 
 def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
-    """Return the schemas of what belongs to the study and not to an experiment (``grid.STUDY_KEYS``)."""
+    """Return the schemas of the study's own keys (``grid.STUDY_KEYS``)."""
     backend = {
         key: one for key, one in defs["ExperimentConfig"]["properties"]["backend"].items() if key == "anyOf"
     }
@@ -167,12 +167,12 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
         },
         "version": {"description": "Accepted and ignored."},
         "base": {
-            "description": "Another file, relative to this one, whose experiment fields hold where this has none.",
+            "description": "Another file, relative to this one, with experiment fields that this file overrides.",
             "anyOf": [{"type": "string", "minLength": 1}, _NULL],
         },
         "sweep": {
-            "description": "Values by axis: a field, dotted where it is in a section (pytorch.batch_size). Every "
-            "combination is a point; the last axis changes fastest.",
+            "description": "Values by axis. An axis is a field, dotted if in a section (pytorch.batch_size). "
+            "Every combination is a point; the last axis changes fastest.",
             "type": "object",
             "minProperties": 1,
             "properties": dict(_axes(defs, ExperimentConfig.__name__)),
@@ -180,14 +180,14 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
             "additionalProperties": False,
         },
         "experiments": {
-            "description": "Points that are no grid: each says in what it differs from the fields of the study.",
+            "description": "Explicit points: each has the fields in which it differs from those of the study.",
             "type": "array",
             "minItems": 1,
             "items": _entry(defs[ExperimentConfig.__name__]),
         },
         "runners": {
-            "description": f"Where each engine's experiments run: {LOCAL}, in this environment (the default), or "
-            "the path of a Python interpreter, absolute, with ~, or relative to this file.",
+            "description": f"Environment of each engine's experiments: {LOCAL} for this one (the default), "
+            "or the path of a Python interpreter, absolute, with ~, or relative to this file.",
             "anyOf": [
                 {
                     "type": "object",
@@ -198,12 +198,12 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
             ],
         },
         "execution": {
-            "description": "How the study is run; none of it changes what is measured.",
+            "description": "Execution settings, which do not change what is measured.",
             "anyOf": [_reference(ExecutionConfig), _NULL],
         },
         "budgets": _budgets(),
         "gates": {
-            "description": "How the results are compared with those of --llem-baseline or --llem-against.",
+            "description": "Settings of comparisons with --llem-baseline or --llem-against.",
             "anyOf": [_reference(GatesConfig), _NULL],
         },
         "skip": {"description": "Points that are not run.", **rules},
@@ -212,12 +212,12 @@ def _study_keys(defs: Mapping[str, Schema]) -> dict[str, Schema]:
 
 
 def _entry(experiment: Schema) -> Schema:
-    """Return the schema of an entry of ``experiments``: an experiment's fields, and budgets of its own."""
+    """Return the schema of an entry of ``experiments``: an experiment's fields and its own budgets."""
     fields = {
         name: {"description": one["description"], **_reference(ExperimentConfig, name)}
         for name, one in experiment["properties"].items()
     }
-    own = "Limits on the results of this experiment, in place of the study's."
+    own = "Limits on the results of this experiment; they replace the study's budgets."
     return {
         "type": "object",
         "properties": {**fields, "budgets": {"description": own, "$ref": "#/properties/budgets"}},
@@ -229,11 +229,11 @@ def _entry(experiment: Schema) -> Schema:
 def _budgets() -> Schema:
     limit = [{"type": "number"}, _reference(LimitConfig)]
     metrics = {
-        name: {"description": f"{one.meaning}. In {one.unit}: the most, or {{max, min}}.", "anyOf": limit}
+        name: {"description": f"{one.meaning}. In {one.unit}: the maximum, or {{max, min}}.", "anyOf": limit}
         for name, one in CATALOGUE.items()
     }
     return {
-        "description": "Limits on the mean over the cycles, by metric; where they are for some points, a list.",
+        "description": "Limits on the mean over the cycles, by metric, or a list with limits for some points.",
         "anyOf": [
             {"type": "object", "properties": metrics, "additionalProperties": False},
             {"type": "array", "items": _reference(BudgetConfig)},
@@ -243,7 +243,7 @@ def _budgets() -> Schema:
 
 
 def _axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iterator[tuple[str, Schema]]:
-    """Yield the fields of *model* as axes, by dotted path, and after each those inside it."""
+    """Yield the fields of *model* as axes by dotted path, each followed by the fields inside it."""
     for name, field in defs[model]["properties"].items():
         path = f"{prefix}{name}"
         yield path, _listable({"$ref": f"#/$defs/{model}/properties/{name}"}, field["description"])
@@ -253,7 +253,7 @@ def _axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iterator[
 
 
 def _open_axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iterator[tuple[str, Schema]]:
-    """Yield the axes inside mappings that take any key, by the pattern of their dotted paths."""
+    """Yield the axes inside mappings with arbitrary keys, by the pattern of their dotted paths."""
     for name, field in defs[model]["properties"].items():
         path = f"{prefix}{name}"
         for kind in _kinds(field):
@@ -269,7 +269,7 @@ def _open_axes(defs: Mapping[str, Schema], model: str, prefix: str = "") -> Iter
 
 
 def _kinds(field: Schema) -> list[Schema]:
-    """Return what a field may be, one schema each."""
+    """Return the alternative schemas of a field."""
     return list(field.get("anyOf", [field]))
 
 
@@ -283,8 +283,8 @@ def _inside(path: str) -> str:
 
 
 def _listable(value: Schema, description: str) -> Schema:
-    """Return the schema of a *value*, or a list with at least one."""
-    if not value:  # anything: but an empty list is no value
+    """Return the schema of a *value* or of a non-empty list of values."""
+    if not value:  # any value but an empty list
         return {"description": description, "minItems": 1}
     return {"description": description, "anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
 
@@ -294,5 +294,5 @@ def _reference(model: type[BaseModel], field: str | None = None) -> Schema:
     return {"$ref": f"#/$defs/{model.__name__}{inner}"}
 
 
-if __name__ == "__main__":  # what the package ships: pytest_llem/study.schema.json
+if __name__ == "__main__":  # generates pytest_llem/study.schema.json
     print(schema_text(), end="")

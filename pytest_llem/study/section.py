@@ -1,4 +1,4 @@
-"""What every part of a study file has in common."""
+"""Base classes and helpers of the sections of a study file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _ATTRIBUTE = re.compile(r"^    (?P<name>\w+): (?P<text>.+(?:\n {8}.+)*)", re.MUL
 
 
 class Section(BaseModel):
-    """A frozen part of a study file: unknown keys are errors, nothing is coerced."""
+    """A frozen section of a study file that refuses unknown keys and does not coerce types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class NullableSection(Section):
-    """A section in which null stands for a field's default, whatever the field.
+    """A section in which null means a field's default.
 
     Attributes:
-        NULL_MEANS: Those fields in which it is a value of its own.
+        NULL_MEANS: Fields in which null is a separate value.
     """
 
     NULL_MEANS: ClassVar[frozenset[str]] = frozenset()
@@ -43,35 +43,39 @@ class NullableSection(Section):
         return {key: one for key, one in data.items() if one is not None or key in cls.NULL_MEANS}
 
 
-def finite(value: Any, name: str) -> None:
-    """See that what an engine takes by its own names holds numbers only that JSON, and so a result, can hold.
+def check_finite(value: Any, name: str) -> None:
+    """Check that an engine's options contain no NaN or infinity, which JSON results cannot represent.
+
+    Args:
+        value: The options.
+        name: Dotted name of *value*, for the message.
 
     Raises:
-        ValueError: One is none; *name* is where *value* stands.
+        ValueError: A number is not finite.
     """
     if isinstance(value, dict):
         for key, one in value.items():
-            finite(one, f"{name}.{key}")
+            check_finite(one, f"{name}.{key}")
     elif isinstance(value, list | tuple):
         for place, one in enumerate(value):
-            finite(one, f"{name}[{place}]")
+            check_finite(one, f"{name}[{place}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number (got {value})")
 
 
 def field_docs(section: type[BaseModel]) -> dict[str, str]:
-    """Return what the docstring of *section* says of each of its fields, by name."""
+    """Return the description of each field in the docstring of *section*, by name."""
     _, _, attributes = (inspect.getdoc(section) or "").partition("Attributes:\n")
     return {one["name"]: " ".join(one["text"].split()) for one in _ATTRIBUTE.finditer(attributes)}
 
 
-def told(message: str) -> WrapValidator:
-    """Return a validator that tells *message* in place of one error for each type that a value might have had."""
+def single_error(message: str) -> WrapValidator:
+    """Return a validator that reports *message* instead of one error per alternative type."""
 
     def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError("told", "{message}", {"message": message}) from None
+            raise PydanticCustomError("single_error", "{message}", {"message": message}) from None
 
     return WrapValidator(validate)

@@ -1,4 +1,4 @@
-"""pydantic's errors as located, readable problems."""
+"""Validate the points of a study and convert pydantic's errors into located problems."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pytest_llem.study.problems import Problem, did_you_mean, shown
 
 REQUIRED = "is required"
 
-#: Nobody reads on: points are not looked at any more once there are so many.
+#: Number of problems after which validation stops.
 MAX_PROBLEMS = 1000
 
 #: Sections of an experiment.
@@ -46,14 +46,19 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "lora": LoRAConfig,
 }
 
-#: Those that every experiment has.
+#: Sections that every experiment has.
 _ALWAYS = ("decoder", "warmup", "baseline", "energy", "measurement")
 
-#: Where a key that stands at the wrong level may belong.
-_HOMES: dict[str, type[BaseModel]] = {**_SECTIONS, "execution": ExecutionConfig, "dataset": DatasetConfig}
+#: Sections to search for a key that is given at the wrong level.
+_SECTIONS_TO_SEARCH: dict[str, type[BaseModel]] = {
+    **_SECTIONS,
+    "execution": ExecutionConfig,
+    "dataset": DatasetConfig,
+}
 
-#: Where in a location a kind follows, and after which key: these are a value or a section.
-_EITHER = {(1, "dataset"), (3, "input_len"), (1, "delta")}
+#: Fields that are a value or a section: after them, pydantic inserts the alternative into an error's location.
+#: Index of that part in the location, and the field's name.
+_VALUE_OR_SECTION = {(1, "dataset"), (3, "input_len"), (1, "delta")}
 
 _SENTENCES = {
     "missing": REQUIRED,
@@ -77,13 +82,13 @@ _SENTENCES = {
 
 @dataclass
 class Checked:
-    """The points of a study, told apart.
+    """The points of a study after validation.
 
     Attributes:
-        valid: Those that can be run: where they stand, their axes, their configuration.
-        excluded: Those that make no valid experiment, with the reason.
-        problems: Mistakes in the file.
-        notes: What is no mistake, and worth knowing.
+        valid: Position in the file, axes and configuration of each valid point.
+        excluded: Invalid combinations, with the reason.
+        problems: Errors in the file.
+        notes: Notes that are not errors.
     """
 
     valid: list[tuple[KeyPath, dict[str, Any], ExperimentConfig]] = field(default_factory=list)
@@ -93,12 +98,12 @@ class Checked:
 
 
 def validate(grid: Grid) -> Checked:
-    """Look at every point of *grid*."""
+    """Validate every point of *grid*."""
     checked = Checked()
     document, meters = grid.document, installed(METER_GROUP)
     known = {*ExperimentConfig.model_fields, *grid.backends}
     sections = _Sections()
-    told: set[Problem] = set()
+    notes: set[Problem] = set()
     idle: dict[int, tuple[Draft, str]] = {}
     for draft in grid.drafts():
         wrong_keys = _key_problems(document, draft, grid.backends, known)
@@ -107,7 +112,7 @@ def validate(grid: Grid) -> Checked:
         if len(checked.problems) >= MAX_PROBLEMS:
             break
         left_out = {*wrong_keys}
-        if "backend" in wrong_keys:  # nor does the section of an engine that is not there say anything
+        if "backend" in wrong_keys:  # the section of an unknown engine cannot be validated
             left_out.add(draft.config["backend"])
         try:
             config = ExperimentConfig.model_validate(sections.validated(draft.config, left_out))
@@ -116,30 +121,31 @@ def validate(grid: Grid) -> Checked:
             checked.problems += found
             checked.excluded.append((draft, "; ".join(reasons)))
             continue
-        # What nothing distinguishes is named by its model.
+        # A point without axes is named by its model.
         checked.valid.append((draft.at, draft.axes or {"model": config.model}, config))
         if wrong_meter := _meter_problem(document, draft, config, meters):
             checked.problems.append(wrong_meter)
         if former := _former_meter(draft):
-            message = f"{former!r} means {AUTO!r} here: the best meter there is"
-            told.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
+            message = f"{former!r} is read as {AUTO!r}: the best meter available"
+            notes.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
         unused = list(without_effect(config))
         if reasons := [f"{dotted(at)} {message}" for at, message in unused if dotted(at) in draft.axes]:
             idle[len(checked.valid) - 1] = (draft, "; ".join(reasons))
         for location, message in (*unused, *smaller_batches(config)):
-            told.add(_placed(document, _origin(draft, location), location, message))
-    _leave_out_repetitions(checked, idle)
-    checked.notes += sorted(told, key=lambda note: (note.path, note.line, note.column))
+            notes.add(_placed(document, _origin(draft, location), location, message))
+    _exclude_repetitions(checked, idle)
+    checked.notes += sorted(notes, key=lambda note: (note.path, note.line, note.column))
     return checked
 
 
-def _leave_out_repetitions(checked: Checked, idle: Mapping[int, tuple[Draft, str]]) -> None:
-    """Leave out points that are other points of the study but for an axis without effect: under two names the same
-    experiment would be compared with itself.
+def _exclude_repetitions(checked: Checked, idle: Mapping[int, tuple[Draft, str]]) -> None:
+    """Exclude points that differ from another point only in an axis without effect.
+
+    Otherwise an experiment would be compared with itself under another name.
 
     Args:
-        checked: Of the study.
-        idle: Points with such an axis, by their place in ``checked.valid``, and why it has no effect.
+        checked: The points of the study; modified.
+        idle: Points with such an axis by their index in ``checked.valid``, and why the axis has no effect.
     """
     if not idle:
         return
@@ -160,18 +166,18 @@ def _leave_out_repetitions(checked: Checked, idle: Mapping[int, tuple[Draft, str
 
 
 def _overridden(document: Document, draft: Draft) -> Iterator[Problem]:
-    """Yield axes whose values the dataset's own figures override: the points would not be what they are called."""
+    """Yield a problem for each axis that the dataset overrides: its points would have wrong names."""
     dataset = draft.config.get("dataset")
     if not isinstance(dataset, Mapping):
         return
-    for its, ours in DATASET_FIELDS.items():
-        if ours in draft.axes and dataset.get(its) is not None:
-            message = f"is no axis here: dataset.{its} is given, and wins"
-            yield _placed(document, _key(_origin(draft, (ours,))), (ours,), message)
+    for name, field_name in DATASET_FIELDS.items():
+        if field_name in draft.axes and dataset.get(name) is not None:
+            message = f"cannot be an axis: dataset.{name} is given and overrides it"
+            yield _placed(document, _key(_origin(draft, (field_name,))), (field_name,), message)
 
 
 def first_config(grid: Grid) -> ExperimentConfig | None:
-    """Return the first point's configuration, where it is valid."""
+    """Return the first point's configuration; None if it is invalid."""
     draft = next(grid.drafts(), None)
     try:
         return ExperimentConfig.model_validate(draft.config) if draft else None
@@ -180,15 +186,18 @@ def first_config(grid: Grid) -> ExperimentConfig | None:
 
 
 class _Sections:
-    """Validates each section once, however many points share it."""
+    """Validate each section only once, even if many points share it."""
 
     def __init__(self) -> None:
         self._defaults = {name: _SECTIONS[name].model_validate({}) for name in _ALWAYS}
-        # A section beside its data, which keeps the data's id from being another's.
+        # The data is kept with its section, because the id of a deleted object can be reused.
         self._known: dict[tuple[str, int], tuple[Mapping[str, Any], BaseModel | None]] = {}
 
     def validated(self, config: Mapping[str, Any], left_out: Collection[str]) -> dict[str, Any]:
-        """Return *config* without what is *left_out*, with sections in place of their data where that is valid."""
+        """Return *config* without the keys *left_out*, and with validated sections in place of their data.
+
+        Invalid data is left as it is.
+        """
         given = {**self._defaults, **config}
         for name in left_out:
             given.pop(name, None)
@@ -203,7 +212,7 @@ class _Sections:
         if known is None:
             try:
                 section = _SECTIONS[name].model_validate(data)
-            except ValidationError:  # told where the whole configuration is validated
+            except ValidationError:  # reported when the whole configuration is validated
                 section = None
             known = self._known[name, id(data)] = (data, section)
         return known[1]
@@ -212,7 +221,7 @@ class _Sections:
 def section_problems(
     document: Document, at: KeyPath, model: type[BaseModel], error: ValidationError
 ) -> list[Problem]:
-    """Return the problems of one section of the file, which stands at *at*."""
+    """Return the problems of the section at the key path *at* of the file."""
     return [
         document.problem((*at, *location), _sentence(document, (*at, *location), location, detail, model))
         for location, detail in _details(error)
@@ -222,7 +231,7 @@ def section_problems(
 def _key_problems(
     document: Document, draft: Draft, backends: Sequence[str], known: set[str]
 ) -> dict[str, Problem]:
-    """Return by key: unknown keys, wrong sections of engines, an engine that there is not."""
+    """Return problems by key: unknown keys, sections of other engines, an unknown engine."""
     backend = draft.config.get("backend", DEFAULT_BACKEND)
     problems = {}
     for key, value in draft.config.items():
@@ -256,7 +265,7 @@ def _former_meter(draft: Draft) -> str | None:
 def _meter_problem(
     document: Document, draft: Draft, config: ExperimentConfig, meters: Sequence[str]
 ) -> Problem | None:
-    """Return what is wrong with the name of a meter, if anything."""
+    """Return a problem if the meter is not installed, else None."""
     name, location = config.energy.backend, ("energy", "backend")
     if name in (None, AUTO, *meters):
         return None
@@ -269,9 +278,9 @@ def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) 
         return "belongs to the study and not to an experiment"
     if "." in key:
         return "unknown key: only the sweep takes dotted ones"
-    for home, section in _HOMES.items():
+    for name, section in _SECTIONS_TO_SEARCH.items():
         if key in section.model_fields:
-            return f"unknown key (did you mean '{home}.{key}'?)"
+            return f"unknown key (did you mean '{name}.{key}'?)"
     known = (*ExperimentConfig.model_fields, *backends, *(STUDY_KEYS if is_shared else ()))
     hint = did_you_mean(key, known)
     if not hint and isinstance(value, Mapping):
@@ -280,25 +289,25 @@ def _unknown(key: str, value: Any, backends: Sequence[str], *, is_shared: bool) 
 
 
 def located(document: Document, draft: Draft, error: ValidationError) -> tuple[list[Problem], list[str]]:
-    """Return a draft's mistakes, located, and the reasons why it is no valid combination.
+    """Return a draft's located problems, and the reasons why it is not a valid combination.
 
-    A value that is wrong by itself is a mistake in the file. Values that are right by themselves and do not
-    go together only leave that combination out, unless there is no other.
+    A value that is invalid by itself is an error in the file. Valid values that are incompatible only exclude
+    their combination, unless all combinations are excluded.
     """
     problems: list[Problem] = []
     reasons: list[str] = []
     for location, detail in _details(error):
         at = _origin(draft, location)
-        if detail["type"] == "value_error":  # raised by a validator that looks at a section as a whole
+        if detail["type"] == "value_error":  # raised by a validator of a whole section
             reason = str(detail["ctx"]["error"])
             swept = not location or any(place[:1] == location[:1] for place, _ in draft.places)
             if draft.at and swept:
                 reasons.append(f"{dotted(location)}: {reason}" if location else reason)
-            else:  # what all points have in common does not go together in any
+            else:  # the values are shared by all points
                 problems.append(_placed(document, at, location, reason))
         elif axis := _axis_within(draft, location):
             problems.append(
-                _placed(document, _key(_origin(draft, axis)), axis, f"{dotted(location)!r} is no section")
+                _placed(document, _key(_origin(draft, axis)), axis, f"{dotted(location)!r} is not a mapping")
             )
         else:
             sentence = _sentence(document, at, location, detail, ExperimentConfig)
@@ -308,7 +317,7 @@ def located(document: Document, draft: Draft, error: ValidationError) -> tuple[l
 
 
 def _origin(draft: Draft, location: KeyPath) -> KeyPath:
-    """Return where the file gives the configuration's key *location*."""
+    """Return the position in the file of the configuration's key *location*."""
     for place, origin in draft.places:
         if location[: len(place)] == place:
             return (*origin, *location[len(place) :])
@@ -317,26 +326,26 @@ def _origin(draft: Draft, location: KeyPath) -> KeyPath:
 
 
 def _axis_within(draft: Draft, location: KeyPath) -> KeyPath | None:
-    """Return an axis that addresses a field of the section at *location*."""
+    """Return an axis that sets a field of the section at *location*, or None."""
     return next((place for place, _ in draft.places if location == place[: len(location)] != place), None)
 
 
 def _key(at: KeyPath) -> KeyPath:
-    """Return the place of an axis from that of one of its values: what is wrong with a key is told once."""
+    """Return the axis's position for that of one of its values, so that an error of the axis is reported once."""
     return at[:-1] if at and isinstance(at[-1], int) else at
 
 
 def _placed(document: Document, at: KeyPath, location: KeyPath, message: str) -> Problem:
-    """Return a problem of the configuration's key *location*, placed where the file gives its value."""
+    """Return a problem of the configuration's key *location*, placed at the position *at* of the file."""
     return replace(document.problem(at, message), where=dotted(location))
 
 
 def _details(error: ValidationError) -> Iterator[tuple[KeyPath, ErrorDetails]]:
-    """Yield each error with its location; of what is a value or a section, those of the kind that was meant."""
+    """Yield each error with its location; for a value-or-section field, only those of the given kind."""
     for detail in error.errors(include_url=False):
         location = detail["loc"]
-        # After what may be a value or a section, pydantic names the kind that it tried.
-        kinds = [at for at in range(1, len(location)) if (at, location[at - 1]) in _EITHER]
+        # After a field that is a value or a section, pydantic's location has the alternative that it tried.
+        kinds = [at for at in range(1, len(location)) if (at, location[at - 1]) in _VALUE_OR_SECTION]
         if kinds and kinds[0] == 1:
             is_section = not str(location[kinds[-1]]).startswith("constrained-")
             if detail["type"] in ("model_type", "dict_type") if is_section else isinstance(detail["input"], dict):
@@ -350,7 +359,7 @@ def _sentence(
 ) -> str:
     kind = detail["type"]
     text = _SENTENCES.get(kind)
-    # A float field has float bounds; nobody wrote 0.0.
+    # Bounds of float fields are floats; a message shows 0 rather than 0.0.
     limits = {
         name: f"{one:.15g}" if isinstance(one, float) else one for name, one in detail.get("ctx", {}).items()
     }
@@ -373,7 +382,7 @@ def _sentence(
 
 
 def _is_values(given: Any) -> bool:
-    """Whether *given* looks like the values of an axis."""
+    """Return whether *given* looks like the values of an axis."""
     return isinstance(given, list) and len(given) > 1 and not any(isinstance(one, list | dict) for one in given)
 
 

@@ -54,7 +54,7 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
     lines = [text]
     if plan.reference is not None:
         lines += _reference(plan.reference)
-    lines += [f"  {line}" for line in plan.sight]
+    lines += [f"  {line}" for line in plan.minimum_detectable_effect]
     lines += _grouped("left out", ((_axes(one.axes), one.reason) for one in study.excluded))
     lines += _grouped("preflight, will fail", plan.refused.items())
     if plan.replay is not None:
@@ -88,8 +88,8 @@ def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
     ]
     if factors:  # whatever the ini file says by now
         told.append(f"gco2e_g with {'; '.join(factors)}")
-    if replay.torn:
-        told.append(f"{replay.torn:,} not whole any more")
+    if replay.damaged:
+        told.append(f"{replay.damaged:,} not whole any more")
     return ", ".join(told) or ("nothing is replayed" if replay.changed else "nothing is there to replay")
 
 
