@@ -246,9 +246,9 @@ def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
         ({"cpu": "Xeon", "cpus": 8}, "gpu_board", "NOT JUDGED"),
     ],
 )
-def test_coverage_of_older_schema_is_told_by_its_facts(bench: Any, boundary: str, verdict: str) -> None:
+def test_coverage_of_older_schema_follows_from_testbed(testbed: Any, boundary: str, verdict: str) -> None:
     study = _study(boundary=boundary)
-    study.points[0].testbed = {**bench, "energy_boundary": boundary}
+    study.points[0].testbed = {**testbed, "energy_boundary": boundary}
     assert _budget(study)[0] == verdict
 
 
