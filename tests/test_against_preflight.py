@@ -29,7 +29,7 @@ SAID = {
     "exits": "importing it raises SystemExit: no",
     "crashes": "importing it ends Python (status 7)",
     "no such class": "there is no 'Engine' in own_engine",
-    "no engine": "it lacks close, describe, encode and 12 more",
+    "no engine": "missing methods: close, describe, encode and 12 more",
 }
 
 

@@ -291,12 +291,12 @@ def share(received: float, seconds: float = 10.0) -> dict[str, Any]:
         ({"throttled_share": 0.4}, "contended", "the control group used up its CPU quota: throttled in 40 %"),
         # Twice as many threads as CPUs wait for each other, and not for anything else.
         (share(0.5, 320.0) | {"own_cpu_seconds": 159.0, "others_cpu_share": 0.0105}, "uncontended", ""),
-        (share(0.5), "unknown", "waited for a CPU, for nothing that can be seen: received 50 %"),
+        (share(0.5), "unknown", "waited for a CPU, for an unknown reason: received 50 %"),
         # A process that sleeps and waits 2 ms in all has lost nothing.
         ({"cpu_seconds": 0.002, "cpu_wait_seconds": 0.002}, "uncontended", ""),
         ({"cpu_seconds": 0.0, "cpu_wait_seconds": 0.0}, "uncontended", ""),
-        ({"cpu_seconds": None, "cpu_wait_seconds": None}, "unknown", "time waited for a CPU cannot be seen"),
-        ({"others_cpu_share": None}, "unknown", "CPU time of other processes cannot be seen"),
+        ({"cpu_seconds": None, "cpu_wait_seconds": None}, "unknown", "time waited for a CPU is not available"),
+        ({"others_cpu_share": None}, "unknown", "CPU time of other processes is not available"),
         # What is seen decides, whatever else is not.
         ({"others_cpu_share": None, "steal_share": 0.1}, "contended", "other virtual machines"),
         ({"steal_share": None, "throttled_share": None, "involuntary_switches": None}, "uncontended", ""),

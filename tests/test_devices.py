@@ -263,7 +263,7 @@ def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
 
 
 def test_stopped_process_that_waits_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(devices, "MAX_QUEUE_S", 0.5)
     with _holding(CPU) as first:
         waits, said = os.pipe()
         second = os.fork()
@@ -369,8 +369,8 @@ def test_two_users_share_the_locks() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: folder.symlink_to(folder.parent), "{} is no folder; remove it"),
-        (lambda folder: folder.touch(), "{} is no folder; remove it"),
+        (lambda folder: folder.symlink_to(folder.parent), "{} is not a folder; remove it"),
+        (lambda folder: folder.touch(), "{} is not a folder; remove it"),
         (lambda folder: (folder.mkdir(), (folder / "cpu.lock").symlink_to("x")), "{}/cpu.lock: Too many levels"),
         (lambda folder: (folder.mkdir(), (folder / "cpu.queue").mkdir()), "{}/cpu.queue: Is a directory"),
     ],
@@ -443,10 +443,10 @@ class Memory:
         self.now = 0.0
         self.sleeps: list[float] = []
         self._course = course
-        self.memory = GpuMemory(gauges=self._gauges, sleep=self._sleep, clock=lambda: self.now)
+        self.memory = GpuMemory(sensors=self._sensors, sleep=self._sleep, clock=lambda: self.now)
 
     @contextmanager
-    def _gauges(self) -> Iterator[Callable[[], dict[str, GpuState]]]:
+    def _sensors(self) -> Iterator[Callable[[], dict[str, GpuState]]]:
         yield lambda: [
             {uuid: GpuState(used_bytes=used) for uuid, used in look.items()}
             for since, look in self._course
@@ -483,7 +483,7 @@ def test_memory_is_waited_for_up_to_a_limit(course: list[Any], before: dict[str,
 
 
 def test_memory_is_not_read_without_a_gpu() -> None:
-    assert GpuMemory(gauges=pytest.fail).settle(set(), {}) == Settled()
+    assert GpuMemory(sensors=pytest.fail).settle(set(), {}) == Settled()
 
 
 # ---- whole runs ----
@@ -573,7 +573,7 @@ def release_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obj
     def after(release: Callable[[], object]) -> None:
         def noted(waiting: devices._Waiting, name: str, holder: Owner | None) -> None:
             wait(waiting, name, holder)
-            if waiting._told:
+            if waiting._is_reported:
                 release()
 
         monkeypatch.setattr(devices._Waiting, "wait", noted)
@@ -785,7 +785,9 @@ def test_experiment_fails_where_devices_cannot_be_locked(
     pytester.makepyfile(test_plain="def test_plain(): pass")
     run = pytester.runpytest_inprocess("study.yaml", "test_plain.py", *LLEM)
     run.assert_outcomes(failed=1, passed=1)
-    run.stdout.fnmatch_lines(["preflight: devices cannot be locked: */pytest-llem-locks is no folder; remove it"])
+    run.stdout.fnmatch_lines(
+        ["preflight: devices cannot be locked: */pytest-llem-locks is not a folder; remove it"]
+    )
     [entry] = results.manifest["experiments"]
     assert entry["error"]["kind"] == "preflight"
 
@@ -952,7 +954,7 @@ def test_devices_pass_to_the_next_experiment() -> None:
     with owned([CPU], _owner("one"), Told()) as ownership:
         ownership.note_used({CPU: 7})
         ownership.waited_seconds = 3.0
-        assert ownership.pass_on(_owner("two"))
+        assert ownership.hand_over(_owner("two"))
         note = json.loads(note_file(Path(tempfile.gettempdir(), FOLDER), CPU).read_text())
         assert (note["experiment"], note["used_bytes"], note["ended"]) == ("two", 7, None)
         assert (ownership.waited_seconds, ownership.waited_for) == (0.0, None)
@@ -970,7 +972,7 @@ def test_devices_do_not_pass_on_while_another_process_waits() -> None:
             finally:
                 os._exit(status)
         assert os.read(waits, 1) == b"!"
-        assert not ownership.pass_on(_owner("two"))
+        assert not ownership.hand_over(_owner("two"))
     assert os.waitpid(waiting, 0)[1] == 0
     os.close(waits)
     os.close(said)

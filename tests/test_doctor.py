@@ -631,7 +631,7 @@ class TestSurroundings:
         (tmp_path / FOLDER).write_text("no folder")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
-        assert "is no folder; remove it" in about(found, "blocks", "locks")[0].what
+        assert "is not a folder; remove it" in about(found, "blocks", "locks")[0].what
 
     def test_no_folder_for_temporary_files(
         self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

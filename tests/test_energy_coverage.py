@@ -237,6 +237,21 @@ def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
     assert (verdict, outcome) == ("NOT JUDGED", "failed")
 
 
+@pytest.mark.parametrize(
+    ("testbed", "boundary", "verdict"),
+    [
+        (H100, "gpu_board", "WITHIN"),
+        (H100, "cpu_package", "NOT JUDGED"),
+        ({"cpu": "Xeon", "cpus": 8}, "cpu_package+dram", "WITHIN"),
+        ({"cpu": "Xeon", "cpus": 8}, "gpu_board", "NOT JUDGED"),
+    ],
+)
+def test_coverage_of_older_schema_follows_from_testbed(testbed: Any, boundary: str, verdict: str) -> None:
+    study = _study(boundary=boundary)
+    study.points[0].testbed = {**testbed, "energy_boundary": boundary}
+    assert _budget(study)[0] == verdict
+
+
 def test_two_boundaries_never_compare() -> None:
     module = _study(boundary="module", covers_engine=True)
     board = _study(boundary="gpu_board", covers_engine=True)

@@ -401,7 +401,7 @@ def _refusal(script: Script, uuids: list[str]) -> tuple[str, int]:
     [
         pytest.param(
             [_board(no_counter=1, no_power_reading=1)],
-            f"NVML: {A}: no energy counter (boards have one from Volta on), and no reading of power",
+            f"NVML: {A}: no energy counter (GPUs have one since Volta), and power cannot be read",
             id="old",
         ),
         pytest.param([_board(mig=1)], f"NVML: {A}: MIG is on", id="mig"),

@@ -199,7 +199,7 @@ def test_one_that_was_not_looked_at_for_too_long_may_have_gone_round_twice(
     add(dram, 90)
     the_thread_is_kept_from_running()
     devices = _by_device(meter.end())
-    reason = "it was not read for 300 s, which may hold more than one round of a counter of 262143 J"
+    reason = "it was not read for 300 s, in which a counter of 262143 J may overflow more than once"
     _assert_none(devices["package-0"], reason)
     assert devices["dram-0"].energy_j == 90, "which takes longer to go round"
     meter.begin()

@@ -111,7 +111,7 @@ def test_meter_of_unknown_tick_is_checked() -> None:
     account = _account(_device(100.0, 150.0), tick=None)
     assert account.total.invalid == "counter_disagrees"
     assert _warnings(account)[1:] == [
-        "meter states no tick of nvml_total_energy: whether the window is long enough for it was not checked"
+        "meter does not report the tick of nvml_total_energy: it was not checked that the window is long enough"
     ]
 
 
@@ -193,7 +193,7 @@ def test_module_of_unread_power_is_not_checked_against_the_boards(
     assert device.integral_j is None
     assert _warnings(_alone(device)) == [
         "energy counter of GPU-module-by-name could not be checked: "
-        "the driver reads the GPU's power, and not that of its module"
+        "the driver reports the power of the GPU, but not of its module"
     ]
 
 

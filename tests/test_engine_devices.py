@@ -87,13 +87,13 @@ def test_an_entry_that_names_no_board(visible: str, entry: str | None) -> None:
 
 
 def test_a_number_that_names_no_board_leaves_none_whatever_the_order() -> None:
-    assert cuda_order([A, B], "7", counted=False) == ([], True)
+    assert cuda_order([A, B], "7", is_bus_order=False) == ([], True)
 
 
 def _findings(visible: str | None, order: str | None = None, names: tuple[str, str] = ("H100", "L4")) -> Any:
     uuids = [A, B]
-    counted = order is not None or len(set(names)) == 1
-    found, ordered = cuda_order(uuids, visible, counted=counted)
+    is_bus_order = order is not None or len(set(names)) == 1
+    found, ordered = cuda_order(uuids, visible, is_bus_order=is_bus_order)
     gpus = [
         GpuReport(index=index, uuid=uuid, name=name, visible=uuid in found, first=ordered and found[:1] == [uuid])
         for index, (uuid, name) in enumerate(zip(uuids, names, strict=True))

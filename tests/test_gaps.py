@@ -23,14 +23,14 @@ from pytest_llem.hardware.gpus import cuda_order
 from pytest_llem.machine.cool_down import MAX_S, MAX_SLEEP_S, MIN_S, Gaps
 from pytest_llem.results.experiment import GapRecord
 from tests.conftest import OTHER_PLUGINS, Results
-from tests.support import gauges, nvml
+from tests.support import nvml, sensors
 from tests.support.marks import slow
 from tests.support.nvml import Board, Script
 from tests.support.processes import wait_until
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 UNREAD = GapRecord(seconds=0, reason="skipped", note="no GPU's temperature could be read")
-UNWANTED = GapRecord(seconds=0, reason="skipped", note="none is wanted")
+UNWANTED = GapRecord(seconds=0, reason="skipped", note="no gap is configured")
 
 
 Looked = dict[str, GpuState]
@@ -53,7 +53,7 @@ class Host:
     Attributes:
         course: The GPUs' states by UUID, from when on.
         now: In s.
-        held: How often the gauges are entered at present.
+        held: How many sensor contexts are open.
         looks: When it was looked at.
         sleeps: How long each sleep was.
     """
@@ -64,11 +64,11 @@ class Host:
         self.held = 0
         self.looks: list[float] = []
         self.sleeps: list[float] = []
-        self.gaps = Gaps(gauges=self._gauges, sleep=self._sleep, clock=lambda: self.now)
+        self.gaps = Gaps(sensors=self._sensors, sleep=self._sleep, clock=lambda: self.now)
         self.gaps.note_first()
 
     @contextmanager
-    def _gauges(self) -> Iterator[Callable[[], Looked]]:
+    def _sensors(self) -> Iterator[Callable[[], Looked]]:
         self.held += 1
         yield self._look
         self.held -= 1
@@ -223,14 +223,14 @@ def test_interrupted_gap_releases_nvml() -> None:
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    gaps = Gaps(gauges=Interrupted, sleep=interrupt)
+    gaps = Gaps(sensors=Interrupted, sleep=interrupt)
     gaps.note_first()
     with pytest.raises(KeyboardInterrupt):
         gaps.wait("auto")
     assert Interrupted.left == 2
 
 
-# ---- the gauges, over the real nvidia-ml-py ----
+# ---- the sensors, over the real nvidia-ml-py ----
 
 
 @pytest.mark.parametrize(
@@ -254,9 +254,9 @@ def test_gpus_that_cuda_may_use(visible: str | None, found: list[Any]) -> None:
 
 
 def test_index_is_unknown_where_cuda_orders_otherwise() -> None:
-    assert cuda_order([A, B], "1", counted=False) == ([A, B], False)
-    assert cuda_order([A, B], None, counted=False) == ([A, B], False)
-    assert cuda_order([A, B], f"{B},{A}", counted=False) == ([B, A], True)
+    assert cuda_order([A, B], "1", is_bus_order=False) == ([A, B], False)
+    assert cuda_order([A, B], None, is_bus_order=False) == ([A, B], False)
+    assert cuda_order([A, B], f"{B},{A}", is_bus_order=False) == ([B, A], True)
     assert cuda_order([A, B], "MIG-GPU-aaaaaaaa/1/0") == ([A, B], False)
 
 
@@ -270,7 +270,7 @@ def look(nvml_library: Path, tmp_path: Path) -> LookAt:
     def call(*boards: Board, **env: str) -> tuple[Looked, int, int]:
         script = Script(tmp_path / "script", list(boards))
         script.write()
-        seen, held, left = nvml.run(nvml.environment(nvml_library, script) | env, gauges.read_and_release, script)
+        seen, held, left = nvml.run(nvml.environment(nvml_library, script) | env, sensors.read_and_release, script)
         return seen, held, left
 
     return call
@@ -313,7 +313,7 @@ def test_only_visible_gpus_are_read(look: LookAt) -> None:
 def test_without_nvml_there_is_no_reading(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
-    assert nvml.run(env, gauges.read) == {}
+    assert nvml.run(env, sensors.read) == {}
 
 
 # ---- whole runs ----

@@ -147,7 +147,7 @@ def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board: Callable[...,
 @pytest.mark.slow
 def test_active_energy_is_what_the_work_adds(board: Callable[..., Any]) -> None:
     result, drawn = board(measurement={"min_window_seconds": 1.0}, baseline={"duration_seconds": 5})
-    assert result["baseline"]["idle_power_w"] == pytest.approx(IDLE_W, rel=0.01)
+    assert result["idle_power"]["idle_power_w"] == pytest.approx(IDLE_W, rel=0.01)
     passes, metrics = result["window"]["passes"], result["metrics"]
     edges = [at for at, _ in drawn.power]
     idle_j = IDLE_W * (edges[-1] - edges[-4 * passes]) / passes

@@ -474,14 +474,14 @@ def _told(
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    class Gauges:
+    class Sensors:
         def __enter__(self) -> Any:
             return lambda: {"GPU-1": seen} if (seen := states[min(int(now[0]), len(states) - 1)]) else {}
 
         def __exit__(self, *error: Any) -> None:
             pass
 
-    gaps = Gaps(gauges=Gauges, sleep=sleep, clock=lambda: now[0])
+    gaps = Gaps(sensors=Sensors, sleep=sleep, clock=lambda: now[0])
     gaps.note_first()
     now[0] = 1.0
     record = gaps.wait(gap, at_least, told.append)
@@ -500,7 +500,7 @@ def test_an_automatic_gap_tells_what_it_waits_for() -> None:
     assert told == [
         "cooling down, 0 s (GPU 0: 52 °C, waiting for 41 °C; at most 120 s more)",
         "cooling down, 1 s (GPU 0: 80 W, waiting for 73 W; at most 119 s more)",
-        "cooling down, 2 s (GPU 0: not to be read, waiting for 41 °C; at most 118 s more)",
+        "cooling down, 2 s (GPU 0: not readable, waiting for 41 °C; at most 118 s more)",
         "cooling down, 3 s (as cool as at first; at least 2 s more)",
         "cooling down, 4 s (as cool as at first; at least 1 s more)",
     ]

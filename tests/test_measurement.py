@@ -54,7 +54,7 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def use(*devices: Any, tick_seconds: Any = None) -> None:
         meter: Any = Meter(*devices, tick_seconds=tick_seconds)
         meters = Meters({"test": meter})
-        monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: meters)
+        monkeypatch.setattr(Meters, "open", lambda backend, gpus, telemetry_fd=None: meters)
 
     return use
 
@@ -166,7 +166,7 @@ def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch: pytest.MonkeyPa
     import noop_engine
 
     monkeypatch.setattr(noop_engine.NoopEngine, "requests", lambda self, batch, generated: [])
-    with pytest.raises(ValueError, match="the engine accounted for 0 of 2 prompts"):
+    with pytest.raises(ValueError, match="the engine returned records for 0 of 2 prompts"):
         run()
 
 

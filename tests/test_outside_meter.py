@@ -109,7 +109,7 @@ def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
         assert low < 0 < high, "at the wall, this engine takes nothing"
         assert active.boundary == "wall"
     assert {one.idle_power_no_context_w for one in baselines} == {None}
-    assert baselines[0].no_context_reason == "meter 'wattmeter' is not asked outside of experiments"
+    assert baselines[0].no_context_reason == "meter 'wattmeter' is used only in experiments"
 
 
 @pytest.mark.parametrize("method", ["begin", slow("end")])

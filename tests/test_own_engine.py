@@ -85,7 +85,7 @@ def test_the_process_finds_it_by_the_python_path(pytester: pytest.Pytester, own:
     [
         ("nothing.here:Engine", "No module named 'nothing'"),
         ("mine.engine:Engin", "there is no 'Engin' in mine.engine"),
-        ("mine.engine:NOTHING", "it lacks close, describe, encode and 12 more"),
+        ("mine.engine:NOTHING", "missing methods: close, describe, encode and 12 more"),
         ("wanting:Engine", "No module named 'a_module_that_is_not_there'"),
         ("broken:Engine", "broken raises KeyError: 'NO_SUCH_'"),
         ("mine.engine:", "expected package.module:Class (got 'mine.engine:')"),

@@ -110,7 +110,7 @@ class TestExperiment:
     def test_without_prefill_split_there_are_no_shares(self) -> None:
         result = run(measurement={"min_window_seconds": 0})
         for name in prefill.NAMES:
-            assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_ASKED)
+            assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_REQUESTED)
         assert result.prefill_window is None
 
     def test_the_second_window_is_as_long_and_has_matched_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ class TestExperiment:
 
         meter: Any = Meter()
         meters = Meters({"one": meter})
-        monkeypatch.setattr(Meters, "open", lambda backend, gpus, show_on=None: meters)
+        monkeypatch.setattr(Meters, "open", lambda backend, gpus, telemetry_fd=None: meters)
         result = run()
         value = {name: one.value for name, one in result.metrics.items()}
         assert (value["energy_j"], value["prefill_energy_j"], value["decode_energy_j"]) == (60.0, 20.0, 40.0)
@@ -172,7 +172,9 @@ class TestExperiment:
         import noop_engine
 
         monkeypatch.delattr(noop_engine.NoopEngine, "generate_first")
-        reason = r"^engine 'noop' cannot stop after the first token \(it lacks generate_first\): leave measurement"
+        reason = (
+            r"^engine 'noop' cannot stop after the first token \(it has no generate_first\): leave measurement"
+        )
         with pytest.raises(PreflightError, match=reason):
             run()
         assert run(measurement={"min_window_seconds": 0}).metrics["prefill_energy_j"].value is None

@@ -43,4 +43,4 @@ def test_peak_memory_is_unknown_without_the_kernels_counter(
     """The whole process's, with loading and all, is not the window's."""
     monkeypatch.setattr(process_memory, missing, tmp_path / "nowhere" / "file")
     found = run_experiment(TINY).metrics["peak_memory_mb"]
-    assert (found.value, found.reason) == (None, "the engine cannot tell")
+    assert (found.value, found.reason) == (None, "the engine does not report it")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llem.measurement.progress import PHASE_CAP, GpuStatus, Progress, parse
+from pytest_llem.measurement.progress import MAX_PHASE_LENGTH, GpuStatus, Progress, parse
 from pytest_llem.planning.forecast import Expected, Forecast
 
 
@@ -35,7 +35,7 @@ def test_progress_survives_its_event(progress: Progress) -> None:
         ({"phase": "loading", "colour": "red"}, Progress("loading")),
         ({"phase": "loading", "done": "3", "total": True, "unit": "miles"}, Progress("loading")),
         ({"phase": "loading", "total": float("nan"), "unit": ["s"]}, Progress("loading")),
-        ({"phase": "x" * 1000}, Progress("x" * PHASE_CAP)),
+        ({"phase": "x" * 1000}, Progress("x" * MAX_PHASE_LENGTH)),
         ({"phase": 3}, None),
         ({"power_w": "much"}, None),
         ({"power_w": float("inf"), "temperature_c": 10**400}, None),

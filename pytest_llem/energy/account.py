@@ -1,4 +1,4 @@
-"""The meters of one experiment, and the one figure they come to."""
+"""Read the meters of one experiment, and sum their readings to one energy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from pytest_llem.energy.protocol import (
 from pytest_llem.results.metrics import Method, weakest
 from pytest_llem.study.config import AUTO
 
-#: Why there is no energy where nobody wants one.
+#: Reason for missing energy if a study switches metering off.
 SWITCHED_OFF = "energy: switched off by energy.backend"
 
 
 @dataclass(frozen=True)
 class Total:
-    """Energy over one boundary, of these devices. ``energy_j`` is null, with a reason, where any part of it is
-    missing; ``invalid`` is a code of :data:`~pytest_llem.results.metrics.INVALID` where it cannot be right.
+    """Energy of some devices over one boundary.
+
+    ``energy_j`` is None, with a reason, if that of any device is missing. ``invalid`` is a code of
+    :data:`~pytest_llem.results.metrics.INVALID` if the energy cannot be right.
     """
 
     energy_j: float | None
@@ -43,17 +45,17 @@ class Total:
 
 @dataclass(frozen=True)
 class Account:
-    """What all meters saw over one window.
+    """The readings of all meters over one window.
 
     Attributes:
-        devices: Every device of every meter.
-        total: The sum over the boundary that ``energy_j`` stands for: GPU boards where the engine runs on
-            GPUs and they can be read, else CPU packages with their memory.
-        seconds: What the meter of that boundary covers.
-        tick_seconds: Of its counter, or from one sample of its power to the next.
-        read_skew_seconds: How far apart its devices' windows begin or end at most.
-        samples: What all meters sampled, in order of time.
-        harness_cpu_seconds: Processor time that the meters' own processes took.
+        devices: Readings of every device of every meter.
+        total: Sum over the boundary of the metric ``energy_j``: GPU boards if the engine runs on GPUs and they can
+            be read, else CPU packages with their memory.
+        seconds: Time that the meter of that boundary covers, in s.
+        tick_seconds: Tick of its counter, or interval between its power samples, in s.
+        read_skew_seconds: Largest difference between the starts, or the ends, of its devices' windows, in s.
+        samples: Samples of all meters, in order of time.
+        harness_cpu_seconds: CPU time of the meters' own processes, in s.
     """
 
     devices: tuple[DeviceReading, ...]
@@ -65,10 +67,10 @@ class Account:
     harness_cpu_seconds: float | None = None
 
     def of(self, devices: Collection[str]) -> Total:
-        """Return the part of the total that is of *devices*."""
+        """Return the part of the total that *devices* used."""
         parts = [device for device in self.devices if device.device in devices]
         if len(parts) < len(devices) or not parts:
-            reason = "the engine named its devices only once it was loaded, and they were not metered before"
+            reason = "the engine reported its devices only after loading, and they were not metered before"
             return Total(None, "unavailable", reason=reason)
         return _sum(parts, self.seconds, self.tick_seconds)
 
@@ -84,33 +86,34 @@ class Account:
 class Meters:
     """The open meters of one experiment.
 
-    A meter is anyone's code: whatever it raises costs its figures, with the reason, and never the run.
+    A meter may be third-party code: an exception makes its values unavailable, with the reason, and never ends
+    the run.
 
     Attributes:
-        meters: By name. The first one decides: the total is over its boundary.
-        refusals: Why the others could not be opened, or failed later, by name.
+        meters: Open meters by name. The total is over the boundary of the first one.
+        refusals: Reasons why other meters could not be opened, or failed later, by name.
     """
 
     meters: dict[str, Meter] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
     _begun: dict[str, Meter] = field(default_factory=dict, init=False, repr=False)
-    _show_on: int | None = field(default=None, repr=False)
+    _telemetry_fd: int | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, backend: str | None, gpus: Sequence[str], show_on: int | None = None) -> Meters:
-        """Open what ``energy.backend`` asks for.
+    def open(cls, backend: str | None, gpus: Sequence[str], telemetry_fd: int | None = None) -> Meters:
+        """Open the meters that ``energy.backend`` selects.
 
         Args:
-            backend: ``auto`` (all that can measure, an estimate only where none can), a meter's name, or None.
+            backend: ``auto`` (all that can measure, an estimate only if none can), a meter's name, or None.
             gpus: UUIDs of the GPUs the engine runs on.
-            show_on: The pipe on which those that can show what the devices are like; None where nobody looks.
+            telemetry_fd: Pipe for the live telemetry of meters that support it; None if nothing reads it.
         """
-        opened = cls(_show_on=show_on)
+        opened = cls(_telemetry_fd=telemetry_fd)
         if backend is None:
             name, _, why = SWITCHED_OFF.partition(": ")
             opened.refusals[name] = why
         elif backend == AUTO:
-            for name in ("nvml", "rapl") if gpus else ("rapl",):  # a GPU's board before the CPU that feeds it
+            for name in ("nvml", "rapl") if gpus else ("rapl",):  # the first meter's boundary is that of the total
                 opened._try(name, gpus)
             if not opened.meters:
                 opened._try("estimate", gpus)
@@ -121,8 +124,8 @@ class Meters:
     def _try(self, name: str, gpus: Sequence[str]) -> None:
         try:
             meter: Meter = registry.load(registry.METER_GROUP, name)()
-            if self._show_on is not None and isinstance(meter, StreamsTelemetry):
-                meter.show_on(self._show_on)
+            if self._telemetry_fd is not None and isinstance(meter, StreamsTelemetry):
+                meter.stream_telemetry(self._telemetry_fd)
             meter.open(gpus)
         except Exception as error:
             self._refuse(name, error)
@@ -130,12 +133,13 @@ class Meters:
             self.meters[name] = meter
 
     def _refuse(self, name: str, error: Exception) -> None:
-        foreseen = isinstance(error, MeterUnavailableError | LookupError | ImportError)
-        self.refusals[name] = str(error) if foreseen else f"{type(error).__name__}: {error}"
+        is_expected = isinstance(error, MeterUnavailableError | LookupError | ImportError)
+        self.refusals[name] = str(error) if is_expected else f"{type(error).__name__}: {error}"
 
     def begin(self) -> None:
-        """Start a window on every meter. The one that decides starts first: it may wait for a tick, and the
-        others are to cover the same window.
+        """Start a window on every meter.
+
+        The meter of the total starts first: it may wait for a tick, and the others must cover the same window.
         """
         self._begun = {}
         for name, meter in self.meters.items():
@@ -158,21 +162,21 @@ class Meters:
         samples = tuple(
             sorted(chain.from_iterable(one.samples for one in readings.values()), key=lambda one: one.at)
         )
-        took = [one.harness_cpu_seconds for one in readings.values() if one.harness_cpu_seconds is not None]
-        deciding = readings.get(next(iter(self.meters), ""))
-        if deciding is None:
+        harness = [one.harness_cpu_seconds for one in readings.values() if one.harness_cpu_seconds is not None]
+        first = readings.get(next(iter(self.meters), ""))
+        if first is None:
             reason = "; ".join(f"{name}: {why}" for name, why in self.refusals.items()) or "there is no meter"
             total, seconds, tick, skew = Total(None, "unavailable", reason=reason), None, None, None
         else:
-            seconds, tick, skew = deciding.seconds, deciding.tick_seconds, deciding.read_skew_seconds
-            total = _sum(deciding.devices, seconds, tick)
-        return Account(devices, total, seconds, tick, skew, samples, sum(took) if took else None)
+            seconds, tick, skew = first.seconds, first.tick_seconds, first.read_skew_seconds
+            total = _sum(first.devices, seconds, tick)
+        return Account(devices, total, seconds, tick, skew, samples, sum(harness) if harness else None)
 
     def close(self) -> None:
         """Close every meter."""
         while self.meters:
             _, meter = self.meters.popitem()
-            with suppress(Exception):  # the figures are in, and the others are to be closed as well
+            with suppress(Exception):  # the values are known by now, and the other meters must be closed too
                 meter.close()
 
 
@@ -183,7 +187,7 @@ def _sum(parts: Sequence[DeviceReading], seconds: float | None, tick_seconds: fl
     source = "+".join(dict.fromkeys(part.source for part in parts))
     devices = tuple(part.device for part in parts)
     missing = [
-        f"{part.device}: {part.reason or 'the meter gave none, and no reason'}"
+        f"{part.device}: {part.reason or 'the meter reported no energy and no reason'}"
         for part in parts
         if part.energy_j is None
     ]

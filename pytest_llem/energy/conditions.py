@@ -1,4 +1,4 @@
-"""What a GPU was like over a window: looks at both of its edges, and samples between them."""
+"""Determine a GPU's temperature, clocks and throttling over a window."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pytest_llem.hardware.sensors import GPU_SCOPE, MODULE_SCOPE, power_w, tempe
 
 @dataclass(frozen=True)
 class DeviceSnapshot:
-    """A GPU at an edge of a window. What it does not tell is None.
+    """The state of a GPU at an edge of a window. Values that it does not report are None.
 
     Attributes:
-        power: What it draws.
-        module_power: Power of the module that the board is on, where the driver reports it.
-        temperature_c: In °C.
-        throttled_ns: For how long it has held its clocks down so far, by reason.
+        power: Power of the GPU.
+        module_power: Power of the module that the GPU is on, if the driver reports it.
+        temperature_c: Temperature, in °C.
+        throttled_ns: Cumulative throttled time by reason, in ns.
     """
 
     power: Power | None
@@ -32,7 +32,7 @@ class DeviceSnapshot:
 
 
 def take_snapshot(nvml: Nvml, gpu: GpuMeterSource) -> DeviceSnapshot:
-    """Look at a board, through what tells its power."""
+    """Return the current state of a GPU."""
     power = _power(nvml, gpu, GPU_SCOPE)
     module = _power(nvml, gpu, MODULE_SCOPE) if gpu.reads_module else None
     return DeviceSnapshot(power, temperature_c(nvml, gpu.handle), throttled_ns(nvml, gpu.handle), module)
@@ -45,12 +45,12 @@ def _power(nvml: Nvml, gpu: GpuMeterSource, scope: int) -> Power | None:
 
 
 def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[PowerSample] | None) -> Conditions:
-    """Return what a GPU was like.
+    """Return a GPU's conditions over a window.
 
     Args:
-        before: As the window began.
-        after: As it ended.
-        samples: From within; None where there was no sampler all along, and no peak or mean is known.
+        before: State at the start of the window.
+        after: State at its end.
+        samples: Samples of the window; None if no sampler ran for all of it, so that peak and mean are unknown.
     """
     sampled = samples or ()
     known = [
@@ -62,10 +62,10 @@ def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[
         )
         if temperature is not None
     ]
-    grown = {
+    throttled_seconds = {
         reason: (nanoseconds - before.throttled_ns[reason]) / 1e9
         for reason, nanoseconds in after.throttled_ns.items()
-        if nanoseconds >= before.throttled_ns.get(reason, nanoseconds + 1)  # or it was reset
+        if nanoseconds >= before.throttled_ns.get(reason, nanoseconds + 1)  # a lower value: the counter was reset
     }
     return Conditions(
         before.temperature_c,
@@ -73,7 +73,7 @@ def conditions(before: DeviceSnapshot, after: DeviceSnapshot, samples: Sequence[
         max(known) if known and samples is not None else None,
         _mean(sample.sm_clock_mhz for sample in sampled),
         _mean(sample.memory_clock_mhz for sample in sampled),
-        grown or None,
+        throttled_seconds or None,
     )
 
 

@@ -1,4 +1,4 @@
-"""CPU energy where nothing can be measured: a model, and labelled as one."""
+"""Estimate CPU energy from CPU time, for machines where it cannot be measured."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ import psutil
 from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Reading
 from pytest_llem.results.metrics import Method
 
-#: Power of one busy hardware thread, in W: the average maximum per vCPU over a cloud provider's x86 servers
-#: in the methodology of Cloud Carbon Footprint.
+#: Power of one busy hardware thread, in W: the average maximum per vCPU of a cloud provider's x86 servers in the
+#: methodology of Cloud Carbon Footprint.
 WATTS_PER_BUSY_THREAD = 3.5
 
-#: What its readings are from.
+#: Source of the readings.
 CPU_TIME_MODEL = "cpu_time_model"
 
-#: How often the processes are listed until two lists in a row agree: some may start or end meanwhile.
+#: Maximum number of listings of the processes until two in a row agree: processes may start or end meanwhile.
 _MAX_LISTS = 5
 
-#: What CPU times of other processes are counted in on Linux, in s. A child's time may be rounded twice.
+#: Resolution of the CPU times of other processes on Linux, in s. A child's time may be rounded twice.
 _CLOCK_TICK_S = 0.01
 
 
 class EstimateMeter:
-    """CPU seconds of this process and its descendants × :data:`WATTS_PER_BUSY_THREAD`.
+    """Estimates energy as CPU time of this process and its descendants × :data:`WATTS_PER_BUSY_THREAD`.
 
-    Good to a factor of two or three, blind to memory, idle power and everything but these processes. It can tell
-    that one setup keeps the CPU busier than another, and nothing finer.
+    The estimate is off by a factor of two or three. It ignores memory, idle power and all other processes. It can
+    only show that one setup keeps the CPU busier than another.
 
-    The processes are listed at both edges. What a child took before the window does not count, also where it ends
-    and is waited for within. A process that has lost its parent counts as long as it is in the session that this
-    one leads, as an experiment's does. One that leaves in the window, or ends and is waited for by none of these,
-    makes the figure unavailable; one that starts and leaves within a window is not seen.
+    The processes are listed at both edges of the window. CPU time that a child used before the window does not
+    count, even if the child ends and is waited for within it. An orphaned process counts as long as it is in the
+    session that this process leads, which an experiment's process does. A process that leaves the session in the
+    window, or ends without one of these processes waiting for it, makes the energy unavailable. A process that
+    starts and leaves within a window is not detected.
     """
 
     def __init__(self) -> None:
@@ -68,17 +69,17 @@ class EstimateMeter:
         return Reading((device,), seconds)
 
     def close(self) -> None:
-        """Nothing was taken."""
+        """Do nothing: ``open`` takes no resource."""
 
 
 @dataclass(frozen=True)
 class _Process:
-    """A process at an edge of the window: CPU times in s.
+    """A process at an edge of the window.
 
     Attributes:
-        parent: Its parent's id.
-        own: Its own.
-        waited: Of its descendants that have ended and been waited for.
+        parent: Pid of its parent.
+        own: Its CPU time, in s.
+        waited: CPU time of its descendants that have ended and been waited for, in s.
     """
 
     parent: int
@@ -88,26 +89,26 @@ class _Process:
 
 @dataclass(frozen=True)
 class _Tree:
-    """This process and its descendants, by id and by when they started."""
+    """This process and its descendants, by pid and start time."""
 
     processes: Mapping[tuple[int, float], _Process]
 
     @property
     def seconds(self) -> float:
-        """CPU time of all of them, and of those that they have waited for."""
+        """CPU time of all processes, and of those that they have waited for, in s."""
         return sum(one.own + one.waited for one in self.processes.values())
 
 
 def _tree() -> _Tree | None:
-    """Return the process tree; None where it did not keep still."""
+    """Return the process tree; None if it kept changing."""
     before = None
     for _ in range(_MAX_LISTS):
         tree = _listed()
-        # A child that ended between two looks would count twice, or not at all.
-        still = None if tree is None else {key: one.waited for key, one in tree.processes.items()}
-        if tree is not None and still == before:
+        # A child that ended while the processes were listed would count twice, or not at all.
+        waited = None if tree is None else {key: one.waited for key, one in tree.processes.items()}
+        if tree is not None and waited == before:
             return tree
-        before = still
+        before = waited
     return None
 
 
@@ -119,9 +120,9 @@ def _listed() -> _Tree | None:
             times = one.cpu_times()
             waited = times.children_user + times.children_system
             found[one.pid, one.create_time()] = _Process(one.ppid(), times.user + times.system, waited)
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # a process has just ended
         return None
-    # Of this process finer than in the clock ticks that psutil reads.
+    # These have a finer resolution than psutil's clock ticks.
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     waited = children.ru_utime + children.ru_stime
     found[this.pid, this.create_time()] = _Process(os.getppid(), time.process_time(), waited)
@@ -133,17 +134,17 @@ def _session(leader: int) -> Iterator[psutil.Process]:
     if os.getsid(0) != leader:
         return
     for pid in psutil.pids():
-        with suppress(OSError):  # gone, or not ours to ask
+        with suppress(OSError):  # the process has ended, or may not be read
             if os.getsid(pid) == leader:
                 yield psutil.Process(pid)
 
 
 def _lost(before: _Tree, after: _Tree) -> int | None:
-    """Return the id of a process whose time before the window is in no other's after it; None where all are.
+    """Return the pid of a process whose CPU time from before the window is lost; None if there is none.
 
-    Whoever waits for a process takes over its time and that of those it has waited for.
+    A process that waits for another inherits the CPU time of that one, and of those that it has waited for.
     """
-    taken: dict[tuple[int, float], float] = {}
+    inherited: dict[tuple[int, float], float] = {}
     by_pid = {key[0]: key for key in before.processes}
     for key in before.processes.keys() - after.processes.keys():
         with suppress(psutil.Error):
@@ -154,8 +155,8 @@ def _lost(before: _Tree, after: _Tree) -> int | None:
             heir = by_pid.get(before.processes[heir].parent, (0, 0.0))
         if heir not in after.processes:
             return key[0]
-        taken[heir] = taken.get(heir, 0.0) + before.processes[key].own + before.processes[key].waited
-        grown = after.processes[heir].waited - before.processes[heir].waited
-        if grown < taken[heir] - _CLOCK_TICK_S * (2 + len(taken)):
+        inherited[heir] = inherited.get(heir, 0.0) + before.processes[key].own + before.processes[key].waited
+        increase = after.processes[heir].waited - before.processes[heir].waited
+        if increase < inherited[heir] - _CLOCK_TICK_S * (2 + len(inherited)):
             return key[0]
     return None

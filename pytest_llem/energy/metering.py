@@ -1,4 +1,4 @@
-"""The energy of whatever runs while a block of code does: the meters of an experiment, for any code."""
+"""Measure the energy of a block of code, with the meters of an experiment."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ from pytest_llem.study.config import AUTO
 _OPEN = "the block has not ended yet"
 
 _AMBIGUOUS = (
-    "CUDA_VISIBLE_DEVICES names different GPUs by number, or a part of one, and which GPU that is is unknown: "
-    "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name it by its UUID"
+    "CUDA_VISIBLE_DEVICES contains a number on a host with different GPUs, or a MIG instance, so that the GPU is "
+    "unknown: set CUDA_DEVICE_ORDER=PCI_BUS_ID, or use the GPU's UUID"
 )
 
 
 class EnergyReading:
-    """What a block of code took. The energy is known once the block has ended.
+    """Energy and time of a block of code. The energy is known once the block has ended.
+
+    Example:
+        with energy_meter() as reading:
+            model.generate(inputs)
+        print(reading.energy_j, reading.seconds, reading.method)
 
     Attributes:
-        energy_j: In J, over ``boundary``; None where it could not be had, never 0 in its place.
-        method: How it was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``.
-        source: What it was read from: ``nvml_total_energy``, ``rapl_package``, ``cpu_time_model``, …
-        boundary: What it covers: ``gpu_board`` where there are GPUs that can be read, else ``cpu_package``.
-        covers_gpus: Whether it covers GPUs, where this process uses some through PyTorch; None where it uses none.
-        invalid: Reason code where ``energy_j`` cannot be right: ``counter_disagrees``; None where nothing is known
-            against it.
+        energy_j: Energy in J, over ``boundary``; None if it is not available, never 0 instead.
+        method: How the energy was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``.
+        source: Source of the energy: ``nvml_total_energy``, ``rapl_package``, ``cpu_time_model``, …
+        boundary: What the energy covers: ``gpu_board`` if there are readable GPUs, else ``cpu_package``.
+        covers_gpus: Whether the energy covers GPUs; None if this process uses none through PyTorch.
+        invalid: Reason code if ``energy_j`` cannot be right: ``counter_disagrees``; otherwise None.
         reason: Why ``energy_j`` is None.
         uncertainty_j: Standard uncertainty (k = 1) of reading the meter at both edges, in J.
-        devices: Each device of every meter; ``energy_j`` is the sum over those of ``boundary``.
-        ticks: How many ticks of the meter's counter, or samples of power, the energy covers; None where neither is
-            known.
+        devices: Readings of each device of every meter; ``energy_j`` is the sum over those of ``boundary``.
+        ticks: Number of ticks of the meter's counter, or of power samples, in ``energy_j``; None if unknown.
     """
 
     def __init__(self) -> None:
@@ -57,7 +60,7 @@ class EnergyReading:
 
     @property
     def seconds(self) -> float:
-        """How long the block took, in s on a clock that never goes back; so far, where it has not ended."""
+        """Duration of the block on a monotonic clock, in s; the time so far if it has not ended."""
         return (time.monotonic() if self._ended is None else self._ended) - self._began
 
     def _stop(self) -> None:
@@ -82,40 +85,45 @@ class EnergyReading:
 
 
 class EnergyMeter:
-    """Measures blocks of code: ``with energy_meter() as m: …``, then ``m.energy_j``, ``m.seconds``, ``m.method``.
+    """Measures the energy of blocks of code.
 
-    What is read are whole devices, all GPUs that PyTorch sees where this process uses it on GPUs, otherwise those
-    that ``CUDA_VISIBLE_DEVICES`` leaves, or else the CPU packages: whatever runs on them meanwhile counts, in this
-    process or any other. (An estimate knows this process and its descendants alone.) Where neither says which GPUs
-    those are, there is no energy. Blocks may lie in each other, and run in several threads: each has meters of its
-    own.
+    Example:
+        def test_generation(energy_meter):
+            with energy_meter() as reading:
+                model.generate(inputs)
+            assert reading.energy_j < 100
 
-    A GPU works on after a call has returned. Where this process uses CUDA through PyTorch, that is waited for at
-    both ends of the block; with any other library, and for other processes, it is the caller's to do.
+    Whole devices are metered, with everything that runs on them, in any process. The devices are the GPUs that
+    PyTorch sees if this process uses it on GPUs, else those that ``CUDA_VISIBLE_DEVICES`` selects, else the CPU
+    packages. If the GPUs are ambiguous, the energy is not available. An estimate covers only this process and its
+    descendants. Blocks may be nested and run in several threads: each has its own meters.
+
+    A GPU works on after a call has returned. If this process uses CUDA through PyTorch, the GPUs are synchronized
+    at both ends of the block. With other libraries and other processes, synchronize them yourself.
     """
 
     @contextmanager
     def __call__(self, backend: str = AUTO) -> Iterator[EnergyReading]:
-        """Measure a block; what it raises comes through, and the figures are there all the same.
+        """Measure a block. If the block raises, the reading is complete all the same.
 
-        No CUDA context is made. NVML's meter takes most of a second to open, outside of the block, and waits for a
-        tick of its counter at either end, so that its energy covers up to a tick more than the block.
+        No CUDA context is created. The NVML meter takes most of a second to open, before the block. It waits for a
+        tick of its counter at both ends, so that the energy covers up to a tick more than the block.
 
         Args:
-            backend: The meter: ``auto`` (all that can measure, an estimate only where none can), ``nvml``,
-                ``rapl``, ``estimate``, or the name of an installed one. One that cannot be used gives no energy,
-                and the reason.
+            backend: The meter: ``auto`` (all that can measure, an estimate only if none can), ``nvml``, ``rapl``,
+                ``estimate``, or the name of an installed one. A meter that cannot be used reports no energy, and
+                the reason.
 
         Raises:
             ValueError: There is no meter of that name.
         """
         if backend not in (names := (AUTO, *installed(METER_GROUP))):
-            raise ValueError(f"no meter of the name {backend!r} is installed (there are: {', '.join(names)})")
-        boards = visible_gpus()
-        # PyTorch keeps the GPUs that it has begun with, whatever CUDA_VISIBLE_DEVICES says by now.
+            raise ValueError(f"meter {backend!r} is not installed (installed: {', '.join(names)})")
+        visible = visible_gpus()
+        # PyTorch keeps its GPUs even if CUDA_VISIBLE_DEVICES has changed since it was initialised.
         gpus = _own_gpus()
-        if gpus is None and not boards.is_ambiguous:
-            gpus = [board.uuid for board in boards.all]
+        if gpus is None and not visible.is_ambiguous:
+            gpus = [gpu.uuid for gpu in visible.all]
         if gpus is None and backend in (AUTO, "nvml"):
             meters = Meters(refusals={"nvml": _AMBIGUOUS})
         else:
@@ -127,7 +135,7 @@ class EnergyMeter:
             try:
                 yield reading
             except BaseException:
-                with suppress(Exception):  # what the block raised says more
+                with suppress(Exception):  # the block's own exception is raised below
                     _synchronize()
                 raise
             else:
@@ -140,20 +148,20 @@ class EnergyMeter:
 
 
 def _cuda() -> Any:
-    """Return PyTorch's CUDA runtime where this process uses it, else None: nothing is initialised by that."""
+    """Return PyTorch's CUDA module if this process uses CUDA, else None. Nothing is initialised."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     return cuda if cuda is not None and cuda.is_initialized() else None
 
 
 def _own_gpus() -> list[str] | None:
-    """Return the UUIDs of the GPUs that PyTorch sees in this process; None where it does not use CUDA yet."""
+    """Return the UUIDs of the GPUs that PyTorch sees in this process; None if it does not use CUDA yet."""
     if (cuda := _cuda()) is None:
         return None
     return [f"GPU-{cuda.get_device_properties(index).uuid}" for index in range(cuda.device_count())]
 
 
 def _synchronize() -> None:
-    """Wait for the GPUs that this process uses through PyTorch. None gets a context by that."""
+    """Wait for the GPUs that this process uses through PyTorch. No CUDA context is created."""
     if (cuda := _cuda()) is None:
         return
     for index in range(cuda.device_count()):

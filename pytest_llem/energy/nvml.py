@@ -1,4 +1,4 @@
-"""GPU energy through NVML: from the total energy counter, or from sampled power where a board has none."""
+"""Measure GPU energy through NVML, from the total energy counter, or from sampled power if a GPU has none."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from pytest_llem.energy.sampling import Sampling
 from pytest_llem.energy.ticks import Tick, period, ticks
 from pytest_llem.hardware.nvml import Nvml
 
-#: What NVML's documentation of ``nvmlDeviceGetPowerUsage`` states, for boards up to Kepler; on later ones Yang et
-#: al. (arXiv 2312.02741) found a gain that is off by about as much, on each board in its own way.
+#: Relative gain error, from NVML's documentation of ``nvmlDeviceGetPowerUsage``, which states it for GPUs up to
+#: Kepler. On later ones Yang et al. (arXiv 2312.02741) found about the same error, different for each GPU.
 GAIN_ERROR = 0.05
 
 _PROBED_TICKS = 6
 
 
 class _Span(NamedTuple):
-    """A window of one board, on the monotonic clock in s."""
+    """A window of one GPU, on the monotonic clock in s."""
 
     began: float
     ended: float
@@ -44,7 +44,7 @@ class _Span(NamedTuple):
 
 
 class _Energy(NamedTuple):
-    """In J; or why there is none."""
+    """An energy in J, or the reason why there is none."""
 
     energy_j: float | None
     uncertainty_j: float | None = None
@@ -52,19 +52,19 @@ class _Energy(NamedTuple):
 
 
 class NvmlMeter:
-    """Reads ``nvmlDeviceGetTotalEnergyConsumption`` (mJ since the driver was loaded) at both edges.
+    """Reads ``nvmlDeviceGetTotalEnergyConsumption`` (mJ since the driver was loaded) at both edges of a window.
 
-    The counter moves in ticks, so that a window cut anywhere between two of them is off by up to a tick's energy
-    at either end. Each board's window therefore goes from a tick of its own to another. Boards tick by themselves,
-    and their windows differ by up to a tick: the reading's seconds are the mean over those that gave an energy.
+    The counter moves in ticks: a window with arbitrary edges would be off by up to the energy of a tick at each
+    end. Therefore each GPU's window starts and ends at a tick of its counter. GPUs tick independently, so their
+    windows differ by up to a tick: the reading's ``seconds`` is the mean over the GPUs that have an energy.
 
-    A sampler beside it looks at power, temperature and clocks. The integral of power is a check of the counter,
-    and the energy of a board that has none (before Volta), or one that is too slow or fails. A sampler that fails
-    costs no more than these. Where the driver reads the power of a board and of its module, the counter covers
-    that whose integral it follows.
+    A sampler process reads power, temperature and clocks. The integral of power checks the counter. It is the
+    energy of a GPU whose counter does not exist (before Volta), is too slow or fails. If the sampler fails, only
+    these values are missing. If the driver reports the power of a GPU and of its module, the counter's boundary
+    is the one whose integral it agrees with.
 
     Args:
-        sampler: Off only to see what the sampler costs.
+        sampler: Whether to run the sampler.
     """
 
     def __init__(self, *, sampler: bool = True) -> None:
@@ -76,10 +76,10 @@ class NvmlMeter:
         self._before: dict[str, DeviceSnapshot] = {}
         self._start: dict[str, list[Tick] | str] = {}
         self._began = 0.0
-        self._show_on: int | None = None
+        self._telemetry_fd: int | None = None
 
-    def show_on(self, fd: int) -> None:
-        self._show_on = fd
+    def stream_telemetry(self, fd: int) -> None:
+        self._telemetry_fd = fd
 
     def open(self, gpus: Sequence[str]) -> None:
         if not gpus:
@@ -90,14 +90,14 @@ class NvmlMeter:
                 raise MeterUnavailableError(f"NVML: {self._nvml.error}")
             self._gpus = [find_source(self._nvml, uuid) for uuid in dict.fromkeys(gpus)]
             if self._sampler:
-                self._sampling = Sampling(self._gpus, self._show_on)
+                self._sampling = Sampling(self._gpus, self._telemetry_fd)
             self._probe()
             if self._sampling is not None:
-                self._sampling.wait()  # it got up while ticks were waited for
-            without = next((gpu for gpu in self._gpus if not gpu.counts), None)
-            if without is not None and (failure := self._failure()):
+                self._sampling.wait()  # it has started during the probe
+            uncounted = next((gpu for gpu in self._gpus if not gpu.uses_counter), None)
+            if uncounted is not None and (failure := self._failure()):
                 raise MeterUnavailableError(
-                    f"NVML: {without.counter_reason or 'no energy counter'}, and {failure}"
+                    f"NVML: {uncounted.counter_reason or 'no energy counter'}, and {failure}"
                 )
         except BaseException:
             self.close()
@@ -106,14 +106,14 @@ class NvmlMeter:
     def begin(self) -> None:
         if self._sampling is not None:
             self._sampling.forget()
-        self._before = self._looks()
+        self._before = self._snapshots()
         self._start = self._ticks(self._gpus)
         self._began = time.monotonic()
 
     def end(self) -> Reading:
         stop = self._ticks([gpu for gpu in self._gpus if isinstance(self._start.get(gpu.uuid), list)])
         whole = _Span(self._began, time.monotonic())
-        after = self._looks()
+        after = self._snapshots()
         sampled = self._samples()
         failure = self._failure()
         devices: list[DeviceReading] = []
@@ -122,12 +122,12 @@ class NvmlMeter:
         for gpu in self._gpus:
             edges = _edges(self._start.get(gpu.uuid), stop.get(gpu.uuid))
             span = whole if isinstance(edges, str) else _Span(edges[0].at, edges[1].at)
-            looks = self._before[gpu.uuid], after[gpu.uuid]
-            seen = [one for one in sampled if one.device == gpu.uuid]
-            inside = [one for one in seen if span.began <= one.at <= span.ended]
-            sampled_energy = _Sampled.of(looks, seen, span, failure)
-            counted = _counted(edges) if gpu.counts else _Energy(None, reason=gpu.counter_reason)
-            known = conditions(*looks, None if failure else inside)
+            snapshots = self._before[gpu.uuid], after[gpu.uuid]
+            of_gpu = [one for one in sampled if one.device == gpu.uuid]
+            inside = [one for one in of_gpu if span.began <= one.at <= span.ended]
+            sampled_energy = _Sampled.of(snapshots, of_gpu, span, failure)
+            counted = _counted(edges) if gpu.uses_counter else _Energy(None, reason=gpu.counter_reason)
+            known = conditions(*snapshots, None if failure else inside)
             reading = _reading(gpu, counted, sampled_energy, known)
             devices.append(replace(reading, seconds=None if reading.energy_j is None else span.seconds))
             samples += inside
@@ -151,21 +151,21 @@ class NvmlMeter:
         self._nvml.__exit__(None, None, None)
 
     def _probe(self) -> None:
-        """Find the time between two ticks of each counter. One that is too slow, or fails, is not used."""
-        found = self._ticks(self._gpus, _PROBED_TICKS)
-        failures = {uuid: seen for uuid, seen in found.items() if isinstance(seen, str)}
-        periods = {uuid: period(seen) for uuid, seen in found.items() if not isinstance(seen, str)}
+        """Measure the time between two ticks of each counter. A counter that is too slow or fails is not used."""
+        probed = self._ticks(self._gpus, _PROBED_TICKS)
+        failures = {uuid: result for uuid, result in probed.items() if isinstance(result, str)}
+        periods = {uuid: period(result) for uuid, result in probed.items() if not isinstance(result, str)}
         self._periods = {uuid: seconds for uuid, seconds in periods.items() if seconds is not None}
         self._gpus = [
-            replace(gpu, counts=False, counter_reason=failures[gpu.uuid]) if gpu.uuid in failures else gpu
+            replace(gpu, uses_counter=False, counter_reason=failures[gpu.uuid]) if gpu.uuid in failures else gpu
             for gpu in self._gpus
         ]
 
     def _ticks(self, gpus: Sequence[GpuMeterSource], count: int = 1) -> dict[str, list[Tick] | str]:
-        counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.counts}
+        counters = {gpu.uuid: partial(self._nvml.call, COUNTER, gpu.handle) for gpu in gpus if gpu.uses_counter}
         return ticks(counters, count, self._periods)
 
-    def _looks(self) -> dict[str, DeviceSnapshot]:
+    def _snapshots(self) -> dict[str, DeviceSnapshot]:
         return {gpu.uuid: take_snapshot(self._nvml, gpu) for gpu in self._gpus}
 
     def _samples(self) -> list[PowerSample]:
@@ -175,12 +175,12 @@ class NvmlMeter:
         return self._sampling.samples
 
     def _failure(self) -> str | None:
-        """Why there are no samples; None where there are."""
+        """Return why there are no samples; None if there are."""
         return self._sampling.failure if self._sampling is not None else "there is no sampler"
 
 
 def _edges(start: list[Tick] | str | None, stop: list[Tick] | str | None) -> tuple[Tick, Tick] | str:
-    """Return the ticks that a board's window goes from and to; or why there are none."""
+    """Return the ticks at both edges of a GPU's window, or why there are none."""
     if isinstance(start, list) and isinstance(stop, list):
         return start[0], stop[0]
     return next((reason for reason in (start, stop) if isinstance(reason, str)), "no energy counter")
@@ -190,23 +190,23 @@ def _counted(edges: tuple[Tick, Tick] | str) -> _Energy:
     if isinstance(edges, str):
         return _Energy(None, reason=edges)
     start, stop = edges
-    if stop.millijoules <= start.millijoules:  # a board that is on always draws power
+    if stop.millijoules <= start.millijoules:  # a GPU that is on always draws power
         reason = f"the energy counter did not rise (from {start.millijoules} to {stop.millijoules} mJ)"
         return _Energy(None, reason=reason)
     energy_j = (stop.millijoules - start.millijoules) / 1000
-    # Each tick lies anywhere in its width: u² = P²·(w² + w'²)/12.
+    # A tick is uniformly distributed over its width: u² = P²·(w² + w'²)/12.
     blur_s = math.hypot(start.width, stop.width) / math.sqrt(12)
     return _Energy(energy_j, energy_j / (stop.at - start.at) * blur_s)
 
 
 @dataclass(frozen=True)
 class _Sampled:
-    """The integrals of sampled power over a window of one board.
+    """The integrals of sampled power over a window of one GPU.
 
     Attributes:
-        gpu: Of the board's.
-        module: Of its module's; None where that is not read.
-        at_both_edges: Power was read at the window's beginning and at its end.
+        gpu: Integral of the GPU's power.
+        module: Integral of its module's power; None if that is not read.
+        at_both_edges: Whether power was read at both edges of the window.
     """
 
     gpu: _Energy
@@ -216,17 +216,17 @@ class _Sampled:
     @classmethod
     def of(
         cls,
-        looks: tuple[DeviceSnapshot, DeviceSnapshot],
+        snapshots: tuple[DeviceSnapshot, DeviceSnapshot],
         samples: Sequence[PowerSample],
         span: _Span,
         failure: str | None,
     ) -> _Sampled:
-        at_both_edges = all(one.power is not None for one in looks)
+        at_both_edges = all(one.power is not None for one in snapshots)
         if failure:
             return cls(_Energy(None, reason=failure), None, at_both_edges)
-        edges = [one.power for one in looks if one.power is not None]
+        edges = [one.power for one in snapshots if one.power is not None]
         gpu = [Power(one.at, one.power_w) for one in samples if one.power_w is not None]
-        edges_of_module = [one.module_power for one in looks if one.module_power is not None]
+        edges_of_module = [one.module_power for one in snapshots if one.module_power is not None]
         module = [Power(one.at, one.module_power_w) for one in samples if one.module_power_w is not None]
         return cls(
             _integrated(gpu + edges, span),
@@ -235,32 +235,36 @@ class _Sampled:
         )
 
 
-def _integrated(course: Sequence[Power], span: _Span) -> _Energy:
+def _integrated(samples: Sequence[Power], span: _Span) -> _Energy:
     try:
-        return _Energy(*integrate(sorted(course), *span))
+        return _Energy(*integrate(sorted(samples), *span))
     except NoIntegralError as error:
         return _Energy(None, reason=str(error))
 
 
 def _boundary(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled) -> str:
-    """Return what a board's counter covers: the scope of power whose integral it follows.
+    """Return the boundary of a GPU's counter: the one whose integral of power it agrees with.
 
-    Where only one scope is read, or both come to the same, the board's name decides.
+    If only one boundary is read, or both integrals agree, the GPU's name decides.
     """
     if sampled.module is not None:
         energy, board, module = counted.energy_j, sampled.gpu, sampled.module
         if energy is not None and board.energy_j is not None and module.energy_j is not None:
-            blur = 3 * math.hypot(board.uncertainty_j or 0, module.uncertainty_j or 0)
-            if abs(module.energy_j - board.energy_j) > max(blur, MAX_DISAGREEMENT * energy):
-                nearer = abs(module.energy_j - energy) < abs(board.energy_j - energy)
-                return "module" if nearer else "gpu_board"
+            uncertainty = 3 * math.hypot(board.uncertainty_j or 0, module.uncertainty_j or 0)
+            if abs(module.energy_j - board.energy_j) > max(uncertainty, MAX_DISAGREEMENT * energy):
+                is_nearer = abs(module.energy_j - energy) < abs(board.energy_j - energy)
+                return "module" if is_nearer else "gpu_board"
     return "module" if gpu.is_module else "gpu_board"
 
 
 def _reading(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, known: Conditions) -> DeviceReading:
-    """Return the energy of a board's counter, or of its sampled power where the counter gives none."""
-    # A board that does not answer any more at the end has samples up to then, and no energy.
-    if counted.energy_j is None and (not gpu.counts or sampled.at_both_edges) and sampled.gpu.energy_j is not None:
+    """Return the energy of a GPU's counter, or of its sampled power if the counter has none."""
+    # A GPU that stopped responding has samples up to that time, but no energy of the whole window.
+    if (
+        counted.energy_j is None
+        and (not gpu.uses_counter or sampled.at_both_edges)
+        and sampled.gpu.energy_j is not None
+    ):
         return DeviceReading(
             device=gpu.uuid,
             boundary="module" if gpu.is_module and gpu.source == "nvml_power_usage" else "gpu_board",
@@ -273,7 +277,7 @@ def _reading(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, known: Co
             conditions=known,
         )
     boundary = _boundary(gpu, counted, sampled)
-    has_counter = gpu.counts or gpu.counter_reason is not None
+    has_counter = gpu.uses_counter or gpu.counter_reason is not None
     check = _check(gpu, counted, sampled, boundary) if has_counter else _Energy(None)
     reason = counted.reason or (None if has_counter else sampled.gpu.reason)
     return DeviceReading(
@@ -293,22 +297,22 @@ def _reading(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, known: Co
 
 
 def _check(gpu: GpuMeterSource, counted: _Energy, sampled: _Sampled, boundary: str) -> _Energy:
-    """Return the integral that a counter of *boundary* is to agree with."""
-    if gpu.averages:  # it lags behind by half a second, and would seem off
+    """Return the integral of power to compare the counter of *boundary* with."""
+    if gpu.averages:  # the average lags behind by half a second and would seem to disagree
         return _Energy(None, reason="power is only reported as an average over a second")
     if boundary != "module":
         return sampled.gpu
     if sampled.module is not None:
         return sampled.module
-    # Of a module by its name alone: the GPU's power is a check only where it comes to the same.
+    # It is a module only by its name. The GPU's power can confirm the counter, but not contradict it.
     energy, board = counted.energy_j, sampled.gpu.energy_j
     if energy is not None and board is not None and abs(board / energy - 1) > MAX_DISAGREEMENT:
-        return _Energy(None, reason="the driver reads the GPU's power, and not that of its module")
+        return _Energy(None, reason="the driver reports the power of the GPU, but not of its module")
     return sampled.gpu
 
 
 def _skew(spans: Sequence[_Span]) -> float | None:
-    """Return how far apart the windows begin or end at most, in s; None for a single one."""
+    """Return the largest difference between the starts, or the ends, of the windows, in s; None for one window."""
     if len(spans) < 2:
         return None
     began, ended = [span.began for span in spans], [span.ended for span in spans]

@@ -1,4 +1,4 @@
-"""Energy from sampled power."""
+"""Integrate sampled power to energy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-#: Nothing is known of a longer time without a sample, in s: ten samples are missing by then.
+#: Longest accepted time without a sample, in s: ten samples are missing by then.
 MAX_GAP_S = 1.0
 
 
@@ -20,11 +20,11 @@ class Power(NamedTuple):
 
 
 class NoIntegralError(Exception):
-    """The samples do not tell; the message says why."""
+    """The samples do not suffice for an integral."""
 
 
 class Integral(NamedTuple):
-    """Energy over a window in J, and its standard uncertainty (k = 1) that comes of looking only now and then."""
+    """Energy over a window, and its standard uncertainty (k = 1) from sampling at intervals, both in J."""
 
     energy_j: float
     uncertainty_j: float
@@ -33,23 +33,22 @@ class Integral(NamedTuple):
 def integrate(samples: Sequence[Power], began: float, ended: float) -> Integral:
     """Return the energy from *began* to *ended*, by the trapezoidal rule.
 
-    Between two samples power is taken to go straight from one to the other; samples outside the window serve for
-    that as well. Before the first and after the last one it is taken to be as they are: a constant 70 W is 700 J
-    in 10 s however the samples lie.
+    Power is interpolated linearly between two samples, including the nearest ones outside of the window. It is
+    constant before the first and after the last sample: a constant 70 W is 700 J in 10 s for any sample times.
 
-    The uncertainty is that of both edges, each known to no better than the mean time Δ between samples, as for a
-    counter's ticks, and of every step between two samples, which may have come anywhere between them:
-    u² = 2·(P·Δ)²/12 + Σ(ΔP·Δt)²/12, P being the mean power.
+    The uncertainty has two parts. Each edge is known only to the mean time Δ between samples, like a counter's
+    tick. Each change between two samples may have happened at any time between them. With the mean power P:
+    u² = 2·(P·Δ)²/12 + Σ(ΔP·Δt)²/12.
 
     Args:
-        samples: In order of time.
-        began: On the monotonic clock, in s.
-        ended: Likewise, and later.
+        samples: Samples in order of time.
+        began: Start of the window on the monotonic clock, in s.
+        ended: End of the window, in s.
 
     Raises:
         NoIntegralError: There are fewer than two samples, or none for :data:`MAX_GAP_S`.
     """
-    first = max(bisect_right(samples, began, key=_at) - 1, 0)  # the last one that is not after the edge
+    first = max(bisect_right(samples, began, key=_at) - 1, 0)  # the last sample at or before the edge
     last = bisect_left(samples, ended, key=_at) + 1
     known = samples[first:last]
     if len(known) < 2:
@@ -58,8 +57,8 @@ def integrate(samples: Sequence[Power], began: float, ended: float) -> Integral:
     if gap > MAX_GAP_S:
         raise NoIntegralError(f"no sample of power for {gap:.1f} s")
     inside = [began, *(one.at for one in known if began < one.at < ended), ended]
-    course = [Power(at, _watts(known, at)) for at in inside]
-    energy_j = sum((b.at - a.at) * (a.watts + b.watts) / 2 for a, b in pairwise(course))
+    points = [Power(at, _watts(known, at)) for at in inside]
+    energy_j = sum((b.at - a.at) * (a.watts + b.watts) / 2 for a, b in pairwise(points))
     interval = (known[-1].at - known[0].at) / (len(known) - 1)
     edges = 2 * (energy_j / (ended - began) * interval) ** 2
     steps = sum(((b.watts - a.watts) * (b.at - a.at)) ** 2 for a, b in pairwise(known))
@@ -71,7 +70,7 @@ def _at(sample: Power) -> float:
 
 
 def _watts(samples: Sequence[Power], at: float) -> float:
-    """Return the power at an instant: on the straight line between two samples, or as the nearest."""
+    """Return the power at an instant: interpolated between two samples, or that of the nearest one."""
     after = bisect_left(samples, at, key=_at)
     if after in (0, len(samples)):
         return samples[min(after, len(samples) - 1)].watts

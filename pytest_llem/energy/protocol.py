@@ -1,4 +1,4 @@
-"""What a meter is."""
+"""Define the interface of meters: the protocol ``Meter``, and the records that it returns."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ from pytest_llem.results.metrics import METHODS, Method
 
 
 class MeterUnavailableError(Exception):
-    """A meter that cannot read anything here; the message says why, and what would help."""
+    """A meter cannot be used on this machine. The message says why, and what to do.
+
+    Example:
+        raise MeterUnavailableError("wattmeter: no device at /dev/ttyUSB0: connect it")
+    """
 
 
 class _Finite:
-    """A dataclass whose figures are numbers: what a meter makes of nothing is None."""
+    """A base of dataclasses that refuses infinite and NaN values: an unknown value is None."""
 
     def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]  # those that inherit it are dataclasses
-            figure = getattr(self, one.name)
-            if isinstance(figure, float) and not math.isfinite(figure):
-                raise ValueError(f"{one.name} must be a finite number (got {figure})")
+        for one in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, one.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{one.name} must be a finite number (got {value})")
 
 
 @dataclass(frozen=True)
 class Conditions(_Finite):
-    """What a device was like over a window. What it does not tell is None.
+    """A device's temperature, clocks and throttling over a window. Values that it does not report are None.
+
+    Example:
+        Conditions(start_temperature_c=41, end_temperature_c=63, peak_temperature_c=64)
 
     Attributes:
-        start_temperature_c: As the window began, in °C.
-        end_temperature_c: As it ended.
-        peak_temperature_c: The highest that was seen.
-        mean_sm_clock_mhz: Of the processors, in MHz.
-        mean_memory_clock_mhz: Of the memory.
-        throttled_seconds: For each reason, for how many seconds of the window it held the clocks down: the
-            difference of cumulative counters. Reasons may overlap. What is not counted is not in it.
+        start_temperature_c: Temperature at the start of the window, in °C.
+        end_temperature_c: Temperature at its end, in °C.
+        peak_temperature_c: Highest sampled temperature, in °C.
+        mean_sm_clock_mhz: Mean clock of the streaming multiprocessors, in MHz.
+        mean_memory_clock_mhz: Mean clock of the memory, in MHz.
+        throttled_seconds: Throttled time in the window by reason, in s: the differences of cumulative counters.
+            Reasons may overlap. Reasons without a counter are left out.
     """
 
     start_temperature_c: float | None = None
@@ -48,16 +55,19 @@ class Conditions(_Finite):
 
 @dataclass(frozen=True)
 class PowerSample(_Finite):
-    """One look at a device while a window was open. What it did not tell is None.
+    """One sample of a device within a window. Values that the device did not report are None.
+
+    Example:
+        PowerSample(at=time.monotonic(), device="socket-1", power_w=231.5)
 
     Attributes:
-        at: When, on the monotonic clock, in s.
-        device: As in :class:`DeviceReading`.
-        power_w: At that instant, or as near to it as the device tells, in W.
-        temperature_c: In °C.
-        sm_clock_mhz: Of the processors, in MHz.
-        memory_clock_mhz: Of the memory.
-        module_power_w: Of the whole module, where that is read apart from the GPU's.
+        at: Time on the monotonic clock, in s.
+        device: Name of the device, as in :class:`DeviceReading`.
+        power_w: Power at that instant, or the nearest that the device reports, in W.
+        temperature_c: Temperature, in °C.
+        sm_clock_mhz: Clock of the streaming multiprocessors, in MHz.
+        memory_clock_mhz: Clock of the memory, in MHz.
+        module_power_w: Power of the whole module, if it is reported apart from the GPU's, in W.
     """
 
     at: float
@@ -73,24 +83,26 @@ class PowerSample(_Finite):
 class DeviceReading(_Finite):
     """Energy of one device between ``begin`` and ``end``.
 
+    Example:
+        DeviceReading("socket-1", "wall_socket", 812.4, "measured", "wattmeter", uncertainty_j=1.5)
+
     Attributes:
-        device: Its identity: a GPU's UUID, ``package-0``, …
-        boundary: What the figure covers: ``gpu_board``, ``module`` (a GPU with the CPU and memory that share its
+        device: Name of the device: a GPU's UUID, ``package-0``, …
+        boundary: What the energy covers: ``gpu_board``, ``module`` (a GPU with the CPU and memory that share its
             module), ``cpu_package``, ``dram``, …
-        energy_j: In joules; null where it could not be read, never 0 in its place.
-        method: How it was obtained.
-        source: What it was read from.
-        reason: Why ``energy_j`` is null.
-        seconds: What ``energy_j`` covers, where that is not the whole reading's: each counter ticks by itself.
-        uncertainty_j: Standard uncertainty (k = 1) of reading both edges, in J; without the gain's.
-        gain_error: By what share the counter may be off a wall meter, throughout; stated apart, since it cancels
-            between two figures of one device.
-        integral_j: The same from sampled power, where both are to be had: a check.
-        integral_uncertainty_j: Standard uncertainty of that, which comes of looking only now and then, in J.
-        integral_reason: Why there is no ``integral_j`` beside a counter that it could check: the sampler failed,
-            or power cannot be read.
-        counter_reason: Why power was sampled though the device has an energy counter.
-        conditions: What the device was like.
+        energy_j: Energy in J; None if it could not be read, never 0 instead.
+        method: How the energy was obtained: ``measured``, ``sampled``, ``estimated``, ``unavailable``, …
+        source: What the energy was read from.
+        reason: Why ``energy_j`` is None.
+        seconds: Time that ``energy_j`` covers, in s, if not the reading's: counters tick independently.
+        uncertainty_j: Standard uncertainty (k = 1) of reading both edges, in J, without ``gain_error``.
+        gain_error: Relative constant error against a wall meter. It is kept apart because it cancels in a
+            comparison of two energies of one device.
+        integral_j: Energy from sampled power, in J, as a check of a counter.
+        integral_uncertainty_j: Standard uncertainty of ``integral_j`` from sampling at intervals, in J.
+        integral_reason: Why a counter has no ``integral_j``: the sampler failed, or power cannot be read.
+        counter_reason: Why power was sampled although the device has an energy counter.
+        conditions: Temperature, clocks and throttling of the device.
     """
 
     device: str
@@ -116,15 +128,19 @@ class DeviceReading(_Finite):
 
 @dataclass(frozen=True)
 class Reading(_Finite):
-    """What a meter saw between ``begin`` and ``end``.
+    """A meter's reading between ``begin`` and ``end``.
+
+    Example:
+        Reading(devices=(reading_of_socket_1,), seconds=10.02, tick_seconds=0.1)
 
     Attributes:
-        devices: One entry a device.
-        seconds: What it covers, on the monotonic clock, in seconds; where devices have their own, their mean.
-        tick_seconds: Of the counter, where it moves in ticks; where power is sampled, from one sample to the next.
-        read_skew_seconds: How far apart the devices' windows begin or end at most; None for a single one.
-        samples: What was sampled meanwhile, in order of time.
-        harness_cpu_seconds: Processor time that the meter's own processes took meanwhile.
+        devices: One reading for each device.
+        seconds: Time that the reading covers on the monotonic clock, in s; the mean if devices differ.
+        tick_seconds: Time between two ticks of the counter, or between two samples of power, in s.
+        read_skew_seconds: Largest difference between the starts, or the ends, of the devices' windows, in s; None
+            for one device.
+        samples: Samples of the window, in order of time.
+        harness_cpu_seconds: CPU time of the meter's own processes in the window, in s.
     """
 
     devices: tuple[DeviceReading, ...]
@@ -136,39 +152,65 @@ class Reading(_Finite):
 
 
 class Meter(Protocol):
-    """Reads energy over windows that do not overlap: ``open``, then ``begin`` … ``end`` any number of times,
-    then ``close``. Found by name under the entry-point group ``pytest_llem.meters``; made without arguments.
+    """Reads energy over windows that do not overlap.
+
+    ``open`` is called once, then ``begin`` and ``end`` any number of times, then ``close``. A class is registered
+    by name in the entry-point group ``pytest_llem.meters``, and created without arguments.
+
+    Example:
+        class Wattmeter:
+            def open(self, gpus):
+                self._port = connect()
+
+            def begin(self):
+                self._start = time.monotonic(), self._port.joules()
+
+            def end(self):
+                began, joules = self._start
+                energy_j = self._port.joules() - joules
+                device = DeviceReading("socket-1", "wall_socket", energy_j, "measured", "wattmeter")
+                return Reading((device,), time.monotonic() - began)
+
+            def close(self):
+                self._port.close()
     """
 
     def open(self, gpus: Sequence[str]) -> None:
-        """Get ready to read.
+        """Prepare for reading.
 
         Args:
-            gpus: UUIDs of the GPUs the engine runs on, empty on a CPU.
+            gpus: UUIDs of the GPUs that the engine runs on; empty if it runs on the CPU.
 
         Raises:
-            MeterUnavailableError: Nothing can be read here.
+            MeterUnavailableError: The meter cannot be used on this machine.
         """
 
     def begin(self) -> None:
-        """Start a window. A meter that ticks waits for a tick first. A counter that fails here gives its null
-        at ``end``.
+        """Start a window. A counter with ticks waits for one first.
+
+        If a counter fails here, do not raise: return None as its energy in ``end``, with the reason.
         """
 
     def end(self) -> Reading:
-        """End the window. A counter that fails meanwhile gives a null with its reason and raises nothing."""
+        """End the window, and return its reading. If a counter has failed, its energy is None, with a reason."""
 
     def close(self) -> None:
-        """Let go of what ``open`` took. Not called where ``open`` raised: it has let go by then."""
+        """Release what ``open`` has acquired. Not called if ``open`` raised: it must clean up itself."""
 
 
 @runtime_checkable
 class StreamsTelemetry(Protocol):
-    """A meter that can also show, while it measures, what its devices are like."""
+    """A meter that also reports the current power and temperature of its devices while it measures.
 
-    def show_on(self, fd: int) -> None:
-        """From ``open`` on write to the pipe *fd*, about once a second, what the devices are like.
+    Example:
+        class Wattmeter:
+            def stream_telemetry(self, fd):
+                self._telemetry_fd = fd  # os.write(fd, b'{"power_w": 231.5}\\n') once a second
+    """
 
-        A JSON object a line: ``power_w`` of all of them in W, ``temperature_c`` of the hottest in °C. Where
-        the pipe is full nothing is written.
+    def stream_telemetry(self, fd: int) -> None:
+        """Request telemetry: from ``open`` on, the meter writes to the pipe *fd* about once a second.
+
+        Each line is a JSON object: ``power_w`` of all devices in W, ``temperature_c`` of the hottest in °C. If the
+        pipe is full, nothing is written. Called before ``open``.
         """

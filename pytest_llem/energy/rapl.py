@@ -1,4 +1,4 @@
-"""CPU and memory energy from RAPL, through Linux' powercap files."""
+"""Measure CPU and memory energy with RAPL, through Linux's powercap files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pytest_llem.energy.protocol import DeviceReading, MeterUnavailableError, Re
 
 POWERCAP = Path("/sys/class/powercap")
 
-#: No package, nor its memory, draws more, in W. It tells how soon a counter could be round again.
+#: Highest power of any package and of its memory, in W. It limits how fast a counter can overflow.
 MAX_WATTS = {"cpu_package": 1000.0, "dram": 300.0}
 
-#: The counters are updated about this often, in s (Intel SDM, volume 3B, "Package RAPL Domain"), at no instant
-#: that could be waited for: an edge lies somewhere within.
+#: Update period of the counters, in s (Intel SDM, volume 3B, "Package RAPL Domain"). An update cannot be waited
+#: for, so that an edge lies anywhere within a period.
 UPDATE_S = 0.001
 
-#: What a read may be late by on the clock, in s, before a counter is said to have risen faster than it can.
+#: Tolerance for the delay of a read, in s, in the check that a counter did not rise faster than possible.
 _SLACK_S = 0.05
 
 
 @dataclass(frozen=True)
 class _Zone:
-    """One counter: its folder, name and range in µJ."""
+    """One counter: its folder, name, and range in µJ."""
 
     folder: Path
     device: str
@@ -39,13 +39,13 @@ class _Zone:
 
     @property
     def package(self) -> str | None:
-        """The package of several dies that it is of; None where its package has no other counter."""
+        """The package of the counter if it has several dies; None otherwise."""
         package, die, _ = self.device.rpartition("-die-")
         return package if die else None
 
     @property
-    def round_s(self) -> float:
-        """The shortest time in which the counter can go round, in s."""
+    def overflow_s(self) -> float:
+        """Shortest time in which the counter can overflow, in s."""
         return self.range_uj / 1e6 / MAX_WATTS[self.boundary]
 
     def read(self) -> int:
@@ -54,18 +54,26 @@ class _Zone:
 
 @dataclass
 class _Track:
-    """One counter over a window, from look to look."""
+    """Accumulates one counter over a window, from read to read.
+
+    Attributes:
+        zone: The counter.
+        began: Time of the first read on the monotonic clock, in s; None before it.
+        at: Time of the last read, in s.
+        problem: Why the energy is not available; None if it is.
+        is_mirror: Whether the counter may be the same as that of another die of the package.
+    """
 
     zone: _Zone
     began: float | None = None
     at: float = 0.0
     problem: str | None = None
-    mirrors: bool = False
+    is_mirror: bool = False
     _value: int = 0
     _rise_uj: int = 0
 
-    def look(self) -> None:
-        """Add what the counter has risen by since the look before."""
+    def read(self) -> None:
+        """Read the counter, and add its rise since the last read."""
         if self.problem is not None:
             return
         try:
@@ -75,31 +83,39 @@ class _Track:
             return
         if self.began is None:
             self.began = now
-        elif now - self.at > self.zone.round_s:
-            most = f"more than one round of a counter of {self.zone.range_uj / 1e6:.0f} J"
-            self.problem = f"it was not read for {now - self.at:.0f} s, which may hold {most}"
+        elif now - self.at > self.zone.overflow_s:
+            span = f"a counter of {self.zone.range_uj / 1e6:.0f} J"
+            self.problem = (
+                f"it was not read for {now - self.at:.0f} s, in which {span} may overflow more than once"
+            )
         else:
             self._rise_uj += self._rise(value, now - self.at)
         self._value, self.at = value, now
 
-    def shows(self, other: _Track, again: int) -> bool:
-        """Return whether this and *other* show one counter: *other*'s value lies between this one's and what this
-        one shows *again*, being read before and after it. Counters of two dies hardly ever do.
+    def equals(self, other: _Track, again: int) -> bool:
+        """Return whether this and *other* show the same counter.
+
+        They do if *other*'s value lies between two values of this counter that were read before and after it. With
+        separate counters of two dies this is very unlikely.
+
+        Args:
+            other: Another counter, read after this one.
+            again: Value of this counter, read after the other.
         """
-        turn = self.zone.range_uj
-        return (other._value - self._value) % turn <= (again - self._value) % turn
+        span = self.zone.range_uj
+        return (other._value - self._value) % span <= (again - self._value) % span
 
     def _rise(self, value: int, seconds: float) -> int:
-        rise = (value - self._value) % self.zone.range_uj  # it may have gone round
+        rise = (value - self._value) % self.zone.range_uj  # the counter may have overflowed
         if rise / 1e6 > (seconds + _SLACK_S) * MAX_WATTS[self.zone.boundary]:
-            way = f"from {self._value} to {value} µJ in {seconds:.1f} s"
-            self.problem = f"the counter was reset, or a value was wrong (it went {way})"
+            change = f"from {self._value} to {value} µJ in {seconds:.1f} s"
+            self.problem = f"the counter was reset, or a value was wrong (it went {change})"
         return rise
 
     def reading(self) -> DeviceReading:
-        """Return what it comes to."""
+        """Return the energy of the window."""
         reason = self.problem
-        if reason is None and not self._rise_uj:  # some virtual machines show a counter that is always 0
+        if reason is None and not self._rise_uj:  # some virtual machines have a counter that is always 0
             reason = f"the counter did not rise (from {self._value} µJ)"
         zone = self.zone
         if reason is not None or self.began is None:
@@ -113,25 +129,24 @@ class _Track:
             "measured",
             zone.source,
             seconds=seconds,
-            # Each edge lies anywhere in an update's time, evenly: a variance of its square / 12 (GUM, 4.3.7).
+            # Each edge is uniformly distributed over an update period: a variance of period² / 12 (GUM, 4.3.7).
             uncertainty_j=energy_j / seconds * UPDATE_S * math.sqrt(2 / 12) if seconds else None,
         )
 
 
 class RaplMeter:
-    """Reads ``energy_uj`` of every package and of its memory at both edges, and in between as often as it takes to
-    see each counter go round.
+    """Reads ``energy_uj`` of every package and of its memory, at both edges and often enough to detect overflows.
 
-    The psys and core zones hold the same energy again and are left out. The figures are package-wide: what
-    else runs on the machine is in them. A package of several dies has a zone for each. Some processors show one
-    counter in all of them, which counts once; others have a counter for each die. Only the values of both edges
-    tell.
+    The psys and core zones contain the same energy again and are left out. The energy is that of whole packages,
+    with everything else that runs on the machine. A package of several dies has a zone for each die. Some
+    processors show the same counter in all of these zones, which then counts once; others have one counter for
+    each die. Only the values at both edges distinguish the two.
 
-    The looks in between are a thread's and not another process's: there are a minute and more between two of them,
-    each is a small file, and one that comes too late is seen to, and gives a null.
+    A thread suffices for the reads in between, without a process of its own: they are a minute or more apart, each
+    reads a small file, and one that is too late is detected and makes the energy unavailable.
 
     Args:
-        root: The powercap folder.
+        root: The powercap folder; None for the system's.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -139,7 +154,7 @@ class RaplMeter:
         self._zones: list[_Zone] = []
         self._tracks: list[_Track] = []
         self._began = 0.0
-        self._looking = threading.Lock()
+        self._reading = threading.Lock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -155,19 +170,19 @@ class RaplMeter:
         if not any(zone.boundary == "cpu_package" for zone in self._zones):
             raise MeterUnavailableError(f"RAPL: no package counter under {self._root}")
         self._closed.clear()
-        self._thread = threading.Thread(target=self._keep_looking, name="llem-rapl", daemon=True)
+        self._thread = threading.Thread(target=self._keep_reading, name="llem-rapl", daemon=True)
         self._thread.start()
 
     def begin(self) -> None:
-        with self._looking:
-            self._tracks = [_Track(zone, mirrors=zone.package is not None) for zone in self._zones]
-            self._edge()
+        with self._reading:
+            self._tracks = [_Track(zone, is_mirror=zone.package is not None) for zone in self._zones]
+            self._read_edge()
             self._began = time.monotonic()
 
     def end(self) -> Reading:
-        with self._looking:
-            self._edge()
-            tracks, self._tracks = [track for track in self._tracks if not track.mirrors], []
+        with self._reading:
+            self._read_edge()
+            tracks, self._tracks = [track for track in self._tracks if not track.is_mirror], []
         devices = tuple(track.reading() for track in tracks)
         spans = [(track.began, track.at) for track in tracks if track.problem is None and track.began is not None]
         skew = max((max(edge) - min(edge) for edge in zip(*spans, strict=True)), default=None)
@@ -180,36 +195,36 @@ class RaplMeter:
             self._thread = None
         self._zones, self._tracks = [], []
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         for track in self._tracks:
-            track.look()
+            track.read()
 
-    def _edge(self) -> None:
-        """Look at every counter, and let go of the suspicion that one mirrors another where they differ."""
-        self._look()
+    def _read_edge(self) -> None:
+        """Read every counter, and clear ``is_mirror`` of those that differ from the first one of their package."""
+        self._read()
         firsts: dict[tuple[str | None, str], _Track] = {}
         for track in self._tracks:
             first = firsts.setdefault((track.zone.package, track.zone.boundary), track)
-            if not track.mirrors:
+            if not track.is_mirror:
                 continue
             readable = first is not track and first.problem is None and track.problem is None
             with suppress(OSError, ValueError):
-                track.mirrors = readable and first.shows(track, first.zone.read())
+                track.is_mirror = readable and first.equals(track, first.zone.read())
 
-    def _keep_looking(self) -> None:
-        period = min(zone.round_s for zone in self._zones) / 2
+    def _keep_reading(self) -> None:
+        period = min(zone.overflow_s for zone in self._zones) / 2
         while not self._closed.wait(min(period, threading.TIMEOUT_MAX)):
-            with self._looking:
-                self._look()
+            with self._reading:
+                self._read()
 
 
 def powercap_root() -> Path:
-    """Return the powercap folder; the environment variable ``LLEM_POWERCAP_ROOT`` serves the tests."""
+    """Return the powercap folder. Tests set the environment variable ``LLEM_POWERCAP_ROOT``."""
     return Path(os.environ.get("LLEM_POWERCAP_ROOT") or POWERCAP)
 
 
 class Domain(NamedTuple):
-    """What one counter covers: its folder, the device's name, the boundary, and how a reading calls its source."""
+    """One counter: its folder, the device's name, its boundary, and the source in its readings."""
 
     folder: Path
     device: str
@@ -218,17 +233,20 @@ class Domain(NamedTuple):
 
 
 def domains(root: Path) -> Iterator[Domain]:
-    """Yield the packages and their memory; the counters themselves are not read.
+    """Yield the counters of the packages and of their memory, without reading them.
+
+    Args:
+        root: The powercap folder.
 
     Raises:
-        OSError: A name cannot be read.
+        OSError: A counter's name cannot be read.
     """
     packages: dict[str, str] = {}
-    for folder in sorted(root.glob("intel-rapl:*")) if root.is_dir() else ():  # a package before its zones
+    for folder in sorted(root.glob("intel-rapl:*")) if root.is_dir() else ():  # sorts a package before its zones
         name = (folder / "name").read_text().strip()
         index = folder.name.split(":")[1]
         if name.startswith("package"):
-            # The kernel's name: the index counts psys too, and a package of several dies is several zones.
+            # Use the kernel's name: the index also counts psys, and a package of several dies has several zones.
             packages[index] = name.removeprefix("package-")
             yield Domain(folder, name, "cpu_package", "rapl_package")
         elif name == "dram":
@@ -239,8 +257,8 @@ def _zones(root: Path) -> list[_Zone]:
     """Return the counters of the packages and of their memory.
 
     Raises:
-        OSError: One cannot be read.
-        ValueError: What is there is no counter.
+        OSError: A counter cannot be read.
+        ValueError: A counter's files are not valid.
     """
     zones: list[_Zone] = []
     for domain in domains(root):

@@ -1,20 +1,20 @@
-"""The sampler: a process of its own that looks at the boards ten times a second.
+"""Sample GPUs ten times a second, in a process of its own.
 
-    python -P -m pytest_llem.energy.sampler PARENT SHOWN UUID=[POWER_SOURCE[+module]] …
+    python -P -m pytest_llem.energy.sampler PARENT TELEMETRY_FD UUID=[POWER_SOURCE[+module]] …
 
-It takes no time of the process that it samples for, and does not wait for its interpreter's lock. It ends with the
-process PARENT, or when standard input is closed.
+The sampler takes no time from the process that it samples for, and does not wait for its GIL. It ends with the
+process PARENT, or when its standard input is closed.
 
-Standard output is a file, which never fills up or blocks, and takes an array of JSON a line, for every look at a
-board: the middle of the call for its power on the monotonic clock in s; the board, by its place on the command
-line; what it drew in W; its temperature in °C; the clocks of its processors and of its memory in MHz; what its
-module drew in W (null where it did not tell, or was not asked); the processor time that the sampler has taken so
-far in s. A last line ``{"failed": …}`` says why there are no more.
+Standard output is a file, which cannot block. Each line is a sample of one GPU, a JSON array: the middle of the
+call for its power on the monotonic clock in s; the GPU's index on the command line; its power in W; its
+temperature in °C; the clocks of its processors and of its memory in MHz; the power of its module in W; the CPU
+time of the sampler so far in s. Values are null if they were not read. A last line ``{"failed": …}`` contains the
+reason why there are no more samples.
 
-SHOWN is the file descriptor of a pipe that takes once a second what the boards are like, an object of JSON a line:
-``power_w`` of all of them, ``temperature_c`` of the hottest. It is empty where nobody looks.
+TELEMETRY_FD is the file descriptor of a pipe for the live telemetry: once a second a line with a JSON object,
+``power_w`` of all GPUs and ``temperature_c`` of the hottest. It is empty if nothing reads the telemetry.
 
-Nothing is imported but what NVML takes: every experiment starts one.
+Only what NVML needs is imported, because every experiment starts a sampler.
 """
 
 from __future__ import annotations
@@ -32,47 +32,53 @@ from typing import Any, cast
 from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.hardware.sensors import MODULE_SCOPE, PowerSource, clocks_mhz, power_w, temperature_c
 
-#: From one look to the next, in s.
+#: Time between two samples of a GPU, in s.
 PERIOD_S = 0.1
 
-#: Every so many looks at a board are also for its temperature and clocks: they change slowly, and each is a call
-#: more. The boards take turns, so that no round takes much longer than the others.
+#: Every how many samples of a GPU include its temperature and clocks: they change slowly, and each costs a call.
+#: GPUs do so in different rounds, so that all rounds take about the same time.
 SLOW_EVERY = 5
 
-#: From one word to whoever looks on to the next, in s.
-SHOW_S = 1.0
+#: Time between two lines of telemetry, in s.
+TELEMETRY_PERIOD_S = 1.0
 
 
-def main(parent: int, shown: int | None, boards: list[str]) -> None:
-    """Sample *boards* until the process *parent* ends, and show them on the pipe *shown*."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # standard input tells
+def main(parent: int, telemetry_fd: int | None, gpus: list[str]) -> None:
+    """Sample GPUs until the process *parent* ends.
+
+    Args:
+        parent: Pid of the process to sample for.
+        telemetry_fd: Pipe for the live telemetry; None if nothing reads it.
+        gpus: ``UUID=[POWER_SOURCE[+module]]`` of each GPU.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of standard input ends the sampler
     ends: list[int] = [0]
-    with suppress(AttributeError, OSError):  # no Linux, or gone already: standard input ends
+    with suppress(AttributeError, OSError):  # not Linux, or the parent has ended: standard input ends too
         ends.append(os.pidfd_open(parent))
     with Nvml() as nvml:
         if not nvml.is_open:
             _write({"failed": nvml.error})
             return
-        asked = [board.partition("=") for board in boards]
-        handles = [nvml.ask("nvmlDeviceGetHandleByUUID", uuid) for uuid, _, _ in asked]
-        show = None if shown is None else _Show(shown)
+        requested = [gpu.partition("=") for gpu in gpus]
+        handles = [nvml.ask("nvmlDeviceGetHandleByUUID", uuid) for uuid, _, _ in requested]
+        telemetry = None if telemetry_fd is None else _Telemetry(telemetry_fd)
         due = time.monotonic()
         for number in count():
-            for place, (handle, (_, _, source)) in enumerate(zip(handles, asked, strict=True)):
-                slow = (number + place) % SLOW_EVERY == 0
-                seen = _look(nvml, handle, source, place, slow)
-                _write(seen)
-                if show is not None:
-                    show.take(place, watts=seen[2], celsius=seen[3])
-            if show is not None:
-                show.tell(due)
+            for index, (handle, (_, _, source)) in enumerate(zip(handles, requested, strict=True)):
+                slow = (number + index) % SLOW_EVERY == 0
+                sample = _sample(nvml, handle, source, index, slow)
+                _write(sample)
+                if telemetry is not None:
+                    telemetry.update(index, watts=sample[2], celsius=sample[3])
+            if telemetry is not None:
+                telemetry.send(due)
             due = max(due + PERIOD_S, time.monotonic())
             ready, _, _ = select.select(ends, [], [], max(0.0, due - time.monotonic()))
             if ready or os.getppid() != parent:
                 return
 
 
-def _look(nvml: Nvml, handle: Any, source: str, place: int, slow: bool) -> list[float | None]:
+def _sample(nvml: Nvml, handle: Any, source: str, index: int, slow: bool) -> list[float | None]:
     name, _, module = source.partition("+")
     power_source = cast(PowerSource, name)
     began = time.monotonic()
@@ -81,11 +87,11 @@ def _look(nvml: Nvml, handle: Any, source: str, place: int, slow: bool) -> list[
     module_watts = power_w(nvml, handle, power_source, MODULE_SCOPE) if handle and module else None
     temperature = temperature_c(nvml, handle) if handle and slow else None
     clocks = clocks_mhz(nvml, handle) if handle and slow else (None, None)
-    return [at, place, watts, temperature, *clocks, module_watts, time.process_time()]
+    return [at, index, watts, temperature, *clocks, module_watts, time.process_time()]
 
 
-class _Show:
-    """Tells whoever looks on what the boards are like. The samples never wait for that."""
+class _Telemetry:
+    """Writes the GPUs' power and temperature to a pipe, without ever delaying the samples."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -93,25 +99,25 @@ class _Show:
         self._watts: dict[int, float] = {}
         self._celsius: dict[int, float] = {}
 
-    def take(self, board: int, watts: float | None, celsius: float | None) -> None:
+    def update(self, gpu: int, watts: float | None, celsius: float | None) -> None:
         if watts is not None:
-            self._watts[board] = watts
+            self._watts[gpu] = watts
         if celsius is not None:
-            self._celsius[board] = celsius
+            self._celsius[gpu] = celsius
 
-    def tell(self, now: float) -> None:
-        told = {}
+    def send(self, now: float) -> None:
+        status = {}
         if self._watts:
-            told["power_w"] = sum(self._watts.values())
+            status["power_w"] = sum(self._watts.values())
         if self._celsius:
-            told["temperature_c"] = max(self._celsius.values())
-        if not told or now < self._due:
+            status["temperature_c"] = max(self._celsius.values())
+        if not status or now < self._due:
             return
-        self._due = now + SHOW_S
-        with suppress(OSError, ValueError):  # nobody looks any more
+        self._due = now + TELEMETRY_PERIOD_S
+        with suppress(OSError, ValueError):  # the pipe's reader has ended
             _, has_room, _ = select.select([], [self._fd], [], 0)
-            if has_room:  # for more than a line
-                os.write(self._fd, json.dumps(told).encode() + b"\n")
+            if has_room:  # a writable pipe has room for more than a line
+                os.write(self._fd, json.dumps(status).encode() + b"\n")
 
 
 def _write(line: object) -> None:

@@ -1,4 +1,4 @@
-"""Energy counters that move in ticks, of several devices at once: when each of them did."""
+"""Determine when energy counters tick, for several devices at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from itertools import pairwise
 
 from pytest_llem.hardware.nvml import NvmlError
 
-#: Counters move in ticks of 20 to 100 ms on the boards seen so far; one that stands still for this long is not
-#: waited for any longer.
+#: Longest wait for a tick, in s. Counters tick every 20 to 100 ms on all GPUs tested so far.
 MAX_TICK_S = 0.5
 
 _PAUSE_S = 0.001
@@ -23,9 +22,9 @@ class Tick:
     """A tick of a counter.
 
     Attributes:
-        millijoules: What it has shown since.
-        at: When it came, on the monotonic clock in s: the middle of where it may lie.
-        width: How much time that is: between the last look that had not seen it and the one that did.
+        millijoules: Value of the counter after the tick, in mJ.
+        at: Time of the tick on the monotonic clock, in s: the middle of the interval in which it lies.
+        width: Length of that interval, in s: from the last read before the tick to the first read after it.
     """
 
     millijoules: int
@@ -36,24 +35,24 @@ class Tick:
 def ticks(
     counters: Mapping[str, Callable[[], int]], count: int = 1, periods: Mapping[str, float] | None = None
 ) -> dict[str, list[Tick] | str]:
-    """Wait until every counter has ticked *count* times, looking at each in turn.
+    """Wait until every counter has ticked *count* times, reading one after the other.
 
-    None holds the others up: one that fails, or stands still for :data:`MAX_TICK_S`, is given up.
+    No counter delays the others: one that fails, or does not change for :data:`MAX_TICK_S`, is given up.
 
     Args:
-        counters: What reads each in mJ, by device; raises
-            :class:`~pytest_llem.hardware.nvml.NvmlError` where that cannot be read.
-        count: How many ticks to wait for.
-        periods: The time between two ticks in s, where it is known: a tick is no older when it is seen.
+        counters: For each device a function that returns its counter in mJ, or raises
+            :class:`~pytest_llem.hardware.nvml.NvmlError`.
+        count: Number of ticks to wait for.
+        periods: Known time between two ticks by device, in s. It limits the interval in which a tick lies.
 
     Returns:
-        For each device its ticks, or why there are not as many.
+        For each device its ticks, or the reason why there are fewer than *count*.
     """
     watches = {device: _Watch(read, (periods or {}).get(device)) for device, read in counters.items()}
     waiting = list(watches.values())
     while waiting:
         for watch in waiting:
-            watch.look()
+            watch.read()
         waiting = [watch for watch in waiting if watch.failure is None and len(watch.ticks) < count]
         if waiting:
             time.sleep(_PAUSE_S)
@@ -62,43 +61,48 @@ def ticks(
 
 def period(seen: Sequence[Tick]) -> float | None:
     """Return the time between two ticks in s; None for fewer than two."""
-    # One seen late makes one gap too long and the next too short: the median stays.
+    # A late read makes one gap too long and the next too short, which the median ignores.
     gaps = [after.at - before.at for before, after in pairwise(seen)]
     return statistics.median(gaps) if gaps else None
 
 
 class _Watch:
-    """Looks at one counter."""
+    """Reads one counter until it ticks.
 
-    def __init__(self, read: Callable[[], int], longest: float | None) -> None:
+    Args:
+        read: Returns the counter in mJ.
+        max_width: Largest width of a tick, in s; None if unknown.
+    """
+
+    def __init__(self, read: Callable[[], int], max_width: float | None) -> None:
         self._read = read
-        self._longest = longest
-        self._shown: int | None = None
-        self._looked = self._moved = 0.0
-        self._call = math.inf
+        self._max_width = max_width
+        self._value: int | None = None
+        self._read_at = self._changed_at = 0.0
+        self._call_s = math.inf
         self.ticks: list[Tick] = []
         self.failure: str | None = None
 
-    def look(self) -> None:
+    def read(self) -> None:
         began = time.monotonic()
         try:
-            shown = self._read()
+            value = self._read()
         except NvmlError as error:
             self.failure = str(error)
             return
         ended = time.monotonic()
-        # A reading is from the same place within every call, here called its middle. One that takes longer than
-        # the shortest was held up, before that place or after it: what is added belongs to either side.
-        self._call = min(self._call, ended - began)
-        earliest, latest = began + self._call / 2, ended - self._call / 2
-        if self._shown is None:
-            self._moved = latest
-        elif shown != self._shown:
-            width = latest - self._looked
-            if self._longest is not None:
-                width = min(width, self._longest)
-            self.ticks.append(Tick(shown, latest - width / 2, width))
-            self._moved = latest
-        elif earliest - self._moved > MAX_TICK_S:
-            self.failure = f"the energy counter stood still for {MAX_TICK_S} s (at {shown} mJ)"
-        self._shown, self._looked = shown, earliest
+        # Assume that the driver reads the counter in the middle of the shortest call. A longer call was delayed
+        # before that instant or after it, so that the instant lies between these two.
+        self._call_s = min(self._call_s, ended - began)
+        earliest, latest = began + self._call_s / 2, ended - self._call_s / 2
+        if self._value is None:
+            self._changed_at = latest
+        elif value != self._value:
+            width = latest - self._read_at
+            if self._max_width is not None:
+                width = min(width, self._max_width)
+            self.ticks.append(Tick(value, latest - width / 2, width))
+            self._changed_at = latest
+        elif earliest - self._changed_at > MAX_TICK_S:
+            self.failure = f"the energy counter stood still for {MAX_TICK_S} s (at {value} mJ)"
+        self._value, self._read_at = value, earliest

@@ -61,7 +61,7 @@ class DrainingProcesses:
             return None
         ownership, stack = kept
         held.enter_context(stack)
-        if ownership.devices == set(devices) and ownership.pass_on(owner):
+        if ownership.devices == set(devices) and ownership.hand_over(owner):
             return ownership
         stack.close()
         return None

@@ -1,4 +1,4 @@
-"""What this process's control group holds it to, as a container or a batch system sets it."""
+"""Read the limits of this process's control group, as set by a container or a batch system."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from pathlib import Path
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
-#: Version 1 says "no limit" by a number of pages that no machine has.
+#: In version 1 "no limit" is a number of bytes that no machine has.
 _NO_LIMIT = 1 << 60
 
 
 def files(
     controller: str, newer: str, older: str, proc: Path = PROC, cgroups: Path = CGROUPS, *, above: bool = False
 ) -> list[Path]:
-    """Return where a file of this process's control group, of either version, may be, the likeliest first.
+    """Return the possible paths of a file of this process's control group, the most likely first.
 
     Args:
-        controller: In version 1, such as ``memory``.
-        newer: The file's name in version 2.
-        older: And in version 1.
-        proc: Where procfs is.
-        cgroups: Where control groups are.
-        above: Those of the groups around it, too.
+        controller: Controller in version 1, such as ``memory``.
+        newer: Name of the file in version 2.
+        older: Name of the file in version 1.
+        proc: Mount point of procfs.
+        cgroups: Mount point of the control groups.
+        above: Whether to include the groups above this one.
     """
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
@@ -37,15 +37,15 @@ def files(
             roots, name = [cgroups / controller], older
         else:
             continue
-        here = Path(path.lstrip("/"))
-        # A container may be told its path on the host, and see its own group at the root.
-        places = [here, *here.parents] if above else [here, Path()]
-        found += [root / place / name for root in roots for place in places]
+        group = Path(path.lstrip("/"))
+        # In a container the path may be that on the host, while its own group is mounted at the root.
+        groups = [group, *group.parents] if above else [group, Path()]
+        found += [root / one / name for root in roots for one in groups]
     return found
 
 
 def memory_limit_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
-    """Return how much memory this process's control group may have, in bytes; None for no limit, or none known."""
+    """Return the memory limit of this process's control group, in bytes; None if there is none, or unknown."""
     limits = []
     for file in files("memory", "memory.max", "memory.limit_in_bytes", proc, cgroups, above=True):
         text = _text(file)
@@ -55,7 +55,7 @@ def memory_limit_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None
 
 
 def cpu_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> float | None:
-    """Return how many CPUs' time this process's control group may take; None for no limit, or none known."""
+    """Return the CPU limit of this process's control group, in CPUs; None if there is none, or unknown."""
     limits = []
     for file in files("cpu", "cpu.max", "cpu.cfs_quota_us", proc, cgroups, above=True):
         quota, _, period = _text(file).partition(" ")
@@ -74,14 +74,13 @@ def _text(file: Path) -> str:
 
 
 def oom_kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
-    """Return how many processes the kernel has killed for memory so far; None where it does not tell.
+    """Return how many processes the kernel's OOM killer has killed so far; None if it is not reported.
 
-    Counted is this process's control group, which a container or a batch system limits; the whole machine where
-    there is none.
+    The count is that of this process's control group, or of the whole machine if there is no group.
 
     Args:
-        proc: Where procfs is.
-        cgroups: Where control groups are.
+        proc: Mount point of procfs.
+        cgroups: Mount point of the control groups.
     """
     for file in (*files("memory", "memory.events", "memory.oom_control", proc, cgroups), proc / "vmstat"):
         try:

@@ -1,4 +1,4 @@
-"""The GPUs of this host: what they are, and which of them CUDA may use. No CUDA context is opened."""
+"""List the GPUs of this host, their properties, and which of them CUDA may use. No CUDA context is created."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pytest_llem.hardware.nvml import Nvml
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as NVML knows it. What it does not tell is None.
+    """Properties of a GPU from NVML. Values that NVML does not report are None.
 
     Attributes:
-        uuid: Its identity.
-        name: Its model.
-        memory_bytes: All of its memory.
+        uuid: UUID of the GPU.
+        name: Name of the model.
+        memory_bytes: Total memory, in bytes.
         capability: CUDA compute capability.
         driver: Version of the driver.
-        power_limit_w: In W, as it is enforced.
-        persistence_mode: The driver stays loaded while nobody uses it.
+        power_limit_w: Enforced power limit, in W.
+        persistence_mode: Whether the driver stays loaded while no process uses the GPU.
     """
 
     uuid: str
@@ -37,12 +37,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class VisibleGpus:
-    """GPUs of this host.
+    """The GPUs that CUDA may use.
 
     Attributes:
-        all: The boards.
-        first: The one that CUDA counts as its first; None where that is not known.
-        is_ambiguous: CUDA_VISIBLE_DEVICES leaves some of them, and it is not known which.
+        all: The GPUs.
+        first: CUDA's device 0; None if it is not known.
+        is_ambiguous: Whether CUDA_VISIBLE_DEVICES selects GPUs that cannot be identified.
     """
 
     all: tuple[Gpu, ...] = ()
@@ -51,39 +51,39 @@ class VisibleGpus:
 
 
 def visible_gpus() -> VisibleGpus:
-    """Return the boards that CUDA may use, in its order where that is known; none where there is no NVML."""
+    """Return the GPUs that CUDA may use, in CUDA's order if that is known. Without NVML there are none."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return VisibleGpus()
     with Nvml() as nvml:
         handles = visible_handles(nvml)
-        boards = tuple(read_gpu(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
-    first = next((one for one in boards if one.uuid == handles.first), None)
-    return VisibleGpus(boards, first, handles.is_ambiguous)
+        gpus = tuple(read_gpu(nvml, uuid, handle) for uuid, handle in handles.by_uuid.items())
+    first = next((one for one in gpus if one.uuid == handles.first), None)
+    return VisibleGpus(gpus, first, handles.is_ambiguous)
 
 
 def gpus_for(torch: str | None) -> VisibleGpus:
-    """Return the boards that a PyTorch would use: none where it runs on the CPU. It is not imported for that.
+    """Return the GPUs that a PyTorch installation would use, without importing it; none for a CPU build.
 
     Args:
-        torch: Its version, which tells a build for CPUs alone; None for no torch.
+        torch: Version of PyTorch; None if it is not installed.
     """
     return VisibleGpus() if is_cpu_build(torch) else visible_gpus()
 
 
 def is_cpu_build(torch: str | None) -> bool:
-    """Return whether a PyTorch of that version is built for CPUs alone, or there is none."""
+    """Return whether the PyTorch version *torch* is a CPU build, or PyTorch is not installed."""
     return torch is None or torch.partition("+")[2].startswith("cpu")
 
 
 @dataclass(frozen=True)
 class Handles:
-    """NVML's handles of the boards that CUDA may use.
+    """NVML's handles of the GPUs that CUDA may use.
 
     Attributes:
-        by_uuid: Those that answer, by UUID.
-        first: The UUID of CUDA's first, where it is known.
-        lost: Names of those that do not answer, as :func:`all_handles` has them.
-        is_ambiguous: CUDA_VISIBLE_DEVICES leaves some of them, and it is not known which.
+        by_uuid: Handles of the GPUs that respond, by UUID.
+        first: UUID of CUDA's device 0; None if it is not known.
+        lost: Names, as in :func:`all_handles`, of the GPUs that do not respond.
+        is_ambiguous: Whether CUDA_VISIBLE_DEVICES selects GPUs that cannot be identified.
     """
 
     by_uuid: dict[str, Any]
@@ -93,9 +93,9 @@ class Handles:
 
 
 def all_handles(nvml: Nvml) -> dict[str, Any]:
-    """Return all boards as *nvml* hands them out, by UUID and in its order.
+    """Return NVML's handles of all GPUs by UUID, in NVML's order.
 
-    One that does not answer keeps its place all the same, as None under a name that is none.
+    A GPU that does not respond keeps its place: the handle is None, and the key is ``lost`` and its index.
     """
     handles: dict[str, Any] = {}
     for index in range(nvml.ask("nvmlDeviceGetCount") or 0):
@@ -106,43 +106,47 @@ def all_handles(nvml: Nvml) -> dict[str, Any]:
 
 
 def visible_handles(nvml: Nvml) -> Handles:
-    """Return the boards that CUDA may use as *nvml* hands them out."""
+    """Return NVML's handles of the GPUs that CUDA may use."""
     handles = all_handles(nvml)
     names = {nvml.ask("nvmlDeviceGetName", one) if one is not None else None for one in handles.values()}
-    counted = len(names) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    is_bus_order = len(names) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    uuids, ordered = cuda_order(list(handles), visible, counted=counted)
+    uuids, ordered = cuda_order(list(handles), visible, is_bus_order=is_bus_order)
     by_uuid = {uuid: handles[uuid] for uuid in uuids if handles[uuid] is not None}
     first = uuids[0] if ordered and uuids and uuids[0] in by_uuid else None
     is_ambiguous = visible is not None and not ordered
     return Handles(by_uuid, first, frozenset(uuids) - by_uuid.keys(), is_ambiguous)
 
 
-def cuda_order(uuids: Sequence[str], visible: str | None, *, counted: bool = True) -> tuple[list[str], bool]:
-    """Return which of the boards CUDA may use, and whether they are in its order.
+def cuda_order(uuids: Sequence[str], visible: str | None, *, is_bus_order: bool = True) -> tuple[list[str], bool]:
+    """Return the GPUs that CUDA may use, and whether they are in CUDA's order.
 
     Args:
-        uuids: All boards in NVML's order, which is that of the bus.
-        visible: CUDA_VISIBLE_DEVICES; None where it is not set.
-        counted: CUDA counts them in that order too. It may put the fastest first, and on a host of different
-            boards an index then tells nothing: all are meant.
+        uuids: UUIDs of all GPUs in NVML's order, which is that of the PCI bus.
+        visible: Value of CUDA_VISIBLE_DEVICES; None if it is not set.
+        is_bus_order: Whether CUDA uses that order too. By default CUDA puts the fastest GPU first: on a host with
+            different GPUs an index is then ambiguous, and all GPUs are returned.
     """
     if visible is None:
-        return list(uuids), counted
+        return list(uuids), is_bus_order
     found: list[str] = []
     for entry in map(str.strip, visible.split(",")):
-        if entry.startswith("MIG-") or (entry.isdecimal() and int(entry) < len(uuids) and not counted):
+        if entry.startswith("MIG-") or (entry.isdecimal() and int(entry) < len(uuids) and not is_bus_order):
             return list(uuids), False
         if len(named := _named(entry, uuids)) != 1:
-            break  # CUDA, too, takes only those before the first entry that names none
+            break  # CUDA also ignores all entries from the first invalid one on
         found += [uuid for uuid in named if uuid not in found]
     return found, True
 
 
 def unknown_entry(uuids: Sequence[str], visible: str) -> str | None:
-    """Return the first entry of *visible*, a CUDA_VISIBLE_DEVICES, that names no board; None where all do.
+    """Return the first entry of CUDA_VISIBLE_DEVICES that matches no GPU; None if all match one.
 
-    An empty one, or ``-1``, hides all boards and is meant to.
+    An empty entry or ``-1`` is valid: it hides the GPUs of all entries after it.
+
+    Args:
+        uuids: UUIDs of all GPUs in NVML's order.
+        visible: Value of CUDA_VISIBLE_DEVICES.
     """
     entries = [entry.strip() for entry in visible.split(",")]
     hidden = next((place for place, entry in enumerate(entries) if entry in ("", "-1")), len(entries))
@@ -151,14 +155,14 @@ def unknown_entry(uuids: Sequence[str], visible: str) -> str | None:
 
 
 def _named(entry: str, uuids: Sequence[str]) -> list[str]:
-    """Return the boards that an entry of CUDA_VISIBLE_DEVICES may mean: by number, or by how UUIDs begin."""
+    """Return the GPUs that match an entry of CUDA_VISIBLE_DEVICES, an index or the beginning of a UUID."""
     if entry.isdecimal():
         return list(uuids[int(entry) : int(entry) + 1])
     return [uuid for uuid in uuids if entry and uuid.startswith(entry)]
 
 
 def read_gpu(nvml: Nvml, uuid: str, handle: Any) -> Gpu:
-    """Return what *nvml* tells of a board."""
+    """Return the properties of a GPU."""
     memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
     capability = nvml.ask("nvmlDeviceGetCudaComputeCapability", handle)
     milliwatts = nvml.ask("nvmlDeviceGetEnforcedPowerLimit", handle)
@@ -182,9 +186,9 @@ class GpuProcess:
     """A process that uses a GPU.
 
     Attributes:
-        pid: Its id.
-        name: Of its program; None where nobody tells.
-        used_bytes: GPU memory that it has; None where that is not known.
+        pid: Pid of the process.
+        name: Name of its program; None if unknown.
+        used_bytes: GPU memory that it uses, in bytes; None if unknown.
     """
 
     pid: int
@@ -193,18 +197,18 @@ class GpuProcess:
 
 
 def gpu_processes(nvml: Nvml, handle: Any) -> list[GpuProcess] | None:
-    """Return the processes that use a board; None where it does not tell."""
+    """Return the processes that use a GPU; None if NVML does not report them."""
     found: dict[int, int | None] = {}
-    asked = [nvml.ask(call, handle) for call in _CALLS]
-    for one in (one for processes in asked for one in processes or ()):
+    lists = [nvml.ask(call, handle) for call in _CALLS]
+    for one in (one for processes in lists for one in processes or ()):
         found[one.pid] = found.get(one.pid) or one.usedGpuMemory
-    if all(processes is None for processes in asked):
+    if all(processes is None for processes in lists):
         return None
     return [GpuProcess(pid, _name(nvml, pid), used) for pid, used in sorted(found.items())]
 
 
 def _name(nvml: Nvml, pid: int) -> str | None:
-    # NVML's first: here another process may bear the id that one outside of this container has.
+    # NVML's name is preferred: in a container, psutil may find another process with a pid of the host.
     if name := nvml.ask("nvmlSystemGetProcessName", pid):
         return PurePath(name).name
     import psutil
@@ -215,13 +219,13 @@ def _name(nvml: Nvml, pid: int) -> str | None:
 
 
 def newest_cuda(nvml: Nvml) -> str | None:
-    """Return the newest CUDA that the driver runs, such as ``12.8``; None where it does not tell."""
+    """Return the newest CUDA version that the driver supports, such as ``12.8``; None if it is unknown."""
     newest = nvml.ask("nvmlSystemGetCudaDriverVersion")
     return f"{newest // 1000}.{newest % 1000 // 10}" if newest is not None else None
 
 
 def gpu_settings(nvml: Nvml, uuid: str) -> dict[str, Any]:
-    """Return how a GPU is set: power in W, clocks in MHz. What NVML does not tell is None."""
+    """Return the settings of a GPU: power in W, clocks in MHz. Values that NVML does not report are None."""
     handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
     if handle is None:
         return {"uuid": uuid, "nvml": nvml.error}
@@ -238,13 +242,14 @@ def gpu_settings(nvml: Nvml, uuid: str) -> dict[str, Any]:
         "ecc_mode": _current(nvml.ask("nvmlDeviceGetEccMode", handle)),
         "mig_mode": _current(nvml.ask("nvmlDeviceGetMigMode", handle)),
         **_clocks(nvml, handle),
-        "pcie_generation": nvml.ask("nvmlDeviceGetMaxPcieLinkGeneration", handle),  # an idle link is slower
+        # The maximum, because the current generation is lower while the GPU is idle.
+        "pcie_generation": nvml.ask("nvmlDeviceGetMaxPcieLinkGeneration", handle),
         "pcie_width": nvml.ask("nvmlDeviceGetCurrPcieLinkWidth", handle),
     }
 
 
 def _clocks(nvml: Nvml, handle: Any) -> dict[str, int | None]:
-    """Return the clocks of processors and memory: as they are, at most, and as applications are to have them."""
+    """Return the current, maximum and application clocks of the processors and of the memory, in MHz."""
     kinds = (("sm", nvml.constant("NVML_CLOCK_SM")), ("memory", nvml.constant("NVML_CLOCK_MEM")))
     calls = (
         ("{}_clock_mhz", "nvmlDeviceGetClockInfo"),
@@ -255,5 +260,5 @@ def _clocks(nvml: Nvml, handle: Any) -> dict[str, int | None]:
 
 
 def _current(modes: Any) -> bool | None:
-    """Return whether a mode is on, of what NVML gives: the current and the pending one."""
+    """Return whether a mode is on, from NVML's pair of the current and the pending mode; None if unknown."""
     return bool(modes[0]) if modes is not None else None

@@ -1,4 +1,4 @@
-"""The limits of this process: CPU time and memory of its control group, its priority, the CPUs that it may use."""
+"""Read the limits of this process: CPU time and memory of its control group, its priority, its CPU affinity."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pytest_llem.hardware.cgroups import cpu_limit, memory_limit_bytes
 
 _CPUS = Path("/sys/devices/system/cpu")
 
-#: The highest clock of a CPU, in kHz.
+#: File with the maximum clock of a CPU, in kHz.
 _CLOCK = "cpufreq/cpuinfo_max_freq"
 
-#: A CPU whose highest clock is below this share of the machine's highest is of a slower kind: on machines of one
-#: kind of core they differ by less than 10 %, and where there are two kinds by more than 20 %.
-SLOW = 0.85
+#: A CPU whose maximum clock is below this share of the machine's highest counts as a slow core. On machines with
+#: one kind of core the maximum clocks differ by less than 10 %, with two kinds by more than 20 %.
+SLOW_SHARE = 0.85
 
 _POLICIES = {
     "SCHED_OTHER": "other",
@@ -32,9 +32,9 @@ def limits() -> dict[str, Any]:
     """Return the limits of this process.
 
     Returns:
-        ``cpu_limit``, the CPUs' time that its control group may take, and ``memory_limit_mb``, its memory, null
-        for no limit; ``nice`` and ``scheduling_policy``; ``cpu_affinity``, the CPUs that it may use, such as
-        ``0-3,8``, and ``cpu_layout``, what those are, null where the system does not say.
+        ``cpu_limit`` (CPU limit of its control group, in CPUs) and ``memory_limit_mb`` (memory limit), None for no
+        limit; ``nice`` and ``scheduling_policy``; ``cpu_affinity`` (the CPUs that it may use, such as ``0-3,8``)
+        and ``cpu_layout`` (see :func:`layout`), None if unknown.
     """
     memory = memory_limit_bytes()
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -49,21 +49,23 @@ def limits() -> dict[str, Any]:
 
 
 def ranges(numbers: Collection[int]) -> str:
-    """Return numbers as the kernel lists CPUs: ``0-3,8``."""
+    """Return numbers in the kernel's format of CPU lists: ``0-3,8``."""
     runs = groupby(enumerate(sorted(numbers)), key=lambda one: one[1] - one[0])
     spans = [[number for _, number in run] for _, run in runs]
     return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
 def layout(cpus: Collection[int], root: Path = _CPUS) -> str | None:
-    """Return what some CPUs are, whichever they are: ``4 CPUs on 2 cores``, ``8 CPUs on 8 cores, 4 of them slow``.
+    """Return a description of some CPUs: ``4 CPUs on 2 cores``, ``8 CPUs on 8 cores, 4 of them slow``.
+
+    It does not contain their numbers, so that equivalent sets of CPUs have the same description.
 
     Args:
-        cpus: Their numbers.
-        root: Where the system describes CPUs.
+        cpus: Numbers of the CPUs.
+        root: Folder in which the system describes its CPUs.
 
     Returns:
-        None where the system does not say which cores they are on.
+        The description; None if the cores of the CPUs are unknown.
     """
     places = ("topology/physical_package_id", "topology/core_id")
     cores = {tuple(_number(root, cpu, place) for place in places) for cpu in cpus}
@@ -74,7 +76,7 @@ def layout(cpus: Collection[int], root: Path = _CPUS) -> str | None:
     text += f" of {packages} packages" if packages > 1 else ""
     clocks = {int(one.name[3:]): _number(root, int(one.name[3:]), _CLOCK) or 0 for one in root.glob("cpu[0-9]*")}
     highest = max(clocks.values(), default=0)
-    slow = sum(0 < clocks.get(cpu, 0) < SLOW * highest for cpu in cpus)
+    slow = sum(0 < clocks.get(cpu, 0) < SLOW_SHARE * highest for cpu in cpus)
     return f"{text}, {slow} of them slow" if slow else text
 
 

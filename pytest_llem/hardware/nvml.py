@@ -1,4 +1,4 @@
-"""NVML, opened for a while. It is looked up here and nowhere else; a host without it is no error."""
+"""Open NVML and call its functions. A host without NVML is not an error."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ _MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 
 class NvmlError(Exception):
-    """NVML does not tell; the message names the function and says why."""
+    """A call to NVML failed. The message contains the function and the reason."""
 
 
 class NotSupportedError(NvmlError):
-    """Not by this board, or not by this driver."""
+    """The GPU or the driver does not support the call."""
 
 
 class Nvml:
-    """Is open from being entered until it is left; opens no CUDA context.
+    """Keeps NVML open while its context is active. No CUDA context is created.
+
+    Example:
+        with Nvml() as nvml:
+            count = nvml.ask("nvmlDeviceGetCount")
 
     Attributes:
-        error: Why it could not be opened, or what failed last; None where nothing did.
+        error: Why NVML could not be opened, or the last failure; None if nothing failed.
     """
 
     def __init__(self) -> None:
@@ -30,7 +34,7 @@ class Nvml:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is an NVML to be asked."""
+        """Whether NVML is open."""
         return self._library is not None
 
     def __enter__(self) -> Nvml:
@@ -54,11 +58,11 @@ class Nvml:
         self._library = None
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Return what a *function* of NVML says.
+        """Return the result of a *function* of NVML.
 
         Raises:
-            NotSupportedError: There is no such function here, or not for this board.
-            NvmlError: It failed in any other way, or NVML is not open.
+            NotSupportedError: The library, the driver or the GPU does not support the function.
+            NvmlError: The function failed for another reason, or NVML is not open.
         """
         if self._library is None:
             raise NvmlError(f"{function}: NVML is not open")
@@ -73,7 +77,7 @@ class Nvml:
             raise kind(f"{function}: {error}") from error
 
     def ask(self, function: str, *arguments: Any) -> Any:
-        """Return what a *function* of NVML says; None where it fails, or where there is none."""
+        """Return the result of a *function* of NVML; None if it fails, with the reason in :attr:`error`."""
         try:
             return self.call(function, *arguments)
         except NvmlError as error:
@@ -81,23 +85,23 @@ class Nvml:
             return None
 
     def fields(
-        self, handle: Any, *fields: int | tuple[int, int], held_in: str | None = None
+        self, handle: Any, *fields: int | tuple[int, int], member: str | None = None
     ) -> dict[int, int | float]:
-        """Return those of a board's *fields* that it tells, by their ids, all in one call.
+        """Return the available values of some fields of a GPU, by field id, with one call.
 
         Args:
-            handle: The board.
-            fields: Their ids, or pairs of an id and a scope: one scope of each id.
-            held_in: Only those whose value this member of ``nvmlValue_t`` holds; None for all.
+            handle: NVML's handle of the GPU.
+            fields: Field ids, or pairs of an id and a scope, with one scope for each id.
+            member: Only values in this member of ``nvmlValue_t``; None for all.
         """
-        told: dict[int, int | float] = {}
+        values: dict[int, int | float] = {}
         for one in self.ask("nvmlDeviceGetFieldValues", handle, fields) or ():
-            if one.nvmlReturn:  # each has an error of its own, and then holds anything
+            if one.nvmlReturn:  # each field has its own error code, and no valid value if it is set
                 self.error = f"field {one.fieldId}: {self._library.NVMLError(one.nvmlReturn)}"
-            elif one.valueType < len(_MEMBERS) and held_in in (None, _MEMBERS[one.valueType]):
-                told[one.fieldId] = getattr(one.value, _MEMBERS[one.valueType])
-        return told
+            elif one.valueType < len(_MEMBERS) and member in (None, _MEMBERS[one.valueType]):
+                values[one.fieldId] = getattr(one.value, _MEMBERS[one.valueType])
+        return values
 
     def constant(self, name: str) -> Any:
-        """Return one of NVML's constants; None where there is no NVML."""
+        """Return one of NVML's constants; None without NVML."""
         return getattr(self._library, name, None)

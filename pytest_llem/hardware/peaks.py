@@ -1,8 +1,8 @@
-"""What accelerators can do at most, by their data sheets.
+"""List the peak FLOP/s and memory bandwidth of accelerators, from their data sheets.
 
-Figures are for dense matrices: data sheets of Ampere and newer often show those for 2:4 sparsity, which are twice
-as high. fp32 is without TF32, fp16 with fp32 accumulation, as PyTorch multiplies. Where two sheets differ the
-higher figure is taken, so that no floor is too high.
+The FLOP/s are for dense matrices: data sheets of Ampere and newer often give those for 2:4 sparsity, which are
+twice as high. fp32 is without TF32, and fp16 with fp32 accumulation, as PyTorch multiplies. If two data sheets
+differ, the higher value is used, so that no roofline time is too long.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Peaks:
-    """A device's limits.
+    """Peaks of a device.
 
     Attributes:
-        flops: Floating-point operations a second, by precision (``bf16``, ``fp16``, ``fp32``); one that the device
-            has no units for is not in it.
-        bandwidth: Of its memory, in bytes a second.
-        cache_bytes: Its last-level cache.
+        flops: FLOP/s by precision (``bf16``, ``fp16``, ``fp32``), without those that the device has no units for.
+        bandwidth: Memory bandwidth, in bytes/s.
+        cache_bytes: Size of the last-level cache, in bytes.
     """
 
     flops: Mapping[str, float]
@@ -30,14 +29,14 @@ class Peaks:
 
 
 def _peaks(half: float, fp32: float, gb_per_s: float, cache_mib: int, *, bf16: bool = True) -> Peaks:
-    """Return the limits of a GPU; *half* (fp16, and bf16 where it has that) and *fp32* in TFLOP/s."""
+    """Return the peaks of a GPU; *half* (fp16, and bf16 if it has that) and *fp32* in TFLOP/s."""
     flops = {"fp16": half * 1e12, "fp32": fp32 * 1e12} | ({"bf16": half * 1e12} if bf16 else {})
     return Peaks(flops, gb_per_s * 1e9, cache_mib * MIB)
 
 
-#: By the name that CUDA and NVML give, without the vendor: drivers before 470 leave it out.
+#: Peaks by the name in CUDA and NVML, without the vendor, which drivers before 470 leave out.
 _PEAKS = {
-    # "NVIDIA HGX B200" data sheet (36 PFLOP/s sparse of 8 GPUs), and GB200 NVL72's for fp32. L2 as CUDA tells it.
+    # "NVIDIA HGX B200" data sheet (36 PFLOP/s sparse of 8 GPUs), GB200 NVL72's for fp32. L2 as CUDA reports it.
     "B200": _peaks(2250, 80, 8000, 126),
     # "NVIDIA H200 Tensor Core GPU" data sheet: SXM and NVL. L2 as of the H100: the same GH100.
     "H200": _peaks(989.5, 67, 4800, 50),
@@ -73,8 +72,8 @@ _PEAKS = {
 
 
 def peaks_of(device: str) -> Peaks | None:
-    """Return the limits of a device by its name as CUDA has it, or None where they are not known.
+    """Return the peaks of a device by its name in CUDA; None if they are not known.
 
-    A part of a GPU (MIG) has a name of its own, and is not known.
+    A MIG instance has a name of its own, and its peaks are not known.
     """
     return _PEAKS.get(device.removeprefix("NVIDIA "))

@@ -1,6 +1,6 @@
-"""What one GPU tells of itself through NVML: power, temperature, clocks, and for how long these were held down.
+"""Read a GPU's power, temperature, clocks and throttled time through NVML.
 
-What it does not tell, or what cannot be, is None.
+Values that NVML does not report, and impossible ones, are None.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pytest_llem.hardware.nvml import Nvml
 
 PowerSource = Literal["nvml_power_instant", "nvml_power_average", "nvml_power_usage"]
 
-#: Field values, ``NVML_FI_DEV_POWER_…``, in mW; the best first.
+#: Field ids, ``NVML_FI_DEV_POWER_…``, of values in mW; the best first.
 _POWER_FIELDS: dict[PowerSource, int] = {"nvml_power_instant": 186, "nvml_power_average": 185}
 
-#: CUDA compute capability of GA100. Of later boards ``nvmlDeviceGetPowerUsage`` is documented to be an average.
+#: CUDA compute capability of GA100. On later GPUs ``nvmlDeviceGetPowerUsage`` is documented to be an average.
 _GA100 = (8, 0)
 
-#: ``NVML_POWER_SCOPE_…``: of the GPU with its board, or of a module that holds a CPU and its memory, too.
+#: ``NVML_POWER_SCOPE_…``: the GPU with its board, or the module, which also contains a CPU and its memory.
 GPU_SCOPE, MODULE_SCOPE = 0, 1
 
 #: Names of GPUs that share a module with a CPU: Grace-Hopper, Grace-Blackwell.
 _MODULES = re.compile(r"\bG[HB]\d+\b")
 
-#: Field values by reason, ``NVML_FI_DEV_PERF_POLICY_…`` and ``NVML_FI_DEV_CLOCKS_EVENT_REASON_…``: cumulative
-#: counters in ns (on an H100 under its power limit "power" grew by 8.00e9 in 8.0 s). Low utilisation, 78, is no
+#: Field ids by reason, ``NVML_FI_DEV_PERF_POLICY_…`` and ``NVML_FI_DEV_CLOCKS_EVENT_REASON_…``, of cumulative
+#: counters in ns (on an H100 at its power limit "power" rose by 8.00e9 in 8.0 s). Low utilisation, 78, is not
 #: throttling.
 _THROTTLE_FIELDS = {
     "power": 74,
@@ -38,14 +38,14 @@ _THROTTLE_FIELDS = {
     "hw_power_brake": 271,
 }
 
-#: The same by ``nvmlPerfPolicyType_t``, for drivers that lack those field values.
+#: The same reasons by ``nvmlPerfPolicyType_t``, for drivers without those field ids.
 _VIOLATIONS = {"power": 0, "thermal": 1, "sync_boost": 2, "board_limit": 3, "reliability": 5}
 
-#: Bits of ``nvmlClocksEventReason…``: why clocks are as they are at the moment.
+#: Bits of ``nvmlClocksEventReason…``: reasons for the current clocks.
 IDLE, SETTING = "idle", "setting"
 _REASONS = {
     IDLE: 0x1,
-    SETTING: 0x2,  # applications' clocks, or locked ones
+    SETTING: 0x2,  # application clocks or locked clocks
     "power": 0x4,
     "hw_slowdown": 0x8,
     "sync_boost": 0x10,
@@ -55,27 +55,27 @@ _REASONS = {
     "display": 0x100,
 }
 
-#: A reading outside of these, in °C and in W, is none. No board that is on draws nothing.
+#: Plausible values in °C and in W: others are ignored. A GPU that is on never draws 0 W.
 _TEMPERATURES_C = (-40.0, 150.0)
 _POWERS_W = (0.001, 10_000.0)
 
 
 def power_source(nvml: Nvml, handle: Any) -> PowerSource | None:
-    """Return the best of what tells a board's power; None where nothing does."""
+    """Return the best source of a GPU's power; None if there is none."""
     return next(iter(power_sources(nvml, handle)), None)
 
 
 def power_sources(nvml: Nvml, handle: Any) -> list[PowerSource]:
-    """Return all of what tells a board's power, the best first."""
-    told = nvml.fields(handle, *_POWER_FIELDS.values())
-    sources: list[PowerSource] = [source for source, field in _POWER_FIELDS.items() if told.get(field)]
+    """Return all sources of a GPU's power, the best first."""
+    values = nvml.fields(handle, *_POWER_FIELDS.values())
+    sources: list[PowerSource] = [source for source, field in _POWER_FIELDS.items() if values.get(field)]
     if power_w(nvml, handle, "nvml_power_usage") is not None:
         sources.append("nvml_power_usage")
     return sources
 
 
 def averages_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:
-    """Return whether what *source* tells of a board is the mean of the last second, and not the power now."""
+    """Return whether *source* is the mean power of the last second, not the current power."""
     if source != "nvml_power_usage":
         return source == "nvml_power_average"
     capability = nvml.ask("nvmlDeviceGetCudaComputeCapability", handle)
@@ -83,24 +83,24 @@ def averages_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:
 
 
 def reads_module_power(nvml: Nvml, handle: Any, source: PowerSource | None) -> bool:
-    """Return whether *source* also reports the power of the module that a board is on."""
+    """Return whether *source* also reports the power of the module that a GPU is on."""
     return source in _POWER_FIELDS and power_w(nvml, handle, source, MODULE_SCOPE) is not None
 
 
 def is_module(name: str | None) -> bool:
-    """Return whether a GPU of that *name* shares a module with a CPU."""
+    """Return whether a GPU with that *name* shares a module with a CPU."""
     return _MODULES.search(name or "") is not None
 
 
 def power_w(nvml: Nvml, handle: Any, source: PowerSource, scope: int = GPU_SCOPE) -> float | None:
-    """Return the power that a board draws, in W.
+    """Return the power of a GPU, in W.
 
     Args:
-        nvml: Open.
-        handle: The board.
-        source: The power now, averaged over a second, or ``nvmlDeviceGetPowerUsage``, which is the former up to
-            Volta and on GA100, and the latter on other boards since Ampere.
-        scope: Of what; ``nvmlDeviceGetPowerUsage`` has no scopes.
+        nvml: An open NVML.
+        handle: NVML's handle of the GPU.
+        source: The current power, the average over a second, or ``nvmlDeviceGetPowerUsage``, which is the former
+            up to Volta and on GA100, and the latter on other GPUs since Ampere.
+        scope: ``GPU_SCOPE`` or ``MODULE_SCOPE``; ignored by ``nvmlDeviceGetPowerUsage``.
     """
     field = _POWER_FIELDS.get(source)
     if field is None:
@@ -111,7 +111,7 @@ def power_w(nvml: Nvml, handle: Any, source: PowerSource, scope: int = GPU_SCOPE
 
 
 def temperature_c(nvml: Nvml, handle: Any) -> float | None:
-    """Return the temperature of a board's processor, in °C."""
+    """Return the temperature of a GPU, in °C."""
     sensor = nvml.constant("NVML_TEMPERATURE_GPU")
     for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):  # old drivers have only the latter
         temperature = nvml.ask(name, handle, sensor)
@@ -121,14 +121,14 @@ def temperature_c(nvml: Nvml, handle: Any) -> float | None:
 
 
 def clocks_mhz(nvml: Nvml, handle: Any) -> tuple[float | None, float | None]:
-    """Return the clocks of a board's processors and of its memory, in MHz."""
+    """Return the clocks of a GPU's processors and of its memory, in MHz."""
     kinds = ("NVML_CLOCK_SM", "NVML_CLOCK_MEM")
     processors, memory = (nvml.ask("nvmlDeviceGetClockInfo", handle, nvml.constant(kind)) for kind in kinds)
     return processors, memory
 
 
 def clock_reasons(nvml: Nvml, handle: Any) -> list[str] | None:
-    """Return why a board's clocks are as they are at the moment; None where it does not tell."""
+    """Return the reasons for a GPU's current clocks; None if unknown."""
     for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
         bits = nvml.ask(name, handle)  # old drivers have only the latter
         if bits is not None:
@@ -137,15 +137,15 @@ def clock_reasons(nvml: Nvml, handle: Any) -> list[str] | None:
 
 
 def lasting_clock_mhz(nvml: Nvml, handle: Any) -> int | None:
-    """Return a clock for the processors that a board can hold under load, in MHz; None where it tells none.
+    """Return a clock that a GPU's processors can sustain under load, in MHz; None if unknown.
 
-    The default of applications' clocks, which the vendor gives for that; where it has none below its highest
-    clock, the highest of those that are at most three quarters of that: the power limit often forbids more.
+    This is the vendor's default application clock if that is below the maximum clock. Otherwise it is the highest
+    supported clock of at most three quarters of the maximum: the power limit often prevents more.
     """
     sm = nvml.constant("NVML_CLOCK_SM")
-    most = nvml.ask("nvmlDeviceGetMaxClockInfo", handle, sm)
+    maximum = nvml.ask("nvmlDeviceGetMaxClockInfo", handle, sm)
     default = nvml.ask("nvmlDeviceGetDefaultApplicationsClock", handle, sm)
-    if default and most and default < most:
+    if default and maximum and default < maximum:
         return int(default)
     memory_clocks = nvml.ask("nvmlDeviceGetSupportedMemoryClocks", handle)
     if not memory_clocks:
@@ -157,10 +157,10 @@ def lasting_clock_mhz(nvml: Nvml, handle: Any) -> int | None:
 
 
 def throttled_ns(nvml: Nvml, handle: Any) -> dict[str, int]:
-    """Return for how long a board has held its clocks down so far, in ns by reason: those that it counts."""
-    # The first drivers 575 and 580 have settings of 32 bits under the last three ids.
-    told = nvml.fields(handle, *_THROTTLE_FIELDS.values(), held_in="ullVal")
-    counted = {reason: told[field] for reason, field in _THROTTLE_FIELDS.items() if field in told}
+    """Return the cumulative throttled time of a GPU in ns, by reason. Reasons without a counter are left out."""
+    # Early drivers 575 and 580 have 32-bit settings under the last three ids, which are not counters.
+    values = nvml.fields(handle, *_THROTTLE_FIELDS.values(), member="ullVal")
+    counted = {reason: values[field] for reason, field in _THROTTLE_FIELDS.items() if field in values}
     if not counted:
         for reason, policy in _VIOLATIONS.items():
             violation = nvml.ask("nvmlDeviceGetViolationStatus", handle, policy)
@@ -169,5 +169,62 @@ def throttled_ns(nvml: Nvml, handle: Any) -> dict[str, int]:
     return {reason: int(value) for reason, value in counted.items()}
 
 
-def _plausible(value: float, least: float, most: float) -> float | None:
-    return float(value) if least <= value <= most else None
+def _plausible(value: float, minimum: float, maximum: float) -> float | None:
+    return float(value) if minimum <= value <= maximum else None
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """State of a GPU. Values that cannot be read are None.
+
+    Attributes:
+        temperature_c: Temperature, in °C.
+        power_w: Power, in W.
+        used_bytes: Memory in use by all processes, in bytes.
+    """
+
+    temperature_c: float | None = None
+    power_w: float | None = None
+    used_bytes: int | None = None
+
+
+#: States of GPUs by UUID.
+GpuStates = Mapping[str, GpuState]
+
+
+class GpuSensors:
+    """A context that yields a function, which returns the states of the GPUs that CUDA may use.
+
+    NVML is open while the context is active. No CUDA context is created. Without NVML or GPUs the function returns
+    an empty mapping.
+
+    Example:
+        with GpuSensors() as read:
+            temperatures = {uuid: state.temperature_c for uuid, state in read().items()}
+    """
+
+    def __init__(self) -> None:
+        self._nvml = Nvml()
+        self._handles: dict[str, Any] = {}
+
+    def __enter__(self) -> Callable[[], GpuStates]:
+        self._nvml.__enter__()
+        self._handles = visible_handles(self._nvml).by_uuid
+        return self._states
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handles = {}
+        self._nvml.__exit__(kind, error, trace)
+
+    def _states(self) -> GpuStates:
+        return {uuid: self._state(handle) for uuid, handle in self._handles.items()}
+
+    def _state(self, handle: Any) -> GpuState:
+        memory = self._nvml.ask("nvmlDeviceGetMemoryInfo", handle)
+        return GpuState(
+            temperature_c(self._nvml, handle),
+            power_w(self._nvml, handle, "nvml_power_usage"),
+            int(memory.used) if memory is not None else None,
+        )

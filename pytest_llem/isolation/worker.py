@@ -168,7 +168,7 @@ def run(
         known_idle_power=IdlePowerRecord.model_validate(job["idle_power"]) if job["idle_power"] else None,
         harness=[*job["harness"], os.getppid()],  # the supervisor
         on_progress=lambda progress: announce(**progress.as_event()),
-        show_on=events if job["watched"] else None,
+        telemetry_fd=events if job["watched"] else None,
     ).run()
     if measured.result.idle_power is not None:
         measured.result.idle_power = measured.result.idle_power.model_copy(update=job["no_context"])

@@ -1,4 +1,4 @@
-"""Idle time before an experiment, so that each starts on a GPU as cool and as idle as the first one did."""
+"""Wait before an experiment, so that it starts on a GPU as cool and as idle as the first one did."""
 
 from __future__ import annotations
 
@@ -12,115 +12,114 @@ from typing import Literal
 from pytest_llem.hardware.gpu_state import GpuSensors, GpuState, GpuStates
 from pytest_llem.results.experiment import GapRecord
 
-#: How far above what it was before the first experiment a GPU may still be, in °C and in W.
+#: How far a GPU may be above its temperature and power before the first experiment, in °C and in W.
 TEMPERATURE_MARGIN_C = 2.0
 POWER_MARGIN_W = 3.0
 
-#: An automatic gap takes at least and at most so many seconds.
+#: Minimum and maximum duration of an automatic gap, in s.
 MIN_S = 5.0
 MAX_S = 120.0
 
-#: Seconds between two looks at the GPUs.
+#: Time between two readings of the GPUs, in s.
 POLL_S = 0.5
 
-#: The longest single sleep, in seconds; the system takes no more than some centuries.
+#: The longest single sleep, in s: the system refuses more than some centuries.
 MAX_SLEEP_S = 86_400.0
 
-#: Seconds from one word on how long it will take to the next.
-TELL_S = 1.0
+#: Time between two reports of the remaining time, in s.
+REPORT_PERIOD_S = 1.0
 
 
 @dataclass
 class Gaps:
-    """The idle times of one process.
+    """Waits for the gaps between the experiments of one process.
 
     Attributes:
-        gauges: What gives, on being entered, a function that looks at the GPUs.
-        sleep: Sleeps for so many seconds.
-        clock: Never goes back; in seconds.
+        sensors: Creates a context that yields a function, which reads the GPUs' states.
+        sleep: Sleeps for the given seconds.
+        clock: A monotonic clock, in s.
     """
 
-    gauges: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
+    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     _first: dict[str, GpuState] = field(default_factory=dict, init=False)
 
     def note_first(self) -> None:
-        """Look at the GPUs before the first experiment: automatic gaps wait until they are like that again.
+        """Record the GPUs' states before the first experiment: automatic gaps wait until they are reached again.
 
-        Of several looks the lower figures count: others may have been busy there.
+        If called repeatedly, the lower values count: another process may have used the GPUs in one of the calls.
         """
-        with self.gauges() as look:
-            seen = {uuid: state for uuid, state in look().items() if state.temperature_c is not None}
-        self._first |= {uuid: _lower(state, self._first.get(uuid, state)) for uuid, state in seen.items()}
+        with self.sensors() as read:
+            known = {uuid: state for uuid, state in read().items() if state.temperature_c is not None}
+        self._first |= {uuid: _lower(state, self._first.get(uuid, state)) for uuid, state in known.items()}
 
     def will_wait(self, gap: float | Literal["auto"], at_least: float = 0.0) -> bool:
-        """Whether :meth:`wait` would idle, as far as that can be told without a look."""
+        """Return whether :meth:`wait` is expected to wait. The GPUs are not read."""
         return at_least > 0 or (bool(self._first) if gap == "auto" else gap > 0)
 
     def wait(
-        self, gap: float | Literal["auto"], at_least: float = 0.0, tell: Callable[[str], None] | None = None
+        self, gap: float | Literal["auto"], at_least: float = 0.0, report: Callable[[str], None] | None = None
     ) -> GapRecord:
-        """Idle, and return for how long and why.
+        """Wait, and return for how long and why.
 
         Args:
-            gap: Seconds, or ``auto``: until the GPUs are as they were at first.
-            at_least: Seconds that it takes in any case.
-            tell: Called every second or oftener with what is waited for, and for how long yet; None where nobody
-                wants to know.
+            gap: Duration in s, or ``auto``: until the GPUs are in their first state again.
+            at_least: Minimum duration, in s.
+            report: Called at least every second with a text about the reason and the remaining time.
         """
         began = self.clock()
         if gap == "auto":
-            waited = self._until_settled(began, tell or (lambda text: None))
+            waited = self._until_settled(began, report or (lambda text: None))
             if waited.seconds >= at_least:
                 return waited
             wanted = at_least
         else:
             wanted = max(gap, at_least)
         if not wanted:
-            return GapRecord(seconds=0.0, reason="skipped", note="none is wanted")
+            return GapRecord(seconds=0.0, reason="skipped", note="no gap is configured")
         while (left := wanted - (self.clock() - began)) > 0:
-            if tell is not None:
-                tell(f"idle, {math.ceil(left)} s left")
-            self.sleep(min(left, MAX_SLEEP_S if tell is None else TELL_S))
+            if report is not None:
+                report(f"idle, {math.ceil(left)} s left")
+            self.sleep(min(left, MAX_SLEEP_S if report is None else REPORT_PERIOD_S))
         return GapRecord(seconds=self.clock() - began, reason="fixed")
 
-    def _until_settled(self, began: float, tell: Callable[[str], None]) -> GapRecord:
+    def _until_settled(self, began: float, report: Callable[[str], None]) -> GapRecord:
         if not self._first:
             return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature could be read")
-        with self.gauges() as look:
-            if all(state.temperature_c is None for state in look().values()):
+        with self.sensors() as read:
+            if all(state.temperature_c is None for state in read().values()):
                 return GapRecord(seconds=0.0, reason="skipped", note="no GPU's temperature can be read any more")
             while True:
-                waited, now = self.clock() - began, look()
+                waited, now = self.clock() - began, read()
                 if waited >= MIN_S and self._is_settled(now):
                     return GapRecord(seconds=waited, reason="target")
                 if waited >= MAX_S:
                     return GapRecord(seconds=waited, reason="timeout")
-                tell(f"cooling down, {int(waited)} s ({self._obstacle(now, waited)})")
+                report(f"cooling down, {int(waited)} s ({self._reason(now, waited)})")
                 self.sleep(min(POLL_S, MAX_S - waited))
 
     def _is_settled(self, now: GpuStates) -> bool:
-        # One that is not seen any more is not known to be.
+        # A GPU that has disappeared counts as not settled.
         return all(uuid in now and _is_settled(now[uuid], first) for uuid, first in self._first.items())
 
-    def _obstacle(self, now: GpuStates, waited: float) -> str:
-        """Return what keeps the gap from ending, and for how long at most."""
+    def _reason(self, now: GpuStates, waited: float) -> str:
+        """Return why the gap does not end yet, and how much longer it may take."""
         for number, (uuid, first) in enumerate(self._first.items()):
-            if missing := _missing(now.get(uuid, GpuState()), first):
-                return f"GPU {number}: {missing}; at most {math.ceil(MAX_S - waited)} s more"
+            if target := _target(now.get(uuid, GpuState()), first):
+                return f"GPU {number}: {target}; at most {math.ceil(MAX_S - waited)} s more"
         return f"as cool as at first; at least {math.ceil(MIN_S - waited)} s more"
 
 
 def _lower(one: GpuState, other: GpuState) -> GpuState:
     return GpuState(
-        _least(one.temperature_c, other.temperature_c),
-        _least(one.power_w, other.power_w),
+        _min(one.temperature_c, other.temperature_c),
+        _min(one.power_w, other.power_w),
     )
 
 
-def _least(one: float | None, other: float | None) -> float | None:
-    return min((figure for figure in (one, other) if figure is not None), default=None)
+def _min(one: float | None, other: float | None) -> float | None:
+    return min((value for value in (one, other) if value is not None), default=None)
 
 
 def _is_settled(now: GpuState, first: GpuState) -> bool:
@@ -129,20 +128,20 @@ def _is_settled(now: GpuState, first: GpuState) -> bool:
     )
 
 
-def _missing(now: GpuState, first: GpuState) -> str | None:
-    """Return what a GPU has to come down to; None where it has."""
+def _target(now: GpuState, first: GpuState) -> str | None:
+    """Return a text about the temperature or power that a GPU has not reached yet; None if it has reached both."""
     if not _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C):
-        return _way_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C, "°C")
+        return _target_text(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C, "°C")
     if not _is_down(now.power_w, first.power_w, POWER_MARGIN_W):
-        return _way_down(now.power_w, first.power_w, POWER_MARGIN_W, "W")
+        return _target_text(now.power_w, first.power_w, POWER_MARGIN_W, "W")
     return None
 
 
-def _way_down(now: float | None, first: float | None, margin: float, unit: str) -> str:
-    at = "not to be read" if now is None else f"{now:.0f} {unit}"
-    return f"{at}, waiting for {(first or 0.0) + margin:.0f} {unit}"
+def _target_text(now: float | None, first: float | None, margin: float, unit: str) -> str:
+    current = "not readable" if now is None else f"{now:.0f} {unit}"
+    return f"{current}, waiting for {(first or 0.0) + margin:.0f} {unit}"
 
 
 def _is_down(now: float | None, first: float | None, margin: float) -> bool:
-    """Whether a figure is where it was at first, or below. One that was not there then says nothing."""
+    """Return whether a value is at most its first one plus *margin*; True if there was no first one."""
     return first is None or (now is not None and now <= first + margin)

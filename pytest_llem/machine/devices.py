@@ -1,8 +1,8 @@
-"""Who owns which device: a lock for each GPU, and one for the CPU as a whole, that one process holds at a time.
+"""Lock devices for exclusive use: one lock for each GPU, and one for the CPU as a whole.
 
-The locks are files in a folder that all users of the machine share: a sticky one, so that nobody can remove the
-lock that another holds. Beside each lies a note of each user who has it, or had it. The kernel releases a lock
-with the process that held it, however that ended.
+The locks are files in a folder that all users of the machine share. It is sticky, so that users cannot remove the
+locks of others. Beside each lock are notes, one of each user, about its current or last owner. The kernel releases
+a lock when the process that holds it ends.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from pytest_llem.machine.owner import Owner, read_note
 from pytest_llem.machine.shared_lock import SharedLock
 from pytest_llem.study.config import ExperimentConfig
 
-#: The CPU as a whole.
+#: Name of the CPU as a device.
 CPU = "cpu"
 
-#: Name of the folder, in that for temporary files.
+#: Name of the locks' folder in the folder for temporary files.
 FOLDER = "pytest-llem-locks"
 
-#: Seconds between two tries.
+#: Time between two attempts to lock a device, in s.
 POLL_S = 0.2
 
-#: So many seconds one waits for whoever is the next one.
-PATIENCE_S = 10.0
+#: Longest time for which the first process in the queue is given precedence, in s.
+MAX_QUEUE_S = 10.0
 
-#: Holders that are named.
+#: Maximum number of owners to name.
 MAX_NAMED = 5
 
-#: So many seconds whoever has got a device may take to say who he is.
-SETTLING_S = 1.0
+#: Time that a new owner has to write its note, in s, before it is reported as an unknown process.
+MAX_NOTE_DELAY_S = 1.0
 
 
 class DeviceError(Exception):
-    """Devices cannot be owned here; the message says why, in a line."""
+    """Devices cannot be locked on this machine. The message says why, in one line."""
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Ownership:
     """Devices that this process owns.
 
     Attributes:
-        waited_seconds: How long it took to get them; 0 where they were free.
-        waited_for: Who had them meanwhile, or None.
-        used_before: GPU memory in use before the experiments before, in bytes by UUID, where it is known.
+        waited_seconds: Time that it waited for them, in s; 0 if they were free.
+        waited_for: The owners that it waited for; None if they were free.
+        used_before: GPU memory in use before the previous experiments, in bytes by UUID, if known.
     """
 
     waited_seconds: float = 0.0
@@ -66,67 +66,70 @@ class Ownership:
         """Their names."""
         return set(self._locks)
 
-    def pass_on(self, owner: Owner) -> bool:
-        """Have the next experiment of this process own the devices at once, unless another process waits for one.
+    def hand_over(self, owner: Owner) -> bool:
+        """Make the next experiment of this process the owner, unless another process waits for one of the devices.
+
+        Args:
+            owner: The next experiment.
 
         Returns:
-            Whether it owns them: where it does not, all is as before.
+            Whether it is the owner now. If not, nothing has changed.
         """
         if any(lock.is_waited_for() for lock in self._locks.values()):
             return False
         for lock in self._locks.values():
-            lock.pass_on(owner)
+            lock.hand_over(owner)
         self.waited_seconds, self.waited_for = 0.0, None
         return True
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Note the memory that GPUs have in use now, before an experiment, in bytes by UUID."""
+        """Record the GPU memory in use before an experiment, in bytes by UUID."""
         self.used_before = dict(used)
         for name, amount in used.items():
             if name in self._locks:
                 self._locks[name].note(used_bytes=amount)
 
 
-def devices_of(config: ExperimentConfig, boards: VisibleGpus) -> tuple[str, ...]:
-    """Return the devices that an experiment runs on: UUIDs, or the CPU where there are no *boards* to use."""
-    if not boards.all:
+def devices_of(config: ExperimentConfig, gpus: VisibleGpus) -> tuple[str, ...]:
+    """Return the devices that an experiment runs on: UUIDs of GPUs, or the CPU if there are no usable *gpus*."""
+    if not gpus.all:
         return (CPU,)
-    spread = config.pytorch is not None and config.pytorch.device_map is not None
-    if config.backend == "pytorch" and boards.first and not spread:
-        return (boards.first.uuid,)
-    return tuple(board.uuid for board in boards.all)
+    is_spread = config.pytorch is not None and config.pytorch.device_map is not None
+    if config.backend == "pytorch" and gpus.first and not is_spread:
+        return (gpus.first.uuid,)
+    return tuple(gpu.uuid for gpu in gpus.all)
 
 
 def possible_devices(config: ExperimentConfig, python: Path | None) -> tuple[str, ...]:
-    """Return the devices that an experiment may run on: its engine names them only once it runs.
+    """Return the devices that an experiment may run on: its engine reports its devices only once it runs.
 
     Args:
         config: The experiment.
         python: The interpreter that it runs in; None for this one.
 
     Returns:
-        UUIDs of GPUs, or the CPU. Both where the engine is not ours and has no PyTorch for GPUs, which does not
-        keep it from using them.
+        UUIDs of GPUs, or the CPU. Both for a third-party engine without a GPU build of PyTorch: it may use GPUs by
+        other means.
     """
-    boards = gpus_for(package_versions(python).get("torch"))
-    if config.backend == "pytorch" or boards.all:
-        return devices_of(config, boards)
-    return (CPU, *(board.uuid for board in visible_gpus().all))
+    gpus = gpus_for(package_versions(python).get("torch"))
+    if config.backend == "pytorch" or gpus.all:
+        return devices_of(config, gpus)
+    return (CPU, *(gpu.uuid for gpu in visible_gpus().all))
 
 
 @contextmanager
-def owned(devices: Collection[str], owner: Owner, tell: Callable[[str], None]) -> Iterator[Ownership]:
-    """Own *devices*, alone on this machine, for as long as the context lasts. Waits until they are free.
+def owned(devices: Collection[str], owner: Owner, report: Callable[[str], None]) -> Iterator[Ownership]:
+    """Wait until *devices* are free, and own them exclusively on this machine within the context.
 
     Args:
-        devices: Names. All processes take them in the same order, so that none waits for another in a ring.
+        devices: Names of the devices. All processes lock them in the same order, which prevents deadlocks.
         owner: This process.
-        tell: Called once with for what and for whom it waits, if it does.
+        report: Called once, if it has to wait, with a text about the device and its owner.
 
     Raises:
-        DeviceError: There cannot be locks.
+        DeviceError: Devices cannot be locked.
     """
-    waiting = _Waiting(tell)
+    waiting = _Waiting(report)
     ownership = Ownership()
     with ExitStack() as held:
         folder = _folder()
@@ -143,7 +146,7 @@ def owned(devices: Collection[str], owner: Owner, tell: Callable[[str], None]) -
 
 
 def holder(name: str) -> Owner | None:
-    """Return who has a device at the moment, as his note says; None where nobody has, or it cannot be told."""
+    """Return the current owner of a device, by its note; None if there is none or it is unknown."""
     try:
         note = _last_owner(Path(tempfile.gettempdir(), FOLDER), name)
     except OSError:  # no folder for temporary files
@@ -152,21 +155,24 @@ def holder(name: str) -> Owner | None:
 
 
 def note_file(folder: Path, name: str) -> Path:
-    """Return where this user notes having a device: in a sticky folder nobody replaces another user's file."""
+    """Return the path of this user's note about a device.
+
+    Each user has its own, because in a sticky folder users cannot replace the files of others.
+    """
     return folder / f"{name}.{os.geteuid()}.json"
 
 
 def _last_owner(folder: Path, name: str) -> Owner | None:
-    """Return who has a device, or had it last, as far as notes say."""
+    """Return the current or last owner of a device, by its notes; None if there are none."""
     notes = [note for file in folder.glob(f"{name}.*.json") if (note := read_note(file)) is not None]
     return max(notes, key=lambda note: note.since, default=None)
 
 
 def try_locks() -> Path:
-    """Return the folder of the locks, once a lock could be had in it.
+    """Check that locks work, and return their folder.
 
     Raises:
-        DeviceError: There cannot be locks.
+        DeviceError: Devices cannot be locked.
     """
     folder = _folder()
     lock = SharedLock(folder / f"try-{os.geteuid()}-{os.getpid()}.lock")
@@ -181,34 +187,34 @@ def try_locks() -> Path:
 
 
 class _Waiting:
-    """For whom a process waits: told once, and remembered."""
+    """Records which owners a process waits for, and reports the first one."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self._told = False
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._is_reported = False
         self._holders: dict[str, None] = {}
         self.began: float | None = None
 
     def wait(self, name: str, holder: Owner | None) -> None:
-        """Note that *name* is still held, and sleep."""
+        """Record that the device *name* is still locked, and sleep."""
         now = time.monotonic()
         if self.began is None:
             self.began = now
         if holder is not None:
             self._holders.setdefault(f"{name}: {holder}")
-        elif now - self.began >= SETTLING_S and not self._holders:
+        elif now - self.began >= MAX_NOTE_DELAY_S and not self._holders:
             self._holders.setdefault(f"{name}: another process has it")
-        if self._holders and not self._told:
-            self._told = True
-            self._tell(f"waiting for {next(iter(self._holders))}")
+        if self._holders and not self._is_reported:
+            self._is_reported = True
+            self._report(f"waiting for {next(iter(self._holders))}")
         time.sleep(POLL_S)
 
     def seconds(self) -> float:
-        """Return for how long it has waited."""
+        """Return how long the process has waited, in s."""
         return 0.0 if self.began is None else time.monotonic() - self.began
 
     def text(self) -> str:
-        """Return for whom it waited."""
+        """Return the owners that the process waited for."""
         named = list(self._holders) or ["another process"]
         more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
         return "; ".join([*named[:MAX_NAMED], *more])
@@ -231,19 +237,20 @@ class _Lock:
             holder = _last_owner(self._folder, self._name)
             waiting.wait(self._name, holder if holder and holder.is_running() else None)
         with suppress(OSError):
-            os.utime(self._lock.path)  # or who cleans up temporary files would take it for a forgotten one
+            os.utime(self._lock.path)  # or a cleaner of temporary files would remove it as unused
         last = _last_owner(self._folder, self._name)
         self._owner = self._owner.model_copy(update={"since": datetime.now(UTC)})
         self.used_before = last.used_before(self._owner) if last else None
         self.note(used_bytes=self.used_before)
 
     def _try(self, waited: float) -> bool:
-        """Try to own the device. Who does not get it at once is the next one: nobody else comes in between.
+        """Try to lock the device, and return whether this process owns it.
 
-        Unless that one takes his time, as a process does that somebody has stopped.
+        A process that does not get the lock at once holds the queue's lock, so that it is the next owner. After
+        ``MAX_QUEUE_S`` others ignore the queue: the process that holds it may have been stopped.
         """
         try:
-            if not self._queue.is_held and waited < PATIENCE_S and not self._queue.acquire():
+            if not self._queue.is_held and waited < MAX_QUEUE_S and not self._queue.acquire():
                 return False
             if not self._lock.acquire():
                 return False
@@ -253,7 +260,7 @@ class _Lock:
         return True
 
     def is_waited_for(self) -> bool:
-        """Whether a process is the next one for this device."""
+        """Return whether another process waits for this device."""
         try:
             is_free = self._queue.acquire()
         except OSError:
@@ -261,25 +268,25 @@ class _Lock:
         self._queue.release()
         return not is_free
 
-    def pass_on(self, owner: Owner) -> None:
-        """Have another experiment of this process own the device from now on."""
+    def hand_over(self, owner: Owner) -> None:
+        """Make another experiment of this process the owner."""
         self._owner = owner.model_copy(update={"used_bytes": self._owner.used_bytes})
         self.note()
 
     def note(self, **changes: object) -> None:
-        """Write down who has the device."""
+        """Change fields of the owner, and write its note."""
         self._owner = self._owner.model_copy(update=changes)
         fresh = self._note.with_suffix(".new")
-        with suppress(OSError):  # the lock holds all the same
+        with suppress(OSError):  # the lock works without the note
             fresh.unlink(missing_ok=True)
-            # What lies there by now is not written through, whoever put it there.
+            # O_EXCL and O_NOFOLLOW: another user may have put a file or link there in the meantime.
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW), "w") as file:
                 os.fchmod(file.fileno(), 0o644)
                 file.write(self._owner.model_dump_json())
             fresh.replace(self._note)
 
     def release(self) -> None:
-        """Give the device back, and the place in the queue."""
+        """Release the device, and the place in the queue."""
         try:
             if self._lock.is_held:
                 self.note(ended=datetime.now(UTC))
@@ -289,10 +296,10 @@ class _Lock:
 
 
 def _folder() -> Path:
-    """Return the folder of the locks.
+    """Return the folder of the locks, created if it is missing.
 
     Raises:
-        DeviceError: It cannot be made, or what bears its name is none.
+        DeviceError: The folder cannot be created, or its path is not a folder.
     """
     try:
         path = Path(tempfile.gettempdir(), FOLDER)
@@ -300,7 +307,7 @@ def _folder() -> Path:
             path.mkdir()
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except NotADirectoryError:
-        raise DeviceError(f"devices cannot be locked: {path} is no folder; remove it") from None
+        raise DeviceError(f"devices cannot be locked: {path} is not a folder; remove it") from None
     except OSError as error:
         raise _refusal(error) from None
     try:
@@ -315,5 +322,5 @@ def _folder() -> Path:
 def _refusal(error: OSError) -> DeviceError:
     where = f"{error.filename}: " if error.filename else ""
     return DeviceError(
-        f"devices cannot be locked: {where}{error.strerror or error} (TMPDIR says in which folder the locks are)"
+        f"devices cannot be locked: {where}{error.strerror or error} (set TMPDIR to lock in another folder)"
     )

@@ -1,4 +1,4 @@
-"""GPU memory between two experiments: what one has left behind would be counted as the next one's."""
+"""Wait until an experiment's GPU memory is free: otherwise the next experiment would be charged with it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass, field
 
 from pytest_llem.hardware.gpu_state import GpuSensors, GpuStates
 
-#: How far above what it was memory in use may be, in bytes.
+#: How far memory in use may be above its earlier value, in bytes.
 MARGIN_BYTES = 64 * 2**20
 
-#: It is waited for no longer than this, in seconds.
+#: Longest time to wait, in s.
 MAX_S = 30.0
 
-#: Seconds between two looks.
+#: Time between two readings, in s.
 POLL_S = 0.25
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of the memory.
+    """The result of waiting for memory.
 
     Attributes:
-        seconds: How long it was waited for; None where it was not, or cannot be, looked at.
-        left_mb: How much more is in use than before, in MB by UUID: only where it is more than the margin. None
-            where nothing was looked at.
-        used: What is in use, in bytes by UUID, where it can be read.
+        seconds: Time waited, in s; None if no memory could be compared.
+        left_mb: Memory in use beyond that before, in MB by UUID, of GPUs where it exceeds the margin; None if no
+            memory could be compared.
+        used: Memory in use, in bytes by UUID, of GPUs where it can be read.
     """
 
     seconds: float | None = None
@@ -37,31 +37,31 @@ class Settled:
 
 @dataclass
 class GpuMemory:
-    """Waits for memory.
+    """Waits for GPU memory to be freed.
 
     Attributes:
-        gauges: What gives, on being entered, a function that looks at the GPUs.
-        sleep: Sleeps for so many seconds.
-        clock: Never goes back; in seconds.
+        sensors: Creates a context that yields a function, which reads the GPUs' states.
+        sleep: Sleeps for the given seconds.
+        clock: A monotonic clock, in s.
     """
 
-    gauges: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
+    sensors: Callable[[], AbstractContextManager[Callable[[], GpuStates]]] = GpuSensors
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
 
     def settle(self, uuids: Collection[str], before: Mapping[str, int]) -> Settled:
-        """Wait until no GPU has more memory in use than before, but not for ever.
+        """Wait until no GPU has more memory in use than before, for at most ``MAX_S``.
 
         Args:
-            uuids: The GPUs.
-            before: What they had in use, in bytes by UUID, as far as it is known.
+            uuids: UUIDs of the GPUs.
+            before: Earlier memory in use, in bytes by UUID, of GPUs where it is known.
         """
         if not uuids:
             return Settled()
-        with self.gauges() as look:
+        with self.sensors() as read:
             waited, began = 0.0, self.clock()
             while True:
-                seen = {uuid: state.used_bytes for uuid, state in look().items() if uuid in uuids}
+                seen = {uuid: state.used_bytes for uuid, state in read().items() if uuid in uuids}
                 used = {uuid: amount for uuid, amount in seen.items() if amount is not None}
                 more = {uuid: amount - before[uuid] for uuid, amount in used.items() if uuid in before}
                 left = {uuid: amount for uuid, amount in more.items() if amount > MARGIN_BYTES}

@@ -1,4 +1,4 @@
-"""The bare machine: what devices draw before a session's first experiment on them."""
+"""Measure idle power without a CUDA context, before a session's first experiment on a device."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import weakest
 from pytest_llem.study.config import AUTO, ExperimentConfig
 
-#: For how long it is measured, in s.
+#: Duration of the measurement, in s.
 SECONDS = 5.0
 
-#: Meters that need no engine, and that the pytest process may open: they are ours, and make no context.
-OURS = ("nvml", "rapl")
+#: Meters that work without an engine, and that pytest's process may open: they create no CUDA context.
+METERS = ("nvml", "rapl")
 
 
 def no_context_meter(config: ExperimentConfig, gpus: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return the name of the meter that an experiment's bare machine is measured with; where there is none, why.
+    """Return the name of the meter for idle power without a context, or None and the reason why there is none.
 
     Args:
         config: The experiment.
-        gpus: UUIDs of the GPUs it runs on.
+        gpus: UUIDs of the GPUs that it runs on.
     """
     backend = config.energy.backend
     if not config.baseline.enabled:
@@ -34,7 +34,7 @@ def no_context_meter(config: ExperimentConfig, gpus: Sequence[str]) -> tuple[str
         return None, "switched off by energy.backend"
     if backend == AUTO:
         return ("nvml" if gpus else "rapl"), None
-    return (backend, None) if backend in OURS else (None, f"meter {backend!r} is not asked outside of experiments")
+    return (backend, None) if backend in METERS else (None, f"meter {backend!r} is used only in experiments")
 
 
 def measure_without_context(
@@ -44,30 +44,31 @@ def measure_without_context(
     on_idle: Callable[[], None] = lambda: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """Measure what devices draw while nobody uses them, and return it as fields of a BaselineRecord.
+    """Measure the idle power of devices, and return it as fields of an IdlePowerRecord.
 
-    Nothing is waited for where the meter cannot be opened. No CUDA context is made.
+    No CUDA context is created. If the meter cannot be opened, this does not wait.
 
     Args:
-        name: Of the meter.
+        name: Name of the meter.
         gpus: UUIDs of GPUs; empty for the CPU.
-        on_idle: Called as the waiting begins.
-        sleep: Sleeps for so many seconds.
+        on_idle: Called when the idle time begins.
+        sleep: Sleeps for the given seconds.
 
     Returns:
-        ``idle_power_no_context_w``, ``_method``, ``_source`` and ``_reason``, and ``measured_at``.
+        ``idle_power_no_context_w``, ``no_context_method``, ``no_context_source``, ``no_context_reason`` and
+        ``measured_at``.
     """
     try:
         meter = _meter(name)
         meter.open(gpus)
-    except Exception as error:  # a library of NVIDIA's can be broken in many ways
+    except Exception as error:  # a broken NVML library may raise anything
         return {"no_context_reason": f"{name}: {error}", "measured_at": now()}
     meters = Meters({name: meter})
     try:
         meters.begin()
         on_idle()
         sleep(SECONDS)
-        return _found(meters.end())
+        return _fields(meters.end())
     finally:
         meters.close()
 
@@ -78,7 +79,7 @@ def _meter(name: str) -> Meter:
     return meter
 
 
-def _found(account: Account) -> dict[str, Any]:
+def _fields(account: Account) -> dict[str, Any]:
     read = [one for one in account.devices if one.energy_j is not None]
     watts = {}
     for one in read:

@@ -1,4 +1,4 @@
-"""The note that says who has a device, or had it last."""
+"""Read the note about a device's current or last owner."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pydantic import AwareDatetime, Field
 
 from pytest_llem.results.document import Record
 
-#: A note that another process has left tells of the memory before its experiment for so many seconds after its
-#: end. One that says nothing of an end, as the process was killed, does so from the start of the experiment.
-FRESH_S = 60.0
-FRESH_UNENDED_S = 86_400.0
+#: Longest age, in s, at which the memory in another process's note is used. It counts from the end of the
+#: experiment, or from its start if the note has no end, because the process was killed.
+MAX_AGE_S = 60.0
+MAX_AGE_WITHOUT_END_S = 86_400.0
 
-#: Characters of a name, bytes of a note that are read.
-NAME_CAP = 200
-NOTE_CAP = 1 << 16
+#: Maximum length of a name in characters, and of a note in bytes.
+MAX_NAME_LENGTH = 200
+MAX_NOTE_BYTES = 1 << 16
 
 
 class Owner(Record):
-    """Who has a device, or had it last.
+    """The current or last owner of a device.
 
     Attributes:
-        pid: The process.
-        began: When that started, in s since 1970: another may bear its id by now.
-        worker: Which worker of xdist it is.
-        study: Its study.
+        pid: Pid of the process.
+        began: Start time of the process, in s since 1970: another process may have its pid by now.
+        worker: Name of the pytest-xdist worker.
+        study: Name of the study.
         experiment: Id of the experiment.
-        since: When it got the device.
-        ended: When it was done; None where it is not, or was killed.
-        used_bytes: The GPU's memory in use before the experiment was started; None where it is not known.
+        since: When it became the owner.
+        ended: When it released the device; None if it has not, or was killed.
+        used_bytes: GPU memory in use before the experiment, in bytes; None if unknown.
     """
 
     pid: int = Field(gt=0, lt=2**31)
@@ -68,12 +68,12 @@ class Owner(Record):
         )
 
     def is_same_process(self, other: Owner) -> bool:
-        return (
-            self.pid == other.pid and abs(self.began - other.began) < 2.0
-        )  # each counts from a boot time of its own
+        """Return whether both owners are the same process."""
+        # Start times differ a little, because every process determines the boot time itself.
+        return self.pid == other.pid and abs(self.began - other.began) < 2.0
 
     def is_running(self) -> bool:
-        """Whether its process is there and has not done with the device."""
+        """Return whether the process is alive and has not released the device."""
         import psutil
 
         try:
@@ -85,22 +85,22 @@ class Owner(Record):
         return self.ended is None and self.is_same_process(now)
 
     def used_before(self, successor: Owner) -> int | None:
-        """Return what memory has to come back to for *successor*, in bytes; None where it says nothing of that."""
+        """Return the memory in use, in bytes, that *successor* has to wait for; None if unknown or outdated."""
         if self.is_same_process(successor):
             return self.used_bytes
-        left, fresh = (self.ended, FRESH_S) if self.ended else (self.since, FRESH_UNENDED_S)
-        return self.used_bytes if 0 <= (successor.since - left).total_seconds() <= fresh else None
+        left, max_age = (self.ended, MAX_AGE_S) if self.ended else (self.since, MAX_AGE_WITHOUT_END_S)
+        return self.used_bytes if 0 <= (successor.since - left).total_seconds() <= max_age else None
 
 
 def read_note(note: Path) -> Owner | None:
-    """Return the owner that a note names. Anybody may have put anything in its place: that is none."""
+    """Return the owner in a note; None if the file is not a valid note, since any user can write there."""
     try:
         with os.fdopen(os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return Owner.model_validate(json.loads(file.read(NOTE_CAP)))
+            return Owner.model_validate(json.loads(file.read(MAX_NOTE_BYTES)))
     except (OSError, ValueError, RecursionError):
         return None
 
 
 def shown(name: str) -> str:
-    """Return a name from a note as a terminal may be sent it."""
-    return "".join(one if one.isprintable() else "?" for one in name[:NAME_CAP])
+    """Return a name from a note without control characters, to print it in a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in name[:MAX_NAME_LENGTH])

@@ -1,4 +1,4 @@
-"""A lock that processes of all users of a machine share."""
+"""Provide a lock that processes of all users of a machine share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 class SharedLock:
-    """An exclusive lock on a file, which the kernel releases with the process that holds it. The file stays.
+    """An exclusive lock on a file. The kernel releases it when the process that holds it ends; the file remains.
 
-    The file may be another user's, in a sticky folder. There Linux may refuse to open it with ``O_CREAT``
-    (``fs.protected_regular``), so it is created only where it is not there.
+    The file may belong to another user and be in a sticky folder. Linux may then refuse to open it with
+    ``O_CREAT`` (``fs.protected_regular``), so that flag is used only if the file does not exist.
 
     Args:
-        path: The file. No symbolic link is followed.
+        path: The file. Symbolic links are not followed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,10 +28,10 @@ class SharedLock:
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free, and return whether this object holds it. Nothing is waited for.
+        """Take the lock if it is free, and return whether this object holds it. This does not wait.
 
         Raises:
-            OSError: The file cannot be opened, or its file system has no locks.
+            OSError: The file cannot be opened, or its file system does not support locks.
         """
         while self._descriptor is None:
             descriptor = self._open()
@@ -50,7 +50,7 @@ class SharedLock:
         """Release the lock, if it is held."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a process forked meanwhile has the descriptor too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # close() alone would not: a forked process may share the lock
             os.close(descriptor)
 
     def _open(self) -> int:
@@ -60,11 +60,11 @@ class SharedLock:
                 return os.open(self.path, flags)
             with suppress(FileExistsError):
                 descriptor = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-                os.fchmod(descriptor, 0o666)  # whatever the umask
+                os.fchmod(descriptor, 0o666)  # independent of the umask
                 return descriptor
 
     def _is_file_of(self, descriptor: int) -> bool:
-        """Whether the file has not been removed, or replaced, since *descriptor* was opened."""
+        """Return whether *path* is still the file that *descriptor* has opened."""
         try:
             return os.path.samestat(os.fstat(descriptor), self.path.lstat())
         except FileNotFoundError:

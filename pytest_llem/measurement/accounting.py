@@ -1,4 +1,4 @@
-"""What a window comes to: metrics per pass, and records."""
+"""Compute the metrics of a pass, and the records of a result, from a window."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ _NOT_SERVED, _NOTHING_GENERATED = "no request was answered", "nothing was genera
 
 
 def token_record(workload: Workload, requests: Requests, positions: int) -> TokenRecord:
-    """Return the tokens of a pass; *positions* are its input positions, padding included."""
+    """Return the token counts of a pass.
+
+    Args:
+        workload: The prompts.
+        requests: Requests of the window.
+        positions: Input positions of a pass, padding included.
+    """
     return TokenRecord(
         prompts=len(workload.prompts),
         input_tokens=requests.input_tokens,
@@ -39,7 +45,7 @@ def token_record(workload: Workload, requests: Requests, positions: int) -> Toke
 
 
 def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
-    """Return *total* × *scale* as the metric *name*, with its provenance."""
+    """Return *total* × *scale* as the metric *name*, with method, source, boundary and uncertainty."""
     return metric(
         name,
         None if total.energy_j is None else total.energy_j * scale,
@@ -54,23 +60,25 @@ def energy(name: str, total: Total, scale: float = 1.0) -> Metric:
 
 
 def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, Metric]:
-    """Return *metrics* with the *reason* why no gate may judge those of the window; unchanged where it is None.
+    """Return *metrics*, those of the window marked with the *reason* why no gate may judge them.
 
-    Those of before the window stay as they are. Where requests failed, for one, what failed took less time and
-    energy than an answer, or more: no figure over the rest is one of the workload that was asked for.
+    Metrics from before the window are unchanged; all are if *reason* is None. One reason is failed requests: a
+    failed request does not take the time and energy of an answer, so no metric describes the requested workload.
     """
     of_window = metrics.keys() - BEFORE_WINDOW if reason is not None else set()
     update = {"not_judged": reason}
     return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
 
-def _share(name: str, total: Total, number: float, none: str) -> Metric:
-    """Return *total* ÷ *number* as the metric *name*; unavailable for the reason *none* where that is 0."""
-    return energy(name, total, 1 / number) if number else metric(name, None, method="unavailable", reason=none)
+def _share(name: str, total: Total, number: float, reason_if_0: str) -> Metric:
+    """Return *total* ÷ *number* as the metric *name*; unavailable if *number* is 0."""
+    return (
+        energy(name, total, 1 / number) if number else metric(name, None, method="unavailable", reason=reason_if_0)
+    )
 
 
 def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
-    """Return every metric of the window's energy, per pass."""
+    """Return every energy metric of the window, per pass."""
     account, total = window.account, window.account.total
     passes, output_tokens = window.count, requests.output_tokens
     metrics = {
@@ -96,7 +104,7 @@ def _tokens_per_joule(output_tokens: float, energy_j: Metric) -> Metric:
     update: dict[str, Any] = {"unit": "1/J"}
     if not output_tokens:
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": _NOTHING_GENERATED}
-    elif energy_j.value == 0:  # of a meter from outside: ours know no device that takes nothing
+    elif energy_j.value == 0:  # only a third-party meter can report 0 J
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": "energy_j is 0"}
     elif energy_j.value is not None:
         tokens = output_tokens / energy_j.value
@@ -106,7 +114,7 @@ def _tokens_per_joule(output_tokens: float, energy_j: Metric) -> Metric:
 
 
 def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
-    """Return time, tokens and throughput, per pass, from sync to sync."""
+    """Return time, tokens and throughput per pass, between device synchronizations."""
     seconds = window.seconds / window.count
     return {
         "seconds": metric("seconds", seconds),
@@ -119,13 +127,14 @@ def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
     }
 
 
-def _rate(name: str, number: float, seconds: float, none: str) -> Metric:
-    return metric(name, number / seconds) if number else metric(name, None, reason=none)
+def _rate(name: str, number: float, seconds: float, reason_if_0: str) -> Metric:
+    return metric(name, number / seconds) if number else metric(name, None, reason=reason_if_0)
 
 
 def condition_metrics(account: Account) -> dict[str, Metric]:
-    """Return the highest temperature of any device, and for how long the worst reason held down the worst device's
-    clocks: reasons overlap, and so do devices, so that no sum of them would be a time.
+    """Return the highest temperature of any device, and the longest time that one reason throttled one device.
+
+    Throttle reasons overlap in time, and so do devices: their sum would not be a time.
     """
     known = [device.conditions for device in account.devices if device.conditions is not None]
     temperatures = [one.peak_temperature_c for one in known if one.peak_temperature_c is not None]
@@ -133,17 +142,17 @@ def condition_metrics(account: Account) -> dict[str, Metric]:
     return {
         "peak_temperature_c": metric("peak_temperature_c", max(temperatures))
         if temperatures
-        else metric("peak_temperature_c", None, reason="no meter tells a temperature"),
+        else metric("peak_temperature_c", None, reason="no meter reports a temperature"),
         "throttled_seconds": metric("throttled_seconds", max(throttled))
         if throttled
-        else metric("throttled_seconds", None, reason="no meter tells for how long clocks were held down"),
+        else metric("throttled_seconds", None, reason="no meter reports throttled time"),
     }
 
 
 def megabytes(name: str, size: int | None) -> Metric:
-    """Return a size in bytes as the metric *name*."""
+    """Return *size*, in bytes, as the metric *name*, in MB; unavailable if None."""
     if size is None:
-        return metric(name, None, reason="the engine cannot tell")
+        return metric(name, None, reason="the engine does not report it")
     return metric(name, size / 1e6)
 
 
@@ -153,7 +162,7 @@ def device_energies(account: Account) -> list[DeviceEnergy]:
 
 
 def window_record(window: Window) -> WindowRecord:
-    """Return the window as a whole, for those who want to judge it."""
+    """Return the window's record: its length, energy, drift and resolution."""
     account = window.account
     tick = account.tick_seconds
     return WindowRecord(

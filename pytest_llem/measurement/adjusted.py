@@ -1,4 +1,4 @@
-"""Settings that did not run as they were given: a result says what ran, beside what its label says."""
+"""Find settings that did not run as they were given."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pytest_llem.results.experiment import AdjustedSetting, EngineRecord
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.effects import given_value, without_effect
 
-#: Sections that may be switched off: what they hold then is expected to have no effect, unless it is an axis.
+#: Sections that a study may switch off: their settings then have no effect, which is reported only of an axis.
 SWITCHES = ("warmup", "baseline")
 
-
-#: Values of ``precision`` by the names of data types that engines state.
+#: Values of ``precision`` by the names of data types that engines report.
 DATA_TYPES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 
 
@@ -25,12 +24,12 @@ def adjusted_settings(
 
     Args:
         config: The experiment.
-        axes: What tells its point apart: limits that nothing came near to are no adjustment, unless they are axes.
-        engine: What ran, with what the engine itself has adjusted.
-        requests: Of the window.
-        graphs: How many ``torch.compile`` has compiled in this process.
+        axes: The point's values by axis. A token limit that was not reached is reported only if it is an axis.
+        engine: The engine's record, with the settings that it adjusted itself.
+        requests: Requests of the window.
+        graphs: Number of graphs that ``torch.compile`` has compiled in this process.
     """
-    idle = [
+    ineffective = [
         AdjustedSetting(
             setting=setting,
             given=given_value(config, at),
@@ -40,7 +39,7 @@ def adjusted_settings(
         if (setting := ".".join(map(str, at))) in axes or at[0] not in SWITCHES
     ]
     return [
-        *idle,
+        *ineffective,
         *engine.adjusted,
         *_data_type(config, engine),
         *_compilation(config, engine, graphs),
@@ -50,19 +49,23 @@ def adjusted_settings(
 
 
 def _data_type(config: ExperimentConfig, engine: EngineRecord) -> Iterator[AdjustedSetting]:
-    """Yield ``precision`` where an engine states a ``dtype`` of another one among its settings. The engine pytorch
-    has counted its weights itself.
+    """Yield ``precision`` if the engine's settings contain a ``dtype`` of another precision.
+
+    The pytorch engine is left out: it derives the precision from the loaded weights.
     """
-    runs = DATA_TYPES.get(str(engine.settings.get("dtype")).removeprefix("torch."))
+    effective = DATA_TYPES.get(str(engine.settings.get("dtype")).removeprefix("torch."))
     known = {one.setting for one in engine.adjusted}
-    if engine.name != "pytorch" and runs not in (None, config.precision) and "precision" not in known:
+    if engine.name != "pytorch" and effective not in (None, config.precision) and "precision" not in known:
         yield AdjustedSetting(
-            setting="precision", given=config.precision, effective=runs, reason="the engine states this dtype"
+            setting="precision",
+            given=config.precision,
+            effective=effective,
+            reason="the engine reports this dtype",
         )
 
 
 def _compilation(config: ExperimentConfig, engine: EngineRecord, graphs: int) -> Iterator[AdjustedSetting]:
-    """Yield ``torch_compile`` where nothing was compiled: torch then runs the model as it is, without a word."""
+    """Yield ``torch_compile`` if nothing was compiled: torch then runs the model uncompiled without a warning."""
     if engine.settings.get("torch_compile") and not graphs:
         yield AdjustedSetting(
             setting=f"{config.backend}.torch_compile",
@@ -72,7 +75,7 @@ def _compilation(config: ExperimentConfig, engine: EngineRecord, graphs: int) ->
 
 
 def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedSetting]:
-    """Yield the batch size where no batch was that large, whatever the engine."""
+    """Yield the batch size if no batch was that large."""
     given, largest = config.engine_section.get("batch_size"), max(requests.sizes, default=None)
     if isinstance(given, int) and largest is not None and largest != given:
         yield AdjustedSetting(

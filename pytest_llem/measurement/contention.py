@@ -1,4 +1,4 @@
-"""Whether something else used the CPUs or GPUs of an experiment during its window."""
+"""Detect whether something else used the CPUs or GPUs of an experiment during its window."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pytest_llem.results.quality_warnings import QualityWarning
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a window counts as contended. Shares are of 1.
+    """Limits beyond which a window counts as contended, as fractions of 1.
 
     Chosen from windows on a quiet and on a loaded machine: ``tests/benchmarks/contention.py`` measures how many
-    quiet ones they take for contended, and docs/measurement.md has the figures.
+    quiet windows they classify as contended, and docs/measurement.md has the results.
 
     Attributes:
-        min_window_seconds: Of a shorter window nothing is known: /proc/stat counts in steps of 10 ms.
-        cpu_received: CPU time received ÷ wanted is below this …
-        cpu_lost: … and the wait was more than this share of the window: a process that computes little may wait
-            long for it, relative to that, and lose nothing.
-        others_cpu_with_wait: … and others used more than this share of the CPUs: an engine with more threads than
-            CPUs waits for itself.
-        own_cpu: Where the experiment itself used more than this share of the CPUs, it waited for itself.
-        others_cpu: Others used more than this share of the CPUs that the engine computes on: they share clocks,
-            caches and the meter, too. Beside an engine on GPUs they count only where it waited for a CPU.
-        steal: Of the CPU time used and stolen, the share that the hypervisor gave away.
-        throttled: Share of the quota's periods that ended throttled.
-        others_gpu: Utilisation of a GPU by others.
-        gpu_busy: A GPU that was busy for less than this share waits for the host. That is no contention, and is
-            warned of.
+        min_window_seconds: Shortest window, in s, that can be assessed: /proc/stat counts in steps of 10 ms.
+        cpu_received: The experiment waited for CPUs if CPU time received ÷ wanted is below this …
+        cpu_lost: … and the wait exceeds this share of the window. A process that computes little may wait long
+            relative to its CPU time without losing anything.
+        others_cpu_with_wait: An experiment that waited is contended if other processes used more than this share
+            of the CPUs. Otherwise an engine with more threads than CPUs waited for itself.
+        own_cpu: An experiment that used more than this share of the CPUs waited for itself.
+        others_cpu: An engine on the CPU is contended if other processes used more than this share of its CPUs:
+            they share clocks, caches and the meter. An engine on GPUs is contended only if it waited for a CPU.
+        steal: Share of the used and stolen CPU time that the hypervisor gave to other virtual machines.
+        throttled: Share of the CPU quota's periods that were throttled.
+        others_gpu: Utilisation of a GPU by other processes.
+        gpu_busy: A GPU that was busy for less than this share was waiting for the host: a warning, not
+            contention.
     """
 
     min_window_seconds: float = 1.0
@@ -54,7 +54,7 @@ THRESHOLDS = Thresholds()
 
 
 class ContentionWatch:
-    """Looks at CPUs and GPUs at both edges of a window. Made just before it.
+    """Compares CPU and GPU use at both edges of a window. Create it just before the window.
 
     Example:
         watch = ContentionWatch(os.getpid())
@@ -62,8 +62,8 @@ class ContentionWatch:
         record = watch.end(seconds, engine.gpus)
 
     Args:
-        root: The pid of the process that the experiment's processes descend from.
-        harness: Pids of other processes that take part in measuring.
+        root: Pid of the process that all processes of the experiment descend from.
+        harness: Pids of other processes that take part in the measurement.
     """
 
     def __init__(self, root: int, harness: Collection[int] = ()) -> None:
@@ -73,10 +73,10 @@ class ContentionWatch:
         self._before = snapshot(root)
 
     def end(self, seconds: float, gpus: Sequence[str]) -> Contention:
-        """Return what was seen since.
+        """Return the contention since this object was created.
 
         Args:
-            seconds: How long the window was.
+            seconds: Length of the window, in s.
             gpus: UUIDs of the GPUs that the experiment uses.
         """
         until, after = time.time(), snapshot(self._root, cpus=self._before.cpus)
@@ -89,8 +89,12 @@ class ContentionWatch:
 
 
 def root_of(harness: Collection[int]) -> int:
-    """Return the process that the experiment's processes descend from: this one, or the supervisor that started it
-    and adopts what it leaves behind.
+    """Return the pid of the process that all processes of the experiment descend from.
+
+    This is the supervisor, which adopts orphaned processes, if it started this process; else this process.
+
+    Args:
+        harness: Pids of the processes that take part in the measurement.
     """
     parent = os.getppid()
     return parent if parent in harness else os.getpid()
@@ -99,25 +103,25 @@ def root_of(harness: Collection[int]) -> int:
 def assess_contention(
     cpu: CpuActivity, gpus: Sequence[GpuActivity], seconds: float, limits: Thresholds = THRESHOLDS
 ) -> Contention:
-    """Return whether a window is contended by *limits*, with the figures that show it.
+    """Return whether a window is contended by *limits*, and the values that this follows from.
 
-    It is ``uncontended`` only where everything that decides could be seen.
+    The window is ``uncontended`` only if every value that decides could be read, otherwise ``unknown``.
 
     Args:
-        cpu: What was seen of the CPUs.
-        gpus: What was seen of each GPU that the experiment uses.
-        seconds: How long the window was.
+        cpu: Use of the CPUs.
+        gpus: Use of each GPU of the experiment.
+        seconds: Length of the window, in s.
         limits: The thresholds.
     """
-    found = list(_contended(cpu, gpus, limits))
-    unseen = list(_unseen(cpu, gpus, limits))
+    contended = list(_contended_reasons(cpu, gpus, limits))
+    unknown = list(_unknown_reasons(cpu, gpus, limits))
     if seconds < limits.min_window_seconds:
         state = "unknown"
         reasons = [f"window too short: {seconds:.2g} s, at least {limits.min_window_seconds:g} s are needed"]
-    elif found:
-        state, reasons = "contended", found
-    elif unseen:
-        state, reasons = "unknown", unseen
+    elif contended:
+        state, reasons = "contended", contended
+    elif unknown:
+        state, reasons = "unknown", unknown
     else:
         state, reasons = "uncontended", []
     fields = {key: value for key, value in asdict(cpu).items() if key != "own_cpu_seconds"}
@@ -133,20 +137,20 @@ def assess_contention(
 
 
 def with_prefill(window: Contention, prefill: Contention) -> Contention:
-    """Return the contention of an experiment whose prefill was measured in a second window: the worse of the two.
+    """Return the worse contention of an experiment's two windows, the second being that of prefill.
 
-    The figures stay those of the first window; a reason of the second says that it is of that one.
+    The values are those of the first window. Reasons from the second contain "in the prefill window".
     """
     order = ("uncontended", "unknown", "contended")
     if prefill.state == "uncontended" or order.index(prefill.state) < order.index(window.state):
         return window
     reasons = [reason.replace(":", " in the prefill window:", 1) for reason in prefill.reasons]
-    kept = window.reasons if window.state == prefill.state else []
-    return window.model_copy(update={"state": prefill.state, "reasons": [*kept, *reasons]})
+    reasons_of_window = window.reasons if window.state == prefill.state else []
+    return window.model_copy(update={"state": prefill.state, "reasons": [*reasons_of_window, *reasons]})
 
 
 def contention_warnings(contention: Contention, limits: Thresholds = THRESHOLDS) -> Iterator[QualityWarning]:
-    """Yield what a reader of the figures has to know of it, without figures: the record has them."""
+    """Yield the quality warnings about contention. They have no numbers: those are in the record."""
     if contention.state == "contended":
         for reason in contention.reasons:
             yield QualityWarning.of("contended", f"contended: {reason.partition(':')[0]}")
@@ -164,14 +168,14 @@ def _received(cpu: CpuActivity) -> float | None:
 
 
 def _waited(cpu: CpuActivity, limits: Thresholds) -> bool:
-    """Whether the experiment waited for CPUs so long that it matters."""
+    """Return whether the experiment waited for CPUs for longer than *limits* allow."""
     received, waited = _received(cpu), cpu.cpu_wait_seconds
     if received is None or waited is None:
         return False
     return received < limits.cpu_received and waited > limits.cpu_lost * cpu.seconds
 
 
-def _contended(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds) -> Iterator[str]:
+def _contended_reasons(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds) -> Iterator[str]:
     others, received = cpu.others_cpu_share, _received(cpu)
     if (
         others is not None
@@ -181,10 +185,10 @@ def _contended(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds
     ):
         yield (
             f"waited for a CPU: received {_percent(received)} of the CPU time that it wanted, while other "
-            f"processes used {_percent(others)} of {_cpus(cpu)}{_by(cpu.others)}"
+            f"processes used {_percent(others)} of {_cpu_count(cpu)}{_by(cpu.others)}"
         )
     elif others is not None and others > limits.others_cpu and not gpus:
-        yield f"other processes used the CPUs: {_percent(others)} of {_cpus(cpu)}{_by(cpu.others)}"
+        yield f"other processes used the CPUs: {_percent(others)} of {_cpu_count(cpu)}{_by(cpu.others)}"
     if cpu.steal_share is not None and cpu.steal_share > limits.steal:
         yield f"other virtual machines used the CPUs: {_percent(cpu.steal_share)} of the CPU time was stolen"
     if cpu.throttled_share is not None and cpu.throttled_share > limits.throttled:
@@ -197,20 +201,22 @@ def _contended(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds
             yield f"other processes used {gpu.device}: {_percent(gpu.others_share)} of it{_by(gpu.others)}"
 
 
-def _unseen(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds) -> Iterator[str]:
+def _unknown_reasons(cpu: CpuActivity, gpus: Sequence[GpuActivity], limits: Thresholds) -> Iterator[str]:
     if cpu.cpu_seconds is None:
-        yield "time waited for a CPU cannot be seen: the kernel keeps no /proc/PID/task/TID/schedstat"
+        yield "time waited for a CPU is not available: the kernel has no /proc/PID/task/TID/schedstat"
     if cpu.others_cpu_share is None:
-        yield "CPU time of other processes cannot be seen: /proc/stat does not say"
+        yield "CPU time of other processes is not available: /proc/stat does not report it"
     elif _waited(cpu, limits) and not _waited_for_itself(cpu, limits):
         received = _received(cpu) or 0.0
         yield (
-            f"waited for a CPU, for nothing that can be seen: received {_percent(received)} of the CPU time that "
-            "it wanted"
+            f"waited for a CPU, for an unknown reason: received {_percent(received)} of the CPU time that it "
+            "wanted"
         )
     for gpu in gpus:
         if gpu.others_share is None:
-            yield f"use of {gpu.device} by others cannot be seen: the driver does not list the experiment"
+            yield (
+                f"use of {gpu.device} by other processes is not available: the driver does not list the experiment"
+            )
 
 
 def _waited_for_itself(cpu: CpuActivity, limits: Thresholds) -> bool:
@@ -221,7 +227,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _cpus(cpu: CpuActivity) -> str:
+def _cpu_count(cpu: CpuActivity) -> str:
     return "1 CPU" if cpu.cpus == 1 else f"{cpu.cpus} CPUs"
 
 

@@ -1,4 +1,4 @@
-"""Whether the energy of an experiment is that of the devices its engine ran on."""
+"""Determine whether an experiment's energy covers the devices that its engine ran on."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pytest_llem.results.metrics import Metric
 
 CPU = "cpu_package"
 
-#: Boundaries that hold their own devices alone. What another meter's holds, such as a wall socket's, is not known.
+#: Boundaries that cover exactly known devices. The coverage of others, such as a wall socket's, is not known.
 _KNOWN = {CPU, "dram", "gpu_board", "module"}
 
 
 def with_coverage(metrics: Mapping[str, Metric], engine: EngineRecord, gpus: Sequence[str]) -> dict[str, Metric]:
-    """Return *metrics*, the energies among them with ``covers_engine``.
+    """Return *metrics* with ``covers_engine`` set on every energy metric.
 
-    A counter that was found invalid in the measured window is so for whatever else it has read: each energy of the
-    experiment then bears the reason code of ``energy_j``.
+    A counter that is invalid in the measured window is invalid for its other readings too: each energy over the
+    same boundary gets the ``invalid`` code of ``energy_j``.
 
     Args:
-        metrics: By name; ``energy_j`` is among them.
-        engine: What ran, and on which kind of device.
-        gpus: UUIDs of the GPUs it may have run on.
+        metrics: Metrics by name; ``energy_j`` is among them.
+        engine: The engine's record, with the kind of its device.
+        gpus: UUIDs of the GPUs that the engine may have run on.
     """
     window = metrics["energy_j"]
     return {

@@ -1,4 +1,4 @@
-"""Who used the CPUs over a window: figures of Linux's /proc and of control groups. What cannot be read is None."""
+"""Read from Linux's /proc and control groups which processes used the CPUs. Unreadable values are None."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pytest_llem.hardware.cgroups import CGROUPS, PROC, files
 #: /proc counts time in ticks of this many seconds.
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
-#: Other processes that are named, and the least that one has to use, in CPUs.
+#: Maximum number of other processes to name, and the minimum use of one that is named, in CPUs.
 MAX_NAMED = 3
 MIN_NAMED_CPUS = 0.05
 
-#: Columns of a "cpu" line of /proc/stat: user, nice, system, irq, softirq; and steal. Guests are in user and nice.
+#: Columns of a "cpu" line of /proc/stat: user, nice, system, irq, softirq; and steal. User, nice include guests.
 _BUSY, _STEAL = (0, 1, 2, 5, 6), 7
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process so far.
+    """The counters of one process.
 
     Attributes:
-        parent: The pid of its parent.
-        name: Of its program, cut to 15 characters by the kernel.
-        started: In ticks since boot: tells processes of one pid apart.
+        parent: Pid of its parent.
+        name: Name of its program, cut to 15 characters by the kernel.
+        started: Start time, in ticks since boot: distinguishes processes that had the same pid.
         seconds: Its CPU time, in s.
-        reaped_seconds: That of its children that have ended and been waited for, and of theirs, in s.
+        reaped_seconds: CPU time of its descendants that ended and were waited for, in s.
     """
 
     parent: int
@@ -42,7 +42,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Thread:
-    """A thread so far: time on a CPU, time runnable without one, both in s, and involuntary context switches."""
+    """The counters of one thread: time on a CPU and time waiting for one, in s; involuntary context switches."""
 
     ran: float
     waited: float
@@ -51,7 +51,7 @@ class Thread:
 
 @dataclass(frozen=True)
 class Quota:
-    """A control group's CPU quota so far: periods, periods in which it was used up, and seconds that it cost."""
+    """The counters of a control group's CPU quota: periods, throttled periods, and throttled time in s."""
 
     periods: int
     throttled: int
@@ -63,17 +63,17 @@ class Snapshot:
     """The counters at one edge of a window.
 
     Attributes:
-        at: On the monotonic clock, in s.
-        cpus: Those that are looked at.
-        busy: CPU time used on them by anything, in s; None where /proc/stat does not say.
-        stolen: CPU time that the hypervisor withheld from them, in s.
-        all_cpus: They are all that the machine has.
-        processes: Those that can be seen, by pid.
-        tree: The pids of the experiment's processes.
-        threads: Those of the experiment, by pid and thread id; None where the kernel does not count their waiting.
-        pressure: Time for which any task of the machine has waited for a CPU, in s.
-        group_pressure: Likewise, of the control group.
-        quotas: Of the control group and those around it, by file.
+        at: Time on the monotonic clock, in s.
+        cpus: The CPUs that the experiment may use.
+        busy: CPU time that any process used on these CPUs, in s; None if /proc/stat does not report it.
+        stolen: CPU time that the hypervisor withheld from these CPUs, in s.
+        all_cpus: Whether these are all CPUs of the machine.
+        processes: All visible processes, by pid.
+        tree: Pids of the experiment's processes.
+        threads: Threads of the experiment, by pid and thread id; None if the kernel does not count waiting time.
+        pressure: Time for which any task of the machine waited for a CPU, in s.
+        group_pressure: Time for which any task of the control group waited for a CPU, in s.
+        quotas: CPU quotas of the control group and of those above it, by file.
     """
 
     at: float
@@ -91,10 +91,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class CpuActivity:
-    """Between two snapshots: as the fields of :class:`pytest_llem.results.contention.Contention` that it has.
+    """CPU use between two snapshots. See :class:`pytest_llem.results.contention.Contention` for most fields.
 
     Attributes:
-        own_cpu_seconds: CPU time of the experiment's processes, with those that have ended meanwhile, in s.
+        own_cpu_seconds: CPU time of the experiment's processes, including those that have ended, in s.
     """
 
     seconds: float
@@ -115,12 +115,14 @@ class CpuActivity:
 def snapshot(
     root: int, proc: Path = PROC, cgroups: Path = CGROUPS, cpus: Collection[int] | None = None
 ) -> Snapshot:
-    """Return the counters as they are now. It takes milliseconds: a file is read for each process and own thread.
+    """Return the current counters.
+
+    This takes milliseconds: it reads a file for each process of the machine and each thread of the experiment.
 
     Args:
-        root: The pid of the process that the experiment's processes descend from; it is one of them.
-        proc: Where procfs is.
-        cgroups: Where control groups are.
+        root: Pid of the process that all processes of the experiment descend from.
+        proc: Mount point of procfs.
+        cgroups: Mount point of the control groups.
         cpus: The CPUs that the experiment may use; None for those of this process.
     """
     if cpus is None:
@@ -128,7 +130,7 @@ def snapshot(
     at = time.monotonic()
     busy, stolen, all_cpus = _cpu_times(proc, cpus)
     pressure, group_pressure = _pressure(proc / "pressure" / "cpu"), _group_pressure(proc, cgroups)
-    processes = dict(_processes(proc))  # takes longest, so it comes after what is compared with the clock
+    processes = dict(_processes(proc))  # the slowest, so it follows the counters that are compared with the clock
     tree = _descendants(root, processes)
     return Snapshot(
         at=at,
@@ -146,25 +148,25 @@ def snapshot(
 
 
 def activity(before: Snapshot, after: Snapshot, harness: Collection[int] = ()) -> CpuActivity:
-    """Return what happened between two snapshots.
+    """Return the CPU use between two snapshots.
 
     Args:
-        before: The first.
-        after: The second, of the same CPUs and root.
-        harness: Pids of processes that measure and are not in the experiment's tree: not the experiment, and not
-            others.
+        before: The first snapshot.
+        after: The second snapshot, of the same CPUs and root.
+        harness: Pids of measuring processes outside the experiment's tree: they count neither as the experiment
+            nor as other processes.
     """
     seconds = after.at - before.at
     own = _own_seconds(before, after)
-    ran, waited, involuntary = _of_threads(before, after)
-    ours = {*harness, *before.tree, *after.tree}
-    spent = {pid: _spent(before, after, pid) for pid in after.processes if pid not in ours}
+    ran, waited, involuntary = _thread_totals(before, after)
+    not_others = {*harness, *before.tree, *after.tree}
+    spent = {pid: _spent(before, after, pid) for pid in after.processes if pid not in not_others}
     others = None
     if own is not None and before.busy is not None and after.busy is not None and seconds and before.cpus:
         measuring = sum(_spent(before, after, pid) for pid in harness if pid not in after.tree)
-        # /proc/stat may be counted by ticks, which miss who sleeps at each; a process's own time is exact.
-        seen = sum(spent.values()) if after.all_cpus else 0.0
-        others = _share(max(seen, after.busy - before.busy - own - measuring), seconds * len(before.cpus))
+        # /proc/stat may count at ticks, and miss processes that sleep at every tick. Their own time is exact.
+        visible = sum(spent.values()) if after.all_cpus else 0.0
+        others = _share(max(visible, after.busy - before.busy - own - measuring), seconds * len(before.cpus))
     throttled, throttled_seconds = _throttled(before, after)
     return CpuActivity(
         seconds=seconds,
@@ -195,7 +197,7 @@ def _processes(proc: Path) -> Iterator[tuple[int, Process]]:
             rest = tail.split()
             spent, reaped = (sum(map(int, rest[i : i + 2])) * TICK_S for i in (11, 13))
             yield pid, Process(int(rest[1]), head.partition("(")[2], int(rest[19]), spent, reaped)
-        except (OSError, ValueError, IndexError):  # it has ended meanwhile
+        except (OSError, ValueError, IndexError):  # the process has ended
             continue
 
 
@@ -212,7 +214,7 @@ def _descendants(root: int, processes: Mapping[int, Process]) -> frozenset[int]:
 
 
 def _threads(proc: Path, tree: Collection[int]) -> dict[tuple[int, int], Thread] | None:
-    """Return the threads of *tree*; None where the kernel does not count how long they wait."""
+    """Return the threads of *tree*; None if the kernel does not count how long they wait."""
     found: dict[tuple[int, int], Thread] = {}
     for pid in tree:
         tasks = proc / str(pid) / "task"
@@ -226,7 +228,7 @@ def _threads(proc: Path, tree: Collection[int]) -> dict[tuple[int, int], Thread]
             except (OSError, ValueError):
                 continue
             found[pid, tid] = Thread(ran / 1e9, waited / 1e9, _involuntary(tasks / str(tid) / "status"))
-    # Without the kernel's CONFIG_SCHED_INFO there is no such file, or it holds zeros.
+    # Without the kernel's CONFIG_SCHED_INFO the file is missing or contains zeros.
     return found if any(one.ran for one in found.values()) else None
 
 
@@ -242,7 +244,7 @@ def _involuntary(status: Path) -> int | None:
 
 
 def _cpu_times(proc: Path, cpus: Collection[int]) -> tuple[float | None, float | None, bool]:
-    """Return the busy time and the stolen time of *cpus*, in s, and whether there are no others."""
+    """Return the busy time and the stolen time of *cpus*, in s, and whether the machine has no other CPUs."""
     wanted = {f"cpu{number}" for number in cpus}
     try:
         rows = [line.split() for line in (proc / "stat").read_text().splitlines()]
@@ -275,13 +277,13 @@ def _group_pressure(proc: Path, cgroups: Path) -> float | None:
 
 
 def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Path, Quota]]:
-    """Yield what cpu.stat says, of each control group that has one: in version 2 in µs, in version 1 in ns."""
+    """Yield the CPU quota of each control group that has one. cpu.stat has µs in version 2, ns in version 1."""
     for file in files("cpu", "cpu.stat", "cpu.stat", proc, cgroups, above=True):
         try:
             lines = (line.split() for line in file.read_text().splitlines())
-            told = {name: int(value) for name, value in lines}
-            seconds = told["throttled_usec"] / 1e6 if "throttled_usec" in told else told["throttled_time"] / 1e9
-            yield file, Quota(told["nr_periods"], told["nr_throttled"], seconds)
+            stat = {name: int(value) for name, value in lines}
+            seconds = stat["throttled_usec"] / 1e6 if "throttled_usec" in stat else stat["throttled_time"] / 1e9
+            yield file, Quota(stat["nr_periods"], stat["nr_throttled"], seconds)
         except (OSError, ValueError, KeyError):
             continue
 
@@ -289,8 +291,8 @@ def _quotas(proc: Path, cgroups: Path) -> Iterator[tuple[Path, Quota]]:
 def _own_seconds(before: Snapshot, after: Snapshot) -> float | None:
     """Return the CPU time of the experiment's processes between two snapshots, in s.
 
-    Reaped children count with their parents, at both edges: what one used before the first edge is in both sums,
-    whether it is alive then or not.
+    Reaped children count with their parents in both snapshots. CPU time from before the first snapshot is in both
+    sums and cancels, whether the child was alive or not.
     """
     if not before.tree or not after.tree:
         return None
@@ -302,7 +304,7 @@ def _own_seconds(before: Snapshot, after: Snapshot) -> float | None:
 
 
 def _spent(before: Snapshot, after: Snapshot, pid: int) -> float:
-    """Return the CPU time of a process between two snapshots, in s; 0 for one that cannot be seen."""
+    """Return the CPU time of a process between two snapshots, in s; 0 if it is not visible."""
     last, first = after.processes.get(pid), before.processes.get(pid)
     if last is None:
         return 0.0
@@ -310,12 +312,18 @@ def _spent(before: Snapshot, after: Snapshot, pid: int) -> float:
 
 
 def _named(after: Snapshot, spent: Mapping[int, float], seconds: float) -> tuple[str, ...]:
-    """Return the names of the processes that have *spent* most CPU time in so many *seconds*."""
+    """Return the names of the processes that used the most CPU time.
+
+    Args:
+        after: The later snapshot.
+        spent: CPU time by pid, in s.
+        seconds: Time between the snapshots, in s.
+    """
     most = sorted((pid for pid in spent if spent[pid] > MIN_NAMED_CPUS * seconds), key=lambda pid: -spent[pid])
     return tuple(f"{after.processes[pid].name} ({pid})" for pid in most[:MAX_NAMED])
 
 
-def _of_threads(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None, int | None]:
+def _thread_totals(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None, int | None]:
     """Return how long the experiment's threads ran and waited, in s, and their involuntary context switches."""
     if before.threads is None or after.threads is None:
         return None, None, None
@@ -323,7 +331,7 @@ def _of_threads(before: Snapshot, after: Snapshot) -> tuple[float | None, float 
     switches: int | None = 0
     for key, last in after.threads.items():
         first = before.threads.get(key)
-        if first is None or first.ran > last.ran:  # a new thread, maybe of an old one's id
+        if first is None or first.ran > last.ran:  # a new thread, possibly with the id of an earlier one
             first = Thread(0.0, 0.0, 0)
         ran, waited = ran + last.ran - first.ran, waited + last.waited - first.waited
         if switches is not None and last.involuntary is not None and first.involuntary is not None:
@@ -341,7 +349,7 @@ def _steal_share(before: Snapshot, after: Snapshot) -> float | None:
 
 
 def _throttled(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None]:
-    """Return of the control group that was throttled most the share of periods, and the seconds."""
+    """Return the share of throttled periods and the throttled time, in s, of the most throttled control group."""
     found = []
     for file, last in after.quotas.items():
         if (first := before.quotas.get(file)) is not None:
@@ -355,5 +363,5 @@ def _rise(before: float | None, after: float | None, seconds: float) -> float | 
 
 
 def _share(part: float, whole: float) -> float:
-    """Return part ÷ whole, from 0 to 1: on a busy machine the files of one snapshot are read some ms apart."""
+    """Return *part* ÷ *whole*, limited to 0 … 1: on a busy machine a snapshot's files are read some ms apart."""
     return min(1.0, max(0.0, part / whole))

@@ -1,4 +1,4 @@
-"""What an engine says of its requests, held against the clock and against itself."""
+"""Check an engine's request records against the clock and for consistency."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from itertools import chain
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.study.config import ExperimentConfig
 
-#: Requests, and tokens of their answers, that a window keeps records of at most, but for those of two passes: some
-#: hundred megabytes and some seconds of accounting, however fast an engine is and however long the window.
+#: Maximum number of requests, and of their output tokens, that a window keeps records of; two passes are always
+#: kept. They limit memory to some hundred megabytes and accounting to some seconds, whatever engine and window.
 MAX_REQUESTS = 50_000
 MAX_TOKENS = 5_000_000
 
-#: By how much times may contradict each other: an engine may round, or have a clock of its own.
+#: Largest accepted contradiction between times: an engine may round, or use another clock.
 TOLERANCE_S, TOLERANCE = 0.001, 0.01
 
-#: No hardware is faster from one token of a sequence to the next, in s: to start one kernel on a GPU takes longer.
+#: Shortest possible time between two tokens of a sequence, in s: launching one GPU kernel takes longer.
 MIN_SECONDS_PER_TOKEN = 1e-6
 
 
 def recorded_passes(config: ExperimentConfig) -> int:
-    """Return how many passes of a window records are kept of, at most."""
+    """Return the maximum number of passes of a window whose records are kept."""
     return max(2, min(MAX_REQUESTS // config.n, MAX_TOKENS // (config.n * config.max_output_tokens)))
 
 
@@ -31,16 +31,16 @@ def check_engine_reports(
     positions: float,
     pass_seconds: Sequence[float],
 ) -> None:
-    """See that what an engine says of its requests can be true.
+    """Raise if an engine's request records cannot be true.
 
     Args:
         passes: For each pass, a record for each prompt, in the prompts' order.
         prompts: Token ids of each prompt.
         positions: Input positions of a pass, padding included.
-        pass_seconds: How long each pass took, in s.
+        pass_seconds: Duration of each pass, in s.
 
     Raises:
-        ValueError: It contradicts itself or the clock: figures made of it would be wrong.
+        ValueError: The records contradict each other or the clock: metrics computed from them would be wrong.
     """
     if positions < (tokens := sum(map(len, prompts))):
         raise ValueError(f"the engine contradicts its input: it reports {positions} positions for {tokens} tokens")
@@ -72,11 +72,11 @@ def _problem(request: RequestRecord, input_tokens: int, pass_seconds: float) -> 
 
 
 def too_fast(passes: Sequence[Sequence[Sequence[RequestRecord]]], pass_seconds: Sequence[float]) -> str | None:
-    """Return why no engine can have generated *passes* in that time; None where one can.
+    """Return why no engine can have generated *passes* in that time; None if one can.
 
     Args:
         passes: For each pass, the records of each batch.
-        pass_seconds: How long each pass took, in s.
+        pass_seconds: Duration of each pass, in s.
     """
     lengths = [[max((len(request.output_ids) for request in batch), default=0) for batch in one] for one in passes]
     tokens, seconds = sum(chain.from_iterable(lengths)), sum(pass_seconds)

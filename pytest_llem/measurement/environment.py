@@ -1,4 +1,4 @@
-"""The experiment's surroundings, as its own process sees them."""
+"""Record the environment of an experiment from within its own process."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from pytest_llem.results.environment import host_environment
 
 
 def environment(gpus: Sequence[str], directory: Path | None = None) -> dict[str, Any]:
-    """Return the host's environment and, for each GPU the engine runs on, what NVML knows of it.
+    """Return the host's environment, and the NVML settings of each GPU that the engine runs on.
 
-    To be called outside of the window: a call to NVML may take 4 ms, and git looks at every file.
+    Call it outside of the window: a call to NVML may take 4 ms, and git reads every file.
 
     Args:
-        gpus: Their UUIDs.
-        directory: Whose git commit is told; None for the current directory.
+        gpus: UUIDs of the GPUs that the engine runs on.
+        directory: Directory whose git commit is recorded; None for the current directory.
 
     Returns:
         :func:`pytest_llem.results.environment.host_environment`, :func:`pytest_llem.hardware.limits.limits`,
-        ``cuda_driver``, the newest CUDA that the driver
-        runs, and ``gpus``, a mapping for each.
+        ``cuda_driver`` (the newest CUDA version that the driver supports), and ``gpus`` (a mapping for each).
     """
     found = host_environment(directory) | limits()
     if not gpus:

@@ -1,4 +1,4 @@
-"""Who used the GPUs over a window, by what the driver has kept: it is asked after the window."""
+"""Read from the driver, after a window, which processes used the GPUs during it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from pytest_llem.hardware.gpus import GpuProcess, gpu_processes
 from pytest_llem.hardware.nvml import Nvml
 
-#: nvmlSamplingType_t of how busy the GPU was.
+#: ``nvmlSamplingType_t`` for GPU utilisation.
 _UTILISATION = "NVML_GPU_UTILIZATION_SAMPLES"
 
 
 @dataclass(frozen=True)
 class GpuActivity:
-    """One GPU: as the fields of :class:`pytest_llem.results.contention.GpuContention`."""
+    """Use of one GPU. See :class:`pytest_llem.results.contention.GpuContention` for the fields."""
 
     device: str
     busy_share: float | None = None
@@ -28,21 +28,21 @@ class GpuActivity:
 def gpu_activity(
     nvml: Nvml, gpus: Sequence[str], own: Collection[int], span: tuple[float, float]
 ) -> list[GpuActivity]:
-    """Return how each GPU was used.
+    """Return the use of each GPU during a window.
 
-    The driver keeps the last 14 s or so. Which processes are others is known only where it lists one of the
-    experiment's own: in a container it may give ids of the host, or none.
+    The driver keeps about the last 14 s. Other processes are known only if the driver lists one of the
+    experiment's: in a container it may list pids of the host, or none.
 
     Args:
-        nvml: Open.
-        gpus: UUIDs.
+        nvml: An open NVML.
+        gpus: UUIDs of the GPUs.
         own: Pids of the experiment's processes.
-        span: The window, in s of the system's clock.
+        span: Start and end of the window on the system's clock, in s since 1970.
     """
-    return [_of_gpu(nvml, uuid, own, span) for uuid in gpus]
+    return [_activity_of(nvml, uuid, own, span) for uuid in gpus]
 
 
-def _of_gpu(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, float]) -> GpuActivity:
+def _activity_of(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, float]) -> GpuActivity:
     handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid)
     if handle is None:
         return GpuActivity(uuid)
@@ -50,14 +50,16 @@ def _of_gpu(nvml: Nvml, uuid: str, own: Collection[int], span: tuple[float, floa
     used = {one.pid: one.smUtil / 100 for one in nvml.ask("nvmlDeviceGetProcessUtilization", handle, since) or ()}
     holders = {one.pid: one for one in gpu_processes(nvml, handle) or ()}
     others = {pid: share for pid, share in used.items() if pid not in own}
-    strangers = [one for pid, one in holders.items() if pid not in own]
+    other_holders = [one for pid, one in holders.items() if pid not in own]
     known = bool((used.keys() | holders.keys()) & set(own))
     return GpuActivity(
         uuid,
         busy_share=_busy_share(nvml, handle, since, until),
         others_share=sum(others.values()) if len(others) < len(used) else None,
-        others_memory_mb=_memory_mb(strangers) if len(strangers) < len(holders) else None,
-        others=tuple(_label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in strangers)}))
+        others_memory_mb=_memory_mb(other_holders) if len(other_holders) < len(holders) else None,
+        others=tuple(
+            _label(holders.get(pid), pid) for pid in sorted({*others, *(one.pid for one in other_holders)})
+        )
         if known
         else (),
     )
@@ -75,5 +77,5 @@ def _memory_mb(others: Sequence[GpuProcess]) -> float | None:
     return None if None in amounts else sum(amount for amount in amounts if amount is not None) / 1e6
 
 
-def _label(user: GpuProcess | None, pid: int) -> str:
-    return f"{user.name if user and user.name else 'unknown'} ({pid})"
+def _label(process: GpuProcess | None, pid: int) -> str:
+    return f"{process.name if process and process.name else 'unknown'} ({pid})"

@@ -1,4 +1,4 @@
-"""What measuring costs: the processor time of the processes around the experiment's own."""
+"""Measure the CPU time of the measurement itself: the processes that wait or measure while an engine works."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 
 class Harness:
-    """The processes that wait, or measure, while an engine works. Made before a window, and asked after it.
+    """The processes that wait or measure while an engine works. Create it before a window, read it after.
 
     Args:
-        pids: Of the supervisor and of the pytest processes; none where there are none.
+        pids: Pids of the supervisor and of the pytest processes; may be empty.
     """
 
     def __init__(self, pids: Iterable[int]) -> None:
@@ -20,10 +20,10 @@ class Harness:
         self._before = _spent(self._pids)
 
     def cpu_seconds(self, meters: float | None) -> float | None:
-        """Return the processor time that they took since, in s; None where there are none, or one cannot be read.
+        """Return the CPU time that these processes used since, in s; None if unknown or there are no processes.
 
         Args:
-            meters: What the meters' own processes took, in s; None where there are none.
+            meters: CPU time of the meters' own processes, in s; None if there are none.
         """
         if not self._pids:
             return meters
@@ -34,19 +34,19 @@ class Harness:
 
 
 def _spent(pids: Iterable[int]) -> float | None:
-    """Return the processor time that these processes have taken so far, in s, without their children's."""
+    """Return the CPU time of these processes so far, in s, without their children; None if one cannot be read."""
     try:
         return sum(map(_cpu_seconds, pids))
-    except (AttributeError, OSError):  # no Linux; gone, or another user's
+    except (AttributeError, OSError):  # not Linux; or a process has ended, or belongs to another user
         return None
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return a process's processor time in s, to the nanosecond: what /proc says comes in steps of 10 ms.
+    """Return a process's CPU time in s. Its resolution is 1 ns, that of /proc only 10 ms.
 
     Raises:
         AttributeError: The system has no such clock.
-        OSError: There is no such process, or it is not to be looked at.
+        OSError: There is no such process, or it may not be read.
     """
     clock = ctypes.c_int()
     if error := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):

@@ -1,4 +1,4 @@
-"""The idle machine with the model loaded: what inference adds to it is the active energy."""
+"""Measure idle power with the model loaded, and compute the active energy: what inference adds to it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
 from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig
 
-#: Methods that see what an idle machine draws. An estimate from CPU time would call it nothing.
-REAL: tuple[Method, ...] = ("measured", "sampled")
+#: Methods that can measure idle power. An estimate from CPU time would be 0.
+IDLE_METHODS: tuple[Method, ...] = ("measured", "sampled")
 
 
 def measure_idle_power(
@@ -33,32 +33,32 @@ def measure_idle_power(
     known: IdlePowerRecord | None = None,
     on_idle: Callable[[], None] = lambda: None,
 ) -> IdlePowerRecord:
-    """Let *engine* generate *batch* once, so that all it needs is in place, then measure while nothing runs.
+    """Return the idle power, measured after *engine* has generated *batch* once to allocate all that it needs.
 
-    To be called before warm-up: after it the machine would be hot, and its clocks still up. What an earlier cycle
-    has found is taken in its place where the same meter read the same devices.
+    Call it before warm-up: after it the machine is hot and its clocks are still high. The result of an earlier
+    cycle is reused if the same meter read the same devices.
 
     Args:
-        engine: Loaded.
+        engine: A loaded engine.
         batch: One of its batches.
-        meters: Open; no window has begun.
-        loading: What they saw of loading the model, which tells how they measure.
-        config: Whether, and for how long.
-        known: What an earlier cycle of the same configuration has found; not taken where it is invalid.
-        on_idle: Called as the machine is left alone.
+        meters: Open meters, outside of a window.
+        loading: Energy of loading the model, which shows the meters' method and devices.
+        config: Whether and for how long to measure.
+        known: Result of an earlier cycle of the same configuration; not reused if invalid.
+        on_idle: Called when the idle time begins.
 
     Returns:
-        What was found, or why nothing was.
+        The idle power, or the reason why there is none.
     """
-    if reason := _obstacle(meters, loading, config):
+    if reason := _reason_not_measured(meters, loading, config):
         return IdlePowerRecord(reason=reason)
-    if known is not None and _fits(known, loading):
+    if known is not None and _is_reusable(known, loading):
         return _reused(known)
     engine.generate(batch)
     engine.synchronize()
     on_idle()
     measured_at = now()
-    parts = [_part(meters, config.part_seconds) for _ in range(BASELINE_PARTS)]
+    parts = [_measure_part(meters, config.part_seconds) for _ in range(BASELINE_PARTS)]
     return _record(parts, measured_at)
 
 
@@ -70,30 +70,31 @@ def measure_idle_power_after(
     *,
     on_idle: Callable[[], None] = lambda: None,
 ) -> IdlePowerRecord:
-    """Measure idle power once more, shortly, and return *idle_power* with it and with how far idle power drifts.
+    """Measure idle power briefly once more, and return *idle_power* with that value and the drift of idle power.
 
-    Idle power changes by itself, by 0.2 % within half a minute on an H200, and more while a machine cools down.
-    Two figures tell how far what it was during the window may be from idle power: their difference itself, and
-    for the time from within the window to now, the differences d of one part of idle power and the next, taken
-    to be those of a random walk. Means over times T and τ that are g apart then differ by a variance of
-    d²·(T + 3g + τ)/(2·part): u² = (after − idle_power)² + mean d² · (T + 3g + τ)/(2·part).
+    Idle power drifts: by 0.2 % within half a minute on an H200, and more while a machine cools down. Two values
+    estimate by how much it may have differed during the window. One is the difference between both measurements.
+    The other covers the time between the window and the second measurement: the differences d between successive
+    parts of the first measurement are taken for steps of a random walk. The means over two times T and τ with a
+    gap g between them then differ with a variance of d²·(T + 3g + τ)/(2·part):
+    u² = (after − idle_power)² + mean d² · (T + 3g + τ)/(2·part).
 
-    To be called once the experiment's windows are over, and nothing runs.
+    Call it once the experiment's windows are over and nothing runs.
 
     Args:
-        idle_power: What was found before, or why nothing was.
-        meters: Open; no window has begun.
-        config: For how long.
-        window: The one whose active energy is asked for.
-        on_idle: Called as the machine is left alone.
+        idle_power: Result of the first measurement.
+        meters: Open meters, outside of a window.
+        config: How long to measure.
+        window: The window whose active energy is computed.
+        on_idle: Called when the idle time begins.
     """
     if idle_power.idle_power_w is None or idle_power.seconds is None:
         return idle_power
     gap = time.monotonic() - (window.began + window.seconds)
     on_idle()
-    account = _part(meters, config.part_seconds)
+    account = _measure_part(meters, config.part_seconds)
     total, seconds = account.total, account.seconds
-    if total.energy_j is None or not seconds or not _fits(idle_power, total):
+    if total.energy_j is None or not seconds or not _is_reusable(idle_power, total):
         return idle_power
     after_w, part = total.energy_j / seconds, idle_power.seconds / len(idle_power.parts_w)
     steps = statistics.fmean((after - before) ** 2 for before, after in pairwise(idle_power.parts_w))
@@ -108,36 +109,39 @@ def measure_idle_power_after(
     )
 
 
-def _part(meters: Meters, seconds: float) -> Account:
+def _measure_part(meters: Meters, seconds: float) -> Account:
     meters.begin()
     time.sleep(seconds)
     return meters.end()
 
 
-def _fits(known: IdlePowerRecord, loading: Total) -> bool:
-    theirs = (known.source, known.boundary, tuple(known.devices))
+def _is_reusable(known: IdlePowerRecord, total: Total) -> bool:
+    """Return whether *known* is valid, and from the same meter and devices as *total*."""
+    metered = (known.source, known.boundary, tuple(known.devices))
     usable = known.idle_power_w is not None and known.invalid is None and len(known.parts_w) == BASELINE_PARTS
-    return usable and theirs == (loading.source, loading.boundary, loading.devices)
+    return usable and metered == (total.source, total.boundary, total.devices)
 
 
 def _reused(known: IdlePowerRecord) -> IdlePowerRecord:
     age = datetime.now(UTC) - datetime.fromisoformat(known.measured_at) if known.measured_at else None
-    own = {"after_w": None, "after_seconds": None, "drift_w": None}  # of the experiment that it is from
-    return known.model_copy(update={**own, "age_seconds": age.total_seconds() if age is not None else None})
+    not_reused = {"after_w": None, "after_seconds": None, "drift_w": None}  # they belong to the earlier window
+    return known.model_copy(update={**not_reused, "age_seconds": age.total_seconds() if age is not None else None})
 
 
-def _obstacle(meters: Meters, loading: Total, config: BaselineConfig) -> str | None:
+def _reason_not_measured(meters: Meters, loading: Total, config: BaselineConfig) -> str | None:
     if not config.enabled:
         return "switched off by baseline.enabled"
     if not meters.meters:
         return loading.reason or "there is no meter"
-    return None if loading.energy_j is None else _blind(loading)  # a counter that failed then may do now
+    # A counter that failed while the model was loaded may work now.
+    return None if loading.energy_j is None else _reason_by_method(loading)
 
 
-def _blind(total: Total) -> str | None:
-    if total.method in REAL:
+def _reason_by_method(total: Total) -> str | None:
+    """Return why the method of *total* cannot measure idle power; None if it can."""
+    if total.method in IDLE_METHODS:
         return None
-    return f"energy is {total.method} ({total.source}), which tells nothing of an idle machine"
+    return f"energy is {total.method} ({total.source}), which cannot measure idle power"
 
 
 def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
@@ -148,11 +152,11 @@ def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
     if len(energies) < len(parts) or len(seconds) < len(parts):
         reason = next((total.reason for total in totals if total.reason), "no time was metered")
         return IdlePowerRecord(source=last.source, boundary=last.boundary, reason=reason)
-    if blind := next(filter(None, map(_blind, totals)), None):
-        return IdlePowerRecord(source=last.source, boundary=last.boundary, reason=blind)
+    if reason_by_method := next(filter(None, map(_reason_by_method, totals)), None):
+        return IdlePowerRecord(source=last.source, boundary=last.boundary, reason=reason_by_method)
     parts_w = [energy_j / s for energy_j, s in zip(energies, seconds, strict=True)]
     scatter = statistics.stdev(parts_w)
-    # What reading the meter adds shows in the scatter already: one that does not tell leaves nothing out.
+    # The scatter already contains the error of reading the meter: a meter without an uncertainty omits nothing.
     edges = math.hypot(*(total.uncertainty_j or 0.0 for total in totals))
     return IdlePowerRecord(
         idle_power_w=sum(energies) / sum(seconds),
@@ -170,11 +174,11 @@ def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
 
 
 def idle_power_metrics(idle_power: IdlePowerRecord, window: Window) -> dict[str, Metric]:
-    """Return the idle power, and what a pass took beyond it: of one boundary, and over the metered seconds.
+    """Return idle power, and the active energy of a pass: its energy beyond idle power over the same boundary.
 
-    The active energy of a window is ``E - P·t``, and its standard uncertainty ``u² = u_E² + t²·(u_P² + drift²)``:
-    of reading the meter, of idle power, and of idle power's own changes until the window; not known where one of
-    these is not. It is below 0 where the idle machine took more, and stays so.
+    The active energy of a window is ``E - P·t``, t being the metered time. Its standard uncertainty is
+    ``u² = u_E² + t²·(u_P² + drift²)``: of reading the meter, of idle power, and of the drift of idle power until
+    the window; None if one of these is unknown. A negative active energy is reported as it is.
     """
     idle = metric(
         "idle_power_w",
@@ -205,10 +209,10 @@ def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:
     uncertainty = None
     if whole.uncertainty is not None and idle.uncertainty is not None and drift_w is not None:
         uncertainty = math.hypot(whole.uncertainty, seconds * idle.uncertainty, seconds * drift_w)
-    found: dict[str, Any] = {
+    active: dict[str, Any] = {
         "value": whole.value - idle.value * seconds,
         "uncertainty": uncertainty,
         "method": weakest((whole.method, idle.method)),
         "invalid": whole.invalid or idle.invalid,
     }
-    return whole.model_copy(update=found)
+    return whole.model_copy(update=active)

@@ -1,6 +1,6 @@
-"""Import engines, ahead of an experiment or to see whether it works.
+"""Import engines, before an experiment or to check that they can be imported.
 
-This runs in the interpreter that is to run the engine, in a process of its own: an engine may import anything.
+This runs in the engine's interpreter and in a process of its own, because an engine may import anything.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pytest_llem import registry
 from pytest_llem.engines.protocol import Engine, EngineContext
 from pytest_llem.study.config import ExperimentConfig
 
-#: What a class needs to be an engine.
-PARTS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
+#: Methods that an engine's class must have.
+METHODS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
 
 
 def import_problems(engines: Iterable[str]) -> dict[str, str]:
-    """Import engines, and return why one cannot be used, by its name; nothing of those that can.
+    """Import engines, and return the problem of each one that cannot be used, by its name.
 
     Args:
         engines: Names of entry points, or ``package.module:Class``.
@@ -26,31 +26,31 @@ def import_problems(engines: Iterable[str]) -> dict[str, str]:
     return {name: problem for name in engines if (problem := _problem(name)) is not None}
 
 
-def missing_parts(engine: object) -> str | None:
-    """Return which methods an engine's class is missing, in words; None where it has all."""
-    missing = [part for part in PARTS if not hasattr(engine, part)]
+def missing_methods(engine: object) -> str | None:
+    """Return the methods that an engine's class does not have, as a message; None if it has all."""
+    missing = [name for name in METHODS if not hasattr(engine, name)]
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return f"it lacks {', '.join(missing[:3])}{more}" if missing else None
+    return f"missing methods: {', '.join(missing[:3])}{more}" if missing else None
 
 
 def _problem(name: str) -> str | None:
     try:
-        return missing_parts(registry.load(registry.ENGINE_GROUP, name))
+        return missing_methods(registry.load(registry.ENGINE_GROUP, name))
     except (LookupError, ImportError) as error:
         return str(error)
-    except (Exception, SystemExit) as error:  # anyone's code, of an entry point
+    except (Exception, SystemExit) as error:  # a third-party module may raise anything
         return f"importing it raises {type(error).__name__}: {error}"
 
 
 def preload(config: ExperimentConfig, model_path: tuple[Path, ...]) -> None:
-    """Import an experiment's engine, and what that has imported ahead if it is a :class:`SupportsPreload`.
+    """Import an experiment's engine, and call its ``preload`` if it is a :class:`SupportsPreload`.
 
     Args:
         config: The experiment.
-        model_path: Folders that hold models by name.
+        model_path: Folders that contain models by name.
 
     Raises:
-        Exception: It cannot be imported, in whatever way that shows.
+        Exception: The engine cannot be imported.
     """
     import_module("pytest_llem.measurement.orchestrator")  # which imports this module
     engine = registry.load(registry.ENGINE_GROUP, config.backend)

@@ -1,4 +1,4 @@
-"""What libraries warn of while an experiment runs: pytest shows it of a failed test only."""
+"""Collect the warnings of libraries during an experiment: pytest shows those of failed tests only."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-#: How many of them a result keeps, and how many characters of each.
+#: Maximum number of warnings in a result, and of characters of each.
 MAX_WARNINGS, MAX_CHARACTERS = 20, 600
 
-#: Categories that are for users of a program, and not for its developers.
+#: Categories for users of a program, not for its developers.
 _FOR_USERS = (UserWarning, RuntimeWarning)
 
-#: What it says is of downloads, and of the account that makes them, which is no part of what is measured.
+#: A package whose warnings are about downloads and accounts, not about the measurement.
 _DOWNLOADS = "huggingface_hub"
 
-#: transformers' table of weights that are missing or not used: the engine says the same in one line.
-_SAID_BY_ENGINE = "LOAD REPORT"
+#: Marks transformers' table of missing and unused weights, which the engine reports in one line.
+_REPORTED_BY_ENGINE = "LOAD REPORT"
 
 
 @contextmanager
 def library_warnings() -> Iterator[list[str]]:
-    """Collect what is logged as a warning or worse, or passed to ``warnings.warn``, each text once, on one line.
+    """Yield a list that grows with each log record of level WARNING or higher and each Python warning.
 
-    It still goes where it would go without. The list that is yielded grows meanwhile.
+    Each text is in the list once, as one line. Logging and warnings still work as without this context.
     """
     found: list[str] = []
 
     def note(package: str, text: str) -> None:
-        if package == _DOWNLOADS or _SAID_BY_ENGINE in text:
+        if package == _DOWNLOADS or _REPORTED_BY_ENGINE in text:
             return
         line = " ".join(text.split())
         line = line if package == "pytest_llem" else f"{package}: {line}"
@@ -61,11 +61,11 @@ def library_warnings() -> Iterator[list[str]]:
         show(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
-        for category in _FOR_USERS:  # an earlier experiment of this process may have had the same
+        for category in _FOR_USERS:  # or a warning of this process's earlier experiment would not be repeated
             warnings.simplefilter("always", category)
         show = warnings.showwarning
         warnings.showwarning = noting_show
-        # Not a handler: libraries keep their loggers from the root's, and make them when they are imported.
+        # A handler would miss records: libraries create loggers on import that do not propagate to the root.
         logging.setLogRecordFactory(noting_record)
         try:
             yield found
@@ -74,7 +74,7 @@ def library_warnings() -> Iterator[list[str]]:
 
 
 def _package(filename: str) -> str:
-    """Return the package that a file belongs to, or the file's own name where it is in none."""
+    """Return the package that a file belongs to, or the file's stem if it is in none."""
     file = Path(filename)
     package = file
     for folder in file.parents:

@@ -1,4 +1,4 @@
-"""One configuration, from loading the model to the result."""
+"""Run one experiment, from loading the model to the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_llem.measurement.engine_reports import check_engine_reports, recorde
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
-from pytest_llem.measurement.importing import missing_parts
+from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.power_csv import to_csv
 from pytest_llem.measurement.prefill import NAMES as PREFILL_METRICS
@@ -44,12 +44,12 @@ from pytest_llem.workload.prompts import Texts, build_workload, read_texts, warm
 
 @dataclass(frozen=True)
 class Measured:
-    """An experiment's outcome.
+    """The outcome of an experiment.
 
     Attributes:
-        result: What is written down.
-        requests: Per-request figures, which go into a file beside it.
-        window: What they were measured in.
+        result: The result to save.
+        requests: Requests of the window, saved in a file of their own.
+        window: The measured window.
     """
 
     result: ExperimentResult
@@ -57,7 +57,7 @@ class Measured:
     window: Window
 
     def files(self) -> dict[str, str]:
-        """Return what goes beside the result: text by the end of its name."""
+        """Return the files to save with the result: their contents by file name suffix."""
         files = {"requests.csv": self.requests.to_csv()}
         if samples := self.window.account.samples:
             files["power.csv"] = to_csv(samples, self.window.began)
@@ -69,16 +69,16 @@ class ExperimentOrchestrator:
     """Runs one experiment in this process.
 
     Attributes:
-        config: What to run.
-        identity: Which experiment it is; made up from *config* for a lone one.
-        context: What the engine may know beside its configuration.
-        directory: What a dataset's path is relative to.
-        root: The git commit of this directory is told; None for the current one.
-        carbon: What electricity emits here, where that is stated.
-        known_idle_power: What an earlier cycle of *config* has found of the idle machine.
-        harness: Whose processor time is that of measuring: the processes that started this one.
-        on_progress: Called with each phase as it begins, and with each run of the warm-up; never within a window.
-        show_on: The pipe on which meters show what the devices are like; None where nobody looks.
+        config: The experiment to run.
+        identity: Its identity in a study; None derives one from *config*.
+        context: Information for the engine beside its configuration.
+        directory: Folder that dataset paths are relative to.
+        root: Directory whose git commit is recorded; None for the current directory.
+        carbon: Carbon intensity of the electricity; None if not given.
+        known_idle_power: Idle power that an earlier cycle of *config* measured.
+        harness: Pids of the processes that started this one: their CPU time is that of the measurement.
+        on_progress: Called at the start of each phase and of each warm-up run; never within a window.
+        telemetry_fd: Pipe for the live telemetry of the meters; None if nothing reads it.
     """
 
     config: ExperimentConfig
@@ -90,40 +90,40 @@ class ExperimentOrchestrator:
     known_idle_power: IdlePowerRecord | None = None
     harness: Sequence[int] = ()
     on_progress: Callable[[Progress], None] = lambda progress: None
-    show_on: int | None = None
+    telemetry_fd: int | None = None
 
     def run(self) -> Measured:
-        """Load, warm up, measure, and account for it.
+        """Load the model, warm up, measure, and return the outcome.
 
         Raises:
-            PreflightError: Something it needs is not there.
+            PreflightError: The experiment cannot run here.
         """
         with library_warnings() as library:
             started_at = now()
-            texts = read_texts(self.config, self.directory, lambda: self._tell("fetching the dataset"))
+            texts = read_texts(self.config, self.directory, lambda: self._report_phase("fetching the dataset"))
             engine = self._engine()
             try:
-                self._tell("fetching the model")
+                self._report_phase("fetching the model")
                 engine.fetch()
                 return self._measure(engine, texts, started_at, library)
             finally:
                 engine.close()
 
     def _measure(self, engine: Engine, texts: Texts | None, started_at: str, library: Sequence[str]) -> Measured:
-        """Load *engine*, whose model is on this machine, and measure."""
+        """Load *engine*, whose model has been fetched, and measure."""
         config, meters = self.config, self._meters(engine)
         compiled_before = compilations()
         try:
-            self._tell("loading")
+            self._report_phase("loading")
             metered = set(engine.gpus)
             load_seconds, load_account = _load(engine, meters)
             load_energy = load_account.total
-            if metered != set(engine.gpus):  # known only now: from here on these are metered, and no others
+            if metered != set(engine.gpus):  # the engine chose its GPUs while it loaded: meter only these now
                 if metered.intersection(load_energy.devices):
                     load_energy = load_account.of(engine.gpus)
                 meters.close()
                 meters = self._meters(engine)
-            self._tell("preparing")
+            self._report_phase("preparing")
             workload = build_workload(config, engine, texts)
             warmup_batches = engine.prepare(warmup_prompts(config, engine, workload))
             batches = engine.prepare(workload.prompts)
@@ -135,35 +135,35 @@ class ExperimentOrchestrator:
                 load_energy,
                 config.baseline,
                 known=self.known_idle_power,
-                on_idle=lambda: self._tell("measuring the idle machine", config.baseline.duration_seconds),
+                on_idle=lambda: self._report_phase("measuring the idle machine", config.baseline.duration_seconds),
             )
             warmup = warm_up(
                 engine,
                 warmup_batches,
                 config.warmup,
-                lambda run, most: self.on_progress(Progress("warming up", run, most, "runs")),
+                lambda run, max_runs: self.on_progress(Progress("warming up", run, max_runs, "runs")),
                 compiled_before=compiled_before,
             )
             min_seconds = config.measurement.min_window_seconds
-            self._tell("measuring", min_seconds)
+            self._report_phase("measuring", min_seconds)
             keep = recorded_passes(config)
-            beside = _Beside(engine, self.harness)
+            observers = _WindowObservers(engine, self.harness)
             window = measure(
                 engine,
                 batches,
                 meters,
                 min_seconds=min_seconds,
                 seed=config.random_seed,
-                before=beside.begin,
+                before=observers.begin,
                 keep=keep,
             )
-            harness_cpu_seconds = beside.harness.cpu_seconds(window.account.harness_cpu_seconds)
-            contention = beside.contention.end(window.seconds, engine.gpus)
+            harness_cpu_seconds = observers.harness.cpu_seconds(window.account.harness_cpu_seconds)
+            contention = observers.contention.end(window.seconds, engine.gpus)
             tracer = active_tracer()
             peak_memory = engine.peak_memory_bytes()
             prefill = None
             if config.measurement.prefill_split:
-                self._tell("measuring the prompts alone", min_seconds)
+                self._report_phase("measuring the prompts alone", min_seconds)
                 watch = ContentionWatch(root_of(self.harness), self.harness)
                 prefill = measure_prefill(
                     engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed, keep=keep
@@ -174,9 +174,11 @@ class ExperimentOrchestrator:
                 meters,
                 config.baseline,
                 window,
-                on_idle=lambda: self._tell("measuring the idle machine again", config.baseline.part_seconds),
+                on_idle=lambda: self._report_phase(
+                    "measuring the idle machine again", config.baseline.part_seconds
+                ),
             )
-            self._tell("accounting")
+            self._report_phase("accounting")
             requests = Requests.of(engine, batches, window)
             requests.check(config)
             positions = sum(map(engine.positions, batches))
@@ -208,7 +210,7 @@ class ExperimentOrchestrator:
                 )
             result = ExperimentResult(
                 pytest_llem_version=package_version("pytest-llem") or "unknown",
-                identity=self.identity or _lone_identity(config),
+                identity=self.identity or _standalone_identity(config),
                 effective_config=config.model_dump(mode="json"),
                 metrics=accounting.not_judged(
                     metrics, requests.not_judged or window.compiled or repeats or tracer
@@ -252,13 +254,13 @@ class ExperimentOrchestrator:
             meters.close()
         return Measured(result, requests, window)
 
-    def _tell(self, phase: str, seconds: float | None = None) -> None:
-        """Tell of a phase that begins, and for how long it lasts at least, where that is known."""
+    def _report_phase(self, phase: str, seconds: float | None = None) -> None:
+        """Report that a phase begins, and its minimum duration in s if that is known."""
         self.on_progress(Progress(phase, total=seconds, unit=None if seconds is None else "s"))
 
     def _meters(self, engine: Engine) -> Meters:
         wanted = self.config.energy.backend
-        meters = Meters.open(wanted, engine.gpus, self.show_on)
+        meters = Meters.open(wanted, engine.gpus, self.telemetry_fd)
         if wanted not in (None, AUTO) and not meters.meters:
             raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
         return meters
@@ -269,11 +271,11 @@ class ExperimentOrchestrator:
             make = registry.load(registry.ENGINE_GROUP, name)
         except (LookupError, ImportError) as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
-        if (missing := missing_parts(make)) is not None:
+        if (missing := missing_methods(make)) is not None:
             raise PreflightError(f"engine {name!r} cannot be used: {missing}")
         check_options(make, self.config)
         if self.config.measurement.prefill_split and not hasattr(make, "generate_first"):
-            reason = f"engine {name!r} cannot stop after the first token (it lacks generate_first)"
+            reason = f"engine {name!r} cannot stop after the first token (it has no generate_first)"
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
         try:
             engine: Engine = make(self.config, self.context)
@@ -282,12 +284,12 @@ class ExperimentOrchestrator:
         return engine
 
 
-class _Beside:
-    """What is looked at beside a window.
+class _WindowObservers:
+    """Observes contention, and the CPU time of the measurement, during a window.
 
     Attributes:
-        contention: What else uses the devices.
-        harness: The processor time of measuring.
+        contention: Watches what else uses the devices.
+        harness: Counts the CPU time of the measurement.
     """
 
     def __init__(self, engine: Engine, harness: Sequence[int]) -> None:
@@ -295,19 +297,19 @@ class _Beside:
         self.begin()
 
     def begin(self) -> None:
-        """Begin to look, as a window begins, or begins anew."""
+        """Start or restart observing, at the start of a window."""
         self._engine.reset_peak_memory()
         self.contention = ContentionWatch(root_of(self._pids), self._pids)
         self.harness = Harness(self._pids)
 
 
-def _lone_identity(config: ExperimentConfig) -> Identity:
+def _standalone_identity(config: ExperimentConfig) -> Identity:
     digest = config_hash(config)
     return Identity(experiment_id=digest, config_hash=digest)
 
 
 def _load(engine: Engine, meters: Meters) -> tuple[float, Account]:
-    """Load the model, and return how long that took, in s, and what the meters saw."""
+    """Load the model, and return how long that took, in s, and its energy."""
     meters.begin()
     began = time.perf_counter()
     engine.load()

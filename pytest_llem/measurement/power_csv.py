@@ -1,4 +1,4 @@
-"""The file that keeps what was sampled during the window."""
+"""Write the power samples of a window as CSV."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Sequence
 
 from pytest_llem.energy.protocol import PowerSample
 
-#: Figures of a sample, in the file's order.
-FIGURES = ("power_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz")
-COLUMNS = ("seconds", "device", *FIGURES)
+#: Fields of a sample, in the file's order.
+FIELDS = ("power_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz")
+COLUMNS = ("seconds", "device", *FIELDS)
 
 
 def to_csv(samples: Sequence[PowerSample], began: float) -> str:
-    """Return one line a sample; an absent figure is an empty cell.
+    """Return the samples as CSV, one line each. A missing value is an empty cell.
 
     Args:
-        samples: In order of time.
-        began: When the window began, on the monotonic clock in s; ``seconds`` count from there.
+        samples: Samples in order of time.
+        began: Start of the window on the monotonic clock, in s. The column ``seconds`` counts from there.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for sample in samples:
-        figures = (getattr(sample, name) for name in FIGURES)
+        figures = (getattr(sample, name) for name in FIELDS)
         writer.writerow(
             [f"{sample.at - began:.4f}", sample.device, *("" if one is None else f"{one:g}" for one in figures)]
         )

@@ -1,4 +1,4 @@
-"""The prompts' share of a pass, from matched passes that stop after the first token."""
+"""Measure prefill's share of a pass, with passes over the same batches that stop after the first token."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.metrics import Metric, metric, weakest
 
 NAMES = ("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j", "prefill_seconds", "decode_seconds")
-NOT_ASKED = "not asked for: measurement.prefill_split"
+NOT_REQUESTED = "not requested: measurement.prefill_split"
 
 
 def measure_prefill(
     engine: Engine, batches: Sequence[Any], meters: Meters, *, min_seconds: float, seed: int, keep: int
 ) -> Window:
-    """Measure passes over the same batches, seeded alike, in which each prompt gets one new token.
+    """Measure passes over the same batches, with the same seed, that generate one token for each prompt.
 
-    To be called right after the window, while the machine is as warm. The first batch runs once more before, in
-    case that stopping there takes anything to be compiled; what else is compiled has the window begin anew.
+    Call it right after the window, while the machine is equally warm. The first batch runs once before, in case
+    stopping after one token compiles anything. Any other compilation restarts the window.
 
     Raises:
-        ValueError: The engine gives another number of tokens, or a request fails.
+        ValueError: The engine generates another number of tokens, or a request fails.
     """
     assert isinstance(engine, SupportsPrefillOnly)
     engine.generate_first(batches[0])
@@ -45,30 +45,30 @@ def measure_prefill(
 def prefill_metrics(
     window: Window, prefill: Window | None, input_tokens: int, drift_w: float | None
 ) -> dict[str, Metric]:
-    """Return what prefill and decoding take of a pass.
+    """Return energy and time of prefill and of decoding, per pass.
 
-    Prefill is what a pass with one new token takes. Decoding is the rest: a difference of two windows, which
-    chance may bring below 0. Its uncertainty is u² = u_pass² + u_prefill² + (t_prefill · drift)²: the machine's
-    power changes by itself from one window to the other.
+    Prefill is a pass with one new token for each prompt. Decoding is the rest: a difference of two windows, which
+    noise may make negative. Its uncertainty is u² = u_pass² + u_prefill² + (t_prefill · drift)², because the
+    machine's idle power drifts between the windows.
 
     Args:
-        window: Of whole passes.
-        prefill: Of passes with one new token a prompt; None where that was not asked for.
-        input_tokens: Of a pass.
-        drift_w: Standard uncertainty from the changes of idle power, in W; None where it is not known, and then
-            nor is that of the difference.
+        window: Window of whole passes.
+        prefill: Window of passes with one new token for each prompt; None if it was not requested.
+        input_tokens: Input tokens of a pass.
+        drift_w: Standard uncertainty from the drift of idle power, in W; None if unknown, which makes that of
+            decoding unknown too.
     """
     if prefill is None:
-        return {name: metric(name, None, reason=NOT_ASKED) for name in NAMES}
+        return {name: metric(name, None, reason=NOT_REQUESTED) for name in NAMES}
     whole = energy("decode_energy_j", window.account.total, 1 / window.count)
     first = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / prefill.count))
     seconds, whole_seconds = prefill.seconds / prefill.count, window.seconds / window.count
     not_judged = None
     if whole_seconds <= seconds:
-        not_judged = f"prefill alone took {seconds:.4g} s a pass, and the whole pass {whole_seconds:.4g} s"
+        not_judged = f"prefill alone took {seconds:.4g} s, but a whole pass took {whole_seconds:.4g} s"
     return {
         "prefill_energy_j": first,
-        "decode_energy_j": _less(whole, first, None if drift_w is None else seconds * drift_w),
+        "decode_energy_j": _difference(whole, first, None if drift_w is None else seconds * drift_w),
         "energy_per_input_token_j": _divided(first, input_tokens),
         "prefill_seconds": metric("prefill_seconds", seconds),
         "decode_seconds": metric("decode_seconds", whole_seconds - seconds, not_judged=not_judged),
@@ -79,10 +79,10 @@ def _attributed(figure: Metric) -> Metric:
     return figure.model_copy(update={"method": weakest(("attributed", figure.method))})
 
 
-def _less(whole: Metric, first: Metric, drift_j: float | None) -> Metric:
+def _difference(whole: Metric, first: Metric, drift_j: float | None) -> Metric:
     if whole.value is None or first.value is None or whole.boundary != first.boundary:
-        differ = f"the window covers {whole.boundary}, and that of prefill {first.boundary}"
-        reason = whole.reason or first.reason or differ
+        boundaries_differ = f"the window covers {whole.boundary}, and that of prefill {first.boundary}"
+        reason = whole.reason or first.reason or boundaries_differ
         return whole.model_copy(
             update={"value": None, "method": "unavailable", "reason": reason, "uncertainty": None}
         )
@@ -98,8 +98,8 @@ def _less(whole: Metric, first: Metric, drift_j: float | None) -> Metric:
 
 
 def _divided(first: Metric, input_tokens: int) -> Metric:
-    each = {
+    per_token = {
         name: None if figure is None else figure / input_tokens
         for name, figure in (("value", first.value), ("uncertainty", first.uncertainty))
     }
-    return first.model_copy(update=each)
+    return first.model_copy(update=per_token)

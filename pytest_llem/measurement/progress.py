@@ -1,4 +1,4 @@
-"""How far an experiment is: what its process says of that, and how it crosses to whoever looks on."""
+"""Define an experiment's progress reports, and how they are sent from its process to pytest's."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-#: What is counted: runs of a batch, or seconds, which whoever looks on counts by himself.
+#: Units of progress: runs of a batch, or seconds. The receiver counts the seconds itself.
 Unit = Literal["runs", "s"]
 UNITS: tuple[Unit, ...] = ("runs", "s")
 
-#: Characters of a phase that are kept.
-PHASE_CAP = 80
+#: Maximum number of characters of a phase.
+MAX_PHASE_LENGTH = 80
 
 
 @dataclass(frozen=True)
 class Progress:
-    """An experiment's step to the next phase, or within one.
+    """An experiment's step to the next phase, or within a phase.
 
-    Nothing is said while a window is open: how many of its seconds have passed, everybody's clock tells.
+    Nothing is reported while a window is open: the receiver's clock shows how much of it has passed.
 
     Attributes:
-        phase: What is being done: ``importing``, ``loading``, ``warming up``, ``measuring``, …
-        done: How much of it, in ``unit``; None where nobody counts.
-        total: Of how much; None where that is not known. It may turn out to be less, or a little more.
-        unit: Of both.
+        phase: Current phase: ``importing``, ``loading``, ``warming up``, ``measuring``, …
+        done: Amount done so far, in ``unit``; None if it is not counted.
+        total: Expected total, in ``unit``; None if unknown. The actual total may be smaller or a little larger.
+        unit: Unit of ``done`` and ``total``.
     """
 
     phase: str
@@ -34,17 +34,17 @@ class Progress:
     unit: Unit | None = None
 
     def as_event(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the fields that are set, for JSON."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class GpuStatus:
-    """What the boards are like at the moment. What they do not tell is None.
+    """The current state of the GPUs. Values that they do not report are None.
 
     Attributes:
-        power_w: Of all boards, in W.
-        temperature_c: Of the hottest, in °C.
+        power_w: Power of all GPUs together, in W.
+        temperature_c: Temperature of the hottest GPU, in °C.
     """
 
     power_w: float | None = None
@@ -52,30 +52,30 @@ class GpuStatus:
 
 
 class Watcher(Protocol):
-    """Somebody who looks on while an experiment runs.
+    """Follows the progress of a running experiment.
 
     Attributes:
-        every_s: It wants to be called this often at least, in s.
+        every_s: Longest time between two calls of :meth:`tick`, in s.
     """
 
     every_s: float
 
     def see(self, seen: Progress | GpuStatus) -> None:
-        """Take in what the experiment's process, or its sampler, has said."""
+        """Process a report of the experiment's process or of its sampler."""
 
     def tick(self) -> None:
-        """Do what is to be done now and then: called each time that the waiting process wakes up."""
+        """Do periodic work. Called each time that the waiting process wakes up."""
 
 
 def parse(event: Mapping[str, Any]) -> Progress | GpuStatus | None:
-    """Return what an *event* says, None where it says nothing known; a field that makes no sense is left out."""
+    """Return the report in an *event*, without its malformed fields; None if there is no known one."""
     phase = event.get("phase")
     if isinstance(phase, str):
         done, total, unit = _number(event.get("done")), _number(event.get("total")), event.get("unit")
         known = unit if unit in UNITS else None
-        return Progress(phase[:PHASE_CAP], None if done is None else int(done), total, known)
-    glance = GpuStatus(_number(event.get("power_w")), _number(event.get("temperature_c")))
-    return None if glance == GpuStatus() else glance
+        return Progress(phase[:MAX_PHASE_LENGTH], None if done is None else int(done), total, known)
+    status = GpuStatus(_number(event.get("power_w")), _number(event.get("temperature_c")))
+    return None if status == GpuStatus() else status
 
 
 def _number(value: object) -> float | None:

@@ -1,4 +1,4 @@
-"""What a reader of the figures has to know beside them."""
+"""Find the quality warnings of an experiment: what its reader has to know beside the metrics."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pytest_llem.results.metrics import Metric, resolution
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile
 
-#: By what share a pass may grow or shrink from the window's first half to its second.
+#: Largest relative change of the pass duration from the window's first half to its second without a warning.
 MAX_DRIFT = 0.05
 
-#: By what share idle power may change from before the window to after it.
+#: Largest relative change of idle power from before the window to after it without a warning.
 MAX_IDLE_CHANGE = 0.1
 
-#: By how many °C a device may warm up or cool down over the window.
+#: Largest temperature change of a device over the window without a warning, in °C.
 MAX_WARMING_C = 5.0
 
 
@@ -50,25 +50,25 @@ def find_warnings(
     library: Sequence[str] = (),
     adjusted: Sequence[AdjustedSetting] = (),
 ) -> list[QualityWarning]:
-    """Return what a reader of the figures has to know, the worst first.
+    """Return the quality warnings of an experiment, the most severe first.
 
     Args:
-        window: What was measured.
-        warmup: What went before, if anything.
-        engine: What ran.
-        refusals: Why a meter could not be used, by its name.
-        allow_estimated: An estimate of the energy is what was asked for.
-        cut: How many prompts were cut to ``max_input_tokens``, and of how many.
-        prefill: The window of prefill alone, if there was one.
-        covers_engine: Whether the energy is that of the devices the engine ran on; None where that is not known.
-        roofline_slowdown: How far above the least time a pass was.
-        requests: Those of the window.
-        contention: What else used the devices.
-        idle_power: Idle power before and after the window, if it was measured.
+        window: The measured window.
+        warmup: Record of the warm-up; None if it was switched off.
+        engine: The engine's record.
+        refusals: Reasons why meters could not be used, by name.
+        allow_estimated: Whether the study accepts estimated energy.
+        cut: Number of prompts that were cut to ``max_input_tokens``, and of all prompts.
+        prefill: Window of prefill alone; None if there was none.
+        covers_engine: Whether the energy covers the devices that the engine ran on; None if unknown.
+        roofline_slowdown: Duration of a pass ÷ its roofline time.
+        requests: Requests of the window.
+        contention: Contention in the window.
+        idle_power: Idle power before and after the window.
         adjusted: Settings that did not run as they were given.
-        repeats: How much faster passes were that repeat the first one's prompts; None where they were not.
-        tracer: What slowed Python down; None where nothing did.
-        library: What libraries warned of, a line each.
+        repeats: Message of :func:`repeats_are_faster`.
+        tracer: Message of :func:`active_tracer`.
+        library: Warnings of libraries, one line each.
     """
     account, total = window.account, window.account.total
     reason = total.reason or ""
@@ -118,11 +118,11 @@ def find_warnings(
     if total.method == "measured" and account.tick_seconds is None:
         warn(
             "tick_unknown",
-            f"meter states no tick of {total.source}: whether the window is long enough for it was not checked",
+            f"meter does not report the tick of {total.source}: it was not checked that the window is long enough",
         )
     if prefill is not None:
         found += _few_ticks("prefill window", prefill.account)
-    found += _of_devices(account)
+    found += _device_warnings(account)
     found += contention_warnings(contention) if contention is not None else ()
     found += _idle_change(idle_power) if idle_power is not None else ()
     if window.drift is not None and abs(window.drift) > MAX_DRIFT:
@@ -134,8 +134,8 @@ def find_warnings(
     if roofline_slowdown is not None and roofline_slowdown.value is not None and roofline_slowdown.value < 1:
         warn(
             "faster_than_roofline",
-            f"roofline_slowdown is {roofline_slowdown.value:.2f}, and nothing is faster than 1: "
-            "a bug of pytest-llem, or of its figures for this device; please report it",
+            f"roofline_slowdown is {roofline_slowdown.value:.2f}, and less than 1 is impossible: "
+            "a bug of pytest-llem, or wrong peaks of this device; please report it",
         )
     if warmup is not None and warmup.converged is False:
         warn("warmup_not_converged", f"warm-up stopped after {warmup.runs} runs before latencies settled")
@@ -147,7 +147,7 @@ def find_warnings(
 
 
 def _idle_change(idle_power: IdlePowerRecord) -> Iterator[QualityWarning]:
-    """Yield that something else drew power while the idle machine was measured, or that it was not at rest."""
+    """Yield a warning if idle power changed: something else drew power, or the machine was not idle."""
     before, after = idle_power.idle_power_w, idle_power.after_w
     if before is not None and after is not None and abs(after - before) > MAX_IDLE_CHANGE * before:
         text = f"idle power changed from {before:.3g} W to {after:.3g} W: active_energy_j may be off by as much"
@@ -163,7 +163,7 @@ def _few_ticks(what: str, account: Account) -> Iterator[QualityWarning]:
         )
 
 
-def _of_devices(account: Account) -> Iterator[QualityWarning]:
+def _device_warnings(account: Account) -> Iterator[QualityWarning]:
     for device in account.devices:
         off = disagreement(device, account.seconds, account.tick_seconds)
         if off is not None:
@@ -200,29 +200,29 @@ def _of_devices(account: Account) -> Iterator[QualityWarning]:
 
 
 def on_device(value: Any, depth: int = 3) -> bool:
-    """Whether *value* is a tensor on a GPU, or holds one.
+    """Return whether *value* is or contains a tensor on a GPU.
 
     Args:
-        value: What an engine's ``generate`` returned.
-        depth: Containers and objects to look into, one within another.
+        value: Return value of an engine's ``generate``.
+        depth: Maximum nesting of containers and objects to search.
     """
     if getattr(value, "is_cuda", False) is True:
         return True
     if depth == 0:
         return False
     if isinstance(value, dict):
-        held = list(value.values())
+        contents = list(value.values())
     elif isinstance(value, list | tuple):
-        held = list(value)
+        contents = list(value)
     else:
-        held = list(getattr(value, "__dict__", {}).values())
-    return any(on_device(one, depth - 1) for one in held)
+        contents = list(getattr(value, "__dict__", {}).values())
+    return any(on_device(one, depth - 1) for one in contents)
 
 
 def active_tracer() -> str | None:
-    """Return what traces Python in this thread, in words; None where nothing does.
+    """Return a message about what traces Python in this thread; None if nothing does.
 
-    Coverage, debuggers and profilers reach an experiment's process too, if they follow subprocesses.
+    Coverage tools, debuggers and profilers that follow subprocesses also trace an experiment's process.
     """
     for what, hook in (("trace function", sys.gettrace()), ("profile function", sys.getprofile())):
         if hook is not None:
@@ -235,35 +235,35 @@ def active_tracer() -> str | None:
     return "tracemalloc is on" if tracemalloc.is_tracing() else None
 
 
-#: First runs are slower than later ones if most take so many times as long, and so many seconds longer. Of fewer
-#: than ``FEW``, one that is held up by chance may decide: then it has to be more.
+#: First runs are slower than later ones if most take this many times as long, and this many seconds longer.
+#: With fewer runs than ``MIN_RUNS`` one chance delay may decide, so the limits are higher.
 FACTOR, SECONDS = 1.5, 0.001
-FEW, FACTOR_OF_FEW, SECONDS_OF_FEW = 5, 3.0, 0.010
+MIN_RUNS, FACTOR_OF_FEW, SECONDS_OF_FEW = 5, 3.0, 0.010
 
-#: The slowest tenth of later runs may have been held up.
-_LATER = 90
+#: Percentile of the later runs to compare with: the slowest tenth may have been delayed.
+_LATER_PERCENTILE = 90
 
 
 def repeats_are_faster(window: Window, requests: Requests) -> str | None:
-    """Return how much faster batches or first tokens are in later passes than in the first; None if they are not.
+    """Return a message if batches or first tokens are faster in later passes than in the first; None if not.
 
-    The first pass has prompts that the engine has not seen before, and every later one repeats them: an engine
-    that keeps answers, or what it has computed of prompts, is measured at looking them up.
+    Every later pass repeats the prompts of the first: an engine that caches answers, or the KV cache of prompts,
+    would be measured at looking them up.
 
     Args:
-        window: What was measured.
-        requests: Of it.
+        window: The measured window.
+        requests: Its requests.
     """
     pass_seconds = [[seconds] for seconds in window.pass_seconds]
-    # One for each batch: of its requests, all are held up if one is.
+    # One value for each batch: a delay affects all its requests.
     first_tokens = [
         statistics.median([request.ttft_s or 0.0 for request in batch]) for batch in requests.batches()
     ]
     number = len(first_tokens) // len(requests.passes)
     ttft = [first_tokens[start : start + number] for start in range(0, len(first_tokens), number)]
     for what, runs in (("a batch", window.call_seconds), ("a pass", pass_seconds), ("a first token", ttft)):
-        if (found := _typical(runs)) is not None:
-            first, later = found
+        if (medians := _medians_if_slower(runs)) is not None:
+            first, later = medians
             return (
                 f"{what} took {first * 1000:.4g} ms in the first pass and {later * 1000:.4g} ms in later ones, "
                 "which repeat its prompts: the engine may answer them from a cache"
@@ -271,18 +271,18 @@ def repeats_are_faster(window: Window, requests: Requests) -> str | None:
     return None
 
 
-def _typical(runs: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """Return how long the typical run takes in the first pass, and in later ones, in s; None where that is alike.
+def _medians_if_slower(runs: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Return the median run of the first pass and of later passes, in s; None if the first pass is not slower.
 
     Args:
-        runs: For each pass, how long each run took, in s.
+        runs: For each pass, the duration of each run, in s.
     """
     if len(runs) < 2:
         return None
     first, *others = runs
-    few = len(first) < FEW
-    factor, seconds = (FACTOR_OF_FEW, SECONDS_OF_FEW) if few else (FACTOR, SECONDS)
-    later = [percentile([one[place] for one in others], _LATER) for place in range(len(first))]
+    is_few = len(first) < MIN_RUNS
+    factor, seconds = (FACTOR_OF_FEW, SECONDS_OF_FEW) if is_few else (FACTOR, SECONDS)
+    later = [percentile([one[place] for one in others], _LATER_PERCENTILE) for place in range(len(first))]
     slower = [one > factor * again and one - again > seconds for one, again in zip(first, later, strict=True)]
     if 2 * sum(slower) <= len(slower):
         return None

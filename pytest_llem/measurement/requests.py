@@ -1,4 +1,4 @@
-"""Per-request records: latencies, token counts, and the file that keeps them."""
+"""Hold the requests of a window: their checks, latencies and token counts, and their CSV file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile
 from pytest_llem.study.config import ExperimentConfig
 
-#: Metrics that no request of the window has a part in.
+#: Metrics that are measured before the window.
 BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_power_w", "model_memory_mb"}
 
 COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
 
-
-#: Why there is no latency of a kind, where the engine tells them.
+#: Reasons for a missing latency of an engine that reports latencies.
 _MISSING = {
-    "ttft": "the engine told of no request when its first token came",
+    "ttft": "the engine reported the first token's time for no request",
     "itl": "no request has a second token",
-    "e2e": "the engine told of no request when its last token came",
+    "e2e": "the engine reported the last token's time for no request",
 }
 
 
@@ -40,10 +39,10 @@ class Requests:
 
     Attributes:
         passes: For each pass, a record for each prompt, in the prompts' order.
-        no_latency: Why they have no latencies; null where they do.
-        sizes: How many prompts each batch of a pass holds, in order. Empty: all of them are one batch.
-        stride: Passes of the window from one of these to the next.
-        too_fast: Why no engine can have generated them in that time; null where one can.
+        no_latency: Reason why the engine reports no latencies; None if it does.
+        sizes: Number of prompts of each batch of a pass, in order; empty if a pass is one batch.
+        stride: Every how many passes of the window one is in ``passes``.
+        too_fast: Reason why no engine can have generated them in that time; None if one can.
     """
 
     passes: Sequence[Sequence[RequestRecord]]
@@ -54,12 +53,12 @@ class Requests:
 
     @classmethod
     def of(cls, engine: Engine, batches: Sequence[Any], window: Window) -> Requests:
-        """Return what became of every prompt in every recorded pass of *window*.
+        """Return the requests of every recorded pass of *window*.
 
         Args:
-            engine: It generated them.
-            batches: Those of a pass.
-            window: Whose passes are those of ``engine.generate``.
+            engine: The engine that generated them.
+            batches: Batches of a pass.
+            window: A window of calls of ``engine.generate``.
         """
         records = [
             [engine.requests(batch, generated) for batch, generated in zip(batches, one, strict=True)]
@@ -77,19 +76,19 @@ class Requests:
                 yield list(islice(rest, size))
 
     def check(self, config: ExperimentConfig) -> None:
-        """See that the engine accounts for every prompt, with the lengths it was told.
+        """Raise if the engine did not answer every prompt with the configured lengths.
 
         Raises:
-            ValueError: It does not; figures per token or request would be wrong.
+            ValueError: Metrics per token or request would be wrong.
         """
         asked = config.max_output_tokens
         fixed = config.measurement.length_mode == "fixed"
         for one in self.passes:
             if len(one) != config.n:
-                raise ValueError(f"the engine accounted for {len(one)} of {config.n} prompts")
+                raise ValueError(f"the engine returned records for {len(one)} of {config.n} prompts")
             for request in one:
                 if min(request.input_tokens, *request.itl_s, request.ttft_s or 0, request.e2e_s or 0) < 0:
-                    raise ValueError(f"the engine gave a negative figure: {request}")
+                    raise ValueError(f"the engine reported a negative value: {request}")
                 given = len(request.output_ids)
                 if given > asked or (fixed and given != asked and request.error is None):
                     wanted = f"{'exactly' if fixed else 'at most'} {asked}"
@@ -102,27 +101,27 @@ class Requests:
 
     @property
     def output_tokens(self) -> float:
-        """Output tokens of a pass; their mean where passes differ."""
+        """Output tokens of a pass; the mean if passes differ."""
         return statistics.fmean(sum(len(request.output_ids) for request in one) for one in self.passes)
 
     @property
     def total(self) -> int:
-        """Requests of all passes."""
+        """Number of requests of all passes."""
         return sum(map(len, self.passes))
 
     @property
     def failed(self) -> int:
-        """Requests of all passes that failed or returned no token."""
+        """Number of requests of all passes that failed or returned no token."""
         return sum(not request.is_served for one in self.passes for request in one)
 
     @property
     def served(self) -> float:
-        """Requests of a pass that were answered; their mean where passes differ."""
+        """Number of answered requests of a pass; the mean if passes differ."""
         return (self.total - self.failed) / len(self.passes)
 
     @property
     def not_judged(self) -> str | None:
-        """Why no gate may judge what was measured over these requests; None where one may."""
+        """Reason why no gate may judge what was measured over these requests; None if one may."""
         if not self.failed:
             return self.too_fast
         errors = (request.error for one in self.passes for request in one if request.error)
@@ -130,7 +129,7 @@ class Requests:
         return f"{self.failed} of {self.total} requests failed or returned no token{first}"
 
     def warnings(self) -> Iterator[QualityWarning]:
-        """Yield what a reader of the figures has to know of the requests."""
+        """Yield the quality warnings about the requests."""
         if (reason := self.not_judged) is not None:
             code = "requests_failed" if self.failed else "impossibly_fast"
             yield QualityWarning.of(code, f"{reason}; no gate judges what was measured over them")
@@ -140,7 +139,7 @@ class Requests:
 
     @property
     def deterministic(self) -> bool | None:
-        """Whether every pass gave the same output ids; None where there is one pass."""
+        """Whether every pass gave the same output ids; None if there is one pass."""
         first, *others = ([list(request.output_ids) for request in one] for one in self.passes)
         return all(one == first for one in others) if others else None
 
@@ -151,30 +150,30 @@ class Requests:
 
     def latency_metrics(self) -> dict[str, Metric]:
         """Return TTFT, ITL and E2E percentiles over all answered requests of the window, in ms."""
-        everyone = [request for one in self.passes for request in one if request.is_served]
+        served = [request for one in self.passes for request in one if request.is_served]
         samples = {
-            "ttft": [request.ttft_s for request in everyone if request.ttft_s is not None],
-            "itl": [gap for request in everyone for gap in request.itl_s],
-            "e2e": [request.e2e_s for request in everyone if request.e2e_s is not None],
+            "ttft": [request.ttft_s for request in served if request.ttft_s is not None],
+            "itl": [gap for request in served for gap in request.itl_s],
+            "e2e": [request.e2e_s for request in served if request.e2e_s is not None],
         }
-        tokens = sum(len(request.output_ids) for request in everyone)
-        whole = {"ttft": len(everyone), "itl": tokens - len(everyone), "e2e": len(everyone)}
+        tokens = sum(len(request.output_ids) for request in served)
+        expected = {"ttft": len(served), "itl": tokens - len(served), "e2e": len(served)}
         return {
             (name := f"{kind}_p{p}_ms"): _latency(name, values, p)
-            if len(values) == whole[kind] > 0
-            else metric(name, None, reason=self._no_latency(kind, len(values), whole[kind]))
+            if len(values) == expected[kind] > 0
+            else metric(name, None, reason=self._no_latency_reason(kind, len(values), expected[kind]))
             for kind, values in samples.items()
             for p in PERCENTILES
         }
 
-    def _no_latency(self, kind: str, given: int, wanted: int) -> str:
-        """Return why there is no latency of a *kind*, of which the engine gave some or none."""
+    def _no_latency_reason(self, kind: str, given: int, expected: int) -> str:
+        """Return why there is no latency of a *kind*, if the engine gave only some of the values or none."""
         if self.no_latency or not given:
             return self.no_latency or _MISSING[kind]
-        return f"the engine gave {given} of {wanted}: a percentile of a part is not that of the whole"
+        return f"the engine reported only {given} of {expected} values, too few for a percentile of all"
 
     def to_csv(self) -> str:
-        """Return one line a request; an absent figure is an empty cell."""
+        """Return the requests as CSV, one line each. A missing value is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -196,7 +195,7 @@ class Requests:
 
 
 def _latency(name: str, values: Sequence[float], p: int) -> Metric:
-    """Return the *p*-th percentile of latencies, in ms. A tail is judged only where a value is beyond it."""
+    """Return the *p*-th percentile in ms of latencies in s. Gates judge a tail only if a value lies beyond it."""
     not_judged = None
     if p > 50 and len(values) < (wanted := 100 // (100 - p)):
         not_judged = (

@@ -1,4 +1,4 @@
-"""What a pass computes and reads, and the least time that a device's peaks allow for it: the roofline."""
+"""Compute the FLOPs and bytes of a pass, and compare its duration with the roofline of the device."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ class Step:
     """One forward pass over a batch.
 
     Attributes:
-        flops: As :class:`torch.utils.flop_counter.FlopCounterMode` counts them: in attention, all of a prompt's
-            tokens with all of them.
-        least_flops: Those that cannot be left out: a token attends to itself and what is before it.
-        bytes: What has to be read: all weights, and in decoding keys and values of the context.
+        flops: FLOPs as :class:`torch.utils.flop_counter.FlopCounterMode` counts them: in attention, every token of
+            a prompt with every other.
+        min_flops: FLOPs that causal attention needs: every token of a prompt with itself and those before it.
+        bytes: Bytes to read: all weights, and in decoding the keys and values of the context.
     """
 
     flops: float
-    least_flops: float
+    min_flops: float
     bytes: float
 
 
 def steps(shape: ModelShape, batch: Sequence[tuple[int, int]]) -> Iterator[Step]:
-    """Yield what a batch takes: prefill, which gives the first tokens, then a step for each further token.
+    """Yield the steps of a batch: prefill, which gives the first tokens, then one step for each further token.
 
     With a prompt of p tokens, P weights in linear layers, H in the head, A query heads · head size over layers:
 
     - prefill: 2·P·p + 2·H + 4·A·p², summed over the prompts; the head is computed for the last position only
     - the step in which a sequence of c tokens, its newest included, gets the next: 2·P + 2·H + 4·A·c
 
-    Padding is none of it, nor is anything after a sequence's end.
+    Padding does not count, nor does any token after a sequence's end.
 
     Args:
-        shape: The model's.
-        batch: Tokens of each prompt, and of its answer.
+        shape: Shape of the model.
+        batch: Number of tokens of each prompt, and of its answer.
     """
     token = 2 * (shape.parameters + shape.head_parameters)
     pair = 4 * shape.attention_width
-    kept = shape.kv_values_per_token * shape.kv_bytes_per_value
+    kv_bytes = shape.kv_values_per_token * shape.kv_bytes_per_value
     prompts = [tokens for tokens, _ in batch]
     linear = sum(2 * shape.parameters * tokens + 2 * shape.head_parameters for tokens in prompts)
     yield Step(
         flops=linear + pair * sum(tokens * tokens for tokens in prompts),
-        least_flops=linear + pair * sum(tokens * (tokens + 1) / 2 for tokens in prompts),
+        min_flops=linear + pair * sum(tokens * (tokens + 1) / 2 for tokens in prompts),
         bytes=shape.weight_bytes,
     )
     ending: dict[int, list[int]] = {}
@@ -62,26 +62,32 @@ def steps(shape: ModelShape, batch: Sequence[tuple[int, int]]) -> Iterator[Step]
         ending.setdefault(max(1, generated), []).append(tokens)
     active, prompt_tokens = len(prompts), sum(prompts)
     for number in range(1, max(ending, default=1)):
-        gone = ending.get(number, [])  # they have their last token
-        active, prompt_tokens = active - len(gone), prompt_tokens - sum(gone)
+        finished = ending.get(number, [])
+        active, prompt_tokens = active - len(finished), prompt_tokens - sum(finished)
         context = prompt_tokens + number * active
         flops = token * active + pair * context
-        yield Step(flops, flops, shape.weight_bytes + kept * context)
+        yield Step(flops, flops, shape.weight_bytes + kv_bytes * context)
 
 
-def seconds_at_least(step: Step, peaks: Peaks, flops: float) -> float:
-    """Return the least time of *step*, in s, on a device of *peaks*, with *flops* operations a second."""
-    return max(step.bytes / peaks.bandwidth, step.least_flops / flops)
+def roofline_seconds(step: Step, peaks: Peaks, flops: float) -> float:
+    """Return the roofline time of *step*, in s: the shortest that a device of *peaks* allows.
+
+    Args:
+        step: The forward pass.
+        peaks: Peaks of the device.
+        flops: Its peak in the model's precision, in FLOP/s.
+    """
+    return max(step.bytes / peaks.bandwidth, step.min_flops / flops)
 
 
 def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, seconds: float) -> dict[str, Metric]:
-    """Return what a pass takes, and how near to the device's limits it came.
+    """Return the FLOPs of a pass, its MFU and MBU, and its slowdown against the roofline.
 
     Args:
-        engine: What ran; it may tell its model's shape.
-        record: What it is, and on which devices.
-        requests: Of the window.
-        seconds: Of a pass.
+        engine: The engine; the metrics need its model's shape.
+        record: The engine's record, with its devices.
+        requests: Requests of the window.
+        seconds: Duration of a pass, in s.
     """
     shape = _shape(engine, requests)
     if isinstance(shape, str):
@@ -101,36 +107,36 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
     if isinstance(peaks, str):
         return found | {name: metric(name, None, reason=peaks) for name in NAMES[1:]}
     rate = peaks.flops.get(shape.precision)
-    unknown = f"no peak of {shape.precision} is known of {record.device_names[0]}" if rate is None else None
+    unknown = f"the {shape.precision} peak of {record.device_names[0]} is not known" if rate is None else None
     cached = None
     if shape.weight_bytes <= peaks.cache_bytes:
         cached = (
             f"the weights ({shape.weight_bytes / 1e6:.0f} MB) fit the cache of {record.device_names[0]} "
             f"({peaks.cache_bytes / 1e6:.0f} MB)"
         )
-    floor = None
+    fastest = None
     if rate is not None and cached is None:
-        floor = of_a_pass(partial(seconds_at_least, peaks=peaks, flops=rate))
+        fastest = of_a_pass(partial(roofline_seconds, peaks=peaks, flops=rate))
     moved = of_a_pass(lambda step: step.bytes)
     return found | {
         "mfu": metric("mfu", flops / seconds / rate if rate else None, reason=unknown),
         "mbu": metric("mbu", None if cached else moved / seconds / peaks.bandwidth, reason=cached),
         "roofline_slowdown": metric(
-            "roofline_slowdown", seconds / floor if floor else None, reason=unknown or cached
+            "roofline_slowdown", seconds / fastest if fastest else None, reason=unknown or cached
         ),
     }
 
 
 def _shape(engine: Engine, requests: Requests) -> ModelShape | str:
-    """Return the shape of the engine's model, or why nothing can be said."""
+    """Return the shape of the engine's model, or why there is none."""
     if not isinstance(engine, SupportsModelShape):
-        return "the engine does not tell the shape of its model"
+        return "the engine does not report the shape of its model"
     try:
         shape = engine.shape()
     except ShapeUnknownError as error:
         return str(error)
-    except Exception as error:  # an engine is anyone's code, and the measurement is done
-        return f"the engine cannot tell the shape of its model: {type(error).__name__}: {error}"
+    except Exception as error:  # a third-party engine's bug must not cost the finished measurement
+        return f"the engine's shape() failed: {type(error).__name__}: {error}"
     longest = max(one.input_tokens + len(one.output_ids) for batch in requests.passes for one in batch)
     if shape.window is not None and longest > shape.window:
         return f"a context of {longest} tokens is longer than the model's sliding window of {shape.window}"
@@ -139,7 +145,7 @@ def _shape(engine: Engine, requests: Requests) -> ModelShape | str:
 
 def _peaks(record: EngineRecord) -> Peaks | str:
     if record.device == "cpu":
-        return f"no peak is known of {cpu_model() or 'this processor'}"
+        return f"the peaks of {cpu_model() or 'this processor'} are not known"
     if len(record.device_names) != 1:
         return f"the model ran on {len(record.device_names)} devices"
-    return peaks_of(record.device_names[0]) or f"no peak is known of {record.device_names[0]}"
+    return peaks_of(record.device_names[0]) or f"the peaks of {record.device_names[0]} are not known"

@@ -1,4 +1,4 @@
-"""Runs the load until the machine is warm."""
+"""Warm up: run batches until latencies settle."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pytest_llem.measurement.window import compilations, first_run_stands_out
 from pytest_llem.results.experiment import WarmupRecord
 from pytest_llem.study.config import WarmupConfig
 
-#: How often at most all shapes are run, as long as something is still compiled: code for one shape is compiled
-#: once more, for any shape, when a second one comes, and a CUDA graph is recorded in a shape's second run.
+#: Maximum number of rounds over all shapes while something is still compiled. torch.compile compiles again, for
+#: any shape, at the second shape, and a CUDA graph is recorded in a shape's second run.
 MAX_ROUNDS = 4
 
 
@@ -27,24 +27,24 @@ def warm_up(
 ) -> WarmupRecord | None:
     """Run the longest and the median batch ``n_warmup`` times each, then the median one until latencies settle.
 
-    They have settled when the last ``window_size`` of them have a coefficient of variation below
-    ``cv_threshold``. The load stays on to the end: an idle pause would throw the warm state away.
+    Latencies have settled when the coefficient of variation of the last ``window_size`` is below
+    ``cv_threshold``. There is no pause: an idle machine cools down.
 
-    Where the engine compiles, a batch of every length runs as well, again and again until nothing is compiled any
-    more. It does where ``torch.compile`` has compiled something, or where the first run of the median batch, which
-    comes after the longest one, stands out of its later runs.
+    If the engine compiles, a batch of every length also runs, until nothing is compiled any more. An engine
+    compiles if ``torch.compile`` has compiled something, or if the first run of the median batch, which follows
+    the longest one, is much slower than its later runs.
 
     Args:
-        engine: Loaded.
-        batches: Those of a pass.
-        config: When it is enough.
-        on_run: Called before each run with its number, from 1, and with how many there may be; None once they only
-            fill ``thermal_floor_seconds``.
-        compiled_before: What :func:`~pytest_llem.measurement.window.compilations` returned before there was
-            an engine; None for what it returns now.
+        engine: A loaded engine.
+        batches: Batches of a pass.
+        config: Settings of the warm-up.
+        on_run: Called before each run with its number, from 1, and the maximum number of runs; None for the latter
+            once runs only fill ``thermal_floor_seconds``.
+        compiled_before: Value of :func:`~pytest_llem.measurement.window.compilations` before the engine was
+            created; None for the current value.
 
     Returns:
-        What was done, or None where it is switched off.
+        The record of the warm-up, or None if it is switched off.
     """
     if not config.enabled:
         return None
@@ -53,14 +53,14 @@ def warm_up(
     by_length = sorted(batches, key=engine.positions)
     longest, median = by_length[-1], by_length[len(by_length) // 2]
     began = time.perf_counter()
-    runs, most = 0, 2 * config.n_warmup
+    runs, max_runs = 0, 2 * config.n_warmup
     if config.convergence_detection:
-        most = max(most, config.max_prompts)
+        max_runs = max(max_runs, config.max_prompts)
 
     def run(batch: Any) -> float:
         nonlocal runs
         runs += 1
-        on_run(runs, most if runs <= most else None)
+        on_run(runs, max_runs if runs <= max_runs else None)
         started = time.perf_counter()
         engine.generate(batch)
         engine.synchronize()
@@ -75,8 +75,8 @@ def warm_up(
         shapes = list({engine.positions(batch): batch for batch in by_length}.values())
         for _ in range(MAX_ROUNDS):
             compiled = compilations()
-            most += len(shapes)
-            for batch in reversed(shapes):  # the longest first: what is allocated for it holds the others
+            max_runs += len(shapes)
+            for batch in reversed(shapes):  # the longest first: its allocations suffice for the others
                 run(batch)
             if compilations() == compiled:
                 break
@@ -84,7 +84,7 @@ def warm_up(
     converged: bool | None = None
     if config.convergence_detection:
         converged = _settled(latencies, config)
-        while not converged and runs < most:
+        while not converged and runs < max_runs:
             latencies.append(run(median))
             converged = _settled(latencies, config)
     while time.perf_counter() - began < config.thermal_floor_seconds:

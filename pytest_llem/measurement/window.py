@@ -1,4 +1,4 @@
-"""The measured window: whole passes over the prompts, and nothing else."""
+"""Measure a window: whole passes over the prompts, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.engines.protocol import Engine
 
-#: How often at most a window begins anew because something was compiled in it.
+#: Maximum number of restarts of a window because something was compiled in it.
 MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True)
 class Window:
-    """What happened in it.
+    """A measured window.
 
     Attributes:
-        passes: For each pass whose outputs were kept, what ``generate`` gave for each batch.
-        seconds: From sync to sync.
-        account: What the meters saw.
-        pass_seconds: Of each of these passes, from sync to sync.
-        began: When, on the monotonic clock, in s.
-        began_at: When, on the system's clock, in s since 1970.
-        call_seconds: For each of these passes, how long ``generate`` took to return for each batch.
-        compiled: What was compiled in it, so that it is no steady state; null where nothing was.
-        restarts: How many windows before it were thrown away because something was compiled in them.
-        stride: Passes from one kept to the next: 1 where all were kept.
-        not_kept: How many passes there were beside.
+        passes: For each pass whose outputs were kept, the return value of ``generate`` for each batch.
+        seconds: Length between device synchronizations, in s.
+        account: The meters' readings.
+        pass_seconds: Duration of each kept pass, between device synchronizations, in s.
+        began: Start on the monotonic clock, in s.
+        began_at: Start on the system's clock, in s since 1970.
+        call_seconds: For each kept pass, how long ``generate`` took to return for each batch, in s.
+        compiled: Message about what was compiled in the window, which is then no steady state; None if nothing.
+        restarts: Number of earlier windows that were discarded because something was compiled in them.
+        stride: Every how many passes one was kept; 1 if all were kept.
+        not_kept: Number of passes that were not kept.
     """
 
     passes: list[list[Any]]
@@ -48,19 +48,20 @@ class Window:
 
     @property
     def count(self) -> int:
-        """Whole passes in it."""
+        """Number of passes."""
         return len(self.passes) + self.not_kept
 
     @property
     def cv(self) -> float | None:
-        """Coefficient of variation of the passes' times; null for a single pass."""
+        """Coefficient of variation of the pass durations; None for a single pass."""
         times = self.pass_seconds
         return statistics.stdev(times) / statistics.fmean(times) if len(times) > 1 else None
 
     @property
     def drift(self) -> float | None:
-        """By what share a pass takes longer in the window's second half than in its first, as means; a pass in the
-        middle belongs to neither. Null for fewer than 4 passes.
+        """Relative change of the mean pass duration from the window's first half to its second.
+
+        A pass in the middle belongs to neither. None for fewer than 4 passes.
         """
         half = len(self.pass_seconds) // 2
         if half < 2:
@@ -69,26 +70,26 @@ class Window:
         return statistics.fmean(second) / statistics.fmean(first) - 1
 
 
-class _Kept:
-    """Passes spread evenly over a window, however long it is.
+class _KeptPasses:
+    """Keeps a limited number of passes, spread evenly over a window of any length.
 
     Args:
-        most: How many of them.
+        max_passes: Maximum number of passes to keep.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_passes: int) -> None:
         self.passes: list[list[Any]] = []
         self.seconds: list[float] = []
         self.call_seconds: list[list[float]] = []
         self.stride, self.count = 1, 0
-        self._most = most
+        self._max_passes = max_passes
 
     def add(self, outputs: list[Any], seconds: float, call_seconds: list[float]) -> None:
         if self.count % self.stride == 0:
             self.passes.append(outputs)
             self.seconds.append(seconds)
             self.call_seconds.append(call_seconds)
-            if len(self.passes) > self._most:
+            if len(self.passes) > self._max_passes:
                 del self.passes[1::2], self.seconds[1::2], self.call_seconds[1::2]
                 self.stride *= 2
         self.count += 1
@@ -105,21 +106,21 @@ def measure(
     before: Callable[[], None] = lambda: None,
     keep: int = sys.maxsize,
 ) -> Window:
-    """Run whole passes over *batches* until *min_seconds* are full; one at least.
+    """Run whole passes over *batches* for at least *min_seconds*, and return the window.
 
-    The device is drained before both edges. Every pass is seeded alike, so that it generates the same tokens.
-    A window in which something was compiled is thrown away and begins anew, ``MAX_RESTARTS`` times at most: the
-    last one is returned even so, and says what was compiled.
+    The device is synchronized at both edges. Every pass has the same seed, so that it generates the same tokens.
+    A window in which something was compiled is discarded and measured again, up to ``MAX_RESTARTS`` times. The
+    last one is returned in any case: its ``compiled`` is then set.
 
     Args:
-        engine: Loaded, and warm.
-        batches: Those of a pass.
-        meters: Open; no window has begun.
-        min_seconds: Of the window.
-        seed: Of every pass.
-        generate: What is done with each batch; the engine's ``generate`` where it is not given.
-        before: Called before the window begins, each time that it does.
-        keep: Passes whose outputs are kept, at most.
+        engine: A loaded and warm engine.
+        batches: Batches of a pass.
+        meters: Open meters, outside of a window.
+        min_seconds: Minimum length of the window, in s.
+        seed: Seed of every pass.
+        generate: Function to call with each batch; None for the engine's ``generate``.
+        before: Called at the start of each window, discarded ones included.
+        keep: Maximum number of passes whose outputs are kept.
     """
     for restarts in range(MAX_RESTARTS + 1):
         before()
@@ -149,8 +150,8 @@ def _measure_once(
     keep: int,
     is_last: bool,
 ) -> Window:
-    """Measure one window. It ends early where something is compiled in it, unless it is the last one."""
-    kept, ended = _Kept(keep), 0.0
+    """Measure one window. It ends early if something is compiled in it, unless it is the last one."""
+    kept, ended = _KeptPasses(keep), 0.0
     compiled_before = compilations()
     engine.synchronize()
     meters.begin()
@@ -183,47 +184,48 @@ def _measure_once(
 
 
 def _compiled(graphs: int, call_seconds: Sequence[Sequence[float]]) -> str | None:
-    """Return what was compiled in a window, in words; None where nothing was, as far as is known.
+    """Return a message about what was compiled in a window; None if no compilation was detected.
 
     Args:
-        graphs: How many graphs ``torch.compile`` has compiled in it.
-        call_seconds: For each pass, how long each batch took.
+        graphs: Number of graphs that ``torch.compile`` compiled in it.
+        call_seconds: For each pass, the duration of each batch, in s.
     """
     if graphs:
         return f"torch.compile compiled {graphs} graph{'s' * (graphs > 1)} in the window"
     first, *later = call_seconds
     later_runs = [[one[place] for one in later] for place in range(len(first))]
     stalls = [place for place, runs in enumerate(later_runs) if first_run_stands_out(first[place], runs)]
-    if not stalls or 2 * len(stalls) > len(first):  # of most batches it is no compilation: their lengths have run
+    # If most batches are slow at first, the cause is not compilation: the warm-up has run their lengths.
+    if not stalls or 2 * len(stalls) > len(first):
         return None
     place = stalls[0]
     return (
         f"batch {place + 1} of {len(first)} took {first[place]:.3g} s in the window's first pass and "
-        f"{statistics.median(later_runs[place]):.3g} s later, as where something is compiled"
+        f"{statistics.median(later_runs[place]):.3g} s later: the engine seems to compile in the window"
     )
 
 
-#: A first run has compiled something if it takes so many times as long as later ones, and so many seconds longer:
-#: compilers take tenths of a second and more, hiccups of an operating system less.
+#: A first run has compiled something if it takes this many times as long as later ones, and this many seconds
+#: longer. Compilers take tenths of a second and more; delays by the operating system are shorter.
 STALL_FACTOR, STALL_SECONDS = 3.0, 0.1
 
 
 def compilations() -> int:
-    """Return how many graphs ``torch.compile`` has compiled in this process, whoever called it.
+    """Return how many graphs ``torch.compile`` has compiled in this process.
 
-    transformers calls it for static caches on GPUs, and some models and attention kernels do. torch is not
-    imported for it.
+    transformers calls it for static caches on GPUs, and so do some models and attention kernels. torch is not
+    imported here.
     """
     dynamo = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
 def first_run_stands_out(first: float, later: Sequence[float]) -> bool:
-    """Return whether the *first* run of a batch took so much longer than *later* ones that it did something else.
+    """Return whether the *first* run of a batch was so much slower than *later* ones that it compiled something.
 
     Args:
-        first: In s.
-        later: Runs of the same batch, in s; where there are none, nothing is known.
+        first: Duration of the first run, in s.
+        later: Durations of later runs of the same batch, in s; if empty, the result is False.
     """
     if not later:
         return False

@@ -14,7 +14,7 @@ from pytest_llem.engines.protocol import ModelShape, RequestRecord, ShapeUnknown
 from pytest_llem.hardware import peaks
 from pytest_llem.hardware.peaks import Peaks, peaks_of
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.roofline import NAMES, seconds_at_least, steps, work_metrics
+from pytest_llem.measurement.roofline import NAMES, roofline_seconds, steps, work_metrics
 from pytest_llem.results.experiment import EngineRecord
 from tests.conftest import NOOP_STUDY
 from tests.support.narrow import not_none
@@ -67,11 +67,11 @@ def test_work_of_a_batch_is_that_computed_by_hand() -> None:
     prefill, first, second = steps(SHAPE, [(3, 3), (2, 1)])
     # 2·1000·(3+2) in layers, 2·100·2 in the head, 4·10·(9+4) in attention, of which 4·10·(6+3) has to be
     assert prefill.flops == 10_000 + 400 + 520
-    assert prefill.least_flops == 10_000 + 400 + 360
+    assert prefill.min_flops == 10_000 + 400 + 360
     assert prefill.bytes == 2200
     # the first row alone, at a context of 4 and 5 tokens: 2·1100 + 4·10·c, and 20 bytes a token of context
-    assert (first.flops, first.least_flops, first.bytes) == (2200 + 160, 2200 + 160, 2200 + 80)
-    assert (second.flops, second.least_flops, second.bytes) == (2200 + 200, 2200 + 200, 2200 + 100)
+    assert (first.flops, first.min_flops, first.bytes) == (2200 + 160, 2200 + 160, 2200 + 80)
+    assert (second.flops, second.min_flops, second.bytes) == (2200 + 200, 2200 + 200, 2200 + 100)
 
     # prefill: 10.76 s of arithmetic and 22 s of reading; steps: 2.36 s and 22.8 s, 2.4 s and 23 s
     found = work(Requests([records((3, 3), (2, 1))]), seconds=135.6)
@@ -83,10 +83,10 @@ def test_work_of_a_batch_is_that_computed_by_hand() -> None:
 
 def test_a_step_takes_the_longer_of_reading_and_computing() -> None:
     prefill, step = steps(SHAPE, [(3, 2)])
-    assert seconds_at_least(prefill, SLOW, 1000) == 22.0
-    assert seconds_at_least(prefill, SLOW, 100) == pytest.approx((6000 + 200 + 240) / 100)
-    assert seconds_at_least(step, SLOW, 1000) == pytest.approx(22.8)
-    assert seconds_at_least(step, SLOW, 10) == pytest.approx(236.0)
+    assert roofline_seconds(prefill, SLOW, 1000) == 22.0
+    assert roofline_seconds(prefill, SLOW, 100) == pytest.approx((6000 + 200 + 240) / 100)
+    assert roofline_seconds(step, SLOW, 1000) == pytest.approx(22.8)
+    assert roofline_seconds(step, SLOW, 10) == pytest.approx(236.0)
 
 
 def test_weights_are_read_once_for_a_batch_and_context_for_each_row() -> None:
@@ -145,7 +145,7 @@ REQUESTS = Requests([records((3, 2))])
 
 def test_an_engine_that_tells_no_shape() -> None:
     assert set(reasons(work(REQUESTS, engine=object())).values()) == {
-        "the engine does not tell the shape of its model"
+        "the engine does not report the shape of its model"
     }
 
 
@@ -153,7 +153,7 @@ def test_a_shape_that_is_not_known() -> None:
     found = work(REQUESTS, engine=Engine(ShapeUnknownError("the weights are quantised")))
     assert set(reasons(found).values()) == {"the weights are quantised"}
     found = work(REQUESTS, engine=Engine(KeyError("oops")))
-    assert set(reasons(found).values()) == {"the engine cannot tell the shape of its model: KeyError: 'oops'"}
+    assert set(reasons(found).values()) == {"the engine's shape() failed: KeyError: 'oops'"}
 
 
 def test_a_context_beyond_the_sliding_window() -> None:
@@ -167,7 +167,7 @@ def test_a_processor_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_llem.measurement.roofline.cpu_model", lambda: "A Fast CPU")
     found = reasons(work(REQUESTS, record=EngineRecord(name="e", device="cpu")))
     assert found.pop("flops") is None
-    assert set(found.values()) == {"no peak is known of A Fast CPU"}
+    assert set(found.values()) == {"the peaks of A Fast CPU are not known"}
 
 
 def test_a_gpu_that_is_not_in_the_table() -> None:
@@ -175,7 +175,7 @@ def test_a_gpu_that_is_not_in_the_table() -> None:
         record = EngineRecord(name="e", device="cuda", device_names=[name])
         found = reasons(work(REQUESTS, record=record))
         assert found.pop("flops") is None
-        assert set(found.values()) == {f"no peak is known of {name}"}
+        assert set(found.values()) == {f"the peaks of {name} are not known"}
 
 
 def test_work_on_several_devices_is_not_compared_with_a_peak() -> None:
@@ -186,7 +186,7 @@ def test_work_on_several_devices_is_not_compared_with_a_peak() -> None:
 def test_a_precision_without_a_peak_has_a_bandwidth_still() -> None:
     found = work(REQUESTS, engine=Engine(replace(SHAPE, precision="tf32")))
     assert found["mbu"].value == work(REQUESTS)["mbu"].value
-    assert reasons(found)["mfu"] == reasons(found)["roofline_slowdown"] == "no peak of tf32 is known of Slow GPU"
+    assert reasons(found)["mfu"] == reasons(found)["roofline_slowdown"] == "the tf32 peak of Slow GPU is not known"
 
 
 def test_weights_that_fit_the_cache() -> None:

@@ -103,7 +103,7 @@ def test_a_sampling_meter_measures_too() -> None:
 def test_a_model_of_the_power_knows_no_idle_machine(method: Method) -> None:
     record, log = baseline(loading=Total(1.0, method, "cpu_time_model", "cpu_package"))
     assert (record.idle_power_w, record.method) == (None, "unavailable")
-    assert record.reason == f"energy is {method} (cpu_time_model), which tells nothing of an idle machine"
+    assert record.reason == f"energy is {method} (cpu_time_model), which cannot measure idle power"
     assert log == [], "and nobody waits for it"
 
 
@@ -420,8 +420,6 @@ def test_an_estimate_has_no_baseline_and_waits_for_none() -> None:
     result = _run(phases)
     assert "measuring the idle machine" not in {progress.phase for progress in phases}
     assert result.metrics["energy_j"].method == "estimated"
-    assert (
-        result.idle_power.reason == "energy is estimated (cpu_time_model), which tells nothing of an idle machine"
-    )
+    assert result.idle_power.reason == "energy is estimated (cpu_time_model), which cannot measure idle power"
     assert result.metrics["active_energy_j"].value is None
     assert result.idle_power.reason in result.metrics["active_energy_j"].reason

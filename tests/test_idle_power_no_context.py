@@ -61,7 +61,7 @@ def test_meter_is_that_of_the_experiment(backend: str, gpus: list[Any], name: st
     [
         ({"baseline": {"enabled": False}}, "switched off by baseline.enabled"),
         ({"energy": {"backend": None}}, "switched off by energy.backend"),
-        ({"energy": {"backend": "estimate"}}, "meter 'estimate' is not asked outside of experiments"),
+        ({"energy": {"backend": "estimate"}}, "meter 'estimate' is used only in experiments"),
     ],
 )
 def test_reason_for_no_meter_is_kept(changes: dict[str, Any], reason: str) -> None:

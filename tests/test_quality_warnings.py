@@ -14,7 +14,8 @@ from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, worst
+from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, StudyWarning, worst
+from pytest_llem.results.upgrade import upgrade
 from tests.support.clock import clock
 from tests.support.warned import texts
 
@@ -104,7 +105,7 @@ def test_passes_that_drift_are_a_warning() -> None:
 
 def test_a_floor_that_is_broken_through() -> None:
     (one,) = warnings(roofline_slowdown=metric("roofline_slowdown", 0.97))
-    assert one.startswith("roofline_slowdown is 0.97, and nothing is faster than 1: a bug of pytest-llem")
+    assert one.startswith("roofline_slowdown is 0.97, and less than 1 is impossible: a bug of pytest-llem")
     assert warnings(roofline_slowdown=metric("roofline_slowdown", None, reason="no peak is known")) == []
 
 
@@ -190,6 +191,11 @@ def test_code_of_a_newer_version_is_ranked_as_unclassified() -> None:
     assert newer.rank == QualityWarning.of("unclassified", "text").rank
 
 
+def test_sentence_of_an_older_result_is_read_as_unclassified() -> None:
+    read = StudyWarning.model_validate(upgrade({"warnings": ["a sentence (n=1)"]})["warnings"][0])
+    assert (read.code, str(read), read.experiments) == ("unclassified", "a sentence (n=1)", [])
+
+
 def test_a_terminal_shows_one_of_each_code_first() -> None:
     """Each experiment was throttled for another time."""
     throttled = [QualityWarning.of("throttled", f"GPU-1 for {number} s") for number in range(1, 41)]
@@ -264,8 +270,8 @@ def test_temperature_and_throttling_are_the_worst_devices(monkeypatch: pytest.Mo
     assert cool["throttled_seconds"].value == 0.0
     assert (cool["peak_temperature_c"].value, cool["peak_temperature_c"].reason) == (
         None,
-        "no meter tells a temperature",
+        "no meter reports a temperature",
     )
     nobody = accounting.condition_metrics(Account((device(throttled_seconds={}),), Total(1.0, "measured")))
     assert nobody["throttled_seconds"].value is None
-    assert nobody["throttled_seconds"].reason == "no meter tells for how long clocks were held down"
+    assert nobody["throttled_seconds"].reason == "no meter reports throttled time"
