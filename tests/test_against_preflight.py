@@ -88,7 +88,7 @@ def test_an_engine_that_cannot_be_imported_here(
     found = against(whole.python, here=BROKEN[fault])
     (line,) = [line for line in found.errlines if "nothing is measured" in line]
     assert line.endswith(
-        f"nothing is measured: this side: engine 'own_engine:Engine' cannot be used: {SAID[fault]}"
+        f"nothing is measured: the candidate: engine 'own_engine:Engine' cannot be used: {SAID[fault]}"
     )
 
 
