@@ -69,12 +69,12 @@ class TestBeforeItsFirstLine:
     def test_missing_interpreter_is_a_crash(self, job: MakeJob, run: Run) -> None:
         error = _error(run(job(python="/nowhere/python"), timeout=3600))
         assert (error.kind, error.type) == ("crash", "NotStarted")
-        assert error.message == "no process: /nowhere/python: No such file or directory"
+        assert error.message == "the process could not be started: /nowhere/python: No such file or directory"
 
     def test_interpreter_that_is_not_executable_is_a_crash(self, job: MakeJob, run: Run, tmp_path: Path) -> None:
         (tmp_path / "python").write_text("text")
         error = _error(run(job(python=str(tmp_path / "python")), timeout=3600))
-        assert (error.type, error.message) == ("NotStarted", f"no process: {tmp_path}/python: Permission denied")
+        assert (error.type, error.message) == ("NotStarted", f"the process could not be started: {tmp_path}/python: Permission denied")
 
     def test_interpreter_that_cannot_import_the_plugin_is_a_crash(
         self, job: MakeJob, run: Run, tmp_path: Path
@@ -114,7 +114,7 @@ class TestHangs:
         run, timeout = (run_isolated, 6) if start_method == "spawn" else (fork, 3)
         error = _error(run(job(fault=fault, **options), timeout=timeout))
         assert (error.kind, error.phase) == ("timeout", "measuring")
-        assert error.message == f"not done after {timeout} s"
+        assert error.message == f"not finished after {timeout} s"
         assert "in generate" in (error.traceback or ""), "where it was"
         pids = _pids(tmp_path / "family") + _pids(tmp_path / "notes")
         assert len(pids) == 4
@@ -198,7 +198,7 @@ class TestKilled:
         assert results.statuses() == {"fault=fill%20memory": "failed", "fault=none": "completed"}
         (error,) = [entry["error"] for entry in results.manifest["experiments"] if entry["error"]]
         assert (error["kind"], error["phase"]) == ("oom", "measuring")
-        assert error["message"] == "the kernel killed the process: there was no memory left"
+        assert error["message"] == "the kernel killed the process: out of memory"
 
 
 def _limited_group(size: int) -> Path:

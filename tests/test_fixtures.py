@@ -664,7 +664,7 @@ def test_it(isolated_experiment):
             config=True,
         )
         done.assert_outcomes(failed=1)
-        done.stdout.fnmatch_lines(["E *ExperimentError: timeout while measuring: not done after 2 s (*"])
+        done.stdout.fnmatch_lines(["E *ExperimentError: timeout while measuring: not finished after 2 s (*"])
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 

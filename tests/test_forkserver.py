@@ -237,7 +237,7 @@ class TestTheServer:
     @pytest.mark.slow
     def test_deadline_ends_an_import_that_hangs(self, servers: Servers, engine: MakeJob) -> None:
         error = _error(run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=5))
-        assert (error.kind, error.message) == ("timeout", "not done after 5 s")
+        assert (error.kind, error.message) == ("timeout", "not finished after 5 s")
         assert "forked_engine.py" in (error.traceback or ""), "where it was"
         assert not [one for one in psutil.Process().children() if "supervisor" in " ".join(one.cmdline())]
 

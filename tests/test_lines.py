@@ -134,7 +134,7 @@ def test_the_line_of_a_failure_says_how_it_failed(write_study: Callable[..., Pat
         r"x failed as expected: crash while measuring: the process was ended by SIGKILL", told["fault=kill"]
     )
     assert re.match(r"\.: [\d,]+ tok/s, ", told["fault=none"])
-    assert re.match(r"F failed: timeout while measuring: not done after 8 s, \d+\.\d s", told["fault=hang"])
+    assert re.match(r"F failed: timeout while measuring: not finished after 8 s, \d+\.\d s", told["fault=hang"])
     assert max(map(len, told.values())) < 170
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from pytest_llem.engines.pytorch.requirements import Packages, unmet
 from pytest_llem.isolation import interpreter
-from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
+from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
 from pytest_llem.planning.runner_environment import WORKER, check_runner_environment, how_to_add
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
@@ -109,14 +109,14 @@ class TestAsking:
         [
             (
                 "echo garbage; echo; exit 0",
-                "does not answer as Python does (status 0, and said 'garbage'): name a ",
+                "does not answer as Python does (status 0, last output 'garbage'): name a ",
             ),
-            ("echo oh >&2; exit 3", "does not answer as Python does (status 3, and said 'oh'): name a Python "),
+            ("echo oh >&2; exit 3", "does not answer as Python does (status 3, last output 'oh'): name a Python "),
             ("kill -9 $$", "does not answer as Python does (status -9): name a Python interpreter that works"),
-            ('echo "$@"', "does not answer as Python does (no answer, and said "),
-            ("yes", "does not answer as Python does (output without end, and said 'y'): name a "),
-            ("""echo "$4"'{"python": "3.x"}'""", "does not answer as Python does (no answer, and said "),
-            ("""echo "$4"'[]'""", "does not answer as Python does (no answer, and said "),
+            ('echo "$@"', "does not answer as Python does (no answer, last output "),
+            ("yes", "does not answer as Python does (output without end, last output 'y'): name a "),
+            ("""echo "$4"'{"python": "3.x"}'""", "does not answer as Python does (no answer, last output "),
+            ("""echo "$4"'[]'""", "does not answer as Python does (no answer, last output "),
         ],
     )
     def test_program_that_is_no_python_is_an_error(self, tmp_path: Path, text: str, told: str) -> None:
@@ -147,7 +147,7 @@ class TestAsking:
             "x" * 9: "cannot be run (File name too long): name a Python interpreter",
             **dict.fromkeys(
                 ("dangling", "nowhere", "a\0b"),
-                "is not there: name a Python interpreter, by its absolute path or relative to the study",
+                "does not exist: name a Python interpreter, by its absolute path or relative to the study",
             ),
         }
 
@@ -159,7 +159,7 @@ class TestAsking:
         assert ask(old) == (
             "is Python 3.9.18, and pytest-llem needs 3.11 or newer: make that environment with a newer one"
         )
-        assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, OLDEST))}"
+        assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, MIN_PYTHON))}"
 
     def test_package_versions_of_both_interpreters(self, tmp_path: Path, elsewhere: Environment) -> None:
         here, there = package_versions(None), package_versions(elsewhere.python)
@@ -428,7 +428,7 @@ class TestRunning:
         )
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.assert_outcomes(passed=2, failed=2)
-        told = "runner 'env/bin/python' of engine 'faraway' is not there: name a Python interpreter, by its *"
+        told = "runner 'env/bin/python' of engine 'faraway' does not exist: name a Python interpreter, by its *"
         run.stdout.fnmatch_lines(
             [f"  preflight, will fail: backend=faraway-n=1 and 1 more: {told}", f"preflight: {told}"]
         )
