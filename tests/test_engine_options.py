@@ -66,17 +66,17 @@ def test_subclass_adds_options_of_its_own() -> None:
         (
             PLAIN,
             {"batchsize": 8},
-            f"{PLAIN}.batchsize: the engine reads no such option (did you mean 'batch_size'?)",
+            f"{PLAIN}.batchsize: the engine has no such option (did you mean 'batch_size'?)",
         ),
         (
             PLAIN,
             {"level": 3, "batchsize": 8},
-            f"{PLAIN}.level: the engine reads no such option (it reads: attn_implementation, ",
+            f"{PLAIN}.level: the engine has no such option (there are: attn_implementation, ",
         ),
         (
             WITH_OPTIONS,
             {"lvel": 3},
-            f"{WITH_OPTIONS}.lvel: the engine reads no such option (did you mean 'level'?)",
+            f"{WITH_OPTIONS}.lvel: the engine has no such option (did you mean 'level'?)",
         ),
         (PLAIN, {"batch_size": 0}, f"{PLAIN}.batch_size: Input should be greater than or equal to 1 (got 0)"),
         (PLAIN, {"batch_size": "8"}, f"{PLAIN}.batch_size: Input should be a valid integer (got '8')"),
@@ -101,8 +101,8 @@ def test_engine_that_lists_no_options_reads_none() -> None:
             Bare, config(backend, {"level": 3, "unset": None}, passthrough_kwargs={"guidance_scale": 2.0})
         )
     assert str(refused.value) == (
-        f"{backend}.level: the engine reads no such option "
-        "(it reads none: an engine lists the options that it reads in option_names); "
+        f"{backend}.level: the engine has no such option "
+        "(it has none: an engine lists its options in option_names); "
         f"passthrough_kwargs: engine {backend!r} does not read them: leave them out"
     )
     with pytest.raises(PreflightError, match="lora is not supported yet"):

@@ -74,7 +74,10 @@ class TestBeforeItsFirstLine:
     def test_interpreter_that_is_not_executable_is_a_crash(self, job: MakeJob, run: Run, tmp_path: Path) -> None:
         (tmp_path / "python").write_text("text")
         error = _error(run(job(python=str(tmp_path / "python")), timeout=3600))
-        assert (error.type, error.message) == ("NotStarted", f"the process could not be started: {tmp_path}/python: Permission denied")
+        assert (error.type, error.message) == (
+            "NotStarted",
+            f"the process could not be started: {tmp_path}/python: Permission denied",
+        )
 
     def test_interpreter_that_cannot_import_the_plugin_is_a_crash(
         self, job: MakeJob, run: Run, tmp_path: Path

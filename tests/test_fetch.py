@@ -165,7 +165,7 @@ class TestHub:
             f"not to be had: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
             "it, but no revision 'v9'",
             "not to be had: owner/pickled: its weights are not there as *.safetensors, which alone are downloaded",
-            f"not to be had: a/b/c: no folder a/b/c; {nowhere}no name of a hub model either (expected owner/name)",
+            f"not to be had: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either (expected owner/name)",
             lines[4],
             "not to be had: builtin:other: the only builtin is builtin:tiny-llama",
             "fetched: owner/whole",

@@ -186,7 +186,7 @@ def test_what_cannot_be_had_is_one_line(read: Read) -> None:
         "owner/several/main:test#id": "has no column 'id' of strings (it has 'id', 'question', 'answer'; strings "
         "in 'question', 'answer')",
         "owner/numbers": "has no column 'prompt', 'text', 'question', 'instruction', 'query', 'input' or "
-        "'content' of strings (it has 'a', 'b'; none of strings)",
+        "'content' of strings (it has 'a', 'b'; none has strings)",
         "owner/script": "cannot be read: FileNotFoundError: Couldn't find any data file at owner/script.",
     }
     for name, said in zip(wanted, read(*wanted), strict=True):
@@ -195,7 +195,7 @@ def test_what_cannot_be_had_is_one_line(read: Read) -> None:
     assert broken.startswith("dataset 'owner/broken' cannot be read: ")
     assert "\n" not in broken
     assert wrong.startswith("dataset 'owner/wrong' cannot be read: NonMatchingSplitsSizesError: ")
-    assert few == "dataset 'owner/plain' holds 4 prompts, and the experiment asks for n: 5"
+    assert few == "dataset 'owner/plain' has 4 prompts, but the experiment needs n: 5"
 
 
 def test_a_column_of_another_name_is_suggested(read: Read) -> None:

@@ -222,7 +222,7 @@ def test_preflight_error_has_no_traceback(job: MakeJob, fork: Run) -> None:
     assert error is not None
     assert (error.kind, error.message) == (
         "preflight",
-        "noop.sise: the engine reads no such option (did you mean 'size'?)",
+        "noop.sise: the engine has no such option (did you mean 'size'?)",
     )
     assert error.traceback is None
 

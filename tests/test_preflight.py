@@ -219,7 +219,7 @@ def test_what_no_terminal_should_get_is_spelt_out(tmp_path: Path) -> None:
 
 def test_a_pipe_is_no_dataset_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.txt")
-    assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is no file"]
+    assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is not a file"]
 
 
 def test_an_engine_of_ones_own_is_looked_for_and_not_imported(tmp_path: Path) -> None:

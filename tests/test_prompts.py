@@ -118,7 +118,7 @@ WRONG = [
     ("name", "content", "message"),
     [
         *WRONG,
-        ("few.txt", "one\n", r"dataset 'few.txt' holds 1 prompts, and the experiment asks for n: 2"),
+        ("few.txt", "one\n", r"dataset 'few.txt' has 1 prompts, but the experiment needs n: 2"),
         ("bad.jsonl", '{"prompt": "a"}\n{"answer": 1}\n', r"bad.jsonl:2: expected a JSON object with a string"),
         ("bad.jsonl", "[1]\n", r"bad.jsonl:1: expected a JSON object"),
         ("bad.jsonl", '\n{"text": "a", "source": 1}\n', r"bad.jsonl:2: expected a string under 'source'"),

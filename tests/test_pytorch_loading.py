@@ -103,7 +103,7 @@ def test_a_model_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus(device_map="cuda") == ["GPU-u0"]
     assert gpus(device_map={"a": 0, "b": "cuda:1", "c": "disk", "d": "cpu"}) == ["GPU-u0", "GPU-u1"]
     assert gpus(device_map="cpu") == []
-    with pytest.raises(PreflightError, match=r"^pytorch\.max_memory: there is no GPU 2 \(2 can be seen here\)$"):
+    with pytest.raises(PreflightError, match=r"^pytorch\.max_memory: there is no GPU 2 \(2 visible\)$"):
         gpus(device_map="auto", max_memory={"2": "1GiB"})
 
     spread = SimpleNamespace(hf_device_map={"a": 1, "b": torch.device("cuda:0"), "c": "cpu", "d": "disk"})

@@ -13,7 +13,7 @@ from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch import requirements
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight
-from pytest_llem.engines.pytorch.requirements import unmet
+from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow
 from tests.support.tiny import config, engine, outputs
@@ -50,7 +50,7 @@ transformers = pytest.importorskip("transformers")
         ),
         (
             {"pytorch": {"cache_implementation": "paged"}},
-            "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out",
+            "pytorch.cache_implementation 'paged' is for continuous batching, which is not supported: leave it out",
         ),
         (
             {"pytorch": {"cache_implementation": "quantized"}},
@@ -69,7 +69,7 @@ transformers = pytest.importorskip("transformers")
         ),
         (
             {"pytorch": {"attn_implementation": "paged|sdpa"}},
-            "pytorch.attn_implementation 'paged|sdpa' is for batches of its own, which are not supported",
+            "pytorch.attn_implementation 'paged|sdpa' is for continuous batching, which is not supported",
         ),
         ({"passthrough_kwargs": {"max_length": 3}}, "passthrough_kwargs.max_length: use max_output_tokens"),
         ({"passthrough_kwargs": {"temperature": 3}}, "passthrough_kwargs.temperature: use decoder.temperature"),
@@ -77,12 +77,12 @@ transformers = pytest.importorskip("transformers")
         ({"passthrough_kwargs": {"batch_size": 3}}, "passthrough_kwargs.batch_size: use pytorch.batch_size"),
         (
             {"passthrough_kwargs": {"num_return_sequences": 2}},
-            "passthrough_kwargs.num_return_sequences cannot be given: every prompt has one answer, or figures per "
+            "passthrough_kwargs.num_return_sequences cannot be given: every prompt must have one answer, or metrics per "
             "request would be wrong",
         ),
         (
             {"passthrough_kwargs": {"eos_token_id": 2}},
-            "passthrough_kwargs.eos_token_id cannot be given: the model and measurement.length_mode decide it",
+            "passthrough_kwargs.eos_token_id cannot be given: the model and measurement.length_mode set it",
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_what_cannot_run_here_is_known_before_anything_is_loaded(
     changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
-    assert unmet(config(**changes)) == [sentence]
+    assert unmet_requirements(config(**changes)) == [sentence]
     with pytest.raises(PreflightError) as told:
         run_experiment(config(**changes))
     assert str(told.value) == sentence
@@ -99,10 +99,10 @@ def test_what_cannot_run_here_is_known_before_anything_is_loaded(
 def test_everything_that_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
-    assert len(unmet(both)) == 3
+    assert len(unmet_requirements(both)) == 3
     with pytest.raises(PreflightError) as told:
         PyTorchEngine(both, EngineContext())
-    assert str(told.value) == "; ".join(unmet(both))
+    assert str(told.value) == "; ".join(unmet_requirements(both))
 
 
 def test_with_its_packages_an_option_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,15 +113,15 @@ def test_with_its_packages_an_option_is_met(monkeypatch: pytest.MonkeyPatch) -> 
         "attn_implementation": "flash_attention_2",
         "cache_implementation": "quantized",
     }
-    assert unmet(config(pytorch=options)) == []
-    assert unmet(config()) == []
+    assert unmet_requirements(config(pytorch=options)) == []
+    assert unmet_requirements(config()) == []
 
 
 def test_every_argument_of_generate_that_a_field_has_is_refused() -> None:
     for name in requirements.FIELDS:
-        assert len(unmet(config(passthrough_kwargs={name: 1}))) == 1
+        assert len(unmet_requirements(config(passthrough_kwargs={name: 1}))) == 1
     known = set(vars(transformers.GenerationConfig()))
-    assert set(requirements.OWN) <= known, "and none that transformers does not know anyway"
+    assert set(requirements.SET_BY_ENGINE) <= known, "and none that transformers does not know anyway"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_every_argument_of_generate_that_a_field_has_is_refused() -> None:
         ({"pytorch": {"device_map": "nonsense"}}, r"pytorch\.device_map: Expected one of cpu, cuda, .*: nonsense"),
         (
             {"pytorch": {"device_map": "cuda:77"}},
-            r"pytorch\.device_map: there is no GPU 77 \(\d+ can be seen here\)",
+            r"pytorch\.device_map: there is no GPU 77 \(\d+ visible\)",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.pytorch.requirements import Packages, unmet
+from pytest_llem.engines.pytorch.requirements import Packages, unmet_requirements
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
 from pytest_llem.planning.runner_environment import WORKER, check_runner_environment, how_to_add
@@ -245,11 +245,11 @@ class TestRequirements:
         config = ExperimentConfig.model_validate(
             {"model": "m", "pytorch": {"device_map": "auto", "attn_implementation": "flash_attention_2"}}
         )
-        assert unmet(config, Packages(lambda module: False, "PIP")) == [
+        assert unmet_requirements(config, Packages(lambda module: False, "PIP")) == [
             "pytorch.device_map needs accelerate: PIP install accelerate",
             "pytorch.attn_implementation 'flash_attention_2' needs flash-attn or kernels: PIP install flash-attn",
         ]
-        assert unmet(config, Packages({"accelerate", "kernels"}.__contains__, "PIP")) == []
+        assert unmet_requirements(config, Packages({"accelerate", "kernels"}.__contains__, "PIP")) == []
 
 
 class TestRunning:
