@@ -87,14 +87,14 @@ def test_subclass_adds_options_of_its_own() -> None:
         ),
     ],
 )
-def test_wrong_option_is_refused_with_its_place(backend: str, section: dict[str, Any], message: str) -> None:
+def test_unknown_option_is_refused_with_its_location(backend: str, section: dict[str, Any], message: str) -> None:
     with pytest.raises(PreflightError) as refused:
         run_experiment({**TINY, "backend": backend, backend: section})
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 
 
-def test_engine_that_lists_no_options_reads_none() -> None:
+def test_engine_without_option_names_has_no_options() -> None:
     backend = f"{__name__}:Bare"
     with pytest.raises(PreflightError) as refused:
         check_options(
@@ -110,5 +110,5 @@ def test_engine_that_lists_no_options_reads_none() -> None:
     check_options(Bare, config(backend, {}))
 
 
-def test_wrong_options_are_no_error_of_importing_ahead() -> None:
+def test_wrong_options_do_not_fail_the_preload() -> None:
     Plain.preload(config(PLAIN, {"batch_size": 0}), EngineContext())

@@ -89,7 +89,7 @@ class TestBeforeItsFirstLine:
         assert error.message == "the process ended with status 1 and left no result"
         assert "No module named 'nothing_of_that_name'" in outcome.output
 
-    def test_without_room_for_its_files_it_is_not_started(
+    def test_full_disk_prevents_the_start(
         self, job: MakeJob, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
@@ -107,7 +107,7 @@ class TestBeforeItsFirstLine:
 
 class TestHangs:
     @pytest.mark.parametrize(("start_method", "fault"), [slow("spawn", "hang"), ("forkserver", "hold the lock")])
-    def test_deadline_ends_the_experiment_and_all_it_started(
+    def test_deadline_ends_the_experiment_and_its_descendants(
         self, job: MakeJob, fork: Run, start_method: str, tmp_path: Path, fault: str
     ) -> None:
         """Its children have left its session, were orphaned, and ignore every signal that can be ignored."""
@@ -123,7 +123,7 @@ class TestHangs:
         assert len(pids) == 4
         assert all(map(gone, pids))
 
-    def test_result_ends_all_that_the_experiment_started(self, job: MakeJob, run: Run, tmp_path: Path) -> None:
+    def test_descendants_are_ended_after_the_result(self, job: MakeJob, run: Run, tmp_path: Path) -> None:
         outcome = run(job(family=str(tmp_path)))
         assert outcome.error is None
         assert len(_pids(tmp_path)) >= 3
@@ -174,7 +174,7 @@ class TestKilled:
         assert (error.kind, error.type) == ("oom", "RuntimeError")
 
     @pytest.mark.slow
-    def test_kill_by_the_kernel_for_memory_is_oom(
+    def test_kill_by_the_oom_killer_is_oom(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, start_method: str
     ) -> None:
         """pytest and the experiment share the limit, as in a container; the experiment goes."""
@@ -228,7 +228,9 @@ class TestOomKills:
             ("4:cpu,memory:/on/the/host\n0::/\n", "memory/memory.oom_control"),
         ],
     )
-    def test_those_of_the_control_group_are_counted(self, tmp_path: Path, membership: str, counter: str) -> None:
+    def test_oom_kills_of_the_control_group_are_counted(
+        self, tmp_path: Path, membership: str, counter: str
+    ) -> None:
         (tmp_path / "proc" / "self").mkdir(parents=True)
         (tmp_path / "proc" / "self" / "cgroup").write_text(membership)
         (tmp_path / "proc" / "vmstat").write_text("oom_kill 99\n")
@@ -236,11 +238,11 @@ class TestOomKills:
         (tmp_path / counter).write_text("oom 7\noom_kill 3\n")
         assert oom_kills(tmp_path / "proc", tmp_path) == 3
 
-    def test_without_control_group_the_machine_counts(self, tmp_path: Path) -> None:
+    def test_without_control_group_oom_kills_of_the_machine_count(self, tmp_path: Path) -> None:
         (tmp_path / "vmstat").write_text("pgfault 1\noom_kill 5\n")
         assert oom_kills(tmp_path, tmp_path) == 5
 
-    def test_without_either_the_count_is_unknown(self, tmp_path: Path) -> None:
+    def test_oom_kill_count_is_unknown_without_any_counter(self, tmp_path: Path) -> None:
         assert oom_kills(tmp_path, tmp_path) is None
 
 
@@ -331,7 +333,7 @@ def test_sys_path_may_hold_paths(job: MakeJob, monkeypatch: pytest.MonkeyPatch) 
     assert run_isolated(job()).error is None
 
 
-def test_without_file_descriptors_nothing_is_left(
+def test_nothing_is_left_if_file_descriptors_run_out(
     job: MakeJob, run: Run, servers: Servers | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many are missing."""
