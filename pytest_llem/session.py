@@ -202,7 +202,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         return None
     _prepare(config, session)
     from pytest_llem.execution.plans import check_both_engines
-    from pytest_llem.execution.replay import announce, current_inputs, replays_of
+    from pytest_llem.execution.replay import current_inputs, publish_replays, replays_of
     from pytest_llem.judging.judge import Judge
     from pytest_llem.recording.recorder import Recorder
     from pytest_llem.recording.studies import experiments_by_run, selected_experiments
@@ -211,7 +211,7 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
         by_run = experiments_by_run(config, node_ids)
         selected = {key: selected_experiments(study, by_run[key]).values() for key, study in studies.items()}
         check_both_engines(config, studies, selected)
-        return announce(config, replays_of(config, studies))
+        return publish_replays(config, replays_of(config, studies))
 
     recorder = Recorder.start(config, node_ids, ready)
     if recorder is not None:
@@ -225,13 +225,13 @@ def _record(config: pytest.Config, node_ids: list[str], session: str | None = No
 def _lines(config: pytest.Config, recorder: Recorder) -> Lines | None:
     """Return the plugin that writes a line for each finished experiment; None if the output needs no lines."""
     from pytest_llem._plugin.node_ids import file_of
-    from pytest_llem.execution.live_line import is_seen
+    from pytest_llem.execution.live_line import is_live
     from pytest_llem.execution.plans import make_forecast
     from pytest_llem.reporting.terminal.experiment_lines import Lines
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     verbosity = config.get_verbosity()
-    if reporter is None or verbosity < 0 or (is_seen(config) and not verbosity and not _is_xdist(config)):
+    if reporter is None or verbosity < 0 or (is_live(config) and not verbosity and not _is_xdist(config)):
         return None
 
     def forecast_of(file: str) -> Forecast:

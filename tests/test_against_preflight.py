@@ -58,14 +58,16 @@ def against(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Call
     return run
 
 
-def test_an_interpreter_without_the_plugin(against: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
+def test_interpreter_without_pytest_llem_is_refused(
+    against: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
     empty = Environment(tmp_path / "empty")
     against(empty.python).stderr.fnmatch_lines(
         ["ERROR: --llem-against: nothing is measured: the reference: * has no pytest-llem: install it there: *"]
     )
 
 
-def test_what_is_no_python_that_works(against: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
+def test_broken_interpreter_is_refused(against: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\nexit 3\n")
     other.chmod(0o755)
@@ -74,7 +76,9 @@ def test_what_is_no_python_that_works(against: Callable[..., pytest.RunResult], 
     )
 
 
-def test_an_engine_that_is_not_installed_there(against: Callable[..., pytest.RunResult], tmp_path: Path) -> None:
+def test_engine_missing_in_the_reference_is_refused(
+    against: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
     bare = Environment(tmp_path / "bare", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     against(bare.python).stderr.fnmatch_lines(
         ["*the reference: engine 'own_engine:Engine': no module 'own_engine' *"]
@@ -82,7 +86,7 @@ def test_an_engine_that_is_not_installed_there(against: Callable[..., pytest.Run
 
 
 @pytest.mark.parametrize("fault", ["missing package", "crashes"])
-def test_an_engine_that_cannot_be_imported_here(
+def test_engine_that_the_candidate_cannot_import_is_refused(
     against: Callable[..., pytest.RunResult], whole: Environment, fault: str
 ) -> None:
     found = against(whole.python, here=BROKEN[fault])
@@ -92,7 +96,7 @@ def test_an_engine_that_cannot_be_imported_here(
     )
 
 
-def test_engines_that_cannot_be_imported_there(whole: Environment, tmp_path: Path) -> None:
+def test_engine_that_the_reference_cannot_import_is_reported(whole: Environment, tmp_path: Path) -> None:
     """As the next test shows it of a whole run."""
     modules = {fault: f"broken_{fault.replace(' ', '_')}" for fault in BROKEN}
     for fault, module in modules.items():
@@ -104,7 +108,7 @@ def test_engines_that_cannot_be_imported_there(whole: Environment, tmp_path: Pat
     assert import_problems(whole.python, [crashing], [str(tmp_path)]) == {crashing: SAID["crashes"]}
 
 
-def test_a_run_against_an_engine_that_cannot_be_imported(
+def test_run_against_an_unimportable_engine_measures_nothing(
     against: Callable[..., pytest.RunResult], tmp_path: Path
 ) -> None:
     broken = Environment(tmp_path / "broken", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
@@ -114,7 +118,7 @@ def test_a_run_against_an_engine_that_cannot_be_imported(
     )
 
 
-def test_an_installed_engine_whose_import_fails_there(
+def test_installed_engine_whose_import_fails_is_refused(
     against: Callable[..., pytest.RunResult], tmp_path: Path
 ) -> None:
     """Its metadata is there, and its module is not."""
@@ -127,7 +131,7 @@ def test_an_installed_engine_whose_import_fails_there(
 
 
 @pytest.mark.parametrize("reason", ["skip", slow("xfail")])
-def test_what_is_not_meant_to_run_is_not_imported(
+def test_skipped_experiments_import_no_engine(
     pytester: pytest.Pytester, write_study: Callable[..., Path], whole: Environment, reason: str
 ) -> None:
     pytester.makepyfile(broken_engine=BROKEN["raises"], own_engine=ENGINE)
@@ -144,7 +148,7 @@ def test_what_is_not_meant_to_run_is_not_imported(
     assert run.ret == 0
 
 
-def test_both_sides_are_imported_where_they_run(whole: Environment, tmp_path: Path) -> None:
+def test_each_side_is_imported_in_its_own_interpreter(whole: Environment, tmp_path: Path) -> None:
     assert import_problems(whole.python, ["own_engine:Engine"], []) == {}
     (tmp_path / "here_only.py").write_text("import noop_engine\n" + ENGINE)
     here = import_problems(None, ["here_only:Engine"], [str(tmp_path), str(NOOP_ENGINE)])

@@ -70,7 +70,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_quantised_weights_run_and_are_written_down(packages: Path, smollm2: Path) -> None:
+def test_quantised_weights_run_and_are_recorded(packages: Path, smollm2: Path) -> None:
     path = os.pathsep.join(filter(None, [str(packages), str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-c", RUN, MODEL, str(smollm2), json.dumps(OPTIONS)]
     env = {**os.environ, "PYTHONPATH": path}

@@ -29,7 +29,7 @@ def _statuses(results: Results) -> list[str]:
     return list(results.statuses().values())
 
 
-def test_rest_is_skipped_after_failures_in_a_row(
+def test_rest_is_skipped_after_consecutive_failures(
     run_pytest: RunPytest, write: Callable[..., None], results: Results
 ) -> None:
     write("raise", "none", "raise", "kill", "memory", "none", "none")
@@ -48,7 +48,7 @@ def test_rest_is_skipped_after_failures_in_a_row(
 
 
 @pytest.mark.slow
-def test_workers_stop_after_failures_in_a_row(
+def test_workers_stop_after_consecutive_failures(
     run_pytest: RunPytest, write: Callable[..., None], results: Results
 ) -> None:
     write(*["raise"] * 12)
@@ -93,7 +93,7 @@ def test_expected_failures_do_not_count(
     run_pytest().assert_outcomes(xfailed=2, failed=1)
 
 
-def test_another_study_of_the_run_goes_on(
+def test_other_study_of_the_run_continues(
     run_pytest: RunPytest, write: Callable[..., None], write_study: Callable[..., Path], results: Results
 ) -> None:
     write("raise", "raise", "none", limit=2)

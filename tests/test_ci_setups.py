@@ -48,7 +48,7 @@ def commands() -> list[list[str]]:
     return [words for words in found if words[0].endswith("pytest")]
 
 
-def test_there_are_the_set_ups_that_it_promises() -> None:
+def test_page_has_all_promised_setups() -> None:
     assert len(GITHUB) == 2
     assert PAGE.count("```") == 2 * (len(GITHUB) + 1 + len(SHELL)), "no block is left unchecked"
     options = [{word for word in words if word.startswith("--")} for words in commands()]
@@ -61,7 +61,7 @@ def test_there_are_the_set_ups_that_it_promises() -> None:
 
 
 @pytest.mark.parametrize("workflow", GITHUB)
-def test_a_workflow_of_github_has_what_it_needs(workflow: str) -> None:
+def test_github_workflow_has_required_steps(workflow: str) -> None:
     read = yaml.safe_load(workflow)
     assert "pull_request" in read[True], "YAML 1.1 reads the key `on` as true"
     assert read["permissions"] == {"contents": "read"}
@@ -75,7 +75,7 @@ def test_a_workflow_of_github_has_what_it_needs(workflow: str) -> None:
     assert [path.split() for path in uploads] == [["results/", "report.xml"]]
 
 
-def test_gitlab_gets_its_report() -> None:
+def test_gitlab_job_uploads_its_report() -> None:
     (job,) = yaml.safe_load(GITLAB).values()
     assert job["artifacts"] == {
         "when": "always",
@@ -86,7 +86,7 @@ def test_gitlab_gets_its_report() -> None:
 
 
 @pytest.mark.parametrize("script", list(scripts()))
-def test_the_shell_parses(script: str) -> None:
+def test_shell_parses(script: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -98,13 +98,13 @@ def test_every_option_named_exists(pytester: pytest.Pytester) -> None:
     assert not missing
 
 
-def test_the_study_is_there() -> None:
+def test_named_study_exists() -> None:
     named = {word for words in commands() for word in words if word.endswith(".yaml")}
     assert named
     assert all((ROOT / one).is_file() for one in named)
 
 
-def test_the_worktree_is_a_second_checkout_next_to_the_first(tmp_path: Path) -> None:
+def test_worktree_is_a_second_checkout_beside_the_first(tmp_path: Path) -> None:
     """What the first workflow's shell does with git, for a runner that was cut off the last time, too."""
     job = next(iter(yaml.safe_load(GITHUB[0])["jobs"].values()))
     (shell,) = [step["run"] for step in job["steps"] if "worktree add" in step.get("run", "")]

@@ -274,7 +274,7 @@ class TestOption:
         run = pytester.runpytest_subprocess if workers else pytester.runpytest_inprocess
         run("study.yaml", "-p", "llem", "--llem-timeout", "0.5", *workers).assert_outcomes(failed=1)
         error = results.manifest["experiments"][0]["error"]
-        assert (error["kind"], error["message"]) == ("timeout", "not done after 0.5 s")
+        assert (error["kind"], error["message"]) == ("timeout", "not finished after 0.5 s")
 
     @pytest.mark.parametrize("text", ["0", "-1", "soon", "", "nan", "inf", "1e999"])
     def test_invalid_timeout_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:

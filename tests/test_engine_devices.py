@@ -44,7 +44,7 @@ TWO = VisibleGpus((Gpu(A), Gpu(B)), Gpu(A))
         ("pytorch", "2.13.0+cu130", TWO, {A}),
     ],
 )
-def test_an_engine_whose_devices_are_unknown_leases_all_that_it_might_use(
+def test_engine_with_unknown_devices_leases_all_possible_ones(
     monkeypatch: pytest.MonkeyPatch, backend: str, torch: str | None, boards: VisibleGpus, leased: set[str]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -58,7 +58,7 @@ def test_an_engine_whose_devices_are_unknown_leases_all_that_it_might_use(
 # ---- what CUDA_VISIBLE_DEVICES means ----
 
 
-def test_a_number_among_different_boards_is_ambiguous(nvml_library: Path, tmp_path: Path) -> None:
+def test_number_among_different_gpus_is_ambiguous(nvml_library: Path, tmp_path: Path) -> None:
     boards = [nvml.Board(uuid, [(0.0, 50.0)], {"name": name}) for uuid, name in ((A, "H100"), (B, "L4"))]
     script = nvml.Script(tmp_path / "script", boards)
     script.write()
@@ -82,12 +82,12 @@ def test_a_number_among_different_boards_is_ambiguous(nvml_library: Path, tmp_pa
         ("1,-1,9", None),
     ],
 )
-def test_an_entry_that_names_no_board(visible: str, entry: str | None) -> None:
+def test_invalid_visible_devices_entry_ends_the_list(visible: str, entry: str | None) -> None:
     assert unknown_entry([A, B], visible) == entry
 
 
-def test_a_number_that_names_no_board_leaves_none_whatever_the_order() -> None:
-    assert cuda_order([A, B], "7", is_bus_order=False) == ([], True)
+def test_unknown_gpu_number_leaves_no_gpu_in_any_order() -> None:
+    assert cuda_order([A, B], "7", counted=False) == ([], True)
 
 
 def _findings(visible: str | None, order: str | None = None, names: tuple[str, str] = ("H100", "L4")) -> Any:
@@ -102,7 +102,7 @@ def _findings(visible: str | None, order: str | None = None, names: tuple[str, s
     return [(one.severity, one.about, one.what) for one in visibility_findings(gpus, around)]
 
 
-def test_doctor_reports_an_ambiguous_order_and_a_number_that_names_no_gpu() -> None:
+def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
     [(severity, about, what)] = _findings("0")
     assert (severity, about) == ("hinders", "CUDA_VISIBLE_DEVICES=0")
     assert what.endswith("in another order than nvidia-smi: which of them is meant is unknown")
@@ -158,7 +158,7 @@ def fake_meter(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("used", "load_j"), [([A], 10.0), ([A, B], 20.0), ([], None)])
-def test_meters_read_the_devices_that_the_engine_names_once_loaded(
+def test_meters_read_the_devices_of_the_loaded_engine(
     noop_engine: None,
     monkeypatch: pytest.MonkeyPatch,
     fake_meter: list[list[str]],
@@ -192,7 +192,7 @@ def test_meters_read_the_devices_that_the_engine_names_once_loaded(
     assert result.metrics["load_energy_j"].value == load_j
 
 
-def test_the_fixture_meters_no_board_where_it_is_unknown_which(
+def test_fixture_meters_no_gpu_if_it_is_unknown_which(
     monkeypatch: pytest.MonkeyPatch, fake_meter: list[list[str]]
 ) -> None:
     monkeypatch.setattr(metering, "visible_gpus", lambda: VisibleGpus(TWO.all, None, is_ambiguous=True))
@@ -204,7 +204,7 @@ def test_the_fixture_meters_no_board_where_it_is_unknown_which(
     assert reading.reason.endswith("set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name it by its UUID")
 
 
-def test_the_fixture_meters_the_boards_that_pytorch_uses(
+def test_fixture_meters_the_gpus_that_pytorch_uses(
     monkeypatch: pytest.MonkeyPatch, fake_meter: list[list[str]]
 ) -> None:
     cuda = SimpleNamespace(

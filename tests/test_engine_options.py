@@ -66,17 +66,17 @@ def test_subclass_adds_options_of_its_own() -> None:
         (
             PLAIN,
             {"batchsize": 8},
-            f"{PLAIN}.batchsize: the engine reads no such option (did you mean 'batch_size'?)",
+            f"{PLAIN}.batchsize: the engine has no such option (did you mean 'batch_size'?)",
         ),
         (
             PLAIN,
             {"level": 3, "batchsize": 8},
-            f"{PLAIN}.level: the engine reads no such option (it reads: attn_implementation, ",
+            f"{PLAIN}.level: the engine has no such option (there are: attn_implementation, ",
         ),
         (
             WITH_OPTIONS,
             {"lvel": 3},
-            f"{WITH_OPTIONS}.lvel: the engine reads no such option (did you mean 'level'?)",
+            f"{WITH_OPTIONS}.lvel: the engine has no such option (did you mean 'level'?)",
         ),
         (PLAIN, {"batch_size": 0}, f"{PLAIN}.batch_size: Input should be greater than or equal to 1 (got 0)"),
         (PLAIN, {"batch_size": "8"}, f"{PLAIN}.batch_size: Input should be a valid integer (got '8')"),
@@ -87,22 +87,22 @@ def test_subclass_adds_options_of_its_own() -> None:
         ),
     ],
 )
-def test_wrong_option_is_refused_with_its_place(backend: str, section: dict[str, Any], message: str) -> None:
+def test_unknown_option_is_refused_with_its_location(backend: str, section: dict[str, Any], message: str) -> None:
     with pytest.raises(PreflightError) as refused:
         run_experiment({**TINY, "backend": backend, backend: section})
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
 
 
-def test_engine_that_lists_no_options_reads_none() -> None:
+def test_engine_without_option_names_has_no_options() -> None:
     backend = f"{__name__}:Bare"
     with pytest.raises(PreflightError) as refused:
         check_options(
             Bare, config(backend, {"level": 3, "unset": None}, passthrough_kwargs={"guidance_scale": 2.0})
         )
     assert str(refused.value) == (
-        f"{backend}.level: the engine reads no such option "
-        "(it reads none: an engine lists the options that it reads in option_names); "
+        f"{backend}.level: the engine has no such option "
+        "(it has none: an engine lists its options in option_names); "
         f"passthrough_kwargs: engine {backend!r} does not read them: leave them out"
     )
     with pytest.raises(PreflightError, match="lora is not supported yet"):
@@ -110,5 +110,5 @@ def test_engine_that_lists_no_options_reads_none() -> None:
     check_options(Bare, config(backend, {}))
 
 
-def test_wrong_options_are_no_error_of_importing_ahead() -> None:
+def test_wrong_options_do_not_fail_the_preload() -> None:
     Plain.preload(config(PLAIN, {"batch_size": 0}), EngineContext())

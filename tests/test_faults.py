@@ -69,12 +69,15 @@ class TestBeforeItsFirstLine:
     def test_missing_interpreter_is_a_crash(self, job: MakeJob, run: Run) -> None:
         error = _error(run(job(python="/nowhere/python"), timeout=3600))
         assert (error.kind, error.type) == ("crash", "NotStarted")
-        assert error.message == "no process: /nowhere/python: No such file or directory"
+        assert error.message == "the process could not be started: /nowhere/python: No such file or directory"
 
     def test_interpreter_that_is_not_executable_is_a_crash(self, job: MakeJob, run: Run, tmp_path: Path) -> None:
         (tmp_path / "python").write_text("text")
         error = _error(run(job(python=str(tmp_path / "python")), timeout=3600))
-        assert (error.type, error.message) == ("NotStarted", f"no process: {tmp_path}/python: Permission denied")
+        assert (error.type, error.message) == (
+            "NotStarted",
+            f"the process could not be started: {tmp_path}/python: Permission denied",
+        )
 
     def test_interpreter_that_cannot_import_the_plugin_is_a_crash(
         self, job: MakeJob, run: Run, tmp_path: Path
@@ -86,7 +89,7 @@ class TestBeforeItsFirstLine:
         assert error.message == "the process ended with status 1 and left no result"
         assert "No module named 'nothing_of_that_name'" in outcome.output
 
-    def test_without_room_for_its_files_it_is_not_started(
+    def test_full_disk_prevents_the_start(
         self, job: MakeJob, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
@@ -104,7 +107,7 @@ class TestBeforeItsFirstLine:
 
 class TestHangs:
     @pytest.mark.parametrize(("start_method", "fault"), [slow("spawn", "hang"), ("forkserver", "hold the lock")])
-    def test_deadline_ends_the_experiment_and_all_it_started(
+    def test_deadline_ends_the_experiment_and_its_descendants(
         self, job: MakeJob, fork: Run, start_method: str, tmp_path: Path, fault: str
     ) -> None:
         """Its children have left its session, were orphaned, and ignore every signal that can be ignored."""
@@ -114,13 +117,13 @@ class TestHangs:
         run, timeout = (run_isolated, 6) if start_method == "spawn" else (fork, 3)
         error = _error(run(job(fault=fault, **options), timeout=timeout))
         assert (error.kind, error.phase) == ("timeout", "measuring")
-        assert error.message == f"not done after {timeout} s"
+        assert error.message == f"not finished after {timeout} s"
         assert "in generate" in (error.traceback or ""), "where it was"
         pids = _pids(tmp_path / "family") + _pids(tmp_path / "notes")
         assert len(pids) == 4
         assert all(map(gone, pids))
 
-    def test_result_ends_all_that_the_experiment_started(self, job: MakeJob, run: Run, tmp_path: Path) -> None:
+    def test_descendants_are_ended_after_the_result(self, job: MakeJob, run: Run, tmp_path: Path) -> None:
         outcome = run(job(family=str(tmp_path)))
         assert outcome.error is None
         assert len(_pids(tmp_path)) >= 3
@@ -171,7 +174,7 @@ class TestKilled:
         assert (error.kind, error.type) == ("oom", "RuntimeError")
 
     @pytest.mark.slow
-    def test_kill_by_the_kernel_for_memory_is_oom(
+    def test_kill_by_the_oom_killer_is_oom(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, start_method: str
     ) -> None:
         """pytest and the experiment share the limit, as in a container; the experiment goes."""
@@ -198,7 +201,7 @@ class TestKilled:
         assert results.statuses() == {"fault=fill%20memory": "failed", "fault=none": "completed"}
         (error,) = [entry["error"] for entry in results.manifest["experiments"] if entry["error"]]
         assert (error["kind"], error["phase"]) == ("oom", "measuring")
-        assert error["message"] == "the kernel killed the process: there was no memory left"
+        assert error["message"] == "the kernel killed the process: out of memory"
 
 
 def _limited_group(size: int) -> Path:
@@ -225,7 +228,9 @@ class TestOomKills:
             ("4:cpu,memory:/on/the/host\n0::/\n", "memory/memory.oom_control"),
         ],
     )
-    def test_those_of_the_control_group_are_counted(self, tmp_path: Path, membership: str, counter: str) -> None:
+    def test_oom_kills_of_the_control_group_are_counted(
+        self, tmp_path: Path, membership: str, counter: str
+    ) -> None:
         (tmp_path / "proc" / "self").mkdir(parents=True)
         (tmp_path / "proc" / "self" / "cgroup").write_text(membership)
         (tmp_path / "proc" / "vmstat").write_text("oom_kill 99\n")
@@ -233,11 +238,11 @@ class TestOomKills:
         (tmp_path / counter).write_text("oom 7\noom_kill 3\n")
         assert oom_kills(tmp_path / "proc", tmp_path) == 3
 
-    def test_without_control_group_the_machine_counts(self, tmp_path: Path) -> None:
+    def test_without_control_group_oom_kills_of_the_machine_count(self, tmp_path: Path) -> None:
         (tmp_path / "vmstat").write_text("pgfault 1\noom_kill 5\n")
         assert oom_kills(tmp_path, tmp_path) == 5
 
-    def test_without_either_the_count_is_unknown(self, tmp_path: Path) -> None:
+    def test_oom_kill_count_is_unknown_without_any_counter(self, tmp_path: Path) -> None:
         assert oom_kills(tmp_path, tmp_path) is None
 
 
@@ -328,7 +333,7 @@ def test_sys_path_may_hold_paths(job: MakeJob, monkeypatch: pytest.MonkeyPatch) 
     assert run_isolated(job()).error is None
 
 
-def test_without_file_descriptors_nothing_is_left(
+def test_nothing_is_left_if_file_descriptors_run_out(
     job: MakeJob, run: Run, servers: Servers | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many are missing."""

@@ -80,7 +80,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}  # where 
 
 class TestHub:
     @pytest.mark.slow
-    def test_what_was_fetched_is_found_without_a_network(
+    def test_fetched_models_are_found_offline(
         self,
         pytester: pytest.Pytester,
         study: Callable[..., str],
@@ -131,7 +131,9 @@ class TestHub:
         assert llem(file)[:2] == (0, ["fetched: owner/sharded"])
         assert online.downloads == ["owner/sharded/model-00002-of-00002.safetensors"]
 
-    def test_each_model_and_revision_once_over_all_studies(self, study: Callable[..., str], online: Hub) -> None:
+    def test_each_model_revision_is_fetched_once_for_all_studies(
+        self, study: Callable[..., str], online: Hub
+    ) -> None:
         first = study("sweep: {model: [owner/whole, owner/sharded], n: [1, 2]}", "a.yaml")
         second = study(
             f"model: owner/whole\nsweep: {{pytorch.revision: [null, '{COMMIT}'], precision: [bf16, fp16]}}",
@@ -145,7 +147,7 @@ class TestHub:
             f"already here: owner/whole (revision {COMMIT})",
         ]
 
-    def test_it_goes_on_after_what_cannot_be_had(self, study: Callable[..., str], online: Hub) -> None:
+    def test_fetch_continues_after_an_unavailable_model(self, study: Callable[..., str], online: Hub) -> None:
         file = study(
             "experiments:\n"
             "- {model: owner/none}\n"
@@ -165,14 +167,14 @@ class TestHub:
             f"not to be had: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
             "it, but no revision 'v9'",
             "not to be had: owner/pickled: its weights are not there as *.safetensors, which alone are downloaded",
-            f"not to be had: a/b/c: no folder a/b/c; {nowhere}no name of a hub model either (expected owner/name)",
+            f"not to be had: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either (expected owner/name)",
             lines[4],
             "not to be had: builtin:other: the only builtin is builtin:tiny-llama",
             "fetched: owner/whole",
         ]
         assert lines[4].startswith("not to be had: a\\n\\x1b[31mb: ")
 
-    def test_no_network_is_said_to_be_why(self, study: Callable[..., str], tmp_path: Path) -> None:
+    def test_unreachable_hub_is_reported_as_the_reason(self, study: Callable[..., str], tmp_path: Path) -> None:
         file = study("model: owner/whole")
         status, lines, _ = llem(file, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
         assert (status, lines) == (
@@ -186,13 +188,13 @@ class TestHub:
 
 class TestNoDownload:
     @pytest.mark.slow
-    def test_the_builtin_model_is_made_once(self, study: Callable[..., str], tmp_path: Path) -> None:
+    def test_builtin_model_is_generated_once(self, study: Callable[..., str], tmp_path: Path) -> None:
         file = study("model: builtin:tiny-llama")
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["fetched: builtin:tiny-llama"])
         assert (tmp_path / "pytest-llem" / "tiny-llama-v1" / "model.safetensors").is_file()
         assert llem(file, XDG_CACHE_HOME=str(tmp_path))[:2] == (0, ["already here: builtin:tiny-llama"])
 
-    def test_a_cache_that_cannot_be_written_is_a_line(self, study: Callable[..., str], tmp_path: Path) -> None:
+    def test_unwritable_cache_is_reported_in_one_line(self, study: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         (tmp_path / f"pytest-llem-{os.geteuid()}").touch()
         status, [line, other], _ = llem(
@@ -204,7 +206,7 @@ class TestNoDownload:
         assert line.startswith("not to be had: builtin:tiny-llama: ")
         assert "is not a folder of this user's alone: remove it" in line
 
-    def test_folders_of_models_by_name(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
+    def test_model_folders_are_found_by_name(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         for folder in ("one/owner/a", "two/owner/b", "three/owner/c", "local"):
             (pytester.path / folder).mkdir(parents=True)
         file = study("sweep: {model: [owner/a, owner/b, owner/c, ./local]}")
@@ -217,17 +219,17 @@ class TestNoDownload:
         assert lines[1].startswith("not to be had: owner/b: no folder owner/b; none of that name under ")
         assert f"(one, {pytester.path / 'three'})" in lines[1]
 
-    def test_what_is_skipped_needs_nothing(self, study: Callable[..., str]) -> None:
+    def test_skipped_experiments_need_nothing(self, study: Callable[..., str]) -> None:
         file = study("sweep: {model: [owner/none, .]}\nskip: [{where: {model: owner/none}}]")
         assert llem(file) == (0, ["already here: ."], "")
 
-    def test_no_study_has_too_many_experiments(self, study: Callable[..., str]) -> None:
+    def test_fetch_has_no_limit_of_experiments(self, study: Callable[..., str]) -> None:
         file = study("model: .\nsweep: {n: [1, 2], max_output_tokens: [1, 2]}")
         assert llem(file, PYTEST_ADDOPTS="-o llem_max_experiments=3") == (0, ["already here: ."], "")
 
 
 class TestMistakes:
-    def test_a_wrong_study_does_not_keep_others_from_being_fetched(
+    def test_invalid_study_does_not_stop_the_others(
         self, pytester: pytest.Pytester, study: Callable[..., str]
     ) -> None:
         wrong = study("modle: m\nn: 0\nsweep: {n: [1]}", "wrong.yaml")
@@ -240,15 +242,13 @@ class TestMistakes:
         collected = pytester.runpytest_inprocess(wrong, "-p", "llem", "--collect-only").outlines
         assert told[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
 
-    def test_an_ini_file_that_pytest_does_not_take(
-        self, pytester: pytest.Pytester, study: Callable[..., str]
-    ) -> None:
+    def test_invalid_ini_file_is_reported(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         pytester.makeini("[pytest]\nllem_model_path = '\n")
         status, lines, said = llem(study("model: ."))
         assert (status, lines) == (1, [])
         assert "ERROR: llem_model_path: No closing quotation" in said
 
-    def test_options_of_pytest_change_nothing(self, study: Callable[..., str]) -> None:
+    def test_pytest_addopts_do_not_change_fetch(self, study: Callable[..., str]) -> None:
         """In a fresh process, as users start it."""
         options = "-n 2 --collect-only -q -W error -p no:llem-recorder"
         done = subprocess.run(
@@ -260,7 +260,7 @@ class TestMistakes:
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "already here: .\n", "")
 
-    def test_strict_holds_here_too(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
+    def test_strict_applies_to_fetch(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         pytester.makeini("[pytest]\nllem_strict = true\n")
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
         status, lines, said = llem(file)
@@ -293,7 +293,7 @@ class Engine:
 
 class TestOwnEngine:
     @pytest.mark.parametrize("folder", [".", "engines"])
-    def test_an_own_engine_fetches_for_itself(
+    def test_user_engine_fetches_its_own_models(
         self, pytester: pytest.Pytester, study: Callable[..., str], folder: str
     ) -> None:
         (pytester.path / folder).mkdir(exist_ok=True)
@@ -318,7 +318,7 @@ class TestOwnEngine:
             f"good {{'level': {level}}} ['models']" for level in (1, 2)
         ]
 
-    def test_an_engine_that_is_not_installed_is_one_line(self, study: Callable[..., str]) -> None:
+    def test_missing_engine_is_reported_in_one_line(self, study: Callable[..., str]) -> None:
         file = study("model: m\nbackend: [vllm, 'nowhere.to_be:Found']")
         status, [first, second], _ = llem(file)
         assert status == 1
@@ -329,7 +329,7 @@ class TestOwnEngine:
         )
 
     @pytest.mark.skipif("vllm" in installed(ENGINE_GROUP), reason="it is installed here")
-    def test_the_files_of_one_that_runs_elsewhere(self, tmp_path: Path) -> None:
+    def test_models_of_engines_with_a_runner_are_fetched(self, tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(
             "model: owner/name\nbackend: [vllm, tensorrt]\nrunners: {vllm: /opt/vllm/bin/python}"
         )

@@ -356,7 +356,7 @@ class TestEnergyBudget:
         ("arguments", "message"),
         [
             ("joules=1e6", "its energy budget of 1000000.0 J cannot be judged: the energy is estimated "
-             r"\(cpu_time_model\), and not measured; allow_estimated=True lets that decide"),
+             r"\(cpu_time_model\), not measured; allow_estimated=True accepts estimates"),
             ("joules=1e6, allow_estimated=True", None),
             ("joules=1e-12, allow_estimated=True",
              r"used \S+ J \(estimated, cpu_time_model\), more than its budget of 1e-12 J"),
@@ -413,7 +413,7 @@ def test_long(): time.sleep(0.45)  # 22 ticks
         done.assert_outcomes(passed=1, failed=1)
         done.stdout.re_match_lines_random(
             [
-                r"its .* cannot be judged: 0\.1\d* s are \d ticks of the energy counter, and it takes 20: "
+                r"its .* cannot be judged: 0\.1\d* s are \d ticks of the energy counter, and 20 are needed: "
                 r"have the test work for 0\.\d+ s or more"
             ]
         )
@@ -423,8 +423,8 @@ def test_long(): time.sleep(0.45)  # 22 ticks
             "": "energy_budget: needs joules, seconds or both",
             "joules=None": "energy_budget: needs joules, seconds or both",
             "10": "energy_budget: takes keywords only: joules, seconds, allow_estimated (got 10)",
-            "joule=3": "energy_budget: has no 'joule' (did you mean 'joules'?)",
-            "watts=3": "energy_budget: has no 'watts' (there are: joules, seconds, allow_estimated)",
+            "joule=3": "energy_budget: unknown argument 'joule' (did you mean 'joules'?)",
+            "watts=3": "energy_budget: unknown argument 'watts' (there are: joules, seconds, allow_estimated)",
             "joules=-1": "energy_budget: joules must be a number greater than 0 (got -1)",
             "seconds=0": "energy_budget: seconds must be a number greater than 0 (got 0)",
             "joules=True": "energy_budget: joules must be a number greater than 0 (got true)",
@@ -662,7 +662,7 @@ def test_it(isolated_experiment):
             config=True,
         )
         done.assert_outcomes(failed=1)
-        done.stdout.fnmatch_lines(["E *ExperimentError: timeout while measuring: not done after 2 s (*"])
+        done.stdout.fnmatch_lines(["E *ExperimentError: timeout while measuring: not finished after 2 s (*"])
         (note,) = (pytester.path / "notes").iterdir()
         assert gone(int(note.stem))
 

@@ -208,7 +208,7 @@ def quantised(model: Any) -> Any:
         (lambda: decoder("mamba", state_size=4), "MambaMixer is neither a linear layer nor an embedding"),
         (lambda: with_a_matrix(decoder("llama")), "LlamaRMSNorm is neither a linear layer nor an embedding"),
         (lambda: with_a_layer_of_two(decoder("llama")), "its attention is not the standard one of queries"),
-        (lambda: run_twice(decoder("llama")), r"a token takes [\d,]+ FLOPs, and [\d,]+ by its linear layers"),
+        (lambda: run_twice(decoder("llama")), r"a token takes [\d,]+ FLOPs, but [\d,]+ by its linear layers"),
         (lambda: spread(decoder("llama")), "the model is spread over several devices, or offloaded"),
         (lambda: two_stacks(decoder("llama")), "the model is an encoder and a decoder"),
         (lambda: mixed(decoder("llama")), "a token cannot be run through the model: "),

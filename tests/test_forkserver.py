@@ -215,7 +215,7 @@ class TestTheServer:
         ],
         ids=["blocks signals", "leaves a child"],
     )
-    def test_end_is_seen_whatever_the_import_has_done(
+    def test_end_is_detected_if_import_blocks_signals_and_keeps_pipes(
         self, servers: Servers, engine: MakeJob, monkeypatch: pytest.MonkeyPatch, at_import: str
     ) -> None:
         """Its end is seen although a signal is blocked, and although somebody else has the pipes."""
@@ -237,13 +237,13 @@ class TestTheServer:
     @pytest.mark.slow
     def test_deadline_ends_an_import_that_hangs(self, servers: Servers, engine: MakeJob) -> None:
         error = _error(run_isolated(engine("import time; time.sleep(3600)"), servers=servers, timeout=5))
-        assert (error.kind, error.message) == ("timeout", "not done after 5 s")
+        assert (error.kind, error.message) == ("timeout", "not finished after 5 s")
         assert "forked_engine.py" in (error.traceback or ""), "where it was"
         assert not [one for one in psutil.Process().children() if "supervisor" in " ".join(one.cmdline())]
 
 
 class TestTheProcess:
-    def test_environment_is_that_of_its_start(
+    def test_environment_is_the_one_at_the_start(
         self,
         servers: Servers,
         engine: MakeJob,
@@ -264,7 +264,7 @@ class TestTheProcess:
         assert [one["PYTEST_CURRENT_TEST"] for one in environments] == ["with 0", "with 1", "with None"]
         assert {one["PYTHONHASHSEED"] for one in environments} == {"0"}
 
-    def test_other_environment_takes_another_server(
+    def test_changed_environment_starts_another_server(
         self,
         servers: Servers,
         engine: MakeJob,
@@ -493,7 +493,9 @@ class TestOption:
         run.stdout.no_fnmatch_line("*forkserver*")
         assert results.study_result["measurement_protocol"]["start_method"] == "spawn"
 
-    def test_start_method_is_in_no_hash(self, pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+    def test_start_method_changes_no_hash(
+        self, pytester: pytest.Pytester, write_study: Callable[..., Path]
+    ) -> None:
         hashes = set()
         for method in ("spawn", "forkserver"):
             write_study(execution={"start_method": method})

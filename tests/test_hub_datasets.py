@@ -135,7 +135,7 @@ def read(hub: Hub, home: Path, servers: dict[str, ForkServer]) -> Read:
     return ask
 
 
-def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read: Read, hub: Hub) -> None:
+def test_rows_with_text_are_the_prompts_in_file_order(read: Read, hub: Hub) -> None:
     found = read("owner/parquet|4|interleaved", "owner/parquet|4|grouped", "owner/parquet|3|shuffled")
     assert [prompts for prompts, _, _ in found[:2]] == [["a1", "b1", "c1", "a2"], ["a1", "a2", "b1", "c1"]]
     assert len({*found[2][0]} & {"a1", "a2", "b1", "c1"}) == 3
@@ -144,7 +144,7 @@ def test_rows_with_a_text_are_the_prompts_in_the_order_of_a_file(read: Read, hub
 
 
 @pytest.mark.slow
-def test_what_was_read_once_is_there_without_a_network(read: Read, hub: Hub) -> None:
+def test_dataset_is_available_offline_after_one_read(read: Read, hub: Hub) -> None:
     wanted = ("owner/parquet", f"owner/parquet@{COMMIT}", "owner/several/main:test", "aienergyscore")
     online = read(*wanted)
     assert [prompts for prompts, _, _ in online] == [
@@ -159,7 +159,7 @@ def test_what_was_read_once_is_there_without_a_network(read: Read, hub: Hub) -> 
     assert hub.downloads == []
 
 
-def test_subset_split_and_column_are_named(read: Read) -> None:
+def test_subset_split_and_column_are_selected(read: Read) -> None:
     assert read("owner/several/other", "owner/several/main:validation", "owner/several/main:test#answer") == [
         [["other test 0", "other test 1"], COMMIT, 1],
         [["main validation 0", "main validation 1"], COMMIT, 1],
@@ -170,7 +170,7 @@ def test_subset_split_and_column_are_named(read: Read) -> None:
 NO_FILE = "no file of that name; "
 
 
-def test_what_cannot_be_had_is_one_line(read: Read) -> None:
+def test_unavailable_dataset_is_reported_in_one_line(read: Read) -> None:
     wanted = {
         "owner/none": f"not found: {NO_FILE}not on the Hugging Face hub, or private (then set HF_TOKEN)",
         "owner/plain@v9": f"not found: {NO_FILE}the Hugging Face hub has it, but no revision 'v9'",
@@ -186,7 +186,7 @@ def test_what_cannot_be_had_is_one_line(read: Read) -> None:
         "owner/several/main:test#id": "has no column 'id' of strings (it has 'id', 'question', 'answer'; strings "
         "in 'question', 'answer')",
         "owner/numbers": "has no column 'prompt', 'text', 'question', 'instruction', 'query', 'input' or "
-        "'content' of strings (it has 'a', 'b'; none of strings)",
+        "'content' of strings (it has 'a', 'b'; none has strings)",
         "owner/script": "cannot be read: FileNotFoundError: Couldn't find any data file at owner/script.",
     }
     for name, said in zip(wanted, read(*wanted), strict=True):
@@ -195,17 +195,17 @@ def test_what_cannot_be_had_is_one_line(read: Read) -> None:
     assert broken.startswith("dataset 'owner/broken' cannot be read: ")
     assert "\n" not in broken
     assert wrong.startswith("dataset 'owner/wrong' cannot be read: NonMatchingSplitsSizesError: ")
-    assert few == "dataset 'owner/plain' holds 4 prompts, and the experiment asks for n: 5"
+    assert few == "dataset 'owner/plain' has 4 prompts, but the experiment needs n: 5"
 
 
-def test_a_column_of_another_name_is_suggested(read: Read) -> None:
+def test_other_column_is_suggested(read: Read) -> None:
     suggestion, found = read("owner/verses", "owner/verses#verse")
     assert "name one, as owner/verses#verse" in suggestion
     assert found[0] == ["x", "y"]
 
 
 @pytest.mark.slow
-def test_what_is_only_half_there_is_not_there(read: Read, home: Path) -> None:
+def test_incomplete_download_counts_as_missing(read: Read, home: Path) -> None:
     read("owner/parquet")
     [file] = home.rglob("snapshots/*/data/*.parquet")
     file.unlink()
@@ -213,7 +213,7 @@ def test_what_is_only_half_there_is_not_there(read: Read, home: Path) -> None:
     assert read("owner/parquet")[0][0] == ["a1", "b1"], "it is completed"
 
 
-def test_without_a_network_what_is_not_there_is_known_at_once(read: Read) -> None:
+def test_missing_dataset_is_known_at_once_offline(read: Read) -> None:
     [said] = read("owner/plain", **OFFLINE)
     assert said == (
         f"dataset 'owner/plain' not found: {NO_FILE}not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the "
@@ -235,7 +235,7 @@ def test_preflight_knows_that_the_library_is_missing(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_here_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+def test_local_files_are_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "prompts.csv").touch()
     assert problem("owner/prompts.csv", tmp_path).startswith("dataset 'owner/prompts.csv': expected ")
@@ -255,7 +255,7 @@ def test_what_is_here_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
         ("aienergyscore", ("AIEnergyScore/text_generation", None, None, None, None)),
     ],
 )
-def test_how_a_dataset_is_named(text: str, fields: tuple[Any, ...]) -> None:
+def test_dataset_names_are_parsed(text: str, fields: tuple[Any, ...]) -> None:
     found = not_none(HubDataset.parse(text))
     assert (found.name, found.revision, found.subset, found.split, found.column) == fields
     assert HubDataset.parse(str(found)) == found
@@ -264,7 +264,7 @@ def test_how_a_dataset_is_named(text: str, fields: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize(
     "text", ["a", "a/b/c/d", "/a/b", "./a/b", "~/a/b", "a/b:", "a/b.jsonl", "a//b", "a/b@", "../a"]
 )
-def test_what_is_no_name_of_a_dataset(text: str) -> None:
+def test_invalid_dataset_names_are_refused(text: str) -> None:
     assert HubDataset.parse(text) is None
 
 
@@ -291,7 +291,7 @@ def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 @pytest.mark.slow
-def test_a_study_fetched_ahead_runs_without_a_network(
+def test_fetched_study_runs_offline(
     pytester: pytest.Pytester, online: Hub, monkeypatch: pytest.MonkeyPatch, results: Results
 ) -> None:
     (pytester.path / "study.yaml").write_text(STUDY)

@@ -119,7 +119,9 @@ class TestPromptsWithoutText:
                 return list(text.replace("\u200b", "").encode())
 
         config = ExperimentConfig.model_validate({"model": "m", "dataset": "a.txt", "n": 2})
-        with pytest.raises(PreflightError, match=r"^dataset 'a.txt': the tokenizer makes no token .* '\\u200b'"):
+        with pytest.raises(
+            PreflightError, match=r"^dataset 'a.txt': the tokenizer returns no tokens .* '\\u200b'"
+        ):
             build_workload(config, cast(Engine, NoZeroWidth()), Texts(["one", "\u200b"]))
 
 

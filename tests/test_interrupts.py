@@ -165,7 +165,7 @@ def test_signal_while_collecting_writes_nothing(
 
 
 @pytest.mark.slow
-def test_handlers_of_others_are_left_alone(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_existing_signal_handlers_are_kept(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     """An ignored SIGHUP, as under nohup, and a handled SIGTERM stay so; all handlers are as before at the end."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
@@ -210,7 +210,7 @@ def test_session_without_studies_handles_no_signal(pytester: pytest.Pytester) ->
 
 
 @pytest.mark.parametrize(("option", "failed"), [("-x", 1), ("--maxfail=2", 2)])
-def test_stopping_early_is_no_interrupt(
+def test_maxfail_is_not_reported_as_interrupt(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, option: str, failed: int
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "memory", "none"]}, execution=ONE_CYCLE)
@@ -221,7 +221,7 @@ def test_stopping_early_is_no_interrupt(
 
 
 @pytest.mark.slow
-def test_stopping_early_is_no_interrupt_under_xdist(
+def test_maxfail_under_xdist_is_not_reported_as_interrupt(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", *(f"none {number}" for number in range(7))]}, execution=ONE_CYCLE)

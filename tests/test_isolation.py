@@ -55,7 +55,7 @@ class Watching:
         self.ticks += 1
 
 
-def test_result_files_and_phases_come_back(job: MakeJob, run: Run) -> None:
+def test_result_files_and_phases_are_returned(job: MakeJob, run: Run) -> None:
     watcher = Watching()
     outcome = run(job(), watcher=watcher)
     assert outcome.result is not None
@@ -73,7 +73,7 @@ def test_result_files_and_phases_come_back(job: MakeJob, run: Run) -> None:
     ]
 
 
-def test_watcher_is_woken_up_between_announcements(job: MakeJob, fork: Run) -> None:
+def test_watcher_is_called_between_events(job: MakeJob, fork: Run) -> None:
     watcher = Watching(every_s=0.1)
     assert fork(job(seconds=0.5), watcher=watcher).error is None
     measuring = [progress for progress in watcher.seen if progress.phase == "measuring"]
@@ -134,9 +134,7 @@ def test_experiments_import_no_pytest_and_pytest_no_torch(
     ],
     ids=lambda value: value[:20],
 )
-def test_how_a_process_ended_is_reported(
-    job: MakeJob, fork: Run, fault: str, kind: str, type_: str, message: str
-) -> None:
+def test_process_end_is_reported(job: MakeJob, fork: Run, fault: str, kind: str, type_: str, message: str) -> None:
     _assert_failed(fork(job(fault=fault)), kind, type_, message)
 
 
@@ -149,9 +147,7 @@ def test_how_a_process_ended_is_reported(
     ],
     ids=lambda value: value[:20],
 )
-def test_how_a_spawned_process_ended_is_reported(
-    job: MakeJob, fault: str, kind: str, type_: str, message: str
-) -> None:
+def test_spawned_process_end_is_reported(job: MakeJob, fault: str, kind: str, type_: str, message: str) -> None:
     _assert_failed(run_isolated(job(fault=fault)), kind, type_, message)
 
 
@@ -164,7 +160,7 @@ def _assert_failed(outcome: Outcome, kind: str, type_: str, message: str) -> Non
 
 
 @pytest.mark.parametrize("fault", [slow("linger"), "linger at exit"])
-def test_process_that_does_not_exit_is_ended_after_its_result(
+def test_hanging_process_is_ended_after_its_result(
     job: MakeJob, run: Run, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(childs, "GRACE_SECONDS", 0.2)
@@ -209,7 +205,7 @@ def test_interrupt_during_the_cleanup_does_not_end_it(job: MakeJob, monkeypatch:
     assert gone(ended[0]._pid)
 
 
-def test_timeout_of_a_century_is_accepted(job: MakeJob, fork: Run) -> None:
+def test_very_long_timeout_is_accepted(job: MakeJob, fork: Run) -> None:
     assert fork(job(), timeout=3e9).error is None
 
 
@@ -222,7 +218,7 @@ def test_preflight_error_has_no_traceback(job: MakeJob, fork: Run) -> None:
     assert error is not None
     assert (error.kind, error.message) == (
         "preflight",
-        "noop.sise: the engine reads no such option (did you mean 'size'?)",
+        "noop.sise: the engine has no such option (did you mean 'size'?)",
     )
     assert error.traceback is None
 

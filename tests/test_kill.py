@@ -16,7 +16,7 @@ from tests.support.kills import kills, write_study
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_lose_no_finished_experiment(tmp_path: Path) -> None:
+def test_kill_at_any_moment_loses_no_finished_experiment(tmp_path: Path) -> None:
     write_study(tmp_path, points=40)
     seen = list(kills(tmp_path, 25, saved=4, longest=0.4, seed=1))
     assert len(seen) == 25
@@ -25,7 +25,7 @@ def test_kills_at_any_moment_lose_no_finished_experiment(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_kills_while_writing_lose_no_finished_experiment(tmp_path: Path) -> None:
+def test_kill_while_writing_loses_no_finished_experiment(tmp_path: Path) -> None:
     """The experiments take no time, so that most kills meet pytest as it writes."""
     write_study(tmp_path, points=600, at_once=True)
     seen = list(kills(tmp_path, 6, saved=120, longest=0.1, seed=2))
@@ -60,7 +60,7 @@ def test_killed_run_is_an_error_and_can_be_loaded(
 
 
 @pytest.mark.slow
-def test_runs_at_the_same_time_have_their_own_directories(
+def test_concurrent_runs_have_their_own_directories(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     path = write_study(sweep={"n": [1]}, execution={"n_cycles": 1})

@@ -71,7 +71,7 @@ def test_controller_writes_the_lines_under_xdist(
 
 
 @pytest.mark.parametrize("workers", [(), slow(("-n", "1"))], ids=["serial", "xdist"])
-def test_with_v_each_line_is_below_its_test(
+def test_verbose_shows_each_line_below_its_test(
     write_study: Callable[..., Path], lines: Lines, workers: tuple[str, ...]
 ) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL)
@@ -105,7 +105,7 @@ def test_quiet_runs_have_no_lines(
         "--color=yes -rA --durations=3 --show-capture=no -o console_output_style=times -p no:logging",
     ],
 )
-def test_lines_do_not_depend_on_output_options(
+def test_other_output_options_do_not_change_the_lines(
     write_study: Callable[..., Path], lines: Lines, options: str
 ) -> None:
     write_study(**ONE_EXPERIMENT)
@@ -117,7 +117,7 @@ def test_lines_do_not_depend_on_output_options(
 
 
 @pytest.mark.slow
-def test_line_of_a_failure_gives_the_reason(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_line_of_a_failure_has_the_reason(write_study: Callable[..., Path], lines: Lines) -> None:
     faults = ["raise", "kill", "none", "hang", "long message"]
     write_study(
         sweep={"noop.fault": faults},
@@ -133,19 +133,19 @@ def test_line_of_a_failure_gives_the_reason(write_study: Callable[..., Path], li
     assert re.match(
         r"x failed as expected: crash while measuring: the process was ended by SIGKILL", texts["fault=kill"]
     )
-    assert re.match(r"\.: [\d,]+ tok/s, ", texts["fault=none"])
-    assert re.match(r"F failed: timeout while measuring: not done after 8 s, \d+\.\d s", texts["fault=hang"])
-    assert max(map(len, texts.values())) < 170
+    assert re.match(r"\.: [\d,]+ tok/s, ", told["fault=none"])
+    assert re.match(r"F failed: timeout while measuring: not finished after 8 s, \d+\.\d s", told["fault=hang"])
+    assert max(map(len, told.values())) < 170
 
 
-def test_a_skipped_experiment_has_no_line_and_is_counted(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_skipped_experiment_has_no_line_and_is_counted(write_study: Callable[..., Path], lines: Lines) -> None:
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL, skip=[{"where": {"n": 2}, "reason": "too slow"}])
     done, found = lines("study.yaml")
     done.assert_outcomes(passed=2, skipped=1)
     assert [(line["name"], line["number"]) for line in found] == [("n=1", "1"), ("n=3", "3")]
 
 
-def test_an_experiment_that_fails_in_setup_has_a_line(
+def test_experiment_that_fails_in_setup_has_a_line(
     pytester: pytest.Pytester, write_study: Callable[..., Path], lines: Lines
 ) -> None:
     pytester.makeconftest("def pytest_runtest_setup(item):\n    assert 'n=2' not in item.name, 'not this one'")
@@ -157,7 +157,7 @@ def test_an_experiment_that_fails_in_setup_has_a_line(
     ]
 
 
-def test_gates_get_their_dots_on_a_line_of_their_own(write_study: Callable[..., Path], lines: Lines) -> None:
+def test_dots_of_gates_are_on_a_separate_line(write_study: Callable[..., Path], lines: Lines) -> None:
     write_study(sweep={"n": [1, 2]}, execution=SEQUENTIAL, budgets=[{"metric": "output_tokens", "max": 1e9}])
     done, found = lines("study.yaml")
     done.assert_outcomes(passed=4)
@@ -173,7 +173,7 @@ def test_replayed_experiments_have_no_lines(write_study: Callable[..., Path], li
     assert found == []
 
 
-def test_results_are_kept_if_the_output_pipe_is_closed(
+def test_results_are_kept_if_the_output_pipe_closes(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     """pytest stops then; the completed results are kept."""

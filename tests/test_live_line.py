@@ -87,7 +87,7 @@ def _phases(seen: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("rows", [slow(40), 5], ids=["high", "low"])  # a low one has the line at its lower edge
-def test_the_line_counts_a_gap_down_below_pytests_and_is_gone(
+def test_live_line_counts_down_below_pytests_line_and_is_erased(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, rows: int
 ) -> None:
     write_study(**STUDY)
@@ -121,7 +121,7 @@ def test_phases_progress_and_time_left_are_shown(write_study: Callable[..., Path
 
 
 @pytest.mark.slow
-def test_with_v_the_line_is_below_each_test(write_study: Callable[..., Path], run: Run) -> None:
+def test_verbose_shows_the_live_line_below_each_test(write_study: Callable[..., Path], run: Run) -> None:
     write_study(**STUDY)
     status, lines, seen = run("study.yaml", "-v", columns=120)
     assert status == 0
@@ -135,7 +135,7 @@ def test_with_v_the_line_is_below_each_test(write_study: Callable[..., Path], ru
 
 
 @pytest.mark.slow
-def test_the_line_is_cut_in_a_narrow_terminal(
+def test_live_line_is_cut_in_a_narrow_terminal(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run
 ) -> None:
     write_study(**{**STUDY, "execution": {"n_cycles": 1, "experiment_gap_seconds": 0.5}})
@@ -156,7 +156,7 @@ def test_quiet_and_xdist_have_no_live_line(
 
 
 @pytest.mark.parametrize("term", ["dumb", slow("")])
-def test_a_terminal_that_can_do_nothing_gets_lines(
+def test_dumb_terminal_gets_plain_lines(
     pytester: pytest.Pytester,
     write_study: Callable[..., Path],
     run: Run,
@@ -172,9 +172,7 @@ def test_a_terminal_that_can_do_nothing_gets_lines(
     assert len([line for line in lines if re.match(r"\. llem: 1/1 n=1: ", line)]) == 1
 
 
-def test_without_a_terminal_there_is_no_live_line(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_no_live_line_without_a_terminal(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**ONE_EXPERIMENT)
     done = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     assert not [line for line in done.outlines if OURS.match(line)]
@@ -183,7 +181,7 @@ def test_without_a_terminal_there_is_no_live_line(
 
 @pytest.mark.parametrize("option", ["-s", slow("--capture=tee-sys")])
 @pytest.mark.slow
-def test_what_the_experiment_writes_stays_whole(write_study: Callable[..., Path], run: Run, option: str) -> None:
+def test_output_of_the_experiment_stays_intact(write_study: Callable[..., Path], run: Run, option: str) -> None:
     write_study(**ONE_EXPERIMENT, noop={"fault": "say", "seconds": 0.4}, measurement={"min_window_seconds": 1.5})
     status, lines, seen = run("study.yaml", option)
     assert status == 0
@@ -277,7 +275,7 @@ def test_power_and_temperature_come_from_the_sampler(
     ],
     ids=["gap", "window"],
 )
-def test_ctrl_c_takes_the_line_away(
+def test_ctrl_c_erases_the_live_line(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run: Run, study: dict[str, Any], shown: str
 ) -> None:
     write_study(**study)
@@ -309,7 +307,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(fd)
 
 
-def test_the_line_is_rewritten_twice_a_second_at_most(
+def test_live_line_is_updated_at_most_twice_a_second(
     terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
@@ -332,7 +330,7 @@ def test_the_line_is_rewritten_twice_a_second_at_most(
     line.close()
 
 
-def test_a_terminal_that_is_stopped_is_not_waited_for(terminal: tuple[int, int]) -> None:
+def test_stopped_terminal_does_not_block(terminal: tuple[int, int]) -> None:
     line = Line(terminal[1])
 
     def fill() -> None:  # nobody reads
@@ -411,7 +409,7 @@ WINDOW = Progress("measuring", total=10.0, unit="s"), GpuStatus(312.4, 61.0)
         (20, "llem: 3/120  measur…"),
     ],
 )
-def test_what_does_not_fit_is_left_out(width: int, text: str) -> None:
+def test_parts_that_do_not_fit_are_left_out(width: int, text: str) -> None:
     said = _says(width, *WINDOW)
     assert len(said) <= width
     assert said == text
@@ -428,18 +426,18 @@ def test_what_does_not_fit_is_left_out(width: int, text: str) -> None:
         (Progress("a\x1b[2Jphase"), "a\\x1b[2Jphase 4 s"),
     ],
 )
-def test_how_far_a_phase_is(progress: Progress, text: str) -> None:
+def test_phase_progress_is_shown(progress: Progress, text: str) -> None:
     assert f"  {text}  0:12" in _says(199, progress)
 
 
-def test_what_nobody_knows_is_not_said() -> None:
+def test_unknown_times_are_left_out() -> None:
     place = Place(1, 4, "n=1", "1", None, 0.0, None)
     assert _says(79, Progress("loading"), place=place) == "llem: 1/4  n=1  loading 4 s  0:12  study 0:12"
     assert "W" not in _says(199, Progress("measuring"), GpuStatus(None, 50.0))
     assert "°C" not in _says(199, Progress("measuring"), GpuStatus(70.0))
 
 
-def test_a_glance_grows_old() -> None:
+def test_old_gpu_status_is_not_shown() -> None:
     now, line = [0.0], Recorded(199)
     live_progress = LiveProgress(line, PLACE, clock=lambda: now[0])
     live_progress.see(GpuStatus(300.0, 60.0))
@@ -450,7 +448,7 @@ def test_a_glance_grows_old() -> None:
     assert "300 W" not in line.text, "nobody has looked for a minute"
 
 
-def test_colours_are_those_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_used_if_the_terminal_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[36mmeasuring" in _says(199, *WINDOW, colours=True)
@@ -488,13 +486,13 @@ def _told(
     return record, list(dict.fromkeys(told))
 
 
-def test_a_fixed_gap_tells_the_seconds_that_are_left() -> None:
+def test_fixed_gap_reports_the_remaining_seconds() -> None:
     record, told = _told(2.5, None)
     assert told == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]
     assert record.seconds == 2.5
 
 
-def test_an_automatic_gap_tells_what_it_waits_for() -> None:
+def test_automatic_gap_reports_what_it_waits_for() -> None:
     first = GpuState(39.0, 70.0)
     _, told = _told("auto", first, GpuState(52.0, 300.0), GpuState(41.0, 80.0), None, first)
     assert told == [
@@ -506,7 +504,7 @@ def test_an_automatic_gap_tells_what_it_waits_for() -> None:
     ]
 
 
-def test_an_automatic_gap_that_is_drawn_out_tells_that() -> None:
+def test_automatic_gap_extended_to_the_minimum_reports_it() -> None:
     first = GpuState(39.0, 70.0)
     _, told = _told("auto", first, at_least=8.0)
     assert told[-3:] == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]

@@ -76,7 +76,7 @@ def test_then_the_hub_or_the_error_says_where_it_was_looked_for(cache: Path, tmp
         "model 'owner/none' not found: no folder owner/none; none of that name under llem_model_path "
         f"({folders[0]}, {folders[1]}); {offline}",
         "model '/no/such/folder' not found: no folder /no/such/folder; llem_model_path is not set; "
-        "no name of a hub model either (expected owner/name)",
+        "not the name of a model on the hub either (expected owner/name)",
     ]
 
 

@@ -38,7 +38,7 @@ def own(pytester: pytest.Pytester, noop_engine: None) -> None:
     pytester.makepyfile(wanting="import a_module_that_is_not_there")
 
 
-def test_a_study_names_its_engine(
+def test_study_runs_an_engine_named_by_its_class(
     pytester: pytest.Pytester, own: None, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(
@@ -64,7 +64,7 @@ def test_a_study_names_its_engine(
     assert "mine" not in imported
 
 
-def test_the_process_finds_it_by_the_python_path(pytester: pytest.Pytester, own: None) -> None:
+def test_process_finds_the_engine_by_the_python_path(pytester: pytest.Pytester, own: None) -> None:
     config = ExperimentConfig.model_validate({**FIELDS, "backend": "mine.engine:Engine"})
     identity = {"experiment_id": "one", "config_hash": "0" * 16}
     outcomes = [
@@ -94,7 +94,7 @@ def test_the_process_finds_it_by_the_python_path(pytester: pytest.Pytester, own:
         ("missing", "'missing' is not installed (there are: "),
     ],
 )
-def test_an_engine_that_is_not_there_is_one_clear_line(
+def test_unusable_engine_is_reported_in_one_line(
     pytester: pytest.Pytester, own: None, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     pytester.syspathinsert()
@@ -104,7 +104,7 @@ def test_an_engine_that_is_not_there_is_one_clear_line(
     assert "\n" not in str(told.value)
 
 
-def test_an_error_in_its_own_code_keeps_its_name(pytester: pytest.Pytester, own: None) -> None:
+def test_error_in_the_engines_code_keeps_its_type(pytester: pytest.Pytester, own: None) -> None:
     """A KeyError of the engine's is not taken for an engine that is not there."""
     constructor = "def __init__(self, config, context): {}['size']"
     engine = f"import mine.engine\nclass Engine(mine.engine.Engine):\n    {constructor}"
@@ -114,7 +114,7 @@ def test_an_error_in_its_own_code_keeps_its_name(pytester: pytest.Pytester, own:
         run_experiment({**FIELDS, "backend": "clumsy:Engine"})
 
 
-def test_a_class_within_a_class_may_be_named(own: None, pytester: pytest.Pytester) -> None:
+def test_nested_class_may_be_named(own: None, pytester: pytest.Pytester) -> None:
     pytester.syspathinsert()
     pytester.makepyfile(nested="class Outer:\n    class Inner:\n        pass")
     assert registry.load(registry.ENGINE_GROUP, "nested:Outer.Inner").__name__ == "Inner"

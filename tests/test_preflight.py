@@ -75,7 +75,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: no/python}",
-            "runner 'no/python' of engine 'pytorch' is not there: name a Python interpreter, by its absolute",
+            "runner 'no/python' of engine 'pytorch' does not exist: name a Python interpreter, by its absolute",
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: '~nobody-of-that-name/python'}",
@@ -219,7 +219,7 @@ def test_unprintable_characters_are_escaped(tmp_path: Path) -> None:
 
 def test_named_pipe_as_dataset_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.txt")
-    assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is no file"]
+    assert reasons(tmp_path, "model: builtin:tiny-llama\ndataset: p.txt") == ["dataset 'p.txt' is not a file"]
 
 
 def test_user_defined_engine_is_found_without_importing_it(tmp_path: Path) -> None:

@@ -53,43 +53,43 @@ def texts(tmp_path: Path) -> Callable[..., Any]:
     return read
 
 
-def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
+def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("one\n\n  \ntwo \nthree\n")
     for order in ("interleaved", "grouped"):
         found = not_none(read_texts(config(dataset="prompts.txt", n=2, dataset_order=order), tmp_path))
         assert (found.prompts, found.revision) == (["one", "two "], None)
 
 
-def test_a_jsonl_file_holds_a_prompt_an_object(tmp_path: Path) -> None:
+def test_jsonl_file_has_one_prompt_per_object(tmp_path: Path) -> None:
     lines = ['{"prompt": "abc\u2028d", "text": "no"}', "", '{"text": "de", "id": 3, "source": null}', "\r"]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     assert not_none(read_texts(config(dataset="prompts.jsonl", n=2), tmp_path)).prompts == ["abc\u2028d", "de"]
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", {"n": 2}])
-def test_synthetic_prompts_are_no_texts(dataset: dict[str, int] | str, tmp_path: Path) -> None:
+def test_synthetic_prompts_have_no_texts(dataset: dict[str, int] | str, tmp_path: Path) -> None:
     assert read_texts(config(dataset=dataset), tmp_path) is None
     assert dataset_problem(config(dataset=dataset), tmp_path) is None
 
 
-def test_interleaved_takes_from_each_source_in_turn(texts: Callable[..., Any]) -> None:
+def test_interleaved_alternates_between_sources(texts: Callable[..., Any]) -> None:
     assert texts(SOURCED, 8) == ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "a4"]
     assert texts(SOURCED, 4) == ["a1", "b1", "c1", "a2"]
 
 
-def test_without_sources_the_order_is_the_files(texts: Callable[..., Any]) -> None:
+def test_order_is_the_files_without_sources(texts: Callable[..., Any]) -> None:
     rows = [(str(number), None) for number in range(5)]
     assert texts(rows, 4) == texts(rows, 4, "grouped") == ["0", "1", "2", "3"]
 
 
-def test_grouped_takes_the_same_prompts_source_by_source(texts: Callable[..., Any]) -> None:
+def test_grouped_orders_the_same_prompts_by_source(texts: Callable[..., Any]) -> None:
     assert texts(SOURCED, 4, "grouped") == ["a1", "a2", "b1", "c1"]
     assert texts(SOURCED, 7, "grouped") == ["a1", "a2", "a3", "b1", "b2", "c1", "c2"]
     for n in range(1, 9):
         assert Counter(texts(SOURCED, n, "grouped")) == Counter(texts(SOURCED, n))
 
 
-def test_shuffled_draws_with_the_seed(texts: Callable[..., Any]) -> None:
+def test_shuffled_uses_the_seed(texts: Callable[..., Any]) -> None:
     rows = [(str(number), "A" if number % 2 else "B") for number in range(50)]
     drawn = texts(rows, 10, "shuffled", random_seed=1)
     assert drawn == texts(rows, 10, "shuffled", random_seed=1)
@@ -118,14 +118,14 @@ WRONG = [
     ("name", "content", "message"),
     [
         *WRONG,
-        ("few.txt", "one\n", r"dataset 'few.txt' holds 1 prompts, and the experiment asks for n: 2"),
+        ("few.txt", "one\n", r"dataset 'few.txt' has 1 prompts, but the experiment needs n: 2"),
         ("bad.jsonl", '{"prompt": "a"}\n{"answer": 1}\n', r"bad.jsonl:2: expected a JSON object with a string"),
         ("bad.jsonl", "[1]\n", r"bad.jsonl:1: expected a JSON object"),
         ("bad.jsonl", '\n{"text": "a", "source": 1}\n', r"bad.jsonl:2: expected a string under 'source'"),
         ("latin.txt", b"\xff\n", r"latin.txt:1: is not UTF-8 .*: save the file as UTF-8"),
     ],
 )
-def test_a_dataset_that_cannot_be_used_is_one_clear_line(
+def test_unusable_dataset_is_reported_in_one_line(
     tmp_path: Path, name: str, content: bytes | str | None, message: str
 ) -> None:
     if content is not None:
@@ -138,7 +138,7 @@ def test_a_dataset_that_cannot_be_used_is_one_clear_line(
 
 
 @pytest.mark.parametrize(("name", "content", "message"), WRONG)
-def test_a_wrong_dataset_is_known_without_reading_it(
+def test_wrong_dataset_is_detected_without_reading_it(
     tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
     if content is not None:
@@ -148,7 +148,7 @@ def test_a_wrong_dataset_is_known_without_reading_it(
     assert dataset_problem(config(dataset=name), tmp_path) == str(told.value)
 
 
-def test_a_dataset_that_is_there_has_no_problem(tmp_path: Path) -> None:
+def test_existing_dataset_has_no_problem(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff")  # which is for reading it to find
     assert dataset_problem(config(dataset="a.txt"), tmp_path) is None
     assert dataset_problem(config(dataset=str(tmp_path / "a.txt")), tmp_path / "elsewhere") is None
@@ -178,7 +178,7 @@ def lengths(dataset: Any, **changes: Any) -> Any:
     return [len(prompt) for prompt in workload(dataset, **changes).prompts]
 
 
-def test_without_a_distribution_every_prompt_has_the_same_length() -> None:
+def test_prompts_have_equal_lengths_without_a_distribution() -> None:
     made = workload({"n": 3, "input_len": 4, "seed": 7})
     assert [len(prompt) for prompt in made.prompts] == [4, 4, 4]
     # As ever: what is compared with older results has the same prompts.
@@ -199,13 +199,13 @@ def test_lengths_are_normally_distributed_and_clipped() -> None:
     )
 
 
-def test_lengths_within_bounds_alone_are_all_as_likely() -> None:
+def test_lengths_with_bounds_only_are_uniform() -> None:
     count = Counter(lengths({"n": 20_000, "input_len": {"min": 5, "max": 9}}))
     assert sorted(count) == [5, 6, 7, 8, 9]
     assert all(one == pytest.approx(4000, abs=300) for one in count.values())
 
 
-def test_lengths_are_the_same_on_any_machine() -> None:
+def test_lengths_are_equal_on_every_machine() -> None:
     normal = {"n": 8, "input_len": {"mean": 50, "stdev": 12.5}, "seed": 3}
     assert lengths(normal) == NORMAL
     assert lengths({"n": 8, "input_len": {"min": 1, "max": 1000}, "seed": 3}) == UNIFORM
@@ -219,7 +219,7 @@ NORMAL = [51, 66, 66, 56, 54, 50, 36, 48]
 UNIFORM = [244, 794, 490, 893, 196, 32, 545, 419]
 
 
-def test_a_mean_without_a_spread_is_a_length() -> None:
+def test_mean_without_spread_is_a_fixed_length() -> None:
     assert set(lengths({"n": 5, "input_len": {"mean": 9, "stdev": 0}})) == {9}
 
 
@@ -232,7 +232,7 @@ def test_a_mean_without_a_spread_is_a_length() -> None:
         ({"min": 4, "max": 4}, 4, 4),
     ],
 )
-def test_the_longest_that_there_can_be_is_the_experiments(given: dict[str, Any], least: int, most: int) -> None:
+def test_longest_possible_prompt_is_the_experiments_length(given: dict[str, Any], least: int, most: int) -> None:
     made = config(dataset={"input_len": given}, max_input_tokens=7)
     assert made.max_input_tokens == made.workload.input_len == most
     written = made.model_dump(mode="json")["dataset"]["input_len"]
@@ -240,7 +240,7 @@ def test_the_longest_that_there_can_be_is_the_experiments(given: dict[str, Any],
     assert config_hash(made) == config_hash(config(dataset={"input_len": written}))
 
 
-def test_a_distribution_makes_another_experiment() -> None:
+def test_distribution_changes_the_config_hash() -> None:
     hashes = {
         config_hash(config(dataset={"n": 4, "input_len": one}))
         for one in (9, {"min": 1, "max": 9}, {"min": 2, "max": 9}, {"mean": 5, "stdev": 1, "max": 9})
@@ -248,7 +248,7 @@ def test_a_distribution_makes_another_experiment() -> None:
     assert len(hashes) == 4
 
 
-def test_distributions_changed_no_older_experiments_hash() -> None:
+def test_config_hash_without_distribution_is_unchanged() -> None:
     assert config_hash(config(dataset={"n": 4, "input_len": 9})) == HASH
 
 
@@ -256,7 +256,7 @@ HASH = "05d94ff2b8a40677"
 
 
 @pytest.mark.parametrize("stdev", [-1, float("nan"), float("inf"), "1"])
-def test_what_is_no_spread_is_refused(stdev: float | str) -> None:
+def test_invalid_spread_is_refused(stdev: float | str) -> None:
     with pytest.raises(ValueError, match="stdev"):
         LengthConfig.model_validate({"mean": 5, "stdev": stdev})
 
@@ -272,7 +272,7 @@ def test_prompts_of_many_lengths_reach_the_engine() -> None:
 # ---- their digest ----
 
 
-def test_the_digest_is_that_of_the_prompts_in_their_order(tmp_path: Path) -> None:
+def test_digest_depends_on_the_prompts_and_their_order(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "na\\u00efve"}\n{"prompt": "two\\nlines"}\n')
     texts = read_texts(config(dataset="a.jsonl", n=2), tmp_path)
     made = build_workload(config(dataset="a.jsonl", n=2, max_input_tokens=3), ENGINE, texts)
@@ -287,7 +287,7 @@ def test_the_digest_is_that_of_the_prompts_in_their_order(tmp_path: Path) -> Non
 TEXTS = "2ff092b77ff140445b2ccafe74edb69bc728306cd09c4ac0827d54990361640a"
 
 
-def test_the_digest_of_token_ids() -> None:
+def test_digest_of_token_ids() -> None:
     assert prompts_digest([[1, 2], [3]]) == hashlib.sha256(b"[1,2]\n[3]\n").hexdigest()
     assert workload({"n": 3, "input_len": 4, "seed": 7}).digest == SYNTHETIC
 
@@ -296,7 +296,7 @@ SYNTHETIC = "8f13815a9da0399c7fa16d2058f5b990fa94a8dfa426550581f308a5cf03b5f6"
 
 
 @pytest.mark.slow
-def test_the_digest_is_in_the_result() -> None:
+def test_digest_is_in_the_result() -> None:
     result = run_experiment({**TINY, "dataset": {"n": 2, "input_len": {"min": 3, "max": 9}}})
     assert result.tokens.dataset_hash == IN_RESULT
     assert result.tokens.dataset_revision is None
@@ -306,7 +306,7 @@ IN_RESULT = "f7d9d5fc242396055cce38037fe0b8ad65d5e55717b5972f6c66b74a7bc2705f"
 
 
 @pytest.mark.usefixtures("noop_engine")
-def test_fetching_a_dataset_is_a_phase_that_no_deadline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_a_dataset_does_not_count_towards_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "hub_problem", lambda dataset: None)
     monkeypatch.setattr(prompts, "fetch_dataset", lambda dataset: Path("c0ffee"))
     monkeypatch.setattr(prompts, "read_dataset", lambda dataset, folder: [Prompt("one"), Prompt("two")])

@@ -45,7 +45,7 @@ def test_batches_are_padded_on_the_left(tiny: PyTorchEngine) -> None:
     assert [tiny.positions(batch) for batch in (first, second)] == [6, 2]
 
 
-def test_padding_changes_nothing() -> None:
+def test_padding_changes_no_token() -> None:
     alone = outputs(engine(**GREEDY, pytorch={"batch_size": 1}), [[5, 6, 7, 8], [9]])
     assert alone == outputs(engine(**GREEDY, pytorch={"batch_size": 2}), [[5, 6, 7, 8], [9]])
 
@@ -60,7 +60,7 @@ def test_fixed_length_gives_every_sequence_its_full_length(tiny: PyTorchEngine) 
         assert one.e2e_s == pytest.approx(not_none(one.ttft_s) + sum(not_none(one.itl_s)))
 
 
-def test_a_sequence_ends_with_its_own_end_token(tiny: PyTorchEngine) -> None:
+def test_sequence_ends_at_its_end_token(tiny: PyTorchEngine) -> None:
     natural = engine(n=4, measurement=NATURAL, pytorch={"batch_size": 4})
     end = natural.describe().settings["generation"]["eos_token_id"]
     (batch,) = natural.prepare([[5, 6], [7], [8], [9]])
@@ -72,7 +72,7 @@ def test_a_sequence_ends_with_its_own_end_token(tiny: PyTorchEngine) -> None:
     assert [one.e2e_s for one in requests] == [1.5, 1.0, 4.5, 4.5]
 
 
-def test_the_same_seed_gives_the_same_tokens(tiny: PyTorchEngine) -> None:
+def test_equal_seeds_give_equal_tokens(tiny: PyTorchEngine) -> None:
     prompts = [[5, 6, 7], [8]]
     assert [one.output_ids for one in generate(tiny, prompts)] == [
         one.output_ids for one in generate(tiny, prompts)
@@ -140,14 +140,14 @@ def test_greedy_does_not_depend_on_the_seed() -> None:
     assert greedy.requests(batch, greedy.generate(batch))[0].output_ids == one.output_ids
 
 
-def test_a_temperature_of_0_is_greedy() -> None:
+def test_temperature_0_is_greedy() -> None:
     cold = engine(decoder={"temperature": 0}, precision="fp32")
     assert outputs(cold) == outputs(engine(**GREEDY))
     sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     assert {name: getattr(cold._generation, name) for name in sampling} == sampling
 
 
-def test_what_has_no_effect_is_not_passed_and_nothing_warns(
+def test_settings_without_effect_are_not_passed(
     caplog: LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers would log that flags are ignored."""
@@ -171,7 +171,7 @@ def test_what_has_no_effect_is_not_passed_and_nothing_warns(
         slow({"use_cache": False}),
     ],
 )
-def test_what_is_to_change_speed_alone_changes_no_token(options: dict[str, Any]) -> None:
+def test_options_for_speed_change_no_token(options: dict[str, Any]) -> None:
     made = engine(**GREEDY, pytorch={**options, "batch_size": 3})
     assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
     settings = made.describe().settings
@@ -180,7 +180,7 @@ def test_what_is_to_change_speed_alone_changes_no_token(options: dict[str, Any])
 
 
 @pytest.mark.parametrize("changes", [{}, {"decoder": {"do_sample": False}}], ids=["sampled", "greedy"])
-def test_what_a_model_brings_of_its_own_is_not_mixed_in(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_generation_config_of_the_model_is_ignored(changes: dict[str, Any], tmp_path: Path) -> None:
     """generate fills up what a call leaves unset; the study says everything, or transformers' default does."""
     shutil.copytree(tiny_llama(), tmp_path / "made")
     path = tmp_path / "made" / "generation_config.json"
@@ -191,14 +191,14 @@ def test_what_a_model_brings_of_its_own_is_not_mixed_in(changes: dict[str, Any],
     assert outputs(made) == outputs(engine(**changes))
 
 
-def test_no_token_pair_comes_twice() -> None:
+def test_no_repeat_ngram_size_prevents_repeated_pairs() -> None:
     plain = outputs(engine(**GREEDY, max_output_tokens=40), PROMPTS[:1])[0]
     apart = outputs(engine(**GREEDY, max_output_tokens=40, pytorch={"no_repeat_ngram_size": 2}), PROMPTS[:1])[0]
     assert len({*pairwise(plain)}) < 39, "the model does repeat itself"
     assert len({*pairwise(apart)}) == 39
 
 
-def test_where_the_model_is_from_reaches_every_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revision_reaches_every_from_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for auto in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
 
@@ -231,11 +231,11 @@ def test_every_option_has_a_test(section: type[Any]) -> None:
 
 
 @pytest.mark.parametrize(("number", "text"), [(91002, "9.10.2"), (8902, "8.9.2"), (None, None)])
-def test_the_version_of_cudnn_is_dotted(number: int | None, text: str | None) -> None:
+def test_cudnn_version_has_dots(number: int | None, text: str | None) -> None:
     assert _dotted(number) == text
 
 
-def test_what_runs_is_written_down(tiny: PyTorchEngine) -> None:
+def test_effective_settings_are_recorded(tiny: PyTorchEngine) -> None:
     record = tiny.describe()
     assert record.model_fingerprint
     assert record.model_revision is None
@@ -252,7 +252,7 @@ def test_what_runs_is_written_down(tiny: PyTorchEngine) -> None:
         ({"deterministic": False}, [True]),
     ],
 )
-def test_decoding_is_kept_from_attention_whose_results_vary(
+def test_deterministic_decoding_disables_cudnn_attention(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], calls: list[bool]
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: True)  # as on a GPU
@@ -281,7 +281,7 @@ def directly(prompts: Any, batch_size: int = 1, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_beams_give_what_generate_gives(batch_size: int) -> None:
+def test_beams_match_plain_generate(batch_size: int) -> None:
     prompts = [prompt[:3] for prompt in PROMPTS]
     beams = {"num_beams": 3, "length_penalty": 0.7, "early_stopping": True}
     made = engine(**GREEDY, pytorch={**beams, "batch_size": batch_size})
@@ -291,13 +291,13 @@ def test_beams_give_what_generate_gives(batch_size: int) -> None:
     assert [len(one) for one in found] == [6, 6, 6]
 
 
-def test_beams_of_prompts_of_many_lengths_are_padded_for_nothing() -> None:
+def test_beams_with_prompts_of_many_lengths_run() -> None:
     alone = outputs(engine(**GREEDY, pytorch={"num_beams": 2}))
     together = outputs(engine(**GREEDY, pytorch={"num_beams": 2, "batch_size": 3}))
     assert alone == together
 
 
-def test_a_beam_that_ends_early_counts_up_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beam_that_ends_early_counts_up_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fourth row or so ends where the model is made to like its end token; the rest of it is padding."""
     made = engine(**GREEDY, measurement=NATURAL, pytorch={"num_beams": 2, "batch_size": 3})
     forward = made._model.forward
@@ -322,7 +322,7 @@ def test_a_beam_that_ends_early_counts_up_to_its_end(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
-def test_tokens_that_do_not_come_one_by_one_have_no_latencies(options: dict[str, int]) -> None:
+def test_tokens_returned_in_groups_have_no_latencies(options: dict[str, int]) -> None:
     result = run_experiment({**TINY, "pytorch": options})
     assert result.tokens.output_tokens == 18
     for name in ("ttft_p50_ms", "itl_p99_ms", "e2e_p50_ms"):
@@ -332,7 +332,7 @@ def test_tokens_that_do_not_come_one_by_one_have_no_latencies(options: dict[str,
     assert not_none(result.metrics["output_tokens_per_second"].value) > 0
 
 
-def test_drafts_from_the_prompt_change_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_lookup_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     made = engine(**GREEDY, pytorch={"prompt_lookup_num_tokens": 3})
     steps = 0
     forward = made._model.forward
@@ -347,7 +347,7 @@ def test_drafts_from_the_prompt_change_no_token(monkeypatch: pytest.MonkeyPatch)
     assert steps < 18, "some step brought more than one token"
 
 
-def test_speculation_that_is_passed_through_has_no_latencies_either() -> None:
+def test_passthrough_speculation_has_no_latencies() -> None:
     made = engine(**GREEDY, passthrough_kwargs={"assistant_early_exit": 2})
     (one,) = generate(made, PROMPTS[:1])
     assert (one.ttft_s, list(one.itl_s), one.e2e_s) == (None, [], None)
@@ -356,7 +356,7 @@ def test_speculation_that_is_passed_through_has_no_latencies_either() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-def test_a_compiled_forward_gives_the_same_tokens() -> None:
+def test_compiled_forward_gives_the_same_tokens() -> None:
     made = engine(**GREEDY, pytorch={"torch_compile": True, "torch_compile_backend": "eager"})
     torch._dynamo.utils.counters.clear()
     assert outputs(made, PROMPTS[:1]) == outputs(engine(**GREEDY), PROMPTS[:1])
@@ -411,16 +411,14 @@ def chatty(tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-def test_chat_puts_the_prompt_into_the_models_template(
-    chatty: Callable[..., Any], tmp_path: Path, tiny: PyTorchEngine
-) -> None:
+def test_chat_applies_the_models_template(chatty: Callable[..., Any], tmp_path: Path, tiny: PyTorchEngine) -> None:
     made = engine(model=chatty(TEMPLATE), prompt_format="chat", dataset="prompts.txt")
     assert made.encode("hi") == tiny._tokenizer("<user>hi<a>", add_special_tokens=False)["input_ids"]
     assert tiny.encode("hi") == tiny._tokenizer("hi")["input_ids"]
 
 
 @pytest.mark.slow
-def test_a_chat_prompt_that_is_cut_counts_as_cut(
+def test_truncated_chat_prompt_counts_as_truncated(
     chatty: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -432,7 +430,7 @@ def test_a_chat_prompt_that_is_cut_counts_as_cut(
     assert (raw.tokens.truncated_prompts, raw.tokens.input_tokens) == (0, 2 + 3 + 2)
 
 
-def test_a_model_without_a_chat_template_is_refused_before_loading(
+def test_model_without_chat_template_is_refused_before_loading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loading, "load_model", lambda *given: pytest.fail("loaded"))
@@ -440,22 +438,22 @@ def test_a_model_without_a_chat_template_is_refused_before_loading(
         engine(prompt_format="chat", dataset="prompts.txt")
 
 
-def test_a_template_that_takes_no_prompt_is_one_line(chatty: Callable[..., Any]) -> None:
+def test_failing_chat_template_is_reported_in_one_line(chatty: Callable[..., Any]) -> None:
     with pytest.raises(PreflightError, match=r"^the chat template of model .* does not take a prompt: no users"):
         engine(model=chatty("{{ raise_exception('no users') }}"), prompt_format="chat", dataset="prompts.txt")
 
 
-def test_special_tokens_are_no_synthetic_prompt(tiny: PyTorchEngine) -> None:
+def test_synthetic_prompts_have_no_special_tokens(tiny: PyTorchEngine) -> None:
     assert set(tiny.vocabulary()).isdisjoint({0, 1, 2})
     assert len(tiny.vocabulary()) == 256
     assert tiny.decode(tiny.encode("naïve\n")) == "naïve\n"
 
 
-def test_model_memory_is_that_of_its_weights(tiny: PyTorchEngine) -> None:
+def test_model_memory_is_the_size_of_its_weights(tiny: PyTorchEngine) -> None:
     assert tiny.model_memory_bytes() == pytest.approx(2 * tiny.describe().settings["parameters"], rel=0.01)
 
 
-def test_run_experiment_runs_here() -> None:
+def test_run_experiment_runs_in_this_process() -> None:
     result = run_experiment({**TINY, "pytorch": {"batch_size": 2}})
     assert result.tokens.input_tokens == 24
     assert result.tokens.output_tokens == 18
@@ -481,7 +479,7 @@ def test_run_experiment_runs_here() -> None:
 
 
 @pytest.mark.parametrize(("said", "random"), [(True, True), (False, False), (None, False)])
-def test_a_model_may_say_that_its_weights_are_random(said: bool | None, random: bool, tmp_path: Path) -> None:
+def test_model_may_declare_random_weights(said: bool | None, random: bool, tmp_path: Path) -> None:
     shutil.copytree(tiny_llama(), tmp_path / "made")
     path = tmp_path / "made" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "random_weights": said}))

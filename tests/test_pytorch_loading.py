@@ -46,7 +46,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
 @pytest.mark.parametrize("placed", ["auto", {"model": "cpu", "lm_head": "cpu"}])
-def test_a_device_map_changes_no_token(placed: dict[str, str] | str) -> None:
+def test_device_map_changes_no_token(placed: dict[str, str] | str) -> None:
     made = engine(**GREEDY, pytorch={"device_map": placed, "batch_size": 3})
     assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
     if not torch.cuda.is_available() or placed != "auto":
@@ -54,7 +54,7 @@ def test_a_device_map_changes_no_token(placed: dict[str, str] | str) -> None:
 
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
-def test_memory_that_is_not_to_be_used_is_not() -> None:
+def test_max_memory_offloads_to_disk() -> None:
     """Of 12 MB, 8 may be in memory: the rest is read from the disk when its turn comes."""
     options = {"device_map": "auto", "max_memory": {"cpu": "8MB"}, "batch_size": 3}
     made = engine(**GREEDY, pytorch=options)
@@ -63,7 +63,7 @@ def test_memory_that_is_not_to_be_used_is_not() -> None:
 
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
-def test_a_module_that_the_model_lacks_is_told() -> None:
+def test_unknown_module_in_device_map_is_reported() -> None:
     reason = r"^pytorch\.device_map: LlamaForCausalLM has no module 'lm_heads' \(did you mean 'lm_head'\?\)$"
     with pytest.raises(PreflightError, match=reason):
         engine(pytorch={"device_map": {"model": "cpu", "lm_heads": "cpu"}})
@@ -77,7 +77,7 @@ def test_a_module_that_the_model_lacks_is_told() -> None:
         ({"device_map": "cpu", "max_memory": {"cpu": "1GiB"}}, {"max_memory": {"cpu": "1GiB"}}),
     ],
 )
-def test_where_it_goes_reaches_transformers_and_it_stays_there(
+def test_device_map_reaches_transformers_and_model_is_not_moved(
     options: dict[str, Any], given: dict[str, Any], loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
@@ -85,7 +85,7 @@ def test_where_it_goes_reaches_transformers_and_it_stays_there(
     assert {name: loaded[name] for name in given} == given
 
 
-def test_a_model_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_may_be_on_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two GPUs, as torch shows them."""
     uuids = [SimpleNamespace(uuid=f"u{index}") for index in range(2)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -103,14 +103,14 @@ def test_a_model_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus(device_map="cuda") == ["GPU-u0"]
     assert gpus(device_map={"a": 0, "b": "cuda:1", "c": "disk", "d": "cpu"}) == ["GPU-u0", "GPU-u1"]
     assert gpus(device_map="cpu") == []
-    with pytest.raises(PreflightError, match=r"^pytorch\.max_memory: there is no GPU 2 \(2 can be seen here\)$"):
+    with pytest.raises(PreflightError, match=r"^pytorch\.max_memory: there is no GPU 2 \(2 visible\)$"):
         gpus(device_map="auto", max_memory={"2": "1GiB"})
 
     spread = SimpleNamespace(hf_device_map={"a": 1, "b": torch.device("cuda:0"), "c": "cpu", "d": "disk"})
     assert loading.used_gpus(spread) == [0, 1]
 
 
-def test_what_is_offloaded_is_fed_where_it_runs() -> None:
+def test_offloaded_model_gets_input_on_its_execution_device() -> None:
     for place, device in ((1, "cuda:1"), ("cpu", "cpu")):
         hook = SimpleNamespace(execution_device=place)
         embeddings = SimpleNamespace(weight=torch.empty(1, device="meta"), _hf_hook=hook)
@@ -145,7 +145,7 @@ def test_what_is_offloaded_is_fed_where_it_runs() -> None:
         ),
     ],
 )
-def test_quantisation_reaches_transformers_and_is_written_down(
+def test_quantisation_reaches_transformers_and_is_recorded(
     options: dict[str, Any], given: dict[str, Any], loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
@@ -162,7 +162,7 @@ def test_quantisation_reaches_transformers_and_is_written_down(
 
 @pytest.mark.parametrize("name", [slow("llama"), "gpt2"])
 @pytest.mark.slow
-def test_the_models_class_is_imported_before_loading_is_timed(name: str, tmp_path: Path) -> None:
+def test_model_class_is_imported_before_loading_is_timed(name: str, tmp_path: Path) -> None:
     """In a process of its own: this one has them all."""
     if name == "gpt2":
         decoder("gpt2", n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path / "gpt2")
@@ -173,7 +173,7 @@ def test_the_models_class_is_imported_before_loading_is_timed(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("content", ["{}", "no json", '{"model_type": "unheard-of"}'])
-def test_what_is_wrong_with_a_model_is_told_by_loading(content: str, tmp_path: Path) -> None:
+def test_errors_of_a_model_are_reported_when_loading(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     made = PyTorchEngine(config(model=str(tmp_path)), EngineContext())
     made.fetch()

@@ -13,7 +13,7 @@ from pytest_llem.engines.protocol import EngineContext, PreflightError
 from pytest_llem.engines.pytorch import requirements
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight
-from pytest_llem.engines.pytorch.requirements import unmet
+from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.engines.tiny_llama import tiny_llama
 from tests.support.marks import slow
 from tests.support.tiny import config, engine, outputs
@@ -50,7 +50,7 @@ transformers = pytest.importorskip("transformers")
         ),
         (
             {"pytorch": {"cache_implementation": "paged"}},
-            "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out",
+            "pytorch.cache_implementation 'paged' is for continuous batching, which is not supported: leave it out",
         ),
         (
             {"pytorch": {"cache_implementation": "quantized"}},
@@ -69,7 +69,7 @@ transformers = pytest.importorskip("transformers")
         ),
         (
             {"pytorch": {"attn_implementation": "paged|sdpa"}},
-            "pytorch.attn_implementation 'paged|sdpa' is for batches of its own, which are not supported",
+            "pytorch.attn_implementation 'paged|sdpa' is for continuous batching, which is not supported",
         ),
         ({"passthrough_kwargs": {"max_length": 3}}, "passthrough_kwargs.max_length: use max_output_tokens"),
         ({"passthrough_kwargs": {"temperature": 3}}, "passthrough_kwargs.temperature: use decoder.temperature"),
@@ -77,35 +77,35 @@ transformers = pytest.importorskip("transformers")
         ({"passthrough_kwargs": {"batch_size": 3}}, "passthrough_kwargs.batch_size: use pytorch.batch_size"),
         (
             {"passthrough_kwargs": {"num_return_sequences": 2}},
-            "passthrough_kwargs.num_return_sequences cannot be given: every prompt has one answer, or figures per "
+            "passthrough_kwargs.num_return_sequences cannot be given: every prompt must have one answer, or metrics per "
             "request would be wrong",
         ),
         (
             {"passthrough_kwargs": {"eos_token_id": 2}},
-            "passthrough_kwargs.eos_token_id cannot be given: the model and measurement.length_mode decide it",
+            "passthrough_kwargs.eos_token_id cannot be given: the model and measurement.length_mode set it",
         ),
     ],
 )
-def test_what_cannot_run_here_is_known_before_anything_is_loaded(
+def test_unmet_requirements_are_known_without_loading(
     changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
-    assert unmet(config(**changes)) == [sentence]
+    assert unmet_requirements(config(**changes)) == [sentence]
     with pytest.raises(PreflightError) as told:
         run_experiment(config(**changes))
     assert str(told.value) == sentence
 
 
-def test_everything_that_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_missing_requirements_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
-    assert len(unmet(both)) == 3
+    assert len(unmet_requirements(both)) == 3
     with pytest.raises(PreflightError) as told:
         PyTorchEngine(both, EngineContext())
-    assert str(told.value) == "; ".join(unmet(both))
+    assert str(told.value) == "; ".join(unmet_requirements(both))
 
 
-def test_with_its_packages_an_option_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_with_its_packages_has_no_unmet_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: name)
     options = {
         "load_in_4bit": True,
@@ -113,15 +113,15 @@ def test_with_its_packages_an_option_is_met(monkeypatch: pytest.MonkeyPatch) -> 
         "attn_implementation": "flash_attention_2",
         "cache_implementation": "quantized",
     }
-    assert unmet(config(pytorch=options)) == []
-    assert unmet(config()) == []
+    assert unmet_requirements(config(pytorch=options)) == []
+    assert unmet_requirements(config()) == []
 
 
-def test_every_argument_of_generate_that_a_field_has_is_refused() -> None:
+def test_passthrough_arguments_with_a_field_are_refused() -> None:
     for name in requirements.FIELDS:
-        assert len(unmet(config(passthrough_kwargs={name: 1}))) == 1
+        assert len(unmet_requirements(config(passthrough_kwargs={name: 1}))) == 1
     known = set(vars(transformers.GenerationConfig()))
-    assert set(requirements.OWN) <= known, "and none that transformers does not know anyway"
+    assert set(requirements.SET_BY_ENGINE) <= known, "and none that transformers does not know anyway"
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_every_argument_of_generate_that_a_field_has_is_refused() -> None:
         ({"pytorch": {"device_map": "nonsense"}}, r"pytorch\.device_map: Expected one of cpu, cuda, .*: nonsense"),
         (
             {"pytorch": {"device_map": "cuda:77"}},
-            r"pytorch\.device_map: there is no GPU 77 \(\d+ can be seen here\)",
+            r"pytorch\.device_map: there is no GPU 77 \(\d+ visible\)",
         ),
     ],
 )
-def test_what_transformers_refuses_is_one_line_before_fetching(
+def test_refused_generation_config_is_reported_before_fetching(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
@@ -172,7 +172,7 @@ def test_what_transformers_refuses_is_one_line_before_fetching(
         ({"prompt_lookup_num_tokens": 2, "cache_implementation": "static"}, r"^generate cannot .*Static cache"),
     ],
 )
-def test_what_transformers_finds_out_later_is_one_line_too(options: dict[str, Any], message: str) -> None:
+def test_later_errors_of_transformers_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PreflightError, match=message) as told:
         outputs(engine(pytorch=options))
     assert "\n" not in str(told.value)
@@ -189,13 +189,13 @@ def test_what_transformers_finds_out_later_is_one_line_too(options: dict[str, An
         slow({"torch_compile_backend": "nope"}, r"^pytorch\.torch_compile: Invalid backend: 'nope'"),
     ],
 )
-def test_what_torch_will_not_compile_is_one_line(options: dict[str, str], message: str) -> None:
+def test_unknown_compile_mode_is_reported_in_one_line(options: dict[str, str], message: str) -> None:
     with pytest.raises(PreflightError, match=message):
         engine(pytorch={"torch_compile": True, **options})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_inductor_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     said = r"^pytorch\.torch_compile needs a C\+\+ compiler, and there is no no-such-compiler: install one$"
     with pytest.raises(PreflightError, match=said):
@@ -206,7 +206,7 @@ def test_inductor_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PyTorchEngine(config(), EngineContext())
 
 
-def test_a_model_with_code_of_its_own_is_refused_unless_trusted(tmp_path: Path) -> None:
+def test_model_with_own_code_is_refused_unless_trusted(tmp_path: Path) -> None:
     for file in tiny_llama().iterdir():
         if file.name != "config.json":
             (tmp_path / file.name).symlink_to(file)
@@ -221,17 +221,17 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(tmp_path: Path) 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_an_offloaded_cache_needs_somewhere_to_load_from() -> None:
+def test_offloaded_cache_without_gpu_is_refused() -> None:
     with pytest.raises(PreflightError, match="'offloaded' needs a GPU"):
         engine(pytorch={"cache_implementation": "offloaded"})
 
 
-def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+def test_folder_without_model_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match=f"^model '{tmp_path}' cannot be loaded: "):
         engine(model=str(tmp_path))
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_type() -> None:
+def test_unexpected_error_keeps_its_type() -> None:
     with pytest.raises(ValueError, match="invalid literal"), library_errors_as_preflight("it"):
         int("x")  # raised by no library of theirs
     with pytest.raises(ValueError, match="ours"), library_errors_as_preflight("it"):

@@ -63,7 +63,7 @@ def run(
     return call
 
 
-def test_unchanged_code_passes_and_a_fifth_more_tokens_fail(
+def test_unchanged_code_passes_and_more_tokens_fail(
     run: Callable[..., tuple[pytest.RunResult, PointResult]], tmp_path: Path
 ) -> None:
     python = Environment(tmp_path / "environment", *EVERYTHING).python

@@ -17,9 +17,7 @@ from tests.support.narrow import not_none
 pytestmark = pytest.mark.slow
 
 
-def test_the_measured_path_really_runs_the_model(
-    pytester: pytest.Pytester, results: Results, smollm2: Path
-) -> None:
+def test_measured_path_runs_the_real_model(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
     """What a study's process generates for "The capital of France is" is what holds "Paris"."""
     fields = {
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -58,7 +56,7 @@ def llama(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.usefixtures("llama")
-def test_the_main_job_selected_to_some_points(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
+def test_main_job_runs_selected_points(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
     run = pytester.runpytest_subprocess(
         "llama.yaml", "-p", "llem", "-k", "batch_size=8 and cycle=1", "-o", f"llem_model_path={smollm2}"
     )
@@ -78,7 +76,7 @@ def test_the_main_job_selected_to_some_points(pytester: pytest.Pytester, results
 
 
 @pytest.mark.usefixtures("llama")
-def test_the_main_job_under_xdist(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
+def test_main_job_runs_under_xdist(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
     selection = "batch_size=8 and precision=fp32 and not cycle=3"
     run = pytester.runpytest_subprocess(
         "llama.yaml", "-p", "llem", "-n", "2", "-k", selection, "-o", f"llem_model_path={smollm2}"

@@ -79,7 +79,7 @@ def project(pytester: pytest.Pytester, write_study: Callable[..., Path], results
 
 
 @pytest.mark.slow
-def test_results_of_edited_code_are_measured_again(project: Project) -> None:
+def test_edited_code_is_measured_again(project: Project) -> None:
     project.run("--llem-run-id=first").assert_outcomes(passed=2)
     (project.path / "README.md").write_text("An engine, described.\n")
     project.plan().stdout.fnmatch_lines(["  resume: 2 from results/noop_first (measured *"])
@@ -110,7 +110,7 @@ def test_no_gate_judges_replayed_results_of_other_code(project: Project) -> None
     assert [entry["replay_mismatch"] for entry in project.entries("second")] == [mismatch, mismatch]
 
 
-def test_other_prompts_and_other_weights_are_measured_again(project: Project) -> None:
+def test_changed_prompts_and_weights_are_measured_again(project: Project) -> None:
     prompts, weights = project.path / "prompts.txt", project.path / "weights" / "model.bin"
     prompts.write_text("one prompt\n")
     weights.parent.mkdir()
@@ -127,7 +127,7 @@ def test_other_prompts_and_other_weights_are_measured_again(project: Project) ->
 
 
 @pytest.mark.slow
-def test_resume_takes_the_newest_run_and_what_it_was_resumed_from(project: Project) -> None:
+def test_resume_uses_the_newest_run_and_its_sources(project: Project) -> None:
     """Not what an independent run of the same design has found."""
     project.run("--llem-run-id=unrelated").assert_outcomes(passed=2)
     project.run("--llem-run-id=first", "-k", "n=1").assert_outcomes(passed=1, deselected=1)
@@ -146,16 +146,16 @@ def _result(modules: dict[str, str | None] | None, cycle: int = 1) -> Experiment
     return result
 
 
-def test_what_did_not_record_its_code_has_changed(project: Project) -> None:
+def test_result_without_code_record_counts_as_changed(project: Project) -> None:
     (changes,) = project.changes(_result(None))
     assert changes == "pytest-llem 0.1.0 did not record the code that ran"
 
 
-def test_code_that_was_edited_while_it_ran_has_changed(project: Project) -> None:
+def test_code_edited_during_the_run_counts_as_changed(project: Project) -> None:
     assert project.changes(_result({"json": None})) == ["code was edited while it ran: json"]
 
 
-def test_an_edit_while_the_study_runs_is_a_warning() -> None:
+def test_edit_during_the_study_is_a_warning() -> None:
     found = Findings()
     point = PointResult(id="one", axes={}, config={}, config_hash="0", metrics={})
     for cycle, digest in enumerate(("aa", "aa", "bb"), start=1):
@@ -176,7 +176,7 @@ class TestCodeState:
         )
         return json.loads(done.stdout)
 
-    def test_it_has_the_users_modules_and_the_packages_that_are_imported(self, tmp_path: Path) -> None:
+    def test_code_state_has_user_modules_and_imported_packages(self, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "__init__.py").write_text("import yaml\n")
         (tmp_path / "mine" / "inner.py").write_text("ONE = 1\n")
@@ -190,12 +190,12 @@ class TestCodeState:
         names = found["modules"], found["distributions"]
         assert code_state.current(*names, [str(tmp_path), *sys.path]) == found
 
-    def test_a_file_that_changed_after_the_start_is_unknown(self, tmp_path: Path) -> None:
+    def test_file_changed_after_the_start_is_unknown(self, tmp_path: Path) -> None:
         (tmp_path / "mine.py").write_text("")
         edit = f"import mine, pathlib, time; time.sleep(0.02); pathlib.Path({str(tmp_path)!r}, 'mine.py').touch()"
         assert self._imported(tmp_path, edit)["modules"]["mine"] is None
 
-    def test_a_module_that_shadows_another_is_a_change(self, tmp_path: Path) -> None:
+    def test_shadowing_module_is_a_change(self, tmp_path: Path) -> None:
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
         (tmp_path / "second" / "mine.py").write_text("ONE = 1\n")
@@ -204,7 +204,7 @@ class TestCodeState:
         (tmp_path / "first" / "mine.py").write_text("ONE = 2\n")
         assert code_state.current(["mine"], [], path) != before
 
-    def test_a_local_installation_of_the_same_version_with_other_files_is_a_change(self, tmp_path: Path) -> None:
+    def test_same_version_with_other_local_files_is_a_change(self, tmp_path: Path) -> None:
         folder = tmp_path / "site-packages"
         info = folder / "mine-1.0.dist-info"
         info.mkdir(parents=True)
@@ -220,7 +220,7 @@ class TestCodeState:
         (info / "direct_url.json").unlink()
         assert self._imported(folder, "import mine")["distributions"]["mine"] == "1.0"
 
-    def test_another_interpreter_is_asked_for_its_own(self, tmp_path: Path, noop_engine: None) -> None:
+    def test_other_interpreter_reports_its_own_code_state(self, tmp_path: Path, noop_engine: None) -> None:
         question = tmp_path / "question.json"
         question.write_text(
             json.dumps(
@@ -237,7 +237,7 @@ class TestCodeState:
         assert found["modules"]["none.such"] is None
 
 
-def test_the_state_of_a_model_folder(tmp_path: Path) -> None:
+def test_state_of_a_model_folder_changes_with_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")

@@ -45,7 +45,7 @@ class TestClosing:
         ],
         ids=["fetch", "load", "generate", "meter", "nothing"],
     )
-    def test_the_engine_is_closed_whatever_raises(
+    def test_engine_is_closed_after_any_exception(
         self,
         monkeypatch: pytest.MonkeyPatch,
         raising: str | None,
@@ -71,7 +71,7 @@ class TestClosing:
 
 
 class TestDeadline:
-    def test_an_engine_of_unknown_cost_gets_hours_and_not_days(self) -> None:
+    def test_deadline_of_unknown_engine_is_hours_not_days(self) -> None:
         def deadline(n: int) -> float:
             asked = config(backend="other", n=n, max_output_tokens=2000)
             return deadline_seconds(asked, ExecutionConfig(), None, Host(2**36))
@@ -95,7 +95,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 class TestKilledRun:
-    def test_a_killed_run_is_interrupted_once_its_process_is_gone(self, tmp_path: Path) -> None:
+    def test_killed_run_is_interrupted_once_its_process_is_gone(self, tmp_path: Path) -> None:
         manifest = self.manifest()
         command = [sys.executable, "-c", KILLED, str(tmp_path), manifest.model_dump_json()]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -109,7 +109,7 @@ class TestKilledRun:
         assert read_manifest(tmp_path).failed == 1
         assert Manifest.read(tmp_path / "manifest.json").status == "running", "a reader changes nothing"
 
-    def test_a_run_of_another_machine_may_still_be_running(self, tmp_path: Path) -> None:
+    def test_run_of_another_machine_may_still_be_running(self, tmp_path: Path) -> None:
         writer = ManifestWriter(tmp_path, self.manifest())
         writer.running("one")
         del writer
@@ -119,7 +119,7 @@ class TestKilledRun:
             file.write_text(Manifest.read(file).model_copy(update={"boot_id": elsewhere}).model_dump_json())
             assert self.seen(tmp_path) == ("running", "running", None)
 
-    def test_a_finished_run_keeps_its_status(self, tmp_path: Path) -> None:
+    def test_finished_run_keeps_its_status(self, tmp_path: Path) -> None:
         writer = ManifestWriter(tmp_path, self.manifest())
         writer.finish("completed")
         assert read_manifest(tmp_path).status == "completed"
@@ -168,7 +168,7 @@ def _time(text: str | None) -> datetime:
 
 class TestMissingEngine:
     @pytest.mark.parametrize("name", ["vllm", "tensorrt"])
-    def test_nobody_is_sent_to_install_a_library_that_brings_no_engine(
+    def test_no_install_hint_for_a_library_without_an_engine(
         self, name: str, write_study: Callable[..., Path]
     ) -> None:
         study = load_study(write_study(backend=name, sweep={"n": [1]}))
@@ -181,7 +181,7 @@ class TestMissingEngine:
 
 class TestLockFolder:
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
-    def test_nobody_removes_the_lock_that_another_user_holds(self, shared: Path) -> None:
+    def test_other_users_cannot_remove_a_held_lock(self, shared: Path) -> None:
         with owned([CPU], Owner.of_this_process("study", "one"), print):
             files = sorted(shared.joinpath(FOLDER).iterdir())
             assert len(files) == 3
@@ -196,7 +196,7 @@ class TestLockFolder:
             assert _as_nobody(attack) == 0
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")
-    def test_each_user_notes_having_a_device(self, shared: Path) -> None:
+    def test_each_user_writes_their_own_owner_note(self, shared: Path) -> None:
         with owned([CPU], Owner.of_this_process("study", "of root"), print):
             pass
 
@@ -213,7 +213,7 @@ class TestLockFolder:
             assert found is not None
             assert found.experiment == "of root again"
 
-    def test_a_lock_file_that_is_there_is_opened_without_creating_it(
+    def test_existing_lock_file_is_opened_without_o_creat(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """In a sticky folder Linux refuses O_CREAT for another user's file (fs.protected_regular)."""
@@ -233,7 +233,7 @@ class TestLockFolder:
         assert [how & os.O_CREAT for how in flags] == [0, 0]
         lock.release()
 
-    def test_a_lock_on_a_file_that_was_replaced_is_none(self, tmp_path: Path) -> None:
+    def test_lock_on_a_replaced_file_is_invalid(self, tmp_path: Path) -> None:
         path = tmp_path / "cpu.lock"
         first, second = SharedLock(path), SharedLock(path)
         assert first.acquire()
@@ -243,7 +243,7 @@ class TestLockFolder:
         assert not first.acquire()
         second.release()
 
-    def test_release_frees_the_lock_also_where_a_forked_process_has_its_descriptor(self, tmp_path: Path) -> None:
+    def test_release_frees_a_lock_inherited_by_a_forked_process(self, tmp_path: Path) -> None:
         lock = SharedLock(tmp_path / "cpu.lock")
         assert lock.acquire()
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[_descriptor(lock)]) as child:
@@ -285,7 +285,7 @@ class TestRunStudy:
         ("ini", "output_dir", "expected"),
         [("results-of-ini", None, "results-of-ini"), slow("results-of-ini", "of-study", "of-study")],
     )
-    def test_results_go_where_pytest_would_put_them(
+    def test_run_study_uses_pytests_results_directory(
         self,
         pytester: pytest.Pytester,
         write_study: Callable[..., Path],

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from pytest_llem.engines.pytorch.requirements import Packages, unmet
+from pytest_llem.engines.pytorch.requirements import Packages, unmet_requirements
 from pytest_llem.isolation import interpreter
-from pytest_llem.isolation.interpreter import OLDEST, Interpreter, ask, package_versions
-from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_add
+from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
+from pytest_llem.planning.runner_environment import WORKER, check_runner_environment, how_to_add
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -109,14 +109,14 @@ class TestInterpreterQuery:
         [
             (
                 "echo garbage; echo; exit 0",
-                "does not answer as Python does (status 0, and said 'garbage'): name a ",
+                "does not answer as Python does (status 0, last output 'garbage'): name a ",
             ),
-            ("echo oh >&2; exit 3", "does not answer as Python does (status 3, and said 'oh'): name a Python "),
+            ("echo oh >&2; exit 3", "does not answer as Python does (status 3, last output 'oh'): name a Python "),
             ("kill -9 $$", "does not answer as Python does (status -9): name a Python interpreter that works"),
-            ('echo "$@"', "does not answer as Python does (no answer, and said "),
-            ("yes", "does not answer as Python does (output without end, and said 'y'): name a "),
-            ("""echo "$4"'{"python": "3.x"}'""", "does not answer as Python does (no answer, and said "),
-            ("""echo "$4"'[]'""", "does not answer as Python does (no answer, and said "),
+            ('echo "$@"', "does not answer as Python does (no answer, last output "),
+            ("yes", "does not answer as Python does (output without end, last output 'y'): name a "),
+            ("""echo "$4"'{"python": "3.x"}'""", "does not answer as Python does (no answer, last output "),
+            ("""echo "$4"'[]'""", "does not answer as Python does (no answer, last output "),
         ],
     )
     def test_program_that_is_no_python_is_an_error(self, tmp_path: Path, text: str, message: str) -> None:
@@ -147,7 +147,7 @@ class TestInterpreterQuery:
             "x" * 9: "cannot be run (File name too long): name a Python interpreter",
             **dict.fromkeys(
                 ("dangling", "nowhere", "a\0b"),
-                "is not there: name a Python interpreter, by its absolute path or relative to the study",
+                "does not exist: name a Python interpreter, by its absolute path or relative to the study",
             ),
         }
 
@@ -159,7 +159,7 @@ class TestInterpreterQuery:
         assert ask(old) == (
             "is Python 3.9.18, and pytest-llem needs 3.11 or newer: make that environment with a newer one"
         )
-        assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, OLDEST))}"
+        assert metadata("pytest-llem")["Requires-Python"] == f">={'.'.join(map(str, MIN_PYTHON))}"
 
     def test_package_versions_of_both_interpreters(self, tmp_path: Path, elsewhere: Environment) -> None:
         own, other = package_versions(None), package_versions(elsewhere.python)
@@ -250,11 +250,11 @@ class TestRequirements:
         config = ExperimentConfig.model_validate(
             {"model": "m", "pytorch": {"device_map": "auto", "attn_implementation": "flash_attention_2"}}
         )
-        assert unmet(config, Packages(lambda module: False, "PIP")) == [
+        assert unmet_requirements(config, Packages(lambda module: False, "PIP")) == [
             "pytorch.device_map needs accelerate: PIP install accelerate",
             "pytorch.attn_implementation 'flash_attention_2' needs flash-attn or kernels: PIP install flash-attn",
         ]
-        assert unmet(config, Packages({"accelerate", "kernels"}.__contains__, "PIP")) == []
+        assert unmet_requirements(config, Packages({"accelerate", "kernels"}.__contains__, "PIP")) == []
 
 
 class TestRunning:
@@ -435,7 +435,7 @@ class TestRunning:
         )
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.assert_outcomes(passed=2, failed=2)
-        message = "runner 'env/bin/python' of engine 'faraway' is not there: name a Python interpreter, by its *"
+        told = "runner 'env/bin/python' of engine 'faraway' does not exist: name a Python interpreter, by its *"
         run.stdout.fnmatch_lines(
             [f"  preflight, will fail: backend=faraway-n=1 and 1 more: {message}", f"preflight: {message}"]
         )

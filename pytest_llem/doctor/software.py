@@ -15,7 +15,7 @@ from pytest_llem.doctor.probe import ProbeProcess
 from pytest_llem.doctor.records import Engine, Meter, Package, Software
 from pytest_llem.engines.pytorch.requirements import OPTIONAL
 from pytest_llem.isolation.interpreter import ask
-from pytest_llem.isolation.launcher import OURS_ALONE
+from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.isolation.probe import answer
 from pytest_llem.planning.runner_environment import check_runner_environment
 from pytest_llem.registry import ENGINE_GROUP, METER_GROUP
@@ -69,7 +69,7 @@ class Imports:
         self._software = _installed(python)
         for engine in self._software.engines:
             command = [self._software.executable, "-P", "-c", _IMPORT, ENGINE_GROUP, engine.name]
-            without = OURS_ALONE if python is not None else ()
+            without = PYTHON_VARIABLES if python is not None else ()
             self._asked[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
 
     def __enter__(self) -> Imports:

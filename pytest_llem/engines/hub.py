@@ -1,4 +1,4 @@
-"""The Hugging Face hub, as far as what it says has to be told to a person."""
+"""Ask the Hugging Face hub, and turn its errors into one-line messages."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import os
 
 from pytest_llem.engines.pytorch.refusals import one_line
 
-#: Errors of a cache that cannot be written; others of the operating system are the network's.
+#: Errors of a cache that cannot be written. Other errors of the operating system are network errors.
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 _OFFLINE = "HF_HUB_OFFLINE is set, so the hub was not asked"
 
-#: Why this process does not ask the hub: what :func:`go_offline` was given.
+#: Reasons that :func:`go_offline` was given in this process.
 _unreachable: list[str] = []
 
 
 def not_cached() -> str:
-    """Return the error where the hub is not to be asked and the cache does not hold the model."""
+    """Return the error message for a model that is not in the cache while the hub must not be asked."""
     return f"not in the Hugging Face cache ({_unreachable[-1] if _unreachable else _OFFLINE})"
 
 
 def unreachable() -> str | None:
-    """Ask the hub for any answer, and return why there is none; None where it answers, or is not to be asked.
+    """Return why the hub cannot be reached; None if it answers, or if HF_HUB_OFFLINE is set.
 
-    It takes up to ``HF_HUB_ETAG_TIMEOUT`` (10 s).
+    Takes up to ``HF_HUB_ETAG_TIMEOUT`` (10 s).
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -33,13 +33,13 @@ def unreachable() -> str | None:
         return None
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:  # the network's: a dozen types over as many libraries
+    except Exception as error:  # network errors have a dozen types in as many libraries
         return f"the Hugging Face hub cannot be reached: {type(error).__name__}: {one_line(error)[:200]}"
     return None
 
 
 def go_offline(reason: str) -> None:
-    """Have this process take what is in the hub's cache, and not ask the hub."""
+    """Make this process use only the hub's cache. Error messages mention *reason*."""
     from huggingface_hub import constants
 
     _unreachable.append(reason)
@@ -48,12 +48,12 @@ def go_offline(reason: str) -> None:
 
 
 def refusal(error: Exception, revision: str | None, what: str = "model") -> str:
-    """Return in a line why the hub does not give a repository.
+    """Return, in one line, why a repository cannot be downloaded from the hub.
 
     Args:
-        error: What huggingface_hub raised.
-        revision: That was asked for; None for the main branch.
-        what: The kind of repository.
+        error: The error that huggingface_hub raised.
+        revision: The requested revision; None for the main branch.
+        what: Kind of repository: ``model`` or ``dataset``.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -64,7 +64,7 @@ def refusal(error: Exception, revision: str | None, what: str = "model") -> str:
     )
 
     if isinstance(error, HFValidationError):
-        return f"no name of a hub {what} either (expected owner/name)"
+        return f"not the name of a {what} on the hub either (expected owner/name)"
     if isinstance(error, GatedRepoError):
         return "gated on the Hugging Face hub (accept its terms there and set HF_TOKEN)"
     if isinstance(error, RevisionNotFoundError):
@@ -74,6 +74,6 @@ def refusal(error: Exception, revision: str | None, what: str = "model") -> str:
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         where = error.filename or "the Hugging Face cache"
         return f"{where} cannot be written ({os.strerror(error.errno)}): set HF_HOME to a folder that can"
-    # What is left is the network's: a dozen types over as many libraries.
+    # All other errors are network errors.
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     return f"the Hugging Face hub could not be asked ({type(cause).__name__}: {one_line(cause)[:200]})"

@@ -1,4 +1,4 @@
-"""Where a model comes from."""
+"""Find a model by its name, check its files, and identify what was found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_llem.engines.tiny_llama import NAME, model_folder, tiny_llama
 
 BUILTIN = "builtin:"
 
-#: What is downloaded of a hub model: weights in the format transformers prefers, and all that is small.
+#: Files of a hub model that are downloaded: weights in the format that transformers prefers, and all small files.
 DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 
 #: Suffixes of files that hold weights.
@@ -28,9 +28,9 @@ class ModelSource:
     """A model that was found.
 
     Attributes:
-        location: What to hand to ``from_pretrained``: a folder, or a hub id.
+        location: Argument for ``from_pretrained``: a folder or a hub id.
         kind: ``local``, ``builtin``, ``model_path`` or ``hub``.
-        random_weights: The weights are no trained model's.
+        random_weights: Whether the weights are random and not trained.
     """
 
     location: str
@@ -41,13 +41,19 @@ class ModelSource:
 def resolve_model(
     name: str, model_path: Sequence[Path], revision: str | None = None, *, download: bool = True
 ) -> ModelSource:
-    """Find *name*: an existing local folder, a builtin, a folder of that name under *model_path*, the hub.
+    """Find a model: a builtin, a local folder, a folder under *model_path*, or a hub model, in this order.
 
-    A hub model is downloaded here. Its configuration comes first, so that a name that leads nowhere is known
-    before anything else is done. Without *download* the hub is not asked, and what it may have counts as found.
+    A hub model is downloaded, its configuration first, so that a wrong name fails at once.
+
+    Args:
+        name: The model's name in the study.
+        model_path: Folders that hold models by name.
+        revision: Revision of a hub model; None for the main branch.
+        download: Whether to download. If false, the hub is not asked, and any name that it may have counts as
+            found.
 
     Raises:
-        ModelNotFoundError: It is nowhere to be had; the message says where it was looked for.
+        ModelNotFoundError: The model was not found. The message lists the places that were searched.
     """
     if name.startswith(BUILTIN):
         if name != BUILTIN + NAME:
@@ -57,8 +63,8 @@ def resolve_model(
         except OSError as error:
             raise ModelNotFoundError(f"model {name!r} cannot be made: {error}") from error
         return ModelSource(str(folder), "builtin", random_weights=True)
-    if (here := _local(name, model_path)) is not None:
-        return here
+    if (local := _local(name, model_path)) is not None:
+        return local
     searched = [f"no folder {_expanded(name)}"]
     searched.append(
         "none of that name under llem_model_path (" + ", ".join(map(str, model_path)) + ")"
@@ -72,7 +78,7 @@ def resolve_model(
 
 
 def _local(name: str, model_path: Sequence[Path]) -> ModelSource | None:
-    """Return the model of that name in a folder of this machine; None where there is none."""
+    """Return the model of that name in a local folder; None if there is none."""
     places = [("local", _expanded(name)), *(("model_path", directory / name) for directory in model_path)]
     return next((ModelSource(str(place), kind) for kind, place in places if _is_folder(place)), None)
 
@@ -87,7 +93,7 @@ def _expanded(name: str) -> Path:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, or that no system takes
+    except (OSError, ValueError):  # the name is too long or not a valid path
         return False
 
 
@@ -100,12 +106,12 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
 
 
 def damaged_model(name: str, source: ModelSource, revision: str | None = None) -> str | None:
-    """Return why a model that was found cannot be loaded; None where no file can be seen to be damaged.
+    """Return why a model cannot be loaded; None if no damage is visible in its files.
 
     Args:
-        name: As the study has it.
+        name: The model's name in the study.
         source: Where it was found.
-        revision: Of the hub's; None for its main branch.
+        revision: Revision on the hub; None for the main branch.
     """
     folder = cached_snapshot(source.location, revision) if source.kind == "hub" else Path(source.location)
     damage = damaged_file(folder) if folder is not None and folder.is_dir() else None
@@ -113,16 +119,16 @@ def damaged_model(name: str, source: ModelSource, revision: str | None = None) -
 
 
 def hub_revision(source: ModelSource, revision: str | None) -> str | None:
-    """Return the commit of a model from the hub, None for any other. The cache names its folders so."""
+    """Return the commit of a hub model, which is the name of its folder in the cache; None for other models."""
     folder = cached_snapshot(source.location, revision) if source.kind == "hub" else None
     return folder.name if folder else None
 
 
 def fingerprint(source: ModelSource, revision: str | None) -> str | None:
-    """Return a SHA-256 by which to tell models in folders apart; None where *source* has no folder.
+    """Return a SHA-256 that distinguishes models in folders; None if *source* has no folder.
 
-    It is over ``config.json`` and over the name and size of each file with weights: weights of the same shape with
-    other values are not told apart. Reading 100 GB of them would take minutes.
+    It covers ``config.json`` and the name and size of each file of weights, but not their content: reading 100 GB
+    would take minutes. So other weights of the same shape have the same fingerprint.
     """
     folder = cached_snapshot(source.location, revision) if source.kind == "hub" else Path(source.location)
     if folder is None:
@@ -138,9 +144,9 @@ def fingerprint(source: ModelSource, revision: str | None) -> str | None:
 
 
 def folder_state(name: str, model_path: Sequence[Path]) -> str | None:
-    """Return a digest by which to tell whether a model's local folder has changed; None for any other model.
+    """Return a digest that changes if a model's local folder changes; None for other models.
 
-    It is over the name, size and time of modification of each file. Nothing is read.
+    It covers the name, size and modification time of each file. No file is read.
     """
     source = None if name.startswith(BUILTIN) else _local(name, model_path)
     if source is None:
@@ -154,7 +160,7 @@ def folder_state(name: str, model_path: Sequence[Path]) -> str | None:
 
 
 def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | None:
-    """Return why the Hugging Face hub does not have *name*, or None if it, or its cache, does."""
+    """Return why *name* cannot be loaded from the Hugging Face hub; None if the hub, or its cache, has it."""
     from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     try:
@@ -170,36 +176,37 @@ def _hub_refusal(name: str, revision: str | None, *, download: bool) -> str | No
     return None
 
 
-#: What configurations of transformers call it. Models without one (ALiBi, recurrent ones) have no limit.
+#: Names of the context length in configurations of transformers. Models without one, such as recurrent ones and
+#: those with ALiBi, have no limit.
 _NAMES = ("max_position_embeddings", "n_positions")
 
-#: Ways to scale rotary embeddings whose factor comes on top of what is stated; for others it is part of it.
-_STRETCHED = ("linear", "dynamic", "yarn")
+#: Scalings of rotary embeddings whose factor multiplies the stated length. For others the length includes it.
+_SCALED = ("linear", "dynamic", "yarn")
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:
-    """Return the most tokens of prompt and answer together; None where its configuration states no limit.
+    """Return the maximum number of tokens of prompt and answer together; None if the configuration has no limit.
 
     Args:
-        config: As in ``config.json``, of the part that is the language model where a model has several.
+        config: Content of ``config.json``. For a model of several parts, the language model's part.
     """
     stated = next((config[name] for name in _NAMES if type(config.get(name)) is int), 0)
     if stated <= 0:
         return None
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     length = stated
-    for one in (rope, *rope.values()):  # of a layer's type each, in some
-        if isinstance(one, dict) and (one.get("rope_type") or one.get("type")) in _STRETCHED:
+    for one in (rope, *rope.values()):  # some models have one entry for each type of layer
+        if isinstance(one, dict) and (one.get("rope_type") or one.get("type")) in _SCALED:
             original = one.get("original_max_position_embeddings") or stated
             length = max(length, int(original * (one.get("factor") or 1)))
     return length
 
 
 def too_long(model: str, prompt: int, output: int, limit: int) -> str:
-    """Return why a prompt does not fit, and what to do.
+    """Return the error message for a prompt that exceeds the model's context.
 
     Args:
-        model: Its name in the study.
+        model: The model's name in the study.
         prompt: Tokens of the prompt.
         output: Tokens to generate.
         limit: The model's :func:`context_length`.
@@ -210,13 +217,13 @@ def too_long(model: str, prompt: int, output: int, limit: int) -> str:
     )
 
 
-#: What git leaves in place of a large file that git-lfs has not fetched begins so.
+#: Beginning of the pointer file that git leaves in place of a large file that git-lfs has not fetched.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-#: More than any header of a safetensors file takes.
-_LARGEST_HEADER = 100_000_000
+#: Maximum size of a safetensors header in bytes.
+_MAX_HEADER = 100_000_000
 
-#: In the order in which transformers looks for them: the first that is there is loaded.
+#: Files of weights in the order in which transformers looks for them. The first that exists is loaded.
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -230,17 +237,17 @@ class NotSafetensorsError(ValueError):
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """Return a safetensors file's header: ``dtype``, ``shape`` and ``data_offsets`` of each tensor, by its name.
+    """Return the header of a safetensors file: ``dtype``, ``shape`` and ``data_offsets`` of each tensor, by name.
 
     Raises:
-        NotSafetensorsError: It is of another format, or cut off.
-        OSError: It cannot be read.
+        NotSafetensorsError: The file has another format, or is truncated.
+        OSError: The file cannot be read.
     """
     size = file.stat().st_size
     with file.open("rb") as content:
         start = content.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if length > _LARGEST_HEADER:
+        if length > _MAX_HEADER:
             raise NotSafetensorsError("is not a safetensors file")
         if size < 8 + length or len(start) < 8:
             raise NotSafetensorsError(f"is truncated at {size:,} bytes, within its header")
@@ -256,9 +263,9 @@ def read_header(file: Path) -> dict[str, Any]:
 
 
 def damaged_file(folder: Path) -> str | None:
-    """Return what is wrong with a file in *folder* that the model is loaded from, and what to do about it.
+    """Return what is wrong with a model file in *folder*, and what to do; None if no damage is visible.
 
-    None where nothing can be seen to be wrong. Files that are missing are not looked for.
+    Missing files are not looked for.
     """
     for file in _loaded_from(folder):
         try:
@@ -285,6 +292,6 @@ def _loaded_from(folder: Path) -> Iterator[Path]:
         return
     try:
         names = set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, LookupError, AttributeError, TypeError):  # transformers says what is wrong with it
+    except (ValueError, LookupError, AttributeError, TypeError):  # transformers reports what is wrong
         return
     yield from (file for name in sorted(names) if (file := folder / name).is_file())

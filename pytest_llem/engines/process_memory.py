@@ -1,4 +1,4 @@
-"""The most memory this process has held: what a CPU engine can tell of its memory use."""
+"""Read and reset the peak resident memory of this process, which is the memory use of a CPU engine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
-#: What the kernel wants written there to reset the peak (proc(5)).
+#: Value to write to ``clear_refs`` to reset the peak; see proc(5).
 _RESET_PEAK = "5"
 
 
 def reset_peak_rss() -> bool:
-    """Let the peak start from what is held now; return whether it does. Not every kernel can, or allows it."""
+    """Reset the peak to the current value. Return whether that worked: not every kernel can, or allows it."""
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK)
     except OSError:
@@ -21,7 +21,7 @@ def reset_peak_rss() -> bool:
 
 
 def peak_rss_bytes() -> int | None:
-    """Return the largest resident set since :func:`reset_peak_rss`, in bytes; null off Linux."""
+    """Return the largest resident set since :func:`reset_peak_rss`, in bytes; None on other systems than Linux."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

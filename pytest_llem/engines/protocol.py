@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The protocol of an engine, and the values that it exchanges with the measurement."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from pytest_llem.study.config import ExperimentConfig
 
 
 class PreflightError(Exception):
-    """Something the experiment needs is not there. The message says what, in one line, and what to do."""
+    """Raised if the experiment cannot run here. The message says in one line what is missing and what to do.
+
+    Example:
+        >>> raise PreflightError("engine 'mine' needs a GPU: run it on a machine with one")
+    """
 
 
 class ModelNotFoundError(PreflightError):
-    """A model that cannot be had; the message says where it was looked for."""
+    """Raised if a model was not found. The message lists the places that were searched."""
 
 
 class ShapeUnknownError(Exception):
-    """What a model computes cannot be told; the message says why, in one line."""
+    """Raised if a model's FLOPs do not follow from its shape. The message says why in one line."""
 
 
 @dataclass(frozen=True)
 class EngineContext:
-    """What an engine may know beside its configuration.
+    """Settings of the session that an engine gets beside its configuration.
 
     Attributes:
         model_path: Folders that hold models by name (the ini option ``llem_model_path``).
@@ -36,17 +40,19 @@ class EngineContext:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """What became of one prompt.
+    """The outcome of one request: one prompt and its answer.
 
     Attributes:
-        input_tokens: Without padding.
-        output_ids: Up to and including the end of the sequence, without padding.
-        ttft_s: From the generate call to the first token, in seconds; null where the engine cannot tell.
-        itl_s: Between each token and the next, in seconds; one fewer than ``output_ids``, or empty where the
-            engine cannot tell.
-        e2e_s: From the generate call to the last token, in seconds; null where the engine cannot tell.
-        error: Why the request failed, in words; null where it was answered. It may then have fewer tokens than
-            asked for. The experiment goes on, and no gate judges its figures.
+        input_tokens: Number of prompt tokens, without padding.
+        output_ids: Generated token ids up to and including the end-of-sequence token, without padding.
+        ttft_s: Time from the generate call to the first token, in s; None if unknown.
+        itl_s: Times between consecutive tokens, in s; one fewer than ``output_ids``, or empty if unknown.
+        e2e_s: Time from the generate call to the last token, in s; None if unknown.
+        error: Why the request failed; None if it was answered. A failed request may have fewer tokens than asked
+            for. The experiment continues, and no gate judges its metrics.
+
+    Example:
+        >>> RequestRecord(input_tokens=3, output_ids=[17, 4], ttft_s=0.02, itl_s=[0.01], e2e_s=0.03)
     """
 
     input_tokens: int
@@ -58,27 +64,27 @@ class RequestRecord:
 
     @property
     def is_served(self) -> bool:
-        """Whether it was answered, with a token at least."""
+        """Whether the request was answered with at least one token."""
         return self.error is None and len(self.output_ids) > 0
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the arithmetic and the memory traffic of a decoder follow from: every token goes through all of its
-    layers once, and its keys and values are kept.
+    """The sizes of a decoder that determine its FLOPs and its memory traffic.
+
+    The decoder has to pass every token through all of its layers once, and to keep its keys and values.
 
     Attributes:
-        parameters: Weights of the layers that each token is multiplied with: all linear ones, without head,
-            embeddings, norms and biases.
-        head_parameters: Weights of the head, which a token is multiplied with where the next one is chosen.
-        attention_width: Query heads · head size, summed over the layers; where keys and values differ in size,
-            their mean is the head size.
-        kv_values_per_token: Keys and values that are kept of a token, over all layers.
-        kv_bytes_per_value: Size of one of these.
-        weight_bytes: Weights that a step reads: all, but for embeddings that are only looked up. An input
-            embedding that is the head as well counts once.
-        precision: Of the arithmetic, as :class:`pytest_llem.hardware.peaks.Peaks` has it.
-        window: Tokens of context that the layer with the narrowest sliding window sees; null where all see all.
+        parameters: Weights of all linear layers except the head. Embeddings, norms and biases do not count.
+        head_parameters: Weights of the head, which is used only for positions whose next token is chosen.
+        attention_width: Query heads · head size, summed over the layers. If keys and values differ in size, the
+            head size is their mean.
+        kv_values_per_token: Number of key and value elements in the KV cache for one token, over all layers.
+        kv_bytes_per_value: Size of one such element in bytes.
+        weight_bytes: Size of the weights that a step reads, in bytes: all except embeddings that are only looked
+            up. An input embedding that is also the head counts once.
+        precision: Precision of the arithmetic, as named in :class:`pytest_llem.hardware.peaks.Peaks`.
+        window: Tokens of context in the narrowest sliding window; None if every layer attends to all tokens.
     """
 
     parameters: int
@@ -92,131 +98,149 @@ class ModelShape:
 
 
 class Engine(Protocol):
-    """Runs a model. Found by name under the entry-point group ``pytest_llem.engines``, or as
-    ``package.module:Class``, and made as ``Engine(config, context)`` in the experiment's own process, where
-    alone it may import what it needs.
+    """Runs a model in an experiment's own process.
 
-    ``config.engine_section`` holds its options: those that its class lists in ``option_names``, a collection of
-    names. Others are refused before it is made; a class that lists none reads none. ``config.passthrough_kwargs``
-    is refused likewise, unless ``reads_passthrough_kwargs`` is true. It honours ``config.precision``,
-    ``config.decoder``, ``config.prompt_format``, ``config.workload.output_len`` and ``measurement.length_mode``
-    (``fixed``: exactly that many tokens, whatever the model would end with). What it does not support of these, or
-    among its arguments, it refuses.
+    A study names an engine by its entry point in the group ``pytest_llem.engines``, or as
+    ``package.module:Class``. It is created as ``Engine(config, context)`` in the experiment's process. Heavy
+    imports belong there.
 
-    The engine decides what a batch is: one ``generate`` call's worth of prompts. Between ``prepare`` and
-    ``requests`` it does nothing but generate; everything else happens outside the measured window.
-    Every pass of the window brings the same prompts: an engine that caches prompts or answers, such as by prefix
-    caching, switches that off, or empties the cache in ``seed``, with which every pass begins.
+    Options: ``config.engine_section`` holds the engine's options. The class lists their names in ``option_names``;
+    other options are refused before the engine is created, and a class without ``option_names`` has no options.
+    ``config.passthrough_kwargs`` is refused unless ``reads_passthrough_kwargs`` is true. The engine has to honour
+    ``config.precision``, ``config.decoder``, ``config.prompt_format``, ``config.workload.output_len`` and
+    ``measurement.length_mode`` (``fixed``: exactly that many tokens, even if the model would end earlier). It has
+    to refuse each of these that it does not support, and each of its own options that it does not support.
 
-    Beside this it may be a :class:`SupportsModelShape`, :class:`SupportsPrefillOnly` or :class:`SupportsPreload`.
+    Measurement: the engine decides what a batch is, that is, the prompts of one ``generate`` call. Between
+        ``prepare``
+    and ``requests`` it only generates; everything else happens outside the measurement window. Every pass of the
+    window has the same prompts. So an engine that caches prompts or answers, such as by prefix caching, has to
+    disable the cache, or to clear it in ``seed``, which is called at the beginning of every pass.
+
+    An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly` and
+    :class:`SupportsPreload`.
+
+    Example:
+        >>> class EchoEngine:
+        ...     gpus = ()
+        ...     no_latency = "all tokens are returned at once"
+        ...     option_names = ("repeat",)
+        ...
+        ...     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        ...         self._repeat = config.engine_section.get("repeat", 1)
+        ...
+        ...     def generate(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
+        ...         return [[*prompt] * self._repeat for prompt in batch]
+        ...
+        ...     ...  # the other methods of the protocol
     """
 
-    #: UUIDs of the GPUs it may run on, empty on a CPU, as its own runtime names them; after ``load`` of those that
-    #: it runs on. Meters read exactly these.
+    #: UUIDs of the GPUs that the engine may use, as its runtime reports them; empty on a CPU. After ``load``,
+    #: those that it does use. Meters read exactly these GPUs.
     gpus: Sequence[str]
 
-    #: Why its requests have no latencies; null where they do.
+    #: Why the requests have no latencies; None if they have.
     no_latency: str | None
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         """Import what is needed and choose the device.
 
         Raises:
-            PreflightError: It cannot run here.
+            PreflightError: The experiment cannot run here.
         """
 
     def fetch(self) -> None:
-        """Find the model and bring its files to this machine. Neither timed nor metered.
+        """Find the model and download its files. Neither timed nor metered.
 
         Raises:
-            PreflightError: The model cannot be had.
+            PreflightError: The model was not found or cannot be downloaded.
         """
 
     def load(self) -> None:
         """Load the model.
 
         Raises:
-            PreflightError: Something that loading it needs is not installed, or the model cannot be used as the
-                experiment has it.
+            PreflightError: A package is not installed, or the model does not support the experiment's settings.
         """
 
     def describe(self) -> EngineRecord:
-        """Return what runs, as it is after ``load``, and which settings it had to adjust."""
+        """Return versions, devices and effective settings after ``load``, and which settings were adjusted."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a prompt, special tokens and, with ``prompt_format: chat``, the model's chat
-        template included.
+        """Return the token ids of a prompt with special tokens.
+
+        With ``prompt_format: chat`` they include the model's chat template.
         """
 
     def vocabulary(self) -> Sequence[int]:
-        """Return the token ids a synthetic prompt may hold: no special ones."""
+        """Return the token ids that a synthetic prompt may hold, without special tokens."""
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> Sequence[Any]:
         """Return the batches of a pass, ready on the device.
 
-        Called twice: with prompts for the warm-up, of the same lengths, and with those of the window. An engine
-        that answers a prompt faster when it comes again is not judged by any gate.
+        Called twice: with warm-up prompts and with the window's prompts, which have the same lengths. No gate
+        judges an engine that answers repeated prompts faster.
         """
 
     def positions(self, batch: Any) -> int:
-        """Return the input positions of *batch*, padding included."""
+        """Return the number of input positions of *batch*, padding included."""
 
     def seed(self, seed: int) -> None:
-        """Seed everything random in the engine."""
+        """Seed all random number generators of the engine."""
 
     def generate(self, batch: Any) -> Any:
         """Generate for one batch and return what :meth:`requests` needs. May return before the device is done.
 
-        What it returns is kept to the window's end: nothing of it should be on the device.
+        The returned value is kept to the window's end, so it should hold no device memory.
         """
 
     def synchronize(self) -> None:
-        """Return when the device has nothing left to do."""
+        """Wait until the device has finished all work."""
 
     def requests(self, batch: Any, generated: Any) -> list[RequestRecord]:
-        """Return what became of each prompt of *batch*; called outside the window."""
+        """Return the outcome of each prompt of *batch*. Called outside the window."""
 
     def model_memory_bytes(self) -> int | None:
-        """Return the size of weights and buffers."""
+        """Return the size of weights and buffers in bytes; None if unknown."""
 
     def reset_peak_memory(self) -> None:
-        """Start watching for the largest memory use."""
+        """Start to record the peak memory use."""
 
     def peak_memory_bytes(self) -> int | None:
-        """Return the largest memory use since ``reset_peak_memory``."""
+        """Return the peak memory use since ``reset_peak_memory`` in bytes; None if unknown."""
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
 
 
 @runtime_checkable
 class SupportsModelShape(Protocol):
-    """An engine that tells what its model computes: without it there are no FLOPs, and no floor. Optional."""
+    """Optional: an engine that reports the shape of its model, from which FLOPs and roofline follow."""
 
     def shape(self) -> ModelShape:
-        """Return the shape of the loaded model. Called outside the measured window, once it is over.
+        """Return the shape of the loaded model. Called after the measurement window.
 
         Raises:
-            ShapeUnknownError: What is computed does not follow from a shape.
+            ShapeUnknownError: The computation does not follow from a shape.
         """
 
 
 @runtime_checkable
 class SupportsPrefillOnly(Protocol):
-    """An engine that can stop after the first token, which ``measurement.prefill_split`` needs. Optional."""
+    """Optional: an engine that can stop after the first token, which ``measurement.prefill_split`` needs."""
 
     def generate_first(self, batch: Any) -> Any:
-        """Do what ``generate`` does, up to one new token for each prompt of *batch*."""
+        """Do the same as ``generate``, with only one new token for each prompt of *batch*."""
 
 
 @runtime_checkable
 class SupportsPreload(Protocol):
-    """An engine that imports more than its own module, and can do so ahead. Optional."""
+    """Optional: an engine that imports more than its own module, and can do so early."""
 
     @classmethod
     def preload(cls, config: ExperimentConfig, context: EngineContext) -> None:
-        """Import what an experiment of *config* is going to import; what fails is told when it runs.
+        """Import what an experiment of *config* will import. Errors are ignored: the experiment reports them.
 
-        Called before there is an engine: in a forkserver, whose processes share what it has imported, or while a
-        process waits for its turn. It opens no device, starts no thread and asks no network.
+        Called before an engine is created: in a forkserver, whose processes share the imported modules, or while a
+        process waits for its devices. It must not open a device, start a thread or use the network.
         """

@@ -1,7 +1,7 @@
-"""``builtin:tiny-llama``: a Llama-architecture model that needs no download.
+"""Generate ``builtin:tiny-llama``, a small model of the Llama architecture that needs no download.
 
-Its weights are random, so it shows that everything works and says nothing about any real model's output. Speed
-and memory are those of its shape.
+Its weights are random. It shows that a study works; its output means nothing. Speed and memory use are those of a
+model of this size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = "tiny-llama"
 BUILTIN_NAME = f"builtin:{NAME}"
 
-#: Changed whenever the files below would come out different.
+#: Increase this number if the generated files change.
 VERSION = 1
 
 SEED = 20_240_607
@@ -29,7 +29,7 @@ _STD = 0.02
 
 _SPECIALS = ("<pad>", "<bos>", "<eos>")
 
-#: As transformers names it.
+#: Fields of transformers' LlamaConfig.
 SHAPE = {
     "vocab_size": 256 + len(_SPECIALS),
     "hidden_size": 256,
@@ -43,9 +43,10 @@ SHAPE = {
 
 
 def model_folder() -> Path:
-    """Return where the model's folder is, or will be: in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``).
+    """Return the model's folder in the user's cache, which may be missing (``$XDG_CACHE_HOME`` or ``~/.cache``).
 
-    Where that cannot be written, there being no home or a read-only one, it is a temporary folder of this user.
+    If the cache cannot be written, as without a home directory or with a read-only one, the folder is in a
+    temporary folder of this user.
     """
     name, own = f"{NAME}-v{VERSION}", _own_cache()
     if own is not None and (_is_folder(own / name) or _can_be_made(own / name)):
@@ -54,7 +55,7 @@ def model_folder() -> Path:
 
 
 def cache_note() -> str | None:
-    """Return that the model is kept in a temporary folder, and why; None where it is in the user's cache."""
+    """Return a note that the model is kept in a temporary folder, and why; None if it is in the user's cache."""
     folder, own = model_folder(), _own_cache()
     if own is not None and folder.parent == own:
         return None
@@ -75,10 +76,10 @@ def _temporary_cache() -> Path:
 
 
 def _make_own(folder: Path) -> None:
-    """Make a folder that no other user can write; all users can make one of that name before.
+    """Make a folder that only this user can write. Another user may already have made a folder of that name.
 
     Raises:
-        OSError: It cannot be made, or is another user's.
+        OSError: The folder cannot be made, or belongs to another user.
     """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -90,12 +91,12 @@ def _make_own(folder: Path) -> None:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # in a folder that is closed to this user
+    except OSError:  # in a folder that this user cannot read
         return False
 
 
 def _can_be_made(folder: Path) -> bool:
-    """Whether a folder that is not there can be made: the nearest one above it that is there can be written."""
+    """Return whether a missing folder can be made: its nearest existing parent has to be writable."""
     above = next((one for one in folder.parents if _is_folder(one) or _exists(one)), None)
     return above is not None and _is_folder(above) and os.access(above, os.W_OK | os.X_OK)
 
@@ -108,9 +109,9 @@ def _exists(path: Path) -> bool:
 
 
 def tiny_llama() -> Path:
-    """Return the model's folder; generate it first where it is not there yet.
+    """Return the model's folder, and generate it first if it does not exist.
 
-    Safe to call from several processes at once: the folder appears whole, and the first one wins.
+    Safe to call from several processes at once: the folder appears complete, and the first process wins.
 
     Raises:
         OSError: Neither the cache nor a temporary folder can be written.
@@ -148,8 +149,8 @@ def _generate(folder: Path) -> None:
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    # Uniform and not normal: torch's normal on a CPU goes through vectorised logarithms that differ in the last
-    # bit between processors, its uniform is exact everywhere.
+    # Uniform and not normal values: torch's normal on a CPU uses vectorised logarithms, whose last bit differs
+    # between processors. Its uniform is the same everywhere.
     generator = torch.Generator().manual_seed(SEED)
     weights = {}
     for name, parameter in sorted(model.named_parameters()):
@@ -166,7 +167,7 @@ def _generate(folder: Path) -> None:
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a byte and three special ones."""
+    """Return a tokenizer with one token for each byte and three special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

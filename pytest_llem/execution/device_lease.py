@@ -1,5 +1,6 @@
-"""A study's items take turns: each alone on its devices, after an idle time. Before pytest times the item, and
-before any limit on its time runs.
+"""Lease devices to one item at a time, after its idle time.
+
+Both happen before pytest starts to time the item, and before any limit on its time starts.
 """
 
 from __future__ import annotations
@@ -19,49 +20,49 @@ from pytest_llem.collection.items import experiment_of, is_experiment, run_of
 from pytest_llem.execution.draining import DrainingProcesses
 from pytest_llem.execution.experiment import LEASE, DeviceLease, preflight_of, start_early, stopped
 from pytest_llem.execution.idle_power import measure_no_context_once, no_context_is_due
-from pytest_llem.execution.live_line import say
+from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.replay import replayed
 from pytest_llem.execution.study_progress import live_progress
 from pytest_llem.machine.cool_down import Gaps
 from pytest_llem.machine.devices import CPU, DeviceError, Ownership, owned, possible_devices
 from pytest_llem.machine.gpu_memory import GpuMemory
-from pytest_llem.machine.idle_power import SECONDS as BARE_SECONDS
+from pytest_llem.machine.idle_power import SECONDS as NO_CONTEXT_SECONDS
 from pytest_llem.machine.owner import Owner
 from pytest_llem.results.experiment import GapRecord
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.design import StudyConfig
 
-_BARE = f"measuring the idle machine, {BARE_SECONDS:.0f} s"
+_NO_CONTEXT = f"measuring the idle machine, {NO_CONTEXT_SECONDS:.0f} s"
 
 
 @dataclass
 class _Session:
-    """What is remembered from item to item.
+    """State that outlives one item.
 
     Attributes:
-        gaps: Waits for time to pass, or for GPUs to cool.
-        memory: Waits for GPUs' memory.
-        exiting: Processes of items whose turn is over, or nearly.
-        cycle: File and cycle of the experiment before; None before the first one.
+        gaps: Idles for a fixed time, or until the GPUs have cooled.
+        memory: Waits until GPU memory is free again.
+        draining: Processes that have left their result and have not exited yet.
+        cycle: File and cycle of the previous experiment; None before the first one.
     """
 
     gaps: Gaps = field(default_factory=Gaps)
     memory: GpuMemory = field(default_factory=GpuMemory)
-    exiting: DrainingProcesses = field(default_factory=DrainingProcesses)
+    draining: DrainingProcesses = field(default_factory=DrainingProcesses)
     cycle: tuple[str, int] | None = None
 
     _devices: dict[tuple[Path | None, str, bool], tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: pytest.Config) -> _Session:
-        """Return that of a session of pytest."""
+        """Return the state of a pytest session, made at the first call."""
         if _SESSION not in config.stash:
             config.stash[_SESSION] = session = cls()
-            config.add_cleanup(session.exiting.close)
+            config.add_cleanup(session.draining.close)
         return config.stash[_SESSION]
 
     def devices(self, study: StudyConfig, config: ExperimentConfig) -> tuple[str, ...]:
-        """Return the devices that an experiment may run on. NVML is asked once for all that may use the same."""
+        """Return the devices that an experiment may run on. Experiments with equal answers query NVML once."""
         spread = config.pytorch is not None and config.pytorch.device_map is not None
         key = study.interpreter(config.backend), config.backend, spread
         if key not in self._devices:
@@ -74,69 +75,69 @@ _SESSION = pytest.StashKey[_Session]()
 
 @contextmanager
 def lease_devices(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Own the devices that *item* runs on, and idle before it as its study says; others start at once.
+    """Lease *item* its devices, and idle before it as its study asks. Items that start no process start at once.
 
-    The item has a lease meanwhile, which says why where it cannot have its devices. Where its process is still
-    exiting at the end, and the next experiment follows at once, that one's turn begins meanwhile.
+    If the devices cannot be leased, the item's lease says why. If the item's process has not exited when the item
+    ends, and an experiment follows at once, the devices are handed over to that one.
 
     Args:
         item: Any item that is about to run.
-        nextitem: The one that follows in this process; None for none.
+        nextitem: The next item in this process; None if there is none.
     """
     session = _Session.of(item.config)
     if not _is_started(item):
-        session.exiting.close()
+        session.draining.close()
         yield
         return
     run, experiment = run_of(item), experiment_of(item)
     study = item.config.stash[STUDIES][run]
     devices = session.devices(study, experiment.point.config)
     worker = getattr(item.config, "workerinput", {}).get("workerid")
-    # NVML is left alone where nothing would come of it.
+    # Only gaps of `auto` compare with the temperatures before the first experiment: NVML is not read for others.
     studies = item.config.stash[STUDIES].values()
-    looks = session.cycle is None and nextitem is not None
-    looks = looks and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
-    if looks:
+    is_first_look = session.cycle is None and nextitem is not None
+    is_first_look = is_first_look and any(study.execution.experiment_gap_seconds == AUTO for study in studies)
+    if is_first_look:
         session.gaps.note_first()
-    with ExitStack() as held, _leased(item) as lease:
+    with ExitStack() as stack, _leased(item) as lease:
         owner = Owner.of_this_process(study.name, experiment.id, worker)
-        ownership = session.exiting.pass_on(devices, owner, held)
+        ownership = session.draining.take_over(devices, owner, stack)
         if ownership is None:
             try:
-                ownership = held.enter_context(owned(devices, owner, partial(say, item.config)))
+                ownership = stack.enter_context(owned(devices, owner, partial(print_line, item.config)))
             except DeviceError as error:
                 lease.refusal = str(error)
         if ownership is None:
             yield
             return
-        held.callback(session.exiting.shut_down)
-        if looks and ownership.waited_seconds:  # somebody else was busy then
+        stack.callback(session.draining.shut_down)
+        if is_first_look and ownership.waited_seconds:  # another process was using the devices at the first look
             session.gaps.note_first()
         before, session.cycle = session.cycle, (file_of(run), experiment.cycle)
         gap = None if before is None else _gap(study, is_new_cycle=session.cycle != before)
-        if _is_worthwhile(session, item, ownership, gap):
-            _start_early(session, item, lease, held)
-        session.exiting.shut_down()
+        if _can_overlap(session, item, ownership, gap):
+            _start_early(session, item, lease, stack)
+        session.draining.shut_down()
         with live_progress(item) as watcher:
-            idled = _idle(session, gap, watcher.say if watcher else None)
+            idled = _idle(session, gap, watcher.show if watcher else None)
             waited = {"waited_seconds": ownership.waited_seconds, "waited_for": ownership.waited_for}
             lease.gap = _settle(session, ownership, idled.model_copy(update=waited))
-            lease.next_gap = partial(_again, session, ownership)
-            lease.devices, lease.drain, lease.progress = ownership.devices, session.exiting.take, watcher
-            idle = partial(watcher.say, _BARE) if watcher else lambda: None
+            lease.next_gap = partial(_prepare_repeat, session, ownership)
+            lease.devices, lease.drain, lease.progress = ownership.devices, session.draining.take, watcher
+            idle = partial(watcher.show, _NO_CONTEXT) if watcher else lambda: None
             measure_no_context_once(
                 item.config.stash[SHARED_STATE], experiment.point.config, ownership.devices, idle
             )
             if watcher is not None:
-                watcher.erase()  # pytest goes on with its own line
+                watcher.erase()  # pytest continues its own line
             yield
-        if nextitem is not None and _follows_at_once(nextitem) and session.exiting.is_any():
-            session.exiting.keep(ownership, held)
+        if nextitem is not None and _follows_at_once(nextitem) and session.draining.is_any():
+            session.draining.hand_over(ownership, stack)
 
 
 @contextmanager
 def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
-    """Give *item* a lease, and take it back: items stay to the end of the session."""
+    """Put a lease on *item*, and remove it: items stay in memory to the end of the session."""
     item.stash[LEASE] = lease = DeviceLease()
     try:
         yield lease
@@ -144,36 +145,36 @@ def _leased(item: pytest.Item) -> Iterator[DeviceLease]:
         del item.stash[LEASE]
 
 
-def _is_worthwhile(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
-    """Whether there is something to wait for while the item's process imports, and nothing is measured."""
+def _can_overlap(session: _Session, item: pytest.Item, ownership: Ownership, gap: _Gap | None) -> bool:
+    """Return whether the item's process can import while this one waits and measures nothing."""
     config = experiment_of(item).point.config
     if no_context_is_due(item.config.stash[SHARED_STATE], config, ownership.devices):
         return False
-    return session.exiting.is_any() or (gap is not None and session.gaps.will_wait(*gap))
+    return session.draining.is_any() or (gap is not None and session.gaps.will_wait(*gap))
 
 
-def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, held: ExitStack) -> None:
-    """Start the item's process, which is gone at the end of *held* where it was not needed."""
+def _start_early(session: _Session, item: pytest.Item, lease: DeviceLease, stack: ExitStack) -> None:
+    """Start the item's process early. Closing *stack* ends it if it was not used."""
     started = lease.process = start_early(item, experiment_of(item))
 
     def end() -> None:
         lease.process = None
-        if started not in session.exiting:
+        if started not in session.draining:
             started.end()
 
-    held.callback(end)
+    stack.callback(end)
     try:
         started.start()
-    except OSError:  # then it is started when it is needed, and that is told
+    except OSError:  # the later, regular start reports the error
         end()
 
 
 def _follows_at_once(item: pytest.Item) -> bool:
-    """Whether *item* is an experiment, and one that runs without being asked for by another process."""
+    """Return whether *item* is an experiment that starts without xdist's controller asking for it."""
     return is_experiment(item) and not hasattr(item.config, "workerinput")
 
 
-#: Idle time as a study has it, and the least that it is.
+#: Idle time as written in the study, and its minimum in s.
 _Gap = tuple[float | Literal["auto"], float]
 
 
@@ -182,21 +183,21 @@ def _gap(study: StudyConfig, *, is_new_cycle: bool) -> _Gap:
     return execution.experiment_gap_seconds, execution.cycle_gap_seconds if is_new_cycle else 0.0
 
 
-def _idle(session: _Session, gap: _Gap | None, tell: Callable[[str], None] | None) -> GapRecord:
+def _idle(session: _Session, gap: _Gap | None, report: Callable[[str], None] | None) -> GapRecord:
     if gap is None:
         return GapRecord(seconds=0.0, reason="skipped", note="the first experiment of its session")
-    return session.gaps.wait(*gap, tell)
+    return session.gaps.wait(*gap, report)
 
 
-def _again(session: _Session, ownership: Ownership) -> GapRecord:
-    """Have the item's devices ready for a further run of it."""
-    session.exiting.shut_down()
+def _prepare_repeat(session: _Session, ownership: Ownership) -> GapRecord:
+    """Get the item's devices ready for another run of it."""
+    session.draining.shut_down()
     gap = GapRecord(seconds=0.0, reason="skipped", note="run again at once", waited_seconds=0.0)
     return _settle(session, ownership, gap)
 
 
 def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecord:
-    """Wait until the GPUs' memory is as it was before the experiment before, and note it for the next one."""
+    """Wait until GPU memory in use is back to where it was before the previous experiment, and record it."""
     gpus = ownership.devices - {CPU}
     settled = session.memory.settle(gpus, ownership.used_before)
     ownership.note_used(settled.used)
@@ -204,7 +205,7 @@ def _settle(session: _Session, ownership: Ownership, gap: GapRecord) -> GapRecor
 
 
 def _is_started(item: pytest.Item) -> bool:
-    """Whether *item* is an experiment, and one for which a process will be started."""
+    """Return whether *item* is an experiment for which a process will be started."""
     if not is_experiment(item) or _is_skipped(item):
         return False
     experiment, run = experiment_of(item), run_of(item)
@@ -214,6 +215,6 @@ def _is_started(item: pytest.Item) -> bool:
 
 
 def _is_skipped(item: pytest.Item) -> bool:
-    """Whether *item* is marked to be skipped. A condition that pytest has yet to evaluate is not."""
+    """Return whether *item* is marked to be skipped. Conditions given as text are left to pytest."""
     conditions = (one for mark in item.iter_markers("skipif") for one in mark.args)
     return item.get_closest_marker("skip") is not None or any(one is True for one in conditions)

@@ -1,4 +1,7 @@
-"""Processes that have left their result and have yet to exit: the devices that they had are theirs up to then."""
+"""Track processes that have left their result and have not exited yet.
+
+Their devices stay in use until they exit.
+"""
 
 from __future__ import annotations
 
@@ -13,61 +16,64 @@ from pytest_llem.machine.owner import Owner
 
 @dataclass
 class DrainingProcesses:
-    """The processes of a session that are exiting, while other things are done.
+    """The processes of a session that are exiting.
 
     Attributes:
-        kept: What owns their devices where no item's turn does, and the stack that lets go of these in the end.
+        handover: Devices kept between two items, and the stack that releases them; None if none are kept.
     """
 
-    kept: tuple[Ownership, ExitStack] | None = None
+    handover: tuple[Ownership, ExitStack] | None = None
     _processes: list[ExperimentProcess] = field(default_factory=list)
 
     def take(self, process: ExperimentProcess) -> None:
-        """See to a process that has left its result."""
+        """Add a process that has left its result."""
         self._processes.append(process)
 
     def __contains__(self, process: ExperimentProcess) -> bool:
         return process in self._processes
 
     def is_any(self) -> bool:
-        """Whether one is still there."""
+        """Return whether any process has not exited yet."""
         return any(not process.has_exited for process in self._processes)
 
     def shut_down(self) -> None:
-        """Return once none is left. May be called again."""
+        """Wait until every process has exited. May be called again."""
         while self._processes:
             self._processes[-1].shut_down()
             self._processes.pop()
 
-    def keep(self, ownership: Ownership, held: ExitStack) -> None:
-        """Keep the devices from one item's turn to the next.
+    def hand_over(self, ownership: Ownership, stack: ExitStack) -> None:
+        """Keep the devices for the next item.
 
         Args:
-            ownership: Of these.
-            held: Lets go of them on being closed, once no process is left.
+            ownership: Ownership of the devices.
+            stack: Releases the devices when it is closed, once no process is left.
         """
-        self.kept = ownership, held.pop_all()
+        self.handover = ownership, stack.pop_all()
 
-    def pass_on(self, devices: Collection[str], owner: Owner, held: ExitStack) -> Ownership | None:
-        """Return the ownership of *devices* that was kept; None where others, or none, were, or somebody waits.
+    def take_over(self, devices: Collection[str], owner: Owner, stack: ExitStack) -> Ownership | None:
+        """Return the ownership of *devices* that the previous item handed over.
 
         Args:
-            devices: Their names.
-            owner: Who is to own them.
-            held: What lets go of them from now on.
+            devices: Device names.
+            owner: The new owner.
+            stack: Releases the devices from now on.
+
+        Returns:
+            None if none or other devices were handed over, or if another process waits for one of them.
         """
-        kept, self.kept = self.kept, None
-        if kept is None:
+        handover, self.handover = self.handover, None
+        if handover is None:
             return None
-        ownership, stack = kept
-        held.enter_context(stack)
-        if ownership.devices == set(devices) and ownership.hand_over(owner):
+        ownership, kept = handover
+        stack.enter_context(kept)
+        if ownership.devices == set(devices) and ownership.pass_on(owner):
             return ownership
-        stack.close()
+        kept.close()
         return None
 
     def close(self) -> None:
-        """Wind up all, and let go of the devices."""
-        kept, self.kept = self.kept, None
-        if kept is not None:
-            kept[1].close()
+        """Wait until every process has exited, and release the devices."""
+        handover, self.handover = self.handover, None
+        if handover is not None:
+            handover[1].close()

@@ -1,4 +1,4 @@
-"""The marker ``energy_budget``: how much energy and time a test may take, held against what its call took."""
+"""The marker ``energy_budget``: compare the energy and time of a test's call with limits."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _KNOWN = f" (there are: {', '.join(_KEYWORDS)})"
 
 @dataclass(frozen=True)
 class EnergyBudget:
-    """What a test may take.
+    """Limits for one test.
 
     Attributes:
-        joules: In J; None for no such limit.
-        seconds: In s; likewise.
-        allow_estimated: An estimate of the energy may decide.
+        joules: Energy limit in J; None for no limit.
+        seconds: Time limit in s; None for no limit.
+        allow_estimated: Whether an estimated energy may be judged.
     """
 
     joules: float | None = None
@@ -36,10 +36,10 @@ class EnergyBudget:
 
     @classmethod
     def of(cls, item: pytest.Item) -> EnergyBudget:
-        """Return the budget of a test that is marked; the marker nearest to it counts, and no other.
+        """Return the budget of a marked test, from the marker closest to it.
 
         Raises:
-            pytest.fail.Exception: The marker says nothing that could be meant.
+            pytest.fail.Exception: The marker's arguments are invalid.
         """
         mark = item.get_closest_marker(ENERGY_BUDGET)
         assert mark is not None
@@ -48,11 +48,11 @@ class EnergyBudget:
         return cls(**mark.kwargs)
 
     def problems(self, used: EnergyReading, workers: int = 1) -> Iterator[str]:
-        """Yield what a test that took *used* is not within, and why it is not judged.
+        """Yield each limit that a test exceeds or that cannot be judged, with the reason.
 
         Args:
-            used: What it took.
-            workers: Of xdist, it among them, that used the devices at the time.
+            used: Energy and time of the test.
+            workers: Number of xdist workers that used the devices at the time, this one included.
         """
         if self.joules is not None:
             if (why := self._unjudged(used)) is not None:
@@ -71,9 +71,7 @@ class EnergyBudget:
         if used.energy_j is None:
             return f"no energy could be read ({used.reason})"
         if used.method == "estimated" and not self.allow_estimated:
-            return (
-                f"the energy is estimated ({used.source}), and not measured; allow_estimated=True lets that decide"
-            )
+            return f"the energy is estimated ({used.source}), not measured; allow_estimated=True accepts estimates"
         if used.invalid is not None:
             return f"the energy is invalid ({used.invalid}): {INVALID[used.invalid]}"
         if used.covers_gpus is False:
@@ -84,15 +82,15 @@ class EnergyBudget:
         if used.ticks is not None and used.ticks < MIN_TICKS:
             at_least = used.seconds / used.ticks * MIN_TICKS
             return (
-                f"{used.seconds:.2g} s are {used.ticks:.0f} {resolution(used.method)}, and it takes "
-                f"{MIN_TICKS}: have the test work for {at_least:.2g} s or more"
+                f"{used.seconds:.2g} s are {used.ticks:.0f} {resolution(used.method)}, and {MIN_TICKS} are needed"
+                f": have the test work for {at_least:.2g} s or more"
             )
         return None
 
 
 @contextmanager
 def metered(item: pytest.Item) -> Iterator[None]:
-    """Meter the context and put the figures on *item*; what would pass fails where it is not within its budget."""
+    """Meter the context, put the values on *item*, and fail a passing test that exceeds its budget."""
     budget = EnergyBudget.of(item)
     readings: list[EnergyReading] = []
     try:
@@ -100,7 +98,7 @@ def metered(item: pytest.Item) -> Iterator[None]:
             readings.append(reading)
             yield
     finally:
-        for reading in readings:  # none where the meter did not get as far
+        for reading in readings:  # none if the meter failed to start
             _put(item, reading)
     workers = getattr(item.config, "workerinput", {}).get("workercount", 1)
     if problems := list(budget.problems(reading, workers)):
@@ -108,12 +106,12 @@ def metered(item: pytest.Item) -> Iterator[None]:
 
 
 def _beside(used: EnergyReading, workers: int) -> str:
-    """Say that other tests may have a part in *used*: a device is read whole, whichever worker used it."""
+    """Return a note that *used* may include other tests: a counter covers a whole device, for all workers."""
     return f", with what {workers} workers of -n used at the time" * (workers > 1 and used.method != "estimated")
 
 
 def _slowed() -> str:
-    """Say that coverage, a debugger or a profiler has a part in what a test took: ``pytest --cov`` is one."""
+    """Return a note that coverage (``pytest --cov``), a debugger or a profiler slowed the test down."""
     from pytest_llem.measurement.quality_warnings import active_tracer
 
     tracer = active_tracer()
@@ -121,21 +119,22 @@ def _slowed() -> str:
 
 
 def _put(item: pytest.Item, reading: EnergyReading) -> None:
-    """Put the figures into the user properties, and so into JUnit XML."""
-    figures: list[tuple[str, object]] = [("llem_seconds", reading.seconds), ("llem_energy_method", reading.method)]
+    """Put the values into the user properties, which JUnit XML shows."""
+    values: list[tuple[str, object]] = [("llem_seconds", reading.seconds), ("llem_energy_method", reading.method)]
     if reading.energy_j is not None:
-        figures += [("llem_energy_j", reading.energy_j), ("llem_energy_boundary", reading.boundary)]
-    names = {name for name, _ in figures} | {"llem_energy_j", "llem_energy_boundary"}
-    item.user_properties[:] = [one for one in item.user_properties if one[0] not in names] + figures  # a rerun's
+        values += [("llem_energy_j", reading.energy_j), ("llem_energy_boundary", reading.boundary)]
+    names = {name for name, _ in values} | {"llem_energy_j", "llem_energy_boundary"}
+    # A rerun replaces the values of the previous run.
+    item.user_properties[:] = [one for one in item.user_properties if one[0] not in names] + values
 
 
 def _fault(mark: pytest.Mark) -> str | None:
-    """Return what is wrong with a marker's arguments."""
+    """Return what is wrong with a marker's arguments; None if they are valid."""
     if mark.args:
         return f"takes keywords only: {', '.join(_KEYWORDS)} (got {', '.join(map(shown, mark.args))})"
     for name in mark.kwargs:
         if name not in _KEYWORDS:
-            return f"has no {name!r}{did_you_mean(name, _KEYWORDS) or _KNOWN}"
+            return f"unknown argument {name!r}{did_you_mean(name, _KEYWORDS) or _KNOWN}"
     given = {name: mark.kwargs[name] for name in _LIMITS if mark.kwargs.get(name) is not None}
     if not given:
         return "needs joules, seconds or both"
@@ -146,8 +145,8 @@ def _fault(mark: pytest.Mark) -> str | None:
     return None if isinstance(allow, bool) else f"allow_estimated must be true or false (got {shown(allow)})"
 
 
-def _beyond(figure: float, limit: float) -> str:
-    """Return *figure* with as many digits as it takes to be seen beyond *limit*, three at least."""
-    least = max(3, len(f"{figure:.0f}"))  # none of those before the point is left to an exponent
-    texts = (f"{figure:.{digits}g}" for digits in range(least, 18))
-    return next((text for text in texts if float(text) > limit), repr(figure))
+def _beyond(value: float, limit: float) -> str:
+    """Return *value* with at least three digits, and as many as show that it exceeds *limit*."""
+    min_digits = max(3, len(f"{value:.0f}"))  # so that no exponent is used
+    texts = (f"{value:.{digits}g}" for digits in range(min_digits, 18))
+    return next((text for text in texts if float(text) > limit), repr(value))

@@ -1,4 +1,4 @@
-"""What a study's test items do: run one experiment in a process of its own."""
+"""Run a study's test item: one experiment in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pytest_llem._plugin.shared_state import REPEATED, STOPPED
 from pytest_llem._plugin.stash import SHARED_STATE, STUDIES
 from pytest_llem.collection.items import run_of
 from pytest_llem.execution.idle_power import keep_idle_power, known_idle_power, no_context_fields
-from pytest_llem.execution.live_line import say
+from pytest_llem.execution.live_line import print_line
 from pytest_llem.execution.output import add_section, output_forwarder
-from pytest_llem.execution.replay import forget, replayed
+from pytest_llem.execution.replay import forget_replayed, replayed
 from pytest_llem.execution.servers import servers_of
 from pytest_llem.execution.session_resources import controller, hub_unreachable_for, import_path
 from pytest_llem.isolation.launcher import ExperimentProcess, Job, run_isolated
@@ -36,7 +36,7 @@ from pytest_llem.study.execution import ExecutionConfig
 if TYPE_CHECKING:
     from pytest_llem.execution.live_progress import LiveProgress
 
-#: What an item's experiment came to: plain data that rides on the report to the recorder.
+#: The outcome of an item's experiment: plain data that the report carries to the recorder.
 PAYLOAD = pytest.StashKey[dict[str, Any]]()
 
 #: The preflight of each run, by its key.
@@ -45,16 +45,16 @@ _PREFLIGHTS = pytest.StashKey[dict[str, Preflight]]()
 
 @dataclass
 class DeviceLease:
-    """What an item has while its devices are leased to it.
+    """Exclusive use of devices by one item.
 
     Attributes:
-        devices: Their names; none where they cannot be leased.
-        refusal: Then, why.
-        gap: The idle time before the item's first run, up to then.
-        next_gap: Has the devices ready for a further run, and returns the idle time before it.
-        process: The item's process, where that has been started ahead and not been used yet.
-        drain: Takes over a process that has left its result, and has yet to exit. None to wait for that.
-        progress: Shows how far the experiment is; None where no terminal does.
+        devices: Device names; empty if they could not be leased.
+        refusal: Why they could not be leased; None if they were.
+        gap: Idle time before the item's first run; None once that run has taken it.
+        next_gap: Gets the devices ready for another run, and returns the idle time before it.
+        process: The item's process if it was started early and is not used yet.
+        drain: Takes over a process that has left its result and has not exited yet; None to wait for its exit.
+        progress: Shows the live progress; None without a terminal.
     """
 
     devices: Collection[str] = ()
@@ -66,98 +66,102 @@ class DeviceLease:
     progress: LiveProgress | None = None
 
     def take_gap(self) -> GapRecord | None:
-        """Return the idle time before this run: a plugin may run the item again, inside the item's protocol."""
+        """Return the idle time before this run. A plugin may run the item several times under one lease."""
         gap, self.gap = self.gap, None
         return gap or self.next_gap()
 
     def take_process(self) -> ExperimentProcess | None:
-        """Return the process that was started ahead, for the first run of the item."""
+        """Return the process that was started early; None after the item's first run."""
         process, self.process = self.process, None
         return process
 
 
-#: An item's lease, while it has one.
+#: An item's lease while it runs.
 LEASE = pytest.StashKey[DeviceLease]()
 
-#: The user property of an experiment that was not run: the results directory that its result is from.
+#: The user property of a replayed experiment: the results directory of its result.
 REPLAYED_PROPERTY = "llem_replayed_from"
 
-#: Figures that go into the report's user properties, and so into JUnit XML.
-#: Their names there are made once: reports stay to the end of the session.
+#: Metrics that go into the report's user properties, which JUnit XML shows, and their names there. The names are
+#: shared strings, as pytest keeps every report to the end of the session.
 PROPERTIES = {
     name: f"llem_{name}"
     for name in ("energy_per_output_token_j", "output_tokens_per_second", "ttft_p50_ms", "seconds", "energy_j")
 }
 
 
-def run_item(planned: Experiment, item: pytest.Item) -> str | None:
-    """Run *planned*, keep its outcome for the report, and return why it failed, if it did, in words."""
-    error = _outcome_of(planned, item)
+def run_item(experiment: Experiment, item: pytest.Item) -> str | None:
+    """Run *experiment*, keep its outcome for the report, and return its error message; None if it passed."""
+    error = _outcome_of(experiment, item)
     return None if error is None else explain(error, item.config.option.tbstyle)
 
 
-def _outcome_of(planned: Experiment, item: pytest.Item) -> ErrorRecord | None:
-    """Run *planned*, keep its outcome for the report, and return why it failed, if it did."""
+def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None:
+    """Run or replay *experiment*, keep its outcome for the report, and return its error; None if it passed."""
     run = run_of(item)
     study = item.config.stash[STUDIES][run]
-    stored = replayed(item, planned)
-    forget(item)
+    stored = replayed(item, experiment)
+    forget_replayed(item)
     if stored is not None:
-        return _keep(item, planned, stored.outcome, stored.source, stored.mismatch)
+        return _keep(item, experiment, stored.outcome, stored.source, stored.mismatch)
     if (reason := stopped(item)) is not None:
         pytest.skip(reason)
     preflight = preflight_of(item.config, run, study)
     lease = item.stash.get(LEASE, DeviceLease())
-    refusal = preflight.reason(planned.point) or lease.refusal
+    refusal = preflight.reason(experiment.point) or lease.refusal
     if refusal is not None:
         outcome = Outcome(error=ErrorRecord(kind="preflight", type="PreflightError", message=refusal))
     else:
-        config = planned.point.config
+        config = experiment.point.config
         size = preflight.footprint(config)
         item.config.stash[SHARED_STATE].register_worker()
         timeout = deadline_seconds(config, study.execution, size, preflight.host_of(config))
-        outcome = _run_until_uncontended(item, study, planned, lease, timeout)
+        outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
-            keep_idle_power(item.config.stash[SHARED_STATE], planned.point.config_hash, python, outcome.result)
+            keep_idle_power(item.config.stash[SHARED_STATE], experiment.point.config_hash, python, outcome.result)
     add_section(item, outcome.output, failed=outcome.error is not None)
-    return _keep(item, planned, outcome)
+    return _keep(item, experiment, outcome)
 
 
-def start_early(item: pytest.Item, planned: Experiment) -> ExperimentProcess:
-    """Return a process for *planned* that is yet to be started, and that *item* uses if it still fits then."""
+def start_early(item: pytest.Item, experiment: Experiment) -> ExperimentProcess:
+    """Return a process for *experiment* that is not started yet. *item* uses it if its job is still the same."""
     run = run_of(item)
     study = item.config.stash[STUDIES][run]
     servers = servers_of(item.config, file_of(run), study.execution)
-    return ExperimentProcess(_early_job(study, planned, item), servers, early=True)
+    return ExperimentProcess(_early_job(study, experiment, item), servers, early=True)
 
 
 def _run_until_uncontended(
-    item: pytest.Item, study: StudyConfig, planned: Experiment, lease: DeviceLease, timeout: float
+    item: pytest.Item, study: StudyConfig, experiment: Experiment, lease: DeviceLease, timeout: float
 ) -> Outcome:
-    """Run *planned*, and again where it was contended, as often as the study allows; the last run counts."""
+    """Run *experiment*, and repeat it while it is contended, as often as the study allows. The last run counts."""
     repeats: list[ContendedRun] = []
     output = ""
     while True:
-        job = replace(_job(study, planned, item, lease), repeats=[one.model_dump(mode="json") for one in repeats])
+        job = replace(
+            _job(study, experiment, item, lease), repeats=[one.model_dump(mode="json") for one in repeats]
+        )
         outcome = _run(item, job, study.execution, lease, timeout)
         output += outcome.output
         contended = contended_run(outcome.result)
-        if contended is None or not _may_repeat(item, study, planned):
+        if contended is None or not _may_repeat(item, study, experiment):
             return replace(outcome, output=output)
         repeats.append(contended)
-        say(item.config, f"{planned.id} is contended, and measured again: {'; '.join(contended.reasons)}")
+        print_line(
+            item.config, f"{experiment.id} is contended and is measured again: {'; '.join(contended.reasons)}"
+        )
 
 
-def _may_repeat(item: pytest.Item, study: StudyConfig, planned: Experiment) -> bool:
-    """Whether the study allows one more repetition of *planned*'s point; it is counted."""
-    board, name = item.config.stash[SHARED_STATE], planned.point.config_hash
+def _may_repeat(item: pytest.Item, study: StudyConfig, experiment: Experiment) -> bool:
+    """Return whether the study allows one more repetition of *experiment*'s point, and count it."""
+    shared_state, name = item.config.stash[SHARED_STATE], experiment.point.config_hash
     topics = (f"{REPEATED}-{name}-{number}" for number in range(study.execution.contended_retries))
-    return any(board.claim(run_of(item), topic) for topic in topics)
+    return any(shared_state.claim(run_of(item), topic) for topic in topics)
 
 
 def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceLease, timeout: float) -> Outcome:
-    """Run *job*, with whoever looks on."""
+    """Run *job* and show its progress."""
     live_progress = lease.progress
     erase = live_progress.erase if live_progress is not None else lambda: None
     if live_progress is not None:
@@ -173,7 +177,7 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceL
             on_result=lease.drain,
         )
     finally:
-        erase()  # pytest goes on with its own line
+        erase()  # pytest continues its own line
     if live_progress is not None:
         live_progress.completed = outcome.error is None
     return outcome
@@ -181,7 +185,7 @@ def _run(item: pytest.Item, job: Job, execution: ExecutionConfig, lease: DeviceL
 
 def _keep(
     item: pytest.Item,
-    planned: Experiment,
+    experiment: Experiment,
     outcome: Outcome,
     source: str | None = None,
     mismatch: str | None = None,
@@ -189,30 +193,30 @@ def _keep(
     """Keep *outcome* on *item* for the report, and return its error.
 
     Args:
-        item: Whose experiment it is.
-        planned: That experiment.
-        outcome: What came of it.
-        source: The results directory that it is from, where it was not run.
-        mismatch: Then, what has changed since it was measured.
+        item: The experiment's item.
+        experiment: The experiment.
+        outcome: Its outcome.
+        source: Results directory of a replayed outcome; None if the experiment was run.
+        mismatch: What has changed since a replayed outcome was measured; None if nothing has.
     """
-    payload = _payload(run_of(item), planned, outcome, item.config)
+    payload = _payload(run_of(item), experiment, outcome, item.config)
     item.stash[PAYLOAD] = payload | {"replayed_from": source, "replay_mismatch": mismatch}
     properties = _properties(outcome.result)
     if source is not None:
         properties.append((REPLAYED_PROPERTY, source))
-    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces ours
+    others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces them
     item.user_properties[:] = others + properties
     return outcome.error
 
 
 def stopped(item: pytest.Item) -> str | None:
-    """Return why no more experiments of *item*'s study are run; None while they are."""
+    """Return why *item*'s study was stopped; None if it was not."""
     reason: str | None = item.config.stash[SHARED_STATE].read(run_of(item), STOPPED)
     return reason
 
 
 def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflight:
-    """Return the preflight of a run of *study*, by the run's key."""
+    """Return the preflight of a run of *study*; *run* is the run's key."""
     known = config.stash.setdefault(_PREFLIGHTS, {})
     if run not in known:
         known[run] = Preflight(study, Settings.from_config(config).model_path, _import_path(config, run))
@@ -220,39 +224,42 @@ def preflight_of(config: pytest.Config, run: str, study: StudyConfig) -> Preflig
 
 
 def _import_path(config: pytest.Config, run: str) -> list[Path]:
-    """Return where an engine of the user's own is looked for.
+    """Return the folders in which a user's own engine is looked for.
 
-    The reference has its own, installed there: with what lies here both sides would be the same.
+    The reference gets none: it uses the engine installed in its own interpreter, and would otherwise import the
+    candidate's.
     """
     return [] if is_reference(run) else import_path(config)
 
 
-def _job(study: StudyConfig, planned: Experiment, item: pytest.Item, lease: DeviceLease) -> Job:
-    """Return what is to be done, to be told once the devices are the item's and idle."""
-    point, board = planned.point, item.config.stash[SHARED_STATE]
+def _job(study: StudyConfig, experiment: Experiment, item: pytest.Item, lease: DeviceLease) -> Job:
+    """Return the complete job. Call it once the devices are leased and idle."""
+    point, shared_state = experiment.point, item.config.stash[SHARED_STATE]
     gap = lease.take_gap()
     return replace(
-        _early_job(study, planned, item),
+        _early_job(study, experiment, item),
         gap=gap.model_dump(mode="json") if gap else None,
-        idle_power=known_idle_power(board, point.config_hash, study.interpreter(point.config.backend)),
-        no_context=no_context_fields(board, point.config, lease.devices),
-        hub_unreachable=hub_unreachable_for(board, preflight_of(item.config, run_of(item), study), point.config),
+        idle_power=known_idle_power(shared_state, point.config_hash, study.interpreter(point.config.backend)),
+        no_context=no_context_fields(shared_state, point.config, lease.devices),
+        hub_unreachable=hub_unreachable_for(
+            shared_state, preflight_of(item.config, run_of(item), study), point.config
+        ),
     )
 
 
-def _early_job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Job:
-    """Return what is to be done, as far as that can be told before."""
-    point = planned.point
+def _early_job(study: StudyConfig, experiment: Experiment, item: pytest.Item) -> Job:
+    """Return the job as far as it is known before the devices are leased."""
+    point = experiment.point
     python = study.interpreter(point.config.backend)
     pytest_processes = [os.getpid(), *([pid] if (pid := controller(item.config)) else [])]
     run = run_of(item)
     settings = Settings.from_config(item.config)
     identity = Identity(
-        experiment_id=planned.id,
+        experiment_id=experiment.id,
         config_hash=point.config_hash,
         study_design_hash=study.design_hash,
         axes=point.axes,
-        cycle=planned.cycle,
+        cycle=experiment.cycle,
     )
     return Job(
         identity=identity.model_dump(mode="json"),
@@ -271,9 +278,10 @@ def _early_job(study: StudyConfig, planned: Experiment, item: pytest.Item) -> Jo
 
 
 def _working_tree(config: pytest.Config, reference: Path | None) -> Path:
-    """Return where the commit that is measured is checked out: for the reference, around its interpreter.
+    """Return the folder whose git commit is recorded: for the reference, the one around its interpreter.
 
-    Nobody knows where that has its code from if it lies in the same tree: then it is nowhere.
+    A reference interpreter inside the candidate's tree may have its code from anywhere, so the folder is ``/``,
+    which is in no working tree.
     """
     if reference is None:
         return config.rootpath
@@ -281,11 +289,11 @@ def _working_tree(config: pytest.Config, reference: Path | None) -> Path:
     return Path("/") if folder.is_relative_to(config.rootpath) else folder
 
 
-def _payload(run: str, planned: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
-    """Return *outcome* as what may cross from an xdist worker to the controller."""
+def _payload(run: str, experiment: Experiment, outcome: Outcome, config: pytest.Config) -> dict[str, Any]:
+    """Return *outcome* as plain data, which an xdist worker can send to the controller."""
     return {
         "run": run,
-        "experiment_id": planned.id,
+        "experiment_id": experiment.id,
         "result": outcome.result,
         "files": outcome.files,
         "error": outcome.error.model_dump(mode="json") if outcome.error else None,
@@ -294,41 +302,41 @@ def _payload(run: str, planned: Experiment, outcome: Outcome, config: pytest.Con
 
 
 def explain(error: ErrorRecord, style: str = "auto") -> str:
-    """Return what a person is told about a failed experiment.
+    """Return the failure message of an experiment.
 
     Args:
-        error: Why it failed.
-        style: As pytest's ``--tb`` has it; ``line`` and ``no`` leave the traceback out.
+        error: The experiment's error.
+        style: Value of pytest's ``--tb``; ``line`` and ``no`` leave the traceback out.
     """
     phase = f" while {error.phase}" if error.phase and error.kind != "preflight" else ""
     parts = [f"{error.kind}{phase}", error.type if error.kind in ("exception", "oom") else "", error.message]
     text = ": ".join(part for part in parts if part)
     if error.kind == "timeout":
-        text += " (--llem-timeout, or experiment_timeout_seconds in the study, gives it longer)"
+        text += " (raise --llem-timeout, or experiment_timeout_seconds in the study)"
     return f"{text}\n\n{error.traceback}" if error.traceback and style not in ("line", "no") else text
 
 
 def attach_payload(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Put what came of *item*'s experiment on its report, as plain JSON."""
+    """Put the outcome of *item*'s experiment on its report, as plain JSON."""
     if PAYLOAD in item.stash:
         setattr(report, PAYLOAD_ATTRIBUTE, item.stash[PAYLOAD])
         del item.stash[PAYLOAD]
 
 
 def place_skip(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Say of an experiment that was skipped while it ran that it was so in its study, and not in this module."""
+    """Report the study file as the location of a skip that was raised in this module."""
     if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[0] == __file__:
         path, line, _ = item.reportinfo()
         report.longrepr = str(path), (line or 0) + 1, report.longrepr[2]
 
 
 def _properties(result: str | None) -> list[tuple[str, object]]:
-    """Return a result's main figures as a report's user properties, which JUnit XML shows."""
+    """Return a result's main metrics as user properties of a report, which JUnit XML shows."""
     if result is None:
         return []
     metrics = json.loads(result)["metrics"]
-    figures = ((shown, metrics[name]["value"]) for name, shown in PROPERTIES.items())
+    values = ((shown, metrics[name]["value"]) for name, shown in PROPERTIES.items())
     return [
-        *((name, value) for name, value in figures if value is not None),
+        *((name, value) for name, value in values if value is not None),
         ("llem_energy_method", metrics["energy_j"]["method"]),
     ]

@@ -1,4 +1,4 @@
-"""What is known of the idle machine from one experiment to the next, in all processes of a session."""
+"""Share measured idle power between the experiments of a session, in all its processes."""
 
 from __future__ import annotations
 
@@ -15,90 +15,95 @@ from pytest_llem.machine.idle_power import measure_without_context, no_context_m
 from pytest_llem.results.metrics import weakest
 from pytest_llem.study.config import ExperimentConfig
 
-#: Topics on the board.
-_CONTEXT, _BARE = "idle-context", "idle-bare"
+#: Topics of the shared state.
+_CONTEXT, _NO_CONTEXT = "idle-context", "idle-no-context"
 
 
-def _point(config_hash: str, python: Path | None) -> str:
+def _point_key(config_hash: str, python: Path | None) -> str:
     return f"{config_hash} {python or ''}"
 
 
-def known_idle_power(board: SharedState, config_hash: str, python: Path | None) -> dict[str, Any] | None:
-    """Return what an earlier cycle of the session has found, a BaselineRecord as plain data; None for nothing.
+def known_idle_power(shared_state: SharedState, config_hash: str, python: Path | None) -> dict[str, Any] | None:
+    """Return the idle power that an earlier cycle of a point measured.
 
     Args:
-        board: The session's.
-        config_hash: Of the point.
-        python: The interpreter that it runs in; None for this one.
+        shared_state: The session's shared state.
+        config_hash: Hash of the point's configuration.
+        python: The point's interpreter; None for this one.
+
+    Returns:
+        An IdlePowerRecord as plain data; None if no earlier cycle measured it.
     """
-    found: dict[str, Any] | None = board.read(_point(config_hash, python), _CONTEXT)
+    found: dict[str, Any] | None = shared_state.read(_point_key(config_hash, python), _CONTEXT)
     return found
 
 
-def keep_idle_power(board: SharedState, config_hash: str, python: Path | None, result: str) -> None:
-    """Keep what an experiment has found for the later cycles of its point, if it was found there.
+def keep_idle_power(shared_state: SharedState, config_hash: str, python: Path | None, result: str) -> None:
+    """Keep the idle power that an experiment measured itself, for the later cycles of its point.
 
     Args:
-        board: The session's.
-        config_hash: Of the point.
-        python: The interpreter that it ran in; None for this one.
-        result: The experiment's, as JSON text.
+        shared_state: The session's shared state.
+        config_hash: Hash of the point's configuration.
+        python: The point's interpreter; None for this one.
+        result: The experiment's result as JSON text.
     """
     idle_power = json.loads(result).get("idle_power")
     if idle_power and idle_power.get("idle_power_w") is not None and idle_power.get("age_seconds") == 0:
-        with suppress(OSError):  # then the next one measures it again
-            board.put(_point(config_hash, python), _CONTEXT, idle_power)
+        with suppress(OSError):  # the next cycle then measures it again
+            shared_state.put(_point_key(config_hash, python), _CONTEXT, idle_power)
 
 
-def no_context_is_due(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
-    """Whether :func:`measure_bare_once` would measure."""
+def no_context_is_due(shared_state: SharedState, config: ExperimentConfig, devices: Collection[str]) -> bool:
+    """Return whether :func:`measure_no_context_once` would measure."""
     name, gpus = _meter(config, devices)
-    return name is not None and any(board.read(one, _BARE) is None for one in _places(name, gpus))
+    return name is not None and any(shared_state.read(one, _NO_CONTEXT) is None for one in _keys(name, gpus))
 
 
 def measure_no_context_once(
-    board: SharedState, config: ExperimentConfig, devices: Collection[str], on_idle: Callable[[], None]
+    shared_state: SharedState, config: ExperimentConfig, devices: Collection[str], on_idle: Callable[[], None]
 ) -> None:
-    """Measure what the bare machine draws, where an experiment wants that and nobody has yet in this session.
+    """Measure idle power without a context, once in a session, if the experiment asks for it.
 
-    To be called by who owns *devices*, before the experiment.
+    Call it before the experiment, while this process owns *devices*.
 
     Args:
-        board: The session's.
+        shared_state: The session's shared state.
         config: The experiment.
-        devices: What it runs on, as it is owned.
-        on_idle: Called as the waiting begins.
+        devices: Names of the owned devices.
+        on_idle: Called as the measurement begins.
     """
     name, gpus = _meter(config, devices)
-    new = [one for one in _places(name, gpus) if board.read(one, _BARE) is None] if name else []
+    new = [one for one in _keys(name, gpus) if shared_state.read(one, _NO_CONTEXT) is None] if name else []
     if not name or not new:
         return
-    found = measure_without_context(name, [gpu for gpu in gpus if _places(name, [gpu])[0] in new], on_idle=on_idle)
+    found = measure_without_context(name, [gpu for gpu in gpus if _keys(name, [gpu])[0] in new], on_idle=on_idle)
     watts = found.get("idle_power_no_context_w") or {}
-    for place in new:
-        own = {device: w for device, w in watts.items() if not gpus or place == f"{name} {device}"}
-        with suppress(OSError):  # then it is measured again
-            board.put(place, _BARE, {**found, "idle_power_no_context_w": own})
+    for key in new:
+        own = {device: w for device, w in watts.items() if not gpus or key == f"{name} {device}"}
+        with suppress(OSError):  # the next experiment then measures it again
+            shared_state.put(key, _NO_CONTEXT, {**found, "idle_power_no_context_w": own})
 
 
-def no_context_fields(board: SharedState, config: ExperimentConfig, devices: Collection[str]) -> dict[str, Any]:
-    """Return the fields of a BaselineRecord that tell of the bare machine.
+def no_context_fields(
+    shared_state: SharedState, config: ExperimentConfig, devices: Collection[str]
+) -> dict[str, Any]:
+    """Return the fields of an IdlePowerRecord that describe idle power without a context.
 
     Args:
-        board: The session's.
+        shared_state: The session's shared state.
         config: The experiment, which is about to start.
-        devices: What it runs on, as it is owned.
+        devices: Names of the owned devices.
     """
     name, gpus = _meter(config, devices)
     if name is None:
         return {"no_context_reason": no_context_meter(config, gpus)[1]}
-    found = [notice for place in _places(name, gpus) if (notice := board.read(place, _BARE)) is not None]
+    found = [notice for key in _keys(name, gpus) if (notice := shared_state.read(key, _NO_CONTEXT)) is not None]
     watts = {device: w for one in found for device, w in one["idle_power_no_context_w"].items()}
     fields: dict[str, Any] = {
         "idle_power_no_context_w": watts or None,
         "no_context_method": weakest(one.get("no_context_method") for one in found),
-        "no_context_source": _one_of(found, "no_context_source"),
-        "no_context_reason": _one_of(found, "no_context_reason"),
+        "no_context_source": _joined(found, "no_context_source"),
+        "no_context_reason": _joined(found, "no_context_reason"),
     }
     if watts:
         since = min(datetime.fromisoformat(one["measured_at"]) for one in found)
@@ -114,10 +119,10 @@ def _meter(config: ExperimentConfig, devices: Collection[str]) -> tuple[str | No
     return name, gpus if name == "nvml" else []
 
 
-def _places(name: str | None, gpus: Iterable[str]) -> list[str]:
-    """Return where on the board what a meter has found is."""
+def _keys(name: str | None, gpus: Iterable[str]) -> list[str]:
+    """Return the keys of the shared state under which the values of a meter are kept."""
     return [f"{name} {one}" for one in list(gpus) or [CPU]]
 
 
-def _one_of(found: Iterable[dict[str, Any]], field: str) -> str | None:
+def _joined(found: Iterable[dict[str, Any]], field: str) -> str | None:
     return "; ".join(dict.fromkeys(one[field] for one in found if one.get(field))) or None

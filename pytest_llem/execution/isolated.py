@@ -1,6 +1,6 @@
-"""One experiment for an ordinary test: in a process of its own, alone on its devices, as an item of a study runs.
+"""The fixture ``isolated_experiment``: run one experiment for an ordinary test, in a process of its own.
 
-Nothing of pytest is imported before an experiment is asked for: the names are public, and there to annotate with.
+This module imports nothing of pytest before an experiment runs, as tests import its public names for annotations.
 """
 
 from __future__ import annotations
@@ -39,19 +39,25 @@ if TYPE_CHECKING:
 
     from pytest_llem._plugin.options import Settings
 
-#: What stands for a study's name where a device's owner is told.
+#: Replaces the study's name in messages about who owns a device.
 NAME = "isolated_experiment"
 
 
 class ExperimentError(Exception):
-    """An experiment that failed. The message's first line says why; its process's traceback follows.
+    """Raised for an experiment that failed. The message's first line is the reason; the traceback follows.
 
     Attributes:
-        error: The failure, as a study's manifest would have it: its kind, type, message, phase, traceback.
-        output: What the process wrote to standard output and standard error, head and tail.
+        error: The error record, with kind, type, message, phase and traceback, as in a study's manifest.
+        output: Head and tail of what the process wrote to standard output and standard error.
+
+    Example:
+        >>> def test_missing_engine(isolated_experiment):
+        ...     with pytest.raises(ExperimentError) as caught:
+        ...         isolated_experiment({"model": "builtin:tiny-llama", "backend": "nothing"})
+        ...     assert caught.value.error.kind == "preflight"
     """
 
-    __module__ = "pytest_llem"  # as pytest shows it, and as it is imported
+    __module__ = "pytest_llem"  # the name under which users import it, also in tracebacks
 
     def __init__(self, message: str, error: ErrorRecord, output: str = "") -> None:
         super().__init__(message)
@@ -60,35 +66,40 @@ class ExperimentError(Exception):
 
 
 class IsolatedExperiment:
-    """Runs experiments, each in a fresh process: ``isolated_experiment({"model": …})``.
+    """Runs experiments, each in a fresh process.
 
-    One has its devices to itself: it waits for any other on this machine, in workers of pytest-xdist too, and has
-    them wait. There is no idle time for cooling between two. What the idle machine draws is measured once for each
-    configuration.
+    Each experiment has exclusive use of its devices: experiments of other processes and of other pytest-xdist
+    workers wait for it, and it waits for them. There is no idle time for cooling between two experiments. Idle
+    power is measured once for each configuration.
 
     Args:
-        config: Of pytest: ini ``llem_model_path``, ``llem_carbon_intensity``, ``llem_pue`` and ``pythonpath``
-            count, and ``--llem-timeout``.
+        config: The pytest configuration. The ini keys ``llem_model_path``, ``llem_carbon_intensity``, ``llem_pue``
+            and ``pythonpath`` and the option ``--llem-timeout`` are used.
+
+    Example:
+        >>> def test_energy(isolated_experiment):
+        ...     result = isolated_experiment({"model": "builtin:tiny-llama", "n": 8, "max_output_tokens": 16})
+        ...     assert result.metrics["output_tokens_per_second"].value > 1
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._board = SharedState()
+        self._shared_state = SharedState()
         self._memory = GpuMemory()
 
     def __call__(
         self, config: ExperimentConfig | Mapping[str, Any], *, timeout: float | None = None
     ) -> ExperimentResult:
-        """Run one experiment and return its result. No process of it is left, also after Ctrl-C.
+        """Run one experiment and return its result. No process of it is left afterwards, also after Ctrl-C.
 
         Args:
             config: The experiment, or its fields. Paths are relative to pytest's rootdir.
-            timeout: End it after this many seconds, downloads not counted; None for ``--llem-timeout``, or else a
-                deadline from the model's size, prompts and tokens.
+            timeout: Time limit in s, without downloads. None for ``--llem-timeout`` or, if that is not given, a
+                deadline computed from the model's size, the prompts and the tokens.
 
         Raises:
-            ExperimentError: It failed, or is known not to run here.
-            pydantic.ValidationError: *config* is no valid experiment, or *timeout* no number of seconds above 0.
+            ExperimentError: The experiment failed, or its preflight did.
+            pydantic.ValidationError: *config* is not a valid experiment, or *timeout* is not greater than 0.
         """
         __tracebackhide__ = True
         from pytest_llem._plugin.options import Settings
@@ -114,11 +125,11 @@ class IsolatedExperiment:
         if outcome.result is None:
             assert outcome.error is not None
             raise self._failure(outcome.error, outcome.output)
-        keep_idle_power(self._board, study.design_hash, None, outcome.result)
+        keep_idle_power(self._shared_state, study.design_hash, None, outcome.result)
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:
-        from pytest_llem.execution.live_line import say
+        from pytest_llem.execution.live_line import print_line
         from pytest_llem.execution.output import output_forwarder, print_output
         from pytest_llem.execution.servers import servers_of
 
@@ -126,12 +137,14 @@ class IsolatedExperiment:
         devices = possible_devices(config, None)
         worker = getattr(self._config, "workerinput", {}).get("workerid")
         test = os.environ.get("PYTEST_CURRENT_TEST", study.design_hash)
-        with owned(devices, Owner.of_this_process(NAME, test, worker), partial(say, self._config)) as ownership:
+        with owned(
+            devices, Owner.of_this_process(NAME, test, worker), partial(print_line, self._config)
+        ) as ownership:
             gap = self._settle(ownership)
-            measure_no_context_once(self._board, config, ownership.devices, lambda: None)
+            measure_no_context_once(self._shared_state, config, ownership.devices, lambda: None)
             job = replace(
                 self._job(study, settings, gap, ownership.devices),
-                hub_unreachable=hub_unreachable_for(self._board, preflight, config),
+                hub_unreachable=hub_unreachable_for(self._shared_state, preflight, config),
             )
             servers = servers_of(self._config, NAME, study.execution)
             outcome = run_isolated(
@@ -141,13 +154,13 @@ class IsolatedExperiment:
         return outcome
 
     def _settle(self, ownership: Ownership) -> GapRecord:
-        """Wait until the GPUs' memory is as it was before the experiment before, and note it for the next one."""
+        """Wait until GPU memory in use is back to where it was before the previous experiment, and record it."""
         settled = self._memory.settle(ownership.devices - {CPU}, ownership.used_before)
         ownership.note_used(settled.used)
         return GapRecord(
             seconds=0.0,
             reason="skipped",
-            note=f"{NAME} keeps none",
+            note=f"{NAME} does not idle between experiments",
             waited_seconds=ownership.waited_seconds,
             waited_for=ownership.waited_for,
             memory_waited_seconds=settled.seconds,
@@ -169,8 +182,8 @@ class IsolatedExperiment:
             harness=[os.getpid(), *others],
             gap=gap.model_dump(mode="json"),
             carbon=None if intensity is None else {"intensity": intensity, "pue": settings.pue},
-            idle_power=known_idle_power(self._board, digest, None),
-            no_context=no_context_fields(self._board, config, devices),
+            idle_power=known_idle_power(self._shared_state, digest, None),
+            no_context=no_context_fields(self._shared_state, config, devices),
         )
 
     def _failure(self, error: ErrorRecord, output: str = "") -> ExperimentError:
@@ -180,7 +193,7 @@ class IsolatedExperiment:
 
 
 def _study(config: ExperimentConfig, execution: ExecutionConfig, root: Path) -> StudyConfig:
-    """Return the study of one point that no file holds, in the folder *root*."""
+    """Return a study of one point, as if a file in the folder *root* held it."""
     digest = config_hash(config)
     return StudyConfig(
         path=root / NAME,

@@ -1,4 +1,4 @@
-"""Lines of ours while pytest runs: one below its own that is rewritten and goes again, and ones that stay."""
+"""Write to the terminal while pytest runs: one live line below pytest's own, and lines that stay."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-#: It is rewritten no more often than this, in s.
-AT_MOST_EVERY_S = 0.5
+#: Shortest time between two updates of the line, in s.
+MIN_INTERVAL_S = 0.5
 
-# pytest may be in the middle of a line, and counts what it has written there. So the cursor goes down, and comes
-# back to where it was. Every terminal since the VT100 knows these.
-_MAKE_ROOM = "\x1bD\x1bM"  # down a line, which scrolls the last one up, and up again
-_BELOW, _BACK = "\x1b7\x1b[B\r\x1b[2K", "\x1b8"  # keep the place, go to the line below and clear it; go back
+# pytest may be in the middle of a line and counts the columns that it has written. So the cursor moves down and
+# returns to where it was. Every terminal since the VT100 has these sequences.
+_MAKE_ROOM = "\x1bD\x1bM"  # one line down, which scrolls at the bottom of the screen, and up again
+_BELOW, _BACK = "\x1b7\x1b[B\r\x1b[2K", "\x1b8"  # save the cursor, clear the line below; restore the cursor
 
 
 @contextmanager
 def live_line(config: pytest.Config) -> Iterator[Line | None]:
-    """Give the line, until the context ends; None where nobody would see it live.
+    """Yield the live line; None if standard output is not a terminal, with ``-q``, and in an xdist worker.
 
-    That is where standard output is no terminal, with ``-q``, and in a worker of xdist. To be entered while pytest
-    does not capture the output: the line then shows also while it does.
+    Enter it while pytest does not capture output: the line then works also while pytest captures.
     """
-    if not is_seen(config):
+    if not is_live(config):
         yield None
         return
     sys.stdout.flush()
@@ -38,13 +37,13 @@ def live_line(config: pytest.Config) -> Iterator[Line | None]:
         line.close()
 
 
-def is_seen(config: pytest.Config) -> bool:
-    """Whether somebody would see a live line."""
+def is_live(config: pytest.Config) -> bool:
+    """Return whether a live line can be shown."""
     if not config.pluginmanager.has_plugin("terminalreporter") or hasattr(config, "workerinput"):
         return False
     try:
         is_terminal = sys.stdout.isatty() and sys.stdout.fileno() >= 0
-    except (OSError, ValueError, AttributeError):  # closed, or not there at all
+    except (OSError, ValueError, AttributeError):  # standard output is closed or missing
         return False
     return is_terminal and config.get_verbosity() >= 0 and os.environ.get("TERM", "dumb") != "dumb"
 
@@ -53,8 +52,8 @@ class Line:
     """The line below the cursor of a terminal.
 
     Args:
-        fd: The terminal; it is closed in the end.
-        encoding: What it takes.
+        fd: File descriptor of the terminal; :meth:`close` closes it.
+        encoding: The terminal's encoding.
     """
 
     def __init__(self, fd: int, encoding: str = "utf-8") -> None:
@@ -65,46 +64,46 @@ class Line:
 
     @property
     def width(self) -> int:
-        """How many characters fit. The last column stays free: not every terminal stays in the line there."""
+        """Usable width in columns. The last column stays free, as some terminals wrap there."""
         try:
             columns = os.get_terminal_size(self._fd).columns
-        except OSError:  # gone
+        except OSError:  # the terminal is gone
             columns = 0
         return (columns or 80) - 1
 
     @property
     def is_due(self) -> bool:
-        """Whether it may be rewritten now."""
-        return not self._is_shown or time.monotonic() - self._at >= AT_MOST_EVERY_S
+        """Whether the line may be updated now."""
+        return not self._is_shown or time.monotonic() - self._at >= MIN_INTERVAL_S
 
     def show(self, compose: Callable[[int], str]) -> None:
-        """Show what *compose* makes of the width, in place of what is there, unless that is but a moment old."""
+        """Show the text that *compose* returns for a width, unless the line was updated less than 0.5 s ago."""
         if self.is_due:
             self._is_shown, self._at = True, time.monotonic()
             self._write(compose(self.width))
 
     def erase(self) -> None:
-        """Leave the line empty: somebody else is about to write."""
+        """Clear the line before something else writes to the terminal."""
         if self._is_shown:
             self._is_shown = False
             self._write("")
 
     def close(self) -> None:
-        """Leave it empty for good."""
+        """Clear the line and close the file descriptor."""
         self.erase()
-        fd, self._fd = self._fd, -1  # a number that is soon somebody else's
+        fd, self._fd = self._fd, -1  # the number will be reused
         os.close(fd)
 
     def _write(self, text: str) -> None:
         shown = f"{_MAKE_ROOM}{_BELOW}{text}{_BACK}".encode(self._encoding, errors="replace")
-        with suppress(OSError, ValueError):  # nobody looks any more
-            _, takes_it, _ = select.select([], [self._fd], [], 0)
-            if takes_it:  # or somebody has stopped it with Ctrl-S, and the experiment is not to wait
+        with suppress(OSError, ValueError):  # the terminal is gone
+            _, is_writable, _ = select.select([], [self._fd], [], 0)
+            if is_writable:  # not while Ctrl-S stops the terminal: the experiment must not wait for it
                 os.write(self._fd, shown)
 
 
-def say(config: pytest.Config, line: str) -> None:
-    """Write a line of ours below what pytest has written, unless ``-q`` was given; one that stays."""
+def print_line(config: pytest.Config, line: str) -> None:
+    """Write a line, prefixed ``llem:``, below pytest's output, unless ``-q`` was given."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter and config.get_verbosity() >= 0:
         reporter.ensure_newline()

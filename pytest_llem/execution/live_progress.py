@@ -1,4 +1,4 @@
-"""What the live line says of an experiment: which it is, what it is doing, for how long yet, and what it draws."""
+"""Compose the live line of an experiment: its name, phase, remaining time, power and temperature."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from pytest_llem.execution.live_line import Line
 from pytest_llem.measurement.progress import GpuStatus, Progress
 from pytest_llem.study.problems import printable
 
-#: A glance older than this, in s, is not what the boards are like.
+#: A GPU status older than this, in s, is not shown.
 STALE_S = 5.0
 
-#: A phase of which only its beginning is known says how long it has lasted from here on, in s.
-WORTH_TELLING_S = 3
+#: A phase without a count shows its duration from this many s on.
+MIN_SHOWN_S = 3
 
-#: Columns that an experiment's name is cut to before anything else goes.
-SHORTEST_NAME = 12
+#: Columns to which an experiment's name is cut before other parts are left out.
+MIN_NAME_COLUMNS = 12
 
 _GAP = "  "
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in its study an experiment is.
+    """Position of an experiment in its study.
 
     Attributes:
-        number: Its number among those of the session, from 1.
-        count: How many they are.
+        number: Its number among the study's experiments in this session, from 1.
+        count: Number of these experiments.
         name: Its id.
-        short: The same, without the names of axes.
-        expected_s: How long it is expected to take, in s; None where nothing tells.
-        study_began: When the first of them began, on the monotonic clock in s.
-        study_left_s: What all that come after it are expected to take, in s; None where nothing tells.
+        short: Its id without the names of axes.
+        expected_s: Its expected duration in s; None if unknown.
+        study_began: Start of the first experiment, on the monotonic clock in s.
+        study_left_s: Expected duration of all later experiments in s; None if unknown.
     """
 
     number: int
@@ -51,16 +51,16 @@ class Place:
 
 
 class LiveProgress:
-    """Keeps the live line true while an experiment has its turn. A Watcher of its process.
+    """Keeps the live line up to date while an experiment runs. Implements the protocol ``Watcher``.
 
     Args:
-        line: The line.
-        place: The experiment's.
-        colours: The terminal has them, and they are wanted.
-        clock: Never goes back; in s.
+        line: The live line.
+        place: The experiment's position in its study.
+        colours: Whether to use colours.
+        clock: Monotonic clock in s.
 
     Attributes:
-        completed: Whether the experiment was completed; None while it has not come to an end.
+        completed: Whether the experiment completed; None while it runs.
     """
 
     every_s = 1.0
@@ -74,7 +74,7 @@ class LiveProgress:
         self.completed: bool | None = None
         self._began = self._since = clock()
         self._phase: Progress | str = Progress("waiting")
-        self._glance: tuple[float, GpuStatus] | None = None
+        self._gpu_status: tuple[float, GpuStatus] | None = None
         self._console = Console(
             file=StringIO(),
             force_terminal=colours,
@@ -86,17 +86,17 @@ class LiveProgress:
 
     @property
     def elapsed_s(self) -> float:
-        """How long the experiment has had its turn, in s."""
+        """Time since the experiment's devices were leased, in s."""
         return self._clock() - self._began
 
-    def say(self, what: str) -> None:
-        """Show *what* is done before the experiment's process is there."""
+    def show(self, what: str) -> None:
+        """Show a phase *what* that precedes the experiment's process."""
         self._phase = what
         self.tick()
 
     def see(self, seen: Progress | GpuStatus) -> None:
         if isinstance(seen, GpuStatus):
-            self._glance = self._clock(), seen
+            self._gpu_status = self._clock(), seen
             return
         if not isinstance(self._phase, Progress) or seen.phase != self._phase.phase:
             self._since = self._clock()
@@ -106,7 +106,7 @@ class LiveProgress:
         self._line.show(self._compose)
 
     def erase(self) -> None:
-        """Leave the line empty: somebody else is about to write."""
+        """Clear the line before something else writes to the terminal."""
         self._line.erase()
 
     def _compose(self, width: int) -> str:
@@ -119,23 +119,23 @@ class LiveProgress:
         return shown.get()
 
     def _layouts(self, width: int) -> Iterator[Text]:
-        """Yield what may be shown, the longest first."""
+        """Yield the possible texts, the longest first."""
         place = self._place
-        head, doing, boards = self._head(), self._doing(), self._boards()
+        head, doing, gpus = self._head(), self._doing(), self._gpu_text()
         long, short = self._times(short=False), self._times(short=True)
 
         def joined(*parts: Text) -> Text:
             return Text(_GAP).join([part for part in parts if part])
 
         name = Text(place.name, "bold")
-        yield joined(head, name, doing, boards, long)
-        yield joined(head, name, doing, boards, short)
+        yield joined(head, name, doing, gpus, long)
+        yield joined(head, name, doing, gpus, short)
         name = Text(place.short, "bold")
-        yield joined(head, name, doing, boards, short)
-        for others in ((boards, short), (short,)):
+        yield joined(head, name, doing, gpus, short)
+        for others in ((gpus, short), (short,)):
             room = width - joined(head, doing, *others).cell_len - len(_GAP)
             cut = name.copy()
-            cut.truncate(max(room, SHORTEST_NAME), overflow="ellipsis")
+            cut.truncate(max(room, MIN_NAME_COLUMNS), overflow="ellipsis")
             yield joined(head, cut, doing, *others)
         yield joined(head, doing, short)
         yield joined(head, doing, self._times(short=True, study=False))
@@ -154,38 +154,38 @@ class LiveProgress:
             text += f" {lasted}/{now.total:.0f} s" if now.total and lasted <= now.total else f" {lasted} s"
         elif now.done is not None:
             text += f" {now.done}" if now.total is None else f" {now.done}/{now.total:.0f}"
-        elif lasted >= WORTH_TELLING_S:
+        elif lasted >= MIN_SHOWN_S:
             text += f" {lasted} s"
         return Text(text, "cyan")
 
-    def _boards(self) -> Text:
-        if self._glance is None or self._clock() - self._glance[0] > STALE_S:
+    def _gpu_text(self) -> Text:
+        if self._gpu_status is None or self._clock() - self._gpu_status[0] > STALE_S:
             return Text()
-        glance = self._glance[1]
-        watts = "" if glance.power_w is None else f"{glance.power_w:.0f} W"
-        celsius = "" if glance.temperature_c is None else f"{glance.temperature_c:.0f} °C"
+        status = self._gpu_status[1]
+        watts = "" if status.power_w is None else f"{status.power_w:.0f} W"
+        celsius = "" if status.temperature_c is None else f"{status.temperature_c:.0f} °C"
         return Text(" ".join(filter(None, (watts, celsius))), "magenta")
 
     def _times(self, *, short: bool, study: bool = True) -> Text:
-        place, here = self._place, self.elapsed_s
-        left = None if place.expected_s is None else max(0.0, place.expected_s - here)
-        parts = [_span(here, left, short=short)]
+        place, elapsed = self._place, self.elapsed_s
+        left = None if place.expected_s is None else max(0.0, place.expected_s - elapsed)
+        parts = [_span(elapsed, left, short=short)]
         if study:
-            whole = None if left is None or place.study_left_s is None else left + place.study_left_s
-            parts.append(f"study {_span(self._clock() - place.study_began, whole, short=short)}")
+            study_left = None if left is None or place.study_left_s is None else left + place.study_left_s
+            parts.append(f"study {_span(self._clock() - place.study_began, study_left, short=short)}")
         return Text(_GAP.join(parts), "dim")
 
 
 def _span(elapsed: float, left: float | None, *, short: bool) -> str:
-    """Return what has passed and what is left: ``0:12, about 0:09 left``, or as players of music have it."""
-    passed = clock_text(elapsed)
+    """Return elapsed and remaining time: ``0:12, about 0:09 left``, or ``0:12 -0:09`` if *short*."""
+    text = clock_text(elapsed)
     if left is None or left < 1:
-        return passed
-    return f"{passed} -{clock_text(left)}" if short else f"{passed}, about {clock_text(left)} left"
+        return text
+    return f"{text} -{clock_text(left)}" if short else f"{text}, about {clock_text(left)} left"
 
 
 def clock_text(seconds: float) -> str:
-    """Return *seconds* as a clock shows them: ``0:09``, ``1:02:03``."""
+    """Return *seconds* as ``0:09`` or ``1:02:03``."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

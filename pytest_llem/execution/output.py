@@ -1,4 +1,4 @@
-"""What becomes of what an experiment's process writes: kept for the report, or passed on as it comes."""
+"""Handle the output of an experiment's process: keep it for the report, or forward it to the terminal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 
 def output_forwarder(config: pytest.Config, before: Callable[[], None] = lambda: None) -> Callable[[bytes], None]:
-    """Return what takes an experiment's output as it comes: with ``-s`` it goes on to the terminal.
+    """Return a function that forwards an experiment's output to the terminal with ``-s``, and drops it otherwise.
 
     Args:
-        config: Of pytest.
-        before: Called each time, before something is written there.
+        config: The pytest configuration.
+        before: Called before each write to the terminal.
     """
     if not _is_live(config):
         return lambda chunk: None
@@ -25,7 +25,7 @@ def output_forwarder(config: pytest.Config, before: Callable[[], None] = lambda:
     def write(chunk: bytes) -> None:
         text = decoder.decode(chunk)
         before()
-        with suppress(OSError, ValueError):  # nobody reads it any more: the experiment goes on
+        with suppress(OSError, ValueError):  # standard output is closed: the experiment continues
             sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
             sys.stdout.flush()
 
@@ -33,9 +33,9 @@ def output_forwarder(config: pytest.Config, before: Callable[[], None] = lambda:
 
 
 def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
-    """Put *output* on the item's report, where anybody will see it there.
+    """Put *output* on the item's report if pytest will show it.
 
-    pytest keeps sections to the end of the session: of thousands of experiments that passed, it need not.
+    pytest keeps sections to the end of the session, which would add up over thousands of passing experiments.
     """
     seen = failed or {"P", "A"} & set(item.config.getoption("reportchars", ""))
     if output.strip() and seen and not _is_live(item.config):
@@ -43,11 +43,11 @@ def add_section(item: pytest.Item, output: str, *, failed: bool) -> None:
 
 
 def print_output(config: pytest.Config, output: str) -> None:
-    """Print what an experiment has written, for pytest to capture, unless it was passed on."""
+    """Print an experiment's output for pytest to capture, unless it was forwarded."""
     if output and not _is_live(config):
         print(output, end="" if output.endswith("\n") else "\n")
 
 
 def _is_live(config: pytest.Config) -> bool:
-    """Whether ``-s`` was given, in a process that has a terminal."""
+    """Return whether ``-s`` was given and this process is not an xdist worker."""
     return getattr(config.option, "capture", None) == "no" and not hasattr(config, "workerinput")

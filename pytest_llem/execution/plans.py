@@ -1,4 +1,4 @@
-"""The plan of each study of a session."""
+"""Make the plan of each study of a session."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pytest_llem.study.design import Experiment, StudyConfig
 def make_plans(
     config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
 ) -> list[Plan]:
-    """Return the plan of each study for the experiments of it that are *selected*; both by the key of the run."""
+    """Return the plan of each study for its *selected* experiments. Both mappings are keyed by run."""
     in_order = {run: sorted(found, key=lambda experiment: experiment.index) for run, found in selected.items()}
     replays = replays_of(config, {run: studies[run] for run, experiments in in_order.items() if experiments})
     plans = {
@@ -37,7 +37,7 @@ def make_plans(
         replace(
             plan,
             reference=plans.get(run_key(run, REFERENCE)),
-            minimum_detectable_effect=_sight(config, studies[run]) if plan.to_run else (),
+            sight=_effects(config, studies[run]) if plan.to_run else (),
             load=load if plan.to_run else None,
         )
         for run, plan in plans.items()
@@ -48,9 +48,9 @@ def make_plans(
 def make_forecast(
     config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
 ) -> Forecast:
-    """Return how long the experiments that are *selected* are expected to take; both by the key of the run.
+    """Return how long the *selected* experiments are expected to take. Both mappings are keyed by run.
 
-    Each is known by that key and its id.
+    The forecast identifies an experiment by its run's key and its id.
     """
     return forecast(
         (run, studies[run], preflight_of(config, run, studies[run]), [(one.id, one.point) for one in experiments])
@@ -58,7 +58,7 @@ def make_forecast(
     )
 
 
-def _sight(config: pytest.Config, study: StudyConfig) -> list[str]:
+def _effects(config: pytest.Config, study: StudyConfig) -> list[str]:
     settings = Settings.from_config(config)
     if settings.against is not None:
         return minimum_detectable_effects(study, None)
@@ -66,12 +66,12 @@ def _sight(config: pytest.Config, study: StudyConfig) -> list[str]:
         return []
     try:
         return minimum_detectable_effects(study, load(settings.baseline, config.rootpath, study.name))
-    except BaselineError as error:  # gone since the items were collected
+    except BaselineError as error:  # removed since the items were collected
         raise pytest.UsageError(f"--llem-baseline: {error}") from error
 
 
 def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
-    """Return the plan of each study that was collected; *items* are those that were selected."""
+    """Return the plan of each collected study. *items* are the selected items."""
     studies = config.stash.get(STUDIES, {})
     selected: dict[str, list[Experiment]] = {run: [] for run in studies}
     for item in items:
@@ -81,10 +81,10 @@ def plans_of(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Plan]:
 
 
 def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
-    """Write the plan where ``--llem-plan`` says, if it says.
+    """Write the plan to the file of ``--llem-plan``, if that is given.
 
     Raises:
-        pytest.UsageError: It cannot be written, or there is more than one.
+        pytest.UsageError: The file cannot be written, or the number of studies is not one.
     """
     path = Settings.from_config(config).plan
     if path is None:
@@ -102,15 +102,15 @@ def write_plan(config: pytest.Config, plans: Sequence[Plan]) -> None:
 def check_both_engines(
     config: pytest.Config, studies: Mapping[str, StudyConfig], selected: Mapping[str, Iterable[Experiment]]
 ) -> None:
-    """Check that both sides of a comparison have their engines; do nothing where no comparison was asked for.
+    """Check that candidate and reference have their engines. Does nothing without ``--llem-against``.
 
     Args:
-        config: The controller's.
-        studies: By the key of their run.
-        selected: The experiments that are to run, likewise.
+        config: The controller's pytest configuration.
+        studies: The studies by run key.
+        selected: The experiments to run, by run key.
 
     Raises:
-        pytest.UsageError: An interpreter cannot be used, or an engine cannot be imported there or here.
+        pytest.UsageError: An interpreter cannot be used, or an engine cannot be imported in it.
     """
     if Settings.from_config(config).against is None:
         return

@@ -1,4 +1,4 @@
-"""``--llem-resume``: experiments that an earlier run has completed are not run again."""
+"""``--llem-resume``: replay the results of experiments that an earlier run has completed."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _REPLAYS = pytest.StashKey[dict[str, Replay]]()
 
 
 def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dict[str, Replay]:
-    """Return what is replayed of each study, by the node id of its file; nothing unless that was asked for.
+    """Return the results to replay in each study, by the node id of its file; none without ``--llem-resume``.
 
-    It is looked up once in a session: the results directories that it makes are newer than any.
+    The lookup runs once in a session, before the session makes results directories of its own.
 
     Raises:
-        pytest.UsageError: An earlier run cannot be taken up.
+        pytest.UsageError: An earlier run cannot be resumed.
     """
     settings = Settings.from_config(config)
     if not settings.resume:
         return {}
     if _REPLAYS not in config.stash:
-        resume = Resume(settings.resume_from, settings.resume_mismatch, partial(_here, config))
+        resume = Resume(settings.resume_from, settings.resume_mismatch, partial(_environment, config))
         try:
             found = {
                 file: resume.find(study, settings.results_dir_of(study, config.rootpath))
@@ -49,13 +49,13 @@ def replays_of(config: pytest.Config, studies: Mapping[str, StudyConfig]) -> dic
         replays = {file: replay for file, replay in found.items() if replay is not None}
         if settings.resume_from and not replays:
             raise pytest.UsageError(
-                f"--llem-resume-from: {settings.resume_from} is of none of the collected studies"
+                f"--llem-resume-from: {settings.resume_from} has results of none of the collected studies"
             )
         config.stash[_REPLAYS] = replays
     return config.stash[_REPLAYS]
 
 
-def _here(config: pytest.Config, study: StudyConfig) -> CurrentEnvironment:
+def _environment(config: pytest.Config, study: StudyConfig) -> CurrentEnvironment:
     return current_environment(study, current_inputs(config, study))
 
 
@@ -63,18 +63,18 @@ def current_inputs(config: pytest.Config, study: StudyConfig, *, reference: bool
     """Return the code, the models and the datasets that experiments of *study* would use now.
 
     Args:
-        config: Of pytest.
+        config: The pytest configuration.
         study: The study.
-        reference: It runs in the reference's interpreter, which has its engines installed.
+        reference: Whether the experiments run in the reference's interpreter, which uses its installed engines.
     """
     return CurrentInputs(study, Settings.from_config(config).model_path, [] if reference else import_path(config))
 
 
-def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> dict[str, list[str]]:
-    """Tell the processes that run experiments which of them they need not run.
+def publish_replays(config: pytest.Config, replays: Mapping[str, Replay]) -> dict[str, list[str]]:
+    """Publish the results to replay to all processes that run experiments.
 
     Returns:
-        The names of the results directories that each study is resumed from, by the node id of its file.
+        Names of the results directories from which each study is resumed, by the node id of its file.
     """
     for file, replay in replays.items():
         notice = {
@@ -91,12 +91,12 @@ def announce(config: pytest.Config, replays: Mapping[str, Replay]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What an earlier run has found.
+    """The outcome of an experiment in an earlier run.
 
     Attributes:
         outcome: The outcome.
-        source: Name of the results directory that it is from.
-        mismatch: What has changed since it was measured; None where nothing has.
+        source: Name of its results directory.
+        mismatch: What has changed since it was measured; None if nothing has.
     """
 
     outcome: Outcome
@@ -108,17 +108,17 @@ _REPLAYED = pytest.StashKey[Replayed | None]()
 
 
 def replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
-    """Return what stands for *item*'s experiment; None where it is to be run.
+    """Return the earlier outcome of *item*'s experiment; None if the experiment has to be run.
 
-    Looked up once: who runs it is to have its devices, which those do not get who need not.
+    The answer is looked up once, so that the lease, which precedes the run, and the run agree.
     """
     if _REPLAYED not in item.stash:
         item.stash[_REPLAYED] = _replayed(item, experiment)
     return item.stash[_REPLAYED]
 
 
-def forget(item: pytest.Item) -> None:
-    """Drop what stands for *item*'s experiment once it is on its report: items stay to the end of the session."""
+def forget_replayed(item: pytest.Item) -> None:
+    """Drop the earlier outcome once it is on the report: items stay in memory to the end of the session."""
     if _REPLAYED in item.stash:
         del item.stash[_REPLAYED]
 
@@ -128,7 +128,7 @@ def _replayed(item: pytest.Item, experiment: Experiment) -> Replayed | None:
     if (stored := notice.get(experiment.id)) is None:
         return None
     directory, entry = Path(stored["directory"]), ManifestEntry.model_validate(stored["entry"])
-    result = stored_result(directory, entry)  # it may be gone by now
+    result = stored_result(directory, entry)  # None if the file was removed meanwhile
     if result is None:
         return None
     return Replayed(Outcome(result, stored_files(directory, entry)), directory.name, stored["mismatch"])

@@ -1,4 +1,4 @@
-"""The hooks around each item, registered once a study runs: an ordinary run of pytest does not pay for them."""
+"""Hooks around each item. They are registered only if a study runs, so that other pytest runs do not pay."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pytest_llem.execution.experiment import REPLAYED_PROPERTY, attach_payload, 
 
 
 class Running:
-    """A plugin of every process that runs or records a study's items."""
+    """The plugin of every process that runs or records a study's items."""
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of what times the item
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of plugins that time the item
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:

@@ -1,4 +1,4 @@
-"""The forkservers of a session: ended with it, or when another study runs."""
+"""Keep the forkservers of a session. They end with the session, or when another study runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _SERVERS = pytest.StashKey[Servers]()
 
 
 def servers_of(config: pytest.Config, study: str, execution: ExecutionConfig) -> Servers | None:
-    """Return what a study's experiments are forked from, None where they are spawned.
+    """Return the forkservers of a study; None if its experiments are spawned.
 
     Args:
-        config: Of the session.
-        study: What no other study of the session is called.
-        execution: How it is run.
+        config: The session's pytest configuration.
+        study: A name that no other study of the session has.
+        execution: The study's execution settings.
     """
     if _SERVERS not in config.stash:
         if execution.start_method == "spawn":

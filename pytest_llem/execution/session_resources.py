@@ -1,6 +1,6 @@
-"""What all experiments of a session share: import path, controller, and whether the hub answers.
+"""Values that all experiments of a session share: import path, controller, and whether the hub answers.
 
-Importing it does not import pytest.
+This module does not import pytest.
 """
 
 from __future__ import annotations
@@ -18,36 +18,38 @@ if TYPE_CHECKING:
 
 
 def import_path(config: pytest.Config) -> list[Path]:
-    """Return where an engine of the user's own is looked for, whatever the interpreter."""
+    """Return the folders in which a user's own engine is looked for."""
     try:
         own = config.getini("pythonpath")
-    except ValueError:  # its plugin is switched off
+    except ValueError:  # pytest's plugin for this ini key is disabled
         own = []
     return [config.rootpath, *own]
 
 
 def controller(config: pytest.Config) -> int | None:
-    """Return the process of xdist's controller, where this is a worker on the same machine."""
+    """Return the process id of xdist's controller; None unless this is a worker on the same machine."""
     found: int | None = getattr(config, "workerinput", {}).get("llem_controller")
     return found
 
 
-#: Where it is noted on the board: not under a study.
+#: Keys of the answer in the shared state. No study has this key.
 _HUB, _ANSWER = "hub", "answer"
 
 
-def hub_unreachable_for(board: SharedState, preflight: Preflight, config: ExperimentConfig) -> str | None:
-    """Return why an experiment is not to ask the hub, as it gave no answer to the session's first that would have.
+def hub_unreachable_for(shared_state: SharedState, preflight: Preflight, config: ExperimentConfig) -> str | None:
+    """Return why an experiment must not ask the hub: the hub did not answer once in this session.
 
-    None where it answered, or where the experiment does not need it. So a hub that cannot be reached costs its
-    timeout once, and not once in each experiment's process.
+    A hub that cannot be reached then costs its timeout once in a session, not once in each experiment.
+
+    Returns:
+        None if the hub answered, or if the experiment does not need it.
     """
     if not preflight.asks_hub(config):
         return None
-    known = board.read(_HUB, _ANSWER)
+    known = shared_state.read(_HUB, _ANSWER)
     if known is None:
         known = {"unreachable": hub_unreachable()}
-        with suppress(OSError):  # then the next one asks again
-            board.put(_HUB, _ANSWER, known)
+        with suppress(OSError):  # the next experiment then asks again
+            shared_state.put(_HUB, _ANSWER, known)
     reason: str | None = known["unreachable"]
     return reason

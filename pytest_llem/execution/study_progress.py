@@ -1,4 +1,4 @@
-"""Who looks on while an experiment runs: a person in front of a terminal, or nobody."""
+"""Show how far a study is while its experiments run on a terminal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pytest_llem.study.identity import CYCLE, value_text
 
 
 class _StudyProgress:
-    """One study's experiments of a session, those of its reference among them.
+    """Progress of one study in a session, its reference included.
 
     Args:
-        items: They, in run order.
+        items: The study's items in run order.
     """
 
     def __init__(self, items: list[pytest.Item]) -> None:
@@ -35,7 +35,7 @@ class _StudyProgress:
         self._items = items
 
     def place(self, item: pytest.Item) -> Place:
-        """Return where *item* is. Those before it are left no more, whatever became of them."""
+        """Return the position of *item*. Earlier items no longer count as remaining, whatever their outcome."""
         number = self._number[item.nodeid]
         for one in self._items[self._passed : number]:
             self._forecast.begin(_key(one))
@@ -60,27 +60,27 @@ _STUDY_PROGRESS = pytest.StashKey[dict[str, _StudyProgress]]()
 
 @contextmanager
 def live_progress(item: pytest.Item) -> Iterator[LiveProgress | None]:
-    """Show on the terminal how far an experiment is while its devices are leased; None where no terminal does."""
+    """Show an experiment's progress while its devices are leased; yield None without a terminal."""
     with live_line(item.config) as line:
         if line is None:
             yield None
             return
-        journey = _study_progress(item)
+        study = _study_progress(item)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
-        live_progress = LiveProgress(line, journey.place(item), colours=bool(reporter and reporter.hasmarkup))
+        live_progress = LiveProgress(line, study.place(item), colours=bool(reporter and reporter.hasmarkup))
         try:
             yield live_progress
         finally:
             if live_progress.completed is not None:
-                journey.took(item, live_progress.elapsed_s, completed=live_progress.completed)
+                study.took(item, live_progress.elapsed_s, completed=live_progress.completed)
 
 
 def _study_progress(item: pytest.Item) -> _StudyProgress:
-    journeys, file = item.config.stash.setdefault(_STUDY_PROGRESS, {}), file_of(run_of(item))
-    if file not in journeys:
+    by_file, file = item.config.stash.setdefault(_STUDY_PROGRESS, {}), file_of(run_of(item))
+    if file not in by_file:
         items = [one for one in item.session.items if is_experiment(one) and file_of(run_of(one)) == file]
-        journeys[file] = _StudyProgress(items)
-    return journeys[file]
+        by_file[file] = _StudyProgress(items)
+    return by_file[file]
 
 
 def _forecast(items: list[pytest.Item]) -> Forecast:
@@ -96,7 +96,7 @@ def _key(item: pytest.Item) -> tuple[str, str]:
 
 
 def _short(experiment: Experiment) -> str:
-    """Return an experiment's id without the names of its axes."""
+    """Return an experiment's id without the names of axes."""
     values = [value_text(value) for value in experiment.point.axes.values()]
     cycle = experiment.id.removeprefix(experiment.point.id).rpartition("=")[2]
     return ", ".join([*values, *([f"{CYCLE} {cycle}"] if cycle else [])]) or experiment.id

@@ -1,4 +1,4 @@
-"""An experiment's process as the pytest process sees it: its supervisor, and the pipes to both."""
+"""Communicate from the pytest process with an experiment's process and its supervisor."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from pytest_llem.isolation import supervisor, worker
 from pytest_llem.isolation.starting import ChildPipes, Starter, SupervisorHandle
 from pytest_llem.measurement.progress import Progress, Watcher, parse
 
-#: How long a process may take to go once it has been killed. Only one stuck in the kernel takes this long.
+#: Time that a killed process may take to end, in s. Only a process stuck in the kernel takes this long.
 REAP_SECONDS = supervisor.REAP_SECONDS + 5
 
-#: How long a process that has left its result may take to exit by itself.
+#: Time that a process may take to exit after it has left its result, in s.
 GRACE_SECONDS = 10.0
 
-#: How long a dataset, or a model, may take to download. No deadline runs meanwhile.
+#: Time limit of a dataset's or model's download, in s. It does not count towards the deadline.
 FETCH_SECONDS = 6 * 3600.0
 
-#: The longest single sleep; poll(2) takes no more than some weeks.
+#: Longest single sleep in s; poll(2) accepts at most some weeks.
 MAX_WAIT = 86_400.0
 
-#: Bytes of an unfinished announcement that are kept.
+#: Bytes of an unfinished line of events that are kept.
 EVENT_CAP = 1 << 16
 
-#: Reads of what is still in the pipes at the end. They hold no more, unless somebody goes on writing.
+#: Number of reads that empty the pipes at the end. More are needed only if a process is still writing.
 MAX_LEFTOVERS = 64
 
-#: Bytes of an experiment's output that are kept: of its beginning, and of its end.
+#: Bytes of an experiment's output that are kept: from its beginning and from its end.
 HEAD_BYTES = 16_384
 TAIL_BYTES = 49_152
 
 
 class CappedOutput:
-    """Keeps the first and the last bytes of what is written to it, and counts the rest.
+    """Keeps the first and the last bytes that are written to it, and counts the rest.
 
     Args:
         head: Bytes kept from the beginning.
-        tail: Bytes kept from the end, give or take the size of one write.
+        tail: Bytes kept from the end, rounded up to whole writes.
     """
 
     def __init__(self, head: int = HEAD_BYTES, tail: int = TAIL_BYTES) -> None:
@@ -58,7 +58,7 @@ class CappedOutput:
         self._dropped = 0
 
     def write(self, chunk: bytes) -> None:
-        """Take *chunk*."""
+        """Add *chunk*."""
         if room := self._head_room - len(self._head):
             self._head += chunk[:room]
             chunk = chunk[room:]
@@ -71,21 +71,21 @@ class CappedOutput:
             self._dropped += oldest
 
     def text(self) -> str:
-        """Return what was kept, with a line where something is missing."""
+        """Return the kept text, with a line in place of dropped bytes."""
         gap = f"\n[… {self._dropped:,} bytes left out …]\n" if self._dropped else ""
         head, tail = (part.decode(errors="replace") for part in (bytes(self._head), b"".join(self._tail)))
         return f"{head}{gap}{tail}"
 
 
 class Child:
-    """An experiment's process, its supervisor, and the reading ends of their pipes.
+    """An experiment's process, its supervisor, and this process's ends of their pipes.
 
     Attributes:
-        phase: The last one that was announced.
-        output: What it has written.
-        status: How the process ended, as subprocess has it; None while it has not, or nobody can tell.
-        refused: Why it could not be started, or None.
-        watcher: Who is told how far it is; None while nobody looks.
+        phase: The last announced phase.
+        output: What the process has written.
+        status: Status of the process, as ``Popen.returncode``; None while it runs, or if unknown.
+        refused: Why the process could not be started; None if it was.
+        watcher: Notified of progress; None for no notification.
     """
 
     def __init__(self, on_output: Callable[[bytes], None]) -> None:
@@ -95,63 +95,66 @@ class Child:
         self.refused: str | None = None
         self.watcher: Watcher | None = None
         self._on_output = on_output
-        self._keeper: SupervisorHandle | None = None
-        self._guardian: int | None = None
+        self._handle: SupervisorHandle | None = None
+        self._supervisor_pid: int | None = None
         self._pid: int | None = None
-        self._told_status = False
-        self._heard = {"events": b"", "reports": b""}
-        #: Each reading end, and what takes what comes from it.
+        self._has_status = False
+        self._buffers = {"events": b"", "reports": b""}
+        #: Handler by file descriptor of the reading ends.
         self._sources: dict[int, Callable[[bytes], None]] = {}
         self._reports = -1
-        #: The writing ends: of the supervisor's orders, and of the process's cue.
+        #: Writing ends: the supervisor's orders, and the byte that starts the process.
         self._orders: int | None = None
-        self._cue: int | None = None
+        self._start_pipe: int | None = None
         self._fetching_since: float | None = None
         self._fetched_for = 0.0
 
     def start(self, starter: Starter, attempt: Path, watch_pids: Sequence[int] = ()) -> None:
-        """Start the supervisor, which starts the process, which waits for its cue.
+        """Start the supervisor and the process, which then waits for :meth:`signal_start`.
 
         Args:
-            starter: Starts it.
+            starter: Starts the supervisor.
             attempt: The folder that holds the job.
-            watch_pids: Processes, beside this one, whose end is its end.
+            watch_pids: Processes, beside this one, whose end also ends the experiment.
 
         Raises:
-            OSError: The system has no process, or no pipe, for it.
+            OSError: The system cannot start a process or open a pipe.
         """
-        theirs: list[int] = []
+        child_ends: list[int] = []
         try:
-            for take in (self._hear_reports, self._take_output, self._hear_events):
-                ours, their_end = os.pipe()
-                theirs.append(their_end)
-                self._sources[ours] = take
-                os.set_blocking(ours, False)
+            for take in (self._take_reports, self._take_output, self._take_events):
+                own_end, child_end = os.pipe()
+                child_ends.append(child_end)
+                self._sources[own_end] = take
+                os.set_blocking(own_end, False)
             self._reports = next(iter(self._sources))
-            reports, output, events = theirs
+            reports, output, events = child_ends
             orders, self._orders = os.pipe()
-            theirs.append(orders)
-            cue, self._cue = os.pipe()
-            theirs.append(cue)
-            self._keeper = starter.start(ChildPipes(orders, reports, output, events, cue), attempt, watch_pids)
+            child_ends.append(orders)
+            start_fd, self._start_pipe = os.pipe()
+            child_ends.append(start_fd)
+            self._handle = starter.start(
+                ChildPipes(orders, reports, output, events, start_fd), attempt, watch_pids
+            )
         finally:
-            for fd in theirs:  # or their ends would never be seen
+            for fd in child_ends:  # an open copy would keep the readers from seeing end of file
                 os.close(fd)
 
     def signal_start(self) -> None:
-        """Have the process begin."""
-        assert self._cue is not None
-        with suppress(OSError):  # it is gone
-            os.write(self._cue, b"\n")
+        """Make the process begin its job."""
+        assert self._start_pipe is not None
+        with suppress(OSError):  # the process has ended
+            os.write(self._start_pipe, b"\n")
 
     def wait(self, timeout: float | None, *, until_done: bool = False) -> bool:
-        """Sleep until all has ended, reading what it says. Return whether the time was up first.
+        """Read the pipes until the process and all its descendants have ended. Return whether it timed out.
 
-        One that has left its result is given a little longer, and not left to hang in a thread or an exit handler.
+        A process that has left its result may take :data:`GRACE_SECONDS` longer, and may not hang for ever in a
+        thread or an exit handler.
 
         Args:
-            timeout: Seconds that it has up to there; None for no end.
-            until_done: Return as soon as it says that it has left its result, or its error.
+            timeout: Time limit in s, up to the result; None for none.
+            until_done: Return as soon as the process announces that its result, or its error, is written.
         """
         began = time.monotonic()
         limit = math.inf if timeout is None else timeout
@@ -181,57 +184,57 @@ class Child:
         return False
 
     def end(self) -> None:
-        """Have the supervisor kill everything, and wait until it has. May be called again."""
+        """Have the supervisor kill the process and its descendants, and wait for that. May be called again."""
         give_up = time.monotonic() + REAP_SECONDS
-        if (keeper := self._keeper) is not None:
-            self._read(0.0)  # it may have told of itself
+        if (supervisor_name := self._handle) is not None:
+            self._read(0.0)  # the supervisor may have sent its process id
             self._order(supervisor.END)
-            # Not up to the end of the file: who was forked as the engine was imported may have the pipe, too.
+            # Do not wait for end of file: a process forked while the engine was imported may hold the pipe open.
             while not self._is_over() and (left := give_up - time.monotonic()) > 0:
                 self._read(left)
             if self.status is None and self._pid is not None:  # the supervisor itself was killed, or is stuck
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._pid, signal.SIGKILL)
-            keeper.kill(self._guardian if self._reports in self._sources else None)
-            if not self._told_status:
-                status, refused = keeper.give_up()
+            supervisor_name.kill(self._supervisor_pid if self._reports in self._sources else None)
+            if not self._has_status:
+                status, refused = supervisor_name.give_up()
                 if self._pid is None:
                     self.status, self.refused = status, self.refused or refused
         self._drain()
         for fd in list(self._sources):
             self._close(fd)
-        ends, self._orders, self._cue = (self._orders, self._cue), None, None
+        ends, self._orders, self._start_pipe = (self._orders, self._start_pipe), None, None
         for end in ends:
             if end is not None:
                 os.close(end)
 
     @property
-    def keeper(self) -> str:
-        """Whose death is its own, in words."""
-        return self._keeper.name if self._keeper is not None else ""
+    def supervisor_name(self) -> str:
+        """For error messages: the processes whose death ends the experiment."""
+        return self._handle.name if self._handle is not None else ""
 
     def is_over(self) -> bool:
-        """Whether all has ended: looks, and does not wait."""
+        """Return, without waiting, whether the process and all its descendants have ended."""
         self._drain()
         return self._is_over()
 
     def _is_over(self) -> bool:
-        """Whether the supervisor has told that nobody is left, or is gone itself."""
-        return self._told_status or self._reports not in self._sources
+        """Return whether the supervisor has reported the end, or has ended itself."""
+        return self._has_status or self._reports not in self._sources
 
     def _order(self, order: bytes) -> None:
         if self._orders is not None:
-            with suppress(OSError):  # it is gone
+            with suppress(OSError):  # the supervisor has ended
                 os.write(self._orders, order)
-        if self._pid is None and self._keeper is not None:
-            self._keeper.order(order)
+        if self._pid is None and self._handle is not None:
+            self._handle.order(order)
 
     def _close(self, fd: int) -> None:
         del self._sources[fd]
         os.close(fd)
 
     def _read(self, seconds: float) -> bool:
-        """Sleep until there is something to read, and take some. Return whether there was."""
+        """Wait up to *seconds* for input and read once from each ready pipe. Return whether any was ready."""
         ready = wait(list(self._sources), seconds)
         for fd in ready:
             assert isinstance(fd, int)
@@ -242,7 +245,7 @@ class Child:
         return bool(ready)
 
     def _drain(self) -> None:
-        """Read what is in the pipes."""
+        """Read what is left in the pipes."""
         for _ in range(MAX_LEFTOVERS):
             if not self._read(0.0):
                 break
@@ -251,17 +254,17 @@ class Child:
         self.output.write(chunk)
         self._on_output(chunk)
 
-    def _hear_reports(self, chunk: bytes) -> None:
-        for said in self._objects("reports", chunk):
-            self._pid = said.get("pid", self._pid)
-            self._guardian = said.get("supervisor", self._guardian)
-            if "status" in said:
-                self._told_status, self.status = True, said["status"]
-            self.refused = said.get("refused", self.refused)
+    def _take_reports(self, chunk: bytes) -> None:
+        for message in self._objects("reports", chunk):
+            self._pid = message.get("pid", self._pid)
+            self._supervisor_pid = message.get("supervisor", self._supervisor_pid)
+            if "status" in message:
+                self._has_status, self.status = True, message["status"]
+            self.refused = message.get("refused", self.refused)
 
-    def _hear_events(self, chunk: bytes) -> None:
-        for said in self._objects("events", chunk):
-            if (seen := parse(said)) is None:
+    def _take_events(self, chunk: bytes) -> None:
+        for message in self._objects("events", chunk):
+            if (seen := parse(message)) is None:
                 continue
             if isinstance(seen, Progress):
                 self.phase = seen.phase
@@ -272,9 +275,9 @@ class Child:
                 self.watcher.see(seen)
 
     def _objects(self, channel: str, chunk: bytes) -> list[dict[str, Any]]:
-        """Return the JSON objects, one a line, that *chunk* completes; what is none is not one of ours."""
-        *lines, rest = (self._heard[channel] + chunk).split(b"\n")
-        self._heard[channel] = rest[-EVENT_CAP:]
+        """Return the JSON objects, one a line, that *chunk* completes; other lines are dropped."""
+        *lines, rest = (self._buffers[channel] + chunk).split(b"\n")
+        self._buffers[channel] = rest[-EVENT_CAP:]
         found = []
         for line in lines:
             with suppress(ValueError, RecursionError):

@@ -1,16 +1,16 @@
-"""A process that has imported what experiments need, and forks each of them: they do not import it again.
+"""Import once what experiments need, and fork a process for each experiment.
 
     python -m pytest_llem.isolation.forkserver CONTROL
 
 CONTROL is a socket. Each message is a request, a JSON object: ``attempt`` is the folder that holds the job,
-``watch_pids`` the processes that its supervisor watches, ``directory`` the current one. The file descriptors of
-:class:`pytest_llem.isolation.starting.ChildPipes` come with it. The server imports what the job needs, unless it
-has already, and forks a supervisor, which forks the experiment's process. From there on everything is as in an
-interpreter that was started for it. When the socket is closed the server ends.
+``watch_pids`` are the processes that its supervisor watches, and ``directory`` is the current folder. The file
+descriptors of :class:`pytest_llem.isolation.starting.ChildPipes` are sent along. The server imports what the job
+needs, unless it already has, and forks a supervisor, which forks the experiment's process. From there on, the
+process works as in an interpreter of its own. The server ends when the socket is closed.
 
-The server runs under a supervisor, which ends it, and all that it has forked, whatever it is importing. It opens
-no device and has one thread: a process that is forked while there are others may find a lock that nobody lets go
-of, and one that inherits a device cannot use it. What makes it otherwise is refused.
+The server runs under a supervisor of its own, which can end it and all that it has forked at any time, also during
+imports. It has one thread and opens no device: a lock that another thread holds during a fork is never released in
+the child, and a child cannot use an inherited device. An engine whose import breaks either rule is refused.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from typing import Any, NamedTuple
 from pytest_llem.isolation import supervisor, worker
 from pytest_llem.isolation.starting import ChildPipes
 
-#: Bytes of a request.
-MOST = 1 << 16
+#: Maximum size of a request in bytes.
+MAX_REQUEST_BYTES = 1 << 16
 
-#: What a device of NVIDIA's looks like among a process's open files.
+#: Prefix of the device files of NVIDIA GPUs.
 _DEVICES = "/dev/nvidia"
 
 
 class UnfitError(Exception):
-    """What was imported keeps this process from being forked; the message says how, and what to do."""
+    """An import has made this process unfit for forking. The message says why and what to do."""
 
 
-class Begun(NamedTuple):
-    """A process that is to be the experiment's: what :func:`pytest_llem.isolation.worker.main` is told."""
+class WorkerArguments(NamedTuple):
+    """Arguments of :func:`pytest_llem.isolation.worker.main` in a forked process."""
 
     attempt: str
     events: int
-    cue: int
+    start: int
 
 
-def serve(control: socket.socket) -> Begun | None:
-    """Serve requests.
+def serve(control: socket.socket) -> WorkerArguments | None:
+    """Serve requests until the socket is closed.
 
     Returns:
-        In a process that it has forked, what that is to do. In the server None, once nobody is left to serve.
+        In a forked process, the arguments of its job. In the server, None once the socket is closed.
     """
     forked: set[int] = set()
     known: set[str] = set()
@@ -66,56 +66,58 @@ def serve(control: socket.socket) -> Begun | None:
             forked = {pid for pid in forked if os.waitpid(pid, os.WNOHANG) == (0, 0)}
         if control.fileno() not in ready:
             continue
-        if (request := _receive(control)) is None:
+        if (received := _receive(control)) is None:
             return None
-        told, ends = request
+        request, pipes = received
         try:
-            _import(Path(told["attempt"]), ends, known)
+            _import(Path(request["attempt"]), pipes, known)
         except UnfitError as error:
             refused = {"kind": "preflight", "type": "PreflightError", "message": str(error), "phase": "importing"}
-            worker.leave(Path(told["attempt"], worker.ERROR), json.dumps(refused))
+            worker.write_whole(Path(request["attempt"], worker.ERROR), json.dumps(refused))
             return None
         pid = os.fork()
         if not pid:
             control.close()
             for fd in (woken, wake):
                 os.close(fd)
-            return _become(told, ends)
+            return _become(request, pipes)
         forked.add(pid)
-        for fd in ends:
+        for fd in pipes:
             os.close(fd)
 
 
 def _receive(control: socket.socket) -> tuple[dict[str, Any], ChildPipes] | None:
-    message, fds, _, _ = socket.recv_fds(control, MOST, len(ChildPipes._fields), socket.MSG_CMSG_CLOEXEC)
+    message, fds, _, _ = socket.recv_fds(
+        control, MAX_REQUEST_BYTES, len(ChildPipes._fields), socket.MSG_CMSG_CLOEXEC
+    )
     return (json.loads(message), ChildPipes(*fds)) if message else None
 
 
-def _import(attempt: Path, ends: ChildPipes, known: set[str]) -> None:
+def _import(attempt: Path, pipes: ChildPipes, known: set[str]) -> None:
     """Import what a job needs.
 
     Args:
-        attempt: The folder that holds it.
-        ends: What is said meanwhile is the experiment's output.
-        known: What has been imported already, and now is.
+        attempt: The folder that holds the job.
+        pipes: Pipes of the experiment, which gets the output of the import.
+        known: Keys of what has been imported; updated.
 
     Raises:
-        UnfitError: This process cannot be forked any more.
+        UnfitError: The import has made this process unfit for forking.
     """
     job = worker.read_job(attempt)
     config = job["config"]
     wanted = json.dumps([config["backend"], config["model"], config.get(config["backend"]), job["model_path"]])
     if wanted in known:
         return
-    with _saying(ends.output), (attempt / worker.STACKS).open("w") as stacks:
-        faulthandler.enable(file=2)  # whatever has become of sys.stderr
-        faulthandler.register(supervisor.ASK_WHERE, file=stacks)
+    with _output_to(pipes.output), (attempt / worker.STACKS).open("w") as stacks:
+        faulthandler.enable(file=2)  # sys.stderr may have been replaced
+        faulthandler.register(supervisor.DUMP_STACKS, file=stacks)
         try:
-            worker.make_ready(job)
+            worker.import_needed(job)
         except BaseException:
-            pass  # the experiment's process imports it again, and tells
+            pass  # the experiment's process imports it again and reports the error
         finally:
-            faulthandler.unregister(supervisor.ASK_WHERE)
+            faulthandler.unregister(supervisor.DUMP_STACKS)
             faulthandler.disable()
     if reason := _unfit():
         raise UnfitError(
@@ -126,20 +128,20 @@ def _import(attempt: Path, ends: ChildPipes, known: set[str]) -> None:
 
 
 @contextmanager
-def _saying(output: int) -> Iterator[None]:
-    """Have what this process says be read from *output*."""
+def _output_to(output: int) -> Iterator[None]:
+    """Redirect this process's output to the file descriptor *output*."""
     try:
         for fd in (1, 2):
             os.dup2(output, fd)
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):  # anyone may have put anything in their place
+            with suppress(Exception):  # an engine may have replaced the stream by any object
                 stream.flush()
-        _fall_silent()
+        _discard_output()
 
 
-def _fall_silent() -> None:
+def _discard_output() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     for fd in (1, 2):
         os.dup2(nothing, fd)
@@ -147,7 +149,7 @@ def _fall_silent() -> None:
 
 
 def _unfit() -> str | None:
-    """Return what keeps this process from being forked, None where nothing does."""
+    """Return why this process is unfit for forking; None if it is fit."""
     if _threads() > 1:
         _fork_once()
     if (threads := _threads()) > 1:
@@ -161,7 +163,7 @@ def _unfit() -> str | None:
 
 
 def _fork_once() -> None:
-    """Fork a process that ends at once: before any fork OpenBLAS, which numpy brings, ends its idle threads."""
+    """Fork a process that pipes at once: before any fork OpenBLAS, which numpy brings, pipes its idle threads."""
     if not (pid := os.fork()):
         os._exit(0)
     os.waitpid(pid, 0)
@@ -170,7 +172,7 @@ def _fork_once() -> None:
 def _threads() -> int:
     try:
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return 1
 
 
@@ -181,42 +183,42 @@ def _open_files() -> Iterator[str]:
                 yield str(Path(f"/proc/self/fd/{fd}").readlink())
 
 
-def _become(told: dict[str, Any], ends: ChildPipes) -> Begun:
-    """Make this process, just forked, a supervisor, and return in the experiment's process, which that forks."""
+def _become(request: dict[str, Any], pipes: ChildPipes) -> WorkerArguments:
+    """Turn this process into a supervisor, which forks the experiment's process. Return only in the latter."""
     try:
         os.setsid()
-        for end, fd in ((ends.orders, 0), (ends.reports, 1), (ends.output, 2)):
+        for end, fd in ((pipes.orders, 0), (pipes.reports, 1), (pipes.output, 2)):
             os.dup2(end, fd)
             os.close(end)
-        refusal = supervisor.guard(told["attempt"], ",".join(map(str, told["watch_pids"])))
+        refusal = supervisor.supervise(request["attempt"], ",".join(map(str, request["watch_pids"])))
         if refusal is None:
             os._exit(0)
         os.close(refusal)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as an interpreter has them that was started
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as at the start of an interpreter
             signal.signal(number, signal.SIG_IGN)
-        with suppress(OSError):  # then it is where the server was started
-            os.chdir(told["directory"])
+        with suppress(OSError):  # the server's folder then stays the current one
+            os.chdir(request["directory"])
         sys.argv[:] = [worker.__file__]
-        if "numpy" in sys.modules:  # Python's own generator sees to itself
+        if "numpy" in sys.modules:  # Python reseeds its own generator after a fork, numpy does not
             sys.modules["numpy"].random.seed()
     except BaseException:
         os._exit(127)
-    return Begun(told["attempt"], ends.events, ends.cue)
+    return WorkerArguments(request["attempt"], pipes.events, pipes.start)
 
 
 def main(control: int) -> None:
-    """Serve on the socket *control*; in a forked process, run its job."""
+    """Serve on the socket *control*. In a forked process, run its job."""
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
-        score.write("0")  # where memory runs out an experiment goes
+        score.write("0")  # if memory runs out, the kernel kills an experiment and not the server
     sys.argv[1:] = []
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    _fall_silent()
-    begun = serve(socket.socket(fileno=control))
-    if begun is None:
-        os._exit(0)  # whatever threads there are
-    worker.main(*begun)
+    _discard_output()
+    arguments = serve(socket.socket(fileno=control))
+    if arguments is None:
+        os._exit(0)  # do not wait for threads
+    worker.main(*arguments)
 
 
 if __name__ == "__main__":

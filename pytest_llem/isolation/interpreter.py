@@ -1,4 +1,4 @@
-"""Another Python interpreter: what is installed there, as it says itself."""
+"""Query another Python interpreter for what it has installed and can import."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_llem.engines.pytorch.requirements import OPTIONAL
 from pytest_llem.isolation import probe, supervisor
-from pytest_llem.isolation.launcher import OURS_ALONE
+from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.registry import ENGINE_GROUP
 from pytest_llem.results.environment import PACKAGES, package_version
 from pytest_llem.study.problems import shown
 
-#: The oldest Python that we run on.
-OLDEST = (3, 11)
+#: The oldest supported Python.
+MIN_PYTHON = (3, 11)
 
-#: How long an interpreter may take to answer, in seconds. One on a slow network drive takes long to begin.
+#: Time limit for an interpreter's answer, in s. Starting from a slow network drive takes long.
 ANSWER_SECONDS = 60.0
 
-#: How long it may take to import engines, in seconds: some import much, and from a slow network drive.
+#: Time limit for importing engines, in s. Some import much, and from a slow network drive.
 IMPORT_SECONDS = 600.0
 
-#: One that says more than this, in characters, is not answering.
-_MOST = 1 << 20
+#: Output longer than this, in characters, is not an answer.
+MAX_CHARACTERS = 1 << 20
 
 _MARKER = "pytest-llem's answer: "
 
-#: Run there, with the source of the probe, the marker and the question. Any Python understands this much.
+#: Run in the interpreter with the source of the probe, the marker and the question. Works in any Python version.
 _START = """
 import sys
 if sys.version_info < {oldest}:
@@ -46,7 +46,7 @@ else:
 """
 
 
-#: Likewise, to import engines: looked for as an experiment's process does.
+#: Run in the interpreter to import engines with the same ``sys.path`` as an experiment's process.
 _IMPORT = """
 import json, sys
 question = json.loads(sys.argv[2])
@@ -57,19 +57,20 @@ from pytest_llem.measurement.importing import import_problems
 print("\\n" + sys.argv[1] + json.dumps(import_problems(question["engines"])), flush=True)
 """
 
-#: How an ending begins that was not ours.
+#: Beginning of the description of an interpreter that ended by itself.
 _STATUS = "status"
 
 
 class Interpreter(BaseModel):
-    """What a Python interpreter has.
+    """What a Python interpreter has installed.
 
     Attributes:
         python: Its version.
-        packages: Version by distribution: those whose version can change a number, engines, and what they require.
-        engines: Which distribution provides each engine.
-        requires: What each of these distributions requires.
-        modules: Those of the modules asked for that it has.
+        packages: Version by distribution, for those that can change a measured value, engines, and what they
+            require.
+        engines: Distribution by engine.
+        requires: Requirements of each of these distributions.
+        modules: The modules asked for that are installed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,14 +83,14 @@ class Interpreter(BaseModel):
 
 
 def package_versions(python: Path | None) -> dict[str, str]:
-    """Return the versions of packages that experiments run with, as their results will tell them.
+    """Return the package versions that results of an interpreter record.
 
     Args:
-        python: The interpreter that they run in, as ``StudyConfig.interpreter`` has it; None for this one.
+        python: The interpreter, from ``StudyConfig.interpreter``; None for this one.
 
     Returns:
-        Version by package: of those of :data:`PACKAGES` that are there and, where *python* was asked, of its
-        engines and of what they require. Empty where it cannot be asked.
+        Version by package, for the installed ones of :data:`PACKAGES`. For another interpreter also for its
+        engines and their requirements. Empty if it cannot be queried.
     """
     if python is None:
         return {name: version for name in PACKAGES if (version := package_version(name))}
@@ -98,11 +99,11 @@ def package_versions(python: Path | None) -> dict[str, str]:
 
 
 def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
-    """Return what an interpreter has, or what is wrong with it and what to do. Each is asked once.
+    """Return what an interpreter has installed, or what is wrong with it and what to do. Answers are cached.
 
     Args:
-        python: Its path.
-        modules: Modules that it may have, beside ours and the OPTIONAL ones.
+        python: Path of the interpreter.
+        modules: Modules to look for, beside pytest_llem and the OPTIONAL ones.
     """
     return _ask(str(python), tuple(sorted({"pytest_llem", *OPTIONAL, *modules})))
 
@@ -110,63 +111,64 @@ def ask(python: Path, modules: Iterable[str] = ()) -> Interpreter | str:
 @cache
 def _ask(python: str, modules: tuple[str, ...]) -> Interpreter | str:
     question = {"group": ENGINE_GROUP, "packages": PACKAGES, "modules": modules}
-    start = _START.format(oldest=OLDEST)
+    start = _START.format(oldest=MIN_PYTHON)
     try:
         if not Path(python).exists():
-            return "is not there: name a Python interpreter, by its absolute path or relative to the study"
+            return "does not exist: name a Python interpreter, by its absolute path or relative to the study"
         if Path(python).is_dir():
             return "is a directory: name the interpreter in it, such as bin/python"
         command = [python, "-c", start, inspect.getsource(probe), _MARKER, json.dumps(question)]
-        said, ending = _listen(command, ANSWER_SECONDS)
+        output, ending = _run(command, ANSWER_SECONDS)
     except (OSError, ValueError) as error:
         return f"cannot be run ({getattr(error, 'strerror', None) or error}): name a Python interpreter"
     try:
-        found = Interpreter.model_validate_json(said.rpartition(_MARKER)[2].partition("\n")[0])
+        found = Interpreter.model_validate_json(output.rpartition(_MARKER)[2].partition("\n")[0])
     except ValidationError:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
-        told = f", and said {shown(last)}" if last else ""
-        return f"does not answer as Python does ({ending}{told}): name a Python interpreter that works"
-    if tuple(map(int, found.python.split("."))) < OLDEST:
-        needs = f"pytest-llem needs {'.'.join(map(str, OLDEST))} or newer"
+        last = next((line for line in reversed(output.splitlines()) if line.strip()), "")
+        last_output = f", last output {shown(last)}" if last else ""
+        return f"does not answer as Python does ({ending}{last_output}): name a Python interpreter that works"
+    if tuple(map(int, found.python.split("."))) < MIN_PYTHON:
+        needs = f"pytest-llem needs {'.'.join(map(str, MIN_PYTHON))} or newer"
         return f"is Python {found.python}, and {needs}: make that environment with a newer one"
     return found
 
 
 def import_problems(python: Path | None, engines: Sequence[str], path: Sequence[str]) -> dict[str, str]:
-    """Return why engines cannot be imported where they are to run, by name; nothing of those that can be.
+    """Return why engines cannot be imported in the interpreter that will run them, by engine name.
 
-    Nor is anything returned of what takes longer than :data:`IMPORT_SECONDS`: that is found out as it runs.
+    Engines that can be imported have no entry. The result is empty if the imports take longer than
+    :data:`IMPORT_SECONDS`: their problems appear when an experiment runs.
 
     Args:
         python: The interpreter, which has pytest-llem; None for this one.
         engines: Names of entry points, or ``package.module:Class``.
-        path: Folders that are looked in beside the interpreter's own, last.
+        path: Folders that are searched after the interpreter's own.
     """
     sys_path = None if python else [os.fspath(one) for one in sys.path if isinstance(one, str | os.PathLike)]
     question = {"engines": list(engines), "sys_path": sys_path, "path": list(path)}
     command = [str(python or sys.executable), "-c", _IMPORT, _MARKER, json.dumps(question)]
     try:
-        said, ending = _listen(command, IMPORT_SECONDS)
+        output, ending = _run(command, IMPORT_SECONDS)
     except OSError as error:
         return dict.fromkeys(engines, f"{command[0]} cannot be run: {error.strerror or error}")
-    if _MARKER in said:
-        found: dict[str, str] = json.loads(said.rpartition(_MARKER)[2].partition("\n")[0])
+    if _MARKER in output:
+        found: dict[str, str] = json.loads(output.rpartition(_MARKER)[2].partition("\n")[0])
         return found
     return dict.fromkeys(engines, f"importing it ends Python ({ending})") if ending.startswith(_STATUS) else {}
 
 
-def _listen(command: Sequence[str], seconds: float) -> tuple[str, str]:
-    """Run *command* and return what it says, and how it ended. Nothing of it is left."""
-    environment = {name: value for name, value in os.environ.items() if name not in OURS_ALONE}
-    said, told, ending = "", b"", f"no answer within {seconds:g} s"
+def _run(command: Sequence[str], seconds: float) -> tuple[str, str]:
+    """Run *command* and return its output and how it ended. No process of it is left."""
+    environment = {name: value for name, value in os.environ.items() if name not in PYTHON_VARIABLES}
+    output, reports, ending = "", b"", f"no answer within {seconds:g} s"
     deadline = time.monotonic() + seconds
     with (
         subprocess.Popen(
-            supervisor.supervised(command),
-            stdin=subprocess.PIPE,  # closed at the end, on which the supervisor ends it all, and itself
+            supervisor.supervisor_command(command),
+            stdin=subprocess.PIPE,  # closed at the end, which makes the supervisor end everything
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # the command's own output
-            env={**environment, "PYTHONSAFEPATH": "1"},  # as -P, which an old Python does not know
+            env={**environment, "PYTHONSAFEPATH": "1"},  # like -P, which an old Python does not know
             start_new_session=True,
         ) as process,
         selectors.DefaultSelector() as selector,
@@ -181,30 +183,30 @@ def _listen(command: Sequence[str], seconds: float) -> tuple[str, str]:
                 if not chunk:
                     selector.unregister(key.fileobj)
                 elif key.fileobj is process.stdout:
-                    told += chunk
+                    reports += chunk
                 else:
-                    said += chunk.decode("utf-8", "replace")
+                    output += chunk.decode("utf-8", "replace")
             if not selector.get_map():
-                ending = _ending(command[0], told)
-            elif _MARKER in said and "\n" in said.rpartition(_MARKER)[2]:
+                ending = _ending(command[0], reports)
+            elif _MARKER in output and "\n" in output.rpartition(_MARKER)[2]:
                 ending = "no answer"
-            elif len(said) > _MOST:
+            elif len(output) > MAX_CHARACTERS:
                 ending = "output without end"
             elif time.monotonic() < deadline:
                 continue
             break
-    return said, ending
+    return output, ending
 
 
-def _ending(program: str, told: bytes) -> str:
-    """Return how a process ended, as its supervisor tells it.
+def _ending(program: str, reports: bytes) -> str:
+    """Return how a process ended, from its supervisor's reports.
 
     Raises:
-        OSError: It could not be started.
+        OSError: The process could not be started.
     """
-    what: dict[str, object] = {}
-    for line in told.splitlines():
-        what |= json.loads(line)
-    if refused := what.get("refused"):
+    fields: dict[str, object] = {}
+    for line in reports.splitlines():
+        fields |= json.loads(line)
+    if refused := fields.get("refused"):
         raise OSError(str(refused).removeprefix(f"{program}: "))
-    return f"{_STATUS} {what.get('status')}"
+    return f"{_STATUS} {fields.get('status')}"

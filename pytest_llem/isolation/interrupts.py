@@ -1,4 +1,4 @@
-"""Signals that interrupt a session: once."""
+"""Turn the first signal that ends a session into a KeyboardInterrupt, and ignore later ones."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import threading
 from types import FrameType
 from typing import Any
 
-#: Ctrl-C, what a batch system or a container sends first, and what a terminal sends that is closed.
+#: Ctrl-C, the first signal from a batch system or a container runtime, and the signal of a closed terminal.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """Makes each of :data:`SIGNALS` a KeyboardInterrupt, and the first one the last: those that follow would cut
-    short what winds up the session.
+    """Turns the first of :data:`SIGNALS` into a KeyboardInterrupt and ignores later ones.
 
-    Signals that somebody else handles, or ignores, are left alone.
+    A later one would interrupt the cleanup at the session's end. Signals that other code handles or ignores stay
+    as they are.
     """
 
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self, *, keyboard: bool = True) -> None:
-        """Handle the signals from now on; nothing is done in any thread but the main one.
+        """Handle the signals from now on. Does nothing outside the main thread.
 
         Args:
-            keyboard: Ctrl-C too.
+            keyboard: Whether to handle Ctrl-C, too.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -36,13 +36,13 @@ class Interrupts:
                 self._before[number] = before
 
     def restore(self) -> None:
-        """Handle them as before."""
+        """Restore the previous handlers."""
         while self._before:
             number, before = self._before.popitem()
             signal.signal(number, before)
 
     def ignore(self) -> None:
-        """Ignore those that it handles, until :meth:`restore`."""
+        """Ignore the handled signals until :meth:`restore`."""
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""One experiment, one process: started, waited for, ended whole, and its outcome collected."""
+"""Run one experiment in a process of its own, end the process with all its descendants, and return the outcome."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from pytest_llem.isolation.starting import Spawn, Starter
 from pytest_llem.measurement.progress import Watcher
 from pytest_llem.results.models import ErrorRecord
 
-#: What would lead another interpreter to this one's packages.
-OURS_ALONE = ("PYTHONPATH", "PYTHONHOME")
+#: Environment variables that would make another interpreter import this one's packages.
+PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME")
 
-#: Environment variables that a process is told once it begins: what was imported before has not looked at them.
-TOLD_LATE = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTEST_CURRENT_TEST")
+#: Environment variables that a process gets only when its job begins. Imports before that do not read them.
+LATE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTEST_CURRENT_TEST")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an experiment's process is told.
+    """Everything that an experiment's process needs, as plain data.
 
     Attributes:
-        identity: An Identity, as plain data.
-        config: An ExperimentConfig, as plain data.
-        directory: What a dataset's path is relative to.
-        root: The git commit of this directory is told; None for the current one.
+        identity: Fields of an Identity.
+        config: Fields of an ExperimentConfig.
+        directory: Folder to which a dataset's path is relative.
+        root: Folder whose git commit is recorded; None for the current folder.
         model_path: Folders that hold models by name.
-        gap: A GapRecord, as plain data: the idle time before.
-        python_path: Folders in which an engine or a meter of the user's may be found, looked in last.
-        python: The interpreter; None for this one, whose ``sys.path`` then holds there as well.
-        carbon: A Carbon, as plain data: what electricity emits here, where that is stated.
-        watch_pids: Processes, beside this one, whose end is the experiment's end.
-        harness: The pytest processes, whose processor time is that of measuring.
-        idle_power: A IdlePowerRecord, as plain data: what an earlier cycle has found of the idle machine.
-        no_context: Fields of a IdlePowerRecord, as plain data: the machine before the session's first experiment.
-        repeats: ContendedRuns, as plain data: measurements of the same that were contended.
-        hub_unreachable: Why the Hugging Face hub is not to be asked: it did not answer before; None where it is.
+        gap: Fields of a GapRecord: the idle time before the experiment; None if there was none.
+        python_path: Folders with a user's own engines and meters. They are searched last.
+        python: The interpreter; None for this one, with this process's ``sys.path``.
+        carbon: Fields of a Carbon: carbon intensity and PUE; None if the user has not given them.
+        watch_pids: Processes, beside this one, whose end also ends the experiment.
+        harness: The pytest processes, whose processor time counts as measurement overhead.
+        idle_power: Fields of an IdlePowerRecord measured in an earlier cycle; None if there is none.
+        no_context: Fields of an IdlePowerRecord: idle power before the session's first experiment.
+        repeats: Fields of ContendedRuns: earlier, contended runs of this experiment.
+        hub_unreachable: Why the Hugging Face hub must not be asked; None if it may be.
     """
 
     identity: dict[str, Any]
@@ -69,12 +69,12 @@ class Job:
 
 
 class ExperimentProcess:
-    """A job's process, from its start to the last of it: it imports what the job needs, and waits for its cue.
+    """The process of one job. It imports what the job needs, and then waits for :meth:`run`.
 
     Args:
-        job: The experiment, as far as it is known yet.
-        servers: Fork it from one of these; None to start an interpreter for it.
-        early: It is started before its turn.
+        job: The job, as far as it is known yet.
+        servers: Forkservers to fork it from; None to start an interpreter.
+        early: Whether it is started before its devices are free.
     """
 
     def __init__(self, job: Job, servers: Servers | None = None, *, early: bool = False) -> None:
@@ -88,24 +88,24 @@ class ExperimentProcess:
         self._job = job
 
     def start(self) -> None:
-        """Start it.
+        """Start the process.
 
         Raises:
-            OSError: There is no room for its files, or no process to be had.
+            OSError: Its files cannot be written, or the system cannot start a process.
         """
         starter, self._attempt = _starter(self._job, self._servers)
-        self._tell(self._job)
+        self._write_job(self._job)
         self._killed_before = oom_kills()
         self._child = Child(lambda chunk: self._on_output(chunk))
         self._child.start(starter, self._attempt, self._job.watch_pids)
 
     @property
     def has_exited(self) -> bool:
-        """Whether nothing of it is left, as its supervisor says."""
+        """Whether the process and all its descendants have ended."""
         return self._child is not None and self._child.is_over()
 
     def fits(self, job: Job, servers: Servers | None) -> bool:
-        """Whether it is what would be started for *job* now."""
+        """Return whether the process can run *job*, or a new process has to be started for it."""
         return servers is self._servers and _needs(job) == self._needs
 
     def run(
@@ -115,25 +115,31 @@ class ExperimentProcess:
         watcher: Watcher | None,
         on_output: Callable[[bytes], None],
     ) -> Outcome:
-        """Have it do *job*, and return what came of it: with a result, that may be before it has exited.
+        """Run *job* and return its outcome. If there is a result, the process may not have exited yet.
+
+        Args:
+            job: The complete job.
+            timeout: Time limit in s, without downloads; None for none.
+            watcher: Notified of progress; None for no notification.
+            on_output: Called with output of the process as it arrives.
 
         Raises:
-            OSError: There is no room for its files.
+            OSError: Its files cannot be written.
         """
         assert self._attempt is not None
         assert self._child is not None
         self._child.watcher, self._on_output = watcher, on_output
-        self._tell(job, watched=watcher is not None)
+        self._write_job(job, watched=watcher is not None)
         self._child.signal_start()
         timed_out = self._child.wait(timeout, until_done=True)
-        self._child.watcher = None  # whatever it still has to say is no progress
+        self._child.watcher = None  # later events are not progress
         if not (self._attempt / worker.RESULT).is_file():
             timed_out = timed_out or self._child.wait(timeout)
             run_uninterrupted(self._child.end)
         return collect(self._attempt, self._child, timeout if timed_out else None, self._killed_before)
 
     def shut_down(self) -> None:
-        """Let it exit, if not for ever, and end what is left of it. May be called again."""
+        """Wait a limited time for the process to exit, and kill what is left. May be called again."""
         try:
             if self._child is not None:
                 self._child.wait(0.0)
@@ -141,16 +147,18 @@ class ExperimentProcess:
             self.end()
 
     def end(self) -> None:
-        """End it at once, and leave nothing of it. May be called again."""
+        """Kill the process and all its descendants, and remove its files. May be called again."""
         if self._child is not None:
             run_uninterrupted(self._child.end)
         if self._attempt is not None:
             run_uninterrupted(functools.partial(shutil.rmtree, self._attempt, ignore_errors=True))
 
-    def _tell(self, job: Job, *, watched: bool = False) -> None:
+    def _write_job(self, job: Job, *, watched: bool = False) -> None:
         assert self._attempt is not None
         start = {"method": "spawn" if self._servers is None else "forkserver", "early": self._early}
-        worker.leave(self._attempt / worker.JOB, json.dumps(_told(job) | {"start": start, "watched": watched}))
+        worker.write_whole(
+            self._attempt / worker.JOB, json.dumps(_job_fields(job) | {"start": start, "watched": watched})
+        )
 
 
 def run_isolated(
@@ -163,21 +171,25 @@ def run_isolated(
     on_output: Callable[[bytes], None] = lambda chunk: None,
     on_result: Callable[[ExperimentProcess], None] | None = None,
 ) -> Outcome:
-    """Run *job* in a process of its own and return what came of it. Sleeps meanwhile, unless somebody looks on.
+    """Run *job* in a process of its own and return its outcome. Sleeps meanwhile if there is no *watcher*.
 
-    Whatever happens, here or there, no process that descends from the job's is left when this returns or raises:
-    but for one with a result that *on_result* has taken over.
+    When this returns or raises, no descendant of the process is left. The exception is a process with a result
+    that *on_result* has taken over.
 
     Args:
         job: The experiment.
-        servers: Fork it from one of these; None to start an interpreter for it.
-        started: Has been started for it ahead. It is ended where it does not fit any more.
-        timeout: End it after this many seconds, those of fetching its dataset and its model not counted; None
-            for never.
-        watcher: Who is told how far it is; None where nobody looks.
-        on_output: Called with what it writes to standard output and standard error, as that comes.
-        on_result: Called with a process that has left its result, and has yet to exit: whoever is called winds it
-            up. None to wait for that.
+        servers: Forkservers to fork it from; None to start an interpreter.
+        started: A process that was started early. It is ended if it does not fit the job any more.
+        timeout: Time limit in s, without downloads of its dataset and model; None for none.
+        watcher: Notified of progress; None for no notification.
+        on_output: Called with standard output and standard error of the process as they arrive.
+        on_result: Takes over a process that has left its result and has not exited yet, and has to shut it down.
+            None to wait for its exit here.
+
+    Example:
+        >>> outcome = run_isolated(job, timeout=600)
+        >>> outcome.error is None
+        True
     """
     if started is not None and not started.fits(job, servers):
         started.end()
@@ -195,52 +207,55 @@ def run_isolated(
             raise
         if outcome.result is None:
             process.end()
-    except OSError as error:  # no room for its files, or no process to be had
-        return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {error}"))
+    except OSError as error:  # its files cannot be written, or the system cannot start a process
+        message = f"the process could not be started: {error}"
+        return Outcome(error=ErrorRecord(kind="crash", type="NotStarted", message=message))
     return outcome
 
 
 def _starter(job: Job, servers: Servers | None) -> tuple[Starter, Path]:
-    """Return what starts a job's process, and a new folder for it."""
+    """Return the starter of a job's process, and a new folder for the job."""
     environment = _environment(job)
     if servers is None:
         return Spawn(job.python or sys.executable, environment), Path(tempfile.mkdtemp(prefix="llem-"))
-    early = {name: value for name, value in environment.items() if name not in TOLD_LATE}
+    early = {name: value for name, value in environment.items() if name not in LATE_VARIABLES}
     server = servers.get(job.python, early, [_path(job), job.python_path])
     return server, Path(tempfile.mkdtemp(dir=server.folder))
 
 
 def _needs(job: Job) -> list[object]:
-    """Return what a process of *job* cannot be told any more once it has started."""
-    environment = {name: value for name, value in _environment(job).items() if name not in TOLD_LATE}
+    """Return the values of *job* that are fixed once its process has started."""
+    environment = {name: value for name, value in _environment(job).items() if name not in LATE_VARIABLES}
     known = [job.config, job.model_path, job.python_path, job.watch_pids, job.python]
     return [environment, _path(job), current_folder(), *known]
 
 
-def _told(job: Job) -> dict[str, Any]:
-    """Return what the worker reads."""
+def _job_fields(job: Job) -> dict[str, Any]:
+    """Return the job file's content."""
     environment = _environment(job)
-    late = {name: environment.get(name) for name in TOLD_LATE}
+    late = {name: environment.get(name) for name in LATE_VARIABLES}
     return vars(job) | {"sys_path": _path(job), "environment": late}
 
 
 def _path(job: Job) -> list[str] | None:
-    """Return the whole path to modules, None where it is another interpreter's."""
-    # People put Paths there.
+    """Return this process's ``sys.path``; None if the job runs in another interpreter."""
+    # sys.path may hold Path objects.
     return None if job.python else [os.fspath(one) for one in sys.path if isinstance(one, str | os.PathLike)]
 
 
 def _environment(job: Job) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not (job.python and name in OURS_ALONE)}
-    # Where nobody has said otherwise, sets of strings have the same order in every process.
+    inherited = {
+        name: value for name, value in os.environ.items() if not (job.python and name in PYTHON_VARIABLES)
+    }
+    # Unless the user has set it, sets of strings have the same order in every process.
     return {"PYTHONHASHSEED": "0", **inherited}
 
 
 def run_uninterrupted(cleanup: Callable[[], None]) -> None:
-    """Run *cleanup* to its end, however often Ctrl-C is pressed meanwhile, and only then be interrupted.
+    """Run *cleanup* to its end, also if Ctrl-C is pressed meanwhile, and raise the interrupt afterwards.
 
     Args:
-        cleanup: May be begun again.
+        cleanup: Called again after each interrupt.
     """
     interrupt: BaseException | None = None
     while True:
@@ -248,7 +263,7 @@ def run_uninterrupted(cleanup: Callable[[], None]) -> None:
             cleanup()
         except Exception:
             raise
-        except BaseException as again:  # a plugin's time limit, too, is raised by a signal's handler
+        except BaseException as again:  # also a plugin's time limit, which a signal handler raises
             interrupt = again
         else:
             break

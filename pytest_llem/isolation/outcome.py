@@ -1,4 +1,4 @@
-"""What came of an experiment's process."""
+"""Collect the outcome of an experiment's process: its result, or why there is none."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pytest_llem.results.models import ErrorRecord
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back: a result, or an error.
+    """The outcome of an experiment: a result or an error.
 
     Attributes:
-        result: An ExperimentResult as JSON text, or None.
-        files: What goes beside the result, text by suffix (``requests.csv``).
-        error: Why there is no result, or None.
-        output: What the process wrote to standard output and standard error, head and tail.
+        result: An ExperimentResult as JSON text; None if there is an error.
+        files: Text of the files beside the result, by suffix (``requests.csv``).
+        error: Why there is no result; None if there is one.
+        output: Head and tail of what the process wrote to standard output and standard error.
     """
 
     result: str | None = None
@@ -30,24 +30,24 @@ class Outcome:
 
 
 def collect(attempt: Path, child: Child, timeout: float | None, killed_before: int | None) -> Outcome:
-    """Return what a process has left, or why it has left nothing.
+    """Return the result of a process, or why there is none.
 
     Args:
-        attempt: Its folder.
-        child: The process, which has ended or is done.
-        timeout: The deadline that it missed, in seconds; None where it did not.
-        killed_before: How many processes the kernel had killed for memory before it began.
+        attempt: The folder of the job.
+        child: The process, which has ended or has written its result.
+        timeout: The deadline that the process missed, in s; None if it missed none.
+        killed_before: Number of processes that the kernel had killed, out of memory, before the start.
     """
     output = child.output.text()
     try:
-        if (result := attempt / worker.RESULT).is_file():  # whole, or it would not bear that name: it counts
-            files = {file.name: file.read_text(encoding="utf-8") for file in attempt.glob(worker.BESIDE)}
+        if (result := attempt / worker.RESULT).is_file():  # it is whole, as it is renamed only once written
+            files = {file.name: file.read_text(encoding="utf-8") for file in attempt.glob(worker.EXTRA_FILES)}
             return Outcome(result.read_text(encoding="utf-8"), files, output=output)
         if (error := attempt / worker.ERROR).is_file():
             record = ErrorRecord.model_validate_json(error.read_text(encoding="utf-8"))
             return Outcome(error=record, output=output)
     except ValueError as error:
-        record = ErrorRecord(kind="crash", type="Unreadable", message=f"what it left cannot be read: {error}")
+        record = ErrorRecord(kind="crash", type="Unreadable", message=f"its result cannot be read: {error}")
     else:
         record = _failure(child, killed_before) if timeout is None else _timeout(attempt, child, timeout)
     record.phase = child.phase
@@ -58,22 +58,25 @@ def _timeout(attempt: Path, child: Child, timeout: float) -> ErrorRecord:
     limit = FETCH_SECONDS if child.phase in worker.FETCHING else timeout
     stacks = attempt / worker.STACKS
     where = stacks.read_text(errors="replace")[: worker.TRACEBACK_CAP] if stacks.is_file() else ""
-    message = f"not done after {limit:g} s"
+    message = f"not finished after {limit:g} s"
     return ErrorRecord(kind="timeout", type="Timeout", message=message, traceback=where or None)
 
 
 def _failure(child: Child, killed_before: int | None) -> ErrorRecord:
     status = child.status
     if child.refused is not None:
-        return ErrorRecord(kind="crash", type="NotStarted", message=f"no process: {child.refused}")
+        message = f"the process could not be started: {child.refused}"
+        return ErrorRecord(kind="crash", type="NotStarted", message=message)
     if status is None:
-        message = f"{child.keeper} was killed, or it did not go within {REAP_SECONDS:g} s of SIGKILL"
+        message = (
+            f"{child.supervisor_name} was killed, or the process did not end {REAP_SECONDS:g} s after SIGKILL"
+        )
         return ErrorRecord(kind="crash", type="Unknown", message=message)
     if status >= 0:
         message = f"the process ended with status {status} and left no result"
         return ErrorRecord(kind="crash", type="Exit", message=message)
     if status == -signal.SIGKILL and oom_kills() != killed_before:
-        message = "the kernel killed the process: there was no memory left"
+        message = "the kernel killed the process: out of memory"
         return ErrorRecord(kind="oom", type="SIGKILL", message=message)
     try:
         name = signal.Signals(-status).name

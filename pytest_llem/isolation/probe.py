@@ -1,6 +1,7 @@
-"""What a Python interpreter has. Its source is run there, where nothing of ours need be installed.
+"""List what a Python interpreter has installed.
 
-Nothing but the standard library is imported.
+The interpreter runs the source of this module, as it may not have pytest-llem installed. So only the standard
+library is imported.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Return what is asked for, as plain data.
+    """Return what is installed, as plain data.
 
     Args:
-        question: ``group`` is the entry-point group of engines; ``packages`` are distributions whose versions are
-            wanted, and ``modules`` are modules that may be there.
+        question: ``group`` is the entry-point group of engines, ``packages`` are distributions whose versions are
+            wanted, and ``modules`` are modules to look for.
     """
     engines, requires = {}, {}
     for point in entry_points(group=question["group"]):
@@ -48,9 +49,9 @@ def _version(name: str) -> str | None:
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # it is, and cannot be imported
+    except (ImportError, ValueError):  # it exists and cannot be imported
         return False
 
 
-if __name__ == "__main__":  # in the other interpreter: the marker and the question follow
+if __name__ == "__main__":  # in the other interpreter; the arguments are this source, the marker and the question
     print(f"\n{sys.argv[2]}{json.dumps(answer(json.loads(sys.argv[3])))}", flush=True)

@@ -1,4 +1,4 @@
-"""Forkservers as the pytest process sees them."""
+"""Start, use and end forkservers from the pytest process."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from typing import Any
 from pytest_llem.isolation import forkserver, supervisor
 from pytest_llem.isolation.starting import ChildPipes, SupervisorHandle
 
-#: How long a server may take to go once it has been told to, in seconds.
+#: Time that a server may take to end after the order to end, in s.
 END_SECONDS = supervisor.REAP_SECONDS + 5
 
 
 def current_folder() -> str:
-    """Return the current folder, or the root where it has been removed."""
+    """Return the current folder; ``/`` if it has been removed."""
     try:
         return os.getcwd()  # noqa: PTH109
     except OSError:
         return "/"
 
 
-#: Keeps libraries from starting threads as they are imported, which a fork would not take along: pyarrow, which
-#: pandas and scikit-learn bring, has an allocator that does.
+#: Keeps libraries from starting threads on import, which would not survive a fork. The allocator of pyarrow does,
+#: which pandas and scikit-learn import.
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 class Server:
-    """One forkserver: a :class:`pytest_llem.isolation.starting.Starter`. It is started with its first experiment.
+    """One forkserver, a :class:`pytest_llem.isolation.starting.Starter`. It is started with its first experiment.
 
     Args:
         python: The interpreter.
         environment: Its environment variables.
 
     Attributes:
-        folder: Where its experiments' folders go: its supervisor removes it where nobody else is left.
+        folder: Holds the folders of its experiments. Its supervisor removes it if the pytest process is killed.
     """
 
     def __init__(self, python: str, environment: Mapping[str, str]) -> None:
@@ -53,30 +53,30 @@ class Server:
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._said = b""
+        self._output = b""
         self._is_over = False
         self.folder = Path(tempfile.mkdtemp(prefix="llem-"))
 
-    def start(self, ends: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
+    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
         if self._control is None:
-            self._launch(ends.output, watch_pids)
+            self._launch(pipes.output, watch_pids)
         assert self._control is not None
-        told = {"attempt": str(attempt), "watch_pids": list(watch_pids), "directory": current_folder()}
-        socket.send_fds(self._control, [json.dumps(told).encode()], ends)
+        request = {"attempt": str(attempt), "watch_pids": list(watch_pids), "directory": current_folder()}
+        socket.send_fds(self._control, [json.dumps(request).encode()], pipes)
         return _Forked(self)
 
     def _launch(self, output: int, watch_pids: Sequence[int]) -> None:
-        """Start the server. Up to where it serves, what it says is its first experiment's *output*."""
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ExitStack() as undone, theirs:
+        """Start the server. Until it serves, it writes to the *output* of its first experiment."""
+        control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ExitStack() as undone, server_end:
             undone.callback(control.close)
-            command = [self._python, "-P", "-m", forkserver.__name__, str(theirs.fileno())]
+            command = [self._python, "-P", "-m", forkserver.__name__, str(server_end.fileno())]
             self._process = subprocess.Popen(
-                supervisor.supervised(command, str(self.folder), watch_pids),
+                supervisor.supervisor_command(command, str(self.folder), watch_pids),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
                 env={**NO_THREADS, **self._environment},
                 start_new_session=True,
             )
@@ -85,53 +85,53 @@ class Server:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it can serve no more."""
+        """Whether the server has ended and can serve no more."""
         if self._process is None:
             return self._is_over
-        return not self._listen(0.0) or "status" in self._told()
+        return not self._read_reports(0.0) or "status" in self._reports()
 
-    def _listen(self, seconds: float) -> bool:
-        """Take in what its supervisor tells, for so many seconds at most. Return whether it may yet tell more."""
+    def _read_reports(self, seconds: float) -> bool:
+        """Read its supervisor's reports for at most *seconds*. Return whether more may follow."""
         assert self._process is not None
         assert self._process.stdout is not None
         give_up = time.monotonic() + seconds
         while select.select([self._process.stdout], [], [], max(0.0, give_up - time.monotonic()))[0]:
             chunk = os.read(self._process.stdout.fileno(), 1 << 12)
-            self._said += chunk
+            self._output += chunk
             if not chunk:
                 return False
         return True
 
-    def _told(self) -> dict[str, Any]:
-        """Return what its supervisor has told of it so far."""
-        told: dict[str, Any] = {}
-        for line in self._said.splitlines():
+    def _reports(self) -> dict[str, Any]:
+        """Return all fields that its supervisor has reported so far."""
+        reports: dict[str, Any] = {}
+        for line in self._output.splitlines():
             with suppress(ValueError):
-                told |= json.loads(line)
-        return told
+                reports |= json.loads(line)
+        return reports
 
     def order(self, order: bytes) -> None:
-        """Pass on an order to its supervisor: it and all that it has forked end."""
+        """Send an order to its supervisor, which ends the server and all that it has forked."""
         if self._process is not None:
             assert self._process.stdin is not None
             with suppress(OSError):
                 os.write(self._process.stdin.fileno(), order)
 
     def end(self) -> None:
-        """End it, and all that it has forked, and leave nothing of it. May be called again."""
+        """End the server and all that it has forked, and remove its folder. May be called again."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def stop(self) -> tuple[int | None, str | None]:
-        """End it, and all that it has forked; what these have left stays. May be called again.
+        """End the server and all that it has forked, and keep its folder. May be called again.
 
         Returns:
-            How it ended, as subprocess has it, and why it could not be started; None where neither is known.
+            Its status, as ``Popen.returncode``, and why it could not be started; None for what is unknown.
         """
         self.order(supervisor.END)
         self._is_over = True
         if (process := self._process) is not None:
-            self._listen(END_SECONDS)
+            self._read_reports(END_SECONDS)
             process.kill()
             process.wait()
             self._process = None
@@ -140,12 +140,12 @@ class Server:
                 stream.close()
         if self._control is not None:
             self._control.close()
-        told = self._told()
-        return told.get("status"), told.get("refused")
+        reports = self._reports()
+        return reports.get("status"), reports.get("refused")
 
 
 class _Forked:
-    """A supervisor that a server has been asked to fork."""
+    """Handle of a supervisor that a server was asked to fork."""
 
     name = "its supervisor or its forkserver"
 
@@ -167,17 +167,16 @@ class _Forked:
 class Servers:
     """The forkservers of one study: one for each interpreter.
 
-    A new one takes the place of one that has ended, or was started with other environment variables or another
-    path to modules.
+    A server is replaced if it has ended, or if environment variables or ``sys.path`` have changed since its start.
     """
 
     def __init__(self) -> None:
-        #: Each with what it was started with, by its interpreter; None for this one.
+        #: Start parameters and server by interpreter; the key None is this interpreter.
         self._servers: dict[str | None, tuple[str, Server]] = {}
         self._study: str | None = None
 
     def of(self, study: str) -> Servers:
-        """Return them for an experiment of *study*; those of another one are ended first."""
+        """Return the servers for *study*, and end those of another study first."""
         if study != self._study:
             self.end()
             self._study = study
@@ -189,12 +188,12 @@ class Servers:
         Args:
             python: The interpreter; None for this one.
             environment: Its environment variables.
-            path: What leads it to modules, as JSON has it.
+            path: Where it finds modules, as JSON values.
         """
         wanted = json.dumps([dict(environment), path], sort_keys=True)
         if python in self._servers:
-            had, server = self._servers[python]
-            if had == wanted and not server.has_ended:
+            started_with, server = self._servers[python]
+            if started_with == wanted and not server.has_ended:
                 return server
             self._end(python)
         server = Server(python or sys.executable, environment)
@@ -202,7 +201,7 @@ class Servers:
         return server
 
     def end(self) -> None:
-        """End them all. May be called again, and they may be used again after it."""
+        """End all servers. May be called again; :meth:`get` starts new ones."""
         for python in list(self._servers):
             self._end(python)
 

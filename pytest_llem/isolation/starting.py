@@ -1,4 +1,4 @@
-"""How an experiment's process comes to be: what a start is given, what it gives, and the start by exec."""
+"""Start an experiment's supervisor: the protocol of all ways to start one, and the start of a new interpreter."""
 
 from __future__ import annotations
 
@@ -11,62 +11,66 @@ from pytest_llem.isolation import supervisor, worker
 
 
 class ChildPipes(NamedTuple):
-    """The process's ends of the pipes between it and pytest's: file descriptors.
+    """The experiment's ends of the pipes to the pytest process, as file descriptors.
 
     Attributes:
-        orders: The supervisor reads its orders there.
-        reports: It tells there what becomes of the process.
-        output: What the process writes to standard output and standard error.
-        events: The process announces its phases there.
-        cue: It begins when it reads a byte there.
+        orders: The supervisor reads orders from it.
+        reports: The supervisor reports the state of the process to it.
+        output: Standard output and standard error of the process.
+        events: The process announces its phases on it.
+        start: The process begins its job when it reads a byte from it.
     """
 
     orders: int
     reports: int
     output: int
     events: int
-    cue: int
+    start: int
 
 
 class SupervisorHandle(Protocol):
-    """What has been asked to start a supervisor, and is answerable for it."""
+    """A started supervisor."""
 
-    #: Whose death is the experiment's, in words.
+    #: For error messages: the processes whose death ends the experiment.
     name: str
 
     def order(self, order: bytes) -> None:
-        """Pass on an order to a supervisor that has not told of itself yet, and may never."""
+        """Forward an order to a supervisor that has not reported its process id, and may never do so."""
 
     def give_up(self) -> tuple[int | None, str | None]:
-        """End what is left of a supervisor that has not told how its process ended.
+        """End what is left of a supervisor that has not reported how its process ended. May be called again.
 
         Returns:
-            How what should have become that supervisor ended, as subprocess has it, and why it was refused; None
-            where neither is known. May be called again.
+            Status of the process that should have become the supervisor, as ``Popen.returncode``, and why it could
+            not be started; None for what is unknown.
         """
 
     def kill(self, supervisor: int | None) -> None:
-        """Be done with the supervisor. It is killed where it has not gone by itself: then its id is told."""
+        """Kill and reap the supervisor.
+
+        Args:
+            supervisor: Its process id if it still runs; None if it has ended by itself.
+        """
 
 
 class Starter(Protocol):
-    """Starts supervisors, which start an experiment's process each."""
+    """Starts supervisors, each of which starts the process of one experiment."""
 
-    def start(self, ends: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
-        """Start one.
+    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
+        """Start a supervisor.
 
         Args:
-            ends: Its ends of the pipes, to be inherited or passed on; the caller closes them here.
+            pipes: The experiment's ends of the pipes. The caller closes its copies afterwards.
             attempt: The folder that holds the job.
-            watch_pids: Processes, beside this one, whose end is its end.
+            watch_pids: Processes, beside this one, whose end also ends the experiment.
 
         Raises:
-            OSError: The system has no process for it.
+            OSError: The system cannot start a process.
         """
 
 
 class Spawn:
-    """Starts a fresh interpreter for every experiment.
+    """Starts a new interpreter for every experiment.
 
     Args:
         python: The interpreter.
@@ -77,24 +81,24 @@ class Spawn:
         self._python = python
         self._environment = environment
 
-    def start(self, ends: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
-        # -P: what lies in the current folder is not in the way of the standard library.
-        command = [self._python, "-P", "-m", worker.__name__, str(attempt), str(ends.events), str(ends.cue)]
+    def start(self, pipes: ChildPipes, attempt: Path, watch_pids: Sequence[int]) -> SupervisorHandle:
+        # -P: files in the current folder do not shadow the standard library.
+        command = [self._python, "-P", "-m", worker.__name__, str(attempt), str(pipes.events), str(pipes.start)]
         return _Spawned(
             subprocess.Popen(
-                supervisor.supervised(command, str(attempt), watch_pids),
-                stdin=ends.orders,
-                stdout=ends.reports,
-                stderr=ends.output,
-                pass_fds=[ends.events, ends.cue],
+                supervisor.supervisor_command(command, str(attempt), watch_pids),
+                stdin=pipes.orders,
+                stdout=pipes.reports,
+                stderr=pipes.output,
+                pass_fds=[pipes.events, pipes.start],
                 env=self._environment,
-                start_new_session=True,  # a terminal's Ctrl-C is for pytest
+                start_new_session=True,  # Ctrl-C in the terminal must reach only pytest
             )
         )
 
 
 class _Spawned:
-    """A supervisor that is this process's child."""
+    """Handle of a supervisor that is this process's child."""
 
     name = "its supervisor"
 
@@ -102,7 +106,7 @@ class _Spawned:
         self._process = process
 
     def order(self, order: bytes) -> None:
-        """It reads its orders itself, sooner or later."""
+        """Do nothing: the supervisor reads its orders from its own pipe."""
 
     def give_up(self) -> tuple[int | None, str | None]:
         return None, None

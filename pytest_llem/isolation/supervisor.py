@@ -1,21 +1,23 @@
-"""An experiment's supervisor: starts its process, waits with it, and leaves nothing of it behind.
+"""Supervise an experiment's process: start it, wait for it, and kill it with all its descendants.
 
     python -I -S supervisor.py ATTEMPT PIDS COMMAND…
 
-A process of a forkserver becomes one by :func:`guard` alone, without this module being run.
+A process that a forkserver has forked calls :func:`supervise` directly.
 
-It is the parent of the experiment's process and inherits whatever of its descendants lose their own parent, also
-those that have left its session, so that in the end it can kill every one of them. It runs nobody else's code, so
-nothing keeps it from doing so: no library that holds the interpreter's lock, and no death of the pytest process.
+The supervisor is the parent of the experiment's process and a subreaper: it adopts every descendant whose parent
+ends, also one that has left the session, and so can kill them all. It runs no third-party code. So neither a
+library that holds the interpreter's lock nor the death of the pytest process keeps it from killing.
 
-Standard input holds orders: :data:`END`, or :data:`TIME_IS_UP` to have the process say first where it is. The end
-of the file is the pytest process's own: everything ends, and the folder ATTEMPT is removed. So it is when one of
-the processes PIDS ends, ids with commas between them: xdist's controller. Standard output takes what there is to
-tell, a JSON object a line: ``{"pid": …, "supervisor": …}`` of the started process and this one, ``{"refused": …}``
-where it could not be started, ``{"status": …}``, as :func:`os.waitstatus_to_exitcode` gives it, once nobody is
-left. Standard error becomes the experiment's standard output and error.
+Standard input carries orders: :data:`END`, or :data:`TIME_IS_UP`, which dumps the stacks of the process first. End
+of file means that the pytest process has died: everything is killed and the folder ATTEMPT is removed. The same
+happens when one of the processes PIDS (comma-separated ids, such as xdist's controller) ends.
 
-Nothing but the standard library is imported, and little of it: every experiment waits for this.
+Standard output carries reports, one JSON object a line: ``{"pid": …, "supervisor": …}`` with the ids of the
+started process and of the supervisor; ``{"refused": …}`` if the process could not be started; ``{"status": …}``,
+as :func:`os.waitstatus_to_exitcode` returns it, once no descendant is left. Standard error becomes the
+experiment's standard output and standard error.
+
+The module imports only a small part of the standard library, as every experiment waits for these imports.
 """
 
 from __future__ import annotations
@@ -33,58 +35,58 @@ from contextlib import suppress
 
 END, TIME_IS_UP = b"e", b"t"
 
-#: Sent when the time is up: the worker has it write down where each of its threads is.
-ASK_WHERE = signal.SIGUSR1
+#: Makes the worker dump the stacks of its threads. Sent when the time is up.
+DUMP_STACKS = signal.SIGUSR1
 
-#: How long it has for that, in seconds.
-ANSWER_SECONDS = 0.5
+#: Time for the dump, in s.
+DUMP_SECONDS = 0.5
 
-#: How long killed processes may take to go, in seconds. Only one that is stuck in the kernel takes this long.
+#: Time that killed processes may take to end, in s. Only a process stuck in the kernel takes this long.
 REAP_SECONDS = 25.0
 
-#: All that it can be sent and does not need.
+#: Signals that the supervisor ignores.
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def supervised(command: Sequence[str], attempt: str = "", watch_pids: Iterable[int] = ()) -> list[str]:
-    """Return what starts *command* under a supervisor.
+def supervisor_command(command: Sequence[str], attempt: str = "", watch_pids: Iterable[int] = ()) -> list[str]:
+    """Return the command line that runs *command* under a supervisor.
 
     Args:
-        command: The program, by its path, and its arguments.
-        attempt: A folder that is removed where nobody is left to do that.
-        watch_pids: Processes whose end is its end, beside the one that holds the supervisor's standard input.
+        command: Path of the program, and its arguments.
+        attempt: A folder that the supervisor removes if the pytest process has died.
+        watch_pids: Processes, beside the one that holds the supervisor's standard input, whose end also ends it.
     """
     pids = ",".join(map(str, watch_pids))
     return [sys.executable, "-I", "-S", __file__, attempt, pids, *command]
 
 
 def main(attempt: str, pids: str, command: list[str]) -> None:
-    """Start *command*, and return when nothing of it is left."""
-    told = guard(attempt, pids)
-    if told is not None:
-        _execute(command, told)
+    """Run *command* and return once it and all its descendants have ended."""
+    report_fd = supervise(attempt, pids)
+    if report_fd is not None:
+        _execute(command, report_fd)
 
 
-def guard(attempt: str, pids: str) -> int | None:
-    """Fork the experiment's process, as the leader of a session of its own that dies with this one.
+def supervise(attempt: str, pids: str) -> int | None:
+    """Fork the experiment's process, which leads a session of its own and dies with the supervisor.
 
     Returns:
-        In that process, a file descriptor that takes why it cannot be started. In this one None, once nothing of
-        the other is left.
+        In the forked process, a file descriptor for the report that it cannot be started. In the supervisor, None
+        once the process and all its descendants have ended.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever blocks that a child has ended
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent may have blocked SIGCHLD
     woken, wake = wake_on_child()
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # standard input tells
+        signal.signal(number, signal.SIG_IGN)  # only standard input and the watched processes end it
     watched = _watch(pids)
     supervisor = os.getpid()
-    worker = os.fork()  # there is but one thread
+    worker = os.fork()  # safe: there is only one thread
     if not worker:
         return _begin(supervisor, {woken, wake, *watched}, blocked)
-    _tell(pid=worker, supervisor=supervisor)
+    _report(pid=worker, supervisor=supervisor)
     abandoned = False
     while not _has_ended(worker):
         ready, _, _ = select.select([0, woken, *watched], [], [])
@@ -97,55 +99,55 @@ def guard(attempt: str, pids: str) -> int | None:
             order = os.read(0, 1)
             abandoned = not order
             if order == TIME_IS_UP:
-                os.kill(worker, ASK_WHERE)
-                time.sleep(ANSWER_SECONDS)
+                os.kill(worker, DUMP_STACKS)
+                time.sleep(DUMP_SECONDS)
             break
     status = _end(worker, woken)
     if abandoned:
         shutil.rmtree(attempt, ignore_errors=True)
-    _tell(status=status)
+    _report(status=status)
     return None
 
 
 def _begin(supervisor: int, not_its_own: Iterable[int], blocked: Iterable[int]) -> int:
-    """Make this process, just forked, the experiment's."""
+    """Turn the forked process into the experiment's process."""
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(1)
         os.setsid()
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
-            score.write("1000")  # where memory runs out the experiment goes, and not pytest
+            score.write("1000")  # if memory runs out, the kernel kills the experiment and not pytest
         signal.set_wakeup_fd(-1)
-        for number in {*_SIGNALS, signal.SIGCHLD} - {signal.SIGINT}:  # that one is pytest's
+        for number in {*_SIGNALS, signal.SIGCHLD} - {signal.SIGINT}:  # Ctrl-C is handled by pytest
             signal.signal(number, signal.SIG_DFL)
         for fd in not_its_own:
             os.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        told = os.dup(1)
+        report_fd = os.dup(1)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
         os.dup2(2, 1)
     except BaseException:
         os._exit(127)
-    return told
+    return report_fd
 
 
-def _execute(command: list[str], told: int) -> None:
+def _execute(command: list[str], report_fd: int) -> None:
     try:
         os.execv(command[0], command)
     except OSError as error:
-        _tell(told, refused=f"{command[0]}: {error.strerror}")
+        _report(report_fd, refused=f"{command[0]}: {error.strerror}")
     finally:
         os._exit(127)
 
 
 def _watch(pids: str) -> set[int]:
-    """Return what becomes readable when one of these processes ends."""
+    """Return file descriptors that become readable when one of these processes ends."""
     watched = set()
     for pid in filter(None, pids.split(",")):
-        with suppress(AttributeError, OSError):  # no Linux, or gone already: standard input ends soon
+        with suppress(AttributeError, OSError):  # not Linux, or already ended: then standard input is closed soon
             watched.add(os.pidfd_open(int(pid)))
     return watched
 
@@ -161,7 +163,7 @@ def wake_on_child() -> tuple[int, int]:
 
 
 def _has_ended(worker: int) -> bool:
-    """Whether *worker* has ended; it is not reaped, so that its id stays its own. Orphans are."""
+    """Return whether *worker* has ended. Orphans are reaped; *worker* is not, so that its id is not reused."""
     look = os.WEXITED | os.WNOHANG | os.WNOWAIT
     while found := os.waitid(os.P_ALL, 0, look):
         if found.si_pid == worker:
@@ -171,12 +173,12 @@ def _has_ended(worker: int) -> bool:
 
 
 def _end(worker: int, woken: int) -> int | None:
-    """Kill *worker* and all its descendants, and return how it ended; None where it will not go."""
+    """Kill *worker* and all its descendants, and return its status; None if it does not end."""
     status = None
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(worker, signal.SIGKILL)
     with suppress(ProcessLookupError):
-        os.kill(worker, signal.SIGKILL)  # it may not lead a group yet
+        os.kill(worker, signal.SIGKILL)  # it may not lead a process group yet
     give_up = time.monotonic() + REAP_SECONDS
     while time.monotonic() < give_up:
         try:
@@ -184,7 +186,7 @@ def _end(worker: int, woken: int) -> int | None:
                 if ended[0] == worker:
                     status = os.waitstatus_to_exitcode(ended[1])
         except ChildProcessError:
-            break  # nobody is left
+            break  # no child is left
         for orphan in _children():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(orphan, signal.SIGKILL)
@@ -195,7 +197,7 @@ def _end(worker: int, woken: int) -> int | None:
 
 
 def _children() -> Iterator[int]:
-    """Yield the ids of this process's children: one that lost its parent is among them."""
+    """Yield the ids of this process's children, adopted ones included."""
     own = str(os.getpid())
     with suppress(OSError):
         for entry in os.listdir("/proc"):  # noqa: PTH208
@@ -211,9 +213,9 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value)
 
 
-def _tell(fd: int = 1, **what: object) -> None:
-    with suppress(OSError):  # nobody listens any more
-        os.write(fd, json.dumps(what).encode() + b"\n")
+def _report(fd: int = 1, **fields: object) -> None:
+    with suppress(OSError):  # the reader is gone
+        os.write(fd, json.dumps(fields).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The experiment's own process: reads a job, runs it, leaves one file behind.
+"""Run one experiment in its own process: read a job and write its result or error to a file.
 
-    python -m pytest_llem.isolation.worker ATTEMPT EVENTS CUE
+    python -m pytest_llem.isolation.worker ATTEMPT EVENTS START
 
-ATTEMPT is the folder that holds the job, and gets the result; EVENTS the file descriptor on which each step is
-announced, a JSON object a line; CUE the one on which it is told to begin, by a byte. Up to then it imports what
-the job needs, and opens no device. Then it reads the job again: what was found out meanwhile is in it. Nothing of
-pytest is imported here.
+ATTEMPT is the folder that holds the job and receives the result. EVENTS is the file descriptor on which each phase
+is announced, one JSON object a line. START is the file descriptor from which the worker reads a byte before it
+begins. Before that byte it imports what the job needs and opens no device. After it, it reads the job again, which
+may have new values by then. Nothing of pytest is imported here.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pytest_llem.isolation.supervisor import ASK_WHERE
+from pytest_llem.isolation.supervisor import DUMP_STACKS
 
-#: Files of an attempt's directory. The last one gets, when the time is up, where each thread is.
+#: Files in the attempt's folder. STACKS receives the stacks of all threads when the time is up.
 JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.txt"
 
-#: Those that go beside the result.
-BESIDE = "*.csv"
+#: Files that are kept beside the result.
+EXTRA_FILES = "*.csv"
 
-#: The phases in which something may be downloaded.
+#: Phases that may download.
 FETCHING = ("fetching the dataset", "fetching the model")
 
-#: The phase in which a process has left its file and has only to exit.
+#: The phase in which the file is written and the process only has to exit.
 DONE = "done"
 
-#: An exception's text crosses up to this many characters.
+#: Characters of an exception's message and traceback that are kept.
 MESSAGE_CAP = 4_000
 TRACEBACK_CAP = 20_000
 
-#: What libraries that raise no MemoryError say where there was no memory.
+#: Out-of-memory messages of libraries that raise other errors than MemoryError.
 _NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUDA out of memory",
@@ -51,24 +51,24 @@ _NO_MEMORY = (
 )
 
 
-def main(attempt: str, events: int, cue: int) -> None:
-    """Run the job in the directory *attempt*.
+def main(attempt: str, events: int, start_fd: int) -> None:
+    """Run the job in the folder *attempt*.
 
     Args:
-        attempt: Holds the job; the result goes there.
-        events: Each step is announced here: a Progress as a line of JSON.
-        cue: It begins once there is a byte; at the end of the file nobody wants it any more.
+        attempt: The folder that holds the job and receives the result.
+        events: File descriptor on which each phase is announced: a Progress as a line of JSON.
+        start_fd: File descriptor to read a byte from before the job begins. At end of file the job is not run.
     """
-    for fd in (events, cue):
+    for fd in (events, start_fd):
         os.set_inheritable(fd, False)
-    sys.argv[1:] = []  # what is imported may look at them
+    sys.argv[1:] = []  # an imported module may parse them
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a server has imported may have put another in its place
+        if isinstance(stream, io.TextIOWrapper):  # a module that the forkserver imported may have replaced it
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     directory = Path(attempt)
-    stacks = (directory / STACKS).open("w")  # it has to stay open
-    faulthandler.enable(file=2)  # whatever has become of sys.stderr
-    faulthandler.register(ASK_WHERE, file=stacks)
+    stacks = (directory / STACKS).open("w")  # faulthandler needs it open
+    faulthandler.enable(file=2)  # sys.stderr may have been replaced
+    faulthandler.register(DUMP_STACKS, file=stacks)
 
     latest = "starting"
 
@@ -77,28 +77,28 @@ def main(attempt: str, events: int, cue: int) -> None:
         latest = phase
         try:
             os.write(events, json.dumps({"phase": phase, **more}).encode() + b"\n")
-        except OSError:  # nobody listens any more; the result still counts
+        except OSError:  # the reader is gone; the result still counts
             return
 
     try:
         announce("importing")
         start = {"began_at": _now()}
-        make_ready(read_job(directory))
+        import_needed(read_job(directory))
         start["ready_at"] = _now()
-        if not os.read(cue, 1):
+        if not os.read(start_fd, 1):
             return
         run(read_job(directory), start, directory, announce, events)
     except SystemExit:
-        raise  # the status tells
+        raise  # the exit status is reported
     except BaseException as error:
-        leave(directory / ERROR, json.dumps(describe(error, latest)))
-    _flush()  # what it has said is told before that it is done
+        write_whole(directory / ERROR, json.dumps(describe(error, latest)))
+    _flush()  # the output has to arrive before the event that it is done
     announce(DONE)
     finish()
 
 
 def finish() -> NoReturn:
-    """End as an interpreter does, but do not take its modules apart: with those of torch that takes a second."""
+    """Exit as an interpreter does, without finalizing modules: with torch that takes a second."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     _flush()
@@ -107,7 +107,7 @@ def finish() -> NoReturn:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # anyone may have put anything in their place
+        with suppress(Exception):  # an engine may have replaced the stream by any object
             stream.flush()
 
 
@@ -118,8 +118,8 @@ def read_job(directory: Path) -> dict[str, Any]:
     return job
 
 
-def make_ready(job: dict[str, Any]) -> None:
-    """Import what *job* needs. What cannot be imported is told by whoever asks for it next."""
+def import_needed(job: dict[str, Any]) -> None:
+    """Import what *job* needs. An import error is ignored here: the run imports again and reports it."""
     if job["sys_path"] is not None:
         sys.path[:] = job["sys_path"]
     sys.path += [folder for folder in job["python_path"] if folder not in sys.path]
@@ -133,14 +133,14 @@ def make_ready(job: dict[str, Any]) -> None:
 def run(
     job: dict[str, Any], start: dict[str, str], directory: Path, announce: Callable[..., None], events: int
 ) -> None:
-    """Run *job* and leave its result in *directory*.
+    """Run *job* and write its result to *directory*.
 
     Args:
         job: The job.
-        start: When this process began, and when it had imported what it needs: fields of a StartRecord.
-        directory: The attempt's.
-        announce: Called with each step: the fields of a Progress.
-        events: Where that is announced.
+        start: When this process began, and when its imports were done: fields of a StartRecord.
+        directory: The attempt's folder.
+        announce: Called with the fields of a Progress at each phase.
+        events: File descriptor on which these are announced.
     """
     for name, value in job["environment"].items():
         if value is None:
@@ -178,27 +178,27 @@ def run(
         measured.result.gap = GapRecord.model_validate(job["gap"])
     measured.result.start = StartRecord.model_validate(start | job["start"])
     for name, text in measured.files().items():
-        leave(directory / name, text)
-    leave(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
+        write_whole(directory / name, text)
+    write_whole(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
 
 
 def _now() -> str:
-    """Return the time as results have it."""
+    """Return the time in the format of results."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def leave(path: Path, text: str) -> None:
-    """Write *text* so that *path* is there whole or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """Write *text* to *path* so that the file is either whole or missing."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def describe(error: BaseException, phase: str) -> dict[str, Any]:
-    """Return an exception as plain data: an ErrorRecord."""
+    """Return an exception as an ErrorRecord in plain data."""
     try:
         message = str(error)
-    except BaseException:  # it is anyone's
+    except BaseException:  # __str__ of a third-party exception may raise anything
         message = "(its message could not be read)"
     names = {kind.__name__ for kind in type(error).__mro__}
     kind = "exception"
@@ -210,8 +210,8 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "type": type(error).__name__,
-        "message": _sound(message[:MESSAGE_CAP]),
-        "traceback": _sound(text) if text else None,
+        "message": _escaped(message[:MESSAGE_CAP]),
+        "traceback": _escaped(text) if text else None,
         "phase": phase,
     }
 
@@ -219,7 +219,7 @@ def describe(error: BaseException, phase: str) -> dict[str, Any]:
 def _traceback(error: BaseException) -> str:
     try:
         text = "".join(traceback.format_exception(error))
-    except BaseException:  # it asks the exception for its message and more
+    except BaseException:  # format_exception calls methods of the exception, which may raise anything
         text = "".join(traceback.format_tb(error.__traceback__))
     if len(text) <= TRACEBACK_CAP:
         return text
@@ -227,8 +227,8 @@ def _traceback(error: BaseException) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 
-def _sound(text: str) -> str:
-    """Return *text* with what is no Unicode, such as the bytes of a file name, spelt out."""
+def _escaped(text: str) -> str:
+    """Return *text* with lone surrogates, such as from undecodable file names, as escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pytest_llem.engines.models import ModelSource, folder_state, hub_revision
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.isolation.interpreter import ANSWER_SECONDS
-from pytest_llem.isolation.launcher import OURS_ALONE
+from pytest_llem.isolation.launcher import PYTHON_VARIABLES
 from pytest_llem.results import code_state
 from pytest_llem.results.code_state import CodeState
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
@@ -110,7 +110,7 @@ class CurrentInputs:
             try:
                 answer = subprocess.run(
                     [python, "-P", "-m", code_state.__name__, question.name],
-                    env={name: value for name, value in os.environ.items() if name not in OURS_ALONE},
+                    env={name: value for name, value in os.environ.items() if name not in PYTHON_VARIABLES},
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     timeout=ANSWER_SECONDS,

@@ -22,7 +22,7 @@ from pytest_llem.engines.models import (
     too_long,
 )
 from pytest_llem.engines.protocol import ModelNotFoundError
-from pytest_llem.engines.pytorch.requirements import HERE, LORA, Packages, unmet
+from pytest_llem.engines.pytorch.requirements import LORA, THIS_ENVIRONMENT, Packages, unmet_requirements
 from pytest_llem.engines.tiny_llama import NAME, SHAPE
 from pytest_llem.isolation.interpreter import Interpreter, ask, import_problems
 from pytest_llem.planning.estimate import RUNTIME_BYTES, memory_bytes, seconds, weight_bytes
@@ -113,16 +113,16 @@ class Preflight:
             return
         if self._study.execution.skip_preflight:
             return
-        interpreter = self._interpreter(config.backend)
-        assert not isinstance(interpreter, str)
-        packages = Packages(interpreter.modules.__contains__, self._pip(config.backend)) if interpreter else HERE
+        there = self._interpreter(config.backend)
+        assert not isinstance(there, str)
+        packages = Packages(there.modules.__contains__, self._pip(config.backend)) if there else THIS_ENVIRONMENT
         if problem := dataset_problem(config, self._study.path.parent, packages):
             yield problem
         if config.backend != "pytorch":
             if config.lora is not None:
                 yield LORA
             return
-        yield from unmet(config, packages)
+        yield from unmet_requirements(config, packages)
         if missing := _missing_model(config.model, _revision(config), self._model_path):
             yield missing
             return

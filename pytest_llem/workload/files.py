@@ -1,4 +1,4 @@
-"""Prompts in a file."""
+"""Read prompts from a text or JSON-lines file."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.study.dataset import ALIASES, FILE_TYPES, SYNTHETIC
 
-#: Half of a character: JSON can write it, and no text can hold it.
+#: Half of a surrogate pair. JSON can escape it, but it is not valid text.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that is a text, and where it is from, as far as its dataset says."""
+    """A text prompt and its ``source``; None if its dataset names none."""
 
     text: str
     source: str | None = None
 
 
 def file_problem(dataset: str, directory: Path) -> str | None:
-    """Return what keeps a file of prompts from being read, or None. It is opened, and not read.
+    """Return why a file of prompts cannot be read; None if it can be. The file is opened but not read.
 
     Args:
-        dataset: Its path.
-        directory: What that is relative to.
+        dataset: Path of the file.
+        directory: Folder to which the path is relative.
     """
     if Path(dataset).suffix not in FILE_TYPES:
         names = ", ".join(map(repr, (SYNTHETIC, *ALIASES)))
@@ -36,8 +36,8 @@ def file_problem(dataset: str, directory: Path) -> str | None:
         return f"dataset {dataset!r}: expected {expected}"
     try:
         path = directory / Path(dataset).expanduser()
-        if path.exists() and not path.is_file():  # a pipe, say, which opening would wait for
-            return f"dataset {dataset!r} is no file"
+        if path.exists() and not path.is_file():  # opening a pipe, for example, would block
+            return f"dataset {dataset!r} is not a file"
         with path.open("rb"):
             return None
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~nobody
@@ -45,14 +45,14 @@ def file_problem(dataset: str, directory: Path) -> str | None:
 
 
 def read_file(dataset: str, directory: Path) -> list[Prompt]:
-    """Return the prompts in a file: its lines, or the objects in them. Blank ones are left out.
+    """Return the prompts in a file: its lines, or the JSON objects in its lines. Blank ones are left out.
 
     Args:
-        dataset: Its path.
-        directory: What that is relative to.
+        dataset: Path of the file.
+        directory: Folder to which the path is relative.
 
     Raises:
-        PreflightError: It cannot be read, or holds something else.
+        PreflightError: The file cannot be read, or a line has another format.
     """
     if problem := file_problem(dataset, directory):
         raise PreflightError(problem)
@@ -74,7 +74,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise PreflightError(f"{path}:{number}: is not UTF-8 ({error.reason}): save the file as UTF-8") from error
-    if "\0" in text:  # text in UTF-16 without a byte-order mark is valid UTF-8 where it is English
+    if "\0" in text:  # English text in UTF-16 without a byte-order mark is valid UTF-8
         number = text.count("\n", 0, text.index("\0")) + 1
         raise PreflightError(f"{path}:{number}: holds a NUL character, as UTF-16 does: save the file as UTF-8")
     for number, line in enumerate(text.split("\n"), 1):

@@ -1,7 +1,7 @@
-"""Prompts in a dataset of the Hugging Face hub.
+"""Read prompts from a dataset of the Hugging Face hub.
 
-Its files are brought into the hub's cache, and read from there: what was there once is there without a network,
-and is known by its commit. ``datasets`` itself would take, without a network, whichever commit it read last.
+The files are downloaded to the hub's cache and read from there. So a downloaded dataset is available offline, and
+its commit is known. ``datasets`` itself would, offline, use whichever commit it read last.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any
 from pytest_llem.engines import hub
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.engines.pytorch.refusals import one_line
-from pytest_llem.engines.pytorch.requirements import DATASETS, HERE, Packages
+from pytest_llem.engines.pytorch.requirements import DATASETS, THIS_ENVIRONMENT, Packages
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.workload.files import Prompt
 
-#: What is downloaded: the files that ``datasets`` reads texts from. No program is among them.
+#: Files that are downloaded: those from which ``datasets`` reads texts, and no code.
 DOWNLOADED = [
     *("README.md", ".huggingface.yaml", "*.parquet", "*.arrow"),
     *(f"*.{kind}" for kind in ("json", "jsonl", "ndjson", "csv", "tsv", "txt")),
     *("*.gz", "*.zst"),
 ]
 
-#: Columns that may hold the prompts; the first one that does is taken.
+#: Columns that may hold the prompts. The first one that exists is used.
 COLUMNS = ("prompt", "text", "question", "instruction", "query", "input", "content")
 
 
-def hub_problem(dataset: HubDataset, packages: Packages = HERE) -> str | None:
-    """Return what keeps a dataset of the hub from being read, as far as is known without asking the hub; or None.
+def hub_problem(dataset: HubDataset, packages: Packages = THIS_ENVIRONMENT) -> str | None:
+    """Return why a dataset of the hub cannot be read; None if no reason is known. The hub is not asked.
 
     Args:
-        dataset: Of the hub.
-        packages: Of the environment that is to read it.
+        dataset: The dataset.
+        packages: The environment in which it will be read.
     """
     from huggingface_hub import constants
 
@@ -50,7 +50,7 @@ def _not_cached(dataset: HubDataset) -> str:
 
 
 def cached_dataset(dataset: HubDataset) -> Path | None:
-    """Return the folder of a dataset in the hub's cache, named by its commit; None where it is not there."""
+    """Return the folder of a dataset in the hub's cache, named by its commit; None if it is not in the cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -59,7 +59,7 @@ def cached_dataset(dataset: HubDataset) -> Path | None:
             dataset.name,
             repo_type="dataset",
             revision=dataset.revision,
-            allow_patterns=DOWNLOADED,  # whether all of them are there is looked at
+            allow_patterns=DOWNLOADED,  # raises if one of these files is not in the cache
             local_files_only=True,
         )
     except (LocalEntryNotFoundError, HFValidationError):
@@ -68,10 +68,10 @@ def cached_dataset(dataset: HubDataset) -> Path | None:
 
 
 def fetch_dataset(dataset: HubDataset) -> Path:
-    """Bring a dataset's files to this machine and return their folder, named by its commit.
+    """Download a dataset's files and return their folder, named by its commit.
 
     Raises:
-        PreflightError: It cannot be had.
+        PreflightError: The dataset was not found or cannot be downloaded.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -90,10 +90,10 @@ def fetch_dataset(dataset: HubDataset) -> Path:
 
 
 def read_dataset(dataset: HubDataset, folder: Path) -> list[Prompt]:
-    """Return the prompts of a dataset whose files are in *folder*. Rows without a text are none.
+    """Return the prompts of a dataset whose files are in *folder*. Rows without text are left out.
 
     Raises:
-        PreflightError: ``datasets`` is not installed or cannot read it, or it holds no texts.
+        PreflightError: ``datasets`` is not installed or cannot read the files, or there is no column of texts.
     """
     rows = _rows(dataset, folder)
     columns = rows.column_names
@@ -101,7 +101,9 @@ def read_dataset(dataset: HubDataset, folder: Path) -> list[Prompt]:
     wanted = (dataset.column,) if dataset.column else COLUMNS
     column = next((name for name in wanted if name in texts), None)
     if column is None:
-        there = f"it has {_listed(columns)}" + (f"; strings in {_listed(texts)}" if texts else "; none of strings")
+        there = f"it has {_listed(columns)}" + (
+            f"; strings in {_listed(texts)}" if texts else "; none has strings"
+        )
         how = "" if dataset.column or not texts else f": name one, as {replace(dataset, column=texts[0])}"
         raise PreflightError(f"dataset {dataset.name!r} has no column {_either(wanted)} of strings ({there}){how}")
     source = "source" if "source" in texts and column != "source" else None
@@ -112,7 +114,7 @@ def read_dataset(dataset: HubDataset, folder: Path) -> list[Prompt]:
 
 
 def _rows(dataset: HubDataset, folder: Path) -> Any:
-    """Return the split that is asked for, a ``datasets.Dataset``."""
+    """Return the requested split, a ``datasets.Dataset``."""
     try:
         from datasets import disable_progress_bars, load_dataset
     except ImportError as error:
@@ -120,9 +122,9 @@ def _rows(dataset: HubDataset, folder: Path) -> Any:
     disable_progress_bars()
     try:
         found = load_dataset(str(folder), dataset.subset, split=dataset.split)
-    except Exception as error:  # anybody's files, and any type over as many libraries as there are formats
-        said = one_line(error).replace(str(folder), dataset.name).replace(folder.name, dataset.name)
-        raise PreflightError(f"dataset {dataset.name!r} cannot be read: {type(error).__name__}: {said}") from error
+    except Exception as error:  # malformed files raise errors of any type, depending on the format's library
+        why = one_line(error).replace(str(folder), dataset.name).replace(folder.name, dataset.name)
+        raise PreflightError(f"dataset {dataset.name!r} cannot be read: {type(error).__name__}: {why}") from error
     if dataset.split is not None:
         return found
     splits = list(found)
@@ -137,5 +139,5 @@ def _listed(names: list[str]) -> str:
 
 
 def _either(names: tuple[str, ...]) -> str:
-    *most, last = map(repr, names)
-    return f"{', '.join(most)} or {last}" if most else last
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,4 +1,4 @@
-"""The prompts of a pass, as token ids."""
+"""Build the prompts of a pass as token ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from pytest_llem.engines.protocol import Engine, PreflightError
-from pytest_llem.engines.pytorch.requirements import HERE, Packages
+from pytest_llem.engines.pytorch.requirements import THIS_ENVIRONMENT, Packages
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
 from pytest_llem.workload.files import Prompt, file_problem, read_file
@@ -20,11 +20,11 @@ from pytest_llem.workload.hub_dataset import fetch_dataset, hub_problem, read_da
 
 @dataclass(frozen=True)
 class Texts:
-    """Prompts that are texts.
+    """The text prompts of a pass.
 
     Attributes:
-        prompts: Those of a pass, in its order.
-        revision: Commit of the hub's dataset that they are from; null where they are from a file.
+        prompts: The texts in order.
+        revision: Commit of their hub dataset; None if they are from a file.
     """
 
     prompts: list[str]
@@ -33,13 +33,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a pass consists of.
+    """The prompts of a pass.
 
     Attributes:
         prompts: Token ids of each prompt.
-        digest: SHA-256 of the prompts, as :func:`prompts_digest` has it.
-        truncated: How many were cut to ``max_input_tokens``.
-        revision: Commit of the hub's dataset that they are from; null where they are from none.
+        digest: SHA-256 of the prompts, from :func:`prompts_digest`.
+        truncated: Number of prompts that were cut to ``max_input_tokens``.
+        revision: Commit of their hub dataset; None if they are not from the hub.
     """
 
     prompts: list[list[int]]
@@ -48,13 +48,15 @@ class Workload:
     revision: str | None = None
 
 
-def dataset_problem(config: ExperimentConfig, directory: Path, packages: Packages = HERE) -> str | None:
-    """Return what keeps the dataset from being read, or None. Nothing is read, and the hub is not asked.
+def dataset_problem(
+    config: ExperimentConfig, directory: Path, packages: Packages = THIS_ENVIRONMENT
+) -> str | None:
+    """Return why the dataset cannot be read; None if no reason is known. Reads nothing and does not ask the hub.
 
     Args:
         config: The experiment.
-        directory: What a dataset's path is relative to.
-        packages: Of the environment that is to read it.
+        directory: Folder to which a dataset's path is relative.
+        packages: The environment in which it will be read.
     """
     if not config.has_texts:
         return None
@@ -64,11 +66,11 @@ def dataset_problem(config: ExperimentConfig, directory: Path, packages: Package
 
 
 def hub_dataset(dataset: str, directory: Path) -> HubDataset | None:
-    """Return the hub's dataset that *dataset* names; None where it is none, or something here has that name.
+    """Return the hub dataset that *dataset* names; None if it is not a hub name, or if a local file has that name.
 
     Args:
-        dataset: As the study has it.
-        directory: What a path is relative to.
+        dataset: The dataset's name in the study.
+        directory: Folder to which a path is relative.
     """
     found = HubDataset.parse(dataset)
     return None if found is None or (found.name == dataset and (directory / dataset).exists()) else found
@@ -77,15 +79,15 @@ def hub_dataset(dataset: str, directory: Path) -> HubDataset | None:
 def read_texts(
     config: ExperimentConfig, directory: Path, on_fetch: Callable[[], None] = lambda: None
 ) -> Texts | None:
-    """Return the ``n`` prompts of a pass as texts, in the order asked for, or None where they are synthetic.
+    """Return the ``n`` prompts of a pass as texts, in the order of ``dataset_order``; None if they are synthetic.
 
     Args:
         config: The experiment.
-        directory: What a dataset's path is relative to.
-        on_fetch: Called before a dataset of the hub is fetched.
+        directory: Folder to which a dataset's path is relative.
+        on_fetch: Called before a hub dataset is downloaded.
 
     Raises:
-        PreflightError: The dataset cannot be had, or holds too few prompts.
+        PreflightError: The dataset cannot be read or downloaded, or has too few prompts.
     """
     if not config.has_texts:
         return None
@@ -99,7 +101,7 @@ def read_texts(
     else:
         prompts = read_file(dataset, directory)
     if len(prompts) < config.n:
-        message = f"dataset {dataset!r} holds {len(prompts)} prompts, and the experiment asks for n: {config.n}"
+        message = f"dataset {dataset!r} has {len(prompts)} prompts, but the experiment needs n: {config.n}"
         raise PreflightError(message)
     return Texts([prompt.text for prompt in _ordered(prompts, config)], revision)
 
@@ -112,18 +114,18 @@ def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt
     for prompt in prompts:
         by_source.setdefault(prompt.source, []).append(prompt)
     rounds = chain.from_iterable(zip_longest(*by_source.values()))
-    in_turn = [prompt for prompt in rounds if prompt is not None][: config.n]
+    alternating = [prompt for prompt in rounds if prompt is not None][: config.n]
     if config.dataset_order == "grouped":
-        places = {source: place for place, source in enumerate(by_source)}
-        in_turn.sort(key=lambda prompt: places[prompt.source])
-    return in_turn
+        ranks = {source: rank for rank, source in enumerate(by_source)}
+        alternating.sort(key=lambda prompt: ranks[prompt.source])
+    return alternating
 
 
 def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None) -> Workload:
     """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths.
 
     Raises:
-        PreflightError: The tokenizer makes no token of a text.
+        PreflightError: The tokenizer returns no tokens for a text.
     """
     shape = config.workload
     if texts is None:
@@ -138,7 +140,7 @@ def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None
     if [] in encoded:
         text = texts.prompts[encoded.index([])]
         raise PreflightError(
-            f"dataset {config.dataset!r}: the tokenizer makes no token of the prompt {text!a}: remove it"
+            f"dataset {config.dataset!r}: the tokenizer returns no tokens for the prompt {text!a}: remove it"
         )
     truncated = sum(len(ids) > shape.input_len for ids in encoded)
     cut = [ids[: shape.input_len] for ids in encoded]
@@ -146,8 +148,9 @@ def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None
 
 
 def warmup_prompts(config: ExperimentConfig, engine: Engine, workload: Workload) -> list[list[int]]:
-    """Return prompts as long as those of a pass, of other tokens: a prompt that comes again may be answered from a
-    cache. They hold token ids of the vocabulary, or those of the pass's own texts in any order.
+    """Return prompts as long as those of the pass, with other tokens: a repeated prompt may be cached.
+
+    They hold random token ids of the vocabulary or, if the pass has texts, of these texts.
     """
     ids = list(chain.from_iterable(workload.prompts)) if config.has_texts else engine.vocabulary()
     rng = random.Random(f"warm-up {config.random_seed}")
@@ -155,7 +158,7 @@ def warmup_prompts(config: ExperimentConfig, engine: Engine, workload: Workload)
 
 
 def prompts_digest(prompts: Iterable[str | Sequence[int]]) -> str:
-    """Return the SHA-256 over *prompts*, texts or token ids: a line of ASCII JSON for each, in their order."""
+    """Return the SHA-256 of *prompts*, texts or token ids, each as one line of ASCII JSON."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(json.dumps(prompt, separators=(",", ":")).encode() + b"\n")

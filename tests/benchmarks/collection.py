@@ -1,11 +1,11 @@
-"""Collecting a study of N points against plain pytest collecting N parametrized tests, in the same run.
+"""Compare collecting a study of N points with plain pytest collecting N parametrized tests.
 
     python tests/benchmarks/collection.py [--axes 2 3 4] [--rounds 5]
 
-A study's points are the combinations of axes of ten values each. Each is a pytest process of its own with no other
-plugin; they take turns within each round. Printed are the medians of processor time (nothing waits, and it is far
-steadier than wall time on a busy machine) and of peak memory, and the median of each round's ratio. Then: what an
-ordinary run pays for the plugin being installed.
+A study's points are the combinations of axes of ten values each. Every measurement is a pytest process without
+other plugins; within a round the two kinds are interleaved. Prints the medians of processor time (steadier than
+wall time on a busy machine, and nothing waits) and of peak memory, and the median of the rounds' ratios. Then
+prints the cost of the installed plugin in an ordinary run.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str], directory: Path) -> tuple[float, float]:
 
 
 def collection(axes: int, rounds: int) -> None:
-    """Print how a study with *axes* axes compares, with and without ``-k``."""
+    """Print the comparison for a study with *axes* axes, with and without ``-k``."""
     points = 10**axes
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
@@ -86,7 +86,7 @@ def collection(axes: int, rounds: int) -> None:
 def compare(
     name: str, plain: Callable[[], tuple[float, float]], ours: Callable[[], tuple[float, float]], rounds: int
 ) -> None:
-    """Print both medians, and the median ratio, of time and memory."""
+    """Print both medians and the median ratio of time and memory."""
     pairs = [(plain(), ours()) for _ in range(rounds)]
     cells = []
     for index, unit in ((0, "s"), (1, "MB")):
@@ -98,7 +98,7 @@ def compare(
 
 
 def unused(rounds: int) -> None:
-    """Print what an ordinary run pays for the plugin, in milliseconds."""
+    """Print the cost of the plugin in an ordinary run, in ms."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         (directory / "test_one.py").write_text("def test_one():\n    pass\n")

@@ -1,14 +1,14 @@
-"""How well quiet windows are told from loaded ones: the data behind the thresholds of contention.
+"""Measure how well contention detection separates quiet windows from loaded ones: the data behind its thresholds.
 
     python tests/benchmarks/contention.py [--windows N] [--seconds S] [--json FILE]
 
-In a process of its own, each kind of engine computes in windows of S seconds: one busy thread, one that computes
-and sleeps alternately for a millisecond, as many busy processes as CPUs, and twice as many. Beside it run 0, 1, 2
-and as many busy processes of others as there are CPUs; and, where control groups can be made (as root), it runs
-under a CPU quota of 0.5. Printed are quantiles of each figure, and the share of windows that are called contended
+In a process of its own, each kind of engine computes in windows of S seconds: one busy thread, one that alternates
+between computing and sleeping for 1 ms, as many busy processes as CPUs, and twice as many. At the same time 0, 1,
+2 and as many other processes as there are CPUs are busy. If control groups can be made (as root), the engine also
+runs with a CPU quota of 0.5. Prints quantiles of each figure, and the share of windows that are called contended
 and unknown.
 
-Without load that is the rate of false alarms: run it on a machine where nothing else runs.
+Without load, that share is the rate of false alarms: run it on a machine where nothing else runs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main(windows: int, seconds: float, file: Path | None) -> None:
 
 @contextmanager
 def loaded(busy: int) -> Iterator[None]:
-    """Keep so many processes busy."""
+    """Keep *busy* processes computing."""
     others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     time.sleep(0.5)
     try:
@@ -88,7 +88,7 @@ def loaded(busy: int) -> Iterator[None]:
 
 @contextmanager
 def quota_group() -> Iterator[Path | None]:
-    """Make a control group with a quota, of either version; None where that is not allowed."""
+    """Make a control group, version 1 or 2, with a quota; yield None if that is not permitted."""
     root, made = Path("/sys/fs/cgroup"), None
     for controller, limit in ((root, "cpu.max"), (root / "cpu", "cpu.cfs_quota_us")):
         group = controller / f"llem-{os.getpid()}"
@@ -110,12 +110,12 @@ def quota_group() -> Iterator[Path | None]:
 
 
 def run(engine: str, windows: int, seconds: float, group: Path | None = None) -> list[dict[str, Any]]:
-    """Return the record of each window, of a process of its own."""
+    """Return the record of each window of an engine in a process of its own."""
     command = [sys.executable, __file__, "--engine", engine, "--windows", str(windows), "--seconds", str(seconds)]
     if group is not None:
         command += ["--group", str(group)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [json.loads(line) for line in told.splitlines()]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def measure(engine: str, windows: int, seconds: float, group: Path | None) -> None:
@@ -135,7 +135,7 @@ def measure(engine: str, windows: int, seconds: float, group: Path | None) -> No
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print a row of figures, quantiles of each."""
+    """Print a row with the quantiles of each figure."""
     records: Sequence[dict[str, Any]] = found["records"]
     states = Counter(record["state"] for record in records)
     cells = [f"{100 * states[one] / len(records):6.1f} %" for one in ("contended", "unknown")]

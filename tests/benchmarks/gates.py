@@ -1,13 +1,13 @@
-"""False alarms and power of regression gates, by simulation.
+"""Simulate false alarms and power of regression gates.
 
     python tests/benchmarks/gates.py [--families 10000]
 
-Seeded: the tables, in Markdown, are the same in every run. Each family is 12 gates, 3 metrics at 4 points; alpha
-is 1 %. A rate counts as above alpha where it is so by more than three standard errors of the simulation, a power
-as off where it is not 90 % ± 3. Where anything is, the exit status is 1.
+The random numbers are seeded, so every run prints the same tables, in Markdown. Each family has 12 gates: 3
+metrics at 4 points. Alpha is 1 %. A rate is above alpha if it is so by more than three standard errors of the
+simulation. A power is wrong if it is not 90 % ± 3. The exit status is 1 if anything is wrong.
 
-The true change of A/A pairs is none. Delta 0 is the hardest case of all: a rate there is that of a true change
-which is exactly delta, whatever delta is.
+The true change of A/A pairs is zero. Delta 0 is the hardest case: its rate equals that of a true change of exactly
+delta, for any delta.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STEPS = (1, FAMILY, 50)
 
 
 class Report:
-    """Prints tables, and keeps what is wrong in them."""
+    """Prints tables and keeps what is wrong in them."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
@@ -74,7 +74,7 @@ def unequal(report: Report, families: int) -> None:
 
 
 def other_noise(report: Report, families: int) -> None:
-    """Show what is left of alpha where the noise is not as assumed; it is held against nothing."""
+    """Show the rates under noise of other kinds than assumed. They are not checked."""
     simulation = Simulation(families)
     report.table(
         "The same, unpaired, where noise is not as a t-test has it (CV 2 %, δ = 0)",
@@ -98,7 +98,7 @@ def sessions(report: Report, families: int) -> None:
     for cv, n in grid():
         noise, where = Noise(cv, SESSION), f"session effect, CV {cv}, n {n}"
         estimate = simulation.unpaired(noise, n)
-        plain = regressions(estimate, 2 * SESSION)  # shown for what it is, and held against nothing
+        plain = regressions(estimate, 2 * SESSION)  # shown, not checked
         deltas = simulation.deltas(noise, n, SESSIONS)
         few = Simulation(min(families, 300))
         medians = [np.median(deltas), *(np.median(few.deltas(noise, n, number)) for number in (10, 20))]

@@ -1,11 +1,11 @@
-"""What a process for each experiment costs: N isolated experiments ÷ the same N in one process, in a loop.
+"""Measure the cost of a process for each experiment: N isolated experiments ÷ the same N in one process.
 
     python tests/benchmarks/isolation.py [--start-method METHOD] [--seconds S] [--gap S] [--experiments N]
                                          [--rounds N] [--model NAME] [--model-path DIR]
 
-Wall time of whole commands: of pytest with a study of N cycles, from its start to its exit, and of one Python that
-runs the same experiments one after the other and idles as long between them. Both are run in each round, in turns
-which comes first; the ratio is taken within the round. 1.0 means that isolation costs nothing.
+Measures the wall time of whole commands: of pytest with a study of N cycles, and of one Python process that runs
+the same experiments in a row with the same idle time between them. Each round runs both, and alternates which is
+first; the ratio is taken within a round. A ratio of 1.0 means that isolation costs nothing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""SIGKILL of the pytest process, five hundred times at random moments of a study of 40 experiments.
+"""Kill the pytest process with SIGKILL five hundred times, at random moments of a study of 40 experiments.
 
     python tests/benchmarks/kills.py [--kills 500] [--saved 8] [--longest 0.5] [--seed 0] [--at-once]
 
-After each: the manifest parses, every experiment it calls completed has a whole result with the recorded hash,
-none that had finished is lost, and ``StudyResult.load`` reads the directory. It stops at the first where that is
-not so. With ``--at-once`` the experiments take no time, and most kills meet the pytest process as it writes.
+After each kill the manifest must parse, every experiment marked completed must have a whole result with the
+recorded hash, no finished experiment may be lost, and ``StudyResult.load`` must read the directory. Stops at the
+first violation. With ``--at-once`` the experiments take no time, so most kills hit the pytest process while it
+writes.
 """
 
 from __future__ import annotations

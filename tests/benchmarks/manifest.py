@@ -1,10 +1,10 @@
-"""What a transition of the manifest costs: a study of 100 experiments against one of 20,000.
+"""Measure the cost of a transition of the manifest: in a study of 100 experiments, and in one of 20,000.
 
     python tests/benchmarks/manifest.py [--points 100 20000] [--transitions 4000] [--rounds 5] [--directory DIR]
 
-A transition is that an experiment starts, or has failed, so no result is written beside it. Each round times as
-many of them for each size, in blocks of 100 in turn, on the same file system; the last line is the median of the
-rounds' ratios. The mean holds what rewriting ``manifest.json`` now and then costs; the median transition does not.
+A transition is the start or the failure of an experiment; neither writes a result. Each round times the same
+number of them for each size, in alternating blocks of 100, on the same file system. The last line is the median of
+the rounds' ratios. The mean includes the occasional rewrite of ``manifest.json``; the median transition does not.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ BLOCK = 100
 
 
 class Study:
-    """A study that only fails.
+    """A study whose experiments all fail.
 
     Args:
-        directory: Where its manifest goes.
+        directory: Folder of its manifest.
         points: Number of experiments.
     """
 
@@ -50,7 +50,7 @@ class Study:
         self._ids = cycle(ids)
 
     def block(self) -> list[float]:
-        """Return what each of the next transitions takes, in seconds."""
+        """Return the time of each of the next transitions, in s."""
         error = ErrorRecord(kind="exception", type="ValueError", message="no")
         took = []
         for _ in range(BLOCK // 2):

@@ -1,11 +1,11 @@
-"""The gate on a real model: ten cycles against ten of the same, in turns, and against ten of 20 % fewer tokens.
+"""Check the gate on a real model: ten cycles against ten interleaved ones, of the same and of 20 % fewer tokens.
 
     python tests/benchmarks/real_gate.py [--model NAME] [--model-path DIR] [--cycles N] [--seconds S]
 
-The same is measured as a user would, with ``--llem-against`` another environment, which has what this one has.
-More tokens are a second study, of two points whose cycles alternate, compared in pairs. Printed is what the gates
-on ``seconds`` and ``energy_j`` say (on a machine without a meter that is estimated, and allowed to decide). Exits
-with 1 where the same is called a REGRESSION, or 20 % more tokens are not.
+The same is measured as a user would do it: with ``--llem-against`` another environment with the same packages.
+More tokens are a second study, of two points whose cycles alternate, compared in pairs. Prints the verdicts of the
+gates on ``seconds`` and ``energy_j`` (which, without a meter, is estimated, and allowed to decide). The exit
+status is 1 if the same is called a REGRESSION, or 20 % more tokens are not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METRICS = ["seconds", "energy_j"]
 
 
 def measure(folder: Path, options: argparse.Namespace, *more: str, **changes: Any) -> StudyResult:
-    """Run a study in *folder*, which is made, and return its result."""
+    """Run a study in the new folder *folder* and return its result."""
     folder.mkdir()
     study = {
         "name": "gate",
@@ -60,8 +60,8 @@ def measure(folder: Path, options: argparse.Namespace, *more: str, **changes: An
     return StudyResult.load(found[0])
 
 
-def tell(what: str, result: StudyResult, verdicts: Iterable[GateVerdict]) -> dict[str, str]:
-    """Print what the gates say, and return their verdicts by metric."""
+def report(what: str, result: StudyResult, verdicts: Iterable[GateVerdict]) -> dict[str, str]:
+    """Print the gates' verdicts and return their outcomes by metric."""
     print(f"{what}:")
     found: dict[str, str] = {}
     for verdict in verdicts:
@@ -82,14 +82,14 @@ def main() -> int:
         folder = Path(made)
         python = Environment(folder / "environment", *EVERYTHING).python
         same = measure(folder / "same", options, f"--llem-against={python}")
-        said_of_same = tell("the same", same, same.points[0].verdicts)
+        same_outcomes = report("the same", same, same.points[0].verdicts)
         both = measure(folder / "more", options, sweep={"max_output_tokens": [FEWER, MORE]})
     fewer, more = (
         both.model_copy(update={"points": [point.model_copy(update={"axes": {}})]}) for point in both.points
     )
     verdicts = compare(more, fewer, GatesConfig(metrics=METRICS), name=f"{FEWER} tokens", paired=True).verdicts
-    said_of_more = tell("20 % more tokens", both, verdicts)
-    return int("REGRESSION" in said_of_same.values() or {*said_of_more.values()} != {"REGRESSION"})
+    more_outcomes = report("20 % more tokens", both, verdicts)
+    return int("REGRESSION" in same_outcomes.values() or {*more_outcomes.values()} != {"REGRESSION"})
 
 
 if __name__ == "__main__":

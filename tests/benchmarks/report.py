@@ -1,8 +1,8 @@
-"""What a large page costs: how long it takes to write and to open, and how large it is.
+"""Measure a large page: the time to write it and to open it, and its size.
 
     python tests/benchmarks/report.py [--points 200] [--cycles 5]
 
-The results are those of a short run on a scripted board (gcc builds it), grown; the browser is Chromium.
+The results are multiplied from those of a short run on a scripted GPU, which gcc builds. The browser is Chromium.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Throughput with the sampler of power ÷ without it, over a scripted board.
+"""Measure throughput with the power sampler ÷ without it, with scripted GPUs.
 
     python tests/benchmarks/sampler.py [--rounds N] [--boards N] [--call-ms MS]
 
-One process loads the tiny model once and starts the sampler once. A round is two batches, one beside which the
-sampler runs, and one for which it is stopped (SIGSTOP), in turns which comes first; the ratio is taken within the
-round. 1.0 means that sampling costs nothing. A batch lasts longer than from one sample to the next, so each has
-its share of them; and many short rounds tell more than few long ones, for a machine's speed drifts.
+One process loads the tiny model once and starts the sampler once. A round is two batches: one while the sampler
+runs, and one while it is stopped with SIGSTOP. Rounds alternate which is first; the ratio is taken within a round.
+A ratio of 1.0 means that sampling costs nothing. A batch is longer than the sampling interval, so each batch
+includes samples. Many short rounds are more precise than few long ones, as the machine's speed drifts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--call-ms", type=float, default=4.0, help="how long a call of NVML takes")
     options = parser.parse_args()
     uuids = [f"GPU-{number}" for number in range(options.boards)]
-    if "LLEM_SCRIPTED_NVML" not in os.environ:  # the loader looks for NVML's library as a process starts
+    if "LLEM_SCRIPTED_NVML" not in os.environ:  # the loader looks for libnvidia-ml only at the start of a process
         with tempfile.TemporaryDirectory() as folder:
             boards = [Board(uuid, [(0.0, 300.0)], {"tick_ms": 100}) for uuid in uuids]
             script = Script(Path(folder) / "script", boards, options.call_ms)
@@ -54,14 +54,14 @@ def main() -> None:
             env = nvml.environment(nvml.build(Path(folder)), script)
             raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=env).returncode)
     ratios = sorted(compare(uuids, options.rounds))
-    # Of the median, from the ranks that enclose it: how many lie below is binomial.
+    # Interval of the median from order statistics: the number of values below it is binomial.
     half = Z * len(ratios) ** 0.5 / 2
     low, high = ratios[int(len(ratios) / 2 - half)], ratios[min(int(len(ratios) / 2 + half), len(ratios) - 1)]
     print(f"with ÷ without: median {statistics.median(ratios):.4f} (95 %: {low:.4f} to {high:.4f})")
 
 
 def compare(uuids: list[str], rounds: int) -> list[float]:
-    """Return the ratios of tokens/s, and say what was found beside them."""
+    """Return the ratios of tokens/s, and print what else was found."""
     config = ExperimentConfig.model_validate(
         {"model": "builtin:tiny-llama", "dataset": SHAPE, "pytorch": {"batch_size": SHAPE["n"]}}
     )
@@ -93,7 +93,7 @@ def compare(uuids: list[str], rounds: int) -> list[float]:
         inside = sum(began <= one.at <= ended for began, ended in spans[runs] for one in samples)
         speed, rate = TOKENS / statistics.median(took[runs]), inside / sum(took[runs])
         print(f"{how}: {speed:.1f} tok/s, {rate:.2f} samples/s")
-        if (rate > 1) != runs:  # what was cut by SIGSTOP may be seen as it goes on
+        if (rate > 1) != runs:  # a call interrupted by SIGSTOP may end after SIGCONT
             raise SystemExit("the sampler was not as it should have been")
     return [without / with_it for with_it, without in zip(took[True], took[False], strict=True)]
 

@@ -1,11 +1,11 @@
-"""Whether the two-thousandth experiment costs what the first one did, in time and in memory.
+"""Measure whether the two-thousandth experiment costs more time and memory than the first one.
 
     python tests/benchmarks/scale.py [--experiments N] [--start-method METHOD]
 
-A study of N points of an engine that does nothing, from end to end, by pytest. Printed are the time from one
-experiment's end to the next one's, as medians over tenths of the study, and the memory of the pytest process
-(resident, without what it shares) as each tenth ends; and the ratio of the last tenth's to the first's. pytest
-keeps three reports of every test: beside it is how plain pytest's memory grows with as many tests that do nothing.
+Runs a study of N points of the do-nothing engine with pytest. Prints, for each tenth of the study, the median time
+between the ends of two experiments and the memory of the pytest process at its end (resident, without shared
+memory), and the ratio of the last tenth's to the first's. pytest keeps three reports of every test: so the growth
+of plain pytest's memory with as many empty tests is printed, too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ import pytest
 
 @pytest.mark.parametrize("size", range(1, {experiments} + 1), ids="size={{}}".format)
 def test_nothing(size):
-    time.sleep(0.01)  # to be looked at meanwhile
+    time.sleep(0.01)  # gives the memory reader time
 """
 
 
@@ -63,13 +63,13 @@ def run_study(directory: Path, experiments: int, method: str) -> list[tuple[floa
 
 
 def run_plain(directory: Path, experiments: int) -> list[tuple[float, float]]:
-    """Run as many tests that do nothing, without the plugin, and return what *run* returns."""
+    """Run as many empty tests without the plugin, and return what *run* returns."""
     (directory / "test_plain.py").write_text(PLAIN.format(experiments=experiments))
     return run(directory, ["test_plain.py"])
 
 
 def run(directory: Path, options: Sequence[str]) -> list[tuple[float, float]]:
-    """Run pytest, and return its memory in MB by the time of day in s at which it was looked at."""
+    """Run pytest, and return its memory in MB by the time of the reading, in s."""
     process = psutil.Popen(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-qq", *options],
         cwd=directory,
@@ -94,7 +94,7 @@ def run(directory: Path, options: Sequence[str]) -> list[tuple[float, float]]:
 
 
 def parts(figures: Sequence[float]) -> list[Sequence[float]]:
-    """Return *figures* in tenths."""
+    """Split *figures* into tenths."""
     size = len(figures) // TENTHS
     return [figures[at * size : (at + 1) * size] for at in range(TENTHS)]
 

@@ -1,10 +1,10 @@
-"""Whether spawn and forkserver give the same numbers: ten cycles of each, in turns, before the regression gate.
+"""Compare the metrics of spawn and forkserver: ten interleaved cycles of each, judged by the regression gate.
 
     python tests/benchmarks/start_methods.py [--cycles N] [--seconds S] [--model NAME] [--model-path DIR]
 
-A cycle is one experiment of each start method, one after the other, in turns which comes first. Printed is what
-the gate says of forkserver against spawn, cycle by cycle, and how many digests of output ids there were. Exits
-with 1 where the gate found a change, or more than one digest.
+A cycle is one experiment of each start method; cycles alternate which is first. Prints the gate's verdicts for
+forkserver against spawn, cycle by cycle, and the number of different digests of output ids. The exit status is 1
+if the gate finds a change, or if there is more than one digest.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What people wait for before anything is measured.
+"""Measure the time that users wait before the first measurement.
 
     python tests/benchmarks/startup.py [--rounds N]
 
-Printed are: what the installed plugin adds to ``pytest --version`` and to an ordinary suite, in ms of wall time
-and of processor time, as medians of differences taken within a round, both ways in turns; ``llem --help``; and the
-time from the command to the first token that is measured, of the quickstart study, by its parts.
+Prints what the installed plugin adds to ``pytest --version`` and to an ordinary suite, in ms of wall time and of
+processor time, as medians of differences within a round, with alternating order; the time of ``llem --help``; and,
+for the quickstart study, the time from the command to the first measured token, by its parts.
 
-The plugin is installed as its users have it: from a wheel, into a folder of its own, compiled. Beside pytest there
-is nothing else, for other plugins cost more than what is looked for.
+The plugin is installed as its users install it: from a wheel, into a folder of its own, compiled. Beside it there
+is only pytest, as other plugins cost more than the difference to be measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-#: Compiled once, as everywhere: who does not write bytecode compiles the plugin at every start, and not pytest.
+#: Bytecode is written once, as by default. Otherwise the plugin would be compiled at every start, and pytest would
+#: not.
 COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 #: Without other plugins.
@@ -49,7 +50,7 @@ def test_it(one):
 
 
 def timed(command: Sequence[str], directory: Path, env: Mapping[str, str] = ALONE) -> tuple[float, float]:
-    """Return the wall time and the processor time that *command* takes, in ms."""
+    """Return wall time and processor time of *command*, in ms."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -60,7 +61,7 @@ def timed(command: Sequence[str], directory: Path, env: Mapping[str, str] = ALON
 
 
 def install(directory: Path) -> None:
-    """Make a folder of plain pytest, and one of the plugin alone."""
+    """Make a folder with plain pytest, and one with only the plugin."""
     plain, plugin = directory / "plain", directory / "plugin"
     plain.mkdir()
     for name in PYTEST:
@@ -72,7 +73,7 @@ def install(directory: Path) -> None:
 
 
 def added(name: str, arguments: Sequence[str], directory: Path, rounds: int) -> None:
-    """Print what the plugin adds to a command of pytest's, in *directory*, which *install* has filled."""
+    """Print what the plugin adds to a pytest command in *directory*, which *install* has filled."""
     command = [sys.executable, "-S", "-m", "pytest", *arguments]
     plain, plugin = directory / "plain", directory / "plugin"
     ways = [COMPILED | {"PYTHONPATH": os.pathsep.join(map(str, path))} for path in ([plain], [plain, plugin])]
@@ -92,7 +93,7 @@ def added(name: str, arguments: Sequence[str], directory: Path, rounds: int) -> 
 
 
 def help_of_llem(rounds: int) -> None:
-    """Print how long ``llem --help`` takes, and Python itself."""
+    """Print the time of ``llem --help``, and of starting Python."""
     python, ours = [], []
     for _ in range(rounds):
         python.append(timed([sys.executable, "-c", ""], ROOT)[0])

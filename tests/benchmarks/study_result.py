@@ -1,9 +1,9 @@
-"""What ending a large study costs: time and memory of its StudyResult.
+"""Measure the cost of ending a large study: time and memory of its StudyResult.
 
     python tests/benchmarks/study_result.py [--points 10000] [--cycles 2]
 
-Every experiment is completed, with the stored result of ``tests/golden``. Printed are the seconds that
-``build_study_result`` and writing take, and how far the peak of memory rises above what it was before.
+Every experiment is completed, with the stored result of ``tests/golden``. Prints the seconds that
+``build_study_result`` and writing take, and the increase of peak memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "1.0"
 
 
 def study(directory: Path, points: int, cycles: int) -> tuple[StudyResult, Manifest]:
-    """Write the results of a study that is done, and return its design and its manifest."""
+    """Write the results of a finished study, and return its design and its manifest."""
     given = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     (directory / "experiments").mkdir()
     entries = []
@@ -72,7 +72,7 @@ def study(directory: Path, points: int, cycles: int) -> tuple[StudyResult, Manif
 
 
 def peak() -> float:
-    """Return the most memory this process had so far, in MB."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,16 +1,17 @@
-"""Throughput inside an experiment ÷ that of a bare script on the same batches.
+"""Measure throughput inside an experiment ÷ that of a plain script on the same batches.
 
     python tests/benchmarks/throughput.py [--model NAME] [--model-path DIR] [--batch-size N] [--rounds N]
                                           [--cache-implementation NAME]
 
-A round starts an experiment, isolated and metered as in any study, and a bare script that loads the same model and
-warms up on the same batches as often. Then they take turns, a pass each, so that neither a drifting machine nor
-its neighbours favour either: a pass is compared to the other's of the same turn. 1.0: measuring costs nothing.
-Guardian and sampler run beside both: what they cost is the harness's share, and what ``sampler.py`` prints.
+A round starts an experiment, isolated and metered as in any study, and a plain script that loads the same model
+and warms up on the same batches as often. Then their passes are interleaved, so that drift and other load affect
+both alike; each pass is compared with the adjacent one of the other. A ratio of 1.0 means that measuring costs
+nothing. Supervisor and sampler run beside both: their cost is in the harness's share, and in what ``sampler.py``
+prints.
 
-A round is to a benchmark what a cycle is to a study: the spread from round to round (CV) is printed for both, and
-their ratio, with the interval for two spreads of pairs (Morgan 1939, Pitman 1939). The harness's share is the
-processor time that pytest, supervisor and meters take in the window, waiting included, ÷ the experiment's own.
+The spread between rounds (CV) is printed for both, as is their ratio, with the interval for the spreads of pairs
+(Morgan 1939, Pitman 1939). The harness's share is the processor time of pytest, supervisor and meters in the
+window, waiting included, ÷ the experiment's own.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import interleaved
 import torch
-import turns
 from scipy import stats
 
 from pytest_llem.engines.models import resolve_model
@@ -36,7 +37,7 @@ from pytest_llem.study.config import ExperimentConfig
 
 SHAPE = {"n": 8, "input_len": 64, "output_len": 32}
 
-BARE = """
+SCRIPT = """
 import json, os, random, sys, time
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, logging
@@ -70,7 +71,7 @@ def generate(batch):
 for _ in range(job["warmups"]):
     generate(batches[0])
 sync()
-mine, other = (os.open(os.path.join(job["folder"], name), os.O_RDWR) for name in ("bare", "inside"))
+mine, other = (os.open(os.path.join(job["folder"], name), os.O_RDWR) for name in ("script", "inside"))
 seconds = []
 while os.read(mine, 1) == b".":
     began = time.perf_counter()
@@ -85,21 +86,21 @@ print(json.dumps(seconds))
 
 @dataclass(frozen=True)
 class Round:
-    """What each pass took, in s, in the order of their turns, and the harness's share of the processor time."""
+    """Duration of each pass in s, in order, and the harness's share of the processor time."""
 
     inside: Sequence[float]
-    bare: Sequence[float]
+    script: Sequence[float]
     share: float
 
     def ratios(self) -> list[float]:
-        """Return the throughput inside ÷ the bare script's, of each pair of passes."""
-        return [bare / inside for inside, bare in zip(self.inside, self.bare, strict=False)]
+        """Return the throughput inside ÷ the script's, for each pair of passes."""
+        return [script / inside for inside, script in zip(self.inside, self.script, strict=False)]
 
     def speeds(self) -> tuple[float, float]:
-        """Return the tokens per second, inside and of the bare script."""
+        """Return the tokens per second, inside and of the script."""
         tokens, pairs = SHAPE["n"] * SHAPE["output_len"], len(self.ratios())
-        inside, bare = (pairs * tokens / sum(side[:pairs]) for side in (self.inside, self.bare))
-        return inside, bare
+        inside, script = (pairs * tokens / sum(side[:pairs]) for side in (self.inside, self.script))
+        return inside, script
 
 
 def main() -> None:
@@ -113,16 +114,16 @@ def main() -> None:
     options = parser.parse_args()
     rounds = []
     for number in range(options.rounds):
-        rounds.append(compare(options, first=(turns.INSIDE, turns.BARE)[number % 2]))
-        inside, bare = rounds[-1].speeds()
+        rounds.append(compare(options, first=(interleaved.INSIDE, interleaved.SCRIPT)[number % 2]))
+        inside, script = rounds[-1].speeds()
         ratios = rounds[-1].ratios()
         print(
-            f"round {number + 1}: inside {inside:.1f} tok/s, bare {bare:.1f} tok/s, "
+            f"round {number + 1}: inside {inside:.1f} tok/s, script {script:.1f} tok/s, "
             f"ratio of {len(ratios)} pairs {statistics.median(ratios):.3f}",
             flush=True,
         )
     ratios = sorted(ratio for one in rounds for ratio in one.ratios())
-    # Of the median, from the ranks that enclose it: how many lie below is binomial.
+    # Interval of the median from order statistics: the number of values below it is binomial.
     low, high = (ratios[int(stats.binom.ppf(at, len(ratios) - 1, 0.5))] for at in (0.025, 0.975))
     print(f"ratio: median {statistics.median(ratios):.3f} (95 %: {low:.3f} to {high:.3f})")
     if len(rounds) > 2:
@@ -132,19 +133,19 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, first: str) -> Round:
-    """Run an experiment and a bare script in turns; *first* has the first one."""
+    """Run an experiment and a script with interleaved passes; *first* names the one that begins."""
     passed_on = {"batch_size": options.batch_size, "cache_implementation": options.cache_implementation}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for side in (turns.INSIDE, turns.BARE):
+        for side in (interleaved.INSIDE, interleaved.SCRIPT):
             os.mkfifo(folder / side)
-        cues = {side: os.open(folder / side, os.O_RDWR) for side in (turns.INSIDE, turns.BARE)}
+        pipes = {side: os.open(folder / side, os.O_RDWR) for side in (interleaved.INSIDE, interleaved.SCRIPT)}
         config = ExperimentConfig.model_validate(
             {
                 "model": options.model,
                 "dataset": SHAPE,
-                "backend": turns.NAME,
-                turns.NAME: {**passed_on, "folder": name},
+                "backend": interleaved.NAME,
+                interleaved.NAME: {**passed_on, "folder": name},
                 "warmup": {"n_warmup": 1, "convergence_detection": False},
                 "measurement": {"min_window_seconds": options.seconds},
                 "energy": {"backend": "nvml" if torch.cuda.is_available() else "estimate"},
@@ -159,31 +160,31 @@ def compare(options: argparse.Namespace, first: str) -> Round:
             harness=[os.getpid()],
         )
         location = resolve_model(options.model, options.model_path).location
-        bare_job = {"model": location, "warmups": 2, "folder": name, **passed_on, **SHAPE}
-        command = [sys.executable, "-c", BARE, json.dumps(bare_job)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as bare:
-            os.write(cues[first], turns.GO)
+        script_job = {"model": location, "warmups": 2, "folder": name, **passed_on, **SHAPE}
+        command = [sys.executable, "-c", SCRIPT, json.dumps(script_job)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as script:
+            os.write(pipes[first], interleaved.GO)
             outcome = run_isolated(job, timeout=600 + options.seconds)
-            os.write(cues[turns.BARE], turns.STOP)  # also where the experiment failed
-            printed, _ = bare.communicate()
-        for cue in cues.values():
-            os.close(cue)
+            os.write(pipes[interleaved.SCRIPT], interleaved.STOP)  # also if the experiment failed
+            printed, _ = script.communicate()
+        for pipe in pipes.values():
+            os.close(pipe)
         assert outcome.result is not None, outcome
-        assert bare.returncode == 0
-        found = json.loads((folder / turns.FOUND).read_text())
+        assert script.returncode == 0
+        found = json.loads((folder / interleaved.FOUND).read_text())
         harness_cpu_seconds = json.loads(outcome.result)["harness_cpu_seconds"]
         return Round(found["seconds"], json.loads(printed), harness_cpu_seconds / found["cpu_seconds"])
 
 
 def spreads(one: Sequence[float], other: Sequence[float]) -> str:
-    """Return both CVs and their ratio, with its interval of 95 %: of two samples that go together, in pairs."""
+    """Return both CVs and their ratio with its 95 % interval, for paired samples."""
     cvs = [statistics.stdev(figures) / statistics.fmean(figures) for figures in (one, other)]
     freedom = len(one) - 2
     correlation = statistics.correlation(one, other)
     width = 1 + 2 * (1 - correlation**2) * stats.t.ppf(0.975, freedom) ** 2 / freedom
     ratio = cvs[0] / cvs[1]
     low, high = (ratio * (width + sign * (width**2 - 1) ** 0.5) ** 0.5 for sign in (-1, 1))
-    return f"CV: inside {cvs[0]:.1%}, bare {cvs[1]:.1%}, ratio {ratio:.2f} (95 %: {low:.2f} to {high:.2f})"
+    return f"CV: inside {cvs[0]:.1%}, script {cvs[1]:.1%}, ratio {ratio:.2f} (95 %: {low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

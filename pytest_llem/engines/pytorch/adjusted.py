@@ -1,4 +1,4 @@
-"""Settings that transformers runs otherwise than it was asked to, mostly without an error."""
+"""Find settings that transformers changes, mostly without an error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_llem.study.engines import PyTorchConfig
 
 
 def adjusted_settings(model: Any, config: ExperimentConfig, source: ModelSource) -> list[AdjustedSetting]:
-    """Return the settings that *model*, as it is loaded, does not run as *config* gives them.
+    """Return the settings of *config* that the loaded model does not run with.
 
     Args:
-        model: Loaded.
-        config: The experiment, with the options of its engine under ``pytorch``.
-        source: Where the model is from.
+        model: The loaded model.
+        config: The experiment, with its engine's options under ``pytorch``.
+        source: Where the model was found.
     """
     options = config.pytorch or PyTorchConfig()
     found = [
@@ -28,7 +28,7 @@ def adjusted_settings(model: Any, config: ExperimentConfig, source: ModelSource)
         *_quantisation(model, config.backend, options),
         *_others(model, config, options, source),
     ]
-    if config.backend != "pytorch":  # a subclass: only this engine knows that its section holds pytorch's options
+    if config.backend != "pytorch":  # a subclass: the study's own checks do not know that it has pytorch's options
         sections = {"pytorch": config.backend, "passthrough_kwargs": "passthrough_kwargs"}
         found += [
             AdjustedSetting(
@@ -57,18 +57,18 @@ def _precision(model: Any, config: ExperimentConfig) -> Iterator[AdjustedSetting
         if parameter.is_floating_point():
             sizes[parameter.dtype] += parameter.numel()
     names = {dtype: name for name, dtype in loading.DTYPES.items()}
-    for most, _ in sizes.most_common(1):
-        if most != loading.DTYPES[config.precision]:
+    for main, _ in sizes.most_common(1):
+        if main != loading.DTYPES[config.precision]:
             yield AdjustedSetting(
                 setting="precision",
                 given=config.precision,
-                effective=names.get(most, str(most).removeprefix("torch.")),
-                reason="most of the model's weights are loaded so",
+                effective=names.get(main, str(main).removeprefix("torch.")),
+                reason="most of the model's weights are loaded in it",
             )
 
 
 def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[AdjustedSetting]:
-    """Yield what was asked of bitsandbytes where the model's own files decide."""
+    """Yield the bitsandbytes options that the model's own files override."""
     names = (
         "load_in_4bit",
         "load_in_8bit",
@@ -84,7 +84,7 @@ def _quantisation(model: Any, section: str, options: PyTorchConfig) -> Iterator[
                 setting=f"{section}.{name}",
                 given=given,
                 effective=effective,
-                reason="the files of the model are quantised, and say how",
+                reason="the model's files are already quantised and set it",
             )
 
 
@@ -97,7 +97,7 @@ def _others(
             setting=f"{section}.attn_implementation",
             given=options.attn_implementation,
             effective=runs,
-            reason="transformers has chosen another one for this model",
+            reason="transformers chose another one for this model",
         )
     if options.cache_implementation and not model._supports_default_dynamic_cache():
         yield AdjustedSetting(
@@ -120,7 +120,7 @@ def _others(
             setting=f"{section}.torch_compile_mode",
             given="reduce-overhead",
             effective="default",
-            reason="it adds CUDA graphs alone, which need a GPU",
+            reason="it only adds CUDA graphs, which need a GPU",
         )
     if options.revision and source.kind != "hub":
         yield AdjustedSetting(
@@ -132,5 +132,5 @@ def _others(
             setting="decoder.top_k",
             given=config.decoder.top_k,
             effective=vocabulary,
-            reason="the vocabulary has no more tokens",
+            reason="the vocabulary has only so many tokens",
         )

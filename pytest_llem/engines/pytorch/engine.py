@@ -1,4 +1,4 @@
-"""PyTorch through transformers' ``generate``."""
+"""The engine ``pytorch``: run a model with PyTorch through transformers' ``generate``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pytest_llem.engines.pytorch import generation, loading
 from pytest_llem.engines.pytorch.adjusted import adjusted_settings
 from pytest_llem.engines.pytorch.options import with_pytorch_options
 from pytest_llem.engines.pytorch.refusals import library_errors_as_preflight, one_line
-from pytest_llem.engines.pytorch.requirements import unmet
+from pytest_llem.engines.pytorch.requirements import unmet_requirements
 from pytest_llem.engines.pytorch.shape import model_shape, uncounted
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import EngineRecord
@@ -50,9 +50,9 @@ class Batch:
     """Prompts of one ``generate`` call, padded on the left.
 
     Attributes:
-        input_ids: [prompts, longest] token ids, on the device.
-        attention_mask: [prompts, longest], 1 at each token and 0 at padding, on the device.
-        lengths: Tokens of each prompt, without padding.
+        input_ids: Token ids [prompts, longest prompt], on the device.
+        attention_mask: 1 at tokens and 0 at padding [prompts, longest prompt], on the device.
+        lengths: Number of tokens of each prompt, without padding.
     """
 
     input_ids: torch.Tensor
@@ -62,13 +62,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Generated:
-    """What one ``generate`` call gave.
+    """The result of one ``generate`` call.
 
     Attributes:
-        output_ids: [prompts, generated] token ids, on the host: those of all passes are kept to the window's end,
-            and would count in the device's peak memory.
-        started: When it was called, on the performance counter, in seconds.
-        token_times: When each position's tokens reached the host, likewise; empty where nobody could tell.
+        output_ids: Token ids [prompts, generated tokens], on the host. They are kept to the window's end, and on
+            the device would count in its peak memory.
+        started: Time of the call in s, from ``time.perf_counter``.
+        token_times: Time at which each position's tokens reached the host, likewise; empty if unknown.
     """
 
     output_ids: torch.Tensor
@@ -76,13 +76,13 @@ class Generated:
     token_times: Sequence[float]
 
 
-class _TokenClock(BaseStreamer):  # type: ignore[misc]  # untyped there
-    """Notes when tokens arrive. ``generate`` hands it the prompt first, then each step's tokens.
+class _TokenClock(BaseStreamer):  # type: ignore[misc]  # transformers has no types
+    """Records when tokens arrive. ``generate`` passes it the prompt first, and then the tokens of each step.
 
-    It adds no wait for the device: ``generate`` reads each step's stop condition back anyway.
+    It adds no wait for the device: ``generate`` reads back the stop condition of each step anyway.
 
     Args:
-        on_first: Called when the first token has come, and decoding begins.
+        on_first: Called when the first token has arrived and decoding begins.
     """
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
@@ -98,13 +98,17 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # untyped there
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every token has already been recorded."""
 
 
 class PyTorchEngine:
     """The engine ``pytorch``: one model, batches of ``batch_size`` prompts.
 
-    A subclass takes the same options under its own section; it adds the names of its own to ``option_names``.
+    A subclass has the same options in its own section of the study. It adds its own options to ``option_names``.
+
+    Example:
+        >>> class MyEngine(PyTorchEngine):
+        ...     option_names = {*PyTorchEngine.option_names, "my_option"}
     """
 
     option_names: Collection[str] = frozenset(PyTorchConfig.model_fields)
@@ -117,7 +121,7 @@ class PyTorchEngine:
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         config = with_pytorch_options(config)
-        if missing := unmet(config):
+        if missing := unmet_requirements(config):
             raise PreflightError("; ".join(missing))
         self._config = config
         self._options = config.pytorch or PyTorchConfig()
@@ -127,12 +131,12 @@ class PyTorchEngine:
         loading.check_compiler(self._options, self._indices)
         cache = self._options.cache_implementation or ""
         if cache.startswith("offloaded") and not self._indices:
-            raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and has none")
+            raise PreflightError(f"pytorch.cache_implementation {cache!r} needs a GPU, and there is none")
         self._device = torch.device("cuda", self._indices[0]) if self._indices else torch.device("cpu")
         self.gpus: Sequence[str] = _uuids(self._indices)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         transformers_logging.disable_progress_bar()
-        # Only the special tokens are still the model's to say: a mistake is told before it is even fetched.
+        # Only the special tokens depend on the model. So wrong arguments are reported before it is downloaded.
         self._generation = self._generation_config(generation.SpecialTokens())
         self.no_latency = generation.no_latency(self._generation)
         self._model: Any = None
@@ -154,19 +158,23 @@ class PyTorchEngine:
     def load(self) -> None:
         config, source = self._config, self._source
         assert source is not None, "fetch first"
-        self.seed(config.random_seed)  # weights that the model's files lack are made up
+        self.seed(config.random_seed)  # weights missing in the model's files are initialised at random
         self._tokenizer = loading.load_tokenizer(source, config)
         self._try_template()
         self._model = loading.load_model(source, config, self._device)
         self._device, self._indices = loading.input_device(self._model), loading.used_gpus(self._model)
         self.gpus = _uuids(self._indices)
         self._generation = self._generation_config(generation.SpecialTokens.of(self._model, self._tokenizer))
-        # Unset fields of a call's configuration are filled from the model's own: make it ours.
+        # transformers fills unset fields of a call's configuration from the model's: replace that one, too.
         self._model.generation_config = self._generation
         self.synchronize()
 
     def _try_template(self) -> None:
-        """See that prompts can be put as the experiment has them."""
+        """Check that the chat template works, if the experiment uses it.
+
+        Raises:
+            PreflightError: The model has no chat template, or it fails.
+        """
         if self._config.prompt_format != "chat":
             return
         name = self._config.model
@@ -174,7 +182,7 @@ class PyTorchEngine:
             raise PreflightError(f"model {name!r} has no chat template: take prompt_format: raw, or another model")
         try:
             self.encode("Hello")
-        except Exception as error:  # a template is the model's own little program
+        except Exception as error:  # a template is a program of the model's author
             message = f"the chat template of model {name!r} does not take a prompt: {one_line(error)}"
             raise PreflightError(message) from error
 
@@ -221,8 +229,8 @@ class PyTorchEngine:
 
     def encode(self, text: str) -> list[int]:
         if self._config.prompt_format == "chat":
-            said = [{"role": "user", "content": text}]
-            chat = self._tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)
+            messages = [{"role": "user", "content": text}]
+            chat = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
             return list(chat["input_ids"])
         return list(self._tokenizer(text)["input_ids"])
 
@@ -230,7 +238,7 @@ class PyTorchEngine:
         return loading.vocabulary(self._model.config, self._tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of *ids*, without special tokens. The model has to have a tokenizer."""
+        """Return the text of *ids* without special tokens. The model must have a tokenizer."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> list[Batch]:
@@ -239,7 +247,11 @@ class PyTorchEngine:
         return [self._batch(prompts[start : start + size]) for start in range(0, len(prompts), size)]
 
     def _check_context(self, prompts: Sequence[Sequence[int]]) -> None:
-        """See that the longest prompt and its answer fit the model's context: transformers only warns of it."""
+        """Check that the longest prompt and its answer fit the model's context. transformers only warns.
+
+        Raises:
+            PreflightError: They do not fit.
+        """
         limit = context_length(loading.text_config(self._model.config).to_dict())
         longest, output = max(map(len, prompts)), self._config.workload.output_len
         if limit is not None and longest + output > limit:
@@ -259,7 +271,7 @@ class PyTorchEngine:
         return int(batch.input_ids.numel())
 
     def seed(self, seed: int) -> None:
-        set_seed((seed ^ seed >> 32) % 2**32)  # NumPy takes no more, and torch on a CPU looks at no more
+        set_seed((seed ^ seed >> 32) % 2**32)  # NumPy accepts, and torch on a CPU uses, only 32 bits
 
     def generate(self, batch: Batch) -> Generated:
         return self._run(batch, self._generation)
@@ -267,14 +279,14 @@ class PyTorchEngine:
     def generate_first(self, batch: Batch) -> Generated:
         first = copy.copy(self._generation)
         first.max_new_tokens = 1
-        if first.min_new_tokens is not None:  # unset, it would be filled from the model's own
+        if first.min_new_tokens is not None:  # if it were unset, transformers would fill it from the model's
             first.min_new_tokens = 1
         return self._run(batch, first)
 
     def _run(self, batch: Batch, options: GenerationConfig) -> Generated:
         clock = _TokenClock(self._decodes_alike)
         watch = {} if self.no_latency else {"streamer": clock}
-        if self.no_latency:  # nobody can tell when decoding begins
+        if self.no_latency:  # the beginning of decoding is not observable
             self._decodes_alike()
         started = time.perf_counter()
         try:
@@ -290,14 +302,16 @@ class PyTorchEngine:
                 )
         finally:
             torch.backends.cuda.enable_cudnn_sdp(self._cudnn_attention)
-        # A copy on a CPU too, or the prompt's part would be kept. It waits for nothing more: the last stop
-        # condition has been read back.
+        # Copies on a CPU, too: a view would keep the prompts' part alive. The copy adds no wait for the device, as
+        # the last stop condition has been read back.
         new = sequences[:, batch.input_ids.shape[1] :].to("cpu", torch.int32)
         return Generated(new, started, clock.times)
 
     def _decodes_alike(self) -> None:
-        """Keep cuDNN's attention out of decoding: of PyTorch's kernels it alone gave other results for equal input
-        (H100, PyTorch 2.11). For prompts, where it is the fastest, it gave the same.
+        """Disable cuDNN's attention for decoding, if the experiment has to be deterministic.
+
+        Among PyTorch's kernels it alone returned different results for equal input (H100, PyTorch 2.11). In
+        prefill, where it is the fastest, its results were equal.
         """
         if self._options.deterministic:
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -335,7 +349,7 @@ class PyTorchEngine:
     def peak_memory_bytes(self) -> int | None:
         if self._indices:
             return int(sum(torch.cuda.max_memory_allocated(index) for index in self._indices))
-        return peak_rss_bytes() if self._peak_is_known else None  # or it would be that of loading
+        return peak_rss_bytes() if self._peak_is_known else None  # without the reset it would include loading
 
     def close(self) -> None:
         self._model = None
@@ -346,7 +360,7 @@ def _uuids(indices: Sequence[int]) -> Sequence[str]:
 
 
 def _dotted(cudnn: int | None) -> str | None:
-    """Return a version of cuDNN as people write it: it gives 91002, and 8902 before 9."""
+    """Return a cuDNN version with dots, from its number: 91002, or 8902 before version 9."""
     if cudnn is None:
         return None
     major, rest = divmod(cudnn, 10_000 if cudnn >= 90_000 else 1000)

@@ -1,4 +1,4 @@
-"""How transformers' ``generate`` is told to generate."""
+"""Translate an experiment's settings into transformers' ``GenerationConfig``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.engines import PyTorchConfig
 from pytest_llem.study.problems import did_you_mean
 
-#: Modes in which each step gives every sequence one token, so that it can be told when a token came.
+#: Modes in which each step adds one token to every sequence, so that the time of each token is known.
 STEPWISE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids that are the model's.
+    """Special token ids of a model.
 
     Attributes:
-        bos: Begins a sequence; null for none.
-        eos: Each of these ends one; null for none.
-        pad: Fills a batch up.
+        bos: Beginning of a sequence; None if there is none.
+        eos: End of a sequence, or several such tokens; None if there is none.
+        pad: Padding.
     """
 
     bos: int | None = None
@@ -35,7 +35,7 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> SpecialTokens:
-        """Return those of *model*, and of *tokenizer*, where there is one, for what the model does not name."""
+        """Return the special tokens of *model*. Missing ones are taken from *tokenizer*, unless that is None."""
         own = model.generation_config
         eos = own.eos_token_id if own.eos_token_id is not None else getattr(tokenizer, "eos_token_id", None)
         pads = getattr(tokenizer, "pad_token_id", None), own.pad_token_id, eos
@@ -45,13 +45,13 @@ class SpecialTokens:
 
 
 def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> GenerationConfig:
-    """Return what *config* says of generating, for ``generate``.
+    """Return the arguments of ``generate`` for *config*.
 
-    What has no effect, such as a temperature where nothing is sampled, is left out: transformers warns of it.
+    Settings without effect, such as a temperature without sampling, are left out, as transformers would warn.
 
     Raises:
-        PreflightError: ``passthrough_kwargs`` holds what transformers does not know.
-        ValueError: transformers refuses an argument, or finds that one would have no effect.
+        PreflightError: ``passthrough_kwargs`` has an argument that transformers does not know.
+        ValueError: transformers refuses an argument, or reports that one has no effect.
     """
     further = config.passthrough_kwargs or {}
     known = tuple(sorted(name for name in vars(GenerationConfig()) if not name.startswith("_")))
@@ -73,7 +73,7 @@ def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> Genera
         **{
             **_sampling(config),
             **_beams(options),
-            # Ours compiles the whole forward pass: what generate compiles by itself would come on top of it.
+            # pytorch.torch_compile compiles the whole forward pass: generate must not compile in addition.
             "disable_compile": options.torch_compile or None,
             # Without an end-of-sequence token every sequence runs to its full length.
             **({"eos_token_id": tokens.eos, "min_new_tokens": config.decoder.min_new_tokens} if natural else {}),
@@ -83,7 +83,7 @@ def generation_config(config: ExperimentConfig, tokens: SpecialTokens) -> Genera
     try:
         made = GenerationConfig(**arguments)
         made.validate(strict=True)
-    except (TypeError, AttributeError) as error:  # a value of another type than it takes
+    except (TypeError, AttributeError) as error:  # a value of a wrong type
         raise PreflightError(f"passthrough_kwargs: {error}") from error
     return made
 
@@ -103,17 +103,17 @@ def _beams(options: PyTorchConfig) -> dict[str, Any]:
 
 
 def no_latency(generation: GenerationConfig) -> str | None:
-    """Return why nobody can tell when each token came, or None where one can."""
+    """Return why the time of each token is unknown; None if it is known."""
     mode = generation.get_generation_mode()
     if mode in STEPWISE:
         return None
     if mode == GenerationMode.ASSISTED_GENERATION:
-        return "a step of speculative decoding brings several tokens at once"
-    return "a beam search gives its tokens all at once, at the end"
+        return "a step of speculative decoding returns several tokens at once"
+    return "a beam search returns all tokens at once, at the end"
 
 
 def replaced_cache(model: Any, given: str) -> str | None:
-    """Return the cache that transformers takes in place of *given*, by its name; None where it takes that one."""
+    """Return the name of the cache that transformers uses instead of *given*; None if it uses *given*."""
     prepared, _ = model._prepare_generation_config(GenerationConfig(cache_implementation=given))
     name = prepared.cache_implementation
     if name is None:
@@ -124,7 +124,7 @@ def replaced_cache(model: Any, given: str) -> str | None:
 
 
 def as_data(generation: GenerationConfig) -> dict[str, Any]:
-    """Return what *generation* sets, as plain data."""
+    """Return the fields that *generation* sets, as plain data."""
     data = json.loads(generation.to_json_string(use_diff=True, ignore_metadata=True))
     assert isinstance(data, dict)
     return data

@@ -1,4 +1,4 @@
-"""A model of transformers, loaded as an experiment has it, and where it ends up."""
+"""Load a transformers model with an experiment's settings, and find the devices that it is on."""
 
 from __future__ import annotations
 
@@ -32,54 +32,54 @@ from pytest_llem.study.problems import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-#: Names for a device map that accelerate works out; any other name is a device.
-WORKED_OUT = ("auto", "balanced", "balanced_low_0", "sequential")
+#: Values of ``device_map`` for which accelerate computes the map. Any other text names a device.
+COMPUTED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-#: By what share the logits of one token may differ where only later tokens do: by rounding.
+#: Relative difference, due to rounding, of a token's logits when only later tokens differ.
 CAUSAL_TOLERANCE = 1e-3
 
 
 def origin(options: PyTorchConfig) -> dict[str, Any]:
-    """Return what every ``from_pretrained`` is told of where the model is from."""
+    """Return the arguments of every ``from_pretrained`` call that say where the model is from."""
     revision = {"revision": options.revision} if options.revision else {}
     return {**revision, "trust_remote_code": options.trust_remote_code}
 
 
 def import_class(source: ModelSource, options: PyTorchConfig) -> None:
-    """Import the model's class, so that loading it is not charged with that. What is wrong is told by loading."""
+    """Import the model's class, so that the load time excludes it. Errors are ignored: loading reports them."""
     with suppress(Exception):
         config = AutoConfig.from_pretrained(source.location, **origin(options))
         MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
 
 
 def preload_classes(config: ExperimentConfig, context: EngineContext) -> None:
-    """Import the classes of a model and its tokenizer, where its files are here and bring no code of their own."""
+    """Import the classes of a model and its tokenizer if its files are local and have no code of their own."""
     options = config.pytorch or PyTorchConfig()
     if options.trust_remote_code:
         return
     with suppress(ModelNotFoundError):
         source = resolve_model(config.model, context.model_path, options.revision, download=False)
         folder = cached_snapshot(source.location, options.revision) if source.kind == "hub" else source.location
-        if source.kind == "builtin" and not Path(source.location).is_dir():  # made by the first one who needs it
+        if source.kind == "builtin" and not Path(source.location).is_dir():  # generated later
             MODEL_FOR_CAUSAL_LM_MAPPING.get(LlamaConfig, None)
         elif folder is not None and Path(folder).is_dir():
-            here = ModelSource(str(folder), "local")
-            import_class(here, PyTorchConfig())
+            import_class(ModelSource(str(folder), "local"), PyTorchConfig())
             with suppress(Exception):
                 name = json.loads(Path(folder, "tokenizer_config.json").read_text())["tokenizer_class"]
                 tokenizer_class_from_name(name)
 
 
 def text_config(config: Any) -> Any:
-    """Return the part of a model's configuration that describes its decoder: *config* itself, unless the model has
-    parts beside it, such as an image encoder.
+    """Return the decoder's part of a model's configuration.
+
+    It is *config* itself, unless the model has other parts, such as an image encoder.
     """
     return config.get_text_config(decoder=True)
 
 
 def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
-    """Return the model's tokenizer, or None where the model has none and the prompts are token ids anyway.
+    """Return the model's tokenizer; None if it has none and the prompts are token ids anyway.
 
     Raises:
         PreflightError: The prompts are texts, and the model has no tokenizer.
@@ -91,7 +91,7 @@ def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
             found = AutoTokenizer.from_pretrained(source.location, **origin(options))
         if len(found) > len(found.all_special_ids):
             return found
-        # Where the files are missing, transformers makes one without any vocabulary of some classes.
+        # If the files are missing, transformers makes some tokenizers without a vocabulary.
         missing = PreflightError(f"{what}: it has no vocabulary; are its files (tokenizer.json, …) missing?")
     except PreflightError as error:
         missing = error
@@ -101,15 +101,15 @@ def load_tokenizer(source: ModelSource, config: ExperimentConfig) -> Any:
 
 
 def vocabulary(config: Any, tokenizer: Any) -> list[int]:
-    """Return the token ids that a synthetic prompt may hold: no special ones.
+    """Return the token ids that a synthetic prompt may hold, without special tokens.
 
     Args:
-        config: Of the model.
-        tokenizer: Of the model; None where it has none.
+        config: The model's configuration.
+        tokenizer: The model's tokenizer; None if it has none.
     """
     text = text_config(config)
     special = set() if tokenizer is None else set(tokenizer.all_special_ids)
-    if tokenizer is None or text is not config:  # placeholders of images need not be special to the tokenizer
+    if tokenizer is None or text is not config:  # a tokenizer may not mark image placeholders as special
         named = {**config.to_dict(), **text.to_dict()}
         given = (named[name] for name in named if name.endswith(("_token_id", "_token_index")))
         special.update(chain.from_iterable(one if isinstance(one, list) else [one] for one in given))
@@ -121,12 +121,12 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
     """Return the model, ready to run.
 
     Args:
-        source: Where it is.
+        source: Where the model was found.
         config: The experiment.
-        device: Where it goes, unless ``device_map`` or bitsandbytes decide.
+        device: The model's device, unless ``device_map`` or bitsandbytes choose it.
 
     Raises:
-        PreflightError: It cannot be loaded as it is asked for.
+        PreflightError: The model cannot be loaded with these settings.
     """
     options = config.pytorch or PyTorchConfig()
     wanted = origin(options) | {"dtype": DTYPES[config.precision]}
@@ -140,16 +140,15 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
         wanted["max_memory"] = {_device(key): size for key, size in options.max_memory.items()}
     with library_errors_as_preflight(f"model {config.model!r} cannot be loaded"):
         model, found = AutoModelForCausalLM.from_pretrained(
-            # Refused below: transformers would say only that something is mismatched.
             source.location,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # _check_weights reports them: transformers would not name the weight
             output_loading_info=True,
             **wanted,
         )
     _check_weights(config.model, model, found)
     if isinstance(options.device_map, dict):
         _check_modules(model, options.device_map)
-    # bitsandbytes has put its model where it belongs, and lets nobody move it.
+    # bitsandbytes has placed its model, which cannot be moved.
     if "device_map" not in wanted and not any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)):
         model = model.to(device)
     model.eval()
@@ -160,17 +159,17 @@ def load_model(source: ModelSource, config: ExperimentConfig, device: torch.devi
 
 
 def _check_weights(name: str, model: Any, found: Mapping[str, Collection[Any]]) -> None:
-    """See that the weights of *model* are those of its files: transformers makes up what is missing.
+    """Check that the weights of *model* are from its files: transformers initialises missing ones at random.
 
-    A model of which a part is missing is marked as one of random weights.
+    Warns of missing and of unused weights. If some are missing, the model is marked as having random weights.
 
     Args:
-        name: Of the model in the study.
-        model: As it was loaded.
-        found: What transformers says of loading it.
+        name: The model's name in the study.
+        model: The loaded model.
+        found: transformers' loading info.
 
     Raises:
-        PreflightError: None of its weights is there, or some have another shape.
+        PreflightError: None of its weights is in the files, or some have another shape.
     """
     architecture = type(model).__name__
     if mismatched := sorted(found["mismatched_keys"]):
@@ -215,23 +214,23 @@ def _shape(sizes: Sequence[int]) -> str:
 
 
 def _check_causal(name: str, model: Any) -> None:
-    """See that no token of *model* depends on later ones: transformers loads encoders, too, and only warns of it.
+    """Check that no token of *model* depends on later ones: transformers also loads encoders, with a warning.
 
-    Where its configuration says that it is not a decoder, and no layer that it is causal, two prompts that differ
-    in their last token are run: GPT-NeoX models say so, too, and are decoders.
+    If neither the configuration nor a layer says that the model is causal, two prompts that differ in their last
+    token are run. This is needed for GPT-NeoX models, which are decoders and do not say so.
 
     Raises:
         PreflightError: The model is an encoder.
     """
     config = model.config
-    is_decoder = getattr(config, "is_decoder", getattr(config, "causal", True))  # XLM calls it causal
+    is_decoder = getattr(config, "is_decoder", getattr(config, "causal", True))  # "causal" is XLM's name for it
     if is_decoder or any(getattr(module, "is_causal", False) for module in model.modules()):
         return
     try:
         prompts = torch.tensor([[5, 6], [5, 7]], device=input_device(model))
         with torch.inference_mode():
             first, second = model(input_ids=prompts).logits[:, 0].float()
-    except Exception:  # a model may be anyone's code: what is wrong with it shows when it generates
+    except Exception:  # a model may have code of its own; an error will be reported when it generates
         return
     if (first - second).abs().max() > CAUSAL_TOLERANCE * first.abs().max():
         raise PreflightError(
@@ -241,7 +240,11 @@ def _check_causal(name: str, model: Any) -> None:
 
 
 def _check_modules(model: Any, places: Mapping[str, int | str]) -> None:
-    """See that *model* has what *places* names: transformers passes over what it does not know."""
+    """Check that *model* has the modules that *places* names: transformers ignores unknown ones.
+
+    Raises:
+        PreflightError: The model has no module of that name.
+    """
     known = (*dict(model.named_modules()), *dict(model.named_parameters()))
     for name in places:
         if name not in known:
@@ -256,12 +259,12 @@ def _quantisation(options: PyTorchConfig) -> BitsAndBytesConfig:
 
 
 def quantised(model: Any) -> dict[str, Any] | None:
-    """Return how *model* is quantised, None where it is not."""
+    """Return the quantisation settings of *model*; None if it is not quantised."""
     config = getattr(model.config, "quantization_config", None)
     if config is None:
         return None
     found = json.loads(config.to_json_string(use_diff=False))
-    if found.get("quant_method") == "bitsandbytes":  # those of the other number of bits say nothing
+    if found.get("quant_method") == "bitsandbytes":  # the settings for the other number of bits have no effect
         other = "bnb_4bit" if found.get("load_in_8bit") else "llm_int8"
         found = {name: value for name, value in found.items() if not name.startswith((other, "_"))}
     assert isinstance(found, dict)
@@ -269,23 +272,24 @@ def quantised(model: Any) -> dict[str, Any] | None:
 
 
 def constants(model: Any) -> list[torch.Tensor]:
-    """Return what bitsandbytes keeps beside the weights of *model* to compute with them: neither parameters nor
-    buffers. Nothing where it has quantised none.
+    """Return the quantisation constants of *model*, which bitsandbytes keeps as neither parameters nor buffers.
+
+    Empty if bitsandbytes has quantised no layer.
     """
     kept: list[torch.Tensor | None] = []
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        # Of 8 bits, with the weights until they have run, and then with their layer.
+        # With 8 bits, they belong to the weight until the layer has run, and then to the layer's state.
         kept += [getattr(holder, "SCB", None) for holder in (weight, getattr(module, "state", None))]
         state = getattr(weight, "quant_state", None)
-        while state is not None:  # its own constants may be quantised in their turn
+        while state is not None:  # with double quantisation, the constants are quantised, too
             kept += [state.absmax, state.code]
             state = getattr(state, "state2", None)
     return [one for one in kept if one is not None]
 
 
 def compilation(options: PyTorchConfig) -> dict[str, str] | None:
-    """Return mode and backend of ``torch.compile``, None where nothing is compiled."""
+    """Return mode and backend of ``torch.compile``; None if the model is not compiled."""
     if not options.torch_compile:
         return None
     return {
@@ -295,15 +299,15 @@ def compilation(options: PyTorchConfig) -> dict[str, str] | None:
 
 
 def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
-    """See that what ``torch.compile`` needs beside torch is there.
+    """Check that the C++ compiler that ``torch.compile`` may need is installed.
 
     Raises:
-        PreflightError: It is not.
+        PreflightError: It is not installed.
     """
     how = compilation(options)
-    if how is None or how["backend"] != "inductor" or gpus:  # for a GPU it brings its own
+    if how is None or how["backend"] != "inductor" or gpus:  # torch includes the compiler for GPUs
         return
-    compiler = os.environ.get("CXX", "g++")  # as inductor looks for it
+    compiler = os.environ.get("CXX", "g++")  # inductor's own rule
     if shutil.which(compiler) is None:
         raise PreflightError(
             f"pytorch.torch_compile needs a C++ compiler, and there is no {compiler}: install one"
@@ -313,15 +317,15 @@ def check_compiler(options: PyTorchConfig, gpus: Sequence[int]) -> None:
 def _compile(model: Any, how: dict[str, str]) -> None:
     try:
         model.forward = torch.compile(model.forward, mode=how["mode"], backend=how["backend"])
-    except RuntimeError as error:  # an unknown mode, or backend
+    except RuntimeError as error:  # an unknown mode or backend
         raise PreflightError(f"pytorch.torch_compile: {one_line(error)}") from error
 
 
 def possible_gpus(options: PyTorchConfig) -> list[int]:
-    """Return the indices of the GPUs that the model may end up on. Meters have to know before it is loaded.
+    """Return the indices of the GPUs that the model may use. Meters need them before it is loaded.
 
     Raises:
-        PreflightError: A device is named that is not there.
+        PreflightError: An option names a device that does not exist.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if options.device_map is None:
@@ -339,7 +343,7 @@ def possible_gpus(options: PyTorchConfig) -> list[int]:
 
 
 def _gpu(field: str, place: Any, count: int) -> int | None:
-    """Return the index of the GPU that *place* names, None where it names another device."""
+    """Return the index of the GPU that *place* names; None if it names another kind of device."""
     if place == "disk":
         return None
     try:
@@ -348,13 +352,13 @@ def _gpu(field: str, place: Any, count: int) -> int | None:
         raise PreflightError(f"pytorch.{field}: {one_line(error)}") from error
     index = (device.index or 0) if device.type == "cuda" else None
     if index is not None and index >= count:
-        raise PreflightError(f"pytorch.{field}: there is no GPU {index} ({count} can be seen here)")
+        raise PreflightError(f"pytorch.{field}: there is no GPU {index} ({count} visible)")
     return index
 
 
 def used_gpus(model: Any) -> list[int]:
     """Return the indices of the GPUs that *model* is on."""
-    # Parameters that are elsewhere until they are needed tell nothing: their map does.
+    # Offloaded parameters do not show where they are used: the device map does.
     placed = getattr(model, "hf_device_map", None) or {}
     places = placed.values() if placed else {parameter.device for parameter in model.parameters()}
     devices = [place if isinstance(place, int) else str(place) for place in places]
@@ -368,21 +372,21 @@ def used_gpus(model: Any) -> list[int]:
 
 
 def input_device(model: Any) -> torch.device:
-    """Return where *model* takes its input ids."""
+    """Return the device on which *model* expects its input ids."""
     embeddings = model.get_input_embeddings()
     device: torch.device = embeddings.weight.device
-    if device.type == "meta":  # brought to its device only while it runs
+    if device.type == "meta":  # offloaded: accelerate moves it to its device while it runs
         place = embeddings._hf_hook.execution_device
         device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
     return device
 
 
 def _device_map(options: PyTorchConfig) -> Any:
-    """Return the device map as accelerate wants it: a name that it works out, or a mapping."""
+    """Return the device map in accelerate's form: a value of COMPUTED_MAPS, or a mapping."""
     given = options.device_map
     if isinstance(given, dict):
         return {module: _device(place) for module, place in given.items()}
-    return given if given in WORKED_OUT else {"": _device(str(given))}
+    return given if given in COMPUTED_MAPS else {"": _device(str(given))}
 
 
 def _device(place: int | str) -> int | str:

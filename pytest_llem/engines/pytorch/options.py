@@ -1,4 +1,4 @@
-"""Which options an engine reads: a section that holds others is refused before the engine is made."""
+"""Check an engine's section of a study for options that the engine does not read."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pytest_llem.study.problems import did_you_mean, shown
 
 
 def check_options(engine: Any, config: ExperimentConfig) -> None:
-    """Refuse what *config* gives to its engine and the engine does not read.
+    """Refuse options in *config* that its engine does not read.
 
     Args:
         engine: The engine's class.
         config: The experiment.
 
     Raises:
-        PreflightError: Each such option, by its place in the study.
+        PreflightError: There are such options. The message names each with its location in the study.
     """
     read: Collection[str] = getattr(engine, "option_names", ())
     problems = [
-        f"{config.backend}.{name}: the engine reads no such option{_hint(name, read)}"
+        f"{config.backend}.{name}: the engine has no such option{_hint(name, read)}"
         for name, value in config.engine_section.items()
         if name not in read and value is not None  # null stands for the default
     ]
     if config.passthrough_kwargs and not getattr(engine, "reads_passthrough_kwargs", False):
         problems.append(f"passthrough_kwargs: engine {config.backend!r} does not read them: leave them out")
-    if config.lora is not None and config.backend != "pytorch":  # which says so with all else that it is missing
+    if config.lora is not None and config.backend != "pytorch":  # unmet_requirements() reports it for pytorch
         problems.append(LORA)
     if problems:
         raise PreflightError("; ".join(problems))
@@ -41,15 +41,15 @@ def check_options(engine: Any, config: ExperimentConfig) -> None:
 
 def _hint(name: str, read: Collection[str]) -> str:
     if not read:
-        return " (it reads none: an engine lists the options that it reads in option_names)"
-    return did_you_mean(name, tuple(sorted(read))) or f" (it reads: {', '.join(sorted(read))})"
+        return " (it has none: an engine lists its options in option_names)"
+    return did_you_mean(name, tuple(sorted(read))) or f" (there are: {', '.join(sorted(read))})"
 
 
 def with_pytorch_options(config: ExperimentConfig) -> ExperimentConfig:
-    """Return *config* with the options of its engine, ``pytorch`` or a subclass of it, under ``pytorch``.
+    """Return *config* with the options of its engine under ``pytorch``, also for a subclass of that engine.
 
     Raises:
-        PreflightError: A subclass's section holds a value that ``pytorch`` refuses.
+        PreflightError: A subclass's section has a value that is invalid for ``pytorch``.
     """
     if config.pytorch is not None:
         return config
@@ -66,6 +66,6 @@ def with_pytorch_options(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _sentence(section: str, error: ErrorDetails) -> str:
-    if error["type"] == "value_error":  # of options that do not go together
+    if error["type"] == "value_error":  # options that contradict each other
         return f"{section}: {error['ctx']['error']}"
     return f"{section}.{error['loc'][0]}: {error['msg']} (got {shown(error['input'])})"

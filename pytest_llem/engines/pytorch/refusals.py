@@ -1,4 +1,4 @@
-"""What transformers refuses to do, told in one line."""
+"""Turn errors of transformers and similar libraries into one-line messages."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from contextlib import contextmanager
 
 from pytest_llem.engines.protocol import PreflightError
 
-#: Libraries whose errors of these kinds are sentences to the user.
+#: Libraries whose ValueErrors and OSErrors have messages for users.
 LIBRARIES = ("transformers", "accelerate", "bitsandbytes", "huggingface_hub")
 
-#: The rest of a message, whatever it goes on about.
+#: Characters of a message that are kept.
 MESSAGE_CAP = 600
 
 
 @contextmanager
 def library_errors_as_preflight(what: str) -> Iterator[None]:
-    """Turn what a library refuses within into one line.
+    """Turn a library's error in the context into a PreflightError of one line.
 
-    Only an error from the library's own code is: any other is one that nobody foresaw, and keeps its traceback.
+    Only errors raised by the library's own code are turned. Others are unexpected and keep their traceback.
 
     Args:
-        what: What it refuses, for the message.
+        what: What failed; the beginning of the message.
 
     Raises:
-        PreflightError: It refuses, or lacks a package.
+        PreflightError: The library refuses a setting, or a package that it needs is not installed.
     """
     try:
         yield
     except PreflightError:
         raise
-    except ImportError as error:  # how transformers reports a package that is not installed
+    except ImportError as error:  # transformers reports a missing package this way
         raise PreflightError(f"{what}: {one_line(error)}") from error
     except (ValueError, NotImplementedError, OSError) as error:  # OSError: a folder that holds no model
         if _raised_in(error) not in LIBRARIES:
@@ -39,13 +39,13 @@ def library_errors_as_preflight(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's text on one line."""
+    """Return an exception's message on one line, of at most MESSAGE_CAP characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MESSAGE_CAP else f"{text[: MESSAGE_CAP - 1]}…"
 
 
 def _raised_in(error: BaseException) -> str:
-    """Return the top-level package whose code *error* comes from."""
+    """Return the top-level package whose code raised *error*."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

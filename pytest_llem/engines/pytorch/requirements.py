@@ -1,4 +1,4 @@
-"""What keeps an experiment of the engine ``pytorch`` from running, known without loading torch."""
+"""Find why an experiment of the engine ``pytorch`` cannot run, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pytest_llem.study.engines import PyTorchConfig
 
 LORA = "lora is not supported yet: leave it out, or name a model with the adapter merged into it"
 
-#: Attention kernels and the packages of which one has to be there: by module, and as pip calls it. transformers
-#: takes a kernel from the hub where ``kernels`` is installed.
+#: Attention kernels and the packages of which one must be installed, each as module and pip name. If ``kernels``
+#: is installed, transformers downloads a kernel from the hub.
 ATTENTION = {
     "flash_attention_2": (("flash_attn", "flash-attn"), ("kernels", "kernels")),
     "flash_attention_3": (("flash_attn_interface", "flash-attn-3"), ("kernels", "kernels")),
 }
 
-#: What quantises a cache, by the name of the backend in transformers' ``cache_config``, likewise.
+#: Packages that quantise a cache, as module and pip name, by backend in transformers' ``cache_config``.
 CACHES = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
 
-#: What reads datasets of the Hugging Face hub, whatever the engine.
+#: The package that reads datasets of the Hugging Face hub, for every engine.
 DATASETS = "datasets"
 
-#: Modules of packages that only some experiments need, here or in another interpreter.
+#: Modules that only some experiments need.
 OPTIONAL = (
     "accelerate",
     "bitsandbytes",
@@ -33,7 +33,7 @@ OPTIONAL = (
     *(module for kernels in ATTENTION.values() for module, _ in kernels),
 )
 
-#: Arguments of transformers' GenerationConfig that a field of another name decides.
+#: Arguments of transformers' GenerationConfig that a field of the study sets.
 FIELDS = {
     "max_new_tokens": "max_output_tokens",
     "max_length": "max_output_tokens",
@@ -43,20 +43,20 @@ FIELDS = {
     **{name: f"pytorch.{name}" for name in PyTorchConfig.model_fields},
 }
 
-_MODEL = "the model and measurement.length_mode decide it"
-_ENDS = "it would end sequences where token counts cannot see it; max_output_tokens limits their length"
-_NOT_KEPT = "nothing of it would be kept"
+_MODEL = "the model and measurement.length_mode set it"
+_ENDS = "it would end sequences without an end token, and token counts would be wrong; use max_output_tokens"
+_NOT_KEPT = "its output would be discarded"
 
-#: Those that the engine has to decide itself, and why.
-OWN = {
-    "num_return_sequences": "every prompt has one answer, or figures per request would be wrong",
+#: Arguments that only the engine can set, and why.
+SET_BY_ENGINE = {
+    "num_return_sequences": "every prompt must have one answer, or metrics per request would be wrong",
     "eos_token_id": _MODEL,
     "pad_token_id": _MODEL,
     "bos_token_id": _MODEL,
     "max_time": _ENDS,
     "stop_strings": _ENDS,
     "token_healing": "it would change the prompts",
-    "is_assistant": "the model drafts for no other",
+    "is_assistant": "the model is not a draft model",
     **dict.fromkeys(
         (
             "return_dict_in_generate",
@@ -73,7 +73,7 @@ OWN = {
 def _is_here(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ImportError:  # nor is the package that it would be in
+    except ImportError:  # its parent package is missing
         return False
 
 
@@ -82,26 +82,25 @@ class Packages:
     """The environment that an experiment runs in.
 
     Attributes:
-        has: Whether it has one of the OPTIONAL modules.
-        pip: The command that installs into it.
+        has: Whether one of the OPTIONAL modules is installed.
+        pip: The command that installs packages into it.
     """
 
     has: Callable[[str], bool] = _is_here
     pip: str = "pip"
 
 
-HERE = Packages()
+THIS_ENVIRONMENT = Packages()
 
 
-def unmet(config: ExperimentConfig, packages: Packages = HERE) -> list[str]:
-    """Return what keeps *config* from running, a sentence each, with what to do about it.
+def unmet_requirements(config: ExperimentConfig, packages: Packages = THIS_ENVIRONMENT) -> list[str]:
+    """Return why *config* cannot run: one sentence for each problem, with what to do.
 
-    Nothing is imported for it: what is only found to be wrong with the model at hand, or by transformers, is told
-    when the engine loads.
+    Nothing is imported. Problems that depend on the model or on transformers are reported when the engine loads.
 
     Args:
         config: An experiment of the engine ``pytorch``.
-        packages: Of the environment that it is to run in.
+        packages: The environment in which it will run.
     """
     return list(_unmet(config, config.pytorch or PyTorchConfig(), packages))
 
@@ -117,12 +116,13 @@ def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages)
     if options.device_map is not None:
         yield from _missing(packages, "pytorch.device_map", "accelerate")
     if options.cache_implementation == "paged":
-        yield "pytorch.cache_implementation 'paged' batches by itself, which is not supported: leave it out"
+        batching = "is for continuous batching, which is not supported: leave it out"
+        yield f"pytorch.cache_implementation 'paged' {batching}"
     if options.cache_implementation == "quantized":
         yield from _quantised_cache(config, packages)
     attention = options.attn_implementation or ""
     if attention.startswith("paged|"):
-        yield f"pytorch.attn_implementation {attention!r} is for batches of its own, which are not supported"
+        yield f"pytorch.attn_implementation {attention!r} is for continuous batching, which is not supported"
     kernels = ATTENTION.get(attention, (("kernels", "kernels"),) if "/" in attention else ())
     if kernels and not any(packages.has(module) for module, _ in kernels):
         either = " or ".join(package for _, package in kernels)
@@ -130,13 +130,13 @@ def _unmet(config: ExperimentConfig, options: PyTorchConfig, packages: Packages)
     for name in config.passthrough_kwargs or {}:
         if name in FIELDS:
             yield f"passthrough_kwargs.{name}: use {FIELDS[name]}"
-        elif name in OWN:
-            yield f"passthrough_kwargs.{name} cannot be given: {OWN[name]}"
+        elif name in SET_BY_ENGINE:
+            yield f"passthrough_kwargs.{name} cannot be given: {SET_BY_ENGINE[name]}"
 
 
 def _quantised_cache(config: ExperimentConfig, packages: Packages) -> Iterator[str]:
-    told = (config.passthrough_kwargs or {}).get("cache_config")
-    backend = told.get("backend", "quanto") if isinstance(told, dict) else "quanto"
+    settings = (config.passthrough_kwargs or {}).get("cache_config")
+    backend = settings.get("backend", "quanto") if isinstance(settings, dict) else "quanto"
     module, package = CACHES.get(backend, (None, None))
     if module is not None and not packages.has(module):
         yield f"pytorch.cache_implementation 'quantized' needs {package}: {packages.pip} install {package}"

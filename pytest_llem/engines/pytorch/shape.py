@@ -1,4 +1,4 @@
-"""What a decoder of transformers computes: from its modules, its tensors and a token that is run through it."""
+"""Determine the shape of a transformers decoder from its modules and from running one token through it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pytest_llem.engines.pytorch.refusals import one_line
 
 PRECISIONS = {dtype: name for name, dtype in loading.DTYPES.items()}
 
-#: By how much what a token takes may differ from what its shape says: rotary embeddings and the like.
+#: Relative difference between counted and computed FLOPs of a token, due to rotary embeddings and the like.
 TOLERANCE = 0.01
 
 _NOT_STANDARD = "its attention is not the standard one of queries, keys and values"
 
 
 def uncounted(options: GenerationConfig) -> str | None:
-    """Return why what ``generate`` computes does not follow from prompts and answers alone, None where it does."""
+    """Return why the FLOPs of ``generate`` do not follow from prompts and answers; None if they do."""
     mode = options.get_generation_mode()
     if mode == GenerationMode.ASSISTED_GENERATION:
         return "speculative decoding computes drafts that are thrown away"
@@ -40,10 +40,10 @@ def uncounted(options: GenerationConfig) -> str | None:
 
 
 def model_shape(model: Any) -> ModelShape:
-    """Return the shape of *model*, a decoder that is loaded on one device.
+    """Return the shape of *model*, a decoder on one device.
 
     Raises:
-        ShapeUnknownError: It is none whose layers are linear ones and attention.
+        ShapeUnknownError: Its FLOPs do not follow from linear layers and attention.
     """
     if loading.quantised(model) is not None:
         raise ShapeUnknownError("the weights are quantised")
@@ -74,15 +74,15 @@ def model_shape(model: Any) -> ModelShape:
         precision=_precision([*linear, head.weight]),
         window=min((layer.sliding_window for layer in layers if layer.is_sliding), default=None),
     )
-    least = 2 * (shape.parameters + shape.head_parameters)
-    most = least + 4 * shape.attention_width  # torch does not count every kernel of attention
-    if not (1 - TOLERANCE) * least <= counted <= (1 + TOLERANCE) * most:
-        raise ShapeUnknownError(f"a token takes {counted:,} FLOPs, and {least:,} by its linear layers")
+    min_flops = 2 * (shape.parameters + shape.head_parameters)
+    max_flops = min_flops + 4 * shape.attention_width  # torch does not count every attention kernel
+    if not (1 - TOLERANCE) * min_flops <= counted <= (1 + TOLERANCE) * max_flops:
+        raise ShapeUnknownError(f"a token takes {counted:,} FLOPs, but {min_flops:,} by its linear layers")
     return shape
 
 
 def _linear(model: Any, head: torch.nn.Module) -> list[torch.Tensor]:
-    """Return the weights of the linear layers beside the head; every other matrix has to be an embedding."""
+    """Return the weights of the linear layers except the head. Every other matrix must be an embedding."""
     found = []
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | Conv1D):
@@ -95,7 +95,7 @@ def _linear(model: Any, head: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _looked_up(model: Any, head: torch.nn.Module) -> set[int]:
-    """Return the ids of the tensors of which a step reads a few rows only."""
+    """Return the ids of tensors of which a step reads only a few rows."""
     embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     return {id(one.weight) for one in embeddings} - {id(weight) for weight in head.parameters()}
 
@@ -111,21 +111,21 @@ def _precision(weights: list[torch.Tensor]) -> str:
 
 
 def _one_token(model: Any) -> tuple[int, list[Any]]:
-    """Run a token through *model*: what torch counts of it, in FLOPs, and what each layer keeps of it."""
+    """Run a token through *model*. Return its FLOPs, and its entry in each layer's KV cache."""
     token = torch.zeros((1, 1), dtype=torch.long, device=loading.input_device(model))
     try:
-        # Attention as plain products: torch counts no kernel with fewer heads of keys than of queries.
+        # Plain matrix products for attention: torch does not count kernels with fewer KV heads than query heads.
         plain = sdpa_kernel(SDPBackend.MATH)
         with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
-            # The class's own: that of the model may be compiled, and would be once more for this.
+            # The class's forward: the model's may be compiled, and would be recompiled for this shape.
             output = type(model).forward(model, input_ids=token, use_cache=True)
         return counter.get_total_flops(), list(output.past_key_values.layers)
-    except Exception as error:  # a model may be anyone's code, and the measurement is done
+    except Exception as error:  # a model may have code of its own; the measurement is already complete
         raise ShapeUnknownError(f"a token cannot be run through the model: {one_line(error)}") from error
 
 
 def _width(layer: Any, heads: Any) -> float:
-    """Return query heads · head size of a layer, from what it keeps of one token: [1, KV heads, 1, head size]."""
+    """Return query heads · head size of a layer, from its KV cache for one token: [1, KV heads, 1, head size]."""
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
     if not isinstance(keys, torch.Tensor) or not isinstance(values, torch.Tensor) or not isinstance(heads, int):
         raise ShapeUnknownError(_NOT_STANDARD)

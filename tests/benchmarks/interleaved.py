@@ -1,4 +1,4 @@
-"""The engine of ``throughput.py``: ours, which runs its passes in turns with another process's."""
+"""The engine of ``throughput.py``: alternates its passes with those of another process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 
-NAME = "turns:InTurns"
+NAME = "interleaved:InterleavedEngine"
 
-#: What lies in the folder of both processes: a FIFO for each, and what this engine found.
-INSIDE, BARE, FOUND = "inside", "bare", "found.json"
+#: Files in the shared folder: a FIFO for each process, and the times of this engine.
+INSIDE, SCRIPT, FOUND = "inside", "script", "found.json"
 
-#: A byte in a FIFO: it is your turn, or there are no more.
+#: Byte in a FIFO: run the next pass, or stop.
 GO, STOP = b".", b"x"
 
 
-class InTurns(PyTorchEngine):
-    """Times each pass of the measured window, from its seed until the device is drained, when its turn comes.
+class InterleavedEngine(PyTorchEngine):
+    """Times each pass of the window, from its seed until the device is idle, and then lets the other process run.
 
-    Its options are those of ``pytorch``, and ``folder``: where the FIFOs are.
+    Its options are those of ``pytorch``, and ``folder``, which holds the FIFOs.
     """
 
     option_names = (*PyTorchEngine.option_names, "folder")
@@ -36,13 +36,13 @@ class InTurns(PyTorchEngine):
         self._cpu_seconds = 0.0
 
     def reset_peak_memory(self) -> None:
-        super().reset_peak_memory()  # the last that is done before the window
-        self._mine, self._other = (os.open(self._folder / name, os.O_RDWR) for name in (INSIDE, BARE))
+        super().reset_peak_memory()  # the last call before the window
+        self._own, self._other = (os.open(self._folder / name, os.O_RDWR) for name in (INSIDE, SCRIPT))
         self._in_window, self._cpu_seconds = True, -time.process_time()
 
     def seed(self, seed: int) -> None:
         if self._in_window:
-            os.read(self._mine, 1)
+            os.read(self._own, 1)
             self._began = time.perf_counter()
         super().seed(seed)
 
@@ -54,7 +54,7 @@ class InTurns(PyTorchEngine):
             os.write(self._other, GO)
 
     def peak_memory_bytes(self) -> int | None:
-        self._in_window = False  # the first that is done after it
+        self._in_window = False  # the first call after the window
         self._cpu_seconds += time.process_time()
         os.write(self._other, STOP)
         found = {"seconds": self._seconds, "cpu_seconds": self._cpu_seconds}
