@@ -497,4 +497,4 @@ def test_more_memory_than_there_is_is_told(pytester: pytest.Pytester) -> None:
         "sweep: {pytorch.batch_size: [1, 1000000]}\nexecution: {n_cycles: 1}\n"
     )
     run = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-    run.stdout.re_match_lines([r"llem: .* needs about [\d,]+ GiB, and [\d.,]+ GiB are there$"])
+    run.stdout.re_match_lines([r"llem: .* needs about [\d,]+ GiB, available [\d.,]+ GiB$"])
