@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llem",
-        description="Tools for the studies of pytest-llem. To run a study: pytest STUDY.yaml -p llem",
+        description="Tools for the studies of pytest-llem. To run one: pytest STUDY.yaml -p llem",
         epilog="llem COMMAND --help describes a command, its options and its exit status.",
         allow_abbrev=False,
     )

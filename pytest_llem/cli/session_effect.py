@@ -80,7 +80,7 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
             raise ValueError(f"{path}: testbed differs from that of {paths[0]}: {', '.join(differ)}")
         if differ := _differing(first, result, "sut"):
             print_error(
-                f"{path}: warning: {', '.join(differ)} differ from {paths[0]}: "
+                f"{path}: warning: differs from {paths[0]} in {', '.join(differ)}: "
                 "the effect of that is counted as part of the session effect"
             )
         for other, earlier in zip(paths[:at], results[:at], strict=True):
@@ -115,7 +115,8 @@ def _lines(effects: Sequence[SessionEffect], usable: Mapping[str, float], alpha:
     yield ""
     yield "sigma_session: standard deviation of the effect that a session has on all its cycles"
     yield f"upper bound: of sigma_session at {CONFIDENCE:.0%} confidence; more sessions lower it, and delta too"
-    yield f"delta: {DEFAULT_DELTA:.0%}, or the difference that two sessions exceed in {alpha:.0%} of comparisons"
+    exceeded = f"two sessions exceed in any metric in {alpha:.0%} of comparisons"
+    yield f"delta: {DEFAULT_DELTA:.0%}, or the difference that {exceeded}"
     for effect in effects:
         for note in effect.notes:
             yield f"{effect.metric}: {printable(note)}"

@@ -157,9 +157,7 @@ def rapl(root: Path | None = None) -> Rapl:
     errors = {(one.device, one.boundary): one.reason for one in reading.devices if one.energy_j is None}
     for domain in found.domains:
         domain.error = errors.get((domain.device, domain.boundary))
-    found.error = next(
-        (reason for reason in errors.values()), None
-    )  # a single missing counter makes the sum unknown
+    found.error = next(iter(errors.values()), None)  # a single missing counter makes the sum unknown
     return found
 
 
