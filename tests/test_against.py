@@ -71,7 +71,7 @@ def test_both_sides_are_measured_and_compared_in_pairs(
     run.stdout.fnmatch_lines(
         [
             "llem: noop *: 2 points × 2 cycles = 4 experiments, *",
-            f"  against {main.python}: 4 experiments in turns, *",
+            f"  against {main.python}: 4 experiments interleaved, *",
             "*PASSED study.yaml::reference[[]n=1-cycle=1[]]*",
         ]
     )

@@ -1,4 +1,4 @@
-"""What is imported, and when. Which room may import which is in pyproject.toml, for import-linter."""
+"""Test what is imported when. import-linter checks which package may import which: see pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest_llem
 
 PACKAGE = Path(pytest_llem.__file__).parent
 
-#: What only some installations have, and the room that needs it.
-PAGES, PAGES_NEED = "reporting.html", {"jinja2", "plotly"}
+#: Optional dependencies, and the only package that may import them.
+HTML, HTML_NEEDS = "reporting.html", {"jinja2", "plotly"}
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
-    """Yield each module of the package: its name there, and its file."""
+    """Yield the name within the package, and the file, of each module."""
     for path in sorted(PACKAGE.rglob("*.py")):
         yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
 
@@ -37,30 +37,30 @@ def _imports(path: Path, *, at_load: bool = False) -> set[str]:
     return found
 
 
-def test_pages_are_written_by_one_room_that_is_entered_late() -> None:
+def test_only_html_package_imports_plotly_and_is_imported_late() -> None:
     for name, path in _modules():
-        if not name.startswith(f"{PAGES}.") or name == f"{PAGES}.__init__":
-            assert not {one.partition(".")[0] for one in _imports(path)} & PAGES_NEED, name
-            late = [one for one in _imports(path, at_load=True) if one.startswith(f"pytest_llem.{PAGES}")]
+        if not name.startswith(f"{HTML}.") or name == f"{HTML}.__init__":
+            assert not {one.partition(".")[0] for one in _imports(path)} & HTML_NEEDS, name
+            late = [one for one in _imports(path, at_load=True) if one.startswith(f"pytest_llem.{HTML}")]
             assert not late, name
 
 
-def test_an_ordinary_run_loads_nothing_of_ours_but_the_plugin(pytester: pytest.Pytester) -> None:
+def test_ordinary_run_imports_only_the_plugin_modules(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import sys
 
         def test_modules():
-            ours = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
+            own = sorted(name for name in sys.modules if name.startswith("pytest_llem"))
             light = ["_plugin", "_plugin.declarations", "_plugin.stash", "fixtures", "hookspecs", "plugin"]
-            assert ours == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
+            assert own == ["pytest_llem", *(f"pytest_llem.{name}" for name in light)]
             assert not {"yaml", "pydantic", "rich", "torch", "scipy", "multiprocessing.spawn"} & set(sys.modules)
         """
     )
     pytester.runpytest_subprocess("-p", "llem", "-p", "no:xdist").assert_outcomes(passed=1)
 
 
-def test_the_public_names_are_there_and_late() -> None:
+def test_public_names_exist_and_are_imported_late() -> None:
     code = (
         "import sys, pytest_llem\n"
         "assert not {'pydantic', 'yaml', 'torch'} & set(sys.modules)\n"
@@ -82,5 +82,5 @@ def test_entry_points_are_declared_and_load() -> None:
             assert point.load()
 
 
-def test_the_package_ships_a_py_typed_marker() -> None:
+def test_package_has_a_py_typed_marker() -> None:
     assert (PACKAGE / "py.typed").is_file()

@@ -41,7 +41,7 @@ def test_rest_is_skipped_after_consecutive_failures(
     run.stdout.fnmatch_lines(
         [
             f"1 of 7 experiments completed, 4 failed, 2 skipped; stopped: {REASON}",
-            "--llem-resume goes on from here",
+            "run again with --llem-resume to continue",
             f"SKIPPED *study.yaml:*: {REASON}",
         ]
     )

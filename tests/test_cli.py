@@ -1,4 +1,4 @@
-"""The command ``llem``: what it prints, how it fails, and what it does not load."""
+"""Test the command ``llem``: its output, its errors, and what it does not import."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def llem(*arguments: str, stdout: int | IO[str]) -> subprocess.CompletedProcess[
     return subprocess.run([*COMMAND, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
 
 
-def test_the_script_is_declared() -> None:
+def test_console_script_is_declared() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {
         "llem": f"{cli.__name__}:{cli.main.__name__}"
     }
 
 
-def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == study_schema(installed(ENGINE_GROUP))
 
 
-def test_it_knows_what_is_installed(noop_engine: None) -> None:
+def test_schema_includes_installed_engines(noop_engine: None) -> None:
     done = llem("schema", stdout=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, "")
     assert "noop" in json.loads(done.stdout)["properties"]
     assert "noop" not in study_schema()["properties"]
 
 
-def test_the_schema_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "study.schema.json"
     assert cli.main(["schema", "-o", str(file)]) == 0
     assert capsys.readouterr() == ("", "")
@@ -51,17 +51,17 @@ def test_the_schema_is_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("place", "said"), [("no/where.json", "No such file or directory"), ("", "Is a directory")]
+    ("place", "error"), [("no/where.json", "No such file or directory"), ("", "Is a directory")]
 )
-def test_a_file_that_cannot_be_written_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, said: str
+def test_unwritable_file_prints_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, error: str
 ) -> None:
     file = str(tmp_path / place)
     assert cli.main(["schema", "--output", file]) == 2
-    assert capsys.readouterr() == ("", f"llem: {file}: {said}\n")
+    assert capsys.readouterr() == ("", f"llem: {file}: {error}\n")
 
 
-def test_a_closed_pipe_exits_with_2_silently() -> None:
+def test_closed_pipe_exits_with_2_silently() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = llem("schema", stdout=writer)
@@ -70,13 +70,13 @@ def test_a_closed_pipe_exits_with_2_silently() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_output_that_cannot_be_written_is_one_line() -> None:
+def test_full_disk_prints_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = llem("schema", stdout=full)
     assert (done.returncode, done.stderr) == (2, "llem: standard output: No space left on device\n")
 
 
-def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_prints_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
@@ -88,15 +88,15 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.mark.parametrize(
     "command", ["schema", "fetch study.yaml", "aa results", "compare A B", "doctor", "report results"]
 )
-def test_no_standard_output_is_one_line(
+def test_missing_standard_output_prints_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    monkeypatch.setattr(sys, "stdout", None)  # as Python itself has it where it is closed
+    monkeypatch.setattr(sys, "stdout", None)  # as Python sets it if standard output is closed
     assert cli.main(command.split()) == 2
     assert capsys.readouterr().err == "llem: standard output: is closed\n"
 
 
-def test_a_closed_standard_output_is_one_line() -> None:
+def test_closed_standard_output_prints_one_line() -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "schema"],
         stderr=subprocess.PIPE,
@@ -141,7 +141,7 @@ def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--help"], ["schema  ", "fetch  ", "aa  ", "pytest STUDY.yaml -p llem", "--version"]),
         (["fetch", "--help"], ["STUDY", "--model-path DIR", "HF_HUB_OFFLINE=1", "llem_model_path"]),
@@ -152,28 +152,28 @@ def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["schema", "--help"], ["-o FILE", "# yaml-language-server: $schema=FILE"]),
     ],
 )
-def test_help_says_what_there_is(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
+def test_help_lists_arguments_and_options(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert [text for text in said if text not in shown] == []
+    assert [text for text in expected if text not in shown] == []
 
 
-def test_help_loads_nothing_but_the_commands() -> None:
+def test_help_imports_only_the_standard_library() -> None:
     code = (
         "import sys\n"
-        "before = set(sys.modules)\n"  # a path file of the environment may import what it likes
+        "before = set(sys.modules)\n"  # .pth files of the environment may import anything
         "from pytest_llem.cli import COMMANDS, main\n"
         "for words in [[], *([one.__name__.rpartition('.')[2]] for one in COMMANDS)]:\n"
         "    try: main([*words, '--help'])\n"
         "    except SystemExit as stopped: assert stopped.code == 0\n"
         "loaded = set(sys.modules) - before\n"
         "assert {one.partition('.')[0] for one in loaded} - sys.stdlib_module_names == {'pytest_llem'}\n"
-        "ours = {one for one in loaded if one.startswith('pytest_llem.')}\n"
-        "assert all(one.startswith('pytest_llem.cli') for one in ours), ours\n"
+        "own = {one for one in loaded if one.startswith('pytest_llem.')}\n"
+        "assert all(one.startswith('pytest_llem.cli') for one in own), own\n"
     )
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
 
@@ -197,14 +197,14 @@ def test_help_has_one_style_and_fits_a_terminal(
         assert statuses[0].startswith("  0    ")
 
 
-def test_the_list_of_commands_is_the_modules(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_module(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     listed = re.findall(r"^    (\w+) +\S", capsys.readouterr().out, re.M)
     assert listed == NAMES
 
 
-def test_an_error_without_standard_error_is_silent() -> None:
+def test_error_without_standard_error_is_silent() -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "aa", "no/where"],
         stdout=subprocess.PIPE,

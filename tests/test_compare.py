@@ -212,7 +212,7 @@ def test_unusable_input_is_one_line_and_status_2(
     ("metric", "said"),
     [
         ("second", "there is no metric 'second' (did you mean 'seconds'?)"),
-        ("mfu", "mfu is not gated: neither more nor less of it is better"),
+        ("mfu", "mfu cannot be gated: neither higher nor lower values are better"),
     ],
 )
 def test_unknown_metric_is_refused(

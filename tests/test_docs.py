@@ -1,4 +1,4 @@
-"""Links and code of the pages that are no README: CONTRIBUTING.md, docs/, and the README's own links."""
+"""Test the links of all pages, and the code and tables of CONTRIBUTING.md and docs/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors that GitHub generates for a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
 
@@ -38,14 +38,14 @@ def test_files_named_in_code_spans_exist(page: Path) -> None:
     assert [one for one in named if not (ROOT / one).exists()] == []
 
 
-def test_every_warning_code_is_on_its_page() -> None:
+def test_docs_list_every_warning_code() -> None:
     page = (ROOT / "docs/measurement.md").read_text()
     rows = re.findall(r"^\| `(error|warning|note)` \|[^|]*\|(.*)\|$", page, re.MULTILINE)
     shown = {code: severity for severity, codes in rows for code in re.findall(r"`(\w+)`", codes)}
     assert shown == SEVERITIES
 
 
-def test_the_meter_shown_to_contributors_works() -> None:
+def test_example_meter_for_contributors_works() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     found = re.search(r"<!-- meter -->\n```python\n(.*?)```", page, re.DOTALL)
     assert found is not None

@@ -1,4 +1,4 @@
-"""``llem doctor``: what it finds on machines of all kinds, what it says of that, and that it never hangs."""
+"""Test ``llem doctor``: its findings on all kinds of machines, its output, and that it never hangs."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ H100 = {
 }
 SENSORS = ["sm_clock 0 345", "temperature 0 34"]
 
-#: What asks NVML about this machine's boards.
+#: The command that queries NVML.
 COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
 
-#: What an engine's import tells, without the time that torch takes.
+#: Reports what an engine's import would, without the time that importing torch takes.
 _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
 
 
@@ -64,7 +64,7 @@ def board(uuid: Any = A, *, used_mb: int = 500, rules: Any = (), **more: Any) ->
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bare machine at rest, with one engine and a torch for CUDA; no driver, no RAPL, no container."""
+    """An idle machine with one engine and a CUDA build of torch; no driver, no RAPL, no container."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "KUBERNETES_SERVICE_HOST"):
@@ -76,27 +76,28 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_SIGNS", ("no/sign",))
     # The versions of all packages would take half the time of an examination.
     monkeypatch.setattr(software, "PACKAGES", ("pytest-llem",))
-    # No board of this machine either, should it have one.
+    # The GPUs of this machine, if it has any, must not be found.
     monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", 'print(\'{"driver": {"error": "no NVML"}}\')'))
     imports(monkeypatch, torch_cuda="12.8")
     torch(tmp_path, monkeypatch, "2.11.0+cu128")
 
 
 def torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Any) -> None:
-    """Have metadata say that a torch of that version is installed."""
+    """Install metadata of torch in that version."""
     metadata = tmp_path / f"site-{version}" / f"torch-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
     monkeypatch.syspath_prepend(metadata.parents[1])
 
 
-def imports(monkeypatch: pytest.MonkeyPatch, **told: Any) -> None:
-    monkeypatch.setattr(software, "_IMPORT", _QUICK.format(software._MARKER, {"error": None} | told))
+def imports(monkeypatch: pytest.MonkeyPatch, **report: Any) -> None:
+    """Replace the import of each engine by a report."""
+    monkeypatch.setattr(software, "_IMPORT", _QUICK.format(software._MARKER, {"error": None} | report))
 
 
 @pytest.fixture
 def boards(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Return what puts scripted boards into this machine."""
+    """Return a function that adds scripted GPUs to this machine."""
 
     def put(*boards: Any, **more: Any) -> Any:
         script = nvml.Script(tmp_path / "script", list(boards), **more)
@@ -111,7 +112,7 @@ def boards(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def answer_of_one_gpu(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the command prints where there is one board at rest."""
+    """The output of the NVML query with one idle GPU."""
     script = nvml.Script(tmp_path_factory.mktemp("gpu") / "script", [board()])
     script.write()
     env = nvml.environment(nvml_library, script)
@@ -120,7 +121,7 @@ def answer_of_one_gpu(nvml_library: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def one_gpu(answer_of_one_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A board at rest, for tests that are about something else: what it answers is recorded."""
+    """One idle GPU with a recorded answer, for tests that are not about GPUs."""
     command = (sys.executable, "-I", "-S", "-c", f"print({answer_of_one_gpu!r})")
     monkeypatch.setattr(gpus, "COMMAND", command)
 
@@ -132,7 +133,7 @@ def powercap(tmp_path: Path) -> Powercap:
 
 @pytest.fixture
 def doctor(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Run ``llem doctor --format json`` and return its exit status and what it prints, as an Examination."""
+    """Return a function that runs ``llem doctor --format json`` and returns its exit status and Examination."""
 
     def run(*arguments: Any) -> Any:
         status = cli.main(["doctor", "--format", "json", *arguments])
@@ -148,7 +149,7 @@ def about(found: Any, severity: Any, about: Any = None) -> Any:
 
 
 class TestGpus:
-    def test_everything_known_of_a_measured_gpu_is_reported(
+    def test_all_values_of_a_measured_gpu_are_reported(
         self, boards: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         script = boards(board(tick_ms=40), call_ms=0.2)
@@ -159,7 +160,7 @@ class TestGpus:
         (gpu,) = found.gpus
         assert 20 < gpu.tick_ms < 80
         assert 0.2 <= gpu.call_ms < 20
-        told = {
+        expected = {
             "index": 0,
             "uuid": A,
             "name": "NVIDIA H100 80GB HBM3",
@@ -187,18 +188,18 @@ class TestGpus:
             "users": [],
             "held_by": None,
         }
-        assert gpu.model_dump(include=set(told)) == told
+        assert gpu.model_dump(include=set(expected)) == expected
         assert (found.driver.version, found.driver.cuda, found.driver.error) == ("580.159.04", "13.0", None)
         assert [(one.name, one.auto) for one in found.meters if one.auto] == [("nvml", True)]
-        assert script.users() == 0, "NVML is let go"
+        assert script.users() == 0, "NVML must be shut down"
         assert about(found, "blocks") == []
 
-    def test_persistence_and_clocks_have_their_commands(
+    def test_persistence_mode_and_clock_findings_have_commands(
         self, boards: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         boards(board(persistence=0), board(B, persistence=0))
         status, found = doctor()
-        assert status == 0, "it hinders, and no more"
+        assert status == 0, "findings that hinder do not fail"
         persistence, clocks = about(found, "hinders", "GPUs 0, 1")
         assert persistence.what.startswith("persistence mode is off")
         assert persistence.commands == ["sudo nvidia-smi -i 0,1 -pm 1"]
@@ -206,29 +207,29 @@ class TestGpus:
         assert clocks.commands == ["sudo nvidia-smi -i 0,1 -lgc 1485,1485"]
         assert "nvidia-smi -i 0,1 -rgc" in clocks.do
 
-    def test_locked_clocks_are_reported_as_far_as_nvml_shows_them(
+    def test_clock_locking_is_unknown_if_nvml_does_not_show_it(
         self, boards: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
-        unknown, unlocked = "clocks may not be locked (NVML does not tell)", "clocks are not locked"
+        unknown, unlocked = "clocks may not be locked (NVML does not report it)", "clocks are not locked"
         cases: list[tuple[dict[str, Any], bool | None, str | None]] = [
             ({"reasons": 2}, True, None),
             ({"reasons": None}, None, unknown),
             ({"reasons": 1}, False, unlocked),
-            # An idle board that keeps its clock up: locked, or kept so by a driver.
+            # An idle GPU with a high clock: locked, or held by the driver.
             ({"reasons": 1, "max_sm_clock": 400}, None, unknown),
         ]
         boards(*(board(f"GPU-{index}", **changes) for index, (changes, _, _) in enumerate(cases)))
         _, found = doctor()
         assert [gpu.clocks_held for gpu in found.gpus] == [held for _, held, _ in cases]
-        said = {one.what.partition(":")[0]: one.about for one in about(found, "hinders") if "clocks" in one.what}
-        assert said == {unknown: "GPUs 1, 3", unlocked: "GPU 2"}
+        texts = {one.what.partition(":")[0]: one.about for one in about(found, "hinders") if "clocks" in one.what}
+        assert texts == {unknown: "GPUs 1, 3", unlocked: "GPU 2"}
 
-    def test_clocks_are_to_be_locked_at_one_that_lasts(
+    def test_advice_is_to_lock_clocks_at_a_sustainable_one(
         self, boards: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         cases: list[tuple[dict[str, Any], int | None]] = [
             ({"default_sm_clock": 1095}, 1095),
-            ({"default_sm_clock": 1980}, 1485),  # the default is the top, which does not last
+            ({"default_sm_clock": 1980}, 1485),  # the default is the maximum, which is not sustainable
             ({"default_sm_clock": 1980, "clocks": "345 1980 100"}, 1445),
             ({"clocks": None}, None),
         ]
@@ -240,15 +241,13 @@ class TestGpus:
             f"sudo nvidia-smi -i {index} -lgc {mhz},{mhz}" for index, (_, mhz) in enumerate(cases[:3])
         ]
 
-    def test_throttling_at_the_moment_hinders(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_current_throttling_hinders(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board(reasons=0x2 | 0x4 | 0x40))
         _, found = doctor()
         (finding,) = about(found, "hinders", "GPU 0")
-        assert finding.what == "its clocks are held down at the moment: power, hw_thermal"
+        assert finding.what == "its clocks are throttled now: power, hw_thermal"
 
-    def test_mig_blocks_and_has_its_command(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+    def test_mig_blocks_and_has_a_command(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board(mig=1))
         status, found = doctor()
         assert status == 1
@@ -259,7 +258,7 @@ class TestGpus:
         assert "MIG is on" in refusals["nvml"]
         assert refusals["estimate"] is not None
 
-    def test_a_board_that_has_no_counter_is_sampled(
+    def test_gpu_without_energy_counter_is_sampled(
         self, boards: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         boards(board(no_counter=1))
@@ -269,7 +268,7 @@ class TestGpus:
         assert "Not Supported" in found.gpus[0].energy_counter_error
         assert "from Volta on" in about(found, "blocks")[0].what
 
-    def test_a_board_that_tells_nothing_of_energy(
+    def test_gpu_without_counter_and_power_reading_is_unavailable(
         self, boards: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         boards(board(no_counter=1, no_power_reading=1))
@@ -277,7 +276,9 @@ class TestGpus:
         assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
         assert "no reading of power" in about(found, "blocks")[0].what
 
-    def test_a_counter_that_stands_still(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+    def test_energy_counter_that_does_not_advance_is_sampled(
+        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
         boards(board(tick_ms=1_000_000))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].tick_ms) == (1, "sampled", None)
@@ -285,7 +286,7 @@ class TestGpus:
         assert "stood still" in found.gpus[0].energy_counter_error
         assert "stood still" in about(found, "blocks")[0].what
 
-    def test_one_that_fell_off_the_bus(
+    def test_gpu_that_fell_off_the_bus_blocks_if_visible(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         boards(board(lost_at=0), board(B))
@@ -300,9 +301,7 @@ class TestGpus:
         status, found = doctor()
         assert (status, [gpu.visible for gpu in found.gpus]) == (0, [False, True])
 
-    def test_a_compute_mode_that_lets_nobody_in(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
-    ) -> None:
+    def test_prohibited_compute_mode_blocks(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
         boards(board(compute_mode=2))
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
@@ -314,9 +313,11 @@ class TestGpus:
         assert [one.model_dump() for one in found.gpus[0].users] == [
             {"pid": 4242, "name": "python3", "used_mb": 900}
         ]
-        assert "others use it: python3 (pid 4242)" in [one.what for one in about(found, "hinders", "GPU 0")]
+        assert "other processes use it: python3 (pid 4242)" in [
+            one.what for one in about(found, "hinders", "GPU 0")
+        ]
 
-    def test_users_that_are_not_to_be_seen(
+    def test_used_memory_without_visible_processes_hinders(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
@@ -325,18 +326,20 @@ class TestGpus:
         what = [one.what for one in about(found, "hinders", "GPU 0")]
         assert any(one.startswith("20,000 MB of its memory are in use") and "container" in one for one in what)
 
-    def test_an_experiment_that_has_it(self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path) -> None:
+    def test_experiment_that_holds_the_gpu_lease_hinders(
+        self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path
+    ) -> None:
         (tmp_path / FOLDER).mkdir()
         owner = Owner.of_this_process("llama", "precision=bf16-cycle=1")
         note_file(tmp_path / FOLDER, A).write_text(owner.model_dump_json())
         _, found = doctor()
         assert found.gpus[0].held_by.startswith(f"pid {os.getpid()} runs study llama")
-        assert any("an experiment has it" in one.what for one in about(found, "hinders", "GPU 0"))
+        assert any("an experiment holds its lease" in one.what for one in about(found, "hinders", "GPU 0"))
         ended = owner.model_copy(update={"ended": datetime.now(UTC)})
         note_file(tmp_path / FOLDER, A).write_text(ended.model_dump_json())
         assert doctor()[1].gpus[0].held_by is None
 
-    def test_those_that_are_hidden_are_shown_and_not_judged(
+    def test_hidden_gpus_are_listed_without_findings(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         boards(board(mig=1), board(B))
@@ -349,7 +352,7 @@ class TestGpus:
         assert (status, found.verdict.device) == (1, "cpu")
         assert about(found, "note", "GPUs")
 
-    def test_boards_that_differ_have_no_known_first(
+    def test_first_of_different_gpus_is_unknown(
         self, boards: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         boards(board(), board(B, name="NVIDIA L4", mig=1))
@@ -358,7 +361,7 @@ class TestGpus:
         commands = ["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={A}"]
         assert about(found, "note", "GPUs 0, 1")[0].commands == commands
 
-    def test_a_torch_that_does_not_use_it(
+    def test_cpu_build_of_torch_blocks_on_a_gpu_machine(
         self,
         one_gpu: None,
         doctor: Callable[..., Any],
@@ -369,10 +372,10 @@ class TestGpus:
         imports(monkeypatch, torch_cuda=None)
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.device) == (1, "estimated", "cpu")
-        assert "built for CPUs alone" in about(found, "blocks", "torch")[0].what
+        assert "CPU-only build" in about(found, "blocks", "torch")[0].what
 
     @pytest.mark.parametrize(("cuda", "severity"), [("14.1", "blocks"), ("13.2", "note"), ("13.0", None)])
-    def test_a_torch_for_a_newer_cuda_than_the_driver_runs(
+    def test_torch_for_newer_cuda_than_driver_supports_is_found(
         self,
         one_gpu: None,
         doctor: Callable[..., Any],
@@ -387,7 +390,7 @@ class TestGpus:
             severity is not None
         )
 
-    def test_which_ones_engines_run_on(self) -> None:
+    def test_engines_run_on_first_visible_gpu_or_on_all_candidates(self) -> None:
         first, second = GpuReport(index=0, uuid=A), GpuReport(index=1, uuid=B, first=True)
         assert used_gpus([first, second], "2.13.0+cu128") == [second]
         assert used_gpus([first], "2.13.0") == [first]
@@ -400,19 +403,19 @@ class TestDriver:
         ("function", "doing"), [slow("nvmlInit", "nvmlInit"), ("nvmlDeviceGetFieldValues", "GPU 0")]
     )
     @pytest.mark.slow
-    def test_a_driver_that_hangs_is_given_up_on(
+    def test_hanging_driver_is_abandoned(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], function: str, doing: str
     ) -> None:
         script = boards(board(), rules=[f"takes {function} 600000"])
         status, found = doctor("--timeout", "3")
         assert (status, found.driver.stuck, found.verdict.method) == (1, True, "unavailable")
-        assert found.driver.error == f"no answer within 3 s while {doing} was asked"
+        assert found.driver.error == f"no answer within 3 s; last step: {doing}"
         finding = about(found, "blocks", "NVML")[0]
         assert finding.commands == ["sudo dmesg | grep -i nvrm"]
-        asked = {call.pid for call in script.calls()} if script._trace.exists() else set()
-        assert all(map(gone, asked))
+        probes = {call.pid for call in script.calls()} if script._trace.exists() else set()
+        assert all(map(gone, probes))
 
-    def test_a_driver_that_refuses_blocks(
+    def test_driver_that_fails_blocks(
         self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
@@ -424,20 +427,22 @@ class TestDriver:
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
         assert "--gpus all" in about(doctor()[1], "blocks", "NVML")[0].do
 
-    def test_none_at_all_is_no_obstacle_of_its_own(self, doctor: Callable[..., Any]) -> None:
+    def test_missing_driver_alone_is_not_a_finding(self, doctor: Callable[..., Any]) -> None:
         _, found = doctor()
         assert (found.driver, found.gpus) == (Driver(error="no NVML"), [])
         assert [one.about for one in about(found, "blocks")] == ["RAPL"]
 
-    def test_a_library_that_crashes(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_crash_of_the_driver_library_is_reported(
+        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         crash = 'import os; print(\'{"driver": {"version": "1"}}\', flush=True); os.kill(os.getpid(), 11)'
         monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", crash))
         monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
         status, found = doctor()
         assert (status, found.driver.version) == (1, "1")
-        assert found.driver.error == "it crashed (SIGSEGV) while it was asked"
+        assert found.driver.error == "the process crashed (SIGSEGV); last step: start"
 
-    def test_words_of_others_on_its_output(
+    def test_foreign_output_of_the_probe_is_ignored(
         self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         code = 'print(\'warning: x\'); print(3); print(\'{"driver": {"version": "2"}}\'); print(\'{"gpu":\')'
@@ -448,7 +453,7 @@ class TestDriver:
 class TestCpu:
     @pytest.fixture
     def counting(self, powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-        """RAPL of a package and its memory, which count while they are watched."""
+        """RAPL counters of a package and its memory, which advance while they are watched."""
         counters = [powercap.zone("intel-rapl:0", "package-0"), powercap.zone("intel-rapl:0:0", "dram")]
 
         def sleep(_: float) -> None:
@@ -458,7 +463,7 @@ class TestCpu:
         monkeypatch.setattr(host, "time", SimpleNamespace(sleep=sleep))
         return counters
 
-    def test_rapl_that_is_readable(self, doctor: Callable[..., Any], counting: list[Path]) -> None:
+    def test_readable_rapl_measures_energy(self, doctor: Callable[..., Any], counting: list[Path]) -> None:
         status, found = doctor()
         verdict = {"method": "measured", "meter": "rapl", "device": "cpu", "reason": None}
         assert (status, found.rapl.error) == (0, None)
@@ -469,7 +474,7 @@ class TestCpu:
         assert [(one.device, one.error) for one in found.rapl.domains] == [("package-0", None), ("dram-0", None)]
         assert about(found, "blocks") == []
 
-    def test_rapl_that_may_not_be_read(
+    def test_unreadable_rapl_blocks_and_has_commands(
         self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         read = Path.read_text
@@ -490,45 +495,49 @@ class TestCpu:
         assert all(command in page for command in finding.commands)
 
     @pytest.mark.parametrize(
-        ("virtual", "container", "said"),
+        ("virtual", "container", "advice"),
         [
-            (True, None, "this is a virtual machine"),
+            (True, None, "virtual machines rarely have RAPL"),
             (False, "docker", "systempaths=unconfined"),
-            (False, None, "module is not loaded"),
+            (False, None, "kernel module is not loaded"),
         ],
     )
-    def test_without_rapl_the_advice_is_for_this_kind_of_machine(
+    def test_advice_without_rapl_depends_on_the_kind_of_machine(
         self,
         doctor: Callable[..., Any],
         monkeypatch: pytest.MonkeyPatch,
         virtual: bool,
         container: str | None,
-        said: str,
+        advice: str,
     ) -> None:
         monkeypatch.setattr(host, "is_virtual", lambda: virtual)
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: container)
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.meter) == (1, "estimated", "estimate")
         assert found.verdict.reason == found.rapl.error
-        assert said in about(found, "blocks", "RAPL")[0].do
+        assert advice in about(found, "blocks", "RAPL")[0].do
 
-    def test_rapl_that_always_shows_the_same(self, doctor: Callable[..., Any], powercap: Powercap) -> None:
+    def test_rapl_counter_that_does_not_advance_blocks(
+        self, doctor: Callable[..., Any], powercap: Powercap
+    ) -> None:
         powercap.zone("intel-rapl:0", "package-0", energy_uj=0)
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "estimated")
         assert "did not rise" in found.rapl.domains[0].error
 
-    def test_rapl_that_is_no_number(self, doctor: Callable[..., Any], powercap: Powercap) -> None:
+    def test_rapl_counter_that_is_not_a_number_blocks(
+        self, doctor: Callable[..., Any], powercap: Powercap
+    ) -> None:
         powercap.zone("intel-rapl:0", "package-0").write_text("many\n")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "estimated")
         assert "many" in found.rapl.domains[0].error
 
-    def test_beside_a_gpu_it_is_a_note(self, one_gpu: None, doctor: Callable[..., Any]) -> None:
+    def test_missing_rapl_on_a_gpu_machine_is_a_note(self, one_gpu: None, doctor: Callable[..., Any]) -> None:
         _, found = doctor()
-        assert about(found, "note", "RAPL")[0].what.startswith("CPU energy is not measured beside the GPU's")
+        assert about(found, "note", "RAPL")[0].what.startswith("CPU energy is not measured in addition")
 
-    def test_what_makes_its_figures_unsteady(
+    def test_load_cpu_limit_and_governor_hinder(
         self, doctor: Callable[..., Any], counting: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         known = processor_facts() | {"cpu_governor": "powersave", "cpu_count": 8}
@@ -538,13 +547,13 @@ class TestCpu:
         status, found = doctor()
         assert status == 0
         load, limit, governor = about(found, "hinders", "CPU")
-        assert "the load of the last minute is 3 on 8 CPUs" in load.what
+        assert "the load average of the last minute is 3 on 8 CPUs" in load.what
         assert ("2.5 of 8 CPUs" in limit.what, "OMP_NUM_THREADS=2" in limit.do) == (True, True)
         assert governor.commands == ["sudo cpupower frequency-set -g performance"]
 
 
 class TestSoftware:
-    def test_an_engine_that_cannot_be_imported(
+    def test_only_engine_that_cannot_be_imported_blocks(
         self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         imports(monkeypatch, error="ImportError: libcudart.so.12", torch_cuda=None)
@@ -555,7 +564,7 @@ class TestSoftware:
         ]
         assert about(found, "blocks", "engine pytorch")
 
-    def test_one_of_several_hinders(
+    def test_one_of_several_engines_that_cannot_be_imported_hinders(
         self,
         one_gpu: None,
         doctor: Callable[..., Any],
@@ -567,38 +576,38 @@ class TestSoftware:
         status, found = doctor()
         assert {one.name: one.error for one in found.software.engines} == {
             "noop": None,
-            "pytorch": "it ended with status 3",
+            "pytorch": "the process ended with status 3",
         }
         assert status == 0
         assert about(found, "hinders", "engine pytorch")
 
     @pytest.mark.parametrize(
-        ("code", "seconds", "said"),
+        ("code", "seconds", "error"),
         [
-            ("import os; os.kill(os.getpid(), 11)", "60", "it crashed (SIGSEGV)"),
+            ("import os; os.kill(os.getpid(), 11)", "60", "the process crashed (SIGSEGV)"),
             ("import time; time.sleep(600)", "1", "no answer within 1 s"),
-            ("print('nothing')", "60", "it told nothing"),
+            ("print('nothing')", "60", "the process reported nothing"),
         ],
     )
-    def test_an_import_that_ends_otherwise_blocks(
+    def test_import_that_crashes_hangs_or_reports_nothing_blocks(
         self,
         one_gpu: None,
         doctor: Callable[..., Any],
         monkeypatch: pytest.MonkeyPatch,
         code: str,
         seconds: str,
-        said: str,
+        error: str,
     ) -> None:
         monkeypatch.setattr(software, "_IMPORT", code)
         status, found = doctor("--timeout", seconds)
-        assert (status, found.software.engines[0].error) == (1, said)
+        assert (status, found.software.engines[0].error) == (1, error)
 
-    def test_engines_of_another_interpreter_are_looked_at(self, doctor: Callable[..., Any]) -> None:
+    def test_engines_of_another_interpreter_are_examined(self, doctor: Callable[..., Any]) -> None:
         _, found = doctor("--python", sys.executable)
         assert found.software.executable == sys.executable
         assert [one.name for one in found.software.engines] == ["pytorch"]
 
-    def test_one_that_lacks_something(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
+    def test_interpreter_without_pytest_llem_blocks(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
         python = str(tmp_path / "bare" / "bin" / "python")
         status, found = doctor("--python", python)
@@ -606,13 +615,13 @@ class TestSoftware:
         (finding,) = about(found, "blocks", "python")
         assert finding.what.startswith(f"{python} has no pytest-llem: install it there: {python} -m pip install")
 
-    def test_one_that_is_not_there(self, doctor: Callable[..., Any]) -> None:
+    def test_missing_interpreter_blocks(self, doctor: Callable[..., Any]) -> None:
         status, found = doctor("--python", "no/python")
         assert status == 1
         assert "is not there" in about(found, "blocks", "python")[0].what
 
     @pytest.mark.slow
-    def test_the_real_engine_is_imported_elsewhere(self) -> None:
+    def test_real_engine_is_imported_in_another_process(self) -> None:
         code = (
             "import sys\n"
             "from pytest_llem.cli import main\n"
@@ -627,13 +636,15 @@ class TestSoftware:
 
 
 class TestSurroundings:
-    def test_locks_that_cannot_be_had(self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path) -> None:
+    def test_folder_of_locks_that_is_a_file_blocks(
+        self, one_gpu: None, doctor: Callable[..., Any], tmp_path: Path
+    ) -> None:
         (tmp_path / FOLDER).write_text("no folder")
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
         assert "is not a folder; remove it" in about(found, "blocks", "locks")[0].what
 
-    def test_no_folder_for_temporary_files(
+    def test_missing_temporary_folder_blocks(
         self, one_gpu: None, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
 
@@ -651,13 +662,15 @@ class TestSurroundings:
         doctor()
         assert {*tmp_path.rglob("*")} == before
 
-    def test_little_space_is_a_note(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_little_free_disk_space_is_a_note(
+        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         usage = SimpleNamespace(free=500_000_000)
         monkeypatch.setattr("pytest_llem.doctor.host.shutil.disk_usage", lambda _: usage)
         _, found = doctor()
         assert [one.about for one in about(found, "note")] == ["temporary files", "results", "the hub's cache"]
 
-    def test_the_hub_cache_is_found_by_its_variables(
+    def test_hub_cache_is_found_by_environment_variable(
         self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -666,13 +679,19 @@ class TestSurroundings:
         assert found.surroundings.hf_hub_offline is True
         assert found.surroundings.folders[-1].path == str(tmp_path / "hub")
 
-    def test_limits_of_a_container(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_memory_limit_of_a_container_is_a_note(
+        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("pytest_llem.doctor.host.memory_limit_bytes", lambda: 512_000_000)
         _, found = doctor()
         assert found.surroundings.memory_limit_mb == 512
-        assert about(found, "note", "memory")[0].what.startswith("this process may have 512 MB of the machine's ")
+        assert about(found, "note", "memory")[0].what.startswith(
+            "this process is limited to 512 MB of the machine's "
+        )
 
-    def test_a_home_that_nobody_knows(self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unknown_home_directory_is_reported(
+        self, doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def unknown(path: Any) -> None:
             raise RuntimeError("Could not determine home directory.")
 
@@ -689,7 +708,7 @@ class TestControlGroups:
         self._write(tmp_path / "slice" / "job", **{"memory.max": "max", "cpu.max": "max 100000"})
         assert self._limits(tmp_path) == (None, None)
         self._write(tmp_path / "slice", **{"memory.max": "8000000000", "cpu.max": "250000 100000"})
-        assert self._limits(tmp_path) == (8_000_000_000, 2.5), "of a group around it"
+        assert self._limits(tmp_path) == (8_000_000_000, 2.5), "the limit of an outer group"
         self._write(tmp_path / "slice" / "job", **{"memory.max": "4000000000"})
         assert self._limits(tmp_path) == (4_000_000_000, 2.5)
 
@@ -725,7 +744,7 @@ class TestOutput:
         return status, capsys.readouterr().out.splitlines()
 
     @pytest.mark.parametrize("width", [80, 200])
-    def test_the_report_fits_the_terminal(
+    def test_output_fits_the_terminal(
         self,
         boards: Callable[..., Any],
         capsys: pytest.CaptureFixture[str],
@@ -746,14 +765,14 @@ class TestOutput:
         assert A in text
         assert "sudo nvidia-smi -i 0 -pm 1" in text
 
-    def test_the_verdict_comes_first_and_the_worst_next(
+    def test_verdict_comes_first_then_findings_worst_first(
         self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         boards(board(persistence=0, compute_mode=2))
         status, lines = self.run(capsys, monkeypatch, 100)
         assert status == 1
-        assert lines[0] == "energy here will be measured: gpu_board by nvml_total_energy (meter nvml)"
-        assert lines[2] == "What stands in the way"
+        assert lines[0] == "energy will be measured on this machine: gpu_board by nvml_total_energy (meter nvml)"
+        assert lines[2] == "Findings"
         severities = re.findall(r"^  (blocks|hinders|note) ", "\n".join(lines), re.M)
         assert severities == sorted(severities)
         assert severities[0] == "blocks"
@@ -771,7 +790,7 @@ class TestOutput:
         assert "\x1b" not in text
         assert "[red]" in text
 
-    def test_a_terminal_without_unicode(
+    def test_output_is_ascii_in_a_terminal_without_unicode(
         self, capfdbinary: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         done = subprocess.run(
@@ -783,17 +802,17 @@ class TestOutput:
         assert (done.returncode in (0, 1), done.stderr) == (True, b"")
         assert done.stdout.isascii()
 
-    def test_the_json_is_as_its_schema_says(
+    def test_json_is_valid_against_its_schema(
         self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str]
     ) -> None:
         boards(board(user="42 1 x"), board(B, lost_at=0))
         cli.main(["doctor", "--format", "json"])
-        told = json.loads(capsys.readouterr().out)
-        jsonschema.validate(told, Examination.model_json_schema(mode="serialization"))
-        assert told["schema_version"] == "1.0"
-        assert {*told} == {*Examination.model_fields}, "what is not known is there, as null"
+        printed = json.loads(capsys.readouterr().out)
+        jsonschema.validate(printed, Examination.model_json_schema(mode="serialization"))
+        assert printed["schema_version"] == "1.0"
+        assert {*printed} == {*Examination.model_fields}, "unknown values are null, not missing"
 
-    def test_a_reader_that_goes_away(self) -> None:
+    def test_closed_output_pipe_exits_with_2_silently(self) -> None:
         reader, writer = os.pipe()
         os.close(reader)
         command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--timeout", "0.1"]
@@ -801,7 +820,7 @@ class TestOutput:
         os.close(writer)
         assert (done.returncode, done.stderr) == (2, "")
 
-    def test_ctrl_c_leaves_nobody_behind(self, boards: Callable[..., Any], tmp_path: Path) -> None:
+    def test_ctrl_c_leaves_no_process_behind(self, boards: Callable[..., Any], tmp_path: Path) -> None:
         script = boards(board(), rules=["takes nvmlDeviceGetName 600000"])
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest_llem.cli", "doctor"],
@@ -817,7 +836,7 @@ class TestOutput:
         wait_until(lambda: all(map(gone, children)))
 
 
-def test_every_key_is_on_the_page() -> None:
+def test_docs_list_every_json_key() -> None:
     page = (ROOT / "docs" / "doctor.md").read_text().partition("## The keys of the JSON")[2]
     kinds = [
         one
@@ -828,8 +847,8 @@ def test_every_key_is_on_the_page() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.M)
     wanted = []
     for kind in kinds:
-        told = not_none(inspect.getdoc(kind)).partition("\nAttributes:\n")[2]
-        meanings = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", told, re.S | re.M))
+        attributes = not_none(inspect.getdoc(kind)).partition("\nAttributes:\n")[2]
+        meanings = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", attributes, re.S | re.M))
         assert {*meanings} == {*kind.model_fields}
         wanted += [(name, " ".join(meanings[name].split()).replace("``", "`")) for name in kind.model_fields]
     assert sorted(rows) == sorted(wanted)

@@ -25,7 +25,7 @@ from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window
-from pytest_llem.reporting.html.words import told
+from pytest_llem.reporting.html.words import details
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import metric
@@ -290,7 +290,7 @@ INVALID_JOULES: Any = {"covers_engine": True, "invalid": "counter_disagrees"}
 @pytest.mark.parametrize(
     ("provenance", "label", "words"),
     [
-        (CPU_JOULES, "measured, cpu_package", "measured, cpu_package, not of the engine's devices"),
+        (CPU_JOULES, "measured, cpu_package", "measured, cpu_package, does not cover the engine's devices"),
         (INVALID_JOULES, "invalid", "measured, gpu_board, invalid: counter_disagrees"),
         ({"covers_engine": True}, "measured", "measured, gpu_board"),
     ],
@@ -299,7 +299,7 @@ def test_figure_says_what_it_is_wherever_it_is_shown(provenance: dict[str, Any],
     study = _study(**provenance)
     one = study.points[0].metrics[METRIC]
     assert one.label == label
-    assert told(one, "J").endswith(f"n = 5, {words}")
+    assert details(one, "J").endswith(f"n = 5, {words}")
     [row] = point_table(study).rows
     cells = dict(zip(point_table(study).columns, row, strict=True))
     assert cells[f"{METRIC}_invalid"] == one.invalid

@@ -24,7 +24,7 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus
 from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
-from pytest_llem.reporting.html.words import told
+from pytest_llem.reporting.html.words import details
 from pytest_llem.results import facts
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import IdlePowerRecord
@@ -272,7 +272,7 @@ def test_mean_of_measured_and_estimated_energy_is_not_judged() -> None:
 def test_mean_over_two_boundaries_says_so_wherever_it_is_shown() -> None:
     mixed = summarise([_result(), _result(boundary="gpu_board", covers_engine=False)])["energy_j"]
     assert mixed.label == "measured, mixed"
-    assert "measured, what it covers differs between cycles" in told(mixed, "J")
+    assert "measured, boundary differs between cycles" in details(mixed, "J")
 
 
 # ---- time below 0 (optimum-benchmark 128: -744 tokens/s) ----

@@ -124,7 +124,7 @@ class TestHub:
         assert (status, lines) == (
             1,
             [
-                "not to be had: owner/sharded: model-00002-of-00002.safetensors is missing "
+                "not available: owner/sharded: model-00002-of-00002.safetensors is missing "
                 "(1 of 2 files with weights)"
             ],
         )
@@ -162,17 +162,18 @@ class TestHub:
         assert status == 1
         nowhere = "llem_model_path is not set; "
         assert lines == [
-            f"not to be had: owner/none: no folder owner/none; {nowhere}not on the Hugging Face hub, or private "
+            f"not available: owner/none: no folder owner/none; {nowhere}not on the Hugging Face hub, or private "
             "(then set HF_TOKEN)",
-            f"not to be had: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
+            f"not available: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
             "it, but no revision 'v9'",
-            "not to be had: owner/pickled: its weights are not there as *.safetensors, which alone are downloaded",
-            f"not to be had: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either (expected owner/name)",
+            "not available: owner/pickled: it has no *.safetensors files, "
+            "and weights are downloaded in no other format",
+            f"not available: a/b/c: no folder a/b/c; {nowhere}no name of a hub model either (expected owner/name)",
             lines[4],
-            "not to be had: builtin:other: the only builtin is builtin:tiny-llama",
+            "not available: builtin:other: the only builtin is builtin:tiny-llama",
             "fetched: owner/whole",
         ]
-        assert lines[4].startswith("not to be had: a\\n\\x1b[31mb: ")
+        assert lines[4].startswith("not available: a\\n\\x1b[31mb: ")
 
     def test_unreachable_hub_is_reported_as_the_reason(self, study: Callable[..., str], tmp_path: Path) -> None:
         file = study("model: owner/whole")
@@ -180,7 +181,7 @@ class TestHub:
         assert (status, lines) == (
             1,
             [
-                "not to be had: owner/whole: no folder owner/whole; llem_model_path is not set; "
+                "not available: owner/whole: no folder owner/whole; llem_model_path is not set; "
                 "not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
             ],
         )
@@ -203,7 +204,7 @@ class TestNoDownload:
             TMPDIR=str(tmp_path),
         )
         assert (status, other) == (1, "already here: .")
-        assert line.startswith("not to be had: builtin:tiny-llama: ")
+        assert line.startswith("not available: builtin:tiny-llama: ")
         assert "is not a folder of this user's alone: remove it" in line
 
     def test_model_folders_are_found_by_name(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
@@ -216,7 +217,7 @@ class TestNoDownload:
         status, lines, _ = llem(file, "--model-path", "one")
         assert status == 1
         assert lines[0:1] + lines[2:] == here[0:1] + here[2:]
-        assert lines[1].startswith("not to be had: owner/b: no folder owner/b; none of that name under ")
+        assert lines[1].startswith("not available: owner/b: no folder owner/b; none of that name under ")
         assert f"(one, {pytester.path / 'three'})" in lines[1]
 
     def test_skipped_experiments_need_nothing(self, study: Callable[..., str]) -> None:
@@ -307,9 +308,9 @@ class TestOwnEngine:
         assert (status, lines) == (
             1,
             [
-                "not to be had: refused (by engine mine:Engine): there is no such thing",
-                "not to be had: broken (by engine mine:Engine): ZeroDivisionError: division by zero",
-                "not to be had: leaving (by engine mine:Engine): SystemExit: bye",
+                "not available: refused (by engine mine:Engine): there is no such thing",
+                "not available: broken (by engine mine:Engine): ZeroDivisionError: division by zero",
+                "not available: leaving (by engine mine:Engine): SystemExit: bye",
                 "fetched: good (by engine mine:Engine)",
             ],
         )
@@ -322,9 +323,9 @@ class TestOwnEngine:
         file = study("model: m\nbackend: [vllm, 'nowhere.to_be:Found']")
         status, [first, second], _ = llem(file)
         assert status == 1
-        assert first.startswith("not to be had: m (by engine vllm): engine 'vllm' cannot be used: ")
+        assert first.startswith("not available: m (by engine vllm): engine 'vllm' cannot be loaded: ")
         assert second == (
-            "not to be had: m (by engine nowhere.to_be:Found): engine 'nowhere.to_be:Found' cannot be used: "
+            "not available: m (by engine nowhere.to_be:Found): engine 'nowhere.to_be:Found' cannot be loaded: "
             "No module named 'nowhere'"
         )
 

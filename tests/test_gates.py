@@ -374,7 +374,9 @@ class TestBaselines:
             "--llem-baseline", "main", "--deselect", f"study.yaml::regression[{ENERGY}-size=1]", "-k", "not ttft"
         )
         run.assert_outcomes(passed=8 + 2 + 2, failed=1, deselected=3)
-        run.stdout.fnmatch_lines(["2 REGRESSION, 4 SAME: 1 gate failed (1 more not selected, or expected to)"])
+        run.stdout.fnmatch_lines(
+            ["2 REGRESSION, 4 SAME: 1 gate failed (1 more not selected, or expected to fail)"]
+        )
 
     def test_inconclusive_is_skipped_unless_fail_on_inconclusive(self, saved: Study) -> None:
         saved.figures({ENERGY: "0.1 * size * (1 + 0.05 * (-1) ** cycle)", SPEED: f"100 * {WOBBLE}"})

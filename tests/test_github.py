@@ -1,4 +1,4 @@
-"""What GitHub Actions shows: annotations that a runner can read, and a page that nothing can break."""
+"""Test GitHub annotations, which a runner must be able to parse, and the step summary, which no name may break."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ NOT_JUDGED = BEYOND.model_copy(
     update={"verdict": "NOT JUDGED", "mean": None, "n": 0, "reason": "energy is estimated"}
 )
 
-#: What anybody may call a model, or an error may say.
+#: Possible names of models and error messages.
 NASTY = [
     "a|b",
     r"a\|b",
@@ -85,7 +85,7 @@ NASTY = [
 
 
 def parse(line: Any) -> Any:
-    """Return a workflow command as a runner reads it: its name, properties and message."""
+    """Return the name, properties and message of a workflow command as a runner parses it."""
     command = re.fullmatch(r"::(\w+) (.*?)::(.*)", line)
     assert command is not None
     name, properties, message = command.groups()
@@ -101,7 +101,7 @@ def parse(line: Any) -> Any:
 
 
 class TestAnnotations:
-    def test_each_failed_gate_is_an_error_at_its_line(self) -> None:
+    def test_failed_gate_is_an_error_at_its_line(self) -> None:
         lines = github.workflow_commands([WITHIN, BEYOND, REGRESSION, NOT_JUDGED], Path("/work"), ACTIONS)
         assert lines == [
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
@@ -113,7 +113,7 @@ class TestAnnotations:
             "energy_per_output_token_j of batch_size=8: cannot be judged: energy is estimated",
         ]
 
-    def test_an_inconclusive_one_is_a_warning_and_an_error_where_it_fails(self) -> None:
+    def test_inconclusive_gate_is_a_warning_unless_it_fails(self) -> None:
         (line,) = github.workflow_commands([UNDECIDED], Path("/work"), ACTIONS)
         name, _, message = parse(line)
         assert name == "warning"
@@ -124,7 +124,7 @@ class TestAnnotations:
         failed = UNDECIDED.model_copy(update={"outcome": "failed"})
         assert parse(github.workflow_commands([failed], Path("/work"), ACTIONS)[0])[0] == "error"
 
-    def test_annotation_of_a_whole_point_names_no_metric(self) -> None:
+    def test_annotation_of_a_missing_point_names_no_metric(self) -> None:
         missing = NOT_JUDGED.model_copy(update={"metric": "", "reason": "in the reference"})
         (line,) = github.workflow_commands([missing], Path("/work"), ACTIONS)
         assert parse(line)[2] == "batch_size=8: cannot be judged: in the reference"
@@ -148,7 +148,7 @@ class TestAnnotations:
         (checkout / "project" / "studies").mkdir(parents=True)
         link = tmp_path / "link"
         link.symlink_to(checkout)
-        for root, workspace, told in (
+        for root, workspace, file in (
             (checkout / "project", checkout, "project/studies/x.yaml"),
             (link / "project", checkout, "project/studies/x.yaml"),
             (checkout / "project", link, "project/studies/x.yaml"),
@@ -157,7 +157,7 @@ class TestAnnotations:
             environ = {**ACTIONS, "GITHUB_WORKSPACE": str(workspace)}
             (line,) = github.workflow_commands([BEYOND], root, environ)
             found = parse(line)[1]
-            assert (found.get("file"), found.get("line")) == (told, "12" if told else None)
+            assert (found.get("file"), found.get("line")) == (file, "12" if file else None)
 
     def test_gate_without_a_place_has_no_line(self) -> None:
         verdict = REGRESSION.model_copy(update={"file": None, "line": None})
@@ -175,20 +175,20 @@ def result() -> StudyResult:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Callable[..., Any]:
-    """Write a summary, and return it."""
+    """Return a function that writes a step summary and returns its text."""
 
     def write(*results: Any, before: bytes = b"") -> Any:
         file = tmp_path / "summary.md"
         file.write_bytes(before)
-        told = github.write_summary(results, {**ACTIONS, "GITHUB_STEP_SUMMARY": str(file)})
-        assert told is None
+        error = github.write_summary(results, {**ACTIONS, "GITHUB_STEP_SUMMARY": str(file)})
+        assert error is None
         return file.read_text()
 
     return write
 
 
 def tables(text: Any) -> Any:
-    """Return the cells of each table, as a reader sees them, and everything else that is no plain text."""
+    """Return the displayed cells of each table, and the types of all tokens that are not plain text."""
     found: list[list[list[str]]] = []
     other: list[str] = []
     in_cell = False
@@ -213,7 +213,7 @@ class TestSummary:
         self, page: Callable[..., Any], result: StudyResult
     ) -> None:
         (gates, points), other = tables(page(result))
-        assert gates[0] == ["verdict", "gate", "point", "found", "energy is"]
+        assert gates[0] == ["verdict", "gate", "point", "result", "energy method"]
         assert [row[0] for row in gates[1:]] == ["BEYOND", "REGRESSION", "INCONCLUSIVE", "WITHIN"]
         assert gates[1][1:] == [
             "budget energy_per_output_token_j",
@@ -223,7 +223,7 @@ class TestSummary:
         ]
         assert gates[2][3].startswith("REGRESSION: 0.930 × the reference (98 % interval 0.910–0.951, n = 5")
         assert set(other) <= {"strong_open", "strong_close"}
-        assert points[0] == ["point", "n", "out tok/s", "TTFT p50 ms", "J/out token", "energy is"]
+        assert points[0] == ["point", "n", "out tok/s", "TTFT p50 ms", "J/out token", "energy method"]
         assert [row[0] for row in points[1:]] == [point.id for point in result.points]
         metrics = result.points[0].metrics
         assert points[1][1] == str(metrics["seconds"].n)
@@ -248,7 +248,7 @@ class TestSummary:
         entry.status, entry.error = "failed", ErrorRecord(kind="oom", type="E", message="CUDA out of memory")
         text = page(result)
         for line in (
-            "Compared with main, measured in turns; alpha 0.01, Holm over 6 gates.",
+            "Compared with main, interleaved; alpha 0.01, Holm over 6 gates.",
             "- differs, compared despite mismatch: power limit: 700 W and 600 W",
             "- note: another driver",
             "- new: batch&#61;size",
@@ -285,7 +285,7 @@ class TestSummary:
         result.warnings = [study_warning("!" * 1_000)] * 1_000
         text = page(result, before=b"what another tool wrote\n")
         assert text.startswith("what another tool wrote\n")
-        assert len(text.encode()) <= github.OUR_BYTES + 30
+        assert len(text.encode()) <= github.MAX_OWN_BYTES + 30
         assert text.rstrip().endswith("more in study_result.json")
         full = page(result, before=b"x" * (github.MAX_BYTES - 1))
         assert len(full.encode()) < github.MAX_BYTES, "or GitHub would drop what the other tool wrote"
@@ -311,7 +311,7 @@ class TestSummary:
 
     def test_unwritable_summary_is_one_line(self, tmp_path: Path, result: StudyResult) -> None:
         for file in (tmp_path, tmp_path / "no" / "such", "/dev/full"):
-            told = github.write_summary([result], {**ACTIONS, "GITHUB_STEP_SUMMARY": os.fspath(file)})
-            assert told is not None
-            assert told.startswith("the summary for GitHub could not be written: ")
-            assert len(told.splitlines()) == 1
+            error = github.write_summary([result], {**ACTIONS, "GITHUB_STEP_SUMMARY": os.fspath(file)})
+            assert error is not None
+            assert error.startswith("the GitHub step summary could not be written: ")
+            assert len(error.splitlines()) == 1

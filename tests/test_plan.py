@@ -509,4 +509,4 @@ def test_plan_reports_a_model_larger_than_the_memory(pytester: pytest.Pytester) 
         "sweep: {pytorch.batch_size: [1, 1000000]}\nexecution: {n_cycles: 1}\n"
     )
     run = pytester.runpytest("study.yaml", "-p", "llem", "--collect-only")
-    run.stdout.re_match_lines([r"llem: .* needs about [\d,]+ GiB, and [\d.,]+ GiB are there$"])
+    run.stdout.re_match_lines([r"llem: .* needs about [\d,]+ GiB, available [\d.,]+ GiB$"])

@@ -1,4 +1,4 @@
-"""What the README shows is true."""
+"""Test that the examples and claims of the README are correct."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def block(name: str) -> str:
     return found[1]
 
 
-def test_the_study_shown_loads(tmp_path: Path) -> None:
+def test_example_study_loads(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block("study"))
     study = load_study(tmp_path / "study.yaml")
     assert (study.name, len(study.points), len(study.experiments)) == ("precision-vs-batch", 4, 12)
 
 
-def test_the_study_of_lengths_loads(tmp_path: Path) -> None:
+def test_example_study_of_prompt_lengths_loads(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block("lengths"))
     study = load_study(tmp_path / "study.yaml")
     assert {isinstance(one := point.config.dataset, DatasetConfig) and one.n for point in study.points} == {64}
@@ -38,7 +38,7 @@ def test_the_study_of_lengths_loads(tmp_path: Path) -> None:
     assert load_study(tmp_path / "study.yaml").points[0].config.max_input_tokens == 512
 
 
-def test_the_study_of_the_grammar_has_the_points_stated(tmp_path: Path) -> None:
+def test_grammar_example_has_the_stated_points(tmp_path: Path) -> None:
     (tmp_path / "common.yaml").write_text("model: m\n")
     (tmp_path / "study.yaml").write_text(block("grammar"))
     study = load_study(tmp_path / "study.yaml")
@@ -48,14 +48,14 @@ def test_the_study_of_the_grammar_has_the_points_stated(tmp_path: Path) -> None:
     assert len([point for point in study.points if point.xfail]) == 4
 
 
-def test_the_mistake_is_told_as_shown(pytester: pytest.Pytester) -> None:
+def test_example_error_message_is_correct(pytester: pytest.Pytester) -> None:
     broken = block("study").replace("  precision: [", "  precison: [")
     (pytester.path / "study.yaml").write_text(broken)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(block("mistake").strip())
 
 
-def test_the_plan_lines_are_true(tmp_path: Path) -> None:
+def test_example_plan_lines_are_correct(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(block("study"))
     for path, size in (
         (ROOT / "studies" / "quickstart.yaml", "4 points × 3 cycles = 12 experiments"),
@@ -66,11 +66,11 @@ def test_the_plan_lines_are_true(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*re.findall(r"studies/(\w+)\.yaml", README)}))
-def test_the_studies_named_are_there(name: str) -> None:
+def test_named_studies_exist(name: str) -> None:
     assert load_study(ROOT / "studies" / f"{name}.yaml").name == name
 
 
-def test_every_option_named_exists(pytester: pytest.Pytester) -> None:
+def test_named_options_exist(pytester: pytest.Pytester) -> None:
     hooks = ("llem_experiment", "llem_study")
     named = {one for one in re.findall(r"--llem-[\w-]+|\bllem_[a-z_]+\b", README) if not one.startswith(hooks)}
     listed = set(re.findall(r"[\w-]+", pytester.runpytest_inprocess("--help", "-p", "llem").stdout.str()))
@@ -78,7 +78,7 @@ def test_every_option_named_exists(pytester: pytest.Pytester) -> None:
     assert named <= listed
 
 
-def test_the_selections_select(pytester: pytest.Pytester) -> None:
+def test_example_selections_select_the_stated_points(pytester: pytest.Pytester) -> None:
     shutil.copytree(ROOT / "studies", pytester.path / "studies")
     for arguments, count in (
         (["studies/llama.yaml", "-k", "batch_size=8 and not precision=fp32"], 3),
@@ -91,20 +91,20 @@ def test_the_selections_select(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.slow
-def test_the_gate_runs(pytester: pytest.Pytester) -> None:
+def test_example_gate_runs(pytester: pytest.Pytester) -> None:
     (pytester.path / "studies").mkdir()
     shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "studies")
     (pytester.path / "test_cost.py").write_text(block("gate"))
     pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
 
 
-def test_every_metric_is_on_the_page_of_the_numbers() -> None:
+def test_docs_list_every_metric() -> None:
     page = (ROOT / "docs" / "measurement.md").read_text().partition("<!-- metrics -->")[2]
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", page, re.M)
     assert rows == [(name, one.unit, one.better or "–", one.meaning) for name, one in CATALOGUE.items()]
 
 
-def test_every_study_collects(pytester: pytest.Pytester) -> None:
+def test_every_shipped_study_collects(pytester: pytest.Pytester) -> None:
     shutil.copytree(ROOT / "studies", pytester.path / "studies")
     for path in sorted((ROOT / "studies").glob("*.yaml")):
         run = pytester.runpytest_inprocess(f"studies/{path.name}", "-p", "llem", "--collect-only", "-qq")

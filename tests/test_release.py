@@ -1,4 +1,4 @@
-"""What the release workflow refuses."""
+"""Test the checks that the release workflow makes before it publishes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def released(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_release_that_is_ready_is_not_refused(problems: Problems, released: Path) -> None:
+def test_ready_release_is_accepted(problems: Problems, released: Path) -> None:
     assert problems("v1.2.0", released) == []
 
 
-def test_a_tag_that_is_not_the_version_is_refused(problems: Problems, released: Path) -> None:
+def test_tag_that_differs_from_the_version_is_refused(problems: Problems, released: Path) -> None:
     assert problems("v1.3.0", released) == ["the tag is v1.3.0, and pyproject.toml has version 1.2.0"]
 
 
-def test_a_changelog_that_was_not_built_is_refused(problems: Problems, released: Path) -> None:
+def test_unbuilt_changelog_is_refused(problems: Problems, released: Path) -> None:
     (released / "changelog.d" / "12.fixed.md").touch()
     (released / "CHANGELOG.md").write_text("# Changelog\n")
     assert problems("v1.2.0", released) == [

@@ -1,4 +1,4 @@
-"""The page of a study: when it is written and where, what is on it, and what is told where it cannot be."""
+"""Test the HTML report: when and where it is written, its contents, and the errors if it cannot be written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_llem.reporting.html.ranges import range_of
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
 from pytest_llem.reporting.html.sweep import sweep_plot
-from pytest_llem.reporting.html.words import name_of, neutral, shown, title_of, told
+from pytest_llem.reporting.html.words import details, name_of, neutral, shown, title_of
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results
@@ -39,11 +39,11 @@ ONE_EXPERIMENT = {"sweep": {"noop.size": [1]}, "execution": {"n_cycles": 1}}
 
 
 class _Text(HTMLParser):
-    """Collects what a page says, and the scripts and addresses in it."""
+    """The text, tooltips and addresses of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.said: list[str] = []
+        self.parts: list[str] = []
         self.titles: list[str] = []
         self.addresses: list[str] = []
         self._silent = ""
@@ -59,11 +59,11 @@ class _Text(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._silent:
-            self.said.append(data)
+            self.parts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.said).split())
+        return " ".join(" ".join(self.parts).split())
 
 
 def page_of(file: Path) -> _Text:
@@ -71,23 +71,23 @@ def page_of(file: Path) -> _Text:
 
 
 def only(pattern: str, text: str) -> str:
-    """Return the group of the only match of a pattern."""
+    """Return the group of a pattern's only match."""
     (found,) = re.findall(pattern, text, re.S)
     assert isinstance(found, str)
     return found
 
 
 def plots_of(file: Path) -> dict[str, Any]:
-    """Return what the page's script draws."""
+    """Return the data of the plots on the page."""
     plots = json.loads(only(r'<script type="application/json" id="llem-plots">(.*?)</script>', file.read_text()))
     assert isinstance(plots, dict)
     return plots
 
 
-# ---- when it is written, and where ----
+# ---- when and where the report is written ----
 
 
-def test_a_page_is_written_relative_to_where_pytest_was_called(
+def test_report_path_is_relative_to_the_invocation_directory(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**QUICK)
@@ -101,13 +101,13 @@ def test_a_page_is_written_relative_to_where_pytest_was_called(
     assert "2 of 2" in page.text
     plots = plots_of(pytester.path / "below" / "out" / "page.html")
     assert "J per output token (estimated)" in json.dumps(plots["pareto"])
-    assert "The energy here is estimated, not measured." in page.text
+    assert "Energy is estimated, not measured." in page.text
     assert "No power was sampled" in page.text
     assert all(one.startswith(("#", "data:")) for one in page.addresses)
 
 
 @pytest.mark.slow
-def test_failures_are_on_it_and_the_controller_writes_it(
+def test_xdist_controller_writes_report_with_failures(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(
@@ -120,12 +120,12 @@ def test_failures_are_on_it_and_the_controller_writes_it(
     assert run.ret == 1
     run.stdout.fnmatch_lines(["report: page.html"])
     page = page_of(pytester.path / "page.html")
-    for said in ("1 of 2", "1 failed", "ValueError", "the engine says no", "BEYOND", "NOT JUDGED"):
-        assert said in page.text
+    for text in ("1 of 2", "1 failed", "ValueError", "the engine says no", "BEYOND", "NOT JUDGED"):
+        assert text in page.text
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_has_a_page(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_interrupted_run_has_a_report(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.makeconftest("def pytest_llem_experiment_finished(result): raise KeyboardInterrupt")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
@@ -134,7 +134,9 @@ def test_an_interrupted_run_has_a_page(pytester: pytest.Pytester, write_study: C
     assert "This run is interrupted." in page_of(pytester.path / "page.html").text
 
 
-def test_several_studies_have_a_page_each(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_each_of_several_studies_has_its_own_report(
+    pytester: pytest.Pytester, write_study: Callable[..., Path]
+) -> None:
     for name in ("one", "two"):
         write_study(f"{name}.yaml", name=name, **ONE_EXPERIMENT)
     run = pytester.runpytest_inprocess("one.yaml", "two.yaml", "-p", "llem", "--llem-html", "page.html")
@@ -143,22 +145,20 @@ def test_several_studies_have_a_page_each(pytester: pytest.Pytester, write_study
     assert "<h1>two</h1>" in (pytester.path / "page-two.html").read_text()
 
 
-def test_several_studies_of_one_name_have_pages_of_their_own() -> None:
+def test_reports_of_studies_with_the_same_name_are_numbered() -> None:
     file = Path("a/page.html")
     assert page_files(file, ["x"]) == [file]
     assert page_files(file, ["x", "y", "x"]) == [Path(f"a/page-{name}.html") for name in ("x", "y", "x-2")]
 
 
-def test_nothing_is_written_where_nothing_runs(
-    pytester: pytest.Pytester, write_study: Callable[..., Path]
-) -> None:
+def test_collect_only_writes_no_report(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html", "--collect-only")
     assert not (pytester.path / "page.html").exists()
 
 
 @pytest.mark.slow
-def test_without_it_what_it_needs_is_not_loaded(
+def test_plotly_and_jinja_are_not_imported_without_report(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(**ONE_EXPERIMENT)
@@ -167,8 +167,8 @@ def test_without_it_what_it_needs_is_not_loaded(
         import sys
 
         def pytest_unconfigure():
-            rooms = ("plotly", "jinja2", "pytest_llem.reporting.html")
-            loaded = [name for name in sys.modules if name.startswith(rooms)]
+            modules = ("plotly", "jinja2", "pytest_llem.reporting.html")
+            loaded = [name for name in sys.modules if name.startswith(modules)]
             assert "pytest_llem.recording.recorder" in sys.modules and not loaded, loaded
         """
     )
@@ -177,11 +177,11 @@ def test_without_it_what_it_needs_is_not_loaded(
     assert run.stderr.str() == ""
 
 
-# ---- where it cannot be written ----
+# ---- when the report cannot be written ----
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         ("", "--llem-html: must not be empty"),
         ("folder", "--llem-html: must be a file (got '*/folder')"),
@@ -191,20 +191,20 @@ def test_without_it_what_it_needs_is_not_loaded(
         ("study.yaml", "--llem-html: exists with other content and is not overwritten (got '*/study.yaml')"),
     ],
 )
-def test_a_file_that_cannot_be_is_a_usage_error(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], file: str, said: str
+def test_impossible_report_file_is_a_usage_error(
+    pytester: pytest.Pytester, write_study: Callable[..., Path], file: str, message: str
 ) -> None:
     write_study(**QUICK)
     (pytester.path / "folder").mkdir()
     os.mkfifo(pytester.path / "pipe")
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", file)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    run.stderr.fnmatch_lines([f"ERROR: {said}"])
+    run.stderr.fnmatch_lines([f"ERROR: {message}"])
     assert not (pytester.path / "results").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_read_only_is_a_usage_error(
+def test_read_only_report_folder_is_a_usage_error(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(**QUICK)
@@ -214,19 +214,19 @@ def test_a_folder_that_is_read_only_is_a_usage_error(
     run.stderr.fnmatch_lines(["ERROR: --llem-html: '*/folder' cannot be written to"])
 
 
-def test_what_is_not_installed_is_a_usage_error(
+def test_missing_report_extra_is_a_usage_error(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(**QUICK)
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "--llem-html", "page.html")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    said = "jinja2 and plotly are not installed: pip install 'pytest-llem[[]report[]]'"
-    run.stderr.fnmatch_lines([f"ERROR: --llem-html: {said}"])
+    message = "jinja2 and plotly are not installed: pip install 'pytest-llem[[]report[]]'"
+    run.stderr.fnmatch_lines([f"ERROR: --llem-html: {message}"])
     assert not (pytester.path / "results").exists()
 
 
-def test_the_results_outlive_a_page_that_cannot_be_written_any_more(
+def test_results_are_kept_if_report_becomes_unwritable(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(**ONE_EXPERIMENT)
@@ -245,7 +245,7 @@ def test_the_results_outlive_a_page_that_cannot_be_written_any_more(
     assert results.study_result["summary"]["completed"] == 1
 
 
-def test_an_unexpected_error_of_the_page_costs_no_result(
+def test_results_are_kept_if_report_raises_unexpected_error(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -262,7 +262,7 @@ def test_an_unexpected_error_of_the_page_costs_no_result(
 # ---- llem report ----
 
 
-def test_llem_report_writes_into_the_folder_or_elsewhere(
+def test_llem_report_writes_to_results_directory_or_given_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "golden"
@@ -273,7 +273,7 @@ def test_llem_report_writes_into_the_folder_or_elsewhere(
     assert (tmp_path / "new" / "page.html").read_text() == (directory / "report.html").read_text()
 
 
-def test_a_result_of_an_earlier_version_has_a_page(tmp_path: Path) -> None:
+def test_result_of_an_earlier_version_has_a_report(tmp_path: Path) -> None:
     write_report(GOLDEN, tmp_path / "page.html")
     page, result = page_of(tmp_path / "page.html"), StudyResult.load(GOLDEN)
     assert result.name in page.text
@@ -281,7 +281,7 @@ def test_a_result_of_an_earlier_version_has_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_unfinished_run_has_a_report(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**QUICK)
     pytester.makeconftest(
         """
@@ -296,16 +296,16 @@ def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: C
     )
     pytester.runpytest_inprocess("study.yaml", "-p", "llem").assert_outcomes(passed=2)
     page = page_of(pytester.path / "page.html")
-    assert "This run is running. It is not at its end, or was killed" in page.text
+    assert "This run is running. It is still running or was killed" in page.text
     assert "1 of 2" in page.text
     assert "1 not run" in page.text
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (lambda path: None, "is no results directory"),
-        (lambda path: path.write_text("x"), "is no results directory"),
+        (lambda path: None, "is not a results directory"),
+        (lambda path: path.write_text("x"), "is not a results directory"),
         (lambda path: path.mkdir(), "holds no manifest.json, so no results of a study"),
         (lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").mkdir(), "Is a directory"),
         (
@@ -314,19 +314,19 @@ def test_a_run_that_goes_on_has_a_page(pytester: pytest.Pytester, write_study: C
         ),
     ],
 )
-def test_llem_report_says_in_a_line_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], object], said: str
+def test_llem_report_prints_one_line_on_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], object], message: str
 ) -> None:
     make(tmp_path / "given")
     assert cli.main(["report", str(tmp_path / "given")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("llem: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
-def test_llem_report_says_what_is_not_installed(
+def test_llem_report_names_missing_packages(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "plotly" else object())
@@ -334,7 +334,7 @@ def test_llem_report_says_what_is_not_installed(
     assert capsys.readouterr().err == "llem: plotly is not installed: pip install 'pytest-llem[report]'\n"
 
 
-def test_llem_report_loads_neither_pytest_nor_torch(tmp_path: Path) -> None:
+def test_llem_report_imports_neither_pytest_nor_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pytest_llem.cli import main; assert main(sys.argv[1:]) == 0\n"
         "assert not {'torch', 'pytest', 'pandas'} & set(sys.modules)"
@@ -343,17 +343,17 @@ def test_llem_report_loads_neither_pytest_nor_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-# ---- what is on it ----
+# ---- contents ----
 
 
 def _written(tmp_path: Path, *points: PointResult, **fields: Any) -> Path:
-    """Return the page of a made-up result that lies in a folder without anything else."""
+    """Return the report of a made-up result whose directory has no other files."""
     result = study_result(*points, **fields)
     write_report(tmp_path, tmp_path / "page.html", result)
     return tmp_path / "page.html"
 
 
-def test_what_there_is_not_is_a_dash_with_its_reason_and_never_0(tmp_path: Path) -> None:
+def test_missing_value_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     absent = Summary(mean=None, n=0, unit="J", reason="no meter <here>")
     file = _written(
         tmp_path,
@@ -370,18 +370,18 @@ def test_what_there_is_not_is_a_dash_with_its_reason_and_never_0(tmp_path: Path)
     assert "11.0 ±" in page.text
 
 
-def test_nothing_at_all_is_a_page(tmp_path: Path) -> None:
+def test_empty_result_has_a_report(tmp_path: Path) -> None:
     page = page_of(_written(tmp_path))
-    for said in (
+    for text in (
         "0 of 0",
-        "No experiment is completed.",
-        "It is not among the results.",
+        "No experiment has completed.",
+        "The results do not contain the study file.",
         "No axis has two values",
     ):
-        assert said in page.text
+        assert text in page.text
 
 
-def test_files_that_are_not_ours_are_passed_over(tmp_path: Path) -> None:
+def test_invalid_csv_and_study_files_are_ignored(tmp_path: Path) -> None:
     directory = tmp_path / "golden"
     shutil.copytree(GOLDEN, directory)
     result = StudyResult.load(directory)
@@ -394,7 +394,7 @@ def test_files_that_are_not_ours_are_passed_over(tmp_path: Path) -> None:
     assert "power" not in plots_of(tmp_path / "page.html")
 
 
-def test_more_points_than_anybody_reads_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_counts_points_beyond_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_llem.reporting.html import data
 
     monkeypatch.setattr(data, "MAX_POINTS", 2)
@@ -405,11 +405,11 @@ def test_more_points_than_anybody_reads_are_told_of(tmp_path: Path, monkeypatch:
     points[0].cycles = []
     entries = [{"experiment_id": "1", "config_hash": "1", "config_summary": "", "cycle": 1, "status": "pending"}]
     page = page_of(_written(tmp_path, *points, experiments=entries))
-    assert "1 more point is in study_result.json, and not on this page." in page.text
+    assert "1 more point is in study_result.json, but not on this page." in page.text
     assert "size=3" in page.text, "those with results come first"
 
 
-def test_scripts_are_those_that_the_policy_names(tmp_path: Path) -> None:
+def test_content_security_policy_allows_only_own_scripts(tmp_path: Path) -> None:
     html = _written(tmp_path, point({"size": 1}, **{SPEED: [1.0], COST: [2.0]})).read_text()
     policy = only(r'http-equiv="Content-Security-Policy" content="(.*?)"', html).replace("&#39;", "'")
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
@@ -421,7 +421,7 @@ def test_scripts_are_those_that_the_policy_names(tmp_path: Path) -> None:
     assert not re.search(r"<[^>]* on\w+=", html.partition("<script")[0])
 
 
-def test_data_cannot_end_its_script() -> None:
+def test_plot_data_cannot_end_its_script_element() -> None:
     text = as_json({"</script><!--": "a&b\u2028\u2029<"})
     assert not {*"<>&\u2028\u2029"} & {*text}
     assert json.loads(text) == {"</script><!--": "a&b\u2028\u2029<"}
@@ -429,10 +429,10 @@ def test_data_cannot_end_its_script() -> None:
         as_json(float("nan"))
 
 
-# ---- what is on the plots ----
+# ---- plots ----
 
 
-def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
+def test_pareto_plot_marks_optimal_points_and_estimates() -> None:
     def at(speed: float, cost: float | None, **how: Any) -> PointResult:
         given = {} if cost is None else {COST: summary(COST, [cost] * 3, **how)}
         return point({"size": speed}, **{SPEED: [speed] * 3, **given})
@@ -450,20 +450,20 @@ def test_pareto_optimal_points_stand_out_and_estimates_are_marked() -> None:
     }
     symbols = {trace["marker"]["symbol"] for name, trace in named.items() if "estimated" in name}
     assert symbols == {"diamond-open"}
-    assert "Energies of different methods or boundaries are not held against each other." in plot.caption
+    assert "Energies of different methods or boundaries are not compared with each other." in plot.caption
     assert "hollow marks are not measured" in plot.caption
     assert plot.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (method: see legend)"
     alone = pareto_plot([point({"a": 1}, **{SPEED: [10.0], COST: [5.0]})])
     assert alone
     assert "Pareto" not in alone.caption
-    assert "intervals" not in alone.caption  # of one cycle there is none
+    assert "intervals" not in alone.caption  # one cycle has no interval
     repeated = pareto_plot([point({"a": 1}, **{SPEED: [10.0, 11.0, 12.0], COST: [5.0, 5.1, 5.2]})])
     assert repeated
     assert "Bars are 95 % intervals of the mean." in repeated.caption
     assert alone.figure["layout"]["yaxis"]["title"]["text"] == "J per output token (measured)"
 
 
-def test_the_best_of_each_kind_of_energy_is_named(tmp_path: Path) -> None:
+def test_best_point_of_each_energy_method_is_named(tmp_path: Path) -> None:
     points = [point({"a": n}, **{COST: [2.0 - n] * 3}) for n in range(2)]
     for n in range(2):
         points.append(point({"a": 2 + n}, **{COST: summary(COST, [0.2 - n / 10] * 3, method="estimated")}))
@@ -472,7 +472,7 @@ def test_the_best_of_each_kind_of_energy_is_named(tmp_path: Path) -> None:
     assert "Least energy per output token 0.100 J ±0.0%, n = 3: #4 a=3, estimated" in text
 
 
-def test_a_line_joins_points_that_differ_in_the_axis_alone() -> None:
+def test_sweep_plot_joins_points_that_differ_only_in_the_axis() -> None:
     points = [
         point({"precision": precision, "noop.size": size}, **{SPEED: [size * 10.0]})
         for precision in ("bf16", "<b>fp32</b>")
@@ -492,7 +492,7 @@ def test_a_line_joins_points_that_differ_in_the_axis_alone() -> None:
     assert sweep_plot(points[:1]) is None
 
 
-def test_an_axis_reaches_as_far_as_is_legible() -> None:
+def test_axis_range_is_limited_for_wide_intervals() -> None:
     def mean(value: float, half: float | None = None) -> Summary:
         return Summary(mean=value, n=3, unit="s", ci95=None if half is None else (value - half, value + half))
 
@@ -510,7 +510,7 @@ def test_an_axis_reaches_as_far_as_is_legible() -> None:
     assert range_of([mean(-3.0), mean(2.0)]).edges[0] < -3
 
 
-def test_samples_keep_their_extremes_when_they_are_thinned() -> None:
+def test_thinned_power_samples_keep_extremes() -> None:
     rows = [f"{at / 10},GPU-1,{400 if at == 777 else 100 + at % 7}" for at in range(2000)]
     found = read_power("\n".join(["seconds,device,power_w", *rows]), 100)
     assert len(found["GPU-1"]) <= 100
@@ -519,7 +519,7 @@ def test_samples_keep_their_extremes_when_they_are_thinned() -> None:
     assert len(read_power("\n".join(["seconds,device,power_w", *rows]), 2000)["GPU-1"]) == 2000
 
 
-def test_percentiles_are_over_the_requests_of_all_cycles() -> None:
+def test_percentiles_cover_requests_of_all_cycles() -> None:
     found = Latencies()
     for cycle in range(2):
         rows = "".join(f"1,{n},1,1,{n + 50 * cycle},,9\n" for n in range(1, 51))
@@ -535,7 +535,7 @@ def test_percentiles_are_over_the_requests_of_all_cycles() -> None:
 # ---- words ----
 
 
-def test_metrics_values_and_texts_read_as_words() -> None:
+def test_metric_names_values_and_texts_are_formatted() -> None:
     assert [name_of(one) for one in ("ttft_p50_ms", "gpu_energy_j", "output_tokens_per_second")] == [
         "TTFT p50",
         "GPU energy",
@@ -543,19 +543,19 @@ def test_metrics_values_and_texts_read_as_words() -> None:
     ]
     assert title_of("mfu") == "MFU"
     assert (shown(None), shown(Summary(mean=None, n=0, unit="J"))) == ("–", "–")
-    assert told(summary(COST, [1.0, 2.0, 3.0]), "J") == (
+    assert details(summary(COST, [1.0, 2.0, 3.0]), "J") == (
         "2 J, 95 % interval -0.4841 to 4.484, sd 1, n = 3, measured, gpu_board"
     )
     assert neutral("<b>&lt;\n%{x}", 99) == "&lt;b&gt;&amp;lt; %{x}"
     assert neutral("x" * 200) == "x" * 119 + "…"
 
 
-def test_facts_that_differ_are_told_with_how_many_points_they_are_of() -> None:
+def test_differing_facts_show_their_number_of_points() -> None:
     points = [point({"a": n}, **{SPEED: [1.0]}, testbed={"gpu": "A" if n else "B", "cpus": 2}) for n in range(3)]
     assert facts(points, "testbed") == [("gpu", "A (2 of the points); B (1 of the points)"), ("cpus", "2")]
 
 
-def test_the_environment_is_told_by_parts_and_what_is_not_known_is_named() -> None:
+def test_environment_is_grouped_and_unknown_values_are_listed() -> None:
     environment = {"os": "Linux", "smt": None, "packages": {"torch": "2"}, "gpus": [{"name": "A", "mig": False}]}
     assert groups(environment) == [
         ("machine", [("os", "Linux"), ("not known", "smt")]),

@@ -1,4 +1,4 @@
-"""The page of a study in a real browser: that of a run on a scripted board, opened from disk."""
+"""Test the HTML report in a real browser, opened from disk, for a run on a scripted GPU."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from playwright.sync_api import Browser, FloatRect, Locator, Page
 
 from pytest_llem.reporting.html import write_report
 from tests.support import reports
-from tests.support.browser import NotToBeHadError, browser
+from tests.support.browser import BrowserUnavailableError, browser
 
-#: A browser starts, and a run is made for it; without one, the page is tested in test_report.py.
+#: Slow: a browser and a run start. test_report.py tests the report without a browser.
 pytestmark = pytest.mark.slow
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
-#: Shown, and not run, wherever it stands.
+#: Must be shown literally wherever it occurs, and never run.
 EVIL = (
     "<script>window.hit=1</script><img src=x onerror=\"window.hit=1\"><a href='javascript:window.hit=1'>a</a>"
     "<b>b</b>&lt;i&gt;%{y}$x^2$</script></style></title><svg onload=window.hit=1>\u2028"
 )
 
-#: Of the page's ground, and of the text along a plot's axis.
+#: Reads the colours of the page's background and of a plot's axis text.
 COLORS = (
     "[['body', 'backgroundColor'], ['.xtick text', 'fill']]"
     ".map(([one, what]) => getComputedStyle(document.querySelector(one))[what])"
 )
 
-#: The letters of a text, whose lines plotly's hover breaks where it likes.
+#: Removed before texts are compared, because plotly wraps the lines of hover texts.
 _SPACE = re.compile(r"\s+")
 
 
@@ -42,7 +42,7 @@ def chromium() -> Iterator[Browser]:
     try:
         with browser() as found:
             yield found
-    except NotToBeHadError as error:
+    except BrowserUnavailableError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no browser: {error}")
@@ -59,19 +59,19 @@ def real(chromium: Browser, nvml_library: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def opened(chromium: Browser) -> Iterator[Callable[..., Page]]:
-    """Return what opens a page. At the end it must have asked for nothing, and told of no mistake."""
-    said: list[str] = []
+    """Return a function that opens a page, and check at the end that no page made a request or logged an error."""
+    events: list[str] = []
     contexts = []
 
     def open_page(file: Path, **options: Any) -> Page:
         context = chromium.new_context(**{"viewport": DESKTOP, "color_scheme": "light", **options})
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: said.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
+        page.on("console", lambda message: events.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: events.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: events.append(f"dialog: {dialog.message}"))
         own = (file.as_uri(), "blob:", "data:")
-        page.on("request", lambda one: None if one.url.startswith(own) else said.append(f"request: {one.url}"))
+        page.on("request", lambda one: None if one.url.startswith(own) else events.append(f"request: {one.url}"))
         page.goto(own[0])
         page.wait_for_selector("html[data-drawn]")
         return page
@@ -79,7 +79,7 @@ def opened(chromium: Browser) -> Iterator[Callable[..., Page]]:
     yield open_page
     for context in contexts:
         context.close()
-    assert said == []
+    assert events == []
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def page(real: Path, opened: Callable[..., Page]) -> Page:
     return opened(real.parents[1] / "page.html")
 
 
-def _bars(page: Page, place: int = 0) -> list[float]:
-    """Return how high the first axis of a figure goes."""
+def _y_range(page: Page, place: int = 0) -> list[float]:
+    """Return the range of a figure's y axis."""
     found = page.evaluate(f"document.querySelectorAll('.canvas')[{place}]._fullLayout.yaxis.range")
     assert isinstance(found, list)
     return found
@@ -99,21 +99,21 @@ def _figure(page: Page, key: str) -> Locator:
 
 
 def _text(place: Locator) -> str:
-    """Return the text of the one element at a place."""
+    """Return the text of the element at *place*."""
     found = place.text_content()
     assert found is not None
     return found
 
 
 def _box(place: Locator) -> FloatRect:
-    """Return where the one element at a place is shown."""
+    """Return the bounding box of the element at *place*."""
     found = place.bounding_box()
     assert found
     return found
 
 
 def _hover(page: Page, key: str, mark: int = 0) -> str:
-    """Return what is shown when a mark of a plot is pointed at."""
+    """Return the text shown when the pointer is over a mark of a plot."""
     figure = _figure(page, key)
     figure.scroll_into_view_if_needed()
     box = _box(figure.locator(".scatterlayer .point").nth(mark))
@@ -124,7 +124,7 @@ def _hover(page: Page, key: str, mark: int = 0) -> str:
     return " ".join(label.all_text_contents())
 
 
-def test_the_plots_are_there(page: Page) -> None:
+def test_all_plots_are_drawn(page: Page) -> None:
     for key, marks in (("pareto", ".point"), ("sweep", ".point"), ("cycles", ".point"), ("power", ".js-line")):
         assert _figure(page, key).locator(f".scatterlayer {marks}").count() > 0, key
     assert _figure(page, "latency").locator(".boxlayer path.box").count() == 4
@@ -132,16 +132,16 @@ def test_the_plots_are_there(page: Page) -> None:
     assert "J per output token (measured)" in _text(_figure(page, "pareto").locator(".ytitle"))
     for figure in page.locator("figure").all():
         named = figure.locator("[role=img]").get_attribute("aria-labelledby")
-        assert len(page.locator(f"#{named}").inner_text()) > 40, "screen readers are told what it shows"
+        assert len(page.locator(f"#{named}").inner_text()) > 40, "screen readers need a description"
 
 
-def test_pointing_at_a_mark_shows_its_point(page: Page) -> None:
+def test_hovering_over_a_mark_shows_its_point(page: Page) -> None:
     text = _hover(page, "pareto")
     assert re.search(r"#\d precision=(bf16|fp32)-size=\d", text), text
     assert "J per output token, measured" in text
 
 
-def test_plotly_offers_to_save_an_image_and_to_send_nothing_anywhere(page: Page) -> None:
+def test_plot_buttons_save_an_image_and_upload_nothing(page: Page) -> None:
     figure = _figure(page, "pareto")
     figure.scroll_into_view_if_needed()
     figure.hover()
@@ -152,11 +152,11 @@ def test_plotly_offers_to_save_an_image_and_to_send_nothing_anywhere(page: Page)
     assert saved.value.suggested_filename == "boards – pytest-llem pareto.png"
 
 
-def test_a_choice_changes_the_plot(page: Page) -> None:
-    before, note = _bars(page, 1), _text(_figure(page, "sweep").locator(".ytitle"))
+def test_select_boxes_change_the_plot(page: Page) -> None:
+    before, note = _y_range(page, 1), _text(_figure(page, "sweep").locator(".ytitle"))
     _figure(page, "sweep").locator("select").nth(1).select_option(label="Energy of a pass (J)")
     assert _text(_figure(page, "sweep").locator(".ytitle")) == "Energy of a pass (J), measured" != note
-    assert _bars(page, 1) != before
+    assert _y_range(page, 1) != before
     _figure(page, "cycles").locator("select").nth(1).select_option(label="as measured")
     assert "%" not in _text(_figure(page, "cycles").locator(".ytitle"))
     _figure(page, "power").locator("select").select_option(index=2)
@@ -167,7 +167,7 @@ def _column(page: Page, number: int) -> list[str]:
     return page.locator(f"#point-table tbody tr:visible > :nth-child({number})").all_inner_texts()
 
 
-def test_the_table_sorts_by_keyboard_with_what_there_is_not_at_the_end(page: Page) -> None:
+def test_table_sorts_by_keyboard_with_missing_values_last(page: Page) -> None:
     head = page.locator("#point-table thead th").nth(4)
     assert head.get_attribute("aria-sort") == "none"
     head.get_by_role("button").focus()
@@ -183,10 +183,10 @@ def test_the_table_sorts_by_keyboard_with_what_there_is_not_at_the_end(page: Pag
     assert head.get_attribute("aria-sort") == "descending"
     found = _column(page, 5)
     assert [float(text.partition(" ")[0]) for text in found[:-1]] == sorted(speeds, reverse=True)
-    assert found[-1].startswith("–"), "no value is neither most nor least"
+    assert found[-1].startswith("–"), "a missing value is last in both directions"
 
 
-def test_the_table_is_filtered_and_says_how_far(page: Page) -> None:
+def test_table_filter_shows_number_of_matching_points(page: Page) -> None:
     field = page.get_by_role("searchbox")
     field.fill("size=3")
     assert page.get_by_role("status").inner_text() == "2 of 5 points"
@@ -199,7 +199,7 @@ def test_the_table_is_filtered_and_says_how_far(page: Page) -> None:
     assert page.get_by_role("status").inner_text() == "5 points"
 
 
-def test_all_metrics_are_there_and_those_without_a_value_say_why(page: Page) -> None:
+def test_all_metrics_are_shown_and_missing_values_have_reasons(page: Page) -> None:
     shown = page.locator("#point-table thead th:visible").count()
     page.get_by_label("all metrics").check()
     assert page.locator("#point-table thead th:visible").count() > shown + 10
@@ -209,7 +209,7 @@ def test_all_metrics_are_there_and_those_without_a_value_say_why(page: Page) -> 
     assert page.get_by_text("no llem_carbon_intensity").is_visible()
 
 
-def test_dark_is_dark_and_follows(real: Path, opened: Callable[..., Page]) -> None:
+def test_page_and_plots_follow_dark_mode(real: Path, opened: Callable[..., Page]) -> None:
     page = opened(real.parents[1] / "page.html", color_scheme="dark")
     back, ink = page.evaluate(COLORS)
     assert _brightness(back) < 40
@@ -226,7 +226,7 @@ def _brightness(color: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_down_only(real: Path, opened: Callable[..., Page], scheme: str) -> None:
+def test_phone_needs_no_horizontal_scrolling(real: Path, opened: Callable[..., Page], scheme: str) -> None:
     page = opened(real.parents[1] / "page.html", viewport=PHONE, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert page.evaluate("document.querySelector('#points .scroll').scrollWidth") > PHONE["width"]
@@ -234,9 +234,7 @@ def test_a_phone_scrolls_down_only(real: Path, opened: Callable[..., Page], sche
         assert _box(canvas)["width"] > 300
 
 
-def test_on_paper_it_is_light_and_nothing_is_folded(
-    real: Path, opened: Callable[..., Page], tmp_path: Path
-) -> None:
+def test_print_is_light_and_unfolded(real: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     page = opened(real.parents[1] / "page.html", color_scheme="dark")
     unfolded = "!document.querySelector('details:not([open], .data)')"
     page.evaluate(f"addEventListener('beforeprint', () => {{ window.seen = [{unfolded}, ...{COLORS}] }})")
@@ -249,7 +247,7 @@ def test_on_paper_it_is_light_and_nothing_is_folded(
     assert page.evaluate("document.querySelectorAll('details:not([open])').length") > 0, "as before"
 
 
-def test_it_has_landmarks_headings_and_captions(page: Page) -> None:
+def test_page_has_landmarks_headings_and_captions(page: Page) -> None:
     for role in ("banner", "navigation", "main", "contentinfo"):
         assert page.get_by_role(role).count() == 1
     assert page.get_by_role("heading", level=1).inner_text() == "boards"
@@ -260,24 +258,24 @@ def test_it_has_landmarks_headings_and_captions(page: Page) -> None:
         assert page.locator(link.get_attribute("href") or "missing").count() == 1
 
 
-def test_gates_failures_and_the_study_are_told(page: Page) -> None:
+def test_gates_failures_and_study_are_shown(page: Page) -> None:
     text = page.locator("main").inner_text()
-    for said in (
+    for expected in (
         "the engine says no",
         "BEYOND",
         "NOT JUDGED",
         "nvml_total_energy",
         "gpu_board",
         "min_window_seconds: 0.5",
-        "Sampled power, integrated ÷ the counter",
-        "Processes are started by\tspawn",
+        "Integrated sampled power ÷ energy counter",
+        "Start method of experiment processes\tspawn",
     ):
-        assert said in text
+        assert expected in text
     assert "3 failed" not in text
     assert "2 failed" in page.locator(".cards").inner_text()
 
 
-def test_what_anybody_wrote_is_shown_and_not_run(real: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
+def test_markup_in_results_is_shown_and_not_run(real: Path, opened: Callable[..., Page], tmp_path: Path) -> None:
     directory = reports.infected(real, tmp_path / "infected", EVIL)
     write_report(directory, tmp_path / "page.html")
     page = opened(tmp_path / "page.html")

@@ -179,7 +179,7 @@ class TestReplays:
         study.write(sweep={"n": [1]})
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=1)
-        run.stdout.fnmatch_lines(["  resume: nothing is there to replay"])
+        run.stdout.fnmatch_lines(["  resume: there are no results to replay"])
 
     @pytest.mark.slow
     def test_results_missing_in_a_later_run_come_from_an_earlier(self, study: Study) -> None:
@@ -216,7 +216,7 @@ class TestReplays:
             file.write(" ")  # still valid JSON, but not the recorded file
         run = study.run("--llem-resume")
         run.assert_outcomes(passed=2)
-        run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name} (*), 1 not whole any more"])
+        run.stdout.fnmatch_lines([f"  resume: 1 from results/{directory.name} (*), 1 damaged, measured again"])
         assert study.started() == 3
 
     def test_preflight_is_not_asked_for_replayed_experiments(

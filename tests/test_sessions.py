@@ -232,7 +232,7 @@ class TestCommand:
         assert (status, error) == (0, "")
         found = effect(*map(session, RUNS))
         delta = math.ceil(1000 * found.delta) / 1000
-        assert lines[0].split() == ["metric", "sessions", "points", "sigma_session", "at", "most", "delta"]
+        assert lines[0].split() == ["metric", "sessions", "points", "sigma_session", "upper", "bound", "delta"]
         figures = [f"{100 * one:.3g}" for one in (found.spread.sigma, found.spread.upper, delta)]
         assert lines[1].replace("%", "").split() == [METRIC, "5", "2", *figures]
         start = lines.index("gates:")
@@ -270,7 +270,9 @@ class TestCommand:
         names = folders(session({"a": [1.0]}), session({"a": [1.5]}, number=2))
         status, lines, error = llem(*names, "--metric", METRIC)
         assert status == 1
-        assert error == f"llem: {METRIC}: too few sessions, or too much between them, for a delta below 100%\n"
+        assert (
+            said == f"llem: {METRIC}: too few sessions, or sessions that differ too much, for a delta below 100%\n"
+        )
         assert "gates:" not in lines
         assert "> 1000%" in lines[1]
 
@@ -286,8 +288,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("second", "message"),
         [
-            ({"design": "1" * 16}, f"is of another study than r1: its design is {'1' * 16}, and not {'0' * 16}"),
-            ({"facts": {"testbed": {"gpu": "A100"}}}, "was measured otherwise than r1: gpu"),
+            ({"design": "1" * 16}, f"is of another study than r1: its design is {'1' * 16}, not {'0' * 16}"),
+            ({"facts": {"testbed": {"gpu": "A100"}}}, "testbed differs from that of r1: gpu"),
             ({"number": 1}, "is the same session as r1"),
             ({"entry": {"replayed_from": "study_x"}}, "one is of another session: study_x"),
         ],
@@ -305,13 +307,13 @@ class TestCommand:
         runs = (session(RUNS[at], number=at, facts={"sut": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
         status, _, error = llem(*folders(*runs), "--metric", METRIC)
         assert status == 0
-        assert error.startswith("llem: r2: warning: torch not as in r1: ")
+        assert said.startswith("llem: r2: warning: differs from r1 in torch: ")
 
     def test_single_session_is_refused(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]))) == (
             2,
             [],
-            "llem: r1: is one session, and at least two are needed\n",
+            "llem: r1: is the only session: at least two are needed\n",
         )
 
     def test_unreadable_results_are_refused(
@@ -333,7 +335,7 @@ class TestCommand:
             (["r1", "--metric", "sceonds"], "there is no metric 'sceonds' (did you mean 'seconds'?)"),
             (
                 ["r1", "--metric", "mean_power_w"],
-                "mean_power_w is not gated: neither more nor less of it is better",
+                "mean_power_w cannot be gated: neither higher nor lower values are better",
             ),
         ],
     )

@@ -1,4 +1,4 @@
-"""What pytest's own options about output and debugging come to for an experiment."""
+"""Test pytest's options for output and debugging with experiments."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ ONCE = {"n_cycles": 1, "cycle_order": "sequential"}
 
 
 @pytest.fixture
-def says(write_study: Callable[..., Path]) -> None:
-    """Write a study of one experiment that says something, and another that fails."""
+def printing_study(write_study: Callable[..., Path]) -> None:
+    """Write a study of one experiment that prints a line and one that fails."""
     write_study(sweep={"noop.fault": ["say", "raise"]}, execution=ONCE)
 
 
-@pytest.mark.usefixtures("says")
+@pytest.mark.usefixtures("printing_study")
 class TestOutput:
-    def test_is_shown_as_it_comes_with_s(self, pytester: pytest.Pytester) -> None:
+    def test_output_is_shown_live_with_s(self, pytester: pytest.Pytester) -> None:
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-s")
         run.assert_outcomes(passed=1, failed=1)
         assert run.stdout.str().count("a word from the engine") == 2, "once for each batch"
         assert "experiment output" not in run.stdout.str()
 
     @pytest.mark.parametrize("option", ["--capture=sys", slow("--capture=fd"), slow("--capture=tee-sys")])
-    def test_is_captured_otherwise(self, pytester: pytest.Pytester, option: str) -> None:
-        in_process = option != "--capture=fd"  # those of this process are pytest's own already
+    def test_output_is_captured_without_s(self, pytester: pytest.Pytester, option: str) -> None:
+        in_process = option != "--capture=fd"  # pytest has captured this process's file descriptors already
         run = (pytester.runpytest_inprocess if in_process else pytester.runpytest_subprocess)(
             "study.yaml", "-p", "llem", option
         )
         run.assert_outcomes(passed=1, failed=1)
         assert "a word from the engine" not in run.stdout.str()
 
-    def test_of_what_passed_is_shown_on_request(self, pytester: pytest.Pytester) -> None:
+    def test_output_of_passed_experiment_is_shown_on_request(self, pytester: pytest.Pytester) -> None:
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem", "-rP")
         run.stdout.fnmatch_lines(["*experiment output*", "a word from the engine ☃"])
 
-    def test_is_shown_whatever_the_terminal_can(
+    def test_output_is_shown_in_terminal_that_cannot_encode_it(
         self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PYTHONIOENCODING", "ascii")
@@ -50,19 +50,19 @@ class TestOutput:
         pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s").assert_outcomes(passed=1, failed=1)
 
     @pytest.mark.slow
-    def test_under_xdist_s_changes_nothing(self, pytester: pytest.Pytester) -> None:
+    def test_s_changes_nothing_under_xdist(self, pytester: pytest.Pytester) -> None:
         run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-s", "-n", "1")
         run.assert_outcomes(passed=1, failed=1)
 
 
-def test_output_of_what_failed_is_shown(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
+def test_output_of_failed_experiment_is_shown(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(sweep={"noop.fault": ["say and raise"]}, execution=ONCE)
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     run.stdout.fnmatch_lines(["*ValueError: the engine says no*", "*experiment output*", "a word from the engine"])
 
 
 @pytest.mark.slow
-def test_the_debugger_opens_at_a_failure_and_the_study_goes_on(
+def test_pdb_opens_at_failure_and_study_continues(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
     write_study(sweep={"noop.fault": ["raise", "none"]}, execution=ONCE)

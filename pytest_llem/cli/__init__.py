@@ -1,7 +1,7 @@
-"""The command ``llem``: what helps with studies, and is no run of pytest.
+"""Run the command ``llem``, which does everything with studies that is not a pytest run.
 
-Loading it imports nothing but the standard library, so that ``llem --help`` answers at once. A command is a module
-with a function ``add``, which declares it, and is named in :data:`COMMANDS`.
+Importing this package imports only the standard library, so that ``llem --help`` is fast. Each command is a module
+listed in :data:`COMMANDS`, with a function ``add`` that declares its arguments.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.cli import aa, compare, doctor, fetch, init, report, schema
-from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, complain, forget_output
+from pytest_llem.cli import aa, compare, doctor, fetch, report, schema
+from pytest_llem.cli.command import INTERRUPTED, NOT_RUN, discard_output, print_error
 
-#: In the order in which help lists them.
-COMMANDS = (init, report, compare, aa, schema, fetch, doctor)
+#: The commands, in the order in which ``llem --help`` lists them.
+COMMANDS = (report, compare, aa, schema, fetch, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 where it failed, 2 where it could not do its work, or 130
-    after Ctrl-C.
+    """Run one command and return its exit status.
+
+    Args:
+        arguments: The command line without ``llem``; None for that of the process.
+
+    Returns:
+        0; 1 if the command reports a failure; 2 if it could not run; 130 after Ctrl-C.
 
     Raises:
-        SystemExit: By argparse; with 2 where the arguments are wrong.
+        SystemExit: By argparse: with 2 if the arguments are wrong, with 0 after ``--help`` and ``--version``.
     """
     parser = _parser()
     try:
@@ -32,16 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return DONE
         options = parser.parse_args(arguments)
         status: int = options.run(options)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        forget_output()
+    except BrokenPipeError:  # the reader of the output has closed it, as head does
+        discard_output()
         return NOT_RUN
     except OSError as error:
         if error.filename is None:
-            forget_output()
-        complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+            discard_output()
+        print_error(f"{error.filename or 'standard output'}: {error.strerror or error}")
         return NOT_RUN
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         return INTERRUPTED
     return status
 
@@ -49,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llem",
-        description="Helps with the studies of pytest-llem. To run one: pytest STUDY.yaml -p llem",
-        epilog="llem COMMAND --help tells more of each, its exit status included.",
+        description="Tools for the studies of pytest-llem. To run one: pytest STUDY.yaml -p llem",
+        epilog="llem COMMAND --help describes a command, its options and its exit status.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -61,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Looks the version up only where it is asked for."""
+    """Look up the version only if it is asked for, because importlib.metadata takes time to import."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version

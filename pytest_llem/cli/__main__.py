@@ -1,4 +1,4 @@
-"""``python -m pytest_llem.cli``."""
+"""Run ``llem`` as ``python -m pytest_llem.cli``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``llem aa``: which delta a gate needs, of sessions that measured the same."""
+"""Declare ``llem aa``, which recommends a gate's delta from repeated runs of an unchanged study."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, gated_metric, need_output
+from pytest_llem.cli.command import DONE, FAILED, Commands, gated_metric, prepare_output
 from pytest_llem.cli.command import add as add_command
 
 _DESCRIPTION = """\
-Tell how far sessions differ that measured the same, and the delta that a gate
-needs to compare sessions.
+Measure how far repeated runs of an unchanged study differ, and recommend the
+delta that a gate needs to compare runs.
 
-Each DIR holds the results of one run of the same study, unchanged, on the
-same machine: a session. Five or more are advised, as far apart in time as
-later comparisons will be. Give all the metrics that the study gates. A gate
-that compares cycle by cycle (pytest --llem-against) needs none of this.
+Each DIR holds the results of one run (a session) of the same study on the
+same machine. Use five or more, as far apart in time as later comparisons will
+be. Name all metrics that the study gates. Gates that compare interleaved runs
+(pytest --llem-against) do not need this.
 """
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
+    """Add the command to *commands*."""
     parser = add_command(
         commands,
         "aa",
         _run,
-        summary="tell from repeated runs of the same which delta a gate needs",
+        summary="recommend a gate's delta from repeated runs of a study",
         description=_DESCRIPTION,
-        statuses={DONE: "a delta is recommended", FAILED: "none can be"},
+        statuses={DONE: "a delta is recommended", FAILED: "no delta can be recommended"},
         examples="  llem aa results/llama_*",
     )
     parser.add_argument("results", metavar="DIR", nargs="+", type=Path, help="a results directory of the study")
@@ -38,12 +38,12 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         type=gated_metric,
-        help="look at this one; may be given several times; default: those that the study gates",
+        help="metric to look at; may be given several times; default: the metrics that the study gates",
     )
 
 
 def _run(options: argparse.Namespace) -> int:
-    need_output()
+    prepare_output()
     from pytest_llem.cli.session_effect import aa
 
     status = aa(options.results, options.metric)

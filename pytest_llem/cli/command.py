@@ -1,6 +1,6 @@
-"""What the commands of ``llem`` share: how they are declared, their exit statuses, how they tell of errors.
+"""Provide what the commands of ``llem`` share: declaration, exit statuses, output and error messages.
 
-Nothing but the standard library is imported here, nor by a module of a command as it is loaded.
+This module, and each command's module, imports only the standard library when it is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-#: Exit statuses that mean the same in every command. What 1 means each says itself.
+#: Exit statuses of all commands. Each command defines what 1 means.
 DONE, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -28,23 +28,23 @@ def add(
     statuses: Mapping[int, str],
     examples: str = "",
 ) -> argparse.ArgumentParser:
-    """Add a command, and return its parser.
+    """Add a command and return its parser.
 
     Args:
-        commands: Of ``llem``.
-        name: Its name.
-        run: Runs it and returns its exit status. May raise OSError where something cannot be read or written.
-        summary: A line for the list of commands.
-        description: What it does, in lines of 78 characters at most.
-        statuses: What its exit statuses mean, those that all share left out.
-        examples: Command lines, indented by two.
+        commands: The subparsers of ``llem``.
+        name: Name of the command.
+        run: Runs the command and returns its exit status. May raise OSError if a file cannot be read or written.
+        summary: One line for the list of commands.
+        description: What the command does, in lines of at most 78 characters.
+        statuses: Meaning of each exit status, without those that all commands share.
+        examples: Command lines, indented by two spaces.
     """
-    told = {
+    meanings = {
         **statuses,
         NOT_RUN: "wrong arguments, or a file that cannot be read or written",
         INTERRUPTED: "interrupted by Ctrl-C",
     }
-    epilog = "exit status:\n" + "".join(f"  {status:<3}  {meaning}\n" for status, meaning in told.items())
+    epilog = "exit status:\n" + "".join(f"  {status:<3}  {meaning}\n" for status, meaning in meanings.items())
     if examples:
         epilog = f"examples:\n{examples.rstrip()}\n\n{epilog}"
     parser = commands.add_parser(
@@ -60,10 +60,10 @@ def add(
 
 
 def gated_metric(name: str) -> str:
-    """Return the name of a metric that a gate can look at: the type of an argument.
+    """Return *name* if it is a metric that a gate can compare. Used as the type of an argument.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: There is no such metric, or a gate cannot compare it.
     """
     from pytest_llem.catalogue import CATALOGUE
     from pytest_llem.study.problems import did_you_mean
@@ -71,42 +71,42 @@ def gated_metric(name: str) -> str:
     if name not in CATALOGUE:
         raise argparse.ArgumentTypeError(f"there is no metric {name!r}{did_you_mean(name, tuple(CATALOGUE))}")
     if CATALOGUE[name].better is None:
-        raise argparse.ArgumentTypeError(f"{name} is not gated: neither more nor less of it is better")
+        raise argparse.ArgumentTypeError(f"{name} cannot be gated: neither higher nor lower values are better")
     return name
 
 
-def complain(text: str) -> None:
-    """Tell of an error, in a line on standard error."""
-    if sys.stderr is None:  # print would take standard output instead
+def print_error(text: str) -> None:
+    """Print an error message as one line on standard error."""
+    if sys.stderr is None:  # print() would write to standard output instead
         return
     line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-    with suppress(OSError, ValueError):  # closed: nobody reads it
+    with suppress(OSError, ValueError):  # standard error is closed
         print(f"llem: {line}", file=sys.stderr)
 
 
-def need_output() -> None:
-    """See to it that standard output can be written to, whatever encoding it has.
+def prepare_output() -> None:
+    """Check that there is a standard output, and make it escape characters that its encoding does not have.
 
     Raises:
-        OSError: There is none.
+        OSError: Standard output is closed.
     """
     if sys.stdout is None:
         raise OSError("is closed")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names are anybody's, and not every terminal has a dash
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of studies may have any character
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def write(text: str) -> None:
-    """Write *text* to standard output, to the last byte.
+    """Write *text* to standard output and flush it.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: Standard output cannot be written to.
     """
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def forget_output() -> None:
-    """Drop what is still buffered: Python would try again as it exits, and tell of that."""
-    with suppress(AttributeError, OSError, ValueError):  # closed, or no file at all
+def discard_output() -> None:
+    """Discard buffered output, which Python would otherwise try to write again, with an error, at exit."""
+    with suppress(AttributeError, OSError, ValueError):  # standard output is closed or not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""``llem compare``: two saved results, held against each other as a run would hold them."""
+"""Declare ``llem compare``, which compares two saved results with the gates of a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pytest_llem.cli.command import (
     FAILED,
     NOT_RUN,
     Commands,
-    complain,
     gated_metric,
-    need_output,
+    prepare_output,
+    print_error,
     write,
 )
 from pytest_llem.cli.command import (
@@ -30,9 +30,9 @@ _DESCRIPTION = """\
 Compare two saved results, point by point and metric by metric, as
 pytest --llem-baseline does.
 
-A is the reference, B what is judged: each the name of a baseline below the
-current folder, a saved file, a study_result.json or a results directory.
-Which metrics are compared, and how finely, B's study says (gates:).
+A is the reference and B the candidate. Each is the name of a baseline below
+the current folder, a saved file, a study_result.json or a results directory.
+The study of B sets the metrics, alpha and delta (gates:).
 """
 
 _EXAMPLES = """\
@@ -42,18 +42,18 @@ _EXAMPLES = """\
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
+    """Add the command to *commands*."""
     parser = add_command(
         commands,
         "compare",
         _run,
-        summary="tell regressions from noise between two saved results",
+        summary="compare two saved results, and find regressions",
         description=_DESCRIPTION,
         statuses={DONE: "no gate failed", FAILED: "a gate failed, or could not be judged"},
         examples=_EXAMPLES,
     )
-    parser.add_argument("reference", metavar="A", help="what is compared with")
-    parser.add_argument("candidate", metavar="B", help="what is judged")
+    parser.add_argument("reference", metavar="A", help="reference")
+    parser.add_argument("candidate", metavar="B", help="candidate, which is judged")
     parser.add_argument(
         "--format",
         metavar="FORMAT",
@@ -67,32 +67,32 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         type=gated_metric,
-        help="look at this one; may be given several times; default: those that the study gates",
+        help="metric to compare; may be given several times; default: the metrics that the study gates",
     )
-    parser.add_argument("--alpha", metavar="ALPHA", type=float, help="share of false alarms (0.01 is 1 %%)")
+    parser.add_argument("--alpha", metavar="ALPHA", type=float, help="false positive rate (0.01 is 1 %%)")
     parser.add_argument(
-        "--delta", metavar="DELTA", type=float, help="relative change that does not count (0.02 is 2 %%)"
+        "--delta", metavar="DELTA", type=float, help="relative change that is tolerated (0.02 is 2 %%)"
     )
     parser.add_argument(
         "--fail-on",
         metavar="VERDICT",
         choices=("regression", "inconclusive"),
         default="regression",
-        help="regression (default), or inconclusive: fail where it cannot be decided, too",
+        help="regression (default), or inconclusive: also fail if a gate cannot be decided",
     )
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",
-        help="compare where the device, the data or the way of measuring differ, too",
+        help="compare even if the device, the data or the way of measuring differ",
     )
 
 
 def _run(options: argparse.Namespace) -> int:
-    need_output()
+    prepare_output()
     try:
         text, failed = _compared(options)
     except ValueError as error:
-        complain(str(error))
+        print_error(str(error))
         return NOT_RUN
     write(text)
     return FAILED if failed else DONE
@@ -102,45 +102,50 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     """Return the comparison as text, and whether any gate failed.
 
     Raises:
-        ValueError: A result cannot be read, the two are not independent, or the rest makes no sense.
+        ValueError: A result cannot be read, the two results share experiments, or an option is out of range.
     """
     from pytest_llem.gates.matching import shared_experiments
     from pytest_llem.gates.regression import compare
     from pytest_llem.gates.saved import load
-    from pytest_llem.reporting.terminal import comparison as shown
+    from pytest_llem.reporting.terminal import comparison as formats
 
     reference, candidate = load(options.reference, Path()), load(options.candidate, Path())
     if dependent := shared_experiments(candidate, reference):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
-    settings = _settings(here, options.metric, options.alpha, options.delta)
+    settings = _settings(candidate, options.metric, options.alpha, options.delta)
     found = compare(
-        here, there, settings, name=options.reference, anyway=options.allow_mismatch, fail_on=options.fail_on
+        candidate,
+        reference,
+        settings,
+        name=options.reference,
+        anyway=options.allow_mismatch,
+        fail_on=options.fail_on,
     )
     failed = any(verdict.outcome == "failed" for verdict in found.verdicts)
     if options.format == "json":
-        return shown.as_json(found), failed
+        return formats.as_json(found), failed
     if options.format == "markdown":
-        return shown.markdown(found), failed
-    return "\n".join(shown.lines(found, shutil.get_terminal_size().columns)) + "\n", failed
+        return formats.markdown(found), failed
+    return "\n".join(formats.lines(found, shutil.get_terminal_size().columns)) + "\n", failed
 
 
 def _settings(
     result: StudyResult, metrics: Sequence[str], alpha: float | None, delta: float | None
 ) -> GatesConfig:
-    """Return what the study of *result* says of its gates, with what is given in its place.
+    """Return the gate settings of the study of *result*, overridden by the options given.
 
     Raises:
-        ValueError: It makes no sense.
+        ValueError: A setting is out of range.
     """
     from pydantic import ValidationError
 
     from pytest_llem.study.gates import GatesConfig
 
     given: dict[str, Any] = {"metrics": list(dict.fromkeys(metrics)) or None, "alpha": alpha, "delta": delta}
-    said = dict(result.measurement_protocol.get("gates") or {})
-    said |= {key: value for key, value in given.items() if value is not None}
+    settings = dict(result.measurement_protocol.get("gates") or {})
+    settings |= {key: value for key, value in given.items() if value is not None}
     try:
-        return GatesConfig.model_validate(said)
+        return GatesConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"gates: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,4 +1,4 @@
-"""``llem doctor``: what this machine can measure, and what stands in the way."""
+"""Declare ``llem doctor``, which checks what this machine can measure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import argparse
 import shutil
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, FAILED, Commands, need_output, write
+from pytest_llem.cli.command import DONE, FAILED, Commands, prepare_output, write
 from pytest_llem.cli.command import add as add_command
 
 _DESCRIPTION = """\
-Tell what this machine can measure, and what stands in the way: its GPUs and
-their energy counters, RAPL, the engines that are installed, and whatever else
-makes figures differ from run to run, with the commands that help.
+Check what this machine can measure: its GPUs and their energy counters, RAPL,
+the installed engines, and everything else that makes figures differ from run
+to run. Each finding names the commands that help.
 
-It changes no setting, makes no CUDA context, and gives up on a driver that
-does not answer. What it finds is of one of three kinds:
-  blocks   the energy of what engines run on is not measured, or no experiment
-           can run
-  hinders  figures are less steady, or leave something out
-  note     good to know
+It changes no setting and creates no CUDA context. If a driver does not
+answer, it stops waiting after --timeout. A finding has one of three
+severities:
+  blocks   the energy of the engines' devices is not measured, or no
+           experiment can run
+  hinders  figures vary more, or are incomplete
+  note     for information
 """
 
 _EXAMPLES = """\
@@ -30,16 +31,16 @@ _EXAMPLES = """\
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
+    """Add the command to *commands*."""
     parser = add_command(
         commands,
         "doctor",
         _run,
-        summary="tell what this machine can measure, and what stands in the way",
+        summary="check what this machine can measure",
         description=_DESCRIPTION,
         statuses={
-            DONE: "energy is measured by a hardware counter, and nothing blocks",
-            FAILED: "something blocks (what only hinders is no failure)",
+            DONE: "a hardware counter measures energy, and no finding blocks",
+            FAILED: "a finding blocks",
         },
         examples=_EXAMPLES,
     )
@@ -48,37 +49,40 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="FORMAT",
         choices=("table", "json"),
         default="table",
-        help="table (default) or json, whose keys docs/doctor.md lists",
+        help="table (default) or json (docs/doctor.md lists its keys)",
     )
     parser.add_argument(
-        "--python", metavar="PYTHON", type=Path, help="look at the engines of this interpreter, as runners has it"
+        "--python",
+        metavar="PYTHON",
+        type=Path,
+        help="check the engines of this interpreter, as in a study's runners",
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
         default=60.0,
-        help="how long the driver, and the import of an engine, may take; default: 60",
+        help="time limit of the driver, and of the import of each engine; default: 60",
     )
 
 
 def _seconds(text: str) -> float:
-    """Return a time in seconds.
+    """Return *text* as a number of seconds. Used as the type of an argument.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: It is not a number, or not positive, or 1e6 or more.
     """
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"a number of seconds is needed, more than 0 (got {text!r})")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds greater than 0 (got {text!r})")
     return seconds
 
 
 def _run(options: argparse.Namespace) -> int:
-    need_output()
+    prepare_output()
     from pytest_llem.doctor.examine import examine
 
     python = options.python.expanduser().absolute() if options.python is not None else None

@@ -1,4 +1,4 @@
-"""What studies need, models and datasets, brought to this machine ahead of a run that will have no network."""
+"""Run ``llem fetch``: download the models and datasets of studies before a run without network."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from pytest_llem.workload.prompts import hub_dataset
 
 @dataclass(frozen=True)
 class Need:
-    """A model, or a dataset, that experiments need.
+    """A model or dataset that experiments need.
 
     Attributes:
-        name: Of the model, as the study has it.
-        revision: Of a hub model that is looked for by name, or None.
-        engine: Who brings it where that is not ours to do, or None.
-        configs: The experiments to ask that engine for.
-        dataset: The hub's dataset that it is, or None where it is a model.
+        name: Name of the model or dataset, as in the study.
+        revision: Revision on the hub, or None.
+        engine: Name of the engine that fetches the model itself, or None if it is fetched by name.
+        configs: Configurations of the experiments to pass to that engine.
+        dataset: The dataset on the hub, or None for a model.
     """
 
     name: str
@@ -52,38 +52,38 @@ class Need:
 
 
 def fetch(paths: Sequence[Path], model_path: Sequence[Path]) -> int:
-    """Bring what the studies at *paths* need here, tell of each in a line, and return the exit status.
+    """Download the models and datasets of the studies at *paths*, and print one line for each.
 
-    A study that is wrong, or a model or dataset that cannot be had, does not keep the others from being fetched.
+    The others are still fetched if a study is invalid or a model or dataset is not available.
 
     Args:
         paths: Study files.
-        model_path: Folders that hold models by name, before those of the ini option ``llem_model_path``.
+        model_path: Folders with models by name, searched before those of the ini option ``llem_model_path``.
 
     Returns:
-        0, or 1 where anything is missing.
+        The exit status: 0, or 1 if anything is missing.
     """
     pytest_config = read_config(paths)
-    if pytest_config is None:  # pytest has said why
+    if pytest_config is None:  # pytest has printed the error
         return FAILED
     settings = Settings.from_config(pytest_config)
-    sys.path.append(str(pytest_config.rootpath))  # where an experiment looks for an engine, too
+    sys.path.append(str(pytest_config.rootpath))  # experiments import engines from there, too
     studies = list(_read(paths, settings))
     complete = len(studies) == len(paths)
     folders = tuple(model_path) + settings.model_path
     for need in needs(studies):
         try:
-            told = f"{_bring(need, folders)}: {need}"
+            line = f"{_fetch(need, folders)}: {need}"
         except PreflightError as error:
             complete = False
             reason = re.sub(r"^(model|dataset) .*? not found: ", "", one_line(error), count=1)
-            told = f"not to be had: {need}: {reason}"
-        print(printable(told), flush=True)
+            line = f"not available: {need}: {reason}"
+        print(printable(line), flush=True)
     return DONE if complete else FAILED
 
 
 def needs(studies: Iterable[StudyConfig]) -> list[Need]:
-    """Return what the experiments of *studies* need, each once; those that are skipped need nothing."""
+    """Return the models and datasets of the experiments of *studies*, each once, without skipped experiments."""
     by_name: dict[Need, None] = {}
     datasets: dict[Need, None] = {}
     by_engine: dict[tuple[str, str], dict[str, ExperimentConfig]] = {}
@@ -93,30 +93,32 @@ def needs(studies: Iterable[StudyConfig]) -> list[Need]:
             if point.skip is not None:
                 continue
             if config.has_texts and (found := hub_dataset(str(config.dataset), study.path.parent)):
-                whole = HubDataset(found.name, found.revision)  # all of it is brought, whatever is read of it
+                whole = HubDataset(
+                    found.name, found.revision
+                )  # the whole dataset is fetched, whichever part is read
                 datasets[Need(found.name, found.revision, dataset=whole)] = None
             if config.backend == "pytorch":
                 by_name[Need(config.model, config.pytorch.revision if config.pytorch else None)] = None
             elif config.backend in study.runners and config.backend not in registry.installed(
                 registry.ENGINE_GROUP
             ):
-                by_name[Need(config.model)] = None  # nobody here to ask, and files are files
+                by_name[Need(config.model)] = None  # its engine is installed only in the runner's environment
             else:
-                asked = by_engine.setdefault((config.backend, config.model), {})
-                asked.setdefault(json.dumps(config.engine_section, sort_keys=True), config)
+                configs = by_engine.setdefault((config.backend, config.model), {})
+                configs.setdefault(json.dumps(config.engine_section, sort_keys=True), config)
     return [
         *by_name,
         *(
-            Need(model, engine=engine, configs=tuple(configs.values()))
-            for (engine, model), configs in by_engine.items()
+            Need(model, engine=engine, configs=tuple(found.values()))
+            for (engine, model), found in by_engine.items()
         ),
         *datasets,
     ]
 
 
 def _read(paths: Sequence[Path], settings: Settings) -> Iterator[StudyConfig]:
-    """Yield the studies that are right, and tell of what is wrong with the others."""
-    # Nothing runs here, so that their size is no matter.
+    """Yield the valid studies, and print the errors of the others."""
+    # No experiment runs, so the limit on their number does not apply.
     overrides = replace(settings.overrides, max_experiments=None)
     for path in paths:
         try:
@@ -126,11 +128,11 @@ def _read(paths: Sequence[Path], settings: Settings) -> Iterator[StudyConfig]:
                 print(printable(str(problem.shown_from(Path.cwd()))), file=sys.stderr)
 
 
-def _bring(need: Need, model_path: tuple[Path, ...]) -> str:
-    """Bring a model or a dataset here, and return what became of it, in words.
+def _fetch(need: Need, model_path: tuple[Path, ...]) -> str:
+    """Fetch a model or dataset, and return ``fetched`` or ``already here``.
 
     Raises:
-        PreflightError: It cannot be had.
+        PreflightError: It is not available.
     """
     try:
         if need.dataset is not None:
@@ -140,7 +142,7 @@ def _bring(need: Need, model_path: tuple[Path, ...]) -> str:
         return _by_name(need.name, need.revision, model_path)
     except PreflightError:
         raise
-    except (Exception, SystemExit) as error:  # anybody's code, a disk that is full: the next one may do
+    except (Exception, SystemExit) as error:  # an engine's code, a full disk: the next download may succeed
         raise PreflightError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
@@ -148,7 +150,7 @@ def _by_engine(name: str, configs: Sequence[ExperimentConfig], context: EngineCo
     try:
         engine = registry.load(registry.ENGINE_GROUP, name)
     except (LookupError, ImportError) as error:
-        raise PreflightError(f"engine {name!r} cannot be used: {one_line(error)}") from error
+        raise PreflightError(f"engine {name!r} cannot be loaded: {one_line(error)}") from error
     for config in configs:
         check_options(engine, config)
         engine(config, context).fetch()
@@ -165,9 +167,9 @@ def _by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> s
     if source.kind in ("local", "model_path"):
         return "already here"
     if source.kind == "builtin":
-        made = Path(source.location).is_dir()
+        exists = Path(source.location).is_dir()
         resolve_model(name, model_path, revision)
-        return "already here" if made else "fetched"
+        return "already here" if exists else "fetched"
     before = _files(name, revision)
     resolve_model(name, model_path, revision)
     after = _files(name, revision)
@@ -177,22 +179,22 @@ def _by_name(name: str, revision: str | None, model_path: tuple[Path, ...]) -> s
 
 
 def _files(name: str, revision: str | None) -> frozenset[Path]:
-    """Return the files of a hub model that are in the cache."""
+    """Return the cached files of a hub model."""
     return _inside(cached_snapshot(name, revision))
 
 
 def _inside(folder: Path | None) -> frozenset[Path]:
-    # What a link leads to may have been cleared away.
+    # is_file() is false for a link whose target was deleted.
     return frozenset(file for file in folder.rglob("*") if file.is_file()) if folder else frozenset()
 
 
 def _missing_weights(files: Iterable[Path]) -> str | None:
-    """Return what is missing among *files* of a model, or None: without a network the hub was not asked."""
+    """Return which weights are missing among a model's *files*, or None. The hub does not report it offline."""
     by_name = {file.name: file for file in files}
     index = by_name.get("model.safetensors.index.json")
     if index is None:
         found = any(name.endswith(".safetensors") for name in by_name)
-        return None if found else "its weights are not there as *.safetensors, which alone are downloaded"
+        return None if found else "it has no *.safetensors files, and weights are downloaded in no other format"
     shards = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     absent = sorted(shards - {*by_name})
     return f"{absent[0]} is missing ({len(absent)} of {len(shards)} files with weights)" if absent else None

@@ -1,59 +1,61 @@
-"""``llem report``: the results of a study as a page."""
+"""Declare ``llem report``, which writes the results of a study as an HTML report."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, complain, need_output, write
+from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
 from pytest_llem.cli.command import add as add_command
 
-#: Where the page goes unless somebody says otherwise.
+#: Default name of the report, in the results directory.
 PAGE = "report.html"
 
 _DESCRIPTION = f"""\
-Write the results of a study as a page: one HTML file that opens without a
-network.
+Write the results of a study as a report: one HTML file that needs no network.
 
-DIR is a results directory, also of a run that goes on or was killed. The page
-goes to {PAGE} in there, or to FILE; where it went is printed.
+DIR is a results directory. The run may still be going on, or may have been
+killed. The report is written to DIR/{PAGE} or to FILE, and its path is
+printed.
 
 Needs: pip install 'pytest-llem[report]'
 """
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
+    """Add the command to *commands*."""
     parser = add_command(
         commands,
         "report",
         _run,
-        summary="write the results of a study as a page",
+        summary="write the results of a study as an HTML report",
         description=_DESCRIPTION,
         statuses={DONE: "done"},
         examples="  llem report results/llama_2026-11-24T09-12-41Z -o llama.html",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="a results directory")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help=f"write it there instead of DIR/{PAGE}")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help=f"where to write the report; default: DIR/{PAGE}"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
-    need_output()
+    prepare_output()
     from pytest_llem.registry import missing_extra
 
     directory: Path = options.directory
     file: Path = options.output or directory / PAGE
     if (problem := missing_extra("report")) is None and not directory.is_dir():
-        problem = f"{directory}: is no results directory"
+        problem = f"{directory}: is not a results directory"
     if problem is not None:
-        complain(problem)
+        print_error(problem)
         return NOT_RUN
     from pytest_llem.reporting.html import write_report
 
     try:
         write_report(directory, file)
     except ValueError as error:
-        complain(str(error))
+        print_error(str(error))
         return NOT_RUN
     write(f"{file}\n")
     return DONE

@@ -1,24 +1,24 @@
-"""``llem schema``: the JSON Schema of a study file."""
+"""Declare ``llem schema``, which prints the JSON Schema of a study file."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, Commands, need_output, write
+from pytest_llem.cli.command import DONE, Commands, prepare_output, write
 from pytest_llem.cli.command import add as add_command
 
 _DESCRIPTION = """\
-Print the JSON Schema of a study file, or write it to FILE: editors complete
-and check studies with it. It knows the engines that are installed here.
+Print the JSON Schema of a study file, or write it to FILE. Editors use it to
+complete and check studies. It includes the options of the installed engines.
 
-In a study, its first line tells the editor:
+To use it in an editor, begin the study with this line:
   # yaml-language-server: $schema=FILE
 """
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
+    """Add the command to *commands*."""
     parser = add_command(
         commands,
         "schema",
@@ -28,7 +28,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "done"},
         examples="  llem schema -o study.schema.json",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it there instead of standard output")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write the schema; default: standard output"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -39,6 +41,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         Path(options.output).write_text(text, encoding="utf-8")
     else:
-        need_output()
+        prepare_output()
         write(text)
     return DONE

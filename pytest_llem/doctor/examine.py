@@ -1,4 +1,4 @@
-"""The examination: everything that is asked, and what comes of it."""
+"""Examine the machine for ``llem doctor``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from pytest_llem.hardware.gpus import is_cpu_build
 
 
 def examine(python: Path | None = None, seconds: float = 60.0) -> Examination:
-    """Look at this machine. No CUDA context is made, and torch is not imported here.
+    """Return everything that ``llem doctor`` finds on this machine.
+
+    No CUDA context is created, and this process does not import torch.
 
     Args:
-        python: The interpreter whose engines are looked at; None for this one.
-        seconds: How long the driver, and an engine's import, may take.
+        python: The interpreter whose engines are examined; None for this one.
+        seconds: Time limit of the driver, and of the import of each engine, in s.
     """
-    cpu = host.cpu()  # before we make a load ourselves
-    with ProbeProcess(gpus.COMMAND) as boards, software.Imports(python) as imports:
+    cpu = host.cpu()  # first, because the processes below raise the load
+    with ProbeProcess(gpus.COMMAND) as gpu_probe, software.Imports(python) as imports:
         rapl, around = host.rapl(), host.surroundings()
-        driver, found = gpus.read_gpus(boards, seconds)
+        driver, found = gpus.read_gpus(gpu_probe, seconds)
         installed = imports.found(seconds)
     torch = next((package.version for package in installed.packages if package.name == "torch"), None)
     used = used_gpus(found, torch)

@@ -1,4 +1,4 @@
-"""What stands in the way, and what to do about it."""
+"""Derive the findings of ``llem doctor`` from the examination, each with advice and commands."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pytest_llem.doctor.records import (
 )
 from pytest_llem.hardware.gpus import is_cpu_build
 
-#: Less free space than this is told, in MB.
-LITTLE_MB = 2_000
+#: Less free disk space than this is a finding, in MB.
+MIN_FREE_MB = 2_000
 
-#: A machine whose load is above this share of its CPUs, and this number of them, is not at rest.
+#: A machine is busy if its load exceeds both this share of its CPUs and this number of CPUs.
 _BUSY_SHARE, _BUSY = 0.1, 0.5
 
 _RAPL_COMMANDS = [
@@ -34,11 +34,11 @@ _RAPL_COMMANDS = [
 
 
 def findings(seen: Examination, used: Sequence[GpuReport]) -> list[Finding]:
-    """Return what stands in the way, the worst first.
+    """Return the findings, worst first.
 
     Args:
-        seen: What was found of everything else.
-        used: The GPUs that an engine runs on where nothing else is said.
+        seen: The examination so far.
+        used: The GPUs that an engine runs on by default.
     """
     found = [
         *_driver(seen, used),
@@ -60,21 +60,21 @@ def _driver(seen: Examination, used: Sequence[GpuReport]) -> Iterator[Finding]:
     driver, gpus, around = seen.driver, seen.gpus, seen.surroundings
     if driver.error is not None and driver.present:
         if driver.stuck:
-            do, commands = "the driver hangs: reset the GPU, or restart the machine", ["sudo dmesg | grep -i nvrm"]
+            do, commands = "the driver hangs: reset the GPU or reboot", ["sudo dmesg | grep -i nvrm"]
         elif around.container is not None:
-            do, commands = "let the container have the GPU, as docker run --gpus all does", []
+            do, commands = "give the container access to the GPU, for example with docker run --gpus all", []
         else:
-            do, commands = "NVIDIA's own tool tells more", ["nvidia-smi"]
+            do, commands = "NVIDIA's own tool may show the cause", ["nvidia-smi"]
         torch = next((one.version for one in seen.software.packages if one.name == "torch"), None)
-        spared = seen.verdict.method == "measured" and is_cpu_build(torch)
-        severity: Severity = "hinders" if spared else "blocks"
+        cpu_only = seen.verdict.method == "measured" and is_cpu_build(torch)
+        severity: Severity = "hinders" if cpu_only else "blocks"
         yield Finding(severity=severity, about="NVML", what=driver.error, do=do, commands=commands)
     hidden = [gpu for gpu in gpus if not gpu.visible]
     if gpus and len(hidden) == len(gpus):
         yield Finding(
             severity="note",
             about="GPUs",
-            what=f"CUDA_VISIBLE_DEVICES={around.cuda_visible_devices or ''} leaves none to experiments",
+            what=f"CUDA_VISIBLE_DEVICES={around.cuda_visible_devices or ''} hides all GPUs from experiments",
         )
 
 
@@ -85,8 +85,8 @@ def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdic
         yield Finding(
             severity="hinders" if verdict.method == "measured" else "blocks",
             about="torch",
-            what=f"torch {torch} is built for CPUs alone, and does not use the GPU",
-            do="install a build for CUDA",
+            what=f"torch {torch} is a CPU-only build, and does not use the GPU",
+            do="install a CUDA build",
         )
     built = next((engine.torch_cuda for engine in software.engines if engine.torch_cuda), None)
     if built and driver.cuda and _pair(built) > _pair(driver.cuda):
@@ -94,8 +94,8 @@ def _torch(software: Software, driver: Driver, gpus: Sequence[GpuReport], verdic
         yield Finding(
             severity="blocks" if other_major else "note",
             about="torch",
-            what=f"torch {torch} is built for CUDA {built}, and driver {driver.version} runs up to {driver.cuda}",
-            do="install a newer driver, or a torch that is built for an older CUDA" if other_major else None,
+            what=f"torch {torch} is built for CUDA {built}, but driver {driver.version} runs up to {driver.cuda}",
+            do="install a newer driver, or a torch build for an older CUDA" if other_major else None,
         )
 
 
@@ -104,19 +104,19 @@ def _rapl(rapl: Rapl, cpu: Cpu, around: Surroundings, *, on_gpu: bool) -> Iterat
         return
     do, commands = None, []
     if rapl.denied:
-        do, commands = "let your group read the counters, after each boot", _RAPL_COMMANDS
+        do, commands = "allow your group to read the counters, after each boot", _RAPL_COMMANDS
     elif rapl.domains:
-        do = "virtual machines may show counters that stand still" if cpu.virtual_machine else None
+        do = "counters of virtual machines may not advance" if cpu.virtual_machine else None
     elif cpu.virtual_machine:
-        do = "this is a virtual machine, and those seldom have one: measure on the machine itself, or on a GPU"
+        do = "virtual machines rarely have RAPL: measure on the host, or on a GPU"
     elif around.container is not None:
-        do = "containers hide it: docker run --security-opt systempaths=unconfined, or measure outside"
+        do = "containers hide it: use docker run --security-opt systempaths=unconfined, or measure outside"
     else:
-        do = "this processor has none, or its module is not loaded"
+        do = "this processor has no RAPL, or its kernel module is not loaded"
         commands = ["sudo modprobe intel_rapl_msr"]
     reason = rapl.error.removeprefix("RAPL: ")
     if on_gpu:
-        what = f"CPU energy is not measured beside the GPU's: {reason}"
+        what = f"CPU energy is not measured in addition to the GPU's: {reason}"
         yield Finding(severity="note", about="RAPL", what=what, do=do, commands=commands)
     else:
         yield Finding(severity="blocks", about="RAPL", what=reason, do=do, commands=commands)
@@ -130,7 +130,7 @@ def _engines(software: Software) -> Iterator[Finding]:
         yield Finding(
             severity="blocks",
             about="engines",
-            what="none is installed",
+            what="no engine is installed",
             commands=[f"{software.executable} -m pip install pytest-llem"],
         )
     usable = any(engine.error is None for engine in software.engines)
@@ -139,50 +139,52 @@ def _engines(software: Software) -> Iterator[Finding]:
             yield Finding(
                 severity="hinders" if usable else "blocks",
                 about=f"engine {engine.name}",
-                what=f"it cannot be imported: {engine.error}",
+                what=f"cannot be imported: {engine.error}",
             )
 
 
 def _cpu(cpu: Cpu, *, on_gpu: bool) -> Iterator[Finding]:
     if cpu.held_by is not None and not on_gpu:
-        what = f"an experiment has it: {cpu.held_by}"
-        yield Finding(severity="hinders", about="CPU", what=what, do="others wait for its end")
+        what = f"an experiment holds its lease: {cpu.held_by}"
+        yield Finding(severity="hinders", about="CPU", what=what, do="other experiments wait until it ends")
     elif cpu.load is not None and cpu.load > max(_BUSY, _BUSY_SHARE * (cpu.count or 1)):
         yield Finding(
             severity="hinders",
             about="CPU",
-            what=f"it is not at rest: the load of the last minute is {cpu.load:g} on {cpu.count} CPUs",
-            do="end what runs, and wait",
+            what=f"it is busy: the load average of the last minute is {cpu.load:g} on {cpu.count} CPUs",
+            do="stop other processes, and wait",
         )
     if cpu.limit is not None and cpu.limit < (cpu.count or 0):
         yield Finding(
             severity="note" if on_gpu else "hinders",
             about="CPU",
-            what=f"this process may take the time of {cpu.limit:g} of {cpu.count} CPUs, and no more",
-            do=f"as many threads as that: OMP_NUM_THREADS={max(1, int(cpu.limit))}",
+            what=f"a control group limits this process to the time of {cpu.limit:g} of {cpu.count} CPUs",
+            do=f"use no more threads than that: OMP_NUM_THREADS={max(1, int(cpu.limit))}",
         )
     if cpu.governor is not None and cpu.governor != "performance":
         yield Finding(
             severity="note" if on_gpu else "hinders",
             about="CPU",
-            what=f"its clocks follow the load (governor {cpu.governor})",
-            do="hold them up, until the next boot",
+            what=f"its clock frequency follows the load (governor {cpu.governor})",
+            do="set the governor to performance, until the next boot",
             commands=["sudo cpupower frequency-set -g performance"],
         )
     if cpu.virtual_machine and not on_gpu:
         yield Finding(
-            severity="note", about="CPU", what="a virtual machine: others may share its cores, which it cannot see"
+            severity="note",
+            about="CPU",
+            what="a virtual machine: others may share its cores unseen",
         )
 
 
 def _surroundings(around: Surroundings) -> Iterator[Finding]:
     if around.os != "Linux":
-        yield Finding(severity="blocks", about="system", what=f"{around.os} is not supported: Linux is")
+        yield Finding(severity="blocks", about="system", what=f"{around.os} is not supported: use Linux")
     if around.container is not None:
-        what = f"this is a container ({around.container}): what runs outside of it cannot be seen"
+        what = f"this is a container ({around.container}): processes outside of it are not visible"
         yield Finding(severity="note", about="container", what=what)
     if around.memory_limit_mb is not None and around.memory_limit_mb < (around.memory_mb or 0):
-        what = f"this process may have {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,}"
+        what = f"this process is limited to {around.memory_limit_mb:,} MB of the machine's {around.memory_mb:,} MB"
         yield Finding(severity="note", about="memory", what=what)
     for folder in around.folders:
         if folder.error is not None:
@@ -193,16 +195,16 @@ def _surroundings(around: Surroundings) -> Iterator[Finding]:
                 what=f"{folder.path}: {folder.error}" if folder.path else folder.error,
                 do=_FOLDERS[folder.what_for],
             )
-        elif folder.free_mb is not None and folder.free_mb < LITTLE_MB and folder.what_for != LOCKS:
-            what = f"{folder.free_mb:,} MB are free on the disk of {folder.path}"
+        elif folder.free_mb is not None and folder.free_mb < MIN_FREE_MB and folder.what_for != LOCKS:
+            what = f"only {folder.free_mb:,} MB are free on the disk of {folder.path}"
             yield Finding(severity="note", about=folder.what_for, what=what, do=_FOLDERS[folder.what_for])
 
 
 _FOLDERS = {
-    TEMPORARY: "TMPDIR says where another one is",
-    LOCKS: "every experiment takes a lock: TMPDIR says where else they can be",
-    RESULTS: "pytest --llem-results-dir says where else they can go",
-    HUB: "HF_HOME says where else it can be",
+    TEMPORARY: "set TMPDIR to another folder",
+    LOCKS: "every experiment needs a lock file: set TMPDIR to another folder",
+    RESULTS: "choose another folder with pytest --llem-results-dir",
+    HUB: "set HF_HOME to another folder",
 }
 
 

@@ -1,4 +1,4 @@
-"""What stands in the way with GPUs, and what to do about it."""
+"""Derive the findings of ``llem doctor`` about GPUs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pytest_llem.doctor.records import Finding, GpuReport, Severity, Surrounding
 from pytest_llem.hardware.gpus import unknown_entry
 from pytest_llem.hardware.sensors import IDLE, SETTING
 
-#: A GPU on which more memory is in use than this share, and in MB, has a user, seen or not: drivers take hundreds.
+#: A GPU is in use if its used memory exceeds both this share and this size in MB: drivers use hundreds of MB.
 _USED_SHARE, _USED_MB = 0.02, 1_100
 
 
 def gpu_findings(gpus: Sequence[GpuReport], used: Sequence[GpuReport], around: Surroundings) -> Iterator[Finding]:
-    """Yield what stands in the way.
+    """Yield the findings about the GPUs that experiments may use.
 
     Args:
-        gpus: Those that experiments may use.
-        used: Those that an engine runs on where nothing else is said.
+        gpus: The GPUs that experiments may use.
+        used: The GPUs that an engine runs on by default.
         around: The surroundings.
     """
     for gpu in gpus:
@@ -26,10 +26,10 @@ def gpu_findings(gpus: Sequence[GpuReport], used: Sequence[GpuReport], around: S
 
 
 def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iterator[Finding]:
-    """Yield what keeps it from being known which GPUs experiments run on.
+    """Yield findings that make it unclear on which GPUs experiments run.
 
     Args:
-        gpus: All of this machine.
+        gpus: All GPUs of this machine.
         around: The surroundings.
     """
     visible = around.cuda_visible_devices
@@ -39,21 +39,22 @@ def visibility_findings(gpus: Sequence[GpuReport], around: Surroundings) -> Iter
         yield Finding(
             severity="blocks" if hidden else "hinders",
             about="CUDA_VISIBLE_DEVICES",
-            what=f"{entry!r} in {visible!r} names no GPU: CUDA uses only those before it"
+            what=f"{entry!r} in {visible!r} names no GPU: CUDA uses only the entries before it"
             + (", so engines run on the CPU" if hidden else ""),
-            do=f"name GPUs by their UUID, or by number from 0 to {len(gpus) - 1}",
+            do=f"name GPUs by their UUID, or by index from 0 to {len(gpus) - 1}",
         )
     named = [gpu for gpu in gpus if gpu.visible]
     is_ordered = around.cuda_device_order == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
     if len(named) < 2 or is_ordered or any(gpu.first for gpu in gpus):
         return
-    order = "CUDA may count these different GPUs in another order than nvidia-smi"
-    is_open = visible is not None
+    order = "CUDA may number these different GPUs in another order than nvidia-smi"
+    is_set = visible is not None
+    unknown = "which of them is meant is unknown" if is_set else "the first one, which engines use, is unknown"
     yield Finding(
-        severity="hinders" if is_open else "note",
-        about=f"CUDA_VISIBLE_DEVICES={visible}" if is_open else _names(named),
-        what=f"{order}: which of them {'is meant' if is_open else 'is the first, which engines use,'} is unknown",
-        do="count them by their place on the bus, or name one by its UUID",
+        severity="hinders" if is_set else "note",
+        about=f"CUDA_VISIBLE_DEVICES={visible}" if is_set else _names(named),
+        what=f"{order}: {unknown}",
+        do="number them in PCI bus order, or name one by its UUID",
         commands=["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={named[0].uuid}"],
     )
 
@@ -63,7 +64,7 @@ def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
     if gpu.error is not None:
         severity: Severity = "blocks" if used else "hinders"
         what = f"it does not answer: {gpu.error}"
-        yield Finding(severity=severity, about=about, what=what, do="reset it, or restart the machine")
+        yield Finding(severity=severity, about=about, what=what, do="reset it or reboot")
         return
     yield from _energy(gpu, about, blocking=used)
     if gpu.compute_mode == "prohibited":
@@ -74,13 +75,13 @@ def _gpu(gpu: GpuReport, used: bool, around: Surroundings) -> Iterator[Finding]:
             what="compute mode is prohibited: nothing can run on it",
             commands=[command],
         )
-    holding = [reason for reason in gpu.clock_reasons or () if reason not in (IDLE, SETTING)]
-    if holding:
+    throttling = [reason for reason in gpu.clock_reasons or () if reason not in (IDLE, SETTING)]
+    if throttling:
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"its clocks are held down at the moment: {', '.join(holding)}",
-            do="let it cool, or see to its power, before you measure",
+            what=f"its clocks are throttled now: {', '.join(throttling)}",
+            do="let it cool, or check its power supply and limit, before you measure",
         )
     yield from _users(gpu, about, around)
 
@@ -91,8 +92,8 @@ def _energy(gpu: GpuReport, about: str, *, blocking: bool) -> Iterator[Finding]:
         yield Finding(
             severity=severity,
             about=about,
-            what="MIG is on, and NVML knows no energy of a part of a GPU",
-            do="switch it off, once nobody uses the instances",
+            what="MIG is on, and NVML reports no energy of a part of a GPU",
+            do="turn it off when its instances are not in use",
             commands=[f"sudo nvidia-smi -i {gpu.index} -mig 0"],
         )
     elif gpu.refusal is not None:
@@ -101,7 +102,7 @@ def _energy(gpu: GpuReport, about: str, *, blocking: bool) -> Iterator[Finding]:
         yield Finding(
             severity=severity,
             about=about,
-            what="it has no energy counter (boards have one from Volta on): sampled power is integrated instead",
+            what="it has no energy counter (GPUs have one from Volta on): sampled power is integrated instead",
         )
     elif gpu.energy_counter_error is not None:
         instead = ": sampled power is integrated instead" if gpu.power_sources else ""
@@ -109,28 +110,28 @@ def _energy(gpu: GpuReport, about: str, *, blocking: bool) -> Iterator[Finding]:
 
 
 def _settings(gpus: Sequence[GpuReport]) -> Iterator[Finding]:
-    """Yield what is to be set, once for all GPUs that it is the same for."""
-    if forgetful := [gpu for gpu in gpus if gpu.persistence_mode is False]:
+    """Yield findings about settings, one for all GPUs that need the same command."""
+    if unloading := [gpu for gpu in gpus if gpu.persistence_mode is False]:
         yield Finding(
             severity="hinders",
-            about=_names(forgetful),
-            what="persistence mode is off: between experiments the driver is unloaded, and settings are lost",
-            do="keep it loaded until the next boot; the service nvidia-persistenced does so for good",
-            commands=[f"sudo nvidia-smi -i {_indices(forgetful)} -pm 1"],
+            about=_names(unloading),
+            what="persistence mode is off: the driver is unloaded between experiments, and settings are lost",
+            do="turn it on until the next boot; the service nvidia-persistenced does so permanently",
+            commands=[f"sudo nvidia-smi -i {_indices(unloading)} -pm 1"],
         )
-    loose: dict[tuple[bool | None, int | None], list[GpuReport]] = {}
+    unlocked: dict[tuple[bool | None, int | None], list[GpuReport]] = {}
     for gpu in gpus:
         if not gpu.clocks_held and gpu.sm_clock_mhz is not None:
-            loose.setdefault((gpu.clocks_held, gpu.lasting_clock_mhz), []).append(gpu)
-    for (held, mhz), alike in loose.items():
-        known = "are not locked" if held is False else "may not be locked (NVML does not tell)"
+            unlocked.setdefault((gpu.clocks_held, gpu.lasting_clock_mhz), []).append(gpu)
+    for (held, mhz), alike in unlocked.items():
+        locked = "are not locked" if held is False else "may not be locked (NVML does not report it)"
         indices = _indices(alike)
         yield Finding(
             severity="hinders",
             about=_names(alike),
-            what=f"clocks {known}: they follow temperature and power, and so do figures",
-            do="lock them, at what is held under your load"
-            + (f"; undone by nvidia-smi -i {indices} -rgc" if mhz else ""),
+            what=f"clocks {locked}: they vary with temperature and power, and so do figures",
+            do="lock them at a clock that the GPU sustains under your load"
+            + (f"; undo with nvidia-smi -i {indices} -rgc" if mhz else ""),
             commands=[f"sudo nvidia-smi -i {indices} -lgc {mhz},{mhz}"] if mhz else [],
         )
 
@@ -140,8 +141,8 @@ def _users(gpu: GpuReport, about: str, around: Surroundings) -> Iterator[Finding
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"an experiment has it: {gpu.held_by}",
-            do="others wait for its end",
+            what=f"an experiment holds its lease: {gpu.held_by}",
+            do="other experiments wait until it ends",
         )
     elif gpu.users:
         named = ", ".join(f"{one.name or '?'} (pid {one.pid})" for one in gpu.users[:3])
@@ -149,16 +150,16 @@ def _users(gpu: GpuReport, about: str, around: Surroundings) -> Iterator[Finding
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"others use it: {named}{more}",
-            do="end them before you measure: what they draw is in every figure",
+            what=f"other processes use it: {named}{more}",
+            do="stop them before you measure: their energy is included in every figure",
         )
     elif gpu.used_mb is not None and gpu.used_mb > max(_USED_MB, _USED_SHARE * (gpu.memory_mb or 0)):
-        unseen = " (a container sees none outside of it)" if around.container else ""
+        unseen = " (processes outside of a container are not visible in it)" if around.container else ""
         yield Finding(
             severity="hinders",
             about=about,
-            what=f"{gpu.used_mb:,} MB of its memory are in use, by processes that NVML does not name{unseen}",
-            do="end them before you measure: what they draw is in every figure",
+            what=f"{gpu.used_mb:,} MB of its memory are in use by processes that NVML does not report{unseen}",
+            do="stop them before you measure: their energy is included in every figure",
         )
 
 
@@ -167,5 +168,5 @@ def _names(gpus: Sequence[GpuReport]) -> str:
 
 
 def _indices(gpus: Sequence[GpuReport]) -> str:
-    """Return them as nvidia-smi takes them."""
+    """Return the indices of *gpus* in the form of ``nvidia-smi -i``."""
     return ",".join(str(gpu.index) for gpu in gpus)

@@ -1,10 +1,10 @@
-"""What NVML tells of this machine's GPUs, asked in a process of its own: with a dead driver a call never returns.
+"""Print what NVML reports about this machine's GPUs.
 
     python -P -m pytest_llem.doctor.gpu_probe
 
-Standard output takes a JSON object a line, as things become known: ``{"doing": …}`` before what may take for ever,
-``{"driver": …}``, and a ``{"gpu": …}`` for each, and once more when the counters were watched. No CUDA context is
-made.
+This runs in its own process, because a call into a hanging driver never returns. It prints one JSON object per
+line: ``{"doing": …}`` before each call that may hang, ``{"driver": …}``, ``{"gpu": …}`` for each GPU, and another
+``{"gpu": …}`` for each after its energy counter was watched. No CUDA context is created.
 """
 
 from __future__ import annotations
@@ -40,41 +40,46 @@ from pytest_llem.hardware.sensors import (
     temperature_c,
 )
 
-#: Ticks that are waited for: half a second of them on most boards.
+#: Ticks of the energy counter to wait for: about half a second on most GPUs.
 _TICKS = 6
 
 _COMPUTE_MODES = {0: "default", 1: "exclusive", 2: "prohibited", 3: "exclusive"}
 
 
 def main() -> None:
-    """Tell of the driver and of every board."""
-    _tell("doing", "nvmlInit")
+    """Print the driver and every GPU."""
+    _report("doing", "nvmlInit")
     with Nvml() as nvml:
         if not nvml.is_open:
-            _tell("driver", {"error": nvml.error})
+            _report("driver", {"error": nvml.error})
             return
-        _tell("doing", "nvmlSystemGetDriverVersion")
+        _report("doing", "nvmlSystemGetDriverVersion")
         driver = nvml.ask("nvmlSystemGetDriverVersion")
-        _tell("driver", {"version": driver, "cuda": newest_cuda(nvml)})
-        _tell("doing", "nvmlDeviceGetHandleByIndex")
+        _report("driver", {"version": driver, "cuda": newest_cuda(nvml)})
+        _report("doing", "nvmlDeviceGetHandleByIndex")
         handles, visible = all_handles(nvml), visible_handles(nvml)
         answering: dict[str, int] = {}
         for index, (uuid, handle) in enumerate(handles.items()):
-            _tell("doing", f"GPU {index}")
+            _report("doing", f"GPU {index}")
             if handle is None:
                 nvml.ask("nvmlDeviceGetHandleByIndex", index)
-                _tell("gpu", {"index": index, "visible": uuid in visible.lost, "error": nvml.error})
+                _report("gpu", {"index": index, "visible": uuid in visible.lost, "error": nvml.error})
                 continue
             answering[uuid] = index
             place = {"index": index, "visible": uuid in visible.by_uuid, "first": uuid == visible.first}
-            _tell("gpu", place | _gpu(nvml, uuid, handle))
-        for uuid, index in answering.items():  # one by one: a call may take 4 ms, and they would blur each other
-            _tell("doing", f"the counter of GPU {index}")
-            _tell("gpu", {"index": index, **_watched(nvml, uuid, handles[uuid])})
+            _report("gpu", place | _gpu(nvml, uuid, handle))
+        for (
+            uuid,
+            index,
+        ) in (
+            answering.items()
+        ):  # one GPU after the other, because a call may take 4 ms, which would delay the others' reads
+            _report("doing", f"the counter of GPU {index}")
+            _report("gpu", {"index": index, **_watched(nvml, uuid, handles[uuid])})
 
 
 def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
-    """Return what is known of a board."""
+    """Return the facts of a GPU, as fields of ``GpuReport``."""
     known = read_gpu(nvml, uuid, handle)
     memory = nvml.ask("nvmlDeviceGetMemoryInfo", handle)
     sources = power_sources(nvml, handle)
@@ -104,32 +109,32 @@ def _gpu(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
 
 
 def _watched(nvml: Nvml, uuid: str, handle: Any) -> dict[str, Any]:
-    """Watch a board's counter tick, and its clocks meanwhile; return what was seen."""
-    most = nvml.ask("nvmlDeviceGetMaxClockInfo", handle, nvml.constant("NVML_CLOCK_SM"))
+    """Wait for ticks of a GPU's energy counter, compare its clocks before and after, and return the result."""
+    max_mhz = nvml.ask("nvmlDeviceGetMaxClockInfo", handle, nvml.constant("NVML_CLOCK_SM"))
     before, _ = clocks_mhz(nvml, handle)
     calls: list[float] = []
-    counts, failure, tick_s = True, None, None
+    has_counter, failure, tick_s = True, None, None
     try:
         nvml.call(COUNTER, handle)
     except NvmlError as error:
-        counts, failure = False, str(error)
+        has_counter, failure = False, str(error)
     else:
         seen = ticks({uuid: _timed(partial(nvml.call, COUNTER, handle), calls)}, _TICKS)[uuid]
         failure = seen if isinstance(seen, str) else None
         tick_s = None if isinstance(seen, str) else period(seen)
     reasons = clock_reasons(nvml, handle)
     return {
-        "energy_counter": counts,
+        "energy_counter": has_counter,
         "energy_counter_error": failure,
         "tick_ms": round(tick_s * 1e3, 2) if tick_s is not None else None,
         "call_ms": round(statistics.median(calls) * 1e3, 4) if calls else None,
         "clock_reasons": reasons,
-        "clocks_held": _held(reasons, before, clocks_mhz(nvml, handle)[0], most),
+        "clocks_held": _held(reasons, before, clocks_mhz(nvml, handle)[0], max_mhz),
     }
 
 
 def _timed(read: Callable[[], int], calls: list[float]) -> Callable[[], int]:
-    """Return *read*, which then notes in *calls* how long each took, in s."""
+    """Return *read* wrapped so that it appends the duration of each call, in s, to *calls*."""
 
     def timed() -> int:
         began = time.monotonic()
@@ -141,20 +146,23 @@ def _timed(read: Callable[[], int], calls: list[float]) -> Callable[[], int]:
     return timed
 
 
-def _held(reasons: list[str] | None, before: float | None, after: float | None, most: float | None) -> bool | None:
-    """Return whether a setting holds the clocks, as far as it shows: NVML has no call for that."""
+def _held(
+    reasons: list[str] | None, before: float | None, after: float | None, max_mhz: float | None
+) -> bool | None:
+    """Return whether a setting locks the clocks, or None if unknown: NVML has no call for that."""
     if reasons is not None and SETTING in reasons:
         return True
-    resting = reasons is not None and IDLE in reasons and after and most and after < most / 2
-    return False if resting or before != after else None  # they go down and up by themselves
+    # Clocks that drop when the GPU is idle, or change by themselves, are not locked.
+    is_low = reasons is not None and IDLE in reasons and after and max_mhz and after < max_mhz / 2
+    return False if is_low or before != after else None
 
 
 def _mb(size: int | None) -> int | None:
     return round(size / 1e6) if size is not None else None
 
 
-def _tell(what: str, told: object) -> None:
-    print(json.dumps({what: told}), flush=True)
+def _report(key: str, value: object) -> None:
+    print(json.dumps({key: value}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The GPUs and their driver, as a process of its own has told of them within its time."""
+"""Read the GPUs and their driver from the output of the probe process."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pytest_llem.machine.devices import holder
 
 COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
 
-#: Any of these is a sign of an NVIDIA device, or of its driver.
+#: Paths of which any shows that there is an NVIDIA device or driver.
 _SIGNS = ("dev/nvidiactl", "proc/driver/nvidia", "dev/dxg")
 
 
-def read_gpus(asked: ProbeProcess, seconds: float, root: Path = Path("/")) -> tuple[Driver, list[GpuReport]]:
+def read_gpus(probe: ProbeProcess, seconds: float, root: Path = Path("/")) -> tuple[Driver, list[GpuReport]]:
     """Return the driver and the GPUs of this machine.
 
     Args:
-        asked: A process that runs :data:`COMMAND`.
-        seconds: How long it may take.
-        root: Where ``dev`` and ``proc`` are.
+        probe: A process that runs :data:`COMMAND`.
+        seconds: Time limit of the process, in s.
+        root: The directory of ``dev`` and ``proc``.
     """
-    said, failure = asked.answer(seconds)
+    output, failure = probe.answer(seconds)
     driver: dict[str, Any] = {"present": any((root / sign).exists() for sign in _SIGNS)}
     gpus: dict[int, dict[str, Any]] = {}
-    doing = "it"
-    for line in said.splitlines():
+    doing = "start"
+    for line in output.splitlines():
         try:
             one = json.loads(line)
-        except ValueError:  # cut off, or a library's own words
+        except ValueError:  # an incomplete line, or output of a library
             continue
         if not isinstance(one, dict):
             continue
@@ -42,7 +42,7 @@ def read_gpus(asked: ProbeProcess, seconds: float, root: Path = Path("/")) -> tu
             gpus.setdefault(found["index"], {}).update(found)
     if failure is not None:
         stuck = failure.startswith("no answer")
-        driver |= {"error": f"{failure} while {doing} was asked", "stuck": stuck}
+        driver |= {"error": f"{failure}; last step: {doing}", "stuck": stuck}
         driver["present"] = driver["present"] or stuck
     found_gpus = [GpuReport.model_validate(found) for _, found in sorted(gpus.items())]
     for gpu in found_gpus:

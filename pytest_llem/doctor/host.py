@@ -1,4 +1,4 @@
-"""What else of this machine matters: a container's limits, folders, disks, the hub's cache."""
+"""Read the facts of the host: CPU, RAPL, memory, container limits, and the folders that a run writes to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPORARY, LOCKS, RESULTS, HUB = "temporary files", "locks", "results", "the hub
 
 
 def surroundings() -> Surroundings:
-    """Return what is known of them."""
+    """Return the facts of the operating system, memory, container, environment variables and folders."""
     limit = memory_limit_bytes()
     memory_mb, swap_mb = _memory_mb()
     return Surroundings(
@@ -40,7 +40,7 @@ def surroundings() -> Surroundings:
 
 
 def _memory_mb() -> tuple[int | None, int | None]:
-    """Return the machine's memory, and how much of its swap is in use."""
+    """Return the machine's memory and its used swap, in MB."""
     import psutil
 
     memory = swap = None
@@ -78,17 +78,17 @@ def _hub() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
-def _written(what_for: str, where: Callable[[], Path]) -> Folder:
-    """Return a folder that need not be there yet."""
+def _written(what_for: str, find_path: Callable[[], Path]) -> Folder:
+    """Return a folder that a run creates if it does not exist."""
     found = Folder(what_for=what_for)
     try:
-        path = where()
+        path = find_path()
         found.path = str(path)
-        there = next(one for one in (path, *path.absolute().parents) if one.exists())
-        found.free_mb = _free_mb(there)
-        if not os.access(there, os.W_OK | os.X_OK):
+        existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+        found.free_mb = _free_mb(existing)
+        if not os.access(existing, os.W_OK | os.X_OK):
             found.error = "Permission denied"
-    except (OSError, RuntimeError) as error:  # a folder that is gone, a home that nobody knows
+    except (OSError, RuntimeError) as error:  # a deleted working directory, an unknown home directory
         found.error = getattr(error, "strerror", None) or str(error)
     return found
 
@@ -100,12 +100,12 @@ def _free_mb(path: Path) -> int | None:
         return None
 
 
-#: For how long the counters are watched, in s: they are updated about every millisecond.
+#: Time for which the RAPL counters are watched, in s. They are updated about every millisecond.
 _WATCHED_S = 0.2
 
 
 def cpu() -> Cpu:
-    """Return what is known of the processor."""
+    """Return the facts of the processor."""
     known = processor()
     load = None
     with suppress(OSError, AttributeError):
@@ -127,14 +127,14 @@ def cpu() -> Cpu:
 
 
 def rapl(root: Path | None = None) -> Rapl:
-    """Return which counters of RAPL there are, and whether they give energy here, as the meter finds.
+    """Return the RAPL counters, and whether the meter ``rapl`` can read energy from them.
 
     Args:
         root: The powercap folder; None for the system's.
     """
     root = root or powercap_root()
     found = Rapl(root=str(root))
-    with suppress(OSError, ValueError):  # the meter says why
+    with suppress(OSError, ValueError):  # the meter below reports the reason
         found.domains = [
             RaplDomain(device=one.device, boundary=one.boundary, path=str(one.folder / "energy_uj"))
             for one in domains(root)
@@ -157,7 +157,7 @@ def rapl(root: Path | None = None) -> Rapl:
     errors = {(one.device, one.boundary): one.reason for one in reading.devices if one.energy_j is None}
     for domain in found.domains:
         domain.error = errors.get((domain.device, domain.boundary))
-    found.error = next((reason for reason in errors.values()), None)  # one without energy leaves the sum without
+    found.error = next(iter(errors.values()), None)  # a single missing counter makes the sum unknown
     return found
 
 

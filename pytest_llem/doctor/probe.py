@@ -1,4 +1,4 @@
-"""A process that is asked something and may never answer: a driver can hang, a library can crash."""
+"""Run a command that may hang or crash, such as one that calls a driver, with a time limit."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from types import TracebackType
 
-#: How long one is waited for that was killed, in s. Stuck in a driver it does not go, and is left.
+#: How long to wait for a killed process, in s. One that is stuck in a driver call does not end, and is abandoned.
 _REAP_S = 1.0
 
 
 class ProbeProcess:
-    """Runs a command from being made until it is left; whatever becomes of it, nothing waits for it for ever.
+    """A context manager that runs a command from its creation to its exit, and never waits for it without limit.
 
     Args:
-        command: What to run. What it prints is short.
-        without: Variables of the environment that it does not get.
+        command: The command. Its output must be short, because it is read only at the end.
+        without: Environment variables to remove for the command.
     """
 
     def __init__(self, command: Sequence[str], without: Collection[str] = ()) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._began = time.monotonic()
-        self._refused: str | None = None
+        self._start_error: str | None = None
         try:
             self._process = subprocess.Popen(
                 command,
@@ -33,10 +33,10 @@ class ProbeProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={name: value for name, value in os.environ.items() if name not in without},
-                start_new_session=True,  # to be killed whole, and not by the Ctrl-C that ends us
+                start_new_session=True,  # so that its whole group can be killed, and Ctrl-C does not reach it
             )
         except (OSError, ValueError) as error:
-            self._refused = str(error)
+            self._start_error = str(error)
 
     def __enter__(self) -> ProbeProcess:
         return self
@@ -56,20 +56,20 @@ class ProbeProcess:
             process.stdout.close()
 
     def answer(self, seconds: float) -> tuple[str, str | None]:
-        """Return what it printed, and why that is not all of it; None where it ended by itself, and well.
+        """Return the command's output, and an error message, or None if it ended with status 0.
 
         Args:
-            seconds: How long it may take, from its start.
+            seconds: Time limit in s, from the start of the command.
         """
         if self._process is None:
-            return "", self._refused or "it has been asked already"
+            return "", self._start_error or "the process has ended already"
         left = max(0.0, self._began + seconds - time.monotonic())
         try:
-            said, _ = self._process.communicate(timeout=left)
+            output, _ = self._process.communicate(timeout=left)
         except subprocess.TimeoutExpired as late:
             return (late.stdout or b"").decode("utf-8", "replace"), f"no answer within {seconds:g} s"
         status = self._process.returncode
         if status < 0:
             with suppress(ValueError):
-                return said.decode("utf-8", "replace"), f"it crashed ({signal.Signals(-status).name})"
-        return said.decode("utf-8", "replace"), f"it ended with status {status}" if status else None
+                return output.decode("utf-8", "replace"), f"the process crashed ({signal.Signals(-status).name})"
+        return output.decode("utf-8", "replace"), f"the process ended with status {status}" if status else None

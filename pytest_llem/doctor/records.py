@@ -1,4 +1,4 @@
-"""What is known of each part of a machine: records that the JSON of ``llem doctor`` is made of."""
+"""Define the records that the JSON of ``llem doctor`` consists of."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pytest_llem.results.metrics import Method
 
 
 class Driver(Record):
-    """NVIDIA's driver.
+    """The NVIDIA driver.
 
     Attributes:
-        version: Its version.
-        cuda: The newest CUDA that it runs.
-        error: Why NVML tells nothing, or no more: it is not there, it failed, or it did not answer in time.
-        stuck: It did not answer in time.
-        present: There is an NVIDIA device on this machine, whether NVML knows it or not.
+        version: Version of the driver.
+        cuda: Newest CUDA version that the driver supports.
+        error: Why NVML reports nothing, or not everything; null if it reports all.
+        stuck: Whether the driver did not answer in time.
+        present: Whether this machine has an NVIDIA device or driver, even if NVML does not report it.
     """
 
     version: str | None = None
@@ -32,9 +32,9 @@ class GpuUser(Record):
     """A process that uses a GPU.
 
     Attributes:
-        pid: Its id.
-        name: Its program; null where nobody tells.
-        used_mb: GPU memory that it has, in MB; null where that is not known.
+        pid: Process id.
+        name: Name of the program; null if unknown.
+        used_mb: GPU memory of the process, in MB; null if unknown.
     """
 
     pid: int
@@ -43,46 +43,46 @@ class GpuUser(Record):
 
 
 class GpuReport(Record):
-    """A GPU. What it does not tell is null; power is in W, clocks in MHz, memory in MB.
+    """A GPU. Values that it does not report are null; power is in W, clocks are in MHz, memory is in MB.
 
     Attributes:
-        index: NVML's, as nvidia-smi counts.
-        uuid: Its identity; null where it does not answer.
-        error: Why it does not answer.
-        name: Its model.
-        visible: CUDA_VISIBLE_DEVICES leaves it to experiments.
-        first: CUDA counts it as its first, which an engine takes where nothing else is said.
+        index: Index in NVML and nvidia-smi.
+        uuid: UUID; null if the GPU does not answer.
+        error: Why the GPU does not answer; null if it does.
+        name: Model of the GPU.
+        visible: Whether CUDA_VISIBLE_DEVICES lets experiments use the GPU.
+        first: Whether CUDA numbers the GPU as its first, which engines use by default.
         driver: Version of the driver.
         capability: CUDA compute capability.
-        memory_mb: All of its memory.
-        used_mb: What of it is in use.
-        energy_counter: It has a total energy counter.
-        energy_counter_error: What NVML says of it otherwise, or why it does not tick.
-        tick_ms: The time between two ticks of that.
-        call_ms: How long a call that reads it takes, the median.
-        power_sources: What tells its power, the best first: ``nvml_power_instant``, ``nvml_power_average``,
+        memory_mb: Total memory.
+        used_mb: Used memory.
+        energy_counter: Whether the GPU has a total energy counter.
+        energy_counter_error: NVML's error if there is no energy counter, or why the counter does not advance.
+        tick_ms: Time between two updates (ticks) of the energy counter, in ms.
+        call_ms: Median time of a call that reads the energy counter, in ms.
+        power_sources: Available power readings, best first: ``nvml_power_instant``, ``nvml_power_average``,
             ``nvml_power_usage``.
-        refusal: Why the meter ``nvml`` cannot use it.
-        power_w: What it draws now.
-        temperature_c: In °C.
-        power_limit_w: As it is enforced.
-        default_power_limit_w: As the vendor has set it.
-        persistence_mode: The driver stays loaded while nobody uses it.
-        ecc_mode: Memory is error-correcting.
-        mig_mode: It is cut into instances.
+        refusal: Why the meter ``nvml`` cannot use the GPU; null if it can.
+        power_w: Power draw now.
+        temperature_c: Temperature now, in °C.
+        power_limit_w: Enforced power limit.
+        default_power_limit_w: Power limit set by the vendor.
+        persistence_mode: Whether the driver stays loaded while no process uses the GPU.
+        ecc_mode: Whether ECC memory is on.
+        mig_mode: Whether MIG is on.
         compute_mode: ``default``, ``exclusive`` or ``prohibited``.
-        sm_clock_mhz: Of the processors, now.
-        max_sm_clock_mhz: At most.
-        application_sm_clock_mhz: As applications are to have it.
-        memory_clock_mhz: Of the memory, now.
-        max_memory_clock_mhz: At most.
-        clocks_held: A setting holds the clocks now (true), they move (false). NVML has no call that tells whether
-            they are locked.
-        lasting_clock_mhz: A clock to lock them at.
-        clock_reasons: Why they are as they are now: ``idle``, ``setting``, ``power``, ``hw_slowdown``,
+        sm_clock_mhz: SM clock now.
+        max_sm_clock_mhz: Maximum SM clock.
+        application_sm_clock_mhz: SM clock set for applications.
+        memory_clock_mhz: Memory clock now.
+        max_memory_clock_mhz: Maximum memory clock.
+        clocks_held: Whether a setting locks the clocks (true) or they vary (false); null if unknown, because NVML
+            has no call that reports it.
+        lasting_clock_mhz: SM clock that the advice recommends for locking.
+        clock_reasons: Reasons for the clocks now: ``idle``, ``setting``, ``power``, ``hw_slowdown``,
             ``sync_boost``, ``sw_thermal``, ``hw_thermal``, ``hw_power_brake``, ``display``.
-        users: Processes that use it; null where NVML does not tell.
-        held_by: The experiment of pytest-llem that has it, in words.
+        users: Processes that use the GPU; null if NVML does not report them.
+        held_by: The experiment that holds the GPU's lease, as text.
     """
 
     index: int
@@ -127,8 +127,8 @@ class RaplDomain(Record):
     Attributes:
         device: ``package-0``, ``dram-0``, …
         boundary: ``cpu_package`` or ``dram``.
-        path: Its file.
-        error: Why it gives no energy; null where it does.
+        path: File of the counter.
+        error: Why the counter gives no energy; null if it does.
     """
 
     device: str
@@ -138,13 +138,13 @@ class RaplDomain(Record):
 
 
 class Rapl(Record):
-    """RAPL, the CPUs' own energy counters.
+    """RAPL, the energy counters of CPUs.
 
     Attributes:
-        root: Where they are looked for.
-        domains: Those that are there.
-        error: Why the meter ``rapl`` cannot be used; null where it can.
-        denied: That is for want of permission.
+        root: Folder of the counters.
+        domains: The counters found.
+        error: Why the meter ``rapl`` cannot be used; null if it can.
+        denied: Whether that is due to missing permission.
     """
 
     root: str
@@ -157,17 +157,17 @@ class Cpu(Record):
     """The processor.
 
     Attributes:
-        model: Its model.
-        count: Hardware threads.
-        allowed: Those that this process may use.
-        limit: CPUs' time that its control group may take; null for no limit.
-        smt: Several threads share a core.
-        governor: What governs the clocks.
-        boost: They may rise above the base clock.
-        load: Of the last minute, as the system tells it.
-        virtual_machine: This is one.
-        omp_num_threads: OMP_NUM_THREADS.
-        held_by: The experiment of pytest-llem that has the CPU, in words.
+        model: Model of the CPU.
+        count: Number of hardware threads.
+        allowed: Number of hardware threads that this process may use.
+        limit: CPU limit of this process's control group, in CPUs; null for no limit.
+        smt: Whether several hardware threads share a core.
+        governor: Frequency governor.
+        boost: Whether clocks may rise above the base clock.
+        load: Load average of the last minute.
+        virtual_machine: Whether this is a virtual machine.
+        omp_num_threads: Value of OMP_NUM_THREADS.
+        held_by: The experiment that holds the CPU's lease, as text.
     """
 
     model: str | None = None
@@ -184,14 +184,14 @@ class Cpu(Record):
 
 
 class Engine(Record):
-    """An engine that is installed.
+    """An installed engine.
 
     Attributes:
-        name: As a study names it.
-        distribution: What provides it.
-        version: Of that.
-        error: Why it cannot be imported; null where it can.
-        torch_cuda: The CUDA that the torch it imports is built for; null where there is none, or for CPUs alone.
+        name: Name of the engine in a study.
+        distribution: Distribution that provides the engine.
+        version: Version of the distribution.
+        error: Why the engine cannot be imported; null if it can.
+        torch_cuda: CUDA version that the engine's torch is built for; null without torch or for a CPU-only build.
     """
 
     name: str
@@ -202,13 +202,13 @@ class Engine(Record):
 
 
 class Meter(Record):
-    """A meter that is installed.
+    """An installed meter.
 
     Attributes:
-        name: As a study names it.
-        distribution: What provides it.
-        auto: ``energy.backend: auto`` takes it here.
-        error: Why it cannot be used here; null where it can, and for meters of others, which are not tried.
+        name: Name of the meter in a study.
+        distribution: Distribution that provides the meter.
+        auto: Whether ``energy.backend: auto`` uses the meter on this machine.
+        error: Why the meter cannot be used on this machine; null if it can. Third-party meters are not tried.
     """
 
     name: str
@@ -218,12 +218,12 @@ class Meter(Record):
 
 
 class Package(Record):
-    """A package that the engine ``pytorch``, or something else that a study may ask for, needs.
+    """A package that the engine ``pytorch`` or an option of a study needs.
 
     Attributes:
-        name: As pip calls it.
-        version: The one that is installed; null for none.
-        what_for: What needs it.
+        name: Name of the distribution.
+        version: Installed version; null if it is not installed.
+        what_for: Purpose of the package.
     """
 
     name: str
@@ -235,10 +235,10 @@ class Folder(Record):
     """A folder that a run writes to.
 
     Attributes:
-        what_for: What it is for.
-        path: Where it is; null where there is none.
-        free_mb: Free on its disk, in MB.
-        error: Why it cannot be used; null where it can.
+        what_for: Purpose of the folder.
+        path: Path of the folder; null if there is none.
+        free_mb: Free space on its disk, in MB.
+        error: Why the folder cannot be used; null if it can.
     """
 
     what_for: str
@@ -248,19 +248,19 @@ class Folder(Record):
 
 
 class Surroundings(Record):
-    """What else matters.
+    """Operating system, memory, environment variables and folders.
 
     Attributes:
-        os: The system.
-        kernel: Its version.
-        container: Its kind; null for no sign of one.
-        memory_mb: Of the machine.
-        memory_limit_mb: What this process's control group may have; null for no limit.
-        swap_used_mb: Of the machine.
-        hf_hub_offline: HF_HUB_OFFLINE is set: nothing is downloaded.
-        cuda_visible_devices: CUDA_VISIBLE_DEVICES.
-        cuda_device_order: CUDA_DEVICE_ORDER.
-        folders: Those that a run writes to.
+        os: Name of the operating system.
+        kernel: Version of the kernel.
+        container: Kind of container; null if there is no sign of one.
+        memory_mb: Memory of the machine, in MB.
+        memory_limit_mb: Memory limit of this process's control group, in MB; null for no limit.
+        swap_used_mb: Used swap of the machine, in MB.
+        hf_hub_offline: Whether HF_HUB_OFFLINE is set, so that nothing is downloaded.
+        cuda_visible_devices: Value of CUDA_VISIBLE_DEVICES.
+        cuda_device_order: Value of CUDA_DEVICE_ORDER.
+        folders: Folders that a run writes to.
     """
 
     os: str
@@ -276,14 +276,14 @@ class Surroundings(Record):
 
 
 class Software(Record):
-    """The Python that engines run in.
+    """The Python environment of engines.
 
     Attributes:
-        python: Its version.
-        executable: Its path.
-        error: Why it cannot be used.
-        engines: Those installed there.
-        packages: Versions of what can change a number, and of what some studies need.
+        python: Version of Python.
+        executable: Path of the interpreter.
+        error: Why the interpreter cannot be used; null if it can.
+        engines: Installed engines.
+        packages: Packages that some studies need.
     """
 
     python: str | None = None
@@ -293,24 +293,24 @@ class Software(Record):
     packages: list[Package] = Field(default_factory=list)
 
 
-#: Of the JSON, major.minor.
+#: Version of the JSON, as major.minor.
 SCHEMA_VERSION = "1.0"
 
-#: The worst first.
+#: Severities of findings, worst first.
 Severity = Literal["blocks", "hinders", "note"]
 SEVERITIES: tuple[Severity, ...] = ("blocks", "hinders", "note")
 
 
 class Finding(Record):
-    """Something that stands in the way.
+    """A problem, or a fact that a user should know.
 
     Attributes:
-        severity: ``blocks``: the energy of what engines run on is not measured, or no experiment can run.
-            ``hinders``: figures are less steady, or cover less. ``note``: good to know.
-        about: What it is about, such as ``GPU 0``, ``RAPL``, ``engine pytorch``.
-        what: What it is.
-        do: What to do about it; null where nothing can be.
-        commands: Command lines for that.
+        severity: ``blocks``: the energy of the engines' devices is not measured, or no experiment can run.
+            ``hinders``: figures vary more, or are incomplete. ``note``: for information.
+        about: Part of the machine, such as ``GPU 0``, ``RAPL``, ``engine pytorch``.
+        what: The finding.
+        do: Advice; null if there is none.
+        commands: Command lines that carry out the advice.
     """
 
     severity: Severity
@@ -321,16 +321,16 @@ class Finding(Record):
 
 
 class Verdict(Record):
-    """What energy will be, as ``energy.backend: auto`` obtains it.
+    """How ``energy.backend: auto`` obtains energy on this machine.
 
     Attributes:
         method: ``measured``, ``sampled``, ``estimated`` or ``unavailable``.
-        source: What it is read from.
-        boundary: What it covers; ``gpu_board or module`` where only a measurement shows which of the two.
-        meter: Which meter reads it.
-        device: What engines run on: the GPU's UUID where PyTorch takes one (or more, where it is not known which),
-            else ``cpu``; ``unknown`` where the driver hangs.
-        reason: Why it is not measured; null where it is.
+        source: What the energy is read from.
+        boundary: What the energy covers; ``gpu_board or module`` if only a measurement can show which.
+        meter: Meter that reads the energy.
+        device: Device of engines: UUID of the GPU that PyTorch uses (several if it is not known which), else
+            ``cpu``; ``unknown`` if the driver hangs.
+        reason: Why energy is not measured; null if it is.
     """
 
     method: Method
@@ -342,20 +342,20 @@ class Verdict(Record):
 
 
 class Examination(Record):
-    """What ``--format json`` prints.
+    """The output of ``llem doctor --format json``.
 
     Attributes:
-        schema_version: Of these keys.
-        version: Of pytest-llem.
-        verdict: What energy will be.
-        findings: What stands in the way, the worst first.
-        driver: NVIDIA's.
-        gpus: In NVML's order.
-        rapl: The CPUs' counters.
-        cpu: The processor.
-        meters: Those installed.
-        software: The Python that engines run in.
-        surroundings: What else matters.
+        schema_version: Version of this JSON.
+        version: Version of pytest-llem.
+        verdict: How energy will be obtained.
+        findings: Findings, worst first.
+        driver: NVIDIA driver.
+        gpus: GPUs, in NVML's order.
+        rapl: RAPL counters.
+        cpu: Processor.
+        meters: Installed meters.
+        software: Python environment of engines.
+        surroundings: Operating system, memory, environment variables and folders.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -372,5 +372,5 @@ class Examination(Record):
 
     @property
     def blocked(self) -> bool:
-        """Whether anything blocks."""
+        """Whether a finding blocks."""
         return any(finding.severity == "blocks" for finding in self.findings)

@@ -1,4 +1,4 @@
-"""What is installed: engines, and whether they can be imported; meters; packages that some studies need."""
+"""Find the installed engines, whether they can be imported, the meters, and packages that some studies need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytest_llem.results.environment import PACKAGES, package_version
 
 _MARKER = "llem doctor: "
 
-#: Run by the interpreter that is looked at, with the group and the name of an engine. No CUDA context is made.
+#: Run by the examined interpreter with an engine's entry-point group and name. No CUDA context is created.
 _IMPORT = f"""
 import json, sys
 from importlib.metadata import entry_points
@@ -34,11 +34,11 @@ try:
 except BaseException as failure:
     error = type(failure).__name__ + ": " + str(failure)
 version = getattr(sys.modules.get("torch"), "version", None)
-told = {{"error": error, "torch_cuda": getattr(version, "cuda", None)}}
-print("\\n" + {_MARKER!r} + json.dumps(told), flush=True)
+report = {{"error": error, "torch_cuda": getattr(version, "cuda", None)}}
+print("\\n" + {_MARKER!r} + json.dumps(report), flush=True)
 """
 
-#: What some studies need, by distribution, and for what.
+#: Packages that some studies need, by distribution, with their purpose.
 WANTED = {
     "torch": "the engine pytorch",
     "transformers": "the engine pytorch",
@@ -52,12 +52,12 @@ WANTED = {
     "plotly": "report.html",
 }
 
-#: Those of them that only pytest's side needs.
-_HERE = ("pandas", "jinja2", "plotly")
+#: Packages that only pytest's own process needs, even if engines run in another interpreter.
+_OF_PYTEST = ("pandas", "jinja2", "plotly")
 
 
 class Imports:
-    """Engines being imported, each by a process of its own, from being made until it is left.
+    """A context manager that imports every installed engine, each in its own process, from its creation on.
 
     Args:
         python: The interpreter; None for this one.
@@ -65,12 +65,12 @@ class Imports:
 
     def __init__(self, python: Path | None = None) -> None:
         self._stack = ExitStack()
-        self._asked: dict[str, ProbeProcess] = {}
+        self._probes: dict[str, ProbeProcess] = {}
         self._software = _installed(python)
         for engine in self._software.engines:
             command = [self._software.executable, "-P", "-c", _IMPORT, ENGINE_GROUP, engine.name]
-            without = PYTHON_VARIABLES if python is not None else ()
-            self._asked[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
+            without = OURS_ALONE if python is not None else ()
+            self._probes[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
 
     def __enter__(self) -> Imports:
         return self
@@ -79,62 +79,62 @@ class Imports:
         self._stack.close()
 
     def found(self, seconds: float) -> Software:
-        """Return what is installed, once every engine was imported, or not.
+        """Return the installed software, after every import has ended or run out of time.
 
         Args:
-            seconds: How long they may take.
+            seconds: Time limit of the imports in s, from their start.
         """
         for engine in self._software.engines:
-            said, failure = self._asked[engine.name].answer(seconds)
-            told = _told(said)
-            engine.error = told.get("error") if told else failure or "it told nothing"
-            engine.torch_cuda = told.get("torch_cuda")
+            output, failure = self._probes[engine.name].answer(seconds)
+            report = _report(output)
+            engine.error = report.get("error") if report else failure or "the process reported nothing"
+            engine.torch_cuda = report.get("torch_cuda")
         return self._software
 
 
 def _installed(python: Path | None) -> Software:
-    """Return what is installed, by its metadata."""
+    """Return the installed engines and packages, from their metadata."""
     wanted = {*PACKAGES, *WANTED}
     if python is None:
         question = {"group": ENGINE_GROUP, "packages": sorted(wanted), "modules": []}
-        there, executable, error = answer(question), sys.executable, None
-        there["python"] = platform.python_version()
+        found, executable, error = answer(question), sys.executable, None
+        found["python"] = platform.python_version()
     else:
         other = ask(python, OPTIONAL)
         executable = str(python)
         if isinstance(other, str):
             return Software(executable=executable, error=other)
-        there, error = other.model_dump(), check_runner_environment(other, None, f"{executable} -m pip")
-        # These are for pytest's side, which runs here.
-        there["packages"] |= {name: found for name in _HERE if (found := package_version(name))}
-    packages: Mapping[str, str] = there["packages"]
+        found, error = other.model_dump(), check_runner_environment(other, None, f"{executable} -m pip")
+        found["packages"] |= {name: version for name in _OF_PYTEST if (version := package_version(name))}
+    packages: Mapping[str, str] = found["packages"]
     return Software(
-        python=there["python"],
+        python=found["python"],
         executable=executable,
         error=error,
         engines=[
             Engine(name=name, distribution=provider, version=packages.get(provider))
-            for name, provider in sorted(there["engines"].items())
+            for name, provider in sorted(found["engines"].items())
         ],
         packages=[Package(name=name, version=packages.get(name), what_for=use) for name, use in WANTED.items()],
     )
 
 
-def _told(said: str) -> dict[str, Any]:
-    _, marker, rest = said.rpartition(_MARKER)
+def _report(output: str) -> dict[str, Any]:
+    """Return what :data:`_IMPORT` reported in *output*; empty if it did not."""
+    _, marker, rest = output.rpartition(_MARKER)
     try:
-        told = json.loads(rest.partition("\n")[0]) if marker else {}
+        report = json.loads(rest.partition("\n")[0]) if marker else {}
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return report if isinstance(report, dict) else {}
 
 
 def meters() -> list[Meter]:
-    """Return the meters that are installed here. None is loaded: each is anyone's code."""
+    """Return the installed meters. None is imported, because a meter may be third-party code."""
     found = {point.name: point.dist.name if point.dist else None for point in entry_points(group=METER_GROUP)}
     return [Meter(name=name, distribution=provider) for name, provider in sorted(found.items())]
 
 
 def version() -> str:
-    """Return that of pytest-llem."""
+    """Return the version of pytest-llem."""
     return package_version("pytest-llem") or "unknown"

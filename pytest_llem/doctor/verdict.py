@@ -1,4 +1,4 @@
-"""What energy will be on this machine, by the rule of ``energy.backend: auto``."""
+"""Determine how ``energy.backend: auto`` obtains energy on this machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CPU = "cpu"
 
 
 def used_gpus(gpus: Sequence[GpuReport], torch: str | None) -> list[GpuReport]:
-    """Return the GPUs that an engine runs on where nothing else is said: CUDA's first, or all that it may be.
+    """Return the GPUs that an engine runs on by default: CUDA's first, or all candidates if that is unknown.
 
     Args:
-        gpus: Of this machine.
-        torch: Version of the PyTorch that engines use; None for none.
+        gpus: The GPUs of this machine.
+        torch: Version of the PyTorch that engines use, or None if it is not installed.
     """
     if is_cpu_build(torch):
         return []
@@ -25,21 +25,21 @@ def used_gpus(gpus: Sequence[GpuReport], torch: str | None) -> list[GpuReport]:
 
 
 def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, stuck: bool = False) -> Verdict:
-    """Return what energy will be, and note in *meters* which of them are taken, and why others are not.
+    """Return how energy will be obtained, and set ``auto`` and ``error`` of each of *meters*.
 
     Args:
-        gpus: Those that an engine runs on; none for the CPU.
-        rapl: The CPUs' counters.
-        meters: Those installed.
-        stuck: The driver of GPUs that engines would take hangs.
+        gpus: The GPUs that an engine runs on; empty for the CPU.
+        rapl: The RAPL counters.
+        meters: The installed meters.
+        stuck: Whether the driver of GPUs that engines would use does not answer.
     """
     if stuck and not gpus:
         return Verdict(method="unavailable", device="unknown", reason="the NVIDIA driver does not answer")
     device = ", ".join(gpu.uuid or f"GPU {gpu.index}" for gpu in gpus) or CPU
     refusals = {
-        "nvml": _refusal(gpus) if gpus else "engines run on no NVIDIA GPU",
+        "nvml": _refusal(gpus) if gpus else "engines do not run on an NVIDIA GPU",
         "rapl": rapl.error,
-        "estimate": "the estimate knows CPUs only, and engines run on a GPU" if gpus else None,
+        "estimate": "energy can be estimated only for CPUs, and engines run on a GPU" if gpus else None,
     }
     measured = [name for name in (("nvml", "rapl") if gpus else ("rapl",)) if refusals[name] is None]
     taken = measured or [name for name in ("estimate",) if refusals[name] is None]
@@ -53,7 +53,7 @@ def verdict(gpus: Sequence[GpuReport], rapl: Rapl, meters: Sequence[Meter], *, s
         if sampled is not None:
             source = sampled.power_sources[0]
             why = sampled.energy_counter_error if sampled.energy_counter else None
-            why = why or "no energy counter: boards have one from Volta on"
+            why = why or "no energy counter: GPUs have one from Volta on"
         return Verdict(
             method="measured" if sampled is None else "sampled",
             source=source,
@@ -84,14 +84,14 @@ _SOURCES = {"cpu_package": "rapl_package", "dram": "rapl_dram"}
 
 
 def _refusal(gpus: Sequence[GpuReport]) -> str | None:
-    """Return why NVML's meter gives no energy of these GPUs; None where it does."""
+    """Return why the meter ``nvml`` cannot read the energy of these GPUs, or None if it can."""
     for gpu in gpus:
         if reason := gpu.error or gpu.refusal:
             return reason
         if gpu.energy_counter and gpu.energy_counter_error and not gpu.power_sources:
             return f"NVML: {gpu.uuid}: {gpu.energy_counter_error}"
         if gpu.energy_counter is None:
-            return f"NVML: {gpu.uuid}: it did not answer in time"
+            return f"NVML: {gpu.uuid}: no answer in time"
         if not gpu.energy_counter and not gpu.power_sources:
-            return f"NVML: {gpu.uuid}: no energy counter, and no reading of power"
+            return f"NVML: {gpu.uuid}: no energy counter and no power reading"
     return None

@@ -1,7 +1,7 @@
-"""What GitHub Actions shows of a study: annotations at the lines of its gates, and a page of its own.
+"""Write GitHub Actions annotations and a step summary for the results of studies.
 
-Annotations are workflow commands, lines on standard output; the page is Markdown in the file that
-``GITHUB_STEP_SUMMARY`` names. Both do nothing outside of Actions.
+Annotations are workflow commands: lines on standard output, one per gate. The summary is Markdown, appended to the
+file that ``GITHUB_STEP_SUMMARY`` names. Outside GitHub Actions nothing is written.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from pytest_llem.results.models import PointResult, StudyResult
 from pytest_llem.results.verdicts import ComparisonRecord, GateVerdict
 from pytest_llem.study.problems import printable
 
-#: GitHub takes 1 MiB of a step's summary, all of it or nothing, and others may write there before and after us.
-MAX_BYTES, OUR_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
+#: GitHub drops a step summary of more than 1 MiB. Other programs may write to the file before and after this one,
+#: so this one writes at most a quarter of that, and leaves some space free.
+MAX_BYTES, MAX_OWN_BYTES, SPARE_BYTES = 1 << 20, 1 << 18, 1 << 16
 
 #: Rows of a table, entries of a list, characters of a cell.
 MAX_ROWS, MAX_ENTRIES, MAX_CHARACTERS = 200, 20, 300
 
-#: What GitHub's Markdown might take for more than text: markup, HTML, mathematics, links. An underscore within a
-#: word is none, nor a colon before a blank. (An address with an @ is linked whatever one does, and does no harm.)
+#: Characters that GitHub's Markdown may read as markup, HTML, mathematics or a link. An underscore within a word
+#: and a colon before a space are safe. An address with an @ is linked even if it is escaped, which does no harm.
 _MARKUP = re.compile(r"[\\`*{}\[\]<>#|~$&!^]|(?<![^\W_])_|_(?![^\W_])|:(?! )|(?<=\bwww)\.", re.IGNORECASE)
 
 
 def workflow_commands(verdicts: Iterable[GateVerdict], root: Path, environ: Mapping[str, str]) -> list[str]:
-    """Return a workflow command for every gate that failed, and for every inconclusive one, at its line.
+    """Return a workflow command for each failed or inconclusive gate, with the file and line of the gate.
 
-    Escaped as ``@actions/core`` does it: ``%``, CR and LF everywhere, ``:`` and ``,`` in properties too.
+    Text is escaped as ``@actions/core`` does: ``%``, CR and LF everywhere, and ``:`` and ``,`` in properties.
 
     Args:
-        verdicts: Of all gates.
-        root: What their files are relative to.
-        environ: The environment.
+        verdicts: The verdicts of all gates.
+        root: The directory that the verdicts' file names are relative to.
+        environ: The environment variables.
     """
     if environ.get("GITHUB_ACTIONS") != "true":
         return []
@@ -46,32 +47,32 @@ def workflow_commands(verdicts: Iterable[GateVerdict], root: Path, environ: Mapp
     for verdict in verdicts:
         if (level := _level(verdict)) is not None:
             properties = {**_place(verdict, root, environ), "title": f"{verdict.gate}[{verdict.id}]"}
-            told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-            lines.append(f"::{level} {told}::{_data(verdict_line(verdict))}")
+            listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+            lines.append(f"::{level} {listed}::{_data(verdict_line(verdict))}")
     return lines
 
 
 def write_summary(results: Sequence[StudyResult], environ: Mapping[str, str]) -> str | None:
-    """Append *results* to the step's summary; return a line that says why not, where it cannot be written.
+    """Append *results* to the step summary, and return an error message, or None if there was no error.
 
     Args:
-        results: Of each study.
-        environ: The environment.
+        results: The result of each study.
+        environ: The environment variables.
     """
     file = environ.get("GITHUB_STEP_SUMMARY")
     if environ.get("GITHUB_ACTIONS") != "true" or not file or not results:
         return None
     try:
         with Path(file).open("ab") as summary:
-            room = min(OUR_BYTES, MAX_BYTES - SPARE_BYTES - summary.tell())
-            summary.write(_cut(_page(results), room))
+            available = min(MAX_OWN_BYTES, MAX_BYTES - SPARE_BYTES - summary.seek(0, os.SEEK_END))
+            summary.write(_cut(_page(results), available))
     except OSError as error:
-        return f"the summary for GitHub could not be written: {error}"
+        return f"the GitHub step summary could not be written: {error}"
     return None
 
 
 def escaped(text: str) -> str:
-    """Return *text* as GitHub's Markdown shows it, in a table's cell too: on one line, and as nothing but text."""
+    """Return *text* on one line, escaped so that GitHub's Markdown shows it literally, also in a table cell."""
     text = printable(" ".join(text.split()))
     if len(text) > MAX_CHARACTERS:
         text = f"{text[:MAX_CHARACTERS]}…"
@@ -85,14 +86,14 @@ def _level(verdict: GateVerdict) -> str | None:
 
 
 def _place(verdict: GateVerdict, root: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return file and line of a gate as GitHub wants them: relative to the checkout, or not at all."""
+    """Return the file and line of a gate as annotation properties; empty if the file is outside the checkout."""
     if verdict.file is None:
         return {}
     workspace = Path(environ.get("GITHUB_WORKSPACE") or root)
     path = Path(os.path.realpath(root / verdict.file))
     try:
         inside = path.relative_to(os.path.realpath(workspace))
-    except ValueError:  # GitHub would look for it in the checkout
+    except ValueError:  # GitHub resolves the name in the checkout, where this file is not
         return {}
     return {"file": inside.as_posix(), **({"line": str(verdict.line)} if verdict.line else {})}
 
@@ -105,18 +106,18 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _cut(lines: Iterable[str], room: int) -> bytes:
-    """Return as many of *lines* as there is *room* for, in bytes, with a word where some are missing."""
+def _cut(lines: Iterable[str], available: int) -> bytes:
+    """Return the first *lines* that fit into *available* bytes, and a note at the end if some did not fit."""
     last = "\n… more in study_result.json\n".encode()
-    kept: list[bytes] = []
+    fitting: list[bytes] = []
     size = 0
     for line in lines:
         encoded = f"{line}\n".encode(errors="replace")
         size += len(encoded)
-        if size + len(last) > room:
-            return b"".join([*kept, last]) if len(last) <= room else b""
-        kept.append(encoded)
-    return b"".join(kept)
+        if size + len(last) > available:
+            return b"".join([*fitting, last]) if len(last) <= available else b""
+        fitting.append(encoded)
+    return b"".join(fitting)
 
 
 def _page(results: Sequence[StudyResult]) -> Iterator[str]:
@@ -138,18 +139,18 @@ def _page(results: Sequence[StudyResult]) -> Iterator[str]:
 
 def _comparison(record: ComparisonRecord) -> Iterator[str]:
     yield from _list("workload differs", record.workload)
-    paired = ", measured in turns" if record.paired else ""
+    paired = ", interleaved" if record.paired else ""
     family = counted(record.family, "gate")
     yield f"Compared with {escaped(record.reference)}{paired}; alpha {record.alpha:g}, Holm over {family}.\n"
-    anyway = "differs, compared despite mismatch" if record.compared_despite_mismatch else "differs"
-    yield from _list(anyway, record.testbed)
+    mismatch = "differs, compared despite mismatch" if record.compared_despite_mismatch else "differs"
+    yield from _list(mismatch, record.testbed)
     yield from _list("note", record.warnings)
     yield from _list("missing", record.missing_points)
     yield from _list("new", record.new_points)
 
 
 def _gates(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
-    """Yield the table of gates, those that failed first."""
+    """Yield the table of gates, failed gates first."""
     order = {"error": 0, "warning": 1, None: 2}
     rows = [
         (
@@ -162,7 +163,7 @@ def _gates(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
         for verdict in sorted(verdicts, key=lambda one: order[_level(one)])
     ]
     if rows:
-        yield from _table(("verdict", "gate", "point", "found", "energy is"), rows, "gate")
+        yield from _table(("verdict", "gate", "point", "result", "energy method"), rows, "gate")
 
 
 def _points(result: StudyResult) -> Iterator[str]:
@@ -170,30 +171,30 @@ def _points(result: StudyResult) -> Iterator[str]:
     rows = [_row(point, planned[point.config_hash]) for point in result.points if point.config_hash in planned]
     headings = [heading.replace("\n", " ") for _, heading in COLUMNS]
     if rows:
-        yield from _table(("point", "n", *headings, "energy is"), rows, "point")
+        yield from _table(("point", "n", *headings, "energy method"), rows, "point")
 
 
-def _row(point: PointResult, wanted: int) -> tuple[str, ...]:
+def _row(point: PointResult, planned: int) -> tuple[str, ...]:
     n, method = point.metrics["seconds"].n, point.metrics["energy_per_output_token_j"].method
     cells = [figure(point.metrics[name]) for name, _ in COLUMNS]
-    return escaped(point.id), str(n) if n == wanted else f"{n} of {wanted}", *cells, method or "-"
+    return escaped(point.id), str(n) if n == planned else f"{n} of {planned}", *cells, method or "-"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> Iterator[str]:
     for row in (headings, ["---"] * len(headings), *rows[:MAX_ROWS]):
         yield f"| {' | '.join(row)} |"
-    yield from _rest(len(rows) - MAX_ROWS, what)
+    yield from _left_out(len(rows) - MAX_ROWS, what)
     yield ""
 
 
 def _list(what: str, texts: Sequence[str]) -> Iterator[str]:
     for text in texts[:MAX_ENTRIES]:
         yield f"- {what}: {escaped(text)}"
-    yield from _rest(len(texts) - MAX_ENTRIES, what)
+    yield from _left_out(len(texts) - MAX_ENTRIES, what)
     if texts:
         yield ""
 
 
-def _rest(count: int, what: str) -> Iterator[str]:
+def _left_out(count: int, what: str) -> Iterator[str]:
     if count > 0:
         yield f"\n… {count:,} more ({what}) in study_result.json"

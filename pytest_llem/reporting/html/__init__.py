@@ -1,6 +1,6 @@
-"""A study's results as a page: one file that needs nothing else, and asks for nothing.
+"""Write a study's results as a self-contained HTML report that loads nothing over the network.
 
-Jinja and plotly are imported by its modules once a page is written, and by nothing before.
+Jinja and plotly are imported only when a report is written.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pytest_llem.results.models import StudyResult
 
 
 def write_report(directory: Path, file: Path, result: StudyResult | None = None) -> None:
-    """Write the page of the results in *directory* to *file*, whose folder is made where there is none.
+    """Write the HTML report of the results in *directory* to *file*, and create the parent folder if needed.
 
     Args:
-        directory: A study's results directory, of a run that goes on or was killed too.
-        file: Where the page goes; replaced whole.
-        result: What the study came to, where that is known; else it is read.
+        directory: A study's results directory. The run may still be going on, or may have been killed.
+        file: Where the report is written. An earlier report is replaced atomically.
+        result: The study's result if the caller has it; None to read it from *directory*.
 
     Raises:
-        ValueError: *directory* holds no results, or *file* is there and no page.
-        OSError: They cannot be read, or *file* cannot be written.
+        ValueError: *directory* holds no results, or *file* exists and is not a report.
+        OSError: The results cannot be read, or *file* cannot be written.
     """
     from pytest_llem._plugin import overwriting
     from pytest_llem.reporting.html.data import read_contents

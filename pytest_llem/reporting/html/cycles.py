@@ -1,4 +1,4 @@
-"""Every cycle's value, in the order in which they ran: drift shows as a slope, an outlier as a mark on its own."""
+"""Plot every experiment's value in run order, which shows drift as a slope and outliers as isolated marks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pytest_llem.reporting.html.words import (
     unit_of,
 )
 
-#: Values that a page holds, whatever their number of metrics.
+#: Values in this plot over all metrics: more would make the page slow.
 MAX_VALUES = 100_000
 
 _RELATIVE, _ABSOLUTE = "relative to the point's mean", "as measured"
 
 
 def cycles_plot(contents: Contents) -> Plot | None:
-    """Return the plot; None where there is nothing to show."""
+    """Return the plot, or None if no experiment completed or no metric has a value."""
     groups, metrics = _by_cycle(contents), metrics_with_values(contents.points)
-    some = metrics[: max(len(MAIN), MAX_VALUES // max(1, len(contents.cycles)))]
+    plotted = metrics[: max(len(MAIN), MAX_VALUES // max(1, len(contents.cycles)))]
     if not groups or not metrics:
         return None
     traces = [
@@ -43,19 +43,19 @@ def cycles_plot(contents: Contents) -> Plot | None:
         for place, (number, group) in enumerate(groups.items())
     ]
     layers: dict[str, Json] = {}
-    for index, metric in enumerate(some):
+    for index, metric in enumerate(plotted):
         layers[str(index)] = {"data": [{"text": _texts(contents, group, metric)} for group in groups.values()]}
         layers[f"{index}/0"] = _heights(contents, metric, groups, relative=True)
         layers[f"{index}/1"] = _heights(contents, metric, groups, relative=False)
     caption = (
         f"The value of each of {len(contents.cycles)} completed experiments, in the order in which they ran. "
-        "Relative to the mean of its point, a drift of the machine shows as a slope, and an outlier stands apart. "
+        "Relative to the mean of its point, drift shows as a slope and an outlier as an isolated mark. "
         "The table of experiments has the main figures of each."
     )
-    if len(some) < len(metrics):
-        caption += f" There are so many that {len(metrics) - len(some)} further metrics are left out."
+    if len(plotted) < len(metrics):
+        caption += f" {len(metrics) - len(plotted)} more metrics are left out to keep the page small."
     selects = [
-        Select("metric", [title_of(metric) for metric in some]),
+        Select("metric", [title_of(metric) for metric in plotted]),
         Select("values", [_RELATIVE, _ABSOLUTE]),
     ]
     base = figure(traces, xaxis={"title": {"text": "order in which experiments ran"}, "rangemode": "tozero"})
@@ -63,7 +63,7 @@ def cycles_plot(contents: Contents) -> Plot | None:
 
 
 def _by_cycle(contents: Contents) -> dict[int, list[tuple[int, Cycle]]]:
-    """Return the experiments by cycle, each with its place in run order, from 1."""
+    """Return the experiments by cycle, each with its position in run order, counted from 1."""
     groups: dict[int, list[tuple[int, Cycle]]] = {}
     for order, one in enumerate(contents.cycles, 1):
         groups.setdefault(one.entry.cycle, []).append((order, one))
@@ -71,7 +71,7 @@ def _by_cycle(contents: Contents) -> dict[int, list[tuple[int, Cycle]]]:
 
 
 def value_of(contents: Contents, cycle: Cycle, metric: str) -> float | None:
-    """Return what one experiment found; None where there is none, or where the result did not keep it."""
+    """Return one experiment's value of *metric*, or None if it has none or the result does not contain it."""
     summary = contents.points[cycle.point].metrics.get(metric)
     values = summary.values if summary is not None else []
     return values[cycle.place] if cycle.place < len(values) else None
@@ -83,15 +83,15 @@ def _heights(
     traces, values = [], []
     for group in groups.values():
         found = [value_of(contents, one, metric) for _, one in group]
-        heights = [_deviation(contents, metric, one, it) for (_, one), it in zip(group, found, strict=True)]
+        heights = [_deviation(contents, metric, one, value) for (_, one), value in zip(group, found, strict=True)]
         traces.append({"y": heights if relative else [short(one) for one in found]})
         values += [one for one in found if one is not None]
-    note = "" if values else "This result does not keep the value of each cycle."
+    note = "" if values else "This result does not contain the value of each cycle."
     title = "% off the mean of its point" if relative else title_of(metric)
-    far = not relative and values and min(values) > 0 and max(values) > 20 * min(values)
+    is_log = not relative and values and min(values) > 0 and max(values) > 20 * min(values)
     axis: Json = {
         "title": {"text": title},
-        "type": "log" if far else "linear",
+        "type": "log" if is_log else "linear",
         "ticksuffix": " %" if relative else "",
     }
     zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0}

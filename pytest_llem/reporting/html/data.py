@@ -1,4 +1,4 @@
-"""What a page is made of: a results directory, read an experiment at a time and reduced to what is shown."""
+"""Read a results directory, one experiment at a time, and keep what the report shows."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.manifest import stored_result
 from pytest_llem.results.models import ManifestEntry, PointResult, StudyResult
 
-#: Points on a page, the rest being told of: nobody reads more, and browsers take their time.
+#: Points on a page: more make it slow in a browser. The page says how many are left out.
 MAX_POINTS = 1000
 
-#: Samples of power on a page; each experiment gets its share.
+#: Power samples on a page, divided equally among the experiments.
 MAX_SAMPLES = 120_000
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """One experiment that is completed.
+    """A completed experiment.
 
     Attributes:
-        entry: Of the manifest.
-        point: Index of its point among those shown.
-        place: Among the point's completed cycles: where its values are.
+        entry: Its entry in the manifest.
+        point: Index of its point in ``Contents.points``.
+        place: Index of its values in ``Summary.values``: its position among the point's completed cycles.
     """
 
     entry: ManifestEntry
@@ -36,18 +36,18 @@ class Cycle:
 
 @dataclass
 class Contents:
-    """All that a page shows.
+    """The data that a report shows.
 
     Attributes:
-        result: What the study came to.
-        points: Those that are shown.
-        left_out: How many are not.
-        cycles: Of those points, in the order in which they ran.
-        power: By index of the point, what was sampled in each cycle, in their order.
-        latencies: By index of the point, over the requests of all its cycles.
+        result: The study's result.
+        points: The points on the page.
+        left_out: Number of points that are not on the page.
+        cycles: The completed experiments of those points, in run order.
+        power: The power samples of each cycle, by index of the point, in the order of the cycles.
+        latencies: The latencies of the requests of all cycles, by index of the point.
         provenance: How the figures were obtained.
-        study_text: The study file as it was run; null where it is not there.
-        base_text: The file that it starts from; likewise.
+        study_text: The study file as it was run; None if it is missing.
+        base_text: The file that the study's ``base:`` names; None if it is missing.
     """
 
     result: StudyResult
@@ -62,20 +62,20 @@ class Contents:
 
 
 def read_contents(directory: Path, result: StudyResult) -> Contents:
-    """Read what belongs to *result* in its *directory*. What is not there, or is not ours, is left out."""
+    """Return the data of *result* from its *directory*. Files that are missing or not valid are left out."""
     shown = _shown(result)
     contents = Contents(result, shown[:MAX_POINTS], max(0, len(shown) - MAX_POINTS))
     contents.study_text = _text(directory / "study.yaml")
     contents.base_text = _text(directory / "study.base.yaml")
     contents.cycles = sorted(_cycles(contents), key=lambda one: one.entry.started_at or "")
-    most = max(60, MAX_SAMPLES // max(1, len(contents.cycles)))
+    max_samples = max(60, MAX_SAMPLES // max(1, len(contents.cycles)))
     for cycle in sorted(contents.cycles, key=lambda one: (one.point, one.place)):
-        _add(contents, directory, cycle, most)
+        _add(contents, directory, cycle, max_samples)
     return contents
 
 
 def _shown(result: StudyResult) -> list[PointResult]:
-    """Return the points of which anything was to run; of many, those that have results first."""
+    """Return the points that were selected or have results; if there are too many, those with results first."""
     planned = {entry.config_hash for entry in result.experiments if entry.status != "deselected"}
     points = [point for point in result.points if point.config_hash in planned or point.cycles]
     return sorted(points, key=lambda point: not point.cycles) if len(points) > MAX_POINTS else points
@@ -93,20 +93,20 @@ def _cycles(contents: Contents) -> Iterator[Cycle]:
             yield Cycle(entry, *found)
 
 
-def _add(contents: Contents, directory: Path, cycle: Cycle, most: int) -> None:
+def _add(contents: Contents, directory: Path, cycle: Cycle, max_samples: int) -> None:
     text = stored_result(directory, cycle.entry)
     if text is None:
         return
     try:
         result = ExperimentResult.model_validate_json(text)
-    except ValueError:  # of another version
+    except ValueError:  # written by another version
         return
     contents.provenance.add(result)
-    assert cycle.entry.result_file is not None  # which was read
+    assert cycle.entry.result_file is not None  # the result was read from it
     stem = directory / cycle.entry.result_file.removesuffix(".json")
     requests, power = (_text(stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("requests.csv", "power.csv"))
     contents.latencies.setdefault(cycle.point, Latencies()).extend(read_latencies(requests or ""))
-    if samples := read_power(power or "", most):
+    if samples := read_power(power or "", max_samples):
         window = result.window.energy_seconds or result.window.window_seconds
         contents.power.setdefault(cycle.point, []).append(Power(cycle.entry.cycle, window, samples))
 

@@ -1,4 +1,4 @@
-"""How latencies are distributed: over all requests of all cycles of a point."""
+"""Plot and tabulate the latencies of each point over all requests of all its cycles."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from pytest_llem.reporting.terminal.plan import counted
 
 
 def latency_plot(contents: Contents) -> Plot | None:
-    """Return the plot; None where no request has a latency."""
+    """Return the plot, or None if no request has a latency."""
     kinds = [kind for kind in KINDS if any(one.values.get(kind) for one in contents.latencies.values())]
     if not kinds:
         return None
     title, ticks = ticks_of(contents.points)
     chosen = sorted(contents.latencies)
-    # Beside each other where there are many, else below each other, where long names have room.
+    # Few boxes lie one below the other, where long names fit. Many stand side by side.
     across = len(chosen) > 16
     marked = [index for index in chosen if not across or index % max(1, len(chosen) // 10) == 0]
-    along: Json = {
+    point_axis: Json = {
         "tickvals": marked,
         "ticktext": [neutral(ticks[index]) for index in marked],
         "title": {"text": neutral(title)},
     }
     if not across:
-        along["autorange"] = "reversed"
+        point_axis["autorange"] = "reversed"
     layers: dict[str, Json] = {}
     for place, kind in enumerate(kinds):
         layers[str(place)] = _boxes(contents, kind, chosen, across=across)
-    far: Json = {"title": {"text": "ms"}, "rangemode": "tozero"}
+    latency_axis: Json = {"title": {"text": "ms"}, "rangemode": "tozero"}
     base = figure(
         [],
         height=460 if across else max(260, 110 + 44 * len(chosen)),
         showlegend=False,
         margin={"l": 56, "r": 12, "t": 12, "b": 48},
-        xaxis=along if across else far,
-        yaxis=far if across else along,
+        xaxis=point_axis if across else latency_axis,
+        yaxis=latency_axis if across else point_axis,
     )
     caption = (
-        "Over all requests of all cycles of each point: the box spans the middle half, its line is the median, "
-        "and whiskers go from the 5th to the 95th percentile. Requests of one batch are not independent of each "
-        "other. The table below has the figures."
+        "Over all requests of all cycles of each point: the box spans the 25th to the 75th percentile, its line "
+        "is the median, and the whiskers span the 5th to the 95th percentile. Requests of one batch are not "
+        "independent of each other. The table below has the figures."
     )
     selects = [Select("latency", [KINDS[kind] for kind in kinds])]
     return Plot("latency", "Latency distributions", caption, base, selects, layers)
 
 
 def latency_rows(contents: Contents) -> list[tuple[str, str, int, list[str]]]:
-    """Return the same as a table: latency, point, number of requests, and the percentiles of ``SHOWN`` in ms."""
+    """Return rows of latency, point, number of requests, and the percentiles of ``SHOWN`` in ms."""
     rows = []
     for kind, name in KINDS.items():
         for index, one in sorted(contents.latencies.items()):
@@ -76,7 +76,7 @@ def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) ->
         fillcolor="var(--box)",
         hoverinfo="skip",
     )
-    # Boxes say nothing of which point they are: marks in their middle do.
+    # Plotly's boxes cannot show the point's name when hovered over: a mark at the median does.
     medians = ends["median"]
     mark = go.Scatter(
         mode="markers",
@@ -91,9 +91,9 @@ def _boxes(contents: Contents, kind: str, chosen: list[int], *, across: bool) ->
         + "<br>".join(f"p{p}: %{{customdata[{place}]}} ms" for place, p in enumerate(SHOWN, 1))
         + "<extra></extra>",
     )
-    lacking = len(contents.points) - len(known)
+    missing = len(contents.points) - len(known)
     note = (
-        f"{counted(lacking, 'point')} without these {'is' if lacking == 1 else 'are'} left out." if lacking else ""
+        f"{counted(missing, 'point')} without these {'is' if missing == 1 else 'are'} left out." if missing else ""
     )
     return {"data": [box.to_plotly_json(), mark.to_plotly_json()], "layout": {}, "note": note}
 

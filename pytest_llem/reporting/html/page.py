@@ -1,4 +1,4 @@
-"""The page: what was read, as HTML."""
+"""Render the report as HTML."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from pytest_llem.results.pareto import best, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
 
-#: What a status means, where it is not simply that all is done.
+#: What the status of an incomplete run means.
 _STATUS = {
-    "running": "It is not at its end, or was killed: this is what there was.",
-    "interrupted": "It was interrupted before its end.",
-    "aborted": "It was ended before all had run.",
+    "running": "It is still running or was killed; the page shows the results so far.",
+    "interrupted": "It was interrupted before all experiments had run.",
+    "aborted": "It was stopped before all experiments had run.",
 }
 
 
-#: What the best point of a metric is called.
+#: Headings of the cards that name the best point of a metric.
 _BEST = {
     "output_tokens_per_second": "Most tokens per second",
     "energy_per_output_token_j": "Least energy per output token",
@@ -49,7 +49,7 @@ _BEST = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One of the figures at the top."""
+    """A card with a key figure, at the top of the page."""
 
     name: str
     figure: str
@@ -58,7 +58,7 @@ class Fact:
 
 
 def render(contents: Contents) -> str:
-    """Return the whole page. It asks for nothing, and runs no script but its own."""
+    """Return the whole page. It loads nothing over the network, and its policy allows only its own scripts."""
     environment = Environment(
         loader=PackageLoader("pytest_llem.reporting.html"),
         autoescape=True,
@@ -77,7 +77,7 @@ def render(contents: Contents) -> str:
     shown = {plot.key: plot for plot in plots if plot is not None}
     return environment.get_template("report.html.j2").render(
         **_content(contents, shown),
-        # Not escaped: they are ours, or, as the data, hold nothing that ends a script.
+        # The template does not escape these: as_json() makes the data safe, and the rest comes with packages.
         data=as_json({key: plot.data() for key, plot in shown.items()}),
         plotly=plotly,
         script=script,
@@ -87,7 +87,7 @@ def render(contents: Contents) -> str:
 
 
 def policy(*scripts: str) -> str:
-    """Return a Content-Security-Policy that lets these scripts run and no other, and nothing be fetched."""
+    """Return a Content-Security-Policy that allows only these scripts and no network requests."""
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -97,7 +97,7 @@ def policy(*scripts: str) -> str:
 
 
 def as_json(data: Any) -> str:
-    """Return *data* as JSON that is safe within a script element."""
+    """Return *data* as JSON that is safe inside a script element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -109,7 +109,7 @@ def _file(name: str) -> str:
 def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
     result, points = contents.result, contents.points
     metrics, optimal = rows.columns(points), pareto_optimal(points).first
-    few = [metric for metric in MAIN[:7] if metric in metrics]
+    main = [metric for metric in MAIN[:7] if metric in metrics]
     failed = rows.failures(result.experiments)
     return {
         "result": result,
@@ -122,8 +122,8 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "columns": rows.heads(metrics),
         "points": rows.point_rows(contents, metrics, optimal),
         "without": _without(contents, metrics),
-        "cycle_columns": [title_of(metric) for metric in few],
-        "cycles": rows.cycle_rows(contents, few),
+        "cycle_columns": [title_of(metric) for metric in main],
+        "cycles": rows.cycle_rows(contents, main),
         "power": power_rows(contents),
         "latencies": latency_rows(contents),
         "percentiles": SHOWN,
@@ -133,7 +133,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "excluded": [(_axes(one.get("axes", {})), one.get("reason", "")) for one in result.excluded],
         "gates": rows.gate_rows(result.points),
         "environment": rows.groups(result.environment),
-        "protocol": rows.pairs({key: it for key, it in result.measurement_protocol.items() if key != "gates"}),
+        "protocol": rows.pairs({key: one for key, one in result.measurement_protocol.items() if key != "gates"}),
         "gate_settings": rows.pairs(result.measurement_protocol.get("gates") or {}),
         "testbed": [(TESTBED[key].name, text) for key, text in rows.facts(points, "testbed") if key in TESTBED],
         "sut": rows.facts(points, "sut"),
@@ -153,7 +153,7 @@ def _subtitle(contents: Contents) -> str:
     names = short_names(values)
     axes = [names[axis] for axis, found in values.items() if len(found) > 1]
     cycles = result.measurement_protocol.get("n_cycles")
-    text = f"What inference costs: {counted(len(result.points), 'point')}"
+    text = f"Energy, latency and throughput of inference: {counted(len(result.points), 'point')}"
     if axes:
         text += f" over {', '.join(axes[:6])}{' and more' if len(axes) > 6 else ''}"
     if isinstance(cycles, int):
@@ -179,15 +179,15 @@ def _facts(contents: Contents, optimal: set[int]) -> list[Fact]:
     if optimal and len(points) > 1:
         facts.append(Fact("Pareto-optimal", str(len(optimal)), f"of {counted(len(points), 'point')}"))
     if summary.energy_j is not None:
-        about = f"of all windows, {summary.method}" if summary.method else "of all windows"
+        about = f"of all measured windows, {summary.method}" if summary.method else "of all measured windows"
         facts.append(Fact("Energy", f"{number(summary.energy_j)} J", about))
     if summary.wall_seconds:
-        facts.append(Fact("Took", duration_text(summary.wall_seconds), "from first start to last end"))
+        facts.append(Fact("Duration", duration_text(summary.wall_seconds), "from first start to last end"))
     return facts
 
 
 def _interval(summary: Summary) -> str:
-    """Return ``±24%, n = 3: ``."""
+    """Return the interval and the number of cycles: ``±24%, n = 3: ``."""
     half = figure(summary).partition(" ")[2]
     return f"{f'{half}, ' if half else ''}n = {summary.n}: "
 
@@ -203,7 +203,7 @@ def _done(result: StudyResult) -> Fact:
 
 
 def _first_of_each_kind(points: list[PointResult], metric: str) -> list[int]:
-    """Return where the best points are, one for each method and boundary; an only point is one."""
+    """Return the index of the first best point of each method and boundary. A single point counts as the best."""
     if len(points) == 1:
         only = points[0].metrics.get(metric)
         return [0] if only is not None and only.mean is not None else []
@@ -226,7 +226,7 @@ def _best(points: list[PointResult], place: int, metric: str, name: str) -> Fact
 
 
 def _without(contents: Contents, metrics: list[str]) -> list[tuple[str, str]]:
-    """Return the metrics that have no value at any point that was measured, and why."""
+    """Return the metrics without a value at any measured point, and the reason."""
     measured = [point for point in contents.points if point.cycles]
     found: dict[str, str] = {}
     for point in measured:

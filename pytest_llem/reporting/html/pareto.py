@@ -1,4 +1,4 @@
-"""Joules per output token against tokens per second, and the points that no other one beats in both."""
+"""Plot energy per output token against output tokens per second, and mark the Pareto-optimal points."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 
-#: Points whose numbers have room beside their marks.
+#: Up to so many points are numbered in the plot; the numbers of more would overlap.
 MAX_NUMBERED = 40
 
-#: Optimal points that are named below.
+#: Pareto-optimal points that the caption names.
 MAX_NAMED = 6
 
-#: How each method is drawn: what is not measured is hollow.
+#: Marks by method, if it is not ``measured``. Estimated and attributed energy is hollow.
 _OPEN = {"estimated": "diamond-open", "attributed": "square-open", "sampled": "triangle-up"}
 
 
 def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
-    """Return the plot; None where no point has both figures."""
+    """Return the plot, or None if no point has both metrics."""
     known = [index for index, point in enumerate(points) if _has_both(point)]
     if not known:
         return None
@@ -35,7 +35,7 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
     cost = range_of([points[index].metrics[COST] for index in known])
     traces = [_frontier(points, [index for index in known if index in optimal], kind) for kind in kinds]
     for kind in kinds:
-        for best in (False, True):  # the optimal ones on top
+        for best in (False, True):  # so that the optimal ones are drawn on top
             chosen = [one for one in known if _kind(points[one]) == kind and (one in optimal) == best]
             if chosen:
                 traces.append(_markers(points, chosen, (speed, cost), kind, best))
@@ -47,23 +47,23 @@ def pareto_plot(points: Sequence[PointResult]) -> Plot | None:
         xaxis=speed.axis("output tokens per second"),
         yaxis=cost.axis(f"J per output token{of}"),
     )
-    told = [f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better."]
+    sentences = [f"Each mark is one of {counted(len(known), 'point')}; down and to the right is better."]
     if optimal:
         names = ", ".join(label_of(index, points[index]) for index in sorted(optimal)[:MAX_NAMED])
         more = f" and {len(optimal) - MAX_NAMED} more" if len(optimal) > MAX_NAMED else ""
-        told.append(f"Pareto-optimal, so that no other point is both faster and cheaper: {names}{more}.")
+        sentences.append(f"Pareto-optimal (no other point is both faster and uses less energy): {names}{more}.")
     if tied:
-        told.append(f"{counted(len(tied), 'more point')} may be, as intervals overlap.")
+        sentences.append(f"{counted(len(tied), 'more point')} may be Pareto-optimal: the intervals overlap.")
     if any(points[index].metrics[metric].ci95 for index in known for metric in (SPEED, COST)):
-        told.append("Bars are 95 % intervals of the mean.")
+        sentences.append("Bars are 95 % intervals of the mean.")
     if methods != ["measured"]:
         marked = ": hollow marks are not measured" if "measured" in methods else ", not measured"
-        told.append(f"The energy here is {' or '.join(methods)}{marked}.")
+        sentences.append(f"Energy is {' or '.join(methods)}{marked}.")
     if len(kinds) > 1:
-        told.append("Energies of different methods or boundaries are not held against each other.")
+        sentences.append("Energies of different methods or boundaries are not compared with each other.")
     if speed.cut or cost.cut:
-        told.append("Intervals that go beyond the plot are cut off: double-click shows them whole.")
-    return Plot("pareto", "Energy against speed", " ".join(told), plot)
+        sentences.append("Intervals that extend beyond the plot are cut off; double-click to show them whole.")
+    return Plot("pareto", "Energy against speed", " ".join(sentences), plot)
 
 
 def _markers(
@@ -104,14 +104,14 @@ def _markers(
 
 
 def _side(speed: float | None, axis: Range) -> str:
-    """Return on which side of a mark there is room."""
+    """Return the side of a mark on which its number fits into the plot."""
     assert speed is not None
     place = math.log10(speed) if axis.type == "log" else speed
     return "left" if place > sum(axis.edges) / 2 else "right"
 
 
 def _frontier(points: Sequence[PointResult], optimal: Sequence[int], kind: tuple[str, str]) -> object:
-    """Return the line through the optimal points: steps, as nothing between them was measured."""
+    """Return the line through the optimal points, in steps, because nothing between them was measured."""
     known = sorted(
         (_mean(points[one], SPEED), _mean(points[one], COST)) for one in optimal if _kind(points[one]) == kind
     )

@@ -1,22 +1,22 @@
-"""A plot, as the page's script draws it."""
+"""Define the plots that the page's script draws, and their common layout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import plotly.graph_objects as go  # this room is entered only where a page is written
+import plotly.graph_objects as go  # optional: this module is imported only if a report is written
 
-#: One trace, one layout, or what changes of them: plain data, as plotly's JSON has it.
+#: A trace, a layout, or changes to them, as plain data of plotly's JSON format.
 Json = dict[str, Any]
 
-#: Marks, one after the other: colours come round sooner than these do.
+#: Marks that distinguish traces after the colours repeat.
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
 
 @dataclass(frozen=True)
 class Select:
-    """One choice that the reader has: its options, and which of them is taken at first."""
+    """A select box: its options, and the index of the one selected at first."""
 
     label: str
     options: list[str]
@@ -25,18 +25,19 @@ class Select:
 
 @dataclass
 class Plot:
-    """A figure, and what becomes of it with each choice.
+    """A figure, and how it changes with each select box.
 
-    Colours are names of the page's (``var(--accent)``), which differ by light and dark.
+    Colours are CSS variables of the page (``var(--accent)``), so that they follow light and dark mode.
 
     Attributes:
         key: Its id on the page.
         title: Its heading.
-        caption: What it shows, and how it is read: also what screen readers say of it.
-        figure: ``data`` and ``layout``.
-        selects: The choices, in order.
-        layers: What is put over the figure, by the indices of what was chosen so far: ``1`` for the first select's
-            second option, ``1/0`` with the second select's first one. ``note`` is told below.
+        caption: What it shows and how to read it; also its label for screen readers.
+        figure: Plotly's ``data`` and ``layout``.
+        selects: The select boxes, in order.
+        layers: Changes that are merged over the figure, by the indices of the selected options: ``1`` for the
+            second option of the first box, ``1/0`` for that and the first option of the second box. The key
+            ``note`` is a text shown below the plot.
     """
 
     key: str
@@ -47,12 +48,12 @@ class Plot:
     layers: dict[str, Json] = field(default_factory=dict)
 
     def data(self) -> Json:
-        """Return what its script needs."""
+        """Return the data that the page's script needs to draw the plot."""
         return {"figure": self.figure, "layers": self.layers}
 
 
 def figure(traces: list[Any], **layout: Any) -> Json:
-    """Return a figure, which plotly has checked."""
+    """Return a figure that plotly has validated."""
     return {"data": [trace.to_plotly_json() for trace in traces], "layout": _layout(**layout)}
 
 
@@ -97,5 +98,5 @@ def _over(axis: Json, more: Json) -> Json:
 
 
 def short(value: float | None) -> float | None:
-    """Return *value* to the digits that a plot can show."""
+    """Return *value* rounded to six digits, which is enough for a plot."""
     return None if value is None else float(f"{value:.6g}")

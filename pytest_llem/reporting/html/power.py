@@ -1,4 +1,4 @@
-"""Power over time: what was sampled in each cycle of a point, with the window that its energy is of."""
+"""Plot and tabulate the power sampled in each cycle of a point, with the measured window."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _DASHES = ("solid", "dot", "dash", "dashdot")
 
 
 def power_plot(contents: Contents) -> Plot | None:
-    """Return the plot; None where no power was sampled."""
+    """Return the plot, or None if no power was sampled."""
     if not contents.power:
         return None
     chosen = sorted(contents.power)
     layers = {str(place): _point(contents.power[index]) for place, index in enumerate(chosen)}
     selects = [Select("point", [label_of(index, contents.points[index]) for index in chosen])]
     caption = (
-        "The power that was sampled in each cycle of a point. The shaded span is the measured window: it begins "
-        "at 0, and dashed lines show where that of each cycle ends."
+        "The power sampled in each cycle of a point. The shaded span is the measured window: it begins at 0, and "
+        "a dashed line shows where the window of each cycle ends."
     )
     base = figure(
         [],
@@ -36,11 +36,11 @@ def power_plot(contents: Contents) -> Plot | None:
 
 
 def why_no_power(points: Sequence[PointResult]) -> str:
-    """Return why there is no plot of it."""
+    """Return the text shown if no power was sampled."""
     energies = (point.metrics.get("energy_j") for point in points)
     methods = {one.method for one in energies if one is not None and one.mean is not None}
-    told = f" Here energy is {' or '.join(sorted(one for one in methods if one))}." if methods - {None} else ""
-    return f"No power was sampled: only GPUs that are read through NVML have samples over time.{told}"
+    method = f" Energy is {' or '.join(sorted(one for one in methods if one))}." if methods - {None} else ""
+    return f"No power was sampled: power over time is available only for GPUs that NVML reads.{method}"
 
 
 def _point(cycles: Sequence[Power]) -> Json:
@@ -69,19 +69,19 @@ def _point(cycles: Sequence[Power]) -> Json:
 
 
 def _span(seconds: float) -> Json:
-    """Return the shade of the longest window."""
+    """Return the shaded rectangle of a window of *seconds*."""
     fill = {"layer": "below", "fillcolor": "var(--window)", "line": {"width": 0}}
     return {"type": "rect", "x0": 0, "x1": short(seconds), **_FULL_HEIGHT, **fill}
 
 
 def _edge(seconds: float) -> Json:
-    """Return the mark of where a window begins or ends."""
+    """Return the dashed line at the beginning or end of a window."""
     line = {"width": 1, "dash": "dash", "color": "var(--muted)"}
     return {"type": "line", "x0": short(seconds), "x1": short(seconds), **_FULL_HEIGHT, "line": line}
 
 
 def power_rows(contents: Contents) -> list[tuple[str, int, str, list[str]]]:
-    """Return the same as a table: point, cycle, device, and least, mean and most of its samples, in W."""
+    """Return rows of point, cycle, device, and the minimum, mean and maximum of the samples in W."""
     rows = []
     for index in sorted(contents.power):
         for one in contents.power[index]:

@@ -1,4 +1,4 @@
-"""The tables of a page: of points, of experiments, of gates, of what failed."""
+"""Build the report's tables of points, experiments, gates and failures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pytest_llem.reporting.html.words import (
     MAIN,
     NOTHING,
     cycle_figure,
+    details,
     label_of,
     metrics_with_values,
     name_of,
     shown,
-    told,
     unit_of,
 )
 from pytest_llem.results.models import ErrorRecord, ManifestEntry, PointResult, StudyResult
@@ -27,7 +27,7 @@ from pytest_llem.results.pareto import best
 from pytest_llem.results.verdicts import GateVerdict, severity
 from pytest_llem.study.identity import value_text
 
-#: Failures that are shown with their tracebacks.
+#: Failures shown, each with its traceback.
 MAX_FAILURES = 100
 
 
@@ -36,10 +36,10 @@ class Cell:
     """A figure in a table.
 
     Attributes:
-        text: As it is shown; a dash where there is none.
-        title: All there is to say of it, or why there is none.
-        sort: What it sorts by; null where there is none.
-        best: It is the best of its column.
+        text: The figure as shown; a dash if there is no value.
+        title: Tooltip with all details, or the reason why there is no value.
+        sort: The value to sort by; None if there is no value.
+        best: Whether it is the best of its column.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric that has a column."""
+    """The heading of a metric's column."""
 
     name: str
     unit: str
@@ -60,7 +60,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A point."""
+    """A point's row."""
 
     number: int
     point: PointResult
@@ -73,7 +73,7 @@ class Row:
 
 
 def columns(points: Sequence[PointResult]) -> list[str]:
-    """Return the metrics that have a column: those with a value anywhere, and the first ones in any case."""
+    """Return the metrics that get a column: those with a value at any point, and always the five main ones."""
     return list(dict.fromkeys([*MAIN[:5], *metrics_with_values(points)]))
 
 
@@ -90,14 +90,15 @@ def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) ->
         for metric in metrics:
             summary = point.metrics.get(metric)
             mean = summary.mean if summary is not None else None
-            cells.append(Cell(shown(summary), told(summary, unit_of(metric)), mean, index in best_places[metric]))
-        n, wanted = len(point.cycles), planned[point.config_hash]
+            title = details(summary, unit_of(metric))
+            cells.append(Cell(shown(summary), title, mean, index in best_places[metric]))
+        n, n_planned = len(point.cycles), planned[point.config_hash]
         cost = point.metrics.get("energy_per_output_token_j")
         rows.append(
             Row(
                 number=index + 1,
                 point=point,
-                n=str(n) if n >= wanted else f"{n} of {wanted}",
+                n=str(n) if n >= n_planned else f"{n} of {n_planned}",
                 cells=cells,
                 method=(cost.method if cost is not None else None) or NOTHING,
                 optimal=index in optimal,
@@ -109,20 +110,20 @@ def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) ->
 
 
 def _verdicts(verdicts: Sequence[GateVerdict]) -> list[tuple[str, str, int]]:
-    """Return the outcomes and words of a point's verdicts with their numbers, the worst first."""
+    """Return each outcome and verdict of a point with its count, worst first."""
     count = Counter((str(one.outcome), str(one.verdict)) for one in sorted(verdicts, key=severity))
     return [(outcome, word, number) for (outcome, word), number in count.items()]
 
 
 def _keywords(point: PointResult) -> str:
-    """Return what a filter ``axis=value`` finds a point by: axes with their whole and their last names."""
-    names = [(axis, value) for axis, value in point.axes.items()]
-    last = [(axis.rpartition(".")[2], value) for axis, value in point.axes.items()]
-    return "\n".join(dict.fromkeys(f"{axis}={value_text(one)}".lower() for axis, one in [*names, *last]))
+    """Return the ``axis=value`` keywords of the page's filter, with the full and the short name of each axis."""
+    full = list(point.axes.items())
+    last = [(axis.rpartition(".")[2], value) for axis, value in full]
+    return "\n".join(dict.fromkeys(f"{axis}={value_text(value)}".lower() for axis, value in [*full, *last]))
 
 
 def cycle_rows(contents: Contents, metrics: Sequence[str]) -> list[tuple[int, str, ManifestEntry, list[str]]]:
-    """Return each completed experiment in run order: its place, its point, its entry, and figures."""
+    """Return each completed experiment in run order: position, point, manifest entry, and figures."""
     return [
         (
             order,
@@ -135,14 +136,14 @@ def cycle_rows(contents: Contents, metrics: Sequence[str]) -> list[tuple[int, st
 
 
 def gate_rows(points: Sequence[PointResult]) -> list[tuple[GateVerdict, str]]:
-    """Return the verdicts, the worst first, and what each says."""
+    """Return the verdicts, worst first, each with its text."""
     verdicts = sorted((verdict for point in points for verdict in point.verdicts), key=severity)
     return [(verdict, verdict_text(verdict)) for verdict in verdicts]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Experiments that failed alike."""
+    """Experiments that failed with the same error."""
 
     ids: list[str]
     error: ErrorRecord
@@ -150,7 +151,7 @@ class Failure:
 
 
 def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
-    """Return the errors, each once, with the experiments that had it."""
+    """Return the distinct errors, each with the experiments that it occurred in."""
     found: dict[tuple[Any, ...], Failure] = {}
     for entry in entries:
         if entry.error is None or entry.status not in ("failed", "skipped"):
@@ -162,7 +163,7 @@ def failures(entries: Iterable[ManifestEntry]) -> list[Failure]:
 
 
 def skips(result: StudyResult) -> list[tuple[str, list[str]]]:
-    """Return why experiments were skipped, with those that each reason concerns."""
+    """Return the reasons for skipping experiments, each with the ids of those experiments."""
     found: dict[str, list[str]] = {}
     for entry in result.experiments:
         if entry.status == "skipped" and entry.error is None:
@@ -171,7 +172,7 @@ def skips(result: StudyResult) -> list[tuple[str, list[str]]]:
 
 
 def pairs(data: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Return the leaves of nested plain data by dotted key, in words; null ones are told as such."""
+    """Return the leaves of nested plain data as dotted keys and texts; null becomes a dash."""
     if isinstance(data, Mapping):
         return [
             leaf for key, part in data.items() for leaf in pairs(part, f"{prefix}.{key}" if prefix else str(key))
@@ -182,9 +183,7 @@ def pairs(data: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def groups(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the same as :func:`pairs` in tables: what is nested has one of its own. What is null is named at the
-    end of its table.
-    """
+    """Return nested data as tables of :func:`pairs`, one per nested mapping. Keys without a value come last."""
     tables = [("machine", pairs({key: one for key, one in data.items() if not _is_nested(one)}))]
     for key, one in data.items():
         if isinstance(one, Mapping):
@@ -207,7 +206,7 @@ def _known(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def plain(data: Any) -> str:
-    """Return a scalar, or a list of them, as people write it."""
+    """Return a scalar or a list of scalars as text: ``yes``, ``no``, or a dash for null."""
     if data is None:
         return NOTHING
     if isinstance(data, bool):
@@ -218,7 +217,7 @@ def plain(data: Any) -> str:
 
 
 def facts(points: Sequence[PointResult], which: str) -> list[tuple[str, str]]:
-    """Return the facts of all points by key: what they share, or each value with the number of points it is of."""
+    """Return the facts of all points by key: the common value, or each value with its number of points."""
     values: dict[str, Counter[str]] = {}
     measured = [point for point in points if point.cycles]
     for point in measured:
@@ -236,8 +235,8 @@ def _each(count: Counter[str]) -> str:
 
 
 def shared_settings(points: Sequence[PointResult]) -> list[tuple[str, str]]:
-    """Return what all points' configurations have in common."""
-    every = [dict(pairs(point.config)) for point in points]
-    if not every:
+    """Return the settings that have the same value at all points."""
+    configs = [dict(pairs(point.config)) for point in points]
+    if not configs:
         return []
-    return [(key, text) for key, text in every[0].items() if all(one.get(key) == text for one in every)]
+    return [(key, text) for key, text in configs[0].items() if all(one.get(key) == text for one in configs)]

@@ -1,6 +1,4 @@
-"""What the files beside a result hold: latencies of requests, and power over time. A line that is not as ours are
-is passed over.
-"""
+"""Read the latencies of requests and the power samples from the CSV files beside a result; skip invalid lines."""
 
 from __future__ import annotations
 
@@ -11,20 +9,20 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-#: Columns of ``requests.csv``, and what they are.
+#: Latency columns of ``requests.csv``, with their names on the page.
 KINDS = {
     "ttft_ms": "Time to first token",
     "itl_mean_ms": "Inter-token latency, mean of each request",
     "e2e_ms": "End-to-end latency",
 }
 
-#: Percentiles that are shown of a distribution.
+#: Percentiles shown of each distribution.
 SHOWN = (5, 25, 50, 75, 95, 99)
 
 
 @dataclass
 class Latencies:
-    """Of a point's requests, in ms, by column; a request that has none of a kind is left out of that."""
+    """The latencies of a point's requests in ms, by column. Requests without a value of a column are left out."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 
@@ -33,24 +31,24 @@ class Latencies:
             self.values.setdefault(kind, []).extend(values)
 
     def percentiles(self, kind: str) -> dict[int, float] | None:
-        """Return those of :data:`SHOWN`; None where there is no request."""
+        """Return the percentiles of :data:`SHOWN` in ms, or None if there is no request."""
         values = self.values.get(kind)
         if not values:
             return None
         if len(values) == 1:
             return dict.fromkeys(SHOWN, values[0])
-        all_of_them = statistics.quantiles(values, n=100, method="inclusive")
-        return {p: all_of_them[p - 1] for p in SHOWN}
+        percentiles = statistics.quantiles(values, n=100, method="inclusive")
+        return {p: percentiles[p - 1] for p in SHOWN}
 
 
 @dataclass(frozen=True)
 class Power:
-    """What was sampled in one cycle.
+    """The power samples of one cycle.
 
     Attributes:
-        cycle: Which one.
-        window_seconds: How long the window was that the energy is of; it begins at 0.
-        samples: By device, seconds since the window began and watts.
+        cycle: Number of the cycle.
+        window_seconds: Length of the measured window in s; it begins at 0.
+        samples: Pairs of time since the window began, in s, and power in W, by device.
     """
 
     cycle: int
@@ -59,7 +57,7 @@ class Power:
 
 
 def read_latencies(text: str) -> dict[str, list[float]]:
-    """Return the latencies in a ``requests.csv``, in ms, by column."""
+    """Return the latencies in ms of a ``requests.csv``, by column."""
     found: dict[str, list[float]] = {}
     for row in _rows(text):
         for kind in KINDS:
@@ -68,21 +66,22 @@ def read_latencies(text: str) -> dict[str, list[float]]:
     return found
 
 
-def read_power(text: str, most: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the samples in a ``power.csv`` by device; of more than *most*, the extremes of each stretch."""
+def read_power(text: str, max_samples: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the samples of a ``power.csv`` by device, thinned to *max_samples* by keeping the extremes."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in _rows(text):
         at, watts = _number(row.get("seconds")), _number(row.get("power_w"))
         if at is not None and watts is not None:
             found.setdefault(row.get("device") or "?", []).append((at, watts))
-    share = most // max(1, len(found))
+    share = max_samples // max(1, len(found))
     return {device: _thinned(samples, share) for device, samples in found.items()}
 
 
-def _thinned(samples: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    if len(samples) <= most:
+def _thinned(samples: list[tuple[float, float]], max_samples: int) -> list[tuple[float, float]]:
+    """Return the minimum and maximum of each stretch of samples, so that peaks remain visible."""
+    if len(samples) <= max_samples:
         return samples
-    size = math.ceil(2 * len(samples) / max(2, most))
+    size = math.ceil(2 * len(samples) / max(2, max_samples))
     parts = (samples[at : at + size] for at in range(0, len(samples), size))
     return [
         sample

@@ -1,4 +1,4 @@
-"""A metric against each swept axis: a line for every setting of the others."""
+"""Plot a metric against each swept axis, with one line for each combination of the other axes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
 
-#: Lines that a legend can name.
+#: Up to so many lines, the legend names them.
 MAX_NAMED = 12
 
-#: A line of the plot: what its points share, and their indices by place along the axis.
+#: A line of the plot: the other axes' values, and pairs of position along the axis and index of the point.
 _Line = tuple[str, list[tuple[int, int]]]
 
 
 def sweep_plot(points: Sequence[PointResult]) -> Plot | None:
-    """Return the plot; None where no axis has two values, or nothing was found."""
+    """Return the plot, or None if no axis has two values or no metric has a value."""
     names = short_names(dict.fromkeys(axis for point in points for axis in point.axes))
     axes = {axis: values for axis in names if len(values := _values(points, axis)) > 1}
     metrics = metrics_with_values(points)
@@ -42,22 +42,22 @@ def sweep_plot(points: Sequence[PointResult]) -> Plot | None:
         layers[str(place)] = _along(points, names[axis], values, lines)
         for number, metric in enumerate(metrics):
             layers[f"{place}/{number}"] = _heights(points, metric, lines)
-    # Along the longest axis there are the fewest lines.
+    # The axis with the most values gives the fewest lines: the plot shows it first.
     longest = max(range(len(axes)), key=lambda place: len(list(axes.values())[place]))
     selects = [
         Select("along", [names[axis] for axis in axes], longest),
         Select("metric", [title_of(metric) for metric in metrics]),
     ]
     caption = (
-        "The mean over the cycles of each point against a swept axis, with its 95 % interval where there is more "
-        "than one. Points that differ in nothing else are joined; between them nothing was measured. The table of "
-        "points has the same figures."
+        "The mean over the cycles of each point against a swept axis, with its 95 % interval if there are several "
+        "cycles. A line joins points that differ only in this axis; between them nothing was measured. The table "
+        "of points has the same figures."
     )
     return Plot("sweep", "Along the swept axes", caption, figure([], height=460), selects, layers)
 
 
 def _values(points: Sequence[PointResult], axis: str) -> list[Any]:
-    """Return the values of an axis: numbers in order, others in the study's."""
+    """Return the values of an axis: numbers sorted, others in the study's order."""
     found = {value_text(point.axes[axis]): point.axes[axis] for point in points if axis in point.axes}
     values = list(found.values())
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -75,13 +75,13 @@ def _lines(points: Sequence[PointResult], axis: str, values: list[Any], names: d
 
 
 def _along(points: Sequence[PointResult], name: str, values: list[Any], lines: Sequence[_Line]) -> Json:
-    """Return what all metrics have in common along an axis."""
-    apart = min(0.04, 0.4 / len(lines))  # so that intervals do not hide each other
+    """Return the part of the figure that is the same for all metrics along an axis."""
+    shift = min(0.04, 0.4 / len(lines))  # so that the intervals of lines do not overlap
     traces = [
         go.Scatter(
             mode="lines+markers",
             name=neutral(rest or name),
-            x=[round(place + apart * (number - (len(lines) - 1) / 2), 3) for place, _ in line],
+            x=[round(place + shift * (number - (len(lines) - 1) / 2), 3) for place, _ in line],
             marker={"size": 9, "symbol": SYMBOLS[(number // 8) % len(SYMBOLS)]},
             line={"width": 1.5},
             error_y={"type": "data", "symmetric": False, "thickness": 1.2, "width": 4},
@@ -103,26 +103,26 @@ def _along(points: Sequence[PointResult], name: str, values: list[Any], lines: S
 
 
 def _heights(points: Sequence[PointResult], metric: str, lines: Sequence[_Line]) -> Json:
-    absent = Summary(mean=None, n=0, unit="")  # in a result of a version that did not know the metric
-    every = [[points[index].metrics.get(metric, absent) for _, index in line] for _, line in lines]
-    known = [one for summaries in every for one in summaries if one.mean is not None]
-    lacking = sum(map(len, every)) - len(known)
-    notes = [f"{counted(len(lines), 'line')}: hovering names them."] if len(lines) > MAX_NAMED else []
-    if lacking:
-        notes.append(f"{counted(lacking, 'point')} without a value {'is' if lacking == 1 else 'are'} left out.")
+    absent = Summary(mean=None, n=0, unit="")  # results of older versions may not contain the metric
+    by_line = [[points[index].metrics.get(metric, absent) for _, index in line] for _, line in lines]
+    known = [one for summaries in by_line for one in summaries if one.mean is not None]
+    missing = sum(map(len, by_line)) - len(known)
+    notes = [f"{counted(len(lines), 'line')}: hover over a mark for its name."] if len(lines) > MAX_NAMED else []
+    if missing:
+        notes.append(f"{counted(missing, 'point')} without a value {'is' if missing == 1 else 'are'} left out.")
     methods = sorted({one.method for one in known if one.method})
     title = title_of(metric) + (f", {' and '.join(methods)}" if methods else "")
     if not known:  # along this axis
-        return {"data": [{"y": [None] * len(line)} for line in every], "layout": {}, "note": " ".join(notes)}
-    reach = range_of(known)
-    if reach.cut:
-        notes.append("Intervals that go beyond the plot are cut off: double-click shows them whole.")
+        return {"data": [{"y": [None] * len(line)} for line in by_line], "layout": {}, "note": " ".join(notes)}
+    axis = range_of(known)
+    if axis.cut:
+        notes.append("Intervals that extend beyond the plot are cut off; double-click to show them whole.")
     traces = [
         {
             "y": [short(one.mean) for one in summaries],
-            "error_y": bars(summaries, reach),
+            "error_y": bars(summaries, axis),
             "text": [shown(one) + (f" {one.method}" if one.method else "") for one in summaries],
         }
-        for summaries in every
+        for summaries in by_line
     ]
-    return {"data": traces, "layout": {"yaxis": reach.axis(title)}, "note": " ".join(notes)}
+    return {"data": traces, "layout": {"yaxis": axis.axis(title)}, "note": " ".join(notes)}

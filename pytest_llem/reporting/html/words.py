@@ -1,4 +1,4 @@
-"""Metrics, points and figures in words, as a page shows them."""
+"""Name and format metrics, points and figures for the report."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from pytest_llem.study.identity import short_names, value_text
 
-#: What stands where there is nothing.
+#: Shown in place of a missing value.
 NOTHING = "–"
 
-#: The metrics that come first: those that most readers look for.
+#: The main metrics, which come first.
 MAIN = (
     "output_tokens_per_second",
     "energy_per_output_token_j",
@@ -41,7 +41,7 @@ _SPELT = {
     "mbu": "MBU",
     "mfu": "MFU",
     "seconds": "Time of a pass",
-    "roofline_slowdown": "Times the floor",
+    "roofline_slowdown": "Roofline slowdown",
     "wh_per_1000_requests": "Energy per 1,000 requests",
 }
 _UNITS = {"j", "w", "ms", "mb", "c", "g"}
@@ -49,7 +49,7 @@ _CAPITALS = {"ttft": "TTFT", "itl": "ITL", "e2e": "E2E", "cpu": "CPU", "gpu": "G
 
 
 def name_of(metric: str) -> str:
-    """Return a metric's name for people, without its unit."""
+    """Return a metric's display name, without its unit."""
     if metric in _SPELT:
         return _SPELT[metric]
     words = metric.split("_")
@@ -60,30 +60,30 @@ def name_of(metric: str) -> str:
 
 
 def unit_of(metric: str) -> str:
-    """Return what stands behind its figures, or above them; empty for a ratio."""
+    """Return the unit to show with a metric's figures; empty for a ratio."""
     unit = CATALOGUE[metric].unit
     return {"ratio": "", "1/s": "1/s", "tokens": "tokens"}.get(unit, unit)
 
 
 def title_of(metric: str) -> str:
-    """Return its name and unit."""
+    """Return a metric's display name and unit."""
     unit = unit_of(metric)
     return f"{name_of(metric)} ({unit})" if unit else name_of(metric)
 
 
 def metrics_with_values(points: Sequence[PointResult]) -> list[str]:
-    """Return the metrics of which any point has a value, the main ones first."""
+    """Return the metrics with a value at any point, main metrics first."""
     known = {name for point in points for name, summary in point.metrics.items() if summary.mean is not None}
     return [name for name in (*MAIN, *(name for name in CATALOGUE if name not in MAIN)) if name in known]
 
 
 def shown(summary: Summary | None) -> str:
-    """Return a mean and its interval, as the terminal shows them; a dash where there is none."""
+    """Return a mean and its interval as the terminal shows them; a dash if there is no value."""
     return NOTHING if summary is None or summary.mean is None else figure(summary)
 
 
-def told(summary: Summary | None, unit: str) -> str:
-    """Return all there is to say of a figure, or why there is none."""
+def details(summary: Summary | None, unit: str) -> str:
+    """Return the details of a figure: value, interval, method and warnings, or why there is no value."""
     if summary is None or summary.mean is None:
         return f"no value: {(summary.reason if summary else None) or 'no reason was given'}"
     parts = [f"{summary.mean:.6g} {unit}".strip()]
@@ -94,27 +94,27 @@ def told(summary: Summary | None, unit: str) -> str:
         parts.append(f"sd {summary.sd:.3g}")
     parts.append(f"n = {summary.n}")
     parts += [part for part in (summary.method, summary.boundary) if part]
-    parts += ["what it covers differs between cycles"] if summary.is_mixed else []
+    parts += ["boundary differs between cycles"] if summary.is_mixed else []
     parts += [f"not judged: {summary.not_judged}"] if summary.not_judged else []
     if summary.invalid is not None:
         parts.append(f"invalid: {summary.invalid}")
     if summary.covers_engine is False:
-        parts.append("not of the engine's devices")
+        parts.append("does not cover the engine's devices")
     return ", ".join(parts)
 
 
 def cycle_figure(given: float | None) -> str:
-    """Return one cycle's figure."""
+    """Return one cycle's value as text; a dash if there is none."""
     return NOTHING if given is None else number(given)
 
 
 def label_of(index: int, point: PointResult) -> str:
-    """Return what a point is called everywhere on the page: its number and its id."""
+    """Return a point's label on the page: its number and its id."""
     return f"#{index + 1} {point.id}"
 
 
 def ticks_of(points: Sequence[PointResult]) -> tuple[str, list[str]]:
-    """Return what stands along an axis of points: its title, and a short text for each."""
+    """Return the title of an axis of points, and a short text for each point."""
     axes = list(dict.fromkeys(axis for point in points for axis in point.axes))
     names = short_names(axes)
     if len(points) > 16 or any(list(point.axes) != axes for point in points) or not axes:
@@ -124,16 +124,16 @@ def ticks_of(points: Sequence[PointResult]) -> tuple[str, list[str]]:
 
 
 def axis_text(value: Any) -> str:
-    """Return an axis value as somebody wrote it; ids have it with what is unsafe in them spelt out."""
+    """Return an axis value as the study has it. (Point ids escape unsafe characters instead.)"""
     return value if isinstance(value, str) else value_text(value)
 
 
-def clipped(text: str, most: int = 80) -> str:
-    """Return *text* on one line, and no longer than *most* characters."""
+def clipped(text: str, max_characters: int = 80) -> str:
+    """Return *text* on one line, cut to *max_characters*."""
     line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return line if len(line) <= max_characters else f"{line[: max_characters - 1]}…"
 
 
-def neutral(text: Any, most: int = 120) -> str:
-    """Return *text* as plotly shows it literally: it takes a little HTML in every text."""
-    return html.escape(clipped(str(text), most), quote=False)
+def neutral(text: Any, max_characters: int = 120) -> str:
+    """Return *text* escaped and cut for plotly, which interprets some HTML in every text."""
+    return html.escape(clipped(str(text), max_characters), quote=False)

@@ -1,4 +1,4 @@
-"""What came of a comparison: for a terminal, as Markdown, and as JSON."""
+"""Format a comparison as a terminal table, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pytest_llem.reporting.terminal.tables import number, plain_table, render
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.verdicts import GateVerdict
 
-#: Rows of a table, the worst; nobody reads more.
+#: Rows of a table; the worst verdicts come first.
 MAX_ROWS = 60
 
-#: Lines of one kind below it.
+#: Lines of one kind below the table.
 MAX_LINES = 8
 
 #: Verdicts, worst first.
@@ -32,12 +32,12 @@ _COLUMNS = ("reference", "candidate", "ratio", "interval", "n", "verdict")
 
 
 def lines(comparison: Comparison, width: int, counting: Collection[str] | None = None) -> list[str]:
-    """Return the table of a comparison, the worst first, and what else there is to say of it.
+    """Return the table of a comparison, worst verdicts first, with its notes and outcome below.
 
     Args:
-        comparison: What was compared.
-        width: Of the terminal, in characters.
-        counting: Ids of the gates that may fail a run, the others being there for their family; None for all.
+        comparison: The comparison.
+        width: Width of the terminal in characters.
+        counting: Ids of the gates that can fail the run; None for all. Other gates only enlarge the Holm family.
     """
     rows, left_out = _rows(comparison)
     found = [*_workload(comparison)]
@@ -58,7 +58,7 @@ def lines(comparison: Comparison, width: int, counting: Collection[str] | None =
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the same as Markdown, as GitHub and GitLab show it; it ends with a newline."""
+    """Return the comparison as Markdown for GitHub and GitLab, with a newline at the end."""
     rows, left_out = _rows(comparison)
     found = [f"**{escaped(line)}**  " for line in _workload(comparison)]
     found += [""] if found else []
@@ -76,17 +76,17 @@ def markdown(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Return all of it as JSON: ``comparison``, a ComparisonRecord, and ``verdicts``, a list of GateVerdicts."""
+    """Return the comparison as JSON with ``comparison``, a ComparisonRecord, and ``verdicts``, GateVerdicts."""
     data = {
         "schema_version": SCHEMA_VERSION,
         "comparison": comparison.record.model_dump(mode="json"),
         "verdicts": [verdict.model_dump(mode="json") for verdict in comparison.verdicts],
     }
-    return json.dumps(data, indent=1) + "\n"  # ASCII: it is read whatever the terminal's encoding
+    return json.dumps(data, indent=1) + "\n"  # ASCII only, so that every terminal encoding can write it
 
 
 def escaped(text: str) -> str:
-    """Return *text* as Markdown shows it literally, in a cell of a table too."""
+    """Return *text* escaped, so that Markdown shows it literally, also in a table cell."""
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
@@ -95,8 +95,9 @@ def _row(*cells: str) -> str:
 
 
 def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]:
-    """Return what goes into a table, the worst first, and how many of each verdict do not. New and missing points
-    are listed, and no rows.
+    """Return the verdicts of the table, worst first, and the number of each verdict that did not fit.
+
+    New and missing points have no row: they are listed below the table.
     """
     rows = [one for one in _of_known_points(comparison) if one.verdict != "NOT JUDGED" or one.outcome == "failed"]
     rows.sort(key=_badness)
@@ -104,18 +105,18 @@ def _rows(comparison: Comparison) -> tuple[list[GateVerdict], Mapping[str, int]]
 
 
 def _of_known_points(comparison: Comparison) -> list[GateVerdict]:
-    """Return the verdicts on points that both sides have."""
+    """Return the verdicts on points that both the candidate and the reference have."""
     new = {*comparison.record.new_points}
     return [one for one in comparison.verdicts if one.metric and one.point not in new]
 
 
 def _badness(verdict: GateVerdict) -> tuple[int, float]:
-    """Return what sorts by the verdict, and then by how far off the ratio is, to the digits that are shown."""
+    """Return a sort key: the verdict, then how far the ratio is from 1, rounded to the digits shown."""
     return _ORDER.index(verdict.verdict), -round(abs(math.log(verdict.ratio)), 3) if verdict.ratio else 0.0
 
 
 def _cells(verdict: GateVerdict) -> tuple[str, str, str, str, str, str]:
-    """Return what goes under :data:`_COLUMNS`."""
+    """Return the cells of :data:`_COLUMNS`."""
     ratio = "-" if verdict.ratio is None else _ratio(verdict.ratio)
     interval = "" if verdict.interval is None else "–".join(map(_ratio, verdict.interval))
     one, other = verdict.reference_n, verdict.n
@@ -137,7 +138,7 @@ def _mean(value: float | None) -> str:
 
 
 def _workload(comparison: Comparison) -> Iterator[str]:
-    """Yield that the work itself differs: before any figure, since none of them says the same of both."""
+    """Yield differences of the workload, which make every figure below misleading and so come first."""
     yield from _capped("workload differs", comparison.record.workload)
 
 
@@ -145,7 +146,8 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     record = comparison.record
     day = f" on {record.reference_started_at[:10]}" if record.reference_started_at else ""
     version = f", measured{day} with pytest-llem {record.reference_version}" if record.reference_version else ""
-    yield f"reference: {record.reference}{version}{'; in turns, compared cycle by cycle' if record.paired else ''}"
+    paired = "; interleaved, compared cycle by cycle" if record.paired else ""
+    yield f"reference: {record.reference}{version}{paired}"
     if record.family:
         judged = [one for one in comparison.verdicts if one.confidence is not None]
         shares = sorted({one.confidence for one in judged if one.confidence is not None})
@@ -156,7 +158,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"{interval}alpha {record.alpha:.2g} by Holm over {counted(record.family, 'gate')}, delta {deltas}"
     if any(one.cycles_to_decide is not None for one in comparison.verdicts):
         yield "n≥: cycles that would decide it, if either side had as many"
-    if record.compared_despite_mismatch:  # or else they are the reasons why it was not
+    if record.compared_despite_mismatch:  # otherwise they are the reasons of verdicts, which follow below
         yield from _capped("compared despite mismatch", record.testbed)
     yield from _reasons(_of_known_points(comparison))
     yield from _capped("warning", record.warnings)
@@ -166,16 +168,16 @@ def _notes(comparison: Comparison) -> Iterator[str]:
 
 
 def _reasons(verdicts: Sequence[GateVerdict]) -> Iterator[str]:
-    """Yield why gates were not judged, or not decided, with those that each reason concerns."""
+    """Yield each reason why gates were not judged or not decided, with the ids of those gates."""
     concerned: dict[tuple[str, str], list[str]] = {}
     for verdict in verdicts:
         if verdict.reason is not None and verdict.cycles_to_decide is None:
             concerned.setdefault((verdict.verdict.lower(), verdict.reason), []).append(verdict.id)
-    told = list(concerned.items())
-    for (what, reason), ids in told[:MAX_LINES]:
+    reasons = list(concerned.items())
+    for (what, reason), ids in reasons[:MAX_LINES]:
         yield f"{what}: {reason} [{named(ids)}]"
-    if len(told) > MAX_LINES:
-        yield f"{counted(len(told) - MAX_LINES, 'more reason')}"
+    if len(reasons) > MAX_LINES:
+        yield f"{counted(len(reasons) - MAX_LINES, 'more reason')}"
 
 
 def _capped(what: str, found: Sequence[str]) -> Iterator[str]:
@@ -198,4 +200,4 @@ def _outcome(comparison: Comparison, counting: Collection[str] | None = None) ->
     failed = sum(counting is None or one in counting for one in bad)
     text = f"{', '.join(found) or 'nothing to compare'}: {counted(failed, 'gate') if failed else 'no gate'} failed"
     others = len(bad) - failed
-    return f"{text} ({others} more not selected, or expected to)" if others else text
+    return f"{text} ({others} more not selected, or expected to fail)" if others else text

@@ -1,4 +1,4 @@
-"""What ``llem doctor`` shows: the verdict, what stands in the way, and tables of all that was looked at."""
+"""Format the output of ``llem doctor``: the verdict, the findings, and tables of the machine and its software."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pytest_llem.doctor.records import Examination, Finding, GpuReport, Verdict
 from pytest_llem.reporting.terminal.tables import plain_table, render
 from pytest_llem.study.problems import printable
 
-#: Narrower than this nothing could be read.
-_LEAST = 40
+#: In a narrower terminal, lines are longer than it is.
+_MIN_WIDTH = 40
 
 _VERDICTS = {
-    "measured": "energy here will be measured",
-    "sampled": "energy here will be integrated from sampled power",
-    "estimated": "energy here will be estimated, not measured",
-    "unavailable": "energy here will not be had",
+    "measured": "energy will be measured on this machine",
+    "sampled": "energy will be integrated from sampled power on this machine",
+    "estimated": "energy will be estimated, not measured, on this machine",
+    "unavailable": "energy will not be available on this machine",
 }
 
 
 def lines(found: Examination, width: int) -> Iterator[str]:
-    """Yield it, for a terminal of that *width* in characters; commands are never broken."""
-    width = max(width, _LEAST)
+    """Yield the lines for a terminal of *width* characters. Commands are never wrapped: they are to be copied."""
+    width = max(width, _MIN_WIDTH)
     yield from _wrapped(_verdict(found.verdict), width)
     yield ""
     if found.findings:
-        yield "What stands in the way"
+        yield "Findings"
         for finding in found.findings:
             yield from _finding(finding, width)
     else:
-        yield "Nothing stands in the way."
+        yield "No findings."
     yield from _gpus(found, width)
     yield from _processor(found, width)
     yield from _engines(found, width)
@@ -57,7 +57,7 @@ def _finding(finding: Finding, width: int) -> Iterator[str]:
 def _gpus(found: Examination, width: int) -> Iterator[str]:
     driver = found.driver
     if not found.gpus:
-        reason = driver.error or "the driver knows none"
+        reason = driver.error or "the driver reports none"
         yield ""
         yield from _wrapped(f"GPUs: none ({reason})", width)
         return
@@ -79,7 +79,7 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
         )
         for gpu in known
     ]
-    heading = ("", "energy\ncounter", "tick\nms", "call\nms", "power told", "now\nW", "limit\n(default) W")
+    heading = ("", "energy\ncounter", "tick\nms", "call\nms", "power reading", "now\nW", "limit\n(default) W")
     yield from _table("Energy of GPUs", heading, energy, width, right=(2, 3, 5, 6))
     states = [
         (
@@ -96,7 +96,7 @@ def _gpus(found: Examination, width: int) -> Iterator[str]:
         for gpu in known
     ]
     modes = ("persis-\ntence", "MIG", "ECC")
-    states_heading = ("", "memory\nMB", *modes, "clock\nMHz", "clock\nheld", "clocks due to", "°C")
+    states_heading = ("", "memory\nMB", *modes, "clock\nMHz", "clock\nlocked", "clock\nreasons", "°C")
     yield from _table("State of GPUs", states_heading, states, width, right=(1, 5, 8))
     using = [
         (str(gpu.index), str(user.pid), _text(user.name), _number(user.used_mb, 0))
@@ -121,7 +121,7 @@ def _counter(gpu: GpuReport) -> str:
 
 def _processor(found: Examination, width: int) -> Iterator[str]:
     cpu, rapl = found.cpu, found.rapl
-    limit = f", {cpu.limit:g} of them at a time" if cpu.limit is not None else ""
+    limit = f", limit {cpu.limit:g}" if cpu.limit is not None else ""
     rows = [
         ("model", _text(cpu.model)),
         ("CPUs", f"{_number(cpu.allowed, 0)} of {_number(cpu.count, 0)}{limit}"),
@@ -148,7 +148,7 @@ def _engines(found: Examination, width: int) -> Iterator[str]:
     rows = [
         (one.name, _text(one.distribution), "yes" if one.auto else "no", one.error or "-") for one in found.meters
     ]
-    yield from _table("Meters", ("meter", "from", "auto", "not usable here"), rows, width)
+    yield from _table("Meters", ("meter", "from", "auto", "error"), rows, width)
     packages = [(one.name, _text(one.version), one.what_for) for one in software.packages]
     yield from _table("Packages", ("package", "version", "for"), packages, width)
 
@@ -157,7 +157,7 @@ def _surroundings(found: Examination, width: int) -> Iterator[str]:
     around = found.surroundings
     memory = f"{_number(around.memory_mb, 0)} MB"
     if around.memory_limit_mb is not None:
-        memory += f", of which {around.memory_limit_mb:,} MB may be had"
+        memory += f", limit {around.memory_limit_mb:,} MB"
     visible = "not set" if around.cuda_visible_devices is None else around.cuda_visible_devices
     rows = [
         ("system", f"{around.os} {around.kernel}"),
@@ -182,7 +182,7 @@ def _table(
     *,
     right: Sequence[int] = (),
 ) -> Iterator[str]:
-    """Yield a blank line, the title and the table; where there are no headings, rows of a name and what it is."""
+    """Yield a blank line, the title and the table. Without headings, rows are pairs of a name and its value."""
     yield ""
     yield from _wrapped(title, width)
     table = plain_table()

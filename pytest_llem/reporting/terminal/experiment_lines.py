@@ -1,4 +1,4 @@
-"""A line for each experiment as it ends: for logs, where nothing can be rewritten, and with ``-v``."""
+"""Write a line for each experiment when it ends, for logs (which cannot be overwritten) and with ``-v``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment
 from pytest_llem.study.problems import printable
 
-#: Characters of a failure's message.
+#: Characters of a failure's message; the rest is cut.
 MAX_CHARACTERS = 100
 
 _RATE, _COST = "output_tokens_per_second", "energy_per_output_token_j"
 
 
 class Lines:
-    """A pytest plugin of the controller. It writes behind the dot, or below the line, that pytest has written.
+    """A pytest plugin that writes each experiment's line after pytest's dot, or below pytest's line with ``-v``.
+
+    It runs in the controller, not in workers of pytest-xdist.
 
     Args:
-        reporter: pytest's.
-        runs: By their keys.
-        forecast_of: Makes the forecast of all experiments of a study's file.
-        clock: Never goes back; in s.
+        reporter: pytest's terminal reporter.
+        runs: The study runs by key.
+        forecast_of: Returns the forecast of all experiments of a study file.
+        clock: A monotonic clock in s.
     """
 
     def __init__(
@@ -55,19 +57,20 @@ class Lines:
         self._counts = Counter(file_of(key) for key, _ in self._places.values())
         self._ended: dict[str, set[tuple[str, str]]] = {}
         self._forecasts: dict[str, Forecast] = {}
-        #: What the ended ones have taken in all, in s, by file.
+        #: Total duration of the experiments that have ended, in s, by file.
         self._busy: dict[str, float] = {}
-        #: The file whose dots stand at the beginning of a line of their own; None where others were written since.
+        #: The file whose dots are on the current line; None if pytest has written anything else since.
         self._open: str | None = None
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the recorder takes the outcome, and after pytest's dot
+    # The outermost wrapper: it begins before the recorder takes the outcome, and ends after pytest's dot.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         payload: dict[str, Any] | None = vars(report).get(PAYLOAD_ATTRIBUTE)
         place = self._place(report, payload)
         is_shown = place is not None and (payload is not None or report.failed)
         is_shown = is_shown and not (payload and payload["replayed_from"]) and not self._is_known(place, report)
         if is_shown and not self._is_long and self._open != file_of(place[0] if place else ""):
-            self._write("\n")  # pytest has just written the name of the file, or others' dots
+            self._write("\n")  # pytest has just written the file's name, or dots of other tests
         yield
         if place is None or not is_shown:
             if report.when == "call" or not report.passed:
@@ -81,26 +84,26 @@ class Lines:
 
     @property
     def _is_long(self) -> bool:
-        """Whether pytest writes a line for each test."""
+        """Whether pytest writes one line per test."""
         return bool(self._reporter.showlongtestinfo)
 
     def _place(
         self, report: pytest.TestReport, payload: Mapping[str, Any] | None
     ) -> tuple[str, Experiment] | None:
-        """Return the run and the experiment that a report is of, whatever its item is called."""
+        """Return the run and the experiment of a report, by its payload if it has one, else by its node id."""
         if payload is None:
             return self._places.get(report.nodeid)
         key = payload["run"], payload["experiment_id"]
         return (key[0], self._experiments[key]) if key in self._experiments else None
 
     def _is_known(self, place: tuple[str, Experiment] | None, report: pytest.TestReport) -> bool:
-        """Whether a failure comes after what became of the experiment was told."""
+        """Whether this is a teardown failure of an experiment that already has a line."""
         if place is None or report.when != "teardown":
             return False
         return (place[0], place[1].id) in self._ended.get(file_of(place[0]), set())
 
     def _leave_out(self, key: str, experiment: Experiment) -> None:
-        """Count an experiment that was not run."""
+        """Count an experiment that was skipped or replayed as ended, without a line."""
         self._ended.setdefault(file_of(key), set()).add((key, experiment.id))
         self._forecast(file_of(key)).begin((key, experiment.id))
 
@@ -129,33 +132,34 @@ class Lines:
         return f"{text}; about {duration_text(left)} left" if left is not None and left >= 1 else text
 
     def _left(self, file: str, forecast: Forecast) -> float | None:
-        """Return how much longer the study takes, in s; None where nothing tells.
+        """Return the remaining time of the study in s, or None if it cannot be forecast.
 
-        Several may run at a time, and between two there may be idle time: so far they have taken what they have.
+        The forecast is scaled by elapsed time ÷ total duration so far, because experiments may run in parallel and
+        have idle time between them.
         """
         left, busy = forecast.left(), self._busy[file]
         return None if left is None else left * ((self._clock() - self._began) / busy if busy > 1 else 1.0)
 
     def _write(self, text: str) -> None:
-        # Not write_line: pytest would write the name of the file anew before the next dot.
-        with suppress(OSError, ValueError):  # nobody reads it any more; what was measured still counts
+        # write_line would make pytest repeat the file's name before the next dot.
+        with suppress(OSError, ValueError):  # a closed terminal must not fail the measurement
             self._reporter.write(text, flush=True)
 
 
 def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """Return an experiment's main figures: ``122 tok/s, 0.160 J/output token (estimated)``."""
     rate, cost = metrics[_RATE], metrics[_COST]
-    told = [] if rate["value"] is None else [f"{number(rate['value'])} tok/s"]
+    figures = [] if rate["value"] is None else [f"{number(rate['value'])} tok/s"]
     if cost["value"] is None:
-        told.append("energy unavailable")
+        figures.append("energy unavailable")
     else:
         how = "invalid" if cost.get("invalid") else cost["method"]
         if cost.get("covers_engine") is False:
             how = f"{how}, {cost['boundary']}"
-        told.append(f"{number(cost['value'])} J/output token{'' if how == 'measured' else f' ({how})'}")
+        figures.append(f"{number(cost['value'])} J/output token{'' if how == 'measured' else f' ({how})'}")
     if rate.get("not_judged"):
-        told.append(f"not judged: {rate['not_judged']}")
-    return ", ".join(told)
+        figures.append(f"not judged: {rate['not_judged']}")
+    return ", ".join(figures)
 
 
 def _why(error: ErrorRecord | None) -> str:

@@ -1,4 +1,4 @@
-"""What a person is told before a study runs."""
+"""Format the plan of a study: the lines that a terminal shows before it runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pytest_llem.planning.preflight import gib
 from pytest_llem.planning.resume import Replay
 from pytest_llem.study.identity import point_id
 
-#: Reasons shown; ``--llem-plan`` writes all of them.
+#: Reasons shown of each kind; ``--llem-plan`` writes all of them.
 MAX_REASONS = 5
 
 
 def plan_lines(plan: Plan, directory: Path) -> list[str]:
-    """Return what is about to run, and what will not, a line each.
+    """Return lines that say what will run, how long it will take, and what is left out.
 
     Args:
-        plan: What was selected.
-        directory: What the study's path is shown relative to.
+        plan: The plan of the selected experiments.
+        directory: The directory that paths are shown relative to.
     """
     study = plan.study
     points, cycles = len(study.points), study.n_cycles
@@ -47,8 +47,8 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
         text += f" · {counted(len(study.excluded), 'combination')} left out"
     if plan.memory_bytes is not None:
         text += f" · needs about {gib(plan.memory_bytes)}"
-        if plan.memory_bytes > (there := plan.preflight.host.device_memory_bytes):
-            text += f", and {gib(there)} are there"
+        if plan.memory_bytes > (available := plan.preflight.host.device_memory_bytes):
+            text += f", available {gib(available)}"
     elif len(plan.refused) < len(plan.points):
         text += " · memory unknown"
     lines = [text]
@@ -66,14 +66,14 @@ def plan_lines(plan: Plan, directory: Path) -> list[str]:
 
 
 def _reference(plan: Plan) -> list[str]:
-    """Return what is measured beside it, to compare with."""
+    """Return lines on the interleaved run of the reference."""
     time = "time unknown" if plan.seconds is None else f"about {duration_text(plan.seconds)} more"
-    text = f"  against {plan.python}: {counted(len(plan.experiments), 'experiment')} in turns, {time}"
+    text = f"  against {plan.python}: {counted(len(plan.experiments), 'experiment')} interleaved, {time}"
     return [text, *_grouped("preflight of the reference, will fail", plan.refused.items())]
 
 
 def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
-    """Return how many results there are, where, and when they were measured."""
+    """Return the number of replayed results, with the directory and time of measurement of each."""
     times: dict[Path, list[str]] = {}
     factors: dict[str, None] = {}
     for one in plan.experiments:
@@ -82,25 +82,25 @@ def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
             times.setdefault(stored.directory, []).append(stored.measured_at[:16].replace("T", " "))
             if stored.emission_factors is not None:
                 factors[stored.emission_factors] = None
-    told = [
+    parts = [
         f"{len(found):,} from {os.path.relpath(source, directory)} (measured {_span(found)} UTC)"
         for source, found in times.items()
     ]
-    if factors:  # whatever the ini file says by now
-        told.append(f"gco2e_g with {'; '.join(factors)}")
-    if replay.damaged:
-        told.append(f"{replay.damaged:,} not whole any more")
-    return ", ".join(told) or ("nothing is replayed" if replay.changed else "nothing is there to replay")
+    if factors:  # those of the stored results, which the ini file may have replaced since
+        parts.append(f"gco2e_g with {'; '.join(factors)}")
+    if replay.torn:
+        parts.append(f"{replay.torn:,} damaged, measured again")
+    return ", ".join(parts) or ("nothing is replayed" if replay.changed else "there are no results to replay")
 
 
 def _span(times: Sequence[str]) -> str:
-    """Return the first and the last of *times*, without the day where it is the same."""
+    """Return the first and the last of *times*; the day is not repeated if it is the same."""
     first, last = min(times), max(times)
     return first if first == last else f"{first} to {last.removeprefix(f'{first[:10]} ')}"
 
 
 def _deadline(plan: Plan) -> str:
-    """Return when experiments are ended: ``9 min each``, ``9–45 min each``, or as it was given."""
+    """Return the time limit of experiments: ``9 min each``, ``9–45 min each``, or the study's own."""
     each = " each" if len(plan.experiments) > 1 else ""
     given = plan.study.execution.experiment_timeout_seconds
     if given is not None:
@@ -113,7 +113,7 @@ def _deadline(plan: Plan) -> str:
 
 
 def _grouped(what: str, named: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a line for each reason, with the first of the points that it concerns."""
+    """Return a line for each reason, with the first point and the number of further points that it concerns."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in named:
         by_reason.setdefault(reason, []).append(name)
@@ -123,7 +123,7 @@ def _grouped(what: str, named: Iterable[tuple[str, str]]) -> list[str]:
         lines.append(f"  {what}: {names[0]}{more}: {reason}")
     if len(by_reason) > MAX_REASONS:
         lines.append(
-            f"  {what}: for {counted(len(by_reason) - MAX_REASONS, 'more reason')} (--llem-plan has them all)"
+            f"  {what}: {counted(len(by_reason) - MAX_REASONS, 'more reason')} (--llem-plan writes all of them)"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""The table of a study's points."""
+"""Build the terminal's table of a study's points."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from pytest_llem.catalogue import CATALOGUE
-from pytest_llem.reporting.terminal.tables import COLUMNS, figure, paper, plain_table
+from pytest_llem.reporting.terminal.tables import COLUMNS, figure, plain_table, table_console
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, Ranking, best, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import short_names, value_text
 
-#: What a wide terminal shows beside :data:`COLUMNS`, the first ones first: metric, heading.
+#: Columns that a wide terminal shows in addition to :data:`COLUMNS`, by priority: metric, heading.
 MORE_COLUMNS = (
     ("itl_p50_ms", "ITL p50\nms"),
     ("mean_power_w", "mean W"),
@@ -26,37 +26,38 @@ MORE_COLUMNS = (
     ("seconds", "s/pass"),
     ("e2e_p50_ms", "E2E p50\nms"),
     ("active_energy_j", "active J"),
-    ("roofline_slowdown", "× floor"),
+    ("roofline_slowdown", "× roofline"),
     ("peak_temperature_c", "peak\n°C"),
 )
 
-#: What stands behind the best figure of a column, before a Pareto-optimal point, and in either place where several
-#: may be that.
+#: Mark after the best figure of a column, mark before a Pareto-optimal point, and mark for figures and points that
+#: are tied for either.
 BEST, OPTIMAL, TIED = "*", "P", "~"
 
-#: What a narrow terminal shows where the axes leave no room for more.
+#: Columns of a terminal that is too narrow for :data:`COLUMNS`.
 MIN_COLUMNS = tuple(one for one in COLUMNS if one[0] in (SPEED, COST))
 
-#: Headings of axes are broken into lines of so many characters.
+#: Characters of a line of an axis's heading, which is wrapped between words.
 HEADING_WIDTH = 10
 
-#: Characters of a point's id that are shown, its beginning and its end, unless it is for pasting.
+#: Characters shown of a point's id, half from each end, unless whole ids are asked for.
 MAX_CHARACTERS = 160
 
-#: Of a column of ids: in a narrower terminal lines are longer than it is, as no figure may lose digits.
-NARROWEST_ID = 12
+#: Characters of the narrowest column of ids. In a still narrower terminal, lines are longer than the terminal is
+#: wide, because no figure may lose digits.
+MIN_ID_WIDTH = 12
 
 
 @dataclass(frozen=True)
 class PointsTable:
-    """A table, and what of it needs to be explained.
+    """A table of points, and which marks need a legend.
 
     Attributes:
-        table: A row for each point.
-        width: What it needs, in characters: the terminal's, or more where that is too narrow for the figures.
-        has_best: A figure is marked as the best of its column.
-        has_optimal: A point is marked as Pareto-optimal.
-        has_tied: A figure or a point is marked as tied with others.
+        table: The table, with a row for each point.
+        width: Its width in characters: the terminal's, or more if the terminal is too narrow for the figures.
+        has_best: Whether a figure is marked as the best of its column.
+        has_optimal: Whether a point is marked as Pareto-optimal.
+        has_tied: Whether a figure or a point is marked as tied.
     """
 
     table: Table
@@ -69,16 +70,16 @@ class PointsTable:
 def points_table(
     points: Sequence[PointResult], planned: Mapping[str, int], width: int, *, ids: bool = False
 ) -> PointsTable:
-    """Return the table of *points*: what tells them apart, how often they were measured, figures, and verdicts.
+    """Return the table of *points*: their axes, number of completed cycles, figures and verdicts.
 
-    The best figures of a column and the Pareto-optimal points are marked, and those that are tied. A wide terminal
-    shows more columns.
+    The best figures of each column, the Pareto-optimal points and ties are marked. A wide terminal shows more
+    columns.
 
     Args:
-        points: In the order of the study.
-        planned: How many experiments of each point were to run, by the hash of its configuration.
-        width: Of the terminal, in characters.
-        ids: Show each point's id, for pasting, and not its axes.
+        points: The points, in the order of the study.
+        planned: Number of selected experiments of each point, by the hash of its configuration.
+        width: Width of the terminal in characters.
+        ids: Show each point's whole id, for copying, instead of its axes.
     """
     rows = _Rows(points, planned)
     more = [one for one in MORE_COLUMNS if any(_summary(point, one[0]).mean is not None for point in points)]
@@ -90,7 +91,7 @@ def points_table(
         made = rows.table(shown, columns, width, whole=ids)
         if _widest(made.table) <= width:
             return made
-    for columns in (COLUMNS, MIN_COLUMNS):  # these fold ids
+    for columns in (COLUMNS, MIN_COLUMNS):  # with the ids wrapped
         made = rows.table([], columns, width, whole=ids)
         if _narrowest(made.table) <= width:
             break
@@ -98,7 +99,7 @@ def points_table(
 
 
 class _Rows:
-    """What is in the table's cells, whatever columns it has."""
+    """The contents of the table, from which tables with different columns are made."""
 
     def __init__(self, points: Sequence[PointResult], planned: Mapping[str, int]) -> None:
         self._points = points
@@ -110,10 +111,10 @@ class _Rows:
     def table(
         self, axes: Sequence[str], columns: Sequence[tuple[str, str]], width: int, *, whole: bool
     ) -> PointsTable:
-        """Return the table with *axes*, or else with ids, *whole* ones."""
+        """Return the table with *axes*, or with ids if there are no axes; *whole* ids are not shortened."""
         mixed = len(self._methods) > 1
         table = plain_table()
-        table.collapse_padding = True  # every column counts
+        table.collapse_padding = True  # saves width
         has_pareto = bool(self.optimal.first or self.optimal.tied)
         if has_pareto:
             table.add_column("")
@@ -127,15 +128,15 @@ class _Rows:
                 no_wrap=True,
             )
         if not axes:
-            table.add_column("point", overflow="fold", vertical="bottom", min_width=NARROWEST_ID)
+            table.add_column("point", overflow="fold", vertical="bottom", min_width=MIN_ID_WIDTH)
         table.add_column("n", justify="right", no_wrap=True)
         for name, heading in columns:
             methods = {_summary(point, name).label for point in self._points} - {None}
-            if not mixed and len(methods) == 1:  # what is estimated says so wherever it is shown
+            if not mixed and len(methods) == 1:  # so that an estimate is always marked as one
                 heading += f"\n{methods.pop()}"
             table.add_column(heading, justify="right", no_wrap=True)
         if mixed:
-            table.add_column("energy is")
+            table.add_column("energy\nmethod")
         judged = any(self._verdicts)
         if judged:
             table.add_column("verdict")
@@ -143,8 +144,8 @@ class _Rows:
         for place, point in enumerate(self._points):
             cells = [_mark(self.optimal, place, OPTIMAL).strip()] if has_pareto else []
             cells += [_value(point, axis) for axis in axes] or [point.id if whole else _clipped(point.id)]
-            n, wanted = _summary(point, "seconds").n, self._planned[point.config_hash]
-            cells.append(str(n) if n == wanted else f"{n} of {wanted}")
+            n, planned = _summary(point, "seconds").n, self._planned[point.config_hash]
+            cells.append(str(n) if n == planned else f"{n} of {planned}")
             for name, _ in columns:
                 cells.append(f"{figure(_summary(point, name))}{_mark(ranked[name], place, BEST)}")
             if mixed:
@@ -163,12 +164,12 @@ class _Rows:
 
 
 def _summary(point: PointResult, metric: str) -> Summary:
-    """Return the statistics of a metric; those of nothing where an older version did not know it."""
+    """Return the statistics of a metric; empty ones if an older version did not record it."""
     return point.metrics.get(metric) or Summary(mean=None, n=0, unit=CATALOGUE[metric].unit)
 
 
 def _mark(ranking: Ranking, place: int, first: str) -> str:
-    """Return the mark of a point, as wide as those of the others."""
+    """Return the mark of a point, or a space if other points have one, so that the column aligns."""
     if place in ranking.first:
         return first
     if place in ranking.tied:
@@ -181,14 +182,14 @@ def _value(point: PointResult, axis: str) -> str:
 
 
 def _heading(axis: str, name: str) -> str:
-    """Return the heading of *axis*, whose short *name* may be that of the column of cycles, ``n``."""
+    """Return the heading of *axis*; a short *name* ``n`` is replaced, because ``n`` is the column of cycles."""
     if name == "n":
-        return "n\n(prompts)" if axis == "n" else _broken(axis)
-    return _broken(name)
+        return "n\n(prompts)" if axis == "n" else _wrapped(axis)
+    return _wrapped(name)
 
 
-def _broken(name: str) -> str:
-    """Return an axis's name in lines, broken where its words begin."""
+def _wrapped(name: str) -> str:
+    """Return an axis's name in lines, wrapped between its words."""
     lines = [""]
     for word in re.findall(r"[^_.]+[_.]*|[_.]+", name):
         if lines[-1] and len(lines[-1]) + len(word) > HEADING_WIDTH:
@@ -203,15 +204,15 @@ def _clipped(text: str) -> str:
 
 
 def _widest(table: Table) -> int:
-    """Return how wide *table* is with nothing folded."""
-    console = paper(10_000)
+    """Return the width of *table* in characters with nothing wrapped."""
+    console = table_console(10_000)
     return Measurement.get(console, console.options, table).maximum
 
 
 def _narrowest(table: Table) -> int:
-    """Return how wide *table* is where its ids are folded as far as they may be."""
+    """Return the width of *table* in characters with its ids wrapped to :data:`MIN_ID_WIDTH`."""
     (column,) = [one for one in table.columns if one.min_width is not None]
-    column.width = NARROWEST_ID
+    column.width = MIN_ID_WIDTH
     try:
         return _widest(table)
     finally:

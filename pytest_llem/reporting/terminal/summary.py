@@ -1,4 +1,4 @@
-"""What a person sees in the terminal when a study has ended."""
+"""Format the summary that a terminal shows at the end of a study."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pytest_llem.results.quality_warnings import worst
 if TYPE_CHECKING:
     from pytest_llem.results.study_run import StudyRun
 
-#: Warnings shown; the rest are in the results.
+#: Warnings shown; study_result.json has all of them.
 MAX_WARNINGS = 5
 
-#: Rows of the table; laying out 10,000 takes a quarter of a minute, and nobody reads them.
+#: Rows of the table: laying out 10,000 takes 15 s.
 MAX_POINTS = 200
 
-#: How a line begins that warns.
+#: Beginning of a warning's line.
 WARNING = "warning: "
 
 
 def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = False) -> list[str]:
-    """Return the table of a study, what became of its experiments, its warnings, and where the results are.
+    """Return the table of points, the number of experiments by outcome, warnings, and the results' paths.
 
     Args:
         run: A study that has ended.
-        directory: What the results' path is shown relative to.
-        width: Of the terminal, in characters.
-        ids: Show each point's id, and not its axes.
+        directory: The directory that paths are shown relative to.
+        width: Width of the terminal in characters.
+        ids: Show each point's whole id instead of its axes.
     """
     result = run.result
     if result is None:
@@ -57,8 +57,9 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
     if made.has_tied:
         lines.append(f"{TIED} tied for that: the intervals overlap")
     lines.append(_done(run, result))
-    if result.status != "completed" and not (run.directory / REFERENCE).exists():  # two sides are not resumed
-        lines.append("--llem-resume goes on from here")
+    has_reference = (run.directory / REFERENCE).exists()  # an interleaved run cannot be resumed
+    if result.status != "completed" and not has_reference:
+        lines.append("run again with --llem-resume to continue")
     lines += [f"{WARNING}{warning}" for warning in worst(result.warnings, MAX_WARNINGS)]
     if len(result.warnings) > MAX_WARNINGS:
         lines.append(f"{counted(len(result.warnings) - MAX_WARNINGS, 'more warning')} in study_result.json")
@@ -69,7 +70,7 @@ def summary_lines(run: StudyRun, directory: Path, width: int, *, ids: bool = Fal
 
 
 def _done(run: StudyRun, result: StudyResult) -> str:
-    """Return what became of the experiments, in numbers."""
+    """Return the number of experiments by outcome."""
     interrupted = sum(entry.error is not None and entry.error.kind == "interrupted" for entry in run.entries)
     expected = sum(entry.status == "skipped" and entry.error is not None for entry in run.entries)
     numbers = {

@@ -1,4 +1,4 @@
-"""How figures and tables are written, wherever they are shown."""
+"""Format figures and tables for terminals, reports and GitHub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pytest_llem.results.statistics import Summary
 
-#: Metric, heading.
+#: Main columns: metric, heading.
 COLUMNS = (
     ("output_tokens_per_second", "out tok/s"),
     ("ttft_p50_ms", "TTFT p50\nms"),
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def figure(summary: Summary) -> str:
-    """Return a mean to three digits, with the half-width of its interval in percent where there is one."""
+    """Return a mean to three significant digits, with the half-width of its interval in percent if it has one."""
     if summary.mean is None:
         return "-"
     text = number(summary.mean)
@@ -31,26 +31,29 @@ def figure(summary: Summary) -> str:
 
 
 def number(value: float) -> str:
-    """Return *value* to three digits, or to the unit where it has more."""
+    """Return *value* to three significant digits, or as a whole number from 1000 on."""
     return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def plain_table() -> Table:
-    """Return a table without edges; without lines, too, where the terminal could not draw them."""
+    """Return a table without edges, and without lines if the encoding of standard output has none."""
     drawable = (sys.stdout.encoding or "").lower().startswith("utf")
     return Table(box=box.SIMPLE_HEAD if drawable else None, pad_edge=False, show_edge=False)
 
 
 def render(table: Table, width: int) -> list[str]:
     """Return the lines of *table*, without colours, at most *width* characters wide."""
-    console = paper(width)
+    console = table_console(width)
     with console.capture() as text:
         console.print(table)
     return [line.rstrip() for line in text.get().splitlines()]
 
 
-def paper(width: int) -> Console:
-    """Return what tables are laid out on: no terminal, since rich takes one of ``TERM=dumb`` for 80 wide."""
+def table_console(width: int) -> Console:
+    """Return a console of *width* characters for laying out tables.
+
+    It is not a terminal, because rich assumes a width of 80 for a terminal with ``TERM=dumb``.
+    """
     return Console(
         file=io.StringIO(), width=width, force_terminal=False, color_system=None, emoji=False, markup=False
     )

@@ -2,7 +2,7 @@
 (() => {
   const plots = JSON.parse(document.getElementById("llem-plots").textContent);
   const root = document.documentElement;
-  // Nothing of it reaches out, as plotly's own button for sharing would.
+  // Without plotly's button that sends the plot to its server.
   const config = {
     responsive: true,
     displaylogo: false,
@@ -16,7 +16,7 @@
 
   const isObject = (it) => it !== null && typeof it === "object" && !Array.isArray(it);
 
-  // What is over wins; traces are merged one by one.
+  // Values of `over` take precedence; traces are merged one by one.
   function merged(under, over) {
     const found = { ...under };
     for (const [key, value] of Object.entries(over)) {
@@ -27,7 +27,7 @@
     return found;
   }
 
-  // Colours are the page's, by name, so that they follow light and dark.
+  // Replaces the names of CSS variables by their values, so that colours follow light and dark mode.
   function colored(it, style) {
     if (typeof it === "string") return it.startsWith("var(--") ? style.getPropertyValue(it.slice(4, -1)).trim() : it;
     if (Array.isArray(it)) return it.length && typeof it[0] === "number" ? it : it.map((one) => colored(one, style));
@@ -64,7 +64,7 @@
   for (const figure of figures) figure.addEventListener("change", () => draw(figure));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 
-  // One after the other, so that the page can be used meanwhile.
+  // Draws one plot at a time and yields in between, so that the page stays responsive.
   (async () => {
     for (const figure of figures) {
       await draw(figure);
@@ -73,7 +73,7 @@
     root.dataset.drawn = "true";
   })();
 
-  // ---- paper: light, and nothing folded away but the tables behind plots, which may be long ----
+  // ---- print: light colours, and everything unfolded except the tables behind plots, which may be long ----
 
   let folded = [];
   addEventListener("beforeprint", () => {
@@ -111,7 +111,7 @@
     const body = table.tBodies[0];
     const rows = [...body.rows].map((row) => [sortValue(row.cells[head.cellIndex]), row]);
     rows.sort(([one], [other]) => {
-      if (one === null || other === null) return (one === null) - (other === null); // what there is not is last
+      if (one === null || other === null) return (one === null) - (other === null); // missing values come last
       return down ? compared(other, one) : compared(one, other);
     });
     body.append(...rows.map(([, row]) => row));
