@@ -87,7 +87,7 @@ def test_invalid_visible_devices_entry_ends_the_list(visible: str, entry: str | 
 
 
 def test_unknown_gpu_number_leaves_no_gpu_in_any_order() -> None:
-    assert cuda_order([A, B], "7", counted=False) == ([], True)
+    assert cuda_order([A, B], "7", is_bus_order=False) == ([], True)
 
 
 def _findings(visible: str | None, order: str | None = None, names: tuple[str, str] = ("H100", "L4")) -> Any:

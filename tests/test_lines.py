@@ -133,9 +133,9 @@ def test_line_of_a_failure_has_the_reason(write_study: Callable[..., Path], line
     assert re.match(
         r"x failed as expected: crash while measuring: the process was ended by SIGKILL", texts["fault=kill"]
     )
-    assert re.match(r"\.: [\d,]+ tok/s, ", told["fault=none"])
-    assert re.match(r"F failed: timeout while measuring: not finished after 8 s, \d+\.\d s", told["fault=hang"])
-    assert max(map(len, told.values())) < 170
+    assert re.match(r"\.: [\d,]+ tok/s, ", texts["fault=none"])
+    assert re.match(r"F failed: timeout while measuring: not finished after 8 s, \d+\.\d s", texts["fault=hang"])
+    assert max(map(len, texts.values())) < 170
 
 
 def test_skipped_experiment_has_no_line_and_is_counted(write_study: Callable[..., Path], lines: Lines) -> None:

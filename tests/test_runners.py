@@ -20,7 +20,7 @@ import pytest
 from pytest_llem.engines.pytorch.requirements import Packages, unmet_requirements
 from pytest_llem.isolation import interpreter
 from pytest_llem.isolation.interpreter import MIN_PYTHON, Interpreter, ask, package_versions
-from pytest_llem.planning.runner_environment import WORKER, check_runner_environment, how_to_add
+from pytest_llem.planning.runner_environment import WORKER_PACKAGES, check_runner_environment, how_to_add
 from pytest_llem.results.environment import PACKAGES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.study.config import ExperimentConfig
@@ -435,7 +435,7 @@ class TestRunning:
         )
         run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
         run.assert_outcomes(passed=2, failed=2)
-        told = "runner 'env/bin/python' of engine 'faraway' does not exist: name a Python interpreter, by its *"
+        message = "runner 'env/bin/python' of engine 'faraway' does not exist: name a Python interpreter, by its *"
         run.stdout.fnmatch_lines(
             [f"  preflight, will fail: backend=faraway-n=1 and 1 more: {message}", f"preflight: {message}"]
         )

@@ -13,7 +13,6 @@ import pytest
 from pytest_llem import StudyResult
 from pytest_llem.gates.saved import WIDTH, BaselineError, load, missing_results, resolve, save
 from pytest_llem.results.models import ErrorRecord, ManifestEntry
-from pytest_llem.results.quality_warnings import StudyWarning
 from tests.support.study_results import point, study_result
 
 

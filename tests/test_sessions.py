@@ -271,7 +271,8 @@ class TestCommand:
         status, lines, error = llem(*names, "--metric", METRIC)
         assert status == 1
         assert (
-            said == f"llem: {METRIC}: too few sessions, or sessions that differ too much, for a delta below 100%\n"
+            error
+            == f"llem: {METRIC}: too few sessions, or sessions that differ too much, for a delta below 100%\n"
         )
         assert "gates:" not in lines
         assert "> 1000%" in lines[1]
@@ -307,7 +308,7 @@ class TestCommand:
         runs = (session(RUNS[at], number=at, facts={"sut": {"torch": f"2.{at}", "seed": 1}}) for at in (0, 1))
         status, _, error = llem(*folders(*runs), "--metric", METRIC)
         assert status == 0
-        assert said.startswith("llem: r2: warning: differs from r1 in torch: ")
+        assert error.startswith("llem: r2: warning: differs from r1 in torch: ")
 
     def test_single_session_is_refused(self, folders: Callable[..., Any], llem: Callable[..., Any]) -> None:
         assert llem(*folders(session(RUNS[0]))) == (

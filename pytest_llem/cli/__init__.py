@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_llem.cli import aa, compare, doctor, fetch, report, schema
-from pytest_llem.cli.command import INTERRUPTED, NOT_RUN, discard_output, print_error
+from pytest_llem.cli import aa, compare, doctor, fetch, init, report, schema
+from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, discard_output, print_error
 
 #: The commands, in the order in which ``llem --help`` lists them.
-COMMANDS = (report, compare, aa, schema, fetch, doctor)
+COMMANDS = (init, report, compare, aa, schema, fetch, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -118,7 +118,7 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
         reference,
         settings,
         name=options.reference,
-        anyway=options.allow_mismatch,
+        allow_mismatch=options.allow_mismatch,
         fail_on=options.fail_on,
     )
     failed = any(verdict.outcome == "failed" for verdict in found.verdicts)

@@ -7,7 +7,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from pytest_llem.cli.command import DONE, NOT_RUN, Commands, complain, need_output, write
+from pytest_llem.cli.command import DONE, NOT_RUN, Commands, prepare_output, print_error, write
 from pytest_llem.cli.command import add as add_command
 
 BUILTIN = "builtin:tiny-llama"
@@ -90,9 +90,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.ci is not None:
         written[Path(CI_FILES[options.ci])] = _ci_job(options.ci, study)
     if existing := [str(file) for file in written if file.exists()]:
-        complain(f"{', '.join(existing)}: exists already, nothing was written")
+        print_error(f"{', '.join(existing)}: exists already, nothing was written")
         return NOT_RUN
-    need_output()
+    prepare_output()
     for file, text in written.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")

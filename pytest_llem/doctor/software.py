@@ -69,7 +69,7 @@ class Imports:
         self._software = _installed(python)
         for engine in self._software.engines:
             command = [self._software.executable, "-P", "-c", _IMPORT, ENGINE_GROUP, engine.name]
-            without = OURS_ALONE if python is not None else ()
+            without = PYTHON_VARIABLES if python is not None else ()
             self._probes[engine.name] = self._stack.enter_context(ProbeProcess(command, without))
 
     def __enter__(self) -> Imports:

@@ -37,7 +37,7 @@ def make_plans(
         replace(
             plan,
             reference=plans.get(run_key(run, REFERENCE)),
-            sight=_effects(config, studies[run]) if plan.to_run else (),
+            minimum_detectable_effect=_effects(config, studies[run]) if plan.to_run else (),
             load=load if plan.to_run else None,
         )
         for run, plan in plans.items()

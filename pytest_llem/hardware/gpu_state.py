@@ -14,12 +14,12 @@ from pytest_llem.hardware.sensors import power_w, temperature_c
 
 @dataclass(frozen=True)
 class GpuState:
-    """One look at a GPU.
+    """State of a GPU. Values that cannot be read are None.
 
     Attributes:
-        temperature_c: In °C, or None where it cannot be read.
-        power_w: In W, or None where it cannot be read.
-        used_bytes: Memory in use by whoever, or None where it cannot be read.
+        temperature_c: Temperature, in °C.
+        power_w: Power, in W.
+        used_bytes: Memory in use by all processes, in bytes.
     """
 
     temperature_c: float | None = None
@@ -27,15 +27,19 @@ class GpuState:
     used_bytes: int | None = None
 
 
-#: The GPUs' states by UUID.
+#: States of GPUs by UUID.
 GpuStates = Mapping[str, GpuState]
 
 
 class GpuSensors:
-    """Reads the GPUs that CUDA may use; what it gives on being entered returns a :data:`Look`.
+    """A context that yields a function, which returns the states of the GPUs that CUDA may use.
 
-    It opens NVML, and no CUDA context, and lets it go at the end. Where there is no NVML, or no GPU, it sees
-    none and raises nothing.
+    NVML is open while the context is active. No CUDA context is created. Without NVML or GPUs the function returns
+    an empty mapping.
+
+    Example:
+        with GpuSensors() as read:
+            temperatures = {uuid: state.temperature_c for uuid, state in read().items()}
     """
 
     def __init__(self) -> None:
@@ -45,7 +49,7 @@ class GpuSensors:
     def __enter__(self) -> Callable[[], GpuStates]:
         self._nvml.__enter__()
         self._handles = visible_handles(self._nvml).by_uuid
-        return self._look
+        return self._states
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,7 +57,7 @@ class GpuSensors:
         self._handles = {}
         self._nvml.__exit__(kind, error, trace)
 
-    def _look(self) -> GpuStates:
+    def _states(self) -> GpuStates:
         return {uuid: self._state(handle) for uuid, handle in self._handles.items()}
 
     def _state(self, handle: Any) -> GpuState:

@@ -88,8 +88,8 @@ def _replayed(plan: Plan, replay: Replay, directory: Path) -> str:
     ]
     if factors:  # those of the stored results, which the ini file may have replaced since
         parts.append(f"gco2e_g with {'; '.join(factors)}")
-    if replay.torn:
-        parts.append(f"{replay.torn:,} damaged, measured again")
+    if replay.damaged:
+        parts.append(f"{replay.damaged:,} damaged, measured again")
     return ", ".join(parts) or ("nothing is replayed" if replay.changed else "there are no results to replay")
 
 
