@@ -67,7 +67,7 @@ class DrainingProcesses:
             return None
         ownership, kept = handover
         stack.enter_context(kept)
-        if ownership.devices == set(devices) and ownership.pass_on(owner):
+        if ownership.devices == set(devices) and ownership.hand_over(owner):
             return ownership
         kept.close()
         return None

@@ -22,27 +22,24 @@ MAX_NOTE_BYTES = 1 << 16
 
 
 class Owner(Record):
-    """The current or last owner of a device.
-
-    Attributes:
-        pid: Pid of the process.
-        began: Start time of the process, in s since 1970: another process may have its pid by now.
-        worker: Name of the pytest-xdist worker.
-        study: Name of the study.
-        experiment: Id of the experiment.
-        since: When it became the owner.
-        ended: When it released the device; None if it has not, or was killed.
-        used_bytes: GPU memory in use before the experiment, in bytes; None if unknown.
-    """
+    """The current or last owner of a device."""
 
     pid: int = Field(gt=0, lt=2**31)
+    """Pid of the process."""
     began: float
+    """Start time of the process, in s since 1970: another process may have its pid by now."""
     worker: str | None = None
+    """Name of the pytest-xdist worker."""
     study: str
+    """Name of the study."""
     experiment: str
+    """Id of the experiment."""
     since: AwareDatetime
+    """When it became the owner."""
     ended: AwareDatetime | None = None
+    """When it released the device; None if it has not, or was killed."""
     used_bytes: int | None = None
+    """GPU memory in use before the experiment, in bytes; None if unknown."""
 
     @classmethod
     def of_this_process(cls, study: str, experiment: str, worker: str | None = None) -> Owner:

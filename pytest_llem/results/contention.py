@@ -14,38 +14,33 @@ State = Literal["contended", "uncontended", "unknown"]
 
 
 class GpuContention(Record):
-    """Use of one GPU of the experiment. What the driver does not report is null.
-
-    Attributes:
-        device: UUID of the GPU.
-        busy_share: Share of the window in which a kernel ran, 0 to 1, as far back as the driver keeps samples. If
-            it is low, the GPU waits for the host.
-        others_share: Utilisation by other processes, summed; 1 is the whole GPU.
-        others_memory_mb: Memory that other processes hold at the end of the window, in MB (10^6 bytes).
-        others: Other processes on the GPU, as ``name (pid)``.
-    """
+    """Use of one GPU of the experiment. What the driver does not report is null."""
 
     device: str
+    """UUID of the GPU."""
     busy_share: float | None = None
+    """Share of the window in which a kernel ran, 0 to 1, as far back as the driver keeps samples. If it is low,
+    the GPU waits for the host.
+    """
     others_share: float | None = None
+    """Utilisation by other processes, summed; 1 is the whole GPU."""
     others_memory_mb: float | None = None
+    """Memory that other processes hold at the end of the window, in MB (10^6 bytes)."""
     others: list[str] = Field(default_factory=list)
+    """Other processes on the GPU, as ``name (pid)``."""
 
 
 class ContendedRun(Record):
-    """An earlier measurement of the same cycle, repeated because it was contended.
-
-    Attributes:
-        started_at: Time of its start.
-        completed_at: Time of its end.
-        seconds: Its metric ``seconds``, in s.
-        reasons: Why it was contended.
-    """
+    """An earlier measurement of the same cycle, repeated because it was contended."""
 
     started_at: str
+    """Time of its start."""
     completed_at: str
+    """Time of its end."""
     seconds: float | None = None
+    """Its metric ``seconds``, in s."""
     reasons: list[str] = Field(default_factory=list)
+    """Why it was contended."""
 
 
 class Contention(Record):
@@ -53,59 +48,53 @@ class Contention(Record):
 
     Values cover the window from just before it to just after it. "CPUs" are those that the experiment may use.
     What cannot be read is null.
-
-    Attributes:
-        state: ``contended``, ``uncontended`` or ``unknown``.
-        reasons: Why it is contended, or which source could not be read; each as "what: values".
-        seconds: The time covered, in s.
-        cpus: Number of CPUs that the experiment may use.
-        cpu_seconds: CPU time that the threads of the experiment's processes received, in s.
-        cpu_wait_seconds: Time that these threads were runnable and waited for a CPU, in s.
-        cpu_received_share: cpu_seconds / (cpu_seconds + cpu_wait_seconds): received ÷ wanted.
-        involuntary_switches: How often a thread was taken off a CPU that it still wanted.
-        others_cpu_share: CPU time of other processes / (CPUs · seconds).
-        others: The processes that used most, as ``name (pid)``; empty if they are not visible, as in a container.
-        steal_share: Time that the hypervisor gave to other virtual machines / CPU time used and stolen.
-        pressure_share: Share of the time in which any task of the machine waited for a CPU (PSI, "some").
-        cgroup_pressure_share: The same for the tasks of the control group.
-        throttled_share: Share of the CPU quota's periods in which the control group had used up its quota; 0
-            without a quota.
-        throttled_seconds: Time that the quota kept the control group from running, summed over CPUs, in s.
-        gpus: The GPUs of the experiment.
-        repeats: Earlier, contended measurements of this cycle that this one replaces.
     """
 
     state: State
+    """``contended``, ``uncontended`` or ``unknown``."""
     reasons: list[str] = Field(default_factory=list)
+    """Why it is contended, or which source could not be read; each as "what: values"."""
     seconds: float | None = None
+    """The time covered, in s."""
     cpus: int | None = None
+    """Number of CPUs that the experiment may use."""
     cpu_seconds: float | None = None
+    """CPU time that the threads of the experiment's processes received, in s."""
     cpu_wait_seconds: float | None = None
+    """Time that these threads were runnable and waited for a CPU, in s."""
     cpu_received_share: float | None = None
+    """Cpu_seconds / (cpu_seconds + cpu_wait_seconds): received ÷ wanted."""
     involuntary_switches: int | None = None
+    """How often a thread was taken off a CPU that it still wanted."""
     others_cpu_share: float | None = None
+    """CPU time of other processes / (CPUs · seconds)."""
     others: list[str] = Field(default_factory=list)
+    """The processes that used most, as ``name (pid)``; empty if they are not visible, as in a container."""
     steal_share: float | None = None
+    """Time that the hypervisor gave to other virtual machines / CPU time used and stolen."""
     pressure_share: float | None = None
+    """Share of the time in which any task of the machine waited for a CPU (PSI, "some")."""
     cgroup_pressure_share: float | None = None
+    """The same for the tasks of the control group."""
     throttled_share: float | None = None
+    """Share of the CPU quota's periods in which the control group had used up its quota; 0 without a quota."""
     throttled_seconds: float | None = None
+    """Time that the quota kept the control group from running, summed over CPUs, in s."""
     gpus: list[GpuContention] = Field(default_factory=list)
+    """The GPUs of the experiment."""
     repeats: list[ContendedRun] = Field(default_factory=list)
+    """Earlier, contended measurements of this cycle that this one replaces."""
 
 
 class PointContention(Record):
-    """The contention of a point's cycles.
-
-    Attributes:
-        contended: Numbers of the contended cycles.
-        unknown: Numbers of the cycles whose contention is unknown.
-        reasons: Why the contended cycles are contended, each reason once.
-    """
+    """The contention of a point's cycles."""
 
     contended: list[int] = Field(default_factory=list)
+    """Numbers of the contended cycles."""
     unknown: list[int] = Field(default_factory=list)
+    """Numbers of the cycles whose contention is unknown."""
     reasons: list[str] = Field(default_factory=list)
+    """Why the contended cycles are contended, each reason once."""
 
     def state(self, cycle: int) -> State:
         """Return the state of one cycle."""

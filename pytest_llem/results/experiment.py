@@ -16,37 +16,31 @@ GapReason = Literal["fixed", "target", "timeout", "skipped"]
 
 
 class Identity(Record):
-    """Identity of the experiment that a result belongs to.
-
-    Attributes:
-        experiment_id: Id of the experiment, unique in its study.
-        config_hash: Hash of the resolved configuration.
-        study_design_hash: Hash of the study's design, null for an experiment without a study.
-        axes: Values of the point's axes, by dotted key.
-        cycle: Number of the cycle, from 1.
-    """
+    """Identity of the experiment that a result belongs to."""
 
     experiment_id: str
+    """Id of the experiment, unique in its study."""
     config_hash: str
+    """Hash of the resolved configuration."""
     study_design_hash: str | None = None
+    """Hash of the study's design, null for an experiment without a study."""
     axes: dict[str, Any] = Field(default_factory=dict)
+    """Values of the point's axes, by dotted key."""
     cycle: int = 1
+    """Number of the cycle, from 1."""
 
 
 class AdjustedSetting(Record):
-    """A setting whose effective value differs from the value in the study.
-
-    Attributes:
-        setting: Dotted key of the setting in the study.
-        given: Value in the study.
-        effective: Value that ran; null if the setting has no effect.
-        reason: Why the values differ.
-    """
+    """A setting whose effective value differs from the value in the study."""
 
     setting: str
+    """Dotted key of the setting in the study."""
     given: Any
+    """Value in the study."""
     effective: Any = None
+    """Value that ran; null if the setting has no effect."""
     reason: str
+    """Why the values differ."""
 
     def __str__(self) -> str:
         ran = "has no effect" if self.effective is None else f"ran as {shown(self.effective)}"
@@ -54,294 +48,275 @@ class AdjustedSetting(Record):
 
 
 class EngineRecord(Record):
-    """The engine and model of an experiment, as the engine reports them.
-
-    Attributes:
-        name: Name of the engine.
-        versions: Versions of the engine's packages, and of CUDA and cuDNN if it uses them.
-        device: ``cpu`` or ``cuda``.
-        device_names: Name of each device.
-        settings: The engine's effective settings, as it reports them after loading.
-        adjusted: Settings that differ from the study, as far as the engine knows.
-        model_source: ``builtin``, ``local``, ``model_path`` or ``hub``.
-        model_revision: Commit on the hub; null if unknown.
-        model_fingerprint: SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its
-            weight files, which distinguishes local folders. Null if there is no folder.
-        random_weights: Whether the weights are random instead of trained.
-    """
+    """The engine and model of an experiment, as the engine reports them."""
 
     name: str
+    """Name of the engine."""
     versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of the engine's packages, and of CUDA and cuDNN if it uses them."""
     device: str
+    """``cpu`` or ``cuda``."""
     device_names: list[str] = Field(default_factory=list)
+    """Name of each device."""
     settings: dict[str, Any] = Field(default_factory=dict)
+    """The engine's effective settings, as it reports them after loading."""
     adjusted: list[AdjustedSetting] = Field(default_factory=list)
+    """Settings that differ from the study, as far as the engine knows."""
     model_source: str | None = None
+    """``builtin``, ``local``, ``model_path`` or ``hub``."""
     model_revision: str | None = None
+    """Commit on the hub; null if unknown."""
     model_fingerprint: str | None = None
+    """SHA-256 over the ``config.json`` of the model's folder and the names and sizes of its weight files, which
+    distinguishes local folders. Null if there is no folder.
+    """
     random_weights: bool = False
+    """Whether the weights are random instead of trained."""
 
 
 class TokenRecord(Record):
-    """Token accounting of one pass.
-
-    Attributes:
-        prompts: Number of prompts.
-        input_tokens: Input tokens without padding.
-        output_tokens: Output tokens up to and including each sequence's end.
-        truncated_prompts: Number of prompts cut to ``max_input_tokens``.
-        padding_waste: Share of the input positions that hold padding, 0 to 1.
-        output_digest: SHA-256 of the first pass's output token ids, null if they are unknown.
-        deterministic: Whether every pass, with the same seed, gave the same output token ids; null for one pass.
-        dataset_hash: SHA-256 of the prompts in their order, each as a line of ASCII JSON: the texts before
-            truncation and chat template, or synthetic token ids.
-        dataset_revision: Commit of the prompts' dataset on the hub, null if they are not from the hub.
-        requests: Requests in the window's recorded passes; null in results of schema 1.3 and older.
-        failed_requests: Those of ``requests`` that failed or returned no token.
-        batches: Number of batches in a pass, by the number of their prompts. Null in results of schema 1.3 and
-            older.
-    """
+    """Token accounting of one pass."""
 
     prompts: int
+    """Number of prompts."""
     input_tokens: int
+    """Input tokens without padding."""
     output_tokens: int
+    """Output tokens up to and including each sequence's end."""
     truncated_prompts: int = 0
+    """Number of prompts cut to ``max_input_tokens``."""
     padding_waste: float = 0.0
+    """Share of the input positions that hold padding, 0 to 1."""
     output_digest: str | None = None
+    """SHA-256 of the first pass's output token ids, null if they are unknown."""
     deterministic: bool | None = None
+    """Whether every pass, with the same seed, gave the same output token ids; null for one pass."""
     dataset_hash: str | None = None
+    """SHA-256 of the prompts in their order, each as a line of ASCII JSON: the texts before truncation and chat
+    template, or synthetic token ids.
+    """
     dataset_revision: str | None = None
+    """Commit of the prompts' dataset on the hub, null if they are not from the hub."""
     requests: int | None = None
+    """Requests in the window's recorded passes; null in results of schema 1.3 and older."""
     failed_requests: int | None = None
+    """Those of ``requests`` that failed or returned no token."""
     batches: dict[int, int] | None = None
+    """Number of batches in a pass, by the number of their prompts. Null in results of schema 1.3 and older."""
 
 
 class WarmupRecord(Record):
-    """The warm-up before the window.
-
-    Attributes:
-        runs: Number of batches.
-        seconds: Duration in s.
-        converged: Whether latencies reached a steady state; null if that was not checked.
-        cv: Coefficient of variation of the last latencies.
-    """
+    """The warm-up before the window."""
 
     runs: int
+    """Number of batches."""
     seconds: float
+    """Duration in s."""
     converged: bool | None = None
+    """Whether latencies reached a steady state; null if that was not checked."""
     cv: float | None = None
+    """Coefficient of variation of the last latencies."""
 
 
 class IdlePowerRecord(Record):
-    """Idle power: with the model loaded, before warm-up, and without model and context.
-
-    Attributes:
-        idle_power_w: Idle power with the model loaded, after one batch, in W; null if it was not measured.
-        uncertainty_w: Standard uncertainty (k = 1) of ``idle_power_w`` in W, from the scatter of ``parts_w`` and
-            from reading the meter.
-        seconds: Time that the meter covers, in s; null if nothing was measured.
-        method: How ``idle_power_w`` was obtained.
-        source: What ``idle_power_w`` was read from.
-        boundary: What ``idle_power_w`` covers; the boundary of ``energy_j``.
-        devices: Devices within ``boundary``.
-        measured_at: Time of the measurement.
-        age_seconds: Time from the measurement to its use by this experiment, in s: 0 if this experiment measured
-            it, more if an earlier cycle of its point did.
-        reason: Why ``idle_power_w`` is null.
-        parts_w: Power in each part of the measurement, in W, in order.
-        invalid: Reason code if ``idle_power_w`` cannot be right, as in a metric.
-        after_w: Idle power measured again after this experiment's windows, in W; null if it is not known.
-        after_seconds: Time that the meter covers for ``after_w``, in s.
-        drift_w: Standard uncertainty (k = 1) in W from changes of idle power between its measurement and the end
-            of the windows, estimated from ``after_w`` and from the differences between consecutive ``parts_w``.
-            Null if ``after_w`` is null.
-        idle_power_no_context_w: Power of each device that the experiment might use, in W by device, before the
-            session's first experiment on it, without model and context of the session. Null if it was not
-            measured. It is not subtracted: a context alone draws power.
-        no_context_method: How ``idle_power_no_context_w`` was obtained.
-        no_context_source: What ``idle_power_no_context_w`` was read from.
-        no_context_age_seconds: Time from its measurement to the start of this experiment, in s; the longest if
-            there are several.
-        no_context_reason: Why ``idle_power_no_context_w`` is null, or a device is missing in it.
-    """
+    """Idle power: with the model loaded, before warm-up, and without model and context."""
 
     idle_power_w: float | None = None
+    """Idle power with the model loaded, after one batch, in W; null if it was not measured."""
     uncertainty_w: float | None = None
+    """Standard uncertainty (k = 1) of ``idle_power_w`` in W, from the scatter of ``parts_w`` and from reading the
+    meter.
+    """
     seconds: float | None = None
+    """Time that the meter covers, in s; null if nothing was measured."""
     method: str = "unavailable"
+    """How ``idle_power_w`` was obtained."""
     source: str | None = None
+    """What ``idle_power_w`` was read from."""
     boundary: str | None = None
+    """What ``idle_power_w`` covers; the boundary of ``energy_j``."""
     devices: list[str] = Field(default_factory=list)
+    """Devices within ``boundary``."""
     measured_at: str | None = None
+    """Time of the measurement."""
     age_seconds: float | None = None
+    """Time from the measurement to its use by this experiment, in s: 0 if this experiment measured it, more if an
+    earlier cycle of its point did.
+    """
     reason: str | None = None
+    """Why ``idle_power_w`` is null."""
     parts_w: list[float] = Field(default_factory=list)
+    """Power in each part of the measurement, in W, in order."""
     invalid: str | None = None
+    """Reason code if ``idle_power_w`` cannot be right, as in a metric."""
     after_w: float | None = None
+    """Idle power measured again after this experiment's windows, in W; null if it is not known."""
     after_seconds: float | None = None
+    """Time that the meter covers for ``after_w``, in s."""
     drift_w: float | None = None
+    """Standard uncertainty (k = 1) in W from changes of idle power between its measurement and the end of the
+    windows, estimated from ``after_w`` and from the differences between consecutive ``parts_w``. Null if
+    ``after_w`` is null.
+    """
     idle_power_no_context_w: dict[str, float] | None = None
+    """Power of each device that the experiment might use, in W by device, before the session's first experiment on
+    it, without model and context of the session. Null if it was not measured. It is not subtracted: a context
+    alone draws power.
+    """
     no_context_method: str | None = None
+    """How ``idle_power_no_context_w`` was obtained."""
     no_context_source: str | None = None
+    """What ``idle_power_no_context_w`` was read from."""
     no_context_age_seconds: float | None = None
+    """Time from its measurement to the start of this experiment, in s; the longest if there are several."""
     no_context_reason: str | None = None
+    """Why ``idle_power_no_context_w`` is null, or a device is missing in it."""
 
 
 class WindowRecord(Record):
-    """The measured window as a whole; metrics are per pass.
-
-    Attributes:
-        passes: Number of whole passes in the window.
-        recorded_passes: Number of passes whose outputs were kept, spread evenly over the window: latencies, output
-            tokens and failed requests are taken from these. Null in results of schema 1.3 and older.
-        window_seconds: Duration in s, with the devices synchronised at both ends.
-        window_energy_j: Energy over the boundary of ``energy_j``, in J.
-        energy_seconds: Time that the meter covers, in s; longer than the window if the meter waits for a tick.
-        tick_seconds: Time between ticks of the meter's counter, or between samples of power, in s.
-        quantisation_error: tick / window.
-        tail_seconds: Meter's time beyond the measured window, in s.
-        read_skew_seconds: Largest difference between the devices' windows at their starts or ends, in s.
-        pass_seconds_cv: Coefficient of variation of the passes' times; null for a single pass.
-        drift: Relative change of the mean time of a pass from the window's first half to its second, above 0 if
-            it grew; null for fewer than 4 passes.
-        began_at: Start in UTC by the system's clock, as ISO 8601 with microseconds, to join another meter's
-            records. Null in results of schema 1.3 and older.
-        ended_at: ``began_at`` + ``window_seconds``, whether or not the system's clock was set meanwhile.
-        restarts: Number of restarts because something was compiled in the window; null in results of schema 1.3
-            and older.
-        compiled: What was compiled in this window, so that no gate judges it; null if nothing was.
-    """
+    """The measured window as a whole; metrics are per pass."""
 
     passes: int
+    """Number of whole passes in the window."""
     recorded_passes: int | None = None
+    """Number of passes whose outputs were kept, spread evenly over the window: latencies, output tokens and failed
+    requests are taken from these. Null in results of schema 1.3 and older.
+    """
     window_seconds: float
+    """Duration in s, with the devices synchronised at both ends."""
     window_energy_j: float | None = None
+    """Energy over the boundary of ``energy_j``, in J."""
     energy_seconds: float | None = None
+    """Time that the meter covers, in s; longer than the window if the meter waits for a tick."""
     tick_seconds: float | None = None
+    """Time between ticks of the meter's counter, or between samples of power, in s."""
     quantisation_error: float | None = None
+    """Tick / window."""
     tail_seconds: float | None = None
+    """Meter's time beyond the measured window, in s."""
     read_skew_seconds: float | None = None
+    """Largest difference between the devices' windows at their starts or ends, in s."""
     pass_seconds_cv: float | None = None
+    """Coefficient of variation of the passes' times; null for a single pass."""
     drift: float | None = None
+    """Relative change of the mean time of a pass from the window's first half to its second, above 0 if it grew;
+    null for fewer than 4 passes.
+    """
     began_at: str | None = None
+    """Start in UTC by the system's clock, as ISO 8601 with microseconds, to join another meter's records. Null in
+    results of schema 1.3 and older.
+    """
     ended_at: str | None = None
+    """``began_at`` + ``window_seconds``, whether or not the system's clock was set meanwhile."""
     restarts: int | None = None
+    """Number of restarts because something was compiled in the window; null in results of schema 1.3 and older."""
     compiled: str | None = None
+    """What was compiled in this window, so that no gate judges it; null if nothing was."""
 
 
 class StartRecord(Record):
-    """The start of an experiment's process. Null if it had no process of its own.
-
-    Attributes:
-        method: ``spawn`` or ``forkserver``.
-        began_at: Start of the process's imports.
-        ready_at: End of the process's imports.
-        early: Whether the process was started while the experiment waited for its devices.
-    """
+    """The start of an experiment's process. Null if it had no process of its own."""
 
     method: str
+    """``spawn`` or ``forkserver``."""
     began_at: str
+    """Start of the process's imports."""
     ready_at: str
+    """End of the process's imports."""
     early: bool = False
+    """Whether the process was started while the experiment waited for its devices."""
 
 
 class GapRecord(Record):
-    """The gap before an experiment, and the waits before and after the gap. Null if they were not recorded.
-
-    Attributes:
-        seconds: Duration of the gap, in s.
-        reason: What ended the gap: the time that was set (``fixed``), GPUs as cool and idle as before the first
-            experiment (``target``), or the time limit for that (``timeout``). ``skipped``: there was no gap.
-        note: Why there was no gap.
-        waited_seconds: Time waited before the gap for devices that another process used, in s; 0 if they were
-            free.
-        waited_for: What used the devices: device, process, study, experiment.
-        memory_waited_seconds: Time waited after the gap, in s, until every GPU's memory in use was down to the
-            amount before the previous experiment.
-        memory_left_mb: Memory in use above that amount after the wait, in MB by UUID: not released by the previous
-            experiment, or used by another process.
-    """
+    """The gap before an experiment, and the waits before and after the gap. Null if they were not recorded."""
 
     seconds: float
+    """Duration of the gap, in s."""
     reason: GapReason
+    """What ended the gap: the time that was set (``fixed``), GPUs as cool and idle as before the first experiment
+    (``target``), or the time limit for that (``timeout``). ``skipped``: there was no gap.
+    """
     note: str | None = None
+    """Why there was no gap."""
     waited_seconds: float | None = None
+    """Time waited before the gap for devices that another process used, in s; 0 if they were free."""
     waited_for: str | None = None
+    """What used the devices: device, process, study, experiment."""
     memory_waited_seconds: float | None = None
+    """Time waited after the gap, in s, until every GPU's memory in use was down to the amount before the previous
+    experiment.
+    """
     memory_left_mb: dict[str, float] | None = None
+    """Memory in use above that amount after the wait, in MB by UUID: not released by the previous experiment, or
+    used by another process.
+    """
 
 
 class InputsRecord(Record):
-    """State of the code and the model that a result depends on; a resumed run compares it with the current state.
-
-    Attributes:
-        modules: Digest of the file of each module that the experiment's process imported, by the module's name;
-            null if it is unknown. Without the standard library and installed packages.
-        distributions: Version of each installed package that the process imported, with a digest of its files if
-            it was not installed from an index.
-        model_folder: Digest of the names, sizes and modification times of the files in the model's folder; null if
-            the model is not in a local folder.
-    """
+    """State of the code and the model that a result depends on; a resumed run compares it with the current state."""
 
     modules: dict[str, str | None]
+    """Digest of the file of each module that the experiment's process imported, by the module's name; null if it
+    is unknown. Without the standard library and installed packages.
+    """
     distributions: dict[str, str | None]
+    """Version of each installed package that the process imported, with a digest of its files if it was not
+    installed from an index.
+    """
     model_folder: str | None = None
+    """Digest of the names, sizes and modification times of the files in the model's folder; null if the model is
+    not in a local folder.
+    """
 
 
 class DeviceConditions(Record):
-    """Temperatures, clocks and throttling of a device over the window. What it does not report is null.
-
-    Attributes:
-        start_temperature_c: Temperature at the start of the window, in °C.
-        end_temperature_c: Temperature at the end of the window, in °C.
-        peak_temperature_c: Highest sampled temperature, in °C.
-        mean_sm_clock_mhz: Mean SM clock, in MHz.
-        mean_memory_clock_mhz: Mean memory clock, in MHz.
-        throttled_seconds: Time for which clocks were lowered, in s by reason. Reasons may overlap.
-    """
+    """Temperatures, clocks and throttling of a device over the window. What it does not report is null."""
 
     start_temperature_c: float | None = None
+    """Temperature at the start of the window, in °C."""
     end_temperature_c: float | None = None
+    """Temperature at the end of the window, in °C."""
     peak_temperature_c: float | None = None
+    """Highest sampled temperature, in °C."""
     mean_sm_clock_mhz: float | None = None
+    """Mean SM clock, in MHz."""
     mean_memory_clock_mhz: float | None = None
+    """Mean memory clock, in MHz."""
     throttled_seconds: dict[str, float] | None = None
+    """Time for which clocks were lowered, in s by reason. Reasons may overlap."""
 
 
 class DeviceEnergy(Record):
-    """One device's share of the window's energy.
-
-    Attributes:
-        device: Identity of the device: a GPU's UUID, ``package-0``, …
-        boundary: What ``energy_j`` covers.
-        energy_j: Energy over the whole window, in J; null if it could not be read.
-        method: How ``energy_j`` was obtained.
-        source: What ``energy_j`` was read from.
-        reason: Why ``energy_j`` is null.
-        seconds: Time that ``energy_j`` covers, in s: each counter has its own ticks.
-        uncertainty_j: Standard uncertainty (k = 1) of reading the counter at both ends, in J.
-        gain_error: Constant relative error that the counter may have against a wall meter.
-        integral_j: Integral of sampled power, in J, if both counter and power can be read.
-        integral_uncertainty_j: Standard uncertainty of ``integral_j`` from the time between samples, in J.
-        integral_reason: Why ``integral_j`` is null, if power was sampled.
-        counter_reason: Why power was sampled though the device has an energy counter.
-        conditions: Temperatures, clocks and throttling of the device.
-    """
+    """One device's share of the window's energy."""
 
     device: str
+    """Identity of the device: a GPU's UUID, ``package-0``, …"""
     boundary: str
+    """What ``energy_j`` covers."""
     energy_j: float | None
+    """Energy over the whole window, in J; null if it could not be read."""
     method: str
+    """How ``energy_j`` was obtained."""
     source: str | None = None
+    """What ``energy_j`` was read from."""
     reason: str | None = None
+    """Why ``energy_j`` is null."""
     seconds: float | None = None
+    """Time that ``energy_j`` covers, in s: each counter has its own ticks."""
     uncertainty_j: float | None = None
+    """Standard uncertainty (k = 1) of reading the counter at both ends, in J."""
     gain_error: float | None = None
+    """Constant relative error that the counter may have against a wall meter."""
     integral_j: float | None = None
+    """Integral of sampled power, in J, if both counter and power can be read."""
     integral_uncertainty_j: float | None = None
+    """Standard uncertainty of ``integral_j`` from the time between samples, in J."""
     integral_reason: str | None = None
+    """Why ``integral_j`` is null, if power was sampled."""
     counter_reason: str | None = None
+    """Why power was sampled though the device has an energy counter."""
     conditions: DeviceConditions | None = None
+    """Temperatures, clocks and throttling of the device."""
 
 
 class ExperimentResult(Document):

@@ -23,21 +23,18 @@ StudyStatus = Literal["running", "completed", "interrupted", "aborted"]
 
 
 class ErrorRecord(Record):
-    """Why an experiment failed.
-
-    Attributes:
-        kind: Kind of failure.
-        type: Name of the exception, signal or exit status.
-        message: Error message.
-        traceback: Traceback in the experiment's process; null if it did not raise.
-        phase: Phase of the experiment (``loading``, ``warming up``, ``measuring``, …).
-    """
+    """Why an experiment failed."""
 
     kind: ErrorKind
+    """Kind of failure."""
     type: str
+    """Name of the exception, signal or exit status."""
     message: str
+    """Error message."""
     traceback: str | None = None
+    """Traceback in the experiment's process; null if it did not raise."""
     phase: str | None = None
+    """Phase of the experiment (``loading``, ``warming up``, ``measuring``, …)."""
 
 
 class ManifestEntry(Record):
@@ -101,59 +98,55 @@ class Manifest(Document):
 
 
 class StudySummary(Record):
-    """Totals of a study.
-
-    Attributes:
-        total: Number of selected experiments.
-        completed: Number of completed experiments.
-        failed: Number of failed experiments.
-        replayed: Number of completed experiments whose result was taken from an earlier run.
-        wall_seconds: Time from the first start to the last end, in s.
-        energy_j: Energy of all measured windows, in J; null if any window has none or boundaries differ.
-        method: Weakest method in that sum.
-    """
+    """Totals of a study."""
 
     total: int
+    """Number of selected experiments."""
     completed: int
+    """Number of completed experiments."""
     failed: int
+    """Number of failed experiments."""
     replayed: int = 0
+    """Number of completed experiments whose result was taken from an earlier run."""
     wall_seconds: float
+    """Time from the first start to the last end, in s."""
     energy_j: float | None = None
+    """Energy of all measured windows, in J; null if any window has none or boundaries differ."""
     method: str | None = None
+    """Weakest method in that sum."""
 
 
 class PointResult(Record):
-    """The result of one point over its cycles.
-
-    Attributes:
-        id: Id of the point, as in the items' ids without the cycle.
-        axes: Values of the point's axes, by dotted key.
-        config: Resolved configuration.
-        config_hash: Hash of ``config``.
-        cycles: Numbers of the completed cycles, in order.
-        metrics: Statistics by metric; their ``values`` are in the order of ``cycles``.
-        result_digests: SHA-256 of the result of each of ``cycles``, in their order, which shows whether two points
-            are the same measurement. Empty in results of schema 1.3 and older.
-        testbed: Testbed facts, which must match in a comparison.
-        sut: System-under-test facts, which may differ in a comparison.
-        contention: Contended cycles; null if no result records contention.
-        verdicts: Verdicts of the point's gates.
-        replay_mismatch: What has changed since a replayed result was measured, so that no gate judges the point.
-            Null if nothing has.
-    """
+    """The result of one point over its cycles."""
 
     id: str
+    """Id of the point, as in the items' ids without the cycle."""
     axes: dict[str, Any]
+    """Values of the point's axes, by dotted key."""
     config: dict[str, Any]
+    """Resolved configuration."""
     config_hash: str
+    """Hash of ``config``."""
     cycles: list[int] = Field(default_factory=list)
+    """Numbers of the completed cycles, in order."""
     metrics: dict[str, Summary]
+    """Statistics by metric; their ``values`` are in the order of ``cycles``."""
     result_digests: list[str] = Field(default_factory=list)
+    """SHA-256 of the result of each of ``cycles``, in their order, which shows whether two points are the same
+    measurement. Empty in results of schema 1.3 and older.
+    """
     testbed: dict[str, Any] = Field(default_factory=dict)
+    """Testbed facts, which must match in a comparison."""
     sut: dict[str, Any] = Field(default_factory=dict)
+    """System-under-test facts, which may differ in a comparison."""
     contention: PointContention | None = None
+    """Contended cycles; null if no result records contention."""
     verdicts: list[GateVerdict] = Field(default_factory=list)
+    """Verdicts of the point's gates."""
     replay_mismatch: str | None = None
+    """What has changed since a replayed result was measured, so that no gate judges the point. Null if nothing
+    has.
+    """
 
 
 class StudyResult(Document):

@@ -58,20 +58,19 @@ _RANKS = {code: rank for rank, code in enumerate(SEVERITIES)}
 class QualityWarning(Record):
     """A warning about the result of an experiment.
 
-    Attributes:
-        code: Kind of warning, one of :data:`SEVERITIES`; ``unclassified`` in results of schema 1.3 and older,
-            which held only the text.
-        severity: Severity of the code.
-        text: Text for the user.
-
     Example:
         >>> QualityWarning.of("drift", "drift: passes took 10% longer in the second half of the window").severity
         'warning'
     """
 
     code: str
+    """Kind of warning, one of :data:`SEVERITIES`; ``unclassified`` in results of schema 1.3 and older, which held
+    only the text.
+    """
     severity: Severity
+    """Severity of the code."""
     text: str
+    """Text for the user."""
 
     @classmethod
     def of(cls, code: str, text: str) -> QualityWarning:
@@ -88,13 +87,10 @@ class QualityWarning(Record):
 
 
 class StudyWarning(QualityWarning):
-    """A warning about experiments of a study.
-
-    Attributes:
-        experiments: Ids of the experiments that it concerns; empty if it concerns all.
-    """
+    """A warning about experiments of a study."""
 
     experiments: list[str] = Field(default_factory=list)
+    """Ids of the experiments that it concerns; empty if it concerns all."""
 
     def __str__(self) -> str:
         if not self.experiments:

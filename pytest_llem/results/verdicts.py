@@ -20,72 +20,72 @@ Verdict = Literal["WITHIN", "BEYOND", "SAME", "REGRESSION", "IMPROVEMENT", "INCO
 
 
 class GateVerdict(Record):
-    """The verdict of a gate on one metric of one point.
-
-    Attributes:
-        gate: Kind of the gate.
-        id: Id of the gate, inside the brackets of the item's id.
-        metric: Name of the metric in the catalogue.
-        point: Id of the point.
-        verdict: The verdict.
-        outcome: Outcome of the gate's item.
-        reason: Why the gate was not judged, or a remark on the verdict; one line.
-        note: Why the gate judges another metric than its id names; null if it does not.
-        unit: Unit of the metric.
-        method: For energies, the weakest method among the cycles of both sides.
-        mean: Mean of the candidate's cycles, null if none has a value.
-        ci95: 95 % t-interval of ``mean``.
-        n: Number of the candidate's cycles with a value.
-        maximum: Maximum of a budget; null if it has none.
-        minimum: Minimum of a budget; null if it has none.
-        within_noise: Whether ``ci95`` straddles a limit of the budget.
-        reference_mean: Mean of the reference's cycles.
-        reference_n: Number of the reference's cycles with a value.
-        paired: Whether candidate and reference were interleaved and are compared cycle by cycle.
-        ratio: Candidate / reference, of the geometric means.
-        interval: Two-sided interval of ``ratio`` at ``confidence``, from which the verdict follows.
-        confidence: 1 − 2 · the level that decided: alpha for ``SAME``, the part of alpha that Holm's procedure
-            gave this gate for any other verdict.
-        p: One-sided p of no change beyond delta in the direction found, Holm-adjusted over the family.
-        alpha: Level that ``p`` is compared with.
-        delta: Relative change that does not count.
-        contended: Contended cycles of either side, with the reason; null if there are none. They make a comparison
-            of two sessions INCONCLUSIVE; budgets and interleaved sides are judged despite them.
-        cycles_to_decide: Number of cycles per side that would probably decide an inconclusive verdict; null if the
-            verdict is decided or no number would do.
-        file: File of the gate, relative to the root of the run; null if the gate is not written in a file.
-        line: Line in ``file``, from 1.
-    """
+    """The verdict of a gate on one metric of one point."""
 
     gate: Gate
+    """Kind of the gate."""
     id: str
+    """Id of the gate, inside the brackets of the item's id."""
     metric: str
+    """Name of the metric in the catalogue."""
     point: str
+    """Id of the point."""
     verdict: Verdict
+    """The verdict."""
     outcome: Outcome
+    """Outcome of the gate's item."""
     reason: str | None = None
+    """Why the gate was not judged, or a remark on the verdict; one line."""
     note: str | None = None
+    """Why the gate judges another metric than its id names; null if it does not."""
     unit: str
+    """Unit of the metric."""
     method: str | None = None
+    """For energies, the weakest method among the cycles of both sides."""
     mean: float | None = None
+    """Mean of the candidate's cycles, null if none has a value."""
     ci95: tuple[float, float] | None = None
+    """95 % t-interval of ``mean``."""
     n: int = 0
+    """Number of the candidate's cycles with a value."""
     maximum: float | None = None
+    """Maximum of a budget; null if it has none."""
     minimum: float | None = None
+    """Minimum of a budget; null if it has none."""
     within_noise: bool = False
+    """Whether ``ci95`` straddles a limit of the budget."""
     reference_mean: float | None = None
+    """Mean of the reference's cycles."""
     reference_n: int = 0
+    """Number of the reference's cycles with a value."""
     paired: bool = False
+    """Whether candidate and reference were interleaved and are compared cycle by cycle."""
     ratio: float | None = None
+    """Candidate / reference, of the geometric means."""
     interval: tuple[float, float] | None = None
+    """Two-sided interval of ``ratio`` at ``confidence``, from which the verdict follows."""
     confidence: float | None = None
+    """1 − 2 · the level that decided: alpha for ``SAME``, the part of alpha that Holm's procedure gave this gate
+    for any other verdict.
+    """
     p: float | None = None
+    """One-sided p of no change beyond delta in the direction found, Holm-adjusted over the family."""
     alpha: float | None = None
+    """Level that ``p`` is compared with."""
     delta: float | None = None
+    """Relative change that does not count."""
     contended: str | None = None
+    """Contended cycles of either side, with the reason; null if there are none. They make a comparison of two
+    sessions INCONCLUSIVE; budgets and interleaved sides are judged despite them.
+    """
     cycles_to_decide: int | None = None
+    """Number of cycles per side that would probably decide an inconclusive verdict; null if the verdict is decided
+    or no number would do.
+    """
     file: str | None = None
+    """File of the gate, relative to the root of the run; null if the gate is not written in a file."""
     line: int | None = None
+    """Line in ``file``, from 1."""
 
 
 #: Verdicts from worst to best within one outcome.
@@ -110,34 +110,31 @@ def worst(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
 
 
 class ComparisonRecord(Record):
-    """A comparison of a study with a reference, and the differences between the two.
-
-    Attributes:
-        reference: Name of a baseline, a file, or an interpreter.
-        reference_version: Version of pytest-llem that measured the reference.
-        reference_started_at: Start of the reference's run.
-        paired: Whether both were interleaved, cycle by cycle on the same devices.
-        alpha: Probability of a false alarm, per gate and, by Holm's procedure, per family.
-        family: Number of regression gates that were judged.
-        testbed: Testbed facts that differ, one per line.
-        compared_despite_mismatch: Whether ``--llem-compare-mismatch`` allowed the comparison despite ``testbed``.
-        warnings: Differences that do not stop the comparison but may affect it.
-        workload: Differences of the work itself (prompts, tokens per request), one per line.
-        sut: System-under-test facts that differ, one per line.
-        new_points: Ids of points that are not in the reference.
-        missing_points: Ids of points of the reference that are no longer in the study.
-    """
+    """A comparison of a study with a reference, and the differences between the two."""
 
     reference: str
+    """Name of a baseline, a file, or an interpreter."""
     reference_version: str | None = None
+    """Version of pytest-llem that measured the reference."""
     reference_started_at: str | None = None
+    """Start of the reference's run."""
     paired: bool = False
+    """Whether both were interleaved, cycle by cycle on the same devices."""
     alpha: float
+    """Probability of a false alarm, per gate and, by Holm's procedure, per family."""
     family: int
+    """Number of regression gates that were judged."""
     testbed: list[str] = Field(default_factory=list)
+    """Testbed facts that differ, one per line."""
     compared_despite_mismatch: bool = False
+    """Whether ``--llem-compare-mismatch`` allowed the comparison despite ``testbed``."""
     warnings: list[str] = Field(default_factory=list)
+    """Differences that do not stop the comparison but may affect it."""
     workload: list[str] = Field(default_factory=list)
+    """Differences of the work itself (prompts, tokens per request), one per line."""
     sut: list[str] = Field(default_factory=list)
+    """System-under-test facts that differ, one per line."""
     new_points: list[str] = Field(default_factory=list)
+    """Ids of points that are not in the reference."""
     missing_points: list[str] = Field(default_factory=list)
+    """Ids of points of the reference that are no longer in the study."""

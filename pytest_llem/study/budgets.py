@@ -22,31 +22,23 @@ SIGNED = ("active_energy_j", "decode_energy_j", "decode_seconds", "peak_temperat
 
 
 class LimitConfig(NullableSection):
-    """The limits of one metric, at least one of the two.
-
-    Attributes:
-        max: Maximum of the mean, in the metric's unit. Default null: no maximum.
-        min: Minimum of the mean, in the metric's unit. Default null: no minimum.
-    """
+    """The limits of one metric, at least one of the two."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["max"]}, {"required": ["min"]}]})
 
     max: float | None = None
+    """Maximum of the mean, in the metric's unit. Default null: no maximum."""
     min: float | None = None
+    """Minimum of the mean, in the metric's unit. Default null: no minimum."""
 
 
 class BudgetConfig(LimitConfig):
-    """One entry of a list of ``budgets``.
-
-    Attributes:
-        max: Maximum of the mean, in the metric's unit. Default null: no maximum.
-        min: Minimum of the mean, in the metric's unit. Default null: no minimum.
-        metric: Name of the metric. Required.
-        where: Points that the entry applies to: value by axis or field, as in ``skip``. Default null: all.
-    """
+    """One entry of a list of ``budgets``."""
 
     metric: MetricName
+    """Name of the metric. Required."""
     where: dict[str, Any] | None = Field(None, min_length=1)
+    """Points that the entry applies to: value by axis or field, as in ``skip``. Default null: all."""
 
 
 @dataclass(frozen=True)

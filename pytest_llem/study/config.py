@@ -32,31 +32,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class DecoderConfig(Section):
-    """Choice of the next token, for every engine.
-
-    Attributes:
-        preset: Values for several of these fields: ``deterministic``, ``standard``, ``creative`` or ``factual``.
-            Fields that are given override it. Default null: none.
-        temperature: Divides the logits; 0 takes the likeliest token. Default 1.0.
-        do_sample: Sample instead of taking the likeliest token. Default true.
-        top_k: Sample among this many likeliest tokens, 0 for all. Default 50.
-        top_p: Sample among the likeliest tokens whose probabilities add up to this. Default 1.0.
-        min_p: Exclude tokens less likely than this share of the likeliest token's probability. Default null:
-            none.
-        repetition_penalty: Above 1 discourages repeated tokens. Default 1.0.
-        min_new_tokens: Minimum number of tokens of a sequence. Default null: a sequence may end at once. Has no
-            effect with ``measurement.length_mode: fixed``.
-    """
+    """Choice of the next token, for every engine."""
 
     # Excluded because the expanded fields are what is run, hashed and recorded.
     preset: Preset | None = Field(None, exclude=True)
+    """Values for several of these fields: ``deterministic``, ``standard``, ``creative`` or ``factual``. Fields
+    that are given override it. Default null: none.
+    """
     temperature: float = Field(1.0, ge=0)
+    """Divides the logits; 0 takes the likeliest token. Default 1.0."""
     do_sample: bool = True
+    """Sample instead of taking the likeliest token. Default true."""
     top_k: int = Field(50, ge=0)
+    """Sample among this many likeliest tokens, 0 for all. Default 50."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the likeliest tokens whose probabilities add up to this. Default 1.0."""
     min_p: float | None = Field(None, ge=0, le=1)
+    """Exclude tokens less likely than this share of the likeliest token's probability. Default null: none."""
     repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1 discourages repeated tokens. Default 1.0."""
     min_new_tokens: int | None = Field(None, ge=1)
+    """Minimum number of tokens of a sequence. Default null: a sequence may end at once. Has no effect with
+    ``measurement.length_mode: fixed``.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -71,29 +69,25 @@ class DecoderConfig(Section):
 
 
 class WarmupConfig(Section):
-    """Warm-up before the measured window.
-
-    Attributes:
-        enabled: Warm up. Default true.
-        n_warmup: Runs of the longest and of the median batch. Default 5.
-        convergence_detection: After these runs, continue until latencies are steady. Default true.
-        cv_threshold: Latencies are steady if the last ``window_size`` have a coefficient of variation below this.
-            Default 0.05.
-        window_size: Number of latencies in that check. Default 5.
-        min_prompts: Minimum number of runs before latencies can count as steady. Default 5.
-        max_prompts: Maximum number of runs until latencies are steady; the result warns if they are not. Default
-            20.
-        thermal_floor_seconds: Minimum time under load, in seconds. Default 0.
-    """
+    """Warm-up before the measured window."""
 
     enabled: bool = True
+    """Warm up. Default true."""
     n_warmup: int = Field(5, ge=1)
+    """Runs of the longest and of the median batch. Default 5."""
     convergence_detection: bool = True
+    """After these runs, continue until latencies are steady. Default true."""
     cv_threshold: float = Field(0.05, gt=0)
+    """Latencies are steady if the last ``window_size`` have a coefficient of variation below this. Default 0.05.
+    """
     window_size: int = Field(5, ge=2)
+    """Number of latencies in that check. Default 5."""
     min_prompts: int = Field(5, ge=1)
+    """Minimum number of runs before latencies can count as steady. Default 5."""
     max_prompts: int = Field(20, ge=1)
+    """Maximum number of runs until latencies are steady; the result warns if they are not. Default 20."""
     thermal_floor_seconds: float = Field(0.0, ge=0)
+    """Minimum time under load, in seconds. Default 0."""
 
 
 #: Number of consecutive parts of an idle power measurement; their scatter is its uncertainty.
@@ -101,16 +95,12 @@ BASELINE_PARTS = 5
 
 
 class BaselineConfig(Section):
-    """Idle power with the model loaded, which ``active_energy_j`` subtracts.
-
-    Attributes:
-        enabled: Measure idle power, if a meter is available. Default true.
-        duration_seconds: Time of the measurement, in seconds; a fifth of it is repeated after each window. Default
-            30.
-    """
+    """Idle power with the model loaded, which ``active_energy_j`` subtracts."""
 
     enabled: bool = True
+    """Measure idle power, if a meter is available. Default true."""
     duration_seconds: float = Field(30.0, ge=5, le=120)
+    """Time of the measurement, in seconds; a fifth of it is repeated after each window. Default 30."""
 
     @property
     def part_seconds(self) -> float:
@@ -119,19 +109,16 @@ class BaselineConfig(Section):
 
 
 class EnergyConfig(Section):
-    """Choice of the energy meter.
-
-    Attributes:
-        backend: ``auto`` (the GPU's energy counter if the engine runs on a GPU, else RAPL, else an estimate), the
-            name of one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none. Default
-            ``auto``; LLenergyMeasure's ``zeus`` and ``codecarbon`` are read as ``auto``. If a meter is named,
-            gates judge its energy even if it does not cover the engine's devices.
-        allow_estimated: Accept estimated energy without a warning, and let gates judge it. Part of no hash.
-            Default false.
-    """
+    """Choice of the energy meter."""
 
     backend: str | None = AUTO
+    """``auto`` (the GPU's energy counter if the engine runs on a GPU, else RAPL, else an estimate), the name of
+    one meter (``nvml``, ``rapl``, ``estimate`` or an installed one), or null for none. Default ``auto``;
+    LLenergyMeasure's ``zeus`` and ``codecarbon`` are read as ``auto``. If a meter is named, gates judge its energy
+    even if it does not cover the engine's devices.
+    """
     allow_estimated: bool = False
+    """Accept estimated energy without a warning, and let gates judge it. Part of no hash. Default false."""
 
     @field_validator("backend")
     @classmethod
@@ -140,20 +127,18 @@ class EnergyConfig(Section):
 
 
 class MeasurementConfig(Section):
-    """The measured window.
-
-    Attributes:
-        min_window_seconds: Minimum length of the window, in seconds; it consists of whole passes over the prompts.
-            Default 10.
-        length_mode: ``fixed``: every sequence gets exactly ``max_output_tokens``; ``natural``: a sequence ends
-            at its end-of-sequence token. Default ``fixed``.
-        prefill_split: Measure time and energy of prefill separately, in a second window of at least the same
-            length with one new token per prompt. Default false.
-    """
+    """The measured window."""
 
     min_window_seconds: float = Field(10.0, ge=0)
+    """Minimum length of the window, in seconds; it consists of whole passes over the prompts. Default 10."""
     length_mode: LengthMode = "fixed"
+    """``fixed``: every sequence gets exactly ``max_output_tokens``; ``natural``: a sequence ends at its
+    end-of-sequence token. Default ``fixed``.
+    """
     prefill_split: bool = False
+    """Measure time and energy of prefill separately, in a second window of at least the same length with one new
+    token per prompt. Default false.
+    """
 
 
 class ExperimentConfig(Section):
@@ -164,71 +149,75 @@ class ExperimentConfig(Section):
 
     Example:
         ExperimentConfig(model="builtin:tiny-llama", n=8, max_output_tokens=16)
-
-    Attributes:
-        model: A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the
-            Hugging Face hub. Required.
-        backend: The engine: ``pytorch``, an installed one, or ``package.module:Class`` for one of your own,
-            which is imported in the experiment's process only. Default ``pytorch``.
-        n: Number of prompts in a pass. Default 100.
-        dataset: ``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file
-            (``prompt`` or ``text`` in each object), relative to the study, a dataset of the Hugging Face hub, or
-            a mapping that describes synthetic prompts. A hub dataset is ``owner/name`` or
-            ``owner/name@revision/subset:split#column``. The default split is ``train`` or the only one. The
-            default column is the first of ``prompt``, ``text``, ``question``, ``instruction``, ``query``,
-            ``input`` and ``content`` that holds strings. ``aienergyscore`` is AI Energy Score's 1,000 prompts,
-            ``AIEnergyScore/text_generation``. Default ``synthetic``.
-        dataset_order: Order of the prompts of a file or hub dataset: ``interleaved`` (one prompt of each
-            ``source`` in rotation, if the objects of a ``.jsonl`` file, or the dataset's columns, have one;
-            otherwise the given order), ``grouped`` (the same prompts, source by source) or ``shuffled`` (drawn
-            with ``random_seed``). Default ``interleaved``.
-        prompt_format: ``raw``, or ``chat`` to wrap each text prompt in the model's chat template. Default ``raw``.
-        precision: Data type of the weights: ``fp32``, ``fp16`` or ``bf16``. Default ``bf16``.
-        random_seed: Seed of the prompts and of the sampling, set again for each pass. On a CPU the same experiment
-            generates the same tokens. On a GPU it may not, because some kernels are not deterministic; ``tokens``
-            of the result records whether the passes agree. Default 42.
-        max_input_tokens: Maximum length of a prompt, in tokens; longer prompts are cut. Synthetic prompts have
-            exactly this length unless the dataset gives a distribution of lengths. Default 512.
-        max_output_tokens: Tokens to generate for each prompt. Default 128.
-        decoder: Choice of the next token. Default: sampling.
-        warmup: Warm-up before the measured window. Default: until latencies are steady.
-        baseline: Idle power. Default: measured for 30 s.
-        energy: Choice of the energy meter. Default: the best available.
-        measurement: The measured window. Default: 10 s.
-        pytorch: Options of the engine ``pytorch``. Default: its defaults.
-        vllm: Options of the engine ``vllm``. Default null: its defaults.
-        tensorrt: Options of the engine ``tensorrt``, under its own names. Default null: its defaults.
-        lora: An adapter on top of the model. Default null: none. Not supported yet.
-        passthrough_kwargs: Further arguments of the engine. ``pytorch`` accepts those of
-            ``transformers.GenerationConfig``. Default null: none.
-        output_dir: Parent of the study's results folder, relative to rootdir. Overridden by
-            ``--llem-results-dir``. The same for the whole study; part of no hash. Default null: the ini option
-            ``llem_results_dir``.
     """
 
     model_config = ConfigDict(extra="allow")
 
     model: str = Field(min_length=1)
+    """A local folder, ``builtin:tiny-llama``, or a name looked up under ``llem_model_path`` and on the Hugging
+    Face hub. Required.
+    """
     backend: str = Field(DEFAULT_BACKEND, min_length=1)
+    """The engine: ``pytorch``, an installed one, or ``package.module:Class`` for one of your own, which is
+    imported in the experiment's process only. Default ``pytorch``.
+    """
     n: int = Field(100, ge=1, le=MAX_COUNT)
+    """Number of prompts in a pass. Default 100."""
     dataset: Annotated[str, Field(min_length=1)] | DatasetConfig = SYNTHETIC
+    """``synthetic`` (random token ids), the path of a ``.txt`` (a prompt a line) or ``.jsonl`` file (``prompt`` or
+    ``text`` in each object), relative to the study, a dataset of the Hugging Face hub, or a mapping that describes
+    synthetic prompts. A hub dataset is ``owner/name`` or ``owner/name@revision/subset:split#column``. The default
+    split is ``train`` or the only one. The default column is the first of ``prompt``, ``text``, ``question``,
+    ``instruction``, ``query``, ``input`` and ``content`` that holds strings. ``aienergyscore`` is AI Energy
+    Score's 1,000 prompts, ``AIEnergyScore/text_generation``. Default ``synthetic``.
+    """
     dataset_order: DatasetOrder = "interleaved"
+    """Order of the prompts of a file or hub dataset: ``interleaved`` (one prompt of each ``source`` in rotation,
+    if the objects of a ``.jsonl`` file, or the dataset's columns, have one; otherwise the given order),
+    ``grouped`` (the same prompts, source by source) or ``shuffled`` (drawn with ``random_seed``). Default
+    ``interleaved``.
+    """
     prompt_format: PromptFormat = "raw"
+    """``raw``, or ``chat`` to wrap each text prompt in the model's chat template. Default ``raw``."""
     precision: Precision = "bf16"
+    """Data type of the weights: ``fp32``, ``fp16`` or ``bf16``. Default ``bf16``."""
     random_seed: int = Field(42, ge=0, lt=2**63)
+    """Seed of the prompts and of the sampling, set again for each pass. On a CPU the same experiment generates the
+    same tokens. On a GPU it may not, because some kernels are not deterministic; ``tokens`` of the result records
+    whether the passes agree. Default 42.
+    """
     max_input_tokens: int = Field(512, ge=1, le=MAX_COUNT)
+    """Maximum length of a prompt, in tokens; longer prompts are cut. Synthetic prompts have exactly this length
+    unless the dataset gives a distribution of lengths. Default 512.
+    """
     max_output_tokens: int = Field(128, ge=1, le=MAX_COUNT)
+    """Tokens to generate for each prompt. Default 128."""
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+    """Choice of the next token. Default: sampling."""
     warmup: WarmupConfig = Field(default_factory=WarmupConfig)
+    """Warm-up before the measured window. Default: until latencies are steady."""
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
+    """Idle power. Default: measured for 30 s."""
     energy: EnergyConfig = Field(default_factory=EnergyConfig)
+    """Choice of the energy meter. Default: the best available."""
     measurement: MeasurementConfig = Field(default_factory=MeasurementConfig)
+    """The measured window. Default: 10 s."""
     pytorch: PyTorchConfig | None = None
+    """Options of the engine ``pytorch``. Default: its defaults."""
     vllm: VLLMConfig | None = None
+    """Options of the engine ``vllm``. Default null: its defaults."""
     tensorrt: dict[str, Any] | None = None
+    """Options of the engine ``tensorrt``, under its own names. Default null: its defaults."""
     lora: LoRAConfig | None = None
+    """An adapter on top of the model. Default null: none. Not supported yet."""
     passthrough_kwargs: dict[str, Any] | None = None
+    """Further arguments of the engine. ``pytorch`` accepts those of ``transformers.GenerationConfig``. Default
+    null: none.
+    """
     output_dir: str | None = Field(None, min_length=1)
+    """Parent of the study's results folder, relative to rootdir. Overridden by ``--llem-results-dir``. The same
+    for the whole study; part of no hash. Default null: the ini option ``llem_results_dir``.
+    """
 
     @model_validator(mode="before")
     @classmethod

@@ -38,22 +38,18 @@ _HUB = re.compile(
 
 
 class LengthConfig(Section):
-    """Distribution of the lengths of synthetic prompts, drawn with the dataset's seed, the same on every machine.
-
-    Attributes:
-        mean: Mean of a normal distribution, in tokens, rounded and clipped to ``min`` and ``max``. Default null:
-            a uniform distribution from ``min`` to ``max``.
-        stdev: Standard deviation of the normal distribution, in tokens. Default null: none. Required with
-            ``mean``.
-        min: Minimum, in tokens. Default: five times ``stdev`` below ``mean``, at least 1. Required without
-            ``mean``.
-        max: Maximum, in tokens. Default: five times ``stdev`` above ``mean``. Required without ``mean``.
-    """
+    """Distribution of the lengths of synthetic prompts, drawn with the dataset's seed, the same on every machine."""
 
     mean: Count | None = None
+    """Mean of a normal distribution, in tokens, rounded and clipped to ``min`` and ``max``. Default null: a
+    uniform distribution from ``min`` to ``max``.
+    """
     stdev: float | None = Field(None, ge=0, le=MAX_COUNT)
+    """Standard deviation of the normal distribution, in tokens. Default null: none. Required with ``mean``."""
     min: Count | None = None
+    """Minimum, in tokens. Default: five times ``stdev`` below ``mean``, at least 1. Required without ``mean``."""
     max: Count | None = None
+    """Maximum, in tokens. Default: five times ``stdev`` above ``mean``. Required without ``mean``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,21 +91,19 @@ class LengthConfig(Section):
 
 
 class DatasetConfig(Section):
-    """Description of synthetic prompts. Its values override the experiment's own fields.
-
-    Attributes:
-        n: Number of prompts. Default: the experiment's ``n``.
-        input_len: Tokens in each prompt, or a distribution: ``{mean, stdev}``, ``{mean, stdev, min, max}`` or
-            ``{min, max}``. The maximum length becomes the experiment's ``max_input_tokens``, from which time and
-            memory are estimated. Default: the experiment's ``max_input_tokens``.
-        output_len: Tokens to generate for each prompt. Default: the experiment's ``max_output_tokens``.
-        seed: Seed of the token ids and of the lengths. Default: the experiment's ``random_seed``.
-    """
+    """Description of synthetic prompts. Its values override the experiment's own fields."""
 
     n: Count | None = None
+    """Number of prompts. Default: the experiment's ``n``."""
     input_len: Count | LengthConfig | None = None
+    """Tokens in each prompt, or a distribution: ``{mean, stdev}``, ``{mean, stdev, min, max}`` or ``{min, max}``.
+    The maximum length becomes the experiment's ``max_input_tokens``, from which time and memory are estimated.
+    Default: the experiment's ``max_input_tokens``.
+    """
     output_len: Count | None = None
+    """Tokens to generate for each prompt. Default: the experiment's ``max_output_tokens``."""
     seed: int | None = Field(None, ge=0)
+    """Seed of the token ids and of the lengths. Default: the experiment's ``random_seed``."""
 
 
 def overrides(dataset: dict[str, Any]) -> dict[str, int]:

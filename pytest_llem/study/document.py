@@ -78,23 +78,20 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Document:
-    """The content of a YAML file.
-
-    Attributes:
-        path: The file.
-        text: The file as it was read.
-        data: Plain dicts, lists and scalars.
-        marks: Line and column, from 1, by key path; for an entry of a mapping, those of its key.
-        written: Spelling in the file of each scalar that is not a string, by key path.
-        base: Document that provides the top-level keys that are missing in this one, or None.
-    """
+    """The content of a YAML file."""
 
     path: Path
+    """The file."""
     text: str = field(repr=False)
+    """The file as it was read."""
     data: Any
+    """Plain dicts, lists and scalars."""
     marks: dict[KeyPath, tuple[int, int]] = field(repr=False)
+    """Line and column, from 1, by key path; for an entry of a mapping, those of its key."""
     written: dict[KeyPath, str] = field(repr=False)
+    """Spelling in the file of each scalar that is not a string, by key path."""
     base: Document | None = None
+    """Document that provides the top-level keys that are missing in this one, or None."""
 
     def problem(self, key_path: KeyPath, message: str) -> Problem:
         """Return a problem located at *key_path*, or at its nearest ancestor in the file."""

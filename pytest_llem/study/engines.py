@@ -21,66 +21,64 @@ MaxMemory = Annotated[dict[str, int | str], single_error("must be a mapping of d
 
 
 class PyTorchConfig(NullableSection):
-    """Options of the engine ``pytorch``, which uses transformers.
-
-    Attributes:
-        batch_size: Prompts in one ``generate`` call, at most ``n``. Default 1.
-        attn_implementation: transformers' name of the attention (``eager``, ``sdpa``, ``flash_attention_2``, …).
-            Default null: transformers chooses.
-        torch_compile: Compile the model's forward pass with ``torch.compile``, during the warm-up. Default false.
-        torch_compile_mode: Mode of ``torch.compile`` (``default``, ``reduce-overhead``, ``max-autotune``, …).
-            Default null: ``default``. Needs ``torch_compile``.
-        torch_compile_backend: Backend of ``torch.compile``. Default null: ``inductor``. Needs ``torch_compile``.
-        load_in_4bit: Quantise the weights to 4 bits with bitsandbytes. Default false.
-        load_in_8bit: Quantise the weights to 8 bits with bitsandbytes. Default false.
-        bnb_4bit_compute_dtype: Data type of bitsandbytes' arithmetic, ``float16``, ``bfloat16`` or ``float32``.
-            Default null: float32. Needs ``load_in_4bit``.
-        bnb_4bit_quant_type: ``nf4`` or ``fp4``. Default null: fp4, bitsandbytes' default. Needs ``load_in_4bit``.
-        bnb_4bit_use_double_quant: Quantise the quantisation constants too. Default null: no. Needs
-            ``load_in_4bit``.
-        use_cache: Keep the keys and values of past tokens (KV cache). Default true.
-        cache_implementation: transformers' name of the cache (``dynamic``, ``static``, …). Default null:
-            transformers chooses.
-        num_beams: Beams of a beam search; 1 is none. Default 1.
-        early_stopping: End a beam search as soon as ``num_beams`` candidates are done. Default false.
-        length_penalty: Exponent of the length that a beam's score is divided by. Default 1.0.
-        no_repeat_ngram_size: Length of token sequences that may not occur twice; 0 for no such limit. Default 0.
-        prompt_lookup_num_tokens: Tokens to draft from the prompt in each step (speculative decoding). Default
-            null: none.
-        device_map: Placement of the model's parts, as in accelerate (``auto``, ``balanced``, a device, or a
-            mapping). Default null: the whole model on the first device.
-        max_memory: Maximum memory by device (``{"0": 10GiB, cpu: 50GiB}``), for ``device_map``. Default null: no
-            limit.
-        revision: Branch, tag or commit of the model on the hub. Default null: its main branch.
-        trust_remote_code: Run the model's own code from the hub. Default false.
-        deterministic: Generate the same tokens for the same prompts and seed on one device: GPUs decode without
-            cuDNN's attention, whose results vary. False lets PyTorch choose. Default true.
-        num_processes: Processes that share the model. Default 1; only 1 is supported.
-    """
+    """Options of the engine ``pytorch``, which uses transformers."""
 
     batch_size: int = Field(1, ge=1, le=1_000_000)
+    """Prompts in one ``generate`` call, at most ``n``. Default 1."""
     attn_implementation: str | None = Field(None, min_length=1)
+    """Transformers' name of the attention (``eager``, ``sdpa``, ``flash_attention_2``, …). Default null:
+    transformers chooses.
+    """
     torch_compile: bool = False
+    """Compile the model's forward pass with ``torch.compile``, during the warm-up. Default false."""
     torch_compile_mode: str | None = Field(None, min_length=1)
+    """Mode of ``torch.compile`` (``default``, ``reduce-overhead``, ``max-autotune``, …). Default null:
+    ``default``. Needs ``torch_compile``.
+    """
     torch_compile_backend: str | None = Field(None, min_length=1)
+    """Backend of ``torch.compile``. Default null: ``inductor``. Needs ``torch_compile``."""
     load_in_4bit: bool = False
+    """Quantise the weights to 4 bits with bitsandbytes. Default false."""
     load_in_8bit: bool = False
+    """Quantise the weights to 8 bits with bitsandbytes. Default false."""
     bnb_4bit_compute_dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Data type of bitsandbytes' arithmetic, ``float16``, ``bfloat16`` or ``float32``. Default null: float32.
+    Needs ``load_in_4bit``.
+    """
     bnb_4bit_quant_type: Literal["nf4", "fp4"] | None = None
+    """``nf4`` or ``fp4``. Default null: fp4, bitsandbytes' default. Needs ``load_in_4bit``."""
     bnb_4bit_use_double_quant: bool | None = None
+    """Quantise the quantisation constants too. Default null: no. Needs ``load_in_4bit``."""
     use_cache: bool = True
+    """Keep the keys and values of past tokens (KV cache). Default true."""
     cache_implementation: str | None = Field(None, min_length=1)
+    """Transformers' name of the cache (``dynamic``, ``static``, …). Default null: transformers chooses."""
     num_beams: int = Field(1, ge=1, le=10_000)
+    """Beams of a beam search; 1 is none. Default 1."""
     early_stopping: bool = False
+    """End a beam search as soon as ``num_beams`` candidates are done. Default false."""
     length_penalty: float = 1.0
+    """Exponent of the length that a beam's score is divided by. Default 1.0."""
     no_repeat_ngram_size: int = Field(0, ge=0)
+    """Length of token sequences that may not occur twice; 0 for no such limit. Default 0."""
     prompt_lookup_num_tokens: int | None = Field(None, ge=1)
+    """Tokens to draft from the prompt in each step (speculative decoding). Default null: none."""
     device_map: DeviceMap | None = None
+    """Placement of the model's parts, as in accelerate (``auto``, ``balanced``, a device, or a mapping). Default
+    null: the whole model on the first device.
+    """
     max_memory: MaxMemory | None = None
+    """Maximum memory by device (``{"0": 10GiB, cpu: 50GiB}``), for ``device_map``. Default null: no limit."""
     revision: str | None = Field(None, min_length=1)
+    """Branch, tag or commit of the model on the hub. Default null: its main branch."""
     trust_remote_code: bool = False
+    """Run the model's own code from the hub. Default false."""
     deterministic: bool = True
+    """Generate the same tokens for the same prompts and seed on one device: GPUs decode without cuDNN's attention,
+    whose results vary. False lets PyTorch choose. Default true.
+    """
     num_processes: int = Field(1, ge=1)
+    """Processes that share the model. Default 1; only 1 is supported."""
 
     def check_batch_size(self, n: int) -> None:
         """Raise if a pass has fewer prompts than ``batch_size``.
@@ -118,35 +116,29 @@ class PyTorchConfig(NullableSection):
 
 
 class VLLMConfig(Section):
-    """Options of the engine ``vllm``, under vLLM's own names. Other keys are passed to the engine unchecked.
-
-    Attributes:
-        engine: Arguments of ``vllm.LLM``. Default null: none.
-        sampling: Further arguments of ``vllm.SamplingParams``. Default null: none.
-        beam_search: Arguments of ``vllm.BeamSearchParams``. Default null: no beam search.
-    """
+    """Options of the engine ``vllm``, under vLLM's own names. Other keys are passed to the engine unchecked."""
 
     model_config = ConfigDict(extra="allow")
 
     engine: dict[str, Any] | None = None
+    """Arguments of ``vllm.LLM``. Default null: none."""
     sampling: dict[str, Any] | None = None
+    """Further arguments of ``vllm.SamplingParams``. Default null: none."""
     beam_search: dict[str, Any] | None = None
+    """Arguments of ``vllm.BeamSearchParams``. Default null: no beam search."""
 
 
 class LoRAConfig(Section):
-    """An adapter on top of the model, from the Hugging Face hub or a folder.
-
-    Attributes:
-        adapter_id: Its name on the Hugging Face hub. Default null.
-        adapter_path: Its folder. Default null. Exactly one of ``adapter_id`` and ``adapter_path`` is required.
-        revision: Branch, tag or commit on the hub. Default null: its main branch.
-        merge_weights: Merge it into the model when loading. Default false.
-    """
+    """An adapter on top of the model, from the Hugging Face hub or a folder."""
 
     adapter_id: str | None = Field(None, min_length=1)
+    """Its name on the Hugging Face hub. Default null."""
     adapter_path: str | None = Field(None, min_length=1)
+    """Its folder. Default null. Exactly one of ``adapter_id`` and ``adapter_path`` is required."""
     revision: str | None = Field(None, min_length=1)
+    """Branch, tag or commit on the hub. Default null: its main branch."""
     merge_weights: bool = False
+    """Merge it into the model when loading. Default false."""
 
     @model_validator(mode="after")
     def _one_source(self) -> LoRAConfig:

@@ -24,55 +24,54 @@ START_METHODS: tuple[StartMethod, ...] = ("spawn", "forkserver")
 
 
 class ExecutionConfig(NullableSection):
-    """Execution settings of a study.
-
-    Attributes:
-        n_cycles: Repetitions of every point, each in a new process. Default: 3 for a study, 1 for a single
-            experiment.
-        cycle_order: ``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (another random order in
-            each cycle). Default ``shuffled``.
-        shuffle_seed: Seed of the shuffled order. Default null: derived from the study's design, so that a rerun
-            has the same order.
-        experiment_gap_seconds: Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool
-            and as idle as before the first experiment. Default ``auto``.
-        cycle_gap_seconds: Minimum idle time before a new cycle, in seconds. Default 0.
-        experiment_timeout_seconds: End an experiment that takes longer, in seconds after it gets its device;
-            imports after that count, the download of a model does not. Default null: computed from the model's
-            size, the prompts and the tokens; the plan shows it.
-        max_consecutive_failures: Skip the study's remaining experiments after this many consecutive failures; null
-            for no such limit. Default 5.
-        contended_retries: Maximum number of repetitions of contended cycles, per point. Default 1.
-        start_method: ``spawn`` starts a new interpreter for each experiment, which imports what it needs;
-            ``forkserver`` forks each experiment from a process that has done these imports and opens no device.
-            Default ``spawn``.
-        skip_preflight: Start experiments without checking first whether they can run. Default false.
-    """
+    """Execution settings of a study."""
 
     NULL_MEANS: ClassVar[frozenset[str]] = frozenset({"max_consecutive_failures"})
 
     n_cycles: int | None = Field(None, ge=1)
+    """Repetitions of every point, each in a new process. Default: 3 for a study, 1 for a single experiment."""
     cycle_order: CycleOrder = "shuffled"
+    """``sequential`` (A A B B), ``interleaved`` (A B A B) or ``shuffled`` (another random order in each cycle).
+    Default ``shuffled``.
+    """
     shuffle_seed: int | None = None
+    """Seed of the shuffled order. Default null: derived from the study's design, so that a rerun has the same
+    order.
+    """
     experiment_gap_seconds: Gap = "auto"
+    """Idle time before an experiment, in seconds, or ``auto``: until the GPU is as cool and as idle as before the
+    first experiment. Default ``auto``.
+    """
     cycle_gap_seconds: float = Field(0.0, ge=0)
+    """Minimum idle time before a new cycle, in seconds. Default 0."""
     experiment_timeout_seconds: float | None = Field(None, gt=0)
+    """End an experiment that takes longer, in seconds after it gets its device; imports after that count, the
+    download of a model does not. Default null: computed from the model's size, the prompts and the tokens; the
+    plan shows it.
+    """
     max_consecutive_failures: int | None = Field(5, ge=1)
+    """Skip the study's remaining experiments after this many consecutive failures; null for no such limit. Default
+    5.
+    """
     contended_retries: int = Field(1, ge=0)
+    """Maximum number of repetitions of contended cycles, per point. Default 1."""
     start_method: StartMethod = "spawn"
+    """``spawn`` starts a new interpreter for each experiment, which imports what it needs; ``forkserver`` forks
+    each experiment from a process that has done these imports and opens no device. Default ``spawn``.
+    """
     skip_preflight: bool = False
+    """Start experiments without checking first whether they can run. Default false."""
 
 
 class Rule(Section):
-    """One entry of ``skip`` or ``xfail``: points that are not run, or are expected to fail.
-
-    Attributes:
-        where: Value by axis or field (``precision``, ``batch_size``, ``decoder.temperature``), or a list of
-            alternative values. All entries have to match. Required.
-        reason: Reason that pytest shows. Default: the text of ``where``.
-    """
+    """One entry of ``skip`` or ``xfail``: points that are not run, or are expected to fail."""
 
     where: dict[str, Any] = Field(min_length=1)
+    """Value by axis or field (``precision``, ``batch_size``, ``decoder.temperature``), or a list of alternative
+    values. All entries have to match. Required.
+    """
     reason: str = ""
+    """Reason that pytest shows. Default: the text of ``where``."""
 
 
 @dataclass(frozen=True)

@@ -55,20 +55,18 @@ class Budget:
 
 
 class GatesConfig(NullableSection):
-    """Settings of comparisons.
-
-    Attributes:
-        alpha: Probability of a false alarm, of each gate and, by Holm's procedure, of all of a study's gates
-            together. Default 0.01.
-        delta: Relative change that is tolerated (0.02 is 2 %): one for all metrics, or by metric. Default 0.02.
-        metrics: Names of the metrics to compare. Default null: ``energy_per_output_token_j``,
-            ``output_tokens_per_second`` and ``ttft_p50_ms``; the first two per request if answers differ in
-            length.
-    """
+    """Settings of comparisons."""
 
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
+    """Probability of a false alarm, of each gate and, by Holm's procedure, of all of a study's gates together.
+    Default 0.01.
+    """
     delta: Delta | _Deltas = DEFAULT_DELTA
+    """Relative change that is tolerated (0.02 is 2 %): one for all metrics, or by metric. Default 0.02."""
     metrics: _Family | None = None
+    """Names of the metrics to compare. Default null: ``energy_per_output_token_j``, ``output_tokens_per_second``
+    and ``ttft_p50_ms``; the first two per request if answers differ in length.
+    """
 
     @property
     def family(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.grid import LIST_AXES
 from pytest_llem.study.runners import ENGINE_CLASS, LOCAL
-from pytest_llem.study.section import NullableSection, field_docs
+from pytest_llem.study.section import NullableSection
 
 Schema = dict[str, Any]
 
@@ -118,14 +118,13 @@ def _definitions(engines: Sequence[str]) -> dict[str, Schema]:
 
 def _described(model: type[BaseModel], schema: Schema) -> Schema:
     """Return pydantic's *schema* of *model* with descriptions from the model's docstring."""
-    docs = field_docs(model)
     summary = (inspect.getdoc(model) or "").partition("\n\n")[0]
     fields = {}
     for name, given in schema["properties"].items():
-        field = {key: one for key, one in given.items() if key != "title"}
+        field = {key: one for key, one in given.items() if key not in ("title", "description")}
         if issubclass(model, NullableSection) and name not in schema.get("required", ()):
             field = _or_null(field)
-        fields[name] = {"description": _plain(docs[name]), **field}
+        fields[name] = {"description": _plain(given["description"]), **field}
     kept = {key: one for key, one in schema.items() if key != "title"}
     return {**kept, "description": _plain(summary), "properties": fields}
 

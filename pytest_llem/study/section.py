@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 from typing import Any, ClassVar
 
 from pydantic import (
@@ -17,23 +15,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-_ATTRIBUTE = re.compile(r"^    (?P<name>\w+): (?P<text>.+(?:\n {8}.+)*)", re.MULTILINE)
-
 
 class Section(BaseModel):
     """A frozen section of a study file that refuses unknown keys and does not coerce types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class NullableSection(Section):
-    """A section in which null means a field's default.
-
-    Attributes:
-        NULL_MEANS: Fields in which null is a separate value.
-    """
+    """A section in which null means a field's default."""
 
     NULL_MEANS: ClassVar[frozenset[str]] = frozenset()
+    """Fields in which null is a separate value."""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,12 +56,6 @@ def check_finite(value: Any, name: str) -> None:
             check_finite(one, f"{name}[{place}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number (got {value})")
-
-
-def field_docs(section: type[BaseModel]) -> dict[str, str]:
-    """Return the description of each field in the docstring of *section*, by name."""
-    _, _, attributes = (inspect.getdoc(section) or "").partition("Attributes:\n")
-    return {one["name"]: " ".join(one["text"].split()) for one in _ATTRIBUTE.finditer(attributes)}
 
 
 def single_error(message: str) -> WrapValidator:

@@ -12,21 +12,18 @@ from pytest_llem.results.experiment import DeviceEnergy, ExperimentResult
 
 @dataclass(frozen=True, order=True)
 class Meter:
-    """One way in which energy was obtained.
-
-    Attributes:
-        boundary: What the energy covers.
-        method: Measured, sampled, attributed, estimated or unavailable.
-        source: What the energy was read from, or why it is unavailable.
-        gain: Gain error as text, such as ``±5 %``; empty if unknown.
-        device: The device whose energy it is.
-    """
+    """One way in which energy was obtained."""
 
     boundary: str
+    """What the energy covers."""
     method: str
+    """Measured, sampled, attributed, estimated or unavailable."""
     source: str
+    """What the energy was read from, or why it is unavailable."""
     gain: str
+    """Gain error as text, such as ``±5 %``; empty if unknown."""
     device: str
+    """The device whose energy it is."""
 
     @classmethod
     def of(cls, device: DeviceEnergy) -> Meter:
