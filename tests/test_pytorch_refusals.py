@@ -50,7 +50,8 @@ transformers = pytest.importorskip("transformers")
         ),
         (
             {"pytorch": {"cache_implementation": "paged"}},
-            "pytorch.cache_implementation 'paged' is for continuous batching, which is not supported: leave it out",
+            "pytorch.cache_implementation 'paged' is for continuous batching, which is not "
+            "supported: leave it out",
         ),
         (
             {"pytorch": {"cache_implementation": "quantized"}},
@@ -77,7 +78,8 @@ transformers = pytest.importorskip("transformers")
         ({"passthrough_kwargs": {"batch_size": 3}}, "passthrough_kwargs.batch_size: use pytorch.batch_size"),
         (
             {"passthrough_kwargs": {"num_return_sequences": 2}},
-            "passthrough_kwargs.num_return_sequences cannot be given: every prompt must have one answer, or metrics per "
+            "passthrough_kwargs.num_return_sequences cannot be given: every prompt must have one answer, "
+            "or metrics per "
             "request would be wrong",
         ),
         (

@@ -253,7 +253,7 @@ class GapRecord(Record):
 
 
 class InputsRecord(Record):
-    """State of the code and the model that a result depends on; a resumed run compares it with the current state."""
+    """State of the code and the model that a result depends on. A resumed run compares it."""
 
     modules: dict[str, str | None]
     """Digest of the file of each module that the experiment's process imported, by the module's name; null if it
