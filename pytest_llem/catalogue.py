@@ -40,28 +40,28 @@ CATALOGUE: dict[str, Definition] = {
     "energy_per_output_token_j": Definition("J", "lower", "energy_j / output tokens, prefill included"),
     "energy_per_input_token_j": Definition("J", "lower", "prefill_energy_j / input tokens"),
     "energy_per_request_j": Definition("J", "lower", "energy_j / answered prompts"),
-    "wh_per_1000_requests": Definition("Wh", "lower", "energy_per_request_j in watt-hours, for a thousand"),
+    "wh_per_1000_requests": Definition("Wh", "lower", "energy_per_request_j × 1000, in watt-hours"),
     "tokens_per_joule": Definition("1/J", "higher", "Output tokens / energy_j"),
     "edp_js": Definition("J·s", "lower", "Energy-delay product: energy_j · seconds"),
     "mean_power_w": Definition("W", None, "Mean power over the window"),
     "idle_power_w": Definition("W", None, "Power while the model is loaded and nothing runs"),
     "active_energy_j": Definition(
-        "J", "lower", "energy_j less idle_power_w over the seconds metered; below 0 where idling took more"
+        "J", "lower", "energy_j minus idle_power_w over the metered time; negative if idle energy is larger"
     ),
-    "gpu_energy_j": Definition("J", "lower", "Energy of a pass, GPU boards"),
+    "gpu_energy_j": Definition("J", "lower", "Energy of a pass, GPUs"),
     "cpu_energy_j": Definition("J", "lower", "Energy of a pass, CPU packages"),
     "dram_energy_j": Definition("J", "lower", "Energy of a pass, memory"),
     "prefill_energy_j": Definition(
-        "J", "lower", "Energy of a pass with one new token a prompt; null unless measurement.prefill_split"
+        "J", "lower", "Energy of a pass with one new token per prompt; null unless measurement.prefill_split"
     ),
     "decode_energy_j": Definition(
-        "J", "lower", "energy_j less prefill_energy_j; below 0 where the two windows differ by chance"
+        "J", "lower", "energy_j minus prefill_energy_j; negative if the two windows differ by chance"
     ),
     "seconds": Definition("s", "lower", "Time of a pass, synchronised at both ends"),
     "prefill_seconds": Definition(
-        "s", "lower", "Time of a pass with one new token a prompt; null unless measurement.prefill_split"
+        "s", "lower", "Time of a pass with one new token per prompt; null unless measurement.prefill_split"
     ),
-    "decode_seconds": Definition("s", "lower", "seconds less prefill_seconds"),
+    "decode_seconds": Definition("s", "lower", "seconds minus prefill_seconds"),
     "output_tokens_per_second": Definition("1/s", "higher", "Output tokens / seconds"),
     "input_tokens": Definition("tokens", None, "Tokens of a pass's prompts, without padding"),
     "output_tokens": Definition("tokens", None, "Tokens of a pass's answers, up to and including each one's end"),
@@ -70,12 +70,14 @@ CATALOGUE: dict[str, Definition] = {
     **_latency("itl:Inter-token latency"),
     **_latency("e2e:Time to a request's last token, from the generate call"),
     "model_memory_mb": Definition("MB", "lower", "Weights and buffers (10^6 bytes)"),
-    "peak_memory_mb": Definition("MB", "lower", "Most memory in use during the window (10^6 bytes)"),
+    "peak_memory_mb": Definition("MB", "lower", "Maximum memory in use during the window (10^6 bytes)"),
     "peak_temperature_c": Definition("°C", None, "Highest temperature of any device in the window"),
     "throttled_seconds": Definition(
-        "s", None, "How long of the window clocks were held down: by the worst reason, on the worst device"
+        "s", None, "Time in the window with throttled clocks: the maximum over reasons and devices"
     ),
-    "flops": Definition("FLOP", None, "Operations of a pass: 2 a weight and token, and attention; no padding"),
+    "flops": Definition(
+        "FLOP", None, "Operations of a pass: 2 per weight and token, plus attention, without padding"
+    ),
     "mfu": Definition("ratio", None, "Model FLOPs utilisation: flops / seconds / the device's dense peak"),
     "mbu": Definition(
         "ratio",
@@ -83,9 +85,9 @@ CATALOGUE: dict[str, Definition] = {
         "Model bandwidth utilisation: bytes of weights and context / seconds / bandwidth",
     ),
     "roofline_slowdown": Definition(
-        "ratio", None, "seconds / the least that the device's peaks allow; never below 1"
+        "ratio", None, "seconds / roofline time, the minimum that the device's peaks allow; never below 1"
     ),
     "load_seconds": Definition("s", "lower", "Time to load the model"),
     "load_energy_j": Definition("J", "lower", "Energy of loading the model"),
-    "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, as the ini file states them"),
+    "gco2e_g": Definition("g", "lower", "energy_j · PUE · carbon intensity, both from the ini file"),
 }

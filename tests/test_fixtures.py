@@ -260,13 +260,13 @@ def torch(**changes):
 @pytest.fixture(autouse=True)
 def forget(): CALLS.clear()
 
-def test_those_that_it_uses(energy_meter, monkeypatch):
+def test_gpus_in_use(energy_meter, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch())
     with energy_meter():
         assert CALLS == [0, 1]
     assert CALLS == [0, 1] * 2
 
-def test_none_where_it_uses_none(energy_meter, monkeypatch):
+def test_no_gpu_in_use(energy_meter, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch(is_initialized=lambda: False))
     with energy_meter(): pass
     assert CALLS == []
@@ -275,7 +275,7 @@ def fails(index):
     CALLS.append(index)
     if len(CALLS) > 2: raise RuntimeError("device-side assert")
 
-def test_what_had_gone_wrong_on_it_is_raised(energy_meter, monkeypatch):
+def test_earlier_gpu_error_is_raised(energy_meter, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch(synchronize=fails))
     with pytest.raises(RuntimeError, match="device-side assert"):
         with energy_meter() as m: pass

@@ -82,7 +82,7 @@ def test_plan_shows_the_number_of_selected_experiments(
 
 
 @pytest.mark.parametrize("workers", [[], slow(["-n", "2"])], ids=["serial", "xdist"])
-def test_the_plan_is_printed_once_and_written_before_experiments_run(
+def test_plan_is_printed_once_and_written_before_experiments_run(
     pytester: pytest.Pytester, write_study: Callable[..., Path], workers: list[str]
 ) -> None:
     write_study(sweep={"n": [1]}, execution={"n_cycles": 2})

@@ -119,7 +119,7 @@ class TestInterpreterQuery:
             ("""echo "$4"'[]'""", "does not answer as Python does (no answer, last output "),
         ],
     )
-    def test_program_that_is_no_python_is_an_error(self, tmp_path: Path, text: str, message: str) -> None:
+    def test_program_that_is_not_python_is_an_error(self, tmp_path: Path, text: str, message: str) -> None:
         found = ask(script(tmp_path / "fake", text))
         assert isinstance(found, str)
         assert found.startswith(message)

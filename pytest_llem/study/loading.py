@@ -84,7 +84,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     if not isinstance(document.data, dict):
         raise StudyError([document.problem((), f"a study must be a mapping {document.given((), document.data)}")])
     document, problems, notes = with_base(document)
-    misread = bool(problems)
+    partly_unread = bool(problems)
 
     name, wrong = _read_name(document)
     problems += wrong
@@ -94,9 +94,9 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     problems += wrong
     written, wrong = read_budgets(document)
     problems += wrong
-    gates, wrong, idle = read_gates(document)
+    gates, wrong, gate_notes = read_gates(document)
     problems += wrong
-    notes += idle
+    notes += gate_notes
     shared = shared_fields(document)
     backends = known_backends(document, shared)
     runners, wrong = read_runners(document, backends)
@@ -108,8 +108,8 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
 
     checked = validate(grid)
     # A missing field may be in a part of the file that could not be read.
-    misread = misread or bool(grid.problems)
-    problems += [one for one in checked.problems if not (misread and one.message == REQUIRED)]
+    partly_unread = partly_unread or bool(grid.problems)
+    problems += [one for one in checked.problems if not (partly_unread and one.message == REQUIRED)]
     if not problems and (overrides.strict or not checked.valid):
         problems = [
             document.problem(draft.at, _refusal(draft, reason, any_valid=bool(checked.valid)))
@@ -122,14 +122,14 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
     points = [Point(point_id(axes, names), axes, config, hasher.hash(config)) for _, axes, config in checked.valid]
     places = [at for at, _, _ in checked.valid]
     problems = _output_dir_problems(document, points) or _duplicates(document, places, points)
-    points, wrong, unused = apply_rules(document, rules, points)
+    points, wrong, rule_notes = apply_rules(document, rules, points)
     problems += wrong
-    budgets, wrong, idle = apply_budgets(document, written, places, points)
+    budgets, wrong, budget_notes = apply_budgets(document, written, places, points)
     problems += wrong
     if problems:
         raise StudyError(problems)
     for index, metric in enumerate(gates.metrics or ()):
-        idle += unreachable_gates(document, ("gates", "metrics", index), metric, points)
+        budget_notes += unreachable_gates(document, ("gates", "metrics", index), metric, points)
     sweep_line, _ = document.marks.get(("sweep",), document.marks.get(("experiments",), (1, 1)))
     return StudyConfig(
         path=path,
@@ -142,7 +142,7 @@ def load_study(path: str | Path, overrides: Overrides = _NO_OVERRIDES) -> StudyC
         execution=execution,
         runners=runners,
         design_hash=study_design_hash(point.config_hash for point in points),
-        notes=(*notes, *checked.notes, *unused, *idle),
+        notes=(*notes, *checked.notes, *rule_notes, *budget_notes),
         budgets=tuple(budgets),
         gates=gates,
         gates_line=document.marks.get(("gates",), (sweep_line, 1))[0],
@@ -193,7 +193,7 @@ def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> T
     at: KeyPath = ("execution", "n_cycles")
     if points > limit or at not in document.marks:
         at = grid.at or ("experiments",)
-    message = f"makes {_many(total, 'experiment')} ({_many(points, 'point')} × {_many(cycles, 'cycle')})"
+    message = f"makes {_counted(total, 'experiment')} ({_counted(points, 'point')} × {_counted(cycles, 'cycle')})"
     if total > MAX_EXPERIMENTS:
         message += f", and no study may have more than {MAX_EXPERIMENTS:,}"
     else:
@@ -201,7 +201,7 @@ def _too_many(grid: Grid, execution: ExecutionConfig, overrides: Overrides) -> T
     return TooManyError(document.problem(at, message), total, first_config(grid), execution)
 
 
-def _many(number: int, noun: str) -> str:
+def _counted(number: int, noun: str) -> str:
     """Return a number with its noun; huge numbers, which Python would refuse to print, as a power of 10."""
     text = f"{number:,}" if number < 10**15 else f"some 10^{math.log10(number):.0f}"
     return f"{text} {noun}{'' if number == 1 else 's'}"

@@ -104,7 +104,7 @@ def validate(grid: Grid) -> Checked:
     known = {*ExperimentConfig.model_fields, *grid.backends}
     sections = _Sections()
     notes: set[Problem] = set()
-    idle: dict[int, tuple[Draft, str]] = {}
+    ineffective: dict[int, tuple[Draft, str]] = {}
     for draft in grid.drafts():
         wrong_keys = _key_problems(document, draft, grid.backends, known)
         checked.problems += wrong_keys.values()
@@ -130,32 +130,32 @@ def validate(grid: Grid) -> Checked:
             notes.add(_placed(document, _origin(draft, ("energy", "backend")), ("energy", "backend"), message))
         unused = list(without_effect(config))
         if reasons := [f"{dotted(at)} {message}" for at, message in unused if dotted(at) in draft.axes]:
-            idle[len(checked.valid) - 1] = (draft, "; ".join(reasons))
+            ineffective[len(checked.valid) - 1] = (draft, "; ".join(reasons))
         for location, message in (*unused, *smaller_batches(config)):
             notes.add(_placed(document, _origin(draft, location), location, message))
-    _exclude_repetitions(checked, idle)
+    _exclude_repetitions(checked, ineffective)
     checked.notes += sorted(notes, key=lambda note: (note.path, note.line, note.column))
     return checked
 
 
-def _exclude_repetitions(checked: Checked, idle: Mapping[int, tuple[Draft, str]]) -> None:
+def _exclude_repetitions(checked: Checked, ineffective: Mapping[int, tuple[Draft, str]]) -> None:
     """Exclude points that differ from another point only in an axis without effect.
 
     Otherwise an experiment would be compared with itself under another name.
 
     Args:
         checked: The points of the study; modified.
-        idle: Points with such an axis by their index in ``checked.valid``, and why the axis has no effect.
+        ineffective: Points with such an axis by their index in ``checked.valid``, and why the axis has no effect.
     """
-    if not idle:
+    if not ineffective:
         return
     hasher = ConfigHasher()
     first: dict[str, Mapping[str, Any]] = {}
     for place, (_, axes, config) in enumerate(checked.valid):
-        if place not in idle:
+        if place not in ineffective:
             first.setdefault(hasher.hash(config), axes)
     repeated: set[int] = set()
-    for place, (draft, reason) in idle.items():
+    for place, (draft, reason) in ineffective.items():
         _, axes, config = checked.valid[place]
         same = first.setdefault(hasher.hash(in_effect(config)), axes)
         if same is not axes:
