@@ -1,4 +1,4 @@
-"""``llem doctor`` on silicon: what it tells is so, and it takes no part of the GPU for that."""
+"""``llem doctor`` on a real GPU: its report is correct, and it does not use the GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llem.hardware.sensors import GpuSensors
 _CONTEXT_BYTES = 100e6
 
 
-def test_what_it_tells_of_a_gpu(board: Gpu, found: Callable[[str, object], None]) -> None:
+def test_doctor_reports_gpu_without_using_it(board: Gpu, found: Callable[[str, object], None]) -> None:
     command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--format", "json"]
     with GpuSensors() as look:
         before = most = look()[board.uuid].used_bytes or 0
@@ -31,10 +31,10 @@ def test_what_it_tells_of_a_gpu(board: Gpu, found: Callable[[str, object], None]
     assert (gpu.name, gpu.driver, gpu.first, gpu.refusal) == (board.name, board.driver, True, None)
     found("tick in ms", gpu.tick_ms)
     found("a call in ms", gpu.call_ms)
-    found("power told by", ", ".join(gpu.power_sources))
+    found("power sources", ", ".join(gpu.power_sources))
     found("clocks", f"{gpu.sm_clock_mhz} of {gpu.max_sm_clock_mhz} MHz, due to {gpu.clock_reasons}")
     found("a clock to lock them at", gpu.lasting_clock_mhz)
-    found("what stands in the way", "; ".join(f"{one.severity}: {one.about}: {one.what}" for one in seen.findings))
+    found("problems", "; ".join(f"{one.severity}: {one.about}: {one.what}" for one in seen.findings))
     assert gpu.energy_counter_error is None
     assert gpu.tick_ms is not None
     assert 5 < gpu.tick_ms < 500

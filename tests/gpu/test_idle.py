@@ -1,4 +1,4 @@
-"""The idle machine: bare, with a context, with memory held."""
+"""Idle power without a context, with a context, and with allocated memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pytest_llem.hardware.gpus import Gpu
 Found = Callable[[str, object], None]
 
 
-def test_nothing_costs_nothing(
+def test_engine_without_work_has_no_active_energy(
     isolated_experiment: IsolatedExperiment, llama_1b: Path, board: Gpu, found: Found
 ) -> None:
-    """First of all: the bare machine is measured before anything has used the GPU."""
+    """Runs first: idle power without a context is measured before anything has used the GPU."""
     result = isolated_experiment(
         {
             "model": str(llama_1b),
@@ -49,7 +49,7 @@ def test_nothing_costs_nothing(
     assert passes * active.uncertainty <= 2 * seconds, "and is not so wide that anything would be"
 
 
-def test_memory_that_is_held_draws_little(on_gpu: Callable[..., Any], found: Found) -> None:
+def test_allocated_memory_draws_little_power(on_gpu: Callable[..., Any], found: Found) -> None:
     little, much = on_gpu("held", (1, 40), 8.0)
     found("1 GB, W", little)
     found("40 GB, W", much)
