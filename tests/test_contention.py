@@ -251,7 +251,7 @@ def test_use_by_others_is_unknown_where_the_experiment_is_not_listed(used: Any, 
     assert assess_contention(QUIET, [found], 10.0).state == "unknown"
 
 
-def test_driver_samples_outside_the_window_are_ignored() -> None:
+def test_driver_is_queried_from_the_start_of_the_window() -> None:
     driver = Driver({WORKER: 1}, {})
     gpu_activity(cast(Nvml, driver), ["GPU-1"], {WORKER}, (1000.5, 1010.0))
     assert driver.since == [1_000_500_000]
@@ -302,7 +302,7 @@ def share(received: float, seconds: float = 10.0) -> dict[str, Any]:
         ({"steal_share": None, "throttled_share": None, "involuntary_switches": None}, "uncontended", ""),
     ],
 )
-def test_thresholds_of_contention(changes: dict[str, Any], state: str, reason: str) -> None:
+def test_state_follows_from_the_thresholds(changes: dict[str, Any], state: str, reason: str) -> None:
     found = assess_contention(replace(QUIET, **changes), [], 10.0)
     assert found.state == state
     assert found.reasons == [] if not reason else found.reasons[0].startswith(reason)

@@ -204,7 +204,7 @@ class TestRecords:
     def test_number_of_kept_passes_depends_on_their_size(self) -> None:
         assert recorded_passes(config(n=100, max_output_tokens=1)) == MAX_REQUESTS // 100
         assert recorded_passes(config(n=100, max_output_tokens=1000)) == MAX_TOKENS // 100_000
-        assert recorded_passes(config(n=1_000_000, max_output_tokens=1000)) == 2, "whether two agree is still seen"
+        assert recorded_passes(config(n=1_000_000, max_output_tokens=1000)) == 2, "two passes are always compared"
 
     def test_all_passes_of_a_long_window_are_counted(
         self, noop_engine: None, monkeypatch: pytest.MonkeyPatch

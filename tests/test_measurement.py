@@ -201,7 +201,7 @@ def test_named_meter_is_available_or_the_experiment_fails(monkeypatch: pytest.Mo
         run(energy={"backend": "rapl"})
 
 
-def test_dataset_hash_and_revision_are_recorded() -> None:
+def test_dataset_section_sets_recorded_prompt_counts() -> None:
     result = run(n=7, dataset={"n": 3, "input_len": 5, "output_len": 2}).result
     config = result.effective_config
     assert (config["n"], config["max_input_tokens"], config["max_output_tokens"]) == (3, 5, 2)

@@ -111,16 +111,16 @@ def test_passes_that_differ_are_averaged() -> None:
 @pytest.mark.parametrize("tokens", [1, 2, 17])
 def test_work_grows_with_each_dimension(tokens: int) -> None:
     base = Requests([records((5, tokens))])
-    floor = 1 / work(base)["roofline_slowdown"].value
+    base_time = 1 / work(base)["roofline_slowdown"].value
 
-    def floor_with(requests: Any = base, **changes: Any) -> Any:
+    def least_time(requests: Any = base, **changes: Any) -> Any:
         return 1 / work(requests, engine=Engine(replace(SHAPE, **changes)))["roofline_slowdown"].value
 
-    assert floor_with(weight_bytes=22_000, kv_bytes_per_value=40) == pytest.approx(10 * floor), "memory-bound"
-    assert floor_with(Requests([records((5, tokens + 1))])) > floor
-    assert floor_with(Requests([records((6, tokens))])) >= floor
-    assert floor_with(Requests([records((5, tokens), (5, tokens))])) >= floor
-    assert floor_with(parameters=10**9) > floor
+    assert least_time(weight_bytes=22_000, kv_bytes_per_value=40) == pytest.approx(10 * base_time), "memory-bound"
+    assert least_time(Requests([records((5, tokens + 1))])) > base_time
+    assert least_time(Requests([records((6, tokens))])) >= base_time
+    assert least_time(Requests([records((5, tokens), (5, tokens))])) >= base_time
+    assert least_time(parameters=10**9) > base_time
     assert work(base, seconds=2)["roofline_slowdown"].value == pytest.approx(
         2 * work(base)["roofline_slowdown"].value
     )

@@ -19,12 +19,12 @@ FOUND = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def board() -> Gpu:
+def gpu() -> Gpu:
     """CUDA's device 0."""
-    board = visible_gpus().first
-    if board is None:
+    gpu = visible_gpus().first
+    if gpu is None:
         pytest.skip("no NVIDIA GPU here")
-    return board
+    return gpu
 
 
 @pytest.fixture
@@ -53,10 +53,10 @@ def _call(function: str, *arguments: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def on_gpu(board: Gpu) -> Iterator[Callable[..., Any]]:
+def on_gpu(gpu: Gpu) -> Iterator[Callable[..., Any]]:
     """Call a function of ``loads`` by its name, in a process of its own: pytest's process never uses the GPU."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda function, *arguments: pool.submit(_call, function, board.uuid, *arguments).result()
+        yield lambda function, *arguments: pool.submit(_call, function, gpu.uuid, *arguments).result()
 
 
 def _model(shape: str) -> Path:

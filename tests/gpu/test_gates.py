@@ -79,7 +79,9 @@ def test_five_percent_more_energy_is_a_regression(study: Study, llama_1b: Path, 
     assert {one.verdict for one in verdicts(more, found).values()} == {"REGRESSION"}
 
 
-def test_eager_attention_decode_is_compared(study: Study, llama_1b: Path, same: str, found: Found) -> None:
+def test_eager_decode_against_itself_is_not_a_regression(
+    study: Study, llama_1b: Path, same: str, found: Found
+) -> None:
     result = study(
         "eager", same, **DECODE, model=str(llama_1b), execution={"n_cycles": 10, "experiment_gap_seconds": 0}
     )

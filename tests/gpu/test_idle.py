@@ -13,7 +13,7 @@ Found = Callable[[str, object], None]
 
 
 def test_engine_without_work_has_no_active_energy(
-    isolated_experiment: IsolatedExperiment, llama_1b: Path, board: Gpu, found: Found
+    isolated_experiment: IsolatedExperiment, llama_1b: Path, gpu: Gpu, found: Found
 ) -> None:
     """Runs first: idle power without a context is measured before anything has used the GPU."""
     result = isolated_experiment(
@@ -29,7 +29,7 @@ def test_engine_without_work_has_no_active_energy(
     assert result.idle_power is not None
     assert result.idle_power.idle_power_w is not None
     assert result.idle_power.idle_power_no_context_w is not None
-    bare, context = result.idle_power.idle_power_no_context_w[board.uuid], result.idle_power.idle_power_w
+    no_context, context = result.idle_power.idle_power_no_context_w[gpu.uuid], result.idle_power.idle_power_w
     active = result.metrics["active_energy_j"]
     passes, seconds = result.window.passes, result.window.window_seconds
     assert active.value is not None
@@ -37,16 +37,16 @@ def test_engine_without_work_has_no_active_energy(
     assert active.interval95 is not None
     assert result.idle_power.after_w is not None
     assert result.idle_power.drift_w is not None
-    found("bare, W", bare)
-    found("context - bare, W", context - bare)
-    found("active energy of 30 s of nothing, J", passes * active.value)
+    found("no context, W", no_context)
+    found("context - no context, W", context - no_context)
+    found("active energy of 30 s without work, J", passes * active.value)
     found("its standard uncertainty, J", passes * active.uncertainty)
     found("idle power after the window - before it, W", result.idle_power.after_w - context)
     found("standard uncertainty of its drift, W", result.idle_power.drift_w)
-    assert 15 <= context - bare <= 70
+    assert 15 <= context - no_context <= 70
     low, high = active.interval95
     assert low <= 0 <= high
-    assert passes * active.uncertainty <= 2 * seconds, "and is not so wide that anything would be"
+    assert passes * active.uncertainty <= 2 * seconds, "the interval is narrow enough to mean something"
 
 
 def test_allocated_memory_draws_little_power(on_gpu: Callable[..., Any], found: Found) -> None:

@@ -33,7 +33,7 @@ def _has_context() -> bool:
 def test_gpu_memory_is_free_after_any_end(
     isolated_experiment: IsolatedExperiment,
     llama_1b: Path,
-    board: Gpu,
+    gpu: Gpu,
     found: Found,
     engine: str,
     kind: str | None,
@@ -48,7 +48,7 @@ def test_gpu_memory_is_free_after_any_end(
         "measurement": {"min_window_seconds": 0},
     }
     with Nvml() as nvml:
-        handle = nvml.call("nvmlDeviceGetHandleByUUID", board.uuid)
+        handle = nvml.call("nvmlDeviceGetHandleByUUID", gpu.uuid)
 
         def used() -> int:
             return int(nvml.call("nvmlDeviceGetMemoryInfo", handle).used)

@@ -55,13 +55,13 @@ def test_no_pass_is_faster_than_the_roofline(
     found(
         "throttled by reason, s", result.devices[0].conditions and result.devices[0].conditions.throttled_seconds
     )
-    floor = metrics["roofline_slowdown"].value
-    assert floor is not None
-    assert floor >= 1
+    slowdown = metrics["roofline_slowdown"].value
+    assert slowdown is not None
+    assert slowdown >= 1
     assert metrics["throttled_seconds"].value is not None
 
 
-def test_where_the_rest_of_a_token_goes(on_gpu: OnGpu, llama_8b: Path, found: Found) -> None:
+def test_kernel_time_is_part_of_token_time(on_gpu: OnGpu, llama_8b: Path, found: Found) -> None:
     """The time of a token beyond that of its kernels is spent in Python."""
     took, busy = on_gpu("decoding", str(llama_8b), 128)
     found("ms a token", took)

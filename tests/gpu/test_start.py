@@ -31,7 +31,7 @@ def _links(pid: int) -> list[str]:
 
 
 def test_the_server_opens_no_device_and_its_processes_do(
-    monkeypatch: pytest.MonkeyPatch, found: Any, board: Any
+    monkeypatch: pytest.MonkeyPatch, found: Any, gpu: Any
 ) -> None:
     """Check threads, open files and mappings of the process. A CUDA context also shows as GPU memory."""
     tiny_llama()
