@@ -146,32 +146,32 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
 # ---- reuse in later cycles ----
 
 
-def _result(**baseline: Any) -> str:
-    return json.dumps({"baseline": {"idle_power_w": 40.0, "age_seconds": 0.0, **baseline}})
+def _result(**idle_power: Any) -> str:
+    return json.dumps({"idle_power": {"idle_power_w": 40.0, "age_seconds": 0.0, **idle_power}})
 
 
 def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
-    board = SharedState()
-    assert known_idle_power(board, "abc", None) is None
-    keep_idle_power(board, "abc", None, _result())
-    assert (known_idle_power(board, "abc", None) or {})["idle_power_w"] == 40.0
-    assert known_idle_power(board, "abd", None) is None, "another point"
-    assert known_idle_power(board, "abc", tmp_path / "python") is None, "another interpreter"
+    shared_state = SharedState()
+    assert known_idle_power(shared_state, "abc", None) is None
+    keep_idle_power(shared_state, "abc", None, _result())
+    assert (known_idle_power(shared_state, "abc", None) or {})["idle_power_w"] == 40.0
+    assert known_idle_power(shared_state, "abd", None) is None, "another point"
+    assert known_idle_power(shared_state, "abc", tmp_path / "python") is None, "another interpreter"
 
 
-@pytest.mark.parametrize("baseline", [{"idle_power_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
-def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
-    board = SharedState()
-    keep_idle_power(board, "abc", None, _result(**baseline))
-    keep_idle_power(board, "abc", None, '{"baseline": null}')
-    assert known_idle_power(board, "abc", None) is None
+@pytest.mark.parametrize("idle_power", [{"idle_power_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
+def test_only_measured_idle_power_is_kept(idle_power: dict[str, Any]) -> None:
+    shared_state = SharedState()
+    keep_idle_power(shared_state, "abc", None, _result(**idle_power))
+    keep_idle_power(shared_state, "abc", None, '{"idle_power": null}')
+    assert known_idle_power(shared_state, "abc", None) is None
 
 
 def test_newest_measured_idle_power_counts() -> None:
-    board = SharedState()
+    shared_state = SharedState()
     for watts in (40.0, 45.0):  # the second was measured because the first was not reusable
-        keep_idle_power(board, "abc", None, _result(idle_power_w=watts))
-    assert (known_idle_power(board, "abc", None) or {})["idle_power_w"] == 45.0
+        keep_idle_power(shared_state, "abc", None, _result(idle_power_w=watts))
+    assert (known_idle_power(shared_state, "abc", None) or {})["idle_power_w"] == 45.0
 
 
 # ---- whole runs ----
