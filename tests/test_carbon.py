@@ -1,4 +1,4 @@
-"""Emissions: from what the ini file states, and from nothing else."""
+"""Emissions are computed from the carbon intensity in the ini file and from nothing else."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_run_study_takes_intensity_and_pue(write_study: Callable[..., Path], pyt
 
 
 @pytest.mark.parametrize(
-    ("ini", "said"),
+    ("ini", "message"),
     [
         ("llem_carbon_intensity = much", "llem_carbon_intensity: must be a number of gCO2e per kWh (got 'much')"),
         ("llem_carbon_intensity = -3", "llem_carbon_intensity: must be a number of gCO2e per kWh (got '-3')"),
@@ -105,10 +105,10 @@ def test_run_study_takes_intensity_and_pue(write_study: Callable[..., Path], pyt
     ],
 )
 def test_a_wrong_ini_option_is_a_usage_error_of_one_line(
-    pytester: pytest.Pytester, write_study: Callable[..., Path], ini: str, said: str
+    pytester: pytest.Pytester, write_study: Callable[..., Path], ini: str, message: str
 ) -> None:
     write_study(**ONE)
     pytester.makeini(f"[pytest]\n{ini}\n")
     run = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
-    assert [line for line in run.errlines if line] == [f"ERROR: {said}"]
+    assert [line for line in run.errlines if line] == [f"ERROR: {message}"]

@@ -1,4 +1,4 @@
-"""Compiling is part of the warm-up, and a window in which something was compiled is no measurement."""
+"""Compilation happens in the warm-up; a window with a compilation is not judged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(**changes: Any) -> Any:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What ``torch.compile`` has compiled, in place of torch's own counter."""
+    """Replaces torch's own counter of compiled graphs."""
     made: list[object] = []
     for module in ("warmup", "window", "orchestrator"):
         monkeypatch.setattr(f"pytest_llem.measurement.{module}.compilations", lambda: len(made))
@@ -40,7 +40,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 class Compiler:
-    """An engine whose batches are lengths, that compiles for each new one, and has a clock of its own.
+    """An engine whose batches are lengths, that compiles for each new length, and has its own clock.
 
     Args:
         graphs: Gets an entry for each compilation; none is visible where it is None.
@@ -94,7 +94,7 @@ def measured(engine: Any, batches: Sequence[int], min_seconds: float = 0.05) -> 
 def test_every_length_runs_in_the_warm_up_of_an_engine_that_compiles(
     visible: bool, compiler: Callable[..., Any], graphs: list[object]
 ) -> None:
-    """Whether ``torch.compile`` did it, or what counts nothing, and however few runs are asked for."""
+    """With torch.compile or a compiler without a counter, and with any number of runs."""
     lengths = list(range(1, 40))
     engine = compiler(graphs if visible else None)
     record = warm(engine, [*lengths, *lengths], max_prompts=20)
@@ -127,9 +127,7 @@ def test_lengths_run_again_until_nothing_is_compiled(
     assert len(thrashing.ran) == 4 + MAX_ROUNDS * 3
 
 
-def test_a_window_in_which_something_is_compiled_begins_anew(
-    compiler: Callable[..., Any], graphs: list[object]
-) -> None:
+def test_window_with_a_compilation_is_restarted(compiler: Callable[..., Any], graphs: list[object]) -> None:
     engine = compiler(graphs)
     begun: list[float] = []
     found = measure(engine, [1, 2], Meters(), min_seconds=30.0, seed=0, before=lambda: begun.append(engine.now))
@@ -138,8 +136,8 @@ def test_a_window_in_which_something_is_compiled_begins_anew(
     assert found.seconds / len(found.passes) == pytest.approx(0.02)
 
 
-def test_a_first_run_that_stands_out_has_the_window_begin_anew(compiler: Callable[..., Any]) -> None:
-    """Whatever compiles: of three batches one has no code yet, and no counter says so."""
+def test_window_with_a_slow_first_run_is_restarted(compiler: Callable[..., Any]) -> None:
+    """A compiler without a counter has not compiled one of three batches yet."""
     engine = compiler(None)
     engine.ran = [1, 2]
     found = measured(engine, [1, 2, 3], min_seconds=6.0)
@@ -147,12 +145,14 @@ def test_a_first_run_that_stands_out_has_the_window_begin_anew(compiler: Callabl
     assert found.seconds / len(found.passes) == pytest.approx(0.03)
 
 
-def test_a_window_that_compiles_each_time_says_so(compiler: Callable[..., Any], graphs: list[object]) -> None:
+def test_window_that_always_compiles_is_returned_with_the_reason(
+    compiler: Callable[..., Any], graphs: list[object]
+) -> None:
     found = measured(compiler(graphs, once=False), [1, 2])
     assert (found.restarts, found.compiled) == (MAX_RESTARTS, "torch.compile compiled 2 graphs in the window")
 
 
-def test_a_short_hiccup_is_no_compilation() -> None:
+def test_short_delay_is_not_a_compilation() -> None:
     stands_out = window.first_run_stands_out
     assert not stands_out(0.09, [0.001])
     assert not stands_out(2.9, [1.0, 1.0])
@@ -192,8 +192,8 @@ def test_no_gate_judges_prefill_that_compiles(graphs: list[object], monkeypatch:
     assert metrics["seconds"].not_judged is None
 
 
-def test_what_torch_has_compiled_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without importing torch: an engine may do without."""
+def test_graphs_compiled_by_torch_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch is not imported: an engine may not need it."""
     monkeypatch.delitem(sys.modules, "torch._dynamo.utils", raising=False)
     assert window.compilations() == 0
     counted = SimpleNamespace(counters={"stats": {"unique_graphs": 3}})
@@ -203,8 +203,8 @@ def test_what_torch_has_compiled_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("noop_engine")
-def test_what_a_real_compiler_compiles_is_not_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that torch compiles for each length anew, without a warm-up that would run them all."""
+def test_real_compiler_does_not_compile_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile for each length, without a warm-up that would run all lengths."""
     torch = pytest.importorskip("torch")
     import noop_engine
 
@@ -230,7 +230,7 @@ def test_what_a_real_compiler_compiles_is_not_in_the_window(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_a_static_cache_and_prompts_of_mixed_lengths_have_no_compilation_in_the_window() -> None:
+def test_static_cache_and_mixed_prompt_lengths_do_not_compile_in_window() -> None:
     pytest.importorskip("torch")
     from tests.support.tiny import config
 

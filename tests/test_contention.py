@@ -1,4 +1,4 @@
-"""What else used the CPUs and GPUs in a window: read, judged, repeated, and what verdicts make of it."""
+"""Contention of CPUs and GPUs: detection, repetition of contended cycles, and effect on verdicts."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
 
 
 def near(value: float) -> Any:
-    """Return what equals *value* but for rounding."""
+    """Return an object that equals *value* up to rounding."""
     return pytest.approx(value)
 
 
 ROOT, WORKER, CHILD, HARNESS, OTHER = 10, 11, 12, 20, 30
 
 
-# ---- what /proc says ----
+# ---- values from /proc ----
 
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Proc:
-    """Two CPUs; a supervisor with a worker of two threads; a harness and another program."""
+    """A machine with two CPUs, a supervisor, its worker with two threads, a harness and another program."""
     found = Proc(tmp_path)
     found.cpus(100.0, 50.0, stolen=1.0)
     found.process(1, 0)
@@ -70,7 +70,7 @@ def proc(tmp_path: Path) -> Proc:
 
 
 def look(proc: Proc, at: float) -> Snapshot:
-    """Return the counters as if it were *at* on the clock, in s."""
+    """Return a snapshot with the time *at*, in s."""
     return replace(snapshot(ROOT, proc.proc, proc.cgroups, cpus=(0, 1)), at=at)
 
 
@@ -97,7 +97,7 @@ def test_cpu_time_received_and_used_by_others(proc: Proc) -> None:
 
 
 def test_a_child_counts_only_what_it_used_in_the_window(proc: Proc) -> None:
-    """It burnt 3 s before, and is reaped in the window; another one starts and ends in it."""
+    """One child used 3 s before the window and is reaped in it; another starts and ends in it."""
     proc.process(CHILD, WORKER, 3.0)
     before = look(proc, 0.0)
     (proc.proc / str(CHILD) / "stat").unlink()
@@ -108,8 +108,8 @@ def test_a_child_counts_only_what_it_used_in_the_window(proc: Proc) -> None:
     assert found.others_cpu_share == near(0.0)
 
 
-def test_others_that_the_ticks_miss_count_by_their_own_time(proc: Proc) -> None:
-    """The experiment sleeps at each tick of the kernel's clock: it used more than all were busy, by /proc/stat."""
+def test_processes_missed_by_ticks_count_by_their_own_cpu_time(proc: Proc) -> None:
+    """The experiment sleeps at each tick: it used more CPU time than /proc/stat counts in total."""
     before = look(proc, 0.0)
     proc.process(WORKER, ROOT, 25.0, reaped=5.0)
     proc.process(OTHER, 1, 13.0)
@@ -121,7 +121,7 @@ def test_others_that_the_ticks_miss_count_by_their_own_time(proc: Proc) -> None:
 
 def test_threads_that_begin_in_the_window_count_from_zero(proc: Proc) -> None:
     before = look(proc, 0.0)
-    threads = {11: (15.0, 1.0, 10), 111: (2.0, 0.5, 4), 110: (1.0, 0.25, 1)}  # 110 ended, and its id was taken
+    threads = {11: (15.0, 1.0, 10), 111: (2.0, 0.5, 4), 110: (1.0, 0.25, 1)}  # 110 ended, and its id was reused
     proc.process(WORKER, ROOT, 23.0, threads=threads)
     found = activity(before, look(proc, 10.0))
     assert (found.cpu_seconds, found.cpu_wait_seconds, found.involuntary_switches) == (3.0, 0.75, 5)
@@ -134,7 +134,7 @@ def test_a_pid_that_is_used_again_is_another_process(proc: Proc) -> None:
 
 
 @pytest.mark.parametrize("text", ["0 0 0\n", "", None], ids=["zeros", "empty", "no file"])
-def test_a_kernel_that_does_not_count_waiting_gives_no_figure(proc: Proc, text: str | None) -> None:
+def test_kernel_that_does_not_count_waiting_gives_none(proc: Proc, text: str | None) -> None:
     for file in proc.proc.glob("*/task/*/schedstat"):
         file.unlink()
         if text is not None:
@@ -145,7 +145,7 @@ def test_a_kernel_that_does_not_count_waiting_gives_no_figure(proc: Proc, text: 
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu0 1 2 3\n", "cpu0 1 0 0 9 0 0 0 0 0 0\n"])
-def test_stat_that_does_not_have_every_cpu_gives_no_figure(proc: Proc, text: str | None) -> None:
+def test_proc_stat_without_every_cpu_gives_none(proc: Proc, text: str | None) -> None:
     (proc.proc / "stat").unlink()
     if text is not None:
         (proc.proc / "stat").write_text(text)
@@ -188,11 +188,11 @@ def test_pressure_on_the_control_group_is_read(proc: Proc) -> None:
     assert activity(before, look(proc, 10.0)).cgroup_pressure_share == near(0.25)
 
 
-# ---- what the driver says ----
+# ---- values from the driver ----
 
 
 class Driver:
-    """NVML, as far as it is asked."""
+    """The functions of NVML that are called here."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ def gpu(*arguments: Any, **options: Any) -> GpuActivity:
     return found
 
 
-def test_gpu_use_of_others_is_what_is_not_ours() -> None:
+def test_gpu_use_by_others_excludes_the_experiment() -> None:
     busy = [(1001.0, 90), (1005.0, 70), (1011.0, 0)]
     found = gpu({WORKER: 60, 500: 25, 501: 10}, {WORKER: 10_000_000, 500: 2_000_000}, busy)
     assert found == GpuActivity("GPU-1", near(0.8), near(0.35), 2.0, ("p500 (500)", "unknown (501)"))
@@ -251,13 +251,13 @@ def test_use_by_others_is_unknown_where_the_experiment_is_not_listed(used: Any, 
     assert assess_contention(QUIET, [found], 10.0).state == "unknown"
 
 
-def test_the_driver_is_asked_for_the_window_alone() -> None:
+def test_driver_is_queried_from_the_start_of_the_window() -> None:
     driver = Driver({WORKER: 1}, {})
     gpu_activity(cast(Nvml, driver), ["GPU-1"], {WORKER}, (1000.5, 1010.0))
     assert driver.since == [1_000_500_000]
 
 
-# ---- what is contended ----
+# ---- thresholds ----
 
 #: A busy thread for 10 s on 16 CPUs, as it was on a quiet machine.
 QUIET = CpuActivity(
@@ -289,26 +289,26 @@ def share(received: float, seconds: float = 10.0) -> dict[str, Any]:
         ({"steal_share": 0.0038}, "uncontended", ""),
         ({"steal_share": 0.1}, "contended", "other virtual machines used the CPUs: 10 %"),
         ({"throttled_share": 0.4}, "contended", "the control group used up its CPU quota: throttled in 40 %"),
-        # Twice as many threads as CPUs wait for each other, and not for anything else.
+        # Twice as many threads as CPUs wait for each other, not for other processes.
         (share(0.5, 320.0) | {"own_cpu_seconds": 159.0, "others_cpu_share": 0.0105}, "uncontended", ""),
         (share(0.5), "unknown", "waited for a CPU, for an unknown reason: received 50 %"),
-        # A process that sleeps and waits 2 ms in all has lost nothing.
+        # A process that sleeps, and waits for 2 ms in total, has lost nothing.
         ({"cpu_seconds": 0.002, "cpu_wait_seconds": 0.002}, "uncontended", ""),
         ({"cpu_seconds": 0.0, "cpu_wait_seconds": 0.0}, "uncontended", ""),
         ({"cpu_seconds": None, "cpu_wait_seconds": None}, "unknown", "time waited for a CPU is not available"),
         ({"others_cpu_share": None}, "unknown", "CPU time of other processes is not available"),
-        # What is seen decides, whatever else is not.
+        # Known contention decides, even if other values are unknown.
         ({"others_cpu_share": None, "steal_share": 0.1}, "contended", "other virtual machines"),
         ({"steal_share": None, "throttled_share": None, "involuntary_switches": None}, "uncontended", ""),
     ],
 )
-def test_what_is_contended(changes: dict[str, Any], state: str, reason: str) -> None:
+def test_state_follows_from_the_thresholds(changes: dict[str, Any], state: str, reason: str) -> None:
     found = assess_contention(replace(QUIET, **changes), [], 10.0)
     assert found.state == state
     assert found.reasons == [] if not reason else found.reasons[0].startswith(reason)
 
 
-def test_figures_are_kept_beside_the_state() -> None:
+def test_record_has_the_values_behind_the_state() -> None:
     found = assess_contention(replace(QUIET, others=("cc1 (30)",), involuntary_switches=7), [ALONE], 10.0)
     assert (found.cpu_received_share, found.involuntary_switches) == (near(0.9998), 7)
     assert (found.cpus, found.others, found.gpus) == (
@@ -318,8 +318,8 @@ def test_figures_are_kept_beside_the_state() -> None:
     )
 
 
-def test_beside_an_engine_on_gpus_others_count_where_it_waited_for_a_cpu() -> None:
-    """An experiment on another GPU has a CPU of its own."""
+def test_gpu_engine_is_contended_only_if_it_waited_for_a_cpu() -> None:
+    """An experiment on another GPU uses another CPU: that alone is not contention."""
     others = replace(QUIET, others_cpu_share=0.0625)
     assert assess_contention(others, [ALONE], 10.0).state == "uncontended"
     assert assess_contention(replace(others, **share(0.9)), [ALONE], 10.0).state == BAD
@@ -344,8 +344,8 @@ def test_a_short_window_is_unknown_however_busy_the_machine() -> None:
     assert assess_contention(busy, [], THRESHOLDS.min_window_seconds).state == "contended"
 
 
-def test_warnings_say_what_and_no_figures() -> None:
-    """So that a study's experiments that were contended alike share one."""
+def test_contention_warnings_have_no_numbers() -> None:
+    """Experiments with equal contention thus share one warning of the study."""
     busy = replace(QUIET, steal_share=0.5)
     found = assess_contention(busy, [replace(ALONE, busy_share=0.2)], 10.0)
     assert texts(contention_warnings(found)) == [
@@ -356,7 +356,7 @@ def test_warnings_say_what_and_no_figures() -> None:
     assert not list(contention_warnings(assess_contention(busy, [], 0.1)))
 
 
-def test_memory_that_others_hold_is_not_blamed_on_the_experiment_before() -> None:
+def test_gpu_memory_of_others_is_not_attributed_to_the_experiment_before() -> None:
     gap = GapRecord(seconds=0.0, reason="target", memory_left_mb={"GPU-1": 900.0, "GPU-2": 70.0})
     gpus = [GpuContention(device="GPU-1", others_memory_mb=905.0), GpuContention(device="GPU-2")]
     result = golden().model_copy(
@@ -384,10 +384,10 @@ def busy_machine() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_busy_machine_is_seen(
+def test_busy_machine_is_contended(
     busy_machine: None, run: Callable[..., Outcome], job: Callable[..., Job], servers: object
 ) -> None:
-    """An experiment that sleeps loses no CPU time, and is told all the same that others use the CPUs."""
+    """An experiment that sleeps loses no CPU time, but other processes still use its CPUs."""
     one = job(seconds=1.2)
     found = run(one, timeout=60)
     assert found.result is not None, found.error
@@ -400,7 +400,7 @@ def test_a_busy_machine_is_seen(
 
 @pytest.mark.slow
 def test_a_busy_process_among_others_receives_less_than_it_wants(busy_machine: None) -> None:
-    watch = ContentionWatch(0)  # nobody's: every process here is another's
+    watch = ContentionWatch(0)  # no process belongs to the experiment
     code = """
 import os, time
 from pytest_llem.measurement.contention import ContentionWatch
@@ -408,8 +408,8 @@ watch, began = ContentionWatch(os.getpid()), time.monotonic()
 while time.monotonic() < began + 1.5: pass
 print(watch.end(1.5, []).model_dump_json())
 """
-    told = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout
-    found = Contention.model_validate_json(told)
+    output = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout
+    found = Contention.model_validate_json(output)
     assert found.state == "contended"
     assert found.cpu_received_share is not None
     assert found.cpu_received_share < 0.9
@@ -419,12 +419,12 @@ print(watch.end(1.5, []).model_dump_json())
 
 # ---- a contended cycle is repeated ----
 
-#: An experiment's id, and the states of its runs; "uncontended" once those are used up.
+#: States of an experiment's runs by its id; "uncontended" after the last of them.
 Script = Mapping[str, Sequence[str]]
 
 
 class ScriptedRuns:
-    """Stands in for what runs an experiment in a process of its own.
+    """Replaces the launcher of experiment processes.
 
     Attributes:
         script: How each is contended.
@@ -453,7 +453,7 @@ class Study:
         self.runs: list[int] = []
 
     def run(self, script: Script, *options: str, **execution: Any) -> pytest.RunResult:
-        """Run it; its experiments are contended as *script* says."""
+        """Run the study with the contention states of *script*."""
         scripted = ScriptedRuns(script)
         self._monkeypatch.setattr(experiment, "run_isolated", scripted)
         self._write(sweep={"n": [1]}, execution={"n_cycles": 3, "cycle_order": "sequential", **execution})
@@ -486,18 +486,18 @@ def test_a_contended_cycle_is_repeated_once_a_point(study: Study, results: Resul
     assert first.repeats[0].seconds == golden().metrics["seconds"].value
     (summary,) = results.study_result["points"]
     assert summary["contention"] == {"contended": [2], "unknown": [], "reasons": ["others: 50 %"]}
-    found.stdout.fnmatch_lines(["llem: n=1-cycle=1 is contended and is measured again: others: 50 %"])
-    found.stdout.fnmatch_lines(["run 1", "run 2"])  # what both have printed
+    found.stdout.fnmatch_lines(["llem: n=1-cycle=1 is contended, and measured again: others: 50 %"])
+    found.stdout.fnmatch_lines(["run 1", "run 2"])  # output of both runs
 
 
 @pytest.mark.parametrize(("retries", "first"), [(0, 1), (2, 3), (9, 7)])
-def test_the_study_says_how_often(study: Study, retries: int, first: int) -> None:
+def test_study_sets_how_often_contended_cycles_are_repeated(study: Study, retries: int, first: int) -> None:
     script = {"n=1-cycle=1": [BAD] * 6 + ["uncontended"], "n=1-cycle=2": ["unknown"]}
     study.run(script, contended_retries=retries).assert_outcomes(passed=3)
     assert study.runs == [*([1] * first), 2, 3]
 
 
-def test_processes_of_a_session_share_what_was_repeated() -> None:
+def test_xdist_workers_share_the_count_of_repeats() -> None:
     one, other, alone = SharedState("together"), SharedState("together"), SharedState()
     try:
         assert [one.claim("s", "x"), other.claim("s", "x"), other.claim("s", "y"), one.claim("s", "y")] == [
@@ -523,7 +523,7 @@ def test_a_study_that_computes_nothing_is_unknown_and_not_repeated(
     assert found.cpu_seconds is not None, "figures are kept all the same"
 
 
-# ---- what verdicts make of it ----
+# ---- verdicts ----
 
 SLOWER = [2.0, 2.001, 1.999]
 SAME = [1.0, 1.001, 0.999]
@@ -547,7 +547,7 @@ def timed(values: Sequence[float], contention: PointContention | None = None) ->
     ("values", "otherwise"), [(SLOWER, "REGRESSION"), (SAME, "SAME"), ([0.5] * 2 + [0.501], "IMPROVEMENT")]
 )
 @pytest.mark.parametrize("side", ["candidate", "reference"])
-def test_a_contended_side_of_two_sessions_is_inconclusive(values: list[float], otherwise: str, side: str) -> None:
+def test_contended_candidate_or_reference_is_inconclusive(values: list[float], otherwise: str, side: str) -> None:
     plain = {"candidate": timed(values), "reference": timed(SAME)}
     assert verdict("seconds", **plain).verdict == otherwise
     found = verdict("seconds", **plain | {side: plain[side].model_copy(update={"contention": CONTENDED})})
@@ -558,25 +558,25 @@ def test_a_contended_side_of_two_sessions_is_inconclusive(values: list[float], o
     assert "repeat the measurement" in found.reason
 
 
-def test_inconclusive_by_contention_fails_where_that_was_asked_for() -> None:
+def test_inconclusive_by_contention_fails_if_configured() -> None:
     found = verdict("seconds", timed(SAME, CONTENDED), timed(SAME), fail_on="inconclusive")
     assert (found.verdict, found.outcome) == ("INCONCLUSIVE", "failed")
 
 
-def test_what_contention_does_not_change_is_judged() -> None:
+def test_metric_unaffected_by_contention_is_judged() -> None:
     found = verdict("peak_memory_mb", timed(SLOWER, CONTENDED), timed(SAME))
     assert (found.verdict, found.contended) == ("REGRESSION", None)
 
 
 @pytest.mark.parametrize("state", [UNKNOWN, None], ids=["unknown", "of an older version"])
-def test_what_is_not_known_to_be_contended_is_judged(state: PointContention | None) -> None:
+def test_unknown_contention_is_judged(state: PointContention | None) -> None:
     assert verdict("seconds", timed(SLOWER, state), timed(SAME, state)).verdict == "REGRESSION"
 
 
 @pytest.mark.parametrize(
     ("values", "word"), [(SLOWER, "REGRESSION"), (SAME, "SAME"), ([0.5, 1.0, 2.0], "INCONCLUSIVE")]
 )
-def test_interleaved_sides_are_judged_though_contended(values: list[float], word: str) -> None:
+def test_interleaved_runs_are_judged_despite_contention(values: list[float], word: str) -> None:
     candidate, reference = timed(values, CONTENDED), timed(SAME, CONTENDED)
     found = compare(
         study_result(candidate), study_result(reference), GatesConfig(metrics=["seconds"]), name="x", paired=True
@@ -589,7 +589,7 @@ def test_interleaved_sides_are_judged_though_contended(values: list[float], word
 
 
 @pytest.mark.parametrize(("limit", "word"), [(3.0, "WITHIN"), (0.5, "BEYOND")])
-def test_a_budget_is_judged_on_its_value_and_says_contended(limit: float, word: str) -> None:
+def test_budget_verdict_reports_contention(limit: float, word: str) -> None:
     budget = Budget(id="b", metric="seconds", point="", maximum=limit, minimum=None, line=1)
     found = judge_budget(budget, timed(SAME, CONTENDED), file=None)
     assert found.verdict == word
@@ -608,7 +608,7 @@ def test_llem_compare_of_a_contended_result(tmp_path: Path, capsys: pytest.Captu
     assert WHY in " ".join(capsys.readouterr().out.split())
 
 
-# ---- what may be saved ----
+# ---- saving a baseline ----
 
 
 def result(*points: PointResult, **fields: Any) -> StudyResult:
@@ -635,7 +635,7 @@ REPLAYED = ManifestEntry(
     ],
     ids=["contended", "replayed", "invalid"],
 )
-def test_a_result_that_is_unfit_is_not_saved(tmp_path: Path, unfit: StudyResult, reason: str) -> None:
+def test_contended_result_is_not_saved(tmp_path: Path, unfit: StudyResult, reason: str) -> None:
     with pytest.raises(BaselineError) as caught:
         save(unfit, "main", tmp_path)
     assert str(caught.value).startswith(reason)
@@ -656,7 +656,7 @@ def test_llem_save_of_a_contended_run(study: Study, pytester: pytest.Pytester) -
     assert study.run(script, "--llem-save-force").ret == pytest.ExitCode.USAGE_ERROR
 
 
-# ---- what is said before, and in tables ----
+# ---- the plan and tables ----
 
 
 @pytest.mark.parametrize(("load_average", "warned"), [(7.33, True), (0.2, False)])
@@ -678,7 +678,7 @@ def test_the_plan_warns_of_a_load_above_the_cpus(
     assert (f"llem: warning: {line}" in found.outlines) == warned
 
 
-def test_tables_say_which_cycles_were_contended() -> None:
+def test_tables_show_which_cycles_were_contended() -> None:
     states = PointContention(contended=[2], unknown=[3], reasons=[WHY])
     whole = study_result(
         point({"n": 1}, seconds=SAME, contention=states), point({"n": 2}, seconds=SAME, config_hash="1")
@@ -692,11 +692,11 @@ def test_tables_say_which_cycles_were_contended() -> None:
 
 
 def golden() -> ExperimentResult:
-    """Return a result of a version that did not look at contention."""
+    """Return a result of a version without contention."""
     return ExperimentResult.model_validate_json(min(GOLDEN.glob("*.json")).read_text())
 
 
-def test_results_of_older_versions_say_nothing_of_contention() -> None:
+def test_results_of_older_schemas_have_no_contention() -> None:
     assert golden().contention is None
     assert (
         PointResult.model_validate(
@@ -706,7 +706,7 @@ def test_results_of_older_versions_say_nothing_of_contention() -> None:
     )
 
 
-def test_the_page_says_how_often_devices_were_used_by_others() -> None:
+def test_page_shows_how_often_devices_were_contended() -> None:
     seen = Provenance()
     for state, others in (("contended", 0.5), ("uncontended", 0.0)):
         contention = Contention.model_validate({"state": state, "others_cpu_share": others})

@@ -1,4 +1,4 @@
-"""A device has one owner at a time, and GPU memory has come back before the next experiment starts."""
+"""A device has one owner at a time, and GPU memory is free before the next experiment starts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LLEM = ("-p", "llem", "--llem-no-gaps")
 ESTIMATED = "energy is estimated from CPU time, not measured"
 ONE_CYCLE = {"n_cycles": 1, "cycle_order": "sequential"}
 
-#: Libraries' threads idle here; what is forked takes locks and waits, which needs none of them.
+#: Forking despite threads is safe here: libraries' threads are idle, and the child only takes locks and waits.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 WriteStudy = Callable[..., Path]
@@ -53,13 +53,13 @@ Recorded = Callable[..., list[GapRecord]]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the locks; nobody else uses it."""
+    """A folder of locks that no other test uses."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / FOLDER
 
 
-# ---- which boards there are ----
+# ---- GPUs of the host ----
 
 
 def _board(uuid: str = A, **more: Any) -> nvml.Board:
@@ -68,7 +68,7 @@ def _board(uuid: str = A, **more: Any) -> nvml.Board:
 
 @pytest.fixture
 def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have new processes believe that the torch there is a build for CUDA."""
+    """Make torch look like a CUDA build in new processes."""
     metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
@@ -77,7 +77,7 @@ def cuda_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_build: None) -> GiveGpus:
-    """Return what gives new processes boards."""
+    """Return a function that gives new processes scripted GPUs."""
 
     def give(*boards: nvml.Board) -> Script:
         script = Script(tmp_path / "script", list(boards))
@@ -89,7 +89,7 @@ def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cu
     return give
 
 
-def test_board_is_what_nvml_says(gpus: GiveGpus) -> None:
+def test_gpu_properties_come_from_nvml(gpus: GiveGpus) -> None:
     script = gpus(_board(name="Scripted H100", capability=9.0), _board(B, name="Old", capability=7.5, no_memory=1))
     h100 = Gpu(A, "Scripted H100", 80_000_000_000, (9, 0), "580.159.04", 700.0, False)
     old = Gpu(B, "Old", None, (7, 5), "580.159.04", 700.0, False)
@@ -100,7 +100,7 @@ def test_board_is_what_nvml_says(gpus: GiveGpus) -> None:
     assert script.users() == 0
 
 
-def test_lost_board_is_left_out(gpus: GiveGpus) -> None:
+def test_lost_gpu_is_left_out(gpus: GiveGpus) -> None:
     gpus(_board(lost_at=0), _board(B))
     env = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     seen = nvml.run(env, visible_gpus)
@@ -108,7 +108,7 @@ def test_lost_board_is_left_out(gpus: GiveGpus) -> None:
     assert seen.first is None, "CUDA counts the lost one, or does not"
 
 
-def test_without_nvml_there_are_no_boards(tmp_path: Path, cuda_build: None) -> None:
+def test_without_nvml_there_are_no_gpus(tmp_path: Path, cuda_build: None) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     env = nvml.environment(tmp_path, Script(tmp_path / "script", []))
     assert nvml.run(env, visible_gpus) == nvml.run(env, gpus_for, "2.13.0") == VisibleGpus()
@@ -133,7 +133,7 @@ TWO = (Gpu(A), Gpu(B))
         ({}, VisibleGpus(), [CPU]),
         ({}, VisibleGpus(TWO, TWO[0]), [A]),
         ({}, VisibleGpus(TWO, TWO[1]), [B]),
-        ({}, VisibleGpus(TWO), [A, B]),  # either may be the first
+        ({}, VisibleGpus(TWO), [A, B]),  # either may be CUDA's device 0
         ({"pytorch": {"device_map": "auto"}}, VisibleGpus(TWO, TWO[0]), [A, B]),
         ({"pytorch": {"batch_size": 2}}, VisibleGpus(TWO, TWO[0]), [A]),
         ({"backend": "vllm"}, VisibleGpus(TWO, TWO[0]), [A, B]),
@@ -151,10 +151,10 @@ def _owner(experiment: str = "here", **changes: Any) -> Owner:
 
 
 class Holder:
-    """Another process that owns devices: forked, since importing takes longer than all else here."""
+    """Another process that owns devices. It is forked, because importing is slow."""
 
     def __init__(self, *names: str) -> None:
-        owns, said = os.pipe()
+        owns, ready = os.pipe()
         wait, self._release = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -163,21 +163,21 @@ class Holder:
                 os.close(self._release)
                 with owned(names, Owner.of_this_process("other", "there"), print) as ownership:
                     ownership.note_used(dict.fromkeys(names, 0))
-                    os.write(said, b"!")
+                    os.write(ready, b"!")
                     os.read(wait, 1)
                 status = 0
             finally:
                 os._exit(status)
-        os.close(said)
+        os.close(ready)
         os.close(wait)
         assert os.read(owns, 1) == b"!"
         os.close(owns)
 
     def release(self) -> None:
-        """Have it give the devices back and end. May be called again."""
+        """Make the process release the devices and end. May be called again."""
         if self._release >= 0:
-            with suppress(BrokenPipeError):  # it was killed
-                os.write(self._release, b"!")  # closing is not enough: whoever was forked since has it, too
+            with suppress(BrokenPipeError):  # the process was killed
+                os.write(self._release, b"!")  # closing is not enough: processes forked since have it open too
             os.close(self._release)
             self._release = -1
 
@@ -187,7 +187,7 @@ class Holder:
 
 @contextmanager
 def _holding(*names: str) -> Iterator[Holder]:
-    """Have another process own devices, from before until after."""
+    """Make another process own devices within the context."""
     holder = Holder(*names)
     try:
         yield holder
@@ -196,8 +196,8 @@ def _holding(*names: str) -> Iterator[Holder]:
         os.waitpid(holder.pid, 0)
 
 
-class Told(list[str]):
-    """What was reported; the first time something is, *then* is called."""
+class Reports(list[str]):
+    """A list of reports. *then* is called at the first report."""
 
     def __init__(self, then: Callable[[], object] = lambda: None) -> None:
         self._then = then
@@ -212,21 +212,21 @@ def _text(process: Holder, experiment: str = "there") -> str:
 
 
 def test_free_device_is_owned_at_once() -> None:
-    told = Told()
+    reports = Reports()
     for _ in range(3):
-        with owned([CPU], _owner(), told) as ownership:
+        with owned([CPU], _owner(), reports) as ownership:
             assert (ownership.waited_seconds, ownership.waited_for) == (0, None)
-    assert told == []
+    assert reports == []
 
 
 def test_wait_is_reported_with_the_owner() -> None:
     with _holding(CPU) as other:
-        told = Told(other.release)
-        with owned([CPU], _owner(), told) as ownership:
+        reports = Reports(other.release)
+        with owned([CPU], _owner(), reports) as ownership:
             assert ownership.waited_seconds > 0
         assert re.fullmatch(_text(other), ownership.waited_for or "")
         assert ownership.used_before == {CPU: 0}, "though the other one ended after this one had begun to wait"
-    assert told == [f"waiting for {ownership.waited_for}"]
+    assert reports == [f"waiting for {ownership.waited_for}"]
 
 
 def test_wait_sleeps_between_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,15 +240,15 @@ def test_wait_sleeps_between_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
                 os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
 
         monkeypatch.setattr(devices, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
-        with owned([CPU], _owner(), Told()):
+        with owned([CPU], _owner(), Reports()):
             pass
     assert sleeps == [devices.POLL_S] * 5
 
 
 def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
     with _holding(CPU) as other:
-        told = Told(other.kill)
-        with owned([CPU], _owner(), told) as ownership:
+        reports = Reports(other.kill)
+        with owned([CPU], _owner(), reports) as ownership:
             assert re.fullmatch(_text(other), ownership.waited_for or "")
     with _holding(CPU) as other:
         note = note_file(folder, CPU).read_text()
@@ -256,32 +256,32 @@ def test_killed_owner_holds_no_lock_and_is_not_named(folder: Path) -> None:
     assert json.loads(note)["pid"] == other.pid
     assert json.loads(note)["ended"] is None
     with _holding(CPU) as third:
-        note_file(folder, CPU).write_text(note)  # as though the third one could not write his own
-        told = Told(third.release)
-        with owned([CPU], _owner(), told) as ownership:
+        note_file(folder, CPU).write_text(note)  # as if the third process could not write its own note
+        reports = Reports(third.release)
+        with owned([CPU], _owner(), reports) as ownership:
             assert ownership.waited_for == "cpu: another process has it"
 
 
-def test_stopped_process_that_waits_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_process_in_the_queue_is_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "MAX_QUEUE_S", 0.5)
     with _holding(CPU) as first:
-        waits, said = os.pipe()
+        waits, ready = os.pipe()
         second = os.fork()
         if second == 0:
             try:
-                with owned([CPU], Owner.of_this_process("other", "next"), Told(lambda: os.write(said, b"!"))):
+                with owned([CPU], Owner.of_this_process("other", "next"), Reports(lambda: os.write(ready, b"!"))):
                     pass
             finally:
                 os._exit(0)
         assert os.read(waits, 1) == b"!"
         os.kill(second, signal.SIGSTOP)
         first.release()
-        with owned([CPU], _owner(), Told()) as ownership:
+        with owned([CPU], _owner(), Reports()) as ownership:
             assert ownership.waited_seconds >= 0.5
         os.kill(second, signal.SIGCONT)
         assert os.waitpid(second, 0)[1] == 0
         os.close(waits)
-        os.close(said)
+        os.close(ready)
 
 
 def test_process_with_a_reused_id_is_another_one() -> None:
@@ -292,11 +292,11 @@ def test_process_with_a_reused_id_is_another_one() -> None:
 
 def test_several_devices_are_owned_together() -> None:
     with _holding(B) as other:
-        told = Told(other.release)
-        with owned([B, A], _owner(), told) as ownership:
+        reports = Reports(other.release)
+        with owned([B, A], _owner(), reports) as ownership:
             assert ownership.devices == {A, B}
-            assert told[0].startswith(f"waiting for {B}: pid {other.pid} ")
-            with pytest.raises(TimeoutError, match="it waits"), owned([A], _owner(), Told(_give_up)):
+            assert reports[0].startswith(f"waiting for {B}: pid {other.pid} ")
+            with pytest.raises(TimeoutError, match="it waits"), owned([A], _owner(), Reports(_give_up)):
                 pass
 
 
@@ -308,7 +308,7 @@ def test_interrupted_wait_holds_nothing() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    with _holding(B), pytest.raises(KeyboardInterrupt), owned([A, B], _owner(), Told(interrupt)):
+    with _holding(B), pytest.raises(KeyboardInterrupt), owned([A, B], _owner(), Reports(interrupt)):
         pass
     with _holding(A, B):
         pass
@@ -316,7 +316,7 @@ def test_interrupted_wait_holds_nothing() -> None:
 
 @pytest.mark.slow
 def test_process_that_waits_comes_before_one_that_returns() -> None:
-    """One that wants it again at once does not get it before another that waits."""
+    """A process that releases a device and requests it again is served after one that waits."""
     order = Path(tempfile.gettempdir()) / "order"
     pids = {}
     for name in "ab":
@@ -324,7 +324,7 @@ def test_process_that_waits_comes_before_one_that_returns() -> None:
         if pids[name] == 0:
             try:
                 for turn in range(3):
-                    with owned([CPU], _owner(f"{name}{turn}"), Told()):
+                    with owned([CPU], _owner(f"{name}{turn}"), Reports()):
                         time.sleep(0.4)
                         with order.open("a") as file:
                             file.write(name)
@@ -338,7 +338,7 @@ def test_process_that_waits_comes_before_one_that_returns() -> None:
 def test_locks_are_open_to_all_users(folder: Path) -> None:
     before = os.umask(0o077)
     try:
-        with owned([CPU], _owner(), Told()):
+        with owned([CPU], _owner(), Reports()):
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
     finally:
         os.umask(before)
@@ -357,7 +357,7 @@ def test_two_users_share_the_locks() -> None:
                 try:
                     tempfile.tempdir = shared
                     os.setuid(user)
-                    with owned([CPU], _owner(f"of {user}"), Told()):
+                    with owned([CPU], _owner(f"of {user}"), Reports()):
                         status = 0
                 finally:
                     os._exit(status)
@@ -378,7 +378,7 @@ def test_two_users_share_the_locks() -> None:
 )
 def test_unusable_lock_folder_is_an_error(folder: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(folder)
-    with pytest.raises(DeviceError) as caught, owned([CPU], _owner(), Told()):
+    with pytest.raises(DeviceError) as caught, owned([CPU], _owner(), Reports()):
         pass
     assert str(caught.value).startswith(f"devices cannot be locked: {message.format(folder)}")
     assert "\n" not in str(caught.value)
@@ -403,7 +403,7 @@ def test_unreadable_note_is_replaced(folder: Path, put: Callable[[Path, Path], o
     other = folder.parent / "other"
     other.write_text("theirs")
     put(note_file(folder, CPU), other)
-    with owned([CPU], _owner(), Told()) as ownership:
+    with owned([CPU], _owner(), Reports()) as ownership:
         assert ownership.used_before == {}
         assert json.loads(note_file(folder, CPU).read_text())["pid"] == os.getpid()
     assert other.read_text() == "theirs"
@@ -422,24 +422,24 @@ NOW = datetime.now(UTC)
 @pytest.mark.parametrize(
     ("last", "used"),
     [
-        ({"ended": NOW - timedelta(hours=5)}, 7),  # of the same session: nothing came in between
+        ({"ended": NOW - timedelta(hours=5)}, 7),  # same session: no other experiment in between
         ({"pid": 1, "ended": NOW - timedelta(seconds=5)}, 7),
-        ({"pid": 1, "ended": NOW - timedelta(hours=5)}, None),  # others may have started since
+        ({"pid": 1, "ended": NOW - timedelta(hours=5)}, None),  # other processes may have started since
         ({"pid": 1, "since": NOW - timedelta(hours=5)}, 7),  # killed
         ({"pid": 1, "since": NOW - timedelta(days=5)}, None),
         ({"pid": 1, "ended": NOW + timedelta(days=5)}, None),
     ],
 )
-def test_which_owners_memory_is_waited_for(last: dict[str, Any], used: int | None) -> None:
+def test_memory_in_recent_notes_is_waited_for(last: dict[str, Any], used: int | None) -> None:
     assert _owner(**{"used_bytes": 7, **last}).used_before(_owner(since=NOW)) == used
 
 
-# ---- GPU memory, with a clock that only sleeping moves ----
+# ---- GPU memory, with a clock that only sleeping advances ----
 
 
 class Memory:
     def __init__(self, *course: tuple[float, dict[str, int | None]]) -> None:
-        """Take looks, in bytes by UUID, from when on."""
+        """Take readings in bytes by UUID, each with the time from which on it applies."""
         self.now = 0.0
         self.sleeps: list[float] = []
         self._course = course
@@ -470,7 +470,7 @@ GB = 10**9
         ([(0, {A: GB + MARGIN_BYTES})], {A: GB}, Settled(0.0, {}, {A: GB + MARGIN_BYTES})),
         ([(0, {A: 3 * GB}), (2.1, {A: GB})], {A: GB}, Settled(2.25, {}, {A: GB})),
         ([(0, {A: 3 * GB})], {A: GB}, Settled(MAX_S, {A: 2000.0}, {A: 3 * GB})),
-        ([(0, {A: GB, B: 9 * GB})], {A: GB, B: GB}, Settled(0.0, {}, {A: GB})),  # not ours
+        ([(0, {A: GB, B: 9 * GB})], {A: GB, B: GB}, Settled(0.0, {}, {A: GB})),  # another GPU
         ([(0, {A: None})], {A: GB}, Settled(None, None, {})),
         ([(0, {A: 3 * GB}), (1, {A: None})], {A: GB}, Settled(None, None, {})),
         ([(0, {})], {A: GB}, Settled(None, None, {})),
@@ -491,12 +491,12 @@ def test_memory_is_not_read_without_a_gpu() -> None:
 
 @pytest.fixture
 def spans(tmp_path: Path) -> Path:
-    """The file in which engines note when they began and ended."""
+    """The file in which engines record when they began and ended."""
     return tmp_path / "spans"
 
 
 def _overlap(spans: Path, count: int) -> bool:
-    """Whether any two of *count* processes overlap."""
+    """Return whether any two of *count* processes overlap."""
     lines = [line.split() for line in spans.read_text().splitlines()]
     assert len(lines) == 2 * count
     running = 0
@@ -567,7 +567,7 @@ def test_two_runs_do_not_overlap_and_one_reports_its_wait(
 
 @pytest.fixture
 def release_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Have a wait in this process call a function once it has been reported."""
+    """Call a function after a wait in this process has been reported."""
     wait = devices._Waiting.wait
 
     def after(release: Callable[[], object]) -> None:
@@ -676,7 +676,7 @@ def test_time_limit_does_not_count_the_wait(
     monkeypatch: pytest.MonkeyPatch,
     release_after: ReleaseAfter,
 ) -> None:
-    """pytest-timeout's timer is set once the device is owned."""
+    """pytest-timeout's timer starts once the device is owned."""
     _let_in(monkeypatch, "timeout")
     write_study(sweep={"n": [1]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -881,7 +881,7 @@ def _used(mb: int = 500) -> nvml.Board:
 def test_memory_is_waited_for_between_experiments_and_runs(
     pytester: pytest.Pytester, write_study: WriteStudy, gpus: GiveGpus, recorded: Recorded, results: Results
 ) -> None:
-    """The first experiment's comes back late; the second one's stays, and so does that of the run."""
+    """The first experiment's memory is freed late, that of the second and of the run never."""
     script = gpus(_used())
     write_study(sweep={"n": [1, 2, 3, 4]}, execution=ONE_CYCLE)
     pytester.makeconftest(
@@ -950,8 +950,8 @@ def test_memory_of_the_attempt_before_is_waited_for(
     assert (gap.note, gap.memory_left_mb) == ("run again at once", {A: 2000.0})
 
 
-def test_devices_pass_to_the_next_experiment() -> None:
-    with owned([CPU], _owner("one"), Told()) as ownership:
+def test_devices_are_handed_over_to_the_next_experiment() -> None:
+    with owned([CPU], _owner("one"), Reports()) as ownership:
         ownership.note_used({CPU: 7})
         ownership.waited_seconds = 3.0
         assert ownership.hand_over(_owner("two"))
@@ -960,14 +960,14 @@ def test_devices_pass_to_the_next_experiment() -> None:
         assert (ownership.waited_seconds, ownership.waited_for) == (0.0, None)
 
 
-def test_devices_do_not_pass_on_while_another_process_waits() -> None:
-    waits, said = os.pipe()
-    with owned([CPU], _owner("one"), Told()) as ownership:
+def test_devices_are_not_handed_over_while_another_process_waits() -> None:
+    waits, ready = os.pipe()
+    with owned([CPU], _owner("one"), Reports()) as ownership:
         waiting = os.fork()
         if waiting == 0:
             status = 1
             try:
-                with owned([CPU], Owner.of_this_process("other", "there"), Told(lambda: os.write(said, b"!"))):
+                with owned([CPU], Owner.of_this_process("other", "there"), Reports(lambda: os.write(ready, b"!"))):
                     status = 0
             finally:
                 os._exit(status)
@@ -975,4 +975,4 @@ def test_devices_do_not_pass_on_while_another_process_waits() -> None:
         assert not ownership.hand_over(_owner("two"))
     assert os.waitpid(waiting, 0)[1] == 0
     os.close(waits)
-    os.close(said)
+    os.close(ready)

@@ -1,4 +1,4 @@
-"""What the meters of an experiment come to: which one decides, and what a sum may claim."""
+"""The meters of an experiment: which are opened, and how their readings are summed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GPU = "GPU-00000000-0000-0000-0000-000000000000"
 
 @pytest.fixture(autouse=True)
 def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Powercap:
-    """Put an empty powercap folder in the machine's place."""
+    """Replace the machine's powercap folder by an empty one."""
     folder = Powercap(tmp_path / "powercap")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(folder.root))
     return folder
@@ -33,7 +33,7 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Powercap:
 
 @dataclass
 class Fixed:
-    """A meter that gives what it was made with; an exception in the place of a step is raised."""
+    """A meter with given results for its steps; an exception as a result is raised."""
 
     reading: Reading = field(default_factory=lambda: Reading((), 1.0))
     fails: dict[str, Exception] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def _measure(meters: Any) -> Any:
     return account
 
 
-# ---- which meter ----
+# ---- selection of meters ----
 
 
 def test_auto_on_a_cpu_reads_rapl(powercap: Powercap) -> None:
@@ -97,7 +97,7 @@ def test_auto_on_a_cpu_reads_rapl(powercap: Powercap) -> None:
     assert meters.refusals == {}
 
 
-def test_auto_without_rapl_estimates_and_says_so() -> None:
+def test_auto_without_rapl_estimates_with_a_reason() -> None:
     meters = Meters.open("auto", [])
     assert "no package counter" in meters.refusals["rapl"]
     account = _measure(meters)
@@ -124,7 +124,7 @@ def test_the_estimate_counts_this_process_and_children_it_waited_for() -> None:
     assert reading.seconds > 0
 
 
-def test_the_estimate_knows_no_gpus() -> None:
+def test_estimate_refuses_gpus() -> None:
     with pytest.raises(MeterUnavailableError, match="CPUs only"):
         EstimateMeter().open([GPU])
     meters = Meters.open("estimate", [GPU])
@@ -153,12 +153,12 @@ def test_an_unknown_meter_is_refused() -> None:
     assert "rapl" in total.reason
 
 
-# ---- a meter from outside ----
+# ---- a third-party meter ----
 
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Install a distribution with a meter ``plug``, whose module has this source."""
+    """Install a distribution with a meter ``plug`` whose module has the given source."""
 
     def install(source: Any) -> None:
         site = tmp_path / "site"
@@ -168,13 +168,13 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         (info / "entry_points.txt").write_text(f"[{registry.METER_GROUP}]\nplug = llem_plug:PlugMeter\n")
         (site / "llem_plug.py").write_text(textwrap.dedent(source))
         monkeypatch.syspath_prepend(site)
-        monkeypatch.setitem(sys.modules, "llem_plug", None)  # so that it is taken out again
+        monkeypatch.setitem(sys.modules, "llem_plug", None)  # monkeypatch then removes it again
         del sys.modules["llem_plug"]
 
     return install
 
 
-def test_a_meter_comes_in_by_its_entry_point(outside: Callable[..., Any]) -> None:
+def test_meter_is_found_by_its_entry_point(outside: Callable[..., Any]) -> None:
     outside(
         """
         from pytest_llem.energy.protocol import DeviceReading, Reading
@@ -219,7 +219,7 @@ def test_a_meter_comes_in_by_its_entry_point(outside: Callable[..., Any]) -> Non
         ),
     ],
 )
-def test_a_meter_from_outside_that_does_not_open_is_refused(
+def test_third_party_meter_that_does_not_open_is_refused(
     outside: Callable[..., Any], source: str, reason: str
 ) -> None:
     outside(source)
@@ -240,7 +240,7 @@ def test_a_meter_from_outside_that_does_not_open_is_refused(
         (["estimated", "measured", "attributed"], "estimated"),
     ],
 )
-def test_a_sum_claims_no_more_than_its_weakest_part(methods: list[str], weakest: str) -> None:
+def test_sum_has_the_weakest_method_of_its_parts(methods: list[str], weakest: str) -> None:
     parts = [(f"part-{i}", "wall", 1.5, method, "plug_power") for i, method in enumerate(methods)]
     account = _measure(Meters({"fixed": Fixed(_reading(*parts))}))
     assert account.total.method == weakest
@@ -248,7 +248,7 @@ def test_a_sum_claims_no_more_than_its_weakest_part(methods: list[str], weakest:
     assert account.over("wall") == account.total
 
 
-def test_a_sum_of_which_a_part_is_missing_is_missing() -> None:
+def test_sum_with_a_missing_part_is_unavailable() -> None:
     lost = ("GPU-2", "gpu_board", None, "unavailable", "nvml_total_energy", "NVML: GPU is lost")
     account = _measure(Meters({"fixed": Fixed(_reading(BOARD, lost))}))
     total = account.total
@@ -257,7 +257,7 @@ def test_a_sum_of_which_a_part_is_missing_is_missing() -> None:
     assert account.over("gpu_board") == total
 
 
-def test_a_sum_of_nothing_is_not_zero() -> None:
+def test_sum_of_no_parts_is_unavailable() -> None:
     total = _measure(Meters({"fixed": Fixed()})).total
     assert (total.energy_j, total.method) == (None, "unavailable")
     assert total.reason == "the meter read no device"
@@ -268,7 +268,7 @@ def test_without_any_meter_energy_is_unavailable() -> None:
     assert (total.energy_j, total.method, total.reason) == (None, "unavailable", "there is no meter")
 
 
-def test_the_first_meter_decides_and_begins_and_ends_first() -> None:
+def test_total_is_of_the_first_meter_which_begins_and_ends_first() -> None:
     log: list[str] = []
     board, cpu = Fixed(_reading(BOARD), name="board ", log=log), Fixed(_reading(PACKAGE), name="cpu ", log=log)
     meters = Meters({"board": board, "cpu": cpu})
@@ -284,7 +284,7 @@ def test_the_first_meter_decides_and_begins_and_ends_first() -> None:
 
 
 @pytest.mark.parametrize("step", ["begin", "end"])
-def test_a_deciding_meter_that_fails_leaves_no_total(step: str) -> None:
+def test_first_meter_that_fails_leaves_no_total(step: str) -> None:
     failing = Fixed(_reading(BOARD), fails={step: RuntimeError("out of order")})
     meters = Meters({"board": failing, "cpu": Fixed(_reading(PACKAGE))})
     account = _measure(meters)
@@ -298,7 +298,7 @@ def test_a_deciding_meter_that_fails_leaves_no_total(step: str) -> None:
     assert ("end" in failing.log) is (step == "end"), "a window that did not begin does not end"
 
 
-def test_another_meter_that_fails_costs_only_its_own() -> None:
+def test_other_meter_that_fails_leaves_the_total() -> None:
     meters = Meters({"board": Fixed(_reading(BOARD)), "cpu": Fixed(fails={"end": OSError("gone")})})
     account = _measure(meters)
     assert account.total.energy_j == 100.0
@@ -306,7 +306,7 @@ def test_another_meter_that_fails_costs_only_its_own() -> None:
     assert meters.refusals == {"cpu": "OSError: gone"}
 
 
-def test_a_failed_window_leaves_the_next_one_whole() -> None:
+def test_window_after_a_failed_one_is_complete() -> None:
     meter = Fixed(_reading(BOARD), fails={"begin": OSError("not now")})
     meters = Meters({"board": meter})
     meters.begin()

@@ -1,4 +1,4 @@
-"""Energy of other devices than the engine's is no energy of the engine: it is shown, and no gate judges it."""
+"""Energy that does not cover the engine's devices is shown but not judged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def rising_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         energy_uj = 1_000_000
         while not ended.wait(0.005):
             energy_uj += 100_000
-            fresh = counter.with_suffix(".new")  # never empty for a reader
+            fresh = counter.with_suffix(".new")  # a reader never finds it empty
             fresh.write_text(f"{energy_uj}\n")
             fresh.replace(counter)
 
@@ -83,7 +83,7 @@ def test_budget_on_cpu_energy_of_cuda_engine(
     energy: dict[str, str],
     gates: dict[str, int],
 ) -> None:
-    """NVML fails, RAPL can be read: its joules are within any budget of a GPU's."""
+    """NVML fails and RAPL works: its energy is within any budget for a GPU."""
     write_study(
         noop={"gpu": GPU, "seconds": 0.05},
         energy=energy,
@@ -122,7 +122,7 @@ def test_budget_on_cpu_energy_of_cuda_engine(
         (CPU, [GPU], "gpu_board", [GPU], False),
     ],
 )
-def test_metric_says_whether_it_covers_engine(
+def test_metric_has_covers_engine(
     engine: EngineRecord, gpus: list[str], boundary: str, devices: list[str], covered: bool | None
 ) -> None:
     energy = metric("energy_j", 1.0, method="measured", boundary=boundary, devices=devices)
@@ -136,7 +136,7 @@ def test_metric_says_whether_it_covers_engine(
 
 
 def test_every_energy_of_invalid_counter_is_invalid() -> None:
-    """A short load, and idle power, are read from the counter that the window has shown to be wrong."""
+    """Load energy and idle power are from the counter that the window has shown to be wrong."""
     board: dict[str, Any] = {"method": "measured", "boundary": "gpu_board", "devices": [GPU]}
     metrics = {
         "energy_j": metric("energy_j", 1.0, invalid="counter_disagrees", **board),
@@ -210,9 +210,7 @@ def test_unknown_coverage_is_not_judged() -> None:
 
 
 def _unknown() -> StudyResult:
-    study = _study(covers_engine=None)
-    study.points[0].testbed = {}
-    return study
+    return _study(covers_engine=None)
 
 
 def test_named_boundary_is_judged() -> None:
@@ -247,9 +245,10 @@ def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
     ],
 )
 def test_coverage_of_older_schema_follows_from_testbed(testbed: Any, boundary: str, verdict: str) -> None:
-    study = _study(boundary=boundary)
+    study = _study(boundary=boundary, covers_engine=None)
     study.points[0].testbed = {**testbed, "energy_boundary": boundary}
-    assert _budget(study)[0] == verdict
+    older = study.model_dump(mode="json") | {"schema_version": "1.3"}
+    assert _budget(StudyResult.model_validate(older))[0] == verdict
 
 
 def test_two_boundaries_never_compare() -> None:
@@ -282,7 +281,7 @@ def test_invalid_energy_is_never_best() -> None:
     assert best(points, METRIC).first == {0}
 
 
-# ---- wherever it is shown ----
+# ---- display ----
 
 INVALID_JOULES: Any = {"covers_engine": True, "invalid": "counter_disagrees"}
 
@@ -295,7 +294,7 @@ INVALID_JOULES: Any = {"covers_engine": True, "invalid": "counter_disagrees"}
         ({"covers_engine": True}, "measured", "measured, gpu_board"),
     ],
 )
-def test_figure_says_what_it_is_wherever_it_is_shown(provenance: dict[str, Any], label: str, words: str) -> None:
+def test_energy_has_its_label_wherever_it_is_shown(provenance: dict[str, Any], label: str, words: str) -> None:
     study = _study(**provenance)
     one = study.points[0].metrics[METRIC]
     assert one.label == label
@@ -308,7 +307,7 @@ def test_figure_says_what_it_is_wherever_it_is_shown(provenance: dict[str, Any],
     assert any(heading.endswith(f"\n{label}") for heading in headings)
 
 
-# ---- tests that are marked ----
+# ---- energy budgets of marked tests ----
 
 
 def _reading(monkeypatch: pytest.MonkeyPatch, total: Total, *, cuda: bool) -> EnergyReading:
@@ -350,7 +349,7 @@ def test_energy_budget_judges_no_invalid_energy(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("torch", "blocked"), [("2.13.0+cu130", True), ("2.13.0+cpu", False)])
 def test_doctor_blocks_where_nvml_fails_under_cuda_engines(torch: str, blocked: bool) -> None:
-    """RAPL measures, and engines on GPUs would be given its joules: the exit status was 0."""
+    """With a working RAPL, engines on GPUs would get its energy. The exit status used to be 0."""
     seen = Examination(
         version="0.1.0",
         verdict=Verdict(

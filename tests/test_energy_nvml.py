@@ -1,4 +1,4 @@
-"""GPU energy: the real nvidia-ml-py, in real processes, over boards whose energy is known exactly."""
+"""GPU energy with the real nvidia-ml-py, in real processes, on scripted GPUs of exactly known energy."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.support.powercap import Powercap, add
 
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 GPU = EngineRecord(name="e", device="cuda")
-WORK_S = 1.05  # which ends between two ticks
+WORK_S = 1.05  # ends between two ticks
 
 
 @pytest.fixture
 def run(nvml_library: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Call a function in a new process that finds the boards; the script is its first argument."""
+    """Call a function in a new process with scripted GPUs; the script is its first argument."""
 
     def call(function: Callable[..., Any], *boards: Board, args: tuple[Any, ...] = (), **script: Any) -> Any:
         written = Script(tmp_path / "script", list(boards), **script)
@@ -51,7 +51,7 @@ def _board(uuid: str = A, watts: float = 300.0, **more: str | float) -> Board:
     return Board(uuid, [(0.0, watts)], {"tick_ms": 20, "counter_mj": 5_000_000_000, **more})
 
 
-#: What a board does in a window: points of its power, each at a share of the window.
+#: Power of a GPU over a window: points in W, each at a share of the window.
 COURSES: dict[str, list[tuple[float, float] | Ramp]] = {
     "constant": [],
     "step": [(0.5, 100.0)],
@@ -63,7 +63,7 @@ COURSES: dict[str, list[tuple[float, float] | Ramp]] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """A reading, and what it can be checked against.
+    """A reading, with the values to check it against.
 
     Attributes:
         reading: What the meter gave.
@@ -83,12 +83,12 @@ class Seen:
 
 
 def _watch(script: Script, seconds: float, courses: dict[str, str]) -> Seen:
-    """Measure all boards in a window, in which each follows its course."""
+    """Measure all GPUs over a window in which each has its scripted power."""
     uuids = [board.uuid for board in script.boards]
     meter = NvmlMeter()
     meter.open(uuids)
     probed = [[look.at for look in script.looks(0.0, math.inf, uuid)] for uuid in uuids]
-    time.sleep(0.033)  # off the tick that the probing ended on
+    time.sleep(0.033)  # the probe ended at a tick
     before = time.monotonic()
     meter.begin()
     begun = time.monotonic()
@@ -132,7 +132,7 @@ def _assert_right(seen: Seen, uuids: list[str]) -> None:
         assert device.boundary == "gpu_board"
         assert device.energy_j == pytest.approx(exact_j, abs=0.003), "to the counter's last digits"
         energy_j, seconds, uncertainty_j = map(not_none, (device.energy_j, device.seconds, device.uncertainty_j))
-        # Each tick lies within what its uncertainty says: at most √6 times it for both.
+        # The error of both ticks is at most √6 times the uncertainty.
         blur = 2.5 * uncertainty_j / energy_j
         assert seconds == pytest.approx(ended - began, rel=max(0.005, blur))
         power_w = energy_j / seconds
@@ -146,7 +146,7 @@ def _assert_right(seen: Seen, uuids: list[str]) -> None:
 
 
 def _eight(tick_ms: tuple[int, ...] = (20, 100)) -> tuple[list[Board], dict[str, str]]:
-    """Return eight boards of different ticks, phases, powers and courses."""
+    """Return eight GPUs with different ticks, phases and powers."""
     boards, courses = [], {}
     for number in range(8):
         uuid = f"GPU-{number:08d}-0000-0000-0000-000000000000"
@@ -164,12 +164,12 @@ def test_energy_is_the_integral_of_power_between_two_ticks(
     _assert_right(seen, [A])
     assert seen.reading.seconds >= WORK_S
     assert seen.reading.read_skew_seconds is None
-    # A tick is seen by the next look, and noted before the one after that.
+    # A tick is detected by the next read, and recorded before the one after that.
     assert seen.reading.tick_seconds == pytest.approx(tick_ms / 1000, rel=0.2, abs=2 * seen.unseen_s)
 
 
 @pytest.mark.slow
-def test_boards_that_tick_apart_are_each_cut_at_their_own_ticks(run: Callable[..., Any]) -> None:
+def test_windows_of_gpus_start_and_end_at_their_own_ticks(run: Callable[..., Any]) -> None:
     boards = [_board(A, tick_ms=100), _board(B, 100.0, tick_ms=100, phase_ms=50)]
     seen = run(_watch, *boards, args=(WORK_S, {A: "ramp"}))
     _assert_right(seen, [A, B])
@@ -179,7 +179,7 @@ def test_boards_that_tick_apart_are_each_cut_at_their_own_ticks(run: Callable[..
     assert max(abs(a - c), abs(b - d)) == pytest.approx(0.05)
 
 
-def test_skew_is_between_the_edges_that_lie_furthest_apart() -> None:
+def test_skew_is_the_largest_difference_of_edges() -> None:
     assert _skew([_Span(1.0, 9.0), _Span(1.02, 9.05), _Span(1.01, 9.01)]) == pytest.approx(0.05)
     assert _skew([_Span(1.0, 9.0), _Span(1.05, 9.01)]) == pytest.approx(0.05)
     assert _skew([_Span(1.0, 9.0)]) is _skew([]) is None
@@ -187,14 +187,14 @@ def test_skew_is_between_the_edges_that_lie_furthest_apart() -> None:
 
 @pytest.mark.parametrize("call_ms", [slow(0), 4])
 @pytest.mark.slow
-def test_eight_boards_of_different_ticks_and_powers_are_each_right(run: Callable[..., Any], call_ms: int) -> None:
+def test_eight_gpus_of_different_ticks_and_powers_are_each_right(run: Callable[..., Any], call_ms: int) -> None:
     boards, courses = _eight()
     _assert_right(run(_watch, *boards, args=(WORK_S, courses), call_ms=call_ms), [one.uuid for one in boards])
 
 
 @pytest.mark.slow
 def test_long_windows_are_right_to_half_a_percent(nvml_library: Path, tmp_path: Path) -> None:
-    """Side by side: they sleep most of the time."""
+    """The windows run in parallel: they mostly sleep."""
     cases: list[tuple[tuple[int, ...], float]] = [((20, 100), 0), ((100,), 4)]
 
     def watch(number: int) -> Seen:
@@ -212,8 +212,8 @@ def test_long_windows_are_right_to_half_a_percent(nvml_library: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_board_without_a_counter_is_sampled(run: Callable[..., Any]) -> None:
-    """A step may have come anywhere between two samples 0.1 s apart: ±2.5 % here, and so the uncertainty says."""
+def test_gpu_without_a_counter_is_sampled(run: Callable[..., Any]) -> None:
+    """A step may be anywhere between two samples 0.1 s apart: an uncertainty of ±2.5 % here."""
     watts = {"constant": 70.0, "step": 300.0, "steps": 90.0, "ramp": 200.0}
     sources: dict[str, list[str]] = {"nvml_power_instant": [], "nvml_power_usage": ["fail 186 3", "fail 185 3"]}
     boards = [
@@ -245,7 +245,7 @@ def _watts_around(board: Board) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """What the meters saw in a window.
+    """The meters' readings of a window.
 
     Attributes:
         account: What they gave.
@@ -264,7 +264,7 @@ class Run:
 
 
 def _measure(script: Script, backend: str, uuids: list[str], change: dict[str, float] | None = None) -> Run:
-    """Open the meters and measure a window, at whose end the first board changes."""
+    """Open the meters and measure a window, at whose end the first GPU changes."""
     meters = Meters.open(backend, uuids)
     before = time.monotonic()
     meters.begin()
@@ -290,7 +290,7 @@ def _measure(script: Script, backend: str, uuids: list[str], change: dict[str, f
     )
 
 
-def test_energy_of_two_boards_is_their_sum(run: Callable[..., Any]) -> None:
+def test_energy_of_two_gpus_is_their_sum(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(A, 300), _board(B, 100), args=("nvml", [A, B]))
     assert (seen.refusals, seen.users) == ({}, 0)
     first, second = seen.account.devices
@@ -303,7 +303,7 @@ def test_energy_of_two_boards_is_their_sum(run: Callable[..., Any]) -> None:
     assert (total.method, total.boundary, total.source) == ("measured", "gpu_board", "nvml_total_energy")
 
 
-def test_a_board_asked_for_twice_counts_once(run: Callable[..., Any]) -> None:
+def test_gpu_listed_twice_counts_once(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(), args=("nvml", [A, A]))
     assert [device.device for device in seen.account.devices] == [A]
 
@@ -318,7 +318,7 @@ def _assert_lost(account: Account, reason: str) -> None:
     assert A in not_none(total.reason)
 
 
-def test_a_board_lost_in_the_window_has_no_energy(run: Callable[..., Any]) -> None:
+def test_gpu_lost_in_the_window_has_no_energy(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(A), _board(B), args=("nvml", [A, B], {"lost_at": 0.0}))
     _assert_lost(seen.account, "nvmlDeviceGetTotalEnergyConsumption: GPU is lost")
     other = seen.account.devices[1]
@@ -336,8 +336,8 @@ def test_a_counter_reset_in_the_window_leaves_sampled_power(run: Callable[..., A
 
 
 def _reset_unseen(script: Script) -> Reading:
-    """Measure a window in which a counter that has just begun starts again, and rises beyond where it was."""
-    script.start = time.monotonic()  # however long this process took to start
+    """Measure a window in which a low counter is reset, and rises beyond its earlier value."""
+    script.start = time.monotonic()  # do not count the start of this process
     script.write()
     meter = NvmlMeter()
     meter.open([A])
@@ -351,8 +351,8 @@ def _reset_unseen(script: Script) -> Reading:
 
 
 @pytest.mark.slow
-def test_a_reset_the_counter_does_not_show_is_shown_by_the_integral(run: Callable[..., Any]) -> None:
-    """It rose, by the half of what was drawn: as long as power is sampled beside it, that is warned of."""
+def test_hidden_counter_reset_is_detected_by_the_integral(run: Callable[..., Any]) -> None:
+    """The counter rose by half of the energy: sampled power disagrees, which is a warning."""
     (device,) = run(_reset_unseen, _board(counter_mj=0)).devices
     assert device.energy_j < 0.7 * 300 * device.seconds
     assert device.integral_j == pytest.approx(300 * device.seconds, rel=0.03)
@@ -376,11 +376,11 @@ def _lost_between_windows(script: Script) -> list[Account]:
         meters.begin()
         accounts.append(meters.end())
     meters.close()
-    meters.close()  # does nothing more
+    meters.close()  # a second call does nothing
     return accounts
 
 
-def test_every_window_stands_for_itself(run: Callable[..., Any]) -> None:
+def test_windows_are_independent(run: Callable[..., Any]) -> None:
     first, second, third = run(_lost_between_windows, _board())
     assert first.total.energy_j > 0
     _assert_lost(second, "GPU is lost")
@@ -411,11 +411,11 @@ def _refusal(script: Script, uuids: list[str]) -> tuple[str, int]:
         pytest.param(
             [Board(A, [(0.0, 300.0)], {"tick_ms": 20}, rules=["fail nvmlDeviceGetTotalEnergyConsumption 999"])],
             f"NVML: {A}: nvmlDeviceGetTotalEnergyConsumption: Unknown Error",
-            id="unknown error of a counter, which is no board without one",
+            id="unknown error of a counter, which does not mean a GPU without one",
         ),
     ],
 )
-def test_a_board_that_cannot_be_metered_is_refused_with_a_reason(
+def test_gpu_that_cannot_be_metered_is_refused_with_a_reason(
     run: Callable[..., Any], boards: list[Board], reason: str
 ) -> None:
     message, users = run(_refusal, *boards, args=([A, B] if len(boards) == 2 else [A],))
@@ -430,7 +430,7 @@ def test_a_driver_that_is_not_loaded_is_the_reason(run: Callable[..., Any]) -> N
 
 
 def test_a_library_that_cannot_be_loaded_is_the_reason(tmp_path: Path) -> None:
-    # What cannot be loaded hides whatever is installed.
+    # A broken module hides the installed one.
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "libnvidia-ml.so.1").write_text("not a library")
@@ -456,7 +456,7 @@ def test_without_a_gpu_the_meter_refuses_to_open() -> None:
     meter.close()
 
 
-def test_auto_reads_the_board_first_and_rapl_beside_it(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_auto_reads_nvml_first_and_rapl_too(run: Callable[..., Any], tmp_path: Path) -> None:
     powercap = Powercap(tmp_path / "powercap")
     powercap.zone("intel-rapl:0", "package-0")
     seen = run(_measure, _board(), args=("auto", [A]))
@@ -468,7 +468,7 @@ def test_auto_reads_the_board_first_and_rapl_beside_it(run: Callable[..., Any], 
     assert account.tick_seconds is not None
 
 
-def test_auto_without_rapl_says_why_there_is_no_cpu_energy(run: Callable[..., Any]) -> None:
+def test_auto_without_rapl_has_a_reason_for_no_cpu_energy(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(), args=("auto", [A]))
     assert seen.account.total.boundary == "gpu_board"
     assert set(seen.refusals) == {"rapl"}
@@ -476,7 +476,7 @@ def test_auto_without_rapl_says_why_there_is_no_cpu_energy(run: Callable[..., An
     assert (cpu.energy_j, cpu.method, cpu.reason) == (None, "unavailable", "no meter read cpu_package")
 
 
-def test_auto_on_a_board_without_any_energy_reading_reads_rapl(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_auto_reads_rapl_if_the_gpu_cannot_be_metered(run: Callable[..., Any], tmp_path: Path) -> None:
     board = _board(no_counter=1, no_power_reading=1)
     seen = run(_measure, board, args=("auto", [A]))
     assert set(seen.refusals) == {"nvml", "rapl", "estimate"}
@@ -489,18 +489,18 @@ def test_auto_on_a_board_without_any_energy_reading_reads_rapl(run: Callable[...
     assert seen.account.total.boundary == "cpu_package"
 
 
-def test_a_sum_with_a_sampled_board_is_sampled(run: Callable[..., Any]) -> None:
+def test_sum_with_a_sampled_gpu_is_sampled(run: Callable[..., Any]) -> None:
     seen = run(_measure, _board(A), _board(B, no_counter=1), args=("nvml", [A, B]))
     total = seen.account.total
     assert (total.method, total.source) == ("sampled", "nvml_total_energy+nvml_power_instant")
     assert total.energy_j == sum(device.energy_j for device in seen.account.devices)
 
 
-CODES = [*range(1, 30), 999]  # all of nvmlReturn_t but for success
+CODES = [*range(1, 30), 999]  # all of nvmlReturn_t except success
 
 
 def _with_errors(script: Script) -> Seen:
-    """Measure boards whose counter fails: from before the window, or from within it, as their UUID says."""
+    """Measure GPUs whose counter fails before or within the window; their UUID determines which."""
     meter = NvmlMeter()
     meter.open([board.uuid for board in script.boards])
     for moment in ("begin", "end"):
@@ -530,7 +530,7 @@ def test_every_error_of_the_counter_leaves_sampled_power_and_its_reason(run: Cal
     assert fine.energy_j / fine.seconds == pytest.approx(
         300, rel=max(0.02, 2.5 * fine.uncertainty_j / fine.energy_j)
     )
-    assert len({device.counter_reason for device in failed}) >= 20, "each says what it was"
+    assert len({device.counter_reason for device in failed}) >= 20, "each error has its own reason"
     assert seen.users == 0
 
 
@@ -547,14 +547,14 @@ CALLS = {
 
 
 def _whole_board(name: str, code: int) -> Board:
-    """Return a board that answers everything but the calls of *name*, which fail with *code*."""
+    """Return a GPU whose calls of *name* fail with *code*."""
     rules = [f"fail {function} {code}" for function in CALLS[name]]
     rules += ["sm_clock 0 1980", "memory_clock 0 2619", "throttle power 0 0.5", "throttle sw_thermal 0 0"]
     return Board(f"GPU-{name}-{code}", [(0.0, 300.0)], {"tick_ms": 20, "temperature": "0 60"}, rules=rules)
 
 
-def test_a_call_that_fails_costs_only_what_it_reads(run: Callable[..., Any]) -> None:
-    """Not supported, and unknown: the first is remembered, the second may be over the next time."""
+def test_failing_call_loses_only_its_own_values(run: Callable[..., Any]) -> None:
+    """An unsupported call is remembered; a call with an unknown error may work the next time."""
     cases = [(name, code) for code in (3, 999) for name in CALLS]
     seen = run(_watch, *(_whole_board(*case) for case in cases), args=(0.7, {}))
     for (name, code), device in zip(cases, seen.reading.devices, strict=True):
@@ -584,7 +584,7 @@ def test_a_call_that_fails_costs_only_what_it_reads(run: Callable[..., Any]) -> 
 
 
 def _warming(script: Script) -> tuple[Reading, float]:
-    """Measure a board that warms up, peaks within the window, and is throttled in its second half."""
+    """Measure a GPU that warms up, is hottest within the window, and is throttled in its second half."""
     meter = NvmlMeter()
     meter.open([A])
     now = script.now()
@@ -615,12 +615,12 @@ def test_conditions_are_those_of_the_window(run: Callable[..., Any]) -> None:
     known = device.conditions
     assert (known.start_temperature_c, known.peak_temperature_c, known.end_temperature_c) == (40, 83, 70)
     assert (known.mean_sm_clock_mhz, known.mean_memory_clock_mhz) == (1000, None)
-    assert set(known.throttled_seconds) == {"power", "hw_thermal"}, "low utilisation is no throttling"
+    assert set(known.throttled_seconds) == {"power", "hw_thermal"}, "low utilisation is not throttling"
     assert known.throttled_seconds["hw_thermal"] == 0
     assert 1 <= known.throttled_seconds["power"] <= most_s
 
 
-#: For what share of the time each reason holds the clocks down.
+#: Share of the time for which each reason throttles the GPU.
 SHARES = {
     "power": 0.8,
     "thermal": 0.1,
@@ -635,34 +635,34 @@ SHARES = {
 
 
 @pytest.mark.parametrize(
-    ("rules", "untold"),
+    ("rules", "unreported"),
     [
         ([], {"low_utilization"}),
         (["fail nvmlDeviceGetFieldValues 3"], {"low_utilization", "sw_thermal", "hw_thermal", "hw_power_brake"}),
     ],
     ids=["fields", "violations"],
 )
-def test_every_reason_of_throttling_is_told_by_its_name(
-    run: Callable[..., Any], rules: list[Any], untold: set[str]
+def test_every_throttle_reason_is_reported_by_name(
+    run: Callable[..., Any], rules: list[Any], unreported: set[str]
 ) -> None:
     board = _board()
     board.rules += [*rules, *(f"throttle {reason} 0 {share}" for reason, share in SHARES.items())]
     (device,) = run(_watch, board, args=(0.5, {})).reading.devices
-    told = device.conditions.throttled_seconds
-    assert set(told) == SHARES.keys() - untold
-    for reason, seconds in told.items():
-        assert seconds / told["power"] == pytest.approx(SHARES[reason] / SHARES["power"], rel=0.05), reason
+    throttled = device.conditions.throttled_seconds
+    assert set(throttled) == SHARES.keys() - unreported
+    for reason, seconds in throttled.items():
+        assert seconds / throttled["power"] == pytest.approx(SHARES[reason] / SHARES["power"], rel=0.05), reason
 
 
 def test_early_drivers_settings_are_not_taken_for_counters(run: Callable[..., Any]) -> None:
-    """What later drivers count there, the first ones of their branches do not."""
+    """Later drivers have counters under these field ids, the first ones of their branches do not."""
     board = _board(early_driver=1)
     board.rules += ["throttle power 0 0.5", "throttle sw_thermal 0 0.5"]
     (device,) = run(_watch, board, args=(0.2, {})).reading.devices
     assert set(device.conditions.throttled_seconds) == {"power"}
 
 
-def test_slow_looks_at_both_edges_are_outside_the_window(run: Callable[..., Any]) -> None:
+def test_slow_snapshots_at_both_edges_are_outside_the_window(run: Callable[..., Any]) -> None:
     seen = run(_watch, _board(), args=(0.5, {}), rules=["takes nvmlDeviceGetFieldValues 80"])
     began, ended = seen.spans[A]
     (device,) = seen.reading.devices
@@ -671,7 +671,7 @@ def test_slow_looks_at_both_edges_are_outside_the_window(run: Callable[..., Any]
 
 
 def _powers(script: Script) -> dict[str, float | None]:
-    """Read a board's power in every way, 0.4 s after it stepped up."""
+    """Read a GPU's power from every source, 0.4 s after a step up."""
     script.boards[0].power.append((script.now() + 1, 500.0))
     script.write()
     time.sleep(1.4)
@@ -690,7 +690,7 @@ def _environment(script: Script, uuids: list[str]) -> tuple[list[dict[str, Any]]
     return gpu_environment(uuids)["gpus"], script.users()
 
 
-def test_the_environment_names_board_and_driver(run: Callable[..., Any]) -> None:
+def test_environment_has_gpu_and_driver(run: Callable[..., Any]) -> None:
     board = _board(name="Scripted H100 80GB", power_limit_w=700, memory_mb=85_520, persistence=1)
     gpus, users = run(_environment, board, args=([A, B],), driver="580.1")
     known, unknown = gpus

@@ -1,4 +1,4 @@
-"""CPU energy from RAPL, over powercap folders like those of real machines."""
+"""CPU energy from RAPL, with powercap folders like those of real machines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def powercap(tmp_path: Path) -> Powercap:
 
 
 class Clock:
-    """The meter's time, which moves only when told to, and what its thread waits on.
+    """The meter's clock, which only the test advances, and the event that its thread waits on.
 
     Attributes:
         now: In s.
@@ -43,7 +43,7 @@ class Clock:
         self._is_set = False
 
     def advance(self, seconds: float) -> None:
-        """Let time pass; whoever is due meanwhile has done what he does by then."""
+        """Advance the clock; all reads that are due have been done on return."""
         target = self.now + seconds
         with self._changed:
             while True:
@@ -59,7 +59,7 @@ class Clock:
         self._due = None
         self._changed.notify_all()
 
-    # threading.Event, for one that waits
+    # the part of threading.Event that the meter's thread uses
 
     def wait(self, timeout: float) -> bool:
         with self._changed:
@@ -98,7 +98,7 @@ def _by_device(reading: Any) -> Any:
 
 
 def _window(meter: Any, clock: Any, seconds: Any, change: Any) -> Any:
-    """Return the devices of a window of so many seconds in which *change* happens."""
+    """Return the devices of a window of the given seconds, within which *change* is called."""
     meter.open([])
     meter.begin()
     change()
@@ -111,14 +111,14 @@ def _window(meter: Any, clock: Any, seconds: Any, change: Any) -> Any:
 
 
 def test_packages_and_memory_of_two_sockets(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The folders' numbers are not the packages': psys has one of them too.
+    # Folder numbers differ from package numbers, because psys has a folder too.
     package_0 = powercap.zone("intel-rapl:0", "package-0")
     core_0 = powercap.zone("intel-rapl:0:0", "core")
     dram_0 = powercap.zone("intel-rapl:0:1", "dram", range_uj=65_712_999_613)
     psys = powercap.zone("intel-rapl:1", "psys")
     package_1 = powercap.zone("intel-rapl:2", "package-1")
     dram_1 = powercap.zone("intel-rapl:2:0", "dram", range_uj=65_712_999_613)
-    (powercap.root / "intel-rapl").mkdir()  # the control type, a zone of nothing
+    (powercap.root / "intel-rapl").mkdir()  # the control type, which is not a zone
     again = powercap.zone("intel-rapl-mmio:0", "package-0")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(powercap.root))
     meters = Meters.open("rapl", [])
@@ -184,7 +184,7 @@ def _assert_none(device: Any, reason: Any) -> None:
     assert reason in device.reason
 
 
-def test_one_that_was_not_looked_at_for_too_long_may_have_gone_round_twice(
+def test_counter_not_read_for_too_long_may_have_overflowed_twice(
     powercap: Powercap, meter: RaplMeter, clock: Clock
 ) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
@@ -216,7 +216,9 @@ def test_a_counter_that_falls_too_far_was_reset(powercap: Powercap, meter: RaplM
     )
 
 
-def test_a_counter_that_stands_still_is_no_zero(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
+def test_counter_that_stands_still_is_unavailable_not_zero(
+    powercap: Powercap, meter: RaplMeter, clock: Clock
+) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     powercap.zone("intel-rapl:0:0", "dram", energy_uj=0)
     devices = _window(meter, clock, 10.0, lambda: add(package, 500))
@@ -224,7 +226,9 @@ def test_a_counter_that_stands_still_is_no_zero(powercap: Powercap, meter: RaplM
     _assert_none(devices["dram-0"], "the counter did not rise (from 0 µJ)")
 
 
-def test_a_counter_that_vanishes_in_the_window(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counter_that_vanishes_in_the_window_is_unavailable(
+    powercap: Powercap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     dram = powercap.zone("intel-rapl:0:0", "dram")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(powercap.root))
@@ -241,7 +245,7 @@ def test_a_counter_that_vanishes_in_the_window(powercap: Powercap, monkeypatch: 
     assert "dram-0: RAPL: " in not_none(total.reason)
 
 
-def test_a_counter_that_is_no_number(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
+def test_counter_that_is_not_a_number_is_unavailable(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
     package = powercap.zone("intel-rapl:0", "package-0")
     devices = _window(meter, clock, 10.0, lambda: package.write_text("\n"))
     _assert_none(devices["package-0"], "invalid literal")
@@ -250,7 +254,7 @@ def test_a_counter_that_is_no_number(powercap: Powercap, meter: RaplMeter, clock
 
 
 @pytest.mark.parametrize("span", [0, -1])
-def test_a_counter_without_a_range_is_none(powercap: Powercap, meter: RaplMeter, span: int) -> None:
+def test_counter_without_a_range_is_refused(powercap: Powercap, meter: RaplMeter, span: int) -> None:
     powercap.zone("intel-rapl:0", "package-0", range_uj=span)
     with pytest.raises(MeterUnavailableError, match=f"a counter with a range of {span} µJ"):
         meter.open([])
@@ -258,7 +262,7 @@ def test_a_counter_without_a_range_is_none(powercap: Powercap, meter: RaplMeter,
 
 @pytest.fixture
 def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Deny the counters given from then on: root, who may run this, reads what chmod forbids."""
+    """Make reads of the given counters fail. chmod would not: root may run this test."""
     denied: set[Path] = set()
     read_text = Path.read_text
 
@@ -272,7 +276,7 @@ def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("denied", [0, 1, 2, 3])
-def test_one_that_is_denied_in_mid_window_leaves_the_others(
+def test_counter_denied_within_a_window_leaves_the_others(
     powercap: Powercap, meter: RaplMeter, clock: Clock, deny: Callable[..., Any], denied: int
 ) -> None:
     counters = _two_sockets(powercap)
@@ -287,7 +291,7 @@ def test_one_that_is_denied_in_mid_window_leaves_the_others(
     assert [device.energy_j for device in devices] == [25, 25, 25]
 
 
-def test_a_failure_in_between_is_no_less_one_because_it_is_over_at_the_end(
+def test_failure_within_a_window_counts_even_if_it_ends(
     powercap: Powercap, meter: RaplMeter, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rapl, "MAX_WATTS", {"cpu_package": 1e6, "dram": 300.0})
@@ -302,7 +306,7 @@ def test_a_failure_in_between_is_no_less_one_because_it_is_over_at_the_end(
     _assert_none(meter.end().devices[0], "invalid literal")
 
 
-# ---- energies against the script's exact integral ----
+# ---- energies compared with the script's exact integral ----
 
 
 def _two_sockets(powercap: Any, starts: Any = (1_000_000,) * 4, spans: Any = (RANGE_UJ,) * 4) -> Any:
@@ -312,7 +316,7 @@ def _two_sockets(powercap: Any, starts: Any = (1_000_000,) * 4, spans: Any = (RA
     return [powercap.zone(folder, name, start, span) for folder, name, start, span in zones]
 
 
-#: From when on, in s since the window's beginning, how many W, with straight lines between.
+#: Points of power in W by time in s since the window's start, with linear interpolation.
 SCRIPTS = {
     "constant": [(0, 180.0)],
     "step": [(0, 60.0), (3, 60.0), (3, 350.0), (5, 350.0), (5, 60.0)],
@@ -331,7 +335,7 @@ def _integral(script: Any, until: Any) -> Any:
     return sum((b - a) * (p + q) / 2 for (a, p), (b, q) in pairwise([*points, (until, end)]))
 
 
-#: A range that takes minutes to go round, one that every window here goes round many times, and one in between.
+#: Ranges that overflow after minutes, many times in every window here, and in between.
 RANGES = [RANGE_UJ, 10_000_000_000, 1_000_000_000]
 
 
@@ -341,7 +345,7 @@ def test_every_script_is_right_to_half_a_percent(
     powercap: Powercap, meter: RaplMeter, clock: Clock, script: list[Any], span: int
 ) -> None:
     seconds = 7.25
-    shares = [1.0, 0.25, 0.7, 0.1]  # of the script's power: two packages, and the memory of each
+    shares = [1.0, 0.25, 0.7, 0.1]  # shares of the script's power: two packages, and the memory of each
     starts = [span - 1_000_000, 5_000_000, span // 2, span - 100_000]
     counters = _two_sockets(powercap, starts, [span] * 4)
     began = clock.now
@@ -359,7 +363,9 @@ def test_every_script_is_right_to_half_a_percent(
         assert device.uncertainty_j == pytest.approx(device.energy_j / seconds * 0.001 * math.sqrt(1 / 6))
 
 
-def test_a_window_of_hours_goes_round_many_times(powercap: Powercap, meter: RaplMeter, clock: Clock) -> None:
+def test_counter_overflows_many_times_in_a_window_of_hours(
+    powercap: Powercap, meter: RaplMeter, clock: Clock
+) -> None:
     counters = _two_sockets(powercap)
 
     def move() -> None:
@@ -373,8 +379,8 @@ def test_a_window_of_hours_goes_round_many_times(powercap: Powercap, meter: Rapl
 
 
 @pytest.mark.slow
-def test_the_thread_looks_in_real_time_and_ends(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a counter that could be round in a second, and is in less than two."""
+def test_thread_reads_in_real_time_and_ends(powercap: Powercap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter could overflow within a second, and does in less than two."""
     monkeypatch.setattr(rapl, "MAX_WATTS", {"cpu_package": 100.0, "dram": 100.0})
     counter = powercap.zone("intel-rapl:0", "package-0", range_uj=100_000_000)
     read, seen = Path.read_text, []
@@ -390,7 +396,7 @@ def test_the_thread_looks_in_real_time_and_ends(powercap: Powercap, monkeypatch:
     meter.open([])
     meter.begin()
     first = seen[-1]
-    while seen[-1] < first + 150_000_000:  # one and a half rounds
+    while seen[-1] < first + 150_000_000:  # one and a half times the range
         time.sleep(0.01)
     device = meter.end().devices[0]
     assert len(seen) >= 5
@@ -406,7 +412,7 @@ def test_a_counter_that_may_not_be_read_is_the_reason(
     package = powercap.zone("intel-rapl:0", "package-0")
     read_text = Path.read_text
 
-    def denied(path: Any, *args: Any, **kwargs: Any) -> Any:  # root, who may run this, reads what chmod forbids
+    def denied(path: Any, *args: Any, **kwargs: Any) -> Any:  # chmod would not deny root, who may run this test
         if path.name == "energy_uj":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return read_text(path, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""What users of other energy meters have reported as wrong in silence, tried here."""
+"""Silent errors that users of other energy meters have reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STEADY = [1.000, 1.001, 0.999, 1.0005, 0.9995]
 
 @pytest.mark.parametrize(("before", "after"), [(0, 150_000_000_000), (150_000_000_000, 0)])
 def test_rapl_counter_that_jumps_gives_no_energy(tmp_path: Path, before: int, after: int) -> None:
-    """150 kJ in no time, or 112 kJ if the counter has gone round."""
+    """150 kJ in no time, or 112 kJ if the counter has overflowed."""
     counter = Powercap(tmp_path / "powercap").zone("intel-rapl:0", "package-0", before)
     meter = RaplMeter(tmp_path / "powercap")
     meter.open([])
@@ -105,7 +105,7 @@ def test_mean_of_two_carbon_intensities_is_not_judged(
     )
 
 
-# ---- what else ran while prefill, or the idle machine, was measured ----
+# ---- other programs while prefill or idle power is measured ----
 
 
 def _measure(**changes: Any) -> ExperimentResult:
@@ -119,9 +119,9 @@ def test_contended_prefill_window_is_contended(monkeypatch: pytest.MonkeyPatch, 
     result = _measure(measurement={"min_window_seconds": 0, "prefill_split": True})
     assert result.contention is not None
     assert (result.contention.state, result.contention.cpus) == ("contended", 2)
-    said = "other processes used the CPUs in the prefill window"
-    assert result.contention.reasons == [f"{said}: 40 % of 2 CPUs"]
-    assert f"contended: {said}" in texts(result.warnings)
+    text = "other processes used the CPUs in the prefill window"
+    assert result.contention.reasons == [f"{text}: 40 % of 2 CPUs"]
+    assert f"contended: {text}" in texts(result.warnings)
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ def test_contention_of_two_windows_is_the_worse(
 def test_idle_power_that_changes_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, noop_engine: None, after_w: float, warned: bool
 ) -> None:
-    """Kepler 1811: another program runs while the idle machine is measured, and its power is subtracted."""
+    """Kepler 1811: another program runs while idle power is measured, and its power is subtracted."""
     known = IdlePowerRecord(idle_power_w=170.0, after_w=after_w, method="measured", boundary="cpu_package")
     monkeypatch.setattr(orchestrator, "measure_idle_power", lambda *_, **__: known)
     monkeypatch.setattr(orchestrator, "measure_idle_power_after", lambda baseline, *_, **__: baseline)
-    said = f"idle power changed from 170 W to {after_w:g} W: active_energy_j may be off by as much"
-    assert (said in texts(_measure().warnings)) is warned
+    text = f"idle power changed from 170 W to {after_w:g} W: active_energy_j may be off by as much"
+    assert (text in texts(_measure().warnings)) is warned
 
 
-# ---- how GPUs are set (Zeus leaves clocks and power limits behind) ----
+# ---- settings of GPUs (Zeus leaves clocks and power limits behind) ----
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_gpus_that_are_set_differently_are_not_compared(setting: str, value: Any
 
 
 def test_cycles_under_different_power_limits_are_a_warning() -> None:
-    """Somebody has set another one in between: their mean is of neither."""
+    """The power limit was changed between cycles: the mean describes neither limit."""
     found = Findings()
     limits = {**H100, "power_limit": ["700 W", "500 W"], "driver": ["580.1", "580.2"]}
     found.warn_of_differing([_result(), _result()], point({"batch": 1}, seconds=STEADY, testbed=limits))
@@ -201,7 +201,7 @@ def test_cycles_under_different_power_limits_are_a_warning() -> None:
 
 
 def test_energies_from_different_sources_are_not_compared() -> None:
-    """Two models of an estimate have nothing in common but being estimates."""
+    """Estimates by two models are not comparable."""
     here, there = (
         study_result(point({"batch": 1}, energy_j=STEADY, testbed={**H100, "energy_source": source}))
         for source in ("cpu_time_model", "tdp_model")
@@ -214,8 +214,8 @@ def test_energies_from_different_sources_are_not_compared() -> None:
 # ---- energy of other devices than the test's (CodeCarbon 567), and of other tests (CodeCarbon 681) ----
 
 
-def test_meter_reads_the_gpus_that_pytorch_has_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA_VISIBLE_DEVICES was changed since, which PyTorch does not look at again."""
+def test_meter_reads_the_gpus_that_pytorch_was_initialised_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA_VISIBLE_DEVICES has changed since, which PyTorch does not read again."""
     cuda = SimpleNamespace(
         is_initialized=lambda: True,
         device_count=lambda: 1,
@@ -245,7 +245,7 @@ def test_meter_reads_the_gpus_that_pytorch_has_begun_with(monkeypatch: pytest.Mo
         (2, "estimated", ""),
     ],
 )
-def test_energy_budget_says_that_other_workers_have_a_part(workers: int, method: Any, more: str) -> None:
+def test_energy_budget_warns_of_other_workers(workers: int, method: Any, more: str) -> None:
     reading = EnergyReading()
     reading._take(Account((), Total(31.2, method, "rapl_package", "cpu_package"), 1.0))
     assert list(EnergyBudget(joules=20, allow_estimated=True).problems(reading, workers)) == [
@@ -269,7 +269,7 @@ def test_mean_of_measured_and_estimated_energy_is_not_judged() -> None:
     assert unlike.not_judged == "energy was estimated in some of its cycles and not in others"
 
 
-def test_mean_over_two_boundaries_says_so_wherever_it_is_shown() -> None:
+def test_mean_over_two_boundaries_is_labelled_wherever_shown() -> None:
     mixed = summarise([_result(), _result(boundary="gpu_board", covers_engine=False)])["energy_j"]
     assert mixed.label == "measured, mixed"
     assert "measured, boundary differs between cycles" in details(mixed, "J")
@@ -292,7 +292,7 @@ def test_decode_time_below_zero_is_not_judged(noop_engine: None) -> None:
 
 
 def _step(script: Script) -> tuple[DeviceReading, str | None]:
-    """Measure 2.5 s in which the board draws more than before."""
+    """Measure 2.5 s in which the GPU draws more than before."""
     meters = Meters.open("nvml", [board.uuid for board in script.boards])
     script.boards[0].power.append((script.now() + 0.05, 500.0))
     script.write()
@@ -307,7 +307,7 @@ def _step(script: Script) -> tuple[DeviceReading, str | None]:
 def test_counter_is_not_checked_against_averaged_power(
     nvml_library: Path, tmp_path: Path, capability: float, averages: int
 ) -> None:
-    """Its driver reads power by ``nvmlDeviceGetPowerUsage`` alone, which averages from Ampere on, but on GA100."""
+    """The driver has only ``nvmlDeviceGetPowerUsage``, an average since Ampere except on GA100."""
     known: dict[str, str | float] = {"tick_ms": 20, "capability": capability, "averages": averages}
     board = nvml.Board("GPU-1", [(0, 100.0)], known, rules=["fail 186 3", "fail 185 3"])
     script = Script(tmp_path / "nvml.script", [board])

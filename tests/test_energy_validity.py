@@ -1,4 +1,4 @@
-"""What an energy is of, and whether it can be right: counters, power scopes, mirrored zones, process trees."""
+"""Boundaries and validity of energies: counters, power scopes, mirrored zones, process trees."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _warnings(account: Account) -> list[str]:
 
 
 class _Given:
-    """A meter that gives what it was made with."""
+    """A meter with a given reading."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
@@ -96,12 +96,12 @@ def test_counter_that_disagrees_with_sampled_power(
     assert _warnings(account) == warned
 
 
-def test_one_invalid_board_makes_the_sum_invalid() -> None:
+def test_one_invalid_gpu_makes_the_sum_invalid() -> None:
     fine = replace(_device(500.0, 500.0), device="GPU-2")
     assert _account(fine, _device(100.0, 110.0)).total.invalid == "counter_disagrees"
 
 
-def test_disagreement_within_sampling_error_is_none() -> None:
+def test_disagreement_within_sampling_error_is_ignored() -> None:
     account = _account(_device(100.0, 112.0, integral_uncertainty_j=4.1))
     assert account.total.invalid is None
     assert _warnings(account) == []
@@ -115,7 +115,7 @@ def test_meter_of_unknown_tick_is_checked() -> None:
     ]
 
 
-# ---- boards ----
+# ---- GPUs and modules ----
 
 SECONDS = 1.0
 
@@ -150,7 +150,7 @@ def _measured(script: Script) -> tuple[Account, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def measured(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DeviceReading]:
-    """Return what was measured of a board, by its name: all of them at once."""
+    """Return the readings of all GPUs, by name."""
     script = Script(tmp_path_factory.mktemp("boards") / "script", BOARDS)
     script.write()
     account, refusals = nvml.run(nvml.environment(nvml_library, script), _measured, script)
@@ -186,7 +186,7 @@ def test_counter_is_labelled_by_the_scope_it_follows(
     assert _alone(device).total.invalid == invalid
 
 
-def test_module_of_unread_power_is_not_checked_against_the_boards(
+def test_module_counter_is_not_checked_against_gpu_power(
     measured: Callable[[str], DeviceReading],
 ) -> None:
     device = measured("module-by-name")
@@ -199,7 +199,7 @@ def test_module_of_unread_power_is_not_checked_against_the_boards(
 
 @pytest.mark.parametrize("name", ["slow", "slow-module"])
 def test_slow_counter_falls_back_to_sampled_power(measured: Callable[[str], DeviceReading], name: str) -> None:
-    """Its tick of 1,000 ms gave null, though its power was sampled ten times a second."""
+    """A tick of 1,000 ms used to give null, although power was sampled ten times a second."""
     device = measured(name)
     assert device.energy_j is not None
     assert device.seconds is not None
@@ -213,7 +213,7 @@ def test_slow_counter_falls_back_to_sampled_power(measured: Callable[[str], Devi
     )
 
 
-def test_few_samples_are_as_few_ticks() -> None:
+def test_few_samples_are_treated_like_few_ticks() -> None:
     sampled = DeviceReading("GPU-1", "gpu_board", 100.0, "sampled", "nvml_power_instant")
     assert _warnings(_account(sampled, seconds=1.0)) == [
         "the window holds 10 samples of power, fewer than 20: raise measurement.min_window_seconds"
@@ -224,7 +224,7 @@ def test_few_samples_are_as_few_ticks() -> None:
 
 RANGE_UJ = 1_000_000_000
 
-#: What is added to each die's counter over the window, in J; the first one's shows it all where they mirror it.
+#: Energy that each die's counter adds over the window, in J. If they mirror one counter, it is the first one's.
 DIES: Any = {
     "mirrored": ([10.0, 10.0], ["package-0-die-0"], 10.0),
     "counters of their own": ([10.0, 4.0], ["package-0-die-0", "package-0-die-1"], 14.0),
@@ -256,7 +256,7 @@ def test_zones_that_mirror_one_counter_count_once(tmp_path: Path, dies: str, wra
 
 
 def test_mirror_that_moves_between_two_reads_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One counter, read through either zone at another instant: it has moved on in between."""
+    """One counter is read through two zones at different times, between which it rises."""
     zones = Powercap(tmp_path / "powercap")
     for die in range(3):
         zones.zone(f"intel-rapl:{die}", f"package-1-die-{die}")
@@ -282,8 +282,8 @@ def test_packages_of_equal_readings_are_two(tmp_path: Path) -> None:
     meter.close()
 
 
-def test_rapl_states_its_tick(tmp_path: Path) -> None:
-    """So that a window too short for it is warned of, and judged by no gate."""
+def test_rapl_reports_its_tick(tmp_path: Path) -> None:
+    """Without a tick, a window that is too short would be neither warned of nor rejected."""
     counter = Powercap(tmp_path / "powercap").zone("intel-rapl:0", "package-0")
     meter = RaplMeter(tmp_path / "powercap")
     meter.open([])
@@ -299,7 +299,7 @@ def test_rapl_states_its_tick(tmp_path: Path) -> None:
 
 # ---- processes ----
 
-#: A child that works as soon as it is written to, and says when it has.
+#: A child that works as soon as it is written to, and reports when it is done.
 WORKER = """
 import os, sys, time
 for line in sys.stdin:
@@ -310,7 +310,7 @@ for line in sys.stdin:
 
 
 class _Worker:
-    """A child process; its own child where *deep*."""
+    """A child process, or with *deep* a grandchild."""
 
     def __init__(self, *, deep: bool = False) -> None:
         command = [sys.executable, "-S", "-c", WORKER]
@@ -335,7 +335,7 @@ class _Worker:
 
 
 def _is_quiet() -> bool:
-    """Whether no process that another test has left to end computes beside this one."""
+    """Return whether no process of an earlier test is still computing."""
     for one in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if one.status() == psutil.STATUS_RUNNING:
@@ -344,7 +344,7 @@ def _is_quiet() -> bool:
 
 
 def _estimated_s(during: Callable[[], object]) -> float | None:
-    """Return the processor time that an estimate counts while something is done, in s."""
+    """Return the CPU time that an estimate counts during a call, in s."""
     wait_until(_is_quiet)
     meter = EstimateMeter()
     meter.open([])
@@ -362,7 +362,7 @@ def _estimated_s(during: Callable[[], object]) -> float | None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_estimate_counts_running_descendants(deep: bool) -> None:
-    """0.2 s in a worker process counted 0.00042 J, and 0.700 J in the engine's own."""
+    """0.2 s used to count as 0.00042 J in a worker process, and as 0.700 J in the engine's own."""
     worker = _Worker(deep=deep)
     found = _estimated_s(lambda: worker.work(0.2))
     worker.end()
@@ -370,8 +370,8 @@ def test_estimate_counts_running_descendants(deep: bool) -> None:
     assert 0.18 <= found < 0.4
 
 
-def test_estimate_leaves_out_what_a_child_took_before() -> None:
-    """It ended in the window, so that all its time came in with it: 1.055 J for 3 s before."""
+def test_estimate_excludes_cpu_time_before_the_window() -> None:
+    """A child that ended in the window used to add all its CPU time: 1.055 J for 3 s before it."""
     worker = _Worker()
     worker.work(0.3)
 
@@ -395,10 +395,10 @@ def test_estimate_counts_child_that_starts_and_ends_within() -> None:
     assert 0.2 <= found < 0.4
 
 
-def test_estimate_is_unavailable_where_nobody_waits_for_a_child() -> None:
+def test_estimate_is_unavailable_if_a_child_is_not_waited_for() -> None:
     worker = _Worker()
     worker.work(0.1)
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel drops its time
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel then discards the child's CPU time
     try:
         assert _estimated_s(worker.end) is None
     finally:
@@ -406,7 +406,7 @@ def test_estimate_is_unavailable_where_nobody_waits_for_a_child() -> None:
 
 
 def _orphan(in_session: bool) -> float | None:
-    """Return what an estimate counts where a grandchild loses its parent in the window, and works on."""
+    """Return the estimate for a grandchild that is orphaned in the window and works on."""
     if in_session:
         os.setsid()
     worker = _Worker(deep=True)
@@ -424,5 +424,5 @@ def _orphan(in_session: bool) -> float | None:
 
 @pytest.mark.parametrize(("in_session", "counted"), [(True, pytest.approx(0.2, abs=0.06)), (False, None)])
 def test_estimate_of_orphaned_process(in_session: bool, counted: Any) -> None:
-    """In an experiment's session it is known whose it is; elsewhere it has left the tree."""
+    """In an experiment's session an orphan is known to belong to it; elsewhere it has left the tree."""
     assert nvml.run(os.environ, _orphan, in_session) == counted

@@ -201,7 +201,7 @@ def test_fixture_meters_no_gpu_if_it_is_unknown_which(
         pass
     assert (reading.energy_j, fake_meter) == (None, [])
     assert reading.reason is not None
-    assert reading.reason.endswith("set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name it by its UUID")
+    assert reading.reason.endswith("set CUDA_DEVICE_ORDER=PCI_BUS_ID, or use the GPU's UUID")
 
 
 def test_fixture_meters_the_gpus_that_pytorch_uses(

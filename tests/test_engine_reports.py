@@ -1,4 +1,4 @@
-"""What an engine says of its requests is held against the clock, and what is kept of them is bounded."""
+"""Request records of engines are checked against the clock, and their number is limited."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(**changes: Any) -> Measured:
     ],
 )
 def test_contradiction_is_an_error(changes: dict[str, Any], problem: str) -> None:
-    """Whatever else is right, and in whichever pass it is."""
+    """One contradiction in any pass suffices."""
     wrong = replace(RECORD, **changes)
     with pytest.raises(ValueError, match="the engine contradicts") as error:
         check_engine_reports([[RECORD, RECORD], [RECORD, wrong]], [[5, 6, 7]] * 2, 6, [0.020, 0.020])
@@ -101,7 +101,7 @@ def test_contradiction_is_an_error(changes: dict[str, Any], problem: str) -> Non
         {"output_ids": [7], "itl_s": [], "ttft_s": 0.010, "e2e_s": None, "error": "out of memory"},
     ],
 )
-def test_what_agrees_is_no_error(changes: dict[str, Any]) -> None:
+def test_consistent_reports_are_accepted(changes: dict[str, Any]) -> None:
     check_engine_reports([[replace(RECORD, **changes)]], [[5, 6, 7]], 3, [0.016])
 
 
@@ -111,7 +111,7 @@ def test_fewer_positions_than_tokens_are_an_error() -> None:
 
 
 def test_times_are_compared_on_the_scale_of_the_request() -> None:
-    """A hundredth of a long answer, and a millisecond of a short one."""
+    """The tolerance is 1 % of a long answer, and 1 ms of a short one."""
     long = RequestRecord(1, [7] * 3, ttft_s=50.0, itl_s=[25.0, 25.0], e2e_s=100.9)
     check_engine_reports([[long]], [[5]], 1, [100.0])
     with pytest.raises(ValueError, match="longer than the pass"):
@@ -121,7 +121,7 @@ def test_times_are_compared_on_the_scale_of_the_request() -> None:
 def test_engine_whose_latencies_exceed_its_passes_fails(
     noop_engine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it was met: an engine that returned at once, and reported 12 ms."""
+    """A real case: an engine that returned at once and reported 12 ms."""
     from noop_engine import NoopEngine
 
     answer = RequestRecord(4, [7, 7, 7], ttft_s=0.008, itl_s=[0.002] * 2, e2e_s=0.012)
@@ -141,13 +141,15 @@ class TestTooFast:
             ([[0]], 0.0, False),
         ],
     )
-    def test_it_is_a_question_of_tokens_in_sequence(
+    def test_limit_depends_on_tokens_in_sequence(
         self, lengths: list[list[int]], seconds: float, expected: bool
     ) -> None:
         one = [[RequestRecord(1, [7] * length) for length in batch] for batch in lengths]
         assert (too_fast([one, one], [seconds, seconds]) is not None) is expected
 
-    def test_no_gate_judges_it(self, noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_gate_judges_impossibly_fast_passes(
+        self, noop_engine: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from noop_engine import NoopEngine
 
         monkeypatch.setattr(NoopEngine, "generate", lambda made, batch: None)
@@ -162,7 +164,7 @@ class TestTooFast:
 
 
 class Counting:
-    """An engine that generates the number of its pass, each in so much time."""
+    """An engine whose output is the number of the pass, with a given duration of a pass."""
 
     def __init__(self, now: list[float], seconds: float) -> None:
         self.now, self.seconds, self.passes = now, seconds, 0
@@ -199,12 +201,12 @@ class TestRecords:
         assert (window.count, window.seconds, window.stride) == (passes, passes, stride)
         assert window.pass_seconds == [1.0] * len(kept)
 
-    def test_their_number_follows_from_what_they_hold(self) -> None:
+    def test_number_of_kept_passes_depends_on_their_size(self) -> None:
         assert recorded_passes(config(n=100, max_output_tokens=1)) == MAX_REQUESTS // 100
         assert recorded_passes(config(n=100, max_output_tokens=1000)) == MAX_TOKENS // 100_000
-        assert recorded_passes(config(n=1_000_000, max_output_tokens=1000)) == 2, "whether two agree is still seen"
+        assert recorded_passes(config(n=1_000_000, max_output_tokens=1000)) == 2, "two passes are always compared"
 
-    def test_window_of_many_passes_is_accounted_for_in_full(
+    def test_all_passes_of_a_long_window_are_counted(
         self, noop_engine: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(engine_reports, "MAX_REQUESTS", 20)
@@ -227,7 +229,7 @@ class TestRecords:
         assert len(rows) == 2 * kept
         assert numbers == list(range(1, window.passes + 1, numbers[1] - numbers[0]))[:kept]
 
-    def test_record_of_every_pass_is_no_warning(self, noop_engine: None) -> None:
+    def test_no_warning_if_every_pass_is_kept(self, noop_engine: None) -> None:
         result = run().result
         assert result.window.recorded_passes == result.window.passes == 1
         assert not [one for one in result.warnings if one.code == "passes_not_recorded"]

@@ -1,4 +1,4 @@
-"""The environment in a result: what it tells, from whom, and what it never tells."""
+"""The environment in a result: what it contains, its sources, and what it must never contain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import Results
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A git repository with one commit, whose names nobody else is to know."""
+    """A git repository with one commit, whose names must not be in results."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
@@ -98,7 +98,7 @@ class TestGit:
 class TestProcessor:
     @pytest.fixture
     def machine(self, tmp_path: Path) -> Callable[..., Path]:
-        """A file tree of a machine, from its files' texts."""
+        """Create a machine's file tree from the texts of its files."""
 
         def make(**texts: str) -> Path:
             for name, text in texts.items():
@@ -163,7 +163,7 @@ class TestVariables:
 
 
 class FakeNvml:
-    """As much of pynvml as the environment asks; what is not there is what a driver does not support."""
+    """The part of pynvml that the environment uses; a missing function is one that the driver does not support."""
 
     class NVMLError(Exception):
         value: int
@@ -240,7 +240,7 @@ def test_nvml_is_not_loaded_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "GPU-1" in json.dumps(environment(["GPU-1"], tmp_path)["gpus"])
 
 
-# ---- in a run ----
+# ---- whole runs ----
 
 SECRETS = {
     "HOSTNAME": "secret-host",
@@ -263,7 +263,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     results: Results,
 ) -> RunStudy:
-    """Run the study in a repository, where much is set that no result may contain."""
+    """Run the study in a repository, with many variables set that no result may contain."""
 
     def inside(conftest: str = "", **changes: Any) -> pytest.RunResult:
         (repository.folder / ".git").rename(pytester.path / ".git")

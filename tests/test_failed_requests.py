@@ -1,4 +1,4 @@
-"""Requests that failed, or returned no token: counted, said, and what was measured over them is not judged."""
+"""Failed requests and those without a token are counted and warned of; their window is not judged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.warned import texts
 
 NATURAL = {"min_window_seconds": 0, "length_mode": "natural"}
 
-#: What becomes of a request that goes wrong.
+#: Ways in which a request fails.
 Failing = Callable[[RequestRecord], RequestRecord]
 
 
@@ -40,14 +40,14 @@ def _error(request: RequestRecord) -> RequestRecord:
 
 
 def _requests(fail: Failing, *served: bool) -> Requests:
-    """Return the requests of a pass, those that are not served as *fail* makes them."""
+    """Return the requests of a pass, the unanswered ones created by *fail*."""
     answered = RequestRecord(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
     return Requests([[answered if one else fail(answered) for one in served]])
 
 
 @pytest.fixture
 def measured(noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExperimentResult]:
-    """Run an experiment of 4 requests in this process, every second of which goes wrong."""
+    """Run an experiment of 4 requests in this process, every second of which fails."""
 
     def run(fail: Failing | None, every: int = 2, **changes: Any) -> ExperimentResult:
         import noop_engine
@@ -72,7 +72,7 @@ def measured(noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 class TestCounted:
     @pytest.mark.parametrize("fail", [_empty, _error])
-    def test_throughput_counts_what_was_served(self, measured: Any, fail: Failing) -> None:
+    def test_throughput_counts_answered_requests(self, measured: Any, fail: Failing) -> None:
         result = measured(fail)
         passes, seconds = result.window.passes, result.window.window_seconds
         assert (result.tokens.requests, result.tokens.failed_requests) == (4 * passes, 2 * passes)
@@ -80,46 +80,46 @@ class TestCounted:
         energy, each = result.metrics["energy_j"].value, result.metrics["energy_per_request_j"].value
         assert each == pytest.approx(energy / 2)
 
-    def test_where_none_is_served_there_is_no_figure_per_request(self, measured: Any) -> None:
+    def test_without_answers_metrics_per_request_are_unavailable(self, measured: Any) -> None:
         result = measured(_empty, every=1)
         for name in ("requests_per_second", "energy_per_request_j", "wh_per_1000_requests"):
             assert (result.metrics[name].value, result.metrics[name].reason) == (None, "no request was answered")
         for name in ("output_tokens_per_second", "energy_per_output_token_j", "tokens_per_joule"):
             assert (result.metrics[name].value, result.metrics[name].reason) == (None, "nothing was generated")
 
-    def test_latencies_are_of_what_was_served(self) -> None:
+    def test_latencies_are_those_of_answered_requests(self) -> None:
         found = _requests(lambda one: replace(one, ttft_s=9.0, error="too late"), True, False).latency_metrics()
         assert found["ttft_p99_ms"].value == pytest.approx(10)
 
-    def test_all_answered_is_none_failed(self, measured: Any) -> None:
+    def test_no_request_failed_if_all_are_answered(self, measured: Any) -> None:
         result = measured(None)
         assert result.tokens.failed_requests == 0
         assert not [one for one in result.metrics.values() if "failed" in (one.not_judged or "")]
         assert not [line for line in texts(result.warnings) if "failed" in line]
 
-    def test_a_fixed_length_is_asked_of_answers_alone(self, measured: Any) -> None:
+    def test_fixed_length_is_checked_for_answers_only(self, measured: Any) -> None:
         fixed = {"min_window_seconds": 0, "length_mode": "fixed"}
         assert measured(_error, measurement=fixed).tokens.failed_requests > 0
         with pytest.raises(ValueError, match="the engine generated 0 tokens where exactly 3 were asked for"):
             measured(_empty, measurement=fixed)
 
 
-class TestSaid:
-    def test_the_result_warns_first_of_all(self, measured: Any) -> None:
+class TestReported:
+    def test_failed_requests_are_the_first_warning(self, measured: Any) -> None:
         result = measured(_error)
-        said = result.warnings[0]
-        assert "requests failed or returned no token: out of memory; no gate judges" in said.text
+        warning = result.warnings[0]
+        assert "requests failed or returned no token: out of memory; no gate judges" in warning.text
         others = [QualityWarning.of("drift", "drift"), QualityWarning.of("throttled", "throttled")]
-        assert worst([*others, said], 1) == [said]
+        assert worst([*others, warning], 1) == [warning]
 
-    def test_every_metric_of_the_window_says_so(self, measured: Any) -> None:
+    def test_every_metric_of_the_window_is_not_judged(self, measured: Any) -> None:
         result = measured(_empty)
         unmarked = {name for name, one in result.metrics.items() if one.not_judged is None}
         assert unmarked == BEFORE_WINDOW
 
 
 def _point(result: ExperimentResult, cycles: int = 3) -> PointResult:
-    """Return a point that was measured like that in each of its cycles."""
+    """Return a point whose cycles all have these requests."""
     config = {**result.effective_config, "energy": {"allow_estimated": True}}
     return PointResult(
         id="p",
@@ -142,7 +142,7 @@ class TestJudged:
             *map(slow, ("seconds", "energy_per_output_token_j", "itl_p50_ms")),
         ],
     )
-    def test_a_budget_is_not_judged(self, measured: Any, metric: str) -> None:
+    def test_budget_over_failed_requests_is_not_judged(self, measured: Any, metric: str) -> None:
         budget = Budget("b", metric, "p", 1e9, None, 1)
         assert judge_budget(budget, _point(measured(None)), file=None).verdict == "WITHIN"
         for fail, every in ((_empty, 2), (_empty, 1), (_error, 2)):
@@ -151,12 +151,12 @@ class TestJudged:
             assert found.reason is not None
             assert "requests failed or returned no token" in found.reason
 
-    def test_what_was_before_the_window_is_judged(self, measured: Any) -> None:
+    def test_metric_from_before_the_window_is_judged(self, measured: Any) -> None:
         budget = Budget("b", "load_seconds", "p", 1e9, None, 1)
         assert judge_budget(budget, _point(measured(_empty)), file=None).verdict == "WITHIN"
 
     @pytest.mark.parametrize("metrics", [None, ["requests_per_second"]])
-    def test_a_comparison_is_not_judged_whichever_side_it_is(
+    def test_comparison_is_not_judged_if_candidate_or_reference_failed(
         self, measured: Any, metrics: list[str] | None
     ) -> None:
         whole, failing = _point(measured(None)), _point(measured(_empty))
@@ -168,22 +168,22 @@ class TestJudged:
                 assert verdict.reason is not None
                 assert verdict.reason.startswith(f"in the {side}: ")
 
-    def test_nothing_answered_on_either_side_is_no_green_gate(self, measured: Any) -> None:
+    def test_comparison_without_any_answers_does_not_pass(self, measured: Any) -> None:
         side = _point(measured(_empty, every=1))
         found = compare(study_result(side), study_result(side), GatesConfig(), name="main")
         assert {one.outcome for one in found.verdicts} == {"failed"}
 
-    def test_one_cycle_of_several_is_enough(self, measured: Any) -> None:
+    def test_failed_requests_of_one_cycle_suffice(self, measured: Any) -> None:
         whole = measured(None)
         found = summarise([whole, measured(_empty), whole])["seconds"]
         assert found.n == 3
         assert found.not_judged is not None
 
 
-def test_a_study_whose_requests_fail_turns_red(
+def test_study_with_failed_requests_fails(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
-    """The kind as a user met it: every second record was empty, and both budgets were WITHIN."""
+    """A real case: every second record was empty, and both budgets were WITHIN."""
     pytester.makepyfile(
         empty_engine="""
         from dataclasses import replace

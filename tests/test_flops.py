@@ -1,4 +1,4 @@
-"""What a decoder is said to compute and to read, against torch's own count and the tensors themselves."""
+"""FLOPs and bytes of a decoder, compared with torch's own count and with the tensors."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from pytest_llem.engines.pytorch.shape import model_shape  # noqa: E402
 
-#: torch counts matrix products only where attention is made of them.
+#: torch counts the FLOPs of attention only if it is computed by matrix products.
 EAGER = {"attn_implementation": "eager", "batch_size": 8}
 
 
 def counted(run: Any, *arguments: Any) -> Any:
-    """Return the FLOPs that torch counts of a call, and what it gives."""
+    """Return the FLOPs that torch counts for a call, and the call's result."""
     with FlopCounterMode(display=False) as counter:
         given = run(*arguments)
     return counter.get_total_flops(), given
 
 
-def said(made: Any, requests: Any) -> Any:
+def computed_flops(made: Any, requests: Any) -> Any:
     lengths = [(one.input_tokens, len(one.output_ids)) for one in requests]
     return [step.flops for step in steps(made.shape(), lengths)]
 
 
 def both(made: Any, prompts: Any) -> Any:
-    """Return torch's FLOPs and ours, of prefill and of the whole."""
+    """Return torch's FLOPs and those computed here, of prefill and of the whole pass."""
     (batch,) = made.prepare(prompts)
     made.seed(0)
     prefill, _ = counted(made.generate_first, batch)
     whole, generated = counted(made.generate, batch)
-    ours = said(made, made.requests(batch, generated))
-    return (prefill, ours[0]), (whole, sum(ours))
+    computed = computed_flops(made, made.requests(batch, generated))
+    return (prefill, computed[0]), (whole, sum(computed))
 
 
 @pytest.mark.parametrize("tokens", [1, slow(9)])
-def test_flops_of_the_tiny_model_are_torchs(tokens: int) -> None:
+def test_flops_of_the_tiny_model_equal_torchs_count(tokens: int) -> None:
     made = engine(**GREEDY, n=8, pytorch=EAGER, max_output_tokens=tokens)
-    for torchs, ours in both(made, [[5 + n % 200 for n in range(100)]] * 3):
-        assert ours == pytest.approx(torchs, rel=0.01)
+    for torchs, computed in both(made, [[5 + n % 200 for n in range(100)]] * 3):
+        assert computed == pytest.approx(torchs, rel=0.01)
 
 
 @pytest.mark.slow
-def test_flops_of_smollm2_are_torchs(smollm2: Path) -> None:
+def test_flops_of_smollm2_equal_torchs_count(smollm2: Path) -> None:
     """Prompts of 150 tokens: attention is 2 % of their FLOPs."""
     fields = {
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -70,9 +70,9 @@ def test_flops_of_smollm2_are_torchs(smollm2: Path) -> None:
     made = PyTorchEngine(config(**fields), EngineContext((smollm2,)))
     made.fetch()
     made.load()
-    for torchs, ours in both(made, [list(range(1000, 1150))] * 2):
-        assert ours == pytest.approx(torchs, rel=0.01)
-    # Each tensor once: the 49152 · 576 of head and embedding are one, which is read as the head.
+    for torchs, computed in both(made, [list(range(1000, 1150))] * 2):
+        assert computed == pytest.approx(torchs, rel=0.01)
+    # Count each tensor once: head and embedding share one of 49152 · 576 values, which is read as the head.
     shape, model = made.shape(), made._model
     tensors = {one.data_ptr(): one for one in model.state_dict().values()}
     assert shape.weight_bytes == sum(one.nbytes for one in tensors.values()) == 4 * 134_515_008
@@ -80,17 +80,17 @@ def test_flops_of_smollm2_are_torchs(smollm2: Path) -> None:
         cache = model(input_ids=torch.arange(7)[None] + 1000, use_cache=True).past_key_values
     kept = sum(one.nbytes for layer in cache.layers for one in (layer.keys, layer.values))
     assert 7 * shape.kv_values_per_token * shape.kv_bytes_per_value == kept
-    # What a pass reads: the weights in each of 3 steps, and in all but the first the context of both prompts.
+    # A pass reads the weights in each of 3 steps, and in all but the first the context of both prompts.
     read = sum(step.bytes for step in steps(shape, [(150, 3)] * 2))
     assert read == 3 * shape.weight_bytes + 2 * (151 + 152) * kept / 7
 
 
-def test_padding_and_what_comes_after_an_end_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row by row, without padding, torch counts what we say of the batch."""
+def test_padding_and_tokens_after_the_end_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's count row by row, without padding, equals the FLOPs of the batch."""
     made = engine(**GREEDY, n=8, measurement=NATURAL, pytorch=EAGER)
     forward = made._model.forward
 
-    @functools.wraps(forward)  # generate looks at what it takes
+    @functools.wraps(forward)  # generate inspects the signature
     def ending(*args: Any, **kwargs: Any) -> Any:
         given = forward(*args, **kwargs)
         given.logits[..., 2] += torch.where(given.logits.argmax(-1) % 2 == 0, 30.0, -30.0)
@@ -101,7 +101,7 @@ def test_padding_and_what_comes_after_an_end_count_for_nothing(monkeypatch: pyte
     together = generate(made, prompts)
     assert len({len(one.output_ids) for one in together}) > 1, "they end at different steps"
     alone = [counted(made.generate, made.prepare([prompt])[0])[0] for prompt in prompts]
-    assert sum(said(made, together)) == pytest.approx(sum(alone), rel=0.01)
+    assert sum(computed_flops(made, together)) == pytest.approx(sum(alone), rel=0.01)
 
 
 # ---- architectures ----
@@ -138,7 +138,7 @@ def test_shapes_of_architectures_count_as_torch_does(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "tied llama", "gpt2"])
 def test_the_bytes_of_a_step_are_those_of_its_tensors(name: str) -> None:
     model = made_of(name)
-    tensors = dict(model.named_parameters())  # a tensor of two names is in it once
+    tensors = dict(model.named_parameters())  # a tensor with two names is in it once
     looked_up = {"gpt2": ["transformer.wpe.weight"], "llama": ["model.embed_tokens.weight"], "tied llama": []}
     read = [one for key, one in tensors.items() if key not in looked_up[name]]
     assert model_shape(model).weight_bytes == sum(one.numel() * one.element_size() for one in read)
@@ -157,7 +157,7 @@ def test_the_bytes_of_a_token_are_those_of_the_cache(name: str) -> None:
     assert shape.precision == "bf16"
 
 
-def test_the_narrowest_window_is_told() -> None:
+def test_narrowest_sliding_window_is_reported() -> None:
     assert model_shape(made_of("mistral")).window == 16
     assert model_shape(made_of("gemma2")).window == 64
     assert model_shape(made_of("llama")).window is None
@@ -215,7 +215,7 @@ def quantised(model: Any) -> Any:
         (lambda: quantised(decoder("llama")), "the weights are quantised"),
     ],
 )
-def test_what_is_no_plain_decoder_is_told(model: Callable[..., Any], reason: str) -> None:
+def test_model_that_is_not_a_plain_decoder_has_no_shape(model: Callable[..., Any], reason: str) -> None:
     with pytest.raises(ShapeUnknownError, match=f"^{reason}"):
         model_shape(model())
 
@@ -229,7 +229,7 @@ def test_what_is_no_plain_decoder_is_told(model: Callable[..., Any], reason: str
         ({"passthrough_kwargs": {"guidance_scale": 1.5}}, "guidance runs every token through the model twice"),
     ],
 )
-def test_generating_that_computes_more_is_told(changes: dict[str, Any], reason: str) -> None:
+def test_generation_with_extra_computation_has_no_shape(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ShapeUnknownError, match=f"^{reason}"):
         engine(**changes).shape()
 

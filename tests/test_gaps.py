@@ -1,4 +1,4 @@
-"""Idle time between experiments: how long, why, and what it does not touch."""
+"""Gaps between experiments: their duration, their reasons, and what does not count as a gap."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ReadGaps = Callable[[], list[GapRecord]]
 
 
 def _at_once(gap: GapRecord) -> GapRecord:
-    """Return the record of a run whose devices were free."""
+    """Return the gap of an experiment whose devices were free."""
     return gap.model_copy(update={"waited_seconds": 0.0})
 
 
@@ -48,7 +48,7 @@ AN_HOUR = {"experiment_gap_seconds": 3600, "n_cycles": 1, "cycle_order": "sequen
 
 
 class Host:
-    """A clock that only sleeping moves, and GPUs that change with it.
+    """A clock that only sleeping advances, and GPUs that change with it.
 
     Attributes:
         course: The GPUs' states by UUID, from when on.
@@ -99,7 +99,7 @@ HOT = (1, _one(60, 300.0))
 
 
 def _until(then: Looked, at: float = 30.0) -> Host:
-    """Return a host whose GPU is at 40 °C and 70 W at first, hot from 1 s on, and *then* from *at* on."""
+    """Return a host whose GPU is first at 40 °C and 70 W, hot from 1 s on, and as in *then* from *at* on."""
     host = Host((0, _one(40)), HOT, (at, then))
     host.now = 2.0
     return host
@@ -113,14 +113,14 @@ def test_automatic_gap_ends_when_the_gpu_is_as_at_first() -> None:
     ("then", "reason"),
     [
         (_one(42, 73.0), "target"),
-        (_one(30, 60.0), "target"),  # cooler is cool
+        (_one(30, 60.0), "target"),  # cooler than at first
         (_one(43, 70.0), "timeout"),
         (_one(40, 73.5), "timeout"),
-        (_one(None, 70.0), "timeout"),  # not known to be cool
+        (_one(None, 70.0), "timeout"),  # unknown temperature
         (_one(40, None), "timeout"),
         ({}, "timeout"),
         ({B: GpuState(40, 70.0)}, "timeout"),
-        ({**_one(40), B: GpuState(90, 700.0)}, "target"),  # not there at first
+        ({**_one(40), B: GpuState(90, 700.0)}, "target"),  # appeared later
     ],
 )
 def test_automatic_gap_waits_for_temperature_and_power(then: dict[str, Any], reason: str) -> None:
@@ -154,7 +154,7 @@ def test_lower_of_two_first_readings_counts() -> None:
         assert host.wait("auto") == (18.0, "target")
 
 
-def test_power_that_was_never_read_is_not_waited_for() -> None:
+def test_unreadable_power_is_not_waited_for() -> None:
     assert Host((0, _one(40, None))).wait("auto") == (MIN_S, "target")
 
 
@@ -245,7 +245,7 @@ def test_interrupted_gap_releases_nvml() -> None:
         ("1,1", [B]),
         (A, [A]),
         ("GPU-bbbb", [B]),
-        ("GPU-", []),  # could be either
+        ("GPU-", []),  # ambiguous
         ("NoDevFiles", []),
     ],
 )
@@ -265,7 +265,7 @@ LookAt = Callable[..., tuple[Looked, int, int]]
 
 @pytest.fixture
 def look(nvml_library: Path, tmp_path: Path) -> LookAt:
-    """Look once at boards, in a new process with the given environment."""
+    """Read scripted GPUs once, in a new process with the given environment."""
 
     def call(*boards: Board, **env: str) -> tuple[Looked, int, int]:
         script = Script(tmp_path / "script", list(boards))
@@ -348,7 +348,7 @@ def test_fixed_gap_is_kept_and_recorded(
     entries = results.manifest["experiments"]
     for before, after, gap in zip(entries, entries[1:], others, strict=False):
         between = _seconds_between(before["completed_at"], after["started_at"])
-        assert between >= gap.seconds - 0.002, "it lies before the experiment, and is no part of it"
+        assert between >= gap.seconds - 0.002, "the gap is before the experiment, not part of it"
     protocol = StudyResult.load(results.directory).measurement_protocol
     assert (protocol["experiment_gap_seconds"], protocol["cycle_gap_seconds"]) == (0.4, 0)
 
@@ -363,7 +363,7 @@ def test_cycle_gap_precedes_each_new_cycle(
     order: str,
     cycles: list[bool],
 ) -> None:
-    """Whether an experiment is of another cycle than the one before, from the second one on."""
+    """Return for each experiment from the second on whether its cycle differs from the one before."""
     write_study(
         sweep={"n": [1, 2]},
         execution={
@@ -417,7 +417,7 @@ def test_automatic_gap_without_nvml_is_skipped(
 
 @pytest.fixture
 def scripted(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Give the runs of pytest that follow a board at 35 °C and 70 W."""
+    """Give later runs of pytest a GPU at 35 °C and 70 W."""
     script = Script(tmp_path / "script", [_board()])
     script.write()
     for name, value in nvml.environment(nvml_library, script).items():
@@ -441,8 +441,9 @@ def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
     results: Results,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first experiment leaves a board that never cools, the second one a cool one."""
-    monkeypatch.setenv("TMPDIR", str(pytester.mkdir("tmp")))  # no run before has noted the memory of the board
+    """The first experiment leaves a GPU that never cools down, the second one a cool GPU."""
+    # without notes of earlier runs about the GPU's memory
+    monkeypatch.setenv("TMPDIR", str(pytester.mkdir("tmp")))
     write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
     text, path = scripted.path.read_text(), str(scripted.path)
     hot = text.replace("temperature 0 35", "temperature 0 60")
@@ -467,7 +468,7 @@ def test_automatic_gap_of_a_run_ends_at_target_or_timeout(
     assert third.seconds >= 0.2
     assert scripted.users() == 0
     functions = [call.function for call in scripted.calls()]
-    # For the devices that the engine might use, for each look and gap, and for memory before each experiment.
+    # For the engine's possible devices, for each reading and gap, and for memory before each experiment.
     assert functions.count("nvmlShutdown") == 1 + 3 + 3, "it is not held between"
     warnings = [str(one) for one in StudyResult.load(results.directory).warnings if one.code == "gap_timeout"]
     assert warnings == [
@@ -489,7 +490,7 @@ def test_nvml_is_not_read_where_no_gap_needs_it(
     points: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # or it would be asked which GPUs the engine might use
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # or NVML would be called for the engine's possible GPUs
     write_study(sweep={"n": points}, execution={"n_cycles": 1, **execution})
     pytester.runpytest_subprocess("study.yaml", "-p", "llem").assert_outcomes(passed=len(points))
     assert not scripted.path.with_suffix(".trace").exists()
@@ -514,7 +515,7 @@ def test_each_xdist_worker_has_gaps_of_its_own(
 def test_skipped_experiments_have_no_gap(
     pytester: pytest.Pytester, write_study: WriteStudy, results: Results, gaps: ReadGaps
 ) -> None:
-    """Neither before one that is, nor before the first that is not: either would take an hour."""
+    """Neither before a skipped experiment nor before the first one that runs: a gap would take an hour."""
     write_study(sweep={"n": [1, 2, 3, 4]}, execution=AN_HOUR)
     pytester.makepyfile(test_plain="def test_plain(): pass")
     pytester.makeconftest(
@@ -619,7 +620,8 @@ def test_ctrl_c_ends_the_gap(
     )
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", *workers]
     run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: list(pytester.path.glob("asleep-*")), 120)  # a second worker waits for the device meanwhile
+    # a second worker waits for the device at the same time
+    wait_until(lambda: list(pytester.path.glob("asleep-*")), 120)
     for _ in range(3):
         os.killpg(run.pid, signal.SIGINT)
         time.sleep(0.1)

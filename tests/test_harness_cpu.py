@@ -1,4 +1,4 @@
-"""What measuring costs in processor time: whose is counted, and when."""
+"""CPU time of the measurement: which processes count, and when."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.marks import slow
 
 @pytest.fixture
 def other() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that works for a fifth of a second and then waits."""
+    """A process that computes for 0.2 s and then waits."""
     code = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield process
@@ -33,15 +33,15 @@ def _work(seconds: float) -> None:
 
 def test_processor_time_is_counted_from_the_start(other: subprocess.Popen[bytes]) -> None:
     assert other.stdout is not None
-    other.stdout.readline()  # it has worked, before the window
+    other.stdout.readline()  # it has finished computing before the window
     harness = Harness([os.getpid(), other.pid])
     _work(0.3)
-    assert harness.cpu_seconds(None) == pytest.approx(0.3, abs=0.08)  # the kernel counts in 10 ms
+    assert harness.cpu_seconds(None) == pytest.approx(0.3, abs=0.08)  # the kernel counts in steps of 10 ms
     assert harness.cpu_seconds(2.0) == pytest.approx(2.3, abs=0.08), "with the meters' own"
     other.communicate(b"\n")
 
 
-def test_processor_time_is_unknown_once_a_process_is_gone(other: subprocess.Popen[bytes]) -> None:
+def test_processor_time_is_unknown_if_a_process_has_ended(other: subprocess.Popen[bytes]) -> None:
     harness = Harness([os.getpid(), other.pid])
     other.communicate(b"\n")
     assert harness.cpu_seconds(2.0) is None
@@ -59,7 +59,7 @@ def test_run_experiment_has_no_harness() -> None:
     assert run_experiment(fields).harness_cpu_seconds is None
 
 
-#: One process has a thread that never waits: the only one, or with xdist the controller.
+#: One process has a busy thread: pytest's, or with xdist the controller.
 BUSY = """
     import os, threading
 
@@ -85,7 +85,7 @@ def test_result_has_the_processor_time_of_pytest(
     busy: bool,
     workers: tuple[str, ...],
 ) -> None:
-    """A pytest process sleeps while an experiment runs; one in which a thread works shows."""
+    """pytest's process sleeps while an experiment runs, so that a busy thread in it is visible."""
     write_study(
         sweep={"n": [1]},
         noop={"seconds": 0.6},
@@ -100,5 +100,5 @@ def test_result_has_the_processor_time_of_pytest(
     assert result.window.window_seconds > 0.5
     used = result.harness_cpu_seconds
     assert used is not None
-    # Of a thread that never waits, even a busy machine runs some of these 0.6 s.
+    # Even a busy machine gives a busy thread a part of these 0.6 s.
     assert (used > 0.15) if busy else (0 <= used < 0.15)

@@ -1,4 +1,4 @@
-"""Limits of a process are in its result, have to agree between two that are compared, and count in preflight."""
+"""Limits of a process are in its result, must match in comparisons, and count in preflight."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNLIMITED = {
 
 
 def _facts(device: str = "cpu", **changes: Any) -> dict[str, Any]:
-    """Return the testbed facts of the golden experiment, measured with those limits."""
+    """Return the testbed facts of the golden experiment with the given limits."""
     data = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     data["environment"] |= UNLIMITED | changes
     data["engine"]["device"] = device
@@ -118,7 +118,7 @@ def test_cpus_are_listed_as_the_kernel_does() -> None:
 
 
 def _cpus(root: Path, cores: list[tuple[int, int, int]]) -> Path:
-    """Describe CPUs as sysfs does: package, core and highest clock in MHz of each."""
+    """Describe CPUs like sysfs: package, core and maximum clock in MHz of each."""
     for number, (package, core, mhz) in enumerate(cores):
         for name, value in (
             ("topology/physical_package_id", package),
@@ -131,7 +131,7 @@ def _cpus(root: Path, cores: list[tuple[int, int, int]]) -> Path:
     return root
 
 
-def test_the_layout_tells_siblings_packages_and_slower_cores_apart(tmp_path: Path) -> None:
+def test_layout_distinguishes_siblings_packages_and_slower_cores(tmp_path: Path) -> None:
     root = _cpus(tmp_path, [(0, 0, 5200), (0, 0, 5200), (0, 1, 5000), (1, 0, 5200), (1, 8, 3900), (1, 9, 3900)])
     assert limits.layout({0, 1}, root) == "2 CPUs on 1 core"
     assert limits.layout({0, 2}, root) == "2 CPUs on 2 cores"
@@ -148,7 +148,7 @@ def _reasons(folder: Path, study: str) -> list[str | None]:
     return [found.reason(point) for point in loaded.points]
 
 
-def test_preflight_refuses_what_the_memory_limit_would_kill(
+def test_preflight_refuses_experiment_beyond_the_memory_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = "model: builtin:tiny-llama\nn: 64\nsweep: {pytorch.batch_size: [1, 64]}\nmax_input_tokens: 3968"

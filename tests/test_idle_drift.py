@@ -1,4 +1,4 @@
-"""Idle power moves by itself: the uncertainty of what is left of a window covers zero where nothing was done."""
+"""Idle power drifts: the interval of a window's active energy contains zero if no work was done."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Power = NDArray[np.float64]
 CONFIG = BaselineConfig()
 BOUNDARY = {"source": "nvml_total_energy", "boundary": "gpu_board", "devices": ("GPU-1",)}
 
-#: An H200 with a context: power in W; a course of it has a value every so many s.
+#: Idle power of an H200 with a context, in W, and the time between two values of its simulated drift, in s.
 IDLE_W, STEP_S = 124.0, 0.1
 
-#: By what idle power moves within 30 s, as a standard deviation.
+#: Standard deviation of the drift of idle power within 30 s, in W.
 DRIFT_W = 0.002 * IDLE_W
 
-#: Of reading a counter's edges over 6 s, in J.
+#: Uncertainty of reading a counter's edges over 6 s, in J.
 READING_J = 0.1
 
 
 class Machine:
-    """A machine whose power is a course, on a clock of its own, and a meter that reads it."""
+    """A machine with simulated power and clock, and a meter that reads it."""
 
     def __init__(self, course: Power, noise: np.random.Generator) -> None:
         self.now, self._noise = 0.0, noise
@@ -65,7 +65,7 @@ class Machine:
         )
         return Reading((device,), seconds, tick_seconds=0.1)
 
-    # What of an engine is asked for.
+    # the part of an engine that is used
     def generate(self, batch: Any) -> None: ...
 
     def synchronize(self) -> None: ...
@@ -88,7 +88,7 @@ def _course(kind: str, seconds: float, noise: np.random.Generator) -> Power:
 
 @pytest.fixture
 def idle_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[IdlePowerRecord, float, float, float]]:
-    """Measure an idle machine as an experiment does; return the record, and the active energy of a window in which
+    """Measure idle power like an experiment; return the record, and the active energy of a window in which
     nothing was done: value, uncertainty, and what an uncertainty without drift would be, in J.
     """
 
@@ -116,15 +116,17 @@ def idle_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[IdlePowerRe
     return run
 
 
-#: Seconds of warm-up, of the window, and of a window of prefill after it.
+#: Duration of the warm-up, of the window, and of a prefill window after it, in s.
 TIMES = {"short": (5.0, 10.0, 0.0), "as on the H200": (15.0, 30.0, 0.0), "long": (15.0, 120.0, 0.0)}
 TIMES |= {"prefill split": (15.0, 10.0, 10.0), "baseline of an earlier cycle": (400.0, 10.0, 0.0)}
 
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("kind", ["random walk", "slow ramp", "step", "cools down", "constant"])
-def test_zero_work_covers_zero(idle_run: Callable[..., Any], kind: str, times: str) -> None:
-    """In 95 of 100 runs. On an H200 30 s of nothing had cost 8.5 J, with a stated uncertainty of 0.68 J."""
+def test_interval_of_active_energy_without_work_contains_zero(
+    idle_run: Callable[..., Any], kind: str, times: str
+) -> None:
+    """In 95 of 100 runs. 30 s without work used to cost 8.5 J on an H200, with an uncertainty of 0.68 J."""
     noise = np.random.default_rng(15)
     before, window, after = TIMES[times]
     total = CONFIG.duration_seconds + before + window + after + CONFIG.part_seconds + 1.0
@@ -138,7 +140,7 @@ def test_zero_work_covers_zero(idle_run: Callable[..., Any], kind: str, times: s
         assert np.median([uncertainty for _, _, uncertainty, _ in runs]) < 4 * spread, "and no more than that"
 
 
-def test_record_tells_what_drift_was_found(idle_run: Callable[..., Any]) -> None:
+def test_record_has_the_drift(idle_run: Callable[..., Any]) -> None:
     noise = np.random.default_rng(1)
     course = np.full(1000, IDLE_W)
     course[500:] = IDLE_W + 1.0

@@ -1,4 +1,4 @@
-"""Idle power: who measures it, and what is left of a pass without it."""
+"""Idle power: when it is measured, and the active energy of a pass without it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.conftest import NOOP_STUDY
 from tests.support import nvml
 from tests.support.powercap import Powercap
 
-#: Shorter than a study may have it.
+#: Shorter than a study allows.
 SHORT = BaselineConfig.model_construct(enabled=True, duration_seconds=0.2)
 MEASURED = Total(1.0, "measured", "rapl_package", "cpu_package", devices=("package-0",))
 
 
 class Engine:
-    """Notes what is done with it, as the meter does."""
+    """Logs its calls, into the same list as the meter."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -46,7 +46,7 @@ class Engine:
 
 
 class Meter:
-    """Reads a constant power, or one after the other, over parts of equal length."""
+    """Reads a constant power, or a list of powers in turn, over parts of equal length."""
 
     def __init__(self, log: Any, watts: float = 50.0, **device: Any) -> None:
         self.log, self.watts = log, cycle(watts if isinstance(watts, list) else [watts])
@@ -82,7 +82,7 @@ def baseline(
     return record, engine.log
 
 
-def test_it_is_measured_after_one_batch_with_nothing_running() -> None:
+def test_idle_power_is_measured_after_one_batch() -> None:
     record, log = baseline()
     assert record.idle_power_w == pytest.approx(50.0)
     assert record.seconds == 10
@@ -94,49 +94,49 @@ def test_it_is_measured_after_one_batch_with_nothing_running() -> None:
     assert log == ["generate b", "synchronize", "idle", *["begin", "end"] * 5], "in parts, back to back"
 
 
-def test_a_sampling_meter_measures_too() -> None:
+def test_sampling_meter_measures_idle_power() -> None:
     record, _ = baseline(method="sampled", loading=Total(1.0, "sampled"))
     assert (record.idle_power_w, record.method) == (pytest.approx(50.0), "sampled")
 
 
 @pytest.mark.parametrize("method", ["estimated", "attributed"])
-def test_a_model_of_the_power_knows_no_idle_machine(method: Method) -> None:
+def test_estimating_meter_does_not_measure_idle_power(method: Method) -> None:
     record, log = baseline(loading=Total(1.0, method, "cpu_time_model", "cpu_package"))
     assert (record.idle_power_w, record.method) == (None, "unavailable")
     assert record.reason == f"energy is {method} (cpu_time_model), which cannot measure idle power"
     assert log == [], "and nobody waits for it"
 
 
-def test_a_meter_that_turns_out_to_estimate_gives_none() -> None:
+def test_meter_that_falls_back_to_an_estimate_gives_no_idle_power() -> None:
     record, _ = baseline(loading=Total(None, "unavailable"), method="estimated")
     assert (record.idle_power_w, record.method) == (None, "unavailable")
     assert "energy is estimated" in record.reason
 
 
-def test_it_may_be_switched_off() -> None:
+def test_idle_power_may_be_switched_off() -> None:
     record, log = baseline(config=BaselineConfig(enabled=False))
     assert (record.idle_power_w, record.reason) == (None, "switched off by baseline.enabled")
     assert log == []
 
 
-def test_without_a_meter_there_is_none() -> None:
+def test_without_a_meter_there_is_no_idle_power() -> None:
     record, log = baseline(meter=False, loading=Total(None, "unavailable", reason="rapl: permission denied"))
     assert (record.idle_power_w, record.reason) == (None, "rapl: permission denied")
     assert log == []
 
 
-def test_a_counter_that_failed_while_loading_has_another_try() -> None:
+def test_counter_that_failed_while_loading_is_tried_again() -> None:
     record, _ = baseline(loading=Total(None, "unavailable", reason="it did not rise"))
     assert record.idle_power_w == pytest.approx(50.0)
 
 
-def test_a_counter_that_fails_leaves_none() -> None:
+def test_failing_counter_gives_no_idle_power() -> None:
     record, _ = baseline(watts=None, method="unavailable", reason="GPU is lost")
     assert (record.idle_power_w, record.seconds, record.method) == (None, None, "unavailable")
     assert "GPU is lost" in record.reason
 
 
-def test_one_part_that_fails_leaves_none() -> None:
+def test_one_failing_part_gives_no_idle_power() -> None:
     record, _ = baseline(watts=[50.0, 50.0, None, 50.0, 50.0], reason="GPU is lost")
     assert (record.idle_power_w, record.uncertainty_w, record.age_seconds) == (None, None, None)
     assert "GPU is lost" in record.reason
@@ -146,7 +146,7 @@ PARTS_W = [49.0, 51.0, 50.5, 52.0, 48.0]
 
 
 @pytest.mark.parametrize("edges_j", [None, 0.0, 3.0])
-def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j: float | None) -> None:
+def test_uncertainty_combines_scatter_and_reading(edges_j: float | None) -> None:
     record, _ = baseline(watts=PARTS_W, uncertainty_j=edges_j)
     assert record.idle_power_w == pytest.approx(50.1)
     scatter = statistics.stdev(PARTS_W) / math.sqrt(5)
@@ -154,7 +154,7 @@ def test_its_uncertainty_is_that_of_its_parts_and_of_reading_them(edges_j: float
     assert record.uncertainty_w == pytest.approx(math.hypot(scatter, reading))
 
 
-# ---- that of an earlier cycle ----
+# ---- reuse in later cycles ----
 
 EARLIER = IdlePowerRecord(
     idle_power_w=48.0,
@@ -170,7 +170,7 @@ EARLIER = IdlePowerRecord(
 )
 
 
-def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_power_of_an_earlier_cycle_is_reused_with_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
     class Later(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Later:
@@ -194,20 +194,20 @@ def test_an_earlier_cycles_is_taken_and_its_age_is_told(monkeypatch: pytest.Monk
         {"parts_w": []},
     ],
 )
-def test_another_meters_or_devices_is_not(changes: dict[str, Any]) -> None:
+def test_idle_power_of_other_meter_or_devices_is_not_reused(changes: dict[str, Any]) -> None:
     record, log = baseline(known=EARLIER.model_copy(update=changes))
     assert (record.idle_power_w, record.age_seconds) == (pytest.approx(50.0), 0.0)
     assert "idle" in log
 
 
-def test_nor_is_one_where_none_is_wanted_or_measured() -> None:
+def test_idle_power_is_not_reused_if_switched_off_or_missing() -> None:
     off = BaselineConfig(enabled=False)
     assert baseline(known=EARLIER, config=off)[0].idle_power_w is None
     estimate = Total(1.0, "estimated", "rapl_package", "cpu_package", devices=("package-0",))
     assert baseline(known=EARLIER, loading=estimate)[0].idle_power_w is None
 
 
-# ---- what is left of a pass ----
+# ---- active energy ----
 
 IDLE = IdlePowerRecord(
     idle_power_w=20.0,
@@ -244,7 +244,7 @@ def test_active_energy_may_be_below_zero() -> None:
 
 
 @pytest.mark.parametrize(("energy_j", "value"), [(100.0, 15.0), (30.0, -2.5)])
-def test_its_uncertainty_is_that_of_both(energy_j: float, value: float) -> None:
+def test_uncertainty_of_active_energy_combines_window_and_idle_power(energy_j: float, value: float) -> None:
     idle = IDLE.model_copy(update={"uncertainty_w": 0.5})
     metrics = _metrics(idle, energy_j, edges_j=0.8)
     assert metrics["idle_power_w"].uncertainty == 0.5
@@ -255,16 +255,16 @@ def test_its_uncertainty_is_that_of_both(energy_j: float, value: float) -> None:
 
 
 @pytest.mark.parametrize(("idle_w", "edges_j"), [(None, 0.8), (0.5, None)])
-def test_an_uncertainty_of_which_a_part_is_unknown_is_unknown(idle_w: float | None, edges_j: float | None) -> None:
+def test_uncertainty_with_an_unknown_part_is_unknown(idle_w: float | None, edges_j: float | None) -> None:
     active = _metrics(IDLE.model_copy(update={"uncertainty_w": idle_w}), edges_j=edges_j)["active_energy_j"]
     assert (active.value, active.uncertainty, active.interval95) == (15.0, None, None)
 
 
-def test_it_claims_no_more_than_its_weakest_part() -> None:
+def test_active_energy_has_the_weakest_method() -> None:
     assert _metrics(IDLE.model_copy(update={"method": "sampled"}))["active_energy_j"].method == "sampled"
 
 
-def test_without_a_baseline_it_is_null_with_the_reason() -> None:
+def test_without_idle_power_active_energy_is_null_with_the_reason() -> None:
     metrics = _metrics(IdlePowerRecord(reason="switched off by baseline.enabled"))
     assert {name: metric.value for name, metric in metrics.items()} == {
         "idle_power_w": None,
@@ -275,12 +275,12 @@ def test_without_a_baseline_it_is_null_with_the_reason() -> None:
     assert {metric.method for metric in metrics.values()} == {"unavailable"}
 
 
-def test_without_an_energy_it_is_null_with_that_reason() -> None:
+def test_without_energy_active_energy_is_null_with_the_reason() -> None:
     active = _metrics(IDLE, None, "unavailable", "GPU is lost")["active_energy_j"]
     assert (active.value, active.reason) == (None, "GPU is lost")
 
 
-def test_another_boundarys_baseline_is_not_subtracted() -> None:
+def test_idle_power_of_another_boundary_is_not_subtracted() -> None:
     active = _metrics(IDLE.model_copy(update={"boundary": "cpu_package"}))["active_energy_j"]
     assert (active.value, active.method) == (None, "unavailable")
     assert active.reason == "idle power covers cpu_package, and the window gpu_board"
@@ -292,7 +292,7 @@ A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 
 
 def _idle_and_window(script: Any, busy_s: Any) -> Any:
-    """Return what a GPU's idle power and a window of *busy_s* a pass come to, in a process that finds it.
+    """Return a GPU's idle power and the metrics of a window with *busy_s* of work in each pass.
 
     The baseline begins on a full second of the script's.
     """
@@ -339,8 +339,8 @@ def test_the_idle_power_of_a_scripted_gpu_is_right_to_a_percent(on_gpu: Callable
 
 
 @pytest.mark.slow
-def test_a_window_of_no_work_has_zero_in_its_interval(on_gpu: Callable[..., Any]) -> None:
-    """Of a power that is not quite constant: it changes with each part of the baseline."""
+def test_interval_of_a_window_without_work_contains_zero(on_gpu: Callable[..., Any]) -> None:
+    """Idle power is not quite constant: it changes with each part of the measurement."""
     record, metrics, window = on_gpu(*((k / 2, 124.0 if k % 2 else 118.0) for k in range(32)))
     low, high = metrics["active_energy_j"].interval95
     assert low < 0 < high
@@ -360,7 +360,7 @@ def _run(phases: Any = None, **changes: Any) -> Any:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package whose counter rises with the clock: 40 W, and 60 W more while the engine generates."""
+    """A package that draws 40 W, and 60 W more while the engine generates."""
     import noop_engine
 
     busy = [0.0]
@@ -385,7 +385,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("noop_engine", "machine")
-def test_a_run_on_a_machine_whose_power_is_known() -> None:
+def test_run_on_a_machine_of_known_power() -> None:
     phases: list[Progress] = []
     result = _run(
         phases,
@@ -395,8 +395,8 @@ def test_a_run_on_a_machine_whose_power_is_known() -> None:
         measurement={"min_window_seconds": 0.5},
         warmup={"n_warmup": 1, "convergence_detection": False},
     )
-    told = [progress.phase for progress in phases]
-    assert told.index("preparing") < told.index("measuring the idle machine") < told.index("warming up")
+    names = [progress.phase for progress in phases]
+    assert names.index("preparing") < names.index("measuring the idle machine") < names.index("warming up")
     assert Progress("measuring the idle machine", total=5.0, unit="s") in phases
     assert [progress for progress in phases if progress.phase == "warming up"] == [
         Progress("warming up", done, 2, "runs") for done in (1, 2)
@@ -415,7 +415,7 @@ def test_a_run_on_a_machine_whose_power_is_known() -> None:
 
 
 @pytest.mark.usefixtures("noop_engine")
-def test_an_estimate_has_no_baseline_and_waits_for_none() -> None:
+def test_estimate_has_no_idle_power_and_does_not_wait() -> None:
     phases: list[Progress] = []
     result = _run(phases)
     assert "measuring the idle machine" not in {progress.phase for progress in phases}

@@ -1,4 +1,4 @@
-"""The bare machine: measured once, before anything ran on it; and what later cycles know of the idle one."""
+"""Idle power without a context is measured once; later cycles reuse idle power with a loaded model."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
 
 @pytest.fixture(autouse=True)
 def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Powercap:
-    """Put an empty powercap folder in the machine's place."""
+    """Replace the machine's powercap folder by an empty one."""
     folder = Powercap(tmp_path / "powercap")
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(folder.root))
     return folder
 
 
-# ---- which meter ----
+# ---- selection of the meter ----
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ MakeSleep = Callable[[Callable[[], object]], Callable[[float], None]]
 
 @pytest.fixture
 def sleep(monkeypatch: pytest.MonkeyPatch) -> MakeSleep:
-    """Return what makes a sleep: it moves the meter's clock alone, and does something meanwhile."""
+    """Return a replacement of sleeping, which advances only the meter's clock and calls a function."""
 
     def make(meanwhile: Callable[[], object]) -> Callable[[float], None]:
         now = [100.0]
@@ -102,9 +102,9 @@ def test_packages_and_memory_are_measured_for_five_seconds(powercap: Powercap, s
         add(package, 60.0)
         add(dram, 7.5)
 
-    found = measure_without_context("rapl", [], on_idle=lambda: log.append("told"), sleep=sleep(meanwhile))
+    found = measure_without_context("rapl", [], on_idle=lambda: log.append("on_idle"), sleep=sleep(meanwhile))
     assert SECONDS == 5
-    assert log == ["told", "asleep"]
+    assert log == ["on_idle", "asleep"]
     assert found["idle_power_no_context_w"] == {"package-0": pytest.approx(12.0), "dram-0": pytest.approx(1.5)}
     assert found["no_context_method"] == "measured"
     assert found["no_context_source"] == "rapl_package+rapl_dram"
@@ -143,35 +143,35 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
     assert found["no_context_reason"].startswith(f"{name}: ")
 
 
-# ---- what later cycles know ----
+# ---- reuse in later cycles ----
 
 
-def _result(**baseline: Any) -> str:
-    return json.dumps({"idle_power": {"idle_power_w": 40.0, "age_seconds": 0.0, **baseline}})
+def _result(**idle_power: Any) -> str:
+    return json.dumps({"idle_power": {"idle_power_w": 40.0, "age_seconds": 0.0, **idle_power}})
 
 
 def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
-    board = SharedState()
-    assert known_idle_power(board, "abc", None) is None
-    keep_idle_power(board, "abc", None, _result())
-    assert (known_idle_power(board, "abc", None) or {})["idle_power_w"] == 40.0
-    assert known_idle_power(board, "abd", None) is None, "another point"
-    assert known_idle_power(board, "abc", tmp_path / "python") is None, "another interpreter"
+    shared_state = SharedState()
+    assert known_idle_power(shared_state, "abc", None) is None
+    keep_idle_power(shared_state, "abc", None, _result())
+    assert (known_idle_power(shared_state, "abc", None) or {})["idle_power_w"] == 40.0
+    assert known_idle_power(shared_state, "abd", None) is None, "another point"
+    assert known_idle_power(shared_state, "abc", tmp_path / "python") is None, "another interpreter"
 
 
-@pytest.mark.parametrize("baseline", [{"idle_power_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
-def test_only_measured_idle_power_is_kept(baseline: dict[str, Any]) -> None:
-    board = SharedState()
-    keep_idle_power(board, "abc", None, _result(**baseline))
-    keep_idle_power(board, "abc", None, '{"idle_power": null}')
-    assert known_idle_power(board, "abc", None) is None
+@pytest.mark.parametrize("idle_power", [{"idle_power_w": None}, {"age_seconds": 12.0}, {"age_seconds": None}])
+def test_only_measured_idle_power_is_kept(idle_power: dict[str, Any]) -> None:
+    shared_state = SharedState()
+    keep_idle_power(shared_state, "abc", None, _result(**idle_power))
+    keep_idle_power(shared_state, "abc", None, '{"idle_power": null}')
+    assert known_idle_power(shared_state, "abc", None) is None
 
 
 def test_newest_measured_idle_power_counts() -> None:
-    board = SharedState()
-    for watts in (40.0, 45.0):  # the second was measured as the first did not fit
-        keep_idle_power(board, "abc", None, _result(idle_power_w=watts))
-    assert (known_idle_power(board, "abc", None) or {})["idle_power_w"] == 45.0
+    shared_state = SharedState()
+    for watts in (40.0, 45.0):  # the second was measured because the first was not reusable
+        keep_idle_power(shared_state, "abc", None, _result(idle_power_w=watts))
+    assert (known_idle_power(shared_state, "abc", None) or {})["idle_power_w"] == 45.0
 
 
 # ---- whole runs ----
@@ -179,7 +179,7 @@ def test_newest_measured_idle_power_counts() -> None:
 
 @pytest.fixture
 def gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Give new processes two boards, and a torch that seems to be a build for CUDA."""
+    """Give new processes two scripted GPUs, and a torch that looks like a CUDA build."""
     metadata = tmp_path / "cuda" / "torch-2.11.0+cu128.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu128\n")
@@ -222,7 +222,7 @@ def baselines(results: Results) -> ReadBaselines:
 
 
 def _reads(script: Script) -> int:
-    """Return how often the counters of the boards were read."""
+    """Return how often the GPUs' counters were read."""
     return sum(call.function == COUNTER for call in script.calls()) if script._trace.exists() else 0
 
 
@@ -255,7 +255,7 @@ def test_each_gpu_is_measured_once_before_the_first_experiment(
 def test_idle_machine_is_not_measured_where_nothing_needs_it(
     pytester: pytest.Pytester, write_study: Callable[..., Path], gpus: Script
 ) -> None:
-    """Measuring would take an hour."""
+    """A measurement would take an hour."""
     study = {**STUDY, "sweep": {"n": [1]}, "execution": NO_GAPS}
     write_study("off.yaml", **{**study, "name": "off", "baseline": {"enabled": False}})
     write_study("no_energy.yaml", **{**study, "name": "no_energy", "energy": {"backend": None}})

@@ -1,4 +1,4 @@
-"""Experiments of known energy and tokens, on a board that draws what its script says and the engine adds to."""
+"""Experiments of known energy and tokens, on a GPU with scripted power to which the engine adds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.warned import texts
 GPU = "GPU-known"
 IDLE_W, BUSY_W = 100.0, 300.0
 
-#: Three tokens for each of four prompts, two at a time.
+#: Four prompts in batches of two, with three output tokens each.
 TOKENS = 12
 
 
 def measure(changes: Any) -> Any:
-    """Return the result of an experiment as plain data. Runs in a process that sees the board; ``tail`` is added
+    """Return the result of an experiment as plain data. Runs in a process with the scripted GPU; ``tail`` is added
     to its script as the window has begun.
     """
     tail, gpus = changes.pop("tail", ""), changes.pop("gpus", GPU)
@@ -41,15 +41,15 @@ def measure(changes: Any) -> Any:
     def begin_and_change(meters: Meters) -> None:
         begin(meters)
         opened.append(meters)
-        if len(opened) == 2 and tail:  # the first window is that of loading
+        if len(opened) == 2 and tail:  # the first window is that of the load
             _change(tail)
 
-    pytest.MonkeyPatch().setattr(Meters, "begin", begin_and_change)  # in a process that ends with this
+    pytest.MonkeyPatch().setattr(Meters, "begin", begin_and_change)  # the process ends after this call
     return ExperimentOrchestrator(ExperimentConfig.model_validate(given)).run().result.model_dump(mode="json")
 
 
 def _change(tail: Any) -> None:
-    """Add to the board's script: lines in which NOW is that instant, and NOW+1.5 later."""
+    """Add lines to the GPU's script, in which NOW is the current time, and NOW+1.5 is 1.5 s later."""
     path = Path(os.environ["LLEM_SCRIPTED_NVML"])
     text = path.read_text()
     start = float(not_none(re.search(r"^start (.*)$", text, re.MULTILINE))[1])
@@ -61,7 +61,7 @@ def _change(tail: Any) -> None:
 
 @pytest.fixture
 def board(tmp_path: Path, nvml_library: Path, noop_engine: None) -> Callable[..., Any]:
-    """Return a function that measures on a board, and gives the result and the board's power over time."""
+    """Return a function that measures on a scripted GPU, and returns the result and the GPU's power over time."""
 
     def run(more: Any = None, rules: Any = (), call_ms: float = 0.0, others: Any = (), **changes: Any) -> Any:
         board = nvml.Board(GPU, [(0, IDLE_W)], dict(more or {}), rules=list(rules))
@@ -77,13 +77,13 @@ def board(tmp_path: Path, nvml_library: Path, noop_engine: None) -> Callable[...
 
 
 def known_energy_j(board: Any, passes: Any) -> Any:
-    """Return what a pass took, from the first busy moment of the window's first to the last one of its last."""
+    """Return the energy of a pass, from the start of work in the window's first pass to its end in the last."""
     edges = [at for at, _ in board.power]
     return board.energy_j(edges[-4 * passes], edges[-1]) / passes
 
 
 @pytest.mark.parametrize(("seconds", "tick_ms", "call_ms"), [slow(1.0, 20, 0), (2.0, 100, 4)])
-def test_joules_per_token_are_the_scripts_however_long_the_window_is(
+def test_energy_per_token_is_right_for_any_window_length(
     board: Callable[..., Any], seconds: float, tick_ms: int, call_ms: int
 ) -> None:
     result, drawn = board(
@@ -97,14 +97,14 @@ def test_joules_per_token_are_the_scripts_however_long_the_window_is(
     assert 1 <= passes <= seconds / 0.5 + 1
     assert window["window_seconds"] >= seconds
     known = known_energy_j(drawn, passes)
-    # Nothing runs around the passes; the end waits for a tick.
+    # The GPU is idle around the passes; the end of the window waits for a tick.
     span = drawn.power[-1][0] - drawn.power[-4 * passes][0]
     around = window["energy_seconds"] - span
     assert -2.5 * result["devices"][0]["uncertainty_j"] / IDLE_W <= around
     exact = (known * passes + around * IDLE_W) / passes
     assert metrics["energy_j"]["value"] == pytest.approx(exact, rel=0.005)
     assert metrics["energy_per_output_token_j"]["value"] == pytest.approx(exact / TOKENS, rel=0.005)
-    # What of it is none of the passes' is a tick at most, and told.
+    # Beyond the passes the window contains at most a tick, which the result records.
     assert around == pytest.approx(window["tail_seconds"], abs=0.02)
     assert metrics["energy_j"]["value"] - known <= (tick_ms / 1000 + 0.02) * IDLE_W / passes + 0.005 * known
     assert metrics["energy_per_output_token_j"]["value"] == pytest.approx(metrics["energy_j"]["value"] / TOKENS)
@@ -113,14 +113,14 @@ def test_joules_per_token_are_the_scripts_however_long_the_window_is(
         assert (metrics[name]["method"], metrics[name]["source"]) == ("measured", "nvml_total_energy")
     assert metrics["energy_j"]["boundary"] == "gpu_board"
     assert metrics["cpu_energy_j"]["value"] is None
-    # A pass takes half a second of work, whatever the window; on a busy machine there are pauses in it.
+    # A pass has half a second of work for any window; on a busy machine it has pauses.
     assert metrics["seconds"]["value"] >= 0.5
     assert metrics["energy_j"]["value"] >= 0.5 * BUSY_W * 0.995
 
 
 @pytest.mark.slow
-def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board: Callable[..., Any]) -> None:
-    """They tick at different times and at different rates."""
+def test_two_gpus_have_their_own_energy_and_a_token_the_sum(board: Callable[..., Any]) -> None:
+    """The GPUs tick at different times and rates."""
     other = nvml.Board("GPU-other", [(0, 50.0)], {"tick_ms": 100, "phase_ms": 30})
     result, drawn = board(
         others=[other],
@@ -133,7 +133,7 @@ def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board: Callable[...,
     assert [one["device"] for one in (idle, busy)] == ["GPU-other", GPU]
     blur_j = 2.5 * math.hypot(idle["uncertainty_j"], busy["uncertainty_j"])
     assert idle["energy_j"] == pytest.approx(50.0 * idle["seconds"], rel=0.005, abs=blur_j)
-    # The first tick of both is waited for, and of this one alone for its second.
+    # The window waits for the first tick of both GPUs, and for the second tick only of this one.
     around = busy["seconds"] - (drawn.power[-1][0] - drawn.power[-4 * passes][0])
     exact_j = known_energy_j(drawn, passes) * passes + around * IDLE_W
     assert busy["energy_j"] == pytest.approx(exact_j, rel=0.005, abs=blur_j)
@@ -145,7 +145,7 @@ def test_of_two_boards_each_has_its_own_and_a_token_the_sum(board: Callable[...,
 
 
 @pytest.mark.slow
-def test_active_energy_is_what_the_work_adds(board: Callable[..., Any]) -> None:
+def test_active_energy_is_the_energy_of_the_work(board: Callable[..., Any]) -> None:
     result, drawn = board(measurement={"min_window_seconds": 1.0}, baseline={"duration_seconds": 5})
     assert result["idle_power"]["idle_power_w"] == pytest.approx(IDLE_W, rel=0.01)
     passes, metrics = result["window"]["passes"], result["metrics"]
@@ -157,16 +157,16 @@ def test_active_energy_is_what_the_work_adds(board: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-def test_prompts_and_answers_share_what_the_script_says(board: Callable[..., Any]) -> None:
+def test_prefill_and_decode_have_their_scripted_energies(board: Callable[..., Any]) -> None:
     measurement = {"min_window_seconds": 1.0, "prefill_split": True}
     result, drawn = board(measurement=measurement, baseline={"enabled": False})
     window, prefill, metrics = result["window"], result["prefill_window"], result["metrics"]
     edges = [at for at, _ in drawn.power]
     first = len(edges) - 4 * prefill["passes"]
-    both = first - 2  # one batch more runs between the windows
+    both = first - 2  # one more batch runs between the windows
     first_j = drawn.energy_j(edges[first], edges[-1]) / prefill["passes"]
     whole_j = drawn.energy_j(edges[both - 4 * window["passes"]], edges[both - 1]) / window["passes"]
-    # Either window ends with a tick's wait.
+    # Both windows end by waiting for a tick.
     tail_j = 0.021 * IDLE_W * (1 / prefill["passes"] + 1 / window["passes"])
     found = {name: metrics[name]["value"] for name in ("prefill_energy_j", "decode_energy_j")}
     assert found["prefill_energy_j"] == pytest.approx(first_j, abs=tail_j + 0.01 * first_j)
@@ -177,13 +177,13 @@ def test_prompts_and_answers_share_what_the_script_says(board: Callable[..., Any
     )
 
 
-# ---- what goes wrong on the way ----
+# ---- failures ----
 
 
-def test_a_board_lost_in_the_window_has_no_energy_and_warns_first(
+def test_gpu_lost_in_the_window_has_no_energy_and_warns_first(
     board: Callable[..., Any],
 ) -> None:
-    """RAPL cannot be read either, as on most machines with GPUs: that is no reason to keep still."""
+    """RAPL cannot be read either, as on most machines with GPUs: the GPU's reason is reported all the same."""
     quick = {"measurement": {"min_window_seconds": 1.0}, "baseline": {"enabled": False}}
     result, _ = board(energy={"backend": "auto"}, tail="lost_at NOW\n", **quick)
     metrics = result["metrics"]
@@ -197,7 +197,7 @@ def test_a_board_lost_in_the_window_has_no_energy_and_warns_first(
     assert rapl.startswith("meter rapl: RAPL: no package counter")
 
 
-def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board: Callable[..., Any]) -> None:
+def test_gpu_with_mig_has_no_energy_and_warns_first(board: Callable[..., Any]) -> None:
     quick = {"measurement": {"min_window_seconds": 0.5}, "baseline": {"enabled": False}}
     result, _ = board({"mig": 1}, energy={"backend": "auto"}, **quick)
     assert result["metrics"]["energy_j"]["value"] is None
@@ -209,7 +209,7 @@ def test_a_board_with_mig_has_no_energy_and_that_is_told_first(board: Callable[.
 def test_counter_throttling_and_temperature_warnings_worst_first(
     board: Callable[..., Any],
 ) -> None:
-    """The counter counts a tenth too much, half of the time the power limit holds the clocks down."""
+    """The counter is 10 % too high, and the GPU is throttled by power for half of the time."""
     result, drawn = board(
         {"counter_gain": 1.1},
         rules=["throttle power 0 0.5", "temperature 0 40"],
@@ -217,14 +217,14 @@ def test_counter_throttling_and_temperature_warnings_worst_first(
         measurement={"min_window_seconds": 2.0},
         baseline={"enabled": False},
     )
-    # On a busy machine passes drift, and wait for a CPU, too.
+    # On a busy machine there may be warnings of drift and contention, too.
     of_the_machine = ("drift", "contended", "host-bound")
     off, throttled, warmer, *_ = [one for one in texts(result["warnings"]) if not one.startswith(of_the_machine)]
     assert off.startswith(f"energy counter and sampled power disagree on {GPU}: ")
     assert throttled.startswith(f"throttled: {GPU} for ")
     assert warmer.startswith(f"temperature of {GPU} went from 40 to 70 °C")
     [device] = result["devices"]
-    # On a busy machine the sampler looks less often, and says how much less it knows.
+    # On a busy machine the sampler samples less often, and has a larger uncertainty.
     blur = 3 * device["integral_uncertainty_j"] / device["energy_j"]
     assert device["integral_j"] / device["energy_j"] == pytest.approx(1 / 1.1, abs=max(0.03, blur))
     known = known_energy_j(drawn, result["window"]["passes"])

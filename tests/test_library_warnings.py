@@ -1,4 +1,4 @@
-"""What transformers only warns of is refused, or reaches the result: of a test that passes nobody sees it."""
+"""Warnings of transformers reach the result, or the model is refused: pytest hides those of passing tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytest.importorskip("transformers")
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., str]:
-    """Save a tiny model: its weights, as *change* has them, and its config.json with changes."""
+    """Save a tiny model: its weights as *change* returns them, and its config.json with changes."""
     from safetensors.torch import save_file
 
     def make(change: Callable[[dict[str, Any]], dict[str, Any]] = dict, kind: str = "llama", **fields: Any) -> str:
@@ -62,7 +62,7 @@ def test_missing_weights_mark_the_result_as_one_of_random_weights(save: Callable
     assert "random weights: speed is real, power depends on the values and may differ" in texts(result.warnings)
 
 
-def test_a_model_none_of_whose_weights_is_there_is_refused(save: Callable[..., str]) -> None:
+def test_model_without_any_weights_is_refused(save: Callable[..., str]) -> None:
     model = save(lambda weights: {f"student.{name}": one for name, one in weights.items()})
     reason = r"none of the 21 weights of LlamaForCausalLM is in its files, which hold student\.lm_head\.weight"
     with pytest.raises(PreflightError, match=reason):
@@ -75,7 +75,7 @@ def test_weights_of_another_shape_are_refused_by_name(save: Callable[..., str]) 
         engine(model=save(vocab_size=299))
 
 
-def test_weights_that_are_not_used_are_a_warning(save: Callable[..., str]) -> None:
+def test_unused_weights_are_a_warning(save: Callable[..., str]) -> None:
     model = save(lambda weights: {**weights, "vision.weight": weights["lm_head.weight"] + 1})
     with pytest.warns(UserWarning, match="not used by"), library_warnings() as found:
         made = engine(model=model)
@@ -83,7 +83,7 @@ def test_weights_that_are_not_used_are_a_warning(save: Callable[..., str]) -> No
     assert made.describe().random_weights is False
 
 
-def test_a_model_that_is_all_there_is_warned_of_in_no_way(save: Callable[..., str]) -> None:
+def test_complete_model_has_no_warning(save: Callable[..., str]) -> None:
     with library_warnings() as found:
         made = engine(model=save())
         made.generate(made.prepare([[5, 6, 7]])[0])
@@ -100,13 +100,13 @@ def test_an_encoder_is_refused(kind: str, save: Callable[..., str]) -> None:
         engine(model=save(kind=kind))
 
 
-def test_an_encoder_that_was_trained_as_a_decoder_is_none(save: Callable[..., str]) -> None:
+def test_encoder_trained_as_a_decoder_is_accepted(save: Callable[..., str]) -> None:
     assert engine(model=save(kind="bert", is_decoder=True)).describe().name == "pytorch"
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt_neox_japanese", "cpmant", "gpt2"])
-def test_a_decoder_is_no_encoder(kind: str, save: Callable[..., str]) -> None:
-    """Whatever its configuration says; nor is one whose answers alone are causal, as CPM-Ant's are."""
+def test_decoder_is_not_refused_as_an_encoder(kind: str, save: Callable[..., str]) -> None:
+    """For any configuration, and also a model with causal attention only in answers, such as CPM-Ant."""
     assert engine(model=save(kind=kind)).describe().name == "pytorch"
 
 
@@ -125,7 +125,7 @@ def test_a_prompt_beyond_the_context_is_refused_before_anything_starts(
     assert found.ret != 0
 
 
-def test_prompts_of_several_lengths_are_refused_by_the_longest_that_there_is(save: Callable[..., str]) -> None:
+def test_prompts_are_refused_by_their_longest_length(save: Callable[..., str]) -> None:
     model = save()
     lengths = {"n": 3, "input_len": {"min": 100, "max": 200}, "output_len": 6}
     made = engine(model=model, dataset=lengths)
@@ -184,11 +184,11 @@ def test_the_context_is_the_stated_one_stretched_as_its_embeddings_are(
     assert context_length(config) == length
 
 
-# ---- what libraries say ----
+# ---- warnings of libraries ----
 
 
 def test_warnings_of_libraries_reach_the_result(noop_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each once, also of a second experiment in one process, and of a logger that keeps to itself."""
+    """Each once, also in a process's second experiment, and from a logger that does not propagate."""
     import noop_engine as package
 
     logger = logging.getLogger("somelib.loading")
@@ -213,7 +213,7 @@ def test_warnings_of_libraries_reach_the_result(noop_engine: None, monkeypatch: 
         assert found == ["somelib: weights of x are old", "tests: a slow kernel is used"]
 
 
-def test_a_library_that_warns_all_the_time_does_not_fill_the_result() -> None:
+def test_number_of_library_warnings_is_limited() -> None:
     before = logging.getLogRecordFactory()
     with library_warnings() as found:
         for number in range(99):

@@ -1,4 +1,4 @@
-"""Warm-up, window, prompts and accounting, with an engine and a meter whose figures are known."""
+"""Warm-up, window, prompts and metrics, with an engine and a meter of known values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NATURAL = {"min_window_seconds": 0, "length_mode": "natural"}
 
 
 class Meter:
-    """Reads what it is told, once for the load and once for the window."""
+    """A meter with given readings, one for the load and one for the window."""
 
     def __init__(self, *devices: Any, tick_seconds: Any = None) -> None:
         self.readings = [Reading((DeviceReading("d", "gpu_board", 1.0, "measured", "m"),), 1.0)]
@@ -83,7 +83,7 @@ def test_the_window_holds_whole_passes_and_totals_are_per_pass(meter: Callable[.
     assert (energy.method, energy.source, energy.boundary) == ("measured", "nvml_total_energy", "gpu_board")
 
 
-def test_boards_packages_and_memory_are_kept_apart(meter: Callable[..., Any]) -> None:
+def test_gpus_packages_and_memory_are_kept_apart(meter: Callable[..., Any]) -> None:
     meter(
         DeviceReading("package-0", "cpu_package", 30.0, "measured", "rapl_package"),
         DeviceReading("dram-0", "dram", 6.0, "measured", "rapl_dram"),
@@ -104,7 +104,7 @@ def test_boards_packages_and_memory_are_kept_apart(meter: Callable[..., Any]) ->
     assert found["gpu_energy_j"].reason == "no meter read gpu_board"
 
 
-def test_an_energy_that_is_not_there_is_null_with_its_reason(meter: Callable[..., Any]) -> None:
+def test_missing_energy_is_null_with_its_reason(meter: Callable[..., Any]) -> None:
     meter(DeviceReading("GPU-1", "gpu_board", None, "unavailable", "nvml_total_energy", "GPU is lost"))
     result = run().result
     for name in ("energy_j", "energy_per_output_token_j", "tokens_per_joule", "mean_power_w", "gpu_energy_j"):
@@ -121,7 +121,7 @@ def test_a_window_of_few_ticks_is_flagged(meter: Callable[..., Any]) -> None:
     assert any("holds 4 ticks" in warning for warning in texts(result.warnings))
 
 
-def test_no_meter_at_all_is_said() -> None:
+def test_missing_meter_is_a_warning() -> None:
     result = run(energy={"backend": None}).result
     assert result.metrics["energy_j"].value is None
     assert result.metrics["energy_j"].reason == "energy: switched off by energy.backend"
@@ -135,7 +135,7 @@ def test_an_estimate_is_warned_of_unless_it_is_allowed() -> None:
     assert allowed.metrics["energy_j"].method == "estimated"
 
 
-def test_nothing_generated_is_no_division_by_zero() -> None:
+def test_no_generated_tokens_do_not_divide_by_zero() -> None:
     result = run(noop={"ids": []}, measurement=NATURAL).result
     assert result.tokens.output_tokens == 0
     assert result.metrics["energy_per_output_token_j"].value is None
@@ -154,7 +154,7 @@ def test_tokens_and_padding_are_counted(tmp_path: Path) -> None:
     assert float(ttft) + float(itl) == pytest.approx(float(e2e), abs=0.001)
 
 
-def test_an_engine_that_generates_other_lengths_than_asked_is_refused() -> None:
+def test_engine_that_generates_other_lengths_is_refused() -> None:
     with pytest.raises(ValueError, match="the engine generated 2 tokens where exactly 3 were asked for"):
         run(noop={"ids": [1, 2]})
     with pytest.raises(ValueError, match="the engine generated 4 tokens where at most 3 were asked for"):
@@ -170,8 +170,8 @@ def test_an_engine_that_forgets_a_prompt_is_refused(monkeypatch: pytest.MonkeyPa
         run()
 
 
-def test_peak_memory_is_the_windows_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first batches, which warm up, take more than those that are measured; so does what comes after."""
+def test_peak_memory_is_that_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up batches, and what runs after the window, need more memory than the measured batches."""
     import noop_engine
 
     engine, used, asked = noop_engine.NoopEngine, [0], []
@@ -195,15 +195,13 @@ def test_peak_memory_is_the_windows_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert result.metrics["peak_memory_mb"].value == 2.0
 
 
-def test_a_meter_asked_for_by_name_is_there_or_the_experiment_fails(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_named_meter_is_available_or_the_experiment_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LLEM_POWERCAP_ROOT", str(tmp_path))
     with pytest.raises(PreflightError, match=r"meter 'rapl' cannot be used: RAPL: no package counter"):
         run(energy={"backend": "rapl"})
 
 
-def test_what_the_dataset_says_is_what_is_recorded() -> None:
+def test_dataset_section_sets_recorded_prompt_counts() -> None:
     result = run(n=7, dataset={"n": 3, "input_len": 5, "output_len": 2}).result
     config = result.effective_config
     assert (config["n"], config["max_input_tokens"], config["max_output_tokens"]) == (3, 5, 2)
@@ -217,7 +215,7 @@ def test_synthetic_prompts_have_exact_lengths_and_a_seed() -> None:
 
 
 class Engine:
-    """Takes as long for each run as it is told."""
+    """An engine with a given duration of each run."""
 
     def __init__(self, clock: Any, durations: Any) -> None:
         self.clock, self.durations = clock, iter(durations)
@@ -253,7 +251,7 @@ def test_warm_up_ends_when_latencies_settle(clock: list[float]) -> None:
     assert runs == list(range(1, 10))
 
 
-def test_warm_up_looks_at_its_last_latencies_once_there_are_enough(clock: list[float]) -> None:
+def test_warm_up_uses_its_last_latencies(clock: list[float]) -> None:
     settled = [9.0, 1.0, 9.0, 1.0, *[2.0] * 20]
     engine: Any = Engine(clock, settled)
     record = not_none(
@@ -262,14 +260,14 @@ def test_warm_up_looks_at_its_last_latencies_once_there_are_enough(clock: list[f
     assert (record.runs, record.converged, record.cv) == (9, True, 0.0)
 
 
-def test_warm_up_gives_up_and_says_so(clock: list[float]) -> None:
+def test_warm_up_that_does_not_settle_ends_unconverged(clock: list[float]) -> None:
     engine: Any = Engine(clock, [1.0, 2.0] * 20)
     record = not_none(warm_up(engine, [1], WarmupConfig(n_warmup=1, max_prompts=12), lambda run, most: None))
     assert (record.runs, record.converged) == (12, False)
     assert not_none(record.cv) > 0.05
 
 
-def test_warm_up_without_detection_runs_what_it_was_told(clock: list[float]) -> None:
+def test_warm_up_without_detection_runs_n_warmup_times(clock: list[float]) -> None:
     engine: Any = Engine(clock, [1.0, 2.0] * 20)
     record = not_none(
         warm_up(engine, [1], WarmupConfig(n_warmup=3, convergence_detection=False), lambda run, most: None)
@@ -308,14 +306,14 @@ def test_latency_percentiles_are_over_requests_and_gaps() -> None:
     assert two.latency_metrics() == metrics, "of all passes"
 
 
-def test_latencies_that_an_engine_cannot_tell_are_null_with_its_reason() -> None:
+def test_latencies_that_the_engine_does_not_report_are_null() -> None:
     requests = Requests([[RequestRecord(1, [1, 2])]], no_latency="beams have no tokens to time")
     assert {metric.value for metric in requests.latency_metrics().values()} == {None}
     assert requests.latency_metrics()["ttft_p50_ms"].reason == "beams have no tokens to time"
     assert requests.to_csv().splitlines()[1] == "1,0,1,2,,,"
 
 
-def test_the_digest_tells_outputs_apart() -> None:
+def test_digest_differs_between_outputs() -> None:
     def digest(*rows: Any) -> Any:
         return Requests([[RequestRecord(1, row) for row in rows]]).output_digest()
 

@@ -1,4 +1,4 @@
-"""The pytest process keeps nothing of an experiment once it is written down."""
+"""pytest's process keeps nothing of an experiment once its result is saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from tests.conftest import NOOP_STUDY
 from tests.support import instant
 
-#: Bytes in each result, in the file beside it, and in its output. Kept from 900 experiments, each is 72 MB.
+#: Bytes in each result, in its requests file, and in its output. Kept from 900 experiments, each is 72 MB.
 PAYLOAD = 80_000
 
 MEASURE = """
@@ -44,7 +44,7 @@ def test_memory_is_flat_over_1000_experiments(
     (pytester.path / "study.yaml").write_text(yaml.safe_dump(study))
     measure = "" if options else MEASURE
     pytester.makeconftest(instant.conftest(PAYLOAD) + measure)
-    if options:  # in the controller, and in no worker
+    if options:  # in the controller only
         (pytester.path / "measure.py").write_text(MEASURE)
         options += ("-p", "measure")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "--llem-yes", "-q", *options)

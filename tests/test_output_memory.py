@@ -1,4 +1,4 @@
-"""What passes generate is not left on the device to the window's end, where it would count in peak_memory_mb."""
+"""Outputs of passes do not stay on the device, where they would count in peak_memory_mb."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_outputs_leave_the_device_before_generate_returns(monkeypatch: pytest.Mo
     copied: list[Any] = []
 
     class OnGpu(torch.Tensor):  # type: ignore[misc]  # untyped there
-        """Notes where it is copied to."""
+        """Records the device that it is copied to."""
 
         def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             copied.append(args[0])

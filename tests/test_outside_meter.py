@@ -1,4 +1,4 @@
-"""A meter of somebody else's, installed as a package: a whole study by it, and one that breaks."""
+"""A third-party meter, installed as a package: a whole study with it, and meters that fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STUDY: dict[str, Any] = {
 def run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, write_study: Callable[..., Path], results: Results
 ) -> Callable[..., Any]:
-    """Run a study by the wattmeter, and return pytest's result and what the meter was asked for."""
+    """Run a study with the wattmeter, and return pytest's result and the meter's calls."""
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setenv("PYTHONPATH", str(FOLDER), prepend=os.pathsep)
     monkeypatch.setenv("WATTMETER_LOG", str(pytester.path / "asked"))
@@ -57,7 +57,7 @@ def experiments(results: Results) -> Callable[..., Any]:
     return read
 
 
-def test_its_figures_and_where_they_are_from_are_the_results(
+def test_result_has_the_meters_values_and_provenance(
     run: Callable[..., Any], experiments: Callable[..., Any], results: Results
 ) -> None:
     done, asked = run()
@@ -113,7 +113,7 @@ def test_the_idle_machine_is_measured_in_the_first_cycle_of_a_point(
 
 
 @pytest.mark.parametrize("method", ["begin", slow("end")])
-def test_one_that_fails_while_measuring_costs_its_figures_alone(
+def test_meter_that_fails_while_measuring_loses_only_its_values(
     run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setenv("WATTMETER_FAILS", method)
@@ -130,7 +130,7 @@ def test_one_that_fails_while_measuring_costs_its_figures_alone(
     ]
 
 
-def test_what_is_no_number_costs_its_figures_alone(
+def test_value_that_is_not_a_number_loses_only_the_meters_values(
     run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATTMETER_SHOWS", "nan")
@@ -143,10 +143,10 @@ def test_what_is_no_number_costs_its_figures_alone(
     assert result.metrics["output_tokens_per_second"].value > 0
 
 
-def test_a_meter_that_shows_nothing_divides_by_nothing(
+def test_meter_that_reports_zero_does_not_divide_by_zero(
     run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0 J is what it says, and no number of tokens a joule."""
+    """The meter reports 0 J, and tokens_per_joule is not available."""
     monkeypatch.setenv("WATTMETER_SHOWS", "0")
     done, _ = run()
     done.assert_outcomes(passed=1)
@@ -156,7 +156,7 @@ def test_a_meter_that_shows_nothing_divides_by_nothing(
     assert (found.value, found.method, found.reason) == (None, "unavailable", "energy_j is 0")
 
 
-def test_one_that_fails_to_close_costs_nothing(
+def test_meter_that_fails_to_close_loses_nothing(
     run: Callable[..., Any], experiments: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATTMETER_FAILS", "close")
@@ -165,7 +165,7 @@ def test_one_that_fails_to_close_costs_nothing(
     assert experiments()[0].metrics["mean_power_w"].value == pytest.approx(WATTS)
 
 
-def test_one_that_does_not_open_is_told_before_anything_is_loaded(
+def test_meter_that_does_not_open_fails_before_loading(
     run: Callable[..., Any], results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATTMETER_FAILS", "open")

@@ -1,4 +1,4 @@
-"""The prompts' share of a pass: matched passes that stop after the first token."""
+"""Prefill's share of a pass, from passes that stop after the first token."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def window(
 
 
 def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
-    """A pass takes 50 J and 2 s; its prompts, which four passes of the second window take, 12 J and 0.5 s."""
+    """A pass takes 50 J and 2 s, its prefill 12 J and 0.5 s, measured by four passes of the second window."""
     found = prefill_metrics(
         window(100.0, 3.0), window(48.0, 4.0, passes=4, seconds=2.0), input_tokens=6, drift_w=0.0
     )
@@ -74,21 +74,21 @@ def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
     assert {(one.source, one.boundary) for one in energies} == {("nvml_total_energy", "gpu_board")}
 
 
-def test_a_negative_rest_is_shown() -> None:
+def test_negative_decode_energy_is_reported() -> None:
     found = prefill_metrics(window(20.0), window(24.0), input_tokens=1, drift_w=0.0)
     assert found["decode_energy_j"].value == -2.0
     assert found["decode_energy_j"].uncertainty is None
     assert prefill_metrics(window(1.0), window(1.0, seconds=5.0), 1, 0.0)["decode_seconds"].value == -0.5
 
 
-def test_what_is_weaker_than_attributed_stays_so() -> None:
+def test_method_weaker_than_attributed_is_kept() -> None:
     found = prefill_metrics(
         window(20.0, method="estimated"), window(5.0, method="estimated"), input_tokens=1, drift_w=0.0
     )
     assert {one.method for name, one in found.items() if name.endswith("_j")} == {"estimated"}
 
 
-def test_an_energy_that_is_lost_in_either_window_is_null_with_its_reason() -> None:
+def test_energy_missing_in_either_window_is_null_with_its_reason() -> None:
     found = prefill_metrics(window(20.0), window(None, method="unavailable"), input_tokens=2, drift_w=0.0)
     for name in ("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j"):
         assert (found[name].value, found[name].method, found[name].reason) == (None, "unavailable", "lost")
@@ -134,7 +134,7 @@ class TestExperiment:
         assert 1 <= whole.passes <= 3, "of 0.04 s at least"
         assert 1 <= first.passes <= 5, "of 0.02 s at least"
         at = [name for name, _ in done].index("generate_first")
-        passes = done[at + 1 :]  # the one before the window is no part of it
+        passes = done[at + 1 :]  # the pass before the window does not count
         prompts = [given for name, given in done[:at] if name == "generate"][:2]
         one = [("seed", 42), *(("generate_first", batch) for batch in prompts)]
         assert passes == one * first.passes
@@ -179,7 +179,7 @@ class TestExperiment:
             run()
         assert run(measurement={"min_window_seconds": 0}).metrics["prefill_energy_j"].value is None
 
-    def test_an_engine_that_does_not_stop_is_found_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_engine_that_does_not_stop_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import noop_engine
 
         monkeypatch.setattr(noop_engine.NoopEngine, "generate_first", noop_engine.NoopEngine.generate)
@@ -225,7 +225,7 @@ def test_shares_of_a_real_engine_add_up_to_the_pass() -> None:
 
 
 @pytest.mark.parametrize("seconds", [estimated_seconds, deadline_seconds])
-def test_it_is_part_of_the_time_a_study_takes_and_may_take(seconds: Callable[..., Any]) -> None:
+def test_prefill_window_counts_in_estimate_and_time_limit(seconds: Callable[..., Any]) -> None:
     footprint = Footprint(10**6, 10, 1000, 1000)
 
     def planned(**measurement: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The most memory that this process has held, on a CPU."""
+"""Peak memory of this process, on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MUCH = 100_000_000
 
 
 def _take(size: int) -> None:
-    """Hold so much for a moment; the kernel has it back at once."""
+    """Allocate the given bytes for a moment; they return to the kernel at once."""
     memory = bytearray(size)
     memory[::4096] = b"x" * len(memory[::4096])
 
@@ -40,7 +40,7 @@ def _peak() -> int:
 def test_peak_memory_is_unknown_without_the_kernels_counter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str
 ) -> None:
-    """The whole process's, with loading and all, is not the window's."""
+    """The peak of the whole process, including the load, is not that of the window."""
     monkeypatch.setattr(process_memory, missing, tmp_path / "nowhere" / "file")
     found = run_experiment(TINY).metrics["peak_memory_mb"]
     assert (found.value, found.reason) == (None, "the engine does not report it")

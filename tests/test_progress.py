@@ -1,4 +1,4 @@
-"""How far an experiment is, as it crosses from its process, and when the rest of a study will be done."""
+"""Progress reports of experiment processes, and the time left of a study."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_progress_survives_its_event(progress: Progress) -> None:
         ({}, None),
     ],
 )
-def test_what_makes_no_sense_is_left_out(event: dict[str, Any], seen: GpuStatus | Progress | None) -> None:
+def test_malformed_fields_are_left_out(event: dict[str, Any], seen: GpuStatus | Progress | None) -> None:
     assert parse(event) == seen
 
 
@@ -50,11 +50,11 @@ JSON = st.sampled_from([None, True, [1], {"a": 1}, "text", ""]) | st.integers() 
 
 
 @given(st.dictionaries(st.sampled_from(["phase", "done", "total", "unit", "power_w", "temperature_c"]), JSON))
-def test_whatever_is_said_nothing_is_raised(event: dict[str, Any]) -> None:
+def test_parse_never_raises(event: dict[str, Any]) -> None:
     assert parse(event) is None or isinstance(parse(event), Progress | GpuStatus)
 
 
-# ---- when the rest will be done ----
+# ---- time left ----
 
 
 def _forecast(estimates: Mapping[Hashable, Expected | None], cycles: int = 2) -> Forecast:
@@ -62,7 +62,7 @@ def _forecast(estimates: Mapping[Hashable, Expected | None], cycles: int = 2) ->
     return Forecast(points, estimates)
 
 
-def test_at_first_it_is_the_plans_estimate() -> None:
+def test_first_estimate_is_that_of_the_plan() -> None:
     forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0, once=5.0)})
     assert forecast.seconds(("b", 0)) == 35.0
     forecast.begin(("b", 0))
@@ -84,14 +84,14 @@ def test_the_idle_machine_is_measured_once() -> None:
     assert forecast.left() == pytest.approx(11.0)
 
 
-def test_one_that_failed_says_nothing_of_other_points() -> None:
+def test_failed_experiment_does_not_correct_estimates() -> None:
     forecast = _forecast({"a": Expected(10.0), "b": Expected(30.0)})
     forecast.end(("a", 0), 0.5, completed=False)
     assert forecast.seconds(("b", 0)) == 30.0
     assert forecast.seconds(("a", 1)) == 0.5
 
 
-def test_without_an_estimate_it_is_not_known_before_one_has_run() -> None:
+def test_without_an_estimate_time_left_is_unknown_before_the_first_run() -> None:
     forecast = _forecast({"a": None, "b": None})
     assert (forecast.seconds(("a", 0)), forecast.left()) == (None, None)
     forecast.end(("a", 0), 8.0, completed=True)
@@ -99,8 +99,8 @@ def test_without_an_estimate_it_is_not_known_before_one_has_run() -> None:
     assert forecast.left() == 24.0
 
 
-def test_the_time_left_is_the_sum_over_what_is_left() -> None:
-    """The sums that are carried along do not drift."""
+def test_time_left_is_the_sum_over_remaining_experiments() -> None:
+    """The running sums do not accumulate rounding errors."""
     estimates: dict[Hashable, Expected | None] = {
         point: [None, Expected(point), Expected(point, once=3.0)][point % 3] for point in range(60)
     }
@@ -112,7 +112,7 @@ def test_the_time_left_is_the_sum_over_what_is_left() -> None:
         seconds = [forecast.seconds(one) for one in rest]
         known = [one for one in seconds if one is not None]
         assert len(known) == len(seconds)
-        # Both cycles of a point that has not begun count what is done once for it.
+        # Both cycles of a point that has not begun count the work that is done once for the point.
         twice = sum(point % 3 == 2 for point, cycle in rest if cycle == 0)
         assert forecast.left() == pytest.approx(sum(known) - 3 * twice)
 

@@ -1,4 +1,4 @@
-"""What a reader is warned of, and in which order."""
+"""The quality warnings of a result, and their order."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_steady_measurement_has_no_warnings() -> None:
     assert warnings(fine, pass_seconds=steady, roofline_slowdown=metric("roofline_slowdown", 1.0)) == []
 
 
-# ---- each of them ----
+# ---- single warnings ----
 
 
 def test_counter_and_integral_that_disagree() -> None:
@@ -73,14 +73,14 @@ def test_counter_and_integral_that_disagree() -> None:
     assert warnings(device(None, 96.0)) == warnings(device(96.0, None)) == []
 
 
-def test_a_window_of_few_ticks_compares_no_integral() -> None:
+def test_window_of_few_ticks_is_not_compared_with_its_integral() -> None:
     (one,) = warnings(device(integral_j=150.0), tick=0.51)
     assert one.startswith("the window holds 20 ticks of the energy counter, fewer than 20")
     (one,) = warnings(device(integral_j=150.0), tick=0.5)
     assert one.startswith("energy counter and sampled power disagree")
 
 
-def test_throttling_is_told_with_its_time_and_reason() -> None:
+def test_throttling_is_reported_with_its_time_and_reason() -> None:
     throttled = {"sw_power_cap": 2.345, "hw_slowdown": 0.0, "sw_thermal": 0.5}
     assert warnings(device(throttled_seconds=throttled)) == [
         "throttled: GPU-1 for 2.3 s of the window by sw_power_cap",
@@ -103,7 +103,7 @@ def test_passes_that_drift_are_a_warning() -> None:
     assert warnings(pass_seconds=[1.0, 2.0, 3.0]) == []
 
 
-def test_a_floor_that_is_broken_through() -> None:
+def test_pass_faster_than_the_roofline_is_a_warning() -> None:
     (one,) = warnings(roofline_slowdown=metric("roofline_slowdown", 0.97))
     assert one.startswith("roofline_slowdown is 0.97, and less than 1 is impossible: a bug of pytest-llem")
     assert warnings(roofline_slowdown=metric("roofline_slowdown", None, reason="no peak is known")) == []
@@ -113,7 +113,7 @@ LOST = Total(None, "unavailable", "nvml_total_energy", "gpu_board", "GPU-1: GPU 
 
 
 def test_a_missing_energy_is_a_warning_whatever_else_was_refused() -> None:
-    """Most machines with a GPU let nobody read RAPL."""
+    """On most machines with a GPU, users cannot read RAPL."""
     assert warnings(refusals={"rapl": "permission denied"}, total=LOST) == [
         "no energy: GPU-1: GPU is lost",
         "meter rapl: permission denied",
@@ -121,7 +121,7 @@ def test_a_missing_energy_is_a_warning_whatever_else_was_refused() -> None:
     assert warnings(total=LOST) == ["no energy: GPU-1: GPU is lost"]
 
 
-def test_why_no_meter_could_be_used_is_told_once() -> None:
+def test_reason_for_no_meter_is_reported_once() -> None:
     refusals = {"nvml": "Driver Not Loaded", "rapl": "permission denied"}
     with_none = Meters(refusals=refusals).end().total
     assert warnings(refusals=refusals, total=with_none) == [
@@ -129,7 +129,7 @@ def test_why_no_meter_could_be_used_is_told_once() -> None:
     ]
 
 
-def test_an_energy_that_nobody_wants_is_not_missed() -> None:
+def test_metering_switched_off_is_not_a_warning() -> None:
     meters = Meters.open(None, [])
     assert warnings(refusals=meters.refusals, total=meters.end().total, engine=CPU) == []
 
@@ -197,7 +197,7 @@ def test_sentence_of_an_older_result_is_read_as_unclassified() -> None:
 
 
 def test_a_terminal_shows_one_of_each_code_first() -> None:
-    """Each experiment was throttled for another time."""
+    """The experiments were throttled for different times."""
     throttled = [QualityWarning.of("throttled", f"GPU-1 for {number} s") for number in range(1, 41)]
     others = [QualityWarning.of("unclassified", text) for text in ("a", "b")]
     rest = [QualityWarning.of("warmup_not_converged", "w"), *others, QualityWarning.of("random_weights", "r")]
@@ -209,11 +209,11 @@ def test_a_terminal_shows_one_of_each_code_first() -> None:
     assert worst(rest[:0], 5) == []
 
 
-# ---- what the window itself tells ----
+# ---- values of the window ----
 
 
 class Engine:
-    """Takes as long for each pass as it is told."""
+    """An engine with a given duration of each pass."""
 
     def __init__(self, now: Any, durations: Any) -> None:
         self.now, self.durations = now, iter(durations)
@@ -244,7 +244,7 @@ def test_the_times_of_passes_and_their_drift(monkeypatch: pytest.MonkeyPatch) ->
     assert [record.drift, record.pass_seconds_cv] == pytest.approx([1.0, 1.0 / 1.5])
 
 
-def test_few_passes_tell_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_passes_have_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     record = accounting.window_record(measured(monkeypatch, [1.0, 3.0, 5.0], 9))
     assert (record.passes, record.drift) == (3, None)
     assert record.pass_seconds_cv == pytest.approx(2 / 3)
@@ -252,7 +252,7 @@ def test_few_passes_tell_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (record.drift, record.pass_seconds_cv) == (None, None)
 
 
-def test_temperature_and_throttling_are_the_worst_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temperature_and_throttling_are_those_of_the_worst_device(monkeypatch: pytest.MonkeyPatch) -> None:
     account = Account(
         (
             device(peak_temperature_c=70.0, throttled_seconds={"a": 1.0, "b": 2.0}),

@@ -1,4 +1,4 @@
-"""An engine that answers a prompt faster when it comes again is measured at looking it up: no gate judges that."""
+"""An engine that answers repeated prompts faster is measured at cache lookups, which no gate judges."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(directory: Path = Path(), **changes: Any) -> Any:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], ...]]:
-    """Have the engine keep its answers, and return all that it is asked, in order."""
+    """Make the engine cache its answers, and return the list of its prompts, in order."""
     import noop_engine
 
     calls: list[tuple[tuple[int, ...], ...]] = []
@@ -62,8 +62,8 @@ def test_no_gate_judges_an_engine_that_keeps_its_answers(
     assert result.window.restarts == 0, "a second window would repeat the prompts and show nothing"
 
 
-def test_a_window_of_one_pass_asks_what_was_not_asked_before(asked: list[tuple[tuple[int, ...], ...]]) -> None:
-    """So that its figures are right whatever the engine keeps."""
+def test_single_pass_has_prompts_that_warm_up_did_not_run(asked: list[tuple[tuple[int, ...], ...]]) -> None:
+    """A single pass repeats no prompt, so that caches cannot distort it."""
     result = run(measurement={"min_window_seconds": 0}, dataset={"n": 3, "input_len": {"min": 9, "max": 30}})
     assert len(asked) == result.warmup.runs + 3
     assert not set(asked[-3:]) & set(asked[:-3])
@@ -90,13 +90,13 @@ def window(*call_seconds: Sequence[float], pass_seconds: Sequence[float] = ()) -
 
 
 def requests(*ttft_s: Sequence[float], size: int = 1) -> Requests:
-    """Return requests with these times, in batches of *size*."""
+    """Return requests with the given times, in batches of *size*."""
     passes = [[RequestRecord(4, [1], ttft_s=seconds) for seconds in one] for one in ttft_s]
     return Requests(passes, sizes=[size] * (len(ttft_s[0]) // size))
 
 
-def test_a_cache_of_prompts_shows_in_first_tokens_alone() -> None:
-    """Most of a batch's time goes into decoding, which such a cache does not shorten."""
+def test_prompt_cache_is_detected_by_first_tokens() -> None:
+    """Most of a batch's time is decoding, which a prompt cache does not shorten."""
     calls = window(*[[1.0] * 5] * 3)
     found = repeats_are_faster(calls, requests([0.09] * 5, [0.03] * 5, [0.03] * 5))
     assert found == (
@@ -106,20 +106,20 @@ def test_a_cache_of_prompts_shows_in_first_tokens_alone() -> None:
     assert repeats_are_faster(calls, requests([0.04] * 5, [0.03] * 5, [0.03] * 5)) is None
 
 
-def test_first_tokens_of_one_batch_are_held_up_together() -> None:
+def test_delayed_batch_is_not_taken_for_a_cache() -> None:
     calls = window([1.0], [1.0], [1.0])
     assert repeats_are_faster(calls, requests([0.08] * 6, [0.03] * 6, [0.03] * 6, size=6)) is None
     assert repeats_are_faster(calls, requests([0.10] * 6, [0.03] * 6, [0.03] * 6, size=6)) is not None
 
 
-def test_an_engine_that_returns_at_once_is_known_by_its_passes() -> None:
+def test_asynchronous_engine_is_judged_by_pass_durations() -> None:
     calls = [[1e-5, 1e-5]] * 3
     found = repeats_are_faster(window(*calls, pass_seconds=[2.0, 0.05, 0.05]), requests(*[[0.0] * 2] * 3))
     assert found is not None
     assert found.startswith("a pass took 2000 ms in the first pass and 50 ms")
 
 
-def test_one_run_that_is_held_up_is_no_cache() -> None:
+def test_single_delayed_run_is_not_taken_for_a_cache() -> None:
     no_ttft = requests([0.0], [0.0], [0.0])
     assert repeats_are_faster(window([0.9, 0.1, 0.1, 0.1, 0.1], *[[0.1] * 5] * 2), no_ttft) is None
     assert repeats_are_faster(window([0.011], [0.001], [0.001], [0.001], [0.012]), no_ttft) is None

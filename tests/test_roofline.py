@@ -1,4 +1,4 @@
-"""The least time of a pass: by hand, by how it grows, and what is said where it is not known."""
+"""The roofline of a pass: values by hand, scaling, and the reasons if it is not known."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def records(*lengths: Any) -> Any:
 
 
 class Engine:
-    """Tells a shape, or raises."""
+    """An engine that returns a shape or raises."""
 
     def __init__(self, shape: Any = SHAPE) -> None:
         self.given = shape
@@ -63,9 +63,9 @@ def work(requests: Any, seconds: float = 1.0, *, engine: Any = None, record: Any
 
 
 def test_work_of_a_batch_is_that_computed_by_hand() -> None:
-    """Prompts of 3 and 2 tokens, answers of 3 and 1: the second row ends with prefill."""
+    """Prompts of 3 and 2 tokens, answers of 3 and 1: the second row ends after prefill."""
     prefill, first, second = steps(SHAPE, [(3, 3), (2, 1)])
-    # 2·1000·(3+2) in layers, 2·100·2 in the head, 4·10·(9+4) in attention, of which 4·10·(6+3) has to be
+    # 2·1000·(3+2) in layers, 2·100·2 in the head, 4·10·(9+4) in attention, of which 4·10·(6+3) is causal
     assert prefill.flops == 10_000 + 400 + 520
     assert prefill.min_flops == 10_000 + 400 + 360
     assert prefill.bytes == 2200
@@ -90,7 +90,7 @@ def test_a_step_takes_the_longer_of_reading_and_computing() -> None:
 
 
 def test_weights_are_read_once_for_a_batch_and_context_for_each_row() -> None:
-    """Two batches of one, and one of two."""
+    """One pass has two batches of one, the other one batch of two."""
     alone = Requests([records((3, 2), (3, 2))], sizes=[1, 1])
     together = Requests([records((3, 2), (3, 2))], sizes=[2])
     assert [len(batch) for batch in alone.batches()] == [1, 1]
@@ -109,18 +109,18 @@ def test_passes_that_differ_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
-def test_it_grows_as_it_should(tokens: int) -> None:
+def test_work_grows_with_each_dimension(tokens: int) -> None:
     base = Requests([records((5, tokens))])
-    floor = 1 / work(base)["roofline_slowdown"].value
+    base_time = 1 / work(base)["roofline_slowdown"].value
 
-    def floor_with(requests: Any = base, **changes: Any) -> Any:
+    def least_time(requests: Any = base, **changes: Any) -> Any:
         return 1 / work(requests, engine=Engine(replace(SHAPE, **changes)))["roofline_slowdown"].value
 
-    assert floor_with(weight_bytes=22_000, kv_bytes_per_value=40) == pytest.approx(10 * floor), "memory-bound"
-    assert floor_with(Requests([records((5, tokens + 1))])) > floor
-    assert floor_with(Requests([records((6, tokens))])) >= floor
-    assert floor_with(Requests([records((5, tokens), (5, tokens))])) >= floor
-    assert floor_with(parameters=10**9) > floor
+    assert least_time(weight_bytes=22_000, kv_bytes_per_value=40) == pytest.approx(10 * base_time), "memory-bound"
+    assert least_time(Requests([records((5, tokens + 1))])) > base_time
+    assert least_time(Requests([records((6, tokens))])) >= base_time
+    assert least_time(Requests([records((5, tokens), (5, tokens))])) >= base_time
+    assert least_time(parameters=10**9) > base_time
     assert work(base, seconds=2)["roofline_slowdown"].value == pytest.approx(
         2 * work(base)["roofline_slowdown"].value
     )
@@ -131,7 +131,7 @@ def test_nothing_generated_still_takes_its_prefill() -> None:
     assert only.flops == 6000 + 200 + 360
 
 
-# ---- where it is not known ----
+# ---- unknown rooflines ----
 
 
 def reasons(found: Any) -> Any:
@@ -143,20 +143,20 @@ def reasons(found: Any) -> Any:
 REQUESTS = Requests([records((3, 2))])
 
 
-def test_an_engine_that_tells_no_shape() -> None:
+def test_engine_without_a_shape_has_no_roofline() -> None:
     assert set(reasons(work(REQUESTS, engine=object())).values()) == {
         "the engine does not report the shape of its model"
     }
 
 
-def test_a_shape_that_is_not_known() -> None:
+def test_unknown_shape_has_its_reason() -> None:
     found = work(REQUESTS, engine=Engine(ShapeUnknownError("the weights are quantised")))
     assert set(reasons(found).values()) == {"the weights are quantised"}
     found = work(REQUESTS, engine=Engine(KeyError("oops")))
     assert set(reasons(found).values()) == {"the engine's shape() failed: KeyError: 'oops'"}
 
 
-def test_a_context_beyond_the_sliding_window() -> None:
+def test_context_beyond_the_sliding_window_has_no_roofline() -> None:
     narrow = Engine(replace(SHAPE, window=4))
     reason = "a context of 5 tokens is longer than the model's sliding window of 4"
     assert set(reasons(work(REQUESTS, engine=narrow)).values()) == {reason}
@@ -170,7 +170,7 @@ def test_a_processor_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found.values()) == {"the peaks of A Fast CPU are not known"}
 
 
-def test_a_gpu_that_is_not_in_the_table() -> None:
+def test_unknown_gpu_has_no_peaks() -> None:
     for name in ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA Unheard 9000"):
         record = EngineRecord(name="e", device="cuda", device_names=[name])
         found = reasons(work(REQUESTS, record=record))
@@ -183,13 +183,13 @@ def test_work_on_several_devices_is_not_compared_with_a_peak() -> None:
     assert reasons(work(REQUESTS, record=record))["mbu"] == "the model ran on 2 devices"
 
 
-def test_a_precision_without_a_peak_has_a_bandwidth_still() -> None:
+def test_precision_without_a_peak_still_has_mbu() -> None:
     found = work(REQUESTS, engine=Engine(replace(SHAPE, precision="tf32")))
     assert found["mbu"].value == work(REQUESTS)["mbu"].value
     assert reasons(found)["mfu"] == reasons(found)["roofline_slowdown"] == "the tf32 peak of Slow GPU is not known"
 
 
-def test_weights_that_fit_the_cache() -> None:
+def test_weights_that_fit_the_cache_have_no_mbu() -> None:
     found = work(REQUESTS, engine=Engine(replace(SHAPE, weight_bytes=2000)))
     assert found["mfu"].value == work(REQUESTS)["mfu"].value
     expected = "the weights (0 MB) fit the cache of Slow GPU (0 MB)"
@@ -209,8 +209,8 @@ def test_peaks_are_found_by_the_names_of_cuda() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in peaks._PEAKS if name != "Slow GPU"])
-def test_peaks_are_of_their_units(name: str) -> None:
-    """Tera and not giga, dense and not sparse: machine balance of known GPUs lies in a narrow band."""
+def test_peaks_have_plausible_magnitudes(name: str) -> None:
+    """Tera not giga, dense not sparse: the machine balance of known GPUs lies in a narrow band."""
     known = peaks._PEAKS[name]
     assert 50e12 <= known.flops["fp16"] <= 2500e12
     assert 1 < known.flops["fp16"] / known.flops["fp32"] < 30
@@ -218,7 +218,7 @@ def test_peaks_are_of_their_units(name: str) -> None:
     assert 2**22 <= known.cache_bytes <= 2**27
 
 
-# ---- in an experiment ----
+# ---- whole experiments ----
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_every_metric_is_defined() -> None:
         assert one.better in ("lower", "higher", None), name
 
 
-def test_it_is_that_of_the_batches_of_the_experiment(run: Callable[..., Any]) -> None:
+def test_roofline_is_that_of_the_experiments_batches(run: Callable[..., Any]) -> None:
     """Two prompts of 4 tokens, 3 new ones each: 2200, 2200 + 5·20 and 2200 + 6·20 bytes for a row alone."""
     alone, together = run(SHAPE, seconds=0.01), run(SHAPE, seconds=0.01, batch=2)
     moved = {1: 2 * (3 * 2200 + 220), 2: 3 * 2200 + 2 * 220}
@@ -260,8 +260,8 @@ def test_it_is_that_of_the_batches_of_the_experiment(run: Callable[..., Any]) ->
         assert result.metrics["roofline_slowdown"].value == pytest.approx(seconds / (moved[size] / 100))
 
 
-def test_faster_than_the_floor_is_a_bug_of_ours(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass takes milliseconds, and 136 s at least."""
+def test_faster_than_the_roofline_is_a_bug(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass takes milliseconds, but its roofline time is 136 s."""
     (warning,) = [one for one in run(SHAPE).warnings if one.code == "faster_than_roofline"]
     assert "please report it" in warning.text
     monkeypatch.setitem(peaks._PEAKS, "Slow GPU", Peaks({"bf16": 1e15}, 1e12, 0))

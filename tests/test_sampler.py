@@ -1,4 +1,4 @@
-"""The sampler: what it sees, what it comes to, and that it outlives nobody."""
+"""The sampler: its samples, their integral, and the end of its process."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-
     st.lists(st.floats(-1, 21), min_size=2, max_size=400, unique=True),
     st.floats(1, 1000),
 )
-def test_constant_power_is_power_times_time_however_the_samples_lie(
-    began: Any, seconds: Any, at: Any, watts: Any
-) -> None:
+def test_constant_power_is_exact_for_any_sample_times(began: Any, seconds: Any, at: Any, watts: Any) -> None:
     ended = began + seconds
     try:
         found = integrate(sorted(Power(one, watts) for one in at), began, ended)
@@ -58,17 +56,17 @@ def test_seventy_watts_for_ten_seconds_are_seven_hundred_joules(offset: float) -
     assert found.uncertainty_j == pytest.approx(70 * 0.1 * (2 / 12) ** 0.5)
 
 
-def test_power_goes_straight_between_samples_also_over_the_edges() -> None:
+def test_power_is_interpolated_linearly_over_the_edges() -> None:
     samples = [Power(0.1 * number, 1000.0 * number) for number in range(31)]  # 10 kW/s
     assert integrate(samples, 0.55, 2.45).energy_j == pytest.approx(10_000 * (2.45**2 - 0.55**2) / 2)
 
 
-def test_the_edges_take_the_nearest_sample_where_there_is_none_beyond() -> None:
+def test_power_at_an_edge_is_that_of_the_nearest_sample() -> None:
     samples = [Power(1.0, 100.0), Power(1.5, 200.0)]
     assert integrate(samples, 0.5, 2.0).energy_j == pytest.approx(0.5 * 100 + 0.5 * 150 + 0.5 * 200)
 
 
-def test_a_step_is_within_its_uncertainty_wherever_it_came() -> None:
+def test_power_step_is_within_the_uncertainty() -> None:
     for step in (1.0, 1.025, 1.05, 1.099):
         samples = [Power(0.1 * number, 100.0 if 0.1 * number <= step else 500.0) for number in range(31)]
         found = integrate(samples, 0.0, 3.0)
@@ -91,7 +89,7 @@ def test_a_step_is_within_its_uncertainty_wherever_it_came() -> None:
     ],
     ids=["none", "one", "gap", "ends-early", "begins-late", "gap-over-the-edge", "all-before"],
 )
-def test_too_few_samples_are_no_energy(at: list[Any], reason: str) -> None:
+def test_too_few_samples_have_no_integral(at: list[Any], reason: str) -> None:
     with pytest.raises(NoIntegralError, match=f"^{reason}$"):
         integrate([Power(one, 70.0) for one in at], 0.0, 10.0)
 
@@ -101,7 +99,7 @@ def test_too_few_samples_are_no_energy(at: list[Any], reason: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where temporary files go."""
+    """The folder for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     return folder
@@ -109,7 +107,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def env(nvml_library: Path, tmp_path: Path, folder: Path) -> Callable[..., tuple[Script, dict[str, str]]]:
-    """Return a script of boards, and the environment of a process that finds them."""
+    """Return a script of GPUs, and the environment of a process that uses it."""
 
     def make(*boards: Board, **script: Any) -> tuple[Script, dict[str, str]]:
         written = Script(tmp_path / "script", list(boards), **script)
@@ -132,7 +130,7 @@ def _sampler() -> psutil.Process:
 def _measure(
     script: Script, harm: signal.Signals | None = None, harm_first: bool = False
 ) -> tuple[Reading, int, bool]:
-    """Measure a window of 1.3 s; the sampler is sent a signal. Also give its id, and whether it survived."""
+    """Measure 1.3 s in which the sampler gets a signal; also return its pid and whether it survived."""
     meter = NvmlMeter()
     meter.open([board.uuid for board in script.boards])
     sampler = _sampler()
@@ -162,12 +160,12 @@ def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
     for uuid, watts in ((A, 300.0), (B, 70.0)):
         samples = [sample for sample in reading.samples if sample.device == uuid]
         assert {sample.power_w for sample in samples} == {watts}
-        # Ten times a second at most, and for temperature and clocks twice.
+        # At most ten samples a second, two of them with temperature and clocks.
         assert 2 <= len(samples) <= 10 * reading.seconds + 2
         slow = [sample for sample in samples if sample.temperature_c is not None]
         assert 1 <= len(slow) <= len(samples) / 5 + 1
-        told = {(one.temperature_c, one.sm_clock_mhz, one.memory_clock_mhz) for one in slow}
-        assert told == {(60, 1980, 2619)}
+        values = {(one.temperature_c, one.sm_clock_mhz, one.memory_clock_mhz) for one in slow}
+        assert values == {(60, 1980, 2619)}
     assert 0 < reading.harness_cpu_seconds < reading.seconds
     asked = {call.function for call in script.calls() if call.pid == pid}
     assert asked == {
@@ -183,9 +181,7 @@ def test_samples_of_the_window(env: Callable[..., Any], folder: Path) -> None:
 
 @pytest.mark.parametrize("harm_first", [False, True], ids=["in-the-window", "before-it"])
 @pytest.mark.slow
-def test_a_sampler_that_dies_costs_only_its_figures(
-    env: Callable[..., Any], folder: Path, harm_first: bool
-) -> None:
+def test_sampler_that_dies_loses_only_its_values(env: Callable[..., Any], folder: Path, harm_first: bool) -> None:
     script, environment = env(_board(A), _board(B, no_counter=1))
     reading, _, survived = nvml.run(environment, _measure, script, signal.SIGKILL, harm_first)
     assert not survived
@@ -203,7 +199,7 @@ def test_a_sampler_that_dies_costs_only_its_figures(
     assert list(folder.iterdir()) == []
 
 
-def test_ctrl_c_is_not_the_samplers(env: Callable[..., Any]) -> None:
+def test_sampler_ignores_ctrl_c(env: Callable[..., Any]) -> None:
     script, environment = env(_board())
     reading, _, survived = nvml.run(environment, _measure, script, signal.SIGINT)
     assert survived
@@ -224,7 +220,7 @@ def _without_a_sampler(script: Script) -> tuple[Reading | None, str | None]:
     return reading, None
 
 
-def test_a_sampler_that_cannot_start(env: Callable[..., Any]) -> None:
+def test_sampler_that_cannot_start_loses_only_its_values(env: Callable[..., Any]) -> None:
     script, environment = env(_board())
     reading, _ = nvml.run(environment, _without_a_sampler, script)
     (device,) = reading.devices
@@ -240,17 +236,17 @@ def test_a_sampler_that_cannot_start(env: Callable[..., Any]) -> None:
     assert script.users() == 0
 
 
-def _hold(told: Path) -> None:
-    """Open a meter, tell the sampler's id, and never close it."""
+def _hold(pids: Path) -> None:
+    """Open a meter, write the sampler's pid to the file *pids*, and never close the meter."""
     meter = NvmlMeter()
     meter.open([A])
     meter.begin()
-    child = os.fork()  # holds the sampler's standard input open, as a data loader of an engine might
+    child = os.fork()  # keeps the sampler's standard input open, like a data loader of an engine
     if child == 0:
         time.sleep(60)
         os._exit(0)
-    told.with_suffix(".new").write_text(f"{_sampler_among(child)} {child}")
-    told.with_suffix(".new").replace(told)
+    pids.with_suffix(".new").write_text(f"{_sampler_among(child)} {child}")
+    pids.with_suffix(".new").replace(pids)
     time.sleep(60)
 
 
@@ -261,12 +257,12 @@ def _sampler_among(other: int) -> int:
 
 def test_the_sampler_ends_with_its_parent(env: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
     script, environment = env(_board())
-    told = tmp_path / "told"
-    code = f"from pathlib import Path; from tests import test_sampler; test_sampler._hold(Path({str(told)!r}))"
+    pids = tmp_path / "pids"
+    code = f"from pathlib import Path; from tests import test_sampler; test_sampler._hold(Path({str(pids)!r}))"
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=nvml.ROOT)
     try:
-        wait_until(told.exists)
-        sampler, child = map(int, told.read_text().split())
+        wait_until(pids.exists)
+        sampler, child = map(int, pids.read_text().split())
         assert not gone(sampler)
         parent.kill()
         parent.wait()
@@ -281,7 +277,7 @@ def test_the_sampler_ends_with_its_parent(env: Callable[..., Any], folder: Path,
     assert script.calls(), "it had sampled"
 
 
-def test_it_ends_when_its_standard_input_does(env: Callable[..., Any]) -> None:
+def test_sampler_ends_when_standard_input_is_closed(env: Callable[..., Any]) -> None:
     _, environment = env(_board())
     command = [
         sys.executable,
@@ -302,8 +298,8 @@ def test_it_ends_when_its_standard_input_does(env: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("reader", ["reads", slow("sleeps"), slow("is gone")])
-def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env: Callable[..., Any], reader: str) -> None:
-    """Once a second: the power of all boards, the temperature of the hottest. Samples come ten times as often."""
+def test_telemetry_never_blocks_the_sampler(env: Callable[..., Any], reader: str) -> None:
+    """Telemetry is sent once a second, with the power of all GPUs and the highest temperature."""
     _, environment = env(_board(A), _board(B, watts=80.0, temperature="0 66"))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
     ours, shown = os.pipe()
@@ -326,8 +322,8 @@ def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env: Callable[..
     assert {one[1] for one in samples} == {0, 1}
     if reader == "is gone":
         return
-    with os.fdopen(ours, "rb") as told:
-        lines = told.read().splitlines()
+    with os.fdopen(ours, "rb") as pipe:
+        lines = pipe.read().splitlines()
     if reader == "sleeps":
         assert set(b"".join(lines)) == set(b"x"), "nothing was written into a pipe that is full"
         return
@@ -336,7 +332,7 @@ def test_it_shows_what_the_boards_are_like_and_waits_for_nobody(env: Callable[..
     assert json.loads(lines[-1]) == {"power_w": pytest.approx(380.0), "temperature_c": 66}
 
 
-def test_without_nvml_it_says_so(tmp_path: Path) -> None:
+def test_sampler_without_nvml_reports_the_reason(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
     environment = nvml.environment(tmp_path, Script(tmp_path / "script", []))
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(nvml.ROOT), environment.get("PYTHONPATH")]))
@@ -345,12 +341,13 @@ def test_without_nvml_it_says_so(tmp_path: Path) -> None:
     assert done.stdout == '{"failed": "nvmlInit: NVML Shared Library Not Found"}\n'
 
 
-def test_it_imports_next_to_nothing() -> None:
+def test_sampler_imports_only_nvml_modules() -> None:
     code = (
         "import sys, pytest_llem.energy.sampler\n"
         "assert not {'pydantic', 'torch', 'transformers', 'numpy', 'yaml', 'asyncio'} & set(sys.modules)\n"
         "ours = sorted(name for name in sys.modules if name.startswith('pytest_llem.'))\n"
         "assert ours == ['pytest_llem.energy', 'pytest_llem.energy.sampler', 'pytest_llem.hardware',\n"
-        "                'pytest_llem.hardware.nvml', 'pytest_llem.hardware.sensors'], ours\n"
+        "                'pytest_llem.hardware.gpus', 'pytest_llem.hardware.nvml',\n"
+        "                'pytest_llem.hardware.sensors'], ours\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=nvml.ROOT)

@@ -1,4 +1,4 @@
-"""Token accounting through the real engine: ends at known steps, prompts of known lengths, figures by hand."""
+"""Token counts of the real engine, for known answer and prompt lengths, compared with values by hand."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ pytest.importorskip("transformers")
 
 END, PAD = 2, 0
 
-#: The token with which a prompt ends says how many tokens its answer has; the last one of those is the end's.
+#: A prompt's last token determines the number of tokens of its answer, the last of which is the end token.
 LENGTHS = {100 + count: count for count in range(1, 7)}
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the tiny model answer 50, 51, 52, …, and end where the prompt's last token says."""
+    """Make the tiny model answer 50, 51, 52, …, with the length given by the prompt's last token."""
     real = loading.load_model
 
     def load_model(*given: Any) -> Any:
@@ -40,7 +40,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         step = 0
 
         @functools.wraps(forward)
-        def said(*args: Any, **kwargs: Any) -> Any:
+        def scripted(*args: Any, **kwargs: Any) -> Any:
             nonlocal wanted, step
             output = forward(*args, **kwargs)
             ids = kwargs["input_ids"]
@@ -52,7 +52,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
                 output.logits[row, -1, END if step == count else 49 + step] = 30.0
             return output
 
-        model.forward = said
+        model.forward = scripted
         return model
 
     monkeypatch.setattr(loading, "load_model", load_model)
@@ -60,7 +60,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def token_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time pass only as tokens come: the first after 10/16 s, each further one after 1/16 s."""
+    """Advance the clock with the tokens only: 10/16 s for the first, 1/16 s for each further one."""
     now = [0.0]
 
     class Clock(pytorch._TokenClock):
@@ -75,7 +75,7 @@ def token_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(tmp_path: Path, prompts: Any, **changes: Any) -> Any:
-    """Run an experiment of *prompts*, given as token ids, through files, batches and all."""
+    """Run a whole experiment on *prompts*, given as token ids."""
     (tmp_path / "prompts.txt").write_text("x\n" * len(prompts))
     rest = iter(prompts)
     config = {**TINY, **GREEDY, "n": len(prompts), "dataset": "prompts.txt", **changes}
@@ -87,7 +87,7 @@ def measured(tmp_path: Path, prompts: Any, **changes: Any) -> Any:
         return orchestrator.run()
 
 
-def test_ends_at_different_steps_are_counted_exactly(tmp_path: Path, scripted: None) -> None:
+def test_answers_that_end_at_different_steps_are_counted_exactly(tmp_path: Path, scripted: None) -> None:
     """Answers of 3, 1, 6 (its end is the sixth) and 6 tokens without an end, in one batch."""
     prompts = [[5, 6, 103], [7, 8, 101], [9, 9, 106], [9, 9, 9]]
     outcome = measured(tmp_path, prompts, measurement=NATURAL, pytorch={"batch_size": 4})
@@ -108,8 +108,8 @@ def test_ends_at_different_steps_are_counted_exactly(tmp_path: Path, scripted: N
     assert metrics["energy_per_request_j"] == pytest.approx(metrics["energy_j"] / 4)
 
 
-def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path: Path, scripted: None) -> None:
-    """The batch goes on for the longest answer; the others' rows are filled up with pad tokens."""
+def test_padding_is_not_output_even_if_it_is_an_ordinary_token(tmp_path: Path, scripted: None) -> None:
+    """The batch runs until its longest answer ends; the other rows are filled with padding."""
     seen = []
     real = pytorch.PyTorchEngine.requests
 
@@ -124,7 +124,7 @@ def test_padding_is_no_output_even_where_it_is_a_token_like_others(tmp_path: Pat
     assert outcome.result.tokens.output_tokens == 2 + 4
 
 
-def test_a_fixed_length_runs_over_every_end(tmp_path: Path, scripted: None) -> None:
+def test_fixed_length_ignores_end_tokens(tmp_path: Path, scripted: None) -> None:
     outcome = measured(tmp_path, [[5, 102], [5, 104]], pytorch={"batch_size": 2})
     assert [one.output_ids for one in outcome.requests.passes[0]] == [
         [50, END, 52, 53, 54, 55],
@@ -144,7 +144,7 @@ def test_unequal_prompts_are_counted_without_their_padding(tmp_path: Path, scrip
     assert [[one.input_tokens for one in batch] for batch in outcome.requests.batches()] == [[5, 2], [1, 4]]
 
 
-def test_prompts_that_are_cut_are_counted_as_they_were_cut(tmp_path: Path, scripted: None) -> None:
+def test_cut_prompts_count_with_their_cut_length(tmp_path: Path, scripted: None) -> None:
     outcome = measured(tmp_path, [[5] * 12, [5] * 8, [5, 6]], pytorch={"batch_size": 3})
     tokens = outcome.result.tokens
     assert (tokens.input_tokens, tokens.truncated_prompts) == (8 + 8 + 2, 1)

@@ -1,4 +1,4 @@
-"""The edges of a window, on a device that works on after a call has returned."""
+"""The edges of a window, on a device that works asynchronously."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pytest_llem.study.config import WarmupConfig
 from tests.support.clock import clock
 from tests.support.narrow import not_none
 
-#: What the device draws while it works, and while it waits, in W.
+#: Power of the device while it works, and while it is idle, in W.
 BUSY_W, IDLE_W = 300.0, 100.0
 
 
 class Device:
-    """Takes 2 s for a batch, of which a call waits for none: it is queued, in 0.1 s.
+    """A device that needs 2 s for a batch; a call only queues the batch, in 0.1 s.
 
     Attributes:
         now: In s.
@@ -63,7 +63,7 @@ class Device:
     # a meter
 
     def begin(self) -> None:
-        self.pass_time(0.05)  # it waits for its tick
+        self.pass_time(0.05)  # the meter waits for its tick
         self.log.append(("begin", self.now))
         self._edge = self.now, self.drawn_j
 
@@ -83,8 +83,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
-def test_the_device_is_drained_before_both_edges(device: Any) -> None:
-    """What was still queued before it is not in it, and all that was queued in it is."""
+def test_device_is_synchronized_before_both_edges(device: Any) -> None:
+    """A window excludes work queued before it, and includes all work queued in it."""
     device.generate("left over from warming up")
     device.log.clear()
     window = measure(device, ["a", "b"], Meters({"m": device}), min_seconds=10, seed=7)
@@ -96,7 +96,7 @@ def test_the_device_is_drained_before_both_edges(device: Any) -> None:
     ]
     (_, drained), (_, began), *_, (_, done), (_, ended) = device.log
     assert drained == pytest.approx(102.0)
-    # Three passes of two batches of 2 s are the first to fill 10 s.
+    # Three passes of two batches of 2 s are needed for 10 s.
     assert len(window.passes) == 3
     assert window.seconds == pytest.approx(12.0) == pytest.approx(done - began)
     assert window.pass_seconds == pytest.approx([4.0] * 3)
@@ -105,7 +105,7 @@ def test_the_device_is_drained_before_both_edges(device: Any) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 4, 4.001, 33])
-def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device: Any, seconds: float) -> None:
+def test_pass_duration_does_not_depend_on_window_length(device: Any, seconds: float) -> None:
     window = measure(device, ["a", "b"], Meters({"m": device}), min_seconds=seconds, seed=7)
     assert len(window.passes) == max(1, -(-seconds // 4))
     tail_j = (not_none(window.account.seconds) - window.seconds) * IDLE_W
@@ -113,7 +113,7 @@ def test_what_a_pass_takes_does_not_depend_on_how_long_the_window_is(device: Any
     assert (not_none(window.account.total.energy_j) - tail_j) / len(window.passes) == pytest.approx(4 * BUSY_W)
 
 
-def test_loading_is_over_when_the_device_has_done_its_part(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_time_includes_the_devices_work(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orchestrator, "time", SimpleNamespace(perf_counter=lambda: device.now))
     device.load = lambda: device.generate("weights")
     seconds, account = orchestrator._load(device, Meters({"m": device}))
@@ -122,8 +122,8 @@ def test_loading_is_over_when_the_device_has_done_its_part(device: Any, monkeypa
     assert account.total.energy_j == pytest.approx(2 * BUSY_W + 0.05 * IDLE_W)
 
 
-def test_warming_up_waits_for_the_device_too(device: Any) -> None:
-    """Or it would take the time of queueing for a latency, and call the first ones settled."""
+def test_warm_up_waits_for_the_device(device: Any) -> None:
+    """Otherwise the warm-up would take queueing times for latencies, and settle at once."""
     config = WarmupConfig(n_warmup=2, convergence_detection=False)
     record = not_none(warm_up(device, ["a", "longer"], config, lambda run, most: None))
     assert record.runs == 4

@@ -68,6 +68,10 @@ class Measured:
 class ExperimentOrchestrator:
     """Runs one experiment in this process.
 
+    Example:
+        config = ExperimentConfig(model="HuggingFaceTB/SmolLM2-135M", n=8)
+        result = ExperimentOrchestrator(config).run().result
+
     Attributes:
         config: The experiment to run.
         identity: Its identity in a study; None derives one from *config*.

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped where there is none; the README has the figures of the board it ran on.
+"""Tests that need a GPU. They are skipped without one; the README has the results and the GPU they are from.
 
     pytest tests/gpu/test_counter.py        # one file at a time, and without -n: they want the GPU to themselves
 

@@ -19,17 +19,17 @@ FOUND = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def board() -> Gpu:
-    """The GPU that CUDA counts as its first."""
-    board = visible_gpus().first
-    if board is None:
+def gpu() -> Gpu:
+    """CUDA's device 0."""
+    gpu = visible_gpus().first
+    if gpu is None:
         pytest.skip("no NVIDIA GPU here")
-    return board
+    return gpu
 
 
 @pytest.fixture
 def found(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
-    """Note a figure: what it is, and its value."""
+    """Record a value with its name in the JUnit report."""
 
     def note(what: str, value: object) -> None:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -53,10 +53,10 @@ def _call(function: str, *arguments: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def on_gpu(board: Gpu) -> Iterator[Callable[..., Any]]:
-    """Call a function of ``loads``, by its name, in a process of its own: pytest's never uses the GPU."""
+def on_gpu(gpu: Gpu) -> Iterator[Callable[..., Any]]:
+    """Call a function of ``loads`` by its name, in a process of its own: pytest's process never uses the GPU."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda function, *arguments: pool.submit(_call, function, board.uuid, *arguments).result()
+        yield lambda function, *arguments: pool.submit(_call, function, gpu.uuid, *arguments).result()
 
 
 def _model(shape: str) -> Path:
@@ -83,7 +83,7 @@ def llama_8b() -> Path:
 def study(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., StudyResult]:
-    """Run a study, given by its fields, and return its result; *args* are pytest's.
+    """Run a study, given by its fields, and return its result. *args* are options of pytest.
 
     Its processes start as ``--llem-start-method`` says, as those of ``isolated_experiment`` do.
     """
@@ -101,5 +101,5 @@ def study(
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch, _offline: None) -> None:
-    """The host's processors decide how fast kernels are launched: leave them as a user has them."""
+    """Do not limit the CPU threads: the host's CPUs determine how fast kernels are launched."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -1,4 +1,4 @@
-"""Engines that do not do what they should: the engine ``pytorch``, but for ``generate``."""
+"""Faulty engines: the engine ``pytorch`` with another ``generate``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_llem.study.config import ExperimentConfig
 
 
 class Idle(PyTorchEngine):
-    """Loads the model, and leaves it alone for a second where it should generate."""
+    """Loads the model, and sleeps for a second instead of generating."""
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         super().__init__(config, context)

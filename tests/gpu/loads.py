@@ -1,4 +1,4 @@
-"""Loads for a GPU, and what meters say of them. They run in a process of their own: see ``on_gpu``."""
+"""Loads for a GPU, and their meters' readings. They run in a process of their own: see ``on_gpu``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pytest_llem.hardware.nvml import Nvml
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.workload.prompts import build_workload
 
-#: The side of the matrices: one product takes some 10 ms, so that seconds of them fit into CUDA's queue.
+#: Size of the matrices: one product takes about 10 ms, so that seconds of work fit into CUDA's queue.
 SIDE = 16384
 
 
 class Matmuls:
-    """Products of square matrices in bf16, one after the other: what a GPU draws most power for."""
+    """Products of square matrices in bf16, which make a GPU draw its highest power."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -44,7 +44,7 @@ class Matmuls:
         torch.cuda.synchronize()
 
     def count(self, seconds: float) -> int:
-        """Return how many take *seconds*."""
+        """Return how many products take *seconds*."""
         return max(1, round(seconds / self._each))
 
 
@@ -61,10 +61,10 @@ def _open(uuid: str, *, sampler: bool = False) -> NvmlMeter:
 
 
 def alignment(uuid: str, windows: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Return the energies in J of equal windows of a steady load: aligned to ticks, and cut wherever they end."""
+    """Return the energies in J of equal windows of a steady load, aligned to ticks and not aligned."""
     load, meter = Matmuls(), _open(uuid)
     count = load.count(seconds)
-    load.run(load.count(15))  # warm: a cold board draws less
+    load.run(load.count(15))  # warm up: a cold GPU draws less
     aligned, unaligned = [], []
     with Nvml() as nvml:
         handle = nvml.call("nvmlDeviceGetHandleByUUID", uuid)
@@ -105,7 +105,7 @@ def adjacent(uuid: str, windows: int, seconds: float) -> tuple[list[float], floa
 
 def queued(uuid: str, seconds: float) -> tuple[float, float, float]:
     """Return the energy in J of work that is queued, and of which none has been waited for when the block ends:
-    by the meter for ordinary tests, by one that is told to wait, and by one that does not wait.
+    by the meter for ordinary tests, by one that synchronizes on request, and by one that does not wait.
     """
     load, meter, measure = Matmuls(), _open(uuid), EnergyMeter()
     count = load.count(seconds)
@@ -125,7 +125,7 @@ def queued(uuid: str, seconds: float) -> tuple[float, float, float]:
 
 
 def observed(uuid: str, rounds: int, seconds: float) -> list[tuple[float, float]]:
-    """Return of each round the ratios of time and of energy, with a sampler beside the same work ÷ without one."""
+    """Return for each round the ratios of time and of energy, with a sampler ÷ without one."""
     load = Matmuls()
     meters = {sampler: _open(uuid, sampler=sampler) for sampler in (False, True)}
     count = load.count(seconds)

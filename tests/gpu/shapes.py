@@ -1,4 +1,4 @@
-"""Models of Llama's shapes, with random weights: ``python -m tests.gpu.shapes 1b FOLDER``.
+"""Write models of Llama's shapes with random weights: ``python -m tests.gpu.shapes 1b FOLDER``.
 
 Speed is that of the shape; power depends on the values, and theirs are not a trained model's.
 """
@@ -22,7 +22,7 @@ _ROPE = {
     "original_max_position_embeddings": 8192,
 }
 
-#: As the configurations of meta-llama/Llama-3.2-1B and Llama-3.1-8B have them.
+#: Values from the configurations of meta-llama/Llama-3.2-1B and Llama-3.1-8B.
 SHAPES = {
     "1b": {
         "hidden_size": 2048,
@@ -51,7 +51,7 @@ BOS, EOS = 128_000, 128_001
 
 
 def make(shape: str, folder: Path) -> None:
-    """Write a model and its tokenizer to *folder*, which appears whole."""
+    """Write a model and its tokenizer to *folder*, which appears only when it is complete."""
     config = LlamaConfig(
         **SHAPES[shape],
         vocab_size=VOCABULARY,
@@ -76,7 +76,7 @@ def make(shape: str, folder: Path) -> None:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of as many words as the model has tokens."""
+    """Return a tokenizer with as many words as the model has tokens."""
     words = {f"t{index}": index for index in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

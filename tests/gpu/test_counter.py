@@ -1,4 +1,4 @@
-"""The energy counter: its ticks, its windows, and what power says of it."""
+"""The energy counter: its ticks, its windows, and its agreement with sampled power."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def _variation(values: Sequence[float]) -> float:
     return statistics.stdev(values) / statistics.fmean(values)
 
 
-def test_it_rises_in_ticks(board: Gpu, found: Found) -> None:
+def test_counter_rises_in_ticks(gpu: Gpu, found: Found) -> None:
     seen: list[tuple[float, int]] = []
     with Nvml() as nvml:
-        handle = nvml.call("nvmlDeviceGetHandleByUUID", board.uuid)
+        handle = nvml.call("nvmlDeviceGetHandleByUUID", gpu.uuid)
         ends = time.monotonic() + 10
         while time.monotonic() < ends:
             shown = nvml.call(COUNTER, handle)
@@ -40,7 +40,9 @@ def test_it_rises_in_ticks(board: Gpu, found: Found) -> None:
     assert len(seen) > 50
 
 
-def test_power_says_the_same(isolated_experiment: IsolatedExperiment, llama_1b: Path, found: Found) -> None:
+def test_integral_of_power_agrees_with_counter(
+    isolated_experiment: IsolatedExperiment, llama_1b: Path, found: Found
+) -> None:
     result = isolated_experiment(
         {
             "model": str(llama_1b),
@@ -85,15 +87,15 @@ def test_adjacent_windows_add_up(on_gpu: OnGpu, found: Found) -> None:
     assert abs(sum(parts) - whole) <= max(watts * tick, 0.005 * whole)
 
 
-def test_queued_work_counts(on_gpu: OnGpu, found: Found) -> None:
+def test_queued_work_counts_in_the_window(on_gpu: OnGpu, found: Found) -> None:
     trapped, explicit, unsynchronised = on_gpu("queued", 3.0)
     found("queued / waited for", trapped / explicit)
-    found("nobody waits / waited for", unsynchronised / explicit)
+    found("not waited for / waited for", unsynchronised / explicit)
     assert trapped == pytest.approx(explicit, rel=0.02)
     assert unsynchronised < 0.8 * explicit
 
 
-def test_looking_costs_nothing(on_gpu: OnGpu, found: Found) -> None:
+def test_sampling_does_not_change_power(on_gpu: OnGpu, found: Found) -> None:
     ratios = on_gpu("observed", 6, 4.0)
     seconds, energy = (statistics.median(one[at] for one in ratios) for at in (0, 1))
     found("sampler at 10 Hz / none, time", seconds)

@@ -1,4 +1,4 @@
-"""``llem doctor`` on silicon: what it tells is so, and it takes no part of the GPU for that."""
+"""``llem doctor`` on a real GPU: its report is correct, and it does not use the GPU."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from pytest_llem.hardware.gpus import Gpu
 _CONTEXT_BYTES = 100e6
 
 
-def test_what_it_tells_of_a_gpu(board: Gpu, found: Callable[[str, object], None]) -> None:
+def test_doctor_reports_gpu_without_using_it(gpu: Gpu, found: Callable[[str, object], None]) -> None:
     command = [sys.executable, "-m", "pytest_llem.cli", "doctor", "--format", "json"]
     with GpuSensors() as look:
-        before = most = look()[board.uuid].used_bytes or 0
+        before = most = look()[gpu.uuid].used_bytes or 0
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             while process.poll() is None:
-                most = max(most, look()[board.uuid].used_bytes or 0)
+                most = max(most, look()[gpu.uuid].used_bytes or 0)
                 time.sleep(0.01)
             out = process.stdout.read() if process.stdout else ""
     assert process.returncode in (0, 1)
     assert most - before < _CONTEXT_BYTES, "no CUDA context is made"
     seen = Examination.model_validate_json(out)
-    (gpu,) = [one for one in seen.gpus if one.uuid == board.uuid]
-    assert (gpu.name, gpu.driver, gpu.first, gpu.refusal) == (board.name, board.driver, True, None)
-    found("tick in ms", gpu.tick_ms)
-    found("a call in ms", gpu.call_ms)
-    found("power told by", ", ".join(gpu.power_sources))
-    found("clocks", f"{gpu.sm_clock_mhz} of {gpu.max_sm_clock_mhz} MHz, due to {gpu.clock_reasons}")
-    found("a clock to lock them at", gpu.lasting_clock_mhz)
-    found("what stands in the way", "; ".join(f"{one.severity}: {one.about}: {one.what}" for one in seen.findings))
-    assert gpu.energy_counter_error is None
-    assert gpu.tick_ms is not None
-    assert 5 < gpu.tick_ms < 500
-    assert gpu.call_ms is not None
-    assert gpu.call_ms < gpu.tick_ms
+    (examined,) = [one for one in seen.gpus if one.uuid == gpu.uuid]
+    assert (examined.name, examined.driver, examined.first, examined.refusal) == (gpu.name, gpu.driver, True, None)
+    found("tick in ms", examined.tick_ms)
+    found("a call in ms", examined.call_ms)
+    found("power sources", ", ".join(examined.power_sources))
+    found("clocks", f"{examined.sm_clock_mhz} of {examined.max_sm_clock_mhz} MHz, due to {examined.clock_reasons}")
+    found("a clock to lock them at", examined.lasting_clock_mhz)
+    found("problems", "; ".join(f"{one.severity}: {one.about}: {one.what}" for one in seen.findings))
+    assert examined.energy_counter_error is None
+    assert examined.tick_ms is not None
+    assert 5 < examined.tick_ms < 500
+    assert examined.call_ms is not None
+    assert examined.call_ms < examined.tick_ms
     assert (seen.verdict.method, seen.verdict.source) == ("measured", "nvml_total_energy")

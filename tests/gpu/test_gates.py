@@ -1,4 +1,4 @@
-"""The gates on real silicon: the same is the same, and 5 % more is more."""
+"""The gates on a real GPU: equal energies are the same, and 5 % more is a regression."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ QUICK: dict[str, Any] = {
     "gates": {"metrics": METRICS},
 }
 
-#: The GPU computes all the time: tokens go in, and one comes out.
+#: The GPU is always busy: many input tokens, one output token.
 PREFILL = {**QUICK, "n": 32, "max_output_tokens": 1, "pytorch": {"batch_size": 32}}
 
-#: The GPU waits for Python most of the time.
+#: The GPU mostly waits for Python.
 DECODE = {
     **QUICK,
     "n": 8,
@@ -44,7 +44,7 @@ DECODE = {
 
 @pytest.fixture
 def same(tmp_path: Path) -> str:
-    """The option that compares with an environment that has what this one has."""
+    """Return the option that compares with an environment with the same packages as this one."""
     return f"--llem-against={Environment(tmp_path / 'environment', *EVERYTHING).python}"
 
 
@@ -54,8 +54,10 @@ def verdicts(result: StudyResult, found: Found) -> dict[str, GateVerdict]:
     return {verdict.metric: verdict for verdict in result.points[0].verdicts}
 
 
-def test_the_same_is_the_same(study: Study, llama_1b: Path, same: str, found: Found) -> None:
-    """In turns, ten cycles against ten, where the GPU is never idle."""
+def test_two_runs_of_one_configuration_are_judged_same(
+    study: Study, llama_1b: Path, same: str, found: Found
+) -> None:
+    """Ten interleaved cycles each, with a GPU that is never idle."""
     cycles = {"n_cycles": 10, "experiment_gap_seconds": 0}
     result = study("prefill", same, **PREFILL, model=str(llama_1b), max_input_tokens=512, execution=cycles)
     for verdict in verdicts(result, found).values():
@@ -64,7 +66,7 @@ def test_the_same_is_the_same(study: Study, llama_1b: Path, same: str, found: Fo
         assert verdict.verdict == "SAME"
 
 
-def test_five_percent_more_is_found(study: Study, llama_1b: Path, found: Found) -> None:
+def test_five_percent_more_energy_is_a_regression(study: Study, llama_1b: Path, found: Found) -> None:
     cycles = {"n_cycles": 5, "experiment_gap_seconds": 0}
     fewer, more = (
         study(f"tokens-{length}", **PREFILL, model=str(llama_1b), max_input_tokens=length, execution=cycles)
@@ -77,7 +79,9 @@ def test_five_percent_more_is_found(study: Study, llama_1b: Path, found: Found) 
     assert {one.verdict for one in verdicts(more, found).values()} == {"REGRESSION"}
 
 
-def test_eager_decode(study: Study, llama_1b: Path, same: str, found: Found) -> None:
+def test_eager_decode_against_itself_is_not_a_regression(
+    study: Study, llama_1b: Path, same: str, found: Found
+) -> None:
     result = study(
         "eager", same, **DECODE, model=str(llama_1b), execution={"n_cycles": 10, "experiment_gap_seconds": 0}
     )

@@ -1,4 +1,4 @@
-"""The idle machine: bare, with a context, with memory held."""
+"""Idle power without a context, with a context, and with allocated memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pytest_llem.hardware.gpus import Gpu
 Found = Callable[[str, object], None]
 
 
-def test_nothing_costs_nothing(
-    isolated_experiment: IsolatedExperiment, llama_1b: Path, board: Gpu, found: Found
+def test_engine_without_work_has_no_active_energy(
+    isolated_experiment: IsolatedExperiment, llama_1b: Path, gpu: Gpu, found: Found
 ) -> None:
-    """First of all: the bare machine is measured before anything has used the GPU."""
+    """Runs first: idle power without a context is measured before anything has used the GPU."""
     result = isolated_experiment(
         {
             "model": str(llama_1b),
@@ -29,7 +29,7 @@ def test_nothing_costs_nothing(
     assert result.idle_power is not None
     assert result.idle_power.idle_power_w is not None
     assert result.idle_power.idle_power_no_context_w is not None
-    bare, context = result.idle_power.idle_power_no_context_w[board.uuid], result.idle_power.idle_power_w
+    no_context, context = result.idle_power.idle_power_no_context_w[gpu.uuid], result.idle_power.idle_power_w
     active = result.metrics["active_energy_j"]
     passes, seconds = result.window.passes, result.window.window_seconds
     assert active.value is not None
@@ -37,19 +37,19 @@ def test_nothing_costs_nothing(
     assert active.interval95 is not None
     assert result.idle_power.after_w is not None
     assert result.idle_power.drift_w is not None
-    found("bare, W", bare)
-    found("context - bare, W", context - bare)
-    found("active energy of 30 s of nothing, J", passes * active.value)
+    found("no context, W", no_context)
+    found("context - no context, W", context - no_context)
+    found("active energy of 30 s without work, J", passes * active.value)
     found("its standard uncertainty, J", passes * active.uncertainty)
     found("idle power after the window - before it, W", result.idle_power.after_w - context)
     found("standard uncertainty of its drift, W", result.idle_power.drift_w)
-    assert 15 <= context - bare <= 70
+    assert 15 <= context - no_context <= 70
     low, high = active.interval95
     assert low <= 0 <= high
-    assert passes * active.uncertainty <= 2 * seconds, "and is not so wide that anything would be"
+    assert passes * active.uncertainty <= 2 * seconds, "the interval is narrow enough to mean something"
 
 
-def test_memory_that_is_held_draws_little(on_gpu: Callable[..., Any], found: Found) -> None:
+def test_allocated_memory_draws_little_power(on_gpu: Callable[..., Any], found: Found) -> None:
     little, much = on_gpu("held", (1, 40), 8.0)
     found("1 GB, W", little)
     found("40 GB, W", much)

@@ -1,4 +1,4 @@
-"""Whatever becomes of an experiment, its memory is free again."""
+"""GPU memory is free again however an experiment ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Found = Callable[[str, object], None]
 
 
 def _has_context() -> bool:
-    """Whether this process has CUDA's context on its first GPU."""
+    """Return whether this process has a CUDA context on device 0."""
     cuda, device, flags, active = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
     assert cuda.cuInit(0) == 0
     assert cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
@@ -30,10 +30,10 @@ def _has_context() -> bool:
     ("engine", "kind"),
     [("pytorch", None), ("tests.gpu.engines:Raises", "exception"), ("tests.gpu.engines:Dies", "crash")],
 )
-def test_it_is_free_again(
+def test_gpu_memory_is_free_after_any_end(
     isolated_experiment: IsolatedExperiment,
     llama_1b: Path,
-    board: Gpu,
+    gpu: Gpu,
     found: Found,
     engine: str,
     kind: str | None,
@@ -48,7 +48,7 @@ def test_it_is_free_again(
         "measurement": {"min_window_seconds": 0},
     }
     with Nvml() as nvml:
-        handle = nvml.call("nvmlDeviceGetHandleByUUID", board.uuid)
+        handle = nvml.call("nvmlDeviceGetHandleByUUID", gpu.uuid)
 
         def used() -> int:
             return int(nvml.call("nvmlDeviceGetMemoryInfo", handle).used)
@@ -68,4 +68,4 @@ def test_it_is_free_again(
         assert used() - before <= 2**20
         holders = nvml.call("nvmlDeviceGetComputeRunningProcesses", handle)
         assert os.getpid() not in [one.pid for one in holders]
-    assert not _has_context()  # in a container, NVML may know other process ids than we do
+    assert not _has_context()  # in a container, NVML may report pids of the host

@@ -1,4 +1,4 @@
-"""How near to the hardware the 8B shape comes, and what a token of it costs."""
+"""MFU, MBU and roofline slowdown of the 8B shape, and the energy of a token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATIC = {"cache_implementation": "static"}
     [(1, {}), (1, STATIC), (8, STATIC), (64, STATIC)],
     ids=["1-eager", "1-static", "8-static", "64-static"],
 )
-def test_no_pass_is_faster_than_the_floor(
+def test_no_pass_is_faster_than_the_roofline(
     isolated_experiment: IsolatedExperiment,
     llama_8b: Path,
     found: Found,
@@ -55,24 +55,24 @@ def test_no_pass_is_faster_than_the_floor(
     found(
         "throttled by reason, s", result.devices[0].conditions and result.devices[0].conditions.throttled_seconds
     )
-    floor = metrics["roofline_slowdown"].value
-    assert floor is not None
-    assert floor >= 1
+    slowdown = metrics["roofline_slowdown"].value
+    assert slowdown is not None
+    assert slowdown >= 1
     assert metrics["throttled_seconds"].value is not None
 
 
-def test_where_the_rest_of_a_token_goes(on_gpu: OnGpu, llama_8b: Path, found: Found) -> None:
-    """Of a token's time, what kernels do not need is Python between them."""
+def test_kernel_time_is_part_of_token_time(on_gpu: OnGpu, llama_8b: Path, found: Found) -> None:
+    """The time of a token beyond that of its kernels is spent in Python."""
     took, busy = on_gpu("decoding", str(llama_8b), 128)
     found("ms a token", took)
     found("of which kernels run, ms", busy)
     assert 0 < busy <= took
 
 
-def test_a_board_at_its_limit_says_so(
+def test_gpu_at_its_power_limit_reports_throttling(
     isolated_experiment: IsolatedExperiment, llama_8b: Path, found: Found
 ) -> None:
-    """Prompts alone keep the processors busy: the board reaches its power limit, and slows its clocks."""
+    """Prefill keeps the GPU busy: it reaches its power limit and lowers its clocks."""
     result = isolated_experiment(
         {
             "model": str(llama_8b),

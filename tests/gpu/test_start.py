@@ -1,4 +1,4 @@
-"""What a forkserver holds where there is a GPU, and that its processes can use that."""
+"""A forkserver does not open the GPU, and its processes can use it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _links(pid: int) -> list[str]:
 
 
 def test_the_server_opens_no_device_and_its_processes_do(
-    monkeypatch: pytest.MonkeyPatch, found: Any, board: Any
+    monkeypatch: pytest.MonkeyPatch, found: Any, gpu: Any
 ) -> None:
-    """Seen from outside: threads, open files, and what is mapped. A context shows as memory on the board, too."""
+    """Check threads, open files and mappings of the process. A CUDA context also shows as GPU memory."""
     tiny_llama()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""A sweep from end to end, as a user runs it."""
+"""A whole sweep on a GPU, as a user runs it."""
 
 from __future__ import annotations
 
