@@ -1,4 +1,4 @@
-"""Devices are those that the engine's own runtime names; before it has, those that it might use."""
+"""Devices of an experiment: those that the engine's runtime reports and, before that, all possible ones."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
 
 
 class FakeMeter:
-    """Reads 10 J of each board that it was opened for."""
+    """Reads 10 J for each GPU that it was opened for."""
 
     opened: ClassVar[list[list[str]]] = []
 
@@ -133,19 +133,19 @@ class FakeMeter:
         self.opened.append(self._gpus)
 
     def begin(self) -> None:
-        """Nothing is to be begun."""
+        """Do nothing."""
 
     def end(self) -> Reading:
         readings = (DeviceReading(gpu, "gpu_board", 10.0, "measured", "nvml_total_energy") for gpu in self._gpus)
         return Reading(tuple(readings), 1.0)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 @pytest.fixture
 def fake_meter(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Have the fake meter stand for any; return the boards that each was opened for."""
+    """Use the fake meter for every name; return the GPUs that each was opened for."""
     opened: list[list[str]] = []
     monkeypatch.setattr(FakeMeter, "opened", opened)
     load = registry.load

@@ -1,4 +1,4 @@
-"""The gates on real weights: ten cycles against ten of the same in turns, and a fifth more tokens against them."""
+"""Gates on real weights: ten cycles against ten interleaved ones of the same, and of a fifth more tokens."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STUDY = {
 def run(
     pytester: pytest.Pytester, results: Results, smollm2: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[pytest.RunResult, PointResult]]:
-    """Run the study with so many output tokens; return pytest's result, and the study's point."""
+    """Run the study with a number of output tokens; return pytest's result, and the study's point."""
     board = nvml.Board(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
     script = nvml.Script(pytester.path / "nvml.script", [board])
     script.write()

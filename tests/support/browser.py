@@ -25,7 +25,7 @@ ARGUMENTS = (
 )
 
 
-class NotToBeHadError(Exception):
+class WeightsUnavailableError(Exception):
     """There is no browser here; the message says why."""
 
 
@@ -34,20 +34,20 @@ def browser() -> Iterator[Browser]:
     """Give a browser for a while.
 
     Raises:
-        NotToBeHadError: There is none, or it does not start.
+        WeightsUnavailableError: There is none, or it does not start.
     """
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
-        raise NotToBeHadError(str(error)) from error
+        raise WeightsUnavailableError(str(error)) from error
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        raise NotToBeHadError(f"none of {', '.join(NAMES)} is installed")
+        raise WeightsUnavailableError(f"none of {', '.join(NAMES)} is installed")
     with sync_playwright() as playwright:
         try:
             found = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         except Error as error:
-            raise NotToBeHadError(f"{path} does not start: {error}") from error
+            raise WeightsUnavailableError(f"{path} does not start: {error}") from error
         try:
             yield found
         finally:

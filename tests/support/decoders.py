@@ -1,4 +1,4 @@
-"""Tiny models of many architectures, with random weights and nothing on disk."""
+"""Make tiny models of many architectures with random weights, without files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = {
 
 
 def decoder(kind: str, **changes: Any) -> Any:
-    """Return a model of transformers' model type *kind*, ready to run; *changes* are to its configuration."""
+    """Return a model of transformers' model type *kind*, ready to run. *changes* override its configuration."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,6 +1,6 @@
-"""Datasets of the hub as an experiment reads them, for processes forked from one that has imported the library.
+"""Read hub datasets as an experiment does, in processes forked from one that has imported ``datasets``.
 
-The library looks at Hugging Face's variables as it is imported.
+The library reads Hugging Face's environment variables on import.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Answer = Any
 
 
 def read(wanted: list[tuple[str, int, str]]) -> list[Answer]:
-    """Return what each dataset gives, of which the name, ``n`` and the order are wanted."""
+    """Return the content of each wanted dataset, given by name, ``n`` and order."""
     answers: list[Answer] = []
     for name, n, order in wanted:
         config = ExperimentConfig.model_validate({"model": "m", "dataset": name, "n": n, "dataset_order": order})
