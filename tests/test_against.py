@@ -17,7 +17,7 @@ from tests.support.marks import slow
 
 AGAINST = f"--llem-against={sys.executable}"
 
-#: An engine of a user's own, whose model takes the memory that the checkout says.
+#: A user's own engine, whose model memory is set by the checkout.
 ENGINE = """
     from noop_engine import NoopEngine
 

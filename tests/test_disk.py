@@ -17,7 +17,7 @@ from pytest_llem.results.manifest import read_manifest, stored_result
 from tests.conftest import Results, RunPytest
 from tests.support.marks import slow
 
-#: Does something as the second of three experiments ends, before its result is written, and as the third starts.
+#: Runs code when the second of three experiments ends, before its result is written, and when the third starts.
 CONFTEST = """
 import errno, pathlib, resource, shutil, subprocess, pytest
 

@@ -23,7 +23,7 @@ from tests.conftest import Results
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
-#: An engine that takes its time to import and to exit, and notes when it did what.
+#: An engine whose import and exit take a while, and that records the time of each step.
 ENGINE = """
     import atexit, json, os, tempfile, time
     from pathlib import Path
@@ -191,7 +191,7 @@ class TestInTheGap:
         assert error["message"] == "the process ended with status 5 and left no result"
 
 
-#: For a conftest: waits until so many processes have imported the engine.
+#: For a conftest: waits until a number of processes have imported the engine.
 WAIT_FOR_NOTES = """
     import pytest
     from pathlib import Path

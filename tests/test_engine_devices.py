@@ -30,7 +30,7 @@ A, B = "GPU-aaaaaaaa-0000", "GPU-bbbbbbbb-1111"
 TWO = VisibleGpus((Gpu(A), Gpu(B)), Gpu(A))
 
 
-# ---- what is leased ----
+# ---- leased devices ----
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_engine_with_unknown_devices_leases_all_possible_ones(
     assert set(possible_devices(config, None)) == leased
 
 
-# ---- what CUDA_VISIBLE_DEVICES means ----
+# ---- CUDA_VISIBLE_DEVICES ----
 
 
 def test_number_among_different_gpus_is_ambiguous(nvml_library: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
     assert [severity for severity, *_ in _findings("1,2", order="PCI_BUS_ID")] == ["hinders"]
 
 
-# ---- what is metered ----
+# ---- metered devices ----
 
 
 class FakeMeter:

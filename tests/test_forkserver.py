@@ -26,7 +26,7 @@ from tests.conftest import Results
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
-#: An engine whose import does what each test says.
+#: An engine with code of each test in its module.
 ENGINE = """
     import json, os, sys
     from pathlib import Path

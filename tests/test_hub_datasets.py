@@ -39,7 +39,7 @@ configs:
 ---
 """
 
-#: A promise of two rows where there are four.
+#: Metadata that declares two rows, although there are four.
 WRONG_CARD = """---
 dataset_info:
   features: [{name: text, dtype: string}, {name: label, dtype: int64}]

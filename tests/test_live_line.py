@@ -27,11 +27,11 @@ from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.terminal import Screen, watch
 
-#: How the live line begins, and no other.
+#: Matches only the live line.
 LIVE = re.compile(r"llem: \d+/\d+  ")
 
 
-#: Runs pytest in a terminal; returns its status, the screen, and each of our lines as it was first seen.
+#: Runs pytest in a terminal; returns its status, the screen, and each text of the live line.
 Run = Callable[..., tuple[int, list[str], list[str]]]
 
 
@@ -58,13 +58,13 @@ def run(pytester: pytest.Pytester) -> Run:
     return call
 
 
-#: Two experiments, with a gap between them that is long enough to be seen counted down.
+#: Two experiments, with a gap that is long enough to observe its countdown.
 STUDY = {"sweep": {"n": [1, 2]}, "execution": {"n_cycles": 1, "experiment_gap_seconds": 1.5}}
 
-#: One experiment, whose start is seen.
+#: One experiment, long enough to observe its start.
 ONE_EXPERIMENT = {"sweep": {"n": [1]}, "execution": {"n_cycles": 1}}
 
-#: An experiment with all its phases, each of them long enough to be seen.
+#: An experiment with all phases, each long enough to be observed.
 PHASES = {
     "sweep": {"precision": ["bf16", "fp32"]},
     "noop": {"seconds": 0.6, "fetch": 1.2},

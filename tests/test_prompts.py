@@ -181,7 +181,7 @@ def lengths(dataset: Any, **changes: Any) -> Any:
 def test_prompts_have_equal_lengths_without_a_distribution() -> None:
     made = workload({"n": 3, "input_len": 4, "seed": 7})
     assert [len(prompt) for prompt in made.prompts] == [4, 4, 4]
-    # As ever: what is compared with older results has the same prompts.
+    # The seed must give the same prompts as in older versions, as results are compared with older ones.
     assert made.prompts[0] == [85, 41, 169, 21]
 
 

@@ -211,7 +211,7 @@ def test_revision_reaches_every_from_pretrained(monkeypatch: pytest.MonkeyPatch)
     assert seen == [("v1", True), ("v1", True)]
 
 
-#: Fields without a test by name here, and where they are tested.
+#: Fields that are tested in another file.
 ELSEWHERE = {
     **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "test_pytorch_loading.py"),
     **dict.fromkeys(

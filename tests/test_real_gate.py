@@ -13,7 +13,7 @@ from pytest_llem import StudyResult
 from pytest_llem.results.models import PointResult
 from tests.conftest import ROOT, Results
 from tests.support import nvml
-from tests.support.board_engine import GPU, IDLE_W, JOULES_PER_TOKEN
+from tests.support.gpu_engine import GPU, IDLE_W, JOULES_PER_TOKEN
 from tests.support.environments import EVERYTHING, Environment
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ TOKENS, MORE_TOKENS = 10, 12
 STUDY = {
     "name": "gate",
     "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "backend": "tests.support.board_engine:BoardEngine",
+    "backend": "tests.support.gpu_engine:ScriptedGpuEngine",
     "n": 1,
     "max_input_tokens": 8,
     "warmup": {"enabled": False},
@@ -31,7 +31,7 @@ STUDY = {
     "energy": {"backend": "nvml"},
     "measurement": {"min_window_seconds": 0},
     "execution": {"n_cycles": 10, "experiment_gap_seconds": 0},
-    # Cores that others use, too: what README says of time on such machines.
+    # CI machines have shared cores; the README says what that means for times.
     "gates": {"metrics": ["energy_j", "seconds"], "delta": {"seconds": 0.25}},
 }
 

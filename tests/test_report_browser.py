@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, FloatRect, Locator, Page
 
 from pytest_llem.reporting.html import write_report
 from tests.support import reports
-from tests.support.browser import WeightsUnavailableError, browser
+from tests.support.browser import BrowserUnavailableError, browser
 
 #: A browser starts, and a run is made for it; without one, the page is tested in test_report.py.
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def chromium() -> Iterator[Browser]:
     try:
         with browser() as found:
             yield found
-    except WeightsUnavailableError as error:
+    except BrowserUnavailableError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no browser: {error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-#: What they have in common, as most configurations call it.
+#: Common sizes, by the names of most configurations.
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 32,

@@ -16,7 +16,7 @@ ROOT = Path(pytest_llem.__file__).parent.parent
 SITE_PACKAGES = tuple(dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")))
 NOOP_ENGINE = Path(__file__).parent / "noop_engine"
 
-#: What an environment looks in so that it has all that this one has.
+#: Search path that gives an environment all packages of this one.
 EVERYTHING = (ROOT, NOOP_ENGINE, *SITE_PACKAGES)
 
 

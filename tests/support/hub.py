@@ -59,7 +59,7 @@ def serving(models: Mapping[str, Path], datasets: Mapping[str, Path] = {}) -> It
             self._answer(is_head=False)
 
         def log_message(self, *_: object) -> None:
-            """Nothing on standard error."""
+            """Write nothing to standard error."""
 
         def _answer(self, *, is_head: bool) -> None:
             path = unquote(urlsplit(self.path).path)

@@ -17,7 +17,7 @@ from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.workload.prompts import read_texts
 from tests.support.narrow import not_none
 
-#: Prompts, revision and how often it was fetched, in a list; or why the dataset cannot be read.
+#: A list of prompts, revision and number of downloads; or why the dataset cannot be read.
 Answer = Any
 
 

@@ -20,8 +20,8 @@ from pytest_llem.results.models import Manifest
 from tests.conftest import NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
 from tests.support import instant
 
-#: Notes, independently of the manifest, which experiments are saved, and kills its own process at the moment that
-#: the environment says: a thread is nearer to it than another process, which may be late on a busy machine.
+#: Records, independently of the manifest, which experiments are saved, and kills its own process at the time that
+#: the environment sets. A thread does it, as another process may be late on a busy machine.
 CONFTEST = """
 import math, os, signal, threading
 from pytest_llem.results import manifest
@@ -31,22 +31,22 @@ if os.environ["KILLS_JOURNAL"]:  # a study as small as this one would do without
 
 finished = []
 
-def come_to(what):
-    if os.environ["KILLS_AFTER"] == what:
+def kill_if_due(event):
+    if os.environ["KILLS_AFTER"] == event:
         threading.Timer(float(os.environ["KILLS_SECONDS"]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 def pytest_collection_finish(session):
-    come_to("collection")
+    kill_if_due("collection")
 
 def pytest_llem_experiment_finished(result):
     finished.append(result.identity.experiment_id)
     file = os.open(os.environ["KILLS_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, (finished[-1] + "\\n").encode())
     os.close(file)
-    come_to(str(len(finished)))
+    kill_if_due(str(len(finished)))
 """
 
-#: Only stops a hang.
+#: Only ends a hang, in s.
 TIMEOUT_SECONDS = 300.0
 
 

@@ -19,7 +19,7 @@ from tests.support.forks import ForkServer
 SOURCE = Path(__file__).parent / "scripted_nvml.c"
 ROOT = SOURCE.parents[2]
 
-#: The one that serves calls at present, and the variables it was started with.
+#: The running server, by the variables that it was started with.
 _servers: dict[tuple[str | None, str | None], ForkServer] = {}
 
 

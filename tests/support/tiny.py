@@ -9,7 +9,7 @@ from pytest_llem.engines.protocol import EngineContext, RequestRecord
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 
-#: An experiment of moments.
+#: An experiment that takes a moment.
 TINY = {
     "model": "builtin:tiny-llama",
     "n": 3,

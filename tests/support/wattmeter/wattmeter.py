@@ -16,10 +16,10 @@ from pytest_llem.energy.protocol import DeviceReading, PowerSample, Reading
 
 WATTS = 230.5
 
-#: Of its class, by what its maker says.
+#: Relative gain error, from the data sheet.
 GAIN_ERROR = 0.02
 
-#: It shows a new figure this often, in s.
+#: Interval between new values, in s.
 PERIOD_S = 0.01
 
 
