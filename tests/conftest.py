@@ -243,7 +243,7 @@ def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an NVML library with scripted GPUs."""
     try:
         return nvml.build(tmp_path_factory.mktemp("nvml"))
-    except nvml.NotToBeBuiltError as error:
+    except nvml.BuildError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"scripted_nvml.c cannot be built: {error}")
@@ -254,7 +254,7 @@ def smollm2() -> Path:
     """A folder for ``llem_model_path`` that holds real weights."""
     try:
         return weights.model_path()
-    except weights.NotToBeHadError as error:
+    except weights.WeightsUnavailableError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"real weights are not available: {error}")

@@ -1,4 +1,4 @@
-"""``--llem-against``: two interpreters measured in turns, cycle by cycle, and compared in pairs."""
+"""``--llem-against``: two interpreters are measured interleaved, cycle by cycle, and compared in pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.marks import slow
 
 AGAINST = f"--llem-against={sys.executable}"
 
-#: An engine of a user's own, whose model takes the memory that the checkout says.
+#: A user's own engine, whose model memory is set by the checkout.
 ENGINE = """
     from noop_engine import NoopEngine
 
@@ -29,7 +29,7 @@ ENGINE = """
 
 @pytest.fixture(scope="module")
 def main(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The environment of another checkout: one whose engine takes twice the memory."""
+    """The environment of another checkout, whose engine uses twice the memory."""
     environment = Environment(tmp_path_factory.mktemp("main") / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     environment.add("mine", "1.0", own_engine=ENGINE.format(size=2_000_000))
     return environment
@@ -38,7 +38,7 @@ def main(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_other_plugins_see_both_sides_interleaved(
     pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], main: Environment
 ) -> None:
-    """As they run: --sw goes on from a place in that order."""
+    """The items are in the order in which they run, as --sw continues from a place in that order."""
     pytester.makepyfile(own_engine=ENGINE.format(size=1_000_000))
     write_study(backend="own_engine:Engine", sweep={"n": [1, 2]}, execution={"n_cycles": 1})
     with (pytester.path / "conftest.py").open("a") as file:
@@ -102,7 +102,7 @@ def test_order_of_the_sides_alternates_by_cycle(run_pytest: RunPytest, write_stu
 def test_pairs_separate_drift_from_change(
     pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path], results: Results
 ) -> None:
-    """Both sides drift by 20 % over the cycles; one takes 6 % more throughout."""
+    """Both sides drift by 20 % over the cycles. One takes 6 % more in every cycle."""
     pytester.makeconftest(figures.conftest())
     drifting = "(1 + 0.05 * cycle) * (1 + 0.001 * (-1) ** (cycle // 2))"
     wanted = {"energy_per_output_token_j": f"(1 if reference else 1.06) * {drifting}"}
@@ -121,7 +121,7 @@ def test_pairs_separate_drift_from_change(
 def drift(
     pytester: pytest.Pytester, run_pytest: RunPytest, write_study: Callable[..., Path]
 ) -> Callable[..., pytest.RunResult]:
-    """Run a study whose sessions differ by a factor: two of them do not show what has changed."""
+    """Run a study whose sessions differ by a factor, which must not be taken for a change."""
     pytester.makeconftest(figures.conftest())
     write_study(
         sweep={"noop.size": [1]},

@@ -1,4 +1,4 @@
-"""``--llem-against``: a side that cannot run is known before anything is measured, so that nothing is."""
+"""``--llem-against``: a candidate or reference that cannot run is reported before anything is measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BROKEN = {
     "no engine": "class Engine: pass\n",
 }
 
-SAID = {
+MESSAGES = {
     "missing package": "No module named 'no_such_package'",
     "raises": "own_engine raises RuntimeError: no device",
     "exits": "importing it raises SystemExit: no",
@@ -35,7 +35,7 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with an engine of its own."""
+    """An environment with a user's own engine."""
     environment = Environment(tmp_path_factory.mktemp("whole") / "env", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     environment.add("mine", "1.0", own_engine=ENGINE)
     return environment
@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture
 def against(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> Callable[..., pytest.RunResult]:
-    """Run a study of an own engine against an interpreter, and see that nothing was measured."""
+    """Run a study of a user's own engine against an interpreter, and check that nothing was measured."""
 
     def run(
         python: Path | str, *options: str, here: str = ENGINE, backend: str = "own_engine:Engine"
@@ -92,20 +92,20 @@ def test_engine_that_the_candidate_cannot_import_is_refused(
     found = against(whole.python, here=BROKEN[fault])
     (line,) = [line for line in found.errlines if "nothing is measured" in line]
     assert line.endswith(
-        f"nothing is measured: the candidate: engine 'own_engine:Engine' cannot be used: {SAID[fault]}"
+        f"nothing is measured: the candidate: engine 'own_engine:Engine' cannot be used: {MESSAGES[fault]}"
     )
 
 
 def test_engine_that_the_reference_cannot_import_is_reported(whole: Environment, tmp_path: Path) -> None:
-    """As the next test shows it of a whole run."""
+    """The next test checks the same in a whole run."""
     modules = {fault: f"broken_{fault.replace(' ', '_')}" for fault in BROKEN}
     for fault, module in modules.items():
         (tmp_path / f"{module}.py").write_text(BROKEN[fault])
     crashing = f"{modules.pop('crashes')}:Engine"
     names = {fault: f"{module}:Engine" for fault, module in modules.items()}
     found = import_problems(whole.python, [*names.values()], [str(tmp_path)])
-    assert found == {name: SAID[fault].replace("own_engine", modules[fault]) for fault, name in names.items()}
-    assert import_problems(whole.python, [crashing], [str(tmp_path)]) == {crashing: SAID["crashes"]}
+    assert found == {name: MESSAGES[fault].replace("own_engine", modules[fault]) for fault, name in names.items()}
+    assert import_problems(whole.python, [crashing], [str(tmp_path)]) == {crashing: MESSAGES["crashes"]}
 
 
 def test_run_against_an_unimportable_engine_measures_nothing(
@@ -121,7 +121,7 @@ def test_run_against_an_unimportable_engine_measures_nothing(
 def test_installed_engine_whose_import_fails_is_refused(
     against: Callable[..., pytest.RunResult], tmp_path: Path
 ) -> None:
-    """Its metadata is there, and its module is not."""
+    """Its metadata exists, and its module does not."""
     broken = Environment(tmp_path / "broken", ROOT, *SITE_PACKAGES)
     broken.add("noop", "1.0", entry_points="[pytest_llem.engines]\nnoop = no_such_module:Engine\n")
     found = against(broken.python, backend="noop")

@@ -1,4 +1,4 @@
-"""Real weights that bitsandbytes has quantised, on a CPU, in an environment that has it."""
+"""Real weights quantised by bitsandbytes, on a CPU, in an environment that has it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ for name, one in json.loads(options).items():
         "text": engine.decode(request.output_ids),
         "bytes": engine.model_memory_bytes(),
         "layer": type(engine._model.model.layers[0].mlp.up_proj).__name__,
-        "said": record.settings["quantization"],
+        "recorded": record.settings["quantization"],
         "version": record.versions.get("bitsandbytes"),
     }
 print(json.dumps(found))
@@ -58,7 +58,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds bitsandbytes; what it needs is here."""
+    """A folder with bitsandbytes. Its requirements are already installed."""
     folder = tmp_path_factory.mktemp("bitsandbytes")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     done = subprocess.run([*install, "--target", folder, BITSANDBYTES], capture_output=True, text=True)
@@ -81,7 +81,7 @@ def test_quantised_weights_run_and_are_recorded(packages: Path, smollm2: Path) -
     assert layers == {"8 bits": "Linear8bitLt", "4 bits": "Linear4bit"}
     for name, one in found.items():
         assert one["version"] == BITSANDBYTES.partition("==")[2]
-        assert {key: one["said"][key] for key in OPTIONS[name]} == OPTIONS[name]
+        assert {key: one["recorded"][key] for key in OPTIONS[name]} == OPTIONS[name]
 
     # 106.2 million weights in linear layers; embedding and head, 28.3 million, and norms stay bf16.
     # For each 64 weights of 4 bits there is a constant: of one byte, since constants are quantised too, or of 2

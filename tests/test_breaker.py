@@ -1,4 +1,4 @@
-"""A study whose experiments fail one after the other stops."""
+"""A study stops after consecutive failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REASON = "3 experiments in a row failed (execution.max_consecutive_failures)"
 
 @pytest.fixture
 def write(write_study: Callable[..., Path]) -> Callable[..., None]:
-    """Write a study of these faults, in this order."""
+    """Write a study with these faults in this order."""
 
     def write(*faults: str, limit: int | None = 3, **changes: Any) -> None:
         execution = {"n_cycles": 1, "cycle_order": "sequential", "max_consecutive_failures": limit}

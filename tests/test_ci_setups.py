@@ -1,4 +1,4 @@
-"""The set-ups for CI in the README can be copied: their YAML parses, their shell too, and every option is one."""
+"""The CI setups in the README can be copied: their YAML and shell parse, and every option exists."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ GITHUB, (GITLAB,), SHELL = blocks("github"), blocks("gitlab"), blocks("shell")
 
 
 def steps(workflow: str) -> list[dict[str, Any]]:
-    """Return the steps of the one job of a GitHub workflow."""
+    """Return the steps of the only job of a GitHub workflow."""
     (job,) = yaml.safe_load(workflow)["jobs"].values()
     assert isinstance(job["steps"], list)
     return job["steps"]
 
 
 def scripts() -> Iterator[str]:
-    """Yield every piece of shell on the page."""
+    """Yield every shell script on the page."""
     yield from SHELL
     for workflow in GITHUB:
         yield from (step["run"] for step in steps(workflow) if "run" in step)
@@ -42,7 +42,7 @@ def scripts() -> Iterator[str]:
 
 
 def commands() -> list[list[str]]:
-    """Return the words of each call of pytest."""
+    """Return the words of each pytest command."""
     lines = "\n".join(scripts()).replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines if re.search(r"\bpytest ", line)]
     return [words for words in found if words[0].endswith("pytest")]
@@ -70,7 +70,7 @@ def test_github_workflow_has_required_steps(workflow: str) -> None:
     for step in job["steps"]:
         assert ("uses" in step) != ("run" in step)
         assert set(step) <= {"uses", "with", "run", "name", "if"}
-        assert "${{" not in step.get("run", ""), "what a branch is called is no shell"
+        assert "${{" not in step.get("run", ""), "a branch name must not get into the shell"
     uploads = [step["with"]["path"] for step in job["steps"] if step.get("uses", "").startswith("actions/upload")]
     assert [path.split() for path in uploads] == [["results/", "report.xml"]]
 
@@ -93,8 +93,9 @@ def test_shell_parses(script: str) -> None:
 
 def test_every_option_named_exists(pytester: pytest.Pytester) -> None:
     named = set(re.findall(r"(?<![\w-])--(?:llem-[\w-]+|junitxml|lf|deselect)\b", PAGE))
-    told = pytester.runpytest_inprocess("--help", "-p", "llem").stdout.str().replace("--junit-xml", "--junitxml")
-    missing = {one for one in named if not re.search(rf"^  (?:[-\w]+, )*{one}(?![\w-])", told, re.M)}
+    ran = pytester.runpytest_inprocess("--help", "-p", "llem")
+    help_text = ran.stdout.str().replace("--junit-xml", "--junitxml")
+    missing = {one for one in named if not re.search(rf"^  (?:[-\w]+, )*{one}(?![\w-])", help_text, re.M)}
     assert not missing
 
 
@@ -105,7 +106,7 @@ def test_named_study_exists() -> None:
 
 
 def test_worktree_is_a_second_checkout_beside_the_first(tmp_path: Path) -> None:
-    """What the first workflow's shell does with git, for a runner that was cut off the last time, too."""
+    """Runs the git commands of the first workflow, also on a runner whose last run was cut off."""
     job = next(iter(yaml.safe_load(GITHUB[0])["jobs"].values()))
     (shell,) = [step["run"] for step in job["steps"] if "worktree add" in step.get("run", "")]
     git = [line for line in shell.splitlines() if "worktree" in line]

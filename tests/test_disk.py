@@ -1,4 +1,4 @@
-"""The disk fills up, turns read-only or loses files while a study runs: that experiment fails, and only that."""
+"""The disk fills up, becomes read-only or loses files while a study runs: only that experiment fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llem.results.manifest import read_manifest, stored_result
 from tests.conftest import Results, RunPytest
 from tests.support.marks import slow
 
-#: Does something as the second of three experiments ends, before its result is written, and as the third starts.
+#: Runs code when the second of three experiments ends, before its result is written, and when the third starts.
 CONFTEST = """
 import errno, pathlib, resource, shutil, subprocess, pytest
 
@@ -50,16 +50,16 @@ def pytest_runtest_makereport(item, call):
 def run(
     pytester: pytest.Pytester, write_study: Callable[..., Path], run_pytest: RunPytest
 ) -> Callable[..., pytest.RunResult]:
-    """Run the study with what happens, as Python, to its second and third experiment."""
+    """Run the study with Python code that runs at its second and third experiment."""
 
     def run(second: str, third: str = "pass") -> pytest.RunResult:
         write_study(sweep={"n": [1, 2, 3]}, execution={"n_cycles": 1, "cycle_order": "sequential"})
         conftest = CONFTEST.replace("SECOND", second).replace("THIRD", third)
         pytester.makeconftest(conftest)
         ran = run_pytest("-q")
-        said = ran.stdout.str() + ran.stderr.str()
-        assert "INTERNALERROR" not in said
-        assert "Traceback" not in said
+        output = ran.stdout.str() + ran.stderr.str()
+        assert "INTERNALERROR" not in output
+        assert "Traceback" not in output
         return ran
 
     return run
@@ -82,7 +82,7 @@ def disk(pytester: pytest.Pytester) -> Iterator[Path]:
 
 
 def _read(results: Results) -> list[str]:
-    """Return what a reader finds: the statuses, in order. What is called completed is there whole."""
+    """Return the statuses that a reader finds, in order, and check that completed results are whole."""
     found = read_manifest(results.directory)
     for entry in found.experiments:
         assert (stored_result(results.directory, entry) is not None) == (entry.status == "completed")
@@ -147,7 +147,7 @@ def test_unwritable_results_directory_fails_experiments(
 
 
 def test_file_size_limit_fails_one_experiment(run: Callable[..., pytest.RunResult], results: Results) -> None:
-    """As a disk that is full, without a disk: a result is larger than what may be written, and a line is not."""
+    """Like a full disk, by a limit on the file size: a result exceeds it, and a line of the manifest does not."""
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
     soft = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

@@ -1,4 +1,4 @@
-"""The next experiment's process imports during the gap before it; the last one's exits meanwhile."""
+"""Start the next experiment's process during the gap before it, while the previous process exits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import Results
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
-#: An engine that takes its time to import and to exit, and notes when it did what.
+#: An engine whose import and exit take a while, and that records the time of each step.
 ENGINE = """
     import atexit, json, os, tempfile, time
     from pathlib import Path
@@ -73,7 +73,7 @@ Notes = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def study(pytester: pytest.Pytester, write_study: WriteStudy) -> WriteStudy:
-    """Write a study of the engine, with a gap of so many seconds."""
+    """Write a study of the engine with a gap in s."""
     pytester.makepyfile(slow_engine=ENGINE)
     pytester.mkdir("notes")
 
@@ -90,7 +90,7 @@ def study(pytester: pytest.Pytester, write_study: WriteStudy) -> WriteStudy:
 
 @pytest.fixture
 def notes(pytester: pytest.Pytester) -> Notes:
-    """What each process noted, in the order of their imports."""
+    """The notes of each process, in the order of their imports."""
 
     def read() -> list[dict[str, Any]]:
         found = [json.loads(file.read_text()) for file in (pytester.path / "notes").iterdir() if not file.suffix]
@@ -101,7 +101,7 @@ def notes(pytester: pytest.Pytester) -> Notes:
 
 @pytest.fixture
 def measured(results: Results) -> Notes:
-    """The results in the order in which they were measured."""
+    """The results in the order of measurement."""
 
     def read() -> list[dict[str, Any]]:
         found = [results.read(entry["result_file"]) for entry in results.manifest["experiments"]]
@@ -165,7 +165,7 @@ class TestInTheGap:
     def test_deadline_begins_with_the_experiment(
         self, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The gap, an hour of the clock, does not count."""
+        """The gap, an hour on the fake clock, does not count."""
         started = ExperimentProcess(job(), early=True)
         started.start()
         monkeypatch.setattr(child, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3600))
@@ -191,7 +191,7 @@ class TestInTheGap:
         assert error["message"] == "the process ended with status 5 and left no result"
 
 
-#: For a conftest: waits until so many processes have imported the engine.
+#: For a conftest: waits until a number of processes have imported the engine.
 WAIT_FOR_NOTES = """
     import pytest
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Devices are those that the engine's own runtime names; before it has, those that it might use."""
+"""Devices of an experiment: those that the engine's runtime reports and, before that, all possible ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ A, B = "GPU-aaaaaaaa-0000", "GPU-bbbbbbbb-1111"
 TWO = VisibleGpus((Gpu(A), Gpu(B)), Gpu(A))
 
 
-# ---- what is leased ----
+# ---- leased devices ----
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_engine_with_unknown_devices_leases_all_possible_ones(
     assert set(possible_devices(config, None)) == leased
 
 
-# ---- what CUDA_VISIBLE_DEVICES means ----
+# ---- CUDA_VISIBLE_DEVICES ----
 
 
 def test_number_among_different_gpus_is_ambiguous(nvml_library: Path, tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
     assert [severity for severity, *_ in _findings("1,2", order="PCI_BUS_ID")] == ["hinders"]
 
 
-# ---- what is metered ----
+# ---- metered devices ----
 
 
 class FakeMeter:
-    """Reads 10 J of each board that it was opened for."""
+    """Reads 10 J for each GPU that it was opened for."""
 
     opened: ClassVar[list[list[str]]] = []
 
@@ -133,19 +133,19 @@ class FakeMeter:
         self.opened.append(self._gpus)
 
     def begin(self) -> None:
-        """Nothing is to be begun."""
+        """Do nothing."""
 
     def end(self) -> Reading:
         readings = (DeviceReading(gpu, "gpu_board", 10.0, "measured", "nvml_total_energy") for gpu in self._gpus)
         return Reading(tuple(readings), 1.0)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 @pytest.fixture
 def fake_meter(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Have the fake meter stand for any; return the boards that each was opened for."""
+    """Use the fake meter for every name; return the GPUs that each was opened for."""
     opened: list[list[str]] = []
     monkeypatch.setattr(FakeMeter, "opened", opened)
     load = registry.load

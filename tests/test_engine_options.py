@@ -1,4 +1,4 @@
-"""Options that an engine does not read are refused; a subclass of an engine reads those of its parent."""
+"""Unknown options of an engine are refused. A subclass of an engine has its parent's options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.tiny import TINY
 
 
 class Plain(PyTorchEngine):
-    """A subclass as users write it."""
+    """A subclass without options of its own."""
 
 
 class WithOptions(PyTorchEngine):
@@ -28,7 +28,7 @@ class WithOptions(PyTorchEngine):
 
 
 class Bare:
-    """An engine that lists no options."""
+    """An engine without option_names."""
 
 
 PLAIN = f"{__name__}:Plain"

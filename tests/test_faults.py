@@ -1,4 +1,4 @@
-"""Whatever an experiment's process does, the study gets a clear failure and nothing of the process stays."""
+"""Faults of an experiment's process: the study gets a clear error, and no process or file is left."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def warm_servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def fork(job: MakeJob, warm_servers: Servers) -> Run:
-    """Return what runs a job in a process forked from a server that runs already."""
+    """Return a function that runs a job in a process forked from a running forkserver."""
     if not warm_servers._servers:
         assert run_isolated(job(), servers=warm_servers).error is None
     return functools.partial(run_isolated, servers=warm_servers)
@@ -110,7 +110,7 @@ class TestHangs:
     def test_deadline_ends_the_experiment_and_its_descendants(
         self, job: MakeJob, fork: Run, start_method: str, tmp_path: Path, fault: str
     ) -> None:
-        """Its children have left its session, were orphaned, and ignore every signal that can be ignored."""
+        """Its children have left the session, were orphaned, and ignore every signal that can be ignored."""
         for name in ("family", "notes"):
             (tmp_path / name).mkdir()
         options = {"family": str(tmp_path / "family"), "report": str(tmp_path / "notes")}
@@ -177,7 +177,7 @@ class TestKilled:
     def test_kill_by_the_oom_killer_is_oom(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, start_method: str
     ) -> None:
-        """pytest and the experiment share the limit, as in a container; the experiment goes."""
+        """pytest and the experiment share the limit, as in a container. Only the experiment is killed."""
         write_study(
             sweep={"noop.fault": ["fill memory", "none"]},
             execution={"n_cycles": 1, "start_method": start_method},
@@ -205,7 +205,7 @@ class TestKilled:
 
 
 def _limited_group(size: int) -> Path:
-    """Return a new control group whose processes may take so many bytes; skip where none can be made."""
+    """Return a new control group with a memory limit in bytes; skip if none can be made."""
     version_1 = (CGROUPS / "memory" / "cgroup.procs").exists()
     group = (CGROUPS / "memory" if version_1 else CGROUPS) / f"llem-test-{os.getpid()}"
     try:
@@ -257,7 +257,7 @@ class TestMuch:
     def test_output_of_400_mb_is_not_held_in_memory(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path]
     ) -> None:
-        """Measured where pytest runs: its peak memory is far below what was written."""
+        """The peak memory of the pytest process is far below the size of the output."""
         write_study(noop={"fault": "pour"}, sweep={"n": [1]}, execution={"n_cycles": 1})
         pytester.makeconftest(
             """
@@ -308,7 +308,7 @@ class TestPytestIsKilled:
     def test_no_experiment_outlives_xdists_controller(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], start_method: str
     ) -> None:
-        """Nor does it take a worker that notices."""
+        """The experiment ends even if the worker is suspended and so cannot notice."""
         (pytester.path / "notes").mkdir()
         write_study(
             noop={"fault": "hang", "report": str(pytester.path / "notes")},
@@ -336,7 +336,7 @@ def test_sys_path_may_hold_paths(job: MakeJob, monkeypatch: pytest.MonkeyPatch) 
 def test_nothing_is_left_if_file_descriptors_run_out(
     job: MakeJob, run: Run, servers: Servers | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many are missing."""
+    """For any number of missing file descriptors."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(list(Path("/proc/self/fd").iterdir()))
@@ -361,14 +361,14 @@ def test_nothing_is_left_if_file_descriptors_run_out(
 def test_pytest_sleeps_while_an_experiment_runs(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
-    """Its main thread, over half a second of the experiment: whenever it is looked at, and it hardly wakes up."""
+    """For half a second of the experiment, pytest's main thread sleeps and hardly wakes up."""
     notes = pytester.mkdir("notes")
     write_study(noop={"seconds": 3, "report": str(notes)}, sweep={"n": [1]}, execution={"n_cycles": 1})
     seen: list[tuple[str, int]] = []
 
     def watch() -> None:
         wait_until(lambda: any(notes.iterdir()))
-        time.sleep(0.5)  # it has said that it measures
+        time.sleep(0.5)  # it has announced that it measures
         for _ in range(10):
             seen.append(_main_thread())
             time.sleep(0.05)
@@ -382,7 +382,7 @@ def test_pytest_sleeps_while_an_experiment_runs(
 
 
 def _main_thread() -> tuple[str, int]:
-    """Return its state, and how often it has been switched out."""
+    """Return the state of the main thread, and its number of context switches."""
     lines = Path(f"/proc/self/task/{os.getpid()}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     switches = int(fields["voluntary_ctxt_switches"]) + int(fields["nonvoluntary_ctxt_switches"])
@@ -390,7 +390,7 @@ def _main_thread() -> tuple[str, int]:
 
 
 def test_supervisor_imports_little() -> None:
-    """Every experiment waits for it to start."""
+    """Every experiment waits for the supervisor's start."""
     code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(len(sys.modules), 'pytest_llem' in sys.modules)"
     command = [sys.executable, "-I", "-S", "-c", code, supervisor.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""``llem fetch``: what studies need is brought here, and a run without a network finds it."""
+"""``llem fetch``: download what studies need, so that they run offline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TINY = "n: 1\nmax_output_tokens: 2\nwarmup: {enabled: false}\nmeasurement: {min_
 
 
 def llem(*arguments: str, **environment: str) -> tuple[int, list[str], str]:
-    """Run ``llem fetch`` and return its exit status, its output's lines, and what stands in standard error."""
+    """Run ``llem fetch`` and return its exit status, the lines of its output, and its standard error."""
     status, out, err = command.fetch(*arguments, env={**os.environ, **environment})
     assert "Traceback" not in out + err
     return status, out.splitlines(), err
@@ -32,7 +32,7 @@ def llem(*arguments: str, **environment: str) -> tuple[int, list[str], str]:
 
 @pytest.fixture
 def study(pytester: pytest.Pytester) -> Callable[..., str]:
-    """Write a study into the current directory and return its name."""
+    """Write a study into the current folder and return its name."""
 
     def write(text: str, name: str = "study.yaml") -> str:
         (pytester.path / name).write_text(text)
@@ -43,7 +43,7 @@ def study(pytester: pytest.Pytester) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of models as the hub has them."""
+    """Folders of models with the files that the hub has."""
     whole, sharded, pickled = (tmp_path_factory.mktemp(name) / "model" for name in ("whole", "sharded", "pickled"))
     shutil.copytree(tiny_llama(), whole)
     shutil.copytree(tiny_llama(), sharded, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -66,7 +66,7 @@ def hub(models: dict[str, Path]) -> Iterator[Hub]:
 
 @pytest.fixture
 def online(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Have processes ask the hub and use a cache of their own; without a network again, they find that one."""
+    """Make processes use the hub and a cache of their own. Offline processes use the same cache."""
     environment = hub.environment(tmp_path / "hf")
     for name in [name for name in os.environ if name.startswith("HF_")]:
         monkeypatch.delenv(name)
@@ -166,9 +166,9 @@ class TestHub:
             "(then set HF_TOKEN)",
             f"not available: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
             "it, but no revision 'v9'",
-            "not available: owner/pickled: it has no *.safetensors files, "
-            "and weights are downloaded in no other format",
-            f"not available: a/b/c: no folder a/b/c; {nowhere}no name of a hub model either (expected owner/name)",
+            "not to be had: owner/pickled: its weights are not there as *.safetensors, which alone are downloaded",
+            f"not to be had: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either "
+            "(expected owner/name)",
             lines[4],
             "not available: builtin:other: the only builtin is builtin:tiny-llama",
             "fetched: owner/whole",
@@ -235,22 +235,22 @@ class TestMistakes:
     ) -> None:
         wrong = study("modle: m\nn: 0\nsweep: {n: [1]}", "wrong.yaml")
         good = study("model: .", "good.yaml")
-        status, lines, said = llem(wrong, "missing.yaml", good)
+        status, lines, stderr = llem(wrong, "missing.yaml", good)
         assert (status, lines) == (1, ["already here: ."])
-        told = said.splitlines()
-        assert told[0] == "wrong.yaml:1:1: modle: unknown key (did you mean 'model'?)"
-        assert told[-1] == "missing.yaml:1:1: cannot be read: No such file or directory"
+        errors = stderr.splitlines()
+        assert errors[0] == "wrong.yaml:1:1: modle: unknown key (did you mean 'model'?)"
+        assert errors[-1] == "missing.yaml:1:1: cannot be read: No such file or directory"
         collected = pytester.runpytest_inprocess(wrong, "-p", "llem", "--collect-only").outlines
-        assert told[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
+        assert errors[:-1] == [line for line in collected if line.startswith("wrong.yaml:")]
 
     def test_invalid_ini_file_is_reported(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         pytester.makeini("[pytest]\nllem_model_path = '\n")
-        status, lines, said = llem(study("model: ."))
+        status, lines, stderr = llem(study("model: ."))
         assert (status, lines) == (1, [])
-        assert "ERROR: llem_model_path: No closing quotation" in said
+        assert "ERROR: llem_model_path: No closing quotation" in stderr
 
     def test_pytest_addopts_do_not_change_fetch(self, study: Callable[..., str]) -> None:
-        """In a fresh process, as users start it."""
+        """In a new process, as users start it."""
         options = "-n 2 --collect-only -q -W error -p no:llem-recorder"
         done = subprocess.run(
             [sys.executable, "-m", "pytest_llem.cli", "fetch", study("model: .")],
@@ -264,9 +264,9 @@ class TestMistakes:
     def test_strict_applies_to_fetch(self, pytester: pytest.Pytester, study: Callable[..., str]) -> None:
         pytester.makeini("[pytest]\nllem_strict = true\n")
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
-        status, lines, said = llem(file)
+        status, lines, stderr = llem(file)
         assert (status, lines) == (1, [])
-        assert "is excluded, an error with --llem-strict" in said
+        assert "is left out, says --llem-strict" in stderr
 
 
 OWN_ENGINE = """

@@ -1,4 +1,4 @@
-"""The server that experiments are forked from: what it holds, what it shares, and when it goes."""
+"""The forkserver: what it imports, shares and refuses, and when it ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import Results
 from tests.support.marks import slow
 from tests.support.processes import gone, wait_until
 
-#: An engine whose import does what each test says.
+#: An engine with code of each test in its module.
 ENGINE = """
     import json, os, sys
     from pathlib import Path
@@ -68,7 +68,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Notes:
 
 @pytest.fixture
 def engine(tmp_path: Path, job: MakeJob, notes: Notes) -> MakeJob:
-    """Return what makes a job for an engine with something in its module."""
+    """Return a function that makes a job for an engine with the given code in its module."""
 
     def make(at_import: str = "", name: str = "forked_engine", **options: Any) -> Job:
         text = textwrap.dedent(ENGINE.format(at_import=textwrap.indent(at_import, "    ").lstrip()))
@@ -82,7 +82,7 @@ def engine(tmp_path: Path, job: MakeJob, notes: Notes) -> MakeJob:
 
 
 def _server() -> psutil.Process:
-    """Return the one forkserver of this process: the child of a supervisor that is its child."""
+    """Return the only forkserver of this process: the child of a supervisor, which is this process's child."""
     supervisors = [
         one for one in psutil.Process().children() if "pytest_llem.isolation.forkserver" in one.cmdline()
     ]
@@ -125,7 +125,7 @@ class TestTheServer:
     def test_server_with_torch_has_one_thread_and_no_device(
         self, servers: Servers, job: MakeJob, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As it is seen from outside, with the engine, the class of the model and all that these bring."""
+        """Checked from outside, with the engine, the model's class and their imports."""
         pytest.importorskip("torch")
         monkeypatch.setenv("OMP_NUM_THREADS", "4")  # some libraries start threads as they are imported
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")
@@ -148,7 +148,7 @@ class TestTheServer:
         assert digests == {spawned.tokens.output_digest}, "the same tokens, however it was started"
 
     def test_libraries_start_no_threads_in_the_server(self, servers: Servers, engine: MakeJob) -> None:
-        """In an environment with scikit-learn, transformers brings pandas and pyarrow."""
+        """If scikit-learn is installed, transformers imports pandas and pyarrow."""
         pytest.importorskip("pyarrow")
         for _ in range(2):
             assert run_isolated(engine("import pyarrow"), servers=servers).error is None
@@ -215,10 +215,10 @@ class TestTheServer:
         ],
         ids=["blocks signals", "leaves a child"],
     )
-    def test_end_is_detected_if_import_blocks_signals_and_keeps_pipes(
+    def test_end_is_detected_if_import_blocks_signals_or_keeps_pipes(
         self, servers: Servers, engine: MakeJob, monkeypatch: pytest.MonkeyPatch, at_import: str
     ) -> None:
-        """Its end is seen although a signal is blocked, and although somebody else has the pipes."""
+        """The import blocks SIGCHLD, or starts a process that inherits the pipes."""
         monkeypatch.setattr("pytest_llem.isolation.child.GRACE_SECONDS", 1000.0)
         monkeypatch.setattr("pytest_llem.isolation.child.REAP_SECONDS", 1000.0)
         jobs = engine(at_import)
@@ -289,7 +289,7 @@ class TestTheProcess:
         notes: Notes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Its signals, limits, current folder, open files and streams."""
+        """Compares signals, limits, current folder, open files and streams."""
         monkeypatch.chdir(tmp_path)
         look = (
             "def look():\n"
@@ -417,19 +417,19 @@ FORKED = {"n_cycles": 1, "start_method": "forkserver"}
 
 @pytest.fixture
 def temporary(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files of the sessions that are started."""
+    """The folder for temporary files of the started sessions."""
     folder = pytester.mkdir("temporary")
     monkeypatch.setenv("TMPDIR", str(folder))
     return folder
 
 
 def _left(temporary: Path) -> list[str]:
-    """Return the files that experiments left."""
-    return [one.name for one in temporary.glob("llem-*") if not one.name.startswith("llem-shared")]
+    """Return the files that experiments have left."""
+    return [one.name for one in temporary.glob("llem-*") if not one.name.startswith("llem-board")]
 
 
 def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob, tmp_path: Path) -> None:
-    """One is started by a script, which makes it another."""
+    """The second interpreter is a script that starts the first one."""
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\nexport PYTHONPATH={os.environ["PYTHONPATH"]}\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
@@ -446,7 +446,7 @@ def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob
 def test_each_study_has_a_server_of_its_own(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
-    """And one that spawns has none."""
+    """A study with start method spawn has none."""
     for name, method in (("a.yaml", "forkserver"), ("b.yaml", "forkserver"), ("c.yaml", "spawn")):
         write_study(name, name=name[0], sweep={"n": [1, 2]}, execution={"n_cycles": 1, "start_method": method})
     pytester.makeconftest(
@@ -509,8 +509,8 @@ class TestOption:
     def test_unknown_start_method_is_a_usage_error(self, pytester: pytest.Pytester, text: str) -> None:
         result = pytester.runpytest("-p", "llem", "--llem-start-method", text)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        told = f"ERROR: --llem-start-method: must be one of spawn, forkserver (got {text!r})"
-        assert told in result.errlines
+        message = f"ERROR: --llem-start-method: must be one of spawn, forkserver (got {text!r})"
+        assert message in result.errlines
 
     def test_isolated_experiment_uses_the_start_method(self, pytester: pytest.Pytester, noop_engine: None) -> None:
         pytester.makepyfile(

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub: fetched once, read from the cache, told in a line where they cannot be."""
+"""Datasets of the Hugging Face hub: downloaded once, read from the cache, errors in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ configs:
 ---
 """
 
-#: A promise of two rows where there are four.
+#: Metadata that declares two rows, although there are four.
 WRONG_CARD = """---
 dataset_info:
   features: [{name: text, dtype: string}, {name: label, dtype: int64}]
@@ -50,7 +50,7 @@ dataset_info:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of datasets as the hub has them."""
+    """Folders of datasets with the files that the hub has."""
     from pyarrow import parquet
 
     root = tmp_path_factory.mktemp("datasets")
@@ -104,13 +104,13 @@ Read = Callable[..., list[Answer]]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Hugging Face's folder of all tests of ``read``, which empties it."""
+    """Hugging Face's folder for all tests of ``read``, which empties it."""
     return tmp_path_factory.mktemp("hf") / "home"
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, ForkServer]]:
-    """Forkservers by what they have for a network: the library looks at that once, and takes long to import."""
+    """Forkservers by network setting: the library reads it once, on import, which is slow."""
     servers: dict[str, ForkServer] = {}
     yield servers
     for server in servers.values():
@@ -119,7 +119,7 @@ def servers() -> Iterator[dict[str, ForkServer]]:
 
 @pytest.fixture
 def read(hub: Hub, home: Path, servers: dict[str, ForkServer]) -> Read:
-    """Read datasets in a process of their own, with an empty cache at first."""
+    """Read datasets in a new process with an empty cache."""
     shutil.rmtree(home, ignore_errors=True)
 
     def ask(*wanted: str, **environment: str) -> list[Answer]:
@@ -189,8 +189,8 @@ def test_unavailable_dataset_is_reported_in_one_line(read: Read) -> None:
         "'content' of strings (it has 'a', 'b'; none has strings)",
         "owner/script": "cannot be read: FileNotFoundError: Couldn't find any data file at owner/script.",
     }
-    for name, said in zip(wanted, read(*wanted), strict=True):
-        assert said == f"dataset {not_none(HubDataset.parse(name)).name!r} {wanted[name]}"
+    for name, message in zip(wanted, read(*wanted), strict=True):
+        assert message == f"dataset {not_none(HubDataset.parse(name)).name!r} {wanted[name]}"
     [broken, wrong, few] = read("owner/broken", "owner/wrong", "owner/plain|5|interleaved")
     assert broken.startswith("dataset 'owner/broken' cannot be read: ")
     assert "\n" not in broken
@@ -214,8 +214,8 @@ def test_incomplete_download_counts_as_missing(read: Read, home: Path) -> None:
 
 
 def test_missing_dataset_is_known_at_once_offline(read: Read) -> None:
-    [said] = read("owner/plain", **OFFLINE)
-    assert said == (
+    [message] = read("owner/plain", **OFFLINE)
+    assert message == (
         f"dataset 'owner/plain' not found: {NO_FILE}not in the Hugging Face cache (HF_HUB_OFFLINE is set, so the "
         "hub was not asked)"
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and the like: nothing is left, and the manifest says so."""
+"""Ctrl-C, SIGTERM and SIGHUP: no process or file is left, and the manifest records the interrupt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(pytester: pytest.Pytester) -> Iterator[Start]:
-    """Start pytest on the study, as the leader of a process group of its own."""
+    """Start pytest on the study as the leader of a process group."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -90,9 +90,9 @@ def test_signal_ends_the_experiment_and_is_in_the_manifest(
     assert {entry["error"]["kind"] for entry in interrupted} == {"interrupted"}
     assert set(results.statuses().values()) == {"failed", "pending"}
     assert results.study_result["status"] == "interrupted"
-    told = f"0 of 4 experiments completed, {len(interrupted)} interrupted, {4 - len(interrupted)} not run"
-    assert told in output
-    assert "run again with --llem-resume to continue" in output
+    summary = f"0 of 4 experiments completed, {len(interrupted)} interrupted, {4 - len(interrupted)} not run"
+    assert summary in output
+    assert "--llem-resume goes on from here" in output
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_signal_while_collecting_writes_nothing(
 
 @pytest.mark.slow
 def test_existing_signal_handlers_are_kept(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
-    """An ignored SIGHUP, as under nohup, and a handled SIGTERM stay so; all handlers are as before at the end."""
+    """An ignored SIGHUP, as under nohup, and a handled SIGTERM stay so. At the end all handlers are restored."""
     write_study(sweep={"n": [1]}, execution={"n_cycles": 1})
     pytester.makeconftest(
         """

@@ -1,4 +1,4 @@
-"""One experiment, one fresh process: real processes doing real things."""
+"""Run experiments in processes of their own: outcomes, output, watchers and cleanup."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def warm_servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def fork(warm_servers: Servers) -> Run:
-    """Return what runs a job in a process forked from a server that the tests share."""
+    """Return a function that runs a job in a process forked from a shared forkserver."""
     return functools.partial(run_isolated, servers=warm_servers)
 
 
 class Watching:
-    """A watcher that keeps what there was to see, and counts how often it was woken."""
+    """A watcher that keeps the events and counts its calls."""
 
     def __init__(self, every_s: float = 60.0) -> None:
         self.every_s = every_s
@@ -78,7 +78,7 @@ def test_watcher_is_called_between_events(job: MakeJob, fork: Run) -> None:
     assert fork(job(seconds=0.5), watcher=watcher).error is None
     measuring = [progress for progress in watcher.seen if progress.phase == "measuring"]
     assert measuring == [Progress("measuring", total=0.0, unit="s")]
-    assert watcher.ticks >= len(watcher.seen) + 2, "nothing is said within the window"
+    assert watcher.ticks >= len(watcher.seen) + 2, "there are no events within the window"
 
 
 def test_every_experiment_has_a_process_of_its_own(job: MakeJob, run: Run, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_hanging_process_is_ended_after_its_result(
 def test_orphan_that_holds_the_pipes_is_not_waited_for(
     job: MakeJob, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lives for an hour and holds what multiprocessing would wait for."""
+    """The orphan runs for an hour and holds the pipes that multiprocessing would wait for."""
     monkeypatch.setattr(childs, "REAP_SECONDS", 1000.0)
     outcomes: list[Outcome] = []
     thread = threading.Thread(target=lambda: outcomes.append(run(job(fault="orphan"))), daemon=True)
@@ -182,7 +182,7 @@ def test_orphan_that_holds_the_pipes_is_not_waited_for(
 
 
 def test_interrupt_during_the_cleanup_does_not_end_it(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Further Ctrl-C come while the first one's process is being ended."""
+    """Ctrl-C is pressed again while the process is being ended after the first one."""
     end = Child.end
     ended: list[Child] = []
 
@@ -250,7 +250,7 @@ def test_capped_output_that_fits_is_whole() -> None:
 def test_experiment_ends_with_its_xdist_worker(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
-    """The experiment has failed, the others are run by the worker that takes its place."""
+    """The experiment fails, and the worker's replacement runs the others."""
     (pytester.path / "notes").mkdir()
     write_study(
         noop={"report": str(pytester.path / "notes")},

@@ -1,4 +1,4 @@
-"""SIGKILL of the pytest process: what has been measured stays, and the manifest never lies."""
+"""Kill pytest with SIGKILL: measured results are kept, and the manifest is correct."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_kill_at_any_moment_loses_no_finished_experiment(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_kill_while_writing_loses_no_finished_experiment(tmp_path: Path) -> None:
-    """The experiments take no time, so that most kills meet pytest as it writes."""
+    """The experiments take no time, so most kills hit pytest while it writes."""
     write_study(tmp_path, points=600, at_once=True)
     seen = list(kills(tmp_path, 6, saved=120, longest=0.1, seed=2))
     assert len(seen) == 6
@@ -69,8 +69,8 @@ def test_concurrent_runs_have_their_own_directories(
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ)
         for _ in range(3)
     ]
-    said = [process.communicate()[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * 3, said
+    outputs = [process.communicate()[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * 3, outputs
     root = pytester.path / "results"
     directories = sorted(path for path in root.iterdir() if path.is_dir())
     assert [one.name for one in directories] == ["noop_same", *(f"noop_same-{n}" for n in (2, 3))]

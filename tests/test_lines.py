@@ -1,4 +1,4 @@
-"""The line that is written for each finished experiment if there is no live progress."""
+"""The line for each finished experiment if there is no live line, beside pytest's own output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Lines = Callable[..., tuple[pytest.RunResult, list[re.Match[str]]]]
 
 @pytest.fixture
 def lines(pytester: pytest.Pytester) -> Lines:
-    """Return a function that runs pytest without a terminal and returns its result and the parsed lines."""
+    """Run pytest without a terminal; return its result and the parts of each experiment's line."""
 
     def call(*arguments: str) -> tuple[pytest.RunResult, list[re.Match[str]]]:
         run = pytester.runpytest_subprocess if "-n" in arguments else pytester.runpytest_inprocess
@@ -125,17 +125,17 @@ def test_line_of_a_failure_has_the_reason(write_study: Callable[..., Path], line
         xfail=[{"where": {"noop.fault": "kill"}, "reason": "known"}],
     )
     _, found = lines("study.yaml", "--tb=no")
-    texts = {line["name"]: f"{line['dot']}{line['found']}{line['rest']}" for line in found}
-    assert len(texts) == 5
+    by_name = {line["name"]: f"{line['dot']}{line['found']}{line['rest']}" for line in found}
+    assert len(by_name) == 5
     assert re.match(
-        r"F failed: exception while measuring: ValueError: the engine says no, \d+\.\d s", texts["fault=raise"]
+        r"F failed: exception while measuring: ValueError: the engine says no, \d+\.\d s", by_name["fault=raise"]
     )
     assert re.match(
-        r"x failed as expected: crash while measuring: the process was ended by SIGKILL", texts["fault=kill"]
+        r"x failed as expected: crash while measuring: the process was ended by SIGKILL", by_name["fault=kill"]
     )
-    assert re.match(r"\.: [\d,]+ tok/s, ", texts["fault=none"])
-    assert re.match(r"F failed: timeout while measuring: not finished after 8 s, \d+\.\d s", texts["fault=hang"])
-    assert max(map(len, texts.values())) < 170
+    assert re.match(r"\.: [\d,]+ tok/s, ", by_name["fault=none"])
+    assert re.match(r"F failed: timeout while measuring: not finished after 8 s, \d+\.\d s", by_name["fault=hang"])
+    assert max(map(len, by_name.values())) < 170
 
 
 def test_skipped_experiment_has_no_line_and_is_counted(write_study: Callable[..., Path], lines: Lines) -> None:
@@ -176,7 +176,7 @@ def test_replayed_experiments_have_no_lines(write_study: Callable[..., Path], li
 def test_results_are_kept_if_the_output_pipe_closes(
     pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results
 ) -> None:
-    """pytest stops then; the completed results are kept."""
+    """pytest itself gives up, and what was measured is kept."""
     write_study(sweep={"n": [1, 2, 3]}, execution=SEQUENTIAL)
     command = f"{sys.executable} -m pytest -p llem study.yaml | grep -m 1 'llem: 1/3'"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""What a person in front of a terminal sees while a study runs, and what is left of it."""
+"""The live line in a terminal while a study runs, and what remains of it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.support import nvml
 from tests.support.marks import slow
 from tests.support.terminal import Screen, watch
 
-#: How the live line begins, and no other.
-OURS = re.compile(r"llem: \d+/\d+  ")
+#: Matches only the live line.
+LIVE = re.compile(r"llem: \d+/\d+  ")
 
 
-#: Runs pytest in a terminal; returns its status, the screen, and each of our lines as it was first seen.
+#: Runs pytest in a terminal; returns its status, the screen, and each text of the live line.
 Run = Callable[..., tuple[int, list[str], list[str]]]
 
 
@@ -49,7 +49,7 @@ def run(pytester: pytest.Pytester) -> Run:
         seen: list[str] = []
 
         def look(screen: Screen) -> None:
-            seen.extend(line for line in screen.lines() if OURS.match(line) and line not in seen[-1:])
+            seen.extend(line for line in screen.lines() if LIVE.match(line) and line not in seen[-1:])
             on_change(screen)
 
         status = watch([sys.executable, "-m", "pytest", "-p", "llem", *arguments], screen, look)
@@ -58,13 +58,13 @@ def run(pytester: pytest.Pytester) -> Run:
     return call
 
 
-#: Two experiments, with a gap between them that is long enough to be seen counted down.
+#: Two experiments, with a gap that is long enough to observe its countdown.
 STUDY = {"sweep": {"n": [1, 2]}, "execution": {"n_cycles": 1, "experiment_gap_seconds": 1.5}}
 
-#: One experiment, whose start is seen.
+#: One experiment, long enough to observe its start.
 ONE_EXPERIMENT = {"sweep": {"n": [1]}, "execution": {"n_cycles": 1}}
 
-#: An experiment with all its phases, each of them long enough to be seen.
+#: An experiment with all phases, each long enough to be observed.
 PHASES = {
     "sweep": {"precision": ["bf16", "fp32"]},
     "noop": {"seconds": 0.6, "fetch": 1.2},
@@ -81,7 +81,7 @@ PHASES = {
 
 
 def _phases(seen: list[str]) -> list[str]:
-    """Return what the lines say is being done, without figures, in order and each once."""
+    """Return the phases that the lines show, without numbers, in order and each once."""
     found = [re.split(r"  +", line)[2] for line in seen]
     return list(dict.fromkeys(re.sub(r"[ ,]*\d.*", "", one) for one in found))
 
@@ -96,7 +96,7 @@ def test_live_line_counts_down_below_pytests_line_and_is_erased(
     assert status == 0
     for left in (2, 1):
         assert [line for line in seen if re.match(rf"llem: 2/2  n=\d  idle, {left} s left  0:0", line)]
-    assert not [line for line in lines if OURS.match(line)], "it is gone"
+    assert not [line for line in lines if LIVE.match(line)], "the live line is erased"
     assert [line for line in lines if line.startswith("test_plain.py ..")]
     assert [line for line in lines if re.fullmatch(r"study\.yaml \.\. +\[100%\]", line)], "dots and name are whole"
     assert len([line for line in lines if "study.yaml" in line and "[" in line]) == 1
@@ -108,14 +108,14 @@ def test_phases_progress_and_time_left_are_shown(write_study: Callable[..., Path
     write_study(**PHASES)
     status, lines, seen = run("study.yaml", columns=200)
     assert status == 0
-    told = _phases(seen)
+    reports = _phases(seen)
     wanted = ["starting", "fetching the model", "warming up", "measuring", "idle"]
-    assert [one for one in told if one in wanted] == wanted
+    assert [one for one in reports if one in wanted] == wanted
     assert [line for line in seen if re.search(r"  warming up [2-4]/4  ", line)]
     assert [line for line in seen if re.search(r"  measuring [12]/2 s  ", line)], "of the window's seconds"
     assert [line for line in seen if line.startswith("llem: 1/2  precision=bf16  ")]
     first, second = ([line for line in seen if line.startswith(f"llem: {number}/2")] for number in (1, 2))
-    assert not [line for line in first if "left" in line or " -" in line], "nobody knows yet"
+    assert not [line for line in first if "left" in line or " -" in line], "the duration is unknown yet"
     assert [line for line in second if ", about 0:0" in line], "as long as the first one took"
     assert [line for line in lines if re.fullmatch(r"study\.yaml \.\. +\[100%\]", line)]
 
@@ -126,7 +126,7 @@ def test_verbose_shows_the_live_line_below_each_test(write_study: Callable[..., 
     status, lines, seen = run("study.yaml", "-v", columns=120)
     assert status == 0
     assert seen
-    assert not [line for line in lines if OURS.match(line)]
+    assert not [line for line in lines if LIVE.match(line)]
     passed = [line for line in lines if "PASSED" in line]
     assert [line.partition("::")[0] for line in passed] == ["study.yaml"] * 2
     assert [line[-6:] for line in passed] == ["[ 50%]", "[100%]"]
@@ -175,7 +175,7 @@ def test_dumb_terminal_gets_plain_lines(
 def test_no_live_line_without_a_terminal(pytester: pytest.Pytester, write_study: Callable[..., Path]) -> None:
     write_study(**ONE_EXPERIMENT)
     done = pytester.runpytest_inprocess("study.yaml", "-p", "llem")
-    assert not [line for line in done.outlines if OURS.match(line)]
+    assert not [line for line in done.outlines if LIVE.match(line)]
     assert "\x1b" not in done.stdout.str()
 
 
@@ -186,9 +186,9 @@ def test_output_of_the_experiment_stays_intact(write_study: Callable[..., Path],
     status, lines, seen = run("study.yaml", option)
     assert status == 0
     assert seen
-    assert not [line for line in lines if OURS.match(line)]
-    said = [line for line in lines if "a word from the engine ☃" in line]
-    assert {line.removeprefix("study.yaml ") for line in said} == (
+    assert not [line for line in lines if LIVE.match(line)]
+    shown = [line for line in lines if "a word from the engine ☃" in line]
+    assert {line.removeprefix("study.yaml ") for line in shown} == (
         {"a word from the engine ☃"} if option == "-s" else set()
     )
 
@@ -227,7 +227,7 @@ def test_power_and_temperature_come_from_the_sampler(
     monkeypatch: pytest.MonkeyPatch,
     nvml_library: Path,
 ) -> None:
-    """And from nobody else: pytest's own process asks nothing of NVML while a window is open."""
+    """pytest's own process makes no NVML call while a window is open."""
     uuid = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
     board = nvml.Board(
         uuid, [(0.0, 312.4)], {"memory_mb": 80_000, "tick_ms": 20, "temperature": "0 61", "power_limit_w": 700}
@@ -291,15 +291,15 @@ def test_ctrl_c_erases_the_live_line(
 
     status, lines, _ = run("study.yaml", on_change=interrupt)
     assert status == pytest.ExitCode.INTERRUPTED
-    assert not [line for line in lines if OURS.match(line)]
+    assert not [line for line in lines if LIVE.match(line)]
 
 
-# ---- the line ----
+# ---- writing the live line ----
 
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a terminal: what reads what it shows, and what is written to."""
+    """Both ends of a terminal: one to read what it shows, one to write to."""
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
     yield ours, os.dup(theirs)
@@ -345,7 +345,7 @@ def test_stopped_terminal_does_not_block(terminal: tuple[int, int]) -> None:
     assert not filling.is_alive(), "it waits"
 
 
-# ---- what it says ----
+# ---- text of the live line ----
 
 PLACE = Place(
     number=3,
@@ -359,7 +359,7 @@ PLACE = Place(
 
 
 class Recorded(Line):
-    """A line of a width that keeps what was last shown."""
+    """A line of a given width that keeps the last text."""
 
     def __init__(self, width: int) -> None:
         super().__init__(-1)
@@ -373,7 +373,7 @@ class Recorded(Line):
         self.text = compose(self.width)
 
 
-def _says(
+def _text(
     width: int, *seen: Progress | GpuStatus, at: float = 12.0, place: Place = PLACE, colours: bool = False
 ) -> str:
     now = [0.0]
@@ -410,9 +410,9 @@ WINDOW = Progress("measuring", total=10.0, unit="s"), GpuStatus(312.4, 61.0)
     ],
 )
 def test_parts_that_do_not_fit_are_left_out(width: int, text: str) -> None:
-    said = _says(width, *WINDOW)
-    assert len(said) <= width
-    assert said == text
+    shown = _text(width, *WINDOW)
+    assert len(shown) <= width
+    assert shown == text
 
 
 @pytest.mark.parametrize(
@@ -427,14 +427,14 @@ def test_parts_that_do_not_fit_are_left_out(width: int, text: str) -> None:
     ],
 )
 def test_phase_progress_is_shown(progress: Progress, text: str) -> None:
-    assert f"  {text}  0:12" in _says(199, progress)
+    assert f"  {text}  0:12" in _text(199, progress)
 
 
 def test_unknown_times_are_left_out() -> None:
     place = Place(1, 4, "n=1", "1", None, 0.0, None)
-    assert _says(79, Progress("loading"), place=place) == "llem: 1/4  n=1  loading 4 s  0:12  study 0:12"
-    assert "W" not in _says(199, Progress("measuring"), GpuStatus(None, 50.0))
-    assert "°C" not in _says(199, Progress("measuring"), GpuStatus(70.0))
+    assert _text(79, Progress("loading"), place=place) == "llem: 1/4  n=1  loading 4 s  0:12  study 0:12"
+    assert "W" not in _text(199, Progress("measuring"), GpuStatus(None, 50.0))
+    assert "°C" not in _text(199, Progress("measuring"), GpuStatus(70.0))
 
 
 def test_old_gpu_status_is_not_shown() -> None:
@@ -445,29 +445,29 @@ def test_old_gpu_status_is_not_shown() -> None:
     assert "300 W" in line.text
     now[0] = 60.0
     live_progress.tick()
-    assert "300 W" not in line.text, "nobody has looked for a minute"
+    assert "300 W" not in line.text, "the status is a minute old"
 
 
 def test_colours_are_used_if_the_terminal_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "\x1b[36mmeasuring" in _says(199, *WINDOW, colours=True)
-    assert "\x1b" not in _says(199, *WINDOW)
+    assert "\x1b[36mmeasuring" in _text(199, *WINDOW, colours=True)
+    assert "\x1b" not in _text(199, *WINDOW)
 
 
 def test_clock_text_is_minutes_and_seconds() -> None:
     assert [clock_text(seconds) for seconds in (0, 9.9, 61, 3723)] == ["0:00", "0:09", "1:01", "1:02:03"]
 
 
-# ---- what is told ----
+# ---- idle time before an experiment ----
 
 
-def _told(
+def _reports(
     gap: float | Literal["auto"], *states: GpuState | None, at_least: float = 0.0
 ) -> tuple[GapRecord, list[str]]:
-    """Return what is told of a gap on a host whose GPU is like this, second by second; None: it is away."""
+    """Return the gap's record and its reports, with the GPU's state in each second; None if it is not visible."""
     now = [0.0]
-    told: list[str] = []
+    reports: list[str] = []
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
@@ -479,23 +479,23 @@ def _told(
         def __exit__(self, *error: Any) -> None:
             pass
 
-    gaps = Gaps(sensors=Sensors, sleep=sleep, clock=lambda: now[0])
+    gaps = Gaps(gauges=Sensors, sleep=sleep, clock=lambda: now[0])
     gaps.note_first()
     now[0] = 1.0
-    record = gaps.wait(gap, at_least, told.append)
-    return record, list(dict.fromkeys(told))
+    record = gaps.wait(gap, at_least, reports.append)
+    return record, list(dict.fromkeys(reports))
 
 
 def test_fixed_gap_reports_the_remaining_seconds() -> None:
-    record, told = _told(2.5, None)
-    assert told == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]
+    record, reports = _reports(2.5, None)
+    assert reports == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]
     assert record.seconds == 2.5
 
 
 def test_automatic_gap_reports_what_it_waits_for() -> None:
     first = GpuState(39.0, 70.0)
-    _, told = _told("auto", first, GpuState(52.0, 300.0), GpuState(41.0, 80.0), None, first)
-    assert told == [
+    _, reports = _reports("auto", first, GpuState(52.0, 300.0), GpuState(41.0, 80.0), None, first)
+    assert reports == [
         "cooling down, 0 s (GPU 0: 52 °C, waiting for 41 °C; at most 120 s more)",
         "cooling down, 1 s (GPU 0: 80 W, waiting for 73 W; at most 119 s more)",
         "cooling down, 2 s (GPU 0: not readable, waiting for 41 °C; at most 118 s more)",
@@ -506,5 +506,5 @@ def test_automatic_gap_reports_what_it_waits_for() -> None:
 
 def test_automatic_gap_extended_to_the_minimum_reports_it() -> None:
     first = GpuState(39.0, 70.0)
-    _, told = _told("auto", first, at_least=8.0)
-    assert told[-3:] == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]
+    _, reports = _reports("auto", first, at_least=8.0)
+    assert reports[-3:] == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]

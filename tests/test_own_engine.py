@@ -1,4 +1,4 @@
-"""An engine of the user's own: a class named in the study, imported in the experiment's process only."""
+"""A user's own engine: a class that the study names, imported only in the experiment's process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIELDS = {key: value for key, value in NOOP_STUDY.items() if key not in ("name",
 
 @pytest.fixture
 def own(pytester: pytest.Pytester, noop_engine: None) -> None:
-    """Put a package with an engine, and modules that cannot be used, into the folder of the test."""
+    """Put a package with an engine, and broken modules, into the test's folder."""
     (pytester.path / "mine").mkdir()
     pytester.makepyfile(
         **{"mine/__init__": "", "mine/engine": ENGINE, "broken": "import os; os.environ['NO_SUCH_']"}
@@ -98,14 +98,14 @@ def test_unusable_engine_is_reported_in_one_line(
     pytester: pytest.Pytester, own: None, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     pytester.syspathinsert()
-    with pytest.raises(PreflightError) as told:
+    with pytest.raises(PreflightError) as caught:
         run_experiment({**FIELDS, "backend": name})
-    assert str(told.value).startswith(f"engine {name!r} cannot be used: {message}")
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(f"engine {name!r} cannot be used: {message}")
+    assert "\n" not in str(caught.value)
 
 
 def test_error_in_the_engines_code_keeps_its_type(pytester: pytest.Pytester, own: None) -> None:
-    """A KeyError of the engine's is not taken for an engine that is not there."""
+    """A KeyError in the engine is not reported as a missing engine."""
     constructor = "def __init__(self, config, context): {}['size']"
     engine = f"import mine.engine\nclass Engine(mine.engine.Engine):\n    {constructor}"
     pytester.makepyfile(clumsy=engine)

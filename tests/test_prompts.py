@@ -1,4 +1,4 @@
-"""The prompts of a pass: their lengths, which ones a file gives, in which order, and what is wrong with a file."""
+"""The prompts of a pass: their lengths, their order, and errors in files of prompts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(**changes: Any) -> Any:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Callable[..., Any]:
-    """Read ``n`` prompts of a file in an order."""
+    """Read ``n`` prompts of a file in a given order."""
 
     def read(rows: Any, n: Any, order: str = "interleaved", name: str = "prompts.jsonl", **changes: Any) -> Any:
         lines = [json.dumps({"prompt": text} | ({"source": source} if source else {})) for text, source in rows]
@@ -131,9 +131,9 @@ def test_unusable_dataset_is_reported_in_one_line(
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     phases: list[object] = []
-    with pytest.raises(PreflightError, match=message) as told:
+    with pytest.raises(PreflightError, match=message) as caught:
         ExperimentOrchestrator(config(dataset=name), directory=tmp_path, on_progress=phases.append).run()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert phases == [], "before an engine is even made"
 
 
@@ -143,9 +143,9 @@ def test_wrong_dataset_is_detected_without_reading_it(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(PreflightError, match=message) as told:
+    with pytest.raises(PreflightError, match=message) as caught:
         read_texts(config(dataset=name), tmp_path)
-    assert dataset_problem(config(dataset=name), tmp_path) == str(told.value)
+    assert dataset_problem(config(dataset=name), tmp_path) == str(caught.value)
 
 
 def test_existing_dataset_has_no_problem(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_existing_dataset_has_no_problem(tmp_path: Path) -> None:
 
 
 class Vocabulary:
-    """As much of an engine as synthetic prompts need."""
+    """The part of an engine that synthetic prompts need."""
 
     def vocabulary(self) -> Any:
         return range(3, 259)
@@ -181,7 +181,7 @@ def lengths(dataset: Any, **changes: Any) -> Any:
 def test_prompts_have_equal_lengths_without_a_distribution() -> None:
     made = workload({"n": 3, "input_len": 4, "seed": 7})
     assert [len(prompt) for prompt in made.prompts] == [4, 4, 4]
-    # As ever: what is compared with older results has the same prompts.
+    # The seed must give the same prompts as in older versions, as results are compared with older ones.
     assert made.prompts[0] == [85, 41, 169, 21]
 
 

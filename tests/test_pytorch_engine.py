@@ -1,4 +1,4 @@
-"""The engine pytorch: exact counts, real latencies, options that reach transformers."""
+"""The engine pytorch: token counts, latencies, and options that reach transformers."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_temperature_0_is_greedy() -> None:
 def test_settings_without_effect_are_not_passed(
     caplog: LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers would log that flags are ignored."""
+    """transformers would log that they are ignored."""
     monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
     made = engine(
         decoder={"temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1},
@@ -181,7 +181,7 @@ def test_options_for_speed_change_no_token(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"decoder": {"do_sample": False}}], ids=["sampled", "greedy"])
 def test_generation_config_of_the_model_is_ignored(changes: dict[str, Any], tmp_path: Path) -> None:
-    """generate fills up what a call leaves unset; the study says everything, or transformers' default does."""
+    """generate fills unset arguments from the model's own configuration, which must not have an effect."""
     shutil.copytree(tiny_llama(), tmp_path / "made")
     path = tmp_path / "made" / "generation_config.json"
     own = json.loads(path.read_text()) if path.exists() else {}
@@ -211,7 +211,7 @@ def test_revision_reaches_every_from_pretrained(monkeypatch: pytest.MonkeyPatch)
     assert seen == [("v1", True), ("v1", True)]
 
 
-#: Fields without a test by name here, and where they are tested.
+#: Fields that are tested in another file.
 ELSEWHERE = {
     **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "test_pytorch_loading.py"),
     **dict.fromkeys(
@@ -224,7 +224,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("section", [PyTorchConfig, DecoderConfig])
 def test_every_option_has_a_test(section: type[Any]) -> None:
-    """It reaches the engine, or is refused: a new one is not forgotten."""
+    """Every option, also a new one, must be tested to reach the engine or to be refused."""
     for name in section.model_fields:
         file = Path(__file__).parent / ELSEWHERE.get(name, Path(__file__).name)
         assert re.search(rf'"{name}": ', file.read_text()), name
@@ -268,7 +268,7 @@ def test_deterministic_decoding_disables_cudnn_attention(
 
 
 def directly(prompts: Any, batch_size: int = 1, **arguments: Any) -> Any:
-    """Return what a plain ``generate`` of the same model gives for prompts of equal length."""
+    """Return the output of a plain ``generate`` of the same model for prompts of equal length."""
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama(), dtype=torch.float32)
     model.generation_config.eos_token_id = None
     found = []
@@ -298,7 +298,7 @@ def test_beams_with_prompts_of_many_lengths_run() -> None:
 
 
 def test_beam_that_ends_early_counts_up_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fourth row or so ends where the model is made to like its end token; the rest of it is padding."""
+    """About every fourth row ends early, as the model is biased towards its end token. The rest is padding."""
     made = engine(**GREEDY, measurement=NATURAL, pytorch={"num_beams": 2, "batch_size": 3})
     forward = made._model.forward
 
@@ -370,7 +370,7 @@ def test_compiled_forward_gives_the_same_tokens() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inductor_gives_the_same_first_token() -> None:
-    """A graph of which takes it half a minute; more steps are compiled by the test above."""
+    """One compiled graph takes half a minute. The test above compiles more steps, with another backend."""
     made = engine(**GREEDY, max_output_tokens=1, pytorch={"torch_compile": True})
     assert outputs(made, PROMPTS[:1]) == outputs(engine(**GREEDY, max_output_tokens=1), PROMPTS[:1])
     assert made.describe().settings["torch_compile"] == {"mode": "default", "backend": "inductor"}
@@ -478,9 +478,9 @@ def test_run_experiment_runs_in_this_process() -> None:
     )
 
 
-@pytest.mark.parametrize(("said", "random"), [(True, True), (False, False), (None, False)])
-def test_model_may_declare_random_weights(said: bool | None, random: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("declared", "random"), [(True, True), (False, False), (None, False)])
+def test_model_may_declare_random_weights(declared: bool | None, random: bool, tmp_path: Path) -> None:
     shutil.copytree(tiny_llama(), tmp_path / "made")
     path = tmp_path / "made" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "random_weights": said}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "random_weights": declared}))
     assert engine(model=str(tmp_path / "made")).describe().random_weights is random

@@ -1,4 +1,4 @@
-"""Where the engine pytorch puts a model, and how it quantises it."""
+"""The engine pytorch: placement and quantisation of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Return what ``from_pretrained`` is given; the model that it gives cannot be moved."""
+    """Return the arguments of ``from_pretrained``. The model that it returns cannot be moved."""
     seen = {}
     real = transformers.AutoModelForCausalLM.from_pretrained
 
@@ -55,7 +55,7 @@ def test_device_map_changes_no_token(placed: dict[str, str] | str) -> None:
 
 @pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
 def test_max_memory_offloads_to_disk() -> None:
-    """Of 12 MB, 8 may be in memory: the rest is read from the disk when its turn comes."""
+    """8 of 12 MB may be in memory. The rest is read from the disk when it is needed."""
     options = {"device_map": "auto", "max_memory": {"cpu": "8MB"}, "batch_size": 3}
     made = engine(**GREEDY, pytorch=options)
     assert outputs(made) == outputs(engine(**GREEDY, pytorch={"batch_size": 3}))
@@ -86,7 +86,7 @@ def test_device_map_reaches_transformers_and_model_is_not_moved(
 
 
 def test_model_may_be_on_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs, as torch shows them."""
+    """Two GPUs, faked in torch."""
     uuids = [SimpleNamespace(uuid=f"u{index}") for index in range(2)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -163,7 +163,7 @@ def test_quantisation_reaches_transformers_and_is_recorded(
 @pytest.mark.parametrize("name", [slow("llama"), "gpt2"])
 @pytest.mark.slow
 def test_model_class_is_imported_before_loading_is_timed(name: str, tmp_path: Path) -> None:
-    """In a process of its own: this one has them all."""
+    """In a new process: this one has imported all classes."""
     if name == "gpt2":
         decoder("gpt2", n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path / "gpt2")
     model = str(tmp_path / "gpt2") if name == "gpt2" else "builtin:tiny-llama"

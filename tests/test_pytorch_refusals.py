@@ -1,4 +1,4 @@
-"""What the engine pytorch will not do, told in one line and as early as it can be known."""
+"""Settings that the engine pytorch refuses: in one line, and as early as possible."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ transformers = pytest.importorskip("transformers")
         ),
         (
             {"pytorch": {"cache_implementation": "paged"}},
-            "pytorch.cache_implementation 'paged' is for continuous batching, which is not "
-            "supported: leave it out",
+            "pytorch.cache_implementation 'paged' is for continuous batching, which is not supported: "
+            "leave it out",
         ),
         (
             {"pytorch": {"cache_implementation": "quantized"}},
@@ -78,9 +78,8 @@ transformers = pytest.importorskip("transformers")
         ({"passthrough_kwargs": {"batch_size": 3}}, "passthrough_kwargs.batch_size: use pytorch.batch_size"),
         (
             {"passthrough_kwargs": {"num_return_sequences": 2}},
-            "passthrough_kwargs.num_return_sequences cannot be given: every prompt must have one answer, "
-            "or metrics per "
-            "request would be wrong",
+            "passthrough_kwargs.num_return_sequences cannot be given: every prompt must have one answer, or "
+            "metrics per request would be wrong",
         ),
         (
             {"passthrough_kwargs": {"eos_token_id": 2}},
@@ -93,18 +92,18 @@ def test_unmet_requirements_are_known_without_loading(
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     assert unmet_requirements(config(**changes)) == [sentence]
-    with pytest.raises(PreflightError) as told:
+    with pytest.raises(PreflightError) as caught:
         run_experiment(config(**changes))
-    assert str(told.value) == sentence
+    assert str(caught.value) == sentence
 
 
 def test_all_missing_requirements_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     both = config(pytorch={"num_processes": 2}, passthrough_kwargs={"stop_strings": "a", "top_k": 1})
     assert len(unmet_requirements(both)) == 3
-    with pytest.raises(PreflightError) as told:
+    with pytest.raises(PreflightError) as caught:
         PyTorchEngine(both, EngineContext())
-    assert str(told.value) == "; ".join(unmet_requirements(both))
+    assert str(caught.value) == "; ".join(unmet_requirements(both))
 
 
 def test_option_with_its_packages_has_no_unmet_requirement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +153,9 @@ def test_refused_generation_config_is_reported_before_fetching(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "find_spec", lambda name: True)
-    with pytest.raises(PreflightError, match=f"^{message}") as told:
+    with pytest.raises(PreflightError, match=f"^{message}") as caught:
         PyTorchEngine(config(**changes), EngineContext())
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -175,9 +174,9 @@ def test_refused_generation_config_is_reported_before_fetching(
     ],
 )
 def test_later_errors_of_transformers_are_one_line(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(PreflightError, match=message) as told:
+    with pytest.raises(PreflightError, match=message) as caught:
         outputs(engine(pytorch=options))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -199,8 +198,8 @@ def test_unknown_compile_mode_is_reported_in_one_line(options: dict[str, str], m
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_inductor_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    said = r"^pytorch\.torch_compile needs a C\+\+ compiler, and there is no no-such-compiler: install one$"
-    with pytest.raises(PreflightError, match=said):
+    message = r"^pytorch\.torch_compile needs a C\+\+ compiler, and there is no no-such-compiler: install one$"
+    with pytest.raises(PreflightError, match=message):
         PyTorchEngine(config(pytorch={"torch_compile": True}), EngineContext())
     assert PyTorchEngine(
         config(pytorch={"torch_compile": True, "torch_compile_backend": "eager"}), EngineContext()

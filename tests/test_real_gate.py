@@ -1,4 +1,4 @@
-"""The gates on real weights: ten cycles against ten of the same in turns, and a fifth more tokens against them."""
+"""Gates on real weights: ten cycles against ten interleaved ones of the same, and of a fifth more tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_llem import StudyResult
 from pytest_llem.results.models import PointResult
 from tests.conftest import ROOT, Results
 from tests.support import nvml
-from tests.support.board_engine import GPU, IDLE_W, JOULES_PER_TOKEN
+from tests.support.gpu_engine import GPU, IDLE_W, JOULES_PER_TOKEN
 from tests.support.environments import EVERYTHING, Environment
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ TOKENS, MORE_TOKENS = 10, 12
 STUDY = {
     "name": "gate",
     "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "backend": "tests.support.board_engine:BoardEngine",
+    "backend": "tests.support.gpu_engine:ScriptedGpuEngine",
     "n": 1,
     "max_input_tokens": 8,
     "warmup": {"enabled": False},
@@ -31,7 +31,7 @@ STUDY = {
     "energy": {"backend": "nvml"},
     "measurement": {"min_window_seconds": 0},
     "execution": {"n_cycles": 10, "experiment_gap_seconds": 0},
-    # Cores that others use, too: what README says of time on such machines.
+    # CI machines have shared cores; the README says what that means for times.
     "gates": {"metrics": ["energy_j", "seconds"], "delta": {"seconds": 0.25}},
 }
 
@@ -40,7 +40,7 @@ STUDY = {
 def run(
     pytester: pytest.Pytester, results: Results, smollm2: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[pytest.RunResult, PointResult]]:
-    """Run the study with so many output tokens; return pytest's result, and the study's point."""
+    """Run the study with a number of output tokens; return pytest's result, and the study's point."""
     board = nvml.Board(GPU, [(0, IDLE_W)], {"name": "Scripted", "tick_ms": 2, "no_power_reading": 1})
     script = nvml.Script(pytester.path / "nvml.script", [board])
     script.write()

@@ -1,4 +1,4 @@
-"""The main job on real weights: SmolLM2-135M-Instruct, a Llama-architecture model."""
+"""The main use on real weights: SmolLM2-135M-Instruct, a model of the Llama architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_measured_path_runs_the_real_model(pytester: pytest.Pytester, results: Results, smollm2: Path) -> None:
-    """What a study's process generates for "The capital of France is" is what holds "Paris"."""
+    """The tokens that a study's process generates for "The capital of France is" contain "Paris"."""
     fields = {
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "n": 1,
@@ -49,7 +49,7 @@ def test_measured_path_runs_the_real_model(pytester: pytest.Pytester, results: R
 
 @pytest.fixture
 def llama(pytester: pytest.Pytester) -> None:
-    """The study of the main job, with windows so short that none is repeated because the machine is busy."""
+    """The study of the main job with windows so short that none is repeated on a busy machine."""
     text = (ROOT / "studies" / "llama.yaml").read_text()
     assert "min_window_seconds: 2" in text
     (pytester.path / "llama.yaml").write_text(text.replace("min_window_seconds: 2", "min_window_seconds: 0.5"))

@@ -1,4 +1,4 @@
-"""Results are replayed, and judged, only of the code, the model and the dataset that are there now."""
+"""Results are replayed and judged only if code, model and dataset have not changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GOLDEN = Path(__file__).parent / "golden" / "1.0" / "experiments"
 
 
 class Project:
-    """A study of an engine of the user's own, which imports a module beside it."""
+    """A study of a user's own engine, which imports a module beside it."""
 
     def __init__(self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results) -> None:
         self.pytester, self._write, self.results = pytester, write_study, results
@@ -59,11 +59,11 @@ class Project:
         )
 
     def plan(self) -> pytest.RunResult:
-        """What a resumed run would do."""
+        """The plan of a resumed run."""
         return self.run("--llem-resume", "--collect-only")
 
     def changes(self, result: ExperimentResult) -> list[str]:
-        """What has changed since a result was measured."""
+        """What has changed since the result was measured."""
         study = load_study(self.path / "study.yaml")
         return CurrentInputs(study, [], [self.path]).changes(result, study.points[0].config)
 
@@ -128,7 +128,7 @@ def test_changed_prompts_and_weights_are_measured_again(project: Project) -> Non
 
 @pytest.mark.slow
 def test_resume_uses_the_newest_run_and_its_sources(project: Project) -> None:
-    """Not what an independent run of the same design has found."""
+    """Results of an independent run of the same design are not used."""
     project.run("--llem-run-id=unrelated").assert_outcomes(passed=2)
     project.run("--llem-run-id=first", "-k", "n=1").assert_outcomes(passed=1, deselected=1)
     run = project.run("--llem-resume", "--llem-run-id=second", "-k", "n=2")

@@ -1,4 +1,4 @@
-"""What is left behind, and what is said, where something goes wrong."""
+"""Errors outside of experiments: cleanup, locks, killed runs and messages."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def _descriptor(lock: SharedLock) -> int:
 
 
 def _as_nobody(do: Callable[[], None]) -> int:
-    """Do something as another user, in a process of its own, and return its exit status."""
+    """Call a function as another user in a new process, and return the exit status."""
     child = os.fork()
     if child == 0:
         status = 1

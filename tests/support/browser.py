@@ -1,4 +1,4 @@
-"""A headless Chromium, as Debian packages it, driven by Playwright."""
+"""A headless Chromium from the distribution, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-#: As Debian's package calls it, and others do.
+#: Names of the program in Debian and in other distributions.
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
-#: No sandbox: containers have none. Nothing goes on by itself, so that each request is the page's.
+#: No sandbox, as containers have none. No background activity, so that every request is the page's.
 ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -31,10 +31,10 @@ class BrowserUnavailableError(Exception):
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Give a browser for a while.
+    """Yield a browser.
 
     Raises:
-        BrowserUnavailableError: There is none, or it does not start.
+        BrowserUnavailableError: No browser is installed, or it does not start.
     """
     try:
         from playwright.sync_api import Error, sync_playwright

@@ -1,4 +1,4 @@
-"""A module ``time`` that says what a test has it say."""
+"""A replacement for the module ``time`` with a clock that a test sets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from types import SimpleNamespace
 
 
 def clock(monotonic: Callable[[], float], others: Callable[[], float] | None = None) -> SimpleNamespace:
-    """Return what stands in for ``time`` in a module; its other clocks are the monotonic one if none is given."""
+    """Return a replacement for the module ``time``. By default all of its clocks are *monotonic*."""
     others = others or monotonic
     return SimpleNamespace(monotonic=monotonic, time=others, perf_counter=others)

@@ -1,6 +1,6 @@
-"""The command ``llem fetch`` in a process forked from one that has imported it, which takes a second.
+"""Run ``llem fetch`` in a process forked from one that has imported it, as the import takes a second.
 
-Whatever reads the environment as it is imported (huggingface_hub) is imported by the forked one.
+Modules that read the environment on import (huggingface_hub) are imported by the forked process.
 """
 
 from __future__ import annotations

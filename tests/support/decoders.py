@@ -1,10 +1,10 @@
-"""Tiny models of many architectures, with random weights and nothing on disk."""
+"""Make tiny models of many architectures with random weights, without files."""
 
 from __future__ import annotations
 
 from typing import Any
 
-#: What they have in common, as most configurations call it.
+#: Common sizes, by the names of most configurations.
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -20,7 +20,7 @@ SIZES = {
 
 
 def decoder(kind: str, **changes: Any) -> Any:
-    """Return a model of transformers' model type *kind*, ready to run; *changes* are to its configuration."""
+    """Return a model of transformers' model type *kind*, ready to run. *changes* override its configuration."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""Python environments beside the one that runs the tests, made without a download."""
+"""Make further Python environments without a download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(pytest_llem.__file__).parent.parent
 SITE_PACKAGES = tuple(dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")))
 NOOP_ENGINE = Path(__file__).parent / "noop_engine"
 
-#: What an environment looks in so that it has all that this one has.
+#: Search path that gives an environment all packages of this one.
 EVERYTHING = (ROOT, NOOP_ENGINE, *SITE_PACKAGES)
 
 
@@ -24,8 +24,8 @@ class Environment:
     """A virtual environment.
 
     Args:
-        folder: Where to make it.
-        path: Folders beside its own packages, after them.
+        folder: Its folder.
+        path: Folders that are searched after its own packages.
     """
 
     def __init__(self, folder: Path, *path: Path) -> None:
@@ -41,9 +41,9 @@ class Environment:
         Args:
             name: Its name.
             version: Its version.
-            requires: What it requires.
-            entry_points: What it announces, as in ``entry_points.txt``.
-            modules: Its modules' source by name.
+            requires: Its requirements.
+            entry_points: Content of ``entry_points.txt``.
+            modules: Source of its modules, by name.
         """
         metadata = self.site_packages / f"{name.replace('-', '_')}-{version}.dist-info"
         metadata.mkdir()
@@ -56,7 +56,7 @@ class Environment:
             (self.site_packages / f"{module}.py").write_text(textwrap.dedent(source))
 
     def share(self, *names: str) -> None:
-        """Let it have distributions of this environment, and what they require."""
+        """Add distributions of this environment, and their requirements."""
         for name in names:
             found = distribution(name)
             for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:

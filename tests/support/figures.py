@@ -1,4 +1,4 @@
-"""A conftest whose experiments are done at once and have the figures that a test wants."""
+"""A conftest whose experiments take no time and have metrics that a test sets."""
 
 from __future__ import annotations
 
@@ -52,11 +52,13 @@ def pytest_configure(config):
 
 
 def conftest(method: str = "measured") -> str:
-    """Return its text. What each metric comes to is in ``figures.json`` beside it: a Python expression of the
-    cycle, of whether it is the ``reference``, and of the point's axes by their last names. What is added to the
-    text may define ``run`` anew, which runs each experiment.
+    """Return the conftest's text.
+
+    ``figures.json`` beside it has, for each metric, a Python expression of the cycle, of whether it is the
+    ``reference``, and of the point's axes by their last names. Text that is appended may redefine ``run``, which
+    runs each experiment.
 
     Args:
-        method: How energies were obtained.
+        method: Method of energies.
     """
     return CONFTEST.format(results=str(RESULTS), method=method)

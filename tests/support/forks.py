@@ -1,4 +1,4 @@
-"""Calls in processes of their own, forked from one that has imported what they need: a twentieth of a fresh start.
+"""Call functions in processes forked from one that has imported what they need: 20 times as fast as a fresh start.
 
     python -m tests.support.forks DESCRIPTOR
 
@@ -23,11 +23,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class ForkServer:
-    """A process that forks others, each of which makes a call.
+    """A process that forks a process for each call.
 
     Args:
-        env: Its environment. What the loader and the interpreter read as they start (``LD_LIBRARY_PATH``,
-            ``PYTHONPATH``) holds for all calls; the rest of it may differ from call to call.
+        env: Its environment. Variables that are read at the start of a process (``LD_LIBRARY_PATH``,
+            ``PYTHONPATH``) hold for all calls. Others may differ from call to call.
     """
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -41,10 +41,10 @@ class ForkServer:
             )
 
     def call(self, env: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of a module in a new process with an environment, and return what it gives.
+        """Call a function of a module in a new process with an environment, and return its value.
 
         Raises:
-            RuntimeError: It gave nothing; standard error says why.
+            RuntimeError: It returned no value; standard error says why.
         """
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(self._address)
@@ -58,7 +58,7 @@ class ForkServer:
                     raise RuntimeError(f"{function.__qualname__} gave nothing: see standard error") from None
 
     def close(self) -> None:
-        """End it; calls that are being made go on."""
+        """End the server. Running calls continue."""
         self._process.communicate()
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: folders, served as the real one serves models and datasets."""
+"""A local Hugging Face hub: serves folders as the real one serves models and datasets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _FILE = re.compile("/(?P<type>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revis
 
 
 class Hub:
-    """What is served.
+    """A running hub.
 
     Attributes:
-        models: A folder for each name.
-        datasets: Likewise.
-        gated: Names of those that are not given to anyone.
-        downloads: The files that were asked for, in order: ``owner/name/file``.
-        url: Where, for ``HF_ENDPOINT``.
+        models: Folder of each model by name.
+        datasets: Folder of each dataset by name.
+        gated: Names of repositories that are refused.
+        downloads: Downloaded files in order: ``owner/name/file``.
+        url: Its address, for ``HF_ENDPOINT``.
     """
 
     def __init__(self, models: Mapping[str, Path], datasets: Mapping[str, Path], url: str) -> None:
@@ -40,17 +40,14 @@ class Hub:
         self.url = url
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Return the environment of a process that asks this hub, and keeps what it gets in *home*."""
+        """Return the environment of a process that uses this hub, with its cache in *home*."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
 
 
 @contextmanager
 def serving(models: Mapping[str, Path], datasets: Mapping[str, Path] = {}) -> Iterator[Hub]:
-    """Serve *models* and *datasets*, folders by name, for as long as the context lasts.
-
-    Their one revision is ``main``.
-    """
+    """Serve *models* and *datasets*, folders by name, while the context lasts. Their only revision is ``main``."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -62,7 +59,7 @@ def serving(models: Mapping[str, Path], datasets: Mapping[str, Path] = {}) -> It
             self._answer(is_head=False)
 
         def log_message(self, *_: object) -> None:
-            """Nothing on standard error."""
+            """Write nothing to standard error."""
 
         def _answer(self, *, is_head: bool) -> None:
             path = unquote(urlsplit(self.path).path)

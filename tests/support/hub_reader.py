@@ -1,6 +1,6 @@
-"""Datasets of the hub as an experiment reads them, for processes forked from one that has imported the library.
+"""Read hub datasets as an experiment does, in processes forked from one that has imported ``datasets``.
 
-The library looks at Hugging Face's variables as it is imported.
+The library reads Hugging Face's environment variables on import.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.workload.prompts import read_texts
 from tests.support.narrow import not_none
 
-#: Prompts, revision and how often it was fetched, in a list; or why the dataset cannot be read.
+#: A list of prompts, revision and number of downloads; or why the dataset cannot be read.
 Answer = Any
 
 
 def read(wanted: list[tuple[str, int, str]]) -> list[Answer]:
-    """Return what each dataset gives, of which the name, ``n`` and the order are wanted."""
+    """Return the content of each wanted dataset, given by name, ``n`` and order."""
     answers: list[Answer] = []
     for name, n, order in wanted:
         config = ExperimentConfig.model_validate({"model": "m", "dataset": name, "n": n, "dataset_order": order})

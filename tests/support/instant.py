@@ -1,4 +1,4 @@
-"""A conftest whose experiments are done at once: for what the pytest process does between them."""
+"""A conftest whose experiments take no time, to test what the pytest process does between them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def pytest_configure(config):
 
 
 def conftest(payload: int) -> str:
-    """Return its text.
+    """Return the conftest's text.
 
     Args:
-        payload: Bytes in each result, in the file beside it, and in the experiment's output.
+        payload: Size in bytes of each result, of the file beside it, and of the output.
     """
     return CONFTEST.format(results=str(RESULTS), payload=payload)

@@ -1,4 +1,4 @@
-"""SIGKILL of the pytest process at some moment of a study, and what has to be true of what it leaves."""
+"""Kill the pytest process with SIGKILL during a study, and check what it leaves."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pytest_llem.results.models import Manifest
 from tests.conftest import NOOP_ENGINE, NOOP_STUDY, OTHER_PLUGINS
 from tests.support import instant
 
-#: Notes, independently of the manifest, which experiments are saved, and kills its own process at the moment that
-#: the environment says: a thread is nearer to it than another process, which may be late on a busy machine.
+#: Records, independently of the manifest, which experiments are saved, and kills its own process at the time that
+#: the environment sets. A thread does it, as another process may be late on a busy machine.
 CONFTEST = """
 import math, os, signal, threading
 from pytest_llem.results import manifest
@@ -31,22 +31,22 @@ if os.environ["KILLS_JOURNAL"]:  # a study as small as this one would do without
 
 finished = []
 
-def come_to(what):
-    if os.environ["KILLS_AFTER"] == what:
+def kill_if_due(event):
+    if os.environ["KILLS_AFTER"] == event:
         threading.Timer(float(os.environ["KILLS_SECONDS"]), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 def pytest_collection_finish(session):
-    come_to("collection")
+    kill_if_due("collection")
 
 def pytest_llem_experiment_finished(result):
     finished.append(result.identity.experiment_id)
     file = os.open(os.environ["KILLS_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, (finished[-1] + "\\n").encode())
     os.close(file)
-    come_to(str(len(finished)))
+    kill_if_due(str(len(finished)))
 """
 
-#: Only stops a hang.
+#: Only ends a hang, in s.
 TIMEOUT_SECONDS = 300.0
 
 
@@ -54,9 +54,9 @@ def write_study(folder: Path, points: int, *, at_once: bool = False) -> None:
     """Write a study of the engine ``noop`` and its conftest.
 
     Args:
-        folder: Where they go.
+        folder: Folder to write to.
         points: Number of experiments.
-        at_once: The experiments take no time, so that the pytest process does nothing but write.
+        at_once: Whether the experiments take no time, so that the pytest process only writes.
     """
     sweep = {"noop.seconds": [round(n * 1e-9, 9) for n in range(points)]}
     study = {**NOOP_STUDY, "sweep": sweep, "execution": {"n_cycles": 1, "cycle_order": "sequential"}}
@@ -65,20 +65,20 @@ def write_study(folder: Path, points: int, *, at_once: bool = False) -> None:
 
 
 def kills(folder: Path, number: int, saved: int, longest: float, seed: int) -> Iterator[Counter[str]]:
-    """Run the study of *folder* so often, two at a time, and kill each at a random moment.
+    """Run the study of *folder* repeatedly, two at a time, and kill each run at a random moment.
 
     Args:
         folder: Made by :func:`write_study`.
-        number: Of kills.
-        saved: Kills come after 1 to so many experiments were saved, evenly spread; a fifth come after collection.
-        longest: The latest moment after that, in seconds.
-        seed: Of the moments.
+        number: Number of kills.
+        saved: Kills happen after 1 to this many saved experiments, evenly spread; a fifth happen after collection.
+        longest: Maximum time after that, in s.
+        seed: Seed of the random moments.
 
     Yields:
-        How many experiments were in each status, for each kill: at least as many as it came after are completed.
+        For each kill, the number of experiments in each status.
 
     Raises:
-        AssertionError: What was left is not as it has to be.
+        AssertionError: A file that was left is wrong, or a finished experiment is lost.
     """
     rng = random.Random(seed)
     moments = [rng.uniform(0.0, longest) for _ in range(number)]
@@ -122,7 +122,7 @@ def _kill(folder: Path, number: int, after: int, moment: float) -> Counter[str]:
 
 
 def _check(results: Path, finished: list[str]) -> Counter[str]:
-    """Assert that what is there is true, and return how many experiments are in each status."""
+    """Assert that the results are consistent, and return the number of experiments in each status."""
     made = list(results.glob("noop_*/manifest.json"))
     if not made:
         assert not finished, "an experiment was run before there was a manifest"

@@ -1,4 +1,4 @@
-"""Experiments that are done at once, in this process's own runs of pytest, with the figures that a test wants."""
+"""Replace experiments by ones that take no time and have metrics that a test sets, in this process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _COUNT = itertools.count()
 def experiments(
     monkeypatch: pytest.MonkeyPatch, metrics_of: Callable[[Job], Mapping[str, float | None]], **energy: str
 ) -> None:
-    """Have every experiment be done at once, each with a result of its own.
+    """Make every experiment return a made-up result at once.
 
     Args:
-        monkeypatch: Takes it back.
-        metrics_of: What each metric comes to; the others are as in a stored result.
-        energy: Method and boundary of energies; measured, of the GPU's board.
+        monkeypatch: Restores the real ones.
+        metrics_of: Returns metrics of a job; others are those of a stored result.
+        energy: Method and boundary of energies; by default measured, of the GPU's board.
     """
     stored = json.loads(min(RESULTS.glob("*.json")).read_text())
 

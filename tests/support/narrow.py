@@ -1,4 +1,4 @@
-"""What a test knows and a type checker does not."""
+"""Narrow types for the type checker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPUs that follow a script: scripted_nvml.c built, its script written, and code run over it."""
+"""GPUs that follow a script: build scripted_nvml.c, write scripts, and run code with them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tests.support.forks import ForkServer
 SOURCE = Path(__file__).parent / "scripted_nvml.c"
 ROOT = SOURCE.parents[2]
 
-#: The one that serves calls at present, and the variables it was started with.
+#: The running server, by the variables that it was started with.
 _servers: dict[tuple[str | None, str | None], ForkServer] = {}
 
 
-class NotToBeBuiltError(Exception):
+class BuildError(Exception):
     """The library cannot be built here; the message says why."""
 
 
 def build(directory: Path) -> Path:
-    """Build the library in *directory*, and return that.
+    """Build the library in *directory*, and return *directory*.
 
     Raises:
-        NotToBeBuiltError: There is no gcc.
+        BuildError: gcc is not installed.
     """
     gcc = shutil.which("gcc")
     if gcc is None:
-        raise NotToBeBuiltError("there is no gcc")
+        raise BuildError("there is no gcc")
     name = "libnvidia-ml.so.1"
     options = ["-O1", "-Wall", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
     subprocess.run([gcc, *options, "-o", directory / name, SOURCE, "-lm"], check=True)
@@ -43,7 +43,7 @@ def build(directory: Path) -> Path:
 
 
 class Ramp(NamedTuple):
-    """A point that power reaches in a straight line from the one before it."""
+    """A power that is reached linearly from the previous one."""
 
     at: float
     watts: float
@@ -51,15 +51,15 @@ class Ramp(NamedTuple):
 
 @dataclass
 class Board:
-    """A GPU.
+    """A scripted GPU.
 
     Attributes:
-        uuid: Its identity.
-        power: From when on, in s since the start, it draws how many W; a :class:`Ramp` where it gets there slowly.
-        more: The other lines of a device, as scripted_nvml.c names them.
-        used_mb: From when on, in s since the start, how many MB of its memory are in use.
-        module_power: Likewise of the module that it is on; empty where the driver reads none.
-        rules: Lines of a device of which there may be several with the same first word.
+        uuid: Its UUID.
+        power: Times in s since the start, and the power in W from each on; a :class:`Ramp` for a linear change.
+        more: Other lines of a device, by the words of scripted_nvml.c.
+        used_mb: Times in s since the start, and the memory in use in MB from each on.
+        module_power: Likewise the power of its module; empty if the driver reads none.
+        rules: Lines of a device whose first word may occur several times.
     """
 
     uuid: str
@@ -77,7 +77,7 @@ class Board:
         return [f"device {self.uuid}", *more, *self.rules, *power, *module, *used]
 
     def energy_j(self, a: float, b: float) -> float:
-        """Return what it drew from *a* to *b*, in s since the start."""
+        """Return its energy from *a* to *b* in J; both in s since the start."""
         total = 0.0
         for now, then in pairwise([*self.power, (math.inf, 0.0)]):
             since, to = max(now[0], a), min(then[0], b)
@@ -87,13 +87,13 @@ class Board:
         return total
 
     def tick_before(self, t: float) -> float:
-        """Return when its counter last ticked at *t*, both in s since the start."""
+        """Return the time of its counter's last tick before *t*, both in s since the start."""
         tick, phase = float(self.more["tick_ms"]) / 1000, float(self.more.get("phase_ms", 0)) / 1000
         return math.floor((t - phase) / tick) * tick + phase
 
 
 class Call(NamedTuple):
-    """One call of a function of NVML: when, on the monotonic clock, and what came of it."""
+    """One call of an NVML function: time on the monotonic clock, and its result."""
 
     at: float
     pid: int
@@ -105,14 +105,14 @@ class Call(NamedTuple):
 
 @dataclass
 class Script:
-    """What the boards do, at a path; :meth:`write` makes changes known, to running processes too.
+    """The behaviour of GPUs, in a file. :meth:`write` makes changes effective, also for running processes.
 
     Attributes:
-        path: Of its file.
-        boards: In NVML's order.
-        call_ms: How long a call takes.
-        driver: The driver's version.
-        rules: Other lines, as scripted_nvml.c names them, that hold for all boards.
+        path: Path of the file.
+        boards: GPUs in NVML's order.
+        call_ms: Duration of a call in ms.
+        driver: Version of the driver.
+        rules: Other lines of scripted_nvml.c that apply to all GPUs.
         start: t = 0 on the monotonic clock.
     """
 
@@ -144,24 +144,24 @@ class Script:
         return [Call(float(at), int(pid), name, uuid, int(r), int(v)) for at, pid, name, uuid, r, v in rows]
 
     def users(self) -> int:
-        """Return how many calls of nvmlInit were not made up for by one of nvmlShutdown, over all processes."""
+        """Return the number of nvmlInit calls without an nvmlShutdown, over all processes."""
         calls = [call for call in self.calls() if call.function in ("nvmlInit", "nvmlShutdown")]
         return sum({call.pid: call.value for call in calls}.values())
 
     def looks(self, began: float, ended: float, uuid: str | None = None) -> list[Call]:
-        """Return the readings of energy counters in a span of the monotonic clock: of one board, or of all."""
+        """Return the readings of energy counters in a span of the monotonic clock, of one GPU or of all."""
         found = [call for call in self.calls() if call.function == "nvmlDeviceGetTotalEnergyConsumption"]
         return [call for call in found if began <= call.at <= ended and uuid in (None, call.uuid)]
 
 
 def environment(library: Path, script: Script) -> dict[str, str]:
-    """Return the environment in which a new process finds the boards."""
+    """Return the environment in which a new process finds the scripted GPUs."""
     paths = os.pathsep.join(filter(None, [str(library), os.environ.get("LD_LIBRARY_PATH")]))
     return {**os.environ, "LD_LIBRARY_PATH": paths, "LLEM_SCRIPTED_NVML": str(script.path)}
 
 
 def run(env: Mapping[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of a module in a new process: the loader reads LD_LIBRARY_PATH only when one starts.
+    """Call a function of a module in a new process, as the loader reads LD_LIBRARY_PATH only at its start.
 
     Processes are forked from one that was started with the same LD_LIBRARY_PATH and PYTHONPATH.
     """

@@ -1,4 +1,4 @@
-"""Simulated results of gates: families of pairs, judged by the lines that judge measured ones."""
+"""Simulate results of gates: families of pairs, judged by the code that judges measured ones."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FAMILY = METRICS * POINTS
 
 @dataclass(frozen=True)
 class Noise:
-    """What makes cycles differ.
+    """Variation between cycles.
 
     Attributes:
         cv: Coefficient of variation of a cycle's value, which is lognormal.
-        session: Standard deviation of what a session adds to the logarithms of a metric, at all points alike.
+        session: Standard deviation of a session's effect on a metric's logarithms, equal at all points.
     """
 
     cv: float
@@ -36,7 +36,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of gates, and of families, in which something was found, with the number that were tried."""
+    """Shares of gates and of families with a finding, and the number of each."""
 
     gate: float
     family: float
@@ -44,7 +44,7 @@ class Rates:
     families: int
 
     def beyond(self, rate: float) -> list[str]:
-        """Say which is above *rate* by more than three standard errors of the simulation."""
+        """Return the shares that are above *rate* by more than three standard errors of the simulation."""
         tried = {"gate": (self.gate, self.gates), "family": (self.family, self.families)}
         return [
             f"{found:.2%} per {what}"
@@ -55,7 +55,7 @@ class Rates:
 
 @dataclass
 class Simulation:
-    """Draws pairs of sides; each is made of *families* × gates × cycles logarithms."""
+    """Draws pairs of candidates and references, each as *families* × gates × cycles logarithms."""
 
     families: int
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(20261123))
@@ -63,9 +63,9 @@ class Simulation:
     def side(
         self, noise: Noise, n: int, session: np.ndarray | None = None, *, outliers: float = 0.0
     ) -> np.ndarray:
-        """Return the logarithms of one side, whose session effect is *session* or one of its own.
+        """Return the logarithms of a candidate or reference, with the session effect *session* or a new one.
 
-        Of its cycles, the share *outliers* is 10 % slower.
+        The share *outliers* of its cycles is 10 % slower.
         """
         logs = noise.sd * self.random.standard_normal((self.families, METRICS, POINTS, n))
         logs += self.session(noise) if session is None else session
@@ -77,7 +77,7 @@ class Simulation:
         return noise.session * self.random.standard_normal((self.families, METRICS, 1, 1))
 
     def unpaired(self, noise: Noise, n: int, n_reference: int | None = None) -> Estimate:
-        """Return the estimates of candidates and references, each a session of its own."""
+        """Return the estimates of candidates and references from separate sessions."""
         return unpaired_estimate(self.side(noise, n), self.side(noise, n_reference or n))
 
     def paired(self, noise: Noise, n: int) -> Estimate:
@@ -86,7 +86,7 @@ class Simulation:
         return paired_estimate(self.side(noise, n, session) - self.side(noise, n, session))
 
     def deltas(self, noise: Noise, n: int, sessions: int) -> np.ndarray:
-        """Return for each gate of each family the delta that ``llem aa`` recommends after that many sessions."""
+        """Return, for each gate of each family, the delta that ``llem aa`` recommends after that many sessions."""
         runs = np.stack([self.side(noise, n) for _ in range(sessions)], axis=2)
         by_metric = runs.reshape(self.families, METRICS, POINTS, sessions, n).tolist()
         found = [
@@ -97,7 +97,7 @@ class Simulation:
 
 
 def regressions(estimate: Estimate, delta: float | np.ndarray) -> Rates:
-    """Return how often there is a REGRESSION: of gates that are judged alone, and any in a family under Holm."""
+    """Return the rates of REGRESSION: of gates judged alone, and of families with any, under Holm."""
     margin = np.broadcast_to(np.log1p(delta), estimate.log_ratio.shape)
     alone = judge(
         estimate.log_ratio[..., None],
@@ -111,7 +111,7 @@ def regressions(estimate: Estimate, delta: float | np.ndarray) -> Rates:
 
 
 def found(estimate: Estimate, change: float, delta: float, alpha: float) -> float:
-    """Return the share of gates that find *change*, a relative one for the worse, at *alpha*."""
+    """Return the share of gates that find *change*, a relative worsening, at *alpha*."""
     shifted = estimate.log_ratio + np.log1p(change)
     one = (shifted[..., None], estimate.standard_error[..., None], estimate.degrees[..., None])
     return float(judge(*one, np.log1p(delta), alpha).worse.mean())

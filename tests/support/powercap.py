@@ -1,4 +1,4 @@
-"""A powercap folder as Linux shows RAPL's counters."""
+"""A powercap folder with RAPL counters as on Linux."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Powercap:
     """Zones in a folder.
 
     Args:
-        root: Where; made if need be.
+        root: The folder; created if missing.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,5 +30,5 @@ class Powercap:
 
 
 def add(counter: Path, joules: float, range_uj: int = RANGE_UJ) -> None:
-    """Let a counter rise; past its range it starts again from 0."""
+    """Increase a counter, which wraps to 0 at its range."""
     counter.write_text(f"{(int(counter.read_text()) + round(joules * 1e6)) % range_uj}\n")

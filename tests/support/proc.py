@@ -1,4 +1,4 @@
-"""A /proc, and control groups, whose counters a test sets."""
+"""A /proc and control groups whose counters a test sets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Proc:
-    """Folders as Linux shows them.
+    """Folders with the layout of Linux.
 
     Args:
-        root: Where; ``proc`` and ``cgroup`` are made in it.
+        root: Folder in which ``proc`` and ``cgroup`` are made.
     """
 
     def __init__(self, root: Path) -> None:
@@ -22,7 +22,7 @@ class Proc:
             folder.mkdir(parents=True)
 
     def cpus(self, *busy: float, stolen: float = 0.0, idle: float = 1000.0) -> None:
-        """Set the time that each CPU was busy, and that was stolen from each, in s."""
+        """Set the busy time of each CPU, and the time stolen from each, in s."""
         rows = [
             f"cpu{number} {_ticks(one)} 0 0 {_ticks(idle)} 0 0 0 {_ticks(stolen)} 0 0"
             for number, one in enumerate(busy)
@@ -40,8 +40,16 @@ class Proc:
         started: int = 100,
         threads: Mapping[int, tuple[float, float, int]] | None = None,
     ) -> None:
-        """Set a process: its CPU time and that of its reaped children, in s; of each thread how long it ran and
-        waited, in s, and its involuntary context switches.
+        """Write a process.
+
+        Args:
+            pid: Its id.
+            parent: Its parent's id.
+            seconds: Its CPU time in s.
+            reaped: CPU time of its reaped children in s.
+            name: Its name.
+            started: Its start time in ticks.
+            threads: For each thread: time run and waited in s, and involuntary context switches.
         """
         folder = self.proc / str(pid)
         folder.mkdir(exist_ok=True)
@@ -57,12 +65,12 @@ class Proc:
             )
 
     def pressure(self, seconds: float) -> None:
-        """Set for how long any task has waited for a CPU."""
+        """Set the time that any task has waited for a CPU, in s."""
         text = f"some avg10=0.00 avg60=0.00 avg300=0.00 total={int(seconds * 1e6)}\nfull avg10=0.00 total=0\n"
         (self.proc / "pressure" / "cpu").write_text(text)
 
     def group(self, line: str, path: str, files: Mapping[str, str]) -> None:
-        """Set the control group that the process is in, and files of it or of one around it."""
+        """Set the control group of this process, and files of it or of one above it."""
         (self.proc / "self" / "cgroup").write_text(f"{line}\n")
         folder = self.cgroups / path
         folder.mkdir(parents=True, exist_ok=True)

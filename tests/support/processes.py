@@ -1,4 +1,4 @@
-"""Other processes, as a test sees them."""
+"""Check and wait for other processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; it may not have been reaped yet."""
+    """Return whether a process has ended; it may not have been reaped yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -16,7 +16,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Return once *condition* holds; fail where it does not within so many *seconds*."""
+    """Wait until *condition* holds; fail if it does not within *seconds*."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

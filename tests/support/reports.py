@@ -1,4 +1,4 @@
-"""Results directories to make pages of: a real run's, grown to any size, or with a text put into all it says."""
+"""Make results directories for report pages: of a real run, enlarged, or with a text in every string."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.support import nvml
 
 GPU = "GPU-report"
 
-#: Words that a reader of a StudyResult checks.
+#: Keys whose values a reader of a StudyResult validates.
 _CHECKED = {"status", "kind", "outcome", "verdict", "gate", "schema_version", "result_file", "result_sha256"}
 _CHECKED |= {"config_hash", "method", "unit"}
 
 
 def run(directory: Path, library: Path, *arguments: str) -> Path:
-    """Run a study of a few points, one of which fails, on a scripted board, and return its results directory."""
+    """Run a small study, one of whose points fails, on a scripted GPU, and return its results directory."""
     steps = [(0.4 * step, 240.0 + (37 * step) % 90) for step in range(32)]
     board = nvml.Board(GPU, steps, {"tick_ms": 20, "power_limit_w": 700, "memory_mb": 80_000})
     script = nvml.Script(directory / "script", [board])
@@ -51,7 +51,7 @@ def run(directory: Path, library: Path, *arguments: str) -> Path:
     paths = os.pathsep.join(filter(None, [str(NOOP_ENGINE), os.environ.get("PYTHONPATH")]))
     options = [word for name in OTHER_PLUGINS for word in ("-p", f"no:{name}")]
     command = [sys.executable, "-m", "pytest", "study.yaml", "-p", "llem", "--rootdir", str(directory), *options]
-    # Locks of devices of its own, and no words for the CI that all this runs in.
+    # Separate device locks, and no annotations for the CI in which the tests run.
     own = {"PYTHONPATH": paths, "PYTEST_ADDOPTS": "", "TMPDIR": str(directory)}
     environment = nvml.environment(library, script) | own
     environment.pop("GITHUB_ACTIONS", None)
@@ -68,7 +68,7 @@ def run(directory: Path, library: Path, *arguments: str) -> Path:
 
 
 def grown(real: Path, directory: Path, points: int, cycles: int) -> StudyResult:
-    """Write a study of many points, each as a real one was, with values that vary, and return its result."""
+    """Write a study of many points, copied from a real one with random variation, and return its result."""
     source = min(real.glob("experiments/*.power.csv"))
     stem = source.with_name(source.name.removesuffix(".power.csv"))
     given = json.loads(stem.with_name(f"{stem.name}.json").read_text())
@@ -130,7 +130,7 @@ def _experiment(
     cycle: int,
     chance: random.Random,
 ) -> ManifestEntry:
-    """Write the result of one cycle of a point, and what lies beside it."""
+    """Write the result of one cycle of a point, and the files beside it."""
     factor = axes["noop.size"] ** 0.3 * chance.lognormvariate(0, 0.05)
     metrics = {
         name: {**one, "value": one["value"] and one["value"] * factor * chance.lognormvariate(0, 0.02)}
@@ -157,7 +157,7 @@ def _experiment(
 
 
 def infected(real: Path, directory: Path, text: str) -> Path:
-    """Copy a results directory with *text* in every word of it that anybody could have chosen, and return it."""
+    """Copy a results directory with *text* in every string that others can choose, and return the copy."""
     shutil.copytree(real, directory)
     for file in directory.glob("experiments/*.json"):
         given = json.loads(file.read_text())
@@ -184,7 +184,7 @@ def infected(real: Path, directory: Path, text: str) -> Path:
 
 
 def _with(data: Any, text: str, key: str = "") -> Any:
-    """Return plain data with *text* at the end of all strings, but for those that a reader checks."""
+    """Return plain data with *text* appended to all strings, except those that a reader validates."""
     if isinstance(data, dict):
         return {name: _with(one, text, name) for name, one in data.items()}
     if isinstance(data, list):

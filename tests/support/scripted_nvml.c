@@ -1,11 +1,11 @@
-/* An NVML without a GPU: its boards do what a script says.
+/* An NVML without a GPU: its GPUs follow a script.
  *
  * Built as libnvidia-ml.so.1 and put first in LD_LIBRARY_PATH, it is what the real nvidia-ml-py loads. The script
  * is the text file that the environment variable LLEM_SCRIPTED_NVML names; a line is a word and its value, and a
  * '#' starts a comment:
  *
  *     start 1234.5            t = 0, in seconds of CLOCK_MONOTONIC
- *     driver 580.00           what the driver calls itself
+ *     driver 580.00           version of the driver
  *     call_ms 4               how long every call takes; default 0
  *     takes nvmlInit 20       how long calls of this function take instead, in ms
  *     fail nvmlInit 9         calls of this function give this nvmlReturn_t
@@ -30,23 +30,23 @@
  *       fail nvmlDeviceGetPowerUsage 3 from 2.5
  *                             from t = 2.5 on (default: ever) this function gives this nvmlReturn_t for this board
  *       fail 186 3            likewise a field value
- *       no_power_reading 1    it tells no power
+ *       no_power_reading 1    it reports no power
  *       averages 1            nvmlDeviceGetPowerUsage is the mean of the last second
  *       old_driver 1          it knows only the older of the two calls for the temperature
  *       early_driver 1        the last three reasons have settings of 32 bits under their field values
  *       power_limit_w 700
  *       memory_mb 80000
  *       used_mb 0 500         from t = 0 on 500 MB of that are in use; more such lines as for power, none: 0
- *       no_memory 1           it tells nothing of its memory
+ *       no_memory 1           it reports no memory use
  *       capability 9.0        CUDA compute capability; default 9.0
- *       default_limit_w 700   the vendor's; default: none is told
+ *       default_limit_w 700   the vendor's; default: not reported
  *       persistence 1
- *       ecc 1                 default: none is told
+ *       ecc 1                 default: not reported
  *       compute_mode 2        nvmlComputeMode_t
- *       max_sm_clock 1980     MHz; default: none is told
+ *       max_sm_clock 1980     MHz; default: not reported
  *       default_sm_clock 1590 of applications; likewise
  *       clocks 345 1980 15    clocks that the processors can be set to: from, to, in steps of
- *       reasons 1             bits of nvmlClocksEventReason...; default: none are told
+ *       reasons 1             bits of nvmlClocksEventReason...; default: not reported
  *       user 4242 900 python  a process that computes on it: pid, MB, name; more such lines as there are
  *       mig 1
  *       no_counter 1          it has no energy counter, being older than Volta
@@ -54,8 +54,8 @@
  *       lost_at 3.0           from t = 3 on it has fallen off the bus
  *
  * The energy counter is the exact integral of the power up to the last tick. Everything is a function of the script
- * and the clock, so that several processes see the same boards. A script that is replaced (by another file of its
- * name) is read again before the next call. One that cannot be understood ends the process.
+ * and the clock, so all processes see the same GPUs. A script that is replaced (by another file of its
+ * name) is read again before the next call. An invalid script ends the process.
  *
  * A new function of NVML is written as those at the end: a body between ENTER and LEAVE.
  */
@@ -511,9 +511,9 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwatts) {
     ENTER(device)
     double watts = 0;
-    int told = (device->averages ? mean(&device->watts, asked - script.start, &watts)
-                                 : at(&device->watts, asked - script.start, &watts));
-    if (device->no_power_reading || !told)
+    int has_power = (device->averages ? mean(&device->watts, asked - script.start, &watts)
+                                                : at(&device->watts, asked - script.start, &watts));
+    if (device->no_power_reading || !has_power)
         result = NVML_ERROR_NOT_SUPPORTED;
     else
         *milliwatts = value = (unsigned int)(watts * 1000);

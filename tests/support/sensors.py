@@ -1,4 +1,4 @@
-"""What a process reads of scripted GPUs. Imports little, since each reading takes a new process."""
+"""Read sensors of scripted GPUs. Imports little, as each reading starts a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def read() -> dict[str, GpuState]:
 
 
 def read_and_release(script: Script) -> tuple[dict[str, GpuState], int, int]:
-    """Return the state of each GPU by UUID, and how many users NVML had meanwhile and afterwards."""
+    """Return the state of each GPU by UUID, and the number of NVML users during and after the reading."""
     with GpuSensors() as look:
         held = script.users()
         seen = dict(look())

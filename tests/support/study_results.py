@@ -1,4 +1,4 @@
-"""StudyResults made up of values by cycle."""
+"""Make StudyResults from values by cycle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ H100 = {
 
 
 def summary(name: str, values: Sequence[float | None], **provenance: Any) -> Summary:
-    """Return the statistics of a metric: energies are measured, of the GPU's board, unless told otherwise."""
+    """Return the statistics of a metric. By default, energies are measured, of the GPU's board."""
     known = [value for value in values if value is not None]
     unit = CATALOGUE[name].unit
     if not known:
@@ -36,18 +36,18 @@ def summary(name: str, values: Sequence[float | None], **provenance: Any) -> Sum
 
 
 def point(axes: Mapping[str, Any], /, **fields: Any) -> PointResult:
-    """Return a point: fields of a PointResult, or values by cycle, or a Summary, of a metric."""
+    """Return a point. *fields* are those of a PointResult, and metrics by name: values by cycle, or a Summary."""
     metrics = {
         name: given if isinstance(given := fields.pop(name), Summary) else summary(name, given)
         for name in [name for name in fields if name in CATALOGUE]
     }
-    most = max((len(one.values) for one in metrics.values()), default=0)
+    n_cycles = max((len(one.values) for one in metrics.values()), default=0)
     known = {
         "id": "-".join(f"{axis}={value}" for axis, value in axes.items()),
         "axes": dict(axes),
         "config": {"precision": "bf16", "energy": {"allow_estimated": False}},
         "config_hash": "0" * 16,
-        "cycles": list(range(1, most + 1)),
+        "cycles": list(range(1, n_cycles + 1)),
         "metrics": metrics,
         "testbed": H100,
     }
@@ -55,7 +55,7 @@ def point(axes: Mapping[str, Any], /, **fields: Any) -> PointResult:
 
 
 def study_result(*points: PointResult, **fields: Any) -> StudyResult:
-    """Return what a study came to."""
+    """Return a study's result with these points. *fields* override those of a StudyResult."""
     known = {
         "pytest_llem_version": "0.1.0",
         "name": "made-up",

@@ -1,4 +1,4 @@
-"""Tavern, in an environment beside the one that runs the tests: it does not work with the pytest that they use."""
+"""Install Tavern in an environment of its own, as it does not work with the pytest that the tests use."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class UnavailableError(Exception):
 
 
 def python(folder: Path) -> Path:
-    """Return a Python interpreter with Tavern and all that this one has.
+    """Return a Python interpreter with Tavern and all packages of this one.
 
     Args:
-        folder: Where to make its virtual environment.
+        folder: Folder for its virtual environment.
 
     Raises:
-        UnavailableError: pip cannot fetch Tavern.
+        UnavailableError: pip cannot download Tavern.
     """
     return Environment(folder, _packages(), *EVERYTHING).python
 
 
 def _packages() -> Path:
-    """Return the folder of Tavern and what it requires; install them first where they are not there yet."""
+    """Return the folder of Tavern and its requirements, and install them first if they are missing."""
     root = cache()
     root.mkdir(parents=True, exist_ok=True)
     target = root / "-".join(["python{}.{}".format(*sys.version_info), *REQUIREMENTS])

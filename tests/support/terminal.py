@@ -1,4 +1,4 @@
-"""A terminal, as far as pytest and the plugin write to one: what a person sees after each chunk."""
+"""Emulate a terminal, with the sequences that pytest and the plugin use, to see its screen after each chunk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ESCAPE = re.compile(r"\x1b(?:\[([0-9;?]*)([A-Za-z])|\](?:[^\x07\x1b]*)(?:\x07|\
 
 
 class Screen:
-    """Rows of characters, and a cursor.
+    """The rows of a terminal and its cursor.
 
     Args:
         columns: Width.
-        rows: Height; what is written below the last row moves the others up.
+        rows: Height; text below the last row scrolls the others up.
     """
 
     def __init__(self, columns: int = 80, rows: int = 24) -> None:
@@ -29,11 +29,11 @@ class Screen:
         self.gone: list[str] = []  # rows that have scrolled out at the top
         self._lines = [""] * rows
         self._row = self._column = 0
-        self._kept = (0, 0)
+        self._saved = (0, 0)
         self._rest = ""
 
     def lines(self) -> list[str]:
-        """Return all rows, those that have scrolled away first."""
+        """Return all rows, with those that have scrolled off first."""
         return [line.rstrip() for line in [*self.gone, *self._lines]]
 
     def write(self, text: str) -> None:
@@ -43,7 +43,7 @@ class Screen:
                 self._put(text[at])
                 at += 1
             elif found := _ESCAPE.match(text, at):
-                self._obey(found)
+                self._apply(found)
                 at = found.end()
             else:
                 self._rest = text[at:]  # the chunk ends within it
@@ -69,12 +69,12 @@ class Screen:
         else:
             self._row += 1
 
-    def _obey(self, found: re.Match[str]) -> None:
+    def _apply(self, found: re.Match[str]) -> None:
         number, letter, single = found.groups()
         if single == "7":
-            self._kept = (self._row, self._column)
+            self._saved = (self._row, self._column)
         elif single == "8":
-            self._row, self._column = self._kept
+            self._row, self._column = self._saved
         elif single == "D":
             self._down()
         elif single == "M":
@@ -86,7 +86,7 @@ class Screen:
             assert number == "2"
             self._lines[self._row] = ""
         else:
-            assert letter in (None, "m"), f"not known here: {found.group()!r}"
+            assert letter in (None, "m"), f"unknown sequence: {found.group()!r}"
 
 
 def watch(
@@ -96,24 +96,29 @@ def watch(
 
     Args:
         command: Program and arguments.
-        screen: What shows what it writes.
-        on_change: Called after each chunk; what it raises ends the command.
-        limit_s: It is given so many seconds.
+        screen: Receives its output.
+        on_change: Called after each chunk. An exception ends the command.
+        limit_s: Time limit in s.
     """
-    ours, theirs = pty.openpty()
-    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", screen.rows, screen.columns, 0, 0))
+    controller, terminal = pty.openpty()
+    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", screen.rows, screen.columns, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "CI", "NO_COLOR")}
     with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**env, "TERM": "xterm"}, start_new_session=True
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**env, "TERM": "xterm"},
+        start_new_session=True,
     ) as process:
-        os.close(theirs)
+        os.close(terminal)
         deadline = time.monotonic() + limit_s
         try:
             while True:
-                ready, _, _ = select.select([ours], [], [], max(0.0, deadline - time.monotonic()))
-                assert ready, "it takes too long"
+                ready, _, _ = select.select([controller], [], [], max(0.0, deadline - time.monotonic()))
+                assert ready, "the command exceeds its time limit"
                 try:
-                    chunk = os.read(ours, 1 << 16)
+                    chunk = os.read(controller, 1 << 16)
                 except OSError:  # the other end is closed
                     break
                 screen.write(chunk.decode("utf-8", "replace"))
@@ -122,5 +127,5 @@ def watch(
             process.kill()
             raise
         finally:
-            os.close(ours)
+            os.close(controller)
     return process.returncode

@@ -1,4 +1,4 @@
-"""The engine pytorch on the tiny model, in this process."""
+"""The engine pytorch with the tiny model, in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_llem.engines.protocol import EngineContext, RequestRecord
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 
-#: An experiment of moments.
+#: An experiment that takes a moment.
 TINY = {
     "model": "builtin:tiny-llama",
     "n": 3,
@@ -30,7 +30,7 @@ def config(**changes: Any) -> ExperimentConfig:
 
 
 def engine(**changes: Any) -> PyTorchEngine:
-    """Return the engine for the experiment with changes, loaded."""
+    """Return the loaded engine for the experiment with changes."""
     made = PyTorchEngine(config(**changes), EngineContext())
     made.fetch()
     made.load()
@@ -38,11 +38,11 @@ def engine(**changes: Any) -> PyTorchEngine:
 
 
 def generate(made: PyTorchEngine, prompts: Sequence[Sequence[int]]) -> list[RequestRecord]:
-    """Return what becomes of *prompts*."""
+    """Return the requests for *prompts*."""
     made.seed(0)
     return [request for batch in made.prepare(prompts) for request in made.requests(batch, made.generate(batch))]
 
 
 def outputs(made: PyTorchEngine, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[list[int]]:
-    """Return the tokens that each of *prompts* gets."""
+    """Return the generated tokens of each of *prompts*."""
     return [list(one.output_ids) for one in generate(made, prompts)]

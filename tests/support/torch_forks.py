@@ -1,4 +1,4 @@
-"""Calls in processes forked from one that has imported torch and transformers, but no model's class."""
+"""Call functions in processes forked from one that has imported torch and transformers, but no model class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.tiny import config
 
 
 def call(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str] | None = None) -> Any:
-    """Call a function of this module in a process of its own, and return what it gives."""
+    """Call a function of this module in a new process, and return its value."""
     return _server().call(os.environ if env is None else env, function, *arguments)
 
 
@@ -29,12 +29,12 @@ def _server() -> ForkServer:
 
 
 def make_tiny_llama() -> str:
-    """Return the folder of the builtin model, which is made where it is not there."""
+    """Return the folder of the builtin model, and generate it if it is missing."""
     return str(tiny_llama.tiny_llama())
 
 
 def classes_after_fetch(model: str) -> list[str]:
-    """Return the modules of models' classes that fetching a model has imported."""
+    """Return the modules of model classes that fetching a model has imported."""
     before = set(sys.modules)
     PyTorchEngine(config(model=model), EngineContext()).fetch()
     return [name for name in set(sys.modules) - before if ".modeling_" in name]

@@ -1,4 +1,4 @@
-"""What results warn of, as text."""
+"""Extract the texts of quality warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_llem.results.quality_warnings import QualityWarning, StudyWarning
 
 
 def texts(warnings: Iterable[QualityWarning | dict[str, Any]]) -> list[str]:
-    """Return the text of each of *warnings*, which may be as JSON has them."""
+    """Return the text of each of *warnings*, given as objects or as JSON data."""
     return [one.text if isinstance(one, QualityWarning) else one["text"] for one in warnings]
 
 

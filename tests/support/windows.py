@@ -1,10 +1,10 @@
-"""Measures windows of boards with Zeus or with our own meter, in an environment that has it.
+"""Measure windows of GPUs with Zeus or with our own meter, in an environment that has it.
 
     python windows.py zeus|ours UUID …
 
-The boards are all there are, in NVML's order. It says ``ready``, takes a JSON array of windows, each with the
-instants of the monotonic clock at which to begin and to end it, and gives an array of what each came to:
-``{"energy_j": [… or null], "seconds": [… or null], "uncertainty_j": [… or null]}``, an entry a board.
+The UUIDs are those of all GPUs, in NVML's order. Prints ``ready``, reads a JSON array of windows, each the begin
+and end on the monotonic clock, and prints an array with the readings of each:
+``{"energy_j": [… or null], "seconds": [… or null], "uncertainty_j": [… or null]}``, one entry for each GPU.
 """
 
 from __future__ import annotations

@@ -1,13 +1,20 @@
-"""An engine from outside that computes nothing: what the tests of everything but the engines run.
+"""An engine that computes nothing, for all tests that do not test engines.
 
-Its section takes ``fault`` (what to do when asked to generate), ``seconds`` (how long a batch takes),
-``first_seconds`` (likewise, up to the first token), ``ids`` (what each prompt generates), ``report`` (a folder in
-which each process leaves a note about itself), ``fail_once`` (a file: who does not find it makes it, and fails),
-``family`` (a folder in which its children leave their ids), ``filler`` (characters that make its result long),
-``break`` (a file: while it is there, a fault ``… while broken`` is done), ``fetch`` (seconds to get the model),
-``span`` (a file to which each process adds when it begins and ends), ``gpu`` (the UUID of a scripted board that it
-says it runs on, or several) and ``watts`` (what the script's last board draws while nothing runs, and while a
-batch does).
+Options:
+    fault: What to do in ``generate``; see FAULTS. ``… while broken`` limits it to the time that ``break`` exists.
+    break: The file that ``… while broken`` refers to.
+    seconds: Duration of a batch in s.
+    first_seconds: Duration of ``generate_first`` in s.
+    size: Prompts in a batch.
+    ids: Generated token ids of each prompt.
+    report: Folder in which each process writes a note about itself.
+    fail_once: A file. A process that does not find it creates it and fails.
+    family: Folder in which the engine's child processes leave their ids.
+    filler: Number of characters added to the result.
+    fetch: Duration of ``fetch`` in s.
+    span: File to which each process appends when it begins and ends.
+    gpu: UUID, or UUIDs, of scripted GPUs that it reports to run on.
+    watts: Power in W of the script's last GPU while idle and while a batch runs.
 """
 
 from __future__ import annotations
@@ -45,7 +52,7 @@ def _orphan() -> None:
 
 
 def _garbage() -> None:
-    """Write to every pipe this process has."""
+    """Write garbage to every pipe of this process."""
     for fd in range(3, 64):
         try:
             if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("pipe:"):
@@ -55,7 +62,7 @@ def _garbage() -> None:
 
 
 class NoMessageError(Exception):
-    """Cannot be pickled, nor asked for its message."""
+    """An exception that cannot be pickled and whose ``__str__`` raises."""
 
     def __init__(self) -> None:
         self.held = threading.Lock()
@@ -70,26 +77,26 @@ def _say_and_raise() -> None:
 
 
 def _hold_the_lock() -> None:
-    """Sleep in native code that does not let go of the interpreter's lock."""
+    """Sleep in native code without releasing the interpreter's lock."""
     while True:  # a signal ends it
         ctypes.PyDLL(None).sleep(3600)
 
 
 def _allocate() -> None:
-    """Take more memory than the process may have: Python's own way to be out of memory."""
+    """Allocate more memory than the process may have, which raises MemoryError."""
     resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
     bytearray(2**33)
 
 
 def _fill_memory() -> None:
-    """Take memory until the kernel minds."""
+    """Allocate memory until the kernel kills the process."""
     held = []
     while True:
         held.append(bytearray(b"x") * 2**22)
 
 
 def _family(folder: str) -> None:
-    """Start a child, one that leaves the session, and one that is orphaned; all ignore what they can."""
+    """Start a child, one that leaves the session, and an orphan. All ignore the signals that they can."""
     for leaves, orphaned in ((False, False), (True, False), (True, True)):
         if os.fork() == 0:
             if leaves:
@@ -104,7 +111,7 @@ def _family(folder: str) -> None:
 
 
 def _close_everything() -> None:
-    """Close the event channel, and whatever else it holds."""
+    """Close the event channel and all other file descriptors from 3 on."""
     os.closerange(3, 64)
 
 
@@ -167,7 +174,7 @@ class NoopEngine:
                 file.write(f"{time.monotonic()} {what} {os.getpid()}\n")
 
     def _draw(self, busy: bool) -> None:
-        """From now on the board draws what it does while a batch runs, or while none does."""
+        """Set the power of the script's last GPU from now on: while a batch runs, or while idle."""
         if watts := self.options.get("watts"):
             script = Path(os.environ["LLEM_SCRIPTED_NVML"])
             text = script.read_text()

@@ -1,7 +1,7 @@
-"""A meter from outside: what somebody's wattmeter at the wall would look like. It always shows the same power.
+"""A third-party meter, such as a wattmeter at the wall socket, with constant power.
 
-The environment variable WATTMETER_FAILS names the one of its methods that fails, and WATTMETER_LOG a file to which
-it adds what is asked of it, a line each. WATTMETER_SHOWS is another power that it shows, in W.
+The environment variable WATTMETER_FAILS names the method that fails. WATTMETER_LOG is a file to which each call is
+appended as a line. WATTMETER_SHOWS is another power in W.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pytest_llem.energy.protocol import DeviceReading, PowerSample, Reading
 
 WATTS = 230.5
 
-#: Of its class, by what its maker says.
+#: Relative gain error, from the data sheet.
 GAIN_ERROR = 0.02
 
-#: It shows a new figure this often, in s.
+#: Interval between new values, in s.
 PERIOD_S = 0.01
 
 

@@ -1,8 +1,8 @@
-"""The engine ``pytorch`` as on a GPU: computed on the CPU, while a scripted board draws the energy of its tokens.
+"""The engine ``pytorch`` on a scripted GPU, which draws a fixed energy for each token. The CPU computes.
 
-The time of the same work varies on shared cores, and with it the energy of a board of constant power. What a token
-costs does not: here every one that the model has generated is so many joules, drawn while it was generated, beside
-what the idle board draws all along. The script is the file that LLEM_SCRIPTED_NVML names.
+On shared CPU cores the duration of the same work varies, and so would the energy of a GPU of constant power. Here
+every generated token has a fixed energy, drawn while it was generated, in addition to the GPU's idle power. The
+script is the file that LLEM_SCRIPTED_NVML names.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ IDLE_W = 5.0
 JOULES_PER_TOKEN = 10.0
 
 
-class BoardEngine(PyTorchEngine):
+class ScriptedGpuEngine(PyTorchEngine):
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         super().__init__(config, context)
         self.gpus = [GPU]
-        # A token's joules do not depend on who else uses the CPU: in this process, contention is not looked for.
+        # The energy of a token does not depend on other load of the CPU, so contention is not checked.
         unknown = Contention(state="unknown", reasons=["scripted board: not looked for"])
         setattr(ContentionWatch, "end", lambda *_: unknown)  # noqa: B010 (a method, to mypy)
 
@@ -48,7 +48,7 @@ class BoardEngine(PyTorchEngine):
 
 
 def _draw(joules: float, began: float, ended: float) -> None:
-    """Have drawn so much more than idle; the counter is not looked at before the window's end, which is later."""
+    """Add *joules* between two past times to the script. The counter is read later, at the window's end."""
     script = Path(os.environ["LLEM_SCRIPTED_NVML"])
     text = script.read_text()
     start = next(float(line.split()[1]) for line in text.splitlines() if line.startswith("start "))
