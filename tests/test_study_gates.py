@@ -1,4 +1,4 @@
-"""``budgets`` and ``gates`` in study files: what they mean, and what is told of mistakes in them."""
+"""``budgets`` and ``gates`` in study files: their meaning, and error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from pytest_llem.study.unreachable_gates import _OF_A_BASELINE, _OF_PREFILL
 
-#: In two lines; 8 divides n, or the plan would say so.
+#: Two lines long. 8 divides n; otherwise there would be a note.
 STUDY = "<<: {model: m, n: 96}\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"
 
 #: The points of it.
@@ -42,7 +42,7 @@ def limits(study: StudyConfig) -> list[tuple[str, str, float | None, float | Non
 
 
 def after_study(text: str) -> str:
-    """Return *text* after the study, its first line being the file's third."""
+    """Return the study followed by *text*, whose first line is the file's third."""
     return STUDY + textwrap.dedent(text).lstrip("\n")
 
 
@@ -210,7 +210,7 @@ class TestHashes:
 
 class TestWrongBudgets:
     @pytest.mark.parametrize(
-        ("written", "told"),
+        ("written", "message"),
         [
             (
                 "7",
@@ -265,8 +265,8 @@ class TestWrongBudgets:
             ),
         ],
     )
-    def test_invalid_budgets_are_refused(self, tmp_path: Path, written: str, told: str) -> None:
-        assert errors(tmp_path, f"{STUDY}budgets: {written}\n") == [f"s.yaml:3:{told}"]
+    def test_invalid_budgets_are_refused(self, tmp_path: Path, written: str, message: str) -> None:
+        assert errors(tmp_path, f"{STUDY}budgets: {written}\n") == [f"s.yaml:3:{message}"]
 
     def test_budgets_of_an_experiment_are_checked(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments:\n- n: 1\n  budgets: {second: 1}\n- n: 2\n  budgets: [{metric: seconds}]\n"
@@ -283,12 +283,12 @@ class TestWrongBudgets:
         assert len(errors(tmp_path, text.replace("@", "{second: 1}"))) == 1
 
     def test_all_errors_are_reported_at_once(self, tmp_path: Path) -> None:
-        told = errors(
+        message = errors(
             tmp_path,
             "model: m\nn: 0\nbudgets:\n  second: 1\n  energy_j: x\n  seconds: {max: x, mi: 2}\n"
             "gates: {alpha: 2, metrcs: []}\n",
         )
-        assert told == [
+        assert message == [
             "s.yaml:2:1: n: must be at least 1 (got 0)",
             "s.yaml:4:3: budgets.second: no metric of that name (did you mean 'seconds'?)",
             "s.yaml:5:3: budgets.energy_j: must be a number or a mapping {max, min} (got 'x')",
@@ -299,7 +299,7 @@ class TestWrongBudgets:
         ]
 
     def test_second_limit_for_the_same_point_is_refused(self, tmp_path: Path) -> None:
-        told = errors(
+        message = errors(
             tmp_path,
             after_study(
                 """
@@ -314,7 +314,7 @@ class TestWrongBudgets:
                 """
             ),
         )
-        assert told == [
+        assert message == [
             f"s.yaml:5:23: budgets[1].max: seconds has a maximum for {IDS[2]} and 1 more already (line 4); "
             "where tells them apart",
             f"s.yaml:8:23: budgets[3].min: seconds has a minimum for {IDS[0]} already (line 6); "
@@ -322,22 +322,22 @@ class TestWrongBudgets:
         ]
 
     @pytest.mark.parametrize(
-        ("first", "second", "told"),
+        ("first", "second", "message"),
         [
             ("max: 2", "min: 3", "min 3 does not go with max 2 (line 4) for model=m"),
             ("min: 3", "max: 2", "max 2 does not go with min 3 (line 4) for model=m"),
         ],
     )
     def test_limits_that_exclude_each_other_are_refused(
-        self, tmp_path: Path, first: str, second: str, told: str
+        self, tmp_path: Path, first: str, second: str, message: str
     ) -> None:
         text = f"model: m\n\nbudgets:\n- {{metric: seconds, {first}}}\n- {{metric: seconds, {second}}}\n"
-        assert errors(tmp_path, text) == [f"s.yaml:5:21: budgets[1].{second[:3]}: {told}"]
+        assert errors(tmp_path, text) == [f"s.yaml:5:21: budgets[1].{second[:3]}: {message}"]
 
     def test_budgets_and_gates_cannot_be_swept(self, tmp_path: Path) -> None:
-        told = "belongs to the study and not to an experiment"
-        assert errors(tmp_path, "model: m\nsweep: {budgets: [1, 2]}\n") == [f"s.yaml:2:9: budgets: {told}"]
-        assert errors(tmp_path, "model: m\nexperiments: [{gates: {}}]\n") == [f"s.yaml:2:16: gates: {told}"]
+        message = "belongs to the study and not to an experiment"
+        assert errors(tmp_path, "model: m\nsweep: {budgets: [1, 2]}\n") == [f"s.yaml:2:9: budgets: {message}"]
+        assert errors(tmp_path, "model: m\nexperiments: [{gates: {}}]\n") == [f"s.yaml:2:16: gates: {message}"]
 
 
 class TestGates:
@@ -362,7 +362,7 @@ class TestGates:
         assert study.notes == ()
 
     @pytest.mark.parametrize(
-        ("written", "told"),
+        ("written", "message"),
         [
             ("7", "1: gates: must be a mapping (got 7)"),
             ("{alpha: 0}", "9: gates.alpha: must be greater than 0 (got 0)"),
@@ -390,8 +390,8 @@ class TestGates:
             ),
         ],
     )
-    def test_invalid_gates_are_refused(self, tmp_path: Path, written: str, told: str) -> None:
-        assert errors(tmp_path, f"{STUDY}gates: {written}\n") == [f"s.yaml:3:{told}"]
+    def test_invalid_gates_are_refused(self, tmp_path: Path, written: str, message: str) -> None:
+        assert errors(tmp_path, f"{STUDY}gates: {written}\n") == [f"s.yaml:3:{message}"]
 
     @pytest.mark.parametrize("metric", CATALOGUE)
     def test_every_metric_with_a_better_direction_can_be_gated(self, tmp_path: Path, metric: str) -> None:
@@ -402,24 +402,24 @@ class TestGates:
             assert len(errors(tmp_path, text)) == 1
 
     def test_delta_of_a_metric_not_compared_is_noted(self, tmp_path: Path) -> None:
-        told = "has no effect: it is not among the metrics that are compared"
+        message = "has no effect: it is not among the metrics that are compared"
         assert notes(tmp_path, f"{STUDY}gates: {{delta: {{ttft_p50_ms: 0.1, seconds: 0.1}}}}\n") == [
-            f"s.yaml:3:35: gates.delta.seconds: {told}"
+            f"s.yaml:3:35: gates.delta.seconds: {message}"
         ]
 
 
 class TestForeseen:
     @pytest.mark.parametrize(
-        ("where", "told"),
+        ("where", "message"),
         [
             ("{n: 3}", "37: budgets[0].where: fits only experiments with budgets of their own"),
             ("", "12: budgets[0].metric: has no effect: every experiment has budgets of its own"),
         ],
     )
-    def test_budget_that_applies_to_no_point_is_noted(self, tmp_path: Path, where: str, told: str) -> None:
+    def test_budget_that_applies_to_no_point_is_noted(self, tmp_path: Path, where: str, message: str) -> None:
         sweep = "sweep: {n: [1, 2]}" if where else "# no sweep"
         text = f"model: m\n{sweep}\nbudgets: [{{metric: seconds, max: 4, where: {where}}}]\n"
-        assert notes(tmp_path, f"{text}experiments: [{{n: 3, budgets: {{}}}}]\n") == [f"s.yaml:3:{told}"]
+        assert notes(tmp_path, f"{text}experiments: [{{n: 3, budgets: {{}}}}]\n") == [f"s.yaml:3:{message}"]
 
     def test_budget_for_another_experiment_is_noted(self, tmp_path: Path) -> None:
         text = "model: m\nexperiments: [{n: 1}, {n: 2, budgets: [{metric: seconds, max: 4, where: {n: 1}}]}]\n"
