@@ -1,4 +1,4 @@
-"""Whether figures keep to their budgets, and what is said of it."""
+"""Judgement of budgets, and the text of verdicts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def budget(metric: str = COST, maximum: float | None = None, minimum: float | No
 
 
 def point(metric: str, *values: float | None, allow: bool = False, **provenance: Any) -> PointResult:
-    """Return a point with one metric, of so many completed cycles."""
+    """Return a point with one metric and a completed cycle for each of *values*."""
     known = [value for value in values if value is not None]
     mean, _, interval = mean_interval(known) if known else (None, None, None)
     if CATALOGUE[metric].unit == "J" and known:
@@ -164,7 +164,7 @@ class TestNotJudged:
 
     @pytest.mark.usefixtures("noop_engine")
     def test_metrics_derived_from_an_estimate_are_estimates(self) -> None:
-        """What is derived of energy keeps its method, so that no budget on it passes or fails unasked."""
+        """Metrics derived from energy keep its method, so that no budget on an estimate is judged unasked."""
         fields = {key: one for key, one in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
         config = ExperimentConfig.model_validate({**fields, "baseline": {"enabled": False}})
         result = ExperimentOrchestrator(config, carbon=Carbon(400)).run().result
@@ -176,13 +176,13 @@ class TestNotJudged:
             cycles=[1],
             metrics=summarise([result]),
         )
-        said = {name: judge(budget(name, maximum=1e9), found).reason for name in CATALOGUE}
-        estimated = {name for name, reason in said.items() if reason == ESTIMATED}
+        reasons = {name: judge(budget(name, maximum=1e9), found).reason for name in CATALOGUE}
+        estimated = {name for name, reason in reasons.items() if reason == ESTIMATED}
         assert estimated == {
             *("energy_j", "energy_per_request_j", "energy_per_output_token_j", "wh_per_1000_requests"),
             *("tokens_per_joule", "edp_js", "mean_power_w", "cpu_energy_j", "load_energy_j", "gco2e_g"),
         }
-        assert {name for name, reason in said.items() if reason is None} >= {"seconds", SPEED, "ttft_p50_ms"}
+        assert {name for name, reason in reasons.items() if reason is None} >= {"seconds", SPEED, "ttft_p50_ms"}
 
 
 def gate(**fields: Any) -> GateVerdict:
@@ -211,9 +211,9 @@ def gate(**fields: Any) -> GateVerdict:
 BASIS = "0.913 × the reference (98 % interval 0.898–0.929, n = 5 against 4, p = 0.00041, δ = 2 %)"
 
 
-class TestWords:
+class TestVerdictText:
     @pytest.mark.parametrize(
-        ("limits", "values", "told"),
+        ("limits", "values", "text"),
         [
             ((0.45, None), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is beyond 0.45 J"),
             ((0.6, None), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is within 0.6 J"),
@@ -228,15 +228,15 @@ class TestWords:
             ((0, None), (0.0,), "0 J (n = 1) is within 0 J"),
         ],
     )
-    def test_text_of_a_budget_verdict(self, limits: tuple[Any, ...], values: tuple[float, ...], told: str) -> None:
+    def test_text_of_a_budget_verdict(self, limits: tuple[Any, ...], values: tuple[float, ...], text: str) -> None:
         found = judge(budget("energy_j", *limits), point("energy_j", *values))
-        assert verdict_text(found) == told
+        assert verdict_text(found) == text
 
     def test_text_of_a_ratio_has_no_unit(self) -> None:
         assert verdict_text(judge(budget("mfu", minimum=0.5), point("mfu", 0.25))) == "0.250 (n = 1) is below 0.5"
 
     def test_mean_near_its_limit_has_enough_digits(self) -> None:
-        """To three digits it would be 95.3, and not below."""
+        """With three digits it would be shown as 95.3, which is not below the limit."""
         found = judge(budget(SPEED, minimum=95.2704), point(SPEED, 95.2701))
         assert verdict_text(found) == "95.27 1/s (n = 1) is below 95.2704 1/s"
 
@@ -250,14 +250,14 @@ class TestWords:
         if step:
             mean = math.nextafter(limit, step * math.inf)
         found = judge(budget("active_energy_j", maximum=limit), point("active_energy_j", mean))
-        said = re.fullmatch(r"(\S+) J \(n = 1\) is (\w+) (\S+) J", verdict_text(found))
-        assert said
-        shown, limit_shown = (float(said[index].replace(",", "")) for index in (1, 3))
+        parts = re.fullmatch(r"(\S+) J \(n = 1\) is (\w+) (\S+) J", verdict_text(found))
+        assert parts
+        shown, limit_shown = (float(parts[index].replace(",", "")) for index in (1, 3))
         assert limit_shown == pytest.approx(limit, rel=1e-14)
-        assert (shown > limit) == (mean > limit) == (said[2] == "beyond")
+        assert (shown > limit) == (mean > limit) == (parts[2] == "beyond")
 
     @pytest.mark.parametrize(
-        ("fields", "told"),
+        ("fields", "text"),
         [
             ({}, f"SAME: {BASIS}"),
             ({"verdict": "REGRESSION", "outcome": "failed"}, f"REGRESSION: {BASIS}"),
@@ -288,8 +288,8 @@ class TestWords:
             ({"verdict": "NOT JUDGED"}, "cannot be judged"),
         ],
     )
-    def test_text_of_a_comparison_verdict(self, fields: dict[str, Any], told: str) -> None:
-        assert verdict_text(gate(**fields)) == told
+    def test_text_of_a_comparison_verdict(self, fields: dict[str, Any], text: str) -> None:
+        assert verdict_text(gate(**fields)) == text
 
     def test_text_of_a_verdict_on_a_whole_point(self) -> None:
         missing = gate(metric="", verdict="NOT JUDGED", reason="it is gone")

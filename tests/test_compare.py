@@ -1,4 +1,4 @@
-"""``llem compare``: what it prints, in which form, and its exit status; and how a comparison is shown."""
+"""``llem compare``: its output formats and exit status; and the table of a comparison."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _times(factor: Any) -> Any:
 
 
 def _result(*factors: Any, sut: Any = None, **fields: Any) -> Any:
-    """Return a result of a point for each factor, which is how long it takes."""
+    """Return a result with a point for each factor, by which its times are multiplied."""
     return study_result(
         *(
             point(
@@ -52,7 +52,7 @@ def _result(*factors: Any, sut: Any = None, **fields: Any) -> Any:
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Baselines below the current folder: main, one that is the same, and one that is worse."""
+    """Create baselines below the current folder: main, an equal one, and a worse one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", str(WIDTH))
     save(_result(1, 1), "main", tmp_path)
@@ -154,14 +154,14 @@ def test_metrics_alpha_and_delta_may_be_given(saved: Path, capsys: pytest.Captur
 def test_gates_settings_come_from_the_study(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gates = GatesConfig(alpha=0.02, delta={"ttft_p50_ms": 0.4}, metrics=["ttft_p50_ms"])
     protocol = {"n_cycles": 5, "gates": gates.model_dump(mode="json")}
-    save(_result(1, 1.2, measurement_protocol=protocol), "told", saved)
-    status, out, _ = _llem(capsys, "main", "told", "--format", "json")
+    save(_result(1, 1.2, measurement_protocol=protocol), "lenient", saved)
+    status, out, _ = _llem(capsys, "main", "lenient", "--format", "json")
     verdicts = json.loads(out)["verdicts"]
     assert (status, [(one["metric"], one["delta"], one["alpha"]) for one in verdicts]) == (
         0,
         [("ttft_p50_ms", 0.4, 0.02)] * 2,
     )
-    assert _llem(capsys, "main", "told", "--delta", "0.1")[0] == 1
+    assert _llem(capsys, "main", "lenient", "--delta", "0.1")[0] == 1
 
 
 def test_inconclusive_fails_with_fail_on_inconclusive(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +189,7 @@ def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("nain", "same"), "no baseline 'nain' (did you mean 'main'?); there are: main, same, worse"),
         (("main", "no/where"), "no/where: no such file or folder"),
@@ -199,29 +199,29 @@ def test_other_devices_are_compared_only_if_asked(saved: Path, capsys: pytest.Ca
     ],
 )
 def test_unusable_input_is_one_line_and_status_2(
-    saved: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+    saved: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     Path("broken.json").write_text("no")
     status, out, error = _llem(capsys, *arguments)
     assert (status, out) == (2, "")
-    assert error.startswith(f"llem: {said}")
+    assert error.startswith(f"llem: {message}")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"),
+    ("metric", "message"),
     [
         ("second", "there is no metric 'second' (did you mean 'seconds'?)"),
         ("mfu", "mfu cannot be gated: neither higher nor lower values are better"),
     ],
 )
 def test_unknown_metric_is_refused(
-    saved: Path, capsys: pytest.CaptureFixture[str], metric: str, said: str
+    saved: Path, capsys: pytest.CaptureFixture[str], metric: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["compare", "main", "same", "--metric", metric])
     assert stopped.value.code == 2
-    assert f"argument --metric: {said}" in capsys.readouterr().err
+    assert f"argument --metric: {message}" in capsys.readouterr().err
 
 
 def test_results_of_older_versions_fail_with_the_reason(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,8 +263,8 @@ def test_output_on_a_terminal_without_unicode(saved: Path, form: str) -> None:
 
 def _many(points: Any) -> Any:
     factors = [1.2 if n == points // 2 else 1.001 for n in range(points)]
-    here, there = _result(*factors, sut={"torch": "2.14.0"}), _result(*[1] * points)
-    return compare(here, there, GatesConfig(), name="main")
+    candidate, reference = _result(*factors, sut={"torch": "2.14.0"}), _result(*[1] * points)
+    return compare(candidate, reference, GatesConfig(), name="main")
 
 
 def test_rows_of_many_points_are_cut() -> None:

@@ -1,4 +1,4 @@
-"""What a point was measured on and with: testbed facts, facts of the system under test, and what ran beside it."""
+"""Testbed facts, system-under-test facts, and concurrent experiments of a point."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GPU = {
 
 
 def _result(**changes: Any) -> Any:
-    """Return the golden experiment's result: fields by dotted key, with changes."""
+    """Return the golden experiment's result with *changes*, whose dotted keys use ``__``."""
     data = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     for key, value in changes.items():
         *parts, last = key.split("__")
@@ -99,7 +99,7 @@ def test_facts_that_differ_between_cycles_are_listed() -> None:
     assert found["gpu"] == "NVIDIA H100"
 
 
-def test_the_shortest_window_counts() -> None:
+def test_ticks_are_those_of_the_shortest_window() -> None:
     cycles = [_result(window__quantisation_error=share) for share in (1 / 100, 1 / 16, None)]
     assert facts.testbed_facts(cycles)["energy_ticks"] == 16
     split = _result(prefill_window={"passes": 1, "window_seconds": 1.0, "quantisation_error": 0.1})
@@ -157,7 +157,7 @@ def _time(seconds: Any) -> Any:
 
 
 def _built(tmp_path: Path, spans: Any, failed: Any = ()) -> Any:
-    """Return the StudyResult of experiments that ran from when to when: (point, cycle, began, ended)."""
+    """Return the StudyResult of experiments given as (point, cycle, start, end)."""
     given = json.loads(min(GOLDEN.glob("experiments/*.json")).read_text())
     places = [(point, cycle) for point, cycle, *_ in [*spans, *failed]]
     entries = [

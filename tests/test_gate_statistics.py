@@ -1,4 +1,4 @@
-"""Verdicts on changes, held against scipy, against hand, and against their promises of false alarms and power."""
+"""Verdicts on changes, compared with scipy, hand calculation, and the stated rates of false alarms and power."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pytest_llem.gates.statistics import (
 from pytest_llem.gates.ttests import holm, judge, paired_estimate, unpaired_estimate, welch
 from tests.support.pairs import ALPHA, FAMILY, METRICS, POINTS, Noise, Simulation, found, regressions
 
-PROPERTY = settings(deadline=None)  # other processes may have the machine's time
+PROPERTY = settings(deadline=None)  # other processes may slow down the machine
 
-HERE = [0.4512, 0.4609, 0.4533, 0.4571, 0.4498]
-THERE = [0.4401, 0.4388, 0.4432, 0.4415, 0.4379]
+CANDIDATE = [0.4512, 0.4609, 0.4533, 0.4571, 0.4498]
+REFERENCE = [0.4401, 0.4388, 0.4432, 0.4415, 0.4379]
 
 
 Better = Literal["lower", "higher"]
@@ -38,24 +38,24 @@ def cycles(values: Any) -> Any:
     return dict(enumerate(values, start=1))
 
 
-def compared(here: Any, there: Any, *, paired: bool = False) -> Any:
-    return contrast(cycles(here), cycles(there), paired=paired)
+def compared(candidate: Any, reference: Any, *, paired: bool = False) -> Any:
+    return contrast(cycles(candidate), cycles(reference), paired=paired)
 
 
 def decision(
-    here: Any,
-    there: Any,
+    candidate: Any,
+    reference: Any,
     *,
     better: Better = "lower",
     delta: float = 0.02,
     alpha: Any = ALPHA,
     paired: bool = False,
 ) -> Decision:
-    [only] = decide([Question(compared(here, there, paired=paired), better, delta)], alpha)
+    [only] = decide([Question(compared(candidate, reference, paired=paired), better, delta)], alpha)
     return only
 
 
-def asked(
+def question_of(
     log_ratio: Any,
     *,
     error: float = 0.01,
@@ -64,44 +64,46 @@ def asked(
     degrees: float = 8.0,
     n: int = 5,
 ) -> Question:
-    """Return a question whose contrast has these figures."""
+    """Return a question with the given contrast."""
     variance = error**2 * n / 2
     return Question(Contrast(log_ratio, error, degrees, n, n, False, variance, variance), better, delta)
 
 
 class TestContrast:
     def test_unpaired_is_welch_on_logarithms(self) -> None:
-        found = compared(HERE, THERE)
-        test = stats.ttest_ind(np.log(HERE), np.log(THERE), equal_var=False)
+        found = compared(CANDIDATE, REFERENCE)
+        test = stats.ttest_ind(np.log(CANDIDATE), np.log(REFERENCE), equal_var=False)
         assert found.log_ratio / found.standard_error == pytest.approx(test.statistic, rel=1e-9)
         assert found.degrees == pytest.approx(test.df, rel=1e-9)
-        assert math.exp(found.log_ratio) == pytest.approx(stats.gmean(HERE) / stats.gmean(THERE))
+        assert math.exp(found.log_ratio) == pytest.approx(stats.gmean(CANDIDATE) / stats.gmean(REFERENCE))
         assert (found.n, found.n_reference, found.paired) == (5, 5, False)
-        assert found.variance == pytest.approx(np.var(np.log(HERE), ddof=1))
-        assert found.variance_reference == pytest.approx(np.var(np.log(THERE), ddof=1))
+        assert found.variance == pytest.approx(np.var(np.log(CANDIDATE), ddof=1))
+        assert found.variance_reference == pytest.approx(np.var(np.log(REFERENCE), ddof=1))
 
     def test_paired_is_a_test_of_the_differences(self) -> None:
-        found = compared(HERE, THERE, paired=True)
-        test = stats.ttest_rel(np.log(HERE), np.log(THERE))
+        found = compared(CANDIDATE, REFERENCE, paired=True)
+        test = stats.ttest_rel(np.log(CANDIDATE), np.log(REFERENCE))
         assert found.log_ratio / found.standard_error == pytest.approx(test.statistic, rel=1e-9)
         assert (found.degrees, found.n, found.n_reference, found.paired) == (4, 5, 5, True)
 
     def test_pairs_are_matched_by_their_cycle(self) -> None:
-        here, there = {4: 2.0, 1: 1.0, 2: 3.0, 9: 7.0}, {2: 1.5, 3: 9.0, 1: 1.0, 4: 1.0}
-        assert contrast(here, there, paired=True) == compared([1.0, 3.0, 2.0], [1.0, 1.5, 1.0], paired=True)
+        candidate, reference = {4: 2.0, 1: 1.0, 2: 3.0, 9: 7.0}, {2: 1.5, 3: 9.0, 1: 1.0, 4: 1.0}
+        assert contrast(candidate, reference, paired=True) == compared(
+            [1.0, 3.0, 2.0], [1.0, 1.5, 1.0], paired=True
+        )
 
     @pytest.mark.parametrize(("n", "n_reference"), [(2, 5), (3, 5), (5, 2)])
     def test_unequal_numbers_are_never_more_certain_than_by_welch(self, n: int, n_reference: int) -> None:
-        here, there = HERE[:n], THERE[:n_reference]
-        found = compared(here, there)
-        test = stats.ttest_ind(np.log(here), np.log(there), equal_var=False)
-        pooled = stats.ttest_ind(np.log(here), np.log(there))
+        candidate, reference = CANDIDATE[:n], REFERENCE[:n_reference]
+        found = compared(candidate, reference)
+        test = stats.ttest_ind(np.log(candidate), np.log(reference), equal_var=False)
+        pooled = stats.ttest_ind(np.log(candidate), np.log(reference))
         size = min(abs(test.statistic), abs(pooled.statistic))
         assert abs(found.log_ratio / found.standard_error) == pytest.approx(size, rel=1e-9)
         assert found.degrees == pytest.approx(min(test.df, 2 * (min(n, n_reference) - 1)), rel=1e-9)
 
     @pytest.mark.parametrize(
-        ("here", "there", "paired", "said"),
+        ("candidate", "reference", "paired", "message"),
         [
             (
                 {1: 1.0},
@@ -118,11 +120,11 @@ class TestContrast:
         ],
     )
     def test_undecidable_contrast_raises_with_the_reason(
-        self, here: dict[int, float], there: dict[int, float], paired: bool, said: str
+        self, candidate: dict[int, float], reference: dict[int, float], paired: bool, message: str
     ) -> None:
         with pytest.raises(UndecidableError) as raised:
-            contrast(here, there, paired=paired)
-        assert said in str(raised.value)
+            contrast(candidate, reference, paired=paired)
+        assert message in str(raised.value)
         assert "\n" not in str(raised.value)
 
     def test_cycle_without_a_partner_is_ignored(self) -> None:
@@ -132,20 +134,20 @@ class TestContrast:
 class TestDecide:
     def test_bound_matches_scipy(self) -> None:
         for paired, test in (
-            (False, stats.ttest_ind(np.log(HERE), np.log(THERE), equal_var=False)),
-            (True, stats.ttest_rel(np.log(HERE), np.log(THERE))),
+            (False, stats.ttest_ind(np.log(CANDIDATE), np.log(REFERENCE), equal_var=False)),
+            (True, stats.ttest_rel(np.log(CANDIDATE), np.log(REFERENCE))),
         ):
-            found = decision(HERE, THERE, delta=0.0, paired=paired)
+            found = decision(CANDIDATE, REFERENCE, delta=0.0, paired=paired)
             assert found.p == pytest.approx(test.pvalue / 2, rel=1e-9)
             interval = test.confidence_interval(0.98)
             assert found.interval == pytest.approx((math.exp(interval.low), math.exp(interval.high)), rel=1e-9)
             assert found.confidence == pytest.approx(0.98)
-            assert found.ratio == pytest.approx(stats.gmean(HERE) / stats.gmean(THERE))
+            assert found.ratio == pytest.approx(stats.gmean(CANDIDATE) / stats.gmean(REFERENCE))
 
     @pytest.mark.parametrize("delta", [0.0, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.06, 0.08])
     @pytest.mark.parametrize("paired", [False, True])
     def test_verdict_follows_from_the_interval(self, delta: float, paired: bool) -> None:
-        found = decision(HERE, THERE, delta=delta, paired=paired)
+        found = decision(CANDIDATE, REFERENCE, delta=delta, paired=paired)
         low, high = found.interval
         inside = high <= 1 + delta and low >= 1 / (1 + delta)
         assert found.verdict == ("REGRESSION" if low > 1 + delta else "SAME" if inside else "INCONCLUSIVE")
@@ -154,12 +156,12 @@ class TestDecide:
 
     def test_all_four_verdicts(self) -> None:
         wide = [0.40, 0.50, 0.45, 0.47, 0.43]
-        assert decision(HERE, THERE, delta=0.01).verdict == "REGRESSION"
-        assert decision(HERE, THERE, delta=0.01, better="higher").verdict == "IMPROVEMENT"
-        assert decision(HERE, THERE, delta=0.08).verdict == "SAME"
-        assert decision(wide, THERE, delta=0.02).verdict == "INCONCLUSIVE"
+        assert decision(CANDIDATE, REFERENCE, delta=0.01).verdict == "REGRESSION"
+        assert decision(CANDIDATE, REFERENCE, delta=0.01, better="higher").verdict == "IMPROVEMENT"
+        assert decision(CANDIDATE, REFERENCE, delta=0.08).verdict == "SAME"
+        assert decision(wide, REFERENCE, delta=0.02).verdict == "INCONCLUSIVE"
 
-    def test_no_questions(self) -> None:
+    def test_no_questions_have_no_answers(self) -> None:
         assert decide([], ALPHA) == []
 
     @pytest.mark.parametrize("paired", [False, True])
@@ -174,7 +176,7 @@ class TestDecide:
 
 
 class TestWithoutSpread:
-    """Memory, for one, may be the same to the byte in all cycles."""
+    """Values without spread: memory, for example, may be equal to the byte in all cycles."""
 
     @pytest.mark.parametrize("paired", [False, True])
     @pytest.mark.parametrize(
@@ -207,9 +209,9 @@ class TestWithoutSpread:
         assert found.log_ratio / found.standard_error == pytest.approx(test.statistic)
 
     def test_equal_differences_of_pairs_are_decided(self) -> None:
-        here = [1.1 * value for value in HERE]
-        assert decision(here, HERE, delta=0.1, paired=True).verdict == "SAME"
-        assert decision(here, HERE, delta=0.09, paired=True).verdict == "REGRESSION"
+        candidate = [1.1 * value for value in CANDIDATE]
+        assert decision(candidate, CANDIDATE, delta=0.1, paired=True).verdict == "SAME"
+        assert decision(candidate, CANDIDATE, delta=0.09, paired=True).verdict == "REGRESSION"
 
     @PROPERTY
     @given(st.floats(1e-300, 1e300), st.integers(2, 40), st.integers(2, 40))
@@ -229,7 +231,7 @@ class TestHolm:
 
     def test_holm_decides_between_gates(self) -> None:
         def question(p: Any) -> Any:
-            return asked(-0.01 * stats.t.ppf(p, 8))
+            return question_of(-0.01 * stats.t.ppf(p, 8))
 
         ps = [0.002, 0.004, 0.009, 0.3]
         alone = [decide([question(p)], ALPHA)[0] for p in ps]
@@ -240,8 +242,8 @@ class TestHolm:
         assert [one.verdict for one in together] == ["REGRESSION", "INCONCLUSIVE", "INCONCLUSIVE", "INCONCLUSIVE"]
         assert [one.confidence for one in together] == pytest.approx([1 - 2 * ALPHA / n for n in (4, 3, 3, 3)])
 
-    def test_either_direction_is_a_family(self) -> None:
-        worse, better = asked(0.031), asked(-0.031)
+    def test_each_direction_is_a_family(self) -> None:
+        worse, better = question_of(0.031), question_of(-0.031)
         [alone] = decide([worse], ALPHA)
         assert alone.p == pytest.approx(stats.t.sf(3.1, 8))
         first, second = decide([worse, better], ALPHA)
@@ -249,7 +251,7 @@ class TestHolm:
 
     @PROPERTY
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-    def test_adjusted_keeps_the_order_and_never_falls(self, ps: Any) -> None:
+    def test_adjusted_p_keeps_the_order_and_is_never_smaller(self, ps: Any) -> None:
         given = np.array(ps)
         adjusted = holm(given)
         assert (adjusted >= given).all()
@@ -261,8 +263,8 @@ class TestCyclesToDecide:
     @pytest.mark.parametrize("paired", [False, True])
     @pytest.mark.parametrize("delta", [0.0, 0.02, 0.06])
     def test_cycles_to_decide_is_the_smallest_number_that_decides(self, paired: bool, delta: float) -> None:
-        here, there = [0.46, 0.44, 0.47], [0.44, 0.45, 0.435]
-        question = Question(compared(here, there, paired=paired), "lower", delta)
+        candidate, reference = [0.46, 0.44, 0.47], [0.44, 0.45, 0.435]
+        question = Question(compared(candidate, reference, paired=paired), "lower", delta)
         [found] = decide([question], ALPHA)
         assert found.verdict == "INCONCLUSIVE"
         needed = found.cycles_to_decide
@@ -282,8 +284,8 @@ class TestCyclesToDecide:
 
     def test_cycles_to_decide_keeps_the_larger_side(self) -> None:
         values = itertools.cycle([0.43, 0.45, 0.44, 0.446, 0.435])
-        there = [next(values) for _ in range(20)]
-        found = [decision([0.48, 0.52, 0.50], there[:n]) for n in (3, 20)]
+        reference = [next(values) for _ in range(20)]
+        found = [decision([0.48, 0.52, 0.50], reference[:n]) for n in (3, 20)]
         assert [one.verdict for one in found] == ["INCONCLUSIVE"] * 2
         few, many = (one.cycles_to_decide for one in found)
         assert few is not None
@@ -292,12 +294,12 @@ class TestCyclesToDecide:
 
     def test_cycles_to_decide_is_null_at_delta_itself(self) -> None:
         # The change is delta itself: it is neither beyond it nor safely inside.
-        assert decide([asked(math.log(1.02), delta=0.02)], ALPHA)[0].cycles_to_decide is None
+        assert decide([question_of(math.log(1.02), delta=0.02)], ALPHA)[0].cycles_to_decide is None
 
     def test_holm_needs_more_cycles_to_decide(self) -> None:
-        alone = decide([asked(0.02)], ALPHA)[0].cycles_to_decide
-        among = decide([asked(0.02), *[asked(0.001)] * 11], ALPHA)[0].cycles_to_decide
-        reported = decide([asked(0.02), *[asked(1.0)] * 11], ALPHA)[0].cycles_to_decide
+        alone = decide([question_of(0.02)], ALPHA)[0].cycles_to_decide
+        among = decide([question_of(0.02), *[question_of(0.001)] * 11], ALPHA)[0].cycles_to_decide
+        reported = decide([question_of(0.02), *[question_of(1.0)] * 11], ALPHA)[0].cycles_to_decide
         assert among is not None
         assert alone is not None
         assert among > alone == reported
@@ -312,11 +314,11 @@ class TestProperties:
     @PROPERTY
     @given(SIDES, st.booleans())
     def test_swapped_sides_invert_the_verdict(self, sides: Any, paired: Any) -> None:
-        there, back = decision(*sides, paired=paired), decision(*reversed(sides), paired=paired)
-        assert back.ratio == pytest.approx(1 / there.ratio)
-        assert back.interval == pytest.approx((1 / there.interval[1], 1 / there.interval[0]))
-        assert back.verdict == MIRRORED.get(there.verdict, there.verdict)
-        assert back.cycles_to_decide == there.cycles_to_decide
+        forward, back = decision(*sides, paired=paired), decision(*reversed(sides), paired=paired)
+        assert back.ratio == pytest.approx(1 / forward.ratio)
+        assert back.interval == pytest.approx((1 / forward.interval[1], 1 / forward.interval[0]))
+        assert back.verdict == MIRRORED.get(forward.verdict, forward.verdict)
+        assert back.cycles_to_decide == forward.cycles_to_decide
 
     @PROPERTY
     @given(SIDES, st.booleans())
@@ -348,7 +350,7 @@ class TestProperties:
 
     @PROPERTY
     @given(SIDES, st.floats(0, 0.9), st.floats(1e-6, 0.4), st.booleans())
-    def test_figures_are_numbers_that_fit_together(self, sides: Any, delta: Any, alpha: Any, paired: Any) -> None:
+    def test_interval_ratio_and_p_are_consistent(self, sides: Any, delta: Any, alpha: Any, paired: Any) -> None:
         found = decision(*sides, delta=delta, alpha=alpha, paired=paired)
         assert 0 < found.interval[0] <= found.ratio * (1 + 1e-12)
         assert found.ratio <= found.interval[1] * (1 + 1e-12) < math.inf
@@ -356,8 +358,8 @@ class TestProperties:
         assert found.verdict not in MIRRORED or found.p <= alpha
 
 
-#: What a gate finds with a power of 90 %, delta being 2 %: CV of a cycle, cycles on either side, gates in whose
-#: procedure by Holm it is the first step, change.
+#: Changes that a gate detects with a power of 90 % at a delta of 2 %: CV of the cycles, cycles per side, gates in
+#: the family, change.
 PROMISED = [
     *((0.005, 5, 1, 0.035), (0.005, 5, 50, 0.050), (0.005, 10, 1, 0.029)),
     *((0.02, 5, 1, 0.081), (0.02, 5, 50, 0.145), (0.02, 10, 1, 0.056)),
@@ -371,28 +373,33 @@ class TestDetectable:
         assert found == pytest.approx(change, abs=0.0006)
 
     @pytest.mark.parametrize("n", [3, 5, 20])
-    def test_pairs_are_a_noncentral_t(self, n: int) -> None:
+    def test_detectable_change_of_pairs_matches_noncentral_t(self, n: int) -> None:
         change = detectable(0.01, n, n, delta=0.02, alpha=0.01, paired=True)
         assert change is not None
         far = math.log1p(change) - math.log1p(0.02)
         noncentrality = far / (math.sqrt(2 * math.log1p(0.01**2)) / math.sqrt(n))
         assert stats.nct.sf(stats.t.isf(0.01, n - 1), n - 1, noncentrality) == pytest.approx(0.9, abs=1e-3)
 
-    def test_many_cycles_are_a_normal_approximation(self) -> None:
+    def test_many_cycles_match_the_normal_approximation(self) -> None:
         quantiles = stats.norm.isf(0.01) + stats.norm.ppf(0.8)
         assert _distance(400, 400, 0.01, 0.8, False) == pytest.approx(quantiles * math.sqrt(2 / 400), rel=0.01)
 
     def test_detectable_change_grows_with_noise_and_family(self) -> None:
-        def of(
+        def change_of(
             cv: float = 0.01, n: int = 5, reference: int = 5, delta: float = 0.02, alpha: float = 0.01, **more: Any
         ) -> Any:
             return detectable(cv, n, reference, delta=delta, alpha=alpha, **more)
 
-        plain = of()
-        assert all(other > plain for other in (of(cv=0.02), of(delta=0.03), of(alpha=0.001), of(family=12)))
-        assert all(other < plain for other in (of(n=6, reference=6), of(reference=50), of(power=0.5)))
-        assert of(n=5, reference=3) == of(n=3, reference=5) > plain
-        assert of(n=5, reference=9, paired=True) == of(paired=True)
+        plain = change_of()
+        assert all(
+            other > plain
+            for other in (change_of(cv=0.02), change_of(delta=0.03), change_of(alpha=0.001), change_of(family=12))
+        )
+        assert all(
+            other < plain for other in (change_of(n=6, reference=6), change_of(reference=50), change_of(power=0.5))
+        )
+        assert change_of(n=5, reference=3) == change_of(n=3, reference=5) > plain
+        assert change_of(n=5, reference=9, paired=True) == change_of(paired=True)
 
     def test_detectable_change_without_noise_is_delta(self) -> None:
         assert detectable(0.0, 3, 3, delta=0.02, alpha=0.01) == pytest.approx(0.02)
@@ -407,7 +414,7 @@ class TestDetectable:
 
 
 class TestSimulation:
-    """A small edition of ``tests/benchmarks/gates.py``."""
+    """A small version of ``tests/benchmarks/gates.py``."""
 
     @pytest.fixture
     def simulation(self) -> Simulation:
@@ -416,14 +423,15 @@ class TestSimulation:
     @pytest.mark.parametrize("paired", [False, True])
     def test_simulation_judges_as_decide_does(self, paired: bool) -> None:
         few = Simulation(60)
-        here, there = few.side(Noise(0.02), 3), few.side(Noise(0.02), 3)
-        here[::3] += 0.4
-        estimate = paired_estimate(here - there) if paired else unpaired_estimate(here, there)
+        candidate, reference = few.side(Noise(0.02), 3), few.side(Noise(0.02), 3)
+        candidate[::3] += 0.4
+        estimate = paired_estimate(candidate - reference) if paired else unpaired_estimate(candidate, reference)
         judged = judge(*estimate, np.full(FAMILY, np.log(1.02)), ALPHA)
         verdicts = set()
         for family in range(few.families):
             contrasts = [
-                compared(*np.exp([here[family, at], there[family, at]]), paired=paired) for at in range(FAMILY)
+                compared(*np.exp([candidate[family, at], reference[family, at]]), paired=paired)
+                for at in range(FAMILY)
             ]
             decisions = decide([Question(one, "lower", 0.02) for one in contrasts], ALPHA)
             verdicts |= {one.verdict for one in decisions}

@@ -1,4 +1,4 @@
-"""Gates as test items: collected, selected, judged by the controller once all has run, reported as any test."""
+"""Gates as test items: collection, selection, judgement after all experiments, and reports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support import figures
 
 ENERGY, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
 
-#: Half a percent up and down from cycle to cycle.
+#: A factor that alternates by ±0.5 % between cycles.
 WOBBLE = "(1 + 0.005 * (-1) ** cycle)"
 
 
 class Study:
-    """A study of two points whose experiments are done at once, with the figures that a test wants."""
+    """A study of two points whose experiments take no time and return values that the test sets."""
 
     def __init__(
         self, pytester: pytest.Pytester, write_study: Callable[..., Path], results: Results, run: RunPytest
@@ -235,7 +235,7 @@ class TestBudgets:
     def test_xfail_of_the_study_applies_to_its_budgets(self, study: Study) -> None:
         limits = [{"metric": ENERGY, "max": 0.15, "where": {"noop.size": 1}}, {"metric": SPEED, "max": 1}]
         study.write(budgets=limits, xfail=[{"where": {"noop.size": 1}, "reason": "known"}])
-        # Of size 1 the experiments and the first budget pass, which nobody expected.
+        # The experiments and the first budget of size 1 are expected to fail, but pass.
         study.run().assert_outcomes(passed=4, xpassed=4 + 1, xfailed=1, failed=1)
         study.run("--runxfail").assert_outcomes(passed=8 + 1, failed=2)
         run = study.run("-o", "xfail_strict=true", "--llem-cycles=1", "-k", "budget or size=1")
@@ -255,7 +255,7 @@ class TestBudgets:
     def test_budgets_are_judged_after_reruns(
         self, study: Study, workers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What counts is the last attempt; a gate that fails is not run again."""
+        """Only the last attempt counts; a failed gate is not rerun."""
         pytest.importorskip("pytest_rerunfailures")
         others = " ".join(f"-p no:{name}" for name in OTHER_PLUGINS if name != "rerunfailures")
         monkeypatch.setenv("PYTEST_ADDOPTS", others)
@@ -295,9 +295,9 @@ class TestBudgets:
 
 
 class TestOrdinaryTests:
-    """Gates are passed over in the loop, and tests of other files come after them."""
+    """Gates do not disturb the tests of other files, which run after them."""
 
-    def test_tests_beside_a_study_run_as_ever(
+    def test_tests_beside_a_study_run_as_without_it(
         self, study: Study, run_pytest: RunPytest, workers: tuple[str, ...]
     ) -> None:
         study.write(budgets={ENERGY: 0.15})
@@ -349,7 +349,7 @@ class TestBaselines:
         assert (study.root / ".llem" / "baselines" / "main" / "noop.json").is_file()
         run.stdout.fnmatch_lines(["*baseline: .llem/baselines/main/noop.json"])
         run = study.run("--llem-baseline", "main")
-        # Energy and speed of two points; TTFT is that of the engine's golden result, the same in all cycles.
+        # Energy and speed of two points; TTFT is the golden result's, the same in all cycles.
         run.assert_outcomes(passed=8 + 6)
         comparison = study.newest().comparison
         assert comparison is not None
@@ -415,19 +415,21 @@ class TestBaselines:
         write_study("second.yaml", sweep={"noop.size": [3]})
         run = run_pytest("--llem-save", "main", files=["study.yaml", "second.yaml"])
         assert run.ret == 1
-        run.stdout.fnmatch_lines(["noop: --llem-save: 2 studies of this run have that name, *"])
+        run.stdout.fnmatch_lines(["noop: --llem-save: 2 studies of this run have this name, *"])
         assert not (study.root / ".llem").exists()
 
-    def test_item_of_no_gate_is_an_error(self, study: Study) -> None:
+    def test_item_without_a_gate_is_an_error(self, study: Study) -> None:
         study.write(sweep={"noop.size": [1, 2, 3]})
         study.run("--llem-save", "main")
         file = study.root / ".llem" / "baselines" / "main" / "noop.json"
-        # pytest tells two of one name apart by a number behind each.
+        # pytest appends a number to the ids of items with the same name.
         file.write_text(file.read_text().replace('"id": "size=3"', '"id": "size=2"'))
         study.write(sweep={"noop.size": [1]})
         run = study.run("--llem-baseline", "main")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
-        run.stderr.fnmatch_lines(["ERROR: study.yaml::regression[[]missing-size=2*: *has no such gate"])
+        run.stderr.fnmatch_lines(
+            ["ERROR: study.yaml::regression[[]missing-size=2*: *: neither the study nor its reference has *"]
+        )
         assert study.newest().summary.completed == 4
 
     def test_different_workload_is_compared_only_if_asked(self, saved: Study) -> None:
@@ -445,13 +447,13 @@ class TestBaselines:
         run = saved.run("--llem-baseline", "main", "--collect-only")
         run.stdout.fnmatch_lines(
             [
-                "  gates: 4 cycles against 4 find *(*Holm over 6):",
-                f"    *% of {ENERGY} where *vary by 0.6%",
+                "  gates: 4 cycles against 4 detect *(*Holm over 6):",
+                f"    *% of {ENERGY} if *vary by 0.6%",
             ]
         )
         run = saved.run("--llem-baseline", "main", "--llem-cycles", "1")
         run.stdout.fnmatch_lines(
-            ["  gates: one cycle here decides nothing: every comparison will be INCONCLUSIVE *"]
+            ["  gates: one cycle in the candidate decides nothing: every comparison will be INCONCLUSIVE *"]
         )
         run.assert_outcomes(passed=2, skipped=6)
 

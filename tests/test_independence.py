@@ -1,4 +1,4 @@
-"""What shares measurements is not compared: a result agrees with itself, and that says nothing."""
+"""Results that share measurements are not compared, since a result always agrees with itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _point(*digests: str) -> PointResult:
 
 
 class TestPoints:
-    def test_a_cycle_that_both_have_is_not_judged(self) -> None:
+    def test_shared_cycle_is_not_judged(self) -> None:
         here, there = _point("a", "b", "c"), _point("d", "b", "e")
         (found,) = compare(study_result(here), study_result(there), SECONDS, name="main").verdicts
         assert (found.verdict, found.outcome) == ("NOT JUDGED", "failed")
@@ -32,7 +32,7 @@ class TestPoints:
         assert found.reason.startswith("not independent: the reference has the same measurement of cycle 2; ")
 
     @pytest.mark.parametrize("paired", [False, True])
-    def test_what_was_measured_apart_is_judged(self, paired: bool) -> None:
+    def test_independent_measurements_are_judged(self, paired: bool) -> None:
         here, there = _point("a", "b", "c"), _point("d", "e", "f")
         (found,) = compare(study_result(here), study_result(there), SECONDS, name="main", paired=paired).verdicts
         assert found.verdict == "SAME"
@@ -50,7 +50,7 @@ class TestPoints:
 def run(
     pytester: pytest.Pytester, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., pytest.RunResult]:
-    """Run a study of one point and three cycles in this process; its experiments are done at once."""
+    """Run a study of one point and three cycles in this process; its experiments take no time."""
     made_up.experiments(monkeypatch, lambda job: {"seconds": 1 + 0.001 * job.identity["cycle"]})
     write_study(
         sweep={"noop.size": [1]},
@@ -72,7 +72,7 @@ class TestRuns:
         run("a", "--llem-save", "main").assert_outcomes(passed=3)
         run("b", "--llem-baseline", "main").assert_outcomes(passed=3 + 1)
 
-    def test_replayed_results_are_not_compared_with_the_baseline_that_they_are_in(
+    def test_replayed_results_are_not_compared_with_their_own_baseline(
         self, run: Callable[..., pytest.RunResult]
     ) -> None:
         run("a", "--llem-save", "main")
@@ -86,7 +86,7 @@ class TestRuns:
         found.assert_outcomes(failed=1, deselected=3)
         found.stdout.fnmatch_lines([NOT_INDEPENDENT])
 
-    def test_a_saved_baseline_keeps_what_tells_it(
+    def test_saved_baseline_keeps_the_digests(
         self, run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
     ) -> None:
         run("a", "--llem-save", "main")
@@ -101,7 +101,7 @@ class TestRuns:
 
 class TestCommands:
     @pytest.mark.parametrize("sides", [("main", "main"), ("main", "results/noop_a"), ("results/noop_a", "copy")])
-    def test_compare_refuses_a_result_and_itself(
+    def test_llem_compare_refuses_a_result_and_itself(
         self,
         run: Callable[..., pytest.RunResult],
         pytester: pytest.Pytester,
@@ -116,7 +116,7 @@ class TestCommands:
         assert (status, out) == (2, "")
         assert f"{sides[1]} and {sides[0]}: not independent: both have the same measurement of 3 exp" in error
 
-    def test_compare_takes_two_runs(
+    def test_llem_compare_accepts_two_runs(
         self, run: Callable[..., pytest.RunResult], capsys: pytest.CaptureFixture[str]
     ) -> None:
         run("a")
@@ -124,7 +124,7 @@ class TestCommands:
         capsys.readouterr()
         assert cli.main(["compare", "results/noop_a", "results/noop_b"]) == 0
 
-    def test_aa_refuses_a_session_that_is_there_twice_as_a_file(
+    def test_llem_aa_refuses_the_same_session_in_two_files(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -133,7 +133,7 @@ class TestCommands:
         assert cli.main(["aa", str(one), str(other), "--metric", "seconds"]) == 2
         assert "not independent: both have the same measurement of 1 exp" in capsys.readouterr().err
 
-    def test_compare_refuses_an_older_result_and_itself(
+    def test_llem_compare_refuses_an_older_result_and_itself(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)

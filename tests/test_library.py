@@ -1,4 +1,4 @@
-"""The library interface: run_study, run_experiment, StudyResult.load."""
+"""The library: run_study and StudyResult.load."""
 
 from __future__ import annotations
 
@@ -106,6 +106,6 @@ def test_load_reads_a_newer_minor_version(tmp_path: Path, finished_results: Path
     ],
 )
 def test_non_finite_numbers_in_a_configuration_are_refused(changes: dict[str, Any], message: str) -> None:
-    """Study files cannot contain such numbers, but configurations made in code can."""
+    """A study file cannot hold such a number, but code can."""
     with pytest.raises(ValueError, match=message):
         ExperimentConfig.model_validate({"model": "m", **changes})

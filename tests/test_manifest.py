@@ -1,4 +1,4 @@
-"""The manifest and its journal: what a reader finds, whenever the writer was stopped and whatever went wrong."""
+"""The manifest and its journal: what a reader finds after kills and failed writes at any time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _start(directory: Any, entries: int = 30) -> Any:
 
 @pytest.fixture
 def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the manifest written whole after as many transitions as it has entries, and never for the time."""
+    """Write the whole manifest after as many transitions as it has entries, whatever time has passed."""
     monkeypatch.setattr(module, "REFRESH_SHARE", 1)
     monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
 
@@ -59,7 +59,7 @@ def _complete(writer: Any, one: Any) -> None:
 
 
 def _step(writer: Any, rng: Any) -> None:
-    """Take one experiment a step further, as a study would: none is done again."""
+    """Advance one experiment by a transition, as a study would."""
     one = rng.choice([entry for entry in writer.manifest.experiments if entry.status in ("pending", "running")])
     if one.status == "pending":
         writer.running(one.experiment_id)
@@ -73,7 +73,7 @@ def _step(writer: Any, rng: Any) -> None:
 
 
 def _sound(directory: Any, manifest: Any) -> None:
-    """Assert that what is called completed has its result, and that the counters are right."""
+    """Assert that completed experiments have their results, and that the counters are right."""
     by_status = [entry.status for entry in manifest.experiments]
     assert manifest.completed == by_status.count("completed")
     assert manifest.failed == by_status.count("failed")
@@ -139,7 +139,7 @@ def test_small_study_is_written_whole_after_every_transition(tmp_path: Path) -> 
         assert json.loads((tmp_path / "manifest.json").read_text())["experiments"][n]["status"] == "running"
 
 
-def test_a_large_study_is_seldom_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_study_is_seldom_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFRESH_PAUSE", math.inf)
     writer = _start(tmp_path, entries=640)
     written: list[Path] = []
@@ -212,7 +212,7 @@ def test_missing_directory_raises_each_time(tmp_path: Path, seldom: None) -> Non
 
 
 class _Faults:
-    """Has writes fail: ``short`` after some bytes, ``full`` at once; a later one may do again."""
+    """Makes writes fail: ``short`` after some bytes, ``full`` at once; later writes may succeed."""
 
     def __init__(self) -> None:
         self.now: str | None = None
@@ -291,7 +291,7 @@ def test_finished_manifest_has_no_journal_and_nothing_running(tmp_path: Path, se
     assert (found.status, found.failed, found.pending) == ("interrupted", 1, 29)
 
 
-def test_a_replayed_experiment_says_where_its_result_is_from(tmp_path: Path) -> None:
+def test_entry_of_a_replayed_experiment_names_its_source(tmp_path: Path) -> None:
     writer = _start(tmp_path)
     writer.completed("n=0", "{}", {"requests.csv": "a\n"}, device="cpu", replayed_from="earlier_run")
     entry = read_manifest(tmp_path).experiments[0]
@@ -395,14 +395,14 @@ def test_unfinished_run_is_loaded(tmp_path: Path) -> None:
     assert (found.summary.completed, found.summary.failed, found.points[0].metrics["seconds"].n) == (1, 3, 1)
 
 
-def test_replayed_results_count(tmp_path: Path) -> None:
+def test_replayed_results_are_counted(tmp_path: Path) -> None:
     manifest = Manifest.read(GOLDEN / "manifest.json")
     manifest.experiments[0].replayed_from = "earlier"
     found = study_result.build_study_result(_design(), manifest, GOLDEN)
     assert (found.summary.completed, found.summary.replayed) == (2, 1)
 
 
-def test_results_are_held_a_point_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_read_one_point_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = json.loads((GOLDEN / min(GOLDEN.glob("experiments/*.json"))).read_text())
     writer, design = _start(tmp_path, entries=40), _design()
     (point,) = design.points[:1]

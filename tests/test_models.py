@@ -1,4 +1,4 @@
-"""Where a model comes from, and what is said when it cannot be had."""
+"""Where models are found, and the errors if a model is not available."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ assert "torch" not in sys.modules
 
 
 def resolve(*asked: tuple[list[str], str]) -> list[str]:
-    """Resolve models, of a model path and a name, in a process that reads Hugging Face's variables anew."""
+    """Resolve a model, given a model path and a name, in a process that reads Hugging Face's variables again."""
     command = [sys.executable, "-c", RESOLVE, json.dumps(asked)]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
-def test_an_existing_folder_comes_first(tmp_path: Path) -> None:
+def test_existing_folder_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     source = resolve_model(str(tmp_path / "mine"), [tmp_path])
     assert (source.location, source.kind, source.random_weights) == (str(tmp_path / "mine"), "local", False)
 
 
-def test_then_a_folder_under_the_model_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_under_the_model_path_is_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "second" / "owner" / "name").mkdir(parents=True)
     source = resolve_model("owner/name", [tmp_path / "first", tmp_path / "second"])
     assert (source.location, source.kind) == (str(tmp_path / "second" / "owner" / "name"), "model_path")
 
 
-def test_then_the_hub_or_the_error_says_where_it_was_looked_for(cache: Path, tmp_path: Path) -> None:
+def test_hub_is_last_and_the_error_lists_the_searched_places(cache: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "hf" / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -80,12 +80,12 @@ def test_then_the_hub_or_the_error_says_where_it_was_looked_for(cache: Path, tmp
     ]
 
 
-def test_an_unknown_builtin_is_refused() -> None:
+def test_unknown_builtin_model_is_refused() -> None:
     with pytest.raises(ModelNotFoundError, match="the only builtin is builtin:tiny-llama"):
         resolve_model("builtin:huge-llama", [])
 
 
-def test_a_missing_model_is_a_preflight_failure_of_the_item(pytester: pytest.Pytester, results: Results) -> None:
+def test_missing_model_is_a_preflight_failure_of_the_item(pytester: pytest.Pytester, results: Results) -> None:
     (pytester.path / "study.yaml").write_text("model: owner/name\nsweep: {n: [1]}\nexecution: {n_cycles: 1}\n")
     run = pytester.runpytest_subprocess("study.yaml", "-p", "llem", "-o", "llem_model_path=models")
     run.assert_outcomes(failed=1)
@@ -113,7 +113,7 @@ def test_tiny_llama_is_the_same_everywhere(cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tiny_llama_may_be_made_by_several_at_once(cache: Path) -> None:
+def test_tiny_llama_may_be_created_by_several_processes_at_once(cache: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(torch_forks.call, [torch_forks.make_tiny_llama] * 2))
     assert made == [str(cache / "pytest-llem" / "tiny-llama-v1")] * 2
@@ -121,7 +121,7 @@ def test_tiny_llama_may_be_made_by_several_at_once(cache: Path) -> None:
 
 
 class TestFingerprint:
-    """What tells local folders apart."""
+    """The fingerprint, which distinguishes local folders."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -129,7 +129,7 @@ class TestFingerprint:
         (tmp_path / "model.safetensors").write_bytes(b"12345")
         return tmp_path
 
-    def test_it_is_over_the_configuration_and_the_sizes_of_weights(self, folder: Path) -> None:
+    def test_fingerprint_covers_configuration_and_sizes_of_weights(self, folder: Path) -> None:
         text = b'{"model_type": "llama"}\nmodel.safetensors 5'
         found = fingerprint(ModelSource(str(folder), "local"), None)
         assert found == hashlib.sha256(text).hexdigest()
@@ -140,7 +140,7 @@ class TestFingerprint:
         (folder / "config.json").write_text("{}")
         assert len({found, larger, fingerprint(ModelSource(str(folder), "local"), None)}) == 3
 
-    def test_without_a_folder_there_is_none(self, folder: Path) -> None:
+    def test_model_without_a_folder_has_no_fingerprint(self, folder: Path) -> None:
         (folder / "config.json").unlink()
         assert fingerprint(ModelSource(str(folder), "local"), None) is None
         assert fingerprint(ModelSource("owner/name", "hub"), None) is None

@@ -1,4 +1,4 @@
-"""Which points are best."""
+"""Best and Pareto-optimal points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COST = "energy_per_output_token_j"
 
 
 def _point(number: Any, speed: Any, cost: Any, method: str = "measured", boundary: str = "gpu_board") -> Any:
-    """Return a point whose cycles agree, so that nothing is in doubt."""
+    """Return a point whose cycles have equal values, so that intervals have no width."""
     cost = summary(COST, [cost] * 3, method=method, boundary=boundary)
     return point({"n": number}, output_tokens_per_second=[speed] * 3, energy_per_output_token_j=cost)
 
@@ -49,7 +49,7 @@ def test_energies_of_different_kinds_are_not_compared() -> None:
     )
     assert pareto_optimal(points).first == {0, 2, 3}, "neither those whose energy is like no other's"
     assert best(points, COST).first == {0, 2}
-    assert best(points, "output_tokens_per_second").first == {5}, "this is no energy"
+    assert best(points, "output_tokens_per_second").first == {5}, "throughput is not an energy"
 
 
 def test_single_point_is_not_marked_as_best() -> None:

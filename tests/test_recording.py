@@ -1,4 +1,4 @@
-"""What a run of pytest leaves behind: items, manifest, results, table, exit status."""
+"""The outcome of a run of pytest: items, manifest, results, table, exit status."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def test_hook_may_fail_an_item(
     run = run_pytest(*workers)
     run.assert_outcomes(passed=1, failed=1)
     run.stdout.fnmatch_lines(["pytest_llem_experiment_finished: *too dear"])
-    assert set(results.statuses().values()) == {"completed"}, "a gate that fails is no failed experiment"
+    assert set(results.statuses().values()) == {"completed"}, "a failed gate is not a failed experiment"
 
 
 def test_hook_failure_fails_the_run_despite_xfail(

@@ -1,4 +1,4 @@
-"""Two results held against each other: verdicts, outcomes, and what cannot be compared."""
+"""Comparison of two results: verdicts, outcomes, and what cannot be compared."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def times(values: Any, factor: Any) -> Any:
 
 
 def one(candidate: Any, reference: Any, settings: Any = SECONDS, **options: Any) -> Any:
-    """Return what came of two points, and its only verdict."""
+    """Return the record and the only verdict of the comparison of two points."""
     found = compare(study_result(candidate), study_result(reference), settings, name="main", **options)
     (verdict,) = found.verdicts
     return found.record, verdict
 
 
-def said(verdict: Any) -> Any:
+def outcome_of(verdict: Any) -> Any:
     return verdict.verdict, verdict.outcome, verdict.reason
 
 
@@ -41,7 +41,7 @@ def test_regression_verdict_matches_hand_calculation() -> None:
     reference = [math.exp(-0.01), math.exp(0.01)]
     candidate = times(reference, math.exp(0.2))
     record, verdict = one(point({}, seconds=candidate), point({}, seconds=reference), file="s.yaml", line=7)
-    assert said(verdict) == ("REGRESSION", "failed", None)
+    assert outcome_of(verdict) == ("REGRESSION", "failed", None)
     # Variances of 0.0002 over 2 cycles each: Welch's error is 0.01 · √2, with 2 degrees of freedom.
     error, t_01 = 0.01 * math.sqrt(2), 6.964557
     assert verdict.ratio == pytest.approx(math.exp(0.2))
@@ -78,7 +78,7 @@ def test_verdict_follows_the_better_direction_of_the_metric(
 ) -> None:
     settings = GatesConfig(metrics=[metric])
     _, verdict = one(point({}, **{metric: times(STEADY, factor)}), point({}, **{metric: STEADY}), settings)
-    assert said(verdict) == expected
+    assert outcome_of(verdict) == expected
 
 
 @pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
@@ -86,7 +86,7 @@ def test_noisy_comparison_is_inconclusive(fail_on: str, outcome: str) -> None:
     noisy = [0.98, 1.0, 1.02]
     _, verdict = one(point({}, seconds=noisy), point({}, seconds=noisy), fail_on=fail_on)
     assert verdict.cycles_to_decide > 3
-    assert said(verdict) == (
+    assert outcome_of(verdict) == (
         "INCONCLUSIVE",
         outcome,
         f"about {verdict.cycles_to_decide} cycles on either side would decide it",
@@ -94,14 +94,16 @@ def test_noisy_comparison_is_inconclusive(fail_on: str, outcome: str) -> None:
     assert verdict.ratio == pytest.approx(1)
     wild = point({}, seconds=[0.5, 1.0, 2.0])
     _, verdict = one(wild, wild, fail_on=fail_on)
-    assert said(verdict) == ("INCONCLUSIVE", outcome, "not even 1,000 cycles on either side would decide it")
+    assert outcome_of(verdict) == ("INCONCLUSIVE", outcome, "not even 1,000 cycles on either side would decide it")
     assert verdict.cycles_to_decide is None
 
 
 @pytest.mark.parametrize(("fail_on", "outcome"), [("regression", "skipped"), ("inconclusive", "failed")])
-@pytest.mark.parametrize(("here", "there"), [([1.0], STEADY), (STEADY, [1.0]), ([1.0, None], STEADY)])
-def test_single_cycle_is_inconclusive(here: list[Any], there: list[float], fail_on: str, outcome: str) -> None:
-    record, verdict = one(point({}, seconds=here), point({}, seconds=there), fail_on=fail_on)
+@pytest.mark.parametrize(("candidate", "reference"), [([1.0], STEADY), (STEADY, [1.0]), ([1.0, None], STEADY)])
+def test_single_cycle_is_inconclusive(
+    candidate: list[Any], reference: list[float], fail_on: str, outcome: str
+) -> None:
+    record, verdict = one(point({}, seconds=candidate), point({}, seconds=reference), fail_on=fail_on)
     assert (verdict.verdict, verdict.outcome) == ("INCONCLUSIVE", outcome)
     assert "at least 2 cycles on either side" in verdict.reason
     assert (verdict.ratio, verdict.cycles_to_decide, record.family) == (None, None, 0)
@@ -111,18 +113,18 @@ def test_single_cycle_is_inconclusive(here: list[Any], there: list[float], fail_
 def test_pairing_finds_a_change_that_drift_hides() -> None:
     drift = [1.0, 1.5, 2.0, 2.5, 3.0]
     slower = [value * 1.1 * noise for value, noise in zip(drift, STEADY, strict=True)]
-    here, there = point({}, seconds=slower), point({}, seconds=drift)
-    assert one(here, there)[1].verdict == "INCONCLUSIVE"
-    record, verdict = one(here, there, paired=True)
+    candidate, reference = point({}, seconds=slower), point({}, seconds=drift)
+    assert one(candidate, reference)[1].verdict == "INCONCLUSIVE"
+    record, verdict = one(candidate, reference, paired=True)
     assert (verdict.verdict, verdict.paired, record.paired) == ("REGRESSION", True, True)
 
 
 def test_cycles_are_paired_by_number() -> None:
-    there = point({}, seconds=[1.0, 2.0, 3.0])
-    here = point({}, seconds=[3.3, 2.2001, 9.0], cycles=[3, 2, 4])
-    assert one(here, there, paired=True)[1].ratio == pytest.approx(1.1, rel=1e-3)
+    reference = point({}, seconds=[1.0, 2.0, 3.0])
+    candidate = point({}, seconds=[3.3, 2.2001, 9.0], cycles=[3, 2, 4])
+    assert one(candidate, reference, paired=True)[1].ratio == pytest.approx(1.1, rel=1e-3)
     apart = point({}, seconds=[1.0, 2.0], cycles=[7, 8])
-    assert said(one(apart, there, paired=True)[1])[0] == "INCONCLUSIVE"
+    assert outcome_of(one(apart, reference, paired=True)[1])[0] == "INCONCLUSIVE"
 
 
 def test_holm_family_is_all_judged_gates() -> None:
@@ -140,23 +142,23 @@ def test_holm_family_is_all_judged_gates() -> None:
 
 def test_delta_is_set_by_metric() -> None:
     settings = GatesConfig(metrics=["seconds", "load_seconds"], delta={"load_seconds": 0.5})
-    here = point({}, seconds=times(STEADY, 1.2), load_seconds=times(STEADY, 1.2))
-    there = point({}, seconds=STEADY, load_seconds=STEADY)
-    found = compare(study_result(here), study_result(there), settings, name="main")
+    candidate = point({}, seconds=times(STEADY, 1.2), load_seconds=times(STEADY, 1.2))
+    reference = point({}, seconds=STEADY, load_seconds=STEADY)
+    found = compare(study_result(candidate), study_result(reference), settings, name="main")
     assert [(one.verdict, one.delta) for one in found.verdicts] == [("REGRESSION", 0.02), ("SAME", 0.5)]
 
 
 def test_points_match_by_the_values_of_their_axes() -> None:
-    here = study_result(
+    candidate = study_result(
         point({"precision": "bf16", "n": 1}, seconds=STEADY), point({"precision": "fp16", "n": 1}, seconds=STEADY)
     )
-    there = study_result(
+    reference = study_result(
         point({"n": 1.0, "precision": "bf16"}, id="another", seconds=STEADY),
         point({"precision": "fp32", "n": 1}, seconds=STEADY),
         point({"precision": "fp32", "n": 2}),
     )
-    found = compare(here, there, SECONDS, name="main")
-    assert [(one.id, *said(one)) for one in found.verdicts] == [
+    found = compare(candidate, reference, SECONDS, name="main")
+    assert [(one.id, *outcome_of(one)) for one in found.verdicts] == [
         ("seconds-precision=bf16-n=1", "SAME", "passed", None),
         ("seconds-precision=fp16-n=1", "NOT JUDGED", "skipped", "new: not in the reference"),
         (
@@ -169,9 +171,9 @@ def test_points_match_by_the_values_of_their_axes() -> None:
     assert found.verdicts[-1].reference_n == 5
     assert found.record.new_points == ["precision=fp16-n=1"]
     assert found.record.missing_points == ["precision=fp32-n=1"], "what was never measured is not missing"
-    (missing,) = missing_points([one.axes for one in here.points], there)
+    (missing,) = missing_points([one.axes for one in candidate.points], reference)
     assert missing.id == "precision=fp32-n=1"
-    assert missing_points([one.axes for one in there.points], there) == []
+    assert missing_points([one.axes for one in reference.points], reference) == []
 
 
 TESTBED = [
@@ -191,18 +193,18 @@ TESTBED = [
 
 @pytest.mark.parametrize(("fact", "value", "line"), TESTBED, ids=[f"{fact} {value}" for fact, value, _ in TESTBED])
 def test_different_testbed_facts_are_not_compared(fact: str, value: bool | list[str] | str, line: str) -> None:
-    here, there = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
-    record, verdict = one(here, there)
+    candidate, reference = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
+    record, verdict = one(candidate, reference)
     reason = f"cannot be compared: {line} (--llem-compare-mismatch compares despite this)"
-    assert said(verdict) == ("NOT JUDGED", "failed", reason)
+    assert outcome_of(verdict) == ("NOT JUDGED", "failed", reason)
     assert (verdict.mean, verdict.reference_mean, verdict.ratio) == (1.0, 1.0, None)
     assert (record.testbed, record.compared_despite_mismatch, record.family) == ([line], False, 0)
-    record, verdict = one(here, there, allow_mismatch=True)
-    assert said(verdict) == ("SAME", "passed", None)
+    record, verdict = one(candidate, reference, allow_mismatch=True)
+    assert outcome_of(verdict) == ("SAME", "passed", None)
     assert (record.testbed, record.compared_despite_mismatch) == ([line], True)
 
 
-def test_compared_anyway_is_recorded_only_for_differences() -> None:
+def test_allowed_mismatch_is_recorded_only_for_differences() -> None:
     record, _ = one(point({}, seconds=STEADY), point({}, seconds=STEADY), allow_mismatch=True)
     assert not record.compared_despite_mismatch
 
@@ -226,9 +228,9 @@ def test_cpu_and_gpu_results_are_not_compared() -> None:
         ("power_limit", None, "power limit: unknown in the candidate, 700 W in the reference"),
     ],
 )
-def test_facts_that_may_differ_are_warned_about(fact: str, value: str | None, line: str) -> None:
-    here, there = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
-    record, verdict = one(here, there)
+def test_differences_of_minor_facts_are_warnings(fact: str, value: str | None, line: str) -> None:
+    candidate, reference = point({}, seconds=STEADY, testbed={**H100, fact: value}), point({}, seconds=STEADY)
+    record, verdict = one(candidate, reference)
     assert verdict.verdict == "SAME"
     assert (record.warnings, record.testbed) == ([line], [])
 
@@ -242,17 +244,17 @@ def test_energy_method_must_match_for_energy_metrics_only(
 ) -> None:
     fact = {f"energy_{key}": value for key, value in provenance.items()}
     given = summary(metric, STEADY, **(provenance if metric == "energy_j" else {}))
-    here = point({}, testbed=H100 | fact, **{metric: given})
-    record, verdict = one(here, point({}, **{metric: STEADY}), GatesConfig(metrics=[metric]))
+    candidate = point({}, testbed=H100 | fact, **{metric: given})
+    record, verdict = one(candidate, point({}, **{metric: STEADY}), GatesConfig(metrics=[metric]))
     assert (verdict.verdict == "SAME") is compared
     assert bool(record.testbed) is not compared
 
 
 @pytest.mark.parametrize(("metric", "compared"), [("peak_memory_mb", False), ("seconds", True)])
 def test_start_method_must_match_for_memory_metrics_only(metric: str, compared: bool) -> None:
-    here = point({}, testbed=H100 | {"start_method": "forkserver"}, **{metric: STEADY})
-    there = point({}, testbed=H100 | {"start_method": "spawn"}, **{metric: STEADY})
-    record, verdict = one(here, there, GatesConfig(metrics=[metric]))
+    candidate = point({}, testbed=H100 | {"start_method": "forkserver"}, **{metric: STEADY})
+    reference = point({}, testbed=H100 | {"start_method": "spawn"}, **{metric: STEADY})
+    record, verdict = one(candidate, reference, GatesConfig(metrics=[metric]))
     assert (verdict.verdict == "SAME") is compared
     assert record.testbed == (
         [] if compared else ["start method: forkserver in the candidate, spawn in the reference"]
@@ -261,11 +263,11 @@ def test_start_method_must_match_for_memory_metrics_only(metric: str, compared: 
 
 def test_cpu_energy_is_compared_by_its_own_method() -> None:
     values = summary("cpu_energy_j", STEADY, method="measured", boundary="cpu_package")
-    here, there = point({}, cpu_energy_j=values), point({}, cpu_energy_j=values)
+    candidate, reference = point({}, cpu_energy_j=values), point({}, cpu_energy_j=values)
     settings = GatesConfig(metrics=["cpu_energy_j"])
-    assert one(here, there, settings)[1].verdict == "SAME"
-    there.testbed["energy_method"] = "sampled"  # of energy_j
-    assert one(here, there, settings)[1].verdict == "SAME"
+    assert one(candidate, reference, settings)[1].verdict == "SAME"
+    reference.testbed["energy_method"] = "sampled"  # of energy_j
+    assert one(candidate, reference, settings)[1].verdict == "SAME"
 
 
 ESTIMATED = summary("energy_j", STEADY, method="estimated", boundary="cpu_package", covers_engine=True)
@@ -280,12 +282,14 @@ def _estimated(**fields: Any) -> Any:
 def test_estimate_is_not_judged_unless_allowed() -> None:
     record, verdict = one(_estimated(), _estimated(), ENERGY)
     reason = "energy is estimated, not measured: set energy.allow_estimated: true to let it decide"
-    assert said(verdict) == ("NOT JUDGED", "failed", reason)
+    assert outcome_of(verdict) == ("NOT JUDGED", "failed", reason)
     assert record.family == 0
     assert one(_estimated(config=ALLOWED), _estimated(), ENERGY)[1].verdict == "SAME"
     assert one(_estimated(), _estimated(config=ALLOWED), ENERGY)[1].verdict == "NOT JUDGED"
     found = compare(study_result(_estimated()), study_result(_estimated()), GatesConfig(), name="main")
-    assert said(found.verdicts[0]) == ("NOT JUDGED", "skipped", reason), "nobody asked for energy"
+    assert outcome_of(found.verdicts[0]) == ("NOT JUDGED", "skipped", reason), (
+        "the study does not gate energy by name"
+    )
 
 
 def test_estimate_is_not_compared_with_measurement() -> None:
@@ -306,9 +310,9 @@ def test_estimate_is_not_compared_with_measurement() -> None:
 
 def test_default_family_skips_metrics_without_values() -> None:
     no_energy = summary("energy_per_output_token_j", [], reason="no meter")
-    here = point({}, energy_per_output_token_j=no_energy, output_tokens_per_second=STEADY)
-    found = compare(study_result(here), study_result(here), GatesConfig(), name="main")
-    assert [(one.metric, *said(one)) for one in found.verdicts] == [
+    candidate = point({}, energy_per_output_token_j=no_energy, output_tokens_per_second=STEADY)
+    found = compare(study_result(candidate), study_result(candidate), GatesConfig(), name="main")
+    assert [(one.metric, *outcome_of(one)) for one in found.verdicts] == [
         ("energy_per_output_token_j", "NOT JUDGED", "skipped", "no value in the candidate: no meter"),
         ("output_tokens_per_second", "SAME", "passed", None),
         ("ttft_p50_ms", "NOT JUDGED", "skipped", "no value in the candidate"),
@@ -318,22 +322,22 @@ def test_default_family_skips_metrics_without_values() -> None:
 
 def test_named_metric_without_values_fails() -> None:
     nothing = point({}, energy_j=[])
-    assert said(one(nothing, nothing, ENERGY)[1]) == ("NOT JUDGED", "failed", "no value in the candidate")
+    assert outcome_of(one(nothing, nothing, ENERGY)[1]) == ("NOT JUDGED", "failed", "no value in the candidate")
 
 
 def test_metric_missing_on_one_side_fails() -> None:
     with_ttft, without = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[])
-    for here, there, reason in (
+    for candidate, reference, reason in (
         (without, with_ttft, "no value in the candidate"),
         (with_ttft, without, "no value in the reference"),
     ):
-        found = compare(study_result(here), study_result(there), GatesConfig(), name="main")
-        assert said(found.verdicts[-1]) == ("NOT JUDGED", "failed", reason)
+        found = compare(study_result(candidate), study_result(reference), GatesConfig(), name="main")
+        assert outcome_of(found.verdicts[-1]) == ("NOT JUDGED", "failed", reason)
 
 
 def test_values_not_above_0_are_not_compared() -> None:
-    here, there = point({}, active_energy_j=[1.0, -1.0]), point({}, active_energy_j=[1.0, 2.0])
-    _, verdict = one(here, there, GatesConfig(metrics=["active_energy_j"]))
+    candidate, reference = point({}, active_energy_j=[1.0, -1.0]), point({}, active_energy_j=[1.0, 2.0])
+    _, verdict = one(candidate, reference, GatesConfig(metrics=["active_energy_j"]))
     assert (verdict.verdict, verdict.outcome) == ("NOT JUDGED", "failed")
     assert "above 0" in verdict.reason
 
@@ -341,20 +345,20 @@ def test_values_not_above_0_are_not_compared() -> None:
 def test_metric_of_0_on_one_side_fails() -> None:
     some, nothing = point({}, ttft_p50_ms=STEADY), point({}, ttft_p50_ms=[0.0] * 5)
     part = point({}, ttft_p50_ms=[0.0, *times(STEADY[1:], 9)])
-    for here, there, outcome in (
+    for candidate, reference, outcome in (
         (nothing, some, "failed"),
         (part, some, "failed"),
         (some, nothing, "failed"),
         (nothing, nothing, "skipped"),
     ):
-        found = compare(study_result(here), study_result(there), GatesConfig(), name="main")
+        found = compare(study_result(candidate), study_result(reference), GatesConfig(), name="main")
         assert (found.verdicts[-1].verdict, found.verdicts[-1].outcome) == ("NOT JUDGED", outcome)
 
 
 def test_metric_without_a_better_direction_is_not_judged() -> None:
     given = point({}, mean_power_w=STEADY)
     _, verdict = one(given, given, GatesConfig(metrics=["mean_power_w"]))
-    assert said(verdict) == (
+    assert outcome_of(verdict) == (
         "NOT JUDGED",
         "failed",
         "neither higher nor lower is better, so that the metric cannot get worse",
@@ -363,51 +367,53 @@ def test_metric_without_a_better_direction_is_not_judged() -> None:
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_energy_window_of_few_ticks_is_not_judged(side: int) -> None:
-    here, there = (point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2))
-    changed = (here, there)[side]
+    candidate, reference = (point({}, energy_j=STEADY, load_energy_j=STEADY, seconds=STEADY) for _ in range(2))
+    changed = (candidate, reference)[side]
     changed.testbed["energy_ticks"] = 19.4
-    _, verdict = one(here, there, ENERGY)
-    assert said(verdict) == (
+    _, verdict = one(candidate, reference, ENERGY)
+    assert outcome_of(verdict) == (
         "NOT JUDGED",
         "failed",
         "a window holds 19.4 ticks of the energy counter, and a gate needs 20: "
         "raise measurement.min_window_seconds",
     )
-    assert one(here, there, ENERGY, allow_mismatch=True)[1].verdict == "NOT JUDGED", "it is no difference"
+    assert one(candidate, reference, ENERGY, allow_mismatch=True)[1].verdict == "NOT JUDGED", (
+        "it is not a mismatch"
+    )
     for metric in ("load_energy_j", "seconds"):
-        assert one(here, there, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
+        assert one(candidate, reference, GatesConfig(metrics=[metric]))[1].verdict == "SAME"
     changed.testbed["energy_ticks"] = 20.0
-    assert one(here, there, ENERGY)[1].verdict == "SAME"
+    assert one(candidate, reference, ENERGY)[1].verdict == "SAME"
 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_energy_boundary_that_changes_between_cycles_is_not_judged(side: int) -> None:
-    here, there = (point({}, energy_j=STEADY) for _ in range(2))
-    changed = (here, there)[side]
+    candidate, reference = (point({}, energy_j=STEADY) for _ in range(2))
+    changed = (candidate, reference)[side]
     changed.metrics["energy_j"].boundary = None
     changed.testbed = H100 | {"energy_boundary": ["gpu_board", "cpu_package"]}
-    assert "energy boundary: " in one(here, there, ENERGY)[1].reason
-    _, verdict = one(here, there, ENERGY, allow_mismatch=True)
-    assert said(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
+    assert "energy boundary: " in one(candidate, reference, ENERGY)[1].reason
+    _, verdict = one(candidate, reference, ENERGY, allow_mismatch=True)
+    assert outcome_of(verdict) == ("NOT JUDGED", "failed", "its cycles differ in what their energy covers")
 
 
 def test_ticks_of_prefill_window_count_for_prefill_energy_only() -> None:
-    here, there = (
+    candidate, reference = (
         point({}, energy_j=STEADY, prefill_energy_j=STEADY, testbed=H100 | {"prefill_ticks": 5}) for _ in range(2)
     )
-    assert one(here, there, ENERGY)[1].verdict == "SAME"
-    assert one(here, there, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
+    assert one(candidate, reference, ENERGY)[1].verdict == "SAME"
+    assert one(candidate, reference, GatesConfig(metrics=["prefill_energy_j"]))[1].verdict == "NOT JUDGED"
 
 
 def test_changed_facts_of_the_system_under_test_are_listed() -> None:
-    here = point(
+    candidate = point(
         {"n": 1},
         seconds=STEADY,
         config={"precision": "fp16", "pytorch": {"batch_size": 8}, "measurement": {"length_mode": "fixed"}},
         sut={"torch": "2.13.0", "model_fingerprint": "a" * 64, "precision": "fp16"},
     )
-    there = point({"n": 1}, seconds=STEADY, sut={"torch": "2.11.0", "commit": "c" * 40, "precision": "bf16"})
-    record, verdict = one(here, there)
+    reference = point({"n": 1}, seconds=STEADY, sut={"torch": "2.11.0", "commit": "c" * 40, "precision": "bf16"})
+    record, verdict = one(candidate, reference)
     assert verdict.verdict == "SAME"
     assert record.sut == [
         "precision: fp16 in the candidate, bf16 in the reference",
@@ -419,15 +425,17 @@ def test_changed_facts_of_the_system_under_test_are_listed() -> None:
 
 
 def test_point_without_a_result_has_no_differences() -> None:
-    """Its facts are unknown, which is not that there are none."""
-    here, there = point({}, seconds=STEADY, sut={"torch": "2.13.0"}), point({}, seconds=[], sut={})
-    assert one(here, there)[0].sut == one(there, here)[0].sut == []
+    """Its facts are unknown, which is not a difference."""
+    candidate, reference = point({}, seconds=STEADY, sut={"torch": "2.13.0"}), point({}, seconds=[], sut={})
+    assert one(candidate, reference)[0].sut == one(reference, candidate)[0].sut == []
 
 
 def test_difference_names_the_points_it_concerns() -> None:
-    here = [point({"n": n}, seconds=STEADY, testbed=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)]
-    there = [point({"n": n}, seconds=STEADY) for n in range(4)]
-    found = compare(study_result(*here), study_result(*there), SECONDS, name="main")
+    candidate = [
+        point({"n": n}, seconds=STEADY, testbed=H100 | {"driver": "590" if n else "580.1"}) for n in range(4)
+    ]
+    reference = [point({"n": n}, seconds=STEADY) for n in range(4)]
+    found = compare(study_result(*candidate), study_result(*reference), SECONDS, name="main")
     assert found.record.warnings == ["GPU driver: 590 in the candidate, 580.1 in the reference [n=1 and 2 more]"]
 
 
@@ -435,15 +443,15 @@ def test_results_of_older_versions_are_not_judged() -> None:
     golden = StudyResult.load(GOLDEN)
     settings = GatesConfig(metrics=["seconds"])
     found = compare(golden, golden, settings, name="main")
-    assert said(found.verdicts[0]) == (
+    assert outcome_of(found.verdicts[0]) == (
         "NOT JUDGED",
         "failed",
         "the candidate was written by a version that kept no cycle values: measure it again",
     )
-    here = golden.model_copy(deep=True)
-    here.points[0].cycles = [1, 2]
-    here.points[0].metrics["seconds"].values = [1.0, 2.0]
-    assert said(compare(here, golden, settings, name="main").verdicts[0])[2] == (
+    candidate = golden.model_copy(deep=True)
+    candidate.points[0].cycles = [1, 2]
+    candidate.points[0].metrics["seconds"].values = [1.0, 2.0]
+    assert outcome_of(compare(candidate, golden, settings, name="main").verdicts[0])[2] == (
         "the reference was written by a version that kept no cycle values: measure it again"
     )
     assert [verdict.outcome for verdict in found.verdicts] == ["failed", "failed"]

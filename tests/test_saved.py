@@ -1,4 +1,4 @@
-"""Baselines: found by name or path, saved so that their differences can be read, and loaded again."""
+"""Baselines: finding by name or path, saving with readable differences, and loading."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_baseline_has_one_line_per_metric(tmp_path: Path, result: StudyResult) -
     assert "null" not in "".join(metrics).replace("11.0, null]", "")
 
 
-def test_saving_the_same_again_changes_nothing(tmp_path: Path, result: StudyResult) -> None:
+def test_saving_the_same_result_again_changes_nothing(tmp_path: Path, result: StudyResult) -> None:
     file = save(result, "main", tmp_path)
     before = file.read_bytes()
     save(load("main", tmp_path), "main", tmp_path)
@@ -82,7 +82,7 @@ def test_a_new_metric_adds_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"status": "interrupted"}, "the run is interrupted"),
         ({"status": "running"}, "the run is running"),
@@ -92,13 +92,13 @@ def test_a_new_metric_adds_a_line(tmp_path: Path) -> None:
     ],
 )
 def test_partial_run_is_saved_only_if_asked(
-    tmp_path: Path, result: StudyResult, changes: dict[str, Any], said: str
+    tmp_path: Path, result: StudyResult, changes: dict[str, Any], message: str
 ) -> None:
     if statuses := changes.get("experiments"):
         changes = {"experiments": [_entry(number, status) for number, status in enumerate(statuses)]}
     result = result.model_copy(update=changes)
-    assert missing_results(result) == said
-    with pytest.raises(BaselineError, match=f"^{said}, and a baseline is saved of a whole run only$"):
+    assert missing_results(result) == message
+    with pytest.raises(BaselineError, match=f"^{message}, and a baseline is saved of a whole run only$"):
         save(result, "main", tmp_path)
     assert not (tmp_path / ".llem").exists()
     assert load("main", tmp_path).points if save(result, "main", tmp_path, partial=True) else None
@@ -211,7 +211,7 @@ def test_invalid_point_ids_are_refused(tmp_path: Path, result: StudyResult, name
     assert _refused("main", tmp_path) == f"{file}: invalid point id {name!a}: it must be printable ASCII"
 
 
-def test_two_points_of_the_same_axes(tmp_path: Path, result: StudyResult) -> None:
+def test_two_points_with_the_same_axes_are_refused(tmp_path: Path, result: StudyResult) -> None:
     result.points[1].axes = {"precision": "bf16"}
     file = save(result, "main", tmp_path)
     assert _refused("main", tmp_path) == f"{file}: precision=bf16 and precision=fp32 have the same axes"

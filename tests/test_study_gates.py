@@ -1,4 +1,4 @@
-"""``budgets`` and ``gates`` in study files: their meaning, and errors in them."""
+"""``budgets`` and ``gates`` in study files: their meaning, and error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llem.study.loading import load_study
 from pytest_llem.study.problems import StudyError
 from pytest_llem.study.unreachable_gates import _IDLE_POWER_METRICS, _PREFILL_METRICS
 
-#: Two lines. 8 divides n, so that there is no note on a smaller last batch.
+#: Two lines long. 8 divides n; otherwise there would be a note.
 STUDY = "<<: {model: m, n: 96}\nsweep: {precision: [bf16, fp32], pytorch.batch_size: [1, 8]}\n"
 
 #: Its points.
@@ -42,7 +42,7 @@ def limits(study: StudyConfig) -> list[tuple[str, str, float | None, float | Non
 
 
 def after_study(text: str) -> str:
-    """Return the study followed by *text*, which starts in the third line."""
+    """Return the study followed by *text*, whose first line is the file's third."""
     return STUDY + textwrap.dedent(text).lstrip("\n")
 
 

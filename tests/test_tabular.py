@@ -1,4 +1,4 @@
-"""summary.csv, experiments.csv and data frames: what is in them, with its unit, and what is not."""
+"""summary.csv, experiments.csv and data frames: their columns, units and missing values."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.support.study_results import point, study_result
 
 COST, SPEED = "energy_per_output_token_j", "output_tokens_per_second"
 
-#: What in a name tells a unit.
-TOLD = {
+#: Parts of names by the unit that they stand for.
+UNIT_NAMES = {
     "J": r"_j$",
     "Wh": r"^wh_",
     "1/J": r"_per_joule$",
@@ -47,8 +47,8 @@ TOLD = {
 def test_every_column_has_its_unit(metric: str) -> None:
     assert column(metric).startswith(metric)
     unit = CATALOGUE[metric].unit
-    assert unit in TOLD, f"{unit} is a new unit: see 'How to add a metric' in CONTRIBUTING.md"
-    assert re.search(TOLD[unit], column(metric))
+    assert unit in UNIT_NAMES, f"{unit} is a new unit: see 'How to add a metric' in CONTRIBUTING.md"
+    assert re.search(UNIT_NAMES[unit], column(metric))
 
 
 def _entry(one: Any, cycle: Any, status: str = "completed", **more: Any) -> Any:
@@ -64,7 +64,7 @@ def _entry(one: Any, cycle: Any, status: str = "completed", **more: Any) -> Any:
 
 @pytest.fixture
 def result() -> StudyResult:
-    """Two points in two cycles, an engine's option swept in one of them; one experiment failed."""
+    """Return the result of two points with two cycles, one with an option of the engine; one experiment failed."""
     first = point(
         {"precision": "bf16", "noop.seconds": 0.5},
         config_hash="a" * 16,
@@ -112,7 +112,7 @@ def test_point_table_has_a_row_for_each_point(result: StudyResult) -> None:
     assert second["active_energy_j"] == second["ttft_p50_ms"] == "", "and not 0"
     assert (first[f"{COST}_method"], first[f"{COST}_boundary"]) == ("measured", "gpu_board")
     assert f"{SPEED}_method" not in first
-    assert (first["pareto_optimal"], second["pareto_optimal"]) == ("", ""), "no interval tells"
+    assert (first["pareto_optimal"], second["pareto_optimal"]) == ("", ""), "no interval decides"
     assert (first["verdict"], second["verdict"]) == ("BEYOND", "")
 
 
@@ -181,12 +181,12 @@ def test_missing_pandas_is_one_line_with_what_to_install(
     result: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"pip install 'pytest-llem\[dataframe\]'$") as told:
+    with pytest.raises(ImportError, match=r"pip install 'pytest-llem\[dataframe\]'$") as caught:
         result.to_dataframe()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_result_of_an_older_version_has_rows_too() -> None:
+def test_result_of_an_older_version_has_rows() -> None:
     result = StudyResult.load(ROOT / "tests" / "golden" / "1.0")
     frame = result.to_dataframe()
     assert frame[SPEED].notna().any()

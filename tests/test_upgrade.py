@@ -1,4 +1,4 @@
-"""Results of schema 1.x are read as ones of 2.0, with nothing lost."""
+"""Results of schema 1.x are converted to 2.0 without loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMER = {"bench", "subject", "baseline", "idle_context_w", "idle_bare_w", "time
 
 
 def keys(value: Any) -> set[str]:
-    """Return every key of a document but those of configurations, which users name."""
+    """Return every key of a document except those of configurations, which users choose."""
     if isinstance(value, list):
         return set[str]().union(*map(keys, value))
     if not isinstance(value, dict):
@@ -85,7 +85,7 @@ def test_metric_of_a_former_verdict_has_its_present_name() -> None:
     assert found["points"][0]["verdicts"][0]["metric"] == "idle_power_w"
 
 
-def test_names_of_users_are_left_alone() -> None:
+def test_names_chosen_by_users_are_kept() -> None:
     config = {"axes": {"bench": 1}, "effective_config": {"baseline": {"enabled": True}, "subject": "x"}}
     assert upgrade({"schema_version": "1.4", **config}) == {"schema_version": "2.0", **config}
 

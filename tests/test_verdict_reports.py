@@ -1,4 +1,4 @@
-"""Wrong verdicts that users of other benchmark tools reported, tried here."""
+"""Wrong verdicts that users of other benchmark tools have reported, reproduced as tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestLatencies:
             ("e2e", replace(RECORD, e2e_s=None), "the engine gave 1 of 2: "),
         ],
     )
-    def test_latency_of_some_requests_is_not_that_of_all(
+    def test_latency_of_some_requests_only_is_not_reported_as_of_all(
         self, kind: str, record: RequestRecord, reason: str
     ) -> None:
         found = Requests([[RECORD, record]]).latency_metrics()
@@ -68,7 +68,7 @@ class TestBaseline:
     def test_failed_comparison_does_not_replace_its_baseline(
         self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:
-        """A regression that overwrote what it was compared with was red once, and green ever after."""
+        """A regression that replaced its own baseline would fail only once, and pass in every later run."""
         study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 3}, "gates": {"metrics": ["seconds"]}}
         write_study(**study, noop={"seconds": 0.01})
         run_pytest("--llem-save=main").assert_outcomes(passed=3)
@@ -92,15 +92,15 @@ class TestBaseline:
         run_pytest("--llem-baseline=main", "--llem-save=main", "--llem-save-force")
         assert saved.read_text() != before
 
-    def test_comparison_of_which_no_gate_is_selected_is_reported(
+    def test_comparison_without_selected_gates_is_reported(
         self, write_study: Callable[..., Path], run_pytest: RunPytest
     ) -> None:
-        """It was green, whatever the baseline said."""
+        """Without a message, such a run would pass whatever the baseline holds."""
         write_study(sweep={"n": [2]}, execution={"n_cycles": 2}, gates={"metrics": ["seconds"]})
-        said = "llem: nothing was compared with main: no gate of the comparison is selected"
-        assert said not in run_pytest("--llem-save=main").outlines
-        assert said in run_pytest("--llem-baseline=main", "-k", "cycle=1").outlines
-        assert said not in run_pytest("--llem-baseline=main", "-k", "regression").outlines
+        message = "llem: nothing was compared with main: no gate of the comparison is selected"
+        assert message not in run_pytest("--llem-save=main").outlines
+        assert message in run_pytest("--llem-baseline=main", "-k", "cycle=1").outlines
+        assert message not in run_pytest("--llem-baseline=main", "-k", "regression").outlines
 
     def test_run_without_a_point_does_not_replace_its_baseline(
         self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
@@ -116,10 +116,10 @@ class TestBaseline:
 
 
 class TestSameCode:
-    """Two commits that were compared, of which both sides ran one: never a change, and nothing said so."""
+    """Two commits are to be compared but both sides run the same one, so that there is never a change."""
 
     @pytest.mark.parametrize(
-        ("here", "there", "paired", "warned"),
+        ("candidate", "reference", "paired", "warned"),
         [
             ({"code": "a"}, {"code": "a"}, True, True),
             ({"code": "a", "commit": "1"}, {"code": "a", "commit": "2", "uncommitted_changes": True}, True, True),
@@ -130,10 +130,12 @@ class TestSameCode:
         ],
         ids=["same", "other-commit", "two-sessions", "other-code", "other-variables", "unknown"],
     )
-    def test_comparison_of_same_code_is_warned_of(
-        self, here: dict[str, str], there: dict[str, str], paired: bool, warned: bool
+    def test_comparison_of_the_same_code_causes_a_warning(
+        self, candidate: dict[str, str], reference: dict[str, str], paired: bool, warned: bool
     ) -> None:
-        one, other = (study_result(point({"n": 1}, seconds=[1, 1.1, 1.2], sut=it)) for it in (here, there))
+        one, other = (
+            study_result(point({"n": 1}, seconds=[1, 1.1, 1.2], sut=it)) for it in (candidate, reference)
+        )
         record = compare(one, other, GatesConfig(metrics=["seconds"]), name="python", paired=paired).record
         assert [line for line in record.warnings if "same code" in line] == record.warnings
         assert bool(record.warnings) == warned
@@ -155,13 +157,13 @@ class TestSameCode:
 
 class TestPartOfAPoint:
     @pytest.mark.slow
-    def test_retry_of_a_failed_cycle_does_not_turn_its_gates_green(
+    def test_retry_of_a_failed_cycle_does_not_make_its_gates_pass(
         self,
         write_study: Callable[..., Path],
         run_pytest: RunPytest,
         pytester: pytest.Pytester,
     ) -> None:
-        """``--lf`` runs the cycle that crashed, and the gates that failed: one cycle shows no regression."""
+        """``--lf`` runs the crashed cycle and the failed gates, but one cycle cannot show a regression."""
         study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 3}, "gates": {"metrics": ["seconds"]}}
         write_study(**study, noop={"seconds": 0.01})
         run_pytest("--llem-save=main").assert_outcomes(passed=3)
@@ -181,10 +183,10 @@ class TestPartOfAPoint:
         run.assert_outcomes(passed=3 + 1, failed=1)
 
     @pytest.mark.slow
-    def test_gate_alone_judges_the_last_run_though_a_cycle_of_it_failed(
+    def test_gate_alone_judges_the_last_run_despite_a_failed_cycle(
         self, write_study: Callable[..., Path], run_pytest: RunPytest, pytester: pytest.Pytester
     ) -> None:
-        """An older run was whole, and green."""
+        """An older run is complete and passes."""
         flag = pytester.path / "broken"
         study = {"sweep": {"n": [2]}, "execution": {"n_cycles": 2}, "budgets": {"seconds": 1e6}}
         write_study(**study, noop={"fault": "raise while broken", "break": str(flag)})

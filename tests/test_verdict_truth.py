@@ -1,4 +1,4 @@
-"""Verdicts, intervals and marks say what was decided, and no more."""
+"""Shown verdicts, intervals and marks agree with what was decided."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def scaled(values: list[float], factor: float) -> list[float]:
     return [value * factor for value in values]
 
 
-def verdict(said: Any, outcome: Any) -> GateVerdict:
-    return GateVerdict(gate="regression", id="x", metric=COST, point="p", unit="J", verdict=said, outcome=outcome)
+def verdict(word: Any, outcome: Any) -> GateVerdict:
+    return GateVerdict(gate="regression", id="x", metric=COST, point="p", unit="J", verdict=word, outcome=outcome)
 
 
 def _column(points: list[PointResult], name: str) -> list[Any]:
@@ -57,24 +57,24 @@ class TestColumn:
         ],
         ids=lambda one: one.verdict,
     )
-    def test_what_was_judged_wins_over_energy_that_is_only_estimated(self, other: GateVerdict) -> None:
+    def test_judged_verdict_is_shown_before_one_on_estimated_energy(self, other: GateVerdict) -> None:
         assert worst([EXCUSED, other]) is worst([other, EXCUSED]) is other
 
-    def test_what_failed_to_be_judged_wins_over_what_is_inconclusive(self) -> None:
+    def test_failed_not_judged_is_shown_before_inconclusive(self) -> None:
         failed = verdict("NOT JUDGED", "failed")
         assert worst([verdict("INCONCLUSIVE", "skipped"), failed]) is failed
 
-    def test_the_column_of_a_point_whose_energy_is_estimated(self) -> None:
+    def test_verdict_column_of_a_point_with_estimated_energy(self) -> None:
         def estimated(values: list[float]) -> PointResult:
             cost = summary(COST, values, method="estimated", boundary="cpu_package")
             return point({"n": 1}, **{COST: cost, SPEED: NOISY, TTFT: NOISY, "seconds": NOISY})
 
-        here, there = estimated(STEADY), estimated(STEADY)
-        found = compare(study_result(here), study_result(there), GatesConfig(), name="main")
-        here.verdicts = found.verdicts
-        made = points_table([here], {here.config_hash: 5}, 80)
+        candidate, reference = estimated(STEADY), estimated(STEADY)
+        found = compare(study_result(candidate), study_result(reference), GatesConfig(), name="main")
+        candidate.verdicts = found.verdicts
+        made = points_table([candidate], {candidate.config_hash: 5}, 80)
         assert render(made.table, 80)[-1].split()[-1] == "INCONCLUSIVE"
-        assert _column([here], "verdict") == ["INCONCLUSIVE"]
+        assert _column([candidate], "verdict") == ["INCONCLUSIVE"]
 
 
 #: What a side may have of a metric.
@@ -86,33 +86,35 @@ SIDES: dict[str, Any] = {
 
 
 class TestWithoutMeter:
-    """A metric is left out of the default gates only where neither side can have it."""
+    """A default gate is skipped only if neither side can have the metric."""
 
-    @pytest.mark.parametrize(("here", "there"), [*itertools.product(SIDES, repeat=2)])
-    def test_left_out_where_the_reference_lacks_it_too(self, here: str, there: str) -> None:
+    @pytest.mark.parametrize(("candidate", "reference"), [*itertools.product(SIDES, repeat=2)])
+    def test_default_gate_is_skipped_only_if_both_sides_have_no_value(
+        self, candidate: str, reference: str
+    ) -> None:
         sides = [
             point({}, testbed={**H100, "energy_method": side}, **{COST: SIDES[side], SPEED: STEADY, TTFT: STEADY})
-            for side in (here, there)
+            for side in (candidate, reference)
         ]
         found = compare(study_result(sides[0]), study_result(sides[1]), GatesConfig(), name="main").verdicts[0]
-        if here == there == "measured":
+        if candidate == reference == "measured":
             assert (found.verdict, found.outcome) == ("SAME", "passed")
         else:
-            is_lost = "measured" in (here, there)
+            is_lost = "measured" in (candidate, reference)
             assert (found.verdict, found.outcome) == ("NOT JUDGED", "failed" if is_lost else "skipped")
 
-    def test_a_point_that_was_measured_on_neither_side_is_no_green_gate(self) -> None:
+    def test_point_measured_on_neither_side_does_not_pass(self) -> None:
         found = compare(study_result(point({})), study_result(point({})), GatesConfig(), name="main")
         assert [(one.verdict, one.outcome) for one in found.verdicts] == [("NOT JUDGED", "failed")] * 3
 
 
 class TestInterval:
-    """The interval that is shown is the one that the decision was made by."""
+    """The shown interval is the one that decided."""
 
     @pytest.mark.parametrize("delta", [0.0, 0.02])
     @pytest.mark.parametrize("factor", [0.9, 0.99, 1.0, 1.01, 1.03, 1.1])
-    def test_it_agrees_with_the_verdict(self, delta: float, factor: float) -> None:
-        """Families in which Holm's procedure makes the difference for some."""
+    def test_interval_agrees_with_the_verdict(self, delta: float, factor: float) -> None:
+        """In some of these families Holm's procedure changes verdicts."""
         points = [point({"n": n}, seconds=scaled([0.98, 1.0, 1.02], 1 + 0.02 * n)) for n in range(6)]
         reference = [point({"n": n}, seconds=scaled([0.981, 1.0, 1.019], 1 / factor)) for n in range(6)]
         settings = GatesConfig(metrics=["seconds"], delta=delta)
@@ -125,7 +127,7 @@ class TestInterval:
             within = 1 / (1 + delta) < low < high < 1 + delta
             assert (one.verdict == "SAME") == within, one
 
-    def test_an_inconclusive_one_by_holm_does_not_exclude_the_margin(self) -> None:
+    def test_interval_of_gate_inconclusive_by_holm_includes_the_margin(self) -> None:
         values, worse = [0.99, 1.0, 1.01], [1.062, 1.073, 1.084]
         points = [point({"n": n}, seconds=values) for n in range(1, 6)]
         candidate = study_result(point({"n": 0}, seconds=worse), *points)
@@ -140,13 +142,13 @@ class TestInterval:
         assert family.interval[0] < 1.02 < alone.interval[0]
         assert "99.7 % interval" in verdict_text(family)
 
-    def test_the_table_says_which_intervals_it_shows(self) -> None:
+    def test_table_states_the_confidence_of_its_intervals(self) -> None:
         points = [point({"n": n}, seconds=NOISY, load_seconds=STEADY) for n in range(2)]
         settings = GatesConfig(metrics=["seconds", "load_seconds"])
         found = compare(study_result(*points), study_result(*points), settings, name="main")
         assert any("with the 98 % to 99.5 % interval that decided" in line for line in lines(found, 100))
 
-    def test_no_confidence_below_one_is_shown_as_100_percent(self) -> None:
+    def test_confidence_below_one_is_never_shown_as_100_percent(self) -> None:
         assert [percent(share) for share in (0.98, 0.99833, 0.99998, 0.9999999)] == [
             "98 %",
             "99.8 %",
@@ -157,22 +159,22 @@ class TestInterval:
 
 class TestFewValues:
     @pytest.mark.parametrize("values", [[1.0], [1.0, 2.0]])
-    def test_below_three_there_is_no_interval(self, values: list[float]) -> None:
+    def test_fewer_than_three_values_have_no_interval(self, values: list[float]) -> None:
         assert mean_interval(values)[2] is None
         found = summary(SPEED, values)
         assert found.ci95 is None
         assert "±" not in figure(found)
 
-    def test_two_have_a_standard_deviation(self) -> None:
+    def test_two_values_have_a_standard_deviation(self) -> None:
         assert mean_interval([1.0, 3.0])[:2] == pytest.approx((2.0, 2**0.5))
 
-    def test_an_older_result_shows_none_either(self) -> None:
+    def test_interval_of_two_values_in_an_older_result_is_dropped(self) -> None:
         assert Summary(mean=1.0, n=2, unit="s", ci95=(0.0, 2.0)).ci95 is None
         assert Summary(mean=1.0, n=3, unit="s", ci95=(0.0, 2.0)).ci95 == (0.0, 2.0)
 
 
 def _point(number: int, speed: tuple[float, float], cost: tuple[float, float], n: int = 3) -> PointResult:
-    """Return a point with intervals; without one for fewer than three cycles."""
+    """Return a point with intervals, or without them for fewer than three cycles."""
 
     def made(name: str, edges: tuple[float, float]) -> Summary:
         energy = {"method": "measured", "boundary": "gpu_board"} if name == COST else {}
@@ -183,37 +185,37 @@ def _point(number: int, speed: tuple[float, float], cost: tuple[float, float], n
 
 
 class TestMarks:
-    """A point is best, or Pareto-optimal, only where its interval is apart from the others'."""
+    """A point is best, or Pareto-optimal, only if its interval does not overlap with the others'."""
 
-    def test_best_where_intervals_are_apart(self) -> None:
+    def test_best_point_has_an_interval_apart_from_the_others(self) -> None:
         points = [_point(0, (100, 110), (1, 2)), _point(1, (120, 130), (1.5, 3)), _point(2, (90, 95), (5, 6))]
         assert best(points, SPEED) == Ranking({1}, set())
         assert best(points, COST) == Ranking(set(), {0, 1})
 
-    def test_a_point_without_an_interval_leaves_it_open(self) -> None:
+    def test_point_without_an_interval_may_be_best(self) -> None:
         points = [_point(0, (100, 110), (1, 2)), _point(1, (500, 600), (0.1, 0.2), n=2)]
         assert best(points, SPEED) == pareto_optimal(points) == Ranking(set(), {0, 1})
 
-    def test_without_any_interval_nothing_is_marked(self) -> None:
+    def test_without_any_interval_no_point_is_marked(self) -> None:
         points = [_point(n, (100 * n, 110 * n), (1, 2), n=2) for n in (1, 2)]
         assert best(points, SPEED) == pareto_optimal(points) == Ranking(set(), set())
         made = points_table(points, {one.config_hash: 2 for one in points}, 80)
         assert (made.has_best, made.has_optimal, made.has_tied) == (False, False, False)
 
-    def test_pareto_optimal_where_intervals_are_apart(self) -> None:
+    def test_pareto_optimal_points_have_intervals_apart(self) -> None:
         cheap, fast = _point(0, (100, 110), (1, 2)), _point(1, (200, 210), (3, 4))
         beaten, open_ = _point(2, (50, 60), (5, 6)), _point(3, (205, 215), (3.5, 5))
         assert pareto_optimal([cheap, fast, beaten]) == Ranking({0, 1}, set())
         assert pareto_optimal([cheap, fast, beaten, open_]) == Ranking({0}, {1, 3})
 
-    def test_a_value_that_is_not_judged_is_not_best(self) -> None:
+    def test_value_that_is_not_judged_is_never_best(self) -> None:
         points = [_point(0, (100, 110), (1, 2)), _point(1, (120, 130), (3, 4)), _point(2, (900, 910), (0.1, 0.2))]
         for name in (SPEED, COST):
             points[2].metrics[name].not_judged = "1 of 8 requests failed or returned no token"
         assert best(points, SPEED) == Ranking({1}, set())
         assert pareto_optimal(points) == Ranking({0, 1}, set())
 
-    def test_the_table_marks_ties_as_such(self) -> None:
+    def test_table_marks_ties(self) -> None:
         points = [_point(0, (100, 110), (1, 2)), _point(1, (105, 115), (3, 4)), _point(2, (10, 11), (8, 9))]
         made = points_table(points, {one.config_hash: 3 for one in points}, 80)
         one, other, last = render(made.table, 80)[-3:]
@@ -233,8 +235,8 @@ class TestMarks:
             max_size=7,
         )
     )
-    def test_it_is_what_the_definition_says(self, figures: Any) -> None:
-        """First: whatever the values within the intervals, no other is better. Tied: for some values."""
+    def test_best_and_tied_match_their_definitions(self, figures: Any) -> None:
+        """First: no other is better for any values within the intervals. Tied: for some values."""
         points = [_point(number, *edges) for number, edges in enumerate(figures)]
 
         def may_dominate(one: int, other: int, *, surely: bool) -> bool:
