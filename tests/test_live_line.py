@@ -479,7 +479,7 @@ def _reports(
         def __exit__(self, *error: Any) -> None:
             pass
 
-    gaps = Gaps(gauges=Sensors, sleep=sleep, clock=lambda: now[0])
+    gaps = Gaps(sensors=Sensors, sleep=sleep, clock=lambda: now[0])
     gaps.note_first()
     now[0] = 1.0
     record = gaps.wait(gap, at_least, reports.append)
