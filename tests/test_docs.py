@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_llem.energy.account import Meters
-from pytest_llem.results.quality_warnings import SEVERITIES
+from pytest_llem.results.quality_warnings import WARNINGS
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -42,7 +42,7 @@ def test_docs_list_every_warning_code() -> None:
     page = (ROOT / "docs/measurement.md").read_text()
     rows = re.findall(r"^\| `(error|warning|note)` \|[^|]*\|(.*)\|$", page, re.MULTILINE)
     shown = {code: severity for severity, codes in rows for code in re.findall(r"`(\w+)`", codes)}
-    assert shown == SEVERITIES
+    assert shown == {code: kind.severity for code, kind in WARNINGS.items()}
 
 
 def test_example_meter_for_contributors_works() -> None:

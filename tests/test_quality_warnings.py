@@ -14,7 +14,7 @@ from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
-from pytest_llem.results.quality_warnings import SEVERITIES, QualityWarning, StudyWarning, worst
+from pytest_llem.results.quality_warnings import WARNINGS, QualityWarning, StudyWarning, worst
 from pytest_llem.results.upgrade import upgrade
 from tests.support.clock import clock
 from tests.support.warned import texts
@@ -182,7 +182,7 @@ def test_the_worst_warnings_come_first() -> None:
 
 def test_errors_come_before_warnings_and_those_before_notes() -> None:
     order = ["error", "warning", "note"]
-    ranks = [order.index(severity) for severity in SEVERITIES.values()]
+    ranks = [order.index(kind.severity) for kind in WARNINGS.values()]
     assert ranks == sorted(ranks)
 
 
