@@ -309,7 +309,7 @@ def test_no_gap_before_an_experiment_that_fails_preflight(
     pytester.runpytest("study.yaml", "-p", "llem").assert_outcomes(failed=3)
 
 
-def test_preflight_checks_only_selected_experiments(
+def test_only_selected_experiments_are_checked(
     pytester: pytest.Pytester, write_study: Callable[..., Path]
 ) -> None:
     write_study(backend=None, sweep={"backend": ["noop", "vllm"]}, execution={"n_cycles": 1})
