@@ -13,8 +13,8 @@ from pytest_llem import StudyResult
 from pytest_llem.results.models import PointResult
 from tests.conftest import ROOT, Results
 from tests.support import nvml
-from tests.support.gpu_engine import GPU, IDLE_W, JOULES_PER_TOKEN
 from tests.support.environments import EVERYTHING, Environment
+from tests.support.gpu_engine import GPU, IDLE_W, JOULES_PER_TOKEN
 
 pytestmark = pytest.mark.slow
 
