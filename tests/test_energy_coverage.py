@@ -204,13 +204,9 @@ def test_uncovered_engine_is_not_judged() -> None:
 
 
 def test_unknown_coverage_is_not_judged() -> None:
-    verdict, reason = _budget(_unknown())
+    verdict, reason = _budget(_study(covers_engine=None))
     assert verdict == "NOT JUDGED"
     assert str(reason).startswith("unknown whether the energy covers the devices that the engine ran on")
-
-
-def _unknown() -> StudyResult:
-    return _study(covers_engine=None)
 
 
 def test_named_boundary_is_judged() -> None:
@@ -244,11 +240,12 @@ def test_saved_baseline_keeps_coverage(tmp_path: Path) -> None:
         ({"cpu": "Xeon", "cpus": 8}, "gpu_board", "NOT JUDGED"),
     ],
 )
-def test_coverage_of_older_schema_follows_from_testbed(testbed: Any, boundary: str, verdict: str) -> None:
-    study = _study(boundary=boundary, covers_engine=None)
-    study.points[0].testbed = {**testbed, "energy_boundary": boundary}
-    older = study.model_dump(mode="json") | {"schema_version": "1.3"}
-    assert _budget(StudyResult.model_validate(older))[0] == verdict
+def test_coverage_of_older_schema_follows_from_its_facts(testbed: Any, boundary: str, verdict: str) -> None:
+    document = _study(boundary=boundary, covers_engine=None).model_dump(mode="json") | {"schema_version": "1.3"}
+    [point] = document["points"]
+    del point["testbed"]
+    point["bench"] = {**testbed, "energy_boundary": boundary}
+    assert _budget(StudyResult.model_validate(document))[0] == verdict
 
 
 def test_two_boundaries_never_compare() -> None:

@@ -59,7 +59,10 @@ def _study(**changes: Any) -> StudyResult:
             "scheduling priority: nice 0, idle in the candidate, nice 0 in the reference",
         ),
         ({"memory_limit_mb": 2_000}, "memory limit: 2,000 MB in the candidate, none in the reference"),
-        ({"cpu_layout": "2 CPUs on 1 core"}, "cores of these CPUs: 2 CPUs on 1 core here, 2 CPUs on 2 cores in *"),
+        (
+            {"cpu_layout": "2 CPUs on 1 core"},
+            "cores of these CPUs: 2 CPUs on 1 core in the candidate, 2 CPUs on 2 cores in *",
+        ),
     ],
     ids=["CPU quota", "niceness", "scheduling policy", "memory limit", "siblings of one core"],
 )
