@@ -57,7 +57,7 @@ COMMAND = (sys.executable, "-P", "-m", "pytest_llem.doctor.gpu_probe")
 _QUICK = "import json; print('\\n' + {!r} + json.dumps({}))"
 
 
-def board(uuid: Any = A, *, used_mb: int = 500, rules: Any = (), **more: Any) -> Any:
+def scripted_gpu(uuid: Any = A, *, used_mb: int = 500, rules: Any = (), **more: Any) -> Any:
     lines = {key: value for key, value in {**H100, **more}.items() if value is not None}
     return nvml.Board(uuid, [(0.0, 70.0)], lines, [(0.0, used_mb)], [*SENSORS, *rules])
 
@@ -96,11 +96,11 @@ def imports(monkeypatch: pytest.MonkeyPatch, **report: Any) -> None:
 
 
 @pytest.fixture
-def boards(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def add_gpus(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function that adds scripted GPUs to this machine."""
 
-    def put(*boards: Any, **more: Any) -> Any:
-        script = nvml.Script(tmp_path / "script", list(boards), **more)
+    def put(*scripted: Any, **more: Any) -> Any:
+        script = nvml.Script(tmp_path / "script", list(scripted), **more)
         script.write()
         for name, value in nvml.environment(nvml_library, script).items():
             monkeypatch.setenv(name, value)
@@ -113,7 +113,7 @@ def boards(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def answer_of_one_gpu(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The output of the NVML query with one idle GPU."""
-    script = nvml.Script(tmp_path_factory.mktemp("gpu") / "script", [board()])
+    script = nvml.Script(tmp_path_factory.mktemp("gpu") / "script", [scripted_gpu()])
     script.write()
     env = nvml.environment(nvml_library, script)
     return subprocess.run(COMMAND, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -150,9 +150,9 @@ def about(found: Any, severity: Any, about: Any = None) -> Any:
 
 class TestGpus:
     def test_all_values_of_a_measured_gpu_are_reported(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
-        script = boards(board(tick_ms=40), call_ms=0.2)
+        script = add_gpus(scripted_gpu(tick_ms=40), call_ms=0.2)
         status, found = doctor()
         assert status == 0
         verdict = {"method": "measured", "source": "nvml_total_energy", "boundary": "gpu_board", "meter": "nvml"}
@@ -195,9 +195,9 @@ class TestGpus:
         assert about(found, "blocks") == []
 
     def test_persistence_mode_and_clock_findings_have_commands(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
-        boards(board(persistence=0), board(B, persistence=0))
+        add_gpus(scripted_gpu(persistence=0), scripted_gpu(B, persistence=0))
         status, found = doctor()
         assert status == 0, "findings that hinder do not fail"
         persistence, clocks = about(found, "hinders", "GPUs 0, 1")
@@ -208,7 +208,7 @@ class TestGpus:
         assert "nvidia-smi -i 0,1 -rgc" in clocks.do
 
     def test_clock_locking_is_unknown_if_nvml_does_not_show_it(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         unknown, unlocked = "clocks may not be locked (NVML does not report it)", "clocks are not locked"
         cases: list[tuple[dict[str, Any], bool | None, str | None]] = [
@@ -218,14 +218,14 @@ class TestGpus:
             # An idle GPU with a high clock: locked, or held by the driver.
             ({"reasons": 1, "max_sm_clock": 400}, None, unknown),
         ]
-        boards(*(board(f"GPU-{index}", **changes) for index, (changes, _, _) in enumerate(cases)))
+        add_gpus(*(scripted_gpu(f"GPU-{index}", **changes) for index, (changes, _, _) in enumerate(cases)))
         _, found = doctor()
         assert [gpu.clocks_held for gpu in found.gpus] == [held for _, held, _ in cases]
         texts = {one.what.partition(":")[0]: one.about for one in about(found, "hinders") if "clocks" in one.what}
         assert texts == {unknown: "GPUs 1, 3", unlocked: "GPU 2"}
 
     def test_advice_is_to_lock_clocks_at_a_sustainable_one(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
         cases: list[tuple[dict[str, Any], int | None]] = [
             ({"default_sm_clock": 1095}, 1095),
@@ -233,7 +233,7 @@ class TestGpus:
             ({"default_sm_clock": 1980, "clocks": "345 1980 100"}, 1445),
             ({"clocks": None}, None),
         ]
-        boards(*(board(f"GPU-{index}", **changes) for index, (changes, _) in enumerate(cases)))
+        add_gpus(*(scripted_gpu(f"GPU-{index}", **changes) for index, (changes, _) in enumerate(cases)))
         _, found = doctor()
         assert [gpu.lasting_clock_mhz for gpu in found.gpus] == [mhz for _, mhz in cases]
         commands = [command for one in about(found, "hinders") for command in one.commands]
@@ -241,14 +241,14 @@ class TestGpus:
             f"sudo nvidia-smi -i {index} -lgc {mhz},{mhz}" for index, (_, mhz) in enumerate(cases[:3])
         ]
 
-    def test_current_throttling_hinders(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
-        boards(board(reasons=0x2 | 0x4 | 0x40))
+    def test_current_throttling_hinders(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+        add_gpus(scripted_gpu(reasons=0x2 | 0x4 | 0x40))
         _, found = doctor()
         (finding,) = about(found, "hinders", "GPU 0")
         assert finding.what == "its clocks are throttled now: power, hw_thermal"
 
-    def test_mig_blocks_and_has_a_command(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
-        boards(board(mig=1))
+    def test_mig_blocks_and_has_a_command(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+        add_gpus(scripted_gpu(mig=1))
         status, found = doctor()
         assert status == 1
         assert (found.verdict.method, found.verdict.meter) == ("unavailable", None)
@@ -259,9 +259,9 @@ class TestGpus:
         assert refusals["estimate"] is not None
 
     def test_gpu_without_energy_counter_is_sampled(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
-        boards(board(no_counter=1))
+        add_gpus(scripted_gpu(no_counter=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.verdict.source) == (1, "sampled", "nvml_power_instant")
         assert found.gpus[0].energy_counter is False
@@ -269,17 +269,17 @@ class TestGpus:
         assert "from Volta on" in about(found, "blocks")[0].what
 
     def test_gpu_without_counter_and_power_reading_is_unavailable(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
-        boards(board(no_counter=1, no_power_reading=1))
+        add_gpus(scripted_gpu(no_counter=1, no_power_reading=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
         assert "no reading of power" in about(found, "blocks")[0].what
 
     def test_energy_counter_that_does_not_advance_is_sampled(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
-        boards(board(tick_ms=1_000_000))
+        add_gpus(scripted_gpu(tick_ms=1_000_000))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].tick_ms) == (1, "sampled", None)
         assert "stood still" in found.verdict.reason
@@ -287,9 +287,9 @@ class TestGpus:
         assert "stood still" in about(found, "blocks")[0].what
 
     def test_gpu_that_fell_off_the_bus_blocks_if_visible(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        boards(board(lost_at=0), board(B))
+        add_gpus(scripted_gpu(lost_at=0), scripted_gpu(B))
         status, found = doctor()
         assert [(gpu.index, gpu.uuid, "lost" in (gpu.error or "")) for gpu in found.gpus] == [
             (0, None, True),
@@ -301,14 +301,16 @@ class TestGpus:
         status, found = doctor()
         assert (status, [gpu.visible for gpu in found.gpus]) == (0, [False, True])
 
-    def test_prohibited_compute_mode_blocks(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
-        boards(board(compute_mode=2))
+    def test_prohibited_compute_mode_blocks(
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
+    ) -> None:
+        add_gpus(scripted_gpu(compute_mode=2))
         status, found = doctor()
         assert (status, found.verdict.method) == (1, "measured")
         assert about(found, "blocks")[0].commands == ["sudo nvidia-smi -i 0 -c 0"]
 
-    def test_other_users_of_a_gpu_hinder(self, boards: Callable[..., Any], doctor: Callable[..., Any]) -> None:
-        boards(board(user="4242 900 /usr/bin/python3", used_mb=1400))
+    def test_other_users_of_a_gpu_hinder(self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]) -> None:
+        add_gpus(scripted_gpu(user="4242 900 /usr/bin/python3", used_mb=1400))
         _, found = doctor()
         assert [one.model_dump() for one in found.gpus[0].users] == [
             {"pid": 4242, "name": "python3", "used_mb": 900}
@@ -318,10 +320,10 @@ class TestGpus:
         ]
 
     def test_used_memory_without_visible_processes_hinders(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("pytest_llem.doctor.host.container", lambda: "docker")
-        boards(board(used_mb=20_000))
+        add_gpus(scripted_gpu(used_mb=20_000))
         _, found = doctor()
         what = [one.what for one in about(found, "hinders", "GPU 0")]
         assert any(one.startswith("20,000 MB of its memory are in use") and "container" in one for one in what)
@@ -340,9 +342,9 @@ class TestGpus:
         assert doctor()[1].gpus[0].held_by is None
 
     def test_hidden_gpus_are_listed_without_findings(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        boards(board(mig=1), board(B))
+        add_gpus(scripted_gpu(mig=1), scripted_gpu(B))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", B)
         status, found = doctor()
         assert (status, found.verdict.device) == (0, B)
@@ -353,9 +355,9 @@ class TestGpus:
         assert about(found, "note", "GPUs")
 
     def test_first_of_different_gpus_is_unknown(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any]
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]
     ) -> None:
-        boards(board(), board(B, name="NVIDIA L4", mig=1))
+        add_gpus(scripted_gpu(), scripted_gpu(B, name="NVIDIA L4", mig=1))
         status, found = doctor()
         assert (status, found.verdict.device) == (1, f"{A}, {B}")
         commands = ["export CUDA_DEVICE_ORDER=PCI_BUS_ID", f"export CUDA_VISIBLE_DEVICES={A}"]
@@ -404,9 +406,9 @@ class TestDriver:
     )
     @pytest.mark.slow
     def test_hanging_driver_is_abandoned(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any], function: str, doing: str
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], function: str, doing: str
     ) -> None:
-        script = boards(board(), rules=[f"takes {function} 600000"])
+        script = add_gpus(scripted_gpu(), rules=[f"takes {function} 600000"])
         status, found = doctor("--timeout", "3")
         assert (status, found.driver.stuck, found.verdict.method) == (1, True, "unavailable")
         assert found.driver.error == f"no answer within 3 s; last step: {doing}"
@@ -416,10 +418,10 @@ class TestDriver:
         assert all(map(gone, probes))
 
     def test_driver_that_fails_blocks(
-        self, boards: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: Callable[..., Any], doctor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(gpus, "_SIGNS", ("proc",))
-        boards(board(), rules=["fail nvmlInit 9"])
+        add_gpus(scripted_gpu(), rules=["fail nvmlInit 9"])
         status, found = doctor()
         assert (status, found.driver.present, found.gpus) == (1, True, [])
         assert found.driver.error.startswith("nvmlInit: Driver Not Loaded")
@@ -608,8 +610,8 @@ class TestSoftware:
         assert [one.name for one in found.software.engines] == ["pytorch"]
 
     def test_interpreter_without_pytest_llem_blocks(self, doctor: Callable[..., Any], tmp_path: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
-        python = str(tmp_path / "bare" / "bin" / "python")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
+        python = str(tmp_path / "empty" / "bin" / "python")
         status, found = doctor("--python", python)
         assert (status, found.software.engines) == (1, [])
         (finding,) = about(found, "blocks", "python")
@@ -746,17 +748,17 @@ class TestOutput:
     @pytest.mark.parametrize("width", [80, 200])
     def test_output_fits_the_terminal(
         self,
-        boards: Callable[..., Any],
+        add_gpus: Callable[..., Any],
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
         width: int,
     ) -> None:
         long = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
         users = [f"user {4000 + one} 900 /usr/bin/python3.11-with-a-long-name" for one in range(5)]
-        boards(
-            board(name=long, persistence=0, used_mb=70_000, rules=users),
-            board(B, reasons=0xFF),
-            board("GPU-c", mig=1),
+        add_gpus(
+            scripted_gpu(name=long, persistence=0, used_mb=70_000, rules=users),
+            scripted_gpu(B, reasons=0xFF),
+            scripted_gpu("GPU-c", mig=1),
         )
         status, lines = self.run(capsys, monkeypatch, width)
         assert status == 1
@@ -766,9 +768,9 @@ class TestOutput:
         assert "sudo nvidia-smi -i 0 -pm 1" in text
 
     def test_verdict_comes_first_then_findings_worst_first(
-        self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        boards(board(persistence=0, compute_mode=2))
+        add_gpus(scripted_gpu(persistence=0, compute_mode=2))
         status, lines = self.run(capsys, monkeypatch, 100)
         assert status == 1
         assert lines[0] == "energy will be measured on this machine: gpu_board by nvml_total_energy (meter nvml)"
@@ -782,9 +784,9 @@ class TestOutput:
             assert title in lines
 
     def test_control_characters_in_names_are_not_printed(
-        self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, add_gpus: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        boards(board(name="H100 \x1b[31m[red]", user="42 1 \x1b]0;x"))
+        add_gpus(scripted_gpu(name="H100 \x1b[31m[red]", user="42 1 \x1b]0;x"))
         _, lines = self.run(capsys, monkeypatch, 120)
         text = "\n".join(lines)
         assert "\x1b" not in text
@@ -803,9 +805,9 @@ class TestOutput:
         assert done.stdout.isascii()
 
     def test_json_is_valid_against_its_schema(
-        self, boards: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+        self, add_gpus: Callable[..., Any], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        boards(board(user="42 1 x"), board(B, lost_at=0))
+        add_gpus(scripted_gpu(user="42 1 x"), scripted_gpu(B, lost_at=0))
         cli.main(["doctor", "--format", "json"])
         printed = json.loads(capsys.readouterr().out)
         jsonschema.validate(printed, Examination.model_json_schema(mode="serialization"))
@@ -820,8 +822,8 @@ class TestOutput:
         os.close(writer)
         assert (done.returncode, done.stderr) == (2, "")
 
-    def test_ctrl_c_leaves_no_process_behind(self, boards: Callable[..., Any], tmp_path: Path) -> None:
-        script = boards(board(), rules=["takes nvmlDeviceGetName 600000"])
+    def test_ctrl_c_leaves_no_process_behind(self, add_gpus: Callable[..., Any], tmp_path: Path) -> None:
+        script = add_gpus(scripted_gpu(), rules=["takes nvmlDeviceGetName 600000"])
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest_llem.cli", "doctor"],
             stderr=subprocess.PIPE,

@@ -25,7 +25,7 @@ from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.measurement.coverage import with_coverage
 from pytest_llem.measurement.quality_warnings import find_warnings
 from pytest_llem.measurement.window import Window
-from pytest_llem.reporting.html.words import details
+from pytest_llem.reporting.html.formatting import details
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.results.experiment import EngineRecord
 from pytest_llem.results.metrics import metric

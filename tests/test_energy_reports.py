@@ -24,7 +24,7 @@ from pytest_llem.gates.regression import compare
 from pytest_llem.hardware.gpus import Gpu, VisibleGpus
 from pytest_llem.measurement import orchestrator
 from pytest_llem.measurement.contention import ContentionWatch, with_prefill
-from pytest_llem.reporting.html.words import details
+from pytest_llem.reporting.html.formatting import details
 from pytest_llem.results import facts
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import IdlePowerRecord

@@ -73,7 +73,7 @@ def test_dumb_terminal_does_not_change_table_width(fifty: list[Any], monkeypatch
         one.metrics["energy_j"] = summary("energy_j", [500.0, 510.0])
     expected = {width: _lines(fifty, width)[0] for width in (60, 80, 200)}
     monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes whatever it writes to for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat every file as a terminal
     for width, lines in expected.items():
         assert _lines(fifty, width)[0] == lines
         assert "…" not in "".join(lines)

@@ -20,13 +20,13 @@ import pytest
 from pytest_llem import StudyResult, cli, registry
 from pytest_llem.recording.pages import page_files
 from pytest_llem.reporting.html import write_report
+from pytest_llem.reporting.html.formatting import details, name_of, neutral, shown, title_of
 from pytest_llem.reporting.html.page import as_json
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.ranges import range_of
 from pytest_llem.reporting.html.rows import facts, groups
 from pytest_llem.reporting.html.samples import Latencies, read_latencies, read_power
 from pytest_llem.reporting.html.sweep import sweep_plot
-from pytest_llem.reporting.html.words import details, name_of, neutral, shown, title_of
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
 from tests.conftest import ROOT, Results

@@ -39,7 +39,7 @@ print("\\n" + {_MARKER!r} + json.dumps(report), flush=True)
 """
 
 #: Packages that some studies need, by distribution, with their purpose.
-WANTED = {
+PURPOSES = {
     "torch": "the engine pytorch",
     "transformers": "the engine pytorch",
     "accelerate": "device maps, quantised weights",
@@ -94,9 +94,9 @@ class Imports:
 
 def _installed(python: Path | None) -> Software:
     """Return the installed engines and packages, from their metadata."""
-    wanted = {*PACKAGES, *WANTED}
+    distributions = {*PACKAGES, *PURPOSES}
     if python is None:
-        question = {"group": ENGINE_GROUP, "packages": sorted(wanted), "modules": []}
+        question = {"group": ENGINE_GROUP, "packages": sorted(distributions), "modules": []}
         found, executable, error = answer(question), sys.executable, None
         found["python"] = platform.python_version()
     else:
@@ -115,7 +115,7 @@ def _installed(python: Path | None) -> Software:
             Engine(name=name, distribution=provider, version=packages.get(provider))
             for name, provider in sorted(found["engines"].items())
         ],
-        packages=[Package(name=name, version=packages.get(name), what_for=use) for name, use in WANTED.items()],
+        packages=[Package(name=name, version=packages.get(name), what_for=use) for name, use in PURPOSES.items()],
     )
 
 

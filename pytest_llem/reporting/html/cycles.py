@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.data import Contents, Cycle
-from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.words import (
+from pytest_llem.reporting.html.formatting import (
     MAIN,
     cycle_figure,
     label_of,
@@ -17,6 +16,7 @@ from pytest_llem.reporting.html.words import (
     title_of,
     unit_of,
 )
+from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
 
 #: Values in this plot over all metrics: more would make the page slow.
 MAX_VALUES = 100_000

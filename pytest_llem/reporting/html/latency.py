@@ -5,9 +5,9 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.formatting import label_of, neutral, ticks_of
 from pytest_llem.reporting.html.plots import Json, Plot, Select, figure, short
 from pytest_llem.reporting.html.samples import KINDS, SHOWN
-from pytest_llem.reporting.html.words import label_of, neutral, ticks_of
 from pytest_llem.reporting.terminal.plan import counted
 
 

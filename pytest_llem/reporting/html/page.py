@@ -16,13 +16,13 @@ from pytest_llem.planning.estimate import duration_text
 from pytest_llem.reporting.html import rows
 from pytest_llem.reporting.html.cycles import cycles_plot
 from pytest_llem.reporting.html.data import Contents
+from pytest_llem.reporting.html.formatting import MAIN, NOTHING, clipped, label_of, name_of, title_of, unit_of
 from pytest_llem.reporting.html.latency import latency_plot, latency_rows
 from pytest_llem.reporting.html.pareto import pareto_plot
 from pytest_llem.reporting.html.plots import Plot
 from pytest_llem.reporting.html.power import power_plot, power_rows, why_no_power
 from pytest_llem.reporting.html.samples import SHOWN
 from pytest_llem.reporting.html.sweep import sweep_plot
-from pytest_llem.reporting.html.words import MAIN, NOTHING, clipped, label_of, name_of, title_of, unit_of
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.reporting.terminal.tables import figure, number
 from pytest_llem.results.facts import TESTBED
@@ -119,7 +119,7 @@ def _content(contents: Contents, plots: dict[str, Plot]) -> dict[str, Any]:
         "facts": _facts(contents, optimal),
         "plots": plots,
         "why_no_power": why_no_power(points),
-        "columns": rows.heads(metrics),
+        "columns": rows.headings(metrics),
         "points": rows.point_rows(contents, metrics, optimal),
         "without": _without(contents, metrics),
         "cycle_columns": [title_of(metric) for metric in main],

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from pytest_llem.reporting.html.formatting import label_of, neutral, shown
 from pytest_llem.reporting.html.plots import Plot, figure, short
 from pytest_llem.reporting.html.ranges import Range, bars, range_of
-from pytest_llem.reporting.html.words import label_of, neutral, shown
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.pareto import COST, SPEED, pareto_optimal

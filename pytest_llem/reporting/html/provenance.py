@@ -27,6 +27,7 @@ class Meter:
 
     @classmethod
     def of(cls, device: DeviceEnergy) -> Meter:
+        """Return how the energy of *device* was obtained."""
         gain = "" if device.gain_error is None else f"±{100 * device.gain_error:.2g} %"
         return cls(device.boundary, device.method, device.source or device.reason or "", gain, device.device)
 
@@ -46,6 +47,7 @@ class Provenance:
     _counted: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, result: ExperimentResult) -> None:
+        """Add an experiment's result."""
         self.count += 1
         self.meters.update({Meter.of(device) for device in result.devices})
         window, warmup, gap, idle = result.window, result.warmup, result.gap, result.idle_power

@@ -33,6 +33,7 @@ class Range:
     cut: bool
 
     def axis(self, title: str) -> dict[str, object]:
+        """Return plotly's layout of the axis."""
         found: dict[str, object] = {"type": self.type, "range": self.edges, "title": {"text": title}}
         if self.type == "log":
             # D2 labels 1, 2 and 5 in each decade; 1 labels powers of ten only.

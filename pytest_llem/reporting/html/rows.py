@@ -11,7 +11,7 @@ from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.gates.text import verdict_text
 from pytest_llem.reporting.html.cycles import value_of
 from pytest_llem.reporting.html.data import Contents
-from pytest_llem.reporting.html.words import (
+from pytest_llem.reporting.html.formatting import (
     MAIN,
     NOTHING,
     cycle_figure,
@@ -77,11 +77,13 @@ def columns(points: Sequence[PointResult]) -> list[str]:
     return list(dict.fromkeys([*MAIN[:5], *metrics_with_values(points)]))
 
 
-def heads(metrics: Iterable[str]) -> list[Column]:
+def headings(metrics: Iterable[str]) -> list[Column]:
+    """Return the column headings of *metrics*."""
     return [Column(name_of(one), unit_of(one), CATALOGUE[one].meaning, one in MAIN) for one in metrics]
 
 
 def point_rows(contents: Contents, metrics: Sequence[str], optimal: set[int]) -> list[Row]:
+    """Return a row for each point; *optimal* are the indices of the Pareto-optimal points."""
     best_places = {metric: best(contents.points, metric).first for metric in metrics}
     planned = Counter(entry.config_hash for entry in contents.result.experiments if entry.status != "deselected")
     rows = []

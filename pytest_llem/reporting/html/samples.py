@@ -27,6 +27,7 @@ class Latencies:
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def extend(self, other: Mapping[str, list[float]]) -> None:
+        """Add the latencies of another cycle, in ms, by column."""
         for kind, values in other.items():
             self.values.setdefault(kind, []).extend(values)
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
-from pytest_llem.reporting.html.ranges import bars, range_of
-from pytest_llem.reporting.html.words import (
+from pytest_llem.reporting.html.formatting import (
     axis_text,
     label_of,
     metrics_with_values,
@@ -17,6 +15,8 @@ from pytest_llem.reporting.html.words import (
     shown,
     title_of,
 )
+from pytest_llem.reporting.html.plots import SYMBOLS, Json, Plot, Select, figure, short
+from pytest_llem.reporting.html.ranges import bars, range_of
 from pytest_llem.reporting.terminal.plan import counted
 from pytest_llem.results.models import PointResult
 from pytest_llem.results.statistics import Summary
