@@ -113,9 +113,7 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     if dependent := shared_experiments(here, there):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
     settings = _settings(here, options.metric, options.alpha, options.delta)
-    found = compare(
-        here, there, settings, name=options.reference, anyway=options.allow_mismatch, fail_on=options.fail_on
-    )
+    found = compare(here, there, settings, name=options.reference, anyway=options.allow_mismatch, fail_on=options.fail_on)
     failed = any(verdict.outcome == "failed" for verdict in found.verdicts)
     if options.format == "json":
         return shown.as_json(found), failed
