@@ -185,7 +185,7 @@ def test_plotly_and_jinja_are_not_imported_without_report(
     [
         ("", "--llem-html: must not be empty"),
         ("folder", "--llem-html: must be a file (got '*/folder')"),
-        ("study.yaml/page.html", "--llem-html: '*/study.yaml' is no directory"),
+        ("study.yaml/page.html", "--llem-html: '*/study.yaml' is not a directory"),
         ("x" * 300, "--llem-html: *File name too long*"),
         ("pipe", "--llem-html: must be a file (got '*/pipe')"),
         ("study.yaml", "--llem-html: exists with other content and is not overwritten (got '*/study.yaml')"),
