@@ -609,7 +609,7 @@ class TestSoftware:
     def test_one_that_is_not_there(self, doctor: Callable[..., Any]) -> None:
         status, found = doctor("--python", "no/python")
         assert status == 1
-        assert "is not there" in about(found, "blocks", "python")[0].what
+        assert "does not exist" in about(found, "blocks", "python")[0].what
 
     @pytest.mark.slow
     def test_the_real_engine_is_imported_elsewhere(self) -> None:
