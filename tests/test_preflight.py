@@ -79,7 +79,7 @@ def reasons(folder: Path, text: str, host: Host = CPU, model_path: tuple[Path, .
         ),
         (
             "model: builtin:tiny-llama\nrunners: {pytorch: '~nobody-of-that-name/python'}",
-            "runner '~nobody-of-that-name/python' of engine 'pytorch' is not there",
+            "runner '~nobody-of-that-name/python' of engine 'pytorch' does not exist",
         ),
         ("model: builtin:tiny-llama\nexecution: {skip_preflight: true}\nrunners: {pytorch: no/python}", None),
     ],
@@ -140,10 +140,7 @@ class TestAnotherInterpreter:
     def test_a_runner_is_relative_to_the_study(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "python").symlink_to(sys.executable)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(
-            "pytest_llem.planning.preflight.check_runner_environment",
-            lambda interpreter, engine, pip: f"needs: {pip}",
-        )
+        monkeypatch.setattr("pytest_llem.planning.preflight.check_runner_environment", lambda there, engine, pip: f"lacks: {pip}")
         assert reasons(tmp_path, "model: m\nrunners: {pytorch: python}") == [
             "runner 'python' of engine 'pytorch' needs: ./python -m pip"
         ]
