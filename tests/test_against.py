@@ -142,7 +142,9 @@ def test_gate_alone_judges_newest_interleaved_session(drift: Callable[..., pytes
     drift(3, "--llem-run-id=later").assert_outcomes(passed=4)
     run = drift(3, AGAINST, "-k", "regression", "-rP")
     run.assert_outcomes(passed=1, deselected=8)
-    run.stdout.fnmatch_lines(["*SAME: 1.000 × the reference*paired*", "llem: 1 gate *before: results/noop_turns"])
+    run.stdout.fnmatch_lines(
+        ["*SAME: 1.000 × the reference*paired*", "llem: 1 gate judged by an earlier run: results/noop_turns"]
+    )
 
 
 def test_session_with_another_interpreter_is_not_judged(

@@ -1,4 +1,4 @@
-"""The README's tables of what gates promise are those of ``tests/benchmarks/gates.py``."""
+"""The README's tables of false alarms and detectable changes match ``tests/benchmarks/gates.py``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def tables(text: Any) -> Any:
-    """Return the percentages in each table whose rows begin with a CV and a number of cycles, by these two."""
+    """Return the percentages in each table whose rows begin with a CV and a number of cycles, by CV and number."""
     found = []
     for block in re.findall(r"^\| CV.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.M):
         rows = [line.strip("| ").split("|") for line in block.splitlines()]
@@ -54,7 +54,7 @@ def test_detectable_changes_in_readme(readme: tuple[dict[tuple[Any, ...], list[f
 
 @pytest.mark.slow
 def test_false_alarm_rates_in_readme(readme: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
-    """What is simulated holds, and is what the README shows but for the last digit, in which libraries differ."""
+    """The simulated rates hold, and match the README except for the last digit, which depends on the libraries."""
     done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     same, sessions, _ = tables(done.stdout)

@@ -428,7 +428,7 @@ class TestBaselines:
         run = study.run("--llem-baseline", "main")
         assert run.ret == pytest.ExitCode.USAGE_ERROR
         run.stderr.fnmatch_lines(
-            ["ERROR: study.yaml::regression[[]missing-size=2*: *: neither the study nor its reference has *"]
+            ["ERROR: study.yaml::regression[[]missing-size=2*: neither the study nor its reference has *"]
         )
         assert study.newest().summary.completed == 4
 

@@ -96,8 +96,8 @@ def best(points: Sequence[PointResult], metric: str) -> Ranking:
 def _dominated(rivals: Sequence[tuple[float, float, int]], points: Sequence[tuple[float, float, int]]) -> set[int]:
     """Return the places of *points* that a rival with another place dominates, in O(n log n).
 
-    A rival dominates a point if it is no worse in both values and better in one. Both sequences hold two values,
-    of which lower is better, and a place.
+    A rival dominates a point if neither of its values is worse and at least one is better. Both sequences hold two
+    values, of which lower is better, and a place.
     """
     found: set[int] = set()
     ordered = sorted(rivals)
