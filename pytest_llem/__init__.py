@@ -36,7 +36,7 @@ _HOMES = {
     "ExperimentOrchestrator": "pytest_llem.measurement.orchestrator",
     "ExperimentResult": "pytest_llem.results.experiment",
     "IsolatedExperiment": "pytest_llem.execution.isolated",
-    "StudyConfig": "pytest_llem.study.loading",
+    "StudyConfig": "pytest_llem.study.design",
     "StudyError": "pytest_llem.study.problems",
     "StudyResult": "pytest_llem.results.models",
     "StudyRunError": "pytest_llem.api",

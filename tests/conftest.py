@@ -52,7 +52,7 @@ sys.dont_write_bytecode = False
 # pytester forgets what a run of pytest in this process imports, but an extension module cannot be imported twice.
 # So whatever a controller may import is imported here.
 for _module in pkgutil.walk_packages(pytest_llem.__path__, "pytest_llem."):
-    if not re.search(r"\.(backends|measurement)\.|__main__", _module.name):
+    if not re.search(r"\.(engines|measurement)\.|__main__", _module.name):
         with contextlib.suppress(ImportError):  # of an extra that is not installed, as on a machine for tests/gpu
             importlib.import_module(_module.name)
 for _name in ("numpy", "scipy.stats", "pandas"):

@@ -81,7 +81,9 @@ def test_testbed_facts_on_several_gpus() -> None:
 
 
 def test_gpu_unknown_to_nvml_is_named_by_the_engine() -> None:
-    found = facts.testbed_facts([_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])])
+    found = facts.testbed_facts(
+        [_on_gpus({"uuid": "GPU-1", "nvml": "no library"}, engine__device_names=["NVIDIA T4"])]
+    )
     assert found["gpu"] == "NVIDIA T4"
     assert "power_limit" not in found
 

@@ -140,7 +140,9 @@ class TestAnotherInterpreter:
     def test_a_runner_is_relative_to_the_study(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "python").symlink_to(sys.executable)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("pytest_llem.planning.preflight.check_runner_environment", lambda there, engine, pip: f"lacks: {pip}")
+        monkeypatch.setattr(
+            "pytest_llem.planning.preflight.check_runner_environment", lambda there, engine, pip: f"lacks: {pip}"
+        )
         assert reasons(tmp_path, "model: m\nrunners: {pytorch: python}") == [
             "runner 'python' of engine 'pytorch' needs: ./python -m pip"
         ]

@@ -21,7 +21,6 @@ from pytest_llem.registry import ENGINE_GROUP, installed
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import Manifest, StudyResult
 from pytest_llem.results.quality_warnings import WARNINGS
-from pytest_llem.results.tabular import column
 from pytest_llem.study.schema import study_schema
 
 OUTPUT = Path(__file__).parent.parent / "_generated"
@@ -205,7 +204,7 @@ def metrics() -> Iterator[str]:
         yield f"{{#{name}}}"
         yield f"## `{name}`"
         yield ""
-        yield f"*{one.unit}, {better}, CSV column `{column(name)}`*"
+        yield f"*{one.unit}, {better}*"
         yield ""
         yield prose(one.meaning)
         yield ""

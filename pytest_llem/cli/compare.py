@@ -112,8 +112,15 @@ def _compared(options: argparse.Namespace) -> tuple[str, bool]:
     reference, candidate = load(options.reference, Path()), load(options.candidate, Path())
     if dependent := shared_experiments(candidate, reference):
         raise ValueError(f"{options.candidate} and {options.reference}: {dependent}")
-    settings = _settings(here, options.metric, options.alpha, options.delta)
-    found = compare(here, there, settings, name=options.reference, anyway=options.allow_mismatch, fail_on=options.fail_on)
+    settings = _settings(candidate, options.metric, options.alpha, options.delta)
+    found = compare(
+        candidate,
+        reference,
+        settings,
+        name=options.reference,
+        allow_mismatch=options.allow_mismatch,
+        fail_on=options.fail_on,
+    )
     failed = any(verdict.outcome == "failed" for verdict in found.verdicts)
     if options.format == "json":
         return formats.as_json(found), failed

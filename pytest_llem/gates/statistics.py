@@ -118,8 +118,8 @@ def contrast(candidate: Mapping[int, float], reference: Mapping[int, float], *, 
         UndecidableError: There are too few cycles, or a value is not above 0.
 
     Example:
-        >>> contrast({1: 1.1, 2: 1.2, 3: 1.1}, {1: 1.0, 2: 1.0, 3: 1.1}, paired=False).degrees
-        4.0
+        >>> contrast({1: 1.1, 2: 1.2, 3: 1.1}, {1: 1.0, 2: 1.0, 3: 1.1}, paired=True).n
+        3
     """
     if paired:
         common = sorted(candidate.keys() & reference.keys())

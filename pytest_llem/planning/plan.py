@@ -136,7 +136,7 @@ class Plan:
             }
             if self.reference
             else None,
-            "sight": list(self.minimum_detectable_effect),
+            "minimum_detectable_effect": list(self.minimum_detectable_effect),
             "load": self.load,
             "notes": [f"{note.where}: {note.message}" for note in self.study.notes],
             "experiments": [

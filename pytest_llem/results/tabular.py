@@ -24,9 +24,6 @@ Cell = str | int | float | bool | None
 #: What each row stands for.
 Per = Literal["point", "experiment"]
 
-#: Suffixes by the unit of metrics whose names do not include it.
-_UNIT_SUFFIXES = {"ratio": "_ratio"}
-
 #: Units of energies and of metrics derived from energies: only these have a method.
 _ENERGIES = {"J", "Wh", "W", "J·s", "1/J", "g"}
 
@@ -52,11 +49,6 @@ class Table:
         writer.writerow(self.columns)
         writer.writerows([_csv_cell(cell) for cell in row] for row in self.rows)
         return text.getvalue()
-
-
-def column(metric: str) -> str:
-    """Return the name of a metric's column: the metric's name, followed by its unit if that is not part of it."""
-    return f"{metric}{_UNIT_SUFFIXES.get(CATALOGUE[metric].unit, '')}"
 
 
 def point_table(result: StudyResult) -> Table:
@@ -91,7 +83,7 @@ def point_table(result: StudyResult) -> Table:
             row |= _spread(name, point.metrics.get(name))
         found.append(row)
     spread = {
-        f"{column(name)}{suffix}": definition.unit
+        f"{name}{suffix}": definition.unit
         for name, definition in CATALOGUE.items()
         for suffix in ("", "_sd", "_ci95_low", "_ci95_high")
     }
@@ -129,11 +121,11 @@ def experiment_table(result: StudyResult) -> Table:
         for name in CATALOGUE:
             summary = point.metrics.get(name) if point is not None else None
             value = _of_cycle(point, summary, entry)
-            row[column(name)] = value
+            row[name] = value
             if _has_method(name):
                 row |= _provenance(name, summary if value is not None else None)
         found.append(row)
-    units = {column(name): definition.unit for name, definition in CATALOGUE.items()} | {"wall_seconds": "s"}
+    units = {name: definition.unit for name, definition in CATALOGUE.items()} | {"wall_seconds": "s"}
     return _table(found, units)
 
 
@@ -178,8 +170,7 @@ def _has_method(metric: str) -> bool:
     return CATALOGUE[metric].unit in _ENERGIES
 
 
-def _spread(metric: str, summary: Summary | None) -> dict[str, Cell]:
-    name = column(metric)
+def _spread(name: str, summary: Summary | None) -> dict[str, Cell]:
     low, high = summary.ci95 if summary is not None and summary.ci95 is not None else (None, None)
     cells: dict[str, Cell] = {
         name: summary.mean if summary is not None else None,
@@ -188,11 +179,10 @@ def _spread(metric: str, summary: Summary | None) -> dict[str, Cell]:
         f"{name}_ci95_high": high,
         f"{name}_n": summary.n if summary is not None else 0,
     }
-    return cells | _provenance(metric, summary) if _has_method(metric) else cells
+    return cells | _provenance(name, summary) if _has_method(name) else cells
 
 
-def _provenance(metric: str, summary: Summary | None) -> dict[str, Cell]:
-    name = column(metric)
+def _provenance(name: str, summary: Summary | None) -> dict[str, Cell]:
     return {
         f"{name}_{what}": getattr(summary, what) if summary is not None else None
         for what in ("method", "boundary", "invalid")
