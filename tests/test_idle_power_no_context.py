@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -146,8 +145,8 @@ def test_without_a_meter_there_is_no_wait(name: str) -> None:
 # ---- reuse in later cycles ----
 
 
-def _result(**idle_power: Any) -> str:
-    return json.dumps({"idle_power": {"idle_power_w": 40.0, "age_seconds": 0.0, **idle_power}})
+def _result(**idle_power: Any) -> dict[str, Any]:
+    return {"idle_power": {"idle_power_w": 40.0, "age_seconds": 0.0, **idle_power}}
 
 
 def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_idle_power_is_known_to_cycles_of_its_point_only(tmp_path: Path) -> None
 def test_only_measured_idle_power_is_kept(idle_power: dict[str, Any]) -> None:
     shared_state = SharedState()
     keep_idle_power(shared_state, "abc", None, _result(**idle_power))
-    keep_idle_power(shared_state, "abc", None, '{"idle_power": null}')
+    keep_idle_power(shared_state, "abc", None, {"idle_power": None})
     assert known_idle_power(shared_state, "abc", None) is None
 
 

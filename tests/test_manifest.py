@@ -23,8 +23,9 @@ from pytest_llem.results import manifest as module
 from pytest_llem.results import study_result
 from pytest_llem.results.document import SCHEMA_VERSION
 from pytest_llem.results.journal import Journal
-from pytest_llem.results.manifest import JOURNAL, ManifestWriter, now, read_manifest, stored_result
+from pytest_llem.results.manifest import JOURNAL, ManifestWriter, read_manifest, stored_result
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.times import now
 
 GOLDEN = Path(__file__).parent / "golden" / "1.0"
 ERROR = ErrorRecord(kind="exception", type="ValueError", message="no\nand no")

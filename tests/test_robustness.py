@@ -24,10 +24,11 @@ from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.host import Host
 from pytest_llem.planning.preflight import Preflight
 from pytest_llem.results.liveness import is_locked
-from pytest_llem.results.manifest import ManifestWriter, now, read_manifest
+from pytest_llem.results.manifest import ManifestWriter, read_manifest
 from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.study.execution import ExecutionConfig
 from pytest_llem.study.loading import load_study
+from pytest_llem.times import now
 from tests.support.marks import slow
 from tests.support.tiny import config
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +118,7 @@ def _outcome_of(experiment: Experiment, item: pytest.Item) -> ErrorRecord | None
         outcome = _run_until_uncontended(item, study, experiment, lease, timeout)
         if outcome.result is not None:
             python = study.interpreter(config.backend)
-            keep_idle_power(item.config.stash[SHARED_STATE], experiment.point.config_hash, python, outcome.result)
+            keep_idle_power(item.config.stash[SHARED_STATE], experiment.point.config_hash, python, outcome.data)
     add_section(item, outcome.output, failed=outcome.error is not None)
     return _keep(item, experiment, outcome)
 
@@ -144,9 +143,9 @@ def _run_until_uncontended(
         )
         outcome = _run(item, job, study.execution, lease, timeout)
         output += outcome.output
-        contended = contended_run(outcome.result)
+        contended = contended_run(outcome.data)
         if contended is None or not _may_repeat(item, study, experiment):
-            return replace(outcome, output=output)
+            return replace(outcome, output=output) if repeats else outcome
         repeats.append(contended)
         print_line(
             item.config, f"{experiment.id} is contended and is measured again: {'; '.join(contended.reasons)}"
@@ -201,7 +200,7 @@ def _keep(
     """
     payload = _payload(run_of(item), experiment, outcome, item.config)
     item.stash[PAYLOAD] = payload | {"replayed_from": source, "replay_mismatch": mismatch}
-    properties = _properties(outcome.result)
+    properties = _properties(outcome.data)
     if source is not None:
         properties.append((REPLAYED_PROPERTY, source))
     others = [one for one in item.user_properties if not one[0].startswith("llem_")]  # a rerun replaces them
@@ -330,11 +329,11 @@ def place_skip(item: pytest.Item, report: pytest.TestReport) -> None:
         report.longrepr = str(path), (line or 0) + 1, report.longrepr[2]
 
 
-def _properties(result: str | None) -> list[tuple[str, object]]:
+def _properties(result: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Return a result's main metrics as user properties of a report, which JUnit XML shows."""
-    if result is None:
+    if not result:
         return []
-    metrics = json.loads(result)["metrics"]
+    metrics = result["metrics"]
     values = ((shown, metrics[name]["value"]) for name, shown in PROPERTIES.items())
     return [
         *((name, value) for name, value in values if value is not None),

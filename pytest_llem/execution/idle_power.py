@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,16 +37,18 @@ def known_idle_power(shared_state: SharedState, config_hash: str, python: Path |
     return found
 
 
-def keep_idle_power(shared_state: SharedState, config_hash: str, python: Path | None, result: str) -> None:
+def keep_idle_power(
+    shared_state: SharedState, config_hash: str, python: Path | None, result: Mapping[str, Any]
+) -> None:
     """Keep the idle power that an experiment measured itself, for the later cycles of its point.
 
     Args:
         shared_state: The session's shared state.
         config_hash: Hash of the point's configuration.
         python: The point's interpreter; None for this one.
-        result: The experiment's result as JSON text.
+        result: The experiment's result as plain data.
     """
-    idle_power = json.loads(result).get("idle_power")
+    idle_power = result.get("idle_power")
     if idle_power and idle_power.get("idle_power_w") is not None and idle_power.get("age_seconds") == 0:
         with suppress(OSError):  # the next cycle then measures it again
             shared_state.put(_point_key(config_hash, python), _CONTEXT, idle_power)

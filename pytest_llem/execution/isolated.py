@@ -125,7 +125,7 @@ class IsolatedExperiment:
         if outcome.result is None:
             assert outcome.error is not None
             raise self._failure(outcome.error, outcome.output)
-        keep_idle_power(self._shared_state, study.design_hash, None, outcome.result)
+        keep_idle_power(self._shared_state, study.design_hash, None, outcome.data)
         return ExperimentResult.model_validate_json(outcome.result)
 
     def _run_alone(self, study: StudyConfig, settings: Settings, preflight: Preflight, deadline: float) -> Outcome:

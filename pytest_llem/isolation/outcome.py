@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pytest_llem.hardware.cgroups import oom_kills
 from pytest_llem.isolation import worker
@@ -27,6 +30,12 @@ class Outcome:
     files: dict[str, str] = field(default_factory=dict)
     error: ErrorRecord | None = None
     output: str = ""
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """The result as plain data, parsed once; empty if there is none."""
+        found: dict[str, Any] = json.loads(self.result) if self.result is not None else {}
+        return found
 
 
 def collect(attempt: Path, child: Child, timeout: float | None, killed_before: int | None) -> Outcome:

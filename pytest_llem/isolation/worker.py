@@ -20,11 +20,11 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_llem.isolation.supervisor import DUMP_STACKS
+from pytest_llem.times import now
 
 #: Files in the attempt's folder. STACKS receives the stacks of all threads when the time is up.
 JOB, RESULT, ERROR, STACKS = "job.json", "result.json", "error.json", "stacks.txt"
@@ -82,9 +82,9 @@ def main(attempt: str, events: int, start_fd: int) -> None:
 
     try:
         announce("importing")
-        start = {"began_at": _now()}
+        start = {"began_at": now()}
         import_needed(read_job(directory))
-        start["ready_at"] = _now()
+        start["ready_at"] = now()
         if not os.read(start_fd, 1):
             return
         run(read_job(directory), start, directory, announce, events)
@@ -180,11 +180,6 @@ def run(
     for name, text in measured.files().items():
         write_whole(directory / name, text)
     write_whole(directory / RESULT, measured.result.model_dump_json(indent=1) + "\n")
-
-
-def _now() -> str:
-    """Return the time in the format of results."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write_whole(path: Path, text: str) -> None:

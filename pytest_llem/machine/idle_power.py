@@ -9,9 +9,9 @@ from typing import Any
 from pytest_llem import registry
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.energy.protocol import Meter
-from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import weakest
 from pytest_llem.study.config import AUTO, ExperimentConfig
+from pytest_llem.times import now
 
 #: Duration of the measurement, in s.
 SECONDS = 5.0

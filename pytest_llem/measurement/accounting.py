@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
@@ -13,6 +12,7 @@ from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
+from pytest_llem.times import utc
 from pytest_llem.workload.prompts import Workload
 
 J_PER_WH = 3600.0
@@ -177,12 +177,8 @@ def window_record(window: Window) -> WindowRecord:
         read_skew_seconds=account.read_skew_seconds,
         pass_seconds_cv=window.cv,
         drift=window.drift,
-        began_at=_utc(window.began_at),
-        ended_at=_utc(window.began_at + window.seconds),
+        began_at=utc(window.began_at, "microseconds"),
+        ended_at=utc(window.began_at + window.seconds, "microseconds"),
         restarts=window.restarts,
         compiled=window.compiled,
     )
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -15,9 +15,9 @@ from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import IdlePowerRecord
-from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
 from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig
+from pytest_llem.times import now
 
 #: Methods that can measure idle power. An estimate from CPU time would be 0.
 IDLE_METHODS: tuple[Method, ...] = ("measured", "sampled")

@@ -35,10 +35,10 @@ from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult, Identity, IdlePowerRecord, InputsRecord
-from pytest_llem.results.manifest import now
 from pytest_llem.results.metrics import metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
+from pytest_llem.times import now
 from pytest_llem.workload.prompts import Texts, build_workload, read_texts, warmup_prompts
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -101,15 +101,14 @@ class PointContention(Record):
         return "contended" if cycle in self.contended else "unknown" if cycle in self.unknown else "uncontended"
 
 
-def contended_run(result: str | None) -> ContendedRun | None:
-    """Return what is kept of an experiment's result, as JSON text, that was contended; None for any other."""
-    found = json.loads(result) if result is not None else {}
-    contention = found.get("contention") or {}
+def contended_run(result: Mapping[str, Any]) -> ContendedRun | None:
+    """Return what is kept of an experiment's result, as plain data, if it was contended, else None."""
+    contention = result.get("contention") or {}
     if contention.get("state") != "contended":
         return None
     return ContendedRun(
-        started_at=found["started_at"],
-        completed_at=found["completed_at"],
-        seconds=found["metrics"]["seconds"]["value"],
+        started_at=result["started_at"],
+        completed_at=result["completed_at"],
+        seconds=result["metrics"]["seconds"]["value"],
         reasons=contention["reasons"],
     )

@@ -11,12 +11,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_llem.results.journal import Journal, Line, read_journal
 from pytest_llem.results.liveness import DirectoryLock, boot_id, is_locked
 from pytest_llem.results.models import EntryStatus, ErrorRecord, Manifest, ManifestEntry, StudyStatus
+from pytest_llem.times import now
 
 #: File names of the whole state, and of the transitions since it was written.
 MANIFEST, JOURNAL = "manifest.json", "manifest.journal"
@@ -26,11 +26,6 @@ REFRESH_SHARE = 1 / 64
 
 #: … or after this multiple of the time that the last whole write took.
 REFRESH_PAUSE = 100
-
-
-def now() -> str:
-    """Return the time in UTC, as ISO 8601 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write_atomically(path: Path, text: str) -> str:

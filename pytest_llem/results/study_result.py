@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pytest_llem.results.quality_warnings import QualityWarning, Severity, Study
 from pytest_llem.results.statistics import Summary, mean_interval
 from pytest_llem.study.dataset import SYNTHETIC
 from pytest_llem.study.design import StudyConfig
+from pytest_llem.times import seconds_between
 
 #: File written at the start of a study: a StudyResult without results.
 DESIGN = "study_design.json"
@@ -342,7 +342,7 @@ def _summary(manifest: Manifest, found: Findings) -> StudySummary:
         replayed=sum(
             entry.status == "completed" and entry.replayed_from is not None for entry in manifest.experiments
         ),
-        wall_seconds=_seconds_between(manifest.started_at, max(ended)) if ended else 0.0,
+        wall_seconds=seconds_between(manifest.started_at, max(ended)) if ended else 0.0,
         energy_j=sum(found.known) if alike else None,
         method=weakest(found.methods) if alike else None,
     )
@@ -369,10 +369,6 @@ def _gap_warnings(result: ExperimentResult) -> Iterator[QualityWarning]:
                 f"{', '.join(left)} had not released the memory of the previous experiment, or another process "
                 "holds it: gap.memory_left_mb of the result says how much",
             )
-
-
-def _seconds_between(start: str, end: str) -> float:
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 _ISOLATION = {

@@ -11,11 +11,12 @@ from typing import Any
 
 from pytest_llem.results.environment import package_version
 from pytest_llem.results.experiment import ExperimentResult
-from pytest_llem.results.manifest import ManifestWriter, now, write_atomically
+from pytest_llem.results.manifest import ManifestWriter, write_atomically
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry, StudyResult, StudyStatus
 from pytest_llem.results.study_result import DESIGN, RESULT_LOST, Findings, add_results, complete, study_design
 from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.times import now
 
 
 @dataclass
@@ -31,6 +32,7 @@ class StudyRun:
         stopped: Why the plugin ended the study before all experiments had run; None if it did not.
         lost: Messages about saved results that are missing or changed at the end.
         page: Path of the HTML page; None if it was not written.
+        latest: Result of the experiment that was completed last, or None.
     """
 
     study: StudyConfig
@@ -41,6 +43,7 @@ class StudyRun:
     stopped: str | None = None
     lost: list[str] = field(default_factory=list)
     page: Path | None = None
+    latest: ExperimentResult | None = None
     _summarised: tuple[StudyResult, Findings] | None = None
 
     @classmethod
@@ -126,6 +129,7 @@ class StudyRun:
             replayed_from=payload["replayed_from"],
             replay_mismatch=payload["replay_mismatch"],
         )
+        self.latest = result
         return result
 
     def failed(self, experiment: Experiment, error: ErrorRecord, worker: str | None = None) -> None:

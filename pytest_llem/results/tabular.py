@@ -9,7 +9,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llem.catalogue import CATALOGUE
@@ -18,6 +17,7 @@ from pytest_llem.results.pareto import COST, SPEED, pareto_optimal
 from pytest_llem.results.statistics import Summary
 from pytest_llem.results.verdicts import worst
 from pytest_llem.study.identity import value_text
+from pytest_llem.times import seconds_between
 
 Cell = str | int | float | bool | None
 
@@ -222,9 +222,7 @@ def _contention(point: PointResult | None, entry: ManifestEntry) -> str | None:
 
 
 def _between(start: str | None, end: str | None) -> float | None:
-    if start is None or end is None:
-        return None
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    return None if start is None or end is None else seconds_between(start, end)
 
 
 def _csv_cell(cell: Cell) -> Cell:

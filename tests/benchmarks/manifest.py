@@ -17,8 +17,9 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
-from pytest_llem.results.manifest import ManifestWriter, now
+from pytest_llem.results.manifest import ManifestWriter
 from pytest_llem.results.models import ErrorRecord, Manifest, ManifestEntry
+from pytest_llem.times import now
 
 BLOCK = 100
 

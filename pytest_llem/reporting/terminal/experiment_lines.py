@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
@@ -15,6 +14,7 @@ from pytest_llem._plugin.node_ids import PAYLOAD_ATTRIBUTE, file_of, is_referenc
 from pytest_llem.planning.estimate import duration_text
 from pytest_llem.planning.forecast import Forecast
 from pytest_llem.reporting.terminal.tables import number
+from pytest_llem.results.metrics import Metric
 from pytest_llem.results.models import ErrorRecord
 from pytest_llem.results.study_run import StudyRun
 from pytest_llem.study.design import Experiment
@@ -123,8 +123,9 @@ class Lines:
         forecast = self._forecast(file)
         forecast.end((key, experiment.id), report.duration, completed=completed)
         name = f"reference {experiment.id}" if is_reference(key) else experiment.id
-        if completed and payload is not None:
-            found = f": {_figures(json.loads(payload['result'])['metrics'])}"
+        latest = self._runs[key].latest
+        if completed and latest is not None:
+            found = f": {_figures(latest.metrics)}"
         else:
             found = f" {'failed as expected' if entry.status == 'skipped' else 'failed'}: {_why(entry.error)}"
         text = f"{len(ended)}/{self._counts[file]} {name}{found}, {_duration(report.duration)}"
@@ -146,19 +147,19 @@ class Lines:
             self._reporter.write(text, flush=True)
 
 
-def _figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+def _figures(metrics: Mapping[str, Metric]) -> str:
     """Return an experiment's main figures: ``122 tok/s, 0.160 J/output token (estimated)``."""
     rate, cost = metrics[_RATE], metrics[_COST]
-    figures = [] if rate["value"] is None else [f"{number(rate['value'])} tok/s"]
-    if cost["value"] is None:
+    figures = [] if rate.value is None else [f"{number(rate.value)} tok/s"]
+    if cost.value is None:
         figures.append("energy unavailable")
     else:
-        how = "invalid" if cost.get("invalid") else cost["method"]
-        if cost.get("covers_engine") is False:
-            how = f"{how}, {cost['boundary']}"
-        figures.append(f"{number(cost['value'])} J/output token{'' if how == 'measured' else f' ({how})'}")
-    if rate.get("not_judged"):
-        figures.append(f"not judged: {rate['not_judged']}")
+        how: str | None = "invalid" if cost.invalid else cost.method
+        if cost.covers_engine is False:
+            how = f"{how}, {cost.boundary}"
+        figures.append(f"{number(cost.value)} J/output token{'' if how == 'measured' else f' ({how})'}")
+    if rate.not_judged:
+        figures.append(f"not judged: {rate.not_judged}")
     return ", ".join(figures)
 
 
