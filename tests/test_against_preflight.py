@@ -81,7 +81,7 @@ def test_engine_missing_in_the_reference_is_refused(
 ) -> None:
     bare = Environment(tmp_path / "bare", ROOT, NOOP_ENGINE, *SITE_PACKAGES)
     against(bare.python).stderr.fnmatch_lines(
-        ["*the reference: engine 'own_engine:Engine': no module 'own_engine' *"]
+        ["*the reference: engine 'own_engine:Engine': module 'own_engine' not found *"]
     )
 
 

@@ -486,7 +486,7 @@ def test_a_contended_cycle_is_repeated_once_a_point(study: Study, results: Resul
     assert first.repeats[0].seconds == golden().metrics["seconds"].value
     (summary,) = results.study_result["points"]
     assert summary["contention"] == {"contended": [2], "unknown": [], "reasons": ["others: 50 %"]}
-    found.stdout.fnmatch_lines(["llem: n=1-cycle=1 is contended, and measured again: others: 50 %"])
+    found.stdout.fnmatch_lines(["llem: n=1-cycle=1 is contended and is measured again: others: 50 %"])
     found.stdout.fnmatch_lines(["run 1", "run 2"])  # output of both runs
 
 

@@ -274,7 +274,7 @@ class TestGpus:
         add_gpus(scripted_gpu(no_counter=1, no_power_reading=1))
         status, found = doctor()
         assert (status, found.verdict.method, found.gpus[0].power_sources) == (1, "unavailable", [])
-        assert "no reading of power" in about(found, "blocks")[0].what
+        assert "power cannot be read" in about(found, "blocks")[0].what
 
     def test_energy_counter_that_does_not_advance_is_sampled(
         self, add_gpus: Callable[..., Any], doctor: Callable[..., Any]

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pytest_llem.results.carbon import emission_factors
 from pytest_llem.results.experiment import ExperimentResult
@@ -17,6 +16,7 @@ from pytest_llem.results.models import Manifest, ManifestEntry
 from pytest_llem.results.study_result import DESIGN
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.design import Experiment, StudyConfig
+from pytest_llem.study.grid import flatten
 
 #: File that a finished run contains.
 RESULT = "study_result.json"
@@ -278,22 +278,13 @@ def _field_difference(study: StudyConfig, directory: Path) -> str | None:
         except (OSError, ValueError, LookupError, TypeError):  # an unfinished run, or an edited file
             continue
         for point in study.points:
-            now = dict(_flat(point.config.model_dump(mode="json")))
-            then = dict(_flat(configs.get(point.id)))
+            now = dict(flatten(point.config.model_dump(mode="json")))
+            then = dict(flatten(configs.get(point.id, {})))
             changed = [name for name in now if name in then and then[name] != now[name]]
             if changed:
                 fields = [f"{name}: {then[name]} then, {now[name]} now" for name in changed[:MAX_DIFFERENCES]]
                 return f": {point.id} had {', '.join(fields)}"
     return None
-
-
-def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the fields of *config* by dotted name."""
-    for name, value in config.items() if isinstance(config, dict) else ():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _listed(names: frozenset[str] | set[str]) -> str:
