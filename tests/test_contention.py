@@ -712,5 +712,5 @@ def test_page_shows_how_often_devices_were_contended() -> None:
         contention = Contention.model_validate({"state": state, "others_cpu_share": others})
         seen.add(golden().model_copy(update={"contention": contention}))
     rows = dict(seen.rows())
-    assert rows["Use of its devices by others"] == "contended in 1, uncontended in 1"
+    assert rows["Contention by other processes"] == "contended in 1, uncontended in 1"
     assert rows["Share of the CPUs used by other processes"] == "0 to 0.500"
