@@ -112,7 +112,7 @@ def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
     [(severity, _, what)] = _findings(None)
     assert (severity, what.rpartition(": ")[2]) == (
         "note",
-        "which of them is the first, which engines use, is unknown",
+        "the first one, which engines use, is unknown",
     )
     [(severity, about, what)] = _findings("7")
     assert (severity, about) == ("blocks", "CUDA_VISIBLE_DEVICES")

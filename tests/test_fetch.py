@@ -166,8 +166,8 @@ class TestHub:
             "(then set HF_TOKEN)",
             f"not available: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
             "it, but no revision 'v9'",
-            "not to be had: owner/pickled: its weights are not there as *.safetensors, which alone are downloaded",
-            f"not to be had: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either "
+            "not available: owner/pickled: it has no *.safetensors files, and weights are downloaded in no other format",
+            f"not available: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either "
             "(expected owner/name)",
             lines[4],
             "not available: builtin:other: the only builtin is builtin:tiny-llama",
@@ -266,7 +266,7 @@ class TestMistakes:
         file = study("model: .\nsweep: {pytorch.load_in_4bit: [true, false], pytorch.load_in_8bit: [true, false]}")
         status, lines, stderr = llem(file)
         assert (status, lines) == (1, [])
-        assert "is left out, says --llem-strict" in stderr
+        assert "is excluded, an error with --llem-strict" in stderr
 
 
 OWN_ENGINE = """

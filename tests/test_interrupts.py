@@ -92,7 +92,7 @@ def test_signal_ends_the_experiment_and_is_in_the_manifest(
     assert results.study_result["status"] == "interrupted"
     summary = f"0 of 4 experiments completed, {len(interrupted)} interrupted, {4 - len(interrupted)} not run"
     assert summary in output
-    assert "--llem-resume goes on from here" in output
+    assert "run again with --llem-resume to continue" in output
 
 
 @pytest.mark.slow

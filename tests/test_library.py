@@ -72,7 +72,7 @@ def test_model_path_reaches_the_experiment(pytester: pytest.Pytester) -> None:
     [
         ("{}", "not a StudyResult: pytest_llem_version: Field required"),
         ("not json", "not a StudyResult: the file: Invalid JSON"),
-        (None, "schema version 3.0 cannot be read here"),
+        (None, "schema version 3.0 cannot be read"),
     ],
 )
 def test_load_refuses_files_that_are_not_study_results(
