@@ -116,7 +116,7 @@ def test_doctor_reports_ambiguous_order_and_unknown_gpu_number() -> None:
     )
     [(severity, about, what)] = _findings("7")
     assert (severity, about) == ("blocks", "CUDA_VISIBLE_DEVICES")
-    assert what == "'7' in '7' names no GPU: CUDA uses only those before it, so engines run on the CPU"
+    assert what == "'7' in '7' names no GPU: CUDA uses only the entries before it, so engines run on the CPU"
     assert [severity for severity, *_ in _findings("1,2", order="PCI_BUS_ID")] == ["hinders"]
 
 
