@@ -208,9 +208,7 @@ class StudyResult(Document):
     excluded: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations of the sweep that were left out: ``config`` and ``reason`` of each."""
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the measurement that are the same for all points, such as cycles, order, gaps and start
-    method.
-    """
+    """Settings that all points share: isolation, start method, cycles, order, gaps and ``gates``."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     result_files: list[str] = Field(default_factory=list)
