@@ -10,15 +10,15 @@ import re
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from sphinx.application import Sphinx
 
 from pytest_llem._plugin import declarations
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.doctor.records import Examination
 from pytest_llem.registry import ENGINE_GROUP, installed
+from pytest_llem.results.environment import VARIABLES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import Manifest, StudyResult
 from pytest_llem.results.quality_warnings import WARNINGS
@@ -28,6 +28,9 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig, Rule
 from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.schema import study_schema
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 OUTPUT = Path(__file__).parent.parent / "_generated"
 
@@ -69,6 +72,7 @@ def generate(folder: Path) -> None:
         "study-result": records(StudyResult, without=ExperimentResult),
         "manifest": records(Manifest, without=StudyResult),
         "doctor": records(Examination),
+        "variables": variables(),
     }
     for name, lines in pages.items():
         text = "\n".join(lines) + "\n"
@@ -98,10 +102,15 @@ def prose(text: str | None) -> str:
     return " ".join(plain.replace("``", "`").split())
 
 
+def names_as_code(text: str) -> str:
+    """Return *text* as Markdown, with names of options, keys and fields as code."""
+    return _CODE.sub(r"`\1`", prose(text))
+
+
 def sentence(text: str) -> str:
-    """Return a help text as a sentence, with names as code."""
-    marked = _CODE.sub(r"`\1`", prose(text)).rstrip(".")
-    return f"{marked[0].upper()}{marked[1:]}."
+    """Return a help text as a sentence."""
+    marked = names_as_code(text).rstrip(".")
+    return f"{marked if marked[0] == '`' else marked[0].upper() + marked[1:]}."
 
 
 # ---- studies ----
@@ -136,13 +145,14 @@ def _fields(
         path = f"{prefix}{name}"
         field = _resolved(given, definitions)
         text = given.get("description") or field.get("description", "")
-        text = marked.get(text) or _CODE.sub(r"`\1`", prose(text))
+        text = marked.get(text) or names_as_code(text)
         facts, text = _facts(field, definitions, text)
-        yield f"{{#{path.replace('[]', '')}}}"  # brackets have a meaning in anchors
+        yield f'{{id="{path.replace("[]", "")}"}}'
         yield f"{'#' * level} `{path}`"
         yield ""
         if name in required or path == "model":
             facts.append("required")
+            text = text.removesuffix(" Required.")
         if facts:
             yield f"*{', '.join(facts)}*"
             yield ""
@@ -314,6 +324,13 @@ def warnings() -> Iterator[str]:
         yield ""
         yield sentence(one.meaning)
         yield ""
+        yield f"What to do: {names_as_code(one.advice)}"
+        yield ""
+
+
+def variables() -> Iterator[str]:
+    """Yield the environment variables that results record."""
+    yield ", ".join(f"[]{{#recorded-{name}}}`{name}`" for name in VARIABLES) + "."
 
 
 # ---- files ----
@@ -336,7 +353,7 @@ def records(document: type[BaseModel], without: type[BaseModel] | None = None) -
         yield ""
         rows = (
             (
-                f"[]{{#{model.__name__.lower()}.{name}}}`{name}`",
+                f'[]{{id="{model.__name__.lower()}.{name}"}}`{name}`',
                 _type(field.annotation),
                 prose(field.description),
             )
