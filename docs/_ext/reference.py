@@ -169,7 +169,7 @@ def _fields(
                     of.get("properties", {}),
                     definitions,
                     f"{path}{separator}",
-                    min(level + 1, 4),
+                    min(level + 1, 3),  # the page includes them one level deeper
                     marked,
                     of.get("required", ()),
                 )
