@@ -344,11 +344,14 @@ def records(document: type[BaseModel], without: type[BaseModel] | None = None) -
         without: Records that are in this one are left out: another page has them.
     """
     known = set(_models(without)) if without is not None else set()
-    for model in _models(document):
+    for model, place in _models(document).items():
         if model in known:
             continue
         yield f"## {model.__name__}"
         yield ""
+        if place:
+            yield f"*at `{place}`*"
+            yield ""
         yield prose((model.__doc__ or "").partition("\n\n")[0])
         yield ""
         rows = (
@@ -362,22 +365,26 @@ def records(document: type[BaseModel], without: type[BaseModel] | None = None) -
         yield from table(("key", "type", "meaning"), rows)
 
 
-def _models(document: type[BaseModel]) -> list[type[BaseModel]]:
-    """Return *document* and the models that it holds, each once, in the order in which they come up."""
-    found: dict[type[BaseModel], None] = {}
+def _models(document: type[BaseModel]) -> dict[type[BaseModel], str]:
+    """Return *document* and the models that it holds, in the order in which they come up, with their places.
 
-    def visit(annotation: Any) -> None:
+    A place is that of the first occurrence, such as ``gpus[].users[]``; it is empty for the document.
+    """
+    found: dict[type[BaseModel], str] = {}
+
+    def visit(annotation: Any, place: str) -> None:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             if annotation in found:
                 return
-            found[annotation] = None
-            for field in annotation.model_fields.values():
-                visit(field.annotation)
+            found[annotation] = place
+            for name, field in annotation.model_fields.items():
+                visit(field.annotation, f"{place}.{name}".lstrip("."))
+        origin = get_origin(annotation)
         for inner in get_args(annotation):
-            visit(inner)
+            visit(inner, f"{place}[]" if origin is list else f"{place}.*" if origin is dict else place)
 
-    visit(document)
-    return list(found)
+    visit(document, "")
+    return found
 
 
 def _type(annotation: Any) -> str:
