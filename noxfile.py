@@ -50,8 +50,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def docs(session: nox.Session) -> None:
-    """That what README.md and the pages under docs/ show runs, and that their links lead somewhere."""
-    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    """That what README.md and the pages under docs/ show runs, that their links lead somewhere, and the site."""
+    session.install("-c", CONSTRAINTS, "-e", ".[docs,test]")
     session.run("pytest", *DOCS, *session.posargs)
 
 

@@ -1,4 +1,4 @@
-"""The README's tables of false alarms and detectable changes match ``tests/benchmarks/gates.py``."""
+"""The tables of what gates promise, on the page on verdicts, are those of ``tests/benchmarks/gates.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.pairs import ALPHA, FAMILY, grid
 
 BENCHMARK = ROOT / "tests" / "benchmarks" / "gates.py"
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "verdicts.md").read_text()
 
 
 def tables(text: Any) -> Any:
@@ -35,14 +35,14 @@ def tables(text: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def readme() -> tuple[dict[tuple[Any, ...], list[float]], ...]:
-    alarms, changes = tables(README)
+def page() -> tuple[dict[tuple[Any, ...], list[float]], ...]:
+    alarms, changes = tables(PAGE)
     assert list(alarms) == list(changes) == list(grid())
     return alarms, changes
 
 
-def test_detectable_changes_in_readme(readme: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
-    for (cv, n), shown in readme[1].items():
+def test_detectable_changes_on_the_page(page: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
+    for (cv, n), shown in page[1].items():
         changes = [
             detectable(cv, n, n, delta=0.02, alpha=ALPHA, family=family, paired=paired)
             for paired in (False, True)
@@ -53,11 +53,11 @@ def test_detectable_changes_in_readme(readme: tuple[dict[tuple[Any, ...], list[f
 
 
 @pytest.mark.slow
-def test_false_alarm_rates_in_readme(readme: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
-    """The simulated rates hold, and match the README except for the last digit, which depends on the libraries."""
+def test_false_alarm_rates_on_the_page(page: tuple[dict[tuple[Any, ...], list[float]], ...]) -> None:
+    """What is simulated holds, and is what the page shows but for the last digit, in which libraries differ."""
     done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     same, sessions, _ = tables(done.stdout)
-    for point, shown in readme[0].items():
+    for point, shown in page[0].items():
         unpaired, delta_of_aa, paired = sessions[point][:2], sessions[point][2:4], sessions[point][-2:]
         assert shown == pytest.approx([*same[point], *unpaired, *delta_of_aa, *paired], abs=0.02), point

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import load_study
-from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.study.dataset import DatasetConfig
 from tests.conftest import ROOT
 
@@ -96,12 +95,6 @@ def test_example_gate_runs(pytester: pytest.Pytester) -> None:
     shutil.copy(ROOT / "studies" / "quickstart.yaml", pytester.path / "studies")
     (pytester.path / "test_cost.py").write_text(block("gate"))
     pytester.runpytest_subprocess("-p", "llem").assert_outcomes(passed=1)
-
-
-def test_docs_list_every_metric() -> None:
-    page = (ROOT / "docs" / "measurement.md").read_text().partition("<!-- metrics -->")[2]
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", page, re.M)
-    assert rows == [(name, one.unit, one.better or "–", one.meaning) for name, one in CATALOGUE.items()]
 
 
 def test_every_shipped_study_collects(pytester: pytest.Pytester) -> None:

@@ -6,30 +6,57 @@ Sphinx calls :func:`setup`. Pages go to ``docs/_generated``, and the pages in ``
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from sphinx.application import Sphinx
 
 from pytest_llem._plugin import declarations
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.doctor.records import Examination
 from pytest_llem.registry import ENGINE_GROUP, installed
+from pytest_llem.results.environment import VARIABLES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import Manifest, StudyResult
 from pytest_llem.results.quality_warnings import WARNINGS
+from pytest_llem.results.tabular import column
+from pytest_llem.study.budgets import BudgetConfig
+from pytest_llem.study.config import ExperimentConfig
+from pytest_llem.study.execution import ExecutionConfig, Rule
+from pytest_llem.study.gates import GatesConfig
 from pytest_llem.study.schema import study_schema
 
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
 OUTPUT = Path(__file__).parent.parent / "_generated"
+
+#: Maximum number of values that are listed one by one.
+MAX_NAMES = 10
+
+#: Sections of a study whose entries are points or metrics, which have fields elsewhere.
+_OPEN = ("sweep", "experiments")
+
+#: Names that are shown as code where a text has them without marks.
+_CODE = re.compile(r"(?<![`\w./-])(--llem-[\w-]+|llem_\w+|[a-z]\w*_\w+|[a-z]\w*(?:\.[a-z]\w*)+)(?![`\w/=])")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Generate the pages before Sphinx looks for them."""
     app.connect("builder-inited", lambda _: generate(OUTPUT))
+    app.connect("autodoc-process-docstring", _examples, priority=400)  # before napoleon's, of 500
     return {"parallel_read_safe": True}
+
+
+def _examples(_app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Make the section ``Example:`` of a docstring a literal block."""
+    for place, line in enumerate(lines):
+        if line.strip() == "Example:" and not any(one.rstrip().endswith("::") for one in lines[place:]):
+            lines[place : place + 1] = [f"{line.rstrip()}:", ""]
+            return
 
 
 def generate(folder: Path) -> None:
@@ -45,6 +72,7 @@ def generate(folder: Path) -> None:
         "study-result": records(StudyResult, without=ExperimentResult),
         "manifest": records(Manifest, without=StudyResult),
         "doctor": records(Examination),
+        "variables": variables(),
     }
     for name, lines in pages.items():
         text = "\n".join(lines) + "\n"
@@ -70,7 +98,19 @@ def code(value: Any) -> str:
 
 def prose(text: str | None) -> str:
     """Return a docstring's text as Markdown, on one line."""
-    return " ".join((text or "").replace("``", "`").split())
+    plain = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"``\1``", text or "")
+    return " ".join(plain.replace("``", "`").split())
+
+
+def names_as_code(text: str) -> str:
+    """Return *text* as Markdown, with names of options, keys and fields as code."""
+    return _CODE.sub(r"`\1`", prose(text))
+
+
+def sentence(text: str) -> str:
+    """Return a help text as a sentence."""
+    marked = names_as_code(text).rstrip(".")
+    return f"{marked if marked[0] == '`' else marked[0].upper() + marked[1:]}."
 
 
 # ---- studies ----
@@ -79,24 +119,60 @@ def prose(text: str | None) -> str:
 def study() -> Iterator[str]:
     """Yield every field of a study: a heading, its type, default and range, and what it means."""
     schema = study_schema(installed(ENGINE_GROUP))
-    definitions = schema["$defs"]
-    fields = schema["properties"]
-    yield from _fields(fields, definitions, "", 2)
+    yield from _fields(schema["properties"], schema["$defs"], "", 2, _marked())
 
 
-def _fields(fields: dict[str, Any], definitions: dict[str, Any], prefix: str, level: int) -> Iterator[str]:
+def _marked() -> dict[str, str]:
+    """Return the fields' descriptions as Markdown, by their plain text in the schema."""
+    models = dict.fromkeys(
+        one
+        for document in (ExperimentConfig, ExecutionConfig, GatesConfig, BudgetConfig, Rule)
+        for one in _models(document)
+    )
+    texts = [field.description or "" for model in models for field in model.model_fields.values()]
+    return {" ".join(text.replace("``", "").split()): prose(text) for text in texts}
+
+
+def _fields(
+    fields: dict[str, Any],
+    definitions: dict[str, Any],
+    prefix: str,
+    level: int,
+    marked: dict[str, str],
+    required: Iterable[str] = (),
+) -> Iterator[str]:
     for name, given in fields.items():
         path = f"{prefix}{name}"
         field = _resolved(given, definitions)
-        description = given.get("description") or field.get("description", "")
-        yield f"{{#{path}}}"
+        text = given.get("description") or field.get("description", "")
+        text = marked.get(text) or names_as_code(text)
+        facts, text = _facts(field, definitions, text)
+        yield f'{{id="{path.replace("[]", "")}"}}'
         yield f"{'#' * level} `{path}`"
         yield ""
-        yield from _facts(field, definitions)
-        yield prose(description)
+        if name in required or path == "model":
+            facts.append("required")
+            text = text.removesuffix(" Required.")
+        if facts:
+            yield f"*{', '.join(facts)}*"
+            yield ""
+        yield text
         yield ""
-        if (inner := _inner(field, definitions)) and path not in ("sweep", "experiments", "budgets"):
-            yield from _fields(inner, definitions, f"{path}.", min(level + 1, 4))
+        for kind in _kinds(field, definitions) if path not in _OPEN else ():
+            entry = _resolved(kind.get("items", {}), definitions)
+            inner = (
+                (kind, ".") if "properties" in kind and path != "budgets" else (entry, "[].") if entry else None
+            )
+            if inner is not None:
+                of, separator = inner
+                yield from _fields(
+                    of.get("properties", {}),
+                    definitions,
+                    f"{path}{separator}",
+                    min(level + 1, 3),  # the page includes them one level deeper
+                    marked,
+                    of.get("required", ()),
+                )
 
 
 def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -110,24 +186,33 @@ def _resolved(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
 
 
 def _kinds(field: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    return [_resolved(kind, definitions) for kind in field.get("anyOf", [field])]
+    """Return the alternatives of a field, also of its alternatives."""
+    if "anyOf" not in field or "properties" in field:
+        return [field]
+    return [inner for kind in field["anyOf"] for inner in _kinds(_resolved(kind, definitions), definitions)]
 
 
-def _inner(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    return next((kind["properties"] for kind in _kinds(field, definitions) if kind.get("properties")), {})
-
-
-def _facts(field: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
-    kinds = [kind for kind in map(_kind, _kinds(field, definitions)) if kind]
-    facts = [" or ".join(dict.fromkeys(kinds))] if kinds else []
+def _facts(field: dict[str, Any], definitions: dict[str, Any], text: str) -> tuple[list[str], str]:
+    """Return type, range and default of a field, and *text* without a sentence that says no more than that."""
+    kinds = [kind for kind in (_kind(one, definitions) for one in _kinds(field, definitions)) if kind]
+    kinds = ["a list of these" if one.startswith("list of `") else one for one in kinds]
+    facts = [" or ".join(dict.fromkeys(kinds))] if kinds else ["any value"]
+    stated = re.search(r" ?Default `?([^`:;. ]+(?:\.\d+)?)`?\.$", text)
     if "default" in field:
-        facts.append(f"default {code(field['default'])}")
-    if facts:
-        yield f"*{', '.join(facts)}*"
-        yield ""
+        default = field["default"]
+        facts.append(f"default {code(default)}")
+        if stated and stated[1] in (
+            str(default),
+            str(default).lower(),
+            f"{default:g}" if type(default) is float else "",
+        ):
+            text = text[: stated.start()]
+    return facts, text
 
 
-def _kind(kind: dict[str, Any]) -> str:
+def _kind(kind: dict[str, Any], definitions: dict[str, Any]) -> str:
+    if len(kind.get("enum", ())) > MAX_NAMES:
+        return "[metric](metrics.md)"
     if "enum" in kind:
         return ", ".join(map(code, kind["enum"]))
     if "const" in kind:
@@ -142,6 +227,14 @@ def _kind(kind: dict[str, Any]) -> str:
         )
         if key in kind
     ]
+    if kind.get("type") == "array":
+        item = _resolved(kind.get("items", {}), definitions)
+        words = (_kind(one, definitions) for one in _kinds(item, definitions)) if item else ()
+        if len(item.get("enum", ())) > MAX_NAMES:
+            return "list of [metrics](metrics.md)"
+        return f"list of {' or '.join(dict.fromkeys(one for one in words if one))}".removesuffix(" of ")
+    if "pattern" in kind and "`" not in kind["pattern"] and ":" in kind["pattern"]:
+        return "`package.module:Class`"
     names = {"object": "mapping", "array": "list", "string": "text", "boolean": "true or false"}
     kinds = kind.get("type", "")
     name = names.get(kinds, kinds) if isinstance(kinds, str) else " or ".join(kinds)
@@ -174,22 +267,33 @@ def options() -> Iterator[str]:
     declarations.add_options(parser)  # type: ignore[arg-type]
     for names, given in parser.options:
         name = names[-1]
-        value = given.get("metavar") or "|".join(given.get("choices") or ())
+        key = name.removeprefix("--").replace("-", "_")
+        value = given.get("metavar")
+        facts = ["takes a value" if value else "flag"]
+        if key in declarations.INI:
+            facts.append(f"ini key [`{key}`](configuration.md#{key})")
         yield f"{{#{name.removeprefix('--')}}}"
         yield f"## `{f'{name}={value}' if value else name}`"
         yield ""
-        yield prose(given["help"])
+        yield f"*{', '.join(facts)}*"
+        yield ""
+        yield sentence(re.sub(r" \(ini: \w+\)|ini: \w+; ", "", given["help"]))
         yield ""
 
 
 def ini() -> Iterator[str]:
     """Yield every key of the ini file."""
-    kinds = {"string": "text", "bool": "true or false", "paths": "paths", "args": "words"}
-    rows = (
-        (f"`{name}`", kinds[kind], code(default), prose(text))
-        for name, (kind, default, text) in declarations.INI.items()
-    )
-    yield from table(("key", "type", "default", "meaning"), rows)
+    kinds = {"string": "text", "bool": "true or false", "paths": "paths", "args": "patterns"}
+    for name, (kind, default, text) in declarations.INI.items():
+        values = "number" if re.search(r"at least|above 0", text) else kinds[kind]
+        words = " ".join(default) if isinstance(default, list) else default
+        yield f"{{#{name}}}"
+        yield f"## `{name}`"
+        yield ""
+        yield f"*{values}, default {code(words) if words != '' else 'empty: not set'}*"
+        yield ""
+        yield sentence(text)
+        yield ""
 
 
 # ---- metrics and warnings ----
@@ -206,14 +310,27 @@ def metrics() -> Iterator[str]:
         yield ""
         yield f"*{one.unit}, {better}*"
         yield ""
-        yield prose(one.meaning)
+        yield sentence(one.meaning)
         yield ""
 
 
 def warnings() -> Iterator[str]:
     """Yield every code of a quality warning, the worst first."""
-    rows = ((f"[]{{#{code_}}}`{code_}`", one.severity, prose(one.meaning)) for code_, one in WARNINGS.items())
-    yield from table(("code", "severity", "meaning"), rows)
+    for name, one in WARNINGS.items():
+        yield f"{{#{name}}}"
+        yield f"## `{name}`"
+        yield ""
+        yield f"*{one.severity}*"
+        yield ""
+        yield sentence(one.meaning)
+        yield ""
+        yield f"What to do: {names_as_code(one.advice)}"
+        yield ""
+
+
+def variables() -> Iterator[str]:
+    """Yield the environment variables that results record."""
+    yield ", ".join(f"[]{{#recorded-{name}}}`{name}`" for name in VARIABLES) + "."
 
 
 # ---- files ----
@@ -227,36 +344,47 @@ def records(document: type[BaseModel], without: type[BaseModel] | None = None) -
         without: Records that are in this one are left out: another page has them.
     """
     known = set(_models(without)) if without is not None else set()
-    for model in _models(document):
+    for model, place in _models(document).items():
         if model in known:
             continue
         yield f"## {model.__name__}"
         yield ""
+        if place:
+            yield f"*at `{place}`*"
+            yield ""
         yield prose((model.__doc__ or "").partition("\n\n")[0])
         yield ""
         rows = (
-            (f"`{name}`", _type(field.annotation), prose(field.description))
+            (
+                f'[]{{id="{model.__name__.lower()}.{name}"}}`{name}`',
+                _type(field.annotation),
+                prose(field.description),
+            )
             for name, field in model.model_fields.items()
         )
         yield from table(("key", "type", "meaning"), rows)
 
 
-def _models(document: type[BaseModel]) -> list[type[BaseModel]]:
-    """Return *document* and the models that it holds, each once, in the order in which they come up."""
-    found: dict[type[BaseModel], None] = {}
+def _models(document: type[BaseModel]) -> dict[type[BaseModel], str]:
+    """Return *document* and the models that it holds, in the order in which they come up, with their places.
 
-    def visit(annotation: Any) -> None:
+    A place is that of the first occurrence, such as ``gpus[].users[]``; it is empty for the document.
+    """
+    found: dict[type[BaseModel], str] = {}
+
+    def visit(annotation: Any, place: str) -> None:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             if annotation in found:
                 return
-            found[annotation] = None
-            for field in annotation.model_fields.values():
-                visit(field.annotation)
+            found[annotation] = place
+            for name, field in annotation.model_fields.items():
+                visit(field.annotation, f"{place}.{name}".lstrip("."))
+        origin = get_origin(annotation)
         for inner in get_args(annotation):
-            visit(inner)
+            visit(inner, f"{place}[]" if origin is list else f"{place}.*" if origin is dict else place)
 
-    visit(document)
-    return list(found)
+    visit(document, "")
+    return found
 
 
 def _type(annotation: Any) -> str:

@@ -25,14 +25,26 @@ INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
         "results",
         "parent of the studies' results folders, relative to rootdir",
     ),
-    "llem_cycles": ("string", "", "repetitions of every point; overrides the study"),
-    "llem_fail_on": ("string", "", "verdicts that fail a comparison: regression, or inconclusive (both)"),
-    "llem_order": ("string", "", "sequential, interleaved or shuffled; overrides the study"),
-    "llem_timeout": ("string", "", "seconds after which an experiment is ended; overrides the study"),
-    "llem_start_method": ("string", "", "spawn or forkserver; overrides the study"),
+    "llem_cycles": ("string", "", "repetitions of every point, at least 1; overrides the study"),
+    "llem_fail_on": (
+        "string",
+        "",
+        "verdicts that fail a comparison: regression, or inconclusive (both); default regression",
+    ),
+    "llem_order": ("string", "", "order of experiments: sequential, interleaved or shuffled; overrides the study"),
+    "llem_timeout": ("string", "", "seconds after which an experiment is ended, above 0; overrides the study"),
+    "llem_start_method": (
+        "string",
+        "",
+        "start of experiment processes: spawn or forkserver; overrides the study",
+    ),
     "llem_no_gaps": ("bool", False, "no idle time between experiments"),
-    "llem_strict": ("bool", False, "report invalid combinations of a sweep as errors"),
-    "llem_max_experiments": ("string", "500", "a study of more experiments needs --llem-yes"),
+    "llem_strict": ("bool", False, "report invalid combinations of a sweep as errors instead of leaving them out"),
+    "llem_max_experiments": (
+        "string",
+        "500",
+        "number of experiments above which a study needs --llem-yes, at least 1",
+    ),
     "llem_model_path": (
         "paths",
         [],
@@ -41,9 +53,9 @@ INI: dict[str, tuple[Literal["string", "bool", "paths", "args"], Any, str]] = {
     "llem_carbon_intensity": (
         "string",
         "",
-        "emissions of the electricity, in gCO2e per kWh; without it gco2e_g is null",
+        "emissions of the electricity, in gCO2e per kWh, at least 0; without it gco2e_g is null",
     ),
-    "llem_pue": ("string", "", "power usage effectiveness of the site, for gco2e_g; default 1"),
+    "llem_pue": ("string", "", "power usage effectiveness of the site, for gco2e_g, at least 1; default 1"),
     "llem_files": (
         "args",
         ["*.study.yaml", "*.study.yml"],
@@ -119,12 +131,12 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-cycles",
         metavar="N",
-        help="repetitions of every point; overrides the study (ini: llem_cycles)",
+        help="repetitions of every point, at least 1; overrides the study (ini: llem_cycles)",
     )
     group.addoption(
         "--llem-order",
         metavar="ORDER",
-        help="sequential, interleaved or shuffled; overrides the study (ini: llem_order)",
+        help="order of experiments: sequential, interleaved or shuffled; overrides the study (ini: llem_order)",
     )
     group.addoption(
         "--llem-timeout",
@@ -135,8 +147,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--llem-start-method",
         metavar="METHOD",
-        help="spawn, or forkserver: fork experiments from a process that has imported what they need; "
-        "overrides the study (ini: llem_start_method)",
+        help="start of experiment processes: spawn, or forkserver, which forks them from a process that has "
+        "imported what they need; overrides the study (ini: llem_start_method)",
     )
     group.addoption(
         "--llem-no-gaps",

@@ -49,7 +49,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="FORMAT",
         choices=("table", "json"),
         default="table",
-        help="table (default) or json (docs/doctor.md lists its keys)",
+        help="table (default) or json (docs/reference/doctor.md lists its keys)",
     )
     parser.add_argument(
         "--python",

@@ -112,10 +112,9 @@ class Engine(Protocol):
     to refuse each of these that it does not support, and each of its own options that it does not support.
 
     Measurement: the engine decides what a batch is, that is, the prompts of one ``generate`` call. Between
-        ``prepare``
-    and ``requests`` it only generates; everything else happens outside the measurement window. Every pass of the
-    window has the same prompts. So an engine that caches prompts or answers, such as by prefix caching, has to
-    disable the cache, or to clear it in ``seed``, which is called at the beginning of every pass.
+    ``prepare`` and ``requests`` it only generates; everything else happens outside the measurement window. Every
+    pass of the window has the same prompts. So an engine that caches prompts or answers, such as by prefix
+    caching, has to disable the cache, or to clear it in ``seed``, which is called at the beginning of every pass.
 
     An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly` and
     :class:`SupportsPreload`.

@@ -19,7 +19,7 @@ class Thresholds:
     """Limits beyond which a window counts as contended, as fractions of 1.
 
     Chosen from windows on a quiet and on a loaded machine: ``tests/benchmarks/contention.py`` measures how many
-    quiet windows they classify as contended, and docs/measurement.md has the results.
+    quiet windows they classify as contended, and docs/explanation/contention.md has the results.
 
     Attributes:
         min_window_seconds: Shortest window, in s, that can be assessed: /proc/stat counts in steps of 10 ms.

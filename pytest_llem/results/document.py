@@ -29,6 +29,7 @@ class Document(Record):
     """A record that is a file of its own, with its schema version."""
 
     schema_version: str = SCHEMA_VERSION
+    """Version of the file's format, ``major.minor``. A minor version only adds keys."""
 
     @model_validator(mode="before")
     @classmethod

@@ -322,14 +322,6 @@ class DeviceEnergy(Record):
 class ExperimentResult(Document):
     """The result of one point in one cycle.
 
-    ``metrics`` holds every name of :data:`pytest_llem.catalogue.CATALOGUE`; a metric that is not available is null
-    with its reason. Totals are per pass over the prompts. ``prefill_window`` is the window of matched passes with
-    one new token per prompt, null unless ``measurement.prefill_split`` is set. ``gap`` is null if the experiment
-    was not part of a study. ``harness_cpu_seconds`` is the CPU time in s that measuring took during the window
-    outside of the engine: the meters' own processes, the supervisor and the pytest process. ``adjusted`` lists the
-    settings whose effective value differs from the study. ``contention`` and ``inputs`` are null in results of
-    schema 1.3 and older.
-
     Example:
         Energy per output token in J, or the reason why it is not available::
 
@@ -339,23 +331,51 @@ class ExperimentResult(Document):
     """
 
     pytest_llem_version: str
+    """Version of pytest-llem that measured."""
     identity: Identity
+    """Identity of the experiment."""
     effective_config: dict[str, Any]
+    """Configuration that ran, with all defaults filled in."""
     metrics: dict[str, Metric]
+    """Every metric of the catalogue, by name. A metric that is not available has a null value and its reason.
+    Totals are per pass.
+    """
     devices: list[DeviceEnergy] = Field(default_factory=list)
+    """Energy of each device over the window."""
     window: WindowRecord
+    """The measured window."""
     prefill_window: WindowRecord | None = None
+    """Window of the same passes with one new token per prompt; null unless ``measurement.prefill_split`` is set.
+    """
     idle_power: IdlePowerRecord | None = None
+    """Idle power; null if it was not to be measured."""
     warmup: WarmupRecord | None = None
+    """Warm-up before the window; null if it was switched off."""
     gap: GapRecord | None = None
+    """Gap before the experiment; null if the experiment was not part of a study."""
     contention: Contention | None = None
+    """Whether anything else used the devices in the window; null in results of schema 1.3 and older."""
     start: StartRecord | None = None
+    """Start of the experiment's process; null if it had no process of its own."""
     tokens: TokenRecord
+    """Prompts and tokens of one pass."""
     engine: EngineRecord
+    """Engine and model."""
     adjusted: list[AdjustedSetting] = Field(default_factory=list)
+    """Settings whose effective value differs from the study."""
     environment: dict[str, Any] = Field(default_factory=dict)
+    """Machine and packages: ``os``, ``kernel``, ``packages``, ``variables``, ``git`` and others. Null inside
+    means unknown.
+    """
     harness_cpu_seconds: float | None = None
+    """CPU time in s that measuring took during the window outside of the engine: the meters' own processes, the
+    supervisor and pytest's process.
+    """
     inputs: InputsRecord | None = None
+    """State of code and model, which a resumed run compares; null in results of schema 1.3 and older."""
     started_at: str
+    """Start of the experiment, UTC, as ISO 8601."""
     completed_at: str
+    """End of the experiment, UTC, as ISO 8601."""
     warnings: list[QualityWarning] = Field(default_factory=list)
+    """What may be wrong with the values, the worst first."""

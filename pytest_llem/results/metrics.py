@@ -27,39 +27,38 @@ def resolution(method: str | None) -> str:
 class Metric(BaseModel):
     """A metric's value in one experiment.
 
-    Attributes:
-        value: Value in ``unit``; null if it is not available, never 0 instead.
-        unit: Unit, as in :data:`~pytest_llem.catalogue.CATALOGUE`.
-        method: For energies, how the value was obtained.
-        source: For energies, what the value was read from (``nvml_total_energy``, ``rapl_package``, …).
-        boundary: For energies, what the value covers (``gpu_board``, ``module``, ``cpu_package``, …).
-        devices: For energies, the devices within ``boundary``.
-        covers_engine: For energies, whether ``devices`` include all devices that the engine ran on; null if that
-            is not known.
-        invalid: Code of :data:`INVALID` if ``value`` cannot be right; null otherwise.
-        reason: Why ``value`` is null.
-        not_judged: Why no gate may judge the metric, though it may have a value; null if gates may.
-        uncertainty: Standard uncertainty (k = 1) of reading the meter, in ``unit``, without the spread between
-            runs and without the meter's gain error.
-
     Example:
         >>> Metric(value=41.5, unit="J", uncertainty=0.5).interval95
         (40.52, 42.48)
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     value: float | None
+    """Value in ``unit``; null if it is not available, never 0 instead."""
     unit: str
+    """Unit, as in :data:`~pytest_llem.catalogue.CATALOGUE`."""
     method: Method | None = None
+    """For energies, how the value was obtained."""
     source: str | None = None
+    """For energies, what the value was read from (``nvml_total_energy``, ``rapl_package``, …)."""
     boundary: str | None = None
+    """For energies, what the value covers (``gpu_board``, ``module``, ``cpu_package``, …)."""
     devices: list[str] | None = None
+    """For energies, the devices within ``boundary``."""
     covers_engine: bool | None = None
+    """For energies, whether ``devices`` include all devices that the engine ran on; null if that is not known.
+    """
     invalid: str | None = None
+    """Code of :data:`INVALID` if ``value`` cannot be right; null otherwise."""
     reason: str | None = None
+    """Why ``value`` is null."""
     not_judged: str | None = None
+    """Why no gate may judge the metric, though it may have a value; null if gates may."""
     uncertainty: float | None = None
+    """Standard uncertainty (k = 1) of reading the meter, in ``unit``, without the spread between runs and
+    without the meter's gain error.
+    """
 
     @property
     def interval95(self) -> tuple[float, float] | None:

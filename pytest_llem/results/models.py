@@ -38,57 +38,84 @@ class ErrorRecord(Record):
 
 
 class ManifestEntry(Record):
-    """One experiment of the manifest.
-
-    ``result_file`` is relative to the manifest. ``reason`` says why the experiment was skipped or expected to
-    fail. ``replayed_from`` is the name of the results directory of a replayed result, and ``replay_mismatch`` what
-    has changed since that was measured, null if nothing has.
-    """
+    """One experiment of the manifest."""
 
     experiment_id: str
+    """Id of the experiment, unique in its study."""
     config_hash: str
+    """Hash of the resolved configuration, which names the result file."""
     config_summary: str
+    """Id of the point."""
     cycle: int
+    """Number of the cycle, from 1."""
     status: EntryStatus = "pending"
+    """State of the experiment. ``skipped`` and ``deselected`` experiments do not run."""
     result_file: str | None = None
+    """Path of the result, relative to the manifest; null until it is written."""
     result_sha256: str | None = None
+    """SHA-256 of the result file."""
     error: ErrorRecord | None = None
+    """Why the experiment failed; null if it did not."""
     reason: str | None = None
+    """Why the experiment was skipped or expected to fail."""
     started_at: str | None = None
+    """Start, UTC, as ISO 8601."""
     completed_at: str | None = None
+    """End, UTC, as ISO 8601."""
     attempt: int = 0
+    """Number of the attempt, from 1; 0 before the first one."""
     worker: str | None = None
+    """Name of the xdist worker; null without xdist."""
     device: str | None = None
+    """Names of the devices that the experiment used."""
     replayed_from: str | None = None
+    """Name of the results directory that a replayed result is from; null if the experiment ran."""
     replay_mismatch: str | None = None
+    """What has changed since a replayed result was measured; null if nothing has."""
 
 
 class Manifest(Document):
     """The checkpoint of a study, valid at every moment.
 
-    While the study runs, ``manifest.journal`` beside it may hold transitions after ``journal_sequence``;
-    :func:`pytest_llem.results.manifest.read_manifest` reads both. ``resumed_from`` names the results directories
-    beside this one whose results are replayed. ``boot_id`` is the boot of the machine whose process holds a lock
-    on the directory during the run, null if the directory has no lock: with both, a reader detects that the
-    process was killed.
+    :func:`pytest_llem.results.manifest.read_manifest` also reads the journal beside it.
     """
 
     study_name: str
+    """Name of the study."""
     study_design_hash: str
+    """Hash over the points; the same for the same study on every machine."""
     pytest_llem_version: str
+    """Version of pytest-llem that runs the study."""
     status: StudyStatus = "running"
+    """State of the run. A killed run keeps ``running``; readers on the same machine report it as
+    ``interrupted``.
+    """
     started_at: str
+    """Start of the run, UTC, as ISO 8601."""
     completed_at: str | None = None
+    """End of the run, UTC, as ISO 8601; null while it runs."""
     total_experiments: int
+    """Number of experiments of the study."""
     completed: int = 0
+    """Number of completed experiments."""
     failed: int = 0
+    """Number of failed experiments."""
     skipped: int = 0
+    """Number of skipped experiments."""
     pending: int = 0
+    """Number of experiments that have not ended."""
     journal_sequence: int = 0
+    """Number of transitions that this file holds; ``manifest.journal`` has later ones."""
     boot_id: str | None = None
+    """Boot of the machine whose process holds a lock on the directory during the run; null without a lock. With
+    both, a reader detects that the process was killed.
+    """
     resumed_from: list[str] = Field(default_factory=list)
+    """Names of the results directories beside this one whose results are replayed."""
     environment: dict[str, Any] = Field(default_factory=dict)
+    """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     experiments: list[ManifestEntry]
+    """All experiments, in run order."""
 
     def recount(self) -> None:
         """Set the counters from the entries."""
@@ -152,9 +179,6 @@ class PointResult(Record):
 class StudyResult(Document):
     """The result of a study.
 
-    ``comparison`` is null if the study was not compared, ``started_at`` is null in results of versions that did
-    not record it, and ``experiments`` is empty in a baseline.
-
     Example:
         Mean energy per output token of each point, in J::
 
@@ -164,19 +188,33 @@ class StudyResult(Document):
     """
 
     pytest_llem_version: str
+    """Version of pytest-llem that wrote the file."""
     name: str
+    """Name of the study."""
     study_design_hash: str
+    """Hash over the points; the same for the same study on every machine."""
     status: StudyStatus
+    """State of the run."""
     started_at: str | None = None
+    """Start of the run, UTC, as ISO 8601; null in results of versions that did not record it."""
     summary: StudySummary
+    """Totals."""
     points: list[PointResult]
+    """All points with their statistics, in the study's order."""
     comparison: ComparisonRecord | None = None
+    """Comparison with a reference; null if the study was not compared."""
     experiments: list[ManifestEntry] = Field(default_factory=list)
+    """All experiments, in run order; empty in a baseline."""
     excluded: list[dict[str, Any]] = Field(default_factory=list)
+    """Combinations of the sweep that were left out: ``config`` and ``reason`` of each."""
     measurement_protocol: dict[str, Any] = Field(default_factory=dict)
+    """Settings that all points share: isolation, start method, cycles, order, gaps and ``gates``."""
     environment: dict[str, Any] = Field(default_factory=dict)
+    """Machine and packages, and what the hook ``pytest_llem_environment`` added."""
     result_files: list[str] = Field(default_factory=list)
+    """Paths of the results of experiments, relative to this file."""
     warnings: list[StudyWarning] = Field(default_factory=list)
+    """What may be wrong with the values, the worst first, each with the experiments that it concerns."""
 
     @classmethod
     def load(cls, path: str | Path) -> StudyResult:

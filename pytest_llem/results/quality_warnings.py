@@ -19,71 +19,191 @@ class Kind(NamedTuple):
 
     severity: Severity
     meaning: str
+    advice: str
 
 
 #: Every code, the worst first.
 WARNINGS: dict[str, Kind] = {
     "requests_failed": Kind(
-        "error", "Requests failed or returned no token; latencies and rates are of the others."
+        "error",
+        "Requests failed or returned no token; latencies and rates are of the others.",
+        "Look at the requests' errors in the engine's output, and measure again.",
     ),
     "counter_disagrees": Kind(
         "error",
         "Energy counter and sampled power differ by more than 3 %; above 5 % the energy is invalid.",
+        "Measure again. If it happens again, update the driver, or compare the counter with a wattmeter.",
     ),
-    "impossibly_fast": Kind("error", "The engine reports more work than the device can do in that time."),
-    "compiled": Kind("error", "Something was compiled within the window; no gate judges it."),
+    "impossibly_fast": Kind(
+        "error",
+        "The engine reports more work than the device can do in that time.",
+        "Correct the engine: it has to return what it generated, and to wait for the device in synchronize.",
+    ),
+    "compiled": Kind(
+        "error",
+        "Something was compiled within the window; no gate judges it.",
+        "Raise warmup.n_warmup, or switch the engine's compilation off.",
+    ),
     "repeats_faster": Kind(
         "error",
         "Passes that repeat prompts are faster: the engine may answer from a cache; no gate judges it.",
+        "Switch the engine's cache of prompts or answers off, or clear it in seed.",
     ),
     "traced": Kind(
-        "error", "A tracer, profiler or coverage slowed Python down within the window; no gate judges it."
+        "error",
+        "A tracer, profiler or coverage slowed Python down within the window; no gate judges it.",
+        "Run without coverage, debugger or profiler in subprocesses.",
     ),
-    "no_energy": Kind("error", "No meter could measure energy; the text says why."),
-    "engine_not_covered": Kind("error", "The energy does not cover the device that the engine ran on."),
+    "no_energy": Kind(
+        "error",
+        "No meter could measure energy; the text says why.",
+        "Run llem doctor, which says what is missing and what to do.",
+    ),
+    "engine_not_covered": Kind(
+        "error",
+        "The energy does not cover the device that the engine ran on.",
+        "Run llem doctor. If the other devices' energy is meant, name the meter in energy.backend.",
+    ),
     "setting_adjusted": Kind(
-        "warning", "A setting ran with another value than the study gives, or has no effect."
+        "warning",
+        "A setting ran with another value than the study gives, or has no effect.",
+        "Give the value that ran, or change what the text names.",
     ),
-    "contended": Kind("warning", "Other processes used the CPUs or GPUs of the experiment within the window."),
-    "code_edited": Kind("warning", "A module was edited while the study ran."),
-    "cycles_differ": Kind("warning", "The cycles of a point differ in a testbed fact, such as the power limit."),
-    "inputs_differ": Kind("warning", "A dataset or a model was edited while the study ran."),
+    "contended": Kind(
+        "warning",
+        "Other processes used the CPUs or GPUs of the experiment within the window.",
+        "Stop other programs, and measure again.",
+    ),
+    "code_edited": Kind(
+        "warning",
+        "A module was edited while the study ran.",
+        "Measure again, and do not edit code while a study runs.",
+    ),
+    "cycles_differ": Kind(
+        "warning",
+        "The cycles of a point differ in a testbed fact, such as the power limit.",
+        "Keep the fact the same for all cycles, and measure again.",
+    ),
+    "inputs_differ": Kind(
+        "warning",
+        "A dataset or a model was edited while the study ran.",
+        "Measure again, and do not edit datasets or models while a study runs.",
+    ),
     "throttled": Kind(
-        "warning", "The GPU reduced its clocks within the window, for power, heat or another reason."
+        "warning",
+        "The GPU reduced its clocks within the window, for power, heat or another reason.",
+        "Improve cooling, or lock clocks at a value that the power limit allows: llem doctor recommends one.",
     ),
     "few_ticks": Kind(
-        "warning", "The window holds fewer than 20 ticks of the energy counter; no gate judges its energy."
+        "warning",
+        "The window holds fewer than 20 ticks of the energy counter; no gate judges its energy.",
+        "Raise measurement.min_window_seconds.",
     ),
     "faster_than_roofline": Kind(
         "warning",
         "The window is shorter than the peaks of the device allow: the peaks or the counted work are wrong.",
+        "Do not use mfu, mbu and roofline_slowdown of this result, and file an issue.",
     ),
     "idle_power_changed": Kind(
-        "warning", "Idle power before and after the windows differs; active energy is uncertain."
+        "warning",
+        "Idle power before and after the windows differs; active energy is uncertain.",
+        "Let the machine settle: raise execution.experiment_gap_seconds or baseline.duration_seconds.",
     ),
-    "warmup_not_converged": Kind("warning", "Warm-up reached its limit before latencies settled."),
-    "drift": Kind("warning", "Passes took longer, or shorter, in the second half of the window."),
-    "host_bound": Kind("warning", "The GPU waited for the CPU during most of the window."),
-    "temperature": Kind("warning", "The temperature of a device changed within the window."),
-    "gap_timeout": Kind("warning", "The GPU had not cooled down when the gap before the experiment ended."),
-    "memory_not_released": Kind("warning", "GPU memory of the previous experiment was not released in time."),
-    "outputs_differ": Kind("warning", "Passes with the same seed gave different output tokens."),
-    "outputs_on_gpu": Kind("warning", "The engine keeps outputs on the GPU, which adds to peak memory."),
+    "warmup_not_converged": Kind(
+        "warning",
+        "Warm-up reached its limit before latencies settled.",
+        "Raise warmup.max_prompts, or use a quieter machine.",
+    ),
+    "drift": Kind(
+        "warning",
+        "Passes took longer, or shorter, in the second half of the window.",
+        "Raise warmup.thermal_floor_seconds, lock clocks, or use a quieter machine.",
+    ),
+    "host_bound": Kind(
+        "warning",
+        "The GPU waited for the CPU during most of the window.",
+        "Raise the batch size or compile the model, unless this is what you want to measure.",
+    ),
+    "temperature": Kind(
+        "warning",
+        "The temperature of a device changed within the window.",
+        "Raise warmup.thermal_floor_seconds, so that the window begins warm.",
+    ),
+    "gap_timeout": Kind(
+        "warning",
+        "The GPU had not cooled down when the gap before the experiment ended.",
+        "Improve cooling, or give execution.experiment_gap_seconds a longer time.",
+    ),
+    "memory_not_released": Kind(
+        "warning",
+        "GPU memory of the previous experiment was not released in time.",
+        "Stop other programs on the GPU. If the memory stays, nvidia-smi shows which process holds it.",
+    ),
+    "outputs_differ": Kind(
+        "warning",
+        "Passes with the same seed gave different output tokens.",
+        "Leave pytorch.deterministic at true, or accept that tokens differ between passes.",
+    ),
+    "outputs_on_gpu": Kind(
+        "warning",
+        "The engine keeps outputs on the GPU, which adds to peak memory.",
+        "Move outputs to the CPU in generate.",
+    ),
     "passes_not_recorded": Kind(
-        "warning", "The window has too many passes to keep all outputs; latencies are of a sample of passes."
+        "warning",
+        "The window has too many passes to keep all outputs; latencies are of a sample of passes.",
+        "Nothing, or shorten measurement.min_window_seconds.",
     ),
     "counter_unused": Kind(
-        "warning", "The GPU has an energy counter that could not be used; its power was sampled."
+        "warning",
+        "The GPU has an energy counter that could not be used; its power was sampled.",
+        "Run llem doctor, and update the driver.",
     ),
-    "counter_unchecked": Kind("warning", "The energy counter could not be compared with sampled power."),
-    "tick_unknown": Kind("warning", "The period of the energy counter could not be determined."),
-    "library_warning": Kind("warning", "A library warned while the experiment ran; the text is its own."),
-    "unclassified": Kind("warning", "A warning of a result of schema 1.3 or older, which had no codes."),
-    "memory_of_others": Kind("note", "Other processes hold memory of the GPU."),
-    "meter_refused": Kind("note", "A meter that was tried is not available here."),
-    "energy_estimated": Kind("note", "The energy is estimated by a model, not measured."),
-    "prompts_cut": Kind("note", "Prompts were cut to max_input_tokens."),
-    "random_weights": Kind("note", "The weights are random: speed is real, power depends on their values."),
+    "counter_unchecked": Kind(
+        "warning",
+        "The energy counter could not be compared with sampled power.",
+        "Nothing, if you trust the counter; the text says why power could not be sampled.",
+    ),
+    "tick_unknown": Kind(
+        "warning",
+        "The period of the energy counter could not be determined.",
+        "Raise measurement.min_window_seconds, so that the period does not matter.",
+    ),
+    "library_warning": Kind(
+        "warning",
+        "A library warned while the experiment ran; the text is its own.",
+        "Read the text. Libraries warn about deprecations as well as about wrong results.",
+    ),
+    "unclassified": Kind(
+        "warning",
+        "A warning of a result of schema 1.3 or older, which had no codes.",
+        "Read the text.",
+    ),
+    "memory_of_others": Kind(
+        "note",
+        "Other processes hold memory of the GPU.",
+        "Stop other programs on the GPU if the memory or their work matters.",
+    ),
+    "meter_refused": Kind(
+        "note",
+        "A meter that was tried is not available here.",
+        "Run llem doctor if you need this meter.",
+    ),
+    "energy_estimated": Kind(
+        "note",
+        "The energy is estimated by a model, not measured.",
+        "Measure on a machine with a counter, or set energy.allow_estimated to accept it.",
+    ),
+    "prompts_cut": Kind(
+        "note",
+        "Prompts were cut to max_input_tokens.",
+        "Raise max_input_tokens if whole prompts are meant.",
+    ),
+    "random_weights": Kind(
+        "note",
+        "The weights are random: speed is real, power depends on their values.",
+        "Use trained weights if you publish energy.",
+    ),
 }
 _RANKS = {code: rank for rank, code in enumerate(WARNINGS)}
 

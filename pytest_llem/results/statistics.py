@@ -14,43 +14,43 @@ MIN_INTERVAL_VALUES = 3
 class Summary(BaseModel):
     """Statistics of one metric of one point over its cycles.
 
-    Attributes:
-        mean: Arithmetic mean, null if no cycle has a value.
-        sd: Sample standard deviation, null below two values.
-        cv: ``sd`` / |``mean``|, null if undefined.
-        ci95: 95 % t-interval of the mean, null below three values.
-        n: Number of cycles with a value.
-        unit: Unit of the metric.
-        method: For energies, the weakest method among the cycles.
-        boundary: For energies, what they cover; null if the cycles differ.
-        covers_engine: For energies, whether they cover all devices that the engine ran on, in every cycle; null if
-            that is not known.
-        invalid: Code of :data:`~pytest_llem.results.metrics.INVALID` of the first cycle that has one.
-        reason: Why ``mean`` is null.
-        not_judged: Why no gate may judge the metric, though it may have a value; null if gates may.
-        values: Value of each completed cycle, in the order of the point's ``cycles``; null for a cycle without
-            one. Empty in results of versions that did not keep them.
-
     Example:
         >>> Summary(mean=41.5, n=1, unit="J", method="measured", boundary="cpu_package", covers_engine=False).label
         'measured, cpu_package'
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     mean: float | None
+    """Arithmetic mean, null if no cycle has a value."""
     sd: float | None = None
+    """Sample standard deviation, null below two values."""
     cv: float | None = None
+    """``sd`` / |``mean``|, null if undefined."""
     ci95: tuple[float, float] | None = None
+    """95 % t-interval of the mean, null below three values."""
     n: int
+    """Number of cycles with a value."""
     unit: str
+    """Unit of the metric."""
     method: str | None = None
+    """For energies, the weakest method among the cycles."""
     boundary: str | None = None
+    """For energies, what they cover; null if the cycles differ."""
     covers_engine: bool | None = None
+    """For energies, whether they cover all devices that the engine ran on, in every cycle; null if that is not
+    known.
+    """
     invalid: str | None = None
+    """Code of :data:`~pytest_llem.results.metrics.INVALID` of the first cycle that has one."""
     reason: str | None = None
+    """Why ``mean`` is null."""
     not_judged: str | None = None
+    """Why no gate may judge the metric, though it may have a value; null if gates may."""
     values: list[float | None] = []
+    """Value of each completed cycle, in the order of the point's ``cycles``; null for a cycle without one. Empty
+    in results of versions that did not keep them.
+    """
 
     @model_validator(mode="after")
     def _no_interval_of_few(self) -> Summary:

@@ -38,7 +38,9 @@ _HUB = re.compile(
 
 
 class LengthConfig(Section):
-    """Distribution of the lengths of synthetic prompts, drawn with the dataset's seed on any machine alike."""
+    """Distribution of the lengths of synthetic prompts, drawn with the dataset's seed, the same on every
+    machine.
+    """
 
     mean: Count | None = None
     """Mean of a normal distribution, in tokens, rounded and clipped to ``min`` and ``max``. Default null: a

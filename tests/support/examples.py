@@ -36,6 +36,9 @@ _FILE = re.compile(r"\A# ([\w./-]+\.\w+)(?::.*)?$", re.MULTILINE)
 
 _MODEL = "model: builtin:tiny-llama\n"
 
+#: Languages of blocks that cannot run, and need a reason.
+SHOWN_ONLY = ("text", "console", "sh", "shell", "diff", "groovy")
+
 
 def _setup(namespace: dict[str, Any]) -> None:
     namespace["files"] = {}
@@ -139,7 +142,7 @@ examples = Sybil(
         CodeBlockParser("toml", _parsed(tomllib.loads)),
         CodeBlockParser("json", _parsed(json.loads)),
         CodeBlockParser("ini", _ini),
-        *(CodeBlockParser(language, _refuse) for language in ("text", "console", "sh", "shell", "diff", "groovy")),
+        *(CodeBlockParser(language, _refuse) for language in SHOWN_ONLY),
     ],
     patterns=["README.md", "CONTRIBUTING.md", "docs/**/*.md"],
     excludes=["docs/_generated/*", "docs/_build/**"],
