@@ -30,7 +30,7 @@ DOCS = ["tests/test_readme.py", "tests/test_ordinary_tests.py", "tests/test_docs
 @nox.session(python=PYTHONS)
 @nox.parametrize("pytest", list(PYTESTS))
 def tests(session: nox.Session, pytest: str) -> None:
-    """The tests; arguments after -- are pytest's, and stand in place of ``-n auto``."""
+    """The tests; arguments after -- replace ``-n auto``."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
     if (requirement := PYTESTS[pytest]) is not None:
         session.install(requirement)
@@ -69,7 +69,7 @@ def wheel(session: nox.Session) -> None:
     session.chdir(elsewhere)
     session.run("pytest", "quickstart.yaml", "-p", "llem", "--llem-cycles", "1", "--llem-html", "report.html")
     session.run("llem", "schema", "--output", os.devnull)
-    session.run("llem", "doctor", success_codes=[0, 1])  # 1: something here stands in the way of measuring
+    session.run("llem", "doctor", success_codes=[0, 1])  # 1: a finding prevents measuring
 
 
 @nox.session(python="3.11")

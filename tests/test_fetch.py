@@ -166,7 +166,8 @@ class TestHub:
             "(then set HF_TOKEN)",
             f"not available: owner/whole (revision v9): no folder owner/whole; {nowhere}the Hugging Face hub has "
             "it, but no revision 'v9'",
-            "not available: owner/pickled: it has no *.safetensors files, and weights are downloaded in no other format",
+            "not available: owner/pickled: it has no *.safetensors files, and weights are downloaded in no other "
+            "format",
             f"not available: a/b/c: no folder a/b/c; {nowhere}not the name of a model on the hub either "
             "(expected owner/name)",
             lines[4],

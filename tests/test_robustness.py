@@ -175,8 +175,8 @@ class TestMissingEngine:
         study = load_study(write_study(backend=name, sweep={"n": [1]}))
         assert Preflight(study, (), []).reason(study.points[0]) == (
             f"engine '{name}' is not installed here (there are: noop, pytorch): the library {name} itself "
-            "provides no engine; install a package that provides it (entry-point group pytest_llem.engines), or name a class "
-            "of your own, backend: package.module:Class, or name in runners a Python interpreter that has it"
+            "provides no engine; install a package that provides it (entry-point group pytest_llem.engines), or "
+            "name a class of your own, backend: package.module:Class, or name in runners a Python interpreter that has it"
         )
 
 

@@ -22,7 +22,6 @@ from pytest_llem.results.environment import VARIABLES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import Manifest, StudyResult
 from pytest_llem.results.quality_warnings import WARNINGS
-from pytest_llem.results.tabular import column
 from pytest_llem.study.budgets import BudgetConfig
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.execution import ExecutionConfig, Rule
