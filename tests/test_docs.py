@@ -1,14 +1,12 @@
-"""Test the links of all pages, and the code and tables of CONTRIBUTING.md and docs/."""
+"""Test the links of all pages, and the tables of docs/."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pytest_llem.energy.account import Meters
 from pytest_llem.results.quality_warnings import WARNINGS
 from tests.conftest import ROOT
 
@@ -43,16 +41,3 @@ def test_docs_list_every_warning_code() -> None:
     rows = re.findall(r"^\| `(error|warning|note)` \|[^|]*\|(.*)\|$", page, re.MULTILINE)
     shown = {code: severity for severity, codes in rows for code in re.findall(r"`(\w+)`", codes)}
     assert shown == {code: kind.severity for code, kind in WARNINGS.items()}
-
-
-def test_example_meter_for_contributors_works() -> None:
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.search(r"<!-- meter -->\n```python\n(.*?)```", page, re.DOTALL)
-    assert found is not None
-    names: dict[str, Any] = {}
-    exec(found[1], names)
-    meters = Meters({"nothing": names["NoMeter"]()})
-    meters.begin()
-    total = meters.end().total
-    meters.close()
-    assert (total.energy_j, total.method, total.reason) == (None, "unavailable", "plug-1: it reads nothing")

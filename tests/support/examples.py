@@ -93,7 +93,7 @@ def _collect(example: Example, arguments: list[str]) -> None:
         for word in arguments
     ):
         arguments = [*arguments, "--help"]  # needs a run before it, or a second environment: its options exist
-    run = example.namespace["pytester"].runpytest_inprocess(*arguments, "--collect-only", "-p", "no:cacheprovider")
+    run = example.namespace["pytester"].runpytest_inprocess(*arguments, "--collect-only")
     assert run.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), run.stderr.str()
 
 
