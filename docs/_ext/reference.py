@@ -90,7 +90,7 @@ def _fields(fields: dict[str, Any], definitions: dict[str, Any], prefix: str, le
         path = f"{prefix}{name}"
         field = _resolved(given, definitions)
         description = given.get("description") or field.get("description", "")
-        yield f"{{#{path}}}"
+        yield f"({path})=" if "." in path else f"{{#{path}}}"  # an attribute of MyST has no dot
         yield f"{'#' * level} `{path}`"
         yield ""
         yield from _facts(field, definitions)
