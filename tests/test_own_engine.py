@@ -52,7 +52,7 @@ def test_example_engine_of_the_page_runs(
         assert result.engine.name == "bigram"
         assert f"batch_size={result.engine.settings['batch_size']}" == name
         assert (result.tokens.output_tokens, result.tokens.deterministic) == (8 * 64, True)
-        assert result.metrics["model_memory_mb"].value == pytest.approx(0.262144)
+        assert result.metrics["model_memory_mb"].value is None
         assert all(result.metrics[f"{name}_p50_ms"].value for name in ("ttft", "itl", "e2e"))
 
 
