@@ -15,7 +15,6 @@ from pytest_llem import load_study
 from pytest_llem.study.dataset import DatasetConfig
 from tests.conftest import ROOT, Results
 from tests.support import made_up
-from tests.support.marks import slow
 from tests.support.pages import blocks, files, page
 
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
@@ -95,7 +94,7 @@ def test_data_frame_examples_run_on_a_results_directory(
     assert names["speed"].loc["bf16", 8] == pytest.approx(102)
 
 
-@slow
+@pytest.mark.slow
 def test_example_for_a_debugger_runs_in_one_process(tmp_path: Path) -> None:
     """In a process of its own, because torch can be imported only once."""
     (tmp_path / "debug.py").write_text(files(page("how-to/debugging-failures.md"))["debug.py"])
