@@ -20,7 +20,6 @@ from pytest_llem._plugin.declarations import INI
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.cli.command import DONE, FAILED, INTERRUPTED, NOT_RUN
 from pytest_llem.doctor import records
-from pytest_llem.energy.account import Meters
 from pytest_llem.measurement import power_csv, requests
 from pytest_llem.results.document import Record
 from pytest_llem.results.environment import VARIABLES
@@ -210,16 +209,3 @@ def test_reference_lists_every_public_name_and_hook() -> None:
     hooks = {name for name in vars(hookspecs) if name.startswith("pytest_llem_")}
     assert len(hooks) == 3
     assert hooks <= anchors(REFERENCE / "hooks.md")
-
-
-def test_example_meter_for_contributors_works() -> None:
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.search(r"<!-- meter -->\n```python\n(.*?)```", page, re.DOTALL)
-    assert found is not None
-    names: dict[str, Any] = {}
-    exec(found[1], names)
-    meters = Meters({"nothing": names["NoMeter"]()})
-    meters.begin()
-    total = meters.end().total
-    meters.close()
-    assert (total.energy_j, total.method, total.reason) == (None, "unavailable", "plug-1: it reads nothing")

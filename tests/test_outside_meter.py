@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pytest_llem import ExperimentResult, StudyResult
-from tests.conftest import Results
+from pytest_llem.energy.account import Meters
+from tests.conftest import Results, RunPytest
 from tests.support.marks import slow
+from tests.support.pages import blocks, files, page
 from tests.support.warned import texts
 from tests.support.wattmeter.wattmeter import GAIN_ERROR, WATTS
 
@@ -174,3 +178,60 @@ def test_meter_that_does_not_open_fails_before_loading(
     assert asked == ["open"]
     done.stdout.fnmatch_lines(["*meter 'wattmeter' cannot be used: ConnectionError: open: no answer from *"])
     assert results.manifest["experiments"][0]["error"]["kind"] == "preflight"
+
+
+@pytest.fixture
+def counter(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install the meter of docs/how-to/own-meter.md, and return the file of the counter that it reads, at 40 J."""
+    text = page("how-to/own-meter.md")
+    (pytester.path / "my_meter.py").write_text(files(text)["my_meter.py"])
+    project = tomllib.loads(blocks(text, "toml")[0])["project"]
+    [(name, target)] = project["entry-points"]["pytest_llem.meters"].items()
+    installed = pytester.mkdir("my_meter-0.1.dist-info")
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1\n")
+    (installed / "entry_points.txt").write_text(f"[pytest_llem.meters]\n{name} = {target}\n")
+    monkeypatch.syspath_prepend(pytester.path)
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path), prepend=os.pathsep)
+    file = pytester.path / "energy1_input"
+    file.write_text("40000000")
+    monkeypatch.setenv("HWMON_ENERGY", str(file))
+    return file
+
+
+def test_example_meter_reads_the_rise_of_its_counter(counter: Path) -> None:
+    meters = Meters.open("hwmon", [])
+    meters.begin()
+    counter.write_text("42500000")
+    total = meters.end().total
+    meters.close()
+    assert (total.energy_j, total.method, total.boundary) == (2.5, "measured", "wall_socket")
+
+
+@pytest.mark.parametrize("after", ["40000000", "39999999", "", None])
+def test_example_meter_reports_a_counter_that_does_not_rise(counter: Path, after: str | None) -> None:
+    meters = Meters.open("hwmon", [])
+    meters.begin()
+    counter.unlink() if after is None else counter.write_text(after)
+    total = meters.end().total
+    meters.close()
+    assert (total.energy_j, total.method) == (None, "unavailable")
+    assert total.reason == f"socket-1: the counter went from 40000000 to {after or None} µJ"
+
+
+def test_example_meter_without_its_counter_is_refused(counter: Path) -> None:
+    counter.unlink()
+    assert Meters.open("hwmon", []).refusals == {
+        "hwmon": f"hwmon: {counter} cannot be read: set HWMON_ENERGY to a counter"
+    }
+
+
+def test_example_meter_works_in_a_study(
+    counter: Path, write_study: Callable[..., Path], run_pytest: RunPytest, results: Results
+) -> None:
+    fields = files(page("how-to/own-meter.md"))["metered.yaml"]
+    write_study(**{**STUDY, "energy": yaml.safe_load(fields)["energy"]})
+    run = run_pytest()
+    run.assert_outcomes(passed=1)
+    run.stdout.fnmatch_lines(["warning: no energy: socket-1: the counter went from 40000000 to 40000000 µJ"])
+    [entry] = results.manifest["experiments"]
+    assert results.read(entry["result_file"])["metrics"]["energy_j"]["value"] is None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pytest_llem import ExperimentConfig, registry, run_experiment
-from pytest_llem.engines.protocol import PreflightError
+from pytest_llem.engines.protocol import Engine, PreflightError
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.results.experiment import ExperimentResult
-from tests.conftest import NOOP_STUDY, Results
+from tests.conftest import NOOP_STUDY, Results, RunPytest
+from tests.support.pages import files, page
 
 ENGINE = """
     from noop_engine import NoopEngine
@@ -26,6 +28,52 @@ ENGINE = """
 """
 
 FIELDS = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
+
+
+PAGE = page("how-to/own-engine.md")
+
+
+@pytest.fixture
+def example(pytester: pytest.Pytester) -> None:
+    """Put the engine and the study of the page into the test's folder."""
+    for name, text in files(PAGE).items():
+        (pytester.path / name).write_text(text)
+
+
+def test_example_engine_of_the_page_runs(
+    pytester: pytest.Pytester, example: None, run_pytest: RunPytest, results: Results
+) -> None:
+    run = run_pytest("--llem-cycles=1", files=["bigram.yaml"])
+    run.assert_outcomes(passed=2)
+    entries = {entry["experiment_id"]: entry for entry in results.manifest["experiments"]}
+    assert set(entries) == {"batch_size=1", "batch_size=8"}
+    for name, entry in entries.items():
+        result = ExperimentResult.model_validate(results.read(entry["result_file"]))
+        assert result.engine.name == "bigram"
+        assert f"batch_size={result.engine.settings['batch_size']}" == name
+        assert (result.tokens.output_tokens, result.tokens.deterministic) == (8 * 64, True)
+        assert result.metrics["model_memory_mb"].value is None
+        assert all(result.metrics[f"{name}_p50_ms"].value for name in ("ttft", "itl", "e2e"))
+
+
+def test_example_engine_refuses_what_the_page_says(
+    pytester: pytest.Pytester, example: None, run_pytest: RunPytest
+) -> None:
+    study = (pytester.path / "bigram.yaml").read_text()
+    (pytester.path / "misspelt.yaml").write_text(study.replace("Engine.batch_size", "Engine.batchsize"))
+    (pytester.path / "half.yaml").write_text(study.replace("precision: fp32", "precision: bf16"))
+    run = run_pytest("--llem-cycles=1", files=["misspelt.yaml", "half.yaml"])
+    run.assert_outcomes(failed=4)
+    message = "my_engine:BigramEngine.batchsize: the engine has no such option (did you mean 'batch_size'"
+    assert message in PAGE
+    run.stdout.fnmatch_lines([f"preflight: {message}*", "preflight: needs precision: fp32 and decoder: *"])
+
+
+def test_every_method_of_an_engine_is_on_the_page() -> None:
+    table = PAGE.partition("| method |")[2].partition("\n\n")[0]
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    methods = [name for name, one in vars(Engine).items() if callable(one) and not name.startswith("_")]
+    assert set(named) == {"__init__", *methods}
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def _collect(example: Example, arguments: list[str]) -> None:
         for word in arguments
     ):
         arguments = [*arguments, "--help"]  # needs a run before it, or a second environment: its options exist
-    run = example.namespace["pytester"].runpytest_inprocess(*arguments, "--collect-only", "-p", "no:cacheprovider")
+    run = example.namespace["pytester"].runpytest_inprocess(*arguments, "--collect-only")
     assert run.ret in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED), run.stderr.str()
 
 
@@ -144,7 +144,7 @@ examples = Sybil(
         CodeBlockParser("ini", _ini),
         *(CodeBlockParser(language, _refuse) for language in SHOWN_ONLY),
     ],
-    patterns=["README.md", "CONTRIBUTING.md", "docs/**/*.md"],
+    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*/*.md"],
     excludes=["docs/_generated/*", "docs/_build/**"],
     setup=_setup,
     fixtures=["pytester"],
