@@ -1,10 +1,11 @@
-"""The CI setups in the README can be copied: their YAML and shell parse, and every option exists."""
+"""CI jobs can be copied: those that ``llem init`` writes, and those on the how-to pages."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,21 @@ import yaml
 
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "README.md").read_text().partition("\n## In CI\n")[2].partition("\n## ")[0]
+HOW_TO = ROOT / "docs" / "how-to"
+TEMPLATES = ROOT / "pytest_llem" / "cli" / "templates"
+AGAINST_MAIN, GITLAB = ((TEMPLATES / f"{name}.yml").read_text() for name in ("github", "gitlab"))
 
 
-def blocks(name: str) -> list[str]:
-    """Return the code blocks after a line ``<!-- name -->``."""
-    return re.findall(rf"^<!-- {name} -->\n```\w+\n(.*?)^```", PAGE, re.M | re.S)
+def block(page: str, language: str, containing: str) -> str:
+    """Return the code block of a how-to page that contains a text."""
+    blocks = re.findall(rf"^ *```{language}\n(.*?)^ *```", (HOW_TO / page).read_text(), re.M | re.S)
+    (found,) = (textwrap.dedent(one) for one in blocks if containing in one)
+    return found
 
 
-GITHUB, (GITLAB,), SHELL = blocks("github"), blocks("gitlab"), blocks("shell")
+AGAINST_BASELINE = block("committed-baseline.md", "yaml", "jobs:")
+JENKINS = block("jenkins.md", "groovy", "pipeline")
+GITHUB = {"against-main": AGAINST_MAIN, "against-baseline": AGAINST_BASELINE}
 
 
 def steps(workflow: str) -> list[dict[str, Any]]:
@@ -33,12 +40,12 @@ def steps(workflow: str) -> list[dict[str, Any]]:
 
 
 def scripts() -> Iterator[str]:
-    """Yield every shell script on the page."""
-    yield from SHELL
-    for workflow in GITHUB:
-        yield from (step["run"] for step in steps(workflow) if "run" in step)
+    """Yield the shell script of every job."""
+    for workflow in GITHUB.values():
+        yield "\n".join(step["run"] for step in steps(workflow) if "run" in step)
     (job,) = yaml.safe_load(GITLAB).values()
     yield "\n".join(job["script"])
+    yield "\n".join(re.findall(r"sh '''(.*?)'''", JENKINS, re.S))
 
 
 def commands() -> list[list[str]]:
@@ -48,19 +55,24 @@ def commands() -> list[list[str]]:
     return [words for words in found if words[0].endswith("pytest")]
 
 
-def test_page_has_all_promised_setups() -> None:
-    assert len(GITHUB) == 2
-    assert PAGE.count("```") == 2 * (len(GITHUB) + 1 + len(SHELL)), "no block is left unchecked"
+def test_each_job_compares_and_writes_junit() -> None:
     options = [{word for word in words if word.startswith("--")} for words in commands()]
     assert options == [
-        {"--llem-save"},
         {"--llem-against=../main/.venv/bin/python", "--junitxml=report.xml"},
         {"--llem-baseline", "--junitxml=report.xml"},
+        {"--llem-against=$REFERENCE/.venv/bin/python", "--junitxml=report.xml"},
         {"--llem-against=$REFERENCE/.venv/bin/python", "--junitxml=report.xml"},
     ]
 
 
-@pytest.mark.parametrize("workflow", GITHUB)
+def test_pages_include_the_jobs_that_llem_init_writes() -> None:
+    for name in ("github", "gitlab"):
+        page = (HOW_TO / f"{name}.md").read_text()
+        assert f"```{{literalinclude}} ../../pytest_llem/cli/templates/{name}.yml" in page
+        assert f"--ci {name}" in page
+
+
+@pytest.mark.parametrize("workflow", GITHUB.values(), ids=GITHUB)
 def test_github_workflow_has_required_steps(workflow: str) -> None:
     read = yaml.safe_load(workflow)
     assert "pull_request" in read[True], "YAML 1.1 reads the key `on` as true"
@@ -85,31 +97,34 @@ def test_gitlab_job_uploads_its_report() -> None:
     assert all(isinstance(line, str) for line in job["script"]), "a colon makes YAML read a mapping"
 
 
-@pytest.mark.parametrize("script", list(scripts()))
+def test_jenkinsfile_keeps_branch_names_out_of_groovy() -> None:
+    assert "sh '''" in JENKINS
+    assert 'sh """' not in JENKINS, "Groovy would put a branch's name into the shell"
+    assert JENKINS.count("{") == JENKINS.count("}")
+    assert "artifacts: 'results/**, report.xml'" in JENKINS
+
+
+@pytest.mark.parametrize("script", list(scripts()), ids=["against-main", "against-baseline", "gitlab", "jenkins"])
 def test_shell_parses(script: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_every_option_named_exists(pytester: pytest.Pytester) -> None:
-    named = set(re.findall(r"(?<![\w-])--(?:llem-[\w-]+|junitxml|lf|deselect)\b", PAGE))
-    ran = pytester.runpytest_inprocess("--help", "-p", "llem")
-    help_text = ran.stdout.str().replace("--junit-xml", "--junitxml")
-    missing = {one for one in named if not re.search(rf"^  (?:[-\w]+, )*{one}(?![\w-])", help_text, re.M)}
-    assert not missing
-
-
 def test_named_study_exists() -> None:
     named = {word for words in commands() for word in words if word.endswith(".yaml")}
-    assert named
+    assert named == {"studies/llama.yaml"}
     assert all((ROOT / one).is_file() for one in named)
 
 
-def test_worktree_is_a_second_checkout_beside_the_first(tmp_path: Path) -> None:
-    """Runs the git commands of the first workflow, also on a runner whose last run was cut off."""
-    job = next(iter(yaml.safe_load(GITHUB[0])["jobs"].values()))
-    (shell,) = [step["run"] for step in job["steps"] if "worktree add" in step.get("run", "")]
-    git = [line for line in shell.splitlines() if "worktree" in line]
+GIT_ENV = {"BASE": "main", "CHANGE_TARGET": "main", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME": "main"}
+
+
+@pytest.mark.parametrize(
+    "script", [one for one in scripts() if "worktree" in one], ids=["github", "gitlab", "jenkins"]
+)
+def test_worktree_is_a_second_checkout_beside_the_first(script: str, tmp_path: Path) -> None:
+    """Runs the git commands of a job, also on a runner whose last run was cut off."""
+    git = [line for line in script.splitlines() if "git " in line and "worktree remove" not in line]
     origin, work = tmp_path / "origin", tmp_path / "work" / "repo"
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (
@@ -118,7 +133,7 @@ def test_worktree_is_a_second_checkout_beside_the_first(tmp_path: Path) -> None:
         ["clone", "-q", str(origin), str(work)],
     ):
         subprocess.run(["git", *words], check=True, capture_output=True)
-    env = {"PATH": "/usr/bin:/bin", "REFERENCE": f"{work}/../main", "BASE": "main"}
+    env = {"PATH": "/usr/bin:/bin", "REFERENCE": f"{work}/../main", **GIT_ENV}
     for _ in range(2):
         subprocess.run(["bash", "-e", "-c", "\n".join(git)], cwd=work, env=env, check=True, capture_output=True)
         assert (work.parent / "main" / ".git").is_file()

@@ -176,7 +176,8 @@ class TestMissingEngine:
         assert Preflight(study, (), []).reason(study.points[0]) == (
             f"engine '{name}' is not installed here (there are: noop, pytorch): the library {name} itself "
             "provides no engine; install a package that provides it (entry-point group pytest_llem.engines), or "
-            "name a class of your own, backend: package.module:Class, or name in runners a Python interpreter that has it"
+            "name a class of your own, backend: package.module:Class, or name in runners a Python interpreter "
+            "that has it"
         )
 
 
