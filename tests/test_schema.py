@@ -25,7 +25,7 @@ from pytest_llem.study.problems import StudyError
 from pytest_llem.study.schema import study_schema
 from pytest_llem.study.section import Section
 from tests.conftest import NOOP_STUDY, ROOT
-from tests.test_readme import block
+from tests.support.pages import blocks
 
 SHIPPED = Path(pytest_llem.__file__).parent / "study.schema.json"
 RENEW = "python -m pytest_llem.study.schema > pytest_llem/study.schema.json"
@@ -88,7 +88,7 @@ def test_example_studies_are_valid_and_name_the_schema(path: Path) -> None:
 
 
 def test_study_in_the_readme_is_valid(tmp_path: Path) -> None:
-    assert schema_errors(read(tmp_path, block("study"))) == []
+    assert schema_errors(read(tmp_path, blocks((ROOT / "README.md").read_text(), "yaml")[0])) == []
 
 
 GOOD = [
