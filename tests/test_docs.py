@@ -55,7 +55,7 @@ def test_relative_links_lead_to_a_file_and_a_heading(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_named_in_code_spans_exist(page: Path) -> None:
-    named = re.findall(r"`((?:docs|pytest_llem|studies|tests|\.ci|\.github)/[\w./-]+)`", page.read_text())
+    named = re.findall(r"`(?:python )?((?:docs|pytest_llem|tests|\.ci)/[\w./-]+)`", page.read_text())
     assert [one for one in named if not (ROOT / one).exists()] == []
 
 

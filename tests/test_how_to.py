@@ -29,12 +29,6 @@ def test_named_options_and_ini_keys_exist(pytester: pytest.Pytester, path: Path)
     assert named - listed == set()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_files_named_in_code_spans_exist(path: Path) -> None:
-    named = re.findall(r"`(?:python )?((?:pytest_llem|tests|\.ci|\.github)/[\w./-]+)`", path.read_text())
-    assert [one for one in named if not (ROOT / one).exists()] == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "count"),
     [
