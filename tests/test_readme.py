@@ -1,4 +1,4 @@
-"""Test that README.md is short, and that what README.md and the tutorials claim is correct."""
+"""Test that README.md is short, and that what it, the tutorials and docs/how-to/sweeps.md claim is correct."""
 
 from __future__ import annotations
 
@@ -64,6 +64,41 @@ def test_named_options_exist(pytester: pytest.Pytester) -> None:
     listed = set(re.findall(r"[\w-]+", pytester.runpytest_inprocess("--help", "-p", "llem").stdout.str()))
     assert len(named) > 10
     assert named <= listed
+
+
+def test_sweep_examples_have_the_stated_points(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "sweeps.md").read_text()
+    simple, common, grammar = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    for name, text in (("simple", simple), ("common", common), ("grammar", grammar)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    study = load_study(tmp_path / "simple.yaml")
+    assert f"llem: {study.name} [{study.design_hash}]: 4 points × 3 cycles = 12 experiments, shuffled" in page
+    study = load_study(tmp_path / "grammar.yaml")
+    backends = [point.config.backend for point in study.points]
+    assert (backends.count("pytorch"), backends.count("vllm")) == (9, 8)
+    assert [point.id for point in study.points if point.skip] == [study.points[-1].id]
+    assert len([point for point in study.points if point.xfail]) == 4
+
+
+@pytest.mark.slow
+def test_project_of_the_gate_tutorial_runs_and_can_fail(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The changed engine of the page runs, and fails a budget that it cannot meet."""
+    page = (ROOT / "docs" / "tutorials" / "gate-in-ci.md").read_text()
+    for name, text in re.findall(r"^```(?:python|yaml)\n# ([\w./]+)\n(.*?)^```", page, re.M | re.S):
+        path = pytester.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert "rank(batch)" in (pytester.path / "answers" / "engine.py").read_text()
+    study = pytester.path / "studies" / "answers.yaml"
+    budget = "{metric: output_tokens_per_second, min: 700, where: {batch_size: 8}}"
+    assert budget in page
+    study.write_text(f"{study.read_text()}budgets: [{budget.replace('700', '1000000')}]\n")
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    run = pytester.runpytest_subprocess("studies/answers.yaml", "-p", "llem", "--llem-cycles=1")
+    run.assert_outcomes(passed=2, failed=1)
+    run.stdout.fnmatch_lines(["* is below 1,000,000 1/s*"])
 
 
 def test_every_shipped_study_collects(pytester: pytest.Pytester) -> None:
