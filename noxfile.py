@@ -50,9 +50,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def docs(session: nox.Session) -> None:
-    """That what README.md and the pages under docs/ show runs, that their links lead somewhere, and the site."""
+    """The code blocks, tests and links of the documentation, and the site."""
     session.install("-c", CONSTRAINTS, "-e", ".[docs,test]")
     session.run("pytest", *DOCS, *session.posargs)
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "linkcheck", "docs", "docs/_build/linkcheck")
 
 
 @nox.session(python="3.11")

@@ -425,7 +425,7 @@ def temporary(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def _left(temporary: Path) -> list[str]:
     """Return the files that experiments have left."""
-    return [one.name for one in temporary.glob("llem-*") if not one.name.startswith("llem-board")]
+    return [one.name for one in temporary.glob("llem-*") if not one.name.startswith("llem-shared")]
 
 
 def test_each_interpreter_has_a_server_of_its_own(servers: Servers, job: MakeJob, tmp_path: Path) -> None:
