@@ -24,7 +24,12 @@ PYTESTS = {
 CONSTRAINTS = "constraints.txt"
 
 #: The tests of what README.md, CONTRIBUTING.md and docs/ show.
-DOCS = ["tests/test_readme.py", "tests/test_ordinary_tests.py", "tests/test_docs.py"]
+DOCS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs",
+    *(f"tests/test_{name}.py" for name in ("docs", "how_to", "ordinary_tests", "readme")),
+]
 
 
 @nox.session(python=PYTHONS)
