@@ -508,3 +508,21 @@ def test_automatic_gap_extended_to_the_minimum_reports_it() -> None:
     first = GpuState(39.0, 70.0)
     _, reports = _reports("auto", first, at_least=8.0)
     assert reports[-3:] == ["idle, 3 s left", "idle, 2 s left", "idle, 1 s left"]
+
+
+@pytest.mark.parametrize("capture", ["fd", "sys", "no"])
+def test_line_within_a_call_is_not_captured(pytester: pytest.Pytester, capture: str) -> None:
+    pytester.makepyfile(
+        """
+        from pytest_llem.execution.live_line import print_line
+
+        def test_it(request):
+            print("of the test")
+            print_line(request.config, "contended")
+            print("of the test, too")
+        """
+    )
+    run = pytester.runpytest_subprocess(f"--capture={capture}")
+    run.assert_outcomes(passed=1)
+    run.stdout.fnmatch_lines(["llem: contended"])
+    assert ("of the test" in run.stdout.str()) == (capture == "no")

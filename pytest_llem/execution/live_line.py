@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -103,8 +104,13 @@ class Line:
 
 
 def print_line(config: pytest.Config, line: str) -> None:
-    """Write a line, prefixed ``llem:``, below pytest's output, unless ``-q`` was given."""
+    """Write a line, prefixed ``llem:``, below pytest's output, unless ``-q`` was given.
+
+    Within an item's call pytest captures the terminal's output too, so capturing is suspended meanwhile.
+    """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter and config.get_verbosity() >= 0:
-        reporter.ensure_newline()
-        reporter.write_line(f"llem: {line}")
+        capture = config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            reporter.ensure_newline()
+            reporter.write_line(f"llem: {line}", flush=True)
