@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 from tests.support.browser import browser  # noqa: E402 - found by the path above
 
 STATIC = ROOT / "docs" / "_static"
-STUDY = ROOT / "studies" / "quickstart.yaml"
+STUDY = "studies/quickstart.yaml"
+ARGUMENTS = (STUDY, "-p", "llem", "--llem-html", "report.html")
 COLUMNS = 80
 
 #: What the line of live progress writes: it makes room below the cursor, writes there, and returns.
@@ -44,9 +45,9 @@ def run(folder: Path) -> str:
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     hidden = ("COLUMNS", "LINES", "CI", "NO_COLOR", "PYTEST_ADDOPTS")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
-    command = [sys.executable, "-m", "pytest", STUDY.name, "-p", "llem", "--llem-html", "report.html"]
-    command += [f"-pno:{name}" for name in _OTHER_PLUGINS]
-    (folder / STUDY.name).write_bytes(STUDY.read_bytes())
+    command = [sys.executable, "-m", "pytest", *ARGUMENTS, *(f"-pno:{name}" for name in _OTHER_PLUGINS)]
+    (folder / STUDY).parent.mkdir()
+    (folder / STUDY).write_bytes((ROOT / STUDY).read_bytes())
     received = bytearray()
     with subprocess.Popen(
         command,
@@ -69,11 +70,12 @@ def run(folder: Path) -> str:
 
 
 def terminal_svg(output: str) -> str:
-    """Return a picture of a terminal that shows *output*, without the lines about paths of this machine."""
+    """Return a picture of a terminal that shows *output*, without the line that has a path of this machine."""
     text = _LIVE.sub("", output).replace("\r\n", "\n")
-    lines = [line for line in text.splitlines() if not line.startswith("rootdir: ")]
+    written = (line.rpartition("\r")[2] for line in text.split("\n"))  # "collected" overwrites "collecting"
+    lines = [line for line in written if not line.startswith("rootdir: ")]
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="256")
-    console.print(Text(f"$ pytest studies/{STUDY.name} -p llem", style="bold"))
+    console.print(Text(f"$ pytest {' '.join(ARGUMENTS)}", style="bold"))
     console.print(Text.from_ansi("\n".join(lines)))
     return console.export_svg(title="pytest-llem", theme=MONOKAI, unique_id="llem")
 
