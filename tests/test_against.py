@@ -207,7 +207,7 @@ def test_plan_lists_experiments_of_both_sides(
     ("options", "message"),
     [
         (("--llem-baseline", "main"), "*--llem-against: cannot be used with --llem-baseline: *"),
-        (("--llem-resume",), "*--llem-resume: cannot be used with --llem-against, *"),
+        (("--llem-resume",), "*--llem-resume and --llem-resume-from: cannot be used with --llem-against, *"),
     ],
 )
 def test_conflicting_options_are_refused(

@@ -174,7 +174,7 @@ def test_no_gate_judges_a_window_that_compiles(graphs: list[object], monkeypatch
     result = run(measurement={"min_window_seconds": 0, "prefill_split": True})
     reason = "torch.compile compiled 6 graphs in the window"
     assert (result.window.compiled, result.window.restarts) == (reason, MAX_RESTARTS)
-    assert f"{reason}; no gate judges it: let the batches have fewer different lengths" in texts(result.warnings)
+    assert f"{reason}; no gate judges it: use batches of fewer different lengths" in texts(result.warnings)
     assert result.prefill_window.compiled is None
     judged = {name for name, one in result.metrics.items() if one.not_judged is None}
     assert judged == {"load_seconds", "load_energy_j", "idle_power_w", "model_memory_mb"}

@@ -496,11 +496,11 @@ def test_automatic_gap_reports_what_it_waits_for() -> None:
     first = GpuState(39.0, 70.0)
     _, reports = _reports("auto", first, GpuState(52.0, 300.0), GpuState(41.0, 80.0), None, first)
     assert reports == [
-        "cooling down, 0 s (GPU 0: 52 °C, waiting for 41 °C; at most 120 s more)",
-        "cooling down, 1 s (GPU 0: 80 W, waiting for 73 W; at most 119 s more)",
-        "cooling down, 2 s (GPU 0: not readable, waiting for 41 °C; at most 118 s more)",
-        "cooling down, 3 s (as cool as at first; at least 2 s more)",
-        "cooling down, 4 s (as cool as at first; at least 1 s more)",
+        "cooling down, 0 s (one GPU: 52 °C, waiting for 41 °C; at most 120 s more)",
+        "cooling down, 1 s (one GPU: 80 W, waiting for 73 W; at most 119 s more)",
+        "cooling down, 2 s (one GPU: not readable, waiting for 41 °C; at most 118 s more)",
+        "cooling down, 3 s (cool and idle again; at least 2 s more)",
+        "cooling down, 4 s (cool and idle again; at least 1 s more)",
     ]
 
 

@@ -102,14 +102,16 @@ def test_energy_missing_in_either_window_is_null_with_its_reason() -> None:
 def test_windows_of_two_boundaries_are_not_subtracted() -> None:
     found = prefill_metrics(window(20.0), window(5.0, boundary="cpu_package"), input_tokens=1, drift_w=0.0)
     assert found["decode_energy_j"].value is None
-    assert found["decode_energy_j"].reason == "the window covers gpu_board, and that of prefill cpu_package"
+    assert found["decode_energy_j"].reason == (
+        "energy of the whole pass covers gpu_board, but that of prefill covers cpu_package"
+    )
 
 
 @pytest.mark.usefixtures("noop_engine")
 class TestExperiment:
     def test_without_prefill_split_there_are_no_shares(self) -> None:
         result = run(measurement={"min_window_seconds": 0})
-        for name in prefill.NAMES:
+        for name in prefill.PREFILL_METRICS:
             assert (result.metrics[name].value, result.metrics[name].reason) == (None, prefill.NOT_REQUESTED)
         assert result.prefill_window is None
 
@@ -183,7 +185,7 @@ class TestExperiment:
         import noop_engine
 
         monkeypatch.setattr(noop_engine.NoopEngine, "generate_first", noop_engine.NoopEngine.generate)
-        with pytest.raises(ValueError, match="the engine generated 3 tokens where the first one was asked for"):
+        with pytest.raises(ValueError, match="the engine returned 3 tokens for a request for one"):
             run()
 
 

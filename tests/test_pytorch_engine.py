@@ -460,7 +460,7 @@ def test_run_experiment_runs_in_this_process() -> None:
     assert set(result.metrics) == set(CATALOGUE)
     missing = {name for name, metric in result.metrics.items() if metric.value is None}
     conditions = {"peak_temperature_c", "throttled_seconds", "mfu", "mbu", "roofline_slowdown"}  # of GPUs
-    not_asked = {"idle_power_w", "active_energy_j", "gco2e_g", *prefill.NAMES}
+    not_asked = {"idle_power_w", "active_energy_j", "gco2e_g", *prefill.PREFILL_METRICS}
     assert missing - {"gpu_energy_j", "dram_energy_j"} - conditions == not_asked
     assert all(result.metrics[name].reason for name in missing)
     metrics: dict[str, Any] = {name: metric.value for name, metric in result.metrics.items()}

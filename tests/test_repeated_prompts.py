@@ -57,7 +57,7 @@ def test_no_gate_judges_an_engine_that_keeps_its_answers(
     (warning,) = [one for one in texts(result.warnings) if "cache" in one]
     assert warning.startswith("a batch took 4")
     reason = result.metrics["output_tokens_per_second"].not_judged
-    assert warning == f"{reason}; no gate judges it: switch its caches of prompts and answers off"
+    assert warning == f"{reason}; no gate judges it: disable the engine's caches of prompts and answers"
     assert result.metrics["load_seconds"].not_judged is None
     assert result.window.restarts == 0, "a second window would repeat the prompts and show nothing"
 

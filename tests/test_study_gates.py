@@ -165,9 +165,9 @@ class TestBudgets:
         study = load(tmp_path, "base: common.yaml\n")
         assert (study.budgets, study.gates.family, study.gates_line) == ((), DEFAULT_FAMILY, 1)
         assert [str(note.shown_from(tmp_path)) for note in study.notes] == [
-            "common.yaml:4:1: experiments: is ignored in a base: it belongs to a study",
-            "common.yaml:2:1: budgets: is ignored in a base: it belongs to a study",
-            "common.yaml:3:1: gates: is ignored in a base: it belongs to a study",
+            "common.yaml:4:1: experiments: is ignored in a base: only the study itself can set it",
+            "common.yaml:2:1: budgets: is ignored in a base: only the study itself can set it",
+            "common.yaml:3:1: gates: is ignored in a base: only the study itself can set it",
         ]
 
     def test_skipped_point_keeps_its_budgets(self, tmp_path: Path) -> None:

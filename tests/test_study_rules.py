@@ -111,7 +111,9 @@ class TestBase:
     def test_base_of_a_base_is_ignored_with_a_note(self, tmp_path: Path) -> None:
         (tmp_path / "common.yaml").write_text("base: deeper.yaml\nmodel: m\n")
         study = load(tmp_path, "base: common.yaml\n")
-        assert notes(tmp_path, study) == ["common.yaml:1:1: base: is ignored in a base: it belongs to a study"]
+        assert notes(tmp_path, study) == [
+            "common.yaml:1:1: base: is ignored in a base: only the study itself can set it"
+        ]
 
     @pytest.mark.parametrize(
         ("content", "message"),

@@ -119,7 +119,8 @@ class Settings:
             raise pytest.UsageError("--llem-against: cannot be used with --llem-baseline: give one of them")
         if against and resume:
             raise pytest.UsageError(
-                "--llem-resume: cannot be used with --llem-against, whose runs are measured interleaved"
+                "--llem-resume and --llem-resume-from: cannot be used with --llem-against, "
+                "which measures both sides anew"
             )
         if config.getoption("llem_compare_mismatch") and not (baseline or against):
             raise pytest.UsageError("--llem-compare-mismatch: needs --llem-baseline or --llem-against")

@@ -34,9 +34,9 @@ class Case:
         note: Why the gate judges another metric; None if it does not.
         question: What is to be decided; None if nothing can be.
         reason: Why nothing can be decided.
-        excused: Whether the gate is skipped, and does not fail, if nothing can be decided.
-        inconclusive: Whether the only reasons are too few cycles or contention.
-        contended: How the two sides were contended; None if neither was.
+        excused: Whether a gate that cannot be decided is skipped instead of failing.
+        inconclusive: Whether it cannot be decided only because of too few cycles or contention.
+        contended: Which side's cycles were contended, and by what; None if none was.
         testbed: Differences in testbed facts; None if they were not compared.
     """
 
@@ -61,7 +61,7 @@ def make_case(
     allow_mismatch: bool,
     ineligible: str | None = None,
 ) -> Case:
-    """Return the case of a gate.
+    """Return what the gate has to decide about a pair of points, or the first reason why it cannot decide.
 
     Args:
         pair: A point and its counterpart in the reference.
@@ -87,13 +87,13 @@ def make_case(
             return case(reason=f"in the {side}: {summary.not_judged}")
     better = CATALOGUE[metric].better
     if better is None:
-        return case(reason="neither higher nor lower is better, so that the metric cannot get worse")
+        return case(reason="neither higher nor lower is better, so the metric cannot get worse")
     usable = [_is_usable(point, metric, estimates=allows_estimates(candidate)) for point in (candidate, reference)]
     reason = _missing_value(candidate, metric, "candidate") or _missing_value(reference, metric, "reference")
     if reason is None and not any(usable):
         reason = ESTIMATED
     if reason is not None:
-        # Excused is a metric that neither side can have, but not one that a side has lost or did not measure.
+        # Skip the gate if neither side can have a value. If only one side has none, that is a loss, and it fails.
         measured = is_measured(candidate) and is_measured(reference)
         return case(reason=reason, excused=by_default and measured and not any(usable))
     reason = replay_ineligible_reason(candidate) or replay_ineligible_reason(reference)
@@ -124,7 +124,7 @@ def make_case(
     try:
         found_contrast = contrast(values, reference_values, paired=paired)
     except UndecidableError as error:
-        # Excused is a metric without a value above 0 on both sides, but not one that a side has lost.
+        # Skip the gate if no value on either side is above 0. If only one side has none, it fails.
         none_positive = not any(value > 0 for side in (values, reference_values) for value in side.values())
         return case(reason=str(error), excused=by_default and none_positive, inconclusive=n < 2, testbed=testbed)
     question = Question(found_contrast, better, settings.delta_of(gate))

@@ -23,7 +23,7 @@ MAX_S = 120.0
 #: Time between two readings of the GPUs, in s.
 POLL_S = 0.5
 
-#: The longest single sleep, in s: the system refuses more than some centuries.
+#: Longest single sleep, in s: longer gaps are slept in parts, as time.sleep refuses huge values.
 MAX_SLEEP_S = 86_400.0
 
 #: Time between two reports of the remaining time, in s.
@@ -101,14 +101,14 @@ class Gaps:
 
     def _is_settled(self, now: GpuStates) -> bool:
         # A GPU that has disappeared counts as not settled.
-        return all(uuid in now and _is_settled(now[uuid], first) for uuid, first in self._first.items())
+        return all(uuid in now and _has_cooled(now[uuid], first) for uuid, first in self._first.items())
 
     def _reason(self, now: GpuStates, waited: float) -> str:
         """Return why the gap does not end yet, and how much longer it may take."""
-        for number, (uuid, first) in enumerate(self._first.items()):
+        for uuid, first in self._first.items():
             if target := _target(now.get(uuid, GpuState()), first):
-                return f"GPU {number}: {target}; at most {math.ceil(MAX_S - waited)} s more"
-        return f"as cool as at first; at least {math.ceil(MIN_S - waited)} s more"
+                return f"one GPU: {target}; at most {math.ceil(MAX_S - waited)} s more"
+        return f"cool and idle again; at least {math.ceil(MIN_S - waited)} s more"
 
 
 def _lower(one: GpuState, other: GpuState) -> GpuState:
@@ -122,7 +122,7 @@ def _min(one: float | None, other: float | None) -> float | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
 
-def _is_settled(now: GpuState, first: GpuState) -> bool:
+def _has_cooled(now: GpuState, first: GpuState) -> bool:
     return _is_down(now.temperature_c, first.temperature_c, TEMPERATURE_MARGIN_C) and _is_down(
         now.power_w, first.power_w, POWER_MARGIN_W
     )

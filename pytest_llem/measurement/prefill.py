@@ -13,8 +13,14 @@ from pytest_llem.measurement.accounting import energy
 from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.metrics import Metric, metric, weakest
 
-NAMES = ("prefill_energy_j", "decode_energy_j", "energy_per_input_token_j", "prefill_seconds", "decode_seconds")
-NOT_REQUESTED = "not requested: measurement.prefill_split"
+PREFILL_METRICS = (
+    "prefill_energy_j",
+    "decode_energy_j",
+    "energy_per_input_token_j",
+    "prefill_seconds",
+    "decode_seconds",
+)
+NOT_REQUESTED = "not measured: set measurement.prefill_split: true"
 
 
 def measure_prefill(
@@ -22,23 +28,33 @@ def measure_prefill(
 ) -> Window:
     """Measure passes over the same batches, with the same seed, that generate one token for each prompt.
 
-    Call it right after the window, while the machine is equally warm. The first batch runs once before, in case
-    stopping after one token compiles anything. Any other compilation restarts the window.
+    Call it directly after measuring the window of whole passes, while the machine is equally warm. The first batch
+    runs once unmeasured, because stopping after one token may compile something. The window is measured again if
+    anything else compiles, as in :func:`~pytest_llem.measurement.window.measure`.
+
+    Args:
+        engine: A warm engine; must support :class:`SupportsPrefillOnly`.
+        batches: The batches of the window of whole passes.
+        meters: Open meters.
+        min_seconds: Minimum length of the window, in s.
+        seed: The seed of the window of whole passes.
+        keep: Maximum number of passes whose outputs are kept.
 
     Raises:
         ValueError: The engine generates another number of tokens, or a request fails.
     """
     assert isinstance(engine, SupportsPrefillOnly)
     engine.generate_first(batches[0])
-    first = engine.generate_first
-    window = measure(engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=first, keep=keep)
+    window = measure(
+        engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=engine.generate_first, keep=keep
+    )
     for batch, generated in chain.from_iterable(zip(batches, one, strict=True) for one in window.passes):
         for request in engine.requests(batch, generated):
             if request.error is not None:
-                raise ValueError(f"a request for its first token alone failed: {request.error}")
+                raise ValueError(f"a request for one token failed in the prefill window: {request.error}")
             if len(request.output_ids) != 1:
-                given = len(request.output_ids)
-                raise ValueError(f"the engine generated {given} tokens where the first one was asked for")
+                count = len(request.output_ids)
+                raise ValueError(f"the engine returned {count} tokens for a request for one (generate_first)")
     return window
 
 
@@ -55,51 +71,57 @@ def prefill_metrics(
         window: Window of whole passes.
         prefill: Window of passes with one new token for each prompt; None if it was not requested.
         input_tokens: Input tokens of a pass.
-        drift_w: Standard uncertainty from the drift of idle power, in W; None if unknown, which makes that of
-            decoding unknown too.
+        drift_w: Standard uncertainty from the drift of idle power, in W; None if unknown: the uncertainty of
+            decoding is then unknown too.
     """
     if prefill is None:
-        return {name: metric(name, None, reason=NOT_REQUESTED) for name in NAMES}
+        return {name: metric(name, None, reason=NOT_REQUESTED) for name in PREFILL_METRICS}
+    # Named decode_energy_j, as _difference keeps its name's unit.
     whole = energy("decode_energy_j", window.account.total, 1 / window.count)
-    first = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / prefill.count))
+    prefill_energy = _attributed(energy("prefill_energy_j", prefill.account.total, 1 / prefill.count))
     seconds, whole_seconds = prefill.seconds / prefill.count, window.seconds / window.count
     not_judged = None
     if whole_seconds <= seconds:
         not_judged = f"prefill alone took {seconds:.4g} s, but a whole pass took {whole_seconds:.4g} s"
     return {
-        "prefill_energy_j": first,
-        "decode_energy_j": _difference(whole, first, None if drift_w is None else seconds * drift_w),
-        "energy_per_input_token_j": _divided(first, input_tokens),
+        "prefill_energy_j": prefill_energy,
+        "decode_energy_j": _difference(whole, prefill_energy, None if drift_w is None else seconds * drift_w),
+        "energy_per_input_token_j": _per_token(prefill_energy, input_tokens),
         "prefill_seconds": metric("prefill_seconds", seconds),
         "decode_seconds": metric("decode_seconds", whole_seconds - seconds, not_judged=not_judged),
     }
 
 
-def _attributed(figure: Metric) -> Metric:
-    return figure.model_copy(update={"method": weakest(("attributed", figure.method))})
+def _attributed(energy: Metric) -> Metric:
+    """Mark *energy* as a share of a measured total, at best."""
+    return energy.model_copy(update={"method": weakest(("attributed", energy.method))})
 
 
-def _difference(whole: Metric, first: Metric, drift_j: float | None) -> Metric:
-    if whole.value is None or first.value is None or whole.boundary != first.boundary:
-        boundaries_differ = f"the window covers {whole.boundary}, and that of prefill {first.boundary}"
-        reason = whole.reason or first.reason or boundaries_differ
+def _difference(whole: Metric, prefill: Metric, drift_j: float | None) -> Metric:
+    if whole.value is None or prefill.value is None or whole.boundary != prefill.boundary:
+        boundaries_differ = (
+            f"energy of the whole pass covers {whole.boundary}, but that of prefill covers {prefill.boundary}"
+        )
+        reason = whole.reason or prefill.reason or boundaries_differ
         return whole.model_copy(
             update={"value": None, "method": "unavailable", "reason": reason, "uncertainty": None}
         )
-    edges = (whole.uncertainty, first.uncertainty, drift_j)
+    uncertainties = (whole.uncertainty, prefill.uncertainty, drift_j)
     return whole.model_copy(
         update={
-            "value": whole.value - first.value,
-            "method": weakest((whole.method, first.method)),
-            "invalid": whole.invalid or first.invalid,
-            "uncertainty": None if None in edges else math.hypot(*(edge for edge in edges if edge is not None)),
+            "value": whole.value - prefill.value,
+            "method": weakest((whole.method, prefill.method)),
+            "invalid": whole.invalid or prefill.invalid,
+            "uncertainty": None
+            if None in uncertainties
+            else math.hypot(*(one for one in uncertainties if one is not None)),
         }
     )
 
 
-def _divided(first: Metric, input_tokens: int) -> Metric:
+def _per_token(prefill: Metric, input_tokens: int) -> Metric:
     per_token = {
-        name: None if figure is None else figure / input_tokens
-        for name, figure in (("value", first.value), ("uncertainty", first.uncertainty))
+        name: None if value is None else value / input_tokens
+        for name, value in (("value", prefill.value), ("uncertainty", prefill.uncertainty))
     }
-    return first.model_copy(update=per_token)
+    return prefill.model_copy(update=per_token)

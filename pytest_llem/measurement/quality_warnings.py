@@ -83,9 +83,9 @@ def find_warnings(
         warn("setting_adjusted", str(setting))
     for one in (window, prefill):
         if one is not None and one.compiled is not None:
-            warn("compiled", f"{one.compiled}; no gate judges it: let the batches have fewer different lengths")
+            warn("compiled", f"{one.compiled}; no gate judges it: use batches of fewer different lengths")
     if repeats is not None:
-        warn("repeats_faster", f"{repeats}; no gate judges it: switch its caches of prompts and answers off")
+        warn("repeats_faster", f"{repeats}; no gate judges it: disable the engine's caches of prompts and answers")
     if tracer is not None:
         warn(
             "traced",

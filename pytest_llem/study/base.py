@@ -37,7 +37,7 @@ def with_base(document: Document) -> tuple[Document, list[Problem], list[Problem
     if not isinstance(base.data, dict):
         raise StudyError([base.problem((), f"a base must be a mapping {base.given((), base.data)}")])
     ignored = [key for key in STUDY_KEYS if key in base.data and key not in _UNREMARKABLE]
-    notes = [base.problem((key,), "is ignored in a base: it belongs to a study") for key in ignored]
+    notes = [base.problem((key,), "is ignored in a base: only the study itself can set it") for key in ignored]
     inner = base.data.get("base")
     if isinstance(inner, str) and _leads_to(path.parent / inner, document.path, path):
         problem = document.problem(("base",), f"is circular: the base of {given} is {inner}")
