@@ -23,8 +23,7 @@ from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_
 from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
 from pytest_llem.measurement.power_csv import to_csv
-from pytest_llem.measurement.prefill import PREFILL_METRICS
-from pytest_llem.measurement.prefill import measure_prefill, prefill_metrics
+from pytest_llem.measurement.prefill import PREFILL_METRICS, measure_prefill, prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import active_tracer, find_warnings, repeats_are_faster
 from pytest_llem.measurement.requests import Requests
