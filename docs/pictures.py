@@ -83,7 +83,7 @@ def terminal_svg(output: str) -> str:
 def report_png(report: Path, picture: Path) -> None:
     """Write the first screen of a report as a PNG."""
     with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1100, "height": 900}, color_scheme="light")
+        page = chromium.new_page(viewport={"width": 1100, "height": 1250}, color_scheme="light")
         page.goto(report.as_uri())
         page.wait_for_selector(".js-plotly-plot .main-svg")
         page.screenshot(path=picture)
