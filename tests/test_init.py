@@ -87,10 +87,11 @@ def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str
     job = folder / ".github" / "workflows" / "energy.yml"
     job.parent.mkdir(parents=True)
     job.write_text("mine")
-    assert main(["init", "--ci", "github"]) == 2
-    assert capsys.readouterr().err == f"llem: {job.relative_to(folder)}: exists already, nothing was written\n"
+    assert main(["init", "--ci", "github"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["wrote study.yaml", f"kept {job.relative_to(folder)}"]
     assert job.read_text() == "mine"
-    assert not (folder / "study.yaml").exists()
+    assert main(["init"]) == 2
+    assert capsys.readouterr().err == "llem: study.yaml: exists already, nothing was written\n"
 
 
 def test_llem_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:

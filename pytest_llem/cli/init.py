@@ -17,7 +17,7 @@ CI_FILES = {"github": ".github/workflows/energy.yml", "gitlab": "energy.gitlab-c
 
 _DESCRIPTION = f"""\
 Write a commented study for a model and for the devices of this machine, and
-with --ci a job that runs it for each merge request. Existing files are kept.
+with --ci a job that runs it for each pull or merge request. Existing files are kept.
 
 Without --model the study uses {BUILTIN}: random weights, made on first
 use, without a download. It shows that everything works; measure with a real
@@ -77,7 +77,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         statuses={DONE: "done"},
         examples="  llem init\n  llem init studies/llama.yaml --model meta-llama/Llama-3.2-1B --ci github",
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", default="study.yaml", help="default: study.yaml")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default="study.yaml", help="study to write; default: study.yaml"
+    )
     parser.add_argument(
         "--model", default=BUILTIN, help="a folder, a model of the Hugging Face hub, or " + BUILTIN + " (default)"
     )
@@ -89,14 +91,16 @@ def _run(options: argparse.Namespace) -> int:
     written = {study: _study(study, options.model)}
     if options.ci is not None:
         written[Path(CI_FILES[options.ci])] = _ci_job(options.ci, study)
-    if existing := [str(file) for file in written if file.exists()]:
-        print_error(f"{', '.join(existing)}: exists already, nothing was written")
+    kept = [file for file in written if file.exists()]
+    if len(kept) == len(written):
+        print_error(f"{', '.join(map(str, kept))}: exists already, nothing was written")
         return NOT_RUN
     prepare_output()
     for file, text in written.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-        write(f"wrote {file}\n")
+        if file not in kept:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        write(f"{'kept' if file in kept else 'wrote'} {file}\n")
     if options.ci == "gitlab":
         write(f"add to .gitlab-ci.yml:  include: {{local: {CI_FILES['gitlab']}}}\n")
     write(f"next: pytest {study} -p llem\n")

@@ -49,10 +49,6 @@ _NEED_MORE = {
     "--llem-fail-on": True,
 }
 
-# pytester forgets what a run imports, but extension modules cannot be imported twice.
-for _name in ("numpy", "scipy.special", "pandas"):
-    importlib.import_module(_name)
-
 _MODEL = "model: builtin:tiny-llama\n"
 
 #: Languages of blocks that cannot run, and need a reason.
@@ -61,6 +57,9 @@ SHOWN_ONLY = ("text", "console", "sh", "shell", "diff", "groovy")
 
 def _setup(namespace: dict[str, Any]) -> None:
     namespace["files"] = {}
+    # pytester forgets what a run imports, but extension modules cannot be imported twice.
+    for name in ("numpy", "scipy.special", "pandas"):
+        importlib.import_module(name)
 
 
 def _folder(example: Example) -> Path:
