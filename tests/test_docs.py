@@ -30,7 +30,7 @@ from pytest_llem.results.tabular import experiment_table, point_table
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.schema import study_schema
 from tests.conftest import ROOT
-from tests.support.examples import SHOWN_ONLY, examples
+from tests.support.examples import SHOWN_ONLY, examples, run_page
 from tests.support.pages import DOCS, anchors, pages, text_of
 from tests.support.study_results import point, study_result
 
@@ -57,6 +57,11 @@ def test_relative_links_lead_to_a_file_and_a_heading(page: Path) -> None:
 def test_files_named_in_code_spans_exist(page: Path) -> None:
     named = re.findall(r"`(?:python )?((?:docs|pytest_llem|tests|\.ci)/[\w./-]+)`", page.read_text())
     assert [one for one in named if not (ROOT / one).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_blocks_run(page: Path, pytester: pytest.Pytester) -> None:
+    run_page(page, pytester)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if DOCS in page.parents], ids=name_of)

@@ -17,7 +17,8 @@ CI_FILES = {"github": ".github/workflows/energy.yml", "gitlab": "energy.gitlab-c
 
 _DESCRIPTION = f"""\
 Write a commented study for a model and for the devices of this machine, and
-with --ci a job that runs it for each pull or merge request. Existing files are kept.
+with --ci a job that runs it for each pull or merge request. Files that exist
+are kept.
 
 Without --model the study uses {BUILTIN}: random weights, made on first
 use, without a download. It shows that everything works; measure with a real

@@ -1,6 +1,6 @@
-"""Every code block of README.md, CONTRIBUTING.md and the pages under docs/ is run here, by Sybil.
+"""Run every code block of README.md, CONTRIBUTING.md and the pages under docs/, with Sybil.
 
-A block that cannot run says why in the line before it, and is reported as skipped:
+A block that cannot run says why in the line before it:
 
     <!-- skip: next "output of a real run" -->
 
@@ -22,6 +22,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 import pytest
 from sybil import Example, Sybil
@@ -55,29 +56,19 @@ _MODEL = "model: builtin:tiny-llama\n"
 SHOWN_ONLY = ("text", "console", "sh", "shell", "diff", "groovy")
 
 
-def _setup(namespace: dict[str, Any]) -> None:
-    namespace["files"] = {}
-    # pytester forgets what a run imports, but extension modules cannot be imported twice.
-    for name in ("numpy", "scipy.special", "pandas"):
-        importlib.import_module(name)
-
-
 def _folder(example: Example) -> Path:
-    """Return the current folder of *example*: with the repository's studies, and the files of its page so far."""
     folder: Path = example.namespace["pytester"].path
-    shutil.copytree(ROOT / "studies", folder / "studies", dirs_exist_ok=True)
-    for name, text in example.namespace["files"].items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
 def _keep(example: Example, default: str | None = None) -> str | None:
-    """Keep a block that is a file for the later blocks of its page, and return its name."""
+    """Write a block that is a file, for the later blocks of its page, and return its name."""
     named = _FILE.match(example.parsed)
     name = named[1] if named else default
     if name is not None:
-        example.namespace["files"][name] = str(example.parsed)
+        file = _folder(example) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(example.parsed), encoding="utf-8")
     return name
 
 
@@ -93,7 +84,7 @@ def _yaml(example: Example) -> None:
 
 
 def _bash(example: Example) -> None:
-    folder = _folder(example)
+    """Check the syntax of shell commands, collect those of pytest, and parse those of llem."""
     for line in str(example.parsed).replace("\\\n", " ").splitlines():
         subprocess.run(["bash", "-n", "-c", line], check=True)
         for command in re.split(r"&&|;|\|", line.removeprefix("$ ")):
@@ -104,7 +95,6 @@ def _bash(example: Example) -> None:
                 _collect(example, words[1:])
             elif words[:1] == ["llem"]:
                 _parse(words[1:])
-    assert folder.exists()
 
 
 def _collect(example: Example, arguments: list[str]) -> None:
@@ -154,7 +144,6 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[Example], None]:
 
 
 examples = Sybil(
-    path=str(ROOT),
     parsers=[
         SkipParser(),
         CodeBlockParser("yaml", _yaml),
@@ -165,8 +154,26 @@ examples = Sybil(
         CodeBlockParser("ini", _ini),
         *(CodeBlockParser(language, _refuse) for language in SHOWN_ONLY),
     ],
-    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*/*.md"],
-    excludes=["docs/_generated/*", "docs/_build/**"],
-    setup=_setup,
-    fixtures=["pytester"],
 )
+
+
+def run_page(page: Path, pytester: pytest.Pytester) -> None:
+    """Run the code blocks of a page, in order and in one folder.
+
+    Raises:
+        Exception: A block fails; notes name the page and the line.
+    """
+    # pytester forgets what a run imports, but extension modules cannot be imported twice.
+    for name in ("numpy", "scipy.special", "pandas"):
+        importlib.import_module(name)
+    shutil.copytree(ROOT / "studies", pytester.path / "studies")
+    document = examples.parse(page)
+    document.namespace["pytester"] = pytester
+    for example in document.examples():
+        try:
+            example.evaluate()
+        except SkipTest:  # with its reason in the page
+            continue
+        except Exception as error:
+            error.add_note(f"{page}:{example.line}")
+            raise
