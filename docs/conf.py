@@ -16,7 +16,7 @@ release = version = version_of("pytest-llem")
 extensions = ["myst_parser", "sphinx_copybutton", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4
-exclude_patterns = ["_build", "_generated"]
+exclude_patterns = ["_build", "_generated", "example"]
 nitpicky = False
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
@@ -24,6 +24,7 @@ autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = f"pytest-llem {release}"
 html_static_path = ["_static"]
+html_extra_path = ["_generated/extra"]
 html_copy_source = False
 copybutton_prompt_text = "$ "
 

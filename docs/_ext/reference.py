@@ -18,6 +18,7 @@ from pytest_llem._plugin import declarations
 from pytest_llem.catalogue import CATALOGUE
 from pytest_llem.doctor.records import Examination
 from pytest_llem.registry import ENGINE_GROUP, installed
+from pytest_llem.reporting.html import write_report
 from pytest_llem.results.environment import VARIABLES
 from pytest_llem.results.experiment import ExperimentResult
 from pytest_llem.results.models import Manifest, StudyResult
@@ -44,10 +45,17 @@ _CODE = re.compile(r"(?<![`\w./-])(--llem-[\w-]+|llem_\w+|[a-z]\w*_\w+|[a-z]\w*(
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Generate the pages before Sphinx looks for them."""
-    app.connect("builder-inited", lambda _: generate(OUTPUT))
+    """Generate the pages, and the report of the example run, before Sphinx looks for them."""
+    app.connect("builder-inited", lambda _: (generate(OUTPUT), example_report(OUTPUT / "extra")))
     app.connect("autodoc-process-docstring", _examples, priority=400)  # before napoleon's, of 500
     return {"parallel_read_safe": True}
+
+
+def example_report(folder: Path) -> None:
+    """Write the report of the run in ``docs/example`` to *folder*, which is copied to the root of the site."""
+    results = Path(__file__).parent.parent / "example"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(results, folder / "example-report.html", StudyResult.load(results))
 
 
 def _examples(_app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
