@@ -25,6 +25,7 @@ html_theme = "furo"
 html_title = f"pytest-llem {release}"
 html_static_path = ["_static"]
 html_extra_path = ["_generated/extra"]
+(Path(__file__).parent / html_extra_path[0]).mkdir(parents=True, exist_ok=True)  # Sphinx checks it early
 html_copy_source = False
 copybutton_prompt_text = "$ "
 
