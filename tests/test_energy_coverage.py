@@ -244,7 +244,7 @@ def test_coverage_of_older_schema_follows_from_its_facts(testbed: Any, boundary:
     document = _study(boundary=boundary, covers_engine=None).model_dump(mode="json") | {"schema_version": "1.3"}
     [point] = document["points"]
     del point["testbed"]
-    point["testbed"] = {**testbed, "energy_boundary": boundary}
+    point["bench"] = {**testbed, "energy_boundary": boundary}
     assert _budget(StudyResult.model_validate(document))[0] == verdict
 
 

@@ -361,7 +361,7 @@ def test_metric_without_a_better_direction_is_not_judged() -> None:
     assert outcome_of(verdict) == (
         "NOT JUDGED",
         "failed",
-        "neither higher nor lower is better, so that the metric cannot get worse",
+        "neither higher nor lower is better, so the metric cannot get worse",
     )
 
 

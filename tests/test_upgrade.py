@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = ["1.0", "1.4"]
 
 #: What 2.0 calls otherwise.
-FORMER = {"testbed", "sut", "baseline", "idle_context_w", "idle_bare_w", "times_floor", "compared_anyway"}
+FORMER = {"bench", "subject", "baseline", "idle_context_w", "idle_bare_w", "times_floor", "compared_anyway"}
 
 
 def keys(value: Any) -> set[str]:
@@ -73,7 +73,7 @@ def test_facts_and_verdicts_of_1_4_keep_their_values() -> None:
     former = json.loads((GOLDEN / "1.4" / "study_result.json").read_text())
     found = StudyResult.load(GOLDEN / "1.4")
     for point, then in zip(found.points, former["points"], strict=True):
-        assert (point.testbed, point.sut) == (then["testbed"], then["sut"])
+        assert (point.testbed, point.sut) == (then["bench"], then["subject"])
         assert [one.id for one in point.verdicts] == [one["id"] for one in then["verdicts"]]
     assert found.comparison is not None
     assert found.comparison.family == former["comparison"]["family"]
@@ -86,7 +86,7 @@ def test_metric_of_a_former_verdict_has_its_present_name() -> None:
 
 
 def test_names_chosen_by_users_are_kept() -> None:
-    config = {"axes": {"testbed": 1}, "effective_config": {"baseline": {"enabled": True}, "sut": "x"}}
+    config = {"axes": {"bench": 1}, "effective_config": {"baseline": {"enabled": True}, "subject": "x"}}
     assert upgrade({"schema_version": "1.4", **config}) == {"schema_version": "2.0", **config}
 
 
@@ -98,8 +98,8 @@ def test_sentences_of_1_0_are_unclassified_warnings(tmp_path: Path) -> None:
 
 
 def test_energy_of_1_0_covers_the_engine_by_its_facts() -> None:
-    point = {"testbed": {"cpu": "X"}, "metrics": {"energy_j": {"boundary": "cpu_package+dram"}}}
-    on_gpu = {"testbed": {"gpus": ["X"]}, "metrics": {"energy_j": {"boundary": "cpu_package"}}}
+    point = {"bench": {"cpu": "X"}, "metrics": {"energy_j": {"boundary": "cpu_package+dram"}}}
+    on_gpu = {"bench": {"gpus": ["X"]}, "metrics": {"energy_j": {"boundary": "cpu_package"}}}
     found = upgrade({"schema_version": "1.0", "points": [point, on_gpu]})["points"]
     assert [one["metrics"]["energy_j"]["covers_engine"] for one in found] == [True, False]
 
