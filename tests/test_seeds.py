@@ -127,7 +127,10 @@ def test_passes_are_compared_token_by_token(passes: list[Any], deterministic: bo
 
 
 def test_differing_passes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = "outputs differ between passes: this device's kernels are not deterministic"
+    message = (
+        "outputs differ between passes with the same seed: kernels are not deterministic, or the engine ignores "
+        "the seed"
+    )
     monkeypatch.setattr(
         window, "time", clock(itertools.count(step=100).__next__, lambda: 0.0)
     )  # two passes fill it

@@ -252,11 +252,10 @@ def _kind(kind: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 class _Options:
-    """Stands for pytest's parser, and keeps what is declared."""
+    """A parser, as pytest's, that records the declared options."""
 
     def __init__(self) -> None:
         self.options: list[tuple[tuple[str, ...], dict[str, Any]]] = []
-        self.inis: list[tuple[str, dict[str, Any]]] = []
 
     def getgroup(self, *_: str) -> _Options:
         return self
@@ -264,8 +263,8 @@ class _Options:
     def addoption(self, *names: str, **given: Any) -> None:
         self.options.append((names, given))
 
-    def addini(self, name: str, help: str, **given: Any) -> None:
-        self.inis.append((name, {"help": help, **given}))
+    def addini(self, *_: Any, **__: Any) -> None:
+        """Ignore a key: :func:`ini` reads the declarations themselves."""
 
 
 def options() -> Iterator[str]:

@@ -12,7 +12,7 @@ from pytest_llem.cli.command import add as add_command
 
 BUILTIN = "builtin:tiny-llama"
 
-#: Where each CI system looks for its jobs, and the label of a runner that has a GPU.
+#: The file of the job, by CI system.
 CI_FILES = {"github": ".github/workflows/energy.yml", "gitlab": "energy.gitlab-ci.yml"}
 
 _DESCRIPTION = f"""\

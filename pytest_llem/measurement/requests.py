@@ -134,7 +134,10 @@ class Requests:
             code = "requests_failed" if self.failed else "impossibly_fast"
             yield QualityWarning.of(code, f"{reason}; no gate judges what was measured over them")
         if self.deterministic is False:
-            text = "outputs differ between passes: this device's kernels are not deterministic"
+            text = (
+                "outputs differ between passes with the same seed: kernels are not deterministic, or the engine "
+                "ignores the seed"
+            )
             yield QualityWarning.of("outputs_differ", text)
 
     @property
