@@ -66,11 +66,19 @@ CATALOGUE: dict[str, Definition] = {
     "input_tokens": Definition("tokens", None, "Tokens of a pass's prompts, without padding"),
     "output_tokens": Definition("tokens", None, "Tokens of a pass's answers, up to and including each one's end"),
     "requests_per_second": Definition("1/s", "higher", "Answered prompts / seconds"),
-    **_latency("ttft:Time to first token, from the generate call"),
+    **_latency("ttft:Time to first token, from a request's submission"),
     **_latency("itl:Inter-token latency"),
-    **_latency("e2e:Time to a request's last token, from the generate call"),
+    **_latency("tpot:Mean time of a request's output tokens after the first"),
+    **_latency("e2e:Time to a request's last token, from its submission"),
+    **_latency("queue:Time from a request's submission until the engine begins to process it"),
     "model_memory_mb": Definition("MB", "lower", "Weights and buffers (10^6 bytes)"),
     "peak_memory_mb": Definition("MB", "lower", "Maximum memory in use during the window (10^6 bytes)"),
+    "cache_memory_mb": Definition(
+        "MB", None, "KV cache that the engine allocated in advance, part of peak_memory_mb (10^6 bytes)"
+    ),
+    "used_cache_memory_mb": Definition(
+        "MB", "lower", "Largest part of cache_memory_mb in use during the window (10^6 bytes)"
+    ),
     "peak_temperature_c": Definition("°C", None, "Highest temperature of any device in the window"),
     "throttled_seconds": Definition(
         "s", None, "Time in the window with throttled clocks: the maximum over reasons and devices"

@@ -12,8 +12,8 @@ import pytest
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
 from pytest_llem.measurement import window
+from pytest_llem.measurement.passes import MAX_RESTARTS, PassWindow, measure
 from pytest_llem.measurement.warmup import MAX_ROUNDS, warm_up
-from pytest_llem.measurement.window import MAX_RESTARTS, measure
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
 from tests.support.clock import clock
@@ -34,7 +34,7 @@ def run(**changes: Any) -> Any:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Replaces torch's own counter of compiled graphs."""
     made: list[object] = []
-    for module in ("warmup", "window", "orchestrator"):
+    for module in ("warmup", "passes", "orchestrator"):
         monkeypatch.setattr(f"pytest_llem.measurement.{module}.compilations", lambda: len(made))
     return made
 
@@ -75,7 +75,7 @@ class Compiler:
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def make(graphs: list[object] | None, **given: Any) -> Any:
         engine = Compiler(graphs, **given)
-        for module in ("warmup", "window"):
+        for module in ("warmup", "passes"):
             monkeypatch.setattr(f"pytest_llem.measurement.{module}.time", clock(lambda: engine.now))
         return engine
 
@@ -86,7 +86,7 @@ def warm(engine: Any, batches: Sequence[int], **changes: Any) -> Any:
     return not_none(warm_up(engine, batches, WarmupConfig(**{"n_warmup": 2, **changes}), lambda run, most: None))
 
 
-def measured(engine: Any, batches: Sequence[int], min_seconds: float = 0.05) -> window.Window:
+def measured(engine: Any, batches: Sequence[int], min_seconds: float = 0.05) -> PassWindow:
     return measure(engine, batches, Meters(), min_seconds=min_seconds, seed=0)
 
 

@@ -23,8 +23,8 @@ from pytest_llem.gates.saved import BaselineError, load, save
 from pytest_llem.gates.sessions import session_effect
 from pytest_llem.gates.statistics import UndecidableError
 from pytest_llem.measurement.coverage import with_coverage
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.quality_warnings import find_warnings
-from pytest_llem.measurement.window import Window
 from pytest_llem.reporting.html.formatting import details
 from pytest_llem.reporting.terminal.points import points_table
 from pytest_llem.results.experiment import EngineRecord
@@ -33,6 +33,7 @@ from pytest_llem.results.pareto import best
 from pytest_llem.results.tabular import point_table
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import Results
+from tests.support.measured import pass_window
 from tests.support.powercap import Powercap
 from tests.support.study_results import H100, point, study_result, summary
 from tests.support.warned import texts
@@ -147,8 +148,8 @@ def test_every_energy_of_invalid_counter_is_invalid() -> None:
     assert [one.invalid for one in found.values()] == ["counter_disagrees", "counter_disagrees", None]
 
 
-def _window(total: Total) -> Window:
-    return Window([[]], 1.0, Account((), total, 1.0))
+def _window(total: Total) -> PassWindow:
+    return pass_window([[]], 1.0, Account((), total, 1.0))
 
 
 def test_uncovered_engine_is_warned_of_first() -> None:

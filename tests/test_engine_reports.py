@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pytest_llem import ExperimentConfig
-from pytest_llem.energy.account import Meters
+from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement import engine_reports
-from pytest_llem.measurement import window as windows
+from pytest_llem.measurement import passes as drivers
 from pytest_llem.measurement.engine_reports import (
     MAX_REQUESTS,
     MAX_TOKENS,
@@ -22,15 +23,16 @@ from pytest_llem.measurement.engine_reports import (
     too_fast,
 )
 from pytest_llem.measurement.orchestrator import ExperimentOrchestrator, Measured
+from pytest_llem.measurement.passes import measure
 from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
-from pytest_llem.measurement.window import measure
 from pytest_llem.results.quality_warnings import QualityWarning, worst
 from tests.conftest import NOOP_STUDY
 from tests.support.clock import clock
+from tests.support.measured import pass_window, record
 from tests.support.warned import texts
 
 #: Four tokens: the first after 10 ms, the others 2 ms apart.
-RECORD = RequestRecord(3, [7, 7, 7, 7], ttft_s=0.010, itl_s=[0.002] * 3, e2e_s=0.016)
+RECORD = record(3, [7, 7, 7, 7], ttft_s=0.010, itl_s=[0.002] * 3, e2e_s=0.016)
 
 FIELDS = {key: value for key, value in NOOP_STUDY.items() if key not in ("name", "sweep", "execution")}
 
@@ -46,43 +48,32 @@ def run(**changes: Any) -> Measured:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"e2e_s": 0.030}, "itself: its E2E latency is 30 ms, and its TTFT + ITLs are 16 ms"),
-        ({"e2e_s": 0.012}, "itself: its E2E latency is 12 ms, and its TTFT + ITLs are 16 ms"),
-        (
-            {"ttft_s": 0.020, "itl_s": [], "e2e_s": 0.012},
-            "itself: its E2E latency is 12 ms, and its TTFT + ITLs are 20 ms",
-        ),
-        ({"itl_s": [0.002] * 4}, "itself: it reports 4 inter-token latencies for 4 tokens, and not 3"),
-        ({"itl_s": [0.006]}, "itself: it reports 1 inter-token latencies for 4 tokens, and not 3"),
-        (
-            {"output_ids": [], "itl_s": [0.002]},
-            "itself: it reports 1 inter-token latencies for 0 tokens, and not 0",
-        ),
+        ({"last_token": 0.030}, "itself: its last token came 14 ms after that token's own time"),
+        ({"last_token": 0.012}, "itself: its last token came -4 ms after that token's own time"),
+        ({"first_token": 0.005}, "itself: its first token came -5 ms after that token's own time"),
+        ({"token_times": [], "first_token": 0.020}, "itself: its times are not in the order"),
+        ({"token_times": [0.010, 0.016, 0.012, 0.016]}, "itself: its times are not in the order"),
+        ({"admitted": 0.015}, "itself: its times are not in the order"),
+        ({"output_ids": [7] * 5}, "itself: it reports the times of 4 tokens, and 5 tokens"),
+        ({"output_ids": []}, "itself: it reports the times of 4 tokens, and 0 tokens"),
         ({"input_tokens": 2}, "its input: it reports 2 input tokens for a prompt of 3"),
         (
-            {"ttft_s": 0.090, "e2e_s": 0.096},
-            "the clock: its E2E latency of 96 ms is longer than the pass, which took 20 ms",
+            {"token_times": [], "last_token": 0.022},
+            "the clock: its 22 ms are longer than the pass, which took 20 ms",
         ),
         (
-            {"ttft_s": 0.090, "e2e_s": None},
-            "the clock: its TTFT + ITLs of 96 ms is longer than the pass, which took 20 ms",
+            {"sent": 5.0, "token_times": [], "first_token": None, "last_token": None},
+            "the clock: its times are 5000 ms to 5000 ms after the start of the window, which took 40 ms",
         ),
-        (
-            {"ttft_s": None, "itl_s": [], "e2e_s": 0.022},
-            "the clock: its E2E latency of 22 ms is longer than the pass, which took 20 ms",
-        ),
-        (
-            {"error": "half-way", "output_ids": [7], "itl_s": [], "e2e_s": 0.090},
-            "itself: its E2E latency is 90 ms",
-        ),
-        ({"e2e_s": math.nan}, "itself: its E2E latency is nan ms"),
+        ({"sent": -1.0}, "the clock: its times are -1000 ms to 16 ms after the start of the window"),
+        ({"last_token": math.nan}, "itself: its last token came nan ms after"),
     ],
 )
 def test_contradiction_is_an_error(changes: dict[str, Any], problem: str) -> None:
     """One contradiction in any pass suffices."""
     wrong = replace(RECORD, **changes)
     with pytest.raises(ValueError, match="the engine contradicts") as error:
-        check_engine_reports([[RECORD, RECORD], [RECORD, wrong]], [[5, 6, 7]] * 2, 6, [0.020, 0.020])
+        _check([[RECORD, RECORD], [RECORD, wrong]], [[5, 6, 7]] * 2, 6, 0.020)
     assert str(error.value).startswith(f"the engine contradicts {problem}")
     assert str(error.value).endswith("(request 2 of 2)")
 
@@ -91,31 +82,30 @@ def test_contradiction_is_an_error(changes: dict[str, Any], problem: str) -> Non
     "changes",
     [
         {},
-        {"e2e_s": 0.0168},  # rounded
-        {"itl_s": []},
-        {"itl_s": [], "ttft_s": None},
-        {"itl_s": [], "ttft_s": None, "e2e_s": None},
-        {"e2e_s": None},
-        {"output_ids": [7], "itl_s": [], "e2e_s": 0.010},
-        {"output_ids": [], "itl_s": [], "ttft_s": None},
-        {"output_ids": [7], "itl_s": [], "ttft_s": 0.010, "e2e_s": None, "error": "out of memory"},
+        {"last_token": 0.0168},  # rounded
+        {"token_times": []},
+        {"token_times": [], "first_token": None},
+        {"token_times": [], "first_token": None, "last_token": None},
+        {"admitted": 0.001},
+        {"output_ids": None, "token_times": [], "output_count": 4},
+        {"output_ids": [], "token_times": [], "first_token": None},
+        {"output_ids": [7], "token_times": [0.010], "last_token": None, "error": "out of memory"},
     ],
 )
 def test_consistent_reports_are_accepted(changes: dict[str, Any]) -> None:
-    check_engine_reports([[replace(RECORD, **changes)]], [[5, 6, 7]], 3, [0.016])
+    _check([[replace(RECORD, **changes)]], [[5, 6, 7]], 3, 0.016)
 
 
 def test_fewer_positions_than_tokens_are_an_error() -> None:
     with pytest.raises(ValueError, match="contradicts its input: it reports 2 positions for 3 tokens"):
-        check_engine_reports([[RECORD]], [[5, 6, 7]], 2, [0.016])
+        _check([[RECORD]], [[5, 6, 7]], 2, 0.016)
 
 
-def test_times_are_compared_on_the_scale_of_the_request() -> None:
-    """The tolerance is 1 % of a long answer, and 1 ms of a short one."""
-    long = RequestRecord(1, [7] * 3, ttft_s=50.0, itl_s=[25.0, 25.0], e2e_s=100.9)
-    check_engine_reports([[long]], [[5]], 1, [100.0])
-    with pytest.raises(ValueError, match="longer than the pass"):
-        check_engine_reports([[long]], [[5]], 1, [99.0])
+def _check(
+    passes: Sequence[Sequence[RequestRecord]], prompts: Sequence[list[int]], positions: int, seconds: float
+) -> None:
+    window = pass_window([[]], seconds * len(passes), Account((), Total(None, "unavailable")))
+    check_engine_reports(passes, prompts, positions, [seconds] * len(passes), window)
 
 
 def test_engine_whose_latencies_exceed_its_passes_fails(
@@ -124,9 +114,14 @@ def test_engine_whose_latencies_exceed_its_passes_fails(
     """A real case: an engine that returned at once and reported 12 ms."""
     from noop_engine import NoopEngine
 
-    answer = RequestRecord(4, [7, 7, 7], ttft_s=0.008, itl_s=[0.002] * 2, e2e_s=0.012)
-    monkeypatch.setattr(NoopEngine, "requests", lambda made, batch, _: [answer] * len(batch))
-    with pytest.raises(ValueError, match="the engine contradicts the clock: its E2E latency of 12 ms is longer"):
+    def answer(
+        made: NoopEngine, batch: Sequence[list[int]], generated: tuple[float, float]
+    ) -> list[RequestRecord]:
+        began, _ = generated
+        return [record(4, [7, 7, 7], ttft_s=0.008, itl_s=[0.002] * 2, sent=began - 0.012)] * len(batch)
+
+    monkeypatch.setattr(NoopEngine, "requests", answer)
+    with pytest.raises(ValueError, match="the engine contradicts the clock: its"):
         run()
 
 
@@ -194,7 +189,7 @@ class TestRecords:
         self, monkeypatch: pytest.MonkeyPatch, passes: int, keep: int, kept: list[int], stride: int
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr(windows, "time", clock(lambda: now[0]))
+        monkeypatch.setattr(drivers, "time", clock(lambda: now[0]))
         engine: Any = Counting(now, 1.0)
         window = measure(engine, ["batch"], Meters(), min_seconds=passes, seed=0, keep=keep)
         assert [outputs for (outputs,) in window.passes] == kept
@@ -224,7 +219,7 @@ class TestRecords:
             f"records of {kept:,} of {window.passes:,} passes were kept: latencies, output tokens and failed "
             "requests are of those"
         ) in texts(outcome.result.warnings)
-        rows = outcome.requests.to_csv().splitlines()[1:]
+        rows = outcome.requests.to_csv(0.0).splitlines()[1:]
         numbers = sorted({int(row.partition(",")[0]) for row in rows})
         assert len(rows) == 2 * kept
         assert numbers == list(range(1, window.passes + 1, numbers[1] - numbers[0]))[:kept]
@@ -236,4 +231,4 @@ class TestRecords:
 
     def test_requests_know_their_pass(self) -> None:
         requests = Requests([[RECORD], [RECORD]], stride=8)
-        assert [row.split(",")[0] for row in requests.to_csv().splitlines()[1:]] == ["1", "9"]
+        assert [row.split(",")[0] for row in requests.to_csv(0.0).splitlines()[1:]] == ["1", "9"]

@@ -22,6 +22,7 @@ from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.gates import Budget, GatesConfig
 from tests.conftest import NOOP_STUDY, Results
 from tests.support.marks import slow
+from tests.support.measured import output_ids, record
 from tests.support.study_results import H100, study_result
 from tests.support.warned import texts
 
@@ -32,16 +33,17 @@ Failing = Callable[[RequestRecord], RequestRecord]
 
 
 def _empty(request: RequestRecord) -> RequestRecord:
-    return replace(request, output_ids=[], itl_s=[], ttft_s=None)
+    return replace(request, output_ids=[], token_times=[], first_token=None)
 
 
 def _error(request: RequestRecord) -> RequestRecord:
-    return replace(request, output_ids=request.output_ids[:1], itl_s=[], e2e_s=None, error="out of\nmemory")
+    one = output_ids(request)[:1]
+    return replace(request, output_ids=one, token_times=[], last_token=None, error="out of\nmemory")
 
 
 def _requests(fail: Failing, *served: bool) -> Requests:
     """Return the requests of a pass, the unanswered ones created by *fail*."""
-    answered = RequestRecord(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
+    answered = record(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
     return Requests([[answered if one else fail(answered) for one in served]])
 
 
@@ -88,7 +90,9 @@ class TestCounted:
             assert (result.metrics[name].value, result.metrics[name].reason) == (None, "nothing was generated")
 
     def test_latencies_are_those_of_answered_requests(self) -> None:
-        found = _requests(lambda one: replace(one, ttft_s=9.0, error="too late"), True, False).latency_metrics()
+        found = _requests(
+            lambda one: replace(one, token_times=[], first_token=9.0, error="too late"), True, False
+        ).latency_metrics()
         assert found["ttft_p99_ms"].value == pytest.approx(10)
 
     def test_no_request_failed_if_all_are_answered(self, measured: Any) -> None:
@@ -193,7 +197,7 @@ def test_study_with_failed_requests_fails(
         class Engine(NoopEngine):
             def requests(self, batch, generated):
                 first, second = super().requests(batch, generated)
-                return [first, replace(second, output_ids=[], itl_s=[])]
+                return [first, replace(second, output_ids=[], token_times=[])]
         """
     )
     write_study(

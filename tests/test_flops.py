@@ -23,6 +23,7 @@ pytest.importorskip("transformers")
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from pytest_llem.engines.pytorch.shape import model_shape  # noqa: E402
+from tests.support.measured import output_ids  # noqa: E402
 
 #: torch counts the FLOPs of attention only if it is computed by matrix products.
 EAGER = {"attn_implementation": "eager", "batch_size": 8}
@@ -36,7 +37,7 @@ def counted(run: Any, *arguments: Any) -> Any:
 
 
 def computed_flops(made: Any, requests: Any) -> Any:
-    lengths = [(one.input_tokens, len(one.output_ids)) for one in requests]
+    lengths = [(one.input_tokens, len(output_ids(one))) for one in requests]
     return [step.flops for step in steps(made.shape(), lengths)]
 
 
@@ -99,7 +100,7 @@ def test_padding_and_tokens_after_the_end_do_not_count(monkeypatch: pytest.Monke
     monkeypatch.setattr(made._model, "forward", ending)
     prompts = [[5, 6, 7, 5, 6, 7, 5, 6], [9, 9, 9], [40, 41], [77]]
     together = generate(made, prompts)
-    assert len({len(one.output_ids) for one in together}) > 1, "they end at different steps"
+    assert len({len(output_ids(one)) for one in together}) > 1, "they end at different steps"
     alone = [counted(made.generate, made.prepare([prompt])[0])[0] for prompt in prompts]
     assert sum(computed_flops(made, together)) == pytest.approx(sum(alone), rel=0.01)
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.prefill import prefill_metrics
-from pytest_llem.measurement.window import Window
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.study.config import BaselineConfig
+from tests.support.measured import pass_window
 
 Power = NDArray[np.float64]
 
@@ -99,12 +100,12 @@ def idle_run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[IdlePowerRe
         monkeypatch.setattr("pytest_llem.measurement.idle_power.time", machine)
         meters = Meters({"nvml": machine})
         loading = Total(1.0, "measured", **BOUNDARY)  # type: ignore[arg-type]  # of one type each
-        record = measure_idle_power(machine, "b", meters, loading, CONFIG)  # type: ignore[arg-type]  # no whole engine
+        record = measure_idle_power(lambda: None, meters, loading, CONFIG)
         machine.sleep(before)
         meters.begin()
         began = machine.now
         machine.sleep(window)
-        measured = Window([[]], window, meters.end(), began=began)
+        measured = pass_window([[]], window, meters.end(), began=began)
         machine.sleep(after)
         record = measure_idle_power_after(record, meters, CONFIG, measured)
         active = idle_power_metrics(record, measured)["active_energy_j"]
@@ -154,7 +155,7 @@ def test_record_has_the_drift(idle_run: Callable[..., Any]) -> None:
 def test_unknown_drift_is_an_unknown_uncertainty() -> None:
     idle = IdlePowerRecord(idle_power_w=20.0, uncertainty_w=0.1, method="measured", boundary="gpu_board")
     total = Total(100.0, "measured", uncertainty_j=1.0, **BOUNDARY)  # type: ignore[arg-type]  # of one type each
-    active = idle_power_metrics(idle, Window([[]], 1.0, Account((), total, 1.0)))["active_energy_j"]
+    active = idle_power_metrics(idle, pass_window([[]], 1.0, Account((), total, 1.0)))["active_energy_j"]
     assert (active.value, active.uncertainty) == (80.0, None)
 
 
@@ -162,9 +163,9 @@ def test_unknown_drift_is_an_unknown_uncertainty() -> None:
 def test_decode_energy_includes_drift_between_its_windows(
     drift_w: float | None, uncertainty: float | None
 ) -> None:
-    def window(energy_j: float, uncertainty_j: float, seconds: float) -> Window:
+    def window(energy_j: float, uncertainty_j: float, seconds: float) -> PassWindow:
         total = Total(energy_j, "measured", uncertainty_j=uncertainty_j, **BOUNDARY)  # type: ignore[arg-type]  # likewise
-        return Window([[]], seconds, Account((), total, seconds))
+        return pass_window([[]], seconds, Account((), total, seconds))
 
     found = prefill_metrics(window(100.0, 1.0, 9.0), window(30.0, 2.0, 3.0), 8, drift_w)
     assert found["decode_energy_j"].value == 70.0

@@ -18,13 +18,14 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
+from pytest_llem.measurement.passes import measure
 from pytest_llem.measurement.progress import Progress
-from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import ExperimentResult, IdlePowerRecord
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.config import BaselineConfig
 from tests.conftest import NOOP_STUDY
 from tests.support import nvml
+from tests.support.measured import pass_window
 from tests.support.powercap import Powercap
 
 #: Shorter than a study allows.
@@ -43,6 +44,10 @@ class Engine:
 
     def synchronize(self) -> None:
         self.log.append("synchronize")
+
+    def run_once(self) -> None:
+        self.generate("b")
+        self.synchronize()
 
 
 class Meter:
@@ -78,7 +83,7 @@ def baseline(
     meter = Meter(engine.log, **device) if meter is None else meter
     meters = Meters({"one": meter} if meter else {})
     on_idle = partial(engine.log.append, "idle")
-    record = measure_idle_power(engine, "b", meters, loading, config, known=known, on_idle=on_idle)
+    record = measure_idle_power(engine.run_once, meters, loading, config, known=known, on_idle=on_idle)
     return record, engine.log
 
 
@@ -227,7 +232,7 @@ def _metrics(
     edges_j: Any = None,
 ) -> Any:
     total = Total(energy_j, method, "nvml_total_energy", "gpu_board", reason, uncertainty_j=edges_j)
-    return idle_power_metrics(record, Window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
+    return idle_power_metrics(record, pass_window([[]] * 4, 1.9, Account((), total, seconds=2.0)))
 
 
 def test_active_energy_is_a_pass_without_its_idle_energy() -> None:
@@ -306,7 +311,7 @@ def _idle_and_window(script: Any, busy_s: Any) -> Any:
     loading = meters.end().total
     config = BaselineConfig.model_construct(enabled=True, duration_seconds=2.5)
     time.sleep(1.0 - (script.now() + busy_s) % 1.0)
-    record = measure_idle_power(engine, "b", meters, loading, config)
+    record = measure_idle_power(partial(engine.generate, "b"), meters, loading, config)
     window = measure(engine, ["b"], meters, min_seconds=1.0, seed=1)
     record = measure_idle_power_after(record, meters, config, window)
     meters.close()

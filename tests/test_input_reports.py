@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from pytest_llem import ExperimentConfig
-from pytest_llem.engines.protocol import Engine, PreflightError
+from pytest_llem.engines.protocol import BatchEngine, PreflightError
 from pytest_llem.planning.inputs import CurrentInputs
 from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.study.loading import load_study
@@ -122,7 +122,7 @@ class TestPromptsWithoutText:
         with pytest.raises(
             PreflightError, match=r"^dataset 'a.txt': the tokenizer returns no tokens .* '\\u200b'"
         ):
-            build_workload(config, cast(Engine, NoZeroWidth()), Texts(["one", "\u200b"]))
+            build_workload(config, cast(BatchEngine, NoZeroWidth()), Texts(["one", "\u200b"]))
 
 
 class TestFilesOfOtherEncodings:

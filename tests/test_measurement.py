@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.warmup import warm_up
 from pytest_llem.study.config import WarmupConfig
 from tests.conftest import NOOP_STUDY
+from tests.support.measured import record
 from tests.support.narrow import not_none
 from tests.support.warned import texts
 
@@ -149,9 +151,13 @@ def test_tokens_and_padding_are_counted(tmp_path: Path) -> None:
     assert (tokens.prompts, tokens.input_tokens, tokens.output_tokens) == (3, 4 + 2 + 5, 6)
     assert tokens.truncated_prompts == 1
     assert tokens.padding_waste == pytest.approx(1 - 11 / 15)
-    *counts, ttft, itl, e2e = outcome.requests.to_csv().splitlines()[1].split(",")
-    assert counts == ["1", "0", "4", "2"]
-    assert float(ttft) + float(itl) == pytest.approx(float(e2e), abs=0.001)
+    (row, *_) = csv.DictReader(outcome.files()["requests.csv"].splitlines())
+    assert [row[name] for name in ("pass", "request", "input_tokens", "output_tokens")] == ["1", "0", "4", "2"]
+    latency = {name: float(row[f"{name}_ms"]) for name in ("ttft", "itl_mean", "tpot", "e2e")}
+    assert latency["ttft"] + latency["itl_mean"] == pytest.approx(latency["e2e"], abs=0.001)
+    assert latency["tpot"] == pytest.approx(latency["itl_mean"], abs=0.001)
+    assert 0 <= float(row["sent_s"]) < float(row["first_token_s"]) < float(row["last_token_s"]) < 60
+    assert (row["due_s"], row["admitted_s"], row["queue_ms"], row["error"]) == ("", "", "", "")
 
 
 def test_engine_that_generates_other_lengths_is_refused() -> None:
@@ -235,7 +241,7 @@ class Engine:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("pytest_llem.measurement.warmup.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("pytest_llem.measurement.warmup.time.monotonic", lambda: now[0])
     return now
 
 
@@ -294,9 +300,7 @@ def test_an_unsettled_warm_up_is_a_warning() -> None:
 
 
 def test_latency_percentiles_are_over_requests_and_gaps() -> None:
-    requests = [
-        RequestRecord(1, [1] * n, ttft_s=0.1 * n, itl_s=[0.01 * n] * (n - 1), e2e_s=float(n)) for n in (1, 2, 3)
-    ]
+    requests = [record(1, [1] * n, ttft_s=0.1 * n, itl_s=[0.01 * n] * (n - 1), e2e_s=float(n)) for n in (1, 2, 3)]
     metrics = Requests([requests]).latency_metrics()
     assert metrics["ttft_p50_ms"].value == pytest.approx(200)
     assert metrics["itl_p50_ms"].value == pytest.approx(30)
@@ -310,7 +314,7 @@ def test_latencies_that_the_engine_does_not_report_are_null() -> None:
     requests = Requests([[RequestRecord(1, [1, 2])]], no_latency="beams have no tokens to time")
     assert {metric.value for metric in requests.latency_metrics().values()} == {None}
     assert requests.latency_metrics()["ttft_p50_ms"].reason == "beams have no tokens to time"
-    assert requests.to_csv().splitlines()[1] == "1,0,1,2,,,"
+    assert requests.to_csv(0.0).splitlines()[1] == "1,0,1,2,,,,,,,,,,,"
 
 
 def test_digest_differs_between_outputs() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llem import ExperimentConfig, registry, run_experiment
-from pytest_llem.engines.protocol import Engine, PreflightError
+from pytest_llem.engines.protocol import BatchEngine, Engine, PreflightError
 from pytest_llem.isolation.launcher import Job, run_isolated
 from pytest_llem.results.experiment import ExperimentResult
 from tests.conftest import NOOP_STUDY, Results, RunPytest
@@ -72,7 +72,12 @@ def test_example_engine_refuses_what_the_page_says(
 def test_every_method_of_an_engine_is_on_the_page() -> None:
     table = PAGE.partition("| method |")[2].partition("\n\n")[0]
     named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
-    methods = [name for name, one in vars(Engine).items() if callable(one) and not name.startswith("_")]
+    methods = [
+        name
+        for protocol in (Engine, BatchEngine)
+        for name, one in vars(protocol).items()
+        if callable(one) and not name.startswith("_")
+    ]
     assert set(named) == {"__init__", *methods}
 
 

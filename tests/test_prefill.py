@@ -15,7 +15,6 @@ from pytest_llem.energy.protocol import DeviceReading, Reading
 from pytest_llem.engines.protocol import PreflightError
 from pytest_llem.measurement import prefill
 from pytest_llem.measurement.prefill import prefill_metrics
-from pytest_llem.measurement.window import Window
 from pytest_llem.planning.deadline import deadline_seconds
 from pytest_llem.planning.estimate import seconds as estimated_seconds
 from pytest_llem.planning.footprint import Footprint
@@ -23,6 +22,7 @@ from pytest_llem.planning.host import Host
 from pytest_llem.results.metrics import Method
 from pytest_llem.study.execution import ExecutionConfig
 from tests.conftest import NOOP_STUDY
+from tests.support.measured import output_ids, pass_window
 from tests.support.tiny import NATURAL, TINY, engine
 from tests.support.warned import texts
 
@@ -50,7 +50,7 @@ def window(
     boundary: str = "gpu_board",
 ) -> Any:
     total = Total(energy_j, method, "nvml_total_energy", boundary, None if energy_j else "lost", uncertainty_j)
-    return Window([[]] * passes, seconds, Account((), total, seconds=seconds))
+    return pass_window([[]] * passes, seconds, Account((), total, seconds=seconds))
 
 
 def test_shares_of_prefill_and_decode_are_those_computed_by_hand() -> None:
@@ -208,10 +208,10 @@ def test_the_first_token_is_that_of_the_whole_answer(changes: dict[str, Any]) ->
     batch = made.prepare([[5, 6, 7], [9, 10]])[0]
     first = made.requests(batch, made.generate_first(batch))
     whole = made.requests(batch, made.generate(batch))
-    assert [len(one.output_ids) for one in first] == [1] * len(first)
-    assert all(len(one.output_ids) > 1 for one in whole)
+    assert [len(output_ids(one)) for one in first] == [1] * len(first)
+    assert all(len(output_ids(one)) > 1 for one in whole)
     if "num_beams" not in changes.get("pytorch", {}):
-        assert [one.output_ids[0] for one in first] == [one.output_ids[0] for one in whole]
+        assert [output_ids(one)[0] for one in first] == [output_ids(one)[0] for one in whole]
 
 
 @pytest.mark.slow

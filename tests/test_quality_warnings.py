@@ -10,13 +10,14 @@ from pytest_llem.energy.account import Account, Meters, Total
 from pytest_llem.energy.protocol import Conditions, DeviceReading
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement import window as windows
+from pytest_llem.measurement.passes import measure
 from pytest_llem.measurement.quality_warnings import find_warnings
-from pytest_llem.measurement.window import Window, measure
 from pytest_llem.results.experiment import EngineRecord, WarmupRecord
 from pytest_llem.results.metrics import metric
 from pytest_llem.results.quality_warnings import WARNINGS, QualityWarning, StudyWarning, worst
 from pytest_llem.results.upgrade import upgrade
 from tests.support.clock import clock
+from tests.support.measured import pass_window
 from tests.support.warned import texts
 
 CPU = EngineRecord(name="e", device="cpu")
@@ -34,7 +35,7 @@ def window(
     *devices: Any, seconds: float = 10.0, tick: float = 0.1, pass_seconds: Any = (), total: Any = None
 ) -> Any:
     total = total or Total(100.0, "measured", "nvml_total_energy", "gpu_board")
-    return Window([[]], seconds, Account(devices, total, seconds, tick), pass_seconds)
+    return pass_window([[]], seconds, Account(devices, total, seconds, tick), pass_seconds)
 
 
 def warnings(

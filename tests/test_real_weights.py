@@ -12,6 +12,7 @@ from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
 from tests.conftest import ROOT, Results
+from tests.support.measured import output_ids
 from tests.support.narrow import not_none
 
 pytestmark = pytest.mark.slow
@@ -42,8 +43,8 @@ def test_measured_path_runs_the_real_model(pytester: pytest.Pytester, results: R
     engine.load()
     (batch,) = engine.prepare([engine.encode("The capital of France is")])
     (request,) = engine.requests(batch, engine.generate(batch))
-    assert "Paris" in engine.decode(request.output_ids)
-    digest = hashlib.sha256(",".join(map(str, request.output_ids)).encode()).hexdigest()
+    assert "Paris" in engine.decode(output_ids(request))
+    digest = hashlib.sha256(",".join(map(str, output_ids(request))).encode()).hexdigest()
     assert (measured["output_digest"], measured["output_tokens"]) == (digest, 12)
 
 

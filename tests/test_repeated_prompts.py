@@ -11,11 +11,11 @@ import pytest
 
 from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.energy.account import Meters
-from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.quality_warnings import repeats_are_faster
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.window import Window
 from tests.conftest import NOOP_STUDY
+from tests.support.measured import pass_window, record
 from tests.support.warned import texts
 
 pytestmark = pytest.mark.usefixtures("noop_engine")
@@ -40,10 +40,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], ...]]:
 
     def generate(self: Any, batch: Any) -> tuple[float, float]:
         key = tuple(map(tuple, batch))
-        began = time.perf_counter()
+        began = time.monotonic()
         time.sleep(CACHED if key in calls else FRESH)
         calls.append(key)
-        return began, time.perf_counter()
+        return began, time.monotonic()
 
     monkeypatch.setattr(noop_engine.NoopEngine, "generate", generate)
     return calls
@@ -84,14 +84,14 @@ def test_warm_up_prompts_of_texts_are_as_long_and_hold_their_tokens(
     assert {token for prompt in before for token in prompt} <= {token for text in texts for token in text}
 
 
-def window(*call_seconds: Sequence[float], pass_seconds: Sequence[float] = ()) -> Window:
+def window(*call_seconds: Sequence[float], pass_seconds: Sequence[float] = ()) -> PassWindow:
     meters = Meters()
-    return Window([[]], 1.0, meters.end(), pass_seconds, call_seconds=call_seconds)
+    return pass_window([[]], 1.0, meters.end(), pass_seconds, call_seconds=call_seconds)
 
 
 def requests(*ttft_s: Sequence[float], size: int = 1) -> Requests:
     """Return requests with the given times, in batches of *size*."""
-    passes = [[RequestRecord(4, [1], ttft_s=seconds) for seconds in one] for one in ttft_s]
+    passes = [[record(4, [1], ttft_s=seconds) for seconds in one] for one in ttft_s]
     return Requests(passes, sizes=[size] * (len(ttft_s[0]) // size))
 
 

@@ -14,12 +14,14 @@ import pytest
 
 from pytest_llem import run_experiment
 from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.engines.pytorch import engine as pytorch
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.engines.tiny_llama import tiny_llama
-from pytest_llem.measurement import window
+from pytest_llem.measurement import passes
 from pytest_llem.measurement.requests import Requests
 from tests.conftest import ROOT
 from tests.support.clock import clock
+from tests.support.measured import output_ids
 from tests.support.tiny import TINY, engine, outputs
 from tests.support.warned import texts
 
@@ -31,7 +33,7 @@ SEVERAL = {**TINY, "n": 5, "max_output_tokens": 4}
 EXPERIMENTS = {
     f"{kind} {mode} batch {size}": {
         "decoder": decoder,
-        "measurement": {"length_mode": mode, "min_window_seconds": 200},
+        "measurement": {"length_mode": mode, "min_window_seconds": 60},
         "pytorch": {"batch_size": size},
     }
     for kind, decoder in (("greedy", {"do_sample": False}), ("sampled", {}))
@@ -40,14 +42,19 @@ EXPERIMENTS = {
 }
 
 
+def _count_seconds(patch: pytest.MonkeyPatch) -> None:
+    """Replace the clock of window and engine by one that counts reads: 60 of them are several passes."""
+    counter = itertools.count(step=1.0)
+    for module in (passes, pytorch):
+        patch.setattr(module, "time", clock(counter.__next__, lambda: 0.0))
+
+
 def tokens(experiments: dict[str, dict[str, Any]]) -> dict[str, tuple[bool | None, str | None]]:
     """Run experiments; return, for each, whether its passes agree and the digest of its tokens."""
     found = {}
     for name, fields in experiments.items():
         with pytest.MonkeyPatch.context() as patch:
-            # The window's clock advances by 100 s at each read, more than any request takes, so that two passes
-            # fill the window.
-            patch.setattr(window, "time", clock(itertools.count(step=100).__next__, lambda: 0.0))
+            _count_seconds(patch)
             result = run_experiment(fields)
         assert result.window.passes > 1, name
         found[name] = result.tokens.deterministic, result.tokens.output_digest
@@ -74,7 +81,7 @@ def test_another_seed_gives_other_tokens() -> None:
     made.seed(1)
     batches = made.prepare([[5, 6, 7, 5, 6, 7, 5, 6], [9, 9, 9, 9], [40, 41, 42]])
     other = [request for batch in batches for request in made.requests(batch, made.generate(batch))]
-    assert [list(one.output_ids) for one in other] != first
+    assert [output_ids(one) for one in other] != first
 
 
 def test_everything_random_is_seeded() -> None:
@@ -131,10 +138,8 @@ def test_differing_passes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
         "outputs differ between passes with the same seed: kernels are not deterministic, or the engine ignores "
         "the seed"
     )
-    monkeypatch.setattr(
-        window, "time", clock(itertools.count(step=100).__next__, lambda: 0.0)
-    )  # two passes fill it
-    fields = {**SEVERAL, "measurement": {"min_window_seconds": 200}}
+    fields = {**SEVERAL, "measurement": {"min_window_seconds": 60}}
+    _count_seconds(monkeypatch)
     assert message not in texts(run_experiment(fields).warnings)
     monkeypatch.setattr(PyTorchEngine, "seed", lambda self, seed: None)  # the effect of nondeterministic kernels
     result = run_experiment(fields)

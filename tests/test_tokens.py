@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from pytest_llem import ExperimentConfig, ExperimentOrchestrator
 from pytest_llem.engines.protocol import EngineContext
 from pytest_llem.engines.pytorch import engine as pytorch
 from pytest_llem.engines.pytorch import loading
-from pytest_llem.measurement import window
+from pytest_llem.measurement import passes
 from tests.support.clock import clock
+from tests.support.measured import output_ids
 from tests.support.tiny import GREEDY, NATURAL, TINY
 from tests.support.warned import texts
 
@@ -70,8 +70,8 @@ def token_clock(monkeypatch: pytest.MonkeyPatch) -> None:
             super().put(value)
 
     monkeypatch.setattr(pytorch, "_TokenClock", Clock)
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(window, "time", clock(lambda: now[0]))
+    for module in (pytorch, passes):
+        monkeypatch.setattr(module, "time", clock(lambda: now[0]))
 
 
 def measured(tmp_path: Path, prompts: Any, **changes: Any) -> Any:
@@ -97,7 +97,7 @@ def test_answers_that_end_at_different_steps_are_counted_exactly(tmp_path: Path,
         [50, 51, 52, 53, 54, END],
         [50, 51, 52, 53, 54, 55],
     ]
-    assert [one.output_ids for one in outcome.requests.passes[0]] == answers
+    assert [output_ids(one) for one in outcome.requests.passes[0]] == answers
     tokens = outcome.result.tokens
     assert (tokens.input_tokens, tokens.output_tokens, tokens.padding_waste) == (12, 3 + 1 + 6 + 6, 0.0)
     text = ";".join(",".join(map(str, ids)) for ids in answers)
@@ -126,7 +126,7 @@ def test_padding_is_not_output_even_if_it_is_an_ordinary_token(tmp_path: Path, s
 
 def test_fixed_length_ignores_end_tokens(tmp_path: Path, scripted: None) -> None:
     outcome = measured(tmp_path, [[5, 102], [5, 104]], pytorch={"batch_size": 2})
-    assert [one.output_ids for one in outcome.requests.passes[0]] == [
+    assert [output_ids(one) for one in outcome.requests.passes[0]] == [
         [50, END, 52, 53, 54, 55],
         [50, 51, 52, END, 54, 55],
     ]
@@ -165,4 +165,4 @@ def test_latencies_of_a_row_end_with_it(tmp_path: Path, scripted: None, token_cl
     assert (value["itl_p50_ms"], value["itl_p99_ms"]) == (62.5, 62.5)
     # of 625, 750 and 937.5 ms: the middle one, and 80 % of the way to the last
     assert (value["e2e_p50_ms"], value["e2e_p90_ms"]) == (750, pytest.approx(900))
-    assert outcome.requests.to_csv().splitlines()[2] == "1,1,3,1,625.0000,,625.0000"
+    assert outcome.files()["requests.csv"].splitlines()[2].startswith("1,1,3,1,625.0000,,,625.0000,,,")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,33 +14,35 @@ from pytest_llem.results.experiment import ExperimentResult, InputsRecord
 from pytest_llem.results.facts import sut_facts
 from pytest_llem.study.gates import GatesConfig
 from tests.conftest import RunPytest
+from tests.support.measured import record
 from tests.support.study_results import point, study_result
 
-RECORD = RequestRecord(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
+RECORD = record(4, [7, 7, 7], ttft_s=0.01, itl_s=[0.002, 0.002], e2e_s=0.014)
 
 
 class TestLatencies:
     @pytest.mark.parametrize(
-        ("kind", "record", "reason"),
+        ("kind", "also_null", "other", "reason"),
         [
-            ("ttft", replace(RECORD, ttft_s=None), "the engine reported only 1 of 2 values"),
-            ("itl", replace(RECORD, itl_s=[]), "the engine reported only 2 of 4 values"),
-            ("e2e", replace(RECORD, e2e_s=None), "the engine reported only 1 of 2 values"),
+            ("ttft", ["itl", "tpot"], record(4, [7, 7, 7], e2e_s=0.014), "the engine reported only 1 of 2 values"),
+            ("itl", [], record(4, [7, 7, 7], ttft_s=0.01, e2e_s=0.014), "the engine reported only 2 of 4 values"),
+            ("e2e", ["itl", "tpot"], record(4, [7, 7, 7], ttft_s=0.01), "the engine reported only 1 of 2 values"),
         ],
     )
     def test_latency_of_some_requests_only_is_not_reported_as_of_all(
-        self, kind: str, record: RequestRecord, reason: str
+        self, kind: str, also_null: list[str], other: RequestRecord, reason: str
     ) -> None:
-        found = Requests([[RECORD, record]]).latency_metrics()
+        found = Requests([[RECORD, other]]).latency_metrics()
         assert {name for name, one in found.items() if one.value is None} == {
-            f"{kind}_p{p}_ms" for p in (50, 90, 95, 99)
+            f"{name}_p{p}_ms" for name in (kind, *also_null, "queue") for p in (50, 90, 95, 99)
         }
         assert (found[f"{kind}_p50_ms"].reason or "").startswith(reason)
 
     def test_single_token_answers_have_no_inter_token_latency(self) -> None:
-        one = replace(RECORD, output_ids=[7], itl_s=[])
+        one = record(4, [7], ttft_s=0.01)
         assert Requests([[RECORD, one]]).latency_metrics()["itl_p50_ms"].value == pytest.approx(2)
-        assert Requests([[one]]).latency_metrics()["itl_p50_ms"].reason == "no request has a second token"
+        alone = Requests([[one]]).latency_metrics()
+        assert alone["itl_p50_ms"].reason == "no request has a second token with a time"
 
     @pytest.mark.parametrize(("p", "wanted"), [(90, 10), (95, 20), (99, 100)])
     def test_tail_percentile_needs_a_value_beyond_it(self, p: int, wanted: int) -> None:

@@ -9,11 +9,10 @@ import pytest
 
 from pytest_llem.energy.account import Meters
 from pytest_llem.energy.protocol import DeviceReading, Reading
-from pytest_llem.measurement import orchestrator
+from pytest_llem.measurement import orchestrator, passes
 from pytest_llem.measurement import warmup as warmups
-from pytest_llem.measurement import window as windows
+from pytest_llem.measurement.passes import measure
 from pytest_llem.measurement.warmup import warm_up
-from pytest_llem.measurement.window import measure
 from pytest_llem.study.config import WarmupConfig
 from tests.support.clock import clock
 from tests.support.narrow import not_none
@@ -78,7 +77,7 @@ class Device:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
-    for module in (windows, warmups):
+    for module in (passes, warmups):
         monkeypatch.setattr(module, "time", clock(lambda: device.now))
     return device
 
@@ -114,7 +113,7 @@ def test_pass_duration_does_not_depend_on_window_length(device: Any, seconds: fl
 
 
 def test_load_time_includes_the_devices_work(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator, "time", SimpleNamespace(perf_counter=lambda: device.now))
+    monkeypatch.setattr(orchestrator, "time", SimpleNamespace(monotonic=lambda: device.now))
     device.load = lambda: device.generate("weights")
     seconds, account = orchestrator._load(device, Meters({"m": device}))
     assert [name for name, _ in device.log] == ["begin", "generate weights", "synchronize", "end"]

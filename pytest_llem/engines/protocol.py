@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,32 +42,94 @@ class EngineContext:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """The outcome of one request: one prompt and its answer.
+    """One request: when it was sent, when its answer came, and what the answer is.
+
+    All times are on the clock of ``time.monotonic``, in s, and None if unknown. The meters use the same clock, and
+    the result's ``window.began_at`` joins it to UTC.
 
     Attributes:
-        input_tokens: Number of prompt tokens, without padding.
-        output_ids: Generated token ids up to and including the end-of-sequence token, without padding.
-        ttft_s: Time from the generate call to the first token, in s; None if unknown.
-        itl_s: Times between consecutive tokens, in s; one fewer than ``output_ids``, or empty if unknown.
-        e2e_s: Time from the generate call to the last token, in s; None if unknown.
+        input_tokens: Number of prompt tokens, without padding; None if unknown.
+        output_ids: Generated token ids up to and including the end-of-sequence token, without padding; None if the
+            engine does not return them.
+        sent: When the request was submitted to the engine, before any queue.
+        token_times: When each output token arrived; empty if unknown.
+        first_token: When the first token arrived; taken from ``token_times`` if that is given.
+        last_token: When the last token arrived; likewise.
+        due: When the request should have been sent, if a schedule says so. Latencies then count from it, so that a
+            late client does not hide a slow engine.
+        admitted: When the engine began to process the request, if it has a queue.
+        output_text: The answer as text, if the engine returns text.
+        output_count: Number of output tokens, if ``output_ids`` is None and the engine knows the number.
         error: Why the request failed; None if it was answered. A failed request may have fewer tokens than asked
             for. The experiment continues, and no gate judges its metrics.
 
     Example:
-        >>> RequestRecord(input_tokens=3, output_ids=[17, 4], ttft_s=0.02, itl_s=[0.01], e2e_s=0.03)
+        >>> record = RequestRecord(input_tokens=3, output_ids=[17, 4], sent=5.0, token_times=[5.5, 5.75])
+        >>> record.ttft_s, record.itl_s, record.e2e_s
+        (0.5, [0.25], 0.75)
     """
 
-    input_tokens: int
-    output_ids: Sequence[int]
-    ttft_s: float | None = None
-    itl_s: Sequence[float] = field(default_factory=tuple)
-    e2e_s: float | None = None
+    input_tokens: int | None
+    output_ids: Sequence[int] | None = None
+    sent: float | None = None
+    token_times: Sequence[float] = ()
+    first_token: float | None = None
+    last_token: float | None = None
+    due: float | None = None
+    admitted: float | None = None
+    output_text: str | None = None
+    output_count: int | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.token_times):
+            for name, place in (("first_token", 0), ("last_token", -1)):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, self.token_times[place])
+
+    @property
+    def output_tokens(self) -> int | None:
+        """Number of output tokens; None if unknown."""
+        return self.output_count if self.output_ids is None else len(self.output_ids)
 
     @property
     def is_served(self) -> bool:
-        """Whether the request was answered with at least one token."""
-        return self.error is None and len(self.output_ids) > 0
+        """Whether the request was answered, with at least one token if their number is known."""
+        return self.error is None and self.output_tokens != 0
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to the first token, in s: from ``due``, or else from ``sent``."""
+        return _difference(self._start, self.first_token)
+
+    @property
+    def e2e_s(self) -> float | None:
+        """Time to the last token, in s, from the same time as ``ttft_s``."""
+        return _difference(self._start, self.last_token)
+
+    @property
+    def itl_s(self) -> list[float]:
+        """Times between consecutive tokens, in s; empty if the tokens' times are unknown."""
+        return [after - before for before, after in pairwise(self.token_times)]
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time of an output token after the first, in s; None for fewer than two tokens."""
+        tokens, decoding = self.output_tokens, _difference(self.first_token, self.last_token)
+        return None if decoding is None or tokens is None or tokens < 2 else decoding / (tokens - 1)
+
+    @property
+    def queue_s(self) -> float | None:
+        """Time from ``sent`` until the engine began to process the request, in s."""
+        return _difference(self.sent, self.admitted)
+
+    @property
+    def _start(self) -> float | None:
+        return self.sent if self.due is None else self.due
+
+
+def _difference(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
 
 
 @dataclass(frozen=True)
@@ -98,7 +162,7 @@ class ModelShape:
 
 
 class Engine(Protocol):
-    """Runs a model in an experiment's own process.
+    """Runs a model in an experiment's own process: its lifecycle, whatever drives it.
 
     A study names an engine by its entry point in the group ``pytest_llem.engines``, or as
     ``package.module:Class``. It is created as ``Engine(config, context)`` in the experiment's process. Heavy
@@ -111,35 +175,16 @@ class Engine(Protocol):
     ``measurement.length_mode`` (``fixed``: exactly that many tokens, even if the model would end earlier). It has
     to refuse each of these that it does not support, and each of its own options that it does not support.
 
-    Measurement: the engine decides what a batch is, that is, the prompts of one ``generate`` call. Between
-    ``prepare`` and ``requests`` it only generates; everything else happens outside the measurement window. Every
-    pass of the window has the same prompts. So an engine that caches prompts or answers, such as by prefix
-    caching, has to disable the cache, or to clear it in ``seed``, which is called at the beginning of every pass.
+    How requests reach the engine is the driver's part. The driver of whole passes needs a :class:`BatchEngine`.
+    A class that derives from the protocol has to define its abstract methods only.
 
-    An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly` and
-    :class:`SupportsPreload`.
-
-    Example:
-        >>> class EchoEngine:
-        ...     gpus = ()
-        ...     no_latency = "all tokens are returned at once"
-        ...     option_names = ("repeat",)
-        ...
-        ...     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
-        ...         self._repeat = config.engine_section.get("repeat", 1)
-        ...
-        ...     def generate(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
-        ...         return [[*prompt] * self._repeat for prompt in batch]
-        ...
-        ...     ...  # the other methods of the protocol
+    An engine may also implement :class:`SupportsModelShape`, :class:`SupportsPrefillOnly`,
+    :class:`SupportsPreload` and :class:`SupportsCacheMemory`.
     """
 
     #: UUIDs of the GPUs that the engine may use, as its runtime reports them; empty on a CPU. After ``load``,
     #: those that it does use. Meters read exactly these GPUs.
-    gpus: Sequence[str]
-
-    #: Why the requests have no latencies; None if they have.
-    no_latency: str | None
+    gpus: Sequence[str] = ()
 
     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
         """Import what is needed and choose the device.
@@ -155,6 +200,7 @@ class Engine(Protocol):
             PreflightError: The model was not found or cannot be downloaded.
         """
 
+    @abstractmethod
     def load(self) -> None:
         """Load the model.
 
@@ -162,42 +208,12 @@ class Engine(Protocol):
             PreflightError: A package is not installed, or the model does not support the experiment's settings.
         """
 
+    @abstractmethod
     def describe(self) -> EngineRecord:
         """Return versions, devices and effective settings after ``load``, and which settings were adjusted."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a prompt with special tokens.
-
-        With ``prompt_format: chat`` they include the model's chat template.
-        """
-
-    def vocabulary(self) -> Sequence[int]:
-        """Return the token ids that a synthetic prompt may hold, without special tokens."""
-
-    def prepare(self, prompts: Sequence[Sequence[int]]) -> Sequence[Any]:
-        """Return the batches of a pass, ready on the device.
-
-        Called twice: with warm-up prompts and with the window's prompts, which have the same lengths. No gate
-        judges an engine that answers repeated prompts faster.
-        """
-
-    def positions(self, batch: Any) -> int:
-        """Return the number of input positions of *batch*, padding included."""
-
-    def seed(self, seed: int) -> None:
-        """Seed all random number generators of the engine."""
-
-    def generate(self, batch: Any) -> Any:
-        """Generate for one batch and return what :meth:`requests` needs. May return before the device is done.
-
-        The returned value is kept to the window's end, so it should hold no device memory.
-        """
-
     def synchronize(self) -> None:
-        """Wait until the device has finished all work."""
-
-    def requests(self, batch: Any, generated: Any) -> list[RequestRecord]:
-        """Return the outcome of each prompt of *batch*. Called outside the window."""
+        """Wait until the devices have finished all work."""
 
     def model_memory_bytes(self) -> int | None:
         """Return the size of weights and buffers in bytes; None if unknown."""
@@ -210,6 +226,71 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the model."""
+
+
+class BatchEngine(Engine, Protocol):
+    """An engine that generates for batches of prompts. The driver runs whole passes over them.
+
+    The engine decides what a batch is, that is, the prompts of one ``generate`` call. Within a window it only
+    generates; everything else happens outside. Every pass of the window has the same prompts. So an engine that
+    caches prompts or answers, such as by prefix caching, has to disable the cache, or to clear it in ``seed``,
+    which is called at the beginning of every pass.
+
+    Example:
+        >>> class EchoEngine(BatchEngine):
+        ...     no_latency = "all tokens are returned at once"
+        ...     option_names = ("repeat",)
+        ...
+        ...     def __init__(self, config: ExperimentConfig, context: EngineContext) -> None:
+        ...         self._repeat = config.engine_section.get("repeat", 1)
+        ...
+        ...     def generate(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
+        ...         return [[*prompt] * self._repeat for prompt in batch]
+        ...
+        ...     ...  # the other methods of the protocol
+    """
+
+    #: Why the requests have no latencies; None if they have.
+    no_latency: str | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a prompt with special tokens.
+
+        With ``prompt_format: chat`` they include the model's chat template.
+
+        Raises:
+            PreflightError: The engine takes no texts.
+        """
+        raise PreflightError("the engine has no tokenizer, and takes no texts: use a synthetic dataset")
+
+    @abstractmethod
+    def vocabulary(self) -> Sequence[int]:
+        """Return the token ids that a synthetic prompt may hold, without special tokens."""
+
+    @abstractmethod
+    def prepare(self, prompts: Sequence[Sequence[int]]) -> Sequence[Any]:
+        """Return the batches of *prompts* in their order, ready on the device.
+
+        Called with the window's prompts, and with warm-up prompts of the same lengths. No gate judges an engine
+        that answers repeated prompts faster.
+        """
+
+    def positions(self, batch: Any) -> int | None:
+        """Return the number of input positions of *batch*, padding included; None if unknown."""
+
+    def seed(self, seed: int) -> None:
+        """Seed all random number generators of the engine."""
+
+    @abstractmethod
+    def generate(self, batch: Any) -> Any:
+        """Generate for one batch and return what :meth:`requests` needs. May return before the device is done.
+
+        The returned value is kept to the window's end, so it should hold no device memory.
+        """
+
+    @abstractmethod
+    def requests(self, batch: Any, generated: Any) -> list[RequestRecord]:
+        """Return the record of each prompt of *batch*. Called outside the window."""
 
 
 @runtime_checkable
@@ -243,3 +324,24 @@ class SupportsPreload(Protocol):
         Called before an engine is created: in a forkserver, whose processes share the imported modules, or while a
         process waits for its devices. It must not open a device, start a thread or use the network.
         """
+
+
+@dataclass(frozen=True)
+class CacheMemory:
+    """Memory of an engine that allocates its KV cache before it generates.
+
+    Attributes:
+        allocated_bytes: Size of the cache in bytes.
+        used_bytes: Largest part of it that was in use since ``reset_peak_memory``, in bytes; None if unknown.
+    """
+
+    allocated_bytes: int
+    used_bytes: int | None = None
+
+
+@runtime_checkable
+class SupportsCacheMemory(Protocol):
+    """Optional: an engine that allocates its KV cache in advance. Its peak memory does not show what it needs."""
+
+    def cache_memory(self) -> CacheMemory:
+        """Return the size and use of the KV cache. Called after the measurement window."""

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pytest_llem.energy.account import Account, Total
-from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests
-from pytest_llem.measurement.window import Window
+from pytest_llem.engines.protocol import CacheMemory
+from pytest_llem.measurement.passes import PassWindow
+from pytest_llem.measurement.requests import BEFORE_WINDOW, Requests, total_of
 from pytest_llem.results.experiment import DeviceEnergy, TokenRecord, WindowRecord
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.times import utc
@@ -19,21 +20,25 @@ J_PER_WH = 3600.0
 
 _NOT_SERVED, _NOTHING_GENERATED = "no request was answered", "nothing was generated"
 
+INPUT_TOKENS_UNKNOWN = "the engine does not report the number of input tokens"
+_OUTPUT_TOKENS_UNKNOWN = "the engine does not report the number of output tokens"
 
-def token_record(workload: Workload, requests: Requests, positions: int) -> TokenRecord:
+
+def token_record(workload: Workload, requests: Requests, positions: int | None) -> TokenRecord:
     """Return the token counts of a pass.
 
     Args:
         workload: The prompts.
         requests: Requests of the window.
-        positions: Input positions of a pass, padding included.
+        positions: Input positions of a pass, padding included; None if unknown.
     """
+    input_tokens = requests.input_tokens
     return TokenRecord(
         prompts=len(workload.prompts),
-        input_tokens=requests.input_tokens,
-        output_tokens=sum(len(request.output_ids) for request in requests.passes[0]),
+        input_tokens=input_tokens,
+        output_tokens=total_of(request.output_tokens for request in requests.passes[0]),
         truncated_prompts=workload.truncated,
-        padding_waste=1 - requests.input_tokens / positions,
+        padding_waste=None if positions is None or input_tokens is None else 1 - input_tokens / positions,
         output_digest=requests.output_digest(),
         deterministic=requests.deterministic,
         dataset_hash=workload.digest,
@@ -70,14 +75,15 @@ def not_judged(metrics: Mapping[str, Metric], reason: str | None) -> dict[str, M
     return {name: one.model_copy(update=update) if name in of_window else one for name, one in metrics.items()}
 
 
-def _share(name: str, total: Total, number: float, reason_if_0: str) -> Metric:
-    """Return *total* ÷ *number* as the metric *name*; unavailable if *number* is 0."""
-    return (
-        energy(name, total, 1 / number) if number else metric(name, None, method="unavailable", reason=reason_if_0)
-    )
+def _share(name: str, total: Total, number: float | None, reason_if_0: str) -> Metric:
+    """Return *total* ÷ *number* as the metric *name*; unavailable if *number* is 0 or None."""
+    if number:
+        return energy(name, total, 1 / number)
+    reason = _OUTPUT_TOKENS_UNKNOWN if number is None else reason_if_0
+    return metric(name, None, method="unavailable", reason=reason)
 
 
-def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
+def energy_metrics(window: PassWindow, requests: Requests) -> dict[str, Metric]:
     """Return every energy metric of the window, per pass."""
     account, total = window.account, window.account.total
     passes, output_tokens = window.count, requests.output_tokens
@@ -88,7 +94,10 @@ def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
             "wh_per_1000_requests", total, passes * requests.served * J_PER_WH / 1000, _NOT_SERVED
         ),
         "energy_per_output_token_j": _share(
-            "energy_per_output_token_j", total, passes * output_tokens, _NOTHING_GENERATED
+            "energy_per_output_token_j",
+            total,
+            None if output_tokens is None else passes * output_tokens,
+            _NOTHING_GENERATED,
         ),
         "edp_js": energy("edp_js", total, 1 / passes * window.seconds / passes),
         "mean_power_w": energy("mean_power_w", total, 1 / (account.seconds or window.seconds)),
@@ -100,10 +109,11 @@ def energy_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
     return metrics
 
 
-def _tokens_per_joule(output_tokens: float, energy_j: Metric) -> Metric:
+def _tokens_per_joule(output_tokens: float | None, energy_j: Metric) -> Metric:
     update: dict[str, Any] = {"unit": "1/J"}
     if not output_tokens:
-        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": _NOTHING_GENERATED}
+        reason = _OUTPUT_TOKENS_UNKNOWN if output_tokens is None else _NOTHING_GENERATED
+        update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": reason}
     elif energy_j.value == 0:  # only a third-party meter can report 0 J
         update |= {"value": None, "uncertainty": None, "method": "unavailable", "reason": "energy_j is 0"}
     elif energy_j.value is not None:
@@ -113,7 +123,7 @@ def _tokens_per_joule(output_tokens: float, energy_j: Metric) -> Metric:
     return energy_j.model_copy(update=update)
 
 
-def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
+def speed_metrics(window: PassWindow, requests: Requests) -> dict[str, Metric]:
     """Return time, tokens and throughput per pass, between device synchronizations."""
     seconds = window.seconds / window.count
     return {
@@ -121,14 +131,20 @@ def speed_metrics(window: Window, requests: Requests) -> dict[str, Metric]:
         "output_tokens_per_second": _rate(
             "output_tokens_per_second", requests.output_tokens, seconds, _NOTHING_GENERATED
         ),
-        "input_tokens": metric("input_tokens", requests.input_tokens),
-        "output_tokens": metric("output_tokens", requests.output_tokens),
+        "input_tokens": _count("input_tokens", requests.input_tokens, INPUT_TOKENS_UNKNOWN),
+        "output_tokens": _count("output_tokens", requests.output_tokens, _OUTPUT_TOKENS_UNKNOWN),
         "requests_per_second": _rate("requests_per_second", requests.served, seconds, _NOT_SERVED),
     }
 
 
-def _rate(name: str, number: float, seconds: float, reason_if_0: str) -> Metric:
-    return metric(name, number / seconds) if number else metric(name, None, reason=reason_if_0)
+def _count(name: str, number: float | None, reason: str) -> Metric:
+    return metric(name, number, reason=reason if number is None else None)
+
+
+def _rate(name: str, number: float | None, seconds: float, reason_if_0: str) -> Metric:
+    if number:
+        return metric(name, number / seconds)
+    return metric(name, None, reason=_OUTPUT_TOKENS_UNKNOWN if number is None else reason_if_0)
 
 
 def condition_metrics(account: Account) -> dict[str, Metric]:
@@ -156,12 +172,23 @@ def megabytes(name: str, size: int | None) -> Metric:
     return metric(name, size / 1e6)
 
 
+def cache_metrics(cache: CacheMemory | None) -> dict[str, Metric]:
+    """Return the size and use of a KV cache that the engine allocated in advance; None if it reports none."""
+    if cache is None:
+        reason = "the engine reports no cache that it allocates in advance"
+        return {name: metric(name, None, reason=reason) for name in ("cache_memory_mb", "used_cache_memory_mb")}
+    return {
+        "cache_memory_mb": megabytes("cache_memory_mb", cache.allocated_bytes),
+        "used_cache_memory_mb": megabytes("used_cache_memory_mb", cache.used_bytes),
+    }
+
+
 def device_energies(account: Account) -> list[DeviceEnergy]:
     """Return each device's energy over the whole window."""
     return [DeviceEnergy.model_validate(asdict(device)) for device in account.devices]
 
 
-def window_record(window: Window) -> WindowRecord:
+def window_record(window: PassWindow) -> WindowRecord:
     """Return the window's record: its length, energy, drift and resolution."""
     account = window.account
     tick = account.tick_seconds

@@ -87,11 +87,11 @@ def _batches(config: ExperimentConfig, requests: Requests) -> Iterator[AdjustedS
 
 
 def _limits(config: ExperimentConfig, axes: Mapping[str, Any], requests: Requests) -> Iterator[AdjustedSetting]:
-    records = [request for one in requests.passes for request in one]
     longest = {
-        "max_input_tokens": (max(one.input_tokens for one in records), "no prompt is longer"),
-        "max_output_tokens": (max(len(one.output_ids) for one in records), "every answer ended before"),
+        "max_input_tokens": ([one.input_tokens for one in requests.all()], "no prompt is longer"),
+        "max_output_tokens": ([one.output_tokens for one in requests.all()], "every answer ended before"),
     }
-    for name, (tokens, reason) in longest.items():
-        if name in axes and tokens < (given := getattr(config, name)):
+    for name, (counts, reason) in longest.items():
+        tokens = max((count for count in counts if count is not None), default=None)
+        if name in axes and tokens is not None and tokens < (given := getattr(config, name)):
             yield AdjustedSetting(setting=name, given=given, effective=tokens, reason=reason)

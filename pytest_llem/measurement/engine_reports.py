@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.measurement.window import Window
 from pytest_llem.study.config import ExperimentConfig
 
 #: Maximum number of requests, and of their output tokens, that a window keeps records of; two passes are always
@@ -13,8 +14,8 @@ from pytest_llem.study.config import ExperimentConfig
 MAX_REQUESTS = 50_000
 MAX_TOKENS = 5_000_000
 
-#: Largest accepted contradiction between times: an engine may round, or use another clock.
-TOLERANCE_S, TOLERANCE = 0.001, 0.01
+#: Largest accepted contradiction between times, in s: an engine may round.
+TOLERANCE_S = 0.001
 
 #: Shortest possible time between two tokens of a sequence, in s: launching one GPU kernel takes longer.
 MIN_SECONDS_PER_TOKEN = 1e-6
@@ -27,47 +28,55 @@ def recorded_passes(config: ExperimentConfig) -> int:
 
 def check_engine_reports(
     passes: Sequence[Sequence[RequestRecord]],
-    prompts: Sequence[Sequence[int]],
-    positions: float,
+    prompts: Sequence[Sequence[int] | str],
+    positions: float | None,
     pass_seconds: Sequence[float],
+    window: Window,
 ) -> None:
     """Raise if an engine's request records cannot be true.
 
     Args:
         passes: For each pass, a record for each prompt, in the prompts' order.
-        prompts: Token ids of each prompt.
-        positions: Input positions of a pass, padding included.
+        prompts: Each prompt.
+        positions: Input positions of a pass, padding included; None if unknown.
         pass_seconds: Duration of each pass, in s.
+        window: The window that they were measured in.
 
     Raises:
         ValueError: The records contradict each other or the clock: metrics computed from them would be wrong.
     """
-    if positions < (tokens := sum(map(len, prompts))):
+    lengths = [None if isinstance(prompt, str) else len(prompt) for prompt in prompts]
+    tokens = sum(length or 0 for length in lengths)
+    if positions is not None and positions < tokens:
         raise ValueError(f"the engine contradicts its input: it reports {positions} positions for {tokens} tokens")
     for one, seconds in zip(passes, pass_seconds, strict=True):
-        for place, (request, prompt) in enumerate(zip(one, prompts, strict=True), 1):
-            if (problem := _problem(request, len(prompt), seconds)) is not None:
+        for place, (request, length) in enumerate(zip(one, lengths, strict=True), 1):
+            if (problem := _problem(request, length, seconds, window)) is not None:
                 raise ValueError(f"the engine contradicts {problem} (request {place} of {len(one)})")
 
 
-def _problem(request: RequestRecord, input_tokens: int, pass_seconds: float) -> str | None:
-    tokens, gaps, first, last = len(request.output_ids), request.itl_s, request.ttft_s, request.e2e_s
-    if request.input_tokens != input_tokens:
+def _problem(request: RequestRecord, input_tokens: int | None, pass_seconds: float, window: Window) -> str | None:
+    tokens, times = request.output_tokens, request.token_times
+    if input_tokens is not None and request.input_tokens != input_tokens:
         return f"its input: it reports {request.input_tokens} input tokens for a prompt of {input_tokens}"
-    if gaps and len(gaps) != tokens - 1:
-        wanted = max(tokens - 1, 0)
-        return f"itself: it reports {len(gaps)} inter-token latencies for {tokens} tokens, and not {wanted}"
-    until_last = None if first is None else first + sum(gaps)
-    if until_last is not None and last is not None:
-        is_whole = tokens > 0 and len(gaps) == tokens - 1
-        apart = abs(last - until_last) if is_whole else until_last - last
-        if not apart <= TOLERANCE_S + TOLERANCE * last:
-            return f"itself: its E2E latency is {_ms(last)}, and its TTFT + ITLs are {_ms(until_last)}"
-    for name, claimed in (("E2E latency", last), ("TTFT + ITLs", until_last)):
-        if claimed is not None and not claimed <= pass_seconds + TOLERANCE_S + TOLERANCE * pass_seconds:
-            return (
-                f"the clock: its {name} of {_ms(claimed)} is longer than the pass, which took {_ms(pass_seconds)}"
-            )
+    if len(times) and len(times) != tokens:
+        return f"itself: it reports the times of {len(times)} tokens, and {tokens} tokens"
+    for name, reported, place in (("first", request.first_token, 0), ("last", request.last_token, -1)):
+        if len(times) and reported is not None and not abs(reported - times[place]) <= TOLERANCE_S:
+            return f"itself: its {name} token came {_ms(reported - times[place])} after that token's own time"
+    order = (request.sent, request.admitted, request.first_token, *times, request.last_token)
+    known = [time for time in order if time is not None]
+    if not all(after - before >= -TOLERANCE_S for before, after in pairwise(known)):
+        return "itself: its times are not in the order sent, admitted, first token, …, last token"
+    if known and not (known[0] >= window.began - TOLERANCE_S and known[-1] <= window.ended + TOLERANCE_S):
+        first, last = (_ms(time - window.began) for time in (known[0], known[-1]))
+        return (
+            f"the clock: its times are {first} to {last} after the start of the window, "
+            f"which took {_ms(window.seconds)} (they have to be from time.monotonic)"
+        )
+    longest = known[-1] - known[0] if known else 0.0
+    if not longest <= pass_seconds + TOLERANCE_S:
+        return f"the clock: its {_ms(longest)} are longer than the pass, which took {_ms(pass_seconds)}"
     return None
 
 
@@ -78,7 +87,9 @@ def too_fast(passes: Sequence[Sequence[Sequence[RequestRecord]]], pass_seconds: 
         passes: For each pass, the records of each batch.
         pass_seconds: Duration of each pass, in s.
     """
-    lengths = [[max((len(request.output_ids) for request in batch), default=0) for batch in one] for one in passes]
+    lengths = [
+        [max((request.output_tokens or 0 for request in batch), default=0) for batch in one] for one in passes
+    ]
     tokens, seconds = sum(chain.from_iterable(lengths)), sum(pass_seconds)
     if seconds >= tokens * MIN_SECONDS_PER_TOKEN:
         return None

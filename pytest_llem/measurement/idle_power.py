@@ -11,9 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from pytest_llem.energy.account import Account, Meters, Total
-from pytest_llem.engines.protocol import Engine
 from pytest_llem.measurement.accounting import energy
-from pytest_llem.measurement.window import Window
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.results.experiment import IdlePowerRecord
 from pytest_llem.results.metrics import Method, Metric, metric, weakest
 from pytest_llem.study.config import BASELINE_PARTS, BaselineConfig
@@ -24,8 +23,7 @@ IDLE_METHODS: tuple[Method, ...] = ("measured", "sampled")
 
 
 def measure_idle_power(
-    engine: Engine,
-    batch: Any,
+    run_once: Callable[[], None],
     meters: Meters,
     loading: Total,
     config: BaselineConfig,
@@ -33,14 +31,13 @@ def measure_idle_power(
     known: IdlePowerRecord | None = None,
     on_idle: Callable[[], None] = lambda: None,
 ) -> IdlePowerRecord:
-    """Return the idle power, measured after *engine* has generated *batch* once to allocate all that it needs.
+    """Return the idle power, measured after the engine has worked once to allocate all that it needs.
 
     Call it before warm-up: after it the machine is hot and its clocks are still high. The result of an earlier
     cycle is reused if the same meter read the same devices.
 
     Args:
-        engine: A loaded engine.
-        batch: One of its batches.
+        run_once: Makes the engine work once, and waits for it.
         meters: Open meters, outside of a window.
         loading: Energy of loading the model, which shows the meters' method and devices.
         config: Whether and for how long to measure.
@@ -54,8 +51,7 @@ def measure_idle_power(
         return IdlePowerRecord(reason=reason)
     if known is not None and _is_reusable(known, loading):
         return _reused(known)
-    engine.generate(batch)
-    engine.synchronize()
+    run_once()
     on_idle()
     measured_at = now()
     parts = [_measure_part(meters, config.part_seconds) for _ in range(BASELINE_PARTS)]
@@ -66,7 +62,7 @@ def measure_idle_power_after(
     idle_power: IdlePowerRecord,
     meters: Meters,
     config: BaselineConfig,
-    window: Window,
+    window: PassWindow,
     *,
     on_idle: Callable[[], None] = lambda: None,
 ) -> IdlePowerRecord:
@@ -90,7 +86,7 @@ def measure_idle_power_after(
     """
     if idle_power.idle_power_w is None or idle_power.seconds is None:
         return idle_power
-    gap = time.monotonic() - (window.began + window.seconds)
+    gap = time.monotonic() - window.ended
     on_idle()
     account = _measure_part(meters, config.part_seconds)
     total, seconds = account.total, account.seconds
@@ -173,7 +169,7 @@ def _record(parts: Sequence[Account], measured_at: str) -> IdlePowerRecord:
     )
 
 
-def idle_power_metrics(idle_power: IdlePowerRecord, window: Window) -> dict[str, Metric]:
+def idle_power_metrics(idle_power: IdlePowerRecord, window: PassWindow) -> dict[str, Metric]:
     """Return idle power, and the active energy of a pass: its energy beyond idle power over the same boundary.
 
     The active energy of a window is ``E - P·t``, t being the metered time. Its standard uncertainty is
@@ -194,7 +190,7 @@ def idle_power_metrics(idle_power: IdlePowerRecord, window: Window) -> dict[str,
     return {"idle_power_w": idle, "active_energy_j": _active(idle, idle_power.drift_w, window)}
 
 
-def _active(idle: Metric, drift_w: float | None, window: Window) -> Metric:
+def _active(idle: Metric, drift_w: float | None, window: PassWindow) -> Metric:
     account, passes = window.account, window.count
     whole = energy("active_energy_j", account.total, 1 / passes)
     if whole.value is None:

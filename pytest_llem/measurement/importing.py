@@ -10,11 +10,16 @@ from importlib import import_module
 from pathlib import Path
 
 from pytest_llem import registry
-from pytest_llem.engines.protocol import Engine, EngineContext
+from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext
 from pytest_llem.study.config import ExperimentConfig
 
 #: Methods that an engine's class must have.
-METHODS = sorted(name for name, part in vars(Engine).items() if callable(part) and not name.startswith("_"))
+METHODS = sorted(
+    name
+    for protocol in (Engine, BatchEngine)
+    for name, part in vars(protocol).items()
+    if callable(part) and not name.startswith("_")
+)
 
 
 def import_problems(engines: Iterable[str]) -> dict[str, str]:
@@ -28,7 +33,8 @@ def import_problems(engines: Iterable[str]) -> dict[str, str]:
 
 def missing_methods(engine: object) -> str | None:
     """Return the methods that an engine's class does not have, as a message; None if it has all."""
-    missing = [name for name in METHODS if not hasattr(engine, name)]
+    abstract = getattr(engine, "__abstractmethods__", ())
+    missing = [name for name in METHODS if name in abstract or not hasattr(engine, name)]
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return f"missing methods: {', '.join(missing[:3])}{more}" if missing else None
 

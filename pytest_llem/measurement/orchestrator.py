@@ -10,26 +10,26 @@ from pathlib import Path
 from pytest_llem import registry
 from pytest_llem.energy.account import Account, Meters
 from pytest_llem.engines.models import folder_state
-from pytest_llem.engines.protocol import Engine, EngineContext, PreflightError
+from pytest_llem.engines.protocol import BatchEngine, Engine, EngineContext, PreflightError, SupportsCacheMemory
 from pytest_llem.engines.pytorch.options import check_options
 from pytest_llem.measurement import accounting
 from pytest_llem.measurement.adjusted import adjusted_settings
 from pytest_llem.measurement.contention import ContentionWatch, root_of, with_prefill
 from pytest_llem.measurement.coverage import with_coverage
-from pytest_llem.measurement.engine_reports import check_engine_reports, recorded_passes
+from pytest_llem.measurement.engine_reports import check_engine_reports
 from pytest_llem.measurement.environment import environment
 from pytest_llem.measurement.harness import Harness
 from pytest_llem.measurement.idle_power import idle_power_metrics, measure_idle_power, measure_idle_power_after
 from pytest_llem.measurement.importing import missing_methods
 from pytest_llem.measurement.library_warnings import library_warnings
+from pytest_llem.measurement.passes import PassDriver, PassWindow
 from pytest_llem.measurement.power_csv import to_csv
-from pytest_llem.measurement.prefill import PREFILL_METRICS, measure_prefill, prefill_metrics
+from pytest_llem.measurement.prefill import PREFILL_METRICS, prefill_metrics
 from pytest_llem.measurement.progress import Progress
 from pytest_llem.measurement.quality_warnings import active_tracer, find_warnings, repeats_are_faster
 from pytest_llem.measurement.requests import Requests
 from pytest_llem.measurement.roofline import work_metrics
-from pytest_llem.measurement.warmup import warm_up
-from pytest_llem.measurement.window import Window, compilations, measure
+from pytest_llem.measurement.window import compilations
 from pytest_llem.results import code_state
 from pytest_llem.results.carbon import Carbon, emissions
 from pytest_llem.results.environment import package_version
@@ -38,7 +38,7 @@ from pytest_llem.results.metrics import metric
 from pytest_llem.study.config import AUTO, ExperimentConfig
 from pytest_llem.study.identity import config_hash
 from pytest_llem.times import now
-from pytest_llem.workload.prompts import Texts, build_workload, read_texts, warmup_prompts
+from pytest_llem.workload.prompts import Texts, build_workload, read_texts
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Measured:
 
     result: ExperimentResult
     requests: Requests
-    window: Window
+    window: PassWindow
 
     def files(self) -> dict[str, str]:
         """Return the files to save with the result: their contents by file name suffix."""
-        files = {"requests.csv": self.requests.to_csv()}
+        files = {"requests.csv": self.requests.to_csv(self.window.began)}
         if samples := self.window.account.samples:
             files["power.csv"] = to_csv(samples, self.window.began)
         return files
@@ -112,7 +112,9 @@ class ExperimentOrchestrator:
             finally:
                 engine.close()
 
-    def _measure(self, engine: Engine, texts: Texts | None, started_at: str, library: Sequence[str]) -> Measured:
+    def _measure(
+        self, engine: BatchEngine, texts: Texts | None, started_at: str, library: Sequence[str]
+    ) -> Measured:
         """Load *engine*, whose model has been fetched, and measure."""
         config, meters = self.config, self._meters(engine)
         compiled_before = compilations()
@@ -128,49 +130,33 @@ class ExperimentOrchestrator:
                 meters = self._meters(engine)
             self._report_phase("preparing")
             workload = build_workload(config, engine, texts)
-            warmup_batches = engine.prepare(warmup_prompts(config, engine, workload))
-            batches = engine.prepare(workload.prompts)
-            engine.seed(config.random_seed)
+            driver = PassDriver(engine, config, workload)
             idle_power = measure_idle_power(
-                engine,
-                warmup_batches[0],
+                driver.run_once,
                 meters,
                 load_energy,
                 config.baseline,
                 known=self.known_idle_power,
                 on_idle=lambda: self._report_phase("measuring the idle machine", config.baseline.duration_seconds),
             )
-            warmup = warm_up(
-                engine,
-                warmup_batches,
-                config.warmup,
+            warmup = driver.warm_up(
                 lambda run, max_runs: self.on_progress(Progress("warming up", run, max_runs, "runs")),
-                compiled_before=compiled_before,
+                compiled_before,
             )
             min_seconds = config.measurement.min_window_seconds
             self._report_phase("measuring", min_seconds)
-            keep = recorded_passes(config)
             observers = _WindowObservers(engine, self.harness)
-            window = measure(
-                engine,
-                batches,
-                meters,
-                min_seconds=min_seconds,
-                seed=config.random_seed,
-                before=observers.begin,
-                keep=keep,
-            )
+            window = driver.measure(meters, observers.begin)
             harness_cpu_seconds = observers.harness.cpu_seconds(window.account.harness_cpu_seconds)
             contention = observers.contention.end(window.seconds, engine.gpus)
             tracer = active_tracer()
             peak_memory = engine.peak_memory_bytes()
+            cache = engine.cache_memory() if isinstance(engine, SupportsCacheMemory) else None
             prefill = None
             if config.measurement.prefill_split:
                 self._report_phase("measuring the prompts alone", min_seconds)
                 watch = ContentionWatch(root_of(self.harness), self.harness)
-                prefill = measure_prefill(
-                    engine, batches, meters, min_seconds=min_seconds, seed=config.random_seed, keep=keep
-                )
+                prefill = driver.measure_prefill(meters)
                 contention = with_prefill(contention, watch.end(prefill.seconds, engine.gpus))
             idle_power = measure_idle_power_after(
                 idle_power,
@@ -182,10 +168,9 @@ class ExperimentOrchestrator:
                 ),
             )
             self._report_phase("accounting")
-            requests = Requests.of(engine, batches, window)
+            requests = driver.requests(window)
             requests.check(config)
-            positions = sum(map(engine.positions, batches))
-            check_engine_reports(requests.passes, workload.prompts, positions, window.pass_seconds)
+            check_engine_reports(requests.passes, workload.prompts, driver.positions, window.pass_seconds, window)
             repeats = repeats_are_faster(window, requests)
             record = engine.describe()
             axes = self.identity.axes if self.identity else {}
@@ -203,6 +188,7 @@ class ExperimentOrchestrator:
                 **work,
                 "model_memory_mb": accounting.megabytes("model_memory_mb", engine.model_memory_bytes()),
                 "peak_memory_mb": accounting.megabytes("peak_memory_mb", peak_memory),
+                **accounting.cache_metrics(cache),
                 "load_seconds": metric("load_seconds", load_seconds),
                 "load_energy_j": accounting.energy("load_energy_j", load_energy),
             }
@@ -223,7 +209,7 @@ class ExperimentOrchestrator:
                 prefill_window=accounting.window_record(prefill) if prefill else None,
                 idle_power=idle_power,
                 warmup=warmup,
-                tokens=accounting.token_record(workload, requests, positions),
+                tokens=accounting.token_record(workload, requests, driver.positions),
                 engine=record,
                 adjusted=adjusted,
                 environment=environment(engine.gpus, self.root),
@@ -268,7 +254,7 @@ class ExperimentOrchestrator:
             raise PreflightError(f"meter {wanted!r} cannot be used: {meters.refusals[wanted]}")
         return meters
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> BatchEngine:
         name = self.config.backend
         try:
             make = registry.load(registry.ENGINE_GROUP, name)
@@ -281,7 +267,7 @@ class ExperimentOrchestrator:
             reason = f"engine {name!r} cannot stop after the first token (it has no generate_first)"
             raise PreflightError(f"{reason}: leave measurement.prefill_split out")
         try:
-            engine: Engine = make(self.config, self.context)
+            engine: BatchEngine = make(self.config, self.context)
         except ImportError as error:
             raise PreflightError(f"engine {name!r} cannot be used: {error}") from error
         return engine
@@ -314,8 +300,8 @@ def _standalone_identity(config: ExperimentConfig) -> Identity:
 def _load(engine: Engine, meters: Meters) -> tuple[float, Account]:
     """Load the model, and return how long that took, in s, and its energy."""
     meters.begin()
-    began = time.perf_counter()
+    began = time.monotonic()
     engine.load()
     engine.synchronize()
-    seconds = time.perf_counter() - began
+    seconds = time.monotonic() - began
     return seconds, meters.end()

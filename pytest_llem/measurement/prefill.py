@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import chain
-from typing import Any
 
-from pytest_llem.energy.account import Meters
-from pytest_llem.engines.protocol import Engine, SupportsPrefillOnly
-from pytest_llem.measurement.accounting import energy
-from pytest_llem.measurement.window import Window, measure
+from pytest_llem.measurement.accounting import INPUT_TOKENS_UNKNOWN, energy
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.results.metrics import Metric, metric, weakest
 
 PREFILL_METRICS = (
@@ -23,43 +18,8 @@ PREFILL_METRICS = (
 NOT_REQUESTED = "not measured: set measurement.prefill_split: true"
 
 
-def measure_prefill(
-    engine: Engine, batches: Sequence[Any], meters: Meters, *, min_seconds: float, seed: int, keep: int
-) -> Window:
-    """Measure passes over the same batches, with the same seed, that generate one token for each prompt.
-
-    Call it directly after measuring the window of whole passes, while the machine is equally warm. The first batch
-    runs once unmeasured, because stopping after one token may compile something. The window is measured again if
-    anything else compiles, as in :func:`~pytest_llem.measurement.window.measure`.
-
-    Args:
-        engine: A warm engine; must support :class:`SupportsPrefillOnly`.
-        batches: The batches of the window of whole passes.
-        meters: Open meters.
-        min_seconds: Minimum length of the window, in s.
-        seed: The seed of the window of whole passes.
-        keep: Maximum number of passes whose outputs are kept.
-
-    Raises:
-        ValueError: The engine generates another number of tokens, or a request fails.
-    """
-    assert isinstance(engine, SupportsPrefillOnly)
-    engine.generate_first(batches[0])
-    window = measure(
-        engine, batches, meters, min_seconds=min_seconds, seed=seed, generate=engine.generate_first, keep=keep
-    )
-    for batch, generated in chain.from_iterable(zip(batches, one, strict=True) for one in window.passes):
-        for request in engine.requests(batch, generated):
-            if request.error is not None:
-                raise ValueError(f"a request for one token failed in the prefill window: {request.error}")
-            if len(request.output_ids) != 1:
-                count = len(request.output_ids)
-                raise ValueError(f"the engine returned {count} tokens for a request for one (generate_first)")
-    return window
-
-
 def prefill_metrics(
-    window: Window, prefill: Window | None, input_tokens: int, drift_w: float | None
+    window: PassWindow, prefill: PassWindow | None, input_tokens: int | None, drift_w: float | None
 ) -> dict[str, Metric]:
     """Return energy and time of prefill and of decoding, per pass.
 
@@ -70,7 +30,7 @@ def prefill_metrics(
     Args:
         window: Window of whole passes.
         prefill: Window of passes with one new token for each prompt; None if it was not requested.
-        input_tokens: Input tokens of a pass.
+        input_tokens: Input tokens of a pass; None if unknown.
         drift_w: Standard uncertainty from the drift of idle power, in W; None if unknown: the uncertainty of
             decoding is then unknown too.
     """
@@ -119,7 +79,9 @@ def _difference(whole: Metric, prefill: Metric, drift_j: float | None) -> Metric
     )
 
 
-def _per_token(prefill: Metric, input_tokens: int) -> Metric:
+def _per_token(prefill: Metric, input_tokens: int | None) -> Metric:
+    if input_tokens is None:
+        return metric("energy_per_input_token_j", None, method="unavailable", reason=INPUT_TOKENS_UNKNOWN)
     per_token = {
         name: None if value is None else value / input_tokens
         for name, value in (("value", prefill.value), ("uncertainty", prefill.uncertainty))

@@ -12,8 +12,8 @@ from pytest_llem.energy.account import SWITCHED_OFF, Account
 from pytest_llem.energy.estimate import CPU_TIME_MODEL
 from pytest_llem.energy.gpu_source import MAX_VALID_DISAGREEMENT, disagreement
 from pytest_llem.measurement.contention import contention_warnings
+from pytest_llem.measurement.passes import PassWindow
 from pytest_llem.measurement.requests import Requests
-from pytest_llem.measurement.window import Window
 from pytest_llem.results.contention import Contention
 from pytest_llem.results.experiment import AdjustedSetting, EngineRecord, IdlePowerRecord, WarmupRecord
 from pytest_llem.results.facts import MIN_TICKS
@@ -32,14 +32,14 @@ MAX_WARMING_C = 5.0
 
 
 def find_warnings(
-    window: Window,
+    window: PassWindow,
     warmup: WarmupRecord | None,
     engine: EngineRecord,
     refusals: Mapping[str, str],
     *,
     allow_estimated: bool = False,
     cut: tuple[int, int] = (0, 0),
-    prefill: Window | None = None,
+    prefill: PassWindow | None = None,
     covers_engine: bool | None = None,
     roofline_slowdown: Metric | None = None,
     contention: Contention | None = None,
@@ -59,7 +59,7 @@ def find_warnings(
         refusals: Reasons why meters could not be used, by name.
         allow_estimated: Whether the study accepts estimated energy.
         cut: Number of prompts that were cut to ``max_input_tokens``, and of all prompts.
-        prefill: Window of prefill alone; None if there was none.
+        prefill: PassWindow of prefill alone; None if there was none.
         covers_engine: Whether the energy covers the devices that the engine ran on; None if unknown.
         roofline_slowdown: Duration of a pass ÷ its roofline time.
         requests: Requests of the window.
@@ -244,7 +244,7 @@ MIN_RUNS, FACTOR_OF_FEW, SECONDS_OF_FEW = 5, 3.0, 0.010
 _LATER_PERCENTILE = 90
 
 
-def repeats_are_faster(window: Window, requests: Requests) -> str | None:
+def repeats_are_faster(window: PassWindow, requests: Requests) -> str | None:
     """Return a message if batches or first tokens are faster in later passes than in the first; None if not.
 
     Every later pass repeats the prompts of the first: an engine that caches answers, or the KV cache of prompts,

@@ -6,15 +6,13 @@ import csv
 import hashlib
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
 
 from pytest_llem.catalogue import PERCENTILES
-from pytest_llem.engines.protocol import Engine, RequestRecord
+from pytest_llem.engines.protocol import RequestRecord
 from pytest_llem.measurement.engine_reports import too_fast
-from pytest_llem.measurement.window import Window
 from pytest_llem.results.metrics import Metric, metric
 from pytest_llem.results.quality_warnings import QualityWarning
 from pytest_llem.results.statistics import percentile
@@ -23,13 +21,20 @@ from pytest_llem.study.config import ExperimentConfig
 #: Metrics that are measured before the window.
 BEFORE_WINDOW = {"load_seconds", "load_energy_j", "idle_power_w", "model_memory_mb"}
 
-COLUMNS = ("pass", "request", "input_tokens", "output_tokens", "ttft_ms", "itl_mean_ms", "e2e_ms")
+COLUMNS = (
+    *("pass", "request", "input_tokens", "output_tokens"),
+    *("ttft_ms", "itl_mean_ms", "tpot_ms", "e2e_ms", "queue_ms"),
+    *("due_s", "sent_s", "admitted_s", "first_token_s", "last_token_s"),
+    "error",
+)
 
 #: Reasons for a missing latency of an engine that reports latencies.
 _MISSING = {
     "ttft": "the engine reported the first token's time for no request",
-    "itl": "no request has a second token",
+    "itl": "no request has a second token with a time",
+    "tpot": "no request has a second token with a time",
     "e2e": "the engine reported the last token's time for no request",
+    "queue": "the engine does not report when it began to process a request",
 }
 
 
@@ -52,21 +57,28 @@ class Requests:
     too_fast: str | None = None
 
     @classmethod
-    def of(cls, engine: Engine, batches: Sequence[Any], window: Window) -> Requests:
-        """Return the requests of every recorded pass of *window*.
+    def of(
+        cls,
+        batches: Sequence[Sequence[Sequence[RequestRecord]]],
+        no_latency: str | None,
+        stride: int,
+        pass_seconds: Sequence[float],
+    ) -> Requests:
+        """Return the requests of passes.
 
         Args:
-            engine: The engine that generated them.
-            batches: Batches of a pass.
-            window: A window of calls of ``engine.generate``.
+            batches: For each recorded pass, the records of each batch.
+            no_latency: Reason why the engine reports no latencies; None if it does.
+            stride: Every how many passes one was recorded.
+            pass_seconds: Duration of each recorded pass, in s.
         """
-        records = [
-            [engine.requests(batch, generated) for batch, generated in zip(batches, one, strict=True)]
-            for one in window.passes
-        ]
-        sizes = [len(batch) for batch in records[0]]
-        passes = [list(chain.from_iterable(one)) for one in records]
-        return cls(passes, engine.no_latency, sizes, window.stride, too_fast(records, window.pass_seconds))
+        sizes = [len(batch) for batch in batches[0]]
+        passes = [list(chain.from_iterable(one)) for one in batches]
+        return cls(passes, no_latency, sizes, stride, too_fast(batches, pass_seconds))
+
+    def all(self) -> Iterator[RequestRecord]:
+        """Yield every request of every pass."""
+        return chain.from_iterable(self.passes)
 
     def batches(self) -> Iterator[Sequence[RequestRecord]]:
         """Yield the requests of each batch of each pass."""
@@ -87,22 +99,25 @@ class Requests:
             if len(one) != config.n:
                 raise ValueError(f"the engine returned records for {len(one)} of {config.n} prompts")
             for request in one:
-                if min(request.input_tokens, *request.itl_s, request.ttft_s or 0, request.e2e_s or 0) < 0:
+                given = request.output_tokens
+                if (request.input_tokens or 0) < 0 or (given or 0) < 0:
                     raise ValueError(f"the engine reported a negative value: {request}")
-                given = len(request.output_ids)
+                if given is None:
+                    continue
                 if given > asked or (fixed and given != asked and request.error is None):
                     wanted = f"{'exactly' if fixed else 'at most'} {asked}"
                     raise ValueError(f"the engine generated {given} tokens where {wanted} were asked for")
 
     @property
-    def input_tokens(self) -> int:
-        """Input tokens of a pass."""
-        return sum(request.input_tokens for request in self.passes[0])
+    def input_tokens(self) -> int | None:
+        """Input tokens of a pass; None if unknown."""
+        return total_of(request.input_tokens for request in self.passes[0])
 
     @property
-    def output_tokens(self) -> float:
-        """Output tokens of a pass; the mean if passes differ."""
-        return statistics.fmean(sum(len(request.output_ids) for request in one) for one in self.passes)
+    def output_tokens(self) -> float | None:
+        """Output tokens of a pass, the mean if passes differ; None if unknown."""
+        total = total_of(request.output_tokens for request in self.all())
+        return None if total is None else total / len(self.passes)
 
     @property
     def total(self) -> int:
@@ -112,7 +127,7 @@ class Requests:
     @property
     def failed(self) -> int:
         """Number of requests of all passes that failed or returned no token."""
-        return sum(not request.is_served for one in self.passes for request in one)
+        return sum(not request.is_served for request in self.all())
 
     @property
     def served(self) -> float:
@@ -124,7 +139,7 @@ class Requests:
         """Reason why no gate may judge what was measured over these requests; None if one may."""
         if not self.failed:
             return self.too_fast
-        errors = (request.error for one in self.passes for request in one if request.error)
+        errors = (request.error for request in self.all() if request.error)
         first = next((f": {' '.join(error.split())}" for error in errors), "")
         return f"{self.failed} of {self.total} requests failed or returned no token{first}"
 
@@ -142,32 +157,38 @@ class Requests:
 
     @property
     def deterministic(self) -> bool | None:
-        """Whether every pass gave the same output ids; None if there is one pass."""
-        first, *others = ([list(request.output_ids) for request in one] for one in self.passes)
-        return all(one == first for one in others) if others else None
+        """Whether every pass gave the same outputs; None if there is one pass, or if outputs are unknown."""
+        first, *others = ([_output(request) for request in one] for one in self.passes)
+        return None if None in first or not others else all(one == first for one in others)
 
-    def output_digest(self) -> str:
-        """Return the SHA-256 of the first pass's output ids."""
-        text = ";".join(",".join(map(str, request.output_ids)) for request in self.passes[0])
-        return hashlib.sha256(text.encode()).hexdigest()
+    def output_digest(self) -> str | None:
+        """Return the SHA-256 of the first pass's output ids, or of its texts; None if outputs are unknown."""
+        outputs = [_output(request) for request in self.passes[0]]
+        if None in outputs:
+            return None
+        return hashlib.sha256(";".join(output for output in outputs if output is not None).encode()).hexdigest()
 
     def latency_metrics(self) -> dict[str, Metric]:
-        """Return TTFT, ITL and E2E percentiles over all answered requests of the window, in ms."""
-        served = [request for one in self.passes for request in one if request.is_served]
+        """Return TTFT, ITL, TPOT, E2E and queue percentiles over all answered requests of the window, in ms."""
+        served = [request for request in self.all() if request.is_served]
+        tokens = [request.output_tokens for request in served]
+        longer = sum(count is None or count > 1 for count in tokens)
+        gaps: list[float | None] = [gap for request in served for gap in request.itl_s]
         samples = {
-            "ttft": [request.ttft_s for request in served if request.ttft_s is not None],
-            "itl": [gap for request in served for gap in request.itl_s],
-            "e2e": [request.e2e_s for request in served if request.e2e_s is not None],
+            "ttft": ([request.ttft_s for request in served], len(served)),
+            "itl": (gaps, (total_of(tokens) or 0) - len(served)),
+            "tpot": ([request.tpot_s for request in served], longer),
+            "e2e": ([request.e2e_s for request in served], len(served)),
+            "queue": ([request.queue_s for request in served], len(served)),
         }
-        tokens = sum(len(request.output_ids) for request in served)
-        expected = {"ttft": len(served), "itl": tokens - len(served), "e2e": len(served)}
-        return {
-            (name := f"{kind}_p{p}_ms"): _latency(name, values, p)
-            if len(values) == expected[kind] > 0
-            else metric(name, None, reason=self._no_latency_reason(kind, len(values), expected[kind]))
-            for kind, values in samples.items()
-            for p in PERCENTILES
-        }
+        found = {}
+        for kind, (values, expected) in samples.items():
+            known = [value for value in values if value is not None]
+            reason = None if len(known) == expected > 0 else self._no_latency_reason(kind, len(known), expected)
+            for p in PERCENTILES:
+                name = f"{kind}_p{p}_ms"
+                found[name] = _latency(name, known, p) if reason is None else metric(name, None, reason=reason)
+        return found
 
     def _no_latency_reason(self, kind: str, given: int, expected: int) -> str:
         """Return why there is no latency of a *kind*, if the engine gave only some of the values or none."""
@@ -175,26 +196,45 @@ class Requests:
             return self.no_latency or _MISSING[kind]
         return f"the engine reported only {given} of {expected} values, too few for a percentile of all"
 
-    def to_csv(self) -> str:
-        """Return the requests as CSV, one line each. A missing value is an empty cell."""
+    def to_csv(self, began: float) -> str:
+        """Return the requests as CSV, one line each. A missing value is an empty cell.
+
+        Args:
+            began: Start of the window on the monotonic clock, in s.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(self._rows())
+        writer.writerows(self._rows(began))
         return text.getvalue()
 
-    def _rows(self) -> Iterator[Sequence[object]]:
+    def _rows(self, began: float) -> Iterator[Sequence[object]]:
         for place, one in enumerate(self.passes):
             number = 1 + place * self.stride
             for index, request in enumerate(one):
                 itl = statistics.fmean(request.itl_s) if request.itl_s else None
+                times = (request.due, request.sent, request.admitted, request.first_token, request.last_token)
+                latencies = (request.ttft_s, itl, request.tpot_s, request.e2e_s, request.queue_s)
                 yield (
                     number,
                     index,
                     request.input_tokens,
-                    len(request.output_ids),
-                    *("" if s is None else f"{s * 1000:.4f}" for s in (request.ttft_s, itl, request.e2e_s)),
+                    request.output_tokens,
+                    *(None if s is None else f"{s * 1000:.4f}" for s in latencies),
+                    *(None if at is None else f"{at - began:.6f}" for at in times),
+                    request.error,
                 )
+
+
+def _output(request: RequestRecord) -> str | None:
+    """Return a request's output as text: its token ids, separated by commas, or its text; None if unknown."""
+    return request.output_text if request.output_ids is None else ",".join(map(str, request.output_ids))
+
+
+def total_of(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of *counts*; None if one is unknown."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
 
 
 def _latency(name: str, values: Sequence[float], p: int) -> Metric:

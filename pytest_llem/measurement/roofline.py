@@ -90,10 +90,12 @@ def work_metrics(engine: Engine, record: EngineRecord, requests: Requests, secon
         seconds: Duration of a pass, in s.
     """
     shape = _shape(engine, requests)
+    if requests.input_tokens is None or requests.output_tokens is None:
+        shape = "the engine does not report the number of tokens"
     if isinstance(shape, str):
         return {name: metric(name, None, reason=shape) for name in NAMES}
     alike = Counter(
-        tuple((one.input_tokens, len(one.output_ids)) for one in batch) for batch in requests.batches()
+        tuple((one.input_tokens or 0, one.output_tokens or 0) for one in batch) for batch in requests.batches()
     )
     work = [(count / len(requests.passes), list(steps(shape, batch))) for batch, count in alike.items()]
 
@@ -137,7 +139,7 @@ def _shape(engine: Engine, requests: Requests) -> ModelShape | str:
         return str(error)
     except Exception as error:  # a third-party engine's bug must not cost the finished measurement
         return f"the engine's shape() failed: {type(error).__name__}: {error}"
-    longest = max(one.input_tokens + len(one.output_ids) for batch in requests.passes for one in batch)
+    longest = max((one.input_tokens or 0) + (one.output_tokens or 0) for one in requests.all())
     if shape.window is not None and longest > shape.window:
         return f"a context of {longest} tokens is longer than the model's sliding window of {shape.window}"
     return shape

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytest_llem.engines.protocol import Engine
+from pytest_llem.engines.protocol import BatchEngine
 from pytest_llem.measurement.window import compilations, first_run_stands_out
 from pytest_llem.results.experiment import WarmupRecord
 from pytest_llem.study.config import WarmupConfig
@@ -18,7 +18,7 @@ MAX_ROUNDS = 4
 
 
 def warm_up(
-    engine: Engine,
+    engine: BatchEngine,
     batches: Sequence[Any],
     config: WarmupConfig,
     on_run: Callable[[int, int | None], None],
@@ -50,9 +50,9 @@ def warm_up(
         return None
     if compiled_before is None:
         compiled_before = compilations()
-    by_length = sorted(batches, key=engine.positions)
+    by_length = sorted(batches, key=lambda batch: engine.positions(batch) or 0)
     longest, median = by_length[-1], by_length[len(by_length) // 2]
-    began = time.perf_counter()
+    began = time.monotonic()
     runs, max_runs = 0, 2 * config.n_warmup
     if config.convergence_detection:
         max_runs = max(max_runs, config.max_prompts)
@@ -61,10 +61,10 @@ def warm_up(
         nonlocal runs
         runs += 1
         on_run(runs, max_runs if runs <= max_runs else None)
-        started = time.perf_counter()
+        started = time.monotonic()
         engine.generate(batch)
         engine.synchronize()
-        return time.perf_counter() - started
+        return time.monotonic() - started
 
     latencies: list[float] = []
     for _ in range(config.n_warmup):
@@ -87,10 +87,10 @@ def warm_up(
         while not converged and runs < max_runs:
             latencies.append(run(median))
             converged = _settled(latencies, config)
-    while time.perf_counter() - began < config.thermal_floor_seconds:
+    while time.monotonic() - began < config.thermal_floor_seconds:
         latencies.append(run(median))
     return WarmupRecord(
-        runs=runs, seconds=time.perf_counter() - began, converged=converged, cv=_cv(latencies, config)
+        runs=runs, seconds=time.monotonic() - began, converged=converged, cv=_cv(latencies, config)
     )
 
 

@@ -79,16 +79,16 @@ class TokenRecord(Record):
 
     prompts: int
     """Number of prompts."""
-    input_tokens: int
-    """Input tokens without padding."""
-    output_tokens: int
-    """Output tokens up to and including each sequence's end."""
+    input_tokens: int | None
+    """Input tokens without padding; null if the engine does not report them."""
+    output_tokens: int | None
+    """Output tokens up to and including each sequence's end; null if the engine does not report them."""
     truncated_prompts: int = 0
     """Number of prompts cut to ``max_input_tokens``."""
-    padding_waste: float = 0.0
-    """Share of the input positions that hold padding, 0 to 1."""
+    padding_waste: float | None = 0.0
+    """Share of the input positions that hold padding, 0 to 1; null if unknown."""
     output_digest: str | None = None
-    """SHA-256 of the first pass's output token ids, null if they are unknown."""
+    """SHA-256 of the first pass's output token ids, or texts; null if both are unknown."""
     deterministic: bool | None = None
     """Whether every pass, with the same seed, gave the same output token ids; null for one pass."""
     dataset_hash: str | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from pytest_llem.engines.protocol import Engine, PreflightError
+from pytest_llem.engines.protocol import BatchEngine, PreflightError
 from pytest_llem.engines.pytorch.requirements import THIS_ENVIRONMENT, Packages
 from pytest_llem.study.config import ExperimentConfig
 from pytest_llem.study.dataset import HubDataset
@@ -121,7 +121,7 @@ def _ordered(prompts: Sequence[Prompt], config: ExperimentConfig) -> list[Prompt
     return alternating
 
 
-def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None) -> Workload:
+def build_workload(config: ExperimentConfig, engine: BatchEngine, texts: Texts | None) -> Workload:
     """Return the prompts of a pass: *texts* cut to ``max_input_tokens``, or synthetic ones of exact lengths.
 
     Raises:
@@ -147,7 +147,7 @@ def build_workload(config: ExperimentConfig, engine: Engine, texts: Texts | None
     return Workload(cut, prompts_digest(texts.prompts), truncated, texts.revision)
 
 
-def warmup_prompts(config: ExperimentConfig, engine: Engine, workload: Workload) -> list[list[int]]:
+def warmup_prompts(config: ExperimentConfig, engine: BatchEngine, workload: Workload) -> list[list[int]]:
     """Return prompts as long as those of the pass, with other tokens: a repeated prompt may be cached.
 
     They hold random token ids of the vocabulary or, if the pass has texts, of these texts.

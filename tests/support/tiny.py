@@ -8,6 +8,7 @@ from typing import Any
 from pytest_llem.engines.protocol import EngineContext, RequestRecord
 from pytest_llem.engines.pytorch.engine import PyTorchEngine
 from pytest_llem.study.config import ExperimentConfig
+from tests.support.measured import output_ids
 
 #: An experiment that takes a moment.
 TINY = {
@@ -45,4 +46,4 @@ def generate(made: PyTorchEngine, prompts: Sequence[Sequence[int]]) -> list[Requ
 
 def outputs(made: PyTorchEngine, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[list[int]]:
     """Return the generated tokens of each of *prompts*."""
-    return [list(one.output_ids) for one in generate(made, prompts)]
+    return [output_ids(one) for one in generate(made, prompts)]

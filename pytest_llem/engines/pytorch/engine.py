@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +66,7 @@ class Generated:
     Attributes:
         output_ids: Token ids [prompts, generated tokens], on the host. They are kept to the window's end, and on
             the device would count in its peak memory.
-        started: Time of the call in s, from ``time.perf_counter``.
+        started: Time of the call in s, from ``time.monotonic``.
         token_times: Time at which each position's tokens reached the host, likewise; empty if unknown.
     """
 
@@ -92,7 +91,7 @@ class _TokenClock(BaseStreamer):  # type: ignore[misc]  # transformers has no ty
 
     def put(self, value: torch.Tensor) -> None:
         if self._prompt_seen:
-            self.times.append(time.perf_counter())
+            self.times.append(time.monotonic())
             if len(self.times) == 1:
                 self._on_first()
         self._prompt_seen = True
@@ -288,7 +287,7 @@ class PyTorchEngine:
         watch = {} if self.no_latency else {"streamer": clock}
         if self.no_latency:  # the beginning of decoding is not observable
             self._decodes_alike()
-        started = time.perf_counter()
+        started = time.monotonic()
         try:
             with (
                 torch.inference_mode(),
@@ -368,13 +367,4 @@ def _dotted(cudnn: int | None) -> str | None:
 
 
 def _request(input_tokens: int, output_ids: Sequence[int], generated: Generated) -> RequestRecord:
-    times = generated.token_times[: len(output_ids)]
-    if not times:
-        return RequestRecord(input_tokens, output_ids)
-    return RequestRecord(
-        input_tokens,
-        output_ids,
-        ttft_s=times[0] - generated.started,
-        itl_s=[after - before for before, after in pairwise(times)],
-        e2e_s=times[-1] - generated.started,
-    )
+    return RequestRecord(input_tokens, output_ids, generated.started, generated.token_times[: len(output_ids)])

@@ -224,11 +224,11 @@ class NoopEngine:
         fault, only_while_broken, _ = self.options.get("fault", "none").strip().partition(" while broken")
         if not only_while_broken or Path(self.options["break"]).exists():
             FAULTS.get(fault, lambda: None)()
-        began = time.perf_counter()
+        began = time.monotonic()
         self._draw(busy=True)
         time.sleep(max(self.options.get("seconds", 0), 5e-5))  # no engine takes less
         self._draw(busy=False)
-        return began, time.perf_counter()
+        return began, time.monotonic()
 
     def generate_first(self, batch: Batch) -> None:
         self._draw(busy=True)
@@ -243,9 +243,8 @@ class NoopEngine:
         if generated is None:  # the first token alone
             return [RequestRecord(len(prompt), ids[:1]) for prompt in batch]
         began, ended = generated
-        gap = (ended - began) / max(len(ids), 1)
-        gaps = [gap] * (len(ids) - 1)
-        return [RequestRecord(len(prompt), ids, gap if ids else None, gaps, ended - began) for prompt in batch]
+        times = [ended - (ended - began) * left / len(ids) for left in reversed(range(len(ids)))]
+        return [RequestRecord(len(prompt), ids, began, times, last_token=ended) for prompt in batch]
 
     def model_memory_bytes(self) -> int:
         return 1_000_000

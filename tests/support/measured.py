@@ -1,0 +1,49 @@
+"""Request records and windows from the figures that a test is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from pytest_llem.energy.account import Account
+from pytest_llem.engines.protocol import RequestRecord
+from pytest_llem.measurement.passes import PassWindow
+
+
+def record(
+    input_tokens: int = 3,
+    output_ids: Sequence[int] = (7,),
+    *,
+    ttft_s: float | None = None,
+    itl_s: Sequence[float] = (),
+    e2e_s: float | None = None,
+    sent: float = 0.0,
+    error: str | None = None,
+) -> RequestRecord:
+    """Return the record of a request that was sent at *sent*, from its latencies in s.
+
+    The tokens' times are known if *itl_s* is given, or if there is one token.
+    """
+    first = None if ttft_s is None else sent + ttft_s
+    times = [] if first is None or len(output_ids) != len(itl_s) + 1 else list(accumulate(itl_s, initial=first))
+    last = None if e2e_s is None else sent + e2e_s
+    return RequestRecord(input_tokens, output_ids, sent, times, first_token=first, last_token=last, error=error)
+
+
+def output_ids(request: RequestRecord) -> list[int]:
+    """Return the output ids of a request whose engine reports them."""
+    assert request.output_ids is not None
+    return list(request.output_ids)
+
+
+def pass_window(
+    passes: Sequence[Sequence[Any]],
+    seconds: float,
+    account: Account,
+    pass_seconds: Sequence[float] = (),
+    call_seconds: Sequence[Sequence[float]] = (),
+    began: float = 0.0,
+) -> PassWindow:
+    """Return a window of *passes*."""
+    return PassWindow(seconds, account, began, passes=passes, pass_seconds=pass_seconds, call_seconds=call_seconds)
