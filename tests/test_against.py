@@ -114,7 +114,7 @@ def test_pairs_separate_drift_from_change(
     )
     run = run_pytest(AGAINST)
     run.assert_outcomes(passed=8, failed=1)
-    run.stdout.fnmatch_lines(["*REGRESSION: 1.06*"])
+    run.stdout.fnmatch_lines(["*: 1.060 × the reference: REGRESSION (*"])
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_gate_alone_judges_newest_interleaved_session(drift: Callable[..., pytes
     run = drift(3, AGAINST, "-k", "regression", "-rP")
     run.assert_outcomes(passed=1, deselected=8)
     run.stdout.fnmatch_lines(
-        ["*SAME: 1.000 × the reference*paired*", "llem: 1 gate judged by an earlier run: results/noop_turns"]
+        ["*1.000 × the reference: SAME*paired*", "llem: 1 gate judged by an earlier run: results/noop_turns"]
     )
 
 
@@ -154,14 +154,14 @@ def test_session_with_another_interpreter_is_not_judged(
     drift(1, f"--llem-against={other.python}").assert_outcomes(passed=8 + 1)
     run = drift(1, AGAINST, "-k", "regression")
     run.assert_outcomes(failed=1, deselected=8)
-    run.stdout.fnmatch_lines(["cannot be judged: the reference has no results"])
+    run.stdout.fnmatch_lines(["*cannot be judged: the reference has no results"])
 
 
 def test_reference_of_another_session_is_not_compared(drift: Callable[..., pytest.RunResult]) -> None:
     drift(1, AGAINST).assert_outcomes(passed=8 + 1)
     run = drift(3, AGAINST, "-k", "experiment or regression")
     run.assert_outcomes(passed=4, failed=1, deselected=4)
-    run.stdout.fnmatch_lines(["cannot be judged: no value in the reference; its reference was not selected, *"])
+    run.stdout.fnmatch_lines(["*cannot be judged: no value in the reference; its reference was not selected, *"])
 
 
 @pytest.mark.slow

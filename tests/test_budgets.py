@@ -157,7 +157,7 @@ class TestNotJudged:
     def test_estimate_is_judged_if_allowed(self) -> None:
         found = judge(budget(maximum=0.4), point(COST, 0.5, 0.5, 0.5, method="estimated", allow=True))
         assert (found.verdict, found.method) == ("BEYOND", "estimated")
-        assert verdict_text(found) == "0.500 J (estimated, 0.500–0.500, n = 3) is beyond 0.4 J"
+        assert verdict_text(found) == "0.500 J is beyond 0.4 J (estimated, 0.500–0.500, n = 3)"
 
     def test_estimated_energy_does_not_affect_time(self) -> None:
         assert judge(budget(SPEED, minimum=1), point(SPEED, 2.0)).verdict == "WITHIN"
@@ -208,24 +208,25 @@ def gate(**fields: Any) -> GateVerdict:
     )
 
 
-BASIS = "0.913 × the reference (98 % interval 0.898–0.929, n = 5 against 4, p = 0.00041, δ = 2 %)"
+RATIO = "0.913 × the reference"
+BASIS = "(δ = 2 %, 98 % interval 0.898–0.929, n = 5 against 4, p = 0.00041)"
 
 
 class TestVerdictText:
     @pytest.mark.parametrize(
         ("limits", "values", "text"),
         [
-            ((0.45, None), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is beyond 0.45 J"),
-            ((0.6, None), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is within 0.6 J"),
-            ((None, 0.6), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is below 0.6 J"),
-            ((None, 0.4), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is not below 0.4 J"),
-            ((0.6, 0.4), (0.508, 0.512, 0.516), "0.512 J (0.502–0.522, n = 3) is within 0.4–0.6 J"),
-            ((0.45, 0.4), (0.5,), "0.500 J (n = 1) is beyond 0.45 J"),
-            ((0.5, None), (0.3, 0.5, 0.4), f"0.400 J (0.152–0.648, n = 3) is within 0.5 J; {NOISE}"),
-            ((0.5, None), (0.4, 0.5), "0.450 J (n = 2) is within 0.5 J"),
-            ((1e-9, None), (1.234e-8,), "1.23e-08 J (n = 1) is beyond 1e-09 J"),
-            ((2e6, None), (12345.6,), "12,346 J (n = 1) is within 2,000,000 J"),
-            ((0, None), (0.0,), "0 J (n = 1) is within 0 J"),
+            ((0.45, None), (0.508, 0.512, 0.516), "0.512 J is beyond 0.45 J (0.502–0.522, n = 3)"),
+            ((0.6, None), (0.508, 0.512, 0.516), "0.512 J is within 0.6 J (0.502–0.522, n = 3)"),
+            ((None, 0.6), (0.508, 0.512, 0.516), "0.512 J is below 0.6 J (0.502–0.522, n = 3)"),
+            ((None, 0.4), (0.508, 0.512, 0.516), "0.512 J is not below 0.4 J (0.502–0.522, n = 3)"),
+            ((0.6, 0.4), (0.508, 0.512, 0.516), "0.512 J is within 0.4–0.6 J (0.502–0.522, n = 3)"),
+            ((0.45, 0.4), (0.5,), "0.500 J is beyond 0.45 J (n = 1)"),
+            ((0.5, None), (0.3, 0.5, 0.4), f"0.400 J is within 0.5 J (0.152–0.648, n = 3); {NOISE}"),
+            ((0.5, None), (0.4, 0.5), "0.450 J is within 0.5 J (n = 2)"),
+            ((1e-9, None), (1.234e-8,), "1.23e-08 J is beyond 1e-09 J (n = 1)"),
+            ((2e6, None), (12345.6,), "12,346 J is within 2,000,000 J (n = 1)"),
+            ((0, None), (0.0,), "0 J is within 0 J (n = 1)"),
         ],
     )
     def test_text_of_a_budget_verdict(self, limits: tuple[Any, ...], values: tuple[float, ...], text: str) -> None:
@@ -233,12 +234,12 @@ class TestVerdictText:
         assert verdict_text(found) == text
 
     def test_text_of_a_ratio_has_no_unit(self) -> None:
-        assert verdict_text(judge(budget("mfu", minimum=0.5), point("mfu", 0.25))) == "0.250 (n = 1) is below 0.5"
+        assert verdict_text(judge(budget("mfu", minimum=0.5), point("mfu", 0.25))) == "0.250 is below 0.5 (n = 1)"
 
     def test_mean_near_its_limit_has_enough_digits(self) -> None:
         """With three digits it would be shown as 95.3, which is not below the limit."""
         found = judge(budget(SPEED, minimum=95.2704), point(SPEED, 95.2701))
-        assert verdict_text(found) == "95.27 1/s (n = 1) is below 95.2704 1/s"
+        assert verdict_text(found) == "95.27 1/s is below 95.2704 1/s (n = 1)"
 
     @settings(max_examples=300, deadline=None, derandomize=True, database=None)
     @given(
@@ -250,7 +251,7 @@ class TestVerdictText:
         if step:
             mean = math.nextafter(limit, step * math.inf)
         found = judge(budget("active_energy_j", maximum=limit), point("active_energy_j", mean))
-        parts = re.fullmatch(r"(\S+) J \(n = 1\) is (\w+) (\S+) J", verdict_text(found))
+        parts = re.fullmatch(r"(\S+) J is (\w+) (\S+) J \(n = 1\)", verdict_text(found))
         assert parts
         shown, limit_shown = (float(parts[index].replace(",", "")) for index in (1, 3))
         assert limit_shown == pytest.approx(limit, rel=1e-14)
@@ -259,14 +260,17 @@ class TestVerdictText:
     @pytest.mark.parametrize(
         ("fields", "text"),
         [
-            ({}, f"SAME: {BASIS}"),
-            ({"verdict": "REGRESSION", "outcome": "failed"}, f"REGRESSION: {BASIS}"),
-            ({"verdict": "IMPROVEMENT", "reason": "why"}, f"IMPROVEMENT: {BASIS}; why"),
+            ({}, f"{RATIO}: SAME {BASIS}"),
+            ({"verdict": "REGRESSION", "outcome": "failed"}, f"{RATIO}: REGRESSION {BASIS}"),
+            ({"verdict": "IMPROVEMENT", "reason": "why"}, f"{RATIO}: IMPROVEMENT {BASIS}; why"),
             (
                 {"verdict": "INCONCLUSIVE", "cycles_to_decide": 12, "reason": "about 12 cycles"},
-                f"INCONCLUSIVE: {BASIS}; about 12 cycles would decide",
+                f"{RATIO}: INCONCLUSIVE {BASIS}; about 12 cycles would decide",
             ),
-            ({"verdict": "INCONCLUSIVE"}, f"INCONCLUSIVE: {BASIS}; no number of cycles up to 1,000 would decide"),
+            (
+                {"verdict": "INCONCLUSIVE"},
+                f"{RATIO}: INCONCLUSIVE {BASIS}; no number of cycles up to 1,000 would decide",
+            ),
             (
                 {"verdict": "INCONCLUSIVE", "ratio": None, "interval": None, "reason": "two cycles are needed"},
                 "INCONCLUSIVE: two cycles are needed",
@@ -277,12 +281,12 @@ class TestVerdictText:
             ),
             (
                 {"paired": True, "reference_n": 5, "p": 1e-9, "delta": 0.015, "method": "estimated"},
-                "SAME: 0.913 × the reference (estimated, 98 % interval 0.898–0.929, n = 5 against 5, paired, "
-                "p < 0.0001, δ = 1.5 %)",
+                "0.913 × the reference: SAME (δ = 1.5 %, estimated, 98 % interval 0.898–0.929, n = 5 against 5, "
+                "paired, p < 0.0001)",
             ),
             (
                 {"p": None, "delta": None, "confidence": None, "ratio": 12.34, "interval": (0.05, 123.4)},
-                "SAME: 12.3 × the reference (interval 0.0500–123, n = 5 against 4)",
+                "12.3 × the reference: SAME (interval 0.0500–123, n = 5 against 4)",
             ),
             ({"verdict": "NOT JUDGED", "reason": "boundaries differ"}, "cannot be judged: boundaries differ"),
             ({"verdict": "NOT JUDGED"}, "cannot be judged"),
@@ -294,7 +298,7 @@ class TestVerdictText:
     def test_text_of_a_verdict_on_a_whole_point(self) -> None:
         missing = gate(metric="", verdict="NOT JUDGED", reason="it is gone")
         assert verdict_line(missing) == "n=1: cannot be judged: it is gone"
-        assert verdict_line(gate(verdict="NOT JUDGED")) == f"{SPEED} of n=1: cannot be judged"
+        assert verdict_line(gate(verdict="NOT JUDGED")) == f"n=1: {SPEED}: cannot be judged"
 
     @pytest.mark.parametrize(
         ("value", "text"),

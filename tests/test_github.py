@@ -105,12 +105,12 @@ class TestAnnotations:
         lines = github.workflow_commands([WITHIN, BEYOND, REGRESSION, NOT_JUDGED], Path("/work"), ACTIONS)
         assert lines == [
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
-            "energy_per_output_token_j of batch_size=8: 0.471 J (0.460–0.480, n = 5) is beyond 0.45 J",
+            "batch_size=8: energy_per_output_token_j: 0.471 J is beyond 0.45 J (0.460–0.480, n = 5)",
             "::error file=studies/x.yaml,line=3,title=regression[output_tokens_per_second-batch_size=8]::"
-            "output_tokens_per_second of batch_size=8: REGRESSION: 0.930 × the reference "
+            "batch_size=8: output_tokens_per_second: 0.930 × the reference: REGRESSION "
             "(98 %25 interval 0.910–0.951, n = 5 against 5)",
             "::error file=studies/x.yaml,line=12,title=budget[energy_per_output_token_j-batch_size=8]::"
-            "energy_per_output_token_j of batch_size=8: cannot be judged: energy is estimated",
+            "batch_size=8: energy_per_output_token_j: cannot be judged: energy is estimated",
         ]
 
     def test_inconclusive_gate_is_a_warning_unless_it_fails(self) -> None:
@@ -118,7 +118,7 @@ class TestAnnotations:
         name, _, message = parse(line)
         assert name == "warning"
         assert message.endswith(
-            ": INCONCLUSIVE: 0.930 × the reference (98 % interval 0.910–0.951, n = 3 against 5); "
+            ": 0.930 × the reference: INCONCLUSIVE (98 % interval 0.910–0.951, n = 3 against 5); "
             "about 12 cycles would decide"
         )
         failed = UNDECIDED.model_copy(update={"outcome": "failed"})
@@ -218,10 +218,10 @@ class TestSummary:
         assert gates[1][1:] == [
             "budget energy_per_output_token_j",
             "batch_size=8",
-            "0.471 J (0.460–0.480, n = 5) is beyond 0.45 J",
+            "0.471 J is beyond 0.45 J (0.460–0.480, n = 5)",
             "measured",
         ]
-        assert gates[2][3].startswith("REGRESSION: 0.930 × the reference (98 % interval 0.910–0.951, n = 5")
+        assert gates[2][3].startswith("0.930 × the reference: REGRESSION (98 % interval 0.910–0.951, n = 5")
         assert set(other) <= {"strong_open", "strong_close"}
         assert points[0] == ["point", "n", "out tok/s", "TTFT p50 ms", "J/out token", "energy method"]
         assert [row[0] for row in points[1:]] == [point.id for point in result.points]

@@ -80,7 +80,7 @@ def test_unchanged_code_passes_and_more_tokens_fail(
 
     done, point = run("more", MORE_TOKENS, "--llem-baseline=main", "--llem-cycles=3")
     assert done.ret == 1
-    done.stdout.fnmatch_lines(["FAILED study.yaml::regression[[]energy_j-*[]] - REGRESSION: 1.* × the reference*"])
+    done.stdout.fnmatch_lines(["FAILED study.yaml::regression[[]energy_j-*[]] - 1.* × the reference: REGRESSION*"])
     (energy,) = [one for one in point.verdicts if one.metric == "energy_j"]
     assert (energy.verdict, energy.n, energy.reference_n) == ("REGRESSION", 3, 10)
     assert energy.ratio == pytest.approx(MORE_TOKENS / TOKENS, abs=0.1)

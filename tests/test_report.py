@@ -304,8 +304,8 @@ def test_unfinished_run_has_a_report(pytester: pytest.Pytester, write_study: Cal
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "is not a results directory"),
-        (lambda path: path.write_text("x"), "is not a results directory"),
+        (lambda path: None, "given: no such file or folder"),
+        (lambda path: path.write_text("x"), "given: is not a folder"),
         (lambda path: path.mkdir(), "holds no manifest.json, so no results of a study"),
         (lambda path: shutil.copytree(GOLDEN, path) and (path / "report.html").mkdir(), "Is a directory"),
         (

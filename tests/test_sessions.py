@@ -321,7 +321,7 @@ class TestCommand:
         self, folders: Callable[..., Any], llem: Callable[..., Any], tmp_path: Path
     ) -> None:
         names = folders(session(RUNS[0]))
-        assert llem(*names, "gone") == (2, [], "llem: gone: No such file or directory\n")
+        assert llem(*names, "gone") == (2, [], "llem: gone: no such file or folder\n")
         (tmp_path / "empty").mkdir()
         status, _, error = llem(*names, "empty")
         assert (status, error.startswith("llem: empty"), error.count("\n")) == (2, True, 1)

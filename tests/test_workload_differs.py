@@ -126,7 +126,7 @@ class TestText:
 
     def test_a_verdict_says_what_it_judges(self) -> None:
         verdict = _compared(_point(24), _point(16)).verdicts[0]
-        assert verdict_line(verdict).startswith(f"{COST_PER_REQUEST} of size=1: REGRESSION: 1.250 × the reference")
+        assert verdict_line(verdict).startswith(f"size=1: {COST_PER_REQUEST}: 1.250 × the reference: REGRESSION")
         assert verdict_text(verdict).endswith(f"; {COST_PER_REQUEST} in place of {COST}: {self.LINE[18:]}")
 
 
@@ -158,5 +158,5 @@ def test_a_baseline_of_fewer_tokens_turns_red(
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     comparison = run.outlines.index(next(line for line in run.outlines if "noop against main" in line))
     assert run.outlines[comparison + 1] == TestText.LINE
-    run.stdout.fnmatch_lines([f"REGRESSION: 1.250 × the reference*; {COST_PER_REQUEST} in place of {COST}: *"])
+    run.stdout.fnmatch_lines([f"*: 1.250 × the reference: REGRESSION*; {COST_PER_REQUEST} in place of {COST}: *"])
     assert StudyResult.load(pytester.path / "results" / "noop_b").comparison is not None

@@ -15,7 +15,7 @@ from pytest_llem.cli import aa, compare, doctor, fetch, init, report, schema
 from pytest_llem.cli.command import DONE, INTERRUPTED, NOT_RUN, discard_output, print_error
 
 #: The commands, in the order in which ``llem --help`` lists them.
-COMMANDS = (init, report, compare, aa, schema, fetch, doctor)
+COMMANDS = (init, doctor, fetch, compare, report, aa, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

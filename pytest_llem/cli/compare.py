@@ -69,9 +69,17 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         type=gated_metric,
         help="metric to compare; may be given several times; default: the metrics that the study gates",
     )
-    parser.add_argument("--alpha", metavar="ALPHA", type=float, help="false positive rate (0.01 is 1 %%)")
     parser.add_argument(
-        "--delta", metavar="DELTA", type=float, help="relative change that is tolerated (0.02 is 2 %%)"
+        "--alpha",
+        metavar="ALPHA",
+        type=float,
+        help="false positive rate; default: that of the study of B, else 0.01 (1 %%)",
+    )
+    parser.add_argument(
+        "--delta",
+        metavar="DELTA",
+        type=float,
+        help="relative change that is tolerated; default: that of the study of B, else 0.02 (2 %%)",
     )
     parser.add_argument(
         "--fail-on",

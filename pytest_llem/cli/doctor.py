@@ -39,8 +39,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         summary="check what this machine can measure",
         description=_DESCRIPTION,
         statuses={
-            DONE: "a hardware counter measures energy, and no finding blocks",
-            FAILED: "a finding blocks",
+            DONE: "energy is measured by a counter; no finding has the severity blocks",
+            FAILED: "a finding has the severity blocks",
         },
         examples=_EXAMPLES,
     )

@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     directory: Path = options.directory
     file: Path = options.output or directory / PAGE
     if (problem := missing_extra("report")) is None and not directory.is_dir():
-        problem = f"{directory}: is not a results directory"
+        problem = f"{directory}: {'is not a folder' if directory.exists() else 'no such file or folder'}"
     if problem is not None:
         print_error(problem)
         return NOT_RUN

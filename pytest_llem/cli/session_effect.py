@@ -65,6 +65,8 @@ def _read(paths: Sequence[Path]) -> list[StudyResult]:
             The message starts with the path.
         OSError: A result cannot be read.
     """
+    if missing := next((path for path in paths if not path.exists()), None):
+        raise ValueError(f"{missing}: no such file or folder")
     results = [StudyResult.load(path) for path in paths]
     if len(results) < 2:
         raise ValueError(f"{paths[0]}: is the only session: at least two are needed")

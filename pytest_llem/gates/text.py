@@ -10,13 +10,13 @@ from pytest_llem.results.verdicts import GateVerdict
 
 
 def verdict_line(verdict: GateVerdict) -> str:
-    """Return metric, point, verdict and values of *verdict* on one line."""
-    about = f"{verdict.metric} of {verdict.point}" if verdict.metric else verdict.point
+    """Return point, metric, value and limit or ratio of *verdict* on one line, in this order."""
+    about = f"{verdict.point}: {verdict.metric}" if verdict.metric else verdict.point
     return f"{about}: {verdict_text(verdict)}"
 
 
 def verdict_text(verdict: GateVerdict) -> str:
-    """Return :func:`verdict_line` without metric and point, for use after the id of the gate."""
+    """Return :func:`verdict_line` without point and metric, for use after the id of the gate."""
     if verdict.verdict == "NOT JUDGED":
         text = f"cannot be judged{_after(': ', verdict.reason)}"
     else:
@@ -58,20 +58,19 @@ def _budget(verdict: GateVerdict) -> str:
     if verdict.ci95 is not None:
         basis.append(_span(*(figure(edge) for edge in verdict.ci95)))
     basis.append(f"n = {verdict.n}")
-    return f"{mean}{unit} ({', '.join(basis)}) {text}{unit}{_after('; ', verdict.reason)}"
+    return f"{mean}{unit} {text}{unit} ({', '.join(basis)}){_after('; ', verdict.reason)}"
 
 
 def _regression(verdict: GateVerdict) -> str:
     if verdict.ratio is None or verdict.interval is None:
         return f"{verdict.verdict}{_after(': ', verdict.reason)}"
     share = "" if verdict.confidence is None else f"{percent(verdict.confidence)} "
-    basis = [*_method(verdict), f"{share}interval {_span(*map(_ratio, verdict.interval))}"]
+    basis = [] if verdict.delta is None else [f"δ = {100 * verdict.delta:.3g} %"]
+    basis += [*_method(verdict), f"{share}interval {_span(*map(_ratio, verdict.interval))}"]
     basis.append(f"n = {verdict.n} against {verdict.reference_n}{', paired' if verdict.paired else ''}")
     if verdict.p is not None:
         basis.append(f"p = {verdict.p:.2g}" if verdict.p >= 1e-4 else "p < 0.0001")
-    if verdict.delta is not None:
-        basis.append(f"δ = {100 * verdict.delta:.3g} %")
-    text = f"{verdict.verdict}: {_ratio(verdict.ratio)} × the reference ({', '.join(basis)})"
+    text = f"{_ratio(verdict.ratio)} × the reference: {verdict.verdict} ({', '.join(basis)})"
     if verdict.verdict != "INCONCLUSIVE":
         return f"{text}{_after('; ', verdict.reason)}"
     if verdict.cycles_to_decide is None:

@@ -90,7 +90,7 @@ def _set_outcome(report: pytest.TestReport, verdict: GateVerdict, root: Path) ->
     if verdict.outcome == "skipped":
         _skip(report, verdict_line(verdict))  # with metric and point: pytest shows no id for a skipped item
     elif verdict.outcome == "failed":
-        report.longrepr = _failure(verdict_text(verdict), root / report.location[0], report.location[1])
+        report.longrepr = _failure(verdict, root / report.location[0], report.location[1])
     else:
         report.sections.append(("llem", verdict_line(verdict)))
 
@@ -119,12 +119,16 @@ def _expect(report: pytest.TestReport, reason: str, *, strict: bool) -> None:
         report.wasxfail = reason
 
 
-def _failure(line: str, path: Path, number: int | None) -> Any:
-    """Return what pytest makes of ``pytest.fail`` at that place, which its summary and JUnit XML then show."""
+def _failure(verdict: GateVerdict, path: Path, number: int | None) -> Any:
+    """Return what pytest makes of ``pytest.fail`` at that place, which its summary and JUnit XML then show.
+
+    The summary shows the crash's message after the gate's id, cut at the terminal's width. The message starts with
+    the value, because the id has point and metric.
+    """
     try:
-        pytest.fail(line, pytrace=False)
+        pytest.fail(verdict_line(verdict), pytrace=False)
     except pytest.fail.Exception:
         shown: Any = pytest.ExceptionInfo.from_current().getrepr(style="value")
         crash = shown.reprcrash
-        crash.path, crash.lineno, crash.message = str(path), (number or 0) + 1, line
+        crash.path, crash.lineno, crash.message = str(path), (number or 0) + 1, verdict_text(verdict)
         return shown
