@@ -138,7 +138,7 @@ class Recorder:
         found = self._by_node.get(report.nodeid) if payload is None else self._experiment_of(payload)
         if found is None:
             if payload is not None:
-                _fail(report, "this experiment belongs to no study of the run, so its result is not saved")
+                _fail(report, "this experiment is not part of any study of the run, so its result is not saved")
             return
         key, run, experiment = found
         if report.when == "teardown" and run.has_result(experiment):  # the result stands if only tear-down fails
